@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `strata`."""
+
+from pipeline.cli import main
+
+main()

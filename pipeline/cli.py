@@ -1,0 +1,207 @@
+"""The command line: `strata VERB [overrides]`.
+
+People read stderr, programs read stdout: with `--json` its last line is one JSON object. Exit
+codes: 0 done, 1 error, 2 usage, 3 done but too much is quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, StrataError
+from pipeline.progress import LiveObserver, duration, show_estimate, show_status
+
+EXIT_ERROR, EXIT_USAGE, EXIT_QUARANTINED = 1, 2, 3
+
+app = typer.Typer(
+    name="strata",
+    help="Extract every layer of a speech encoder once; read any layer for ever.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. dataset.path=clips store=out."),
+]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Entry point of the command `strata`."""
+    app()
+
+
+@app.command()
+def plan(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Scan the dataset and say what extracting it amounts to; writes nothing but the plan."""
+    with _reported(as_json, debug):
+        from pipeline.extract import run
+
+        config = load_config(overrides or [])
+        with LiveObserver(console) as observer:
+            found = run.plan(config, observer)
+        show_estimate(console, found)
+        _print_json(as_json, asdict(found))
+
+
+@app.command()
+def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Extract what is missing; safe to run again, whatever happened before."""
+    with _reported(as_json, debug):
+        from pipeline.extract import run
+
+        config = load_config(overrides or [])
+        with LiveObserver(console) as observer, _terminated_as_interrupt():
+            status = run.extract(config, observer)
+        show_status(console, status)
+        _print_json(as_json, asdict(status))
+    known = status.utterances_ok + status.utterances_quarantined
+    if status.utterances_quarantined > config.run.max_quarantined * known:
+        share = status.utterances_quarantined / known
+        console.print(
+            f"{share:.1%} of the utterances are quarantined, more than run.max_quarantined="
+            f"{config.run.max_quarantined:g}; see `strata inspect {config.store}`"
+        )
+        raise typer.Exit(EXIT_QUARANTINED)
+
+
+@app.command()
+def status(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say how far a store has come."""
+    with _reported(as_json, debug):
+        from pipeline.store.status import read_status
+
+        found = read_status(store)
+        show_status(console, found)
+        _print_json(as_json, asdict(found))
+
+
+@app.command()
+def verify(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check every checksum and count of a store."""
+    with _reported(as_json, debug):
+        from pipeline.store.verify import verify_store
+
+        found = verify_store(store)
+        for damage in found.damages:
+            console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
+        verdict = "sound" if found.ok else f"{len(found.damaged_units)} units are DAMAGED"
+        console.print(
+            f"{found.units_committed} of {found.units_total} units checked, "
+            f"{found.utterances_ok} utterances, {found.n_bytes / 1e9:.2f} GB: {verdict}"
+        )
+        _print_json(
+            as_json,
+            {
+                "ok": found.ok,
+                "damaged_units": found.damaged_units,
+                "problems": [asdict(damage) for damage in found.damages],
+                "units_committed": found.units_committed,
+                "units_total": found.units_total,
+                "utterances_ok": found.utterances_ok,
+                "utterances_quarantined": found.utterances_quarantined,
+                "bytes": found.n_bytes,
+            },
+        )
+    if not found.ok:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def inspect(
+    store: Store,
+    utterance: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is in a store, or in one utterance of it."""
+    with _reported(as_json, debug):
+        from pipeline.store.inspection import describe_store, describe_utterance
+        from pipeline.store.reader import open_store
+
+        opened = open_store(store)
+        facts = (
+            describe_store(opened) if utterance is None else describe_utterance(opened, utterance)
+        )
+        _show_facts(facts)
+        _print_json(as_json, facts)
+
+
+@contextmanager
+def _reported(as_json: bool, debug: bool) -> Iterator[None]:
+    """Turns errors into one clear line and the right exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(
+            "interrupted; what was committed is safe, run the same command again to go on", as_json
+        )
+    except StrataError as error:
+        if debug:
+            traceback.print_exc()
+        code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
+        _fail(str(error), as_json, code)
+    except (OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}", as_json)
+
+
+def _fail(message: str, as_json: bool, code: int = EXIT_ERROR) -> None:
+    console.print(f"error: {' '.join(message.split())}", style="red", markup=False)
+    _print_json(as_json, {"error": message})
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM end a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable[[int, FrameType | None], Any] | int | None
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_json(as_json: bool, document: dict[str, Any]) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+
+
+def _show_facts(facts: dict[str, Any], indent: str = "") -> None:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            console.print(f"{indent}{key}", style="bold", markup=False)
+            _show_facts(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            console.print(f"{indent}{key}", style="bold", markup=False)
+            for item in value:
+                line = "  ".join(f"{name} {shown}" for name, shown in item.items())
+                console.print(f"{indent}  {line}", markup=False)
+        else:
+            shown = duration(value) if key.endswith("_seconds") else value
+            console.print(f"{indent}{key}: {shown}", markup=False)

@@ -1,0 +1,81 @@
+"""Every error that Strata raises on purpose, grouped by what the caller does about it.
+
+StrataError
+├── ConfigError              correct the command or the configuration (exit code 2)
+├── SourceError              correct the dataset or its description
+├── AudioError               one utterance cannot be decoded; it is quarantined, the run goes on
+├── EncoderError             the encoder cannot be built or run
+│   └── WeightsError         the weights are missing, unreadable or of another architecture
+├── StoreError               the store cannot be used as asked
+│   ├── StoreNotFoundError   there is no store at this path
+│   ├── IdentityError        the store was made from something else; choose another path
+│   ├── StoreBusyError       a live driver holds the store; wait for it or stop it
+│   ├── NoSpaceError         the features do not fit on the disk
+│   └── DamagedError         stored bytes are not what was committed; run `strata verify`
+├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
+└── RunError                 the run could not finish; what was committed is safe, run it again
+
+A message says what went wrong, with which value, what was expected, and what to do. All of these
+cross process borders, so each takes its message as its only argument and pickles.
+"""
+
+from __future__ import annotations
+
+
+class StrataError(Exception):
+    """Base of every deliberate error. `str(error)` is one line fit to show to the user."""
+
+
+class ConfigError(StrataError):
+    """A setting is misspelt, of the wrong type, or contradicts another."""
+
+
+class SourceError(StrataError):
+    """The dataset cannot be opened, or its description does not match it."""
+
+
+class AudioError(StrataError):
+    """One utterance's audio cannot be turned into a waveform."""
+
+
+class EncoderError(StrataError):
+    """The encoder cannot be built, or cannot encode what it was given."""
+
+
+class WeightsError(EncoderError):
+    """Weights are missing, unreadable, or do not fit the architecture."""
+
+
+class StoreError(StrataError):
+    """The store cannot be used as asked."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store at this path."""
+
+
+class IdentityError(StoreError):
+    """The store holds features of another source, encoder or precision."""
+
+
+class StoreBusyError(StoreError):
+    """Another driver is at work on this store."""
+
+
+class NoSpaceError(StoreError):
+    """The features do not fit in the space that is free."""
+
+
+class DamagedError(StoreError):
+    """Stored bytes differ from what was committed."""
+
+
+class UtteranceNotFoundError(StrataError, KeyError):
+    """The store has no such utterance."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class RunError(StrataError):
+    """The run ended before every unit was committed."""

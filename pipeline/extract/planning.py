@@ -1,0 +1,193 @@
+"""From a source to a plan: lengths from the headers, then the cover, then what it will cost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.encoder.windows import n_frames
+from pipeline.errors import AudioError, NoSpaceError, SourceError
+from pipeline.extract.audio import Probe, probe
+from pipeline.extract.source import Source
+from pipeline.store.layout import Layout
+from pipeline.store.plan import SCHEMA, Plan, make_plan
+
+SCAN_THREADS = 8
+SCAN_CHUNK = 256
+COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
+"""Columns by which a row is told to be the one that was planned."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan amounts to.
+
+    Attributes:
+        utterances: Utterances of the dataset.
+        unreadable: Those whose header cannot be read; they are going to be quarantined.
+        hours: Hours of audio.
+        units: Units of work.
+        frames: Frames of one layer.
+        bytes: Bytes on disk when all is done.
+        free_bytes: Bytes free there now.
+        frames_per_unit: Frames that fit into a unit.
+    """
+
+    utterances: int
+    unreadable: int
+    hours: float
+    units: int
+    frames: int
+    bytes: int
+    free_bytes: int
+    frames_per_unit: int
+
+
+def scan(
+    source: Source, sample_rate_hz: int, progress: Callable[[int], None] = lambda done: None
+) -> pa.Table:
+    """Reads the header of every utterance.
+
+    Args:
+        source: The dataset.
+        sample_rate_hz: The encoder's rate, at which samples are counted.
+        progress: Called with the number of utterances that were looked at.
+
+    Returns:
+        Rows for `make_plan`, in source order. An unreadable header counts 0 samples.
+    """
+    probes: list[Probe | None] = []
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        starts = range(0, len(source), SCAN_CHUNK)
+        for chunk in pool.map(lambda start: _probe_rows(source, start, sample_rate_hz), starts):
+            probes += chunk
+            progress(len(probes))
+    samples = [item.n_samples if item else 0 for item in probes]
+    columns = {
+        "id": source.ids(),
+        "row": range(len(probes)),
+        "n_samples": samples,
+        "n_frames": [n_frames(count) if count else 0 for count in samples],
+        "piece": [0] * len(probes),
+        "n_pieces": [1] * len(probes),
+        "piece_start": [0] * len(probes),
+        "n_bytes": [item.n_bytes if item else 0 for item in probes],
+        "fingerprint": [item.fingerprint if item else 0 for item in probes],
+    }
+    return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in columns})
+
+
+def plan_source(
+    source: Source,
+    sample_rate_hz: int,
+    frames_per_unit: int | None,
+    stored: Plan | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Plan:
+    """The plan for a source: the stored one if it still fits, extended by rows that were added.
+
+    Args:
+        source: The dataset.
+        sample_rate_hz: The encoder's rate.
+        frames_per_unit: Frames per unit for a new plan; None fits it to the corpus.
+        stored: The plan that the store has.
+        progress: As for `scan`.
+
+    Raises:
+        SourceError: Rows of the stored plan are gone or have changed; the message says which.
+    """
+    facts = {"fingerprint": source.fingerprint}
+    if stored is not None and stored.source == facts:
+        return stored
+    rows = scan(source, sample_rate_hz, progress)
+    if stored is None:
+        return make_plan(rows, facts, frames_per_unit)
+    n_known = _check_unchanged(stored, rows)
+    plan = stored.extended(rows.slice(n_known)) if n_known < len(rows) else stored
+    return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
+
+
+def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Path) -> Estimate:
+    """What a plan amounts to, on the disk that `where` is or would be on."""
+    first = pc.equal(plan.table["piece"], 0)
+    unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
+    return Estimate(
+        utterances=plan.n_utterances,
+        unreadable=unreadable,
+        hours=plan.audio_seconds(sample_rate_hz) / 3600,
+        units=plan.n_units,
+        frames=plan.n_frames,
+        bytes=plan.n_units * layout.slot_bytes,
+        free_bytes=free_bytes(where),
+        frames_per_unit=plan.frames_per_unit,
+    )
+
+
+def check_space(n_units: int, layout: Layout, root: Path) -> None:
+    """Makes sure that `n_units` more units fit on the disk.
+
+    Raises:
+        NoSpaceError: They do not; the message says how much is missing.
+    """
+    needed, free = n_units * layout.slot_bytes, free_bytes(root)
+    if needed > free:
+        raise NoSpaceError(
+            f"{needed / 1e9:.2f} GB are needed in {root}, {free / 1e9:.2f} GB are free; make room, "
+            "choose another store=, or extract fewer layers with extract.layers=[...]"
+        )
+
+
+def free_bytes(where: Path) -> int:
+    """Bytes free for this user on the disk that `where` is or would be on."""
+    folder = where.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free if folder.exists() else 0
+
+
+def _probe_rows(source: Source, start: int, sample_rate_hz: int) -> list[Probe | None]:
+    return list(_probes(source, start, min(start + SCAN_CHUNK, len(source)), sample_rate_hz))
+
+
+def _probes(source: Source, start: int, stop: int, rate_hz: int) -> Iterator[Probe | None]:
+    for row in range(start, stop):
+        try:
+            yield probe(source.audio(row), rate_hz)
+        except AudioError:
+            yield None  # the worker finds the reason again, and quarantines it with that
+
+
+def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
+    """Compares the rows that were planned with those that are there; returns how many they are."""
+    planned = stored.table
+    deferred_too = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
+        [("row", "ascending"), ("unit", "ascending")]
+    )
+    row = deferred_too["row"].to_numpy()
+    once = deferred_too.filter(pa.array(np.diff(row, prepend=-1) != 0))
+    n_known = len(once)
+    if len(rows) < n_known:
+        raise SourceError(
+            f"{n_known - len(rows)} of the {n_known} planned utterances are gone from the dataset; "
+            "give the dataset as it was, or another store="
+        )
+    now = rows.slice(0, n_known)
+    for name in COMPARED:
+        same = pc.equal(once[name].combine_chunks(), now[name].combine_chunks())
+        if not pc.all(same).as_py():
+            at = pc.index(same, False).as_py()
+            changed = n_known - pc.sum(same).as_py()
+            raise SourceError(
+                f"{changed} of the {n_known} planned utterances have changed, the first one at row "
+                f"{at}: {name} was {once[name][at].as_py()!r}, now {now[name][at].as_py()!r} "
+                f"(utterance {once['id'][at].as_py()!r}); give the dataset as it was, or another "
+                "store="
+            )
+    return n_known

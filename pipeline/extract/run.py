@@ -1,0 +1,406 @@
+"""The driver: plan if needed, extract what is missing, finalise. Always safe to run again.
+
+The driver holds the store's lease, claims slots, hands units to an engine and counts attempts.
+All that matters is on disk: what to do next is the plan minus the committed units.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Config
+from pipeline.encoder.encoder import SpeechEncoder, choose_layers, load_encoder
+from pipeline.encoder.registry import find_model
+from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ, n_frames
+from pipeline.errors import ConfigError, RunError, StrataError
+from pipeline.extract.audio import AUDIO_IDENTITY, audio_provenance
+from pipeline.extract.engine import Engine, Outcome, Resources, find_resources, open_engine
+from pipeline.extract.observer import Observer
+from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.source import Source, open_source
+from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.store import index as index_files
+from pipeline.store.identity import Identity, check_same, make_identity
+from pipeline.store.layout import FORMAT_VERSION, GROUP, Layout
+from pipeline.store.lease import Lease
+from pipeline.store.ledger import Ledger
+from pipeline.store.log import RunLog, now
+from pipeline.store.plan import Plan, round_up_to_chunk
+from pipeline.store.records import DEFERRED
+from pipeline.store.status import Status, read_status
+from pipeline.store.sweep import sweep
+from pipeline.store.writer import (
+    check_format_shape,
+    read_attributes,
+    read_plan,
+    resize,
+    write_group,
+    write_plan,
+)
+
+POLL_S = 1.0
+BATCH_S = {"cpu": 60.0, "cuda": 320.0}
+"""Audio seconds of a padded batch, where none are asked for."""
+_VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
+
+
+def plan(config: Config, observer: Observer | None = None) -> Estimate:
+    """Scans the dataset and says what extracting it amounts to; writes nothing but the plan.
+
+    With `store` set the plan is written there, for `extract` to follow.
+
+    Raises:
+        NoSpaceError: It does not fit on the store's disk.
+    """
+    observer = observer or Observer()
+    config = _settled(config)
+    source = _open_source(config, observer)
+    root = Path(config.store) if config.store else None
+    if root is None:
+        found = plan_source(
+            source, SAMPLE_RATE_HZ, config.plan.frames_per_unit, progress=observer.scanned
+        )
+    else:
+        with Lease(root, _new_run_id()):
+            found = _obtain_plan(config, source, root, observer)
+    layout = _layout(config, found)
+    done = len(index_files.committed_units(root)) if root else 0
+    if root:
+        check_space(found.n_units - done, layout, root)
+    return estimate(found, layout, SAMPLE_RATE_HZ, root or Path())
+
+
+def extract(config: Config, observer: Observer | None = None) -> Status:
+    """Extracts what the store lacks.
+
+    Args:
+        config: What to extract, where to, and how.
+        observer: Who watches.
+
+    Returns:
+        The state of the store at the end.
+
+    Raises:
+        IdentityError: The store holds other features.
+        StoreBusyError: Another driver is at work on it.
+        NoSpaceError: The rest does not fit on the disk.
+        RunError: Some units failed again and again; the others are committed.
+    """
+    observer = observer or Observer()
+    config = _settled(config)
+    if config.store is None:
+        raise ConfigError("no store is given; say store=PATH")
+    root = Path(config.store)
+    resources = find_resources(config.engine)
+    run_id = _new_run_id()
+    with Lease(root, run_id) as lease:
+        source = _open_source(config, observer)
+        found = _obtain_plan(config, source, root, observer)
+        encoder = _load_encoder(config, resources)
+        if encoder.is_random:
+            observer.note(
+                "WARNING: the encoder's weights are RANDOM; the features mean nothing. "
+                "For real ones: model.weights=pretrained or model.weights=PATH"
+            )
+        log = RunLog(root, run_id)
+        layout = _prepare(config, source, found, encoder, resources, root, observer)
+        job = Job(
+            root=root.absolute(),
+            layout=layout,
+            dataset=config.dataset,
+            load_encoder=_encoder_loader(config, resources),
+            max_batch_frames=_batch_frames(config, resources),
+            threads=resources.threads,
+        )
+        open_ = partial(
+            open_engine, config.engine, resources, job, partial(Worker, job, encoder, source)
+        )
+        driver = _Driver(config, root, layout, found, lease, log, observer, open_, run_id)
+        driver.run()
+        sweep(root, layout)
+        if not index_files.is_compact(root):
+            index_files.compact(root)
+        if driver.failures:
+            raise RunError(_failure_message(driver.failures, root))
+    return read_status(root)
+
+
+@dataclass
+class _Driver:
+    """Gives out units until none is left."""
+
+    config: Config
+    root: Path
+    layout: Layout
+    plan: Plan
+    lease: Lease
+    log: RunLog
+    observer: Observer
+    open_engine: Callable[[], Engine]
+    run_id: str
+    failures: dict[int, Exception] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Extracts the missing units, then those of utterances that had to be deferred."""
+        committed = set(index_files.committed_units(self.root))
+        self.observer.planned(self.plan, len(committed))
+        self._adopt_deferred()
+        todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
+        if not todo:
+            return
+        check_space(len(todo), self.layout, self.root)
+        index_files.drop_cache(self.root)
+        self.log.write("run_started", units=len(todo), command=sys.argv[1:])
+        ledger = Ledger.open(self.root, self.plan.n_units)
+        engine = self.open_engine()
+        try:
+            while todo:
+                self._extract(todo, engine, ledger)
+                todo = self._adopt_deferred()
+                ledger.grow(self.plan.n_units)
+        finally:
+            engine.close()
+            self.log.write("run_ended", failed=sorted(self.failures))
+
+    def _extract(self, todo: list[int], engine: Engine, ledger: Ledger) -> None:
+        waiting = deque(todo)
+        in_flight = 0
+        tries: Counter[int] = Counter()
+        while waiting or in_flight:
+            while waiting and engine.has_room():
+                self._submit(waiting.popleft(), engine, ledger)
+                in_flight += 1
+            for outcome in engine.poll(POLL_S):
+                in_flight -= 1
+                unit = outcome.task.unit
+                if outcome.report is not None:
+                    self.log.write("unit_committed", report=asdict(outcome.report))
+                    self.observer.committed(outcome.report)
+                    continue
+                tries[unit] += 1
+                if self._try_again(outcome, tries[unit]):
+                    waiting.append(unit)
+            self.lease.check()
+
+    def _submit(self, unit: int, engine: Engine, ledger: Ledger) -> None:
+        n_slots = ledger.n_slots
+        claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
+        if claim.slot >= n_slots:
+            resize(self.root, self.layout, ledger.n_slots)
+        engine.submit(UnitTask(unit, claim.slot, claim.attempt, self.plan.unit_rows(unit)))
+
+    def _try_again(self, outcome: Outcome, tries: int) -> bool:
+        error, unit = outcome.error, outcome.task.unit
+        assert error is not None  # an outcome has a report or an error
+        self.log.write("unit_failed", unit=unit, slot=outcome.task.slot, error=str(error))
+        if isinstance(error, StrataError):  # it would fail the same way again
+            raise error
+        if tries < self.config.run.max_attempts:
+            self.observer.note(f"unit {unit} failed and will be tried again: {error}")
+            return True
+        self.failures[unit] = error
+        self.observer.note(f"unit {unit} failed {tries} times and is left out: {error}")
+        return False
+
+    def _adopt_deferred(self) -> list[int]:
+        """Appends units for the utterances that committed units have deferred."""
+        table = index_files.read_index(self.root)
+        deferred = table.filter(pc.equal(table["status"], DEFERRED))
+        if not len(deferred):
+            return []
+        latest = pc.max(self.plan.table["unit"]).as_py()
+        planned = dict(
+            zip(
+                self.plan.table["row"].to_pylist(), self.plan.table["unit"].to_pylist(), strict=True
+            )
+        )
+        missing = [row for row in deferred.to_pylist() if planned[row["row"]] <= row["unit"]]
+        if not missing:
+            return []
+        self.plan = self.plan.extended(_plan_rows(self.plan, missing))
+        write_plan(self.root, self.plan)
+        resize(self.root, self.layout, Ledger.open(self.root, self.plan.n_units).n_slots)
+        return list(range(latest + 1, self.plan.n_units))
+
+
+def _plan_rows(found: Plan, deferred: list[dict[str, Any]]) -> pa.Table:
+    """Plan rows for deferred utterances, with their true lengths."""
+    by_row = {row["row"]: row for row in deferred}
+    rows = found.table.filter(
+        pc.is_in(found.table["row"], value_set=pa.array(sorted(by_row), pa.int64()))
+    ).to_pylist()
+    true = [
+        row
+        | {
+            "n_samples": by_row[row["row"]]["n_samples"],
+            "n_frames": n_frames(by_row[row["row"]]["n_samples"]),
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(true, schema=found.table.schema)
+
+
+def _settled(config: Config) -> Config:
+    """The configuration with absolute paths, so that workers elsewhere read the same."""
+    dataset = config.dataset
+    if dataset.path is not None:
+        dataset = replace(dataset, path=str(Path(dataset.path).expanduser().absolute()))
+    store = config.store
+    if store is not None:
+        if "://" in store:
+            raise ConfigError(f"store is {store!r}; expected a path on a file system")
+        store = str(Path(store).expanduser().absolute())
+    return replace(config, dataset=dataset, store=store)
+
+
+def _open_source(config: Config, observer: Observer) -> Source:
+    source = open_source(config.dataset)
+    for names, what in ((source.skipped, "files"), (source.skipped_columns, "columns")):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            observer.note(f"{len(names)} {what} of the dataset left out: {shown}")
+    return source
+
+
+def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer) -> Plan:
+    """The plan of the store, made or extended as needed."""
+    stored = read_plan(root)
+    wanted = config.plan.frames_per_unit
+    if stored is not None and wanted and round_up_to_chunk(wanted) != stored.frames_per_unit:
+        if (root / GROUP).exists():
+            raise ConfigError(
+                f"plan.frames_per_unit is {wanted}, but store {root} was begun with "
+                f"{stored.frames_per_unit}; leave it out, or give another store="
+            )
+        stored = None
+    found = plan_source(source, SAMPLE_RATE_HZ, wanted, stored, observer.scanned)
+    if found is not stored:
+        write_plan(root, found)
+    return found
+
+
+def _load_encoder(config: Config, resources: Resources) -> SpeechEncoder:
+    """The encoder, on the CPU where workers elsewhere run it: the driver needs its identity."""
+    load = _encoder_loader(config, resources)
+    return load() if config.engine.kind == "inline" else load(device="cpu")
+
+
+def _encoder_loader(config: Config, resources: Resources) -> Callable[..., SpeechEncoder]:
+    precision = config.extract.precision
+    if precision == "auto":
+        precision = "fp16" if resources.device == "cuda" else "fp32"
+    return partial(
+        load_encoder,
+        config.model.name,
+        config.model.weights,
+        layers=config.extract.layers,
+        precision=precision,
+        device=resources.device,
+        seed=config.model.seed,
+    )
+
+
+def _prepare(
+    config: Config,
+    source: Source,
+    found: Plan,
+    encoder: SpeechEncoder,
+    resources: Resources,
+    root: Path,
+    observer: Observer,
+) -> Layout:
+    """Makes the store, or makes sure that it is the one that this run would make."""
+    layout = _layout(config, found)
+    identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
+    provenance = _provenance(config, resources)
+    if not (root / GROUP / "zarr.json").exists():
+        n_slots = Ledger.open(root, found.n_units).n_slots
+        write_group(root, layout, n_slots, _attributes(layout, identity, encoder, provenance))
+        return layout
+    stored = read_attributes(root)
+    check_same(stored["identity"], _as_json(identity), str(root))
+    check_format_shape(stored, layout, root)
+    resize(root, layout, Ledger.open(root, found.n_units).n_slots)
+    before = stored["provenance"]
+    for name in ("threads_per_worker", "max_batch_frames", "device"):
+        if before[name] != provenance[name]:
+            observer.note(
+                f"{name} is {provenance[name]} now and was {before[name]} when the store was "
+                "begun: features agree within rounding, but not to the last bit"
+            )
+    return layout
+
+
+def _layout(config: Config, found: Plan) -> Layout:
+    spec = find_model(config.model.name)
+    layers = choose_layers(config.extract.layers, spec.n_layers)
+    return Layout(layers, spec.dim, found.frames_per_unit, found.utterances_per_slot)
+
+
+def _attributes(
+    layout: Layout, identity: Identity, encoder: SpeechEncoder, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "layers": list(layout.layers),
+        "feature_dim": layout.dim,
+        "frames_per_unit": layout.frames_per_unit,
+        "utterances_per_slot": layout.utterances_per_slot,
+        "frame_rate_hz": FRAME_RATE_HZ,
+        "sample_rate_hz": encoder.sample_rate_hz,
+        "identity": identity,
+        "provenance": dict(provenance),
+    }
+
+
+def _provenance(config: Config, resources: Resources) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "created": now(),
+        "command": sys.argv[1:],
+        "device": resources.device,
+        "threads_per_worker": resources.threads,
+        "max_batch_frames": _batch_frames(config, resources),
+        "processor": platform.machine(),
+        "versions": versions | {"audio": audio_provenance()},
+    }
+
+
+def _batch_frames(config: Config, resources: Resources) -> int:
+    seconds = config.extract.max_batch_s or BATCH_S[resources.device]
+    return max(1, round(seconds * FRAME_RATE_HZ))
+
+
+def _as_json(identity: Identity) -> Identity:
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _new_run_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _failure_message(failures: Mapping[int, Exception], root: Path) -> str:
+    unit, error = next(iter(failures.items()))
+    units = ", ".join(str(number) for number in sorted(failures)[:10])
+    return (
+        f"{len(failures)} units failed again and again (units {units}); unit {unit}: {error}. All "
+        f"others are committed in {root}; run the same command again to retry these"
+    )

@@ -1,0 +1,311 @@
+"""One unit: decode, encode, place, commit. Knows no Ray.
+
+A worker holds one unit's features in memory and returns only a small report. What it writes is a
+function of the plan and the audio alone: the same unit gives the same bytes in any worker with the
+same number of threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.config import DatasetConfig
+from pipeline.encoder.windows import RECEPTIVE_FIELD_SAMPLES, n_frames
+from pipeline.errors import AudioError, SourceError
+from pipeline.extract.audio import decode
+from pipeline.extract.source import Source, open_source
+from pipeline.store import records
+from pipeline.store.layout import Layout
+from pipeline.store.plan import make_batches
+from pipeline.store.records import Record, records_table
+from pipeline.store.writer import UnitBuffer, commit_unit
+
+FLOAT16_MAX = 65504.0
+
+
+class Encoder(Protocol):
+    """What a worker needs of an encoder; `pipeline.encoder.encoder.SpeechEncoder` is one."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that it returns."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the waveforms that it takes."""
+
+    def encode_batch(
+        self, waveforms: Sequence[Tensor], *, precision: str | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Waveforms [n_samples] → features [n_layers, batch, max_frames, dim], and n_frames."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know to do any unit of a run; small, and it pickles.
+
+    Attributes:
+        root: The store.
+        layout: Its shapes.
+        dataset: Where the audio comes from.
+        load_encoder: Makes the encoder, in the worker's process.
+        max_batch_frames: Bound on the padded frames of a batch.
+        threads: CPU threads of a worker.
+    """
+
+    root: Path
+    layout: Layout
+    dataset: DatasetConfig
+    load_encoder: Callable[[], Encoder]
+    max_batch_frames: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One attempt at one unit.
+
+    Attributes:
+        unit: Its number.
+        slot: Where to write.
+        attempt: 1 for the first one.
+        rows: Its rows of the plan.
+    """
+
+    unit: int
+    slot: int
+    attempt: int
+    rows: pa.Table
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What became of an attempt.
+
+    Attributes:
+        unit: The unit.
+        slot: Where it lies.
+        won: False if another attempt had committed it before.
+        n_ok: Utterances with features.
+        n_quarantined: Utterances without, for a reason.
+        n_deferred: Utterances left for a later unit.
+        n_fp32: Utterances that had to be encoded again in fp32.
+        audio_s: Seconds of audio in the features.
+        wall_s: Seconds that it took.
+        n_bytes: Bytes written.
+        seconds: Where the time went: decode, encode, copy, write.
+    """
+
+    unit: int
+    slot: int
+    won: bool
+    n_ok: int
+    n_quarantined: int
+    n_deferred: int
+    n_fp32: int
+    audio_s: float
+    wall_s: float
+    n_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Utterance:
+    """An utterance on its way through a unit."""
+
+    record: Record
+    waveform: Tensor | None = None
+    start: int = 0  # within the slot
+    n_frames: int = 0
+    flags: tuple[str, ...] = ()
+
+
+class Worker:
+    """Does one unit after the other, with one encoder, one source and one buffer."""
+
+    def __init__(self, job: Job, encoder: Encoder | None = None, source: Source | None = None):
+        """Opens what is not given."""
+        torch.set_num_threads(job.threads)
+        self._job = job
+        self._encoder = encoder if encoder is not None else job.load_encoder()
+        self._source = source if source is not None else open_source(job.dataset)
+        self._buffer = UnitBuffer(job.layout)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def extract(self, task: UnitTask) -> UnitReport:
+        """Extracts a unit and commits it.
+
+        Raises:
+            SourceError: The dataset is not the one that was planned.
+            NoSpaceError: The disk is full.
+            StoreError: The store cannot be written.
+        """
+        began = time.perf_counter()
+        self._seconds.clear()
+        rows = task.rows["row"].to_pylist()
+        self._check_source(rows, task.rows["id"].to_pylist())
+        with self._clock("decode"):
+            utterances = [self._decode(row) for row in task.rows.to_pylist()]
+        used = self._place(utterances)
+        self._buffer.start(used)
+        self._encode([item for item in utterances if item.waveform is not None])
+        done = [self._finish(item, task.slot) for item in utterances]
+        index = records_table(done, task.unit, task.slot, self._source.metadata(rows))
+        with self._clock("write"):
+            outcome = commit_unit(self._job.root, self._buffer, task.unit, task.slot, index)
+        return self._report(task, done, outcome.won, outcome.n_bytes, began)
+
+    def _check_source(self, rows: list[int], planned: list[str]) -> None:
+        ids = self._source.ids()
+        if max(rows) >= len(ids) or ids.take(pa.array(rows)).to_pylist() != planned:
+            raise SourceError(
+                "the dataset that this worker sees is not the one that was planned: its ids differ; "
+                "make sure that every node sees the same data"
+            )
+
+    def _decode(self, row: dict[str, object]) -> _Utterance:
+        record = Record(
+            id=str(row["id"]),
+            row=int(str(row["row"])),
+            position=int(str(row["position"])),
+            status=records.OK,
+            piece=int(str(row["piece"])),
+            n_pieces=int(str(row["n_pieces"])),
+        )
+        try:
+            decoded = decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
+        except AudioError as error:
+            return _Utterance(_quarantined(record, str(error)))
+        n_samples = len(decoded.waveform)
+        record = replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz)
+        flags = (records.FLAG_PADDED,) if n_samples < RECEPTIVE_FIELD_SAMPLES else ()
+        return _Utterance(record, decoded.waveform, n_frames=n_frames(n_samples), flags=flags)
+
+    def _place(self, utterances: list[_Utterance]) -> int:
+        """Gives every decoded utterance its frames, in order; returns how many are taken.
+
+        A header that lied can make a unit larger than planned: what does not fit is deferred.
+        """
+        capacity = self._job.layout.frames_per_unit
+        used = 0
+        for item in utterances:
+            if item.waveform is None:
+                continue
+            if item.n_frames > capacity:
+                reason = f"{item.n_frames} frames, longer than a unit ({capacity} frames)"
+                item.record, item.waveform = _quarantined(item.record, reason), None
+            elif used + item.n_frames > capacity:
+                reason = "longer than its header said: moved to a later unit"
+                item.record = replace(item.record, status=records.DEFERRED, reason=reason)
+                item.waveform = None
+            else:
+                item.start = used
+                used += item.n_frames
+        return used
+
+    def _encode(self, utterances: list[_Utterance]) -> None:
+        lengths = np.array([item.n_frames for item in utterances], np.int64)
+        for batch in make_batches(lengths, self._job.max_batch_frames):
+            members = [utterances[int(i)] for i in batch]
+            with self._clock("encode"):
+                features = self._encode_batch(members)
+            with self._clock("copy"):
+                self._store(members, features)
+
+    def _encode_batch(self, members: list[_Utterance]) -> Tensor:
+        """Features of a batch, in fp32 where the reduced precision does not hold them."""
+        waveforms = [item.waveform for item in members if item.waveform is not None]
+        features, lengths = self._encoder.encode_batch(waveforms)
+        if not _fits(features):
+            features, lengths = self._encoder.encode_batch(waveforms, precision="fp32")
+            for item in members:
+                item.flags = (*item.flags, records.FLAG_FP32)
+        planned = [item.n_frames for item in members]
+        if list(lengths) != planned:
+            raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
+        return features
+
+    def _store(self, members: list[_Utterance], features: Tensor) -> None:
+        """Copies a batch into the unit as float16."""
+        frames = torch.from_numpy(self._buffer.frames)
+        half = features.to(torch.float16).cpu() if features.is_cuda else features
+        for i, item in enumerate(members):
+            stop = item.start + item.n_frames
+            own = half[:, i, : item.n_frames]
+            item.waveform = None
+            if _fits(own):
+                frames[:, item.start : stop].copy_(own)
+                continue
+            reason = _misfit(own, self._encoder.layers)
+            item.record = _quarantined(item.record, reason)
+            self._buffer.blank(item.start, stop)
+
+    def _finish(self, item: _Utterance, slot: int) -> Record:
+        if item.record.status != records.OK:
+            return item.record
+        stop = item.start + item.n_frames
+        with self._clock("copy"):
+            checksums = self._buffer.seal(item.record.position, item.start, stop)
+        return replace(
+            item.record,
+            frame_start=self._job.layout.slot_start(slot) + item.start,
+            n_frames=item.n_frames,
+            flags=item.flags,
+            crc32c=checksums,
+        )
+
+    def _report(
+        self, task: UnitTask, done: list[Record], won: bool, n_bytes: int, began: float
+    ) -> UnitReport:
+        statuses = Counter(record.status for record in done)
+        samples = sum(record.n_samples for record in done if record.status == records.OK)
+        return UnitReport(
+            unit=task.unit,
+            slot=task.slot,
+            won=won,
+            n_ok=statuses[records.OK],
+            n_quarantined=statuses[records.QUARANTINED],
+            n_deferred=statuses[records.DEFERRED],
+            n_fp32=sum(records.FLAG_FP32 in record.flags for record in done),
+            audio_s=samples / self._encoder.sample_rate_hz,
+            wall_s=time.perf_counter() - began,
+            n_bytes=n_bytes,
+            seconds=dict(self._seconds),
+        )
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[stage] += time.perf_counter() - began
+
+
+def _quarantined(record: Record, reason: str) -> Record:
+    return replace(record, status=records.QUARANTINED, reason=reason)
+
+
+def _fits(features: Tensor) -> bool:
+    """Whether all values are finite and within float16; one pass, NaN propagates."""
+    low, high = torch.aminmax(features)
+    return bool(low >= -FLOAT16_MAX) and bool(high <= FLOAT16_MAX)
+
+
+def _misfit(features: Tensor, layers: tuple[int, ...]) -> str:
+    for layer, values in zip(layers, features, strict=True):
+        if not bool(torch.isfinite(values).all()):
+            return f"layer {layer} is not finite, even in fp32"
+        largest = float(values.abs().max())
+        if largest > FLOAT16_MAX:
+            return f"layer {layer} reaches {largest:.3g}, more than float16 holds"
+    raise AssertionError("every layer fits")

@@ -1,0 +1,76 @@
+"""What a store is made from: all that changes a stored byte, and how two of those differ.
+
+Workers, batch sizes and paths are not identity; the versions of libraries are provenance. The
+utterances themselves stand in the plan and are compared there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import IdentityError
+from pipeline.store.layout import FORMAT_VERSION, FRAME_DTYPE
+
+Identity = dict[str, Any]
+
+_MISSING = object()
+
+
+def make_identity(
+    source: dict[str, Any], audio: dict[str, Any], encoder: dict[str, Any]
+) -> Identity:
+    """Joins what the rooms say of themselves into the identity of a store.
+
+    Args:
+        source: Dataset kind, name, revision, id rule and carried columns.
+        audio: Decoder, mono rule, resampler and their settings.
+        encoder: Architecture, weights, layers and precision.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "dtype": FRAME_DTYPE,
+        "source": source,
+        "audio": audio,
+        "encoder": encoder,
+    }
+
+
+def check_same(stored: Identity, wanted: Identity, where: str) -> None:
+    """Makes sure that a store holds what this run would write.
+
+    Raises:
+        IdentityError: It does not; the message lists every difference.
+    """
+    differences = compare(stored, wanted)
+    if differences:
+        raise IdentityError(
+            f"store {where} holds other features: {'; '.join(differences)}. "
+            "Give the same settings to go on with it, or another store= to start a new one"
+        )
+
+
+def compare(stored: Identity, wanted: Identity) -> list[str]:
+    """Every setting in which two identities differ, as `key is STORED there, WANTED here`."""
+    old, new = _flatten(stored), _flatten(wanted)
+    keys = [*old, *(key for key in new if key not in old)]
+    return [
+        f"{key} is {_show(old.get(key, _MISSING))} there, {_show(new.get(key, _MISSING))} here"
+        for key in keys
+        if old.get(key, _MISSING) != new.get(key, _MISSING)
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def _show(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

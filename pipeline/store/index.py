@@ -1,0 +1,106 @@
+"""The committed rows of a store: one Parquet file per unit, and their compaction.
+
+`index.parquet` is a cache of the unit files, never the truth: a unit counts as committed if and
+only if its file is there. Whoever takes a commit back removes the cache first.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import DamagedError
+from pipeline.store import files
+from pipeline.store.layout import INDEX_CACHE, INDEX_DIR, index_key
+from pipeline.store.records import FIELDS
+
+_UNIT_NAME = re.compile(r"unit-(\d+)\.parquet")
+
+
+def committed_units(root: Path) -> list[int]:
+    """Numbers of the units that are committed, ascending."""
+    try:
+        names = [path.name for path in (root / INDEX_DIR).iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _UNIT_NAME.fullmatch(name)))
+
+
+def read_unit(root: Path, unit: int) -> pa.Table:
+    """The index of one committed unit.
+
+    Raises:
+        DamagedError: The file is missing, torn, or of another unit.
+    """
+    path = root / index_key(unit)
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(
+            f"index of unit {unit} is not readable ({error}); run `strata verify`"
+        ) from error
+    missing = [item.name for item in FIELDS if item.name not in table.column_names]
+    if missing or pc.any(pc.not_equal(table["unit"], unit)).as_py():
+        raise DamagedError(f"{path} is not the index of unit {unit}; run `strata verify`")
+    return table
+
+
+def read_index(root: Path) -> pa.Table:
+    """The rows of all committed units, by unit and position.
+
+    Takes what the compaction has and the files of the units that it lacks.
+
+    Raises:
+        DamagedError: A unit's index is not readable.
+    """
+    units = committed_units(root)
+    cached = _read_cache(root)
+    known = set(pc.unique(cached["unit"]).to_pylist()) if cached is not None else set()
+    tables = []
+    if cached is not None:
+        stale = known.difference(units)
+        if stale:
+            keep = pc.invert(pc.is_in(cached["unit"], value_set=pa.array(stale, pa.int32())))
+            cached = cached.filter(keep)
+        tables.append(cached)
+    tables += [read_unit(root, unit) for unit in units if unit not in known]
+    if not tables:
+        return pa.schema(FIELDS).empty_table()
+    table = pa.concat_tables(tables, promote_options="default")
+    if len(tables) > 1 and cached is not None:
+        table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
+    return table
+
+
+def compact(root: Path) -> pa.Table:
+    """Rewrites `index.parquet` from the unit files; returns its rows."""
+    drop_cache(root)
+    table = read_index(root)
+    files.write_atomic(root / INDEX_CACHE, [files.parquet_bytes(table)])
+    return table
+
+
+def is_compact(root: Path) -> bool:
+    """Whether the compaction covers exactly the committed units."""
+    cached = _read_cache(root, columns=["unit"])
+    if cached is None:
+        return False
+    return sorted(pc.unique(cached["unit"]).to_pylist()) == committed_units(root)
+
+
+def drop_cache(root: Path) -> None:
+    """Removes the compaction; the unit files stay."""
+    (root / INDEX_CACHE).unlink(missing_ok=True)
+
+
+def _read_cache(root: Path, columns: list[str] | None = None) -> pa.Table | None:
+    try:
+        return pq.read_table(root / INDEX_CACHE, columns=columns, partitioning=None)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError):
+        return None  # a torn cache is no loss

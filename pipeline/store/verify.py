@@ -1,0 +1,194 @@
+"""Checking a store: every checksum and every count, against the plan and against itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import DamagedError
+from pipeline.store import index as index_files
+from pipeline.store.layout import Layout
+from pipeline.store.plan import Plan
+from pipeline.store.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.shards import ShardReader
+from pipeline.store.writer import (
+    check_format_shape,
+    crc32c,
+    layout_of,
+    pool,
+    read_attributes,
+    read_plan,
+)
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one unit.
+
+    Attributes:
+        unit: The unit.
+        problem: What was found, with the file or utterance it was found in.
+    """
+
+    unit: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a check.
+
+    Attributes:
+        damages: All that is wrong; empty for a sound store.
+        units_committed: Units that were checked.
+        units_total: Units of the plan.
+        utterances_ok: Utterances whose features were checked.
+        utterances_quarantined: Utterances that are accounted for by a reason.
+        n_bytes: Bytes of features that were read.
+    """
+
+    damages: tuple[Damage, ...]
+    units_committed: int
+    units_total: int
+    utterances_ok: int
+    utterances_quarantined: int
+    n_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.damages
+
+    @property
+    def damaged_units(self) -> list[int]:
+        """Units with at least one problem, ascending."""
+        return sorted({damage.unit for damage in self.damages})
+
+
+def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None) -> Verification:
+    """Checks every committed unit of the store at `root`.
+
+    For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
+    every shard is there, of the right size, and flat (or readable as Zarr); every utterance's
+    frames match their checksum in every layer, no two utterances overlap, and its pooled vector is
+    the mean of its frames. Units that are not committed yet are no damage.
+
+    Args:
+        root: The store.
+        progress: Called with each unit when it has been checked.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+    """
+    attributes = read_attributes(root)
+    layout = layout_of(attributes)
+    plan = read_plan(root)
+    if plan is None:
+        raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
+    planned = Layout(layout.layers, layout.dim, plan.frames_per_unit, plan.utterances_per_slot)
+    check_format_shape(attributes, planned, root)
+    check = _UnitCheck(root, layout, plan)
+    units = index_files.committed_units(root)
+    damages: list[Damage] = []
+    for unit in units:
+        damages += [Damage(unit, problem) for problem in check.problems(unit)]
+        progress(unit)
+    return Verification(
+        damages=tuple(damages),
+        units_committed=len(units),
+        units_total=plan.n_units,
+        utterances_ok=check.statuses[OK],
+        utterances_quarantined=check.statuses[QUARANTINED],
+        n_bytes=check.n_bytes,
+    )
+
+
+class _UnitCheck:
+    def __init__(self, root: Path, layout: Layout, plan: Plan) -> None:
+        self._root = root
+        self._layout = layout
+        self._plan = plan
+        self.statuses: Counter[str] = Counter()
+        self.n_bytes = 0
+
+    def problems(self, unit: int) -> Iterator[str]:
+        try:
+            table = index_files.read_unit(self._root, unit)
+        except DamagedError as error:
+            yield str(error)
+            return
+        if unit >= self._plan.n_units:
+            yield f"the plan has only {self._plan.n_units} units"
+            return
+        yield from self._against_plan(unit, table)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["piece"] == 0:
+                self.statuses[row["status"]] += 1
+            if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
+                yield f"utterance {row['id']!r} is {row['status']} without a reason"
+        done = [row for row in rows if row["status"] == OK]
+        if not done:
+            return
+        slots = {row["slot"] for row in rows}
+        if len(slots) != 1:
+            yield f"its utterances lie in several slots: {sorted(slots)}"
+            return
+        slot = slots.pop()
+        shards = ShardReader(self._root, self._layout)
+        yield from self._placement(slot, done)
+        try:
+            yield from self._checksums(shards, slot, done)
+        except DamagedError as error:
+            yield str(error)
+
+    def _against_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
+        planned = self._plan.unit_rows(unit)
+        for name in ("id", "row", "position", "piece", "n_pieces"):
+            if table[name].to_pylist() != planned[name].to_pylist():
+                yield f"its index and the plan have different {name} columns"
+
+    def _placement(self, slot: int, done: list[Row]) -> Iterator[str]:
+        first = self._layout.slot_start(slot)
+        taken = np.zeros(self._layout.frames_per_unit, np.int8)
+        for row in done:
+            start = row["frame_start"] - first
+            stop = start + row["n_frames"]
+            if not 0 <= start < stop <= len(taken):
+                yield f"utterance {row['id']!r} lies outside of slot {slot}"
+                continue
+            if taken[start:stop].any():
+                yield f"utterance {row['id']!r} overlaps another one"
+            taken[start:stop] = 1
+
+    def _checksums(self, shards: ShardReader, slot: int, done: list[Row]) -> Iterator[str]:
+        pooled = shards.pooled(slot)
+        first = self._layout.slot_start(slot)
+        means: dict[int, list[npt.NDArray[np.float32]]] = {row["position"]: [] for row in done}
+        for axis, layer in enumerate(self._layout.layers):
+            for row in done:
+                start = row["frame_start"] - first
+                stored = shards.read(axis, slot, start, start + row["n_frames"])
+                stored = np.ascontiguousarray(stored)
+                self.n_bytes += stored.nbytes
+                if crc32c(stored) != row["crc32c"][axis]:
+                    key = self._layout.shard_key(axis, slot)
+                    yield f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
+                means[row["position"]].append(_mean(stored))
+        for row in done:
+            if not np.array_equal(np.stack(means[row["position"]]), pooled[row["position"]]):
+                yield f"the pooled vector of utterance {row['id']!r} is not the mean of its frames"
+
+
+def _mean(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    return np.asarray(pool(stored[None])[0])
