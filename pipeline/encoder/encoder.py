@@ -64,11 +64,11 @@ def load_encoder(
         torch.Size([12, 49, 48])
     """
     spec = find_model(name)
-    settings = _settings(spec, layers, precision, device, max_window_s, context_s)
+    settings = check_settings(spec, layers, precision, device, max_window_s, context_s)
     return SpeechEncoder(spec, load_model(spec, weights, seed), **settings)
 
 
-def _settings(
+def check_settings(
     spec: ModelSpec,
     layers: str | Sequence[int],
     precision: str,
@@ -76,7 +76,14 @@ def _settings(
     max_window_s: float | None,
     context_s: float | None,
 ) -> dict[str, Any]:
-    """Check the settings of an encoder before its weights are fetched."""
+    """Check the settings of an encoder and resolve "auto"; arguments as `load_encoder`.
+
+    Returns:
+        Keyword arguments of `SpeechEncoder`.
+
+    Raises:
+        ConfigError: a setting is not one that `load_encoder` lists.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":

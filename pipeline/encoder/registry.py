@@ -116,6 +116,9 @@ class ModelSpec:
         }[self.kind]
         with torch.device(device):
             model: torch.nn.Module = factory(**self.params, aux_num_out=None)
+        for module in model.get_submodule("encoder").modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = self.layer_norm_eps
         return model.eval()
 
     def n_parameters(self) -> int:

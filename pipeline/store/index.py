@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError
 from pipeline.store import files
@@ -38,13 +37,12 @@ def read_unit(root: Path, unit: int) -> pa.Table:
     """
     path = root / index_key(unit)
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+        table = files.read_parquet(path)
+    except (DamagedError, OSError) as error:
         raise DamagedError(
             f"index of unit {unit} is not readable ({error}); run `strata verify`"
         ) from error
-    missing = [item.name for item in FIELDS if item.name not in table.column_names]
-    if missing or pc.any(pc.not_equal(table["unit"], unit)).as_py():
+    if not _has_fields(table) or pc.unique(table["unit"]).to_pylist() != [unit]:
         raise DamagedError(f"{path} is not the index of unit {unit}; run `strata verify`")
     return table
 
@@ -93,14 +91,22 @@ def is_compact(root: Path) -> bool:
 
 
 def drop_cache(root: Path) -> None:
-    """Removes the compaction; the unit files stay."""
-    (root / INDEX_CACHE).unlink(missing_ok=True)
+    """Removes the compaction, durably; the unit files stay."""
+    path = root / INDEX_CACHE
+    with files.store_errors(path):
+        path.unlink(missing_ok=True)
+    files.sync_folder(root)
 
 
 def _read_cache(root: Path, columns: list[str] | None = None) -> pa.Table | None:
     try:
-        return pq.read_table(root / INDEX_CACHE, columns=columns, partitioning=None)
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowException, OSError):
-        return None  # a torn cache is no loss
+        table = files.read_parquet(root / INDEX_CACHE, columns)
+    except (DamagedError, OSError):
+        return None  # a missing or torn cache is no loss
+    return table if columns or _has_fields(table) else None
+
+
+def _has_fields(table: pa.Table) -> bool:
+    """Whether all fixed columns are there, with their types."""
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    return all(types.get(item.name) == item.type for item in FIELDS)

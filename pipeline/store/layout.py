@@ -29,6 +29,7 @@ INDEX_CACHE = "index.parquet"
 INDEX_DIR = "index"
 LEDGER_DIR = "ledger"
 LEASE = "lease.json"
+LEASE_LOCK = "lease.lock"
 LOG = "log.jsonl"
 PARTIAL_SUFFIX = ".partial"
 

@@ -3,27 +3,35 @@
 The lease is a small file that names its holder and is rewritten while the holder lives. A lease
 is dead when its process is known to be gone (same host and pid namespace) or, from elsewhere, when
 its heartbeat is older than `STALE_AFTER_S`; a dead one is taken over.
+
+Taking a lease, taking one over and giving it back are done under an advisory lock on
+`lease.lock`, which the kernel drops with its process: between the judgement that a lease is dead
+and its removal nobody can put a live one in its place. Where a file system has no locks, the
+exclusive creation of the lease file still decides, with a window of milliseconds.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.errors import StoreBusyError
+from pipeline.errors import StoreBusyError, StoreError
 from pipeline.store import files
-from pipeline.store.layout import LEASE
+from pipeline.store.layout import LEASE, LEASE_LOCK
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
+LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Lease:
 
     Raises:
         StoreBusyError: On entry, if a live driver holds it.
+        StoreError: On entry, if the store's folder cannot be written.
     """
 
     def __init__(self, root: Path, run_id: str) -> None:
@@ -62,19 +71,20 @@ class Lease:
 
     def __enter__(self) -> Self:
         content = [files.json_bytes(asdict(self._holder))]
-        for _ in range(3):  # a dead lease may be taken over by several drivers: one wins the create
-            if files.create_exclusive(self._path, content):
-                self._thread.start()
-                return self
-            holder = live_holder(self._path.parent)
-            if holder is not None:
-                age_s = time.time() - self._path.stat().st_mtime
-                raise StoreBusyError(
-                    f"store {self._path.parent} is in use by process {holder.pid} on "
-                    f"{holder.host} (run {holder.run_id}, last sign of life {age_s:.0f} s ago); "
-                    "wait for it, or stop it and run again"
-                )
-            self._set_aside_dead()
+        with self._alone() as now_s:
+            for _ in range(3):  # without locks several drivers may get here: one wins the create
+                if files.create_exclusive(self._path, content):
+                    self._thread.start()
+                    return self
+                holder = live_holder(self._path.parent, now_s=now_s)
+                if holder is not None:
+                    raise StoreBusyError(
+                        f"store {self._path.parent} is in use by process {holder.pid} on "
+                        f"{holder.host} (run {holder.run_id}, last sign of life "
+                        f"{_age_s(self._path, now_s):.0f} s ago); "
+                        "wait for it, or stop it and run again"
+                    )
+                self._set_aside_dead(now_s)
         raise StoreBusyError(f"store {self._path.parent}: another driver took the lease just now")
 
     def __exit__(
@@ -85,8 +95,9 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine():
-            self._path.unlink(missing_ok=True)
+        with suppress(StoreError, OSError), self._alone():  # else it goes stale by itself
+            if self._is_mine():
+                self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Makes sure that the lease is still this driver's.
@@ -104,12 +115,31 @@ class Lease:
         holder = _read(self._path)
         return holder is not None and holder == self._holder
 
-    def _set_aside_dead(self) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[float]:
+        """Keeps other drivers out for a moment.
+
+        Yields:
+            The time by the file system's clock, which other hosts' heartbeats are written in.
+        """
+        path = self._path.with_name(LEASE_LOCK)
+        with files.store_errors(path):
+            files.make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, path)
+            with suppress(OSError):
+                os.utime(descriptor)
+            yield os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
+
+    def _set_aside_dead(self, now_s: float) -> None:
         """Removes a dead lease; a live one that came in between is put back."""
         aside = self._path.with_name(f"{LEASE}.{self._holder.run_id}.dead")
         with suppress(FileNotFoundError):
             self._path.rename(aside)
-            if live_holder(aside.parent, aside.name) is not None:
+            if live_holder(aside.parent, aside.name, now_s) is not None:
                 with suppress(FileExistsError):
                     os.link(aside, self._path)
             aside.unlink()
@@ -121,19 +151,51 @@ class Lease:
                     os.utime(self._path)
 
 
-def live_holder(root: Path, name: str = LEASE) -> Holder | None:
-    """The live driver of the store at `root`, if there is one."""
+def live_holder(root: Path, name: str = LEASE, now_s: float | None = None) -> Holder | None:
+    """The live driver of the store at `root`, if there is one.
+
+    Args:
+        root: The store.
+        name: The lease file.
+        now_s: The time by the file system's clock; None takes this machine's.
+    """
     path = root / name
     holder = _read(path)
     if holder is None:
         return None
     if holder.host == socket.gethostname() and holder.process_space == _process_space():
         return holder if _process_start(holder.pid) == holder.process_start else None
-    try:
-        age_s = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return None
+    age_s = _age_s(path, time.time() if now_s is None else now_s)
     return holder if age_s < STALE_AFTER_S else None
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Locks an open file, or does without where there are no locks.
+
+    Raises:
+        StoreBusyError: Somebody else keeps it locked.
+    """
+    end_s = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end_s:
+                raise StoreBusyError(
+                    f"{path} has been locked for {LOCK_TIMEOUT_S:.0f} s by a driver that starts or "
+                    "ends; wait for it, or stop it and run again"
+                ) from None
+            time.sleep(0.02)
+        except OSError:
+            return None
+
+
+def _age_s(path: Path, now_s: float) -> float:
+    """Seconds since the last heartbeat; infinite if the lease is gone."""
+    try:
+        return now_s - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _read(path: Path) -> Holder | None:

@@ -104,12 +104,16 @@ def read_claims(root: Path) -> list[Claim]:
     """
     claims = []
     for path in (root / LEDGER_DIR).glob("slot-*.json"):
-        if not _CLAIM_NAME.fullmatch(path.name):
+        name = _CLAIM_NAME.fullmatch(path.name)
+        if not name:
             continue
         try:
-            claims.append(Claim(**json.loads(path.read_bytes())))
+            claim = Claim(**json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise DamagedError(
                 f"{path} is not a readable claim; remove it and run again"
             ) from error
+        if claim.slot != int(name[1]):
+            raise DamagedError(f"{path} claims slot {claim.slot}; remove it and run again")
+        claims.append(claim)
     return sorted(claims, key=lambda claim: claim.slot)

@@ -6,7 +6,9 @@ It is a diary for people and for `status`; nothing depends on it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ class RunLog:
         self._run_id = run_id
 
     def write(self, event: str, **facts: Any) -> None:
-        """Appends one event with its facts."""
-        line = json.dumps({"time": now(), "run_id": self._run_id, "event": event, **facts})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Appends one event with its facts; a diary that cannot be written stops nobody."""
+        line = json.dumps({"time": now(), "run_id": self._run_id, "event": event, **facts}) + "\n"
+        with suppress(OSError), self._path.open("ab+", buffering=0) as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # a crash has torn the line before
+            file.write(line.encode())
 
 
 def now() -> str:
@@ -42,7 +46,7 @@ def read_log(root: Path) -> Iterator[dict[str, Any]]:
                     event = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(event, dict):
+                if isinstance(event, dict) and event.keys() >= {"time", "run_id", "event"}:
                     yield event
     except FileNotFoundError:
         return

@@ -95,9 +95,9 @@ class Plan:
 
     def audio_seconds(self, sample_rate_hz: int) -> float:
         """Planned duration of the audio, in seconds."""
-        first = pc.equal(self.table["piece"], 0)
-        samples = pc.sum(self.table["n_samples"].filter(first)).as_py() or 0
-        return float(samples) / sample_rate_hz
+        first = self.table.filter(pc.equal(self.table["piece"], 0))
+        longest = first.group_by("row").aggregate([("n_samples", "max")])  # deferred: planned twice
+        return float(pc.sum(longest["n_samples_max"]).as_py() or 0) / sample_rate_hz
 
     def extended(self, rows: pa.Table) -> Plan:
         """This plan with `rows` (id, row, n_samples, n_frames, ...) covered by further units.
@@ -128,7 +128,7 @@ class Plan:
             StoreError: The table is not a plan, or one of another format version.
         """
         metadata = table.schema.metadata or {}
-        if _METADATA_KEY not in metadata:
+        if _METADATA_KEY not in metadata or table.column_names != SCHEMA.names:
             raise StoreError("plan.parquet was not written by strata; move it away to plan anew")
         facts = json.loads(metadata[_METADATA_KEY])
         if facts["format_version"] != FORMAT_VERSION:
@@ -205,7 +205,7 @@ def choose_frames_per_unit(n_frames: IntArray) -> int:
     """
     fitting = n_frames[n_frames <= DEFAULT_FRAMES_PER_UNIT]
     total, longest = int(fitting.sum()), int(fitting.max(initial=1))
-    by_default = -(-total // DEFAULT_FRAMES_PER_UNIT)
+    by_default = _units_needed(n_frames, DEFAULT_FRAMES_PER_UNIT)
     n_units = max(1, by_default, min(SMALL_CORPUS_UNITS, total // SMALL_FRAMES_PER_UNIT))
     low = max(round_up_to_chunk(longest), round_up_to_chunk(-(-total // n_units)))
     high = max(low, DEFAULT_FRAMES_PER_UNIT)

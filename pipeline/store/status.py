@@ -81,7 +81,8 @@ def read_status(root: Path) -> Status:
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
     runs, seconds, n_fp32 = _read_runs(root)
     live = live_holder(root) is not None
-    rate = next((r.audio_s / r.wall_s for r in reversed(runs.values()) if r.audio_s > 0), None)
+    busy = [run for run in runs.values() if run.audio_s > 0 and run.wall_s > 0]
+    rate = busy[-1].audio_s / busy[-1].wall_s if busy else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
         units_total=plan.n_units if plan else 0,

@@ -7,7 +7,6 @@ commit: it is created exclusively and last, so that a unit is visible whole or n
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import IdentityError, NoSpaceError, StoreError, StoreNotFoundError
+from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
 from pipeline.store import files
 from pipeline.store.layout import (
     FORMAT_VERSION,
@@ -42,14 +40,20 @@ def write_plan(root: Path, plan: Plan) -> None:
 
 
 def read_plan(root: Path) -> Plan | None:
-    """The plan of the store at `root`, or None if it has none yet."""
-    path = root / PLAN
-    if not path.is_file():
-        return None
+    """The plan of the store at `root`, or None if it has none yet.
+
+    Raises:
+        DamagedError: It is not what was written.
+        StoreError: It is of another format version.
+    """
     try:
-        return Plan.from_arrow(pq.read_table(path))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is not readable ({error}); restore it from a copy") from error
+        return Plan.from_arrow(files.read_parquet(root / PLAN))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DamagedError as error:
+        raise DamagedError(f"{error}; restore it from a copy") from error
+    except OSError as error:
+        raise StoreError(f"{root / PLAN} is not readable ({error})") from error
 
 
 def write_group(root: Path, layout: Layout, n_slots: int, attributes: dict[str, Any]) -> None:
@@ -62,7 +66,8 @@ def write_group(root: Path, layout: Layout, n_slots: int, attributes: dict[str, 
         attributes: Of the group.
     """
     for folder in (INDEX_DIR, LEDGER_DIR):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+        with files.store_errors(root / folder):
+            files.make_folder(root / folder)
     resize(root, layout, n_slots)
     files.write_atomic(root / GROUP / "zarr.json", [files.json_bytes(group_document(attributes))])
 
@@ -79,16 +84,19 @@ def read_attributes(root: Path) -> dict[str, Any]:
 
     Raises:
         StoreNotFoundError: There is no store at `root`.
+        DamagedError: Its attributes are not readable.
         StoreError: There is one of another format version.
     """
     path = root / GROUP / "zarr.json"
     try:
         attributes = json.loads(path.read_bytes())["attributes"]
-    except FileNotFoundError:
+        version = attributes.get("format_version")
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreNotFoundError(f"no store at {root} ({path} does not exist)") from None
-    except (ValueError, KeyError) as error:
-        raise StoreError(f"{path} is not readable ({error}); restore it from a copy") from error
-    version = attributes.get("format_version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is not readable ({error}); restore it from a copy") from error
+    except OSError as error:
+        raise StoreError(f"{path} is not readable ({error})") from error
     if version != FORMAT_VERSION:
         raise StoreError(
             f"store {root} has format version {version}; this strata reads {FORMAT_VERSION}"
@@ -97,13 +105,22 @@ def read_attributes(root: Path) -> dict[str, Any]:
 
 
 def layout_of(attributes: dict[str, Any]) -> Layout:
-    """The shapes that a store's attributes spell out."""
-    return Layout(
-        layers=tuple(attributes["layers"]),
-        dim=attributes["feature_dim"],
-        frames_per_unit=attributes["frames_per_unit"],
-        utterances_per_slot=attributes["utterances_per_slot"],
-    )
+    """The shapes that a store's attributes spell out.
+
+    Raises:
+        DamagedError: They do not spell out any.
+    """
+    try:
+        return Layout(
+            layers=tuple(attributes["layers"]),
+            dim=attributes["feature_dim"],
+            frames_per_unit=attributes["frames_per_unit"],
+            utterances_per_slot=attributes["utterances_per_slot"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"the attributes in {GROUP}/zarr.json are damaged ({error}); restore it from a copy"
+        ) from error
 
 
 def check_format_shape(attributes: dict[str, Any], layout: Layout, root: Path) -> None:
@@ -209,18 +226,16 @@ def commit_unit(
         StoreError: The store cannot be written.
     """
     layout = buffer.layout
+    content = files.parquet_bytes(index)
     try:
         _write_slot(root, buffer, slot)
-        won = files.create_exclusive(root / index_key(unit), [files.parquet_bytes(index)])
-    except OSError as error:
+        won = files.create_exclusive(root / index_key(unit), [content])
+    except StoreError as error:
         if not (root / index_key(unit)).exists():
             discard_slot(root, layout, slot)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"no space left for unit {unit} in {root} ({layout.slot_bytes:,} bytes needed); "
-                "what was committed is safe: make room and run the same command again"
-            ) from error
-        raise StoreError(f"unit {unit} cannot be written to {root}: {error}") from error
+        raise type(error)(
+            f"unit {unit} ({layout.slot_bytes:,} bytes) is not committed: {error}"
+        ) from error
     if not won:
         discard_slot(root, layout, slot)
     return CommitOutcome(won, layout.slot_bytes)

@@ -1,0 +1,39 @@
+"""Real sound files for tests."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+
+def speechlike(n_samples: int, n_channels: int = 1, seed: int = 0) -> np.ndarray:
+    """A tone in noise, within ±0.5; [n_samples] or [n_samples, n_channels] float32."""
+    noise = np.random.default_rng(seed).standard_normal((n_samples, n_channels))
+    tone = np.sin(np.arange(n_samples) * 0.05)[:, None]
+    sound = np.clip(0.3 * tone + 0.05 * noise, -0.5, 0.5).astype(np.float32)
+    return sound[:, 0] if n_channels == 1 else sound
+
+
+def write(
+    path: Path, sound: np.ndarray | None = None, rate_hz: int = 16000, subtype: str | None = None
+) -> Path:
+    """Writes a file in the format of its extension (`.opus` is opus in ogg)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.suffix[1:].upper()
+    kind, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, subtype)
+    soundfile.write(
+        path, speechlike(1600) if sound is None else sound, rate_hz, format=kind, subtype=subtype
+    )
+    return path
+
+
+def mp3_without_length(sound: np.ndarray, rate_hz: int = 16000, mode: str = "VARIABLE") -> bytes:
+    """An mp3 whose first frame, the Xing header that counts the others, is cut off."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound, rate_hz, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    encoded = buffer.getvalue()
+    header = max(encoded.find(b"Xing"), encoded.find(b"Info"))
+    return encoded[encoded.find(encoded[:2], header) :]
