@@ -159,10 +159,13 @@ def _reported(as_json: bool, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
         _fail(str(error), as_json, code)
-    except (OSError, MemoryError) as error:
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001  the outermost boundary: one line, not a traceback
         if debug:
             traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", as_json)
+        hint = "" if debug else " (--debug shows where)"
+        _fail(f"unexpected {type(error).__name__}: {error}{hint}", as_json)
 
 
 def _fail(message: str, as_json: bool, code: int = EXIT_ERROR) -> None:

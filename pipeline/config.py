@@ -74,11 +74,16 @@ class ExtractConfig:
         layers: all, superb (0 and all), or a list of layers.
         precision: fp32, bf16, fp16, or auto (fp32 on CPU, fp16 on CUDA).
         max_batch_s: Audio seconds of one padded batch; None fits it to the device.
+        max_window_s: Longer utterances are encoded in overlapped windows; None takes the encoder's
+            default.
+        context_s: Context on each side of a window, encoded and thrown away; None likewise.
     """
 
     layers: str | tuple[int, ...] = "all"
     precision: str = "auto"
     max_batch_s: float | None = None
+    max_window_s: float | None = None
+    context_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,20 +142,21 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-_FREE_TEXT = {
-    "store",
-    "dataset.path",
-    "dataset.name",
-    "dataset.split",
-    "dataset.revision",
-    "model.weights",
-    "engine.address",
+_LEAST = {
+    "dataset.limit": 1,
+    "plan.frames_per_unit": 1,
+    "engine.workers": 1,
+    "engine.threads": 1,
+    "run.max_attempts": 1,
 }
-"""Settings whose value is taken as it stands, so that paths need no quoting for Hydra's grammar."""
+"""Least values of whole numbers."""
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """Composes the configuration.
+
+    A setting that is text (a path, a column, a split) is taken as it stands, whatever characters
+    are in it; quotes around the whole are taken off. Anything else follows Hydra's grammar.
 
     Args:
         overrides: `group=option` and `key=value`, as on the command line.
@@ -159,7 +165,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         The checked configuration.
 
     Raises:
-        ConfigError: An override is misspelt, malformed or of the wrong type.
+        ConfigError: An override is misspelt, malformed, of the wrong type or out of range.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -172,13 +178,20 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         if key in chosen:
             chosen[key] = value
     _check_keys(overrides, folder, chosen)
+    texts = [override for override in overrides if override.partition("=")[0] in _text_settings()]
+    others = [override for override in overrides if override not in texts]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose("config", [_quoted(override) for override in overrides])
+            composed = compose("config", others)
         merged = _plain(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    return build(Config, merged)
+    for override in texts:
+        key, _, value = override.partition("=")
+        _put_text(merged, key, value)
+    config = build(Config, merged)
+    _check_ranges(config)
+    return config
 
 
 def config_folder() -> Path:
@@ -280,7 +293,7 @@ def _check_keys(overrides: Sequence[str], folder: Path, chosen: Mapping[str, str
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.lstrip("+~")
-        if not equals and not override.startswith("~"):
+        if not key or (not equals and not override.startswith("~")):
             raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
         if key in chosen:
             options = [path.stem for path in (folder / key).glob("*.yaml")]
@@ -300,9 +313,11 @@ def _known_keys(folder: Path, chosen: Mapping[str, str]) -> list[str]:
             continue
         for key, value in _plain(OmegaConf.load(path)).items():
             name = f"{prefix}.{key}" if prefix else key
+            if key in ("defaults", "hydra"):
+                continue
             if isinstance(value, dict):
                 keys += [f"{name}.{part}" for part in value]
-            elif key not in ("defaults", "hydra"):
+            else:
                 keys.append(name)
     return keys
 
@@ -313,9 +328,35 @@ def _plain(document: Any) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", OmegaConf.to_container(document, resolve=True))
 
 
-def _quoted(override: str) -> str:
-    key, equals, value = override.partition("=")
-    if key not in _FREE_TEXT or not equals or value == "null" or value[:1] in "'\"":
-        return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+@cache
+def _text_settings() -> frozenset[str]:
+    """Names of the settings whose value is text, or nothing."""
+    names = {"store"}
+    for group, kind in _type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            hints = _type_hints(typing.cast("Any", kind)).items()
+            names |= {f"{group}.{key}" for key, hint in hints if hint in (str, str | None)}
+    return frozenset(names)
+
+
+def _put_text(merged: dict[str, Any], key: str, value: str) -> None:
+    if not value:
+        raise ConfigError(f"{key} is empty; write {key}=null to leave it unset")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    group, _, name = key.rpartition(".")
+    place = merged[group] if group else merged
+    place[name] = None if value == "null" else value
+
+
+def _check_ranges(config: Config) -> None:
+    for name, least in _LEAST.items():
+        group, _, key = name.partition(".")
+        value = getattr(getattr(config, group), key)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; expected at least {least}")
+    batch_s, share = config.extract.max_batch_s, config.run.max_quarantined
+    if batch_s is not None and not 0 < batch_s < float("inf"):
+        raise ConfigError(f"extract.max_batch_s is {batch_s}; expected seconds, more than 0")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"run.max_quarantined is {share}; expected a share from 0 to 1")

@@ -95,6 +95,7 @@ class Synthesiser:
         self.rate_hz = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         if self.rate_hz <= 0:
             raise RuntimeError(f"espeak-ng finds no data in {data.decode()}")
+        self._library.espeak_ng_SetRandSeed(0)  # else breathy voices follow the clock
         self._callback = _CALLBACK(self._collect)  # kept: the library holds only its address
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -132,12 +133,12 @@ def wav(samples: bytes, rate_hz: int) -> bytes:
 
 def make_corpus(out: Path) -> tuple[int, float]:
     """Synthesises the corpus and saves it to `out`; returns its clips and its seconds of audio."""
-    from datasets import Audio, ClassLabel, Dataset, Features, Value
+    from datasets import Audio, ClassLabel, Dataset, Features, Value, disable_progress_bars
 
-    todo = list(clips())
+    disable_progress_bars()
     synthesiser, seconds, rows = Synthesiser(), 0.0, []
     pause = bytes(2 * round(PAUSE_S * synthesiser.rate_hz))
-    for clip in todo:
+    for clip in clips():
         samples = pause + synthesiser.say(clip.text, clip.voice, *TAKES[clip.split]) + pause
         seconds += len(samples) / 2 / synthesiser.rate_hz
         rows.append(

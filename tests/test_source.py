@@ -310,7 +310,7 @@ def test_a_relative_manifest_is_found_from_anywhere(tmp_path, monkeypatch):
     ("name", "content", "words"),
     [
         ("m.csv", "", "cannot be read"),
-        ("m.csv", "audio,n\n", "m.csv"),
+        ("m.csv", "audio,n\n", "m.csv has no rows"),
         ("m.json", "{broken", "cannot be read"),
         ("m.txt", "audio\n", "is none of .csv"),
         ("m.csv", "path,n\na.wav,1\n", "no column audio"),
@@ -529,21 +529,27 @@ def _facts(config: DatasetConfig) -> tuple[str, tuple[str, ...], str]:
     return source.fingerprint, tuple(source.ids().to_pylist()), json.dumps(source.identity)
 
 
-def test_progress_bars_stay_as_they_were(clips):
-    """Opening is silent, and what the caller had set is as before."""
-    was_off = datasets.are_progress_bars_disabled()
-    opened("audiofolder", clips)
-    assert datasets.are_progress_bars_disabled() == was_off
+def test_opening_prints_nothing(clips):
+    """Neither success nor failure prints, and the caller's settings stay."""
+    level, was_off = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    (clips / "broken.csv").write_text('a,b\n"1,2\n3')
     code = (
         "import sys; from pipeline.config import DatasetConfig\n"
+        "from pipeline.errors import SourceError\n"
         "from pipeline.extract.source import open_source\n"
-        "open_source(DatasetConfig('audiofolder', sys.argv[1]))"
+        "open_source(DatasetConfig('audiofolder', sys.argv[1]))\n"
+        "try: open_source(DatasetConfig('manifest', sys.argv[1] + '/broken.csv'))\n"
+        "except SourceError: pass\n"
+        "else: raise SystemExit('not refused')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(clips)],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=Path(__file__).parents[1],
     )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    opened("audiofolder", clips)
+    assert datasets.logging.get_verbosity() == level
+    assert datasets.are_progress_bars_disabled() == was_off

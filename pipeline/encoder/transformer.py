@@ -18,6 +18,9 @@ from pipeline.encoder.frontend import gelu_, normalize_layers
 from pipeline.encoder.registry import ModelSpec
 
 _BIAS_ELEMENTS = 2**26  # of WavLM's attention bias at once: 256 MB in float32
+# oneDNN's bf16 convolution for AMX gives wrong sums with 2, 4 or 8 channels in a group (seen in
+# torch 2.14), so narrower groups than this are convolved in float32. Real models have 48 or more.
+_NARROWEST_GROUP = 16
 
 
 class _Linear:
@@ -144,8 +147,10 @@ class Transformer:
         self._input_norm = projection.layer_norm
         self._projection = _Linear(projection.projection.weight, projection.projection.bias, dtype)
         position = encoder.transformer.pos_conv_embed
-        self._position_weight = position.conv.weight.to(dtype)  # weight norm applied once, here
-        self._position_bias = position.conv.bias.to(dtype)
+        per_group = spec.dim // position.conv.groups
+        narrow = torch.float32 if per_group < _NARROWEST_GROUP else dtype
+        self._position_weight = position.conv.weight.to(narrow)  # weight norm applied once, here
+        self._position_bias = position.conv.bias.to(narrow)
         self._position_groups = position.conv.groups
         self._position_padding = position.kernel_size // 2
         self._norm = None if spec.pre_norm else encoder.transformer.layer_norm
@@ -202,7 +207,7 @@ class Transformer:
     def _add_position(self, x: Tensor) -> Tensor:
         """Add the positional convolution to `[batch, frames, dim]`; the result is float32."""
         y = F.conv1d(
-            x.transpose(1, 2),
+            x.transpose(1, 2).to(self._position_weight.dtype),
             self._position_weight,
             self._position_bias,
             padding=self._position_padding,

@@ -47,10 +47,13 @@ _END_BYTES = 4096  # of either end of the file that go into its fingerprint
 _MP3_FRAME_SAMPLES = 1152
 _MAX_KERNEL_ELEMENTS = 1 << 25  # 128 MiB; 44.1 kHz needs 76,000
 
+_STREAM_S = 10  # of audio in a block of `decode_blocks`
+_RESAMPLER_WIDTH = 6
+_RESAMPLER_ROLLOFF = 0.99
 _RESAMPLER = {
     "resampling_method": "sinc_interp_hann",
-    "lowpass_filter_width": 6,
-    "rolloff": 0.99,
+    "lowpass_filter_width": _RESAMPLER_WIDTH,
+    "rolloff": _RESAMPLER_ROLLOFF,
 }
 
 AUDIO_IDENTITY: dict[str, Any] = {
@@ -165,10 +168,43 @@ def decode(audio: EncodedAudio, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Decoded
     waveform = torch.from_numpy(mono)
     if rate_hz != sample_rate_hz:
         waveform = _resampler(rate_hz, sample_rate_hz)(waveform)
-    low, high = torch.aminmax(waveform)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise AudioError("the audio holds samples that are not finite (NaN or infinity)")
+    _check_finite(waveform)
     return Decoded(waveform, rate_hz, n_channels)
+
+
+def decode_blocks(
+    audio: EncodedAudio, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> Iterator[torch.Tensor]:
+    """Decodes one utterance of any length in bounded memory.
+
+    The blocks, joined, are the waveform of `decode` to float32 rounding. An mp3, and what only
+    FFmpeg can read, is decoded whole all the same.
+
+    Args:
+        audio: The encoded audio.
+        sample_rate_hz: Rate of the waveform.
+
+    Yields:
+        float32 [n], mono, about ten seconds each.
+
+    Raises:
+        AudioError: As for `decode`; blocks before the damage have been handed out by then.
+    """
+    with _opened(audio) as handle:
+        try:
+            file = _soundfile(handle)
+        except _UnsuitedError:
+            yield decode(audio, sample_rate_hz).waveform
+            return
+        with file:
+            if file.format == "MP3":  # whether it is whole can only be told at its end
+                yield decode(audio, sample_rate_hz).waveform
+                return
+            _check_header(file.samplerate, file.frames, sample_rate_hz)
+            blocks = _mono_blocks(file)
+            for block in _resampled_blocks(blocks, file.samplerate, sample_rate_hz):
+                _check_finite(block)
+                yield block
 
 
 def audio_provenance() -> dict[str, Any]:
@@ -238,6 +274,54 @@ def _check_header(rate_hz: int, n_samples: int, sample_rate_hz: int) -> None:
         )
 
 
+def _check_finite(waveform: torch.Tensor) -> None:
+    low, high = torch.aminmax(waveform)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise AudioError("the audio holds samples that are not finite (NaN or infinity)")
+
+
+def _resampled_blocks(
+    blocks: Iterator[NDArray[np.float32]], source_rate_hz: int, sample_rate_hz: int
+) -> Iterator[torch.Tensor]:
+    """Resamples a waveform that arrives in blocks.
+
+    Every output sample sees the same inputs as if the waveform were resampled at once: blocks are
+    cut where an output falls on an input, and overlap by the width of the filter.
+    """
+    divisor = math.gcd(source_rate_hz, sample_rate_hz)
+    up, down = sample_rate_hz // divisor, source_rate_hz // divisor
+    reach_s = _RESAMPLER_WIDTH / (min(source_rate_hz, sample_rate_hz) * _RESAMPLER_ROLLOFF)
+    overlap = math.ceil(reach_s * source_rate_hz / down + 1) * down  # source samples on each side
+    step = max(1, _STREAM_S * source_rate_hz // down) * down
+    parts: list[NDArray[np.float32]] = [np.zeros(overlap, np.float32)]  # torchaudio pads with zeros
+    held, n_read, n_out = overlap, 0, 0
+    for block in blocks:
+        parts.append(block.copy())
+        held, n_read = held + len(block), n_read + len(block)
+        if held < overlap + step + overlap:
+            continue
+        source = np.concatenate(parts)
+        yield _resampled_middle(source[: step + 2 * overlap], overlap, step, up, down)
+        n_out += step // down * up
+        parts = [source[step:]]
+        held -= step
+    total = _resampled_length(n_read, source_rate_hz, sample_rate_hz)
+    rest = np.concatenate(parts)
+    if total > n_out:
+        yield _resampled_middle(rest, overlap, len(rest), up, down)[: total - n_out]
+
+
+def _resampled_middle(
+    source: NDArray[np.float32], overlap: int, step: int, up: int, down: int
+) -> torch.Tensor:
+    """Resamples a stretch and keeps what belongs to its `step` source samples after the overlap."""
+    waveform = torch.from_numpy(source)
+    if up != down:
+        waveform = _resampler(down, up)(waveform)
+    first = overlap // down * up
+    return waveform[first : first + step // down * up if step < len(source) else None]
+
+
 def _resampled_length(n_source: int, source_rate_hz: int, sample_rate_hz: int) -> int:
     """ceil(n · target/source), rounded through float32 as torchaudio's resampler does."""
     if source_rate_hz == sample_rate_hz:
@@ -286,28 +370,33 @@ def _decode_soundfile(handle: io.FileIO | io.BytesIO) -> tuple[NDArray[np.float3
         mono = _read_mono(file)
     if is_mp3:
         _check_mp3_end(handle, n_promised)
-    elif len(mono) < n_promised < _UNKNOWN_SAMPLES:
-        raise AudioError(
-            f"decoding stopped after sample {len(mono)} of {n_promised}: "
-            "the file is damaged or incomplete"
-        )
     return mono, rate_hz, n_channels
 
 
 def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
-    """Reads to the end of an open file, block by block, averaging channels as it goes.
+    """Reads to the end of an open file: float32 [n_samples], channels averaged."""
+    mono = np.empty(min(file.frames, _RESERVE_SAMPLES), np.float32)
+    n_read = 0
+    for block in _mono_blocks(file):
+        if n_read + len(block) > len(mono):
+            mono = np.concatenate([mono, np.empty_like(mono)])
+        mono[n_read : n_read + len(block)] = block
+        n_read += len(block)
+    return mono[:n_read]
+
+
+def _mono_blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """Reads an open file block by block, averaging channels; each block is good until the next.
 
     Never asks for more than the header promises: libsndfile would take a tag behind the last
     flac frame for a damaged frame.
     """
     n_promised, n_channels = file.frames, file.channels
-    mono = np.empty(min(n_promised, _RESERVE_SAMPLES), np.float32)  # [n_samples]
     block = np.empty((_BLOCK_SAMPLES, n_channels), np.float32)  # [samples, channels]
+    mono = np.empty(_BLOCK_SAMPLES, np.float32)
     n_read = 0
     while n_read < n_promised:
         n_asked = min(_BLOCK_SAMPLES, n_promised - n_read)
-        if n_read + n_asked > len(mono):
-            mono = np.concatenate([mono, np.empty_like(mono)])
         try:
             got = file.read(out=block[:n_asked])
         except soundfile.LibsndfileError as error:
@@ -315,14 +404,18 @@ def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
             raise AudioError(
                 f"decoding stopped after sample {n_read} of {promised}: {_reason(error)}"
             ) from error
-        if n_channels == 1:
-            mono[n_read : n_read + len(got)] = got[:, 0]
-        else:
-            np.mean(got, axis=1, out=mono[n_read : n_read + len(got)])
         n_read += len(got)
+        if n_channels == 1:
+            yield got[:, 0]
+        else:
+            yield np.mean(got, axis=1, out=mono[: len(got)])
         if len(got) < n_asked:
-            break
-    return mono[:n_read]
+            if file.format != "MP3" and n_promised < _UNKNOWN_SAMPLES:
+                raise AudioError(
+                    f"decoding stopped after sample {n_read} of {n_promised}: "
+                    "the file is damaged or incomplete"
+                )
+            return
 
 
 def _check_mp3_end(handle: io.FileIO | io.BytesIO, n_promised: int) -> None:

@@ -7,22 +7,38 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.encoder.windows import n_frames
+from pipeline.encoder.windows import n_frames, plan_windows
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.audio import Probe, probe
 from pipeline.extract.source import Source
 from pipeline.store.layout import Layout
-from pipeline.store.plan import SCHEMA, Plan, make_plan
+from pipeline.store.plan import SCHEMA, Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
 
 SCAN_THREADS = 8
 SCAN_CHUNK = 256
 COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
 """Columns by which a row is told to be the one that was planned."""
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How an encoder treats long utterances.
+
+    Attributes:
+        sample_rate_hz: Its sample rate.
+        max_window_s: Longest stretch that it encodes at once.
+        context_s: Context on each side of a window.
+    """
+
+    sample_rate_hz: int
+    max_window_s: float
+    context_s: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ def scan(
 
 def plan_source(
     source: Source,
-    sample_rate_hz: int,
+    windowing: Windowing,
     frames_per_unit: int | None,
     stored: Plan | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -95,7 +111,7 @@ def plan_source(
 
     Args:
         source: The dataset.
-        sample_rate_hz: The encoder's rate.
+        windowing: How long utterances are encoded: a recording longer than a unit is cut there.
         frames_per_unit: Frames per unit for a new plan; None fits it to the corpus.
         stored: The plan that the store has.
         progress: As for `scan`.
@@ -106,12 +122,54 @@ def plan_source(
     facts = {"fingerprint": source.fingerprint}
     if stored is not None and stored.source == facts:
         return stored
-    rows = scan(source, sample_rate_hz, progress)
+    rows = scan(source, windowing.sample_rate_hz, progress)
     if stored is None:
-        return make_plan(rows, facts, frames_per_unit)
+        if frames_per_unit is None:
+            frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
+        capacity = round_up_to_chunk(frames_per_unit)
+        return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
     n_known = _check_unchanged(stored, rows)
-    plan = stored.extended(rows.slice(n_known)) if n_known < len(rows) else stored
+    added = cut_into_pieces(rows.slice(n_known), stored.frames_per_unit, windowing)
+    plan = stored.extended(added) if len(added) else stored
     return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
+
+
+def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) -> pa.Table:
+    """Cuts every recording that is longer than a unit at boundaries of its windows.
+
+    Args:
+        rows: From `scan`: one row per utterance.
+        frames_per_unit: Frames that fit into a unit.
+        windowing: The encoder's windows.
+
+    Returns:
+        The rows, with a row per piece for those that are cut; the pieces of an utterance follow
+        each other and make up its frames exactly. One whose windows are longer than a unit stays
+        whole: it cannot be extracted with units as small as that.
+    """
+    long = np.flatnonzero(rows["n_frames"].to_numpy() > frames_per_unit)
+    parts, done = [], 0
+    for at in long.tolist():
+        pieces = _pieces(rows.slice(at, 1).to_pylist()[0], frames_per_unit, windowing)
+        parts += [rows.slice(done, at - done), pa.Table.from_pylist(pieces, schema=rows.schema)]
+        done = at + 1
+    return pa.concat_tables([*parts, rows.slice(done)]).combine_chunks()
+
+
+def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[dict[str, Any]]:
+    spans: list[tuple[int, int]] = []
+    for window in plan_windows(row["n_samples"], windowing.max_window_s, windowing.context_s):
+        start, stop = window.keep_start, window.keep_stop
+        if stop - start > capacity:
+            return [row]
+        if spans and stop - spans[-1][0] <= capacity:
+            spans[-1] = (spans[-1][0], stop)
+        else:
+            spans.append((start, stop))
+    return [
+        row | {"n_frames": stop - start, "piece": i, "n_pieces": len(spans), "piece_start": start}
+        for i, (start, stop) in enumerate(spans)
+    ]
 
 
 def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Path) -> Estimate:

@@ -24,12 +24,18 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.encoder.encoder import SpeechEncoder, choose_layers, load_encoder
 from pipeline.encoder.registry import find_model
-from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ, n_frames
+from pipeline.encoder.windows import (
+    DEFAULT_CONTEXT_S,
+    DEFAULT_MAX_WINDOW_S,
+    FRAME_RATE_HZ,
+    SAMPLE_RATE_HZ,
+    n_frames,
+)
 from pipeline.errors import ConfigError, RunError, StrataError
 from pipeline.extract.audio import AUDIO_IDENTITY, audio_provenance
 from pipeline.extract.engine import Engine, Outcome, Resources, find_resources, open_engine
 from pipeline.extract.observer import Observer
-from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.planning import Estimate, Windowing, check_space, estimate, plan_source
 from pipeline.extract.source import Source, open_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.store import index as index_files
@@ -71,7 +77,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     root = Path(config.store) if config.store else None
     if root is None:
         found = plan_source(
-            source, SAMPLE_RATE_HZ, config.plan.frames_per_unit, progress=observer.scanned
+            source, _windowing(config), config.plan.frames_per_unit, progress=observer.scanned
         )
     else:
         with Lease(root, _new_run_id()):
@@ -286,10 +292,19 @@ def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer)
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    found = plan_source(source, SAMPLE_RATE_HZ, wanted, stored, observer.scanned)
+    found = plan_source(source, _windowing(config), wanted, stored, observer.scanned)
     if found is not stored:
         write_plan(root, found)
     return found
+
+
+def _windowing(config: Config) -> Windowing:
+    longest, context = config.extract.max_window_s, config.extract.context_s
+    return Windowing(
+        SAMPLE_RATE_HZ,
+        DEFAULT_MAX_WINDOW_S if longest is None else longest,
+        DEFAULT_CONTEXT_S if context is None else context,
+    )
 
 
 def _load_encoder(config: Config, resources: Resources) -> SpeechEncoder:
@@ -310,6 +325,8 @@ def _encoder_loader(config: Config, resources: Resources) -> Callable[..., Speec
         precision=precision,
         device=resources.device,
         seed=config.model.seed,
+        max_window_s=_windowing(config).max_window_s,
+        context_s=_windowing(config).context_s,
     )
 
 

@@ -157,7 +157,7 @@ def open_source(config: DatasetConfig) -> Source:
     }
     if config.kind not in openers:
         raise SourceError(f"dataset.kind={config.kind} is none of {', '.join(openers)}")
-    with _without_progress_bars():
+    with _quiet():
         rows = openers[config.kind](config)
     if rows.table.num_rows == 0:
         raise SourceError(f"{_where(config)} has no rows")
@@ -279,6 +279,8 @@ def _read_table(path: Path) -> datasets.Dataset:
         )
     except _LOAD_ERRORS as error:
         cause = _one_line(error.__cause__ or error)
+        if "corresponds to no data" in cause:
+            raise SourceError(f"{path} has no rows") from error
         raise SourceError(f"{path} cannot be read: {cause}") from error
     if "__index_level_0__" in dataset.column_names:  # pandas took the surplus for an index
         raise SourceError(f"{path} has rows with more fields than its header")
@@ -341,12 +343,15 @@ def _require_files(paths: pa.ChunkedArray, files: list[str], root: Path) -> None
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    were_off = datasets.are_progress_bars_disabled()
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no log beside the error that is raised."""
+    were_off, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not were_off:
             datasets.enable_progress_bars()
 

@@ -7,13 +7,15 @@ same number of threads.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +23,15 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DatasetConfig
-from pipeline.encoder.windows import RECEPTIVE_FIELD_SAMPLES, n_frames
+from pipeline.encoder.statistics import MomentAccumulator, Moments
+from pipeline.encoder.windows import (
+    FRAME_RATE_HZ,
+    RECEPTIVE_FIELD_SAMPLES,
+    Window,
+    n_frames,
+)
 from pipeline.errors import AudioError, SourceError
-from pipeline.extract.audio import decode
+from pipeline.extract.audio import decode, decode_blocks, probe
 from pipeline.extract.source import Source, open_source
 from pipeline.store import records
 from pipeline.store.layout import Layout
@@ -49,6 +57,23 @@ class Encoder(Protocol):
         self, waveforms: Sequence[Tensor], *, precision: str | None = None
     ) -> tuple[Tensor, list[int]]:
         """Waveforms [n_samples] → features [n_layers, batch, max_frames, dim], and n_frames."""
+
+    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
+        """Windows of an utterance; one for an utterance that is encoded at once."""
+
+    def utterance_stats(self, utterance: Tensor | Moments) -> Any:
+        """What a window must know of its whole utterance."""
+
+    def encode_windows(
+        self,
+        waveform: Tensor,
+        windows: Sequence[Window],
+        stats: Any,
+        *,
+        sample_start: int = 0,
+        precision: str | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """First frame that a window keeps, and its features [n_layers, n_kept, dim]."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,7 @@ class UnitReport:
         audio_s: Seconds of audio in the features.
         wall_s: Seconds that it took.
         n_bytes: Bytes written.
+        worker: Host and process of the worker, as `host:pid`.
         seconds: Where the time went: decode, encode, copy, write.
     """
 
@@ -117,24 +143,35 @@ class UnitReport:
     audio_s: float
     wall_s: float
     n_bytes: int
+    worker: str
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class _Utterance:
-    """An utterance on its way through a unit."""
+    """An utterance, or a piece of one, on its way through a unit."""
 
     record: Record
-    waveform: Tensor | None = None
+    waveform: Tensor | None = None  # [n_samples], from `sample_start` of the utterance on
+    sample_start: int = 0
+    windows: tuple[Window, ...] = ()  # more than one, or a piece: encoded window by window
+    moments: Moments | None = None  # of the whole utterance, for a piece
     start: int = 0  # within the slot
     n_frames: int = 0
     flags: tuple[str, ...] = ()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is encoded window by window."""
+        return len(self.windows) > 1 or self.record.n_pieces > 1
 
 
 class Worker:
     """Does one unit after the other, with one encoder, one source and one buffer."""
 
-    def __init__(self, job: Job, encoder: Encoder | None = None, source: Source | None = None):
+    def __init__(
+        self, job: Job, encoder: Encoder | None = None, source: Source | None = None
+    ) -> None:
         """Opens what is not given."""
         torch.set_num_threads(job.threads)
         self._job = job
@@ -170,27 +207,75 @@ class Worker:
         ids = self._source.ids()
         if max(rows) >= len(ids) or ids.take(pa.array(rows)).to_pylist() != planned:
             raise SourceError(
-                "the dataset that this worker sees is not the one that was planned: its ids differ; "
-                "make sure that every node sees the same data"
+                "the dataset that this worker sees is not the one that was planned: its ids "
+                "differ; make sure that every node sees the same data"
             )
 
-    def _decode(self, row: dict[str, object]) -> _Utterance:
+    def _decode(self, row: dict[str, Any]) -> _Utterance:
         record = Record(
-            id=str(row["id"]),
-            row=int(str(row["row"])),
-            position=int(str(row["position"])),
+            id=row["id"],
+            row=row["row"],
+            position=row["position"],
             status=records.OK,
-            piece=int(str(row["piece"])),
-            n_pieces=int(str(row["n_pieces"])),
+            piece=row["piece"],
+            n_pieces=row["n_pieces"],
         )
         try:
-            decoded = decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
+            if record.n_pieces > 1:
+                return self._decode_piece(record, row)
+            return self._decode_whole(record)
         except AudioError as error:
             return _Utterance(_quarantined(record, str(error)))
+
+    def _decode_whole(self, record: Record) -> _Utterance:
+        decoded = decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
         n_samples = len(decoded.waveform)
-        record = replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz)
-        flags = (records.FLAG_PADDED,) if n_samples < RECEPTIVE_FIELD_SAMPLES else ()
-        return _Utterance(record, decoded.waveform, n_frames=n_frames(n_samples), flags=flags)
+        windows = self._encoder.plan_windows(n_samples)
+        flags = [records.FLAG_PADDED] if n_samples < RECEPTIVE_FIELD_SAMPLES else []
+        flags += [records.FLAG_WINDOWED] if len(windows) > 1 else []
+        return _Utterance(
+            replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz),
+            decoded.waveform,
+            windows=windows,
+            n_frames=n_frames(n_samples),
+            flags=tuple(flags),
+        )
+
+    def _decode_piece(self, record: Record, row: dict[str, Any]) -> _Utterance:
+        """Keeps one piece's samples of a recording that streams by, and the moments of all."""
+        audio, rate_hz = self._source.audio(record.row), self._encoder.sample_rate_hz
+        first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
+        windows = tuple(
+            window
+            for window in self._encoder.plan_windows(row["n_samples"])
+            if first <= window.keep_start < last
+        )
+        low, high = windows[0].sample_start, windows[-1].sample_stop
+        moments = MomentAccumulator()
+        kept: list[Tensor] = []
+        n_samples = 0
+        for block in decode_blocks(audio, rate_hz):
+            moments.update(block)
+            own = block[max(0, low - n_samples) : max(0, high - n_samples)]
+            if len(own):
+                kept.append(own.clone())
+            n_samples += len(block)
+        if n_samples != row["n_samples"]:
+            raise AudioError(
+                f"the header says {row['n_samples']} samples at {rate_hz} Hz, decoding gave "
+                f"{n_samples}; a recording longer than a unit must say its length: rewrite the file"
+            )
+        return _Utterance(
+            replace(
+                record, n_samples=n_samples, source_rate_hz=probe(audio, rate_hz).source_rate_hz
+            ),
+            torch.cat(kept),
+            sample_start=low,
+            windows=windows,
+            moments=moments.finish(),
+            n_frames=row["n_frames"],
+            flags=(records.FLAG_WINDOWED,),
+        )
 
     def _place(self, utterances: list[_Utterance]) -> int:
         """Gives every decoded utterance its frames, in order; returns how many are taken.
@@ -215,13 +300,47 @@ class Worker:
         return used
 
     def _encode(self, utterances: list[_Utterance]) -> None:
-        lengths = np.array([item.n_frames for item in utterances], np.int64)
+        short = [item for item in utterances if not item.is_long]
+        lengths = np.array([item.n_frames for item in short], np.int64)
         for batch in make_batches(lengths, self._job.max_batch_frames):
-            members = [utterances[int(i)] for i in batch]
+            members = [short[int(i)] for i in batch]
             with self._clock("encode"):
                 features = self._encode_batch(members)
             with self._clock("copy"):
-                self._store(members, features)
+                for i, item in enumerate(members):
+                    self._store(item, item.start, features[:, i, : item.n_frames])
+                    item.waveform = None
+        for item in utterances:
+            if item.is_long:
+                self._encode_long(item)
+                item.waveform = None
+
+    def _encode_long(self, item: _Utterance) -> None:
+        """Encodes window by window; a window depends on no other, so pieces join exactly."""
+        waveform = item.waveform
+        assert waveform is not None  # only decoded utterances are encoded
+        with self._clock("encode"):
+            stats = self._encoder.utterance_stats(item.moments or waveform)
+        first = item.windows[0].keep_start
+        for window in item.windows:
+            with self._clock("encode"):
+                features = self._encode_window(waveform, window, stats, item)
+            with self._clock("copy"):
+                self._store(item, item.start + window.keep_start - first, features)
+
+    def _encode_window(
+        self, waveform: Tensor, window: Window, stats: Any, item: _Utterance
+    ) -> Tensor:
+        start = item.sample_start
+        for precision in (None, "fp32"):
+            [(_, features)] = self._encoder.encode_windows(
+                waveform, [window], stats, sample_start=start, precision=precision
+            )
+            if _fits(features):
+                break
+            if precision is None and records.FLAG_FP32 not in item.flags:
+                item.flags = (*item.flags, records.FLAG_FP32)
+        return features
 
     def _encode_batch(self, members: list[_Utterance]) -> Tensor:
         """Features of a batch, in fp32 where the reduced precision does not hold them."""
@@ -236,20 +355,17 @@ class Worker:
             raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
         return features
 
-    def _store(self, members: list[_Utterance], features: Tensor) -> None:
-        """Copies a batch into the unit as float16."""
-        frames = torch.from_numpy(self._buffer.frames)
+    def _store(self, item: _Utterance, start: int, features: Tensor) -> None:
+        """Copies features [n_layers, n_frames, dim] into the unit as float16."""
+        if item.record.status != records.OK:
+            return
         half = features.to(torch.float16).cpu() if features.is_cuda else features
-        for i, item in enumerate(members):
-            stop = item.start + item.n_frames
-            own = half[:, i, : item.n_frames]
-            item.waveform = None
-            if _fits(own):
-                frames[:, item.start : stop].copy_(own)
-                continue
-            reason = _misfit(own, self._encoder.layers)
-            item.record = _quarantined(item.record, reason)
-            self._buffer.blank(item.start, stop)
+        if _fits(half):
+            stop = start + features.shape[1]
+            torch.from_numpy(self._buffer.frames)[:, start:stop].copy_(half)
+            return
+        item.record = _quarantined(item.record, _misfit(features, self._encoder.layers))
+        self._buffer.blank(item.start, item.start + item.n_frames)
 
     def _finish(self, item: _Utterance, slot: int) -> Record:
         if item.record.status != records.OK:
@@ -269,7 +385,7 @@ class Worker:
         self, task: UnitTask, done: list[Record], won: bool, n_bytes: int, began: float
     ) -> UnitReport:
         statuses = Counter(record.status for record in done)
-        samples = sum(record.n_samples for record in done if record.status == records.OK)
+        frames = sum(record.n_frames for record in done if record.status == records.OK)
         return UnitReport(
             unit=task.unit,
             slot=task.slot,
@@ -278,9 +394,10 @@ class Worker:
             n_quarantined=statuses[records.QUARANTINED],
             n_deferred=statuses[records.DEFERRED],
             n_fp32=sum(records.FLAG_FP32 in record.flags for record in done),
-            audio_s=samples / self._encoder.sample_rate_hz,
+            audio_s=frames / FRAME_RATE_HZ,
             wall_s=time.perf_counter() - began,
             n_bytes=n_bytes,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
             seconds=dict(self._seconds),
         )
 

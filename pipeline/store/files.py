@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,8 +61,7 @@ def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
         try:
             os.link(partial, path)
         except FileExistsError:
-            # a network file system whose reply was lost tries again, and meets its own link
-            return partial.samefile(path)
+            return _same_file(partial, path)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
@@ -131,7 +131,9 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     if not seals:
         raise DamagedError(f"{path} is cut short, or was not written by strata")
     seal = seals[-1]
-    crc = google_crc32c.value(raw[: seal.start(1)] + b"0" * 8 + raw[seal.end(1) :])
+    view = np.frombuffer(raw, np.uint8)  # checked without a copy: an index may be large
+    crc = google_crc32c.value(view[: seal.start(1)])
+    crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
     if crc != int(seal[1], 16):
         raise DamagedError(f"{path} has a wrong checksum")
     try:
@@ -159,6 +161,17 @@ def store_errors(path: Path) -> Iterator[None]:
                 "the same command again"
             ) from error
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _same_file(partial: Path, path: Path) -> bool:
+    """Whether a link that "exists" is this very one.
+
+    A network file system whose reply was lost tries again, and meets what it has just made.
+    """
+    try:
+        return partial.samefile(path)
+    except FileNotFoundError:
+        return False
 
 
 def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:

@@ -53,11 +53,8 @@ def compare(stored: Identity, wanted: Identity) -> list[str]:
     """Every setting in which two identities differ, as `key is STORED there, WANTED here`."""
     old, new = _flatten(stored), _flatten(wanted)
     keys = [*old, *(key for key in new if key not in old)]
-    return [
-        f"{key} is {_show(old.get(key, _MISSING))} there, {_show(new.get(key, _MISSING))} here"
-        for key in keys
-        if old.get(key, _MISSING) != new.get(key, _MISSING)
-    ]
+    pairs = ((key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys)
+    return [_difference(key, stored, wanted) for key, stored, wanted in pairs if stored != wanted]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -69,8 +66,16 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: list(value) if isinstance(value, tuple) else value}
 
 
-def _show(value: Any) -> str:
-    if value is _MISSING:
-        return "nothing"
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _difference(key: str, stored: Any, wanted: Any) -> str:
+    old, new = ("nothing" if value is _MISSING else str(value) for value in (stored, wanted))
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return f"{key} is {_around(old, same)} there, {_around(new, same)} here"
+
+
+def _around(text: str, same: int) -> str:
+    """At most about 60 characters of a text, from a little before the place where it differs."""
+    start = max(0, same - 20) if len(text) > 60 else 0
+    head = "..." if start else ""
+    tail = "..." if len(text) - start > 60 else ""
+    return f"{head}{text[start : start + 60]}{tail}"

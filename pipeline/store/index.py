@@ -7,10 +7,12 @@ only if its file is there. Whoever takes a commit back removes the cache first.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError
 from pipeline.store import files
@@ -42,21 +44,25 @@ def read_unit(root: Path, unit: int) -> pa.Table:
         raise DamagedError(
             f"index of unit {unit} is not readable ({error}); run `strata verify`"
         ) from error
-    if not _has_fields(table) or pc.unique(table["unit"]).to_pylist() != [unit]:
+    if not _has_fields(table.schema) or pc.unique(table["unit"]).to_pylist() != [unit]:
         raise DamagedError(f"{path} is not the index of unit {unit}; run `strata verify`")
     return table
 
 
-def read_index(root: Path) -> pa.Table:
+def read_index(root: Path, without: Sequence[str] = ()) -> pa.Table:
     """The rows of all committed units, by unit and position.
 
     Takes what the compaction has and the files of the units that it lacks.
+
+    Args:
+        root: The store.
+        without: Columns to leave out.
 
     Raises:
         DamagedError: A unit's index is not readable.
     """
     units = committed_units(root)
-    cached = _read_cache(root)
+    cached = _read_cache(root, without=without)
     known = set(pc.unique(cached["unit"]).to_pylist()) if cached is not None else set()
     tables = []
     if cached is not None:
@@ -65,9 +71,10 @@ def read_index(root: Path) -> pa.Table:
             keep = pc.invert(pc.is_in(cached["unit"], value_set=pa.array(stale, pa.int32())))
             cached = cached.filter(keep)
         tables.append(cached)
-    tables += [read_unit(root, unit) for unit in units if unit not in known]
+    fresh = [read_unit(root, unit) for unit in units if unit not in known]
+    tables += [table.drop_columns(list(without)) for table in fresh]
     if not tables:
-        return pa.schema(FIELDS).empty_table()
+        return pa.schema(FIELDS).empty_table().drop_columns(list(without))
     table = pa.concat_tables(tables, promote_options="default")
     if len(tables) > 1 and cached is not None:
         table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
@@ -98,15 +105,21 @@ def drop_cache(root: Path) -> None:
     files.sync_folder(root)
 
 
-def _read_cache(root: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _read_cache(
+    root: Path, columns: list[str] | None = None, without: Sequence[str] = ()
+) -> pa.Table | None:
+    path = root / INDEX_CACHE
     try:
-        table = files.read_parquet(root / INDEX_CACHE, columns)
-    except (DamagedError, OSError):
+        schema = pq.read_schema(path)
+        if not _has_fields(schema):
+            return None
+        wanted = columns or [name for name in schema.names if name not in without]
+        return files.read_parquet(path, wanted)
+    except (DamagedError, OSError, pa.ArrowException):
         return None  # a missing or torn cache is no loss
-    return table if columns or _has_fields(table) else None
 
 
-def _has_fields(table: pa.Table) -> bool:
+def _has_fields(schema: pa.Schema) -> bool:
     """Whether all fixed columns are there, with their types."""
-    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    types = dict(zip(schema.names, schema.types, strict=True))
     return all(types.get(item.name) == item.type for item in FIELDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipeline.store.reader import FeatureStore
@@ -26,6 +27,14 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> Any:
+    """What JSON can say of a carried value: dates, bytes and the like as text."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return str(value)
+
+
 def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
     """One utterance: its record, its metadata, and shape and range of each layer.
 
@@ -46,4 +55,5 @@ def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
         for layer, values in zip(store.layers, features, strict=True)
     ]
     del record["crc32c"]
+    record = {key: _plain(value) for key, value in record.items()}
     return {**record, "n_frames": features.shape[1], "layers": layers}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import DamagedError, StoreError
 from pipeline.store import files
-from pipeline.store.layout import LEDGER_DIR, ledger_key
+from pipeline.store.layout import FRAMES, LEDGER_DIR, ledger_key
 
 _CLAIM_NAME = re.compile(r"slot-(\d+)\.json")
 
@@ -56,8 +56,13 @@ class Ledger:
 
     @classmethod
     def open(cls, root: Path, n_units: int) -> Ledger:
-        """Reads the ledger of the store at `root`."""
-        return cls(root, read_claims(root), n_units)
+        """Reads the ledger of the store at `root`.
+
+        A slot that has data without a claim (one that was damaged and removed) is never given out.
+        """
+        ledger = cls(root, read_claims(root), n_units)
+        ledger._slots |= _slots_with_data(root)
+        return ledger
 
     def attempts(self, unit: int) -> int:
         """Attempts at `unit` so far, by this and earlier drivers."""
@@ -94,6 +99,14 @@ class Ledger:
     def _remember(self, claim: Claim) -> None:
         self._attempts[claim.unit] += 1
         self._slots.add(claim.slot)
+
+
+def _slots_with_data(root: Path) -> set[int]:
+    try:
+        names = [path.name for path in (root / FRAMES / "c" / "0").iterdir()]
+    except FileNotFoundError:
+        return set()
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def read_claims(root: Path) -> list[Claim]:

@@ -201,10 +201,11 @@ def choose_frames_per_unit(n_frames: IntArray) -> int:
     A unit is at most 20 minutes; a corpus of less than eight such units is cut into about eight,
     but no finer than two minutes, and an utterance of up to 20 minutes fits into one unit. The
     capacity is then the least multiple of 256 frames with which that many units suffice, so that
-    shards are nearly full.
+    shards are nearly full. Where a recording is longer than 20 minutes, units are of full size.
     """
-    fitting = n_frames[n_frames <= DEFAULT_FRAMES_PER_UNIT]
-    total, longest = int(fitting.sum()), int(fitting.max(initial=1))
+    total, longest = int(n_frames.sum()), int(n_frames.max(initial=1))
+    if longest > DEFAULT_FRAMES_PER_UNIT:
+        return DEFAULT_FRAMES_PER_UNIT
     by_default = _units_needed(n_frames, DEFAULT_FRAMES_PER_UNIT)
     n_units = max(1, by_default, min(SMALL_CORPUS_UNITS, total // SMALL_FRAMES_PER_UNIT))
     low = max(round_up_to_chunk(longest), round_up_to_chunk(-(-total // n_units)))

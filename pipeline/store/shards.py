@@ -1,13 +1,20 @@
 """Reading the bytes of shards and pooled chunks.
 
-A shard that ends in the index of a flat one maps as a matrix; that is checked once per shard.
-Anything else (a store that another tool has rewritten, with a codec perhaps) is read through
-zarr-python.
+A shard that ends in the index of a flat one is a little-endian matrix at the start of its file;
+that is checked once per shard, and then its frames are read straight into the place where the
+caller wants them. Anything else (a store that another tool has rewritten, with a codec perhaps) is
+read through zarr-python.
+
+Shards are read by `preadv`, not through memory maps: a map that meets a file cut short, or a
+failing disk, ends the process with a signal, where a read ends in an error that names the file.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+import os
+import resource
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +28,21 @@ from pipeline.store.layout import FRAMES, POOLED, Layout
 
 Matrix = npt.NDArray[np.float16]
 
+MAX_OPEN_SHARDS = 256
+"""Shards that one reader keeps open, where the process may open four times as many files."""
+_MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
+
 
 class ShardReader:
-    """The frames and pooled means of one store."""
+    """The frames and pooled means of one store. Safe to use from several threads, and in a fork."""
 
     def __init__(self, root: Path, layout: Layout) -> None:
         self._root = root
         self._layout = layout
-        self._maps: dict[tuple[int, int], Matrix | None] = {}
+        self._frame_bytes = layout.dim * np.dtype(np.float16).itemsize
+        self._flat: dict[tuple[int, int], bool] = {}
+        self._shard = lru_cache(maxsize=most_open_shards())(self._open)
+        self._zarr: dict[str, tuple[int, Any]] = {}
 
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
         """Frames `start:stop` of a slot, one layer: float16 [n_frames, dim].
@@ -36,18 +50,44 @@ class ShardReader:
         Raises:
             DamagedError: The shard is missing or cut short.
         """
-        matrix = self.matrix(axis, slot)
-        if matrix is not None:
-            return matrix[start:stop]
-        first = self._layout.slot_start(slot)
-        return np.asarray(self._frames[axis, first + start : first + stop])
+        out = np.empty((stop - start, self._layout.dim), np.float16)
+        self.read_into(axis, slot, start, [out])
+        return out
 
-    def matrix(self, axis: int, slot: int) -> Matrix | None:
-        """The whole shard as a memory map [frames_per_unit, dim]; None if it is not flat."""
-        key = (axis, slot)
-        if key not in self._maps:
-            self._maps[key] = self._map(axis, slot)
-        return self._maps[key]
+    def read_into(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
+        """Fills `parts` with consecutive frames of a slot, one layer.
+
+        Args:
+            axis: Position on the layer axis.
+            slot: The slot.
+            start: First frame of the first part, within the slot.
+            parts: Where to put them: float16 [n_frames, dim] each, contiguous.
+
+        Raises:
+            DamagedError: The shard is missing, cut short, or cannot be read.
+        """
+        shard = self._shard(axis, slot)
+        if shard is None:
+            first = self._layout.slot_start(slot) + start
+            array = self._array(FRAMES)
+            for part in parts:
+                part[...] = array[axis, first : first + len(part)]
+                first += len(part)
+            return
+        offset = start * self._frame_bytes
+        try:
+            for i in range(0, len(parts), _MOST_PARTS):
+                some = parts[i : i + _MOST_PARTS]
+                wanted = sum(part.nbytes for part in some)
+                buffers = [part.data for part in some]
+                if os.preadv(shard.descriptor, buffers, offset) != wanted:
+                    _read_slowly(shard.descriptor, some, offset)
+                offset += wanted
+        except (OSError, EOFError) as error:
+            path = self._root / self._layout.shard_key(axis, slot)
+            raise DamagedError(
+                f"shard {path} cannot be read ({error}); run `strata verify`"
+            ) from error
 
     def pooled(self, slot: int) -> npt.NDArray[np.float32]:
         """The pooled chunk of a slot: float32 [utterances_per_slot, n_layers, dim].
@@ -62,42 +102,95 @@ class ShardReader:
             raise DamagedError(f"{path} is missing; run `strata verify`") from None
         size = self._layout.pooled_data_bytes
         if len(raw) != size + 4:
-            return np.asarray(self._pooled[slot])
+            return self._pooled_by_zarr(slot, path)
         checksum = google_crc32c.value(np.frombuffer(raw, np.uint8, size))
         if checksum != int.from_bytes(raw[size:], "little"):
             raise DamagedError(f"{path} has a wrong checksum; run `strata verify`")
         return np.frombuffer(raw, np.float32, size // 4).reshape(self._layout.pooled_shape(1)[1:])
 
-    def _map(self, axis: int, slot: int) -> Matrix | None:
+    def _open(self, axis: int, slot: int) -> _OpenFile | None:
+        """The shard, open for reading; None if it is not flat."""
         path = self._root / self._layout.shard_key(axis, slot)
-        layout = self._layout
         try:
-            size = path.stat().st_size
-            if size != layout.shard_bytes:
-                self._check_zarr_reads(path, axis, slot)
-                return None
-            with path.open("rb") as file:
-                file.seek(layout.shard_data_bytes)
-                if file.read() != layout.shard_index:
-                    self._check_zarr_reads(path, axis, slot)
-                    return None
-            shape = (layout.frames_per_unit, layout.dim)
-            return np.memmap(path, np.dtype("<f2"), mode="r", shape=shape)
+            shard = _OpenFile(path)
         except FileNotFoundError:
             raise DamagedError(f"shard {path} is missing; run `strata verify`") from None
+        except OSError as error:
+            raise DamagedError(f"shard {path} cannot be opened ({error})") from error
+        key = (axis, slot)
+        if key not in self._flat:
+            self._flat[key] = self._is_flat(shard)
+            if not self._flat[key]:
+                self._check_zarr_reads(path, axis, slot)
+        return shard if self._flat[key] else None
+
+    def _is_flat(self, shard: _OpenFile) -> bool:
+        layout = self._layout
+        if os.fstat(shard.descriptor).st_size != layout.shard_bytes:
+            return False
+        index = os.pread(shard.descriptor, len(layout.shard_index), layout.shard_data_bytes)
+        return index == layout.shard_index
 
     def _check_zarr_reads(self, path: Path, axis: int, slot: int) -> None:
         """Makes sure that a shard which is not flat is at least a Zarr shard."""
         first = self._layout.slot_start(slot)
         try:
-            self._frames[axis, first : first + self._layout.frames_per_unit]
+            self._array(FRAMES)[axis, first : first + self._layout.frames_per_unit]
         except Exception as error:  # zarr raises whatever its codecs raise
+            del self._flat[axis, slot]
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
-    @cached_property
-    def _frames(self) -> Any:
-        return zarr.open_array(self._root / FRAMES, mode="r")
+    def _pooled_by_zarr(self, slot: int, path: Path) -> npt.NDArray[np.float32]:
+        try:
+            return np.asarray(self._array(POOLED)[slot])
+        except Exception as error:  # zarr raises whatever its codecs raise
+            raise DamagedError(f"{path} is damaged; run `strata verify`") from error
 
-    @cached_property
-    def _pooled(self) -> Any:
-        return zarr.open_array(self._root / POOLED, mode="r")
+    def _array(self, key: str) -> Any:
+        """A Zarr array, opened in this process: zarr's event loop does not survive a fork."""
+        owner, array = self._zarr.get(key, (-1, None))
+        if owner != os.getpid():
+            array = zarr.open_array(self._root / key, mode="r")
+            self._zarr[key] = (os.getpid(), array)
+        return array
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody reads from it any more.
+
+    The cache may drop a shard while another thread reads it, so closing is left to the last
+    reference.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def most_open_shards() -> int:
+    """How many shards a reader may keep open under this process's limit on open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_OPEN_SHARDS
+    return max(1, min(MAX_OPEN_SHARDS, soft // 4))
+
+
+def _read_slowly(descriptor: int, parts: Sequence[Matrix], offset: int) -> None:
+    """Reads `parts` one by one and piece by piece: a single read may return less than asked for.
+
+    Raises:
+        EOFError: The file ends before they are full.
+    """
+    for part in parts:
+        view = part.data.cast("B")
+        while len(view):
+            got = os.preadv(descriptor, [view], offset)
+            if not got:
+                raise EOFError(f"it ends at byte {offset}")
+            view, offset = view[got:], offset + got

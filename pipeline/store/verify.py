@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import zarr
 
 from pipeline.errors import DamagedError
 from pipeline.store import index as index_files
-from pipeline.store.layout import Layout
+from pipeline.store.layout import FRAMES, POOLED, Layout
+from pipeline.store.ledger import read_claims
 from pipeline.store.plan import Plan
 from pipeline.store.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.shards import ShardReader
@@ -26,7 +28,6 @@ from pipeline.store.writer import (
     read_attributes,
     read_plan,
 )
-
 
 Row = dict[str, Any]
 
@@ -79,9 +80,10 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
     """Checks every committed unit of the store at `root`.
 
     For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
-    every shard is there, of the right size, and flat (or readable as Zarr); every utterance's
-    frames match their checksum in every layer, no two utterances overlap, and its pooled vector is
-    the mean of its frames. Units that are not committed yet are no damage.
+    its slot is its own; every shard is there, of the right size, and flat (or readable as Zarr);
+    every utterance's frames match their checksum in every layer, no two utterances overlap, and its
+    pooled vector is the mean of its frames; frames that belong to nobody are NaN. Units that are
+    not committed yet are no damage.
 
     Args:
         root: The store.
@@ -89,6 +91,7 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
 
     Raises:
         StoreNotFoundError: There is no store.
+        DamagedError: What all units share is damaged: the plan, the ledger or the Zarr documents.
     """
     attributes = read_attributes(root)
     layout = layout_of(attributes)
@@ -103,6 +106,7 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
     for unit in units:
         damages += [Damage(unit, problem) for problem in check.problems(unit)]
         progress(unit)
+    _check_arrays(root, layout, 1 + max(check.slots, default=-1))
     return Verification(
         damages=tuple(damages),
         units_committed=len(units),
@@ -113,13 +117,34 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
     )
 
 
+def _check_arrays(root: Path, layout: Layout, n_slots: int) -> None:
+    """Makes sure that any Zarr reader finds what is committed."""
+    shapes = {FRAMES: layout.frames_shape(n_slots), POOLED: layout.pooled_shape(n_slots)}
+    for key, least in shapes.items():
+        try:
+            shape = zarr.open_array(root / key, mode="r").shape
+        except Exception as error:  # noqa: BLE001  zarr raises whatever its metadata parsers raise
+            problem = f"does not open ({error})"
+        else:
+            if len(shape) == len(least) and all(a >= b for a, b in zip(shape, least, strict=True)):
+                continue
+            problem = f"has shape {list(shape)}, but what is committed needs {list(least)}"
+        raise DamagedError(
+            f"Zarr array {root / key} {problem}; run `strata extract` again, which writes its "
+            "zarr.json anew"
+        )
+
+
 class _UnitCheck:
     def __init__(self, root: Path, layout: Layout, plan: Plan) -> None:
         self._root = root
         self._layout = layout
         self._plan = plan
         self.statuses: Counter[str] = Counter()
+        self.slots: dict[int, int] = {}
         self.n_bytes = 0
+        self._claimed = {claim.slot: claim.unit for claim in read_claims(root)}
+        self._seen: dict[tuple[int, int], int] = {}
 
     def problems(self, unit: int) -> Iterator[str]:
         try:
@@ -137,20 +162,33 @@ class _UnitCheck:
                 self.statuses[row["status"]] += 1
             if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
                 yield f"utterance {row['id']!r} is {row['status']} without a reason"
-        done = [row for row in rows if row["status"] == OK]
-        if not done:
-            return
+            if row["status"] not in (OK, QUARANTINED, DEFERRED):
+                yield f"utterance {row['id']!r} has the unknown status {row['status']!r}"
         slots = {row["slot"] for row in rows}
         if len(slots) != 1:
             yield f"its utterances lie in several slots: {sorted(slots)}"
             return
         slot = slots.pop()
+        yield from self._ownership(unit, slot)
+        done = [row for row in rows if row["status"] == OK]
+        if not done:
+            return
+        yield from self._once(unit, done)
+        taken = np.zeros(self._layout.frames_per_unit, bool)
+        lost = set()
+        for row in done:
+            for problem in self._placement(slot, row, taken):
+                lost.add(row["position"])
+                yield f"utterance {row['id']!r} {problem}"
+        placed = [row for row in done if row["position"] not in lost]
         shards = ShardReader(self._root, self._layout)
-        yield from self._placement(slot, done)
         try:
-            yield from self._checksums(shards, slot, done)
+            yield from self._checksums(shards, slot, placed)
+            yield from self._gaps(shards, slot, taken)
         except DamagedError as error:
             yield str(error)
+        except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
+            yield f"slot {slot} is not readable ({type(error).__name__}: {error})"
 
     def _against_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
         planned = self._plan.unit_rows(unit)
@@ -158,18 +196,40 @@ class _UnitCheck:
             if table[name].to_pylist() != planned[name].to_pylist():
                 yield f"its index and the plan have different {name} columns"
 
-    def _placement(self, slot: int, done: list[Row]) -> Iterator[str]:
-        first = self._layout.slot_start(slot)
-        taken = np.zeros(self._layout.frames_per_unit, np.int8)
+    def _ownership(self, unit: int, slot: int) -> Iterator[str]:
+        other = self.slots.setdefault(slot, unit)
+        if other != unit:
+            yield f"it shares slot {slot} with unit {other}"
+        if self._claimed.get(slot, unit) != unit:
+            yield f"slot {slot} was claimed for unit {self._claimed[slot]}"
+
+    def _once(self, unit: int, done: list[Row]) -> Iterator[str]:
         for row in done:
-            start = row["frame_start"] - first
-            stop = start + row["n_frames"]
-            if not 0 <= start < stop <= len(taken):
-                yield f"utterance {row['id']!r} lies outside of slot {slot}"
-                continue
-            if taken[start:stop].any():
-                yield f"utterance {row['id']!r} overlaps another one"
-            taken[start:stop] = 1
+            other = self._seen.setdefault((row["row"], row["piece"]), unit)
+            if other != unit:
+                yield f"utterance {row['id']!r} is in unit {other} too"
+
+    def _placement(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
+        """Problems with where a row says that its frames are; marks the frames as taken."""
+        if row["frame_start"] is None or len(row["crc32c"] or ()) != self._layout.n_layers:
+            yield "lacks its place or its checksums"
+            return
+        start = row["frame_start"] - self._layout.slot_start(slot)
+        stop = start + row["n_frames"]
+        if not 0 <= start < stop <= len(taken):
+            yield f"lies outside of slot {slot}"
+            return
+        if taken[start:stop].any():
+            yield "overlaps another one"
+        taken[start:stop] = True
+
+    def _gaps(self, shards: ShardReader, slot: int, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
+        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
+        for axis, layer in enumerate(self._layout.layers):
+            for start, stop in edges.reshape(-1, 2).tolist():
+                if not np.isnan(shards.read(axis, slot, start, stop)).all():
+                    key = self._layout.shard_key(axis, slot)
+                    yield f"layer {layer} has values in frames that belong to nobody ({key})"
 
     def _checksums(self, shards: ShardReader, slot: int, done: list[Row]) -> Iterator[str]:
         pooled = shards.pooled(slot)

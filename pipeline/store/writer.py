@@ -76,7 +76,9 @@ def resize(root: Path, layout: Layout, n_slots: int) -> None:
     """Sets how many slots the arrays have room for."""
     documents = {FRAMES: layout.frames_document(n_slots), POOLED: layout.pooled_document(n_slots)}
     for key, document in documents.items():
-        files.write_atomic(root / key / "zarr.json", [files.json_bytes(document)])
+        path, content = root / key / "zarr.json", files.json_bytes(document)
+        if not path.is_file() or path.read_bytes() != content:
+            files.write_atomic(path, [content])
 
 
 def read_attributes(root: Path) -> dict[str, Any]:

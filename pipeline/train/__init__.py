@@ -1,0 +1,1 @@
+"""The training side: batches of stored features, linear heads, collapsed stores."""

@@ -1,0 +1,28 @@
+"""Fixtures that many rooms need."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_store import FakeStore, make_store
+from hypothesis import settings
+
+settings.register_profile("strata", max_examples=60, deadline=None)
+settings.load_profile("strata")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
+    """The store that `store` copies: nobody may write to it."""
+    lengths = [100, 200, 212, 300, 256, 7, 1, 500, 12, 130, 140]
+    return make_store(tmp_path_factory.mktemp("made") / "store", lengths, {3: "the file is empty"})
+
+
+@pytest.fixture
+def store(made_once: FakeStore, tmp_path: Path) -> FakeStore:
+    """A finished store of five units; utterance 3 is quarantined, most units are partly full."""
+    shutil.copytree(made_once.root, tmp_path / "store")
+    return replace(made_once, root=tmp_path / "store")

@@ -1,0 +1,162 @@
+"""Imports point one way, and heavy libraries live in one file each."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_store import FakeStore
+
+import pipeline
+
+HOUSE = Path(pipeline.__file__).parent
+FILES = sorted(HOUSE.rglob("*.py"))
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "encoder": {"encoder", "errors", "config"},
+    "store": {"store", "errors", "config"},
+    "train": {"train", "encoder", "store", "errors", "config"},
+    "extract": {"extract", "encoder", "store", "errors", "config"},
+}
+"""Rooms and what they may import; other files beside the rooms are the roof and may import all."""
+CONFINED = {
+    "datasets": {"extract/source.py"},
+    "ray": {"extract/engine.py"},
+    "hydra": {"config.py"},
+    "omegaconf": {"config.py"},
+    "soundfile": {"extract/audio.py"},
+    "torchcodec": {"extract/audio.py"},
+}
+PURE = ("store/layout.py", "store/plan.py", "encoder/windows.py")
+INPUT_OUTPUT = {
+    "os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "fcntl", "mmap", "zarr",
+    "pyarrow.parquet", "pyarrow.dataset", "pyarrow.fs", "torch", "time", "random",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    """Path within the package."""
+    return path.relative_to(HOUSE).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (item.name for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{item.name}" for item in node.names)
+
+
+def room(module: str) -> str:
+    """`pipeline.store.plan` → store."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    """Cli → extract, train → encoder, store → errors, config."""
+    own = path.relative_to(HOUSE).parts[0].removesuffix(".py")
+    if own not in MAY_IMPORT:
+        return
+    found = {room(name) for name in imports(path) if name.split(".")[0] == "pipeline"} - {""}
+    assert found <= MAY_IMPORT[own]
+
+
+def test_every_room_is_known() -> None:
+    """A new room needs a place in the order."""
+    folders = {path.name for path in HOUSE.iterdir() if path.is_dir() and list(path.glob("*.py"))}
+    assert folders <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_heavy_libraries_are_confined(path: Path) -> None:
+    """One file each, so that one file changes when the library does."""
+    for name in imports(path):
+        allowed = CONFINED.get(name.split(".")[0])
+        assert allowed is None or name_of(path) in allowed, name
+
+
+@pytest.mark.parametrize("library", sorted(CONFINED))
+def test_confined_libraries_are_used_where_they_may_be(library: str) -> None:
+    """Else the rule above would hold nothing."""
+    users = {name_of(p) for p in FILES for name in imports(p) if name.split(".")[0] == library}
+    assert users <= CONFINED[library]
+    assert users
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_files_do_no_input_or_output(name: str) -> None:
+    """Arithmetic only: they import nothing that could, and open nothing."""
+    tree = ast.parse((HOUSE / name).read_text(encoding="utf-8"))
+    found = set(imports(HOUSE / name))
+    assert not {
+        item for item in found if item in INPUT_OUTPUT or item.split(".")[0] in INPUT_OUTPUT
+    }
+    inside = {item for item in found if item.startswith("pipeline.")}
+    pure = ("pipeline.errors", *(f"pipeline.{p[:-3].replace('/', '.')}" for p in PURE))
+    assert all(item.startswith(pure) for item in inside)
+    called = {
+        n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")
+    }
+    assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+def test_no_import_loop() -> None:
+    """Modules can be put in an order in which each imports only earlier ones."""
+    graph = {}
+    names = {"pipeline." + name_of(p)[:-3].replace("/", "."): p for p in FILES}
+    for name, path in names.items():
+        if path.name != "__init__.py":  # the public names are imported when they are used
+            graph[name] = {found for found in imports(path) if found in names} - {name}
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert free, f"a loop among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+TRAINER = """
+import importlib, pkgutil, sys
+import pipeline, pipeline.store, pipeline.train
+for room in (pipeline.store, pipeline.train):
+    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+store = pipeline.open_store(sys.argv[1])
+store.read(0); store.read_many([1, 0]); store.weighted_sum(0, [1, 0, 1]); store.pooled()
+store.metadata, store.quarantined, store.record(0)
+from pipeline.store.verify import verify_store
+from pipeline.store.status import read_status
+verify_store(store._root), read_status(store._root)
+heavy = {"ray", "datasets", "torchaudio", "transformers", "hydra", "soundfile", "torchcodec"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+
+
+def test_a_trainer_pays_only_for_what_it_uses(store: FakeStore) -> None:
+    """Opening, reading, verifying and training load no ray, datasets or torchaudio, ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, str(store.root)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", pipeline.__all__)
+def test_public_names_are_there(name: str) -> None:
+    """What `__all__` promises can be imported."""
+    assert getattr(pipeline, name).__module__.startswith("pipeline.")
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    """As for any module."""
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = pipeline.nothing_such
+    assert set(pipeline.__all__) <= set(dir(pipeline))

@@ -1,0 +1,230 @@
+"""Settings: composed from conf/, checked, and refused in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from pipeline.config import (
+    Config,
+    DatasetConfig,
+    EngineConfig,
+    ExtractConfig,
+    ModelConfig,
+    PlanConfig,
+    RunConfig,
+    config_folder,
+    load_config,
+)
+from pipeline.errors import ConfigError
+
+GROUPS = {"dataset": DatasetConfig, "model": ModelConfig, "engine": EngineConfig}
+SECTIONS = {"extract": ExtractConfig, "plan": PlanConfig, "run": RunConfig}
+OPTIONS = [
+    (group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).iterdir())
+]
+
+
+def keys(path: Path) -> dict:
+    """A YAML file as it stands."""
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def fields(kind: type) -> set[str]:
+    """Names of a dataclass's fields."""
+    return {item.name for item in dataclasses.fields(kind)}
+
+
+def test_the_defaults() -> None:
+    """What a command without overrides gets."""
+    config = load_config()
+    assert config.dataset == DatasetConfig("audiofolder")
+    assert config.model == ModelConfig("hubert_base")
+    assert config.engine.kind == "ray"
+    assert config.store is None
+    assert (config.extract, config.plan, config.run) == (ExtractConfig(), PlanConfig(), RunConfig())
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_loads(group: str, name: str) -> None:
+    """Each YAML file in conf/ fits its dataclass, and is chosen by its name."""
+    config = load_config([f"{group}={name}"])
+    stated = keys(config_folder() / group / f"{name}.yaml")
+    for key, value in stated.items():
+        found = getattr(getattr(config, group), key)
+        assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_options_go_together() -> None:
+    """Any dataset with any model and engine."""
+    names = {group: [name for g, name in OPTIONS if g == group] for group in GROUPS}
+    for dataset, engine in product(names["dataset"], names["engine"]):
+        config = load_config([f"engine={engine}", f"dataset={dataset}", "model=tiny"])
+        assert (config.engine.kind, config.model.name) == (engine, "tiny")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_groups_and_dataclasses_agree(group: str) -> None:
+    """Every field can be set by some option, and no option sets what is no field."""
+    files = [keys(config_folder() / group / f"{name}.yaml") for g, name in OPTIONS if g == group]
+    assert set().union(*files) == fields(GROUPS[group])
+
+
+def test_sections_and_dataclasses_agree() -> None:
+    """config.yaml spells out every other setting, with the default of its dataclass."""
+    stated = keys(config_folder() / "config.yaml")
+    assert stated.keys() - {"defaults", "hydra"} == fields(Config) - GROUPS.keys()
+    for section, kind in SECTIONS.items():
+        assert stated[section] == dataclasses.asdict(kind())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataste=hub", "unknown setting dataste; did you mean dataset"),
+        ("dataset=hubb", "no dataset is called 'hubb'; did you mean hub?"),
+        ("model=hubert_bas", "no model is called 'hubert_bas'; did you mean hubert_base"),
+        ("engine=spark", "no engine is called 'spark'; there are inline, ray"),
+        ("dataset.pat=x", "unknown setting dataset.pat; did you mean dataset.path"),
+        ("model.wieghts=random", "unknown setting model.wieghts; did you mean model.weights"),
+        ("extract.layer=all", "unknown setting extract.layer; did you mean extract.layers"),
+        ("plan.frames_per_units=512", "did you mean plan.frames_per_unit"),
+        ("run.max_quarantine=0", "did you mean run.max_quarantined"),
+        ("+new=1", "unknown setting new"),
+        ("hydra.run.dir=x", "unknown setting hydra.run.dir"),
+        ("dataset.name=x", "unknown setting dataset.name"),  # an audiofolder has none
+        ("store", "'store' is not an override; write KEY=VALUE"),
+        ("=x", "'=x' is not an override"),
+        ("", "'' is not an override"),
+        ("engine.workers=two", "engine.workers is 'two'; expected a whole number or null"),
+        ("engine.workers=1.5", "engine.workers is 1.5; expected a whole number or null"),
+        ("engine.workers=true", "engine.workers is True; expected a whole number or null"),
+        ("engine.workers=0", "engine.workers is 0; expected at least 1"),
+        ("engine.threads=-1", "engine.threads is -1; expected at least 1"),
+        ("plan.frames_per_unit=0", "plan.frames_per_unit is 0; expected at least 1"),
+        ("plan.frames_per_unit=1e5", "plan.frames_per_unit is 100000.0; expected a whole number"),
+        ("dataset.limit=0", "dataset.limit is 0; expected at least 1"),
+        ("dataset.columns=speaker", "dataset.columns is 'speaker'; expected a list of names"),
+        ("dataset.columns={a: 1}", "expected a list of names or null"),
+        ("extract.layers=[1,x]", "extract.layers is [1, 'x']; expected text or a list of whole"),
+        ("extract.max_batch_s=0", "extract.max_batch_s is 0.0; expected seconds, more than 0"),
+        ("extract.max_batch_s=nan", "expected seconds, more than 0"),
+        ("extract.max_batch_s=fast", "extract.max_batch_s is 'fast'; expected a number or null"),
+        ("run.max_quarantined=2", "run.max_quarantined is 2.0; expected a share from 0 to 1"),
+        ("run.max_quarantined=nan", "expected a share from 0 to 1"),
+        ("run.max_attempts=0", "run.max_attempts is 0; expected at least 1"),
+        ("run.max_attempts=null", "run.max_attempts is None; expected a whole number"),
+        ("model.weights=null", "model.weights is None; expected text"),
+        ("model.seed=x", "model.seed is 'x'; expected a whole number"),
+        ("store=", "store is empty; write store=null to leave it unset"),
+        ("dataset.path=", "dataset.path is empty"),
+        ("extract.layers=[1,2", "[1,2"),
+        ("extract.layers=${nothing}", "nothing"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override: str, message: str) -> None:
+    """With the key, the value, and the nearest right one or what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        load_config([override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TEXTS = [
+    "my store",
+    " leading and trailing ",
+    "a=b",
+    "split=train/x",
+    "a,b",
+    "(1)",
+    "[a]",
+    "{a: 1}",
+    "it's",
+    'say "hi"',
+    "'90s music/x",
+    "a'",
+    "ünïcödé/日本語",
+    "$HOME",
+    "${HOME}",
+    "${store}",
+    "\\${x}",
+    "C:\\data\\",
+    "a\\'b",
+    "a#b",
+    "a: b",
+    "~/x",
+    "*?",
+    "50%",
+    "true",
+    "off",
+    "0012",
+    "1e3",
+    "2024",
+    "nan",
+    "NULL",
+    "-",
+    "a\tb",
+]
+
+
+@pytest.mark.parametrize("value", TEXTS)
+def test_text_is_taken_as_it_stands(value: str) -> None:
+    """Paths, columns and splits need no quoting beyond the shell's."""
+    config = load_config(
+        [f"store={value}", f"dataset.path={value}", f"dataset.id_column={value}"]
+        + [f"dataset.split={value}", f"model.weights={value}", f"engine.address={value}"]
+    )
+    dataset = config.dataset
+    assert {config.store, dataset.path, dataset.id_column, dataset.split} == {value}
+    assert {config.model.weights, config.engine.address} == {value}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_any_path_survives(value: str) -> None:
+    """Whatever a file system allows, and more; only null and whole quotes have a meaning."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if value != "null" and not quoted:
+        assert load_config([f"store={value}"]).store == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("null", None), ("'a b'", "a b"), ('"a=b"', "a=b"), ("''x''", "'x'")]
+)
+def test_null_and_quotes(value: str, expected: str | None) -> None:
+    """Null leaves it unset; quotes around the whole, as Hydra wants them, are taken off."""
+    assert load_config([f"store={value}"]).store == expected
+
+
+def test_lists_and_numbers_follow_hydra() -> None:
+    """Types come out as the dataclasses say."""
+    config = load_config(
+        ["extract.layers=[1,6,12]", "dataset.columns=[speaker, 'a b', 3]", "run.max_quarantined=1"]
+        + ["extract.max_batch_s=30", "engine.workers=2", "dataset.limit=null"]
+    )
+    assert config.extract.layers == (1, 6, 12)
+    assert config.dataset.columns == ("speaker", "a b", "3")
+    assert config.run.max_quarantined == 1.0
+    assert type(config.extract.max_batch_s) is float
+    assert (config.engine.workers, config.dataset.limit) == (2, None)
+    assert load_config(["dataset.columns=[]"]).dataset.columns == ()
+    assert load_config(["extract.layers=superb"]).extract.layers == "superb"
+
+
+def test_the_last_one_counts() -> None:
+    """As on every command line; an option's settings come before overrides, wherever it stands."""
+    config = load_config(["store=a", "dataset.path=p", "dataset=disk", "store=b"])
+    assert (config.store, config.dataset.kind, config.dataset.path) == ("b", "disk", "p")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    """Frozen and hashable: it may be handed around."""
+    config = load_config(["dataset.columns=[a]"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.store = "x"
+    assert hash(config) == hash(load_config(["dataset.columns=[a]"]))

@@ -1,0 +1,286 @@
+"""A file is there whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_store import KILL, MEET, child, finish
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import DamagedError, StoreError
+from pipeline.store.files import (
+    create_exclusive,
+    make_folder,
+    parquet_bytes,
+    read_parquet,
+    write_atomic,
+)
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    """The parts one after the other; folders are made; no partial file stays."""
+    path = tmp_path / "a" / "b"
+    write_atomic(path, [b"old and longer than new"])
+    write_atomic(path, [b"ne", memoryview(b"w"), b""])
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["b"]
+
+
+def test_create_exclusive_never_overwrites(tmp_path: Path) -> None:
+    """The second creation says no and leaves the first one as it was."""
+    path = tmp_path / "x"
+    assert create_exclusive(path, [b"first"])
+    assert not create_exclusive(path, [b"second"])
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["x"]
+
+
+def test_create_exclusive_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has no hard links it is still exclusive."""
+
+    def no_links(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "x"
+    assert create_exclusive(path, [b"fir", b"st"])
+    assert not create_exclusive(path, [b"second"])
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["x"]
+
+
+def test_creation_without_hard_links_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torn file at the final name would be taken for a commit."""
+
+    def no_links(*args: object) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit))  # for the second copy only
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StoreError, match="cannot be written"):
+            create_exclusive(tmp_path / "x", [bytes(1000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == []
+
+
+def test_a_link_whose_reply_was_lost_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS may answer "exists" to the link that it has just made: that one has won."""
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert create_exclusive(tmp_path / "x", [b"mine"])
+    assert (tmp_path / "x").read_bytes() == b"mine"
+
+
+RACE = (
+    MEET
+    + """
+import sys
+from pathlib import Path
+from pipeline.store.files import create_exclusive
+root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for i in range(rounds):
+    meet(root, i, me, 2)
+    print(int(create_exclusive(root / f"x{i}", [f"{me}".encode() * 50])))
+"""
+)
+
+
+def test_of_two_racing_processes_exactly_one_creates(tmp_path: Path) -> None:
+    """200 rounds; the content is the winner's, and both have won some rounds or one all."""
+    rounds = 200
+    racers = [child(RACE, tmp_path, me, rounds) for me in (0, 1)]
+    won = [finish(racer).split() for racer in racers]
+    for i in range(rounds):
+        winners = [me for me in (0, 1) if won[me][i] == "1"]
+        assert len(winners) == 1
+        assert (tmp_path / f"x{i}").read_bytes() == f"{winners[0]}".encode() * 50
+
+
+KILL_ANYWHERE = (
+    KILL
+    + """
+import json
+from pathlib import Path
+from pipeline.store import files
+root, call = Path(sys.argv[1]), getattr(files, sys.argv[2])
+seen = []
+for n in range(1000):
+    path = root / f"{n}" / "x"
+    if sys.argv[2] == "write_atomic":
+        path.parent.mkdir()
+        path.write_bytes(b"old")
+    killed = killed_at(n, lambda: call(path, [b"a" * 70_000, b"b" * 70_000]))
+    seen.append(path.read_bytes().decode() if path.exists() else None)
+    if not killed:
+        break
+print(json.dumps(seen))
+"""
+)
+
+
+@pytest.mark.parametrize("call", ["write_atomic", "create_exclusive"])
+def test_a_writer_killed_at_any_step_leaves_a_whole_file_or_none(tmp_path: Path, call: str) -> None:
+    """SIGKILL before each system call in turn: the file is the old one, the new one, or absent."""
+    seen = json.loads(finish(child(KILL_ANYWHERE, tmp_path, call)))
+    whole = "a" * 70_000 + "b" * 70_000
+    before = "old" if call == "write_atomic" else None
+    assert seen[0] == before
+    assert seen[-1] == whole
+    assert set(seen) == {before, whole}
+    assert len(seen) > 8
+
+
+@contextmanager
+def unprivileged_read_only() -> Iterator[Path]:
+    """A folder that the child may look into but not write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "there").write_bytes(b"there")
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IRGRP | stat.S_IXGRP | 5)
+        try:
+            yield folder
+        finally:
+            folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_one_clear_error() -> None:
+    """It names the file and the reason, and nothing changes."""
+    code = """
+import os, sys
+from pathlib import Path
+from pipeline.errors import StoreError
+from pipeline.store.files import create_exclusive, write_atomic
+from pipeline.store.lease import Lease
+root = Path(sys.argv[1])
+if os.geteuid() == 0:
+    os.setuid(65534)
+def lease():
+    with Lease(root, "run"):
+        pass
+for act in (lambda: write_atomic(root / "there", [b"x"]),
+            lambda: create_exclusive(root / "new", [b"x"]), lease):
+    try:
+        act()
+    except StoreError as error:
+        print(type(error).__name__, error)
+"""
+    with unprivileged_read_only() as folder:
+        lines = finish(child(code, folder)).splitlines()
+        assert names(folder) == ["there"]
+        assert (folder / "there").read_bytes() == b"there"
+    assert lines == [
+        f"StoreError {folder / name} cannot be written: Permission denied"
+        for name in ("there", "new", "lease.lock")
+    ]
+
+
+def test_a_file_in_the_way_of_a_folder_is_a_store_error(tmp_path: Path) -> None:
+    """A store path that is a file is refused in one line."""
+    (tmp_path / "store").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_atomic(tmp_path / "store" / "x", [b""])
+
+
+def test_make_folder_makes_all_above(tmp_path: Path) -> None:
+    """And does not mind that they are there."""
+    make_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+TABLE = pa.table(
+    {"id": ["a", "b", "crc32c:00000000"], "n": [1, 2, None], "flags": [["x"], [], ["y", "z"]]}
+)
+
+
+def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
+    """Also in another process and however the columns are chunked: commits are byte-identical."""
+    chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)])
+    assert bytes(parquet_bytes(chunked.combine_chunks())) == bytes(parquet_bytes(TABLE))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_files as t, hashlib\n"
+    code += "print(hashlib.sha256(t.parquet_bytes(t.TABLE)).hexdigest())"
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.split() == [hashlib.sha256(parquet_bytes(TABLE)).hexdigest()]
+
+
+def test_a_sealed_file_is_plain_parquet(tmp_path: Path) -> None:
+    """Any Parquet reader opens it; read_parquet gives back the table with its own metadata."""
+    path = tmp_path / "t.parquet"
+    write_atomic(path, [parquet_bytes(TABLE.replace_schema_metadata({"k": "v"}))])
+    assert pq.read_table(path).equals(TABLE)
+    assert read_parquet(path).equals(TABLE)
+    assert read_parquet(path).schema.metadata == {b"k": b"v"}
+    assert read_parquet(path, ["n"]).column_names == ["n"]
+    with pytest.raises(FileNotFoundError):
+        read_parquet(tmp_path / "none")
+
+
+SEALED = bytes(parquet_bytes(TABLE))
+
+
+@given(st.integers(0, len(SEALED) - 1), st.integers(0, 7))
+def test_any_flipped_bit_is_found(position: int, bit: int) -> None:
+    """Parquet alone misses most flips in its footer; the seal misses none."""
+    raw = bytearray(SEALED)
+    raw[position] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t"
+        path.write_bytes(raw)
+        with pytest.raises(DamagedError):
+            read_parquet(path)
+
+
+@given(st.integers(0, len(SEALED) - 1))
+def test_any_cut_is_found(length: int) -> None:
+    """A torn file is damaged, however much of it is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t"
+        path.write_bytes(SEALED[:length])
+        with pytest.raises(DamagedError):
+            read_parquet(path)
+
+
+def test_a_foreign_parquet_file_is_not_trusted(tmp_path: Path) -> None:
+    """A file without a seal was not written by strata, or its seal was hit."""
+    pq.write_table(TABLE.slice(0, 2), tmp_path / "t")
+    with pytest.raises(DamagedError, match="not written by strata"):
+        read_parquet(tmp_path / "t")
