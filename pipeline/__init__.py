@@ -12,15 +12,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.encoder.encoder import SpeechEncoder, load_encoder
     from pipeline.store.reader import FeatureStore, open_store
+    from pipeline.train.batches import BatchPolicy
+    from pipeline.train.collapse import collapse
+    from pipeline.train.dataset import Batch, FeatureDataset, collate
+    from pipeline.train.fetch import FeatureStream
+    from pipeline.train.heads import FramewiseLinear, PooledLinear, WeightedSum
+    from pipeline.train.loader import FeatureLoader, make_loader
 
 _HOMES = {
+    "Batch": "pipeline.train.dataset",
+    "BatchPolicy": "pipeline.train.batches",
+    "FeatureDataset": "pipeline.train.dataset",
+    "FeatureLoader": "pipeline.train.loader",
     "FeatureStore": "pipeline.store.reader",
+    "FeatureStream": "pipeline.train.fetch",
+    "FramewiseLinear": "pipeline.train.heads",
+    "PooledLinear": "pipeline.train.heads",
     "SpeechEncoder": "pipeline.encoder.encoder",
+    "WeightedSum": "pipeline.train.heads",
+    "collapse": "pipeline.train.collapse",
+    "collate": "pipeline.train.dataset",
     "load_encoder": "pipeline.encoder.encoder",
+    "make_loader": "pipeline.train.loader",
     "open_store": "pipeline.store.reader",
 }
 
-__all__ = ["FeatureStore", "SpeechEncoder", "load_encoder", "open_store"]
+__all__ = [
+    "Batch",
+    "BatchPolicy",
+    "FeatureDataset",
+    "FeatureLoader",
+    "FeatureStore",
+    "FeatureStream",
+    "FramewiseLinear",
+    "PooledLinear",
+    "SpeechEncoder",
+    "WeightedSum",
+    "collapse",
+    "collate",
+    "load_encoder",
+    "make_loader",
+    "open_store",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, StrataError
@@ -143,6 +144,58 @@ def inspect(
         )
         _show_facts(facts)
         _print_json(as_json, facts)
+
+
+@app.command()
+def models(as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the encoders that are known by name."""
+    with _reported(as_json, debug):
+        from pipeline.encoder.registry import registry
+
+        rows: list[dict[str, Any]] = [
+            {
+                "name": spec.name,
+                "layers": spec.n_layers,
+                "dim": spec.dim,
+                "parameters": spec.n_parameters(),
+                "gb_per_hour": round(spec.bytes_per_hour / 1e9, 3),
+            }
+            for spec in registry().values()
+        ]
+        table = Table("model", "layers", "dim", "parameters", "GB per audio hour", box=None)
+        for row in rows:
+            count = f"{row['parameters'] / 1e6:,.1f} M"
+            numbers = (str(row["layers"]), str(row["dim"]), count, f"{row['gb_per_hour']:.2f}")
+            table.add_row(str(row["name"]), *numbers)
+        console.print(table)
+        console.print(
+            "and any Hugging Face checkpoint of the family: model=hf model.name=ID_OR_DIR"
+        )
+        _print_json(as_json, {"models": rows})
+
+
+@app.command()
+def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Encode clips alone, in a batch and in fp32, and show the largest differences."""
+    with _reported(as_json, debug):
+        from pipeline.extract.encoding import full_selfcheck
+        from pipeline.extract.engine import find_resources
+
+        config = load_config(["engine=inline", *(overrides or [])])
+        found = full_selfcheck(config, find_resources(config.engine).device)
+        table = Table("layer", "alone vs batch", f"{found.precision} vs fp32", box=None)
+        for row in zip(found.layers, found.alone_vs_batch, found.precision_vs_fp32, strict=True):
+            table.add_row(str(row[0]), f"{row[1]:.1e}", f"{row[2]:.1e}")
+        console.print(table)
+        verdict = "within" if found.ok else "NOT within"
+        console.print(
+            f"{found.model} in {found.precision}, {found.n_waveforms} clips, {found.audio_s:.1f} s:"
+            f" largest relative errors per layer, {verdict} the {found.tolerance:g} that rounding "
+            f"explains; {found.n_misfits} clips do not fit float16"
+        )
+        _print_json(as_json, asdict(found))
+    if not found.ok:
+        raise typer.Exit(EXIT_ERROR)
 
 
 @contextmanager

@@ -56,14 +56,20 @@ class ModelConfig:
     """Which encoder.
 
     Attributes:
-        name: Short name in the registry, e.g. hubert_base.
-        weights: pretrained, random, or the path of a state dict.
+        name: Short name in the registry, e.g. hubert_base; a hub id or directory for huggingface.
+        source: torchaudio (the registry) or huggingface.
+        weights: pretrained, random, or the path of a state dict; of the registry's models.
         seed: Of random weights.
+        revision: Branch, tag or commit of a hub checkpoint.
+        allow_pickle: Whether a hub checkpoint without safetensors may be read from a pickle.
     """
 
-    name: str
+    name: str | None = None
+    source: str = "torchaudio"
     weights: str = "pretrained"
     seed: int = 0
+    revision: str | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

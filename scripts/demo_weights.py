@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from pipeline.encoder.encoder import load_encoder
 from pipeline.errors import WeightsError
 
 try:
-    load_encoder("hubert_base", weights="pretrained", device="cpu")
+    with contextlib.redirect_stdout(sys.stderr):  # torch says there that it downloads
+        load_encoder("hubert_base", weights="pretrained", device="cpu")
 except WeightsError as error:
     print(f"no pretrained weights: {error}", file=sys.stderr)
     print(

@@ -185,7 +185,7 @@ def attributes(layout: Layout) -> dict[str, Any]:
 
 def child(code: str, *args: object, wrapper: Sequence[str] = ()) -> subprocess.Popen[str]:
     """A Python process that runs `code`; tests' helpers can be imported there."""
-    here = str(Path(__file__).parent)
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [*wrapper, sys.executable, "-c", code, *(str(arg) for arg in args)]
     return subprocess.Popen(
         command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +36,12 @@ def plan_of(lengths, frames_per_unit, pieces=None):
     for row, n_frames in enumerate(lengths):
         n_pieces = (pieces or {}).get(row, 1)
         cuts = np.linspace(0, n_frames, n_pieces + 1).astype(int)
-        for i in range(n_pieces):
-            rows.append(
-                {
-                    "id": f"utt-{row:04d}",
-                    "row": row,
-                    "n_samples": 400 + 320 * (n_frames - 1),
-                    "n_frames": int(cuts[i + 1] - cuts[i]),
-                    "piece": i,
-                    "n_pieces": n_pieces,
-                    "piece_start": int(cuts[i]),
-                    "n_bytes": 1,
-                    "fingerprint": row,
-                }
-            )
+        whole = {"id": f"utt-{row:04d}", "row": row, "n_samples": 400 + 320 * (n_frames - 1)}
+        whole |= {"n_pieces": n_pieces, "n_bytes": 1, "fingerprint": row}
+        rows += [
+            whole | {"piece": i, "piece_start": start, "n_frames": stop - start}
+            for i, (start, stop) in enumerate(pairwise(cuts.tolist()))
+        ]
     names = [name for name in SCHEMA.names if name not in ("unit", "position")]
     table = pa.Table.from_pylist(rows, schema=pa.schema([SCHEMA.field(name) for name in names]))
     return make_plan(table, {"made": "by hand"}, frames_per_unit)
@@ -78,17 +71,10 @@ def make_store(
     attributes=None,
     units=None,
 ):
-    """Writes a store of utterances of `lengths` frames.
+    """Writes a store of utterances of `lengths` frames; returns its plan.
 
-    Args:
-        lost: Rows to quarantine.
-        pieces: Rows to cut, with the number of pieces of each.
-        columns: Metadata table; `default_columns` if not given.
-        attributes: To add to those of the group.
-        units: Units to commit; all if not given.
-
-    Returns:
-        The plan.
+    Rows `lost` are quarantined, those of `pieces` are cut into so many, `attributes` are added to
+    the group's, and only `units` are committed if they are given.
     """
     root = Path(root)
     columns = default_columns(len(lengths)) if columns is None else columns
@@ -160,7 +146,5 @@ def commit_units(root, plan: Plan, layout, columns, features=spelled, lost=(), u
                 at = stop
             done.append(record)
         metadata = columns.take(pa.array([row["row"] for row in planned]))
-        assert commit_unit(
-            root, buffer, unit, unit, records_table(done, unit, unit, metadata)
-        ).won
+        assert commit_unit(root, buffer, unit, unit, records_table(done, unit, unit, metadata)).won
     index_files.compact(root)

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -176,15 +176,15 @@ TEXTS = [
 @pytest.mark.parametrize("value", TEXTS)
 def test_text_is_taken_as_it_stands(value: str) -> None:
     """Paths, columns and splits need no quoting beyond the shell's."""
-    config = load_config(
-        [f"store={value}", f"dataset.path={value}", f"dataset.id_column={value}"]
-        + [f"dataset.split={value}", f"model.weights={value}", f"engine.address={value}"]
-    )
+    keys = ("store", "dataset.path", "dataset.id_column", "dataset.split")
+    keys = (*keys, "model.weights", "engine.address")
+    config = load_config([f"{key}={value}" for key in keys])
     dataset = config.dataset
     assert {config.store, dataset.path, dataset.id_column, dataset.split} == {value}
     assert {config.model.weights, config.engine.address} == {value}
 
 
+@settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_path_survives(value: str) -> None:
     """Whatever a file system allows, and more; only null and whole quotes have a meaning."""
@@ -204,8 +204,14 @@ def test_null_and_quotes(value: str, expected: str | None) -> None:
 def test_lists_and_numbers_follow_hydra() -> None:
     """Types come out as the dataclasses say."""
     config = load_config(
-        ["extract.layers=[1,6,12]", "dataset.columns=[speaker, 'a b', 3]", "run.max_quarantined=1"]
-        + ["extract.max_batch_s=30", "engine.workers=2", "dataset.limit=null"]
+        [
+            "extract.layers=[1,6,12]",
+            "extract.max_batch_s=30",
+            "dataset.columns=[speaker, 'a b', 3]",
+            "dataset.limit=null",
+            "engine.workers=2",
+            "run.max_quarantined=1",
+        ]
     )
     assert config.extract.layers == (1, 6, 12)
     assert config.dataset.columns == ("speaker", "a b", "3")

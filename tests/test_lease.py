@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -206,3 +207,39 @@ def test_an_error_inside_gives_the_lease_back(tmp_path: Path) -> None:
         raise RuntimeError
     assert live_holder(tmp_path) is None
     assert not (tmp_path / LEASE).exists()
+
+
+def test_a_slow_judge_cannot_remove_a_live_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One driver dawdles between judging a lease dead and taking it over; two more come by.
+
+    Without the lock the second one takes the lease, the dawdler then sets that live one aside, and
+    the third finds none: two would be at work.
+    """
+    write_lease(tmp_path, age_s=1000, host="elsewhere")
+    judge = lease_module.live_holder
+
+    def slow(root: Path, name: str = LEASE, now_s: float | None = None) -> Holder | None:
+        found = judge(root, name, now_s)
+        if threading.current_thread().name == "dawdler":
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(lease_module, "live_holder", slow)
+    held: list[Lease] = []
+
+    def driver() -> None:
+        lease = Lease(tmp_path, threading.current_thread().name)
+        with contextlib.suppress(StoreBusyError):
+            held.append(lease.__enter__())
+
+    drivers = [threading.Thread(target=driver, name=n) for n in ("dawdler", "second", "third")]
+    for thread, wait_s in zip(drivers, (0.1, 0.65, 0), strict=True):
+        thread.start()
+        time.sleep(wait_s)
+    for thread in drivers:
+        thread.join()
+    assert len(held) == 1
+    held[0].check()
+    held[0].__exit__(None, None, None)

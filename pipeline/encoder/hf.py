@@ -81,33 +81,65 @@ def load_hf_encoder(
     return SpeechEncoder(spec, loaded, **settings)
 
 
-def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Any, Any]:
-    """Load the base model and its feature extractor as transformers knows them."""
+def find_hf_spec(name_or_dir: str | Path, revision: str | None = None) -> ModelSpec:
+    """Look up the settings of a checkpoint, without its weights.
+
+    Args:
+        name_or_dir: as `load_hf_encoder`.
+        revision: as `load_hf_encoder`.
+
+    Raises:
+        ConfigError: `transformers` is not installed, or the checkpoint is of another architecture.
+        WeightsError: the checkpoint cannot be found.
+    """
+    config, extractor = _fetch_config(str(name_or_dir), revision)
+    return spec_of_config(config, extractor, str(name_or_dir))
+
+
+def _transformers() -> Any:
     try:
-        transformers: Any = import_module("transformers")
+        return import_module("transformers")
     except ImportError as error:
         raise ConfigError(
             "model=hf needs transformers, which is not installed; pip install 'strata-speech[hf]'"
         ) from error
+
+
+def _unloadable(name: str, error: Exception, hint: str = "") -> WeightsError:
+    return WeightsError(
+        f"cannot load the Hugging Face checkpoint {name!r}: {str(error).splitlines()[0]}"
+        f"{hint} It needs config.json, preprocessor_config.json and weights"
+    )
+
+
+def _fetch_config(name: str, revision: str | None) -> tuple[Any, Any]:
+    """Load the configuration and the feature extractor as transformers knows them."""
+    transformers = _transformers()
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **common)
         _check_config(config, name)
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(name, **common)
-        model, report = transformers.AutoModel.from_pretrained(
+        return config, transformers.AutoFeatureExtractor.from_pretrained(name, **common)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
+
+
+def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Any, Any]:
+    """Load the base model and its feature extractor as transformers knows them."""
+    config, extractor = _fetch_config(name, revision)
+    try:
+        model, report = _transformers().AutoModel.from_pretrained(
             name,
             config=config,
             use_safetensors=None if allow_pickle else True,
             dtype=torch.float32,
             output_loading_info=True,
-            **common,
+            revision=revision,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
-        pickles = "" if allow_pickle else " Only safetensors are read unless allow_pickle is set."
-        raise WeightsError(
-            f"cannot load the Hugging Face checkpoint {name!r}: {str(error).splitlines()[0]}"
-            f"{pickles} It needs config.json, preprocessor_config.json and weights"
-        ) from error
+        hint = "" if allow_pickle else " Only safetensors are read unless allow_pickle is set."
+        raise _unloadable(name, error, hint) from error
     missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
     if missing or report["mismatched_keys"]:
         wrong = missing or sorted(str(key) for key in report["mismatched_keys"])

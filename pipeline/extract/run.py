@@ -20,22 +20,26 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from pipeline.config import Config
-from pipeline.encoder.encoder import SpeechEncoder, choose_layers, load_encoder
-from pipeline.encoder.registry import find_model
-from pipeline.encoder.windows import (
-    DEFAULT_CONTEXT_S,
-    DEFAULT_MAX_WINDOW_S,
-    FRAME_RATE_HZ,
-    SAMPLE_RATE_HZ,
-    n_frames,
-)
+from pipeline.encoder.encoder import SpeechEncoder, choose_layers
+from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ, n_frames
 from pipeline.errors import ConfigError, RunError, StrataError
 from pipeline.extract.audio import AUDIO_IDENTITY, audio_provenance
+from pipeline.extract.encoding import (
+    batch_frames,
+    describe_selfcheck,
+    encoder_loader,
+    final_norm,
+    find_spec,
+    savings,
+    short_selfcheck,
+    windowing,
+)
 from pipeline.extract.engine import Engine, Outcome, Resources, find_resources, open_engine
 from pipeline.extract.observer import Observer
-from pipeline.extract.planning import Estimate, Windowing, check_space, estimate, plan_source
+from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
 from pipeline.extract.source import Source, open_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.store import index as index_files
@@ -77,7 +81,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     root = Path(config.store) if config.store else None
     if root is None:
         found = plan_source(
-            source, _windowing(config), config.plan.frames_per_unit, progress=observer.scanned
+            source, windowing(config), config.plan.frames_per_unit, progress=observer.scanned
         )
     else:
         with Lease(root, _new_run_id()):
@@ -121,14 +125,17 @@ def extract(config: Config, observer: Observer | None = None) -> Status:
                 "WARNING: the encoder's weights are RANDOM; the features mean nothing. "
                 "For real ones: model.weights=pretrained or model.weights=PATH"
             )
+        saved = savings(config)
+        if saved:
+            observer.note(saved)
         log = RunLog(root, run_id)
         layout = _prepare(config, source, found, encoder, resources, root, observer)
         job = Job(
             root=root.absolute(),
             layout=layout,
             dataset=config.dataset,
-            load_encoder=_encoder_loader(config, resources),
-            max_batch_frames=_batch_frames(config, resources),
+            load_encoder=encoder_loader(config, resources.device),
+            max_batch_frames=batch_frames(config, resources.device),
             threads=resources.threads,
         )
         open_ = partial(
@@ -292,42 +299,19 @@ def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer)
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    found = plan_source(source, _windowing(config), wanted, stored, observer.scanned)
+    found = plan_source(source, windowing(config), wanted, stored, observer.scanned)
     if found is not stored:
         write_plan(root, found)
     return found
 
 
-def _windowing(config: Config) -> Windowing:
-    longest, context = config.extract.max_window_s, config.extract.context_s
-    return Windowing(
-        SAMPLE_RATE_HZ,
-        DEFAULT_MAX_WINDOW_S if longest is None else longest,
-        DEFAULT_CONTEXT_S if context is None else context,
-    )
-
-
 def _load_encoder(config: Config, resources: Resources) -> SpeechEncoder:
-    """The encoder, on the CPU where workers elsewhere run it: the driver needs its identity."""
-    load = _encoder_loader(config, resources)
-    return load() if config.engine.kind == "inline" else load(device="cpu")
+    """The encoder for the driver itself, which needs its identity; on the workers' device if any.
 
-
-def _encoder_loader(config: Config, resources: Resources) -> Callable[..., SpeechEncoder]:
-    precision = config.extract.precision
-    if precision == "auto":
-        precision = "fp16" if resources.device == "cuda" else "fp32"
-    return partial(
-        load_encoder,
-        config.model.name,
-        config.model.weights,
-        layers=config.extract.layers,
-        precision=precision,
-        device=resources.device,
-        seed=config.model.seed,
-        max_window_s=_windowing(config).max_window_s,
-        context_s=_windowing(config).context_s,
-    )
+    A driver without that device (the head of a cluster) has it on the CPU.
+    """
+    here = resources.device if resources.device == "cpu" or torch.cuda.is_available() else "cpu"
+    return encoder_loader(config, resources.device)(device=here)
 
 
 def _prepare(
@@ -345,7 +329,9 @@ def _prepare(
     provenance = _provenance(config, resources)
     if not (root / GROUP / "zarr.json").exists():
         n_slots = Ledger.open(root, found.n_units).n_slots
-        write_group(root, layout, n_slots, _attributes(layout, identity, encoder, provenance))
+        attributes = _attributes(layout, identity, encoder, provenance)
+        attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
+        write_group(root, layout, n_slots, attributes)
         return layout
     stored = read_attributes(root)
     check_same(stored["identity"], _as_json(identity), str(root))
@@ -361,8 +347,27 @@ def _prepare(
     return layout
 
 
+def _selfcheck(
+    encoder: SpeechEncoder, source: Source, resources: Resources, observer: Observer
+) -> dict[str, Any] | None:
+    """Checks the encoder before a new store is begun; what it finds is kept in the store."""
+    if encoder.device.type != resources.device:
+        observer.note("no self-check: this process has no GPU; run `strata selfcheck` where one is")
+        return None
+    found = short_selfcheck(encoder, source)
+    if found is None:
+        return None
+    if not found.ok:
+        observer.note(
+            f"WARNING: the self-check found relative errors of {max(found.alone_vs_batch):.1e} "
+            f"(alone against batch) and {max(found.precision_vs_fp32):.1e} ({found.precision} "
+            f"against fp32), more than {found.tolerance:g}; see `strata selfcheck`"
+        )
+    return describe_selfcheck(found)
+
+
 def _layout(config: Config, found: Plan) -> Layout:
-    spec = find_model(config.model.name)
+    spec = find_spec(config.model)
     layers = choose_layers(config.extract.layers, spec.n_layers)
     return Layout(layers, spec.dim, found.frames_per_unit, found.utterances_per_slot)
 
@@ -378,6 +383,7 @@ def _attributes(
         "utterances_per_slot": layout.utterances_per_slot,
         "frame_rate_hz": FRAME_RATE_HZ,
         "sample_rate_hz": encoder.sample_rate_hz,
+        "final_norm": final_norm(encoder),
         "identity": identity,
         "provenance": dict(provenance),
     }
@@ -395,15 +401,10 @@ def _provenance(config: Config, resources: Resources) -> dict[str, Any]:
         "command": sys.argv[1:],
         "device": resources.device,
         "threads_per_worker": resources.threads,
-        "max_batch_frames": _batch_frames(config, resources),
+        "max_batch_frames": batch_frames(config, resources.device),
         "processor": platform.machine(),
         "versions": versions | {"audio": audio_provenance()},
     }
-
-
-def _batch_frames(config: Config, resources: Resources) -> int:
-    seconds = config.extract.max_batch_s or BATCH_S[resources.device]
-    return max(1, round(seconds * FRAME_RATE_HZ))
 
 
 def _as_json(identity: Identity) -> Identity:

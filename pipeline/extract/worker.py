@@ -30,11 +30,12 @@ from pipeline.encoder.windows import (
     Window,
     n_frames,
 )
-from pipeline.errors import AudioError, SourceError
-from pipeline.extract.audio import decode, decode_blocks, probe
+from pipeline.errors import AudioError, SourceError, StoreError
+from pipeline.extract.audio import Decoded, EncodedAudio, decode, decode_blocks, probe
 from pipeline.extract.source import Source, open_source
 from pipeline.store import records
-from pipeline.store.layout import Layout
+from pipeline.store.deaths import Probation, Trail
+from pipeline.store.layout import GROUP, Layout
 from pipeline.store.plan import make_batches
 from pipeline.store.records import Record, records_table
 from pipeline.store.writer import UnitBuffer, commit_unit
@@ -87,6 +88,7 @@ class Job:
         load_encoder: Makes the encoder, in the worker's process.
         max_batch_frames: Bound on the padded frames of a batch.
         threads: CPU threads of a worker.
+        decode: Makes a waveform of encoded audio; tests give one that fails as real ones do.
     """
 
     root: Path
@@ -95,6 +97,7 @@ class Job:
     load_encoder: Callable[[], Encoder]
     max_batch_frames: int
     threads: int
+    decode: Callable[[EncodedAudio, int], Decoded] = decode
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,14 @@ class UnitTask:
         slot: Where to write.
         attempt: 1 for the first one.
         rows: Its rows of the plan.
+        probation: Given to a unit that took workers with it: try its utterances alone first.
     """
 
     unit: int
     slot: int
     attempt: int
     rows: pa.Table
+    probation: Probation | None = None
 
 
 @dataclass(frozen=True)
@@ -192,13 +197,19 @@ class Worker:
         self._seconds.clear()
         rows = task.rows["row"].to_pylist()
         self._check_source(rows, task.rows["id"].to_pylist())
+        if task.probation is not None:
+            self._try_each(task, task.probation)
+        guilty = task.probation.guilty if task.probation else {}
         with self._clock("decode"):
-            utterances = [self._decode(row) for row in task.rows.to_pylist()]
+            utterances = [
+                self._decode(row, guilty.get(row["position"])) for row in task.rows.to_pylist()
+            ]
         used = self._place(utterances)
         self._buffer.start(used)
         self._encode([item for item in utterances if item.waveform is not None])
         done = [self._finish(item, task.slot) for item in utterances]
         index = records_table(done, task.unit, task.slot, self._source.metadata(rows))
+        self._check_store()
         with self._clock("write"):
             outcome = commit_unit(self._job.root, self._buffer, task.unit, task.slot, index)
         return self._report(task, done, outcome.won, outcome.n_bytes, began)
@@ -211,7 +222,28 @@ class Worker:
                 "differ; make sure that every node sees the same data"
             )
 
-    def _decode(self, row: dict[str, Any]) -> _Utterance:
+    def _check_store(self) -> None:
+        """Makes sure that a store which was unmounted is not begun anew below its mount point."""
+        if not (self._job.root / GROUP / "zarr.json").is_file():
+            raise StoreError(
+                f"store {self._job.root} has vanished (is it still mounted?); what was committed "
+                "is safe there: bring it back and run the same command again"
+            )
+
+    def _try_each(self, task: UnitTask, probation: Probation) -> None:
+        """Decodes and encodes each utterance alone, for nothing but to see who survives it."""
+        with Trail(self._job.root, task.slot) as trail:
+            for row in task.rows.to_pylist():
+                position = row["position"]
+                if position < probation.start or position in probation.guilty:
+                    continue
+                trail.at(position, row["id"])
+                item = self._decode(row)
+                self._place([item])
+                if item.waveform is not None:
+                    self._encode([item])
+
+    def _decode(self, row: dict[str, Any], guilty: str | None = None) -> _Utterance:
         record = Record(
             id=row["id"],
             row=row["row"],
@@ -220,6 +252,8 @@ class Worker:
             piece=row["piece"],
             n_pieces=row["n_pieces"],
         )
+        if guilty is not None:
+            return _Utterance(_quarantined(record, guilty))
         try:
             if record.n_pieces > 1:
                 return self._decode_piece(record, row)
@@ -228,7 +262,7 @@ class Worker:
             return _Utterance(_quarantined(record, str(error)))
 
     def _decode_whole(self, record: Record) -> _Utterance:
-        decoded = decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
+        decoded = self._job.decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
         n_samples = len(decoded.waveform)
         windows = self._encoder.plan_windows(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < RECEPTIVE_FIELD_SAMPLES else []

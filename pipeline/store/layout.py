@@ -49,6 +49,16 @@ def ledger_key(slot: int) -> str:
     return f"{LEDGER_DIR}/slot-{slot}.json"
 
 
+def death_key(slot: int) -> str:
+    """Path of the note on how the attempt in `slot` died, relative to the store."""
+    return f"{LEDGER_DIR}/slot-{slot}.died.json"
+
+
+def trail_key(slot: int) -> str:
+    """Path of the trail that a careful attempt in `slot` leaves, relative to the store."""
+    return f"{LEDGER_DIR}/slot-{slot}.trail"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Shapes, sizes and paths of one store.

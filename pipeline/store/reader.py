@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,6 +26,7 @@ from pipeline.store import index as index_files
 from pipeline.store.catalogue import Catalogue, IntArray, Span, read_catalogue
 from pipeline.store.layout import Layout
 from pipeline.store.norm import FinalNorm
+from pipeline.store.pooling import read_pooled
 from pipeline.store.shards import Matrix, ShardReader
 from pipeline.store.writer import layout_of, read_attributes
 
@@ -113,7 +113,6 @@ class FeatureStore:
             values = list(value) if isinstance(value, list | tuple | set | range) else [value]
             conditions.append(pc.field(name).isin([self._class_number(name, v) for v in values]))
         view = copy(self)
-        view.__dict__.pop("_final_norm", None)
         for item in conditions:
             view._catalogue = view._catalogue.take(view._catalogue.matching(item))
         view._conditions = (*self._conditions, *conditions)
@@ -319,26 +318,8 @@ class FeatureStore:
         Raises:
             DamagedError: A pooled chunk is missing or damaged.
         """
-        axes = self.axes(layers)
-        seen = self._catalogue
-        out = np.zeros((len(self), len(axes), self.feature_dim), np.float32)
-        owner = np.repeat(np.arange(len(self)), np.diff(seen.first_piece))
-        whole = np.diff(seen.first_piece)[owner] == 1
-        order = np.argsort(seen.slot, kind="stable")
-        bounds = np.flatnonzero(np.diff(seen.slot[order], prepend=-1, append=-1))
-        long: dict[int, npt.NDArray[np.float64]] = {}
-        for first, last in pairwise(bounds):
-            pieces = order[first:last]
-            chunk = self._shards.pooled(int(seen.slot[pieces[0]]))
-            single = pieces[whole[pieces]]
-            out[owner[single]] = chunk[seen.place[single]][:, axes]
-            for piece in pieces[~whole[pieces]]:
-                mean = chunk[seen.place[piece], axes].astype(np.float64)
-                utterance = int(owner[piece])
-                long[utterance] = long.get(utterance, 0.0) + mean * int(seen.n_frames[piece])
-        for utterance, total in long.items():
-            out[utterance] = total / self.frame_counts[utterance]
-        return torch.from_numpy(out)
+        means = read_pooled(self._shards, self._catalogue, self.axes(layers))
+        return torch.from_numpy(means)
 
     def position(self, key: Key) -> int:
         """Position of an utterance in `ids`.

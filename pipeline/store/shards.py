@@ -11,8 +11,10 @@ failing disk, ends the process with a signal, where a read ends in an error that
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import stat
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,13 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, StoreError
 from pipeline.store.layout import FRAMES, POOLED, Layout
 
 Matrix = npt.NDArray[np.float16]
 
 MAX_OPEN_SHARDS = 256
 """Shards that one reader keeps open, where the process may open four times as many files."""
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
 
 
@@ -38,7 +41,7 @@ class ShardReader:
 
     def __init__(self, root: Path, layout: Layout) -> None:
         self._root = root
-        self._layout = layout
+        self.layout = layout
         self._frame_bytes = layout.dim * np.dtype(np.float16).itemsize
         self._flat: dict[tuple[int, int], bool] = {}
         self._shard = lru_cache(maxsize=most_open_shards())(self._open)
@@ -50,7 +53,7 @@ class ShardReader:
         Raises:
             DamagedError: The shard is missing or cut short.
         """
-        out = np.empty((stop - start, self._layout.dim), np.float16)
+        out = np.empty((stop - start, self.layout.dim), np.float16)
         self.read_into(axis, slot, start, [out])
         return out
 
@@ -68,7 +71,7 @@ class ShardReader:
         """
         shard = self._shard(axis, slot)
         if shard is None:
-            first = self._layout.slot_start(slot) + start
+            first = self.layout.slot_start(slot) + start
             array = self._array(FRAMES)
             for part in parts:
                 part[...] = array[axis, first : first + len(part)]
@@ -84,7 +87,7 @@ class ShardReader:
                     _read_slowly(shard.descriptor, some, offset)
                 offset += wanted
         except (OSError, EOFError) as error:
-            path = self._root / self._layout.shard_key(axis, slot)
+            path = self._root / self.layout.shard_key(axis, slot)
             raise DamagedError(
                 f"shard {path} cannot be read ({error}); run `strata verify`"
             ) from error
@@ -95,47 +98,61 @@ class ShardReader:
         Raises:
             DamagedError: It is missing, cut short, or its checksum is wrong.
         """
-        path = self._root / self._layout.pooled_key(slot)
+        path = self._root / self.layout.pooled_key(slot)
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing; run `strata verify`") from None
-        size = self._layout.pooled_data_bytes
+        size = self.layout.pooled_data_bytes
         if len(raw) != size + 4:
             return self._pooled_by_zarr(slot, path)
         checksum = google_crc32c.value(np.frombuffer(raw, np.uint8, size))
         if checksum != int.from_bytes(raw[size:], "little"):
             raise DamagedError(f"{path} has a wrong checksum; run `strata verify`")
-        return np.frombuffer(raw, np.float32, size // 4).reshape(self._layout.pooled_shape(1)[1:])
+        return np.frombuffer(raw, np.float32, size // 4).reshape(self.layout.pooled_shape(1)[1:])
 
     def _open(self, axis: int, slot: int) -> _OpenFile | None:
         """The shard, open for reading; None if it is not flat."""
-        path = self._root / self._layout.shard_key(axis, slot)
+        path = self._root / self.layout.shard_key(axis, slot)
         try:
-            shard = _OpenFile(path)
+            shard = self._open_file(path)
         except FileNotFoundError:
             raise DamagedError(f"shard {path} is missing; run `strata verify`") from None
         except OSError as error:
+            if error.errno in _TOO_MANY:
+                raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
             raise DamagedError(f"shard {path} cannot be opened ({error})") from error
         key = (axis, slot)
         if key not in self._flat:
-            self._flat[key] = self._is_flat(shard)
+            self._flat[key] = self._is_flat(shard, path)
             if not self._flat[key]:
                 self._check_zarr_reads(path, axis, slot)
         return shard if self._flat[key] else None
 
-    def _is_flat(self, shard: _OpenFile) -> bool:
-        layout = self._layout
-        if os.fstat(shard.descriptor).st_size != layout.shard_bytes:
+    def _open_file(self, path: Path) -> _OpenFile:
+        try:
+            return _OpenFile(path)
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+        self._shard.cache_clear()
+        return _OpenFile(path)
+
+    def _is_flat(self, shard: _OpenFile, path: Path) -> bool:
+        layout = self.layout
+        status = os.fstat(shard.descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:  # Zarr takes both for absent
+            raise DamagedError(f"shard {path} is not a file with content; run `strata verify`")
+        if status.st_size != layout.shard_bytes:
             return False
         index = os.pread(shard.descriptor, len(layout.shard_index), layout.shard_data_bytes)
         return index == layout.shard_index
 
     def _check_zarr_reads(self, path: Path, axis: int, slot: int) -> None:
         """Makes sure that a shard which is not flat is at least a Zarr shard."""
-        first = self._layout.slot_start(slot)
+        first = self.layout.slot_start(slot)
         try:
-            self._array(FRAMES)[axis, first : first + self._layout.frames_per_unit]
+            self._array(FRAMES)[axis, first : first + self.layout.frames_per_unit]
         except Exception as error:  # zarr raises whatever its codecs raise
             del self._flat[axis, slot]
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error

@@ -49,6 +49,7 @@ from pipeline.store.writer import (
     write_group,
     write_plan,
 )
+from pipeline.train.weights import read_weights
 
 COLLAPSED_LAYER = -1
 """Number of the only layer of a collapsed store. It is the output of no block, so it must not look
@@ -205,63 +206,6 @@ def collapse(
     )
 
 
-def read_weights(
-    weights: str | Path | Sequence[float] | Tensor, n_layers: int, softmax: bool = False
-) -> tuple[float, ...]:
-    """One weight per layer, as float32 holds them.
-
-    Args:
-        weights: `average`; numbers; `[0.1, 0.9]` as text; or a file: .json with a list, .npy, or
-            .pt with a tensor or the `state_dict` of a model that has a `WeightedSum` (whose
-            softmax is then taken).
-        n_layers: Layers of the store.
-        softmax: Whether to take the softmax of the numbers.
-
-    Raises:
-        ConfigError: They are not `n_layers` finite numbers.
-    """
-    if isinstance(weights, str) and weights == "average":
-        numbers, softmax = torch.zeros(n_layers), True
-    elif isinstance(weights, str | Path):
-        numbers, scalars = _load_weights(str(weights))
-        softmax = softmax or scalars
-    else:
-        numbers = torch.as_tensor(weights).detach().cpu()
-    if numbers.shape != (n_layers,) or not bool(torch.isfinite(numbers).all()):
-        raise ConfigError(
-            f"weights are {numbers.tolist()}; expected {n_layers} finite numbers, one per layer"
-        )
-    numbers = numbers.double().softmax(0) if softmax else numbers
-    return tuple(numbers.float().tolist())
-
-
-def _load_weights(text: str) -> tuple[Tensor, bool]:
-    """Numbers from text or a file, and whether they are the scalars of a `WeightedSum`."""
-    try:
-        if text.lstrip().startswith("["):
-            return torch.tensor(json.loads(text), dtype=torch.float64), False
-        path = Path(text)
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path)), False
-        if path.suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(found, Tensor):
-                return found, False
-            scalars = [v for k, v in found.items() if k.rpartition(".")[2] == "scalars"]
-            if len(scalars) != 1:
-                raise ConfigError(f"{path} has {len(scalars)} weighted sums; expected one")
-            return scalars[0], True
-        return torch.tensor(json.loads(path.read_text()), dtype=torch.float64), False
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(
-            f"weights is {text!r}; expected average, a list of numbers, or a file"
-        ) from None
-    except Exception as error:  # a file of any content: its library raises what it likes
-        raise ConfigError(f"weights {text!r} cannot be read: {error}") from error
-
-
 def collapsed_identity(
     parent: Identity, layers: Sequence[int], weights: Sequence[float]
 ) -> Identity:
@@ -362,7 +306,7 @@ class _Collapsing:
         self._buffer.blank(0, max(ends, default=0))
         done = [self._sum(row, slot) for row in rows]
         summed = time.perf_counter()
-        outcome = commit_unit(self._out, self._buffer, unit, slot, _as_index(done, index.schema))
+        outcome = commit_unit(self._out, self._buffer, unit, slot, _as_index(done, index))
         ok = [row for row in done if row["status"] == OK]
         return CollapsedUnit(
             unit=unit,
@@ -412,5 +356,11 @@ class _Collapsing:
             )
 
 
-def _as_index(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schema)
+def _as_index(rows: Sequence[Row], parent: pa.Table) -> pa.Table:
+    """The parent's index rows, with what the sum has changed."""
+    table = parent
+    for name in ("slot", "status", "reason", "frame_start", "n_frames", "crc32c"):
+        i = table.schema.get_field_index(name)
+        item = table.schema.field(i)
+        table = table.set_column(i, item, pa.array([row[name] for row in rows], item.type))
+    return table.combine_chunks()

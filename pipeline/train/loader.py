@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError
-from pipeline.train.batches import BatchPolicy, BatchSpec, EpochBatches
+from pipeline.train.batches import BatchPolicy, BatchSpec
 from pipeline.train.dataset import Batch, FeatureDataset
-from pipeline.train.memory import Pool, SharedRing
+from pipeline.train.fetch import ReadBatch, epochs_of, unwrap
+from pipeline.train.memory import SharedRing
 
 
 def make_loader(
@@ -115,11 +113,11 @@ class FeatureLoader:
         self.dataset = dataset
         self.epoch = 0
         self._rank = rank
-        self._epochs = _epochs(dataset, policy)
+        self._epochs = epochs_of(dataset, policy)
         self._done = 0
         self._under_way = False
         self._workers = workers
-        self._read = _ReadBatch(dataset)
+        self._read = ReadBatch(dataset)
         self._ring: SharedRing | None = None
         self._ahead: DataLoader[Any] | None = None
 
@@ -200,13 +198,13 @@ class FeatureLoader:
             per_frame = len(self.dataset.layers) * self.dataset.store.feature_dim
             size = self._epochs.policy.max_frames_per_batch * per_frame
             self._ring = SharedRing(workers.num_workers * workers.prefetch_factor + 2, size)
-            self._read = _ReadBatch(self.dataset, self._ring.buffers)
+            self._read = ReadBatch(self.dataset, self._ring.buffers)
         return DataLoader(
             self._read,
             batch_size=None,
             sampler=_Assigned(self),
             num_workers=workers.num_workers,
-            collate_fn=_unwrap,
+            collate_fn=unwrap,
             pin_memory=workers.pin_memory,
             prefetch_factor=workers.prefetch_factor,
             persistent_workers=True,
@@ -228,82 +226,6 @@ class FeatureLoader:
         return _fingerprint(self.dataset)
 
 
-class FeatureStream(IterableDataset[Batch]):
-    """The same batches as an iterable dataset, for loops that want to make the DataLoader.
-
-    Wrap it as `DataLoader(stream, batch_size=None, num_workers=2)`: the workers share the batches.
-    The order changes with `set_epoch` alone, which reaches running workers as well.
-
-    Example:
-        >>> stream = FeatureStream(dataset, BatchPolicy(max_frames_per_batch=20_000))
-        ...                                                                     # doctest: +SKIP
-    """
-
-    def __init__(self, dataset: FeatureDataset, policy: BatchPolicy, rank: int = 0) -> None:
-        self.dataset = dataset
-        self._epochs = _epochs(dataset, policy)
-        self._rank = rank
-        self._epoch = torch.zeros(1, dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next `iter` gives this epoch."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self._epochs.rank_batches(int(self._epoch), self._rank))
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        read = _ReadBatch(self.dataset)
-        for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
-            if i % step == first:
-                yield read[spec].batch
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """A batch as a worker hands it over: its features are in a buffer, unless that is -1."""
-
-    batch: Batch
-    buffer: int
-
-
-class _ReadBatch(Dataset[_Filled]):
-    """Reads a batch for each spec; the part of a loader that goes to the workers."""
-
-    def __init__(self, dataset: FeatureDataset, buffers: list[Tensor] | None = None) -> None:
-        self._dataset = dataset
-        self._buffers = buffers
-        self._pool: tuple[int, Pool] = (-1, Pool())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": (-1, None)}
-
-    def __getitem__(self, spec: BatchSpec) -> _Filled:
-        shape = self._dataset.batch_shape(spec.lengths)
-        if spec.buffer >= 0:
-            assert self._buffers is not None  # a buffer was assigned
-            out = self._buffers[spec.buffer].numpy()[: math.prod(shape)].reshape(shape)
-        elif get_worker_info() is not None:  # goes to another process, and is not seen again here
-            out = np.empty(shape, np.float16)
-        else:
-            out = self._own_pool().take(shape)
-        self._dataset.read_batch(spec.positions, spec.starts, out)
-        ids, columns = self._dataset.describe(spec.positions)
-        features = torch.from_numpy(out) if spec.buffer < 0 else torch.empty(0)
-        batch = Batch(
-            features, torch.from_numpy(spec.lengths), ids, columns, torch.from_numpy(spec.starts)
-        )
-        return _Filled(batch, spec.buffer)
-
-    def _own_pool(self) -> Pool:
-        if self._pool[0] != os.getpid():
-            self._pool = (os.getpid(), Pool())
-        return self._pool[1]
-
-
 class _Assigned:
     """The sampler of a loader's DataLoader."""
 
@@ -315,16 +237,6 @@ class _Assigned:
 
     def __len__(self) -> int:
         return len(self._loader)
-
-
-def _unwrap(filled: Any) -> _Filled | Batch:
-    whole: Batch = filled.batch
-    return filled if filled.buffer >= 0 else whole
-
-
-def _epochs(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
-    store = dataset.store
-    return EpochBatches(store.frame_counts, store.slots, policy, dataset.max_frames)
 
 
 def _fingerprint(dataset: FeatureDataset) -> int:

@@ -1,0 +1,104 @@
+"""Reading one batch: what a loader does in its own process or in its workers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from pipeline.train.batches import BatchPolicy, BatchSpec, EpochBatches
+from pipeline.train.dataset import Batch, FeatureDataset
+from pipeline.train.memory import Pool
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A batch as a worker hands it over: its features are in a buffer, unless that is -1."""
+
+    batch: Batch
+    buffer: int
+
+
+class ReadBatch(Dataset[Filled]):
+    """Reads a batch for each spec; the part of a loader that goes to the workers."""
+
+    def __init__(self, dataset: FeatureDataset, buffers: list[Tensor] | None = None) -> None:
+        self._dataset = dataset
+        self._buffers = buffers
+        self._pool: tuple[int, Pool] = (-1, Pool())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": (-1, None)}
+
+    def __getitem__(self, spec: BatchSpec) -> Filled:
+        shape = self._dataset.batch_shape(spec.lengths)
+        if spec.buffer >= 0:
+            assert self._buffers is not None  # a buffer was assigned
+            out = self._buffers[spec.buffer].numpy()[: math.prod(shape)].reshape(shape)
+        elif get_worker_info() is not None:  # goes to another process, and is not seen again here
+            out = np.empty(shape, np.float16)
+        else:
+            out = self._own_pool().take(shape)
+        self._dataset.read_batch(spec.positions, spec.starts, out)
+        ids, columns = self._dataset.describe(spec.positions)
+        features = torch.from_numpy(out) if spec.buffer < 0 else torch.empty(0)
+        batch = Batch(
+            features, torch.from_numpy(spec.lengths), ids, columns, torch.from_numpy(spec.starts)
+        )
+        return Filled(batch, spec.buffer)
+
+    def _own_pool(self) -> Pool:
+        if self._pool[0] != os.getpid():
+            self._pool = (os.getpid(), Pool())
+        return self._pool[1]
+
+
+class FeatureStream(IterableDataset[Batch]):
+    """The same batches as an iterable dataset, for loops that want to make the DataLoader.
+
+    Wrap it as `DataLoader(stream, batch_size=None, num_workers=2)`: the workers share the batches.
+    The order changes with `set_epoch` alone, which reaches running workers as well.
+
+    Example:
+        >>> stream = FeatureStream(dataset, BatchPolicy(max_frames_per_batch=20_000))
+        ...                                                                     # doctest: +SKIP
+    """
+
+    def __init__(self, dataset: FeatureDataset, policy: BatchPolicy, rank: int = 0) -> None:
+        self.dataset = dataset
+        self._epochs = epochs_of(dataset, policy)
+        self._rank = rank
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `iter` gives this epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._epochs.rank_batches(int(self._epoch), self._rank))
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        read = ReadBatch(self.dataset)
+        for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
+            if i % step == first:
+                yield read[spec].batch
+
+
+def unwrap(filled: Any) -> Filled | Batch:
+    whole: Batch = filled.batch
+    return filled if filled.buffer >= 0 else whole
+
+
+def epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
+    store = dataset.store
+    return EpochBatches(store.frame_counts, store.slots, policy, dataset.max_frames)
