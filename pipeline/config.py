@@ -128,11 +128,14 @@ class RunConfig:
 
     Attributes:
         max_quarantined: Share of quarantined utterances above which the exit code is 3.
-        max_attempts: Attempts at a unit before it is given up.
+        max_attempts: Attempts at a unit, in one run, before it is given up; one that shows which
+            utterance is to blame does not count.
+        unit_timeout_s: After how long a unit counts as hung; None fits it to its audio.
     """
 
     max_quarantined: float = 0.01
     max_attempts: int = 3
+    unit_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Config:
     model: ModelConfig
     engine: EngineConfig
     store: str | None = None
+    retry_quarantined: bool = False
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -361,6 +365,9 @@ def _check_ranges(config: Config) -> None:
         value = getattr(getattr(config, group), key)
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}; expected at least {least}")
+    limit_s = config.run.unit_timeout_s
+    if limit_s is not None and limit_s <= 0:
+        raise ConfigError(f"run.unit_timeout_s is {limit_s}; expected seconds, more than 0")
     batch_s, share = config.extract.max_batch_s, config.run.max_quarantined
     if batch_s is not None and not 0 < batch_s < float("inf"):
         raise ConfigError(f"extract.max_batch_s is {batch_s}; expected seconds, more than 0")

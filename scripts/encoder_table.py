@@ -178,11 +178,10 @@ def precision(data: Path) -> None:
 
 def windows(data: Path) -> None:
     chapter = read(min((data / "long").glob("*.flac"), key=lambda f: f.stat().st_size))
-    print(f"A recording of {chapter.numel() / RATE_HZ:.1f} s.\n")
+    clip = chapter[: 100 * RATE_HZ]
     print("| model | window s | context s | largest error | median frame's | seconds |")
     print("|---|---|---|---|---|---|")
     for name in ("hubert_base", "wavlm_base_plus"):
-        clip = chapter[: 100 * RATE_HZ] if name.startswith("wavlm") else chapter
         whole = load_encoder(name, "random", max_window_s=1000)
         started = time.perf_counter()
         reference = whole.encode_batch([clip])[0][:, 0]
@@ -191,7 +190,7 @@ def windows(data: Path) -> None:
             f"| {name} | {clip.numel() / RATE_HZ:.0f}, whole | – | 0 | 0 | {seconds:.1f} |",
             flush=True,
         )
-        for window_s, context_s in ((20, 2), (20, 5), (40, 0), (40, 2), (40, 5), (40, 10), (80, 5)):
+        for window_s, context_s in ((20, 2), (20, 5), (40, 0), (40, 2), (40, 5), (40, 10)):
             encoder = load_encoder(name, "random", max_window_s=window_s, context_s=context_s)
             started = time.perf_counter()
             [features] = encoder([clip])

@@ -261,7 +261,7 @@ def test_unreadable_files_are_quarantined_by_name(folder: Path, tmp_path: Path) 
     assert sorted(lost) == [f"clip-00{i}.wav" for i in (1, 2, 3)]
     assert "empty" in lost["clip-001.wav"]
     assert "not finite" in lost["clip-003.wav"]
-    with pytest.raises(KeyError, match="quarantined: .*empty"):
+    with pytest.raises(KeyError, match=r"quarantined: .*empty"):
         pipeline.open_store(tmp_path / "s").read("clip-001.wav")
 
 

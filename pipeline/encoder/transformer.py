@@ -8,6 +8,7 @@ a batch of equal lengths has no mask at all, so that attention takes its fastest
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -206,13 +207,21 @@ class Transformer:
 
     def _add_position(self, x: Tensor) -> Tensor:
         """Add the positional convolution to `[batch, frames, dim]`; the result is float32."""
-        y = F.conv1d(
-            x.transpose(1, 2).to(self._position_weight.dtype),
-            self._position_weight,
-            self._position_bias,
-            padding=self._position_padding,
-            groups=self._position_groups,
-        )
+        with _exact_convolution(self._position_weight):
+            y = F.conv1d(
+                x.transpose(1, 2).to(self._position_weight.dtype),
+                self._position_weight,
+                self._position_bias,
+                padding=self._position_padding,
+                groups=self._position_groups,
+            )
         y = gelu_(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
         x = x.float() + y
         return x if self._norm is None else normalize_layers(x, self._norm)
+
+
+def _exact_convolution(weight: Tensor) -> AbstractContextManager[None]:
+    """Keep cuDNN, which rounds float32 to TF32 unless told not to, from doing so."""
+    if weight.is_cuda and weight.dtype == torch.float32:
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return nullcontext()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipeline.encoder.windows import n_frames, plan_windows
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.audio import Probe, probe
+from pipeline.extract.retry import renew
 from pipeline.extract.source import Source
 from pipeline.store.layout import Layout
 from pipeline.store.plan import SCHEMA, Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
@@ -106,6 +107,7 @@ def plan_source(
     frames_per_unit: int | None,
     stored: Plan | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    again: Sequence[int] = (),
 ) -> Plan:
     """The plan for a source: the stored one if it still fits, extended by rows that were added.
 
@@ -115,12 +117,13 @@ def plan_source(
         frames_per_unit: Frames per unit for a new plan; None fits it to the corpus.
         stored: The plan that the store has.
         progress: As for `scan`.
+        again: Rows of the stored plan to plan once more; these may have changed.
 
     Raises:
-        SourceError: Rows of the stored plan are gone or have changed; the message says which.
+        SourceError: Other rows of the stored plan are gone or have changed; the message says which.
     """
     facts = {"fingerprint": source.fingerprint}
-    if stored is not None and stored.source == facts:
+    if stored is not None and stored.source == facts and not again:
         return stored
     rows = scan(source, windowing.sample_rate_hz, progress)
     if stored is None:
@@ -128,8 +131,10 @@ def plan_source(
             frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
         capacity = round_up_to_chunk(frames_per_unit)
         return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
+    stored = renew(stored, rows, again) if again else stored
     n_known = _check_unchanged(stored, rows)
-    added = cut_into_pieces(rows.slice(n_known), stored.frames_per_unit, windowing)
+    fresh = pa.concat_tables([rows.take(pa.array(again, pa.int64())), rows.slice(n_known)])
+    added = cut_into_pieces(fresh, stored.frames_per_unit, windowing)
     plan = stored.extended(added) if len(added) else stored
     return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
 

@@ -1,6 +1,6 @@
-"""The driver: plan if needed, extract what is missing, finalise. Always safe to run again.
+"""A run: plan if needed, extract what is missing, finalise. Always safe to run again.
 
-The driver holds the store's lease, claims slots, hands units to an engine and counts attempts.
+Here is what a run needs before the first unit and after the last; the loop between is driver.py's.
 All that matters is on disk: what to do next is the plan minus the committed units.
 """
 
@@ -10,23 +10,22 @@ import json
 import platform
 import sys
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from pipeline.config import Config
 from pipeline.encoder.encoder import SpeechEncoder, choose_layers
-from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ, n_frames
-from pipeline.errors import ConfigError, RunError, StrataError
-from pipeline.extract.audio import AUDIO_IDENTITY, audio_provenance
+from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from pipeline.errors import ConfigError, RunError
+from pipeline.extract.audio import AUDIO_IDENTITY, Decoded, EncodedAudio, audio_provenance
+from pipeline.extract.audio import decode as decode_audio
+from pipeline.extract.driver import Driver, Stop, failure_message
 from pipeline.extract.encoding import (
     batch_frames,
     describe_selfcheck,
@@ -37,11 +36,12 @@ from pipeline.extract.encoding import (
     short_selfcheck,
     windowing,
 )
-from pipeline.extract.engine import Engine, Outcome, Resources, find_resources, open_engine
+from pipeline.extract.engine import Resources, find_resources, open_engine
 from pipeline.extract.observer import Observer
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.retry import quarantined_rows
 from pipeline.extract.source import Source, open_source
-from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.extract.worker import Job, Worker
 from pipeline.store import index as index_files
 from pipeline.store.identity import Identity, check_same, make_identity
 from pipeline.store.layout import FORMAT_VERSION, GROUP, Layout
@@ -49,7 +49,6 @@ from pipeline.store.lease import Lease
 from pipeline.store.ledger import Ledger
 from pipeline.store.log import RunLog, now
 from pipeline.store.plan import Plan, round_up_to_chunk
-from pipeline.store.records import DEFERRED
 from pipeline.store.status import Status, read_status
 from pipeline.store.sweep import sweep
 from pipeline.store.writer import (
@@ -93,12 +92,19 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     return estimate(found, layout, SAMPLE_RATE_HZ, root or Path())
 
 
-def extract(config: Config, observer: Observer | None = None) -> Status:
+def extract(
+    config: Config,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+    decode: Callable[[EncodedAudio, int], Decoded] = decode_audio,
+) -> Status:
     """Extracts what the store lacks.
 
     Args:
         config: What to extract, where to, and how.
         observer: Who watches.
+        stop: Through which the run can be asked to end.
+        decode: Makes a waveform of encoded audio, in the workers; it pickles.
 
     Returns:
         The state of the store at the end.
@@ -107,7 +113,8 @@ def extract(config: Config, observer: Observer | None = None) -> Status:
         IdentityError: The store holds other features.
         StoreBusyError: Another driver is at work on it.
         NoSpaceError: The rest does not fit on the disk.
-        RunError: Some units failed again and again; the others are committed.
+        RunError: Some units failed again and again, or the run was asked to stop; what is
+            committed is safe.
     """
     observer = observer or Observer()
     config = _settled(config)
@@ -137,133 +144,21 @@ def extract(config: Config, observer: Observer | None = None) -> Status:
             load_encoder=encoder_loader(config, resources.device),
             max_batch_frames=batch_frames(config, resources.device),
             threads=resources.threads,
+            decode=decode,
         )
         open_ = partial(
             open_engine, config.engine, resources, job, partial(Worker, job, encoder, source)
         )
-        driver = _Driver(config, root, layout, found, lease, log, observer, open_, run_id)
+        driver = Driver(
+            config, root, layout, found, lease, log, observer, open_, run_id, stop or Stop()
+        )
         driver.run()
         sweep(root, layout)
         if not index_files.is_compact(root):
-            index_files.compact(root)
+            index_files.refresh_cache(root)
         if driver.failures:
-            raise RunError(_failure_message(driver.failures, root))
+            raise RunError(failure_message(driver.failures, root))
     return read_status(root)
-
-
-@dataclass
-class _Driver:
-    """Gives out units until none is left."""
-
-    config: Config
-    root: Path
-    layout: Layout
-    plan: Plan
-    lease: Lease
-    log: RunLog
-    observer: Observer
-    open_engine: Callable[[], Engine]
-    run_id: str
-    failures: dict[int, Exception] = field(default_factory=dict)
-
-    def run(self) -> None:
-        """Extracts the missing units, then those of utterances that had to be deferred."""
-        committed = set(index_files.committed_units(self.root))
-        self.observer.planned(self.plan, len(committed))
-        self._adopt_deferred()
-        todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
-        if not todo:
-            return
-        check_space(len(todo), self.layout, self.root)
-        index_files.drop_cache(self.root)
-        self.log.write("run_started", units=len(todo), command=sys.argv[1:])
-        ledger = Ledger.open(self.root, self.plan.n_units)
-        engine = self.open_engine()
-        try:
-            while todo:
-                self._extract(todo, engine, ledger)
-                todo = self._adopt_deferred()
-                ledger.grow(self.plan.n_units)
-        finally:
-            engine.close()
-            self.log.write("run_ended", failed=sorted(self.failures))
-
-    def _extract(self, todo: list[int], engine: Engine, ledger: Ledger) -> None:
-        waiting = deque(todo)
-        in_flight = 0
-        tries: Counter[int] = Counter()
-        while waiting or in_flight:
-            while waiting and engine.has_room():
-                self._submit(waiting.popleft(), engine, ledger)
-                in_flight += 1
-            for outcome in engine.poll(POLL_S):
-                in_flight -= 1
-                unit = outcome.task.unit
-                if outcome.report is not None:
-                    self.log.write("unit_committed", report=asdict(outcome.report))
-                    self.observer.committed(outcome.report)
-                    continue
-                tries[unit] += 1
-                if self._try_again(outcome, tries[unit]):
-                    waiting.append(unit)
-            self.lease.check()
-
-    def _submit(self, unit: int, engine: Engine, ledger: Ledger) -> None:
-        n_slots = ledger.n_slots
-        claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
-        if claim.slot >= n_slots:
-            resize(self.root, self.layout, ledger.n_slots)
-        engine.submit(UnitTask(unit, claim.slot, claim.attempt, self.plan.unit_rows(unit)))
-
-    def _try_again(self, outcome: Outcome, tries: int) -> bool:
-        error, unit = outcome.error, outcome.task.unit
-        assert error is not None  # an outcome has a report or an error
-        self.log.write("unit_failed", unit=unit, slot=outcome.task.slot, error=str(error))
-        if isinstance(error, StrataError):  # it would fail the same way again
-            raise error
-        if tries < self.config.run.max_attempts:
-            self.observer.note(f"unit {unit} failed and will be tried again: {error}")
-            return True
-        self.failures[unit] = error
-        self.observer.note(f"unit {unit} failed {tries} times and is left out: {error}")
-        return False
-
-    def _adopt_deferred(self) -> list[int]:
-        """Appends units for the utterances that committed units have deferred."""
-        table = index_files.read_index(self.root)
-        deferred = table.filter(pc.equal(table["status"], DEFERRED))
-        if not len(deferred):
-            return []
-        latest = pc.max(self.plan.table["unit"]).as_py()
-        planned = dict(
-            zip(
-                self.plan.table["row"].to_pylist(), self.plan.table["unit"].to_pylist(), strict=True
-            )
-        )
-        missing = [row for row in deferred.to_pylist() if planned[row["row"]] <= row["unit"]]
-        if not missing:
-            return []
-        self.plan = self.plan.extended(_plan_rows(self.plan, missing))
-        write_plan(self.root, self.plan)
-        resize(self.root, self.layout, Ledger.open(self.root, self.plan.n_units).n_slots)
-        return list(range(latest + 1, self.plan.n_units))
-
-
-def _plan_rows(found: Plan, deferred: list[dict[str, Any]]) -> pa.Table:
-    """Plan rows for deferred utterances, with their true lengths."""
-    by_row = {row["row"]: row for row in deferred}
-    rows = found.table.filter(
-        pc.is_in(found.table["row"], value_set=pa.array(sorted(by_row), pa.int64()))
-    ).to_pylist()
-    true = [
-        row
-        | {
-            "n_samples": by_row[row["row"]]["n_samples"],
-            "n_frames": n_frames(by_row[row["row"]]["n_samples"]),
-        }
-        for row in rows
-    ]
-    return pa.Table.from_pylist(true, schema=found.table.schema)
 
 
 def _settled(config: Config) -> Config:
@@ -299,7 +194,10 @@ def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer)
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    found = plan_source(source, windowing(config), wanted, stored, observer.scanned)
+    again = quarantined_rows(root, stored) if stored and config.retry_quarantined else []
+    if again:
+        observer.note(f"{len(again)} quarantined utterances are going to be tried again")
+    found = plan_source(source, windowing(config), wanted, stored, observer.scanned, again)
     if found is not stored:
         write_plan(root, found)
     return found
@@ -413,12 +311,3 @@ def _as_json(identity: Identity) -> Identity:
 
 def _new_run_id() -> str:
     return uuid.uuid4().hex[:12]
-
-
-def _failure_message(failures: Mapping[int, Exception], root: Path) -> str:
-    unit, error = next(iter(failures.items()))
-    units = ", ".join(str(number) for number in sorted(failures)[:10])
-    return (
-        f"{len(failures)} units failed again and again (units {units}); unit {unit}: {error}. All "
-        f"others are committed in {root}; run the same command again to retry these"
-    )

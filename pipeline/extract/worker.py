@@ -322,7 +322,10 @@ class Worker:
             if item.waveform is None:
                 continue
             if item.n_frames > capacity:
-                reason = f"{item.n_frames} frames, longer than a unit ({capacity} frames)"
+                reason = (
+                    f"{item.n_frames} frames, longer than a unit of {capacity}, which is too small "
+                    "to be cut at windows: give plan.frames_per_unit at least a window's frames"
+                )
                 item.record, item.waveform = _quarantined(item.record, reason), None
             elif used + item.n_frames > capacity:
                 reason = "longer than its header said: moved to a later unit"

@@ -49,7 +49,9 @@ def read_unit(root: Path, unit: int) -> pa.Table:
     return table
 
 
-def read_index(root: Path, without: Sequence[str] = ()) -> pa.Table:
+def read_index(
+    root: Path, without: Sequence[str] = (), columns: Sequence[str] | None = None
+) -> pa.Table:
     """The rows of all committed units, by unit and position.
 
     Takes what the compaction has and the files of the units that it lacks.
@@ -57,12 +59,13 @@ def read_index(root: Path, without: Sequence[str] = ()) -> pa.Table:
     Args:
         root: The store.
         without: Columns to leave out.
+        columns: Only these, `unit` among them; None takes all.
 
     Raises:
         DamagedError: A unit's index is not readable.
     """
     units = committed_units(root)
-    cached = _read_cache(root, without=without)
+    cached = _read_cache(root, list(columns) if columns else None, without)
     known = set(pc.unique(cached["unit"]).to_pylist()) if cached is not None else set()
     tables = []
     if cached is not None:
@@ -72,11 +75,11 @@ def read_index(root: Path, without: Sequence[str] = ()) -> pa.Table:
             cached = cached.filter(keep)
         tables.append(cached)
     fresh = [read_unit(root, unit) for unit in units if unit not in known]
-    tables += [table.drop_columns(list(without)) for table in fresh]
+    tables += [_some(table, without, columns) for table in fresh]
     if not tables:
-        return pa.schema(FIELDS).empty_table().drop_columns(list(without))
+        return _some(pa.schema(FIELDS).empty_table(), without, columns)
     table = pa.concat_tables(tables, promote_options="default")
-    if len(tables) > 1 and cached is not None:
+    if len(tables) > 1 and cached is not None and "position" in table.column_names:
         table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
     return table
 
@@ -89,12 +92,23 @@ def compact(root: Path) -> pa.Table:
     return table
 
 
+def refresh_cache(root: Path) -> None:
+    """Adds to `index.parquet` the units that were committed since; it must not be stale.
+
+    That is so as long as nobody has taken a commit back without removing it.
+    """
+    files.write_atomic(root / INDEX_CACHE, [files.parquet_bytes(read_index(root))])
+
+
+def cached_units(root: Path) -> set[int]:
+    """The units that the compaction covers."""
+    cached = _read_cache(root, columns=["unit"])
+    return set() if cached is None else set(pc.unique(cached["unit"]).to_pylist())
+
+
 def is_compact(root: Path) -> bool:
     """Whether the compaction covers exactly the committed units."""
-    cached = _read_cache(root, columns=["unit"])
-    if cached is None:
-        return False
-    return sorted(pc.unique(cached["unit"]).to_pylist()) == committed_units(root)
+    return (root / INDEX_CACHE).is_file() and sorted(cached_units(root)) == committed_units(root)
 
 
 def drop_cache(root: Path) -> None:
@@ -117,6 +131,12 @@ def _read_cache(
         return files.read_parquet(path, wanted)
     except (DamagedError, OSError, pa.ArrowException):
         return None  # a missing or torn cache is no loss
+
+
+def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
+    if columns is not None:
+        return table.select(list(columns))
+    return table.drop_columns(list(without))
 
 
 def _has_fields(schema: pa.Schema) -> bool:

@@ -145,6 +145,11 @@ class FeatureStore:
         self._shards = ShardReader(self._root, self._layout)
 
     @property
+    def root(self) -> Path:
+        """Where the store is."""
+        return self._root
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers on the layer axis."""
         return self._layout.layers

@@ -1,0 +1,286 @@
+"""The loop that gives out units until every one is committed or given up.
+
+What came before and what comes after (plan, identity, sweep) is run.py's; who runs the workers is
+the engine's. Here are claims, attempts, suspicion and the end of a run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Config
+from pipeline.encoder.windows import FRAME_RATE_HZ, n_frames
+from pipeline.errors import RunError, StrataError
+from pipeline.extract.inline import LOST, Engine, Outcome
+from pipeline.extract.observer import Observer
+from pipeline.extract.planning import check_space
+from pipeline.extract.worker import UnitReport, UnitTask
+from pipeline.store import index as index_files
+from pipeline.store.deaths import DIED, FAILED, Death, judge, read_deaths, record_death, take_trail
+from pipeline.store.layout import Layout
+from pipeline.store.lease import Lease
+from pipeline.store.ledger import Ledger
+from pipeline.store.log import RunLog, now
+from pipeline.store.plan import Plan
+from pipeline.store.records import DEFERRED
+from pipeline.store.writer import resize, write_plan
+
+POLL_S = 1.0
+MIN_LIMIT_S = 300.0
+"""Least time a unit may take where run.unit_timeout_s is left to Strata."""
+LIMIT_PER_AUDIO_S = 20.0
+"""Times the duration of its audio that a unit may take, before the speed of the workers is known."""
+LIMIT_PER_SLOWEST = 10.0
+"""Times the slowest speed so far, after that."""
+CAREFUL = 3.0
+"""Times the limit that a unit on probation has: each utterance is encoded alone, too."""
+GRACE_S = 20.0
+"""How long a run that is asked to stop waits for the units in flight."""
+COMPACT_EVERY_S = 600.0
+"""How often the compaction of the index follows a long run, so that readers open quickly."""
+
+
+class Stop:
+    """Asks a run to end: at first when the units in flight are done, the second time at once.
+
+    Attributes:
+        reason: Who asked, e.g. SIGTERM; empty if nobody did.
+        is_graceful: Whether the run has units in flight elsewhere for which it can wait.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.is_graceful = False
+
+    def request(self, reason: str) -> None:
+        """Asks once; safe in a signal handler.
+
+        Raises:
+            KeyboardInterrupt: It is asked again, or there is nothing to wait for.
+        """
+        again, self.reason = bool(self.reason), self.reason or reason
+        if again or not self.is_graceful:
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Driver:
+    """Gives out units until none is left.
+
+    Attributes:
+        open_engine: Starts the engine, given the number of units that there are to do.
+        failures: Units that were given up, with the last error.
+    """
+
+    config: Config
+    root: Path
+    layout: Layout
+    plan: Plan
+    lease: Lease
+    log: RunLog
+    observer: Observer
+    open_engine: Callable[[int], Engine]
+    run_id: str
+    stop: Stop = field(default_factory=Stop)
+    failures: dict[int, Exception] = field(default_factory=dict)
+    _deaths: dict[int, list[Death]] = field(default_factory=dict)
+    _tries: Counter[int] = field(default_factory=Counter)
+    _slowest: float | None = None  # wall seconds per second of audio
+    _compacted_s: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Extracts the missing units, then those of utterances that had to be deferred.
+
+        Raises:
+            RunError: The run was asked to stop.
+            StoreError: The store cannot be written any more.
+        """
+        committed = set(index_files.committed_units(self.root))
+        self.observer.planned(self.plan, len(committed))
+        self._adopt_deferred()
+        todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
+        if not todo:
+            return
+        check_space(len(todo), self.layout, self.root)
+        if index_files.cached_units(self.root).intersection(todo):  # a commit was taken back
+            index_files.drop_cache(self.root)
+        self.log.write("run_started", units=len(todo), command=sys.argv[1:])
+        ledger = Ledger.open(self.root, self.plan.n_units)
+        self._deaths = read_deaths(self.root)
+        engine = self.open_engine(len(todo))
+        try:
+            self.stop.is_graceful = self.config.engine.kind != "inline"
+            while todo:
+                self._extract(todo, engine, ledger)
+                todo = self._adopt_deferred()
+                ledger.grow(self.plan.n_units)
+        finally:
+            self.stop.is_graceful = False
+            engine.close()
+            self.log.write("run_ended", failed=sorted(self.failures), stopped=self.stop.reason)
+
+    def _extract(self, todo: list[int], engine: Engine, ledger: Ledger) -> None:
+        waiting = deque(todo)
+        in_flight = 0
+        while waiting or in_flight:
+            if self.stop.reason:
+                self._wind_up(engine, in_flight)
+            self.lease.check()
+            while waiting and engine.has_room():
+                self._submit(waiting.popleft(), engine, ledger)
+                in_flight += 1
+            for outcome in engine.poll(POLL_S):
+                in_flight -= 1
+                if self._settle(outcome):
+                    waiting.append(outcome.task.unit)
+            self._compact_now_and_then()
+
+    def _wind_up(self, engine: Engine, in_flight: int) -> None:
+        """Waits for the units in flight, but not for long.
+
+        Raises:
+            RunError: Always.
+        """
+        if in_flight:
+            self.observer.note(
+                f"{self.stop.reason}: waiting up to {GRACE_S:.0f} s for {in_flight} units in "
+                "flight; a second signal ends at once"
+            )
+        end_s = time.monotonic() + GRACE_S
+        while in_flight and (left_s := end_s - time.monotonic()) > 0:
+            for outcome in engine.poll(min(POLL_S, left_s)):
+                in_flight -= 1
+                if outcome.report is not None:
+                    self._celebrate(outcome.report)
+        done = len(index_files.committed_units(self.root))
+        raise RunError(
+            f"stopped by {self.stop.reason}; {done} of {self.plan.n_units} units are committed and "
+            "safe: run the same command again to go on"
+        )
+
+    def _submit(self, unit: int, engine: Engine, ledger: Ledger) -> None:
+        n_slots = ledger.n_slots
+        claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
+        if claim.slot >= n_slots:
+            resize(self.root, self.layout, ledger.n_slots)
+        rows = self.plan.unit_rows(unit)
+        probation = judge(self._deaths.get(unit, ()))
+        limit_s = self._limit_s(rows) * (CAREFUL if probation else 1)
+        engine.submit(UnitTask(unit, claim.slot, claim.attempt, rows, probation), limit_s)
+
+    def _limit_s(self, rows: pa.Table) -> float:
+        """How long a unit may take before it counts as hung."""
+        asked = self.config.run.unit_timeout_s
+        if asked is not None:
+            return asked
+        factor = LIMIT_PER_AUDIO_S
+        if self._slowest is not None:
+            factor = min(factor, LIMIT_PER_SLOWEST * self._slowest)
+        audio_s = pc.sum(rows["n_frames"]).as_py() / FRAME_RATE_HZ
+        return max(MIN_LIMIT_S, factor * audio_s)
+
+    def _settle(self, outcome: Outcome) -> bool:
+        """Takes note of how an attempt ended; returns whether to try the unit again."""
+        if outcome.report is not None:
+            self._celebrate(outcome.report)
+            return False
+        error, unit = outcome.error, outcome.task.unit
+        assert error is not None  # an outcome has a report or an error
+        self.log.write(
+            "unit_failed",
+            unit=unit,
+            slot=outcome.task.slot,
+            cause=outcome.cause,
+            error=str(error),
+        )
+        if isinstance(error, StrataError):  # it would fail the same way again
+            raise error
+        if outcome.cause == LOST:
+            self.observer.note(f"unit {unit} was lost with its node and will be done again")
+            return True
+        self._tries[unit] += not self._remember(outcome)
+        if self._tries[unit] < self.config.run.max_attempts:
+            self.observer.note(f"unit {unit} failed and will be tried again: {error}")
+            return True
+        self.failures[unit] = error
+        self.observer.note(f"unit {unit} failed {self._tries[unit]} times, left out: {error}")
+        return False
+
+    def _remember(self, outcome: Outcome) -> bool:
+        """Records a death in the ledger; returns whether it is known whose fault it was."""
+        task = outcome.task
+        position, name, signal = take_trail(self.root, task.slot)
+        detail = outcome.detail
+        if outcome.cause == DIED:
+            detail = signal or "killed, or out of memory"
+        cause = outcome.cause or FAILED
+        death = Death(task.slot, task.unit, cause, detail, position, name, self.run_id, now())
+        record_death(self.root, death)
+        self._deaths.setdefault(task.unit, []).append(death)
+        if position is not None:
+            self.observer.note(f"utterance {name!r} of unit {task.unit} is suspect: {detail}")
+        return position is not None
+
+    def _celebrate(self, report: UnitReport) -> None:
+        self.log.write("unit_committed", report=asdict(report))
+        speed = report.wall_s / max(report.audio_s, 1.0)
+        self._slowest = max(self._slowest or 0.0, speed)
+        self.observer.committed(report)
+
+    def _compact_now_and_then(self) -> None:
+        if time.monotonic() - self._compacted_s > COMPACT_EVERY_S:
+            index_files.refresh_cache(self.root)
+            self._compacted_s = time.monotonic()
+
+    def _adopt_deferred(self) -> list[int]:
+        """Appends units for the utterances that committed units have deferred."""
+        columns = ["row", "piece", "unit", "status", "n_samples"]
+        table = index_files.read_index(self.root, columns=columns)
+        deferred = table.filter(pc.equal(table["status"], DEFERRED)).to_pylist()
+        if not deferred:
+            return []
+        added = _plan_rows(self.plan, deferred)
+        if not len(added):
+            return []
+        first_new = self.plan.n_units
+        self.plan = self.plan.extended(added)
+        write_plan(self.root, self.plan)
+        resize(self.root, self.layout, Ledger.open(self.root, self.plan.n_units).n_slots)
+        return list(range(first_new, self.plan.n_units))
+
+
+def failure_message(failures: Mapping[int, Exception], root: Path) -> str:
+    """What to tell of units that were given up."""
+    unit, error = next(iter(failures.items()))
+    units = ", ".join(str(number) for number in sorted(failures)[:10])
+    return (
+        f"{len(failures)} units failed again and again (units {units}); unit {unit}: {error}. All "
+        f"others are committed in {root}; run the same command again to retry these"
+    )
+
+
+def _plan_rows(found: Plan, deferred: list[dict[str, Any]]) -> pa.Table:
+    """Plan rows for what is deferred and not planned in a later unit yet, with true lengths."""
+    sources = pa.array(sorted({row["row"] for row in deferred}), pa.int64())
+    planned = found.table.filter(pc.is_in(found.table["row"], value_set=sources)).to_pylist()
+    latest = {(row["row"], row["piece"]): row for row in planned}  # the plan is sorted by unit
+    rows = []
+    for record in deferred:
+        row = latest[record["row"], record["piece"]]
+        if row["unit"] > record["unit"]:
+            continue
+        if row["n_pieces"] == 1:
+            true = record["n_samples"]
+            row = row | {"n_samples": true, "n_frames": n_frames(true)}
+        rows.append(row)
+    rows.sort(key=lambda row: (row["row"], row["piece"]))
+    return pa.Table.from_pylist(rows, schema=found.table.schema)
