@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import load_config
+from pipeline.config import load_config, plain_overrides
 from pipeline.errors import ConfigError, StrataError
 from pipeline.progress import LiveObserver, duration, show_estimate, show_status
 
@@ -42,6 +42,12 @@ Overrides = Annotated[
 ]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Take damaged units back, so that extract redoes them.")
+]
+Sample = Annotated[
+    float, typer.Option("--sample", help="Share of the units whose bytes are read; 1 is all.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -68,10 +74,12 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
     """Extract what is missing; safe to run again, whatever happened before."""
     with _reported(as_json, debug):
         from pipeline.extract import run
+        from pipeline.extract.driver import Stop
 
         config = load_config(overrides or [])
-        with LiveObserver(console) as observer, _terminated_as_interrupt():
-            status = run.extract(config, observer)
+        stop = Stop()
+        with LiveObserver(console) as observer, _signals_to(stop.request):
+            status = run.extract(config, observer, stop)
         show_status(console, status)
         _print_json(as_json, asdict(status))
     known = status.utterances_ok + status.utterances_quarantined
@@ -96,19 +104,31 @@ def status(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 @app.command()
-def verify(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Check every checksum and count of a store."""
+def verify(
+    store: Store,
+    repair: Repair = False,
+    sample: Sample = 1.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check every checksum and count of a store; with --repair, take back what is damaged."""
     with _reported(as_json, debug):
+        from pipeline.store.repair import repair_store
         from pipeline.store.verify import verify_store
 
-        found = verify_store(store)
+        fixed = repair_store(store) if repair else None
+        found = fixed.found if fixed else verify_store(store, sample=sample)
         for damage in found.damages:
             console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
+        for stray in found.strays:
+            console.print(f"{stray.path}: {stray.what}", markup=False)
         verdict = "sound" if found.ok else f"{len(found.damaged_units)} units are DAMAGED"
         console.print(
             f"{found.units_committed} of {found.units_total} units checked, "
             f"{found.utterances_ok} utterances, {found.n_bytes / 1e9:.2f} GB: {verdict}"
         )
+        if fixed:
+            console.print(fixed.summary())
         _print_json(
             as_json,
             {
@@ -120,9 +140,11 @@ def verify(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
                 "utterances_ok": found.utterances_ok,
                 "utterances_quarantined": found.utterances_quarantined,
                 "bytes": found.n_bytes,
+                "strays": [asdict(stray) for stray in found.strays],
+                "repaired_units": fixed.units if fixed else [],
             },
         )
-    if not found.ok:
+    if not found.ok and not fixed:
         raise typer.Exit(EXIT_ERROR)
 
 
@@ -142,6 +164,36 @@ def inspect(
         facts = (
             describe_store(opened) if utterance is None else describe_utterance(opened, utterance)
         )
+        _show_facts(facts)
+        _print_json(as_json, facts)
+
+
+@app.command()
+def collapse(
+    store: Store,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Path of the one-layer store.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="weights=... [softmax=true]", help="average, a file, or [0.1,...]."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the weighted sum of a store's layers as a store of one layer."""
+    with _reported(as_json, debug):
+        from pipeline.train.collapse import collapse as collapse_store
+
+        given = plain_overrides(overrides or [], {"weights", "softmax"})
+        if "weights" not in given:
+            raise ConfigError("no weights are given; say weights=average, weights=FILE or a list")
+        softmax = given.get("softmax", "false")
+        if softmax not in ("true", "false"):
+            raise ConfigError(f"softmax is {softmax!r}; expected true or false")
+        with LiveObserver(console) as observer, _terminated_as_interrupt():
+            done = collapse_store(
+                store, out, given["weights"], softmax=softmax == "true", observer=observer
+            )
+        facts = asdict(done)
         _show_facts(facts)
         _print_json(as_json, facts)
 
@@ -228,18 +280,18 @@ def _fail(message: str, as_json: bool, code: int = EXIT_ERROR) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does."""
+def _signals_to(request: Callable[[str], None]) -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM ask a run to stop."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def handle(number: int, frame: FrameType | None) -> None:
+        request(signal.Signals(number).name)
 
-    before: Callable[[int, FrameType | None], Any] | int | None
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print_json(as_json: bool, document: dict[str, Any]) -> None:

@@ -204,6 +204,23 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str, str]:
+    """`key=value` settings of a verb that needs no Hydra groups, as text.
+
+    Raises:
+        ConfigError: A key is not among `known`, or there is no value.
+    """
+    values = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key not in known:
+            raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
+        if not equals or not value:
+            raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
+        values[key] = value
+    return values
+
+
 def config_folder() -> Path:
     """The folder of the YAML groups: beside the package in a clone, inside it when installed."""
     here = Path(__file__).resolve().parent

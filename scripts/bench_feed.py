@@ -4,7 +4,7 @@
 
 Writes a synthetic store of 12 layers of 768 features, then alternates, round by round and with a
 warm page cache: (a) a sequential read of the same bytes through np.memmap into one buffer that is
-used again; epochs with shuffling and 0, 1 and 2 workers, of one layer and of all. The first epoch of
+used again; epochs with shuffling and 0, 1 and 2 workers, of one layer and all. The first epoch of
 each loader is left out: it faults in memory that later ones use again. `--encoder` adds (b) the
 frames per second of HuBERT base on this machine (random weights cost as much as trained ones).
 Prints medians with their spread and ratios, and one JSON line.
@@ -72,40 +72,40 @@ def measure(root: Path, layers: list[int] | None, frames: int, rounds: int) -> d
     for loader in loaders.values():
         epoch(loader)
     n_frames = int(store.frame_counts.sum())
-    seconds: dict[str, list[float]] = {"memmap": []} | {name: [] for name in loaders}
+    epochs = N_LAYERS // len(dataset.layers)  # so that all measurements take about as long
+    bare: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    ratios: dict[str, list[float]] = {name: [] for name in loaders}
     cpu: dict[str, list[float]] = {name: [] for name in loaders}
     padding = 0.0
     for _ in range(rounds):
-        seconds["memmap"].append(sequential(store, layers))
         for name, loader in loaders.items():
+            bare.append(sum(sequential(store, layers) for _ in range(epochs)) / epochs)
             began = time.perf_counter()
-            busy, n_batches, padded = epoch(loader)
-            seconds[name].append(time.perf_counter() - began)
+            for _ in range(epochs):
+                busy, n_batches, padded = epoch(loader)
+            seconds[name].append((time.perf_counter() - began) / epochs)
+            ratios[name].append(bare[-1] / seconds[name][-1])
             cpu[name].append(busy / n_batches * 1e3)
             padding = 1 - n_frames / padded
+    seconds["memmap"], ratios["memmap"] = bare, [1.0]
     n_bytes = n_frames * len(dataset.layers) * DIM * 2
-    bare = statistics.median(seconds["memmap"])
     result: dict = {"padding": padding}
     print(f"\n{len(dataset.layers)} layers, batches of {frames} frames, {padding:.1%} padding")
     for name, times in seconds.items():
         middle = statistics.median(times)
-        ratios = [a / b for a, b in zip(seconds["memmap"], times, strict=True)]
         line = {
             "gb_per_s": n_bytes / middle / 1e9,
             "frames_per_s": n_frames / middle,
-            "ratio": bare / middle,
-            "ratio_of_rounds": statistics.median(ratios),
+            "ratio": statistics.median(ratios[name]),
+            "own_cpu_ms_per_batch": statistics.median(cpu.get(name, [0.0])),
         }
-        if name in cpu:
-            line["own_cpu_ms_per_batch"] = statistics.median(cpu[name])
         result[name] = line
-        own = (
-            f"{line.get('own_cpu_ms_per_batch', 0):6.2f} ms CPU a batch here" if name in cpu else ""
-        )
         print(
             f"  {name:10s} {line['gb_per_s']:5.2f} GB/s ({n_bytes / max(times) / 1e9:.2f} … "
             f"{n_bytes / min(times) / 1e9:.2f})  {line['frames_per_s']:12,.0f} frames/s  "
-            f"{line['ratio']:.2f} of memmap ({min(ratios):.2f} … {max(ratios):.2f})  {own}"
+            f"{line['ratio']:.2f} of memmap ({min(ratios[name]):.2f} … {max(ratios[name]):.2f})  "
+            f"{line['own_cpu_ms_per_batch']:6.2f} ms CPU a batch in this process"
         )
     return result
 

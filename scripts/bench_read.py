@@ -5,10 +5,10 @@
 Writes a synthetic store of 12 layers of 768 features, and the same features for each peer that is
 installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch.load), lhotse
 (`NumpyHdf5Writer`, float16). Then alternates them, round by round, on the same random utterances:
-one layer, all layers, one second of one layer. Each read ends in memory of its own, as a trainer needs
-it; np.memmap copies the same bytes from shards that stay mapped, and is what the others are divided
-by. `--cold` drops the page cache before each pass, where the system permits it. Prints medians,
-spread and ratios, and one JSON line.
+one layer, all layers, one second of one layer. Each read ends in memory of its own, as a trainer
+needs it; np.memmap copies the same bytes from shards that stay mapped, and is what the others are
+divided by. `--cold` drops the page cache before each pass, where the system permits it. Prints
+medians, spread and ratios, and one JSON line.
 """
 
 from __future__ import annotations
@@ -232,8 +232,9 @@ def show(kind: str, seconds: dict[str, list[float]], n_bytes: int, n_reads: int)
             "us_per_read": middle / n_reads * 1e6,
         }
         print(
-            f"  {name:16s} {n_bytes / middle / 1e6:7,.0f} MB/s ({n_bytes / max(times) / 1e6:,.0f} … "
-            f"{n_bytes / min(times) / 1e6:,.0f})  {statistics.median(ratios):5.2f} of memmap "
+            f"  {name:16s} {n_bytes / middle / 1e6:7,.0f} MB/s "
+            f"({n_bytes / max(times) / 1e6:,.0f} … {n_bytes / min(times) / 1e6:,.0f})  "
+            f"{statistics.median(ratios):5.2f} of memmap "
             f"({min(ratios):.2f} … {max(ratios):.2f})   strata is {middle / ours:6.1f} × as fast"
         )
     return table

@@ -74,6 +74,21 @@ def test_workers_read_after_the_parent_has_read(root, start, flat):
     assert [float(tensor.double().sum()) for tensor in store[:]] == here
 
 
+def test_a_zarr_handle_belongs_to_the_process_that_opened_it(root, monkeypatch):
+    """Another process opens its own, whatever zarr-python does about forks by itself."""
+    rewritten(root)
+    store = pipeline.open_store(root)
+    opened = []
+    real = zarr.open_array
+    monkeypatch.setattr(zarr, "open_array", lambda *a, **k: opened.append(1) or real(*a, **k))
+    store.read(0)
+    store.read(1)
+    assert len(opened) == 1
+    monkeypatch.setattr("pipeline.store.shards.os.getpid", lambda: -5)
+    store.read(0)
+    assert len(opened) == 2
+
+
 def test_shards_that_are_not_flat_read_the_same(root):
     """What another tool has compressed is read through zarr-python, pieces and slices alike."""
     before = pipeline.open_store(root)

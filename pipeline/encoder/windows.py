@@ -22,7 +22,7 @@ FRAME_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
 # Longest stretch encoded at once. Attention costs time in the square of it, and WavLM's position
 # bias memory too (0.2 GB a block at 40 s, 1.2 GB at 100 s). At 40 s the base model still runs at
 # about 0.85 of its speed on 10 s, the longest utterance of LibriSpeech (35 s) stays whole, and the
-# models were trained on at most 16 s. docs/encoder.md has the figures.
+# models were trained on crops of 16 to 20 s. docs/encoder.md has the figures.
 DEFAULT_MAX_WINDOW_S = 40.0
 DEFAULT_CONTEXT_S = 5.0
 

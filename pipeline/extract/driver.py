@@ -38,7 +38,7 @@ POLL_S = 1.0
 MIN_LIMIT_S = 300.0
 """Least time a unit may take where run.unit_timeout_s is left to Strata."""
 LIMIT_PER_AUDIO_S = 20.0
-"""Times the duration of its audio that a unit may take, before the speed of the workers is known."""
+"""Times its audio that a unit may take, as long as nothing is known of the workers' speed."""
 LIMIT_PER_SLOWEST = 10.0
 """Times the slowest speed so far, after that."""
 CAREFUL = 3.0
@@ -185,7 +185,7 @@ class Driver:
         factor = LIMIT_PER_AUDIO_S
         if self._slowest is not None:
             factor = min(factor, LIMIT_PER_SLOWEST * self._slowest)
-        audio_s = pc.sum(rows["n_frames"]).as_py() / FRAME_RATE_HZ
+        audio_s: float = pc.sum(rows["n_frames"]).as_py() / FRAME_RATE_HZ
         return max(MIN_LIMIT_S, factor * audio_s)
 
     def _settle(self, outcome: Outcome) -> bool:

@@ -23,7 +23,7 @@ from pipeline.encoder.windows import (
     SAMPLE_RATE_HZ,
 )
 from pipeline.errors import AudioError, ConfigError, SourceError
-from pipeline.extract.audio import decode
+from pipeline.extract.audio import decode_blocks
 from pipeline.extract.planning import Windowing
 from pipeline.extract.source import Source, open_source
 
@@ -129,10 +129,9 @@ def short_selfcheck(encoder: SpeechEncoder, source: Source) -> SelfCheck | None:
     Returns:
         The result; None if there is nothing readable among the first rows.
     """
-    clips = check_clips(source, encoder.sample_rate_hz, CHECK_CLIPS)
-    cut = round(CHECK_CLIP_S * encoder.sample_rate_hz)
+    clips = check_clips(source, encoder.sample_rate_hz, CHECK_CLIPS, CHECK_CLIP_S)
     # Of unequal lengths, so that there is padding that could leak.
-    clips = [clip[: cut // (i + 1)] for i, clip in enumerate(clips)]
+    clips = [clip[: max(1, len(clip) // (i + 1))] for i, clip in enumerate(clips)]
     return selfcheck(encoder, clips) if clips else None
 
 
@@ -143,7 +142,8 @@ def full_selfcheck(config: Config, device: str) -> SelfCheck:
     """
     encoder = encoder_loader(config, device)()
     if config.dataset.path or config.dataset.name:
-        clips = check_clips(open_source(config.dataset), encoder.sample_rate_hz, FULL_CHECK_CLIPS)
+        source = open_source(config.dataset)
+        clips = check_clips(source, encoder.sample_rate_hz, FULL_CHECK_CLIPS, encoder.max_window_s)
         if not clips:
             raise SourceError("the dataset has no readable clip among its first rows")
     else:
@@ -165,17 +165,32 @@ def made_clips(sample_rate_hz: int) -> list[Tensor]:
     return clips
 
 
-def check_clips(source: Source, sample_rate_hz: int, n_clips: int) -> list[Tensor]:
-    """Waveforms of the first readable rows of a dataset, at most `n_clips`."""
+def check_clips(
+    source: Source, sample_rate_hz: int, n_clips: int, longest_s: float
+) -> list[Tensor]:
+    """Starts of the first readable rows of a dataset, at most `n_clips`: float32 [n_samples] each.
+
+    A recording of hours is read only as far as it is needed.
+    """
     clips: list[Tensor] = []
     for row in range(min(len(source), 10 * n_clips)):
         if len(clips) == n_clips:
             break
         try:
-            clips.append(decode(source.audio(row), sample_rate_hz).waveform)
+            clips.append(_start(source, row, sample_rate_hz, round(longest_s * sample_rate_hz)))
         except AudioError:
             continue
     return clips
+
+
+def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Tensor:
+    blocks, held = [], 0
+    for block in decode_blocks(source.audio(row), sample_rate_hz):
+        blocks.append(block)
+        held += len(block)
+        if held >= n_samples:
+            break
+    return torch.cat(blocks)[:n_samples]
 
 
 def describe_selfcheck(found: SelfCheck) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class RayEngine:
         if self._owns_ray:
             _connect(config, resources)
         gpus = 1 if resources.device == "cuda" else 0
-        self._actor_class = ray.remote(
+        self._actor_class: Any = ray.remote(
             num_cpus=resources.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
         self._job = ray.put(job)
@@ -278,7 +278,8 @@ class RayEngine:
             return True
         if getattr(error, "preempted", False):
             return True
-        return not any(item["NodeID"] == node and item["Alive"] for item in self._ray.nodes())
+        nodes: list[dict[str, Any]] = self._ray.nodes()  # type: ignore[no-untyped-call]
+        return not any(item["NodeID"] == node and item["Alive"] for item in nodes)
 
     def _end_overdue(self) -> list[Outcome]:
         """Ends actors that have held a unit for too long; those that wait here get replaced."""
@@ -330,10 +331,11 @@ class _Metrics:
 
 def _draining_nodes() -> set[str]:
     """Nodes that have been given notice; none where this Ray does not tell."""
-    from ray._private.worker import global_worker
+    from ray._private import worker
 
+    client: Any = getattr(worker.global_worker, "gcs_client", None)
     try:
-        return set(global_worker.gcs_client.get_draining_nodes(timeout=DRAIN_CHECK_S))
+        return set(client.get_draining_nodes(timeout=DRAIN_CHECK_S))
     except Exception:  # noqa: BLE001  no public call exists; without it a drained node is a lost one
         return set()
 

@@ -30,11 +30,13 @@ def quarantined_rows(root: Path, plan: Plan) -> list[int]:
     """
     table = index_files.read_index(root, columns=["row", "unit", "status"])
     lost = table.filter(pc.equal(table["status"], QUARANTINED))
-    stored = set(table.filter(pc.equal(table["status"], OK))["row"].to_pylist()) if lost else set()
+    if not len(lost):
+        return []
+    stored = set(table.filter(pc.equal(table["status"], OK))["row"].to_pylist())
     rows, units = plan.table["row"].to_numpy(), plan.table["unit"].to_numpy()
     latest = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
     np.maximum.at(latest, rows, units)
-    found = {row: unit for row, unit in zip(*_pairs(lost), strict=True)}  # later units win
+    found = dict(zip(*_pairs(lost), strict=True))  # later units win
     again = sorted(row for row, unit in found.items() if row not in stored and latest[row] <= unit)
     forget_deaths(root, {found[row] for row in again})
     return again

@@ -126,6 +126,8 @@ def extract(
     with Lease(root, run_id) as lease:
         source = _open_source(config, observer)
         found = _obtain_plan(config, source, root, observer)
+        if config.engine.kind == "inline":  # before anything is computed: bits follow the threads
+            torch.set_num_threads(resources.threads)
         encoder = _load_encoder(config, resources)
         if encoder.is_random:
             observer.note(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
 from pipeline.store import index as index_files
-from pipeline.store.records import OK, QUARANTINED, RESERVED_NAMES
+from pipeline.store.records import OK, RESERVED_NAMES
 
 IntArray = npt.NDArray[np.int64]
 
@@ -31,8 +31,7 @@ _HASHED_AT_ONCE = 65_536
 _MOST_COMPARED = 2_000
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Where one piece of an utterance lies.
 
     Attributes:
@@ -188,9 +187,7 @@ def read_catalogue(root: Path, frames_per_unit: int) -> Catalogue:
         DamagedError: The index of a unit is not readable.
     """
     table = index_files.read_index(root, without=_LEFT_OUT)
-    lost = table.filter(pc.equal(table["status"], QUARANTINED))
-    if len(lost) != pc.count_distinct(lost["row"]).as_py():  # several pieces of one utterance
-        lost = lost.take(pa.array(np.unique(lost["row"].to_numpy(), return_index=True)[1]))
+    lost = index_files.still_quarantined(table)
     pieces, first_piece = _complete_utterances(table)
     start = pieces["frame_start"].to_numpy()
     names = [name for name in pieces.column_names if name not in RESERVED_NAMES]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamagedError
 from pipeline.store import files
 from pipeline.store.layout import INDEX_CACHE, INDEX_DIR, index_key
-from pipeline.store.records import FIELDS
+from pipeline.store.records import FIELDS, OK, QUARANTINED
 
 _UNIT_NAME = re.compile(r"unit-(\d+)\.parquet")
 
@@ -82,6 +83,28 @@ def read_index(
     if len(tables) > 1 and cached is not None and "position" in table.column_names:
         table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
     return table
+
+
+def still_quarantined(table: pa.Table) -> pa.Table:
+    """The quarantined utterances among index rows, one row each, by source row.
+
+    One that was tried again and is complete now is not among them; of one that was quarantined
+    more than once, the newest record is.
+
+    Args:
+        table: With at least row, unit, status and n_pieces.
+    """
+    lost = table.filter(pc.equal(table["status"], QUARANTINED))
+    if not len(lost):
+        return lost
+    same = pc.is_in(table["row"], value_set=pc.unique(lost["row"]))
+    done = table.filter(pc.and_(same, pc.equal(table["status"], OK)))
+    found = done.group_by("row").aggregate([("unit", "count"), ("n_pieces", "max")])
+    complete = found.filter(pc.greater_equal(found["unit_count"], found["n_pieces_max"]))["row"]
+    lost = lost.filter(pc.invert(pc.is_in(lost["row"], value_set=complete.combine_chunks())))
+    lost = lost.sort_by([("row", "ascending"), ("unit", "descending")])
+    newest = np.unique(lost["row"].to_numpy(), return_index=True)[1]
+    return lost.take(pa.array(newest))
 
 
 def compact(root: Path) -> pa.Table:

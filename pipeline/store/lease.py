@@ -95,6 +95,8 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        if not self._path.parent.is_dir():
+            return  # the store has vanished; do not begin another one in its place
         with suppress(StoreError, OSError), self._alone():  # else it goes stale by itself
             if self._is_mine():
                 self._path.unlink(missing_ok=True)
@@ -104,16 +106,25 @@ class Lease:
 
         Raises:
             StoreBusyError: Another driver has taken it over.
+            StoreError: The store is gone.
         """
         if not self._is_mine():
+            if not self._path.exists():
+                raise StoreError(
+                    f"store {self._path.parent} has vanished, or its {LEASE} was removed (is it "
+                    "still mounted?); what was committed is safe there: bring it back and run the "
+                    "same command again"
+                )
             raise StoreBusyError(
                 f"store {self._path.parent}: another driver took the lease over, "
                 "as this one showed no sign of life for too long; let that one finish"
             )
 
     def _is_mine(self) -> bool:
-        holder = _read(self._path)
-        return holder is not None and holder == self._holder
+        try:
+            return _read(self._path) == self._holder
+        except OSError:
+            return False
 
     @contextmanager
     def _alone(self) -> Iterator[float]:
@@ -201,7 +212,7 @@ def _age_s(path: Path, now_s: float) -> float:
 def _read(path: Path) -> Holder | None:
     try:
         return Holder(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
 
 

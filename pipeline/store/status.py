@@ -8,14 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
 from pipeline.store.lease import live_holder
 from pipeline.store.log import read_log
-from pipeline.store.records import OK, QUARANTINED
+from pipeline.store.records import OK
 from pipeline.store.writer import read_attributes, read_plan
+
+_COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def read_status(root: Path) -> Status:
     attributes = read_attributes(root)
     plan = read_plan(root)
     rate_hz = attributes["sample_rate_hz"]
-    table = index_files.read_index(root)
-    done = _first_pieces(table, OK)
-    lost = _first_pieces(table, QUARANTINED)
+    table = index_files.read_index(root, columns=_COLUMNS)
+    done = table.filter(pc.and_(pc.equal(table["status"], OK), pc.equal(table["piece"], 0)))
+    lost = index_files.still_quarantined(table)
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
     runs, seconds, n_fp32 = _read_runs(root)
     live = live_holder(root) is not None
@@ -100,11 +101,6 @@ def read_status(root: Path) -> Status:
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
         reasons=dict(Counter(lost["reason"].to_pylist()).most_common()),
     )
-
-
-def _first_pieces(table: pa.Table, status: str) -> pa.Table:
-    of_status = pc.and_(pc.equal(table["status"], status), pc.equal(table["piece"], 0))
-    return table.filter(of_status)
 
 
 def _read_runs(root: Path) -> tuple[dict[str, _Run], Counter[str], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import zarr
 
-from pipeline.errors import DamagedError
+from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
-from pipeline.store.layout import FRAMES, POOLED, Layout
+from pipeline.store.layout import FRAMES, POOLED, Layout, index_key
 from pipeline.store.ledger import read_claims
 from pipeline.store.plan import Plan
 from pipeline.store.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.shards import ShardReader
+from pipeline.store.strays import Stray, find_strays
 from pipeline.store.writer import (
     check_format_shape,
     crc32c,
@@ -56,6 +58,7 @@ class Verification:
         utterances_ok: Utterances whose features were checked.
         utterances_quarantined: Utterances that are accounted for by a reason.
         n_bytes: Bytes of features that were read.
+        strays: Files that no commit speaks for; they are no damage.
     """
 
     damages: tuple[Damage, ...]
@@ -64,6 +67,7 @@ class Verification:
     utterances_ok: int
     utterances_quarantined: int
     n_bytes: int
+    strays: tuple[Stray, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -76,20 +80,25 @@ class Verification:
         return sorted({damage.unit for damage in self.damages})
 
 
-def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None) -> Verification:
+def verify_store(
+    root: Path, progress: Callable[[int], None] = lambda unit: None, sample: float = 1.0
+) -> Verification:
     """Checks every committed unit of the store at `root`.
 
     For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
     its slot is its own; every shard is there, of the right size, and flat (or readable as Zarr);
     every utterance's frames match their checksum in every layer, no two utterances overlap, and its
     pooled vector is the mean of its frames; frames that belong to nobody are NaN. Units that are
-    not committed yet are no damage.
+    not committed yet are no damage, unless `index.parquet` remembers that they were.
 
     Args:
         root: The store.
         progress: Called with each unit when it has been checked.
+        sample: Share of the units, chosen at random and at least one, whose bytes are read; of the
+            others the index, and the presence and size of every file, are checked.
 
     Raises:
+        ConfigError: `sample` is no share.
         StoreNotFoundError: There is no store.
         DamagedError: What all units share is damaged: the plan, the ledger or the Zarr documents.
     """
@@ -102,9 +111,13 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
     check_format_shape(attributes, planned, root)
     check = _UnitCheck(root, layout, plan)
     units = index_files.committed_units(root)
-    damages: list[Damage] = []
+    deep = _chosen(units, sample)
+    damages = [
+        Damage(unit, f"{root / index_key(unit)} is missing, but index.parquet has the unit")
+        for unit in sorted(index_files.cached_units(root).difference(units))
+    ]
     for unit in units:
-        damages += [Damage(unit, problem) for problem in check.problems(unit)]
+        damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
         progress(unit)
     _check_arrays(root, layout, 1 + max(check.slots, default=-1))
     return Verification(
@@ -112,9 +125,17 @@ def verify_store(root: Path, progress: Callable[[int], None] = lambda unit: None
         units_committed=len(units),
         units_total=plan.n_units,
         utterances_ok=check.statuses[OK],
-        utterances_quarantined=check.statuses[QUARANTINED],
+        utterances_quarantined=check.n_quarantined,
         n_bytes=check.n_bytes,
+        strays=tuple(check.strays(units)),
     )
+
+
+def _chosen(units: list[int], sample: float) -> set[int]:
+    if not 0 < sample <= 1:
+        raise ConfigError(f"the sample is {sample:g}; expected a share, more than 0 and at most 1")
+    n_chosen = min(len(units), max(1, round(sample * len(units))))
+    return set(random.sample(units, n_chosen))
 
 
 def _check_arrays(root: Path, layout: Layout, n_slots: int) -> None:
@@ -143,10 +164,23 @@ class _UnitCheck:
         self.statuses: Counter[str] = Counter()
         self.slots: dict[int, int] = {}
         self.n_bytes = 0
-        self._claimed = {claim.slot: claim.unit for claim in read_claims(root)}
+        self._claims = {claim.slot: claim for claim in read_claims(root)}
+        self._claimed = {slot: claim.unit for slot, claim in self._claims.items()}
         self._seen: dict[tuple[int, int], int] = {}
+        self._lost: set[int] = set()
 
-    def problems(self, unit: int) -> Iterator[str]:
+    @property
+    def n_quarantined(self) -> int:
+        """Utterances that were quarantined, but for those that a later unit has after all."""
+        return sum((row, 0) not in self._seen for row in self._lost)
+
+    def strays(self, units: list[int]) -> list[Stray]:
+        """What else lies in the store, once all units have been checked."""
+        slots = {unit: slot for slot, unit in self.slots.items()}
+        winners = {unit: slots.get(unit) for unit in units}
+        return find_strays(self._root, self._layout, self._claims, winners)
+
+    def problems(self, unit: int, deep: bool = True) -> Iterator[str]:
         try:
             table = index_files.read_unit(self._root, unit)
         except DamagedError as error:
@@ -160,6 +194,8 @@ class _UnitCheck:
         for row in rows:
             if row["piece"] == 0:
                 self.statuses[row["status"]] += 1
+                if row["status"] == QUARANTINED:
+                    self._lost.add(row["row"])
             if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
                 yield f"utterance {row['id']!r} is {row['status']} without a reason"
             if row["status"] not in (OK, QUARANTINED, DEFERRED):
@@ -181,6 +217,8 @@ class _UnitCheck:
                 lost.add(row["position"])
                 yield f"utterance {row['id']!r} {problem}"
         placed = [row for row in done if row["position"] not in lost]
+        if not deep and self._looks_whole(slot):
+            return
         shards = ShardReader(self._root, self._layout)
         try:
             yield from self._checksums(shards, slot, placed)
@@ -189,6 +227,16 @@ class _UnitCheck:
             yield str(error)
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
             yield f"slot {slot} is not readable ({type(error).__name__}: {error})"
+
+    def _looks_whole(self, slot: int) -> bool:
+        """Whether every file of a slot is there and has the size of a flat one."""
+        layout = self._layout
+        sizes = dict.fromkeys(layout.shard_keys(slot), layout.shard_bytes)
+        sizes[layout.pooled_key(slot)] = layout.pooled_data_bytes + 4
+        try:
+            return all((self._root / key).stat().st_size == size for key, size in sizes.items())
+        except OSError:
+            return False
 
     def _against_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
         planned = self._plan.unit_rows(unit)

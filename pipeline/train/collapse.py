@@ -167,7 +167,7 @@ def collapse(
     with Lease(out, run_id) as lease:
         layout, ledger = _prepare(out, plan, attributes, numbers, parent)
         committed = set(index_files.committed_units(out))
-        ready = index_files.committed_units(parent)
+        ready = [unit for unit in index_files.committed_units(parent) if unit < plan.n_units]
         todo = [unit for unit in ready if unit not in committed]
         _check_space(out, len(todo) * layout.slot_bytes)
         if observer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -227,16 +228,22 @@ class FeatureLoader:
 
 
 class _Assigned:
-    """The sampler of a loader's DataLoader."""
+    """The sampler of a loader's DataLoader.
+
+    It holds the loader weakly: a loader that is let go of stops its workers at once, and not when a
+    garbage collection, perhaps in another loader's forked worker, finds the cycle.
+    """
 
     def __init__(self, loader: FeatureLoader) -> None:
-        self._loader = loader
+        self._loader = weakref.ref(loader)
 
     def __iter__(self) -> Iterator[BatchSpec]:
-        return self._loader.assigned_specs()
+        loader = self._loader()
+        return iter(()) if loader is None else loader.assigned_specs()
 
     def __len__(self) -> int:
-        return len(self._loader)
+        loader = self._loader()
+        return 0 if loader is None else len(loader)
 
 
 def _fingerprint(dataset: FeatureDataset) -> int:

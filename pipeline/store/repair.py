@@ -1,0 +1,115 @@
+"""Taking back what is damaged, so that the next `extract` writes it anew.
+
+Only commits are removed here, and garbage: the damaged shards themselves stay until their unit is
+committed in another slot. What the next run writes is byte-identical, as units are a function of
+the plan and the audio alone.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DamagedError
+from pipeline.store import files
+from pipeline.store import index as index_files
+from pipeline.store.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
+from pipeline.store.lease import Lease
+from pipeline.store.ledger import Claim, Ledger
+from pipeline.store.log import RunLog
+from pipeline.store.strays import Stray
+from pipeline.store.verify import Verification, verify_store
+from pipeline.store.writer import discard_slot, layout_of, read_attributes, read_plan, resize
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair has found and done.
+
+    Attributes:
+        found: The check that came before it.
+        units: Units whose commit was taken back.
+        swept: Garbage that was removed.
+        claims: Unreadable claims that were removed.
+    """
+
+    found: Verification
+    units: list[int]
+    swept: list[Stray]
+    claims: list[str]
+
+    def summary(self) -> str:
+        """One line for people."""
+        removed = f"{len(self.swept)} strays and {len(self.claims)} unreadable claims removed"
+        line = f"repaired: {len(self.units)} units taken back, {removed}"
+        if self.units:
+            line += "; run the same `strata extract` command as before to extract these units again"
+        return line
+
+
+def repair_store(root: Path) -> Repair:
+    """Takes back the commit of every damaged unit, and removes garbage.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        StoreBusyError: A driver is at work on it.
+        DamagedError: The plan or the attributes are damaged; these only a copy can restore.
+    """
+    attributes = read_attributes(root)
+    layout = layout_of(attributes)
+    run_id = f"repair-{uuid.uuid4().hex[:8]}"
+    with Lease(root, run_id):
+        claims = _remove_unreadable_claims(root)
+        plan = read_plan(root)
+        if plan is None:
+            raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
+        resize(root, layout, Ledger.open(root, plan.n_units).n_slots)
+        found = verify_store(root)
+        log = RunLog(root, run_id)
+        _uncommit(root, found, log)
+        swept = _remove_garbage(root, layout, found)
+        units = found.damaged_units
+        log.write("repaired", units=units, swept=[stray.path for stray in swept], claims=claims)
+    return Repair(found, units, swept, claims)
+
+
+def _uncommit(root: Path, found: Verification, log: RunLog) -> None:
+    """Takes commits back: first the compaction goes, so that nothing remembers them."""
+    units = found.damaged_units
+    if not units:
+        return
+    index_files.drop_cache(root)
+    for unit in units:
+        problems = [damage.problem for damage in found.damages if damage.unit == unit]
+        log.write("unit_taken_back", unit=unit, problems=problems[:5])
+        with files.store_errors(root / index_key(unit)):
+            (root / index_key(unit)).unlink(missing_ok=True)
+    files.sync_folder(root / INDEX_DIR)
+
+
+def _remove_garbage(root: Path, layout: Layout, found: Verification) -> list[Stray]:
+    garbage = [stray for stray in found.strays if stray.is_garbage]
+    for stray in garbage:
+        if stray.slot is not None:
+            discard_slot(root, layout, stray.slot)
+        else:
+            (root / stray.path).unlink(missing_ok=True)
+    return garbage
+
+
+def _remove_unreadable_claims(root: Path) -> list[str]:
+    """A claim that cannot be read stops every run; the slot's data, if any, still guards it."""
+    removed = []
+    for path in (root / LEDGER_DIR).glob("slot-*.json"):
+        if path.name.count(".") != 1:
+            continue
+        try:
+            readable = Claim(**json.loads(path.read_bytes())).slot == int(path.stem[5:])
+        except (ValueError, TypeError):
+            readable = False
+        if not readable:
+            path.unlink()
+            removed.append(path.name)
+    return removed
