@@ -189,7 +189,7 @@ def collapse(
         softmax = given.get("softmax", "false")
         if softmax not in ("true", "false"):
             raise ConfigError(f"softmax is {softmax!r}; expected true or false")
-        with LiveObserver(console) as observer, _terminated_as_interrupt():
+        with LiveObserver(console) as observer:
             done = collapse_store(
                 store, out, given["weights"], softmax=softmax == "true", observer=observer
             )

@@ -212,3 +212,16 @@ def test_selfcheck_reports_each_layer(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert len(found["alone_vs_batch"]) == len(found["precision_vs_fp32"]) == 12
         assert 0 < max(found["precision_vs_fp32"]) < found["tolerance"]
+
+
+def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> None:
+    """`collapse` needs weights, takes no other keys, and what it writes verifies."""
+    out = tmp_path / "mean"
+    done = strata("collapse", str(store), str(out), "weights=average", "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(strata("inspect", str(out), "--json"))["feature_dim"] == 48
+    assert len(last_json(strata("inspect", str(out), "--json"))["layers"]) == 1
+    assert last_json(strata("verify", str(out), "--json"))["ok"]
+    assert "weights=average" in error_line(strata("collapse", str(store), str(out)))
+    misspelt = strata("collapse", str(store), str(out), "weigths=average")
+    assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
