@@ -211,6 +211,7 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, worke
 
 def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_cluster: None) -> None:
     """A worker that is killed costs an attempt at its unit and nothing else."""
+
     class Killer(run.Observer):
         killed = 0
 
@@ -225,7 +226,7 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_cluster: No
     status = run.extract(config, watching)
     assert watching.killed
     assert status.utterances_ok == N_CLIPS
-    claims = [json.loads(p.read_text()) for p in (tmp_path / "s" / "ledger").iterdir()]
+    claims = [json.loads(p.read_text()) for p in (tmp_path / "s" / "ledger").glob("slot-*.json")]
     assert max(claim["attempt"] for claim in claims) == 2
 
 
@@ -380,7 +381,7 @@ def test_a_unit_that_always_fails_does_not_stop_the_others(
         return honest(self, task)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "extract", failing)
-    with pytest.raises(RunError, match="unit 2: the GPU fell off"):
+    with pytest.raises(RunError, match=r"unit 2: .*the GPU fell off"):
         extract(folder, tmp_path / "s", "engine=inline")
     monkeypatch.undo()
     assert not (tmp_path / "s" / "index" / "unit-2.parquet").exists()

@@ -39,6 +39,7 @@ class SpellingEncoder:
 
     layers = LAYERS
     sample_rate_hz = 16_000
+    device = torch.device("cpu")
 
     def __init__(self, broken: Sequence[int] = (), hopeless: Sequence[int] = ()) -> None:
         self.broken, self.hopeless = set(broken), set(hopeless)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,12 +31,13 @@ from pipeline.encoder.windows import (
     Window,
     n_frames,
 )
-from pipeline.errors import AudioError, SourceError, StoreError
+from pipeline.errors import AudioError, SourceError
 from pipeline.extract.audio import Decoded, EncodedAudio, decode, decode_blocks, probe
 from pipeline.extract.source import Source, open_source
+from pipeline.extract.transfer import Arrival, Transfer
 from pipeline.store import records
 from pipeline.store.deaths import Probation, Trail
-from pipeline.store.layout import GROUP, Layout
+from pipeline.store.layout import Layout
 from pipeline.store.plan import make_batches
 from pipeline.store.records import Record, records_table
 from pipeline.store.writer import UnitBuffer, commit_unit
@@ -53,6 +55,10 @@ class Encoder(Protocol):
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the waveforms that it takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def encode_batch(
         self, waveforms: Sequence[Tensor], *, precision: str | None = None
@@ -183,6 +189,7 @@ class Worker:
         self._encoder = encoder if encoder is not None else job.load_encoder()
         self._source = source if source is not None else open_source(job.dataset)
         self._buffer = UnitBuffer(job.layout)
+        self._transfer = Transfer(self._encoder.device)
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def extract(self, task: UnitTask) -> UnitReport:
@@ -200,16 +207,18 @@ class Worker:
         if task.probation is not None:
             self._try_each(task, task.probation)
         guilty = task.probation.guilty if task.probation else {}
-        with self._clock("decode"):
-            utterances = [
-                self._decode(row, guilty.get(row["position"])) for row in task.rows.to_pylist()
-            ]
+        with self._clock("decode"), ThreadPoolExecutor(self._job.threads) as pool:
+            utterances = list(
+                pool.map(
+                    lambda row: self._decode(row, guilty.get(row["position"])),
+                    task.rows.to_pylist(),
+                )
+            )
         used = self._place(utterances)
         self._buffer.start(used)
         self._encode([item for item in utterances if item.waveform is not None])
         done = [self._finish(item, task.slot) for item in utterances]
         index = records_table(done, task.unit, task.slot, self._source.metadata(rows))
-        self._check_store()
         with self._clock("write"):
             outcome = commit_unit(self._job.root, self._buffer, task.unit, task.slot, index)
         return self._report(task, done, outcome.won, outcome.n_bytes, began)
@@ -220,14 +229,6 @@ class Worker:
             raise SourceError(
                 "the dataset that this worker sees is not the one that was planned: its ids "
                 "differ; make sure that every node sees the same data"
-            )
-
-    def _check_store(self) -> None:
-        """Makes sure that a store which was unmounted is not begun anew below its mount point."""
-        if not (self._job.root / GROUP / "zarr.json").is_file():
-            raise StoreError(
-                f"store {self._job.root} has vanished (is it still mounted?); what was committed "
-                "is safe there: bring it back and run the same command again"
             )
 
     def _try_each(self, task: UnitTask, probation: Probation) -> None:
@@ -339,14 +340,15 @@ class Worker:
     def _encode(self, utterances: list[_Utterance]) -> None:
         short = [item for item in utterances if not item.is_long]
         lengths = np.array([item.n_frames for item in short], np.int64)
+        waiting: deque[tuple[list[_Utterance], Arrival]] = deque()
         for batch in make_batches(lengths, self._job.max_batch_frames):
             members = [short[int(i)] for i in batch]
             with self._clock("encode"):
-                features = self._encode_batch(members)
-            with self._clock("copy"):
-                for i, item in enumerate(members):
-                    self._store(item, item.start, features[:, i, : item.n_frames])
-                    item.waveform = None
+                waiting.append((members, self._transfer.begin(self._encode_batch(members))))
+            if len(waiting) > self._transfer.depth:
+                self._receive(*waiting.popleft())
+        while waiting:
+            self._receive(*waiting.popleft())
         for item in utterances:
             if item.is_long:
                 self._encode_long(item)
@@ -379,18 +381,26 @@ class Worker:
                 item.flags = (*item.flags, records.FLAG_FP32)
         return features
 
-    def _encode_batch(self, members: list[_Utterance]) -> Tensor:
-        """Features of a batch, in fp32 where the reduced precision does not hold them."""
+    def _encode_batch(self, members: list[_Utterance], precision: str | None = None) -> Tensor:
         waveforms = [item.waveform for item in members if item.waveform is not None]
-        features, lengths = self._encoder.encode_batch(waveforms)
-        if not _fits(features):
-            features, lengths = self._encoder.encode_batch(waveforms, precision="fp32")
-            for item in members:
-                item.flags = (*item.flags, records.FLAG_FP32)
+        features, lengths = self._encoder.encode_batch(waveforms, precision=precision)
         planned = [item.n_frames for item in members]
         if list(lengths) != planned:
             raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
         return features
+
+    def _receive(self, members: list[_Utterance], arrival: Arrival) -> None:
+        """Puts a batch into the unit; encoded in fp32 if the reduced precision does not hold it."""
+        with self._clock("encode"):
+            features = arrival()
+            if not _fits(features):
+                features = self._encode_batch(members, precision="fp32")
+                for item in members:
+                    item.flags = (*item.flags, records.FLAG_FP32)
+        with self._clock("copy"):
+            for i, item in enumerate(members):
+                self._store(item, item.start, features[:, i, : item.n_frames])
+                item.waveform = None
 
     def _store(self, item: _Utterance, start: int, features: Tensor) -> None:
         """Copies features [n_layers, n_frames, dim] into the unit as float16."""

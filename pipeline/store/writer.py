@@ -231,6 +231,7 @@ def commit_unit(
     content = files.parquet_bytes(index)
     try:
         _write_slot(root, buffer, slot)
+        check_there(root)
         won = files.create_exclusive(root / index_key(unit), [content])
     except StoreError as error:
         if not (root / index_key(unit)).exists():
@@ -246,10 +247,24 @@ def commit_unit(
 def _write_slot(root: Path, buffer: UnitBuffer, slot: int) -> None:
     layout = buffer.layout
     for key, matrix in zip(layout.shard_keys(slot), buffer.frames, strict=True):
+        check_there(root)
         files.write_atomic(root / key, [matrix.data.cast("B"), layout.shard_index])
     checksum = crc32c(buffer.pooled).to_bytes(4, "little")
     pooled = buffer.pooled.data.cast("B")
     files.write_atomic(root / layout.pooled_key(slot), [pooled, checksum])
+
+
+def check_there(root: Path) -> None:
+    """Makes sure that a store which was unmounted is not begun anew below its mount point.
+
+    Raises:
+        StoreError: It is gone.
+    """
+    if not (root / GROUP / "zarr.json").is_file():
+        raise StoreError(
+            f"store {root} has vanished (is it still mounted?); what was committed is safe there: "
+            "bring it back and run the same command again"
+        )
 
 
 def discard_slot(root: Path, layout: Layout, slot: int) -> None:
