@@ -121,7 +121,7 @@ def clock(results: dict[str, Any], name: str) -> Iterator[None]:
 
 
 def commit_all(root: Path) -> None:
-    """Writes claims and index files of all units, as workers would, but without waiting for disk."""
+    """Writes claims and index files of all units as workers would, but without fsync."""
     plan = read_plan(root)
     assert plan is not None
     for folder in ("index", "ledger"):

@@ -89,7 +89,7 @@ def test_the_identity_does_not_hold_the_place(tmp_path):
     first, second = (load_hf_encoder(tmp_path / "here"), load_hf_encoder(tmp_path / "here"))
     assert first.identity == second.identity
     assert str(tmp_path) not in json.dumps(first.identity)
-    assert first.identity["weights"]["source"] == "huggingface"
+    assert first.weights_source == "huggingface"
     assert not first.is_random
 
 

@@ -44,7 +44,11 @@ def ray_cluster():
     import ray
 
     ray.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
     )
     yield
     ray.shutdown()

@@ -142,6 +142,7 @@ class SpeechEncoder:
         frame_rate_hz: features per second.
         precision: "fp32", "bf16" or "fp16".
         device: where it computes.
+        weights_source: "pretrained", "random", "file" or "huggingface"; not part of the identity.
         is_random: whether the weights are random, so that features mean nothing.
         max_window_s: longest stretch encoded at once.
         context_s: context of a window on each side.
@@ -170,6 +171,7 @@ class SpeechEncoder:
         self.frame_rate_hz = FRAME_RATE_HZ
         self.precision = precision
         self.device = device
+        self.weights_source = loaded.source
         self.is_random = loaded.source == "random"
         self.max_window_s = max_window_s
         self.context_s = context_s
@@ -180,7 +182,7 @@ class SpeechEncoder:
         self.identity: dict[str, Any] = {
             "model": spec.name,
             "architecture": spec.architecture(),
-            "weights": {"source": loaded.source, "sha256": loaded.sha256},
+            "weights": {"sha256": loaded.sha256},
             "precision": precision,
             "layers": list(layers),
             "max_window_s": max_window_s,

@@ -60,9 +60,6 @@ from pipeline.store.writer import (
     write_plan,
 )
 
-POLL_S = 1.0
-BATCH_S = {"cpu": 60.0, "cuda": 320.0}
-"""Audio seconds of a padded batch, where none are asked for."""
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
 
 
@@ -148,9 +145,14 @@ def extract(
             threads=resources.threads,
             decode=decode,
         )
-        open_ = partial(
-            open_engine, config.engine, resources, job, partial(Worker, job, encoder, source)
-        )
+        # Only the inline engine's worker is this process's own, with what is open here.
+        make_worker = partial(Worker, job, encoder, source)
+        if config.engine.kind != "inline":
+            make_worker = partial(Worker, job)
+            del encoder  # workers load their own; a GPU has no room for two
+            if resources.device == "cuda" and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        open_ = partial(open_engine, config.engine, resources, job, make_worker)
         driver = Driver(
             config, root, layout, found, lease, log, observer, open_, run_id, stop or Stop()
         )
@@ -226,7 +228,7 @@ def _prepare(
     """Makes the store, or makes sure that it is the one that this run would make."""
     layout = _layout(config, found)
     identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
-    provenance = _provenance(config, resources)
+    provenance = _provenance(config, resources) | {"weights": encoder.weights_source}
     if not (root / GROUP / "zarr.json").exists():
         n_slots = Ledger.open(root, found.n_units).n_slots
         attributes = _attributes(layout, identity, encoder, provenance)
