@@ -29,6 +29,7 @@ from chaos_damage import Damager
 from pipeline.errors import StrataError
 from pipeline.store.index import committed_units
 from pipeline.store.layout import index_key
+from pipeline.store.lease import live_holder
 from pipeline.store.ledger import read_claims
 from pipeline.store.repair import repair_store
 from pipeline.store.verify import verify_store
@@ -108,8 +109,8 @@ class Campaign:
         self.driver: subprocess.Popen[str] | None = None
         kill = self.kill_worker
         self.live: dict[str, tuple[int, Callable[[], bool]]] = {
-            "worker SIGKILL": (14, lambda: kill(signal.SIGKILL)),
-            "worker SIGSEGV": (6, lambda: kill(signal.SIGSEGV)),
+            "worker SIGKILL": (18, lambda: kill(signal.SIGKILL)),
+            "worker SIGSEGV": (8, lambda: kill(signal.SIGSEGV)),
             "worker paused, then goes on": (5, self.pause_worker),
             "driver SIGKILL": (8, lambda: self.signal_driver(signal.SIGKILL)),
             "driver SIGTERM": (4, lambda: self.signal_driver(signal.SIGTERM)),
@@ -149,10 +150,11 @@ class Campaign:
             return False
         self.exits[f"exit {code}"] += 1
         said = self.said.read_text()
-        finished = "units committed" in said  # its handlers are gone, its work is done
-        signalled = code in (-signal.SIGTERM, -signal.SIGINT)
-        fine = code in (0, 1, -signal.SIGKILL) or (signalled and finished)
-        if "Traceback" in said or not fine:
+        told = "units committed" in said or "run the same command again" in said
+        signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # when all is said and done
+        fine = code in (0, 1, -signal.SIGKILL) or (signalled and told)
+        traceback = "Traceback" in said and not (told and "KeyboardInterrupt" in said)
+        if traceback or not fine:
             self.unclean.append(f"exit {code}: {said[-300:]}")
         return True
 
@@ -161,6 +163,22 @@ class Campaign:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end and self.driver is not None and self.driver.poll() is None:
             time.sleep(0.1)
+
+    def holds(self) -> bool:
+        """Whether the driver has taken the store's lease."""
+        assert self.driver is not None
+        holder = live_holder(self.store)
+        return holder is not None and holder.pid == self.driver.pid
+
+    def wait_for_work(self) -> None:
+        """Waits until the driver has given out units, mostly: some faults hit a run that starts."""
+        if self.rng.random() < 0.2:
+            return
+        known = len(list(self.store.glob("ledger/slot-*.json")))
+        while self.driver is not None and self.driver.poll() is None:
+            if len(list(self.store.glob("ledger/slot-*.json"))) > known:
+                return
+            time.sleep(0.02)
 
     # --- faults while a driver runs; each says whether it happened -------------------------
 
@@ -185,7 +203,7 @@ class Campaign:
 
     def signal_driver(self, number: signal.Signals) -> bool:
         assert self.driver is not None
-        if number != signal.SIGKILL and not committed_units(self.store):
+        if number != signal.SIGKILL and not self.holds():
             return False  # before its handlers are there, the interpreter's own ones act
         self.driver.send_signal(number)
         self.wait_for_end(30)
@@ -193,7 +211,7 @@ class Campaign:
 
     def signal_twice(self) -> bool:
         assert self.driver is not None
-        if not committed_units(self.store):
+        if not self.holds():
             return False
         self.driver.send_signal(signal.SIGTERM)
         time.sleep(self.rng.uniform(0, 0.3))
@@ -211,7 +229,7 @@ class Campaign:
 
     def second_driver(self) -> bool:
         assert self.driver is not None
-        if not (self.store / "lease.json").exists():
+        if not self.holds():
             return False
         more = ["engine=inline"]
         done = subprocess.run(
@@ -223,7 +241,7 @@ class Campaign:
 
     def vanish(self) -> bool:
         assert self.driver is not None
-        if not (self.store / "lease.json").exists():
+        if not self.holds():
             return False  # a driver that starts now would begin a new store, and rightly
         aside = self.disk / "vanished"
         self.store.rename(aside)
@@ -267,6 +285,7 @@ class Campaign:
         names, weights = list(self.live), [weight for weight, _ in self.live.values()]
         while self.faults.total() < goal:
             self.start()
+            self.wait_for_work()
             while not self.ended():
                 time.sleep(self.rng.expovariate(1 / self.options.pause_s))
                 if self.driver is None or self.driver.poll() is not None:

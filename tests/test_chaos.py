@@ -18,7 +18,7 @@ def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "clips", mixed_lengths(60))
     command = [str(SCRIPT), str(folder), "--faults=10", "--runs=1", "--seed=3", "--disk-mb=60"]
     done = subprocess.run(
-        [sys.executable, *command, "--pause-s=0.8"],
+        [sys.executable, *command, "--pause-s=0.4"],
         capture_output=True,
         text=True,
         timeout=300,

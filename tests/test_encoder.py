@@ -128,7 +128,7 @@ def test_large_models_keep_the_last_layer_raw():
 )
 def test_impossible_layers_are_refused(layers):
     """A misspelt word, an empty choice, a layer the model has not, a repeated or broken number."""
-    with pytest.raises(ConfigError, match="expected all, superb, or numbers from 0 to 12"):
+    with pytest.raises(ConfigError, match="expected all, superb, or a list of 0 to 12"):
         choose_layers(layers, 12)
 
 

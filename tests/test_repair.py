@@ -67,6 +67,10 @@ def shard(store: Path) -> Path:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated shard": (lambda s: cut(shard(s)), r"5/3/0 is damaged"),
     "bit of the payload": (lambda s: flip(shard(s), 1000), r"layer 6 of utterance 'clip-\d+.wav'"),
+    "bit of a frame that belongs to nobody": (
+        lambda s: flip(shard(s), layout_at(s).shard_data_bytes - 2),
+        r"layer 6 has values in frames that belong to nobody",
+    ),
     "bit of the shard's index": (lambda s: flip(shard(s), -3), r"5/3/0 is damaged"),
     "missing shard": (lambda s: shard(s).unlink(), r"5/3/0 is missing"),
     "bit of the pooled chunk": (

@@ -116,7 +116,7 @@ def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]
         return tuple(range(1, n_layers + 1))
     if layers == "superb":
         return tuple(range(n_layers + 1))
-    expected = f"expected all, superb, or numbers from 0 to {n_layers}, each once"
+    expected = f"expected all, superb, or a list of 0 to {n_layers}, each once, like [1,6,12]"
     if isinstance(layers, str) or not layers:
         raise ConfigError(f"layers={layers!r} names no layers; {expected}")
     numbers = tuple(layers)

@@ -45,8 +45,9 @@ CAREFUL = 3.0
 """Times the limit that a unit on probation has: each utterance is encoded alone, too."""
 GRACE_S = 20.0
 """How long a run that is asked to stop waits for the units in flight."""
-COMPACT_EVERY_S = 600.0
-"""How often the compaction of the index follows a long run, so that readers open quickly."""
+COMPACT_EVERY_S, COMPACT_UNITS = 60.0, 500
+"""How often the compaction follows a long run, so that readers and `status` open quickly: after so
+many units, but not more often than that."""
 
 
 class Stop:
@@ -96,6 +97,7 @@ class Driver:
     _tries: Counter[int] = field(default_factory=Counter)
     _slowest: float | None = None  # wall seconds per second of audio
     _compacted_s: float = field(default_factory=time.monotonic)
+    _n_new: int = 0  # units committed since
 
     def run(self) -> None:
         """Extracts the missing units, then those of utterances that had to be deferred.
@@ -232,14 +234,16 @@ class Driver:
 
     def _celebrate(self, report: UnitReport) -> None:
         self.log.write("unit_committed", report=asdict(report))
+        self._n_new += 1
         speed = report.wall_s / max(report.audio_s, 1.0)
         self._slowest = max(self._slowest or 0.0, speed)
         self.observer.committed(report)
 
     def _compact_now_and_then(self) -> None:
-        if time.monotonic() - self._compacted_s > COMPACT_EVERY_S:
+        due = time.monotonic() - self._compacted_s > COMPACT_EVERY_S
+        if due and self._n_new >= COMPACT_UNITS:
             index_files.refresh_cache(self.root)
-            self._compacted_s = time.monotonic()
+            self._compacted_s, self._n_new = time.monotonic(), 0
 
     def _adopt_deferred(self) -> list[int]:
         """Appends units for the utterances that committed units have deferred."""

@@ -51,6 +51,7 @@ class Ledger:
         self._n_units = n_units
         self._attempts: Counter[int] = Counter()
         self._slots: set[int] = set()
+        self._end = 0  # one past the last slot
         for claim in claims:
             self._remember(claim)
 
@@ -61,7 +62,8 @@ class Ledger:
         A slot that has data without a claim (one that was damaged and removed) is never given out.
         """
         ledger = cls(root, read_claims(root), n_units)
-        ledger._slots |= _slots_with_data(root)
+        for slot in _slots_with_data(root):
+            ledger._take(slot)
         return ledger
 
     def attempts(self, unit: int) -> int:
@@ -71,7 +73,7 @@ class Ledger:
     @property
     def n_slots(self) -> int:
         """Length that the slot axis needs."""
-        return max(self._n_units, max(self._slots, default=-1) + 1)
+        return max(self._n_units, self._end)
 
     def claim(self, unit: int, run_id: str, worker: str, time: str) -> Claim:
         """Claims a slot for the next attempt at `unit`: slot `unit` at first, a spare one after.
@@ -98,7 +100,11 @@ class Ledger:
 
     def _remember(self, claim: Claim) -> None:
         self._attempts[claim.unit] += 1
-        self._slots.add(claim.slot)
+        self._take(claim.slot)
+
+    def _take(self, slot: int) -> None:
+        self._slots.add(slot)
+        self._end = max(self._end, slot + 1)
 
 
 def _slots_with_data(root: Path) -> set[int]:
