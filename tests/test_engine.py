@@ -70,9 +70,9 @@ def test_workers_that_die_before_they_are_ready_end_the_run(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a few in a row, with a hint; a single one is just replaced."""
-    monkeypatch.setattr(engine_module, "MAX_STILLBORN", 1)
+    monkeypatch.setattr(engine_module, "MAX_STILLBORN", 0)
     engine = RayEngine(EngineConfig("ray"), Resources(1, 1, "cpu"), job(no_process))
-    with pytest.raises(RunError, match="3 workers died before they could take a unit"):
+    with pytest.raises(RunError, match="2 workers died before they could take a unit"):
         poll_until_it_ends(engine)
 
 

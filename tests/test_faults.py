@@ -21,12 +21,14 @@ from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreError
 from pipeline.extract import run
 from pipeline.extract.driver import Stop
-from pipeline.extract.worker import UnitReport
+from pipeline.extract.encoding import batch_frames, encoder_loader
+from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.deaths import DIED, HUNG, Death, judge, read_deaths, record_death
 from pipeline.store.layout import ledger_key
 from pipeline.store.ledger import Ledger, read_claims
 from pipeline.store.status import Status, read_status
 from pipeline.store.verify import verify_store
+from pipeline.store.writer import layout_of, read_attributes, read_plan
 from tests.corpus import mixed_lengths, voice, write_folder
 from tests.test_run import contents, extract, overrides
 
@@ -283,28 +285,43 @@ def test_a_store_that_vanished_is_not_begun_anew(folder: Path, quiet: Path, tmp_
     assert contents(store) == contents(quiet)
 
 
+def worker_at(folder: Path, store: Path) -> Worker:
+    """A worker as an engine makes it."""
+    config = load_config(overrides(folder, store, *INLINE))
+    return Worker(
+        Job(
+            root=store,
+            layout=layout_of(read_attributes(store)),
+            dataset=config.dataset,
+            load_encoder=encoder_loader(config, "cpu"),
+            max_batch_frames=batch_frames(config, "cpu"),
+            threads=1,
+        )
+    )
+
+
+def test_a_worker_writes_no_second_store_where_one_has_vanished(
+    folder: Path, quiet: Path, tmp_path: Path
+) -> None:
+    """Be its driver dead or far away: it looks before it writes."""
+    store = shutil.copytree(quiet, tmp_path / "s")
+    plan, worker = read_plan(store), worker_at(folder, store)
+    assert plan is not None
+    store.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="has vanished"):
+        worker.extract(UnitTask(2, 9, 2, plan.unit_rows(2)))
+    assert not store.exists()
+
+
 def test_an_orphan_that_goes_on_writing_harms_nobody(
     folder: Path, quiet: Path, tmp_path: Path
 ) -> None:
     """Its replacement has committed: the orphan loses, and takes its own shards away again."""
-    from pipeline.extract.encoding import batch_frames, encoder_loader
-    from pipeline.extract.worker import Job, UnitTask, Worker
-    from pipeline.store.writer import layout_of, read_attributes, read_plan
-
     store = shutil.copytree(quiet, tmp_path / "s")
     plan = read_plan(store)
     assert plan is not None
-    config = load_config(overrides(folder, store, *INLINE))
-    job = Job(
-        root=store,
-        layout=layout_of(read_attributes(store)),
-        dataset=config.dataset,
-        load_encoder=encoder_loader(config, "cpu"),
-        max_batch_frames=batch_frames(config, "cpu"),
-        threads=1,
-    )
     slot = Ledger.open(store, plan.n_units).claim(2, "dead", "ray", "then").slot
-    report = Worker(job).extract(UnitTask(2, slot, 1, plan.unit_rows(2)))
+    report = worker_at(folder, store).extract(UnitTask(2, slot, 1, plan.unit_rows(2)))
     assert not report.won
     assert contents(store) == contents(quiet)
     found = verify_store(store)

@@ -26,6 +26,7 @@ from pipeline.encoder.windows import (
 from pipeline.errors import ConfigError, EncoderError
 
 LARGEST = 65504.0  # of float16, in which features are stored
+_CALL_FRAMES = 3000  # padded frames that `SpeechEncoder.__call__` encodes at once: one minute
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -190,7 +191,9 @@ class SpeechEncoder:
         }
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Encode utterances, of any lengths, in one batch; long ones window by window.
+        """Encode utterances of any number and lengths, in batches of like length.
+
+        Long ones are encoded window by window.
 
         Args:
             waveforms: float32 `[n_samples]` at 16 kHz, each at least 1 sample.
@@ -211,9 +214,13 @@ class SpeechEncoder:
                 continue
             parts = self.encode_windows(waveform, windows, self.utterance_stats(waveform))
             results[i] = torch.cat([features.cpu() for _, features in parts], dim=1)
-        if short:
-            features, counts = self.encode_batch([waveforms[i] for i in short])
-            for row, (i, count) in enumerate(zip(short, counts, strict=True)):
+        short.sort(key=lambda i: -waveforms[i].numel())
+        while short:
+            longest = n_frames(waveforms[short[0]].numel())
+            n_together = max(1, _CALL_FRAMES // longest)
+            batch, short = short[:n_together], short[n_together:]
+            features, counts = self.encode_batch([waveforms[i] for i in batch])
+            for row, (i, count) in enumerate(zip(batch, counts, strict=True)):
                 results[i] = features[:, row, :count].cpu().clone()
         return [results[i] for i in range(len(waveforms))]
 
