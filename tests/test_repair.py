@@ -195,6 +195,20 @@ def test_an_unreadable_claim_is_removed(folder: Path, quiet: Path, store: Path) 
     assert contents(store) == contents(quiet)
 
 
+def test_a_slot_that_just_lost_its_claim_is_spared_once(quiet: Path, store: Path) -> None:
+    """An orphan may be writing there, and commit: half its shards must not be swept away."""
+    slot = Ledger.open(store, 4).claim(UNIT, "dead", "ray", "then").slot
+    path = store / layout_at(store).shard_key(0, slot)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"at work")
+    (store / ledger_key(slot)).write_text("")
+    assert repair_store(store).claims == [f"slot-{slot}.json"]
+    assert path.exists()
+    assert [stray.slot for stray in repair_store(store).swept] == [slot]
+    assert not path.exists()
+    assert contents(store) == contents(quiet)
+
+
 def test_a_store_at_work_is_not_repaired(store: Path) -> None:
     """A live driver's attempts are none of a repair's business."""
     with Lease(store, "driver"), pytest.raises(StoreBusyError):

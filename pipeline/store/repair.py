@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def repair_store(root: Path) -> Repair:
         found = verify_store(root)
         log = RunLog(root, run_id)
         _uncommit(root, found, log)
-        swept = _remove_garbage(root, layout, found)
+        swept = _remove_garbage(root, layout, found, claims)
         units = found.damaged_units
         log.write("repaired", units=units, swept=[stray.path for stray in swept], claims=claims)
     return Repair(found, units, swept, claims)
@@ -89,8 +90,15 @@ def _uncommit(root: Path, found: Verification, log: RunLog) -> None:
     files.sync_folder(root / INDEX_DIR)
 
 
-def _remove_garbage(root: Path, layout: Layout, found: Verification) -> list[Stray]:
-    garbage = [stray for stray in found.strays if stray.is_garbage]
+def _remove_garbage(
+    root: Path, layout: Layout, found: Verification, claims: Sequence[str]
+) -> list[Stray]:
+    """Removes garbage, but for slots whose claim was lost just now: an orphan may still be at work.
+
+    If it commits, its shards must be there; if it does not, the next repair removes them.
+    """
+    spared = {int(name.removeprefix("slot-").removesuffix(".json")) for name in claims}
+    garbage = [stray for stray in found.strays if stray.is_garbage and stray.slot not in spared]
     for stray in garbage:
         if stray.slot is not None:
             discard_slot(root, layout, stray.slot)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from pipeline.store.writer import (
 
 Row = dict[str, Any]
 
+READ_THREADS = min(8, os.cpu_count() or 1)
+"""Shards that are read and checked at the same time."""
 NAN_BITS = np.float16(np.nan).view(np.uint16)
 """The one NaN that fills frames without an owner; another one is a flipped bit."""
 
@@ -224,8 +228,7 @@ class _UnitCheck:
             return
         shards = ShardReader(self._root, self._layout)
         try:
-            yield from self._checksums(shards, slot, placed)
-            yield from self._gaps(shards, slot, taken)
+            yield from self._checksums(shards, slot, placed, taken)
         except DamagedError as error:
             yield str(error)
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
@@ -274,32 +277,52 @@ class _UnitCheck:
             yield "overlaps another one"
         taken[start:stop] = True
 
-    def _gaps(self, shards: ShardReader, slot: int, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
-        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
-        for axis, layer in enumerate(self._layout.layers):
-            for start, stop in edges.reshape(-1, 2).tolist():
-                bits = shards.read(axis, slot, start, stop).view(np.uint16)
-                if (bits != NAN_BITS).any():
-                    key = self._layout.shard_key(axis, slot)
-                    yield f"layer {layer} has values in frames that belong to nobody ({key})"
-
-    def _checksums(self, shards: ShardReader, slot: int, done: list[Row]) -> Iterator[str]:
+    def _checksums(
+        self, shards: ShardReader, slot: int, done: list[Row], taken: npt.NDArray[np.bool_]
+    ) -> Iterator[str]:
         pooled = shards.pooled(slot)
-        first = self._layout.slot_start(slot)
-        means: dict[int, list[npt.NDArray[np.float32]]] = {row["position"]: [] for row in done}
-        for axis, layer in enumerate(self._layout.layers):
-            for row in done:
-                start = row["frame_start"] - first
-                stored = shards.read(axis, slot, start, start + row["n_frames"])
-                stored = np.ascontiguousarray(stored)
-                self.n_bytes += stored.nbytes
-                if crc32c(stored) != row["crc32c"][axis]:
-                    key = self._layout.shard_key(axis, slot)
-                    yield f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
-                means[row["position"]].append(_mean(stored))
-        for row in done:
-            if not np.array_equal(np.stack(means[row["position"]]), pooled[row["position"]]):
+        means = []
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            layers = pool.map(
+                lambda axis: self._layer(shards, slot, axis, done, taken),
+                range(self._layout.n_layers),
+            )
+            for problems, layer_means in layers:
+                yield from problems
+                means.append(layer_means)
+        self.n_bytes += (
+            sum(row["n_frames"] for row in done) * self._layout.n_layers * self._layout.dim * 2
+        )
+        for i, row in enumerate(done):
+            if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
                 yield f"the pooled vector of utterance {row['id']!r} is not the mean of its frames"
+
+    def _layer(
+        self,
+        shards: ShardReader,
+        slot: int,
+        axis: int,
+        done: list[Row],
+        taken: npt.NDArray[np.bool_],
+    ) -> tuple[list[str], list[npt.NDArray[np.float32]]]:
+        """Reads one shard: what is wrong with it, and the mean of each utterance."""
+        layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
+        first = self._layout.slot_start(slot)
+        problems, means = [], []
+        for row in done:
+            start = row["frame_start"] - first
+            stored = np.ascontiguousarray(shards.read(axis, slot, start, start + row["n_frames"]))
+            if crc32c(stored) != row["crc32c"][axis]:
+                problems.append(
+                    f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
+                )
+            means.append(_mean(stored))
+        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
+        for start, stop in edges.reshape(-1, 2).tolist():
+            bits = shards.read(axis, slot, start, stop).view(np.uint16)
+            if (bits != NAN_BITS).any():
+                problems.append(f"layer {layer} has values in frames that belong to nobody ({key})")
+        return problems, means
 
 
 def _mean(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
