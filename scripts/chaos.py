@@ -31,6 +31,7 @@ from pipeline.store.index import committed_units
 from pipeline.store.layout import index_key
 from pipeline.store.lease import live_holder
 from pipeline.store.ledger import read_claims
+from pipeline.store.log import read_log
 from pipeline.store.repair import repair_store
 from pipeline.store.verify import verify_store
 from pipeline.store.writer import layout_of, read_attributes, read_plan
@@ -235,8 +236,8 @@ class Campaign:
         done = subprocess.run(
             self.command(self.store, *more), capture_output=True, text=True, check=False
         )
-        if self.driver.poll() is None and "is in use by process" not in done.stderr:
-            self.losses.append(f"a second driver was let in: {done.stderr[-300:]}")
+        if "is in use by process" not in done.stderr:
+            self.tell("the first driver ended before the second one came")
         return True
 
     def vanish(self) -> bool:
@@ -330,7 +331,7 @@ class Campaign:
                 break
         else:
             self.losses.append(f"run {self.runs} does not end: {self.said.read_text()[-500:]}")
-        self.losses += compare(self.store, quiet)
+        self.losses += compare(self.store, quiet) + overlaps(self.store)
         self.tell(f"run {self.runs} ends, {len(self.losses)} losses")
 
     def close(self) -> None:
@@ -382,6 +383,18 @@ def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
     names = sorted(quiet.keys() | now.keys())
     differing = [name for name in names if quiet.get(name) != now.get(name)]
     return losses + [f"{name} differs from the undisturbed store" for name in differing]
+
+
+def overlaps(store: Path) -> list[str]:
+    """Runs that wrote to the log after the next one had begun: two drivers at work at once."""
+    latest, found = "", []
+    for event in read_log(store):
+        run = event["run_id"]
+        if event["event"] == "run_started":
+            latest = run
+        elif run != latest and not run.startswith("repair"):
+            found.append(f"run {run} went on after run {latest} had begun: {event['event']}")
+    return found
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, 
 from pipeline.extract import run
 from pipeline.extract.worker import UnitReport
 from pipeline.store.layout import Layout
+from pipeline.store.ledger import read_claims
 from pipeline.store.status import Status
 from pipeline.store.verify import verify_store
 from tests.corpus import mixed_lengths, voice, write_folder
@@ -230,8 +230,7 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_cluster: No
     status = run.extract(config, watching)
     assert watching.killed
     assert status.utterances_ok == N_CLIPS
-    claims = [json.loads(p.read_text()) for p in (tmp_path / "s" / "ledger").glob("slot-*.json")]
-    assert max(claim["attempt"] for claim in claims) == 2
+    assert max(claim.attempt for claim in read_claims(tmp_path / "s")) == 2
 
 
 @pytest.mark.parametrize(
