@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -147,12 +148,13 @@ def test_metrics_are_exported(folder: Path, tmp_path: Path, cluster: Any) -> Non
     import ray
 
     run.extract(configured(folder, tmp_path / "s"))
-    node = next(node for node in ray.nodes() if node["Alive"])
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {"ray_strata_units", "ray_strata_audio_seconds", "ray_strata_realtime_factor"}
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        node = next(node for node in ray.nodes() if node["Alive"])  # its port is known late
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        text = ""
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
             text = answer.read().decode()
         if all(name in text for name in wanted):
             break
