@@ -21,8 +21,10 @@ from pipeline.extract.source import open_source
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
+from pipeline.store.reader import open_store
 from pipeline.store.shards import ShardReader
-from pipeline.store.writer import write_group
+from pipeline.store.status import read_status
+from pipeline.store.writer import write_group, write_plan
 
 LAYERS = (1, 2, 3)
 WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
@@ -182,6 +184,27 @@ def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> 
     assert (joined[:, :, 0] == 2).all()
     assert (joined[:, :, 2] == np.arange(joined.shape[1])).all()
     assert pieces[0][1]["flags"] == ["windowed"]
+
+
+def test_a_recording_counts_once_all_its_pieces_are_there(tmp_path: Path) -> None:
+    """Neither reader nor status takes a recording for done while a piece of it is missing."""
+    bench = Bench(tmp_path, [30.0], 512, SpellingEncoder())
+    facts = {"layers": list(LAYERS), "feature_dim": 3, "sample_rate_hz": 16_000}
+    sizes = {
+        "frames_per_unit": bench.layout.frames_per_unit,
+        "utterances_per_slot": bench.layout.utterances_per_slot,
+    }
+    attributes = {"format_version": 1, "frame_rate_hz": 50.0, **facts, **sizes}
+    write_group(bench.root, bench.layout, bench.plan.n_units, attributes)
+    write_plan(bench.root, bench.plan)
+    assert bench.plan.n_units > 2
+    for unit in range(bench.plan.n_units - 1):
+        bench.extract(unit)
+    assert read_status(bench.root).utterances_ok == len(open_store(bench.root)) == 0
+    assert read_status(bench.root).audio_seconds == 0
+    bench.extract(bench.plan.n_units - 1)
+    assert read_status(bench.root).utterances_ok == len(open_store(bench.root)) == 1
+    assert read_status(bench.root).audio_seconds == 30.0
 
 
 def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> None:

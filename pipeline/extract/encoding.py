@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -191,11 +190,6 @@ def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Ten
         if held >= n_samples:
             break
     return torch.cat(blocks)[:n_samples]
-
-
-def describe_selfcheck(found: SelfCheck) -> dict[str, Any]:
-    """The result of a check, ready for JSON."""
-    return asdict(found)
 
 
 def _name(model: ModelConfig) -> str:

@@ -11,7 +11,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +28,6 @@ from pipeline.extract.audio import decode as decode_audio
 from pipeline.extract.driver import Driver, Stop, failure_message
 from pipeline.extract.encoding import (
     batch_frames,
-    describe_selfcheck,
     encoder_loader,
     final_norm,
     find_spec,
@@ -265,7 +264,7 @@ def _selfcheck(
             f"(alone against batch) and {max(found.precision_vs_fp32):.1e} ({found.precision} "
             f"against fp32), more than {found.tolerance:g}; see `strata selfcheck`"
         )
-    return describe_selfcheck(found)
+    return asdict(found)
 
 
 def _layout(config: Config, found: Plan) -> Layout:

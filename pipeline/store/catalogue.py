@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
 from pipeline.store import index as index_files
-from pipeline.store.records import OK, RESERVED_NAMES
+from pipeline.store.records import RESERVED_NAMES
 
 IntArray = npt.NDArray[np.int64]
 
@@ -188,7 +188,7 @@ def read_catalogue(root: Path, frames_per_unit: int) -> Catalogue:
     """
     table = index_files.read_index(root, without=_LEFT_OUT)
     lost = index_files.still_quarantined(table)
-    pieces, first_piece = _complete_utterances(table)
+    pieces, first_piece = index_files.complete_utterances(table)
     start = pieces["frame_start"].to_numpy()
     names = [name for name in pieces.column_names if name not in RESERVED_NAMES]
     metadata = pieces.select(["id", *names])
@@ -207,28 +207,6 @@ def read_catalogue(root: Path, frames_per_unit: int) -> Catalogue:
     del table, pieces
     pa.default_memory_pool().release_unused()
     return catalogue
-
-
-def _complete_utterances(table: pa.Table) -> tuple[pa.Table, IntArray]:
-    """The pieces of the complete utterances in source order, and where each utterance begins.
-
-    Returns:
-        The rows, sorted by source row and piece, and the first row of each utterance with the
-        number of rows at the end: [n_utterances + 1].
-    """
-    done = pc.equal(table["status"], OK)
-    pieces = table if pc.all(done).as_py() else table.filter(done)
-    row = pieces["row"].to_numpy()
-    if len(row) > 1 and not bool(np.all(row[1:] > row[:-1])):
-        order = [("row", "ascending"), ("piece", "ascending")]
-        pieces = pieces.take(pc.sort_indices(pieces, sort_keys=order))
-        row = pieces["row"].to_numpy()
-    if pc.max(pieces["n_pieces"]).as_py() not in (None, 1):
-        found = np.bincount(np.unique(row, return_inverse=True)[1])
-        complete = np.repeat(found, found) == pieces["n_pieces"].to_numpy()
-        pieces, row = pieces.filter(pa.array(complete)), row[complete]
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    return pieces, np.append(starts, len(row))
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -83,6 +84,33 @@ def read_index(
     if len(tables) > 1 and cached is not None and "position" in table.column_names:
         table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
     return table
+
+
+def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """The pieces of the complete utterances in source order, and where each utterance begins.
+
+    An utterance counts once all its pieces are committed.
+
+    Args:
+        table: With at least row, piece, n_pieces and status.
+
+    Returns:
+        The rows, sorted by source row and piece, and the first row of each utterance with the
+        number of rows at the end: [n_utterances + 1].
+    """
+    done = pc.equal(table["status"], OK)
+    pieces = table if pc.all(done).as_py() else table.filter(done)
+    row = pieces["row"].to_numpy()
+    if len(row) > 1 and not bool(np.all(row[1:] > row[:-1])):
+        order = [("row", "ascending"), ("piece", "ascending")]
+        pieces = pieces.take(pc.sort_indices(pieces, sort_keys=order))
+        row = pieces["row"].to_numpy()
+    if pc.max(pieces["n_pieces"]).as_py() not in (None, 1):
+        found = np.bincount(np.unique(row, return_inverse=True)[1])
+        complete = np.repeat(found, found) == pieces["n_pieces"].to_numpy()
+        pieces, row = pieces.filter(pa.array(complete)), row[complete]
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    return pieces, np.append(starts, len(row))
 
 
 def still_quarantined(table: pa.Table) -> pa.Table:

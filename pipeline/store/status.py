@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
 from pipeline.store.lease import live_holder
 from pipeline.store.log import read_log
-from pipeline.store.records import OK
 from pipeline.store.writer import read_attributes, read_plan
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
@@ -77,7 +77,8 @@ def read_status(root: Path) -> Status:
     plan = read_plan(root)
     rate_hz = attributes["sample_rate_hz"]
     table = index_files.read_index(root, columns=_COLUMNS)
-    done = table.filter(pc.and_(pc.equal(table["status"], OK), pc.equal(table["piece"], 0)))
+    pieces, first_piece = index_files.complete_utterances(table)
+    done = pieces.take(pa.array(first_piece[:-1]))
     lost = index_files.still_quarantined(table)
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
     runs, seconds, n_fp32 = _read_runs(root)
