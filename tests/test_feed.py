@@ -92,12 +92,15 @@ def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
 def test_memory_is_used_again():
     """What nobody holds any more is handed out again, whole or in part; what is held is not."""
     pool = Pool()
-    first = pool.take((20, 1000, 1000))  # too large for the allocator to keep
+    first = pool.take((20, 1000, 1000))
     first.fill(7)
     view = torch.from_numpy(first)[3, :5]
     del first
-    assert not pool.take((19, 1000, 1000)).any()
+    other = pool.take((19, 1000, 1000))
+    assert not np.shares_memory(other, view.numpy())
+    other.fill(0)
     assert (view == 7).all()
+    del other
     del view
     gc.collect()
     assert any((taken == 7).all() for taken in [pool.take((2, 1000)), pool.take((2, 1000))])
