@@ -9,9 +9,14 @@ so that drift of the machine hits all alike; the table gives medians and ranges.
 plain          for clip: torchaudio model.extract_features(clip); torch.save of the 12 layers
 transformers   HubertModel in zero-padded batches of 8 (its features depend on the padding);
                torch.save of the 12 layers of each clip
+s3prl          its upstream expert hf_hubert on the same batches, where s3prl can be imported
+               (`pip install --no-deps s3prl`); torch.save of the 12 layers of each clip
 ours           strata's worker: decode, batch, encode, write and commit the store
 forward        the bare encoder on the very batches the worker makes, nothing written: the ceiling
 matmul         4096³ matrix products: the machine's arithmetic
+
+Padding is the share of a batch's frames that belong to no clip: of these clips, and of every folder
+given with --padding-of (from headers alone).
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
@@ -32,7 +38,7 @@ import transformers
 
 import pipeline
 from pipeline.config import DatasetConfig
-from pipeline.encoder.windows import n_frames
+from pipeline.encoder.windows import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, n_frames
 from pipeline.extract.audio import decode
 from pipeline.extract.encoding import BATCH_S
 from pipeline.extract.planning import Windowing, plan_source
@@ -63,6 +69,7 @@ class Bench:
         self.hubert = transformers.HubertModel(
             transformers.HubertConfig(attn_implementation="sdpa")
         ).eval()
+        self.expert = s3prl_expert(self.hubert, scratch / "hubert")
         folder = scratch / "clips"
         folder.mkdir()
         for file in files:
@@ -90,16 +97,28 @@ class Bench:
             torch.save([layer[0].half() for layer in layers], self.scratch / f"{file.stem}.pt")
 
     def transformers(self) -> None:
-        for start in range(0, len(self.files), HF_BATCH):
-            files = self.files[start : start + HF_BATCH]
-            clips = [torch.from_numpy(soundfile.read(file, dtype="float32")[0]) for file in files]
+        for files, clips in self.padded_batches():
             padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
             mask = torch.stack([torch.arange(padded.shape[1]) < len(clip) for clip in clips])
             with torch.inference_mode():
                 states = self.hubert(padded, mask.long(), output_hidden_states=True).hidden_states
-            for i, (file, clip) in enumerate(zip(files, clips, strict=True)):
-                own = [state[i, : n_frames(len(clip))].half().clone() for state in states[1:]]
-                torch.save(own, self.scratch / f"{file.stem}.pt")
+            self.save(files, clips, states)
+
+    def s3prl(self) -> None:
+        for files, clips in self.padded_batches():
+            with torch.inference_mode():
+                states = self.expert(clips)["hidden_states"]
+            self.save(files, clips, states)
+
+    def padded_batches(self) -> Iterator[tuple[list[Path], list[torch.Tensor]]]:
+        for start in range(0, len(self.files), HF_BATCH):
+            files = self.files[start : start + HF_BATCH]
+            yield files, [torch.from_numpy(soundfile.read(f, dtype="float32")[0]) for f in files]
+
+    def save(self, files: list[Path], clips: list[torch.Tensor], states: Any) -> None:
+        for i, (file, clip) in enumerate(zip(files, clips, strict=True)):
+            own = [state[i, : n_frames(len(clip))].half().clone() for state in states[1:]]
+            torch.save(own, self.scratch / f"{file.stem}.pt")
 
     def ours(self, precision: str) -> None:
         root = self.scratch / precision
@@ -127,6 +146,30 @@ class Bench:
                 chosen = make_batches(rows["n_frames"].to_numpy(), MAX_BATCH_FRAMES)
                 self._batches += [[clips[int(i)] for i in batch] for batch in chosen]
         return self._batches
+
+
+def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
+    """s3prl's upstream around the same model, or None where it cannot be imported."""
+    try:
+        from s3prl.upstream.hf_hubert.expert import UpstreamExpert
+    except ImportError:
+        return None
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    return UpstreamExpert(str(folder)).eval()
+
+
+def padding(folder: Path) -> float:
+    """Share of the frames of the worker's batches that is padding."""
+    windowing = Windowing(16_000, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
+    plan = plan_source(open_source(DatasetConfig("audiofolder", path=str(folder))), windowing, None)
+    own = padded = 0
+    for unit in range(plan.n_units):
+        lengths = plan.unit_rows(unit)["n_frames"].to_numpy()
+        for batch in make_batches(lengths, MAX_BATCH_FRAMES):
+            own += int(lengths[batch].sum())
+            padded += len(batch) * int(lengths[batch].max())
+    return 1 - own / padded
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
@@ -158,6 +201,7 @@ def main() -> None:
     parser.add_argument("--audio-s", type=float, default=150.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--padding-of", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     files, audio_s = choose(arguments.folder, arguments.audio_s)
     transformers.utils.logging.set_verbosity_error()
@@ -167,11 +211,15 @@ def main() -> None:
             "plain fp32": lambda: bench.plain(bench.stock, torch.float32),
             "plain bf16": lambda: bench.plain(bench.stock_bf16, torch.bfloat16),
             "transformers fp32": bench.transformers,
+            "s3prl fp32": bench.s3prl,
             "ours fp32": lambda: bench.ours("fp32"),
             "ours bf16": lambda: bench.ours("bf16"),
             "forward fp32": lambda: bench.forward("fp32"),
             "forward bf16": lambda: bench.forward("bf16"),
         }
+        if bench.expert is None:
+            del methods["s3prl fp32"]
+            print("s3prl cannot be imported here and is left out")
         bench.forward("bf16")  # warm-up: kernels are chosen, memory is mapped
         bench.forward("fp32")
         bench.plain(bench.stock_bf16, torch.bfloat16)
@@ -182,12 +230,16 @@ def main() -> None:
                 seconds[name].append(timed(method))
             peak["fp32"].append(matmul_gflops(torch.float32))
             peak["bf16"].append(matmul_gflops(torch.bfloat16))
-    report(seconds, peak, audio_s, len(files), arguments)
+        folders = {"these clips": Path(bench.dataset.path or "")}
+        folders |= {str(folder): folder for folder in arguments.padding_of}
+        shares = {name: padding(folder) for name, folder in folders.items()}
+    report(seconds, peak, shares, audio_s, len(files), arguments)
 
 
 def report(
     seconds: dict[str, list[float]],
     peak: dict[str, list[float]],
+    shares: dict[str, float],
     audio_s: float,
     n_files: int,
     arguments: argparse.Namespace,
@@ -206,6 +258,11 @@ def report(
     ratios = {
         "ours fp32 / plain fp32": paired(seconds["plain fp32"], seconds["ours fp32"]),
         "ours fp32 / transformers": paired(seconds["transformers fp32"], seconds["ours fp32"]),
+        **(
+            {"ours fp32 / s3prl": paired(seconds["s3prl fp32"], seconds["ours fp32"])}
+            if "s3prl fp32" in seconds
+            else {}
+        ),
         "ours bf16 / plain fp32": paired(seconds["plain fp32"], seconds["ours bf16"]),
         "ours bf16 / plain bf16": paired(seconds["plain bf16"], seconds["ours bf16"]),
         "end to end / forward fp32": paired(seconds["forward fp32"], seconds["ours fp32"]),
@@ -215,7 +272,10 @@ def report(
         print(f"{name:<28}{ratio:6.2f}")
     gflops = {name: statistics.median(values) for name, values in peak.items()}
     print(f"matrix-product peak: {gflops['fp32']:.0f} GFLOP/s fp32, {gflops['bf16']:.0f} bf16")
-    print(json.dumps({"realtime_factor": speed, "ratios": ratios, "peak_gflops": gflops}))
+    for name, share in shares.items():
+        print(f"padding of {name}: {share:.2%} of the frames of all batches")
+    found = {"realtime_factor": speed, "ratios": ratios, "peak_gflops": gflops, "padding": shares}
+    print(json.dumps(found))
 
 
 def paired(baseline: list[float], runs: list[float]) -> float:

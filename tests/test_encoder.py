@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import urllib.error
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchaudio
 from encoder_kinds import KINDS, randomize, reference, small_encoder, small_spec, speech
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from pipeline.encoder import transformer
 from pipeline.encoder.encoder import choose_layers, load_encoder
 from pipeline.encoder.registry import find_model
 from pipeline.encoder.selfcheck import relative_errors
@@ -79,13 +84,27 @@ def test_stock_batching_is_off_by_percents(true_base):
     assert relative_errors(stock, reference(true_base, short)).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large"])
-def test_wavlm_position_bias_in_parts_is_the_same(name, monkeypatch):
-    """When the bias of the whole batch would be too large, it is made for a part at a time."""
-    monkeypatch.setattr("pipeline.encoder.transformer._BIAS_ELEMENTS", 1)
+@pytest.mark.parametrize("scores", [1, 2**26])
+@pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large", "hubert_base"])
+def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, monkeypatch):
+    """Equal lengths share an attention call, as far as its scores may be large; nothing changes."""
+    monkeypatch.setattr("pipeline.encoder.transformer._SCORES", scores)
     encoder = small_encoder(name)
-    waveforms = mixed_batch()
+    waveforms = [speech(6_000, seed) for seed in range(3)] + mixed_batch() + [speech(6_000, 7)]
     assert_equal_to_torchaudio(encoder, waveforms, encoder(waveforms))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 400))
+def test_spans_cover_all_rows_in_order(counts, scores):
+    """Each span holds whole utterances of one length, no more than its scores allow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "_SCORES", scores)
+        spans = transformer.find_spans(counts, n_heads=2)
+    assert [span.n_frames for span in spans for _ in range(span.n_utterances)] == counts
+    edges = [0, *np.cumsum([span.n_utterances * span.n_frames for span in spans]).tolist()]
+    assert [span.rows for span in spans] == [slice(*edge) for edge in pairwise(edges)]
+    for span in spans:
+        assert span.n_utterances == 1 or 2 * span.n_utterances * span.n_frames**2 <= scores
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,15 +1,18 @@
 """The transformer of every model in the family, driven block by block on torchaudio's weights.
 
 The residual stream, the norms and the gates stay in float32; only the inputs of matrix products are
-cast to the precision. Padded frames are zero before the positional convolution and masked as keys;
-a batch of equal lengths has no mask at all, so that attention takes its fastest kernel.
+cast to the precision. A batch is the rows of its utterances one after another, without padding, so
+no product is wasted on it; attention runs over each utterance, or over neighbours of equal length
+together, and needs no mask. Only the positional convolution, a twentieth of the work, sees a padded
+rectangle, with zeros beyond each utterance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,41 @@ from torch import Tensor
 from pipeline.encoder.frontend import gelu_, normalize_layers
 from pipeline.encoder.registry import ModelSpec
 
-_BIAS_ELEMENTS = 2**26  # of WavLM's attention bias at once: 256 MB in float32
+_SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
 # oneDNN's bf16 convolution for AMX gives wrong sums with 2, 4 or 8 channels in a group (seen in
 # torch 2.14), so narrower groups than this are convolved in float32. Real models have 48 or more.
 _NARROWEST_GROUP = 16
+
+
+class Span(NamedTuple):
+    """Neighbouring utterances of equal length, which attention takes together."""
+
+    rows: slice
+    n_utterances: int
+    n_frames: int
+
+
+def find_spans(counts: Sequence[int], n_heads: int) -> list[Span]:
+    """Groups neighbours of equal length, as many as one attention call may take.
+
+    Args:
+        counts: frames of each utterance.
+        n_heads: of the attention.
+
+    Returns:
+        Spans that cover all rows in order.
+    """
+    spans: list[Span] = []
+    start = 0
+    for n_frames, equal in groupby(counts):
+        left = len(list(equal))
+        most = max(1, _SCORES // (n_heads * n_frames**2))
+        while left:
+            n_utterances = min(left, most)
+            stop = start + n_utterances * n_frames
+            spans.append(Span(slice(start, stop), n_utterances, n_frames))
+            start, left = stop, left - n_utterances
+    return spans
 
 
 class _Linear:
@@ -53,62 +87,49 @@ class _Attention:
             self.project = _Linear(weight, bias, dtype)
             self.out = _Linear(module.out_proj.weight, module.out_proj.bias, dtype)
 
-    def __call__(self, x: Tensor, key_mask: Tensor | None, position_bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, spans: Sequence[Span], position_bias: Tensor | None) -> Tensor:
         """Attend within each utterance.
 
         Args:
-            x: float32 `[batch, frames, dim]`.
-            key_mask: bool `[batch, 1, 1, frames]`, True on real frames; None if all are.
-            position_bias: float32 `[heads, frames, frames]` of WavLM; None elsewhere.
+            x: float32 `[rows, dim]`.
+            spans: the utterances in it.
+            position_bias: float32 `[heads, frames, frames]` of WavLM, for the longest utterance;
+                None elsewhere.
 
         Returns:
-            `[batch, frames, dim]` in the precision's dtype.
+            `[rows, dim]` in the precision's dtype.
         """
-        batch, frames, dim = x.shape
-        heads = self.project(x).view(batch, frames, 3, self.n_heads, dim // self.n_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [batch, heads, frames, dim / heads]
-        if position_bias is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
-        else:
-            gate = self._gate(x)
-            step = max(1, _BIAS_ELEMENTS // position_bias.numel())
-            mixed = torch.cat(
-                [
-                    F.scaled_dot_product_attention(
-                        query[part],
-                        key[part],
-                        value[part],
-                        attn_mask=_bias(gate[part], position_bias, key_mask, part, query.dtype),
-                    )
-                    for part in (slice(i, i + step) for i in range(0, batch, step))
-                ]
+        dim = x.shape[1]
+        projected = self.project(x)  # [rows, 3 * dim]
+        gate = None if position_bias is None else self._gate(x)
+        mixed = torch.empty(x.shape, dtype=projected.dtype, device=x.device)
+        for span in spans:
+            heads = projected[span.rows].view(
+                span.n_utterances, span.n_frames, 3, self.n_heads, dim // self.n_heads
             )
-        return self.out(mixed.transpose(1, 2).reshape(batch, frames, dim))
+            query, key, value = heads.permute(2, 0, 3, 1, 4)  # [utterances, heads, frames, ...]
+            bias = None
+            if gate is not None and position_bias is not None:
+                own = gate[span.rows].view(span.n_utterances, span.n_frames, -1).transpose(1, 2)
+                bias = own[..., None] * position_bias[:, : span.n_frames, : span.n_frames]
+                bias = bias.to(query.dtype)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            mixed[span.rows] = attended.transpose(1, 2).reshape(-1, dim)
+        return self.out(mixed)
 
     def _gate(self, x: Tensor) -> Tensor:
-        """WavLM's gate on the position bias: `[batch, heads, frames, 1]`, float32.
+        """WavLM's gate on the position bias: `[rows, heads]`, float32.
 
         Chen et al., "WavLM", equations (4) and (5).
         """
-        batch, frames, dim = x.shape
-        heads = x.view(batch, frames, self.n_heads, dim // self.n_heads).transpose(1, 2)
+        rows, dim = x.shape
+        heads = x.view(rows, self.n_heads, dim // self.n_heads)
         linear = self.gate.gru_rel_pos_linear
         logits = F.linear(heads, linear.weight, linear.bias)
-        update, reset = (
-            logits.view(batch, self.n_heads, frames, 2, 4).sum(-1).sigmoid().chunk(2, dim=-1)
-        )
-        gate: Tensor = update * (reset * self.gate.gru_rel_pos_const - 1.0) + 2.0
+        update, reset = logits.view(rows, self.n_heads, 2, 4).sum(-1).sigmoid().unbind(-1)
+        constant = self.gate.gru_rel_pos_const.view(self.n_heads)
+        gate: Tensor = update * (reset * constant - 1.0) + 2.0
         return gate
-
-
-def _bias(
-    gate: Tensor, position_bias: Tensor, key_mask: Tensor | None, part: slice, dtype: torch.dtype
-) -> Tensor:
-    """Additive attention mask `[part, heads, frames, frames]` of a part of the batch."""
-    bias = gate * position_bias
-    if key_mask is not None:
-        bias = bias.masked_fill_(~key_mask[part], float("-inf"))
-    return bias.to(dtype)
 
 
 class _Block:
@@ -122,12 +143,12 @@ class _Block:
         self.inner = _Linear(inner.weight, inner.bias, dtype)
         self.outer = _Linear(outer.weight, outer.bias, dtype)
 
-    def __call__(self, x: Tensor, key_mask: Tensor | None, position_bias: Tensor | None) -> Tensor:
-        """Map float32 `[batch, frames, dim]` to the same shape."""
+    def __call__(self, x: Tensor, spans: Sequence[Span], position_bias: Tensor | None) -> Tensor:
+        """Map float32 `[rows, dim]` to the same shape."""
         if self.pre_norm:
-            x = x + self.attention(normalize_layers(x, self.norm), key_mask, position_bias)
+            x = x + self.attention(normalize_layers(x, self.norm), spans, position_bias)
             return x + self.outer(gelu_(self.inner(normalize_layers(x, self.final_norm))))
-        x = normalize_layers(x + self.attention(x, key_mask, position_bias), self.norm)
+        x = normalize_layers(x + self.attention(x, spans, position_bias), self.norm)
         return normalize_layers(x + self.outer(gelu_(self.inner(x))), self.final_norm)
 
 
@@ -158,6 +179,7 @@ class Transformer:
         layers = encoder.transformer.layers
         self._relative = layers[0].attention if spec.kind == "wavlm" else None
         self._blocks = [_Block(layer, dtype) for layer in layers[:depth]]
+        self._n_heads = layers[0].attention.num_heads
 
     def __call__(
         self,
@@ -177,47 +199,51 @@ class Transformer:
             out_dtype: of the result.
 
         Returns:
-            `[len(layers), batch, max(counts), dim]`. Beyond an utterance's count it means nothing.
+            `[len(layers), batch, max(counts), dim]`, zero beyond an utterance's count.
         """
-        x = self._projection(normalize_layers(frames, self._input_norm))
-        # Zero beyond each utterance: the positional convolution reaches 64 frames to both sides.
-        x = torch.nn.utils.rnn.pad_sequence(
-            [x[start : start + count] for start, count in zip(starts, counts, strict=True)],
-            batch_first=True,
-        )  # [batch, frames, dim]
-        x = self._add_position(x)
-        longest = max(counts)
-        key_mask = None
-        if min(counts) < longest:
-            lengths = torch.tensor(counts, device=x.device)
-            inside = torch.arange(longest, device=x.device) < lengths[:, None]
-            key_mask = inside[:, None, None, :]
+        own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
+        x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
+        places = _places(counts, x.device)
+        x = self._add_position(x, counts, places)
+        spans = find_spans(counts, self._n_heads)
         position_bias = None
         if self._relative is not None:
+            longest = max(counts)
             position_bias = self._relative.compute_bias(longest, longest)  # [heads, frames, frames]
-        out = torch.empty(len(layers), *x.shape, dtype=out_dtype, device=x.device)
-        wanted = {layer: i for i, layer in enumerate(layers)}
+        shape = len(layers), len(counts), max(counts), x.shape[1]
+        out = torch.zeros(shape, dtype=out_dtype, device=x.device)
+        wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
         if 0 in wanted:
-            out[wanted[0]] = x
+            wanted[0].index_copy_(0, places, x.to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
-            x = block(x, key_mask, position_bias)
+            x = block(x, spans, position_bias)
             if number in wanted:
-                out[wanted[number]] = x
+                wanted[number].index_copy_(0, places, x.to(out_dtype))
         return out
 
-    def _add_position(self, x: Tensor) -> Tensor:
-        """Add the positional convolution to `[batch, frames, dim]`; the result is float32."""
+    def _add_position(self, x: Tensor, counts: Sequence[int], places: Tensor) -> Tensor:
+        """Add the positional convolution to `[rows, dim]`; the result is float32."""
+        padded = torch.nn.utils.rnn.pad_sequence(
+            list(torch.split(x, list(counts))), batch_first=True
+        )
         with _exact_convolution(self._position_weight):
             y = F.conv1d(
-                x.transpose(1, 2).to(self._position_weight.dtype),
+                padded.transpose(1, 2).to(self._position_weight.dtype),
                 self._position_weight,
                 self._position_bias,
                 padding=self._position_padding,
                 groups=self._position_groups,
             )
-        y = gelu_(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
-        x = x.float() + y
+        y = gelu_(y[..., : padded.shape[1]])  # an even kernel makes one frame too many
+        x = x.float() + y.transpose(1, 2).flatten(0, 1).index_select(0, places)
         return x if self._norm is None else normalize_layers(x, self._norm)
+
+
+def _places(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Where the rows of a batch lie in its padded rectangle, flattened: int64 `[rows]`."""
+    longest = max(counts)
+    own = [torch.arange(n) + i * longest for i, n in enumerate(counts)]
+    return torch.cat(own).to(device, non_blocking=True)
 
 
 def _exact_convolution(weight: Tensor) -> AbstractContextManager[None]:
