@@ -203,7 +203,7 @@ class Transformer:
         """
         own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
         x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
-        places = _places(counts, x.device)
+        places, beyond = _places(counts, x.device)
         x = self._add_position(x, counts, places)
         spans = find_spans(counts, self._n_heads)
         position_bias = None
@@ -211,8 +211,9 @@ class Transformer:
             longest = max(counts)
             position_bias = self._relative.compute_bias(longest, longest)  # [heads, frames, frames]
         shape = len(layers), len(counts), max(counts), x.shape[1]
-        out = torch.zeros(shape, dtype=out_dtype, device=x.device)
+        out = torch.empty(shape, dtype=out_dtype, device=x.device)
         wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
+        out.flatten(1, 2).index_fill_(1, beyond, 0.0)
         if 0 in wanted:
             wanted[0].index_copy_(0, places, x.to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
@@ -239,11 +240,11 @@ class Transformer:
         return x if self._norm is None else normalize_layers(x, self._norm)
 
 
-def _places(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Where the rows of a batch lie in its padded rectangle, flattened: int64 `[rows]`."""
-    longest = max(counts)
-    own = [torch.arange(n) + i * longest for i, n in enumerate(counts)]
-    return torch.cat(own).to(device, non_blocking=True)
+def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where rows lie in the flattened rectangle, and where nothing does: int64 indices."""
+    inside = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    places, beyond = inside.flatten().nonzero()[:, 0], (~inside).flatten().nonzero()[:, 0]
+    return places.to(device, non_blocking=True), beyond.to(device, non_blocking=True)
 
 
 def _exact_convolution(weight: Tensor) -> AbstractContextManager[None]:
