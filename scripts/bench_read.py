@@ -7,8 +7,10 @@ installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch
 (`NumpyHdf5Writer`, float16). Then alternates them, round by round, on the same random utterances:
 one layer, all layers, one second of one layer. Each read ends in memory of its own, as a trainer
 needs it; np.memmap copies the same bytes from shards that stay mapped, and is what the others are
-divided by. `--cold` drops the page cache before each pass, where the system permits it. Prints
-medians, spread and ratios, and one JSON line.
+divided by. `--cold` has the system forget the files before each pass, maps the shards anew, reads a
+quarter of the utterances once, and compares the store, np.memmap and zarr-python alone; it says how
+much came from the disk. Prints medians, spread and ratios, in wall-clock and in CPU time (which
+tells more where others use the machine), and one JSON line.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -51,16 +53,17 @@ def main() -> None:
         n_frames = int(options.gigabytes * 1e9 / (N_LAYERS * DIM * 2))
         write_store(root, speech_lengths(n_frames), N_LAYERS, DIM)
         store = pipeline.open_store(root)
-        peers = make_peers(store, options.folder)
+        peers = make_peers(store, options.folder, options.cold)
         check(peers, store)
         warm(options.folder)
         results = measure(peers, store, options)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    print(json.dumps({"bench": "read", "rounds": options.rounds, **results}))
+    bench = {"bench": "read", "cold": options.cold, "rounds": options.rounds}
+    print(json.dumps(bench | results))
 
 
-def make_peers(store: pipeline.FeatureStore, folder: Path) -> dict[str, Read]:
+def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[str, Read]:
     """All that can be read from, by name; the store first, np.memmap second."""
     root = folder / "store" / "features.zarr" / "frames"
     records = [store.record(i) for i in range(len(store))]
@@ -71,19 +74,6 @@ def make_peers(store: pipeline.FeatureStore, folder: Path) -> dict[str, Read]:
     def strata(i: int, layers: slice, first: int, last: int) -> object:
         return store.read(i, store.layers[layers], first, last)
 
-    maps = {}
-
-    def memmap(i: int, layers: slice, first: int, last: int) -> object:
-        slot, at = divmod(starts[i], capacity)
-        axes = range(N_LAYERS)[layers]
-        out = np.empty((len(axes), last - first, DIM), np.float16)
-        for k, axis in enumerate(axes):
-            if (axis, slot) not in maps:
-                raw = np.memmap(root / "c" / str(axis) / str(slot) / "0", np.float16, "r")
-                maps[axis, slot] = np.asarray(raw[: capacity * DIM].reshape(capacity, DIM))
-            out[k] = maps[axis, slot][at + first : at + last]
-        return torch.from_numpy(out)
-
     def of_array(array: object) -> Read:
         def read(i: int, layers: slice, first: int, last: int) -> object:
             return torch.from_numpy(np.asarray(array[layers, starts[i] + first : starts[i] + last]))
@@ -92,8 +82,10 @@ def make_peers(store: pipeline.FeatureStore, folder: Path) -> dict[str, Read]:
 
     import zarr
 
-    peers: dict[str, Read] = {"strata": strata, "np.memmap": memmap}
+    peers: dict[str, Read] = {"strata": strata, "np.memmap": Mapped(root, starts, capacity)}
     peers["zarr-python"] = of_array(zarr.open_array(root, mode="r"))
+    if cold:
+        return peers
     if find_spec("zarrs"):
 
         def rust(i: int, layers: slice, first: int, last: int) -> object:
@@ -120,6 +112,29 @@ def make_peers(store: pipeline.FeatureStore, folder: Path) -> dict[str, Read]:
 
         peers["tensorstore"] = google
     return peers | other_formats(store, folder, lengths)
+
+
+class Mapped:
+    """Copies from shards that stay mapped."""
+
+    def __init__(self, root: Path, starts: list[int], capacity: int) -> None:
+        self._root, self._starts, self._capacity = root, starts, capacity
+        self.maps: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, i: int, layers: slice, first: int, last: int) -> object:
+        """A read; see `Read`."""
+        slot, at = divmod(self._starts[i], self._capacity)
+        axes = range(N_LAYERS)[layers]
+        out = np.empty((len(axes), last - first, DIM), np.float16)
+        for k, axis in enumerate(axes):
+            if (axis, slot) not in self.maps:
+                self.maps[axis, slot] = self._map(axis, slot)
+            out[k] = self.maps[axis, slot][at + first : at + last]
+        return torch.from_numpy(out)
+
+    def _map(self, axis: int, slot: int) -> np.ndarray:
+        raw = np.memmap(self._root / "c" / str(axis) / str(slot) / "0", np.float16, "r")
+        return np.asarray(raw[: self._capacity * DIM].reshape(self._capacity, DIM))
 
 
 def other_formats(
@@ -187,7 +202,8 @@ def measure(
     random = np.random.default_rng(0)
     lengths = store.frame_counts
     long = np.flatnonzero(lengths > SECOND)
-    chosen = long[random.integers(0, len(long), options.reads)].tolist()
+    n_reads = min(options.reads, len(long) // 4) if options.cold else options.reads
+    chosen = random.choice(long, n_reads, replace=not options.cold).tolist()
     kinds = {
         "one layer": (slice(5, 6), [(i, 0, int(lengths[i])) for i in chosen]),
         "all layers": (slice(None), [(i, 0, int(lengths[i])) for i in chosen[: len(chosen) // 4]]),
@@ -204,19 +220,32 @@ def measure(
             for i, first, last in reads[: len(reads) // 4]:
                 read(i, layers, first, last)
         seconds: dict[str, list[float]] = {name: [] for name in peers}
+        cpu: dict[str, list[float]] = {name: [] for name in peers}
+        from_disk: dict[str, list[float]] = {name: [] for name in peers}
         for _ in range(options.rounds):
             for name, read in peers.items():
                 if options.cold:
-                    drop_caches()
-                began = time.perf_counter()
+                    forget(options.folder, peers["np.memmap"].maps)
+                before, busy, began = disk_bytes(), time.process_time(), time.perf_counter()
                 for i, first, last in reads:
                     read(i, layers, first, last)
                 seconds[name].append(time.perf_counter() - began)
-        results[kind] = show(kind, seconds, n_bytes, len(reads))
+                cpu[name].append(time.process_time() - busy)
+                from_disk[name].append((disk_bytes() - before) / n_bytes)
+        results[kind] = show(kind, seconds, cpu, n_bytes, len(reads))
+        if options.cold:
+            for name, shares in from_disk.items():
+                results[kind][name]["from_disk"] = statistics.median(shares)
+                print(
+                    f"  {name:16s} {statistics.median(shares):.0%} of the bytes came from the disk"
+                )
     return results
 
 
-def show(kind: str, seconds: dict[str, list[float]], n_bytes: int, n_reads: int) -> dict:
+Times = dict[str, list[float]]
+
+
+def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> dict:
     """Prints a table; returns its numbers."""
     print(f"\n{kind}, {n_reads} random reads of {n_bytes / n_reads / 1e6:.2f} MB")
     bare = seconds["np.memmap"]
@@ -225,9 +254,11 @@ def show(kind: str, seconds: dict[str, list[float]], n_bytes: int, n_reads: int)
     for name, times in seconds.items():
         middle = statistics.median(times)
         ratios = [a / b for a, b in zip(bare, times, strict=True)]
+        in_cpu_time = statistics.median(cpu["np.memmap"]) / statistics.median(cpu[name])
         table[name] = {
             "mb_per_s": n_bytes / middle / 1e6,
             "of_memmap": statistics.median(ratios),
+            "of_memmap_in_cpu_time": in_cpu_time,
             "strata_is_faster_by": middle / ours,
             "us_per_read": middle / n_reads * 1e6,
         }
@@ -235,18 +266,26 @@ def show(kind: str, seconds: dict[str, list[float]], n_bytes: int, n_reads: int)
             f"  {name:16s} {n_bytes / middle / 1e6:7,.0f} MB/s "
             f"({n_bytes / max(times) / 1e6:,.0f} … {n_bytes / min(times) / 1e6:,.0f})  "
             f"{statistics.median(ratios):5.2f} of memmap "
-            f"({min(ratios):.2f} … {max(ratios):.2f})   strata is {middle / ours:6.1f} × as fast"
+            f"({min(ratios):.2f} … {max(ratios):.2f}; CPU {in_cpu_time:.2f})   "
+            f"strata is {middle / ours:6.1f} × as fast"
         )
     return table
 
 
-def drop_caches() -> None:
-    """Empties the page cache; ends the program where that is not permitted."""
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("1")
-    except OSError as error:
-        sys.exit(f"the page cache cannot be dropped here ({error}); run without --cold")
+def forget(folder: Path, maps: dict) -> None:
+    """Has the system drop all files of a folder from memory; what is mapped it would keep."""
+    maps.clear()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has read from disks, read ahead included."""
+    return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.M)[1])
 
 
 if __name__ == "__main__":

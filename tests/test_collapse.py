@@ -14,6 +14,7 @@ import pipeline
 from pipeline.errors import ConfigError, DamagedError, IdentityError, NoSpaceError, StoreBusyError
 from pipeline.store.layout import Layout
 from pipeline.store.lease import Lease
+from pipeline.store.slot import SlotWriter
 from pipeline.store.status import read_status
 from pipeline.store.verify import verify_store
 from pipeline.train.collapse import COLLAPSED_LAYER
@@ -92,7 +93,10 @@ def test_interrupted_and_run_again_it_ends_with_the_same_bytes(parent, tmp_path,
         calls.append(unit)
         if len(calls) == 3:
             if step == "commit":
-                pipeline.store.writer._write_slot(root, buffer, slot)
+                writer = SlotWriter(root, buffer, unit, slot)
+                writer.write(0, buffer.layout.frames_per_unit)
+                writer.complete()
+                writer.publish()
             raise KeyboardInterrupt
         return real(root, buffer, unit, slot, index)
 

@@ -126,6 +126,14 @@ def test_buffers_of_workers_come_back(opened):
     assert loader._ring.assign(1) >= 0
 
 
+def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
+    """What the loop gets lies in the buffers that the workers fill."""
+    loader = loader_of(opened, num_workers=1)
+    places = [batch.features.data_ptr() for batch in loader]
+    assert len(places) > 5
+    assert set(places) <= {buffer.data_ptr() for buffer in loader._ring.buffers}
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_it_goes_on_in_the_middle_of_an_epoch(opened, num_workers):
     """A loader that loads the state of another gives exactly the batches that were left."""
@@ -163,9 +171,10 @@ def test_a_state_of_other_batches_is_refused(opened):
     assert other.epoch == 2
 
 
-def test_epochs_are_counted_and_can_be_chosen(opened):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_epochs_are_counted_and_can_be_chosen(opened, num_workers):
     """Each `iter` is the next epoch, also after a `break`; `set_epoch` picks one."""
-    loader, other = loader_of(opened), loader_of(opened)
+    loader, other = loader_of(opened), loader_of(opened, num_workers=num_workers)
     orders = [[batch.ids for batch in loader] for _ in range(3)]
     other.set_epoch(2)
     assert [batch.ids for batch in other] == orders[2]
@@ -253,6 +262,35 @@ def test_random_crops_of_single_examples(opened):
     assert torch.equal(example.features, wanted)
 
 
+def test_the_final_norm_is_applied_to_batches_and_examples(tmp_path):
+    """As `read(final_norm=True)` does: the last layer alone, in this process and in workers.
+
+    Padding stays zero, whatever the norm's bias.
+    """
+    norm = {"layer": 3, "weight": [2.0] * 8, "bias": [0.5] * 8, "eps": 1e-5}
+    make_store(tmp_path / "s", LENGTHS[:12], features=noise, attributes={"final_norm": norm})
+    store = pipeline.open_store(tmp_path / "s")
+    dataset = pipeline.FeatureDataset(store, [3, 1], max_frames=100, final_norm=True)
+    for num_workers in (0, 1):
+        for batch in pipeline.make_loader(
+            dataset, max_frames_per_batch=500, num_workers=num_workers
+        ):
+            for i, name in enumerate(batch.ids):
+                start, n = int(batch.starts[i]), int(batch.lengths[i])
+                wanted = store.read(name, [3, 1], start, start + n, final_norm=True)
+                assert torch.equal(batch.features[i, :, :n], wanted)
+                assert not torch.equal(wanted[0], store.read(name, [3], start, start + n)[0])
+                assert not batch.features[i, :, n:].any()
+    example = pipeline.FeatureDataset(store, [3, 1], final_norm=True)[2]
+    assert torch.equal(example.features, store.read(2, [3, 1], final_norm=True))
+
+
+def test_a_final_norm_that_is_not_there_is_refused_at_once(opened):
+    """When the dataset is made, not in the first batch."""
+    with pytest.raises(StoreError, match="no final norm"):
+        pipeline.FeatureDataset(opened, final_norm=True)
+
+
 def test_columns_with_gaps_come_as_lists(opened):
     """Numbers that are not all there cannot be a tensor."""
     batch = next(iter(loader_of(opened, columns=("note", "score"))))
@@ -295,14 +333,23 @@ def test_unknown_columns_and_layers_are_refused(opened):
         pipeline.FeatureDataset(opened, columns="digit")
 
 
-def test_a_trainer_imports_neither_ray_nor_datasets_nor_torchaudio():
-    """All that training needs comes without them."""
+def test_a_trainer_imports_nothing_heavy(opened):
+    """All that training needs comes without Ray, datasets, torchaudio or transformers.
+
+    Opening a store and reading does without pandas as well, which pyarrow would import.
+    """
     code = """
 import sys, pipeline
+store = pipeline.open_store(sys.argv[1])
+store.read(store.ids[3]), store.metadata, store.quarantined
+early = [name for name in ("pandas",) if name in sys.modules]
 for name in pipeline.__all__:
     if name not in ("SpeechEncoder", "load_encoder"):
         getattr(pipeline, name)
-print([name for name in ("ray", "datasets", "torchaudio", "transformers") if name in sys.modules])
+heavy = ("ray", "datasets", "torchaudio", "transformers")
+print(early + [name for name in heavy if name in sys.modules])
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(opened.root)], capture_output=True, text=True, check=True
+    )
     assert out.stdout.strip() == "[]"

@@ -219,7 +219,7 @@ def test_a_short_read_is_completed(root, monkeypatch):
     wanted = store.read_many([0, 1])
     real = pipeline.store.shards.os.preadv
 
-    def stingy(descriptor, parts, offset):
+    def stingy(descriptor, parts, offset, flags=0):
         return real(descriptor, [memoryview(parts[0]).cast("B")[:7]], offset)
 
     monkeypatch.setattr(pipeline.store.shards.os, "preadv", stingy)

@@ -81,9 +81,9 @@ def test_side_by_side_utterances_are_one_read(opened, monkeypatch):
     reads = []
     real = pipeline.store.shards.os.preadv
 
-    def counted(descriptor, parts, offset):
+    def counted(descriptor, parts, offset, flags=0):
         reads.append((descriptor, len(parts), offset))
-        return real(descriptor, parts, offset)
+        return real(descriptor, parts, offset, flags)
 
     opened.read_many([0, 1, 2])
     monkeypatch.setattr(pipeline.store.shards.os, "preadv", counted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,17 +99,17 @@ def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64
         The rows, sorted by source row and piece, and the first row of each utterance with the
         number of rows at the end: [n_utterances + 1].
     """
-    done = pc.equal(table["status"], OK)
+    done = _is(table["status"], OK)
     pieces = table if pc.all(done).as_py() else table.filter(done)
-    row = pieces["row"].to_numpy()
+    row = numbers(pieces["row"])
     if len(row) > 1 and not bool(np.all(row[1:] > row[:-1])):
         order = [("row", "ascending"), ("piece", "ascending")]
         pieces = pieces.take(pc.sort_indices(pieces, sort_keys=order))
-        row = pieces["row"].to_numpy()
+        row = numbers(pieces["row"])
     if pc.max(pieces["n_pieces"]).as_py() not in (None, 1):
         found = np.bincount(np.unique(row, return_inverse=True)[1])
-        complete = np.repeat(found, found) == pieces["n_pieces"].to_numpy()
-        pieces, row = pieces.filter(pa.array(complete)), row[complete]
+        complete = np.repeat(found, found) == numbers(pieces["n_pieces"])
+        pieces, row = pieces.take(row_numbers(np.flatnonzero(complete))), row[complete]
     starts = np.flatnonzero(np.diff(row, prepend=-1))
     return pieces, np.append(starts, len(row))
 
@@ -122,17 +123,19 @@ def still_quarantined(table: pa.Table) -> pa.Table:
     Args:
         table: With at least row, unit, status and n_pieces.
     """
-    lost = table.filter(pc.equal(table["status"], QUARANTINED))
+    lost = table.filter(_is(table["status"], QUARANTINED))
     if not len(lost):
         return lost
     same = pc.is_in(table["row"], value_set=pc.unique(lost["row"]))
-    done = table.filter(pc.and_(same, pc.equal(table["status"], OK)))
-    found = done.group_by("row").aggregate([("unit", "count"), ("n_pieces", "max")])
-    complete = found.filter(pc.greater_equal(found["unit_count"], found["n_pieces_max"]))["row"]
-    lost = lost.filter(pc.invert(pc.is_in(lost["row"], value_set=complete.combine_chunks())))
-    lost = lost.sort_by([("row", "ascending"), ("unit", "descending")])
-    newest = np.unique(lost["row"].to_numpy(), return_index=True)[1]
-    return lost.take(pa.array(newest))
+    done = table.filter(pc.and_(same, _is(table["status"], OK)))
+    rows, place = np.unique(numbers(done["row"]), return_inverse=True)
+    expected = np.zeros(len(rows), np.int64)
+    np.maximum.at(expected, place, numbers(done["n_pieces"]))
+    complete = rows[np.bincount(place, minlength=len(rows)) >= expected]
+    lost = lost.filter(pc.invert(pc.is_in(lost["row"], value_set=row_numbers(complete))))
+    lost = lost.take(pc.sort_indices(lost, [("row", "ascending"), ("unit", "descending")]))
+    newest = np.unique(numbers(lost["row"]), return_index=True)[1]
+    return lost.take(row_numbers(newest))
 
 
 def compact(root: Path) -> pa.Table:
@@ -164,9 +167,7 @@ def is_compact(root: Path) -> bool:
 
 def drop_cache(root: Path) -> None:
     """Removes the compaction, durably; the unit files stay."""
-    path = root / INDEX_CACHE
-    with files.store_errors(path):
-        path.unlink(missing_ok=True)
+    files.remove(root / INDEX_CACHE)
     files.sync_folder(root)
 
 
@@ -188,6 +189,28 @@ def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None
     if columns is not None:
         return table.select(list(columns))
     return table.drop_columns(list(without))
+
+
+def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column of numbers, none of them null, as an array.
+
+    `to_numpy` would import pandas if it is installed, as most of pyarrow does that touches Python
+    objects; that takes as long as all else that opening a store does.
+    """
+    if not column.num_chunks:
+        return np.empty(0, column.type.to_pandas_dtype())
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
+
+
+def row_numbers(values: npt.NDArray[np.int64]) -> pa.Array:
+    """Row numbers for `take`, without pandas."""
+    values = np.ascontiguousarray(values, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+
+
+def _is(status: pa.ChunkedArray, which: str) -> pa.ChunkedArray:
+    """Where a status is `which`, without pandas; none of them begins another."""
+    return pc.starts_with(status, pattern=which)
 
 
 def _has_fields(schema: pa.Schema) -> bool:

@@ -17,6 +17,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ MAX_OPEN_SHARDS = 256
 """Shards that one reader keeps open, where the process may open four times as many files."""
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
+_UNLESS_IT_WAITS = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
+_n_bytes = attrgetter("nbytes")
 
 
 class ShardReader:
@@ -71,26 +74,48 @@ class ShardReader:
         """
         shard = self._shard(axis, slot)
         if shard is None:
-            first = self.layout.slot_start(slot) + start
-            array = self._array(FRAMES)
-            for part in parts:
-                part[...] = array[axis, first : first + len(part)]
-                first += len(part)
+            self._read_by_zarr(axis, slot, start, parts)
             return
         offset = start * self._frame_bytes
         try:
-            for i in range(0, len(parts), _MOST_PARTS):
-                some = parts[i : i + _MOST_PARTS]
-                wanted = sum(part.nbytes for part in some)
-                buffers = [part.data for part in some]
-                if os.preadv(shard.descriptor, buffers, offset) != wanted:
-                    _read_slowly(shard.descriptor, some, offset)
-                offset += wanted
+            got = os.preadv(shard.descriptor, _buffers(parts), offset)
+            if got != sum(map(_n_bytes, parts)):
+                _read_rest(shard.descriptor, parts, offset, got)
         except (OSError, EOFError) as error:
             path = self._root / self.layout.shard_key(axis, slot)
             raise DamagedError(
                 f"shard {path} cannot be read ({error}); run `strata verify`"
             ) from error
+
+    def read_cached(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> bool:
+        """As `read_into` if the system has all of it in memory; else tells it to fetch that.
+
+        Who has several reads to make tries all of them first: then the disk works on those that
+        failed at the same time, and `read_into` waits for less.
+
+        Returns:
+            Whether `parts` are filled.
+        """
+        shard = self._shard(axis, slot)
+        if shard is None:
+            self._read_by_zarr(axis, slot, start, parts)
+            return True
+        offset = start * self._frame_bytes
+        wanted: int = sum(map(_n_bytes, parts))
+        try:
+            got = os.preadv(shard.descriptor, _buffers(parts), offset, _UNLESS_IT_WAITS)
+        except OSError:  # it would have to wait, or something is wrong that `read_into` will tell
+            got = 0
+        if got != wanted:
+            _fetch(shard.descriptor, offset, wanted)
+        return got == wanted
+
+    def announce(self, axis: int, slot: int, start: int, stop: int) -> None:
+        """Tells the system to fetch frames `start:stop` of a slot, one layer; does not wait."""
+        shard = self._shard(axis, slot)
+        if shard is not None:
+            wanted = (stop - start) * self._frame_bytes
+            _fetch(shard.descriptor, start * self._frame_bytes, wanted)
 
     def pooled(self, slot: int) -> npt.NDArray[np.float32]:
         """The pooled chunk of a slot: float32 [utterances_per_slot, n_layers, dim].
@@ -157,6 +182,13 @@ class ShardReader:
             del self._flat[axis, slot]
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
+    def _read_by_zarr(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
+        first = self.layout.slot_start(slot) + start
+        array = self._array(FRAMES)
+        for part in parts:
+            part[...] = array[axis, first : first + len(part)]
+            first += len(part)
+
     def _pooled_by_zarr(self, slot: int, path: Path) -> npt.NDArray[np.float32]:
         try:
             return np.asarray(self._array(POOLED)[slot])
@@ -198,14 +230,28 @@ def most_open_shards() -> int:
     return max(1, min(MAX_OPEN_SHARDS, soft // 4))
 
 
-def _read_slowly(descriptor: int, parts: Sequence[Matrix], offset: int) -> None:
-    """Reads `parts` one by one and piece by piece: a single read may return less than asked for.
+def _buffers(parts: Sequence[Matrix]) -> Any:
+    """What one preadv can fill: NumPy arrays are buffers, which their types do not say."""
+    return parts if len(parts) <= _MOST_PARTS else parts[:_MOST_PARTS]
+
+
+def _fetch(descriptor: int, offset: int, n_bytes: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def _read_rest(descriptor: int, parts: Sequence[Matrix], offset: int, done: int) -> None:
+    """Reads what is missing of `parts` after their first `done` bytes.
+
+    A single read may return less than asked for.
 
     Raises:
         EOFError: The file ends before they are full.
     """
     for part in parts:
         view = part.data.cast("B")
+        known = min(done, len(view))
+        view, offset, done = view[known:], offset + known, done - known
         while len(view):
             got = os.preadv(descriptor, [view], offset)
             if not got:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.store.index import row_numbers
 from pipeline.store.reader import FeatureStore
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class FeatureDataset(Dataset[Example]):
         layers: Sequence[int] | None = None,
         columns: Sequence[str] = (),
         max_frames: int | None = None,
+        *,
+        final_norm: bool = False,
     ) -> None:
         """Checks what is asked for.
 
@@ -111,9 +114,12 @@ class FeatureDataset(Dataset[Example]):
             layers: Layers to read, in this order; None reads all.
             columns: Metadata columns that go with every utterance.
             max_frames: Longer utterances are cropped to this many frames, at random.
+            final_norm: Apply the model's final LayerNorm to its last layer, as
+                `FeatureStore.read` does.
 
         Raises:
-            StoreError: No such layer or column.
+            StoreError: No such layer or column; or a final norm is asked for and the store has
+                none.
         """
         if isinstance(columns, str):
             raise ConfigError(f"columns is {columns!r}; expected a list of names")
@@ -127,6 +133,7 @@ class FeatureDataset(Dataset[Example]):
         self.layers = tuple(store.layers if layers is None else layers)
         self.max_frames = max_frames
         self._axes = store.axes(self.layers)
+        self._norm = store.final_norm if final_norm else None
         self._ids = store.metadata["id"].combine_chunks()
         self._columns = {name: _column(store.metadata[name]) for name in columns}
 
@@ -157,9 +164,9 @@ class FeatureDataset(Dataset[Example]):
         shape = (len(self._axes), self.store.feature_dim)
         outs = [np.empty((shape[0], int(n), shape[1]), np.float16) for n in lengths]
         cuts = zip(positions.tolist(), starts.tolist(), outs, strict=True)
-        self.store.read_into(list(cuts), self._axes)
+        self.store.read_into(list(cuts), self._axes, self._norm)
         columns = self._take(positions)
-        names = self._ids.take(pa.array(positions)).to_pylist()
+        names = self._ids.take(row_numbers(positions)).to_pylist()
         return [
             Example(
                 features=torch.from_numpy(out),
@@ -193,11 +200,11 @@ class FeatureDataset(Dataset[Example]):
         for i, n in enumerate(lengths.tolist()):
             cuts.append((int(positions[i]), int(starts[i]), out[i, :, :n]))
             out[i, :, n:] = 0
-        self.store.read_into(cuts, self._axes)
+        self.store.read_into(cuts, self._axes, self._norm)
 
     def describe(self, positions: IntArray) -> tuple[list[str], dict[str, Any]]:
         """Ids and columns of a batch."""
-        return self._ids.take(pa.array(positions)).to_pylist(), self._take(positions)
+        return self._ids.take(row_numbers(positions)).to_pylist(), self._take(positions)
 
     def to_hf_dataset(self) -> datasets.Dataset:
         """This dataset as a Hugging Face `datasets.Dataset`, with the features read on access.
@@ -214,7 +221,7 @@ class FeatureDataset(Dataset[Example]):
         return {
             name: torch.from_numpy(values[positions])
             if isinstance(values, np.ndarray)
-            else values.take(pa.array(positions)).to_pylist()
+            else values.take(row_numbers(positions)).to_pylist()
             for name, values in self._columns.items()
         }
 

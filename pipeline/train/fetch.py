@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from pipeline.train.batches import BatchPolicy, BatchSpec, EpochBatches
 from pipeline.train.dataset import Batch, FeatureDataset
-from pipeline.train.memory import Pool
+from pipeline.train.memory import Pool, shared
 
 
-@dataclass(frozen=True)
-class Filled:
-    """A batch as a worker hands it over: its features are in a buffer, unless that is -1."""
+class ReadBatch(Dataset[Tensor | int]):
+    """Reads the features of a batch for each spec; the part of a loader that goes to the workers.
 
-    batch: Batch
-    buffer: int
-
-
-class ReadBatch(Dataset[Filled]):
-    """Reads a batch for each spec; the part of a loader that goes to the workers."""
+    It gives nothing else: what else belongs to a batch is small and known without reading, and
+    passing tensors from process to process takes longer than making them where they are used.
+    """
 
     def __init__(self, dataset: FeatureDataset, buffers: list[Tensor] | None = None) -> None:
         self._dataset = dataset
@@ -37,22 +31,27 @@ class ReadBatch(Dataset[Filled]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": (-1, None)}
 
-    def __getitem__(self, spec: BatchSpec) -> Filled:
+    def __getitem__(self, spec: BatchSpec) -> Tensor | int:
+        """Features of a batch, or the number of the buffer that they are in."""
+        if spec.buffer < 0:
+            return self.features(spec)
+        assert self._buffers is not None  # one of them was assigned
         shape = self._dataset.batch_shape(spec.lengths)
-        if spec.buffer >= 0:
-            assert self._buffers is not None  # a buffer was assigned
-            out = self._buffers[spec.buffer].numpy()[: math.prod(shape)].reshape(shape)
-        elif get_worker_info() is not None:  # goes to another process, and is not seen again here
-            out = np.empty(shape, np.float16)
-        else:
-            out = self._own_pool().take(shape)
-        self._dataset.read_batch(spec.positions, spec.starts, out)
-        ids, columns = self._dataset.describe(spec.positions)
-        features = torch.from_numpy(out) if spec.buffer < 0 else torch.empty(0)
-        batch = Batch(
-            features, torch.from_numpy(spec.lengths), ids, columns, torch.from_numpy(spec.starts)
-        )
-        return Filled(batch, spec.buffer)
+        self._read(spec, self._buffers[spec.buffer][: math.prod(shape)].view(shape))
+        return spec.buffer
+
+    def features(self, spec: BatchSpec) -> Tensor:
+        """float16 [batch, n_layers, n_frames, dim]."""
+        shape = self._dataset.batch_shape(spec.lengths)
+        if get_worker_info() is None:
+            features = torch.from_numpy(self._own_pool().take(shape))
+        else:  # it goes to another process, and is not seen again here
+            features = shared(math.prod(shape)).view(shape)
+        self._read(spec, features)
+        return features
+
+    def _read(self, spec: BatchSpec, out: Tensor) -> None:
+        self._dataset.read_batch(spec.positions, spec.starts, out.numpy())
 
     def _own_pool(self) -> Pool:
         if self._pool[0] != os.getpid():
@@ -91,12 +90,14 @@ class FeatureStream(IterableDataset[Batch]):
         read = ReadBatch(self.dataset)
         for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
             if i % step == first:
-                yield read[spec].batch
+                yield batch_of(self.dataset, spec, read.features(spec))
 
 
-def unwrap(filled: Any) -> Filled | Batch:
-    whole: Batch = filled.batch
-    return filled if filled.buffer >= 0 else whole
+def batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batch:
+    """A batch, once its features have been read."""
+    ids, columns = dataset.describe(spec.positions)
+    lengths, starts = torch.from_numpy(spec.lengths), torch.from_numpy(spec.starts)
+    return Batch(features, lengths, ids, columns, starts)
 
 
 def epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import weakref
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError
 from pipeline.train.batches import BatchPolicy, BatchSpec
 from pipeline.train.dataset import Batch, FeatureDataset
-from pipeline.train.fetch import ReadBatch, epochs_of, unwrap
+from pipeline.train.fetch import ReadBatch, batch_of, epochs_of
 from pipeline.train.memory import SharedRing
 
 
@@ -121,6 +123,7 @@ class FeatureLoader:
         self._read = ReadBatch(dataset)
         self._ring: SharedRing | None = None
         self._ahead: DataLoader[Any] | None = None
+        self._assigned: deque[BatchSpec] = deque()
 
     def __len__(self) -> int:
         """Batches of this rank in the epoch that is under way, or comes next."""
@@ -167,31 +170,32 @@ class FeatureLoader:
         self.epoch, self._done, self._under_way = state["epoch"], state["batches_done"], False
 
     def _batches(self) -> Iterator[Batch]:
-        source = self._read_here() if not self._workers.num_workers else self._read_ahead()
-        for batch in source:
+        pinned = self._workers.pin_memory and torch.cuda.is_available()
+        read = self._read_ahead if self._workers.num_workers else self._read_here
+        for spec, features in read():
+            batch = batch_of(self.dataset, spec, features)
             self._done += 1
-            yield batch
+            yield batch.pin_memory() if pinned else batch
         self.set_epoch(self.epoch + 1)
 
     def _specs(self) -> Iterator[BatchSpec]:
         return self._epochs.specs(self.epoch, self._rank, self._done)
 
-    def _read_here(self) -> Iterator[Batch]:
-        pinned = self._workers.pin_memory and torch.cuda.is_available()
+    def _read_here(self) -> Iterator[tuple[BatchSpec, Tensor]]:
         for spec in self._specs():
-            batch = self._read[spec].batch
-            yield batch.pin_memory() if pinned else batch
+            yield spec, self._read.features(spec)
 
-    def _read_ahead(self) -> Iterator[Batch]:
+    def _read_ahead(self) -> Iterator[tuple[BatchSpec, Tensor]]:
         if self._ahead is None:
             self._ahead = self._start_workers()
-        for filled in self._ahead:
-            if isinstance(filled, Batch):
-                yield filled
+        for found in self._ahead:
+            spec = self._assigned.popleft()
+            if isinstance(found, Tensor):
+                yield spec, found
             else:
                 assert self._ring is not None  # it has lent the buffer
-                shape = self.dataset.batch_shape(filled.batch.lengths.numpy())
-                yield replace(filled.batch, features=self._ring.receive(filled.buffer, shape))
+                shape = self.dataset.batch_shape(spec.lengths)
+                yield spec, self._ring.receive(found, shape)
 
     def _start_workers(self) -> DataLoader[Any]:
         workers = self._workers
@@ -205,7 +209,7 @@ class FeatureLoader:
             batch_size=None,
             sampler=_Assigned(self),
             num_workers=workers.num_workers,
-            collate_fn=unwrap,
+            collate_fn=_as_it_is,
             pin_memory=workers.pin_memory,
             prefetch_factor=workers.prefetch_factor,
             persistent_workers=True,
@@ -214,14 +218,19 @@ class FeatureLoader:
         )
 
     def assigned_specs(self) -> Iterator[BatchSpec]:
-        """What is left of the epoch, with a buffer for each batch as far as there are free ones."""
-        if self._ring is None:
-            yield from self._specs()
-            return
-        self._ring.reclaim()
+        """What is left of the epoch, with a buffer for each batch as far as there are free ones.
+
+        Workers hand their batches over in this order.
+        """
+        self._assigned.clear()
+        if self._ring is not None:
+            self._ring.reclaim()
         for spec in self._specs():
-            size = math.prod(self.dataset.batch_shape(spec.lengths))
-            yield replace(spec, buffer=self._ring.assign(size))
+            if self._ring is not None:
+                size = math.prod(self.dataset.batch_shape(spec.lengths))
+                spec = replace(spec, buffer=self._ring.assign(size))
+            self._assigned.append(spec)
+            yield spec
 
     def _fingerprint(self) -> int:
         return _fingerprint(self.dataset)
@@ -244,6 +253,10 @@ class _Assigned:
     def __len__(self) -> int:
         loader = self._loader()
         return 0 if loader is None else len(loader)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
 
 
 def _fingerprint(dataset: FeatureDataset) -> int:

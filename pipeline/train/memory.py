@@ -72,7 +72,7 @@ class SharedRing:
     def __init__(self, n_buffers: int, size: int) -> None:
         """Makes `n_buffers` of `size` values; the system gives them memory as they are used."""
         self.size = size
-        self.buffers = [_shared(size) for _ in range(n_buffers)]
+        self.buffers = [shared(size) for _ in range(n_buffers)]
         self._free = list(range(n_buffers))
         self._with_workers: set[int] = set()
 
@@ -104,7 +104,8 @@ class SharedRing:
         self._with_workers.clear()
 
 
-def _shared(size: int) -> Tensor:
+def shared(size: int) -> Tensor:
+    """Memory for `size` values that goes from process to process without being copied."""
     n_bytes = size * torch.float16.itemsize
     storage = torch.UntypedStorage._new_shared(n_bytes)  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.float16).set_(storage, 0, (size,), (1,))
