@@ -2,9 +2,12 @@
 
 The source is synthetic (real wav headers, read from memory), the encoder is never run: units are
 committed by writing the index files that workers would write. Each size runs in a process of its
-own, so that its peak memory is its own.
+own, so that its peak memory is its own. Processor seconds stand beside those of the clock, as these
+grow with whatever else the machine does.
 
-    python scripts/bench_scale.py [--sizes 10000 100000 1000000]
+`--files flac` plans a real folder instead: as many hard links to 64 files of noise, in 251 folders.
+
+    python scripts/bench_scale.py [--sizes 10000 100000 1000000] [--files wav|flac|mp3] [--work DIR]
 """
 
 from __future__ import annotations
@@ -20,20 +23,22 @@ import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.extract import run
 from pipeline.extract.audio import EncodedAudio
 from pipeline.extract.driver import Driver
 from pipeline.extract.inline import Outcome
 from pipeline.extract.observer import Observer
-from pipeline.extract.worker import UnitReport, UnitTask
+from pipeline.extract.task import UnitReport, UnitTask
 from pipeline.store import files
 from pipeline.store.index import compact, drop_cache
 from pipeline.store.layout import index_key, ledger_key
@@ -55,7 +60,11 @@ class SyntheticSource:
     columns: tuple[Any, ...] = ()
 
     def __init__(self, n: int) -> None:
-        self._ids = pa.array([f"speaker-{i % SPEAKERS}/utterance-{i:07d}" for i in range(n)])
+        parts = [
+            pa.array([f"speaker-{i % SPEAKERS}/utterance-{i:07d}" for i in range(start, stop)])
+            for start, stop in pairwise([*range(0, n, 10_000), n])
+        ]
+        self._ids = pa.concat_arrays(parts)
         self._audio = [_wav(round(s * 16_000)) for s in np.linspace(1, 17, 64)]
         self.identity = {"kind": "synthetic", "n": n}
         self.fingerprint = f"synthetic-{n}"
@@ -88,7 +97,7 @@ class InstantEngine:
     def __init__(self) -> None:
         self._task: UnitTask | None = None
 
-    def has_room(self) -> bool:
+    def has_room(self, alone: bool = False) -> bool:
         """Whether it is idle."""
         return self._task is None
 
@@ -118,6 +127,21 @@ def clock(results: dict[str, Any], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     results[name] = round(time.perf_counter() - began, 3)
+
+
+def measure_plan(config: Config, results: dict[str, Any]) -> None:
+    """Plans, and says how long it took and what memory it added to that of the imports."""
+    before, cpu = peak_mb(), time.process_time()
+    with clock(results, "plan_s"):
+        results["units"] = run.plan(config).units
+    results["plan_cpu_s"] = round(time.process_time() - cpu, 3)
+    results["plan_mb"] = peak_mb() - before
+    results["peak_mb"] = peak_mb()
+
+
+def peak_mb() -> int:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def commit_all(root: Path) -> None:
@@ -159,16 +183,8 @@ def measure(n: int) -> dict[str, Any]:
     run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        frames = "plan.frames_per_unit=51200"
-        config = load_config(
-            ["dataset=audiofolder", "model=tiny", f"store={root}", "engine=inline", frames]
-        )
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with clock(results, "plan_s"):
-            results["units"] = run.plan(config).units
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        results["plan_mb"] = round((peak - before) / 1024)
-        results["peak_mb"] = round(peak / 1024)
+        config = configured(root)
+        measure_plan(config, results)
         commit_all(root)
         run.extract(config)  # writes the Zarr documents and the compaction
         with clock(results, "restart_s"):
@@ -181,11 +197,44 @@ def measure(n: int) -> dict[str, Any]:
         with clock(results, "compact_s"):
             compact(root)
         results["overhead_ms"] = overhead_ms(root, config, min(results["units"], 2000))
-    results["end_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    results["end_mb"] = peak_mb()
     return results
 
 
-def overhead_ms(root: Path, config: Any, n_units: int) -> float:
+def measure_files(n: int, kind: str, work: Path | None) -> dict[str, Any]:
+    """The plan of a real folder; run in a process of its own."""
+    results: dict[str, Any] = {"utterances": n}
+    run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        clips = Path(folder) / "clips"
+        link_files(clips, n, kind)
+        measure_plan(configured(Path(folder) / "store", f"dataset.path={clips}"), results)
+    return results
+
+
+def link_files(folder: Path, n: int, kind: str) -> None:
+    """A folder of `n` names for 64 clips of 1 to 3 s."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.05, 48_000)
+    sources = [folder / f"clip-{i:02d}.{kind}" for i in range(64)]
+    for source, n_samples in zip(sources, np.linspace(16_000, 48_000, 64, dtype=int), strict=True):
+        soundfile.write(source, noise[:n_samples], 16_000)
+    for i in range(n - len(sources)):
+        speaker = folder / f"speaker-{i % SPEAKERS:03d}"
+        if i < SPEAKERS:
+            speaker.mkdir()
+        (speaker / f"utterance-{i:07d}.{kind}").hardlink_to(sources[i % 64])
+
+
+def configured(root: Path, *more: str) -> Config:
+    """What to plan and extract."""
+    frames = "plan.frames_per_unit=51200"
+    return load_config(
+        ["dataset=audiofolder", "model=tiny", f"store={root}", "engine=inline", frames, *more]
+    )
+
+
+def overhead_ms(root: Path, config: Config, n_units: int) -> float:
     """The driver's own time per unit: claim, hand over, settle, log."""
     attributes = read_attributes(root)
     plan = read_plan(root)
@@ -218,14 +267,17 @@ def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--files", choices=["wav", "flac", "mp3"], help="plan a real folder")
+    parser.add_argument("--work", type=Path, help="where to make that folder")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one)))
+        n, kind = options.one, options.files
+        print(json.dumps(measure_files(n, kind, options.work) if kind else measure(n)))
         return 0
     rows = []
     for size in options.sizes:
-        command = [sys.executable, __file__, "--one", str(size)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", str(size)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     print("| | " + " | ".join(f"{row['utterances']:,}" for row in rows) + " |")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.store import files
+from pipeline.store.layout import Layout
 from pipeline.store.plan import (
     DEFAULT_FRAMES_PER_UNIT,
     FRAMES_PER_POOLED_UTTERANCE,
@@ -68,7 +69,17 @@ def test_a_plan_is_an_exact_cover_in_order(lengths: list[int], capacity: int) ->
     check_cover(plan, lengths)
     expected = greedy(lengths, plan.frames_per_unit)
     assert [plan.unit_rows(u)["row"].to_pylist() for u in range(plan.n_units)] == expected
-    assert plan.utterances_per_slot == max(map(len, expected), default=1)
+    fullest = max(map(len, expected), default=1)
+    assert plan.utterances_per_slot == max(fullest, plan.frames_per_unit // 512)
+
+
+def test_clips_after_whole_recordings_fill_their_units() -> None:
+    """A corpus of two recordings of 19 minutes, then 1,000 clips of 5 s: nine units, not 500."""
+    plan = make_plan(plan_rows([57_000, 57_000]), {}, 59_904)
+    grown = plan.extended(plan_rows([249] * 1_000, first=2))
+    assert grown.n_units == 2 + 9
+    layout = Layout(tuple(range(1, 13)), 768, grown.frames_per_unit, grown.utterances_per_slot)
+    assert layout.pooled_data_bytes <= layout.slot_bytes / 256
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=40) | st.lists(st.integers(1, 600), max_size=400))

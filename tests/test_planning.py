@@ -7,11 +7,15 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.config import DatasetConfig
+from pipeline.config import DatasetConfig, load_config
 from pipeline.encoder.windows import n_frames, plan_windows
-from pipeline.extract.planning import Windowing, estimate, plan_source, scan
+from pipeline.errors import StoreBusyError
+from pipeline.extract import run
+from pipeline.extract.observer import Observer
+from pipeline.extract.planning import SCAN_CHUNK, Windowing, estimate, plan_source, scan
 from pipeline.extract.source import Source, open_source
-from pipeline.store.layout import Layout
+from pipeline.store.layout import LEASE, PLAN, Layout
+from tests.audio_files import speechlike, write
 from tests.corpus import mixed_lengths, write_folder
 
 WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
@@ -32,6 +36,22 @@ def test_scan_counts_samples_from_headers(tmp_path: Path) -> None:
     assert rows["n_samples"].to_pylist() == expected
     assert rows["n_frames"].to_pylist() == [n_frames(n) if n else 0 for n in expected]
     assert rows["row"].to_pylist() == list(range(12))
+
+
+def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
+    """Threads look at chunks of rows; each row's facts end where the row is."""
+    n = 2 * SCAN_CHUNK + 5
+    for i in range(n):
+        write(tmp_path / f"{i:04d}.wav", speechlike(400 + 3 * i))
+    (tmp_path / f"{SCAN_CHUNK:04d}.wav").write_bytes(b"no sound")
+    seen: list[int] = []
+    rows = scan(source(tmp_path), 16_000, seen.append)
+    expected = [0 if i == SCAN_CHUNK else 400 + 3 * i for i in range(n)]
+    assert rows["n_samples"].to_pylist() == expected
+    assert rows["n_bytes"].to_pylist() == [44 + 2 * n if n else 0 for n in expected]
+    assert rows["id"].to_pylist() == [f"{i:04d}.wav" for i in range(n)]
+    assert len(set(rows["fingerprint"].to_pylist())) == n
+    assert seen == [SCAN_CHUNK, 2 * SCAN_CHUNK, n]
 
 
 def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) -> None:
@@ -76,6 +96,21 @@ def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
     assert grown.table.slice(0, len(first.table)).equals(first.table)
     assert grown.table["n_pieces"].to_pylist()[-1] > 1
     assert grown.unit_rows(first.n_units)["row"].to_pylist()[0] == 5
+
+
+def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Path) -> None:
+    """It was suspended, another one took over, and its plan is the one that counts."""
+    folder, store = write_folder(tmp_path / "clips", [1.0]), tmp_path / "store"
+
+    class TakenOver(Observer):
+        def scanned(self, done: int) -> None:
+            lease = store / LEASE
+            lease.write_text(lease.read_text().replace('"host": "', '"host": "not '))
+
+    config = load_config([f"dataset.path={folder}", "model=tiny", f"store={store}"])
+    with pytest.raises(StoreBusyError, match="took the lease over"):
+        run.plan(config, TakenOver())
+    assert not (store / PLAN).exists()
 
 
 @pytest.mark.parametrize("frames_per_unit", [None, 256])

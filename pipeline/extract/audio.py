@@ -35,6 +35,7 @@ import torch
 import torchaudio
 
 from pipeline.errors import AudioError
+from pipeline.extract.headers import Stated, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,14 +129,9 @@ def probe(audio: EncodedAudio, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Probe:
         AudioError: It is missing, empty, holds no samples, or no decoder can open it.
     """
     with _opened(audio) as handle:
-        n_bytes, fingerprint = _fingerprint(handle)
-        try:
-            with _soundfile(handle) as file:
-                rate_hz, n_channels, n_source = file.samplerate, file.channels, file.frames
-                if n_source >= _UNKNOWN_SAMPLES:
-                    n_source = len(_read_mono(file))
-        except _UnsuitedError as error:
-            rate_hz, n_channels, n_source = _probe_torchcodec(audio, error)
+        head, n_bytes, fingerprint = _fingerprint(handle)
+        stated = read_header(head, n_bytes) or _probe_soundfile(audio, handle)
+    rate_hz, n_channels, n_source = stated
     _check_header(rate_hz, n_source, sample_rate_hz)
     n_samples = _resampled_length(n_source, rate_hz, sample_rate_hz)
     return Probe(n_samples, rate_hz, n_channels, n_bytes, fingerprint)
@@ -253,14 +249,14 @@ def _opened(audio: EncodedAudio) -> Iterator[io.FileIO | io.BytesIO]:
         yield handle
 
 
-def _fingerprint(handle: io.FileIO | io.BytesIO) -> tuple[int, int]:
-    """Size in bytes, and crc32c of both ends and the size."""
+def _fingerprint(handle: io.FileIO | io.BytesIO) -> tuple[bytes, int, int]:
+    """The first bytes, the number of all bytes, and the crc32c of both ends and that number."""
     head = handle.read(_END_BYTES)
     n_bytes = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, n_bytes - _END_BYTES))
     tail = handle.read(_END_BYTES)
     handle.seek(0)
-    return n_bytes, int(google_crc32c.value(head + tail + n_bytes.to_bytes(8, "little")))
+    return head, n_bytes, int(google_crc32c.value(head + tail + n_bytes.to_bytes(8, "little")))
 
 
 def _check_header(rate_hz: int, n_samples: int, sample_rate_hz: int) -> None:
@@ -328,7 +324,7 @@ def _resampled_length(n_source: int, source_rate_hz: int, sample_rate_hz: int) -
         return n_source
     divisor = math.gcd(source_rate_hz, sample_rate_hz)
     up, down = sample_rate_hz // divisor, source_rate_hz // divisor
-    claimed = int(torch.ceil(torch.as_tensor(up * n_source / down)).long())
+    claimed = int(np.ceil(np.float32(up * n_source / down)))
     return min(claimed, up * (n_source // down + 1))  # no more than the convolution yields
 
 
@@ -361,6 +357,17 @@ def _soundfile(handle: io.FileIO | io.BytesIO) -> soundfile.SoundFile:
         return _Stream(source, closefd=False)
     except soundfile.LibsndfileError as error:
         raise _UnsuitedError(_reason(error)) from error
+
+
+def _probe_soundfile(audio: EncodedAudio, handle: io.FileIO | io.BytesIO) -> Stated:
+    try:
+        with _soundfile(handle) as file:
+            n_source = file.frames
+            if n_source >= _UNKNOWN_SAMPLES:
+                n_source = len(_read_mono(file))
+            return file.samplerate, file.channels, n_source
+    except _UnsuitedError as error:
+        return _probe_torchcodec(audio, error)
 
 
 def _decode_soundfile(handle: io.FileIO | io.BytesIO) -> tuple[NDArray[np.float32], int, int]:

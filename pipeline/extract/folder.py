@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 
@@ -31,6 +32,7 @@ _METADATA_NAMES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet
 _SPLIT_NAMES = frozenset(
     ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
 )
+_NAMES_AT_ONCE = 1 << 14
 
 
 def list_files(root: Path) -> list[str]:
@@ -61,7 +63,8 @@ def list_files(root: Path) -> list[str]:
                         pending.append(f"{prefix}{entry.name}/")
                     else:
                         found.append(prefix + entry.name)
-        "".join(found).encode()
+        for start in range(0, len(found), _NAMES_AT_ONCE):
+            "".join(found[start : start + _NAMES_AT_ONCE]).encode()
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from error
     except UnicodeEncodeError as error:
@@ -119,14 +122,17 @@ def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[
         `label`: the index of the directory's name among the sorted names. Then the names of each
         label column.
     """
-    table = pa.table({"file_name": pa.array(files, pa.string())})
-    parents = [file.rpartition("/")[0].rpartition("/")[2] for file in files]
-    names = tuple(sorted(set(parents)))
-    if len(names) < 2 or len({file.count("/") for file in files}) > 1:
+    names = pa.array(files, pa.string())
+    table = pa.table({"file_name": names})
+    parents = pc.replace_substring_regex(names, r"/?[^/]*$", "")
+    parents = pc.replace_substring_regex(parents, r"(?s)^.*/", "").dictionary_encode()
+    labels = tuple(sorted(parents.dictionary.to_pylist()))
+    depths = pc.min_max(pc.count_substring(names, "/"))
+    if len(labels) < 2 or depths["min"] != depths["max"]:
         return table, {}
-    index = {name: i for i, name in enumerate(names)}
-    labels = pa.array([index[parent] for parent in parents], pa.int64())
-    return table.append_column("label", labels), {"label": names}
+    index = pc.index_in(parents.dictionary, pa.array(labels))  # of each distinct parent
+    label = index.take(parents.indices).cast(pa.int64())
+    return table.append_column("label", label), {"label": labels}
 
 
 def _leads_back(entry: os.DirEntry[str]) -> bool:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.encoder.windows import n_frames, plan_windows
 from pipeline.errors import AudioError, NoSpaceError, SourceError
-from pipeline.extract.audio import Probe, probe
+from pipeline.extract.audio import probe
 from pipeline.extract.retry import renew
 from pipeline.extract.source import Source
 from pipeline.store.layout import Layout
 from pipeline.store.plan import SCHEMA, Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
 
-SCAN_THREADS = 8
-SCAN_CHUNK = 256
+SCAN_THREADS = 32  # they wait for the file system, which may be far away
+SCAN_CHUNK = 128
+PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
+"""Columns that come from the headers."""
 COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
 """Columns by which a row is told to be the one that was planned."""
 
@@ -80,25 +83,25 @@ def scan(
     Returns:
         Rows for `make_plan`, in source order. An unreadable header counts 0 samples.
     """
-    probes: list[Probe | None] = []
+    n = len(source)
+    facts = np.zeros((len(PROBED), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        starts = range(0, len(source), SCAN_CHUNK)
-        for chunk in pool.map(lambda start: _probe_rows(source, start, sample_rate_hz), starts):
-            probes += chunk
-            progress(len(probes))
-    samples = [item.n_samples if item else 0 for item in probes]
+        starts = range(0, n, SCAN_CHUNK)
+        chunks = pool.map(lambda start: _probe_rows(source, start, sample_rate_hz), starts)
+        for start, chunk in zip(starts, chunks, strict=True):
+            stop = start + chunk.shape[1]
+            facts[:, start:stop] = chunk
+            progress(stop)
     columns = {
         "id": source.ids(),
-        "row": range(len(probes)),
-        "n_samples": samples,
-        "n_frames": [n_frames(count) if count else 0 for count in samples],
-        "piece": [0] * len(probes),
-        "n_pieces": [1] * len(probes),
-        "piece_start": [0] * len(probes),
-        "n_bytes": [item.n_bytes if item else 0 for item in probes],
-        "fingerprint": [item.fingerprint if item else 0 for item in probes],
+        "row": np.arange(n),
+        **dict(zip(PROBED, facts, strict=True)),
+        "piece": np.zeros(n, np.int32),
+        "n_pieces": np.ones(n, np.int32),
+        "piece_start": np.zeros(n, np.int64),
     }
-    return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in columns})
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    return pa.table({k: pa.array(v, SCHEMA.field(k).type) for k, v in columns.items()}, schema)
 
 
 def plan_source(
@@ -215,16 +218,19 @@ def free_bytes(where: Path) -> int:
     return shutil.disk_usage(folder).free if folder.exists() else 0
 
 
-def _probe_rows(source: Source, start: int, sample_rate_hz: int) -> list[Probe | None]:
-    return list(_probes(source, start, min(start + SCAN_CHUNK, len(source)), sample_rate_hz))
+def _probe_rows(source: Source, start: int, sample_rate_hz: int) -> npt.NDArray[np.int64]:
+    """`PROBED` of a chunk of rows: [4, n]; an unreadable header is all zeros."""
+    stop = min(start + SCAN_CHUNK, len(source))
+    probed = [_probe_row(source, row, sample_rate_hz) for row in range(start, stop)]
+    return np.array(probed, np.int64).T
 
 
-def _probes(source: Source, start: int, stop: int, rate_hz: int) -> Iterator[Probe | None]:
-    for row in range(start, stop):
-        try:
-            yield probe(source.audio(row), rate_hz)
-        except AudioError:
-            yield None  # the worker finds the reason again, and quarantines it with that
+def _probe_row(source: Source, row: int, sample_rate_hz: int) -> tuple[int, int, int, int]:
+    try:
+        found = probe(source.audio(row), sample_rate_hz)
+    except AudioError:
+        return 0, 0, 0, 0  # the worker finds the reason again, and quarantines it with that
+    return found.n_samples, n_frames(found.n_samples), found.n_bytes, found.fingerprint
 
 
 def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
