@@ -13,7 +13,7 @@ from pipeline.extract.observer import Observer
 
 if TYPE_CHECKING:
     from pipeline.extract.planning import Estimate
-    from pipeline.extract.worker import UnitReport
+    from pipeline.extract.task import UnitReport
     from pipeline.store.plan import Plan
     from pipeline.store.status import Status
 

@@ -9,8 +9,11 @@ every utterance once, and equal an undisturbed one byte by byte, unit by unit.
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,78 +21,29 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from chaos_checks import compare, contents, overlaps
+from chaos_cluster import Nodes, own_disk
 from chaos_damage import Damager
 
 from pipeline.errors import StrataError
 from pipeline.store.index import committed_units
-from pipeline.store.layout import index_key
-from pipeline.store.lease import live_holder
+from pipeline.store.layout import LEASE
 from pipeline.store.ledger import read_claims
-from pipeline.store.log import read_log
 from pipeline.store.repair import repair_store
+from pipeline.store.strays import Stray
 from pipeline.store.verify import verify_store
-from pipeline.store.writer import layout_of, read_attributes, read_plan
 
-DRAIN_PREEMPTION = 2  # ray.rpc.autoscaler DRAIN_NODE_REASON_PREEMPTION
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-
-
-class Nodes:
-    """A Ray cluster of two nodes on this machine; the second may be lost."""
-
-    def __init__(self) -> None:
-        import ray
-        from ray.cluster_utils import Cluster
-
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
-        self.second = self.cluster.add_node(**NODE)
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
-        self.address = self.cluster.address
-
-    def workers(self) -> list[int]:
-        """Processes of workers of this cluster, and of no other one."""
-        raylets = {
-            info.process.pid
-            for node in self.cluster.list_all_nodes()
-            for info in node.all_processes.get("raylet", [])
-        }
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent in raylets and b"ray::_Actor" in (path / "cmdline").read_bytes():
-                    found.append(int(path.name))
-        return found
-
-    def lose(self) -> None:
-        """Loses the second node at once; another one takes its place."""
-        self.cluster.remove_node(self.second, allow_graceful=False)
-        self.second = self.cluster.add_node(**NODE)
-
-    def drain(self) -> None:
-        """Gives the second node notice, and takes it away a moment later."""
-        from ray._private.worker import global_worker
-
-        deadline_ms = int((time.time() + 30) * 1000)
-        global_worker.gcs_client.drain_node(
-            self.second.node_id, DRAIN_PREEMPTION, "chaos", deadline_ms
-        )
-        time.sleep(3)
-        self.lose()
-
-    def close(self) -> None:
-        """Ends it all."""
-        import ray
-
-        ray.shutdown()
-        self.cluster.shutdown()
+CONTRADICTIONS = ("another driver took the lease over", "was claimed by somebody else")
+"""What no driver may say as long as the machine is one and its processes can be seen."""
+END_S = 60.0
+"""How long a driver may take to end once it was asked to."""
+ORPHANS_S = 30.0
+"""How long workers may outlive their driver."""
 
 
 class Campaign:
@@ -104,6 +58,7 @@ class Campaign:
         self.store = disk / "store"
         self.faults: Counter[str] = Counter()
         self.exits: Counter[str] = Counter()
+        self.said_at_end: Counter[str] = Counter()
         self.losses: list[str] = []
         self.unclean: list[str] = []
         self.runs = self.drivers = 0
@@ -120,11 +75,22 @@ class Campaign:
             "node loss": (4, self.lose_node),
             "pre-emption notice": (3, self.drain_node),
             "second driver": (2, self.second_driver),
+            "second driver while the first is suspended": (2, self.second_while_suspended),
             "vanished store": (3, self.vanish),
         }
         if may_mount:
             self.live["disk full"] = (4, self.fill_disk)
             self.live["read-only store"] = (3, self.read_only)
+        self.at_rest = dict.fromkeys(Damager(self.store, self.rng).kinds, 1)
+        for name, weight in options.weight:
+            if name in self.live:
+                self.live[name] = (weight, self.live[name][1])
+            elif name in self.at_rest:
+                self.at_rest[name] = weight
+            else:
+                known = [*self.live, *self.at_rest]
+                near = difflib.get_close_matches(name, known, 1) or known
+                raise SystemExit(f"no fault is called {name!r}; did you mean {', '.join(near)}?")
 
     def command(self, store: Path, *more: str) -> list[str]:
         """One driver."""
@@ -154,22 +120,36 @@ class Campaign:
         told = "units committed" in said or "run the same command again" in said
         signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # when all is said and done
         fine = code in (0, 1, -signal.SIGKILL) or (signalled and told)
-        traceback = "Traceback" in said and not (told and "KeyboardInterrupt" in said)
-        if traceback or not fine:
-            self.unclean.append(f"exit {code}: {said[-300:]}")
+        if "Traceback" in said or not fine or "unexpected " in said:
+            self.unclean.append(f"exit {code}: {said[-1500:]}")
+        if any(words in said for words in CONTRADICTIONS):
+            self.losses.append(f"two drivers were at work: {said[-1500:]}")
+        if code == 1:
+            self.said_at_end[gist(said)] += 1
         return True
 
-    def wait_for_end(self, timeout_s: float) -> None:
-        """Gives the driver time to notice."""
+    def wait_for_end(self, timeout_s: float) -> bool:
+        """Gives the driver time to notice; returns whether it has ended."""
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end and self.driver is not None and self.driver.poll() is None:
+        while self.driver is not None and self.driver.poll() is None:
+            if time.monotonic() > end:
+                return False
             time.sleep(0.1)
+        return True
 
-    def holds(self) -> bool:
-        """Whether the driver has taken the store's lease."""
+    def must_end(self, why: str) -> None:
+        """A driver that was asked to end has to."""
+        if not self.wait_for_end(END_S):
+            self.unclean.append(f"a driver did not end within {END_S:.0f} s after {why}")
+
+    def holder(self) -> str | None:
+        """The driver's run, if the lease is its own and it lives: read here, not by the lease."""
         assert self.driver is not None
-        holder = live_holder(self.store)
-        return holder is not None and holder.pid == self.driver.pid
+        with suppress(OSError, ValueError):
+            lease = json.loads((self.store / LEASE).read_bytes())
+            if lease["pid"] == self.driver.pid and self.driver.poll() is None:
+                return str(lease["run_id"])
+        return None
 
     def wait_for_work(self) -> None:
         """Waits until the driver has given out units, mostly: some faults hit a run that starts."""
@@ -204,20 +184,20 @@ class Campaign:
 
     def signal_driver(self, number: signal.Signals) -> bool:
         assert self.driver is not None
-        if number != signal.SIGKILL and not self.holds():
+        if number != signal.SIGKILL and self.holder() is None:
             return False  # before its handlers are there, the interpreter's own ones act
         self.driver.send_signal(number)
-        self.wait_for_end(30)
+        self.must_end(number.name)
         return True
 
     def signal_twice(self) -> bool:
         assert self.driver is not None
-        if not self.holds():
+        if self.holder() is None:
             return False
         self.driver.send_signal(signal.SIGTERM)
         time.sleep(self.rng.uniform(0, 0.3))
         self.driver.send_signal(signal.SIGINT)
-        self.wait_for_end(30)
+        self.must_end("two signals")
         return True
 
     def lose_node(self) -> bool:
@@ -229,24 +209,36 @@ class Campaign:
         return True
 
     def second_driver(self) -> bool:
-        assert self.driver is not None
-        if not self.holds():
+        """Only if the first one is gone by then may the second one be let in."""
+        before = self.holder()
+        if before is None:
             return False
         more = ["engine=inline"]
         done = subprocess.run(
             self.command(self.store, *more), capture_output=True, text=True, check=False
         )
-        if "is in use by process" not in done.stderr:
-            self.tell("the first driver ended before the second one came")
+        if "is in use by process" in done.stderr:
+            return True
+        if self.holder() == before:
+            self.losses.append(f"a second driver was not refused: {done.stderr[-300:]}")
+        self.tell("the first driver ended before the second one came")
         return True
+
+    def second_while_suspended(self) -> bool:
+        assert self.driver is not None
+        self.driver.send_signal(signal.SIGSTOP)
+        try:
+            return self.second_driver()
+        finally:
+            self.driver.send_signal(signal.SIGCONT)
 
     def vanish(self) -> bool:
         assert self.driver is not None
-        if not self.holds():
+        if self.holder() is None:
             return False  # a driver that starts now would begin a new store, and rightly
         aside = self.disk / "vanished"
         self.store.rename(aside)
-        self.wait_for_end(15)
+        self.must_end("its store had vanished")
         self.driver.kill()
         self.driver.wait()
         if committed_units(self.store):
@@ -303,19 +295,34 @@ class Campaign:
         if not committed_units(self.store):
             return
         damager = Damager(self.store, self.rng)
+        names, weights = list(self.at_rest), list(self.at_rest.values())
         for _ in range(self.rng.randint(1, 4)):
-            name = self.rng.choice(sorted(damager.kinds))
+            name = self.rng.choices(names, weights)[0]
             if damager.kinds[name]():
                 self.faults[name] += 1
                 self.tell(name)
+        orphans = self.nodes.workers()
+        garbage = self.repair()
+        if not garbage:
+            return
+        if not orphans:
+            self.losses.append(f"repair left garbage, and no worker was there: {garbage[:3]}")
+        if not self.nodes.wait_for_orphans(ORPHANS_S):
+            self.unclean.append(f"workers outlive their driver by {ORPHANS_S:.0f} s")
+        elif garbage := self.repair():
+            self.losses.append(f"repair left garbage, with all workers gone: {garbage[:3]}")
+
+    def repair(self) -> list[Stray]:
+        """Repairs the store, which must be sound then; returns garbage that has come since."""
         try:
             repair_store(self.store)
             found = verify_store(self.store)
         except StrataError as error:
             self.losses.append(f"not repaired: {error}")
-            return
-        if not found.ok:  # garbage may have come since: orphans of a killed driver go on writing
+            return []
+        if not found.ok:
             self.losses.append(f"repair left {found.damages[:3]}")
+        return [stray for stray in found.strays if stray.is_garbage]
 
     def one_run(self, budget: int, quiet: dict[str, Any]) -> None:
         """A fresh store, faults, and an end in peace."""
@@ -325,12 +332,13 @@ class Campaign:
         for _ in range(3):
             self.start()
             assert self.driver is not None
-            self.driver.wait(600)
-            self.ended()
-            if self.driver.returncode == 0:
+            self.wait_for_end(600)
+            if self.ended() and self.driver.returncode == 0:
                 break
         else:
             self.losses.append(f"run {self.runs} does not end: {self.said.read_text()[-500:]}")
+        if not self.nodes.wait_for_orphans(ORPHANS_S):
+            self.unclean.append(f"workers outlive their driver by {ORPHANS_S:.0f} s")
         self.losses += compare(self.store, quiet) + overlaps(self.store)
         self.tell(f"run {self.runs} ends, {len(self.losses)} losses")
 
@@ -348,67 +356,16 @@ class Campaign:
         print(f"{time.strftime('%H:%M:%S')} {total:4d} faults, {done:3d} units: {line}", flush=True)
 
 
-def contents(store: Path) -> dict[str, Any]:
-    """Shards, pooled chunks and index rows by unit, relative to the slot they lie in."""
-    layout = layout_of(read_attributes(store))
-    found: dict[str, Any] = {}
-    for unit in committed_units(store):
-        rows = pq.read_table(store / index_key(unit), partitioning=None).to_pylist()
-        slot = rows[0]["slot"]
-        for row in rows:
-            row.pop("slot")
-            if row["frame_start"] is not None:
-                row["frame_start"] -= layout.slot_start(slot)
-        found[f"unit {unit} rows"] = rows
-        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
-            found[f"unit {unit} file {axis}"] = (store / key).read_bytes()
-    return found
+def gist(said: str) -> str:
+    """The last line that a driver said, without numbers and paths."""
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
+    return re.sub(r"\d+", "#", re.sub(r"\S*/\S*", "PATH", last))[:110]
 
 
-def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
-    """What is lost, doubled or changed in a store, against an undisturbed one."""
-    repair_store(store)
-    found = verify_store(store)
-    losses = [f"{stray.path}: {stray.what}" for stray in found.strays if stray.is_garbage]
-    losses += [f"unit {damage.unit}: {damage.problem}" for damage in found.damages]
-    plan = read_plan(store)
-    assert plan is not None
-    if found.units_committed != plan.n_units:
-        losses.append(f"{plan.n_units - found.units_committed} units are not committed")
-    now = contents(store)
-    rows = [row for name, rows in now.items() if name.endswith("rows") for row in rows]
-    seen = Counter(row["row"] for row in rows)
-    planned = plan.table["row"].to_pylist()
-    losses += [f"row {row} is there {seen[row]} times" for row in planned if seen[row] != 1]
-    names = sorted(quiet.keys() | now.keys())
-    differing = [name for name in names if quiet.get(name) != now.get(name)]
-    return losses + [f"{name} differs from the undisturbed store" for name in differing]
-
-
-def overlaps(store: Path) -> list[str]:
-    """Runs that wrote to the log after the next one had begun: two drivers at work at once."""
-    latest, found = "", []
-    for event in read_log(store):
-        run = event["run_id"]
-        if event["event"] == "run_started":
-            latest = run
-        elif run != latest and not run.startswith("repair"):
-            found.append(f"run {run} went on after run {latest} had begun: {event['event']}")
-    return found
-
-
-@contextmanager
-def own_disk(work: Path, megabytes: int) -> Iterator[tuple[Path, bool]]:
-    """A small file system of our own where that is permitted, else a folder."""
-    disk = work / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)]
-    may_mount = not subprocess.run(mount, capture_output=True, check=False).returncode
-    try:
-        yield disk, may_mount
-    finally:
-        if may_mount:
-            subprocess.run(["umount", "-l", str(disk)], check=False)
+def weighted(text: str) -> tuple[str, int]:
+    """KIND=N of the command line."""
+    name, _, weight = text.rpartition("=")
+    return name, int(weight)
 
 
 def main() -> int:
@@ -422,6 +379,14 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=256, help="frames per unit")
     parser.add_argument("--pause-s", type=float, default=1.5, help="mean time between faults")
     parser.add_argument("--disk-mb", type=int, default=400)
+    parser.add_argument(
+        "--weight",
+        type=weighted,
+        action="append",
+        default=[],
+        metavar="KIND=N",
+        help="how often a kind of fault is drawn, e.g. 'vanished store=20'; 0 is never",
+    )
     options = parser.parse_args()
     options.data = options.data.absolute()
     began = time.monotonic()
@@ -447,6 +412,8 @@ def main() -> int:
     for name, count in campaign.faults.most_common():
         print(f"{count:6d}  {name}")
     print("drivers ended:", ", ".join(f"{n}× {how}" for how, n in campaign.exits.most_common()))
+    for words, count in campaign.said_at_end.most_common():
+        print(f"{count:6d}  exit 1: {words}")
     for title, lines in (("unclean ends", campaign.unclean), ("losses", campaign.losses)):
         print(f"{title}: {len(lines)}")
         for line in lines[:20]:

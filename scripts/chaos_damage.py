@@ -26,6 +26,7 @@ class Damager:
             "missing index file": lambda: self.remove(self.index()),
             "torn index file": self.torn_index,
             "torn index cache": self.torn_cache,
+            "missing index cache": lambda: self.remove(self.cache()),
             "foreign file": self.foreign,
             "orphan slot": self.orphan_slot,
             "half-written leftovers": self.partials,
@@ -46,6 +47,11 @@ class Damager:
         """Any commit."""
         units = committed_units(self.store)
         return self.store / index_key(self.rng.choice(units)) if units else None
+
+    def cache(self) -> Path | None:
+        """The compaction of all commits, which may be lost without a loss."""
+        path = self.store / INDEX_CACHE
+        return path if path.exists() else None
 
     def remove(self, path: Path | None) -> bool:
         """Loses a file."""
@@ -85,8 +91,8 @@ class Damager:
 
     def torn_cache(self) -> bool:
         """Cuts the compaction short, which is no loss."""
-        path = self.store / INDEX_CACHE
-        if not path.exists():
+        path = self.cache()
+        if path is None:
             return False
         path.write_bytes(path.read_bytes()[:-7])
         return True

@@ -217,7 +217,8 @@ def meet(folder, round_, me, n):
 
 KILL = """
 import os, signal, sys
-STEPS = {"open", "write", "fsync", "link", "replace", "rename", "unlink", "mkdir", "close"}
+WRITES = {"open", "write", "pwrite", "fsync", "close"}
+STEPS = WRITES | {"link", "replace", "rename", "unlink", "mkdir"}
 def die_at(n):
     left = n
     def profile(frame, event, function):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import DatasetConfig, EngineConfig
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.extract import engine as engine_module
-from pipeline.extract.engine import RayEngine, Resources, find_resources
+from pipeline.extract import resources
+from pipeline.extract.cluster import Machine
+from pipeline.extract.engine import RayEngine
 from pipeline.extract.inline import InlineEngine
-from pipeline.extract.worker import Job
+from pipeline.extract.remote import Flight, Remote
+from pipeline.extract.resources import Resources, find_resources
+from pipeline.extract.worker import Job, UnitTask
 from pipeline.store.layout import Layout
 
 
@@ -92,8 +98,7 @@ def test_the_inline_engine_makes_its_worker_when_it_is_needed() -> None:
     engine = InlineEngine(make)
     assert engine.has_room()
     assert engine.poll(1.0) == []
-    engine.submit("task", 1.0)  # type: ignore[arg-type]
-    assert not engine.has_room()
+    engine.submit(task(0), 1.0)
     with pytest.raises(WeightsError):
         engine.poll(1.0)
 
@@ -110,3 +115,76 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], named: str) -> None
     """Before anything is started."""
     with pytest.raises(ConfigError, match=named):
         find_resources(EngineConfig(**settings))
+
+
+def task(unit: int, alone: bool = False) -> UnitTask:
+    return UnitTask(unit, unit, 1, pa.table({}), alone=alone)
+
+
+@pytest.mark.parametrize("kind", ["inline", "remote"])
+def test_a_worker_has_one_unit_in_hand_and_the_next_as_a_hint(kind: str) -> None:
+    """A unit that is to be alone gets a worker without any, and keeps the others out."""
+
+    def holder(*held: UnitTask) -> Callable[[bool], bool]:
+        if kind == "inline":
+            engine = InlineEngine(lambda: None)  # type: ignore[arg-type, return-value]
+            for one in held:
+                engine.submit(one, 1.0)
+            return engine.has_room
+        remote = Remote("actor-1", None)
+        for one in held:
+            remote.add(object(), Flight(one, 1.0))
+        return remote.can_take
+
+    assert [holder()(alone) for alone in (False, True)] == [True, True]
+    assert [holder(task(0))(alone) for alone in (False, True)] == [True, False]
+    assert [holder(task(0), task(1))(alone) for alone in (False, True)] == [False, False]
+    assert [holder(task(0, True))(alone) for alone in (False, True)] == [False, False]
+
+
+def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that waits for its turn is never overdue; the one in hand is, by its own limit."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    remote = Remote("actor-1", None)
+    remote.add("first", Flight(task(0), 50.0))
+    remote.add("second", Flight(task(1), 10.0))
+    now = 149.0
+    assert remote.overdue is None
+    assert remote.end("first").unit == 0
+    now = 158.0
+    assert remote.overdue is None
+    now = 160.0
+    late = remote.overdue
+    assert late is not None
+    assert late.task.unit == 1
+
+
+@pytest.mark.parametrize(
+    ("machine", "settings", "expected"),
+    [
+        ((2, 0, 23), {}, (2, 1, "cpu")),
+        ((2, 0, 8), {}, (1, 2, "cpu")),
+        ((64, 0, 256), {}, (42, 1, "cpu")),
+        ((64, 0, 100), {}, (16, 4, "cpu")),
+        ((64, 0, 1024), {"threads": 8}, (8, 8, "cpu")),
+        ((2, 0, 1), {"workers": 2}, (2, 1, "cpu")),
+        ((16, 4, 64), {}, (4, 4, "cuda")),
+        ((16, 4, 64), {"device": "cpu"}, (10, 1, "cpu")),
+        ((3, 0, 1), {"kind": "inline"}, (1, 3, "cpu")),
+    ],
+)
+def test_workers_fill_the_cpus_as_far_as_memory_goes(
+    machine: tuple[int, int, int],
+    settings: dict[str, Any],
+    expected: tuple[int, int, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One thread to a worker; one worker to a GPU; what is asked for is given."""
+    cpus, gpus, gigabytes = machine
+    found = Machine(cpus, gpus, gigabytes * 10**9)
+    monkeypatch.setattr(resources, "find_machine", lambda config: found)
+    config = EngineConfig(**{"kind": "ray", **settings})
+    assert find_resources(config) == Resources(*expected)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,45 @@ def test_a_decode_that_hangs_is_ended(
     assert contents(tmp_path / "s") == contents(quiet)
     [[death]] = read_deaths(tmp_path / "s").values()
     assert (death.cause, death.detail) == (HUNG, "4 s")
+
+
+def first_clip(store: Path, unit: int) -> str:
+    rows = pipeline.open_store(store)
+    return next(name for name in rows.ids if rows.record(name)["unit"] == unit)
+
+
+def test_a_file_that_kills_while_another_unit_is_encoded_costs_only_itself(
+    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Both units of the worker are charged, once; from then on each is done alone.
+
+    A death in company does not count towards run.max_attempts, nor can the innocent unit collect a
+    second one.
+    """
+    poison = first_clip(quiet, 1)  # decoded while unit 0 is encoded
+    rough, reference = tmp_path / "rough", tmp_path / "reference"
+    status = faulty_extract(folder, rough, Faulty(poison, "SIGSEGV"), *RAY, "run.max_attempts=2")
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
+    reason = "killed its worker twice (SIGSEGV)"
+    assert quarantined(rough) == {poison: reason}
+    faulty_extract(folder, reference, Faulty(poison, reason), *INLINE)
+    assert contents(rough) == contents(reference)
+    deaths = {unit: [death.id for death in found] for unit, found in read_deaths(rough).items()}
+    assert deaths == {0: [None], 1: [None, None, poison, poison]}
+    assert verify_store(rough).ok
+
+
+def test_a_file_that_hangs_while_another_unit_is_encoded_costs_only_its_own_unit_time(
+    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """The unit before it commits; the one behind it is done again, and not blamed."""
+    decoder = Faulty(first_clip(quiet, 1), "hang", once=tmp_path / "hung")
+    faulty_extract(folder, tmp_path / "s", decoder, *RAY, "run.unit_timeout_s=4")
+    assert contents(tmp_path / "s") == contents(quiet)
+    [(unit, [death])] = read_deaths(tmp_path / "s").items()
+    assert (unit, death.cause) == (1, HUNG)
+    attempts = Counter(claim.unit for claim in read_claims(tmp_path / "s"))
+    assert [attempts[unit] for unit in range(4)] == [1, 2, 2, 1]
 
 
 def test_only_what_was_in_hand_twice_is_guilty() -> None:

@@ -27,6 +27,7 @@ from pipeline.store.files import (
     make_folder,
     parquet_bytes,
     read_parquet,
+    remove,
     write_atomic,
 )
 
@@ -284,3 +285,11 @@ def test_a_foreign_parquet_file_is_not_trusted(tmp_path: Path) -> None:
     pq.write_table(TABLE.slice(0, 2), tmp_path / "t")
     with pytest.raises(DamagedError, match="not written by strata"):
         read_parquet(tmp_path / "t")
+
+
+def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
+    """As an error of the store that names the file; a file that is not there is no error."""
+    remove(tmp_path / "nothing")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="folder cannot be written"):
+        remove(tmp_path / "folder")

@@ -109,6 +109,30 @@ def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change:
         pass
 
 
+def test_a_holder_that_is_hidden_here_counts_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's process under hidepid: it is there, but nothing more can be told of it."""
+    own = own_holder(tmp_path)
+    monkeypatch.setattr(lease_module, "_process_start", lambda pid: 0)
+    write_lease(tmp_path, age_s=STALE_AFTER_S - 5, **asdict(own))
+    assert live_holder(tmp_path) == own
+    write_lease(tmp_path, age_s=STALE_AFTER_S + 5, **asdict(own))
+    assert live_holder(tmp_path) is None
+
+
+def test_a_process_without_a_trace_in_proc_is_found_by_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What /proc does not show may live; only one that takes no signal is gone."""
+    gone = child("")
+    finish(gone)
+    monkeypatch.setattr(lease_module, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
+    assert lease_module._process_start(os.getpid()) == 0
+    assert lease_module._process_start(1) == 0
+    assert lease_module._process_start(gone.pid) == lease_module.GONE
+
+
 def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     """A live process of that number that started at another time is somebody else."""
     own = own_holder(tmp_path)
@@ -165,6 +189,105 @@ def test_of_racing_drivers_exactly_one_gets_the_lease(tmp_path: Path, dead: bool
     got = [finish(racer).split() for racer in racers]
     for i in range(rounds):
         assert sorted(got[me][i] for me in range(n)) == ["0", "0", "1"]
+
+
+STORM = """
+import fcntl, os, random, signal, sys, time
+from pathlib import Path
+from pipeline.errors import StoreBusyError
+from pipeline.store.lease import Lease
+root, seed, seconds, n = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+rng = random.Random(seed)
+
+def driver(number):
+    rng = random.Random(number)
+    while True:
+        lease = Lease(root / "store", f"run-{number}-{rng.random()}")
+        try:
+            lease.__enter__()
+        except StoreBusyError:
+            time.sleep(rng.uniform(0, 0.005))
+            continue
+        inside = os.open(root / "inside", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(inside, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with us
+        except BlockingIOError:
+            (root / "two").touch()
+        time.sleep(rng.uniform(0, rng.choice([0.005, 0.08])))
+        lease.check()
+        os.close(inside)
+        lease.__exit__(None, None, None)
+        with open(root / "turns", "ab", buffering=0) as turns:
+            turns.write(b".")
+
+def start(number):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        driver(number)
+    except BaseException as error:
+        (root / "error").write_text(repr(error))
+    finally:
+        os._exit(1)
+
+drivers = [start(number) for number in range(n)]
+number, killed, end = n, 0, time.monotonic() + seconds
+while time.monotonic() < end:
+    i = rng.randrange(n)
+    if rng.random() < 0.5:
+        os.kill(drivers[i], signal.SIGKILL)
+        os.waitpid(drivers[i], 0)
+        drivers[i], number, killed = start(number), number + 1, killed + 1
+    else:
+        os.kill(drivers[i], signal.SIGSTOP)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(drivers[i], signal.SIGCONT)
+    time.sleep(rng.uniform(0, 0.02))
+for pid in drivers:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+print(killed)
+"""
+
+
+def test_drivers_that_are_killed_and_stopped_are_never_two_at_once(tmp_path: Path) -> None:
+    """Four drivers take the lease in turns for seconds, while they are killed and suspended.
+
+    Whether one is alone is told by a lock of its own, which the kernel drops with its process.
+    """
+    killed = int(finish(child(STORM, tmp_path, 7, 3.0, 4)))
+    assert not (tmp_path / "two").exists()
+    assert not (tmp_path / "error").exists(), (tmp_path / "error").read_text()
+    assert killed > 5
+    assert (tmp_path / "turns").stat().st_size > 5
+
+
+def test_a_fork_does_not_give_the_lease_back(tmp_path: Path) -> None:
+    """A child that unwinds the driver's blocks, as after an error, leaves the lease to it."""
+    with Lease(tmp_path, "mine") as lease:
+        pid = os.fork()
+        if pid == 0:
+            lease.__exit__(None, None, None)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        lease.check()
+
+
+def test_a_fork_does_not_keep_the_store_locked(tmp_path: Path) -> None:
+    """A child that was forked in the moment of the lock has a copy of the open file."""
+    with Lease(tmp_path, "mine") as lease, lease._alone():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        began = time.monotonic()
+        with Lease(tmp_path, "next"):
+            assert time.monotonic() - began < 5
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_check_notices_a_take_over_and_exit_respects_it(tmp_path: Path) -> None:

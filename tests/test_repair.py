@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, StoreBusyError
+from pipeline.errors import ConfigError, DamagedError, StoreBusyError
 from pipeline.store.deaths import DIED, Death, record_death
 from pipeline.store.index import read_unit
 from pipeline.store.layout import INDEX_CACHE, Layout, index_key, ledger_key, trail_key
@@ -18,7 +18,7 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.log import read_log
 from pipeline.store.repair import repair_store
 from pipeline.store.verify import verify_store
-from pipeline.store.writer import layout_of, read_attributes
+from pipeline.store.writer import layout_of, read_attributes, read_plan
 from tests.corpus import mixed_lengths, write_folder
 from tests.test_run import contents, extract
 
@@ -58,6 +58,21 @@ def flip(path: Path, at: int) -> None:
     raw = bytearray(path.read_bytes())
     raw[at] ^= 4
     path.write_bytes(raw)
+
+
+def read_units(store: Path) -> int:
+    plan = read_plan(store)
+    assert plan is not None
+    return plan.n_units
+
+
+def at_work(store: Path) -> int:
+    """The slot of an attempt at the unit that has one shard so far, of a driver that is gone."""
+    slot = Ledger.open(store, read_units(store)).claim(UNIT, "dead", "ray", "then").slot
+    path = store / layout_at(store).shard_key(0, slot)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"at work")
+    return slot
 
 
 def shard(store: Path) -> Path:
@@ -185,28 +200,73 @@ def test_foreign_files_are_named_and_left_alone(store: Path, key: str) -> None:
     assert (store / key).read_text() == "mine"
 
 
-def test_an_unreadable_claim_is_removed(folder: Path, quiet: Path, store: Path) -> None:
+def test_an_unreadable_claim_is_written_anew(folder: Path, quiet: Path, store: Path) -> None:
     """It would stop every run; deaths beside it are none, and stay."""
     (store / ledger_key(1)).write_text("")
     record_death(store, Death(1, 1, DIED, "SIGSEGV", None, None, "r", "t"))
+    with pytest.raises(DamagedError, match="--repair"):
+        verify_store(store)
     fixed = repair_store(store)
     assert fixed.claims == ["slot-1.json"]
+    assert "1 unreadable claims" in fixed.summary()
+    extract(folder, store, *INLINE)
+    assert contents(store) == contents(quiet)
+    assert verify_store(store).ok
+    assert repair_store(store).claims == []
+
+
+@pytest.mark.parametrize("content", ["", '{"slot": 99, "unit": 1}'])
+def test_a_slot_whose_claim_is_lost_is_never_given_out_again(
+    folder: Path, quiet: Path, store: Path, content: str
+) -> None:
+    """Its worker may not have written yet: two attempts in one slot would mix their shards."""
+    (store / index_key(UNIT)).unlink()
+    n_units = read_units(store)
+    slot = Ledger.open(store, n_units).claim(UNIT, "dead", "ray", "then").slot
+    (store / ledger_key(slot)).write_text(content)
+    repair_store(store)
+    assert Ledger.open(store, n_units).claim(UNIT, "next", "ray", "then").slot == slot + 1
     extract(folder, store, *INLINE)
     assert contents(store) == contents(quiet)
 
 
-def test_a_slot_that_just_lost_its_claim_is_spared_once(quiet: Path, store: Path) -> None:
-    """An orphan may be writing there, and commit: half its shards must not be swept away."""
-    slot = Ledger.open(store, 4).claim(UNIT, "dead", "ray", "then").slot
-    path = store / layout_at(store).shard_key(0, slot)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"at work")
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_slot_whose_claim_is_lost_is_spared_until_all_is_committed(
+    folder: Path, quiet: Path, store: Path, missing: bool
+) -> None:
+    """Half the shards of a worker that may yet commit must not be swept away.
+
+    A unit that this very repair takes back is one that may yet be committed.
+    """
+    slot = at_work(store)
+    if missing:
+        (store / index_key(UNIT)).unlink()
+    else:
+        flip(shard(store), 1000)
     (store / ledger_key(slot)).write_text("")
-    assert repair_store(store).claims == [f"slot-{slot}.json"]
-    assert path.exists()
+    path = store / layout_at(store).shard_key(0, slot)
+    for _ in range(2):
+        assert repair_store(store).swept == []
+        assert path.exists()
+    extract(folder, store, *INLINE)
     assert [stray.slot for stray in repair_store(store).swept] == [slot]
     assert not path.exists()
     assert contents(store) == contents(quiet)
+
+
+def test_attempts_at_a_unit_that_is_taken_back_are_spared(
+    folder: Path, quiet: Path, store: Path
+) -> None:
+    """As long as the unit was committed they could but lose; now one of them may commit."""
+    slot = at_work(store)
+    path = store / layout_at(store).shard_key(0, slot)
+    flip(shard(store), 1000)
+    fixed = repair_store(store)
+    assert (fixed.units, fixed.swept) == ([UNIT], [])
+    assert path.exists()
+    extract(folder, store, *INLINE)
+    assert contents(store) == contents(quiet)
+    assert not path.exists()
 
 
 def test_a_store_at_work_is_not_repaired(store: Path) -> None:

@@ -116,6 +116,7 @@ def test_every_utterance_equals_the_encoder_alone(
     status = extract(folder, tmp_path / "s", *engine)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert status.units_committed == status.units_total > 4
+    assert {"decode", "wait", "front_end", "transformer", "copy", "write"} == status.seconds.keys()
     store = pipeline.open_store(tmp_path / "s")
     encoder = pipeline.load_encoder("tiny", weights="random")
     for name in store.ids:

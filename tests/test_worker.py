@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import DatasetConfig
 from pipeline.encoder.windows import Window, n_frames, plan_windows
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StoreError
 from pipeline.extract.planning import Windowing, plan_source
 from pipeline.extract.source import open_source
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
@@ -23,6 +24,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
 from pipeline.store.reader import open_store
 from pipeline.store.shards import ShardReader
+from pipeline.store.slot import SlotWriter, crc32c
 from pipeline.store.status import read_status
 from pipeline.store.writer import write_group, write_plan
 
@@ -253,3 +255,85 @@ def test_another_dataset_than_planned_is_refused(tmp_path: Path) -> None:
     renamed = rows.set_column(0, rows.schema.field("id"), pa.array(["a.wav", "b.wav"]))
     with pytest.raises(SourceError, match="its ids differ"):
         bench.worker.extract(UnitTask(0, 0, 1, renamed))
+
+
+def test_a_unit_is_written_while_the_next_one_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one buffer: the next unit waits until the disk's thread needs it no more."""
+    slow = SlotWriter.write
+
+    def write(self: SlotWriter, start: int, stop: int) -> None:
+        time.sleep(0.02)
+        slow(self, start, stop)
+
+    monkeypatch.setattr(SlotWriter, "write", write)
+    bench = Bench(tmp_path, [1.0, 2.0, 1.5, 2.5, 0.5, 3.0], 256, SpellingEncoder())
+    assert bench.plan.n_units > 2
+    tasks = [UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(bench.plan.n_units)]
+    for task in tasks:
+        bench.worker.prefetch(task)
+    reports = [future.result() for future in [bench.worker.begin(task) for task in tasks]]
+    assert sum(report.n_ok for report in reports) == 6
+    for unit in range(bench.plan.n_units):
+        frames = bench.frames(unit)
+        for row in bench.rows(unit):
+            start = row["frame_start"] - unit * bench.layout.frames_per_unit
+            stop = start + row["n_frames"]
+            assert (frames[:, start:stop, 0] == row["row"] + 1).all()
+            assert (frames[:, start:stop, 2] == np.arange(row["n_frames"])).all()
+            crcs = [crc32c(np.ascontiguousarray(layer[start:stop])) for layer in frames]
+            assert crcs == row["crc32c"]
+
+
+def test_a_write_that_fails_is_its_own_units_failure(tmp_path: Path) -> None:
+    """It is raised for the unit that could not be written; the worker goes on with the next one."""
+    bench = Bench(tmp_path, [3.5, 3.5], 256, SpellingEncoder())
+    blocked = bench.root / bench.layout.shard_key(1, 0)
+    blocked.parent.parent.mkdir(parents=True)
+    blocked.parent.write_text("in the way")
+    with pytest.raises(StoreError, match=r"unit 0 .* is not committed: .*frames/c/1/0"):
+        bench.extract(0)
+    assert not list(bench.root.rglob("*.partial"))
+    assert bench.extract(1).n_ok == 1
+
+
+def test_a_unit_that_fails_leaves_no_half_written_file(tmp_path: Path) -> None:
+    """What was written of it ahead of its commit is removed, and the buffer is free again."""
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [2.5, 1.0, 1.5, 0.5], 256, encoder)
+    honest = encoder.encode_batch
+    calls = []
+
+    def fails(waveforms: Sequence[Tensor], *, precision: str | None = None):
+        calls.append(len(waveforms))
+        if len(calls) == 2:
+            raise RuntimeError("the GPU fell off")
+        return honest(waveforms, precision=precision)
+
+    encoder.encode_batch = fails  # type: ignore[method-assign]
+    bench.worker._filler._max_batch_frames = 60  # one clip to a batch
+    with pytest.raises(RuntimeError, match="fell off"):
+        bench.extract(0)
+    assert not list(bench.root.rglob("*.partial"))
+    assert not list((bench.root / "index").iterdir())
+    assert bench.extract(0).won
+
+
+def test_time_is_reported_by_stage(tmp_path: Path) -> None:
+    """Front end and transformer apart, as far as the encoder enters its clock; in a fixed order."""
+
+    class Clocked(SpellingEncoder):
+        def encode_batch(self, waveforms, *, precision=None):
+            with self.clock("front_end"):
+                time.sleep(0.01)
+            with self.clock("transformer"):
+                time.sleep(0.03)
+            return super().encode_batch(waveforms, precision=precision)
+
+    bench = Bench(tmp_path, [1.0, 1.0], 256, Clocked())
+    seconds = bench.extract(0).seconds
+    assert list(seconds) == ["decode", "wait", "front_end", "transformer", "copy", "write"]
+    assert 0.01 <= seconds["front_end"] < seconds["transformer"]
+    assert seconds["transformer"] >= 0.03
+    assert min(seconds.values()) > 0

@@ -8,15 +8,18 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
+from pipeline.store import slot as slot_module
 from pipeline.store.index import committed_units, read_unit
 from pipeline.store.layout import FRAMES, GROUP, POOLED, Layout, index_key
 from pipeline.store.reader import open_store
+from pipeline.store.slot import SlotWriter
 from pipeline.store.verify import verify_store
 from pipeline.store.writer import (
     UnitBuffer,
@@ -297,6 +300,78 @@ def test_pooling_a_layer_alone_gives_the_same_bits(
         alone = np.ascontiguousarray(buffer.frames[layer, 9 : 9 + n_frames])
         assert np.array_equal(pool(alone[None])[0], buffer.pooled[0, layer])
         assert crc32c(alone) == checksums[layer]
+
+
+def slot_writer(store: FakeStore, unit: int, slot: int) -> tuple[SlotWriter, pa.Table]:
+    """A writer of a unit that is in memory, and its index."""
+    buffer, records = store.buffer(unit)
+    return SlotWriter(store.root, buffer, unit, slot), store.index(unit, slot, records)
+
+
+def test_frames_may_come_in_any_order(tmp_path: Path) -> None:
+    """A unit that is written bit by bit has the bytes of one that is written at once."""
+    for name in ("at once", "bit by bit"):
+        store = begin_store(tmp_path / name, [300])
+        if name == "at once":
+            store.commit(0)
+            continue
+        writer, index = slot_writer(store, 0, 0)
+        for start, stop in ((200, 300), (300, 512), (0, 10), (10, 10), (10, 200)):
+            writer.write(start, stop)
+        writer.complete()
+        writer._buffer.frames.fill(0)  # it may be used again
+        writer._buffer.pooled.fill(0)
+        assert committed_units(store.root) == []
+        assert writer.commit(index).won
+    keys = [index_key(0), *slot_files(store, 0)]
+    assert len(keys) == 5
+    for key in keys:
+        assert len({(tmp_path / n / key).read_bytes() for n in ("at once", "bit by bit")}) == 1
+
+
+def test_a_unit_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    """Half-written shards are gone when the block is left, and were never visible."""
+    store = begin_store(tmp_path, [300])
+    writer, _ = slot_writer(store, 0, 0)
+    with writer:
+        writer.write(0, 300)
+        assert len(partials(tmp_path)) == 3
+        assert slot_files(store, 0) == []
+    assert partials(tmp_path) == []
+
+
+def test_a_slot_that_was_swept_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit was committed elsewhere, this slot swept, and that commit taken back meanwhile."""
+    store = begin_store(tmp_path, [300])
+    shard, pooled = store.layout.shard_key(1, 0), store.layout.pooled_key(0)
+
+    def swept_at_the_end(root: Path) -> None:
+        if store.path(pooled).exists():  # all files have their names
+            store.path(shard).unlink()
+
+    monkeypatch.setattr(slot_module, "check_there", swept_at_the_end)
+    with pytest.raises(StoreError, match="swept while the attempt was still at work"):
+        store.commit(0)
+    assert not store.path(index_key(0)).exists()
+    assert slot_files(store, 0) == []
+
+
+@pytest.mark.parametrize("when", ["before it is written", "before it is committed"])
+def test_a_store_that_vanishes_is_not_begun_anew(tmp_path: Path, when: str) -> None:
+    """Whenever it happens it is said at the commit, and nothing is made in its place."""
+    store = begin_store(tmp_path / "s", [300])
+    writer, index = slot_writer(store, 0, 0)
+    if when == "before it is written":
+        store.root.rename(tmp_path / "elsewhere")
+    writer.write(0, 512)
+    writer.complete()
+    if when == "before it is committed":
+        store.root.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"unit 0 .* has vanished"):
+        writer.commit(index)
+    assert not store.root.exists()
 
 
 def test_no_store_is_said(tmp_path: Path) -> None:

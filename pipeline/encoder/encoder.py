@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ class SpeechEncoder:
         final_norm: for pre-norm models, `weight` and `bias` (float32 `[dim]`) and `eps` of the norm
             that the last layer has not been through; None for post-norm models.
         identity: all that changes a feature, ready for JSON.
+        clock: entered with `front_end` and `transformer` around these parts of every batch; does
+            nothing, until one that measures is put in its place.
     """
 
     def __init__(
@@ -189,6 +192,7 @@ class SpeechEncoder:
             "max_window_s": max_window_s,
             "context_s": context_s,
         }
+        self.clock: Callable[[str], AbstractContextManager[None]] = _no_clock
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Encode utterances of any number and lengths, in batches of like length.
@@ -257,12 +261,14 @@ class SpeechEncoder:
                     f"max_window_s={self.max_window_s:g}; encode it by windows"
                 )
         with torch.inference_mode():
-            if stats is None:
-                stats = [self.utterance_stats(waveform) for waveform in waveforms]
             frontend, transformer = self._stack(precision or self.precision)
-            frames, starts = frontend(waveforms, stats)
+            with self.clock("front_end"):
+                if stats is None:
+                    stats = [self.utterance_stats(waveform) for waveform in waveforms]
+                frames, starts = frontend(waveforms, stats)
             counts = [n_frames(waveform.numel()) for waveform in waveforms]
-            return transformer(frames, starts, counts, self.layers, out_dtype), counts
+            with self.clock("transformer"):
+                return transformer(frames, starts, counts, self.layers, out_dtype), counts
 
     def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
         """Windows of an utterance of `n_samples`, by this encoder's settings."""
@@ -353,6 +359,10 @@ class SpeechEncoder:
             return None
         norm: Any = self._model.get_submodule("encoder.transformer.layer_norm")
         return {"weight": norm.weight.cpu(), "bias": norm.bias.cpu(), "eps": norm.eps}
+
+
+def _no_clock(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _check(waveform: Tensor) -> None:

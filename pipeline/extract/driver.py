@@ -12,18 +12,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.encoder.windows import FRAME_RATE_HZ, n_frames
+from pipeline.encoder.windows import FRAME_RATE_HZ
 from pipeline.errors import RunError, StrataError
-from pipeline.extract.inline import LOST, Engine, Outcome
+from pipeline.extract.deferral import deferred_rows
+from pipeline.extract.inline import LOST, SHARED, Engine, Outcome
 from pipeline.extract.observer import Observer
 from pipeline.extract.planning import check_space
-from pipeline.extract.worker import UnitReport, UnitTask
+from pipeline.extract.task import UnitReport, UnitTask
 from pipeline.store import index as index_files
 from pipeline.store.deaths import DIED, FAILED, Death, judge, read_deaths, record_death, take_trail
 from pipeline.store.layout import Layout
@@ -31,7 +31,6 @@ from pipeline.store.lease import Lease
 from pipeline.store.ledger import Ledger
 from pipeline.store.log import RunLog, now
 from pipeline.store.plan import Plan
-from pipeline.store.records import DEFERRED
 from pipeline.store.writer import resize, write_plan
 
 POLL_S = 1.0
@@ -95,6 +94,7 @@ class Driver:
     failures: dict[int, Exception] = field(default_factory=dict)
     _deaths: dict[int, list[Death]] = field(default_factory=dict)
     _tries: Counter[int] = field(default_factory=Counter)
+    _wary: set[int] = field(default_factory=set)  # units that were with another one that hung
     _slowest: float | None = None  # wall seconds per second of audio
     _compacted_s: float = field(default_factory=time.monotonic)
     _n_new: int = 0  # units committed since
@@ -137,8 +137,8 @@ class Driver:
             if self.stop.reason:
                 self._wind_up(engine, in_flight)
             self.lease.check()
-            while waiting and engine.has_room():
-                self._submit(waiting.popleft(), engine, ledger)
+            while (unit := self._next(waiting, engine)) is not None:
+                self._submit(unit, engine, ledger)
                 in_flight += 1
             for outcome in engine.poll(POLL_S):
                 in_flight -= 1
@@ -169,6 +169,24 @@ class Driver:
             "safe: run the same command again to go on"
         )
 
+    def _next(self, waiting: deque[int], engine: Engine) -> int | None:
+        """Takes the first unit that waits and for which there is room; None if there is none."""
+        if not engine.has_room():
+            return None
+        for unit in waiting:
+            if not self._is_suspect(unit) or engine.has_room(alone=True):
+                waiting.remove(unit)
+                return unit
+        return None
+
+    def _is_suspect(self, unit: int) -> bool:
+        """Whether a unit is done with no other one in its worker.
+
+        Whose worker dies is held against all units that it had. From then on each is done alone,
+        so that no further death can be laid to the innocent one.
+        """
+        return bool(self._deaths.get(unit)) or unit in self._wary
+
     def _submit(self, unit: int, engine: Engine, ledger: Ledger) -> None:
         n_slots = ledger.n_slots
         claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
@@ -177,7 +195,8 @@ class Driver:
         rows = self.plan.unit_rows(unit)
         probation = judge(self._deaths.get(unit, ()))
         limit_s = self._limit_s(rows) * (CAREFUL if probation else 1)
-        engine.submit(UnitTask(unit, claim.slot, claim.attempt, rows, probation), limit_s)
+        alone = self._is_suspect(unit)
+        engine.submit(UnitTask(unit, claim.slot, claim.attempt, rows, probation, alone), limit_s)
 
     def _limit_s(self, rows: pa.Table) -> float:
         """How long a unit may take before it counts as hung."""
@@ -209,7 +228,12 @@ class Driver:
         if outcome.cause == LOST:
             self.observer.note(f"unit {unit} was lost with its node and will be done again")
             return True
-        self._tries[unit] += not self._remember(outcome)
+        if outcome.cause == SHARED:
+            self._wary.add(unit)
+            self.observer.note(f"unit {unit} was in the same worker and will be done again")
+            return True
+        is_explained = self._remember(outcome)
+        self._tries[unit] += not (is_explained or outcome.in_company)
         if self._tries[unit] < self.config.run.max_attempts:
             self.observer.note(f"unit {unit} failed and will be tried again: {error}")
             return True
@@ -247,12 +271,7 @@ class Driver:
 
     def _adopt_deferred(self) -> list[int]:
         """Appends units for the utterances that committed units have deferred."""
-        columns = ["row", "piece", "unit", "status", "n_samples"]
-        table = index_files.read_index(self.root, columns=columns)
-        deferred = table.filter(pc.equal(table["status"], DEFERRED)).to_pylist()
-        if not deferred:
-            return []
-        added = _plan_rows(self.plan, deferred)
+        added = deferred_rows(self.root, self.plan)
         if not len(added):
             return []
         first_new = self.plan.n_units
@@ -270,21 +289,3 @@ def failure_message(failures: Mapping[int, Exception], root: Path) -> str:
         f"{len(failures)} units failed again and again (units {units}); unit {unit}: {error}. All "
         f"others are committed in {root}; run the same command again to retry these"
     )
-
-
-def _plan_rows(found: Plan, deferred: list[dict[str, Any]]) -> pa.Table:
-    """Plan rows for what is deferred and not planned in a later unit yet, with true lengths."""
-    sources = pa.array(sorted({row["row"] for row in deferred}), pa.int64())
-    planned = found.table.filter(pc.is_in(found.table["row"], value_set=sources)).to_pylist()
-    latest = {(row["row"], row["piece"]): row for row in planned}  # the plan is sorted by unit
-    rows = []
-    for record in deferred:
-        row = latest[record["row"], record["piece"]]
-        if row["unit"] > record["unit"]:
-            continue
-        if row["n_pieces"] == 1:
-            true = record["n_samples"]
-            row = row | {"n_samples": true, "n_frames": n_frames(true)}
-        rows.append(row)
-    rows.sort(key=lambda row: (row["row"], row["piece"]))
-    return pa.Table.from_pylist(rows, schema=found.table.schema)

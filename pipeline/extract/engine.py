@@ -1,84 +1,43 @@
-"""What runs the workers: this process, or Ray actors. The only module that imports ray.
+"""What runs the workers: this process, or Ray actors.
 
-An engine takes one unit per worker and hands back outcomes; which unit comes next, what is tried
-again and what is given up is the driver's business (run.py). Ray's own retries are off: an attempt
+An engine hands units to workers and hands back outcomes; which unit comes next, what is tried again
+and what is given up is the driver's business (driver.py). Ray's own retries are off: an attempt
 that died is reported, its actor is replaced, and the driver claims a new slot.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pipeline.config import EngineConfig
-from pipeline.errors import ConfigError, RunError, StrataError
-from pipeline.extract.inline import LOST, Engine, InlineEngine, Outcome, attempt
-from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.errors import RunError, StrataError
+from pipeline.extract.cluster import Metrics, connect, draining_nodes
+from pipeline.extract.inline import (
+    LOST,
+    SHARED,
+    UNITS_PER_WORKER,
+    Engine,
+    InlineEngine,
+    Outcome,
+    attempt,
+)
+from pipeline.extract.remote import Flight, Remote
+from pipeline.extract.resources import Resources
+from pipeline.extract.task import Job, UnitReport, UnitTask
+from pipeline.extract.worker import Worker
 from pipeline.store.deaths import DIED, HUNG
 
-CPUS_PER_WORKER = 4
-"""CPUs of one worker where none is asked for and there is no GPU."""
-OBJECT_STORE_BYTES = 128 * 2**20
-"""Ray's shared memory; features never pass through it."""
 MAX_STILLBORN = 4
 """Actors, beside one per worker, that may die in a row before they are ready."""
 DRAIN_CHECK_S = 2.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the workers of a run get.
-
-    Attributes:
-        n_workers: Number of workers.
-        threads: CPU threads of each.
-        device: cpu or cuda.
-    """
-
-    n_workers: int
-    threads: int
-    device: str
-
-
-def find_resources(config: EngineConfig) -> Resources:
-    """Decides on workers, threads and device, starting nothing but a connection to a cluster.
-
-    Raises:
-        ConfigError: The settings ask for what is not there.
-    """
-    cpus, gpus = _machine(config)
-    device = config.device
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"engine.device is {device!r}; expected auto, cpu or cuda")
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda" and not gpus:
-        raise ConfigError("engine.device is cuda, but there is no GPU; leave it at auto")
-    for name, value in (("workers", config.workers), ("threads", config.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"engine.{name} is {value}; expected at least 1")
-    if config.kind == "inline":
-        if config.workers not in (None, 1):
-            raise ConfigError("engine=inline has one worker; use engine=ray for more")
-        return Resources(1, config.threads or cpus, device)
-    threads = config.threads
-    if device == "cuda":
-        n_workers = config.workers or gpus
-    elif threads:
-        n_workers = config.workers or max(1, cpus // threads)
-    else:
-        n_workers = config.workers or max(1, cpus // CPUS_PER_WORKER)
-    return Resources(n_workers, threads or max(1, cpus // n_workers), device)
 
 
 def open_engine(
@@ -123,6 +82,9 @@ class _Actor:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._worker: Worker | None = None
+        # One thread makes the worker and encodes, whichever of Ray's threads asks for it: results
+        # depend on the threads that PyTorch has, and it has a pool of them for each caller.
+        self._encoding = ThreadPoolExecutor(1, "encode")
 
     def start(self) -> _Started:
         """Opens the source and loads the encoder."""
@@ -131,34 +93,28 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         name = f"{socket.gethostname()}:{os.getpid()}"
         try:
-            self._worker = Worker(self._job)
+            self._worker = self._encoding.submit(Worker, self._job).result()
         except StrataError as error:
             return _Started(node, name, error)
         return _Started(node, name)
 
     def extract(self, task: UnitTask) -> Outcome:
-        """Does a unit."""
+        """Does a unit, in its turn; two such calls may be under way."""
+        return attempt(self._extract, task)
+
+    def _extract(self, task: UnitTask) -> UnitReport:
         assert self._worker is not None  # a unit is sent only after word of the start has come
-        return attempt(self._worker, task)
-
-
-@dataclass
-class _Remote:
-    """An actor as the driver sees it."""
-
-    name: str
-    actor: Any
-    node: str = ""
-    task: UnitTask | None = None
-    limit_s: float = math.inf
-    began_s: float = 0.0
+        self._worker.prefetch(task)
+        committed = self._encoding.submit(self._worker.begin, task).result()
+        return committed.result()
 
 
 class RayEngine:
-    """Runs units in Ray actors, one in flight per actor; a dead actor is replaced.
+    """Runs units in Ray actors; a dead actor is replaced.
 
-    A unit goes only to an actor that has said that it is ready, so the death of one that starts
-    costs no attempt, and a cluster that has shrunk keeps no unit waiting for a node.
+    An actor has one unit in hand, and the next one to decode meanwhile. A unit goes only to an
+    actor that has said that it is ready, so the death of one that starts costs no attempt, and a
+    cluster that has shrunk keeps no unit waiting for a node.
     """
 
     def __init__(
@@ -169,32 +125,34 @@ class RayEngine:
         self._ray = ray
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _connect(config, resources)
+            connect(config, resources.n_workers * resources.threads)
         gpus = 1 if resources.device == "cuda" else 0
-        self._actor_class: Any = ray.remote(
+        once: Any = ray.remote(
             num_cpus=resources.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
+        self._actor_class: Any = once.options(max_concurrency=UNITS_PER_WORKER)
         self._job = ray.put(job)
         self._n_workers = min(resources.n_workers, n_units or resources.n_workers)
+        self._n_to_come: float = math.inf if n_units is None else n_units
         self._n_started = 0
         self._n_stillborn = 0
-        self._starting: dict[Any, _Remote] = {}
-        self._free: list[_Remote] = []
-        self._busy: dict[Any, _Remote] = {}
+        self._starting: dict[Any, Remote] = {}
+        self._ready: list[Remote] = []
         self._drain_check_s = 0.0
         self._draining: set[str] = set()
-        self._metrics = _Metrics()
+        self._metrics = Metrics()
         self._fill()
 
-    def has_room(self) -> bool:
-        """Whether an actor is ready."""
-        return bool(self._free)
+    def has_room(self, alone: bool = False) -> bool:
+        """Whether an actor can take a unit; with `alone`, one that has none."""
+        return self._choose(alone) is not None
 
     def submit(self, task: UnitTask, limit_s: float) -> str:
-        """Sends a unit to an actor that is ready."""
-        remote = self._free.pop()
-        remote.task, remote.limit_s, remote.began_s = task, limit_s, time.monotonic()
-        self._busy[remote.actor.extract.remote(task)] = remote
+        """Sends a unit to an actor that has room for it."""
+        remote = self._choose(task.alone)
+        assert remote is not None  # submit is called only where there is room
+        remote.add(remote.actor.extract.remote(task), Flight(task, limit_s))
+        self._n_to_come -= 1
         return remote.name
 
     def poll(self, timeout_s: float) -> list[Outcome]:
@@ -205,7 +163,8 @@ class RayEngine:
             StrataError: A worker cannot be made, here or anywhere.
         """
         self._fill()
-        pending = [*self._busy, *self._starting]
+        holders = {reference: remote for remote in self._ready for reference in remote.flights}
+        pending = [*holders, *self._starting]
         ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
@@ -213,28 +172,42 @@ class RayEngine:
         for reference in ready:
             if reference in self._starting:
                 self._welcome(reference)
-            else:
-                outcomes.append(self._collect(reference))
+            elif reference in holders[reference].flights:
+                outcomes += self._collect(holders[reference], reference)
         outcomes += self._end_overdue()
         self._retire_draining()
         for outcome in outcomes:
             self._metrics.count(outcome)
+            self._n_to_come += outcome.report is None
         return outcomes
 
     def close(self) -> None:
         """Ends the actors and, if it was started here, Ray."""
-        for remote in [*self._free, *self._busy.values(), *self._starting.values()]:
+        for remote in [*self._ready, *self._starting.values()]:
             self._ray.kill(remote.actor)
-        self._starting, self._free, self._busy = {}, [], {}
+        self._starting, self._ready = {}, []
         if self._owns_ray:
             self._ray.shutdown()
 
+    def _choose(self, alone: bool) -> Remote | None:
+        """An actor without a unit; else, as a hint, the one whose turn to change comes first.
+
+        The last units are kept for the actors that are about to be ready.
+        """
+        able = [r for r in self._ready if r.node not in self._draining and r.can_take(alone)]
+        idle = [remote for remote in able if not remote.flights]
+        if idle:
+            return idle[-1]
+        if self._n_to_come <= len(self._starting):
+            return None
+        return min(able, key=lambda remote: remote.since_s, default=None)
+
     def _fill(self) -> None:
         """Starts actors until there are as many as asked for."""
-        while len(self._starting) + len(self._free) + len(self._busy) < self._n_workers:
+        while len(self._starting) + len(self._ready) < self._n_workers:
             self._n_started += 1
             actor = self._actor_class.remote(self._job)
-            self._starting[actor.start.remote()] = _Remote(f"actor-{self._n_started}", actor)
+            self._starting[actor.start.remote()] = Remote(f"actor-{self._n_started}", actor)
 
     def _welcome(self, reference: Any) -> None:
         remote = self._starting.pop(reference)
@@ -254,23 +227,41 @@ class RayEngine:
             raise started.error
         self._n_stillborn = 0
         remote.node = started.node
-        self._free.append(remote)
+        self._ready.append(remote)
 
-    def _collect(self, reference: Any) -> Outcome:
-        remote = self._busy.pop(reference)
-        task = remote.task
-        assert task is not None  # busy ones have a task
+    def _collect(self, remote: Remote, reference: Any) -> list[Outcome]:
+        """The outcome of a unit; of all units of its actor, if that has died."""
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(remote.actor)
             cause = LOST if self._is_lost(error, remote.node) else DIED
             reason = " ".join(str(error).split())[:500]
-            return Outcome(
-                task, error=RuntimeError(f"{remote.name} {cause}: {reason}"), cause=cause
-            )
-        self._free.append(remote)
-        return outcome
+            outcomes, dead = self._bury(remote)
+            return outcomes + [
+                Outcome(
+                    flight.task,
+                    error=RuntimeError(f"{remote.name} {cause}: {reason}"),
+                    cause=cause,
+                    in_company=len(dead) > 1,
+                )
+                for flight in dead
+            ]
+        remote.end(reference)
+        return [outcome]
+
+    def _bury(self, remote: Remote) -> tuple[list[Outcome], list[Flight]]:
+        """Ends an actor: the outcomes of units that it had done before, and the others."""
+        self._ready.remove(remote)
+        done, _ = self._ray.wait(list(remote.flights), num_returns=len(remote.flights), timeout=0)
+        outcomes = []
+        for reference in done:
+            with suppress(self._ray.exceptions.RayError):
+                outcomes.append(self._ray.get(reference))
+                remote.end(reference)
+        dead = list(remote.flights.values())
+        remote.flights.clear()
+        self._ray.kill(remote.actor)
+        return outcomes, dead
 
     def _is_lost(self, error: Exception, node: str) -> bool:
         """Whether an actor went with its node, or out of reach: no fault of its unit."""
@@ -284,105 +275,25 @@ class RayEngine:
     def _end_overdue(self) -> list[Outcome]:
         """Ends actors that have held a unit for too long; those that wait here get replaced."""
         outcomes = []
-        for reference, remote in list(self._busy.items()):
-            task = remote.task
-            if task is None or time.monotonic() - remote.began_s <= remote.limit_s:
+        for remote in list(self._ready):
+            late = remote.overdue
+            if late is None:
                 continue
-            del self._busy[reference]
-            self._ray.kill(remote.actor)
-            limit = f"{remote.limit_s:.0f} s"
+            done, dead = self._bury(remote)
+            outcomes += done
+            limit = f"{late.limit_s:.0f} s"
             error = RuntimeError(f"{remote.name} did not end within {limit} and was stopped")
-            outcomes.append(Outcome(task, error=error, cause=HUNG, detail=limit))
+            for flight in dead:
+                cause = HUNG if flight is late else SHARED
+                outcomes.append(Outcome(flight.task, error=error, cause=cause, detail=limit))
         return outcomes
 
     def _retire_draining(self) -> None:
         """Gives no further unit to nodes that are about to go; what is in flight may end there."""
         if time.monotonic() - self._drain_check_s > DRAIN_CHECK_S:
             self._drain_check_s = time.monotonic()
-            self._draining = _draining_nodes()
-        for remote in [remote for remote in self._free if remote.node in self._draining]:
-            self._free.remove(remote)
-            self._ray.kill(remote.actor)
-
-
-class _Metrics:
-    """What Ray exports to Prometheus."""
-
-    def __init__(self) -> None:
-        from ray.util.metrics import Counter, Gauge
-
-        worker = ("worker",)
-        self._units = Counter("strata_units", "Units committed.", worker)
-        self._audio = Counter("strata_audio_seconds", "Seconds of audio extracted.", worker)
-        self._failures = Counter("strata_failures", "Attempts that failed.", ("cause",))
-        self._speed = Gauge("strata_realtime_factor", "Audio per wall second, last unit.", worker)
-
-    def count(self, outcome: Outcome) -> None:
-        report = outcome.report
-        if report is None:
-            self._failures.inc(1, {"cause": outcome.cause or "failed"})
-            return
-        tags = {"worker": report.worker}
-        self._units.inc(1, tags)
-        if report.audio_s > 0:  # a counter refuses 0
-            self._audio.inc(report.audio_s, tags)
-        self._speed.set(report.audio_s / max(report.wall_s, 1e-9), tags)
-
-
-def _draining_nodes() -> set[str]:
-    """Nodes that have been given notice; none where this Ray does not tell."""
-    from ray._private import worker
-
-    client: Any = getattr(worker.global_worker, "gcs_client", None)
-    try:
-        return set(client.get_draining_nodes(timeout=DRAIN_CHECK_S))
-    except Exception:  # noqa: BLE001  no public call exists; without it a drained node is a lost one
-        return set()
-
-
-def _machine(config: EngineConfig) -> tuple[int, int]:
-    """CPUs and GPUs of this machine, or of the cluster."""
-    if config.kind == "ray" and _address(config):
-        import ray
-
-        if not ray.is_initialized():
-            _connect(config, None)
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return max(1, math.floor(total.get("CPU", 1))), math.floor(total.get("GPU", 0))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cpus or 1, torch.cuda.device_count()
-
-
-def _address(config: EngineConfig) -> str | None:
-    return config.address or os.environ.get("RAY_ADDRESS") or None
-
-
-def _connect(config: EngineConfig, resources: Resources | None) -> None:
-    """Connects to the cluster there is, or starts a local one as large as the workers need."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    address = _address(config)
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if in_main else None
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        assert resources is not None  # a local cluster is started only to run workers
-        ray.init(
-            address="local",
-            num_cpus=resources.n_workers * resources.threads,
-            num_gpus=torch.cuda.device_count(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise RunError(f"cannot start {where}: {error}") from error
-    finally:
-        if handler is not None:  # ray.init puts its own in place, which ends without a word
-            signal.signal(signal.SIGTERM, handler)
+            self._draining = draining_nodes(DRAIN_CHECK_S)
+        for remote in list(self._ready):
+            if remote.node in self._draining and not remote.flights:
+                self._ready.remove(remote)
+                self._ray.kill(remote.actor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.extract.worker import UnitReport
+    from pipeline.extract.task import UnitReport
     from pipeline.store.plan import Plan
 
 

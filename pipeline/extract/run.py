@@ -35,12 +35,14 @@ from pipeline.extract.encoding import (
     short_selfcheck,
     windowing,
 )
-from pipeline.extract.engine import Resources, find_resources, open_engine
+from pipeline.extract.engine import open_engine
 from pipeline.extract.observer import Observer
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.retry import quarantined_rows
 from pipeline.extract.source import Source, open_source
-from pipeline.extract.worker import Job, Worker
+from pipeline.extract.task import Job
+from pipeline.extract.worker import Worker
 from pipeline.store import index as index_files
 from pipeline.store.identity import Identity, check_same, make_identity
 from pipeline.store.layout import FORMAT_VERSION, GROUP, Layout
@@ -79,8 +81,8 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
             source, windowing(config), config.plan.frames_per_unit, progress=observer.scanned
         )
     else:
-        with Lease(root, _new_run_id()):
-            found = _obtain_plan(config, source, root, observer)
+        with Lease(root, _new_run_id()) as lease:
+            found = _obtain_plan(config, source, root, lease, observer)
     layout = _layout(config, found)
     done = len(index_files.committed_units(root)) if root else 0
     if root:
@@ -121,7 +123,7 @@ def extract(
     run_id = _new_run_id()
     with Lease(root, run_id) as lease:
         source = _open_source(config, observer)
-        found = _obtain_plan(config, source, root, observer)
+        found = _obtain_plan(config, source, root, lease, observer)
         if config.engine.kind == "inline":  # before anything is computed: bits follow the threads
             torch.set_num_threads(resources.threads)
         encoder = _load_encoder(config, resources)
@@ -186,7 +188,9 @@ def _open_source(config: Config, observer: Observer) -> Source:
     return source
 
 
-def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer) -> Plan:
+def _obtain_plan(
+    config: Config, source: Source, root: Path, lease: Lease, observer: Observer
+) -> Plan:
     """The plan of the store, made or extended as needed."""
     stored = read_plan(root)
     wanted = config.plan.frames_per_unit
@@ -202,6 +206,7 @@ def _obtain_plan(config: Config, source: Source, root: Path, observer: Observer)
         observer.note(f"{len(again)} quarantined utterances are going to be tried again")
     found = plan_source(source, windowing(config), wanted, stored, observer.scanned, again)
     if found is not stored:
+        lease.check()  # a scan takes long, and another driver's plan must not be overwritten
         write_plan(root, found)
     return found
 

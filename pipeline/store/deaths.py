@@ -112,7 +112,7 @@ def forget_deaths(root: Path, units: Iterable[int]) -> None:
     pardoned = set(units)
     for unit, deaths in read_deaths(root).items():
         for death in deaths if unit in pardoned else ():
-            (root / death_key(death.slot)).unlink(missing_ok=True)
+            files.remove(root / death_key(death.slot))
 
 
 class Trail:
@@ -144,7 +144,7 @@ class Trail:
         if self._file is not None:
             self._file.close()
         if error is None:
-            self._path.unlink(missing_ok=True)
+            files.remove(self._path)
 
     def at(self, position: int, name: str) -> None:
         """Notes the utterance that is about to be tried."""

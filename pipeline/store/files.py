@@ -70,6 +70,52 @@ def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
     return True
 
 
+class PartialFile:
+    """A file that is filled in any order under a temporary name, until it is published.
+
+    Attributes:
+        path: The name that it gets.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: The file cannot be made; `write` and `publish` raise the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._partial = path, _partial_name(path)
+        with store_errors(path):
+            make_folder(path.parent)
+            self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes bytes to their place."""
+        with store_errors(self.path):
+            view = memoryview(data)
+            while len(view):
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+
+    def publish(self) -> None:
+        """Waits until the disk has all of it, and gives it its name."""
+        with store_errors(self.path):
+            os.fsync(self._descriptor)
+            self._close()
+            self._partial.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Removes it, unless it was published."""
+        with suppress(OSError):  # a sweep removes it, and the error that led here matters more
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
     """Writes a file and waits until the disk has it."""
     with path.open("wb", buffering=0) as file:
@@ -78,6 +124,16 @@ def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
             while len(view):
                 view = view[file.write(view) :]
         os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        StoreError: It cannot be removed.
+    """
+    with store_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -193,7 +249,7 @@ def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
     """A name beside `path` that no reader looks at; gone afterwards."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    partial = _partial_name(path)
     with store_errors(path):
         make_folder(path.parent)
         try:
@@ -201,3 +257,7 @@ def _partial(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # a sweep removes it, and the error that led here matters more
                 partial.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")

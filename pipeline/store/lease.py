@@ -1,13 +1,16 @@
 """One live driver per store: a lease with a heartbeat.
 
-The lease is a small file that names its holder and is rewritten while the holder lives. A lease
-is dead when its process is known to be gone (same host and pid namespace) or, from elsewhere, when
-its heartbeat is older than `STALE_AFTER_S`; a dead one is taken over.
+The lease is a small file that names its holder and is touched while the holder lives. A lease is
+dead when its process is known to be gone (same host and pid namespace) or, where that cannot be
+told (another host, a process that the system hides), when its heartbeat is older than
+`STALE_AFTER_S`; a dead one is taken over.
 
 Taking a lease, taking one over and giving it back are done under an advisory lock on
 `lease.lock`, which the kernel drops with its process: between the judgement that a lease is dead
 and its removal nobody can put a live one in its place. Where a file system has no locks, the
-exclusive creation of the lease file still decides, with a window of milliseconds.
+exclusive creation of the lease file still decides, with a window of milliseconds. The lock is held
+for these moments only, and let go explicitly: a process that was forked in one of them has a copy
+of the open file, which would keep the lock for as long as it lives.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from pipeline.store.layout import LEASE, LEASE_LOCK
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 LOCK_TIMEOUT_S = 10.0
+GONE = -1
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._holder.pid:
+            return  # a fork of the holder ends; the lease is not its own
         self._stop.set()
         self._thread.join()
         if not self._path.parent.is_dir():
@@ -143,6 +149,8 @@ class Lease:
                 os.utime(descriptor)
             yield os.fstat(descriptor).st_mtime
         finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _set_aside_dead(self, now_s: float) -> None:
@@ -175,7 +183,11 @@ def live_holder(root: Path, name: str = LEASE, now_s: float | None = None) -> Ho
     if holder is None:
         return None
     if holder.host == socket.gethostname() and holder.process_space == _process_space():
-        return holder if _process_start(holder.pid) == holder.process_start else None
+        start = _process_start(holder.pid)
+        if start == GONE:
+            return None
+        if start and holder.process_start:
+            return holder if start == holder.process_start else None
     age_s = _age_s(path, time.time() if now_s is None else now_s)
     return holder if age_s < STALE_AFTER_S else None
 
@@ -225,20 +237,17 @@ def _process_space() -> str:
 
 
 def _process_start(pid: int) -> int:
-    """Start of a process in clock ticks since boot; -1 if there is none, 0 if it cannot be told."""
+    """Start of a process in clock ticks since boot; GONE if there is none, 0 if it is not told.
+
+    A process of another user may be there without a trace in /proc: only a signal finds it.
+    """
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return GONE if fields[0] in "ZX" else int(fields[19])
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        fields = stat.rpartition(")")[2].split()
-        return -1 if fields[0] in "ZX" else int(fields[19])
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return -1
-    except OSError:
-        pass
-    try:  # no /proc: only whether it is there
         os.kill(pid, 0)
     except ProcessLookupError:
-        return -1
+        return GONE
     except OSError:
         pass
     return 0

@@ -18,7 +18,9 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.store import files
 from pipeline.store.layout import FRAMES, LEDGER_DIR, ledger_key
 
-_CLAIM_NAME = re.compile(r"slot-(\d+)\.json")
+LOST = -1
+"""The unit of a claim whose content is lost: its slot is taken, and nobody knows for which unit."""
+CLAIM_NAME = re.compile(r"slot-(\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Claim:
 
     Attributes:
         slot: Where it writes.
-        unit: What it does.
+        unit: What it does; `LOST` if a repair has found the claim unreadable.
         attempt: 1 for the first attempt at the unit.
         run_id: Run of the driver that claimed it.
         worker: Name of the worker it was given to.
@@ -123,16 +125,18 @@ def read_claims(root: Path) -> list[Claim]:
     """
     claims = []
     for path in (root / LEDGER_DIR).glob("slot-*.json"):
-        name = _CLAIM_NAME.fullmatch(path.name)
+        name = CLAIM_NAME.fullmatch(path.name)
         if not name:
             continue
         try:
             claim = Claim(**json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise DamagedError(
-                f"{path} is not a readable claim; remove it and run again"
+                f"{path} is not a readable claim; `strata verify --repair` sees to it"
             ) from error
         if claim.slot != int(name[1]):
-            raise DamagedError(f"{path} claims slot {claim.slot}; remove it and run again")
+            raise DamagedError(
+                f"{path} claims slot {claim.slot}; `strata verify --repair` sees to it"
+            )
         claims.append(claim)
     return sorted(claims, key=lambda claim: claim.slot)

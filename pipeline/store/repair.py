@@ -3,14 +3,16 @@
 Only commits are removed here, and garbage: the damaged shards themselves stay until their unit is
 committed in another slot. What the next run writes is byte-identical, as units are a function of
 the plan and the audio alone.
+
+No driver is at work, but workers of one that was killed may be. So nothing is removed that they
+could still commit, and no slot that they write to is ever given out again.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import DamagedError
@@ -18,8 +20,8 @@ from pipeline.store import files
 from pipeline.store import index as index_files
 from pipeline.store.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
 from pipeline.store.lease import Lease
-from pipeline.store.ledger import Claim, Ledger
-from pipeline.store.log import RunLog
+from pipeline.store.ledger import CLAIM_NAME, LOST, Claim, Ledger
+from pipeline.store.log import RunLog, now
 from pipeline.store.strays import Stray
 from pipeline.store.verify import Verification, verify_store
 from pipeline.store.writer import discard_slot, layout_of, read_attributes, read_plan, resize
@@ -33,7 +35,7 @@ class Repair:
         found: The check that came before it.
         units: Units whose commit was taken back.
         swept: Garbage that was removed.
-        claims: Unreadable claims that were removed.
+        claims: Claims that were unreadable; their slots stay taken.
     """
 
     found: Verification
@@ -43,8 +45,9 @@ class Repair:
 
     def summary(self) -> str:
         """One line for people."""
-        removed = f"{len(self.swept)} strays and {len(self.claims)} unreadable claims removed"
-        line = f"repaired: {len(self.units)} units taken back, {removed}"
+        line = f"repaired: {len(self.units)} units taken back, {len(self.swept)} strays removed"
+        if self.claims:
+            line += f", {len(self.claims)} unreadable claims written anew"
         if self.units:
             line += "; run the same `strata extract` command as before to extract these units again"
         return line
@@ -62,7 +65,7 @@ def repair_store(root: Path) -> Repair:
     layout = layout_of(attributes)
     run_id = f"repair-{uuid.uuid4().hex[:8]}"
     with Lease(root, run_id):
-        claims = _remove_unreadable_claims(root)
+        claims = _replace_unreadable_claims(root, run_id)
         plan = read_plan(root)
         if plan is None:
             raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
@@ -70,7 +73,7 @@ def repair_store(root: Path) -> Repair:
         found = verify_store(root)
         log = RunLog(root, run_id)
         _uncommit(root, found, log)
-        swept = _remove_garbage(root, layout, found, claims)
+        swept = _remove_garbage(root, layout, found)
         units = found.damaged_units
         log.write("repaired", units=units, swept=[stray.path for stray in swept], claims=claims)
     return Repair(found, units, swept, claims)
@@ -85,39 +88,38 @@ def _uncommit(root: Path, found: Verification, log: RunLog) -> None:
     for unit in units:
         problems = [damage.problem for damage in found.damages if damage.unit == unit]
         log.write("unit_taken_back", unit=unit, problems=problems[:5])
-        with files.store_errors(root / index_key(unit)):
-            (root / index_key(unit)).unlink(missing_ok=True)
+        files.remove(root / index_key(unit))
     files.sync_folder(root / INDEX_DIR)
 
 
-def _remove_garbage(
-    root: Path, layout: Layout, found: Verification, claims: Sequence[str]
-) -> list[Stray]:
-    """Removes garbage, but for slots whose claim was lost just now: an orphan may still be at work.
-
-    If it commits, its shards must be there; if it does not, the next repair removes them.
-    """
-    spared = {int(name.removeprefix("slot-").removesuffix(".json")) for name in claims}
-    garbage = [stray for stray in found.strays if stray.is_garbage and stray.slot not in spared]
+def _remove_garbage(root: Path, layout: Layout, found: Verification) -> list[Stray]:
+    garbage = [stray for stray in found.strays if stray.is_garbage]
     for stray in garbage:
         if stray.slot is not None:
             discard_slot(root, layout, stray.slot)
         else:
-            (root / stray.path).unlink(missing_ok=True)
+            files.remove(root / stray.path)
     return garbage
 
 
-def _remove_unreadable_claims(root: Path) -> list[str]:
-    """A claim that cannot be read stops every run; the slot's data, if any, still guards it."""
-    removed = []
-    for path in (root / LEDGER_DIR).glob("slot-*.json"):
-        if path.name.count(".") != 1:
+def _replace_unreadable_claims(root: Path, run_id: str) -> list[str]:
+    """A claim that cannot be read stops every run; without it the slot would be given out again.
+
+    The worker that it was made for may still be there: in a slot that a later attempt is given as
+    well, the shards of both would be mixed.
+    """
+    replaced = []
+    for path in sorted((root / LEDGER_DIR).glob("slot-*.json")):
+        name = CLAIM_NAME.fullmatch(path.name)
+        if not name:
             continue
+        slot = int(name[1])
         try:
-            readable = Claim(**json.loads(path.read_bytes())).slot == int(path.stem[5:])
+            readable = Claim(**json.loads(path.read_bytes())).slot == slot
         except (ValueError, TypeError):
             readable = False
         if not readable:
-            path.unlink()
-            removed.append(path.name)
-    return removed
+            claim = Claim(slot, LOST, 0, run_id, "", now())
+            files.write_atomic(path, [files.json_bytes(asdict(claim))])
+            replaced.append(path.name)
+    return replaced

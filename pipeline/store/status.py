@@ -36,7 +36,7 @@ class Status:
         eta_seconds: Seconds to go at that rate; None if nothing is running or known.
         live: Whether a driver is at work.
         run_id: The last run.
-        seconds: Where the workers' time went in all runs: decode, encode, copy, write.
+        seconds: Where the workers' time went in all runs, by stage (`UnitReport.seconds`).
         reasons: How often each quarantine reason occurs, most frequent first.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pipeline.store.layout import (
     POOLED,
     Layout,
 )
-from pipeline.store.ledger import Claim
+from pipeline.store.ledger import LOST, Claim
 
 _KNOWN = {
     "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG)))),
@@ -54,18 +54,27 @@ class Stray:
     slot: int | None = None
 
 
-def find_strays(
-    root: Path, layout: Layout, claims: Mapping[int, Claim], winners: Mapping[int, int | None]
-) -> list[Stray]:
-    """Walks the whole store.
+@dataclass(frozen=True)
+class Attempts:
+    """Who has written to the store, and what has come of it.
 
-    Args:
-        root: The store.
-        layout: Its shapes.
+    Attributes:
         claims: By slot.
         winners: Slot of each committed unit; None where its index is not readable.
+        damaged: Units whose commit is damaged, so that a repair takes it back.
+        is_complete: Whether every unit of the plan is committed, and none is damaged: then no
+            attempt that is still alive can commit.
     """
-    committed = {slot for slot in winners.values() if slot is not None}
+
+    claims: Mapping[int, Claim]
+    winners: Mapping[int, int | None]
+    damaged: Container[int]
+    is_complete: bool
+
+
+def find_strays(root: Path, layout: Layout, attempts: Attempts) -> list[Stray]:
+    """Walks the whole store."""
+    committed = {slot for slot in attempts.winners.values() if slot is not None}
     found = []
     orphans: dict[int, int] = {}
     for path in _files(root):
@@ -79,22 +88,24 @@ def find_strays(
             found.append(Stray(path, "trail of a dead attempt", True))
         elif not _is_known(path):
             found.append(Stray(path, "foreign file; it is left alone", False))
-    return found + [_orphan(slot, n, claims.get(slot), winners) for slot, n in orphans.items()]
+    return found + [_orphan(slot, n, attempts) for slot, n in orphans.items()]
 
 
-def _orphan(
-    slot: int, n_files: int, claim: Claim | None, winners: Mapping[int, int | None]
-) -> Stray:
-    path = f"slot {slot}"
-    if claim is None:
-        return Stray(path, f"orphan slot of {n_files} files that nobody claimed", True, slot)
-    if claim.unit not in winners:
+def _orphan(slot: int, n_files: int, attempts: Attempts) -> Stray:
+    """Says whose slot it is; garbage only if the attempt can but lose, should it still be alive."""
+    path, claim = f"slot {slot}", attempts.claims.get(slot)
+    if claim is None or claim.unit == LOST:
+        what = f"orphan slot of {n_files} files that nobody claimed"
+        if claim is not None:
+            what = f"{n_files} files of an attempt whose claim is lost"
+        return Stray(path, what, attempts.is_complete, slot)
+    if claim.unit not in attempts.winners:
         what = f"{n_files} files of an attempt at unit {claim.unit}, which is not committed"
         return Stray(path, what, False, slot)
-    winner = winners[claim.unit]
-    if winner is None:
-        what = f"{n_files} files of unit {claim.unit}, whose index is not readable"
+    if claim.unit in attempts.damaged:
+        what = f"{n_files} files of an attempt at unit {claim.unit}, whose commit is damaged"
         return Stray(path, what, False, slot)
+    winner = attempts.winners[claim.unit]
     what = f"orphan slot of {n_files} files: unit {claim.unit} is committed in slot {winner}"
     return Stray(path, what, True, slot)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.store import files
 from pipeline.store import index as index_files
 from pipeline.store.layout import (
     FRAMES,
@@ -33,6 +34,9 @@ def sweep(root: Path, layout: Layout) -> list[int]:
 
     Returns:
         The slots that were swept.
+
+    Raises:
+        StoreError: The store cannot be written any more.
     """
     committed = set(index_files.committed_units(root))
     claims = read_claims(root)
@@ -49,14 +53,14 @@ def sweep(root: Path, layout: Layout) -> list[int]:
     ]
     swept = []
     for claim in failed:
-        (root / trail_key(claim.slot)).unlink(missing_ok=True)
+        files.remove(root / trail_key(claim.slot))
         if claim.unit in winners and slot_has_data(root, layout, claim.slot):
             discard_slot(root, layout, claim.slot)
             swept.append(claim.slot)
     unclaimed = slots_on_disk(root) - {claim.slot for claim in claims}
     suspects = unclaimed.union(claim.slot for claim in failed)
     for partial in partial_files(root, layout, suspects):
-        partial.unlink(missing_ok=True)
+        files.remove(partial)
     return swept
 
 

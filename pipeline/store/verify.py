@@ -19,11 +19,11 @@ import zarr
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.layout import FRAMES, POOLED, Layout, index_key
-from pipeline.store.ledger import read_claims
+from pipeline.store.ledger import LOST, read_claims
 from pipeline.store.plan import Plan
 from pipeline.store.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.shards import ShardReader
-from pipeline.store.strays import Stray, find_strays
+from pipeline.store.strays import Attempts, Stray, find_strays
 from pipeline.store.writer import (
     check_format_shape,
     crc32c,
@@ -134,7 +134,7 @@ def verify_store(
         utterances_ok=check.statuses[OK],
         utterances_quarantined=check.n_quarantined,
         n_bytes=check.n_bytes,
-        strays=tuple(check.strays(units)),
+        strays=tuple(check.strays(units, {damage.unit for damage in damages})),
     )
 
 
@@ -172,7 +172,9 @@ class _UnitCheck:
         self.slots: dict[int, int] = {}
         self.n_bytes = 0
         self._claims = {claim.slot: claim for claim in read_claims(root)}
-        self._claimed = {slot: claim.unit for slot, claim in self._claims.items()}
+        self._claimed = {
+            slot: claim.unit for slot, claim in self._claims.items() if claim.unit != LOST
+        }
         self._seen: dict[tuple[int, int], int] = {}
         self._lost: set[int] = set()
 
@@ -181,11 +183,13 @@ class _UnitCheck:
         """Utterances that were quarantined, but for those that a later unit has after all."""
         return sum((row, 0) not in self._seen for row in self._lost)
 
-    def strays(self, units: list[int]) -> list[Stray]:
+    def strays(self, units: list[int], damaged: set[int]) -> list[Stray]:
         """What else lies in the store, once all units have been checked."""
         slots = {unit: slot for slot, unit in self.slots.items()}
         winners = {unit: slots.get(unit) for unit in units}
-        return find_strays(self._root, self._layout, self._claims, winners)
+        is_complete = len(units) == self._plan.n_units and not damaged
+        attempts = Attempts(self._claims, winners, damaged, is_complete)
+        return find_strays(self._root, self._layout, attempts)
 
     def problems(self, unit: int, deep: bool = True) -> Iterator[str]:
         try:

@@ -1,20 +1,15 @@
-"""Writing a store: its frame, and one unit after the other.
+"""Writing a store: its frame, and a unit at once.
 
-A worker fills a `UnitBuffer` in memory and hands it to `commit_unit`, which writes one flat shard
-per layer into the slot, then the pooled chunk, then the unit's index file. The index file is the
-commit: it is created exclusively and last, so that a unit is visible whole or not at all.
+`commit_unit` takes a unit that is in memory as a whole; a worker, whose features come one batch
+after the other, uses `SlotWriter` itself.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
@@ -29,9 +24,32 @@ from pipeline.store.layout import (
     POOLED,
     Layout,
     group_document,
-    index_key,
 )
 from pipeline.store.plan import Plan
+from pipeline.store.slot import (
+    CommitOutcome,
+    SlotWriter,
+    UnitBuffer,
+    crc32c,
+    discard_slot,
+    pool,
+)
+
+__all__ = [
+    "CommitOutcome",
+    "UnitBuffer",
+    "check_format_shape",
+    "commit_unit",
+    "crc32c",
+    "discard_slot",
+    "layout_of",
+    "pool",
+    "read_attributes",
+    "read_plan",
+    "resize",
+    "write_group",
+    "write_plan",
+]
 
 
 def write_plan(root: Path, plan: Plan) -> None:
@@ -136,77 +154,6 @@ def check_format_shape(attributes: dict[str, Any], layout: Layout, root: Path) -
         raise IdentityError(f"store {root} has {stored}, but its plan asks for {layout}")
 
 
-class UnitBuffer:
-    """The features of one unit in memory, laid out as the shards will be.
-
-    It is reused from unit to unit: `start` with the number of frames that the unit has, `put` or
-    `blank` each of its utterances, then `commit_unit`.
-
-    Attributes:
-        frames: float16 [n_layers, frames_per_unit, dim].
-        pooled: float32 [utterances_per_slot, n_layers, dim].
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.frames: npt.NDArray[np.float16] = np.empty(
-            (layout.n_layers, layout.frames_per_unit, layout.dim), np.float16
-        )
-        self.pooled: npt.NDArray[np.float32] = np.empty(
-            (layout.utterances_per_slot, layout.n_layers, layout.dim), np.float32
-        )
-
-    def start(self, n_frames: int) -> None:
-        """Begins a unit of `n_frames`; what lies beyond them is filled with NaN."""
-        self.pooled.fill(np.nan)
-        self.blank(n_frames, self.layout.frames_per_unit)
-
-    def blank(self, start: int, stop: int) -> None:
-        """Fills frames with NaN: they belong to nobody."""
-        self.frames[:, start:stop].fill(np.nan)
-
-    def seal(self, position: int, start: int, stop: int) -> tuple[int, ...]:
-        """Pools and checksums an utterance whose frames have been put into their place.
-
-        The mean is taken over the stored float16 values, so that it can be verified from them.
-
-        Args:
-            position: The utterance's place in the unit.
-            start: Its first frame, within the slot.
-            stop: One past its last frame.
-
-        Returns:
-            crc32c of the stored bytes of each layer.
-        """
-        stored = self.frames[:, start:stop]
-        self.pooled[position] = pool(stored)
-        return tuple(crc32c(layer) for layer in stored)
-
-
-@dataclass(frozen=True)
-class CommitOutcome:
-    """How a commit ended.
-
-    Attributes:
-        won: Whether this attempt is the one that counts.
-        n_bytes: Bytes written to the slot.
-    """
-
-    won: bool
-    n_bytes: int
-
-
-def pool(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    """Mean over frames, [n_layers, n_frames, dim] → [n_layers, dim], summed in float64."""
-    mean = stored.mean(axis=1, dtype=np.float64)
-    return np.asarray(mean, np.float32)
-
-
-def crc32c(array: npt.NDArray[Any]) -> int:
-    """Checksum of the bytes of a contiguous array."""
-    return int(google_crc32c.value(array))
-
-
 def commit_unit(
     root: Path, buffer: UnitBuffer, unit: int, slot: int, index: pa.Table
 ) -> CommitOutcome:
@@ -227,50 +174,7 @@ def commit_unit(
         NoSpaceError: The disk is full. Nothing is visible.
         StoreError: The store cannot be written.
     """
-    layout = buffer.layout
-    content = files.parquet_bytes(index)
-    try:
-        _write_slot(root, buffer, slot)
-        check_there(root)
-        won = files.create_exclusive(root / index_key(unit), [content])
-    except StoreError as error:
-        if not (root / index_key(unit)).exists():
-            discard_slot(root, layout, slot)
-        raise type(error)(
-            f"unit {unit} ({layout.slot_bytes:,} bytes) is not committed: {error}"
-        ) from error
-    if not won:
-        discard_slot(root, layout, slot)
-    return CommitOutcome(won, layout.slot_bytes)
-
-
-def _write_slot(root: Path, buffer: UnitBuffer, slot: int) -> None:
-    layout = buffer.layout
-    for key, matrix in zip(layout.shard_keys(slot), buffer.frames, strict=True):
-        check_there(root)
-        files.write_atomic(root / key, [matrix.data.cast("B"), layout.shard_index])
-    checksum = crc32c(buffer.pooled).to_bytes(4, "little")
-    pooled = buffer.pooled.data.cast("B")
-    files.write_atomic(root / layout.pooled_key(slot), [pooled, checksum])
-
-
-def check_there(root: Path) -> None:
-    """Makes sure that a store which was unmounted is not begun anew below its mount point.
-
-    Raises:
-        StoreError: It is gone.
-    """
-    if not (root / GROUP / "zarr.json").is_file():
-        raise StoreError(
-            f"store {root} has vanished (is it still mounted?); what was committed is safe there: "
-            "bring it back and run the same command again"
-        )
-
-
-def discard_slot(root: Path, layout: Layout, slot: int) -> None:
-    """Removes the shards and the pooled chunk of a slot, as far as they are there."""
-    for key in (*layout.shard_keys(slot), layout.pooled_key(slot)):
-        try:
-            (root / key).unlink(missing_ok=True)
-        except OSError:
-            return  # garbage, which the next sweep removes
+    with SlotWriter(root, buffer, unit, slot) as writer:
+        writer.write(0, buffer.layout.frames_per_unit)
+        writer.complete()
+        return writer.commit(index)

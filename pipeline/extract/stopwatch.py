@@ -1,0 +1,54 @@
+"""Where a unit's time goes, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Adds up seconds per stage, for the thread that encodes.
+
+    On CUDA the stages of the device are timed by events, which are read when all is over: nothing
+    in between waits for the device.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._on_cuda = torch.device(device).type == "cuda"
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def host(self, stage: str) -> Iterator[None]:
+        """Times a block of this thread."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - began
+
+    @contextmanager
+    def device(self, stage: str) -> Iterator[None]:
+        """Times what a block gives the encoder's device to do."""
+        if not self._on_cuda:
+            with self.host(stage):
+                yield
+            return
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        first.record()
+        yield
+        last.record()
+        self._events.append((stage, first, last))
+
+    def take(self) -> dict[str, float]:
+        """The seconds so far; begins anew."""
+        for stage, first, last in self._events:
+            last.synchronize()
+            self._seconds[stage] += first.elapsed_time(last) / 1000
+        seconds, self._seconds, self._events = self._seconds, defaultdict(float), []
+        return dict(seconds)

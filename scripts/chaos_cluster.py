@@ -1,0 +1,88 @@
+"""Where a campaign takes place: a Ray cluster of two nodes, and a small disk, on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+DRAIN_PREEMPTION = 2  # ray.rpc.autoscaler DRAIN_NODE_REASON_PREEMPTION
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+class Nodes:
+    """A Ray cluster of two nodes on this machine; the second may be lost."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        self.second = self.cluster.add_node(**NODE)
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        self.address = self.cluster.address
+
+    def workers(self) -> list[int]:
+        """Processes of workers of this cluster, and of no other one."""
+        raylets = {
+            info.process.pid
+            for node in self.cluster.list_all_nodes()
+            for info in node.all_processes.get("raylet", [])
+        }
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in raylets and b"ray::_Actor" in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+        return found
+
+    def wait_for_orphans(self, timeout_s: float) -> bool:
+        """Waits until no worker is left; returns whether that is so."""
+        end = time.monotonic() + timeout_s
+        while self.workers():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def lose(self) -> None:
+        """Loses the second node at once; another one takes its place."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = self.cluster.add_node(**NODE)
+
+    def drain(self) -> None:
+        """Gives the second node notice, and takes it away a moment later."""
+        from ray._private.worker import global_worker
+
+        deadline_ms = int((time.time() + 30) * 1000)
+        global_worker.gcs_client.drain_node(
+            self.second.node_id, DRAIN_PREEMPTION, "chaos", deadline_ms
+        )
+        time.sleep(3)
+        self.lose()
+
+    def close(self) -> None:
+        """Ends it all."""
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@contextmanager
+def own_disk(work: Path, megabytes: int) -> Iterator[tuple[Path, bool]]:
+    """A small file system of our own where that is permitted, else a folder."""
+    disk = work / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)]
+    may_mount = not subprocess.run(mount, capture_output=True, check=False).returncode
+    try:
+        yield disk, may_mount
+    finally:
+        if may_mount:
+            subprocess.run(["umount", "-l", str(disk)], check=False)
