@@ -21,9 +21,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import load_config, plain_overrides
+from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.errors import ConfigError, StrataError
 from pipeline.progress import LiveObserver, duration, show_estimate, show_status
+from pipeline.sweep_view import SweepProgress, show_sweep
 
 EXIT_ERROR, EXIT_USAGE, EXIT_QUARANTINED = 1, 2, 3
 
@@ -199,6 +200,64 @@ def collapse(
 
 
 @app.command()
+def layers(
+    store: Store,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[n_frames=20000] [seed=0] [out=DIR]", help="Sample, report."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the layers look like without labels: sizes, directions, CKA between layers."""
+    with _reported(as_json, debug):
+        from pipeline.store.reader import open_store
+        from pipeline.train.anatomy import N_FRAMES, examine
+        from pipeline.train.anatomy_report import HEAD, table_rows, write_anatomy
+
+        given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
+        n_frames, seed = _whole(given, "n_frames", N_FRAMES), _whole(given, "seed", 0)
+        out = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
+        with LiveObserver(console) as observer:
+            found = examine(open_store(store), n_frames, seed, observer.note)
+            for warning in found.warnings:
+                observer.note(f"WARNING: {warning}")
+        page = write_anatomy(found, out)
+        table = Table(box=None, pad_edge=False)
+        for name in HEAD:
+            table.add_column(name, justify="right")
+        for row in table_rows(found):
+            table.add_row(*row)
+        console.print(table)
+        console.print(f"report: {page}", markup=False)
+        _print_json(as_json, asdict(found) | {"report": str(page)})
+
+
+@app.command()
+def sweep(
+    store: Store,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="task=... [KEY=VALUE]...", help="Task and settings."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train small heads on every layer and on their weighted sum: which layer is it?"""
+    with _reported(as_json, debug):
+        config = load_sweep_config(overrides or [])
+        from pipeline.train.report import write_report
+        from pipeline.train.sweep import summary
+        from pipeline.train.sweep import sweep as sweep_store
+
+        with SweepProgress(console) as progress:
+            found, folder = sweep_store(store, config, progress)
+        page = write_report(found, folder)
+        show_sweep(console, found, page)
+        _print_json(as_json, summary(found) | {"report": str(page)})
+
+
+@app.command()
 def models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the encoders that are known by name."""
     with _reported(as_json, debug):
@@ -231,7 +290,7 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
     """Encode clips alone, in a batch and in fp32, and show the largest differences."""
     with _reported(as_json, debug):
         from pipeline.extract.encoding import full_selfcheck
-        from pipeline.extract.engine import find_resources
+        from pipeline.extract.resources import find_resources
 
         config = load_config(["engine=inline", *(overrides or [])])
         found = full_selfcheck(config, find_resources(config.engine).device)
@@ -248,6 +307,13 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
         _print_json(as_json, asdict(found))
     if not found.ok:
         raise typer.Exit(EXIT_ERROR)
+
+
+def _whole(given: dict[str, str], name: str, default: int) -> int:
+    text = given.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} is {text!r}; expected a whole number from 0 on")
+    return int(text)
 
 
 @contextmanager
@@ -281,9 +347,16 @@ def _fail(message: str, as_json: bool, code: int = EXIT_ERROR) -> None:
 
 @contextmanager
 def _signals_to(request: Callable[[str], None]) -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM ask a run to stop."""
+    """Lets Ctrl-C and SIGTERM ask a run to stop.
+
+    Once it has stopped, a further signal ends the process at once: Ray's own end, which is all that
+    is left then, does not survive a KeyboardInterrupt.
+    """
+    asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
         request(signal.Signals(number).name)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -291,7 +364,7 @@ def _signals_to(request: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if asked else handler)
 
 
 def _print_json(as_json: bool, document: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from pipeline import cli
 from pipeline.cli import app
 from pipeline.config import config_folder
 from pipeline.encoder.registry import registry
@@ -225,3 +228,20 @@ def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> No
     assert "weights=average" in error_line(strata("collapse", str(store), str(out)))
     misspelt = strata("collapse", str(store), str(out), "weigths=average")
     assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_signal_after_the_run_has_stopped_ends_at_once(asked: bool) -> None:
+    """Who was asked to stop may be asked again while it ends; else all is as it was before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard: list[str] = []
+    try:
+        with cli._signals_to(heard.append):
+            if asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["SIGTERM"] * asked
+        for number, handler in before.items():
+            assert signal.getsignal(number) == (signal.SIG_DFL if asked else handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""Plain values, as YAML has them, checked into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Checks plain values into a frozen dataclass, recursively.
+
+    Raises:
+        ConfigError: An unknown key, a missing one, or a value of the wrong type.
+    """
+    hints = type_hints(typing.cast("Any", kind))
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"unknown setting {prefix}{key}{nearest(key, hints)}")
+    arguments = {
+        key: _convert(hint, values[key], f"{prefix}{key}")
+        for key, hint in hints.items()
+        if key in values
+    }
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        missing = [
+            f"{prefix}{item.name}"
+            for item in dataclasses.fields(typing.cast("Any", kind))
+            if item.name not in values
+            and item.default is dataclasses.MISSING
+            and item.default_factory is dataclasses.MISSING
+        ]
+        raise ConfigError(f"missing setting {', '.join(missing)}") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known words next to a misspelt one, to be put at the end of a message."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(options)}" if options else ""
+
+
+@cache
+def type_hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}; expected a group of settings")
+        return build(typing.cast("type[Any]", hint), value, f"{name}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        converted = _try_convert(option, value)
+        if converted is not _MISFIT:
+            return converted
+    expected = " or ".join(_type_name(option) for option in options)
+    raise ConfigError(f"{name} is {value!r}; expected {expected}")
+
+
+_MISFIT = object()
+
+
+def _try_convert(option: Any, value: Any) -> Any:
+    if option is types.NoneType:
+        return None if value is None else _MISFIT
+    if typing.get_origin(option) is tuple:
+        item = typing.get_args(option)[0]
+        if not isinstance(value, list | tuple):
+            return _MISFIT
+        items = tuple(_try_convert(item, part) for part in value)
+        return _MISFIT if _MISFIT in items else items
+    if option is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # a folder or a label may be called 2024
+    return value if type(value) is option else _MISFIT
+
+
+def _type_name(option: Any) -> str:
+    if option is types.NoneType:
+        return "null"
+    if typing.get_origin(option) is tuple:
+        item = typing.get_args(option)[0]
+        lists = {int: "a list of whole numbers", float: "a list of numbers"}
+        return lists.get(item, "a list of names")
+    names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+    return names[option.__name__]

@@ -1,0 +1,185 @@
+"""Composing YAML and overrides with Hydra, the only user of Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.config.checking import build, nearest, type_hints
+from pipeline.config.ranges import check_ranges, check_sweep
+from pipeline.config.schema import Config
+from pipeline.config.sweeping import SweepConfig
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """Composes the configuration of plan and extract.
+
+    A setting that is text (a path, a column, a split) is taken as it stands, whatever characters
+    are in it; quotes around the whole are taken off. Anything else follows Hydra's grammar.
+
+    Args:
+        overrides: `group=option` and `key=value`, as on the command line.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: An override is misspelt, malformed, of the wrong type or out of range.
+    """
+    groups = {"dataset": "audiofolder", "model": "hubert_base", "engine": "ray"}
+    config = _compose("config", Config, groups, overrides)
+    check_ranges(config)
+    return config
+
+
+def load_sweep_config(overrides: Sequence[str] = ()) -> SweepConfig:
+    """Composes the configuration of a sweep.
+
+    Args:
+        overrides: As for `load_config`; `task=...` must be among them.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: As for `load_config`; or no task is given.
+    """
+    tasks = sorted(path.stem for path in (config_folder() / "task").glob("*.yaml"))
+    if not any(override.startswith("task=") for override in overrides):
+        raise ConfigError(f"no task is given; say task={'|'.join(tasks)}")
+    config = _compose("sweep", SweepConfig, {"task": tasks[0]}, overrides)
+    check_sweep(config)
+    return config
+
+
+def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str, str]:
+    """`key=value` settings of a verb that needs no Hydra groups, as text.
+
+    Raises:
+        ConfigError: A key is not among `known`, or there is no value.
+    """
+    values = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key not in known:
+            raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
+        if not equals or not value:
+            raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
+        values[key] = value
+    return values
+
+
+def config_folder() -> Path:
+    """The folder of the YAML groups: beside the package in a clone, inside it when installed."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/config.yaml in or beside {here}; the installation is incomplete")
+
+
+def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Sequence[str]) -> T:
+    """Merges conf/ROOT.yaml, the options of its groups and the overrides into a dataclass.
+
+    Args:
+        root: Name of the document.
+        kind: The dataclass.
+        groups: Its groups, with the option that is taken if none is chosen.
+        overrides: As on the command line.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    folder = config_folder()
+    chosen = dict(groups)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in chosen:
+            chosen[key] = value
+    _check_keys(overrides, folder, root, chosen)
+    known = _text_settings(typing.cast("Any", kind))
+    texts = [item for item in overrides if item.partition("=")[0] in known]
+    others = [item for item in overrides if item not in texts]
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            composed = compose(root, others)
+        merged = _plain(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    for override in texts:
+        key, _, value = override.partition("=")
+        _put_text(merged, key, value)
+    return build(kind, merged)
+
+
+def _check_keys(
+    overrides: Sequence[str], folder: Path, root: str, chosen: Mapping[str, str]
+) -> None:
+    """Refuses what Hydra would refuse too, in words of our own."""
+    known = _known_keys(folder, root, chosen)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.lstrip("+~")
+        if not key or (not equals and not override.startswith("~")):
+            raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
+        if key in chosen:
+            options = [path.stem for path in (folder / key).glob("*.yaml")]
+            if value not in options:
+                raise ConfigError(f"no {key} is called {value!r}{nearest(value, options)}")
+        elif key not in known:
+            raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
+
+
+def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:
+    from omegaconf import OmegaConf
+
+    keys = list(chosen)
+    documents = {group: folder / group / f"{name}.yaml" for group, name in chosen.items()}
+    for prefix, path in {"": folder / f"{root}.yaml", **documents}.items():
+        if not path.is_file():
+            continue
+        for key, value in _plain(OmegaConf.load(path)).items():
+            name = f"{prefix}.{key}" if prefix else key
+            if key in ("defaults", "hydra"):
+                continue
+            if isinstance(value, dict):
+                keys += [f"{name}.{part}" for part in value]
+            else:
+                keys.append(name)
+    return keys
+
+
+def _plain(document: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(document, resolve=True))
+
+
+@cache
+def _text_settings(kind: Any) -> frozenset[str]:
+    """Names of the settings whose value is text, or nothing."""
+    names = set()
+    for group, hint in type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            names |= {f"{group}.{key}" for key in _text_settings(typing.cast("Any", hint))}
+        elif hint in (str, str | None):
+            names.add(group)
+    return frozenset(names)
+
+
+def _put_text(merged: dict[str, Any], key: str, value: str) -> None:
+    if not value:
+        raise ConfigError(f"{key} is empty; write {key}=null to leave it unset")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    group, _, name = key.rpartition(".")
+    place = merged[group] if group else merged
+    place[name] = None if value == "null" else value
