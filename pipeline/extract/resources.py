@@ -10,7 +10,7 @@ from pipeline.extract.cluster import find_machine
 
 WORKER_BYTES = 6 * 10**9
 """Memory for one worker where their number is left to Strata: enough for a large model (24 layers
-of 1,024 features: 1.3 GB of weights, 2.9 GB for a unit's features, a third as much in flight)."""
+of 1,024 features: 1.3 GB of weights, 2.9 GB for a unit's features, half that while it computes)."""
 
 
 @dataclass(frozen=True)
