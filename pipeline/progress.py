@@ -18,25 +18,21 @@ if TYPE_CHECKING:
     from pipeline.store.status import Status
 
 
-class LiveObserver(Observer):
-    """Shows a run on the terminal; where there is none, only notes are printed."""
+class Bars:
+    """Progress bars of a block of work; where there is no terminal, none are drawn."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *further: TextColumn) -> None:
+        """Prepares them; `further` columns come after the usual ones."""
         self._console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}"),
+            *further,
             console=console,
             disable=not console.is_terminal,
         )
-        self._scan = self._progress.add_task("headers", total=None, detail="", visible=False)
-        self._units = self._progress.add_task("units", total=None, detail="", visible=False)
-        self._began = time.monotonic()
-        self._audio_s = 0.0
-        self._planned_audio_s = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -49,6 +45,18 @@ class LiveObserver(Observer):
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class LiveObserver(Bars, Observer):
+    """Shows a run on the terminal; where there is none, only notes are printed."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, TextColumn("{task.fields[detail]}"))
+        self._scan = self._progress.add_task("headers", total=None, detail="", visible=False)
+        self._units = self._progress.add_task("units", total=None, detail="", visible=False)
+        self._began = time.monotonic()
+        self._audio_s = 0.0
+        self._planned_audio_s = 0.0
 
     def note(self, line: str) -> None:
         """Prints a line."""
