@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.encoder.linear import Linear, gelu_
 from pipeline.encoder.registry import ModelSpec
 from pipeline.encoder.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
 from pipeline.encoder.windows import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, n_frames
@@ -73,33 +74,31 @@ class _Convolution:
         weight = block.conv.weight  # [out, in, kernel]
         self.kernel, self.stride = block.kernel_size, block.stride
         self.norm = block.layer_norm
-        bias = block.conv.bias
-        self.bias = None if bias is None else bias.to(dtype)
-        self.taps = [
-            group.permute(0, 2, 1).reshape(weight.shape[0], -1).to(dtype)  # [out, taps × in]
+        self.n_out = weight.shape[0]
+        taps = [
+            group.permute(0, 2, 1).reshape(self.n_out, -1)  # [out, taps × in]
             for group in weight.split(self.stride, dim=2)
         ]
+        biases = [block.conv.bias] + [None] * (len(taps) - 1)
+        self.widths = [tap.shape[1] for tap in taps]
+        self.products = [Linear(*both, dtype) for both in zip(taps, biases, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map `[time, in]`, contiguous, to `[(time - kernel) // stride + 1, out]`."""
         rows = (x.shape[0] - self.kernel) // self.stride + 1
         step = self.stride * x.shape[1]
         views = [
-            x.as_strided((rows, tap.shape[1]), (step, 1), x.storage_offset() + i * step)
-            for i, tap in enumerate(self.taps)
+            x.as_strided((rows, width), (step, 1), x.storage_offset() + i * step)
+            for i, width in enumerate(self.widths)
         ]
-        y = F.linear(views[0], self.taps[0], self.bias)
-        for view, tap in zip(views[1:], self.taps[1:], strict=True):
-            y.addmm_(view, tap.T)
+        if self.norm is None and len(views) == 1:
+            return self.products[0](views[0], gelu=True)
+        y = self.products[-1](views[-1])
+        for view, product in zip(views[:-1], self.products[:-1], strict=True):
+            y = product.add(view, y)
         if self.norm is not None:
             y = normalize_layers(y, self.norm)
         return gelu_(y)
-
-
-def gelu_(x: Tensor) -> Tensor:
-    """GELU by the error function, written over its input."""
-    result: Tensor = torch.ops.aten.gelu_(x)
-    return result
 
 
 class Frontend:
@@ -142,7 +141,7 @@ class Frontend:
         stream = self._lay(waveforms, stats, starts)
         frames = torch.empty(
             starts[-1],
-            self._rest[-1].taps[0].shape[0],
+            self._rest[-1].n_out,
             dtype=self._dtype,
             device=self._device,
         )

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoder.frontend import gelu_, normalize_layers
+from pipeline.encoder.frontend import normalize_layers
+from pipeline.encoder.linear import Linear, gelu_
 from pipeline.encoder.registry import ModelSpec
 
 _SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
@@ -58,17 +59,6 @@ def find_spans(counts: Sequence[int], n_heads: int) -> list[Span]:
     return spans
 
 
-class _Linear:
-    """A linear map with its weights in the precision of the products."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype)
-        self.bias = None if bias is None else bias.to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
 class _Attention:
     """Self-attention of one block; with WavLM's gated relative position bias where it has one."""
 
@@ -77,15 +67,15 @@ class _Attention:
         self.gate: Any = None
         if hasattr(module, "attention"):  # WavLM keeps the three projections stacked
             stacked = module.attention
-            self.project = _Linear(stacked.in_proj_weight, stacked.in_proj_bias, dtype)
-            self.out = _Linear(stacked.out_proj.weight, stacked.out_proj.bias, dtype)
+            self.project = Linear(stacked.in_proj_weight, stacked.in_proj_bias, dtype)
+            self.out = Linear(stacked.out_proj.weight, stacked.out_proj.bias, dtype)
             self.gate = module
         else:
             parts = (module.q_proj, module.k_proj, module.v_proj)
             weight = torch.cat([part.weight for part in parts])
             bias = torch.cat([part.bias for part in parts])
-            self.project = _Linear(weight, bias, dtype)
-            self.out = _Linear(module.out_proj.weight, module.out_proj.bias, dtype)
+            self.project = Linear(weight, bias, dtype)
+            self.out = Linear(module.out_proj.weight, module.out_proj.bias, dtype)
 
     def __call__(self, x: Tensor, spans: Sequence[Span], position_bias: Tensor | None) -> Tensor:
         """Attend within each utterance.
@@ -140,16 +130,16 @@ class _Block:
         self.attention = _Attention(layer.attention, dtype)
         self.norm, self.final_norm = layer.layer_norm, layer.final_layer_norm
         inner, outer = layer.feed_forward.intermediate_dense, layer.feed_forward.output_dense
-        self.inner = _Linear(inner.weight, inner.bias, dtype)
-        self.outer = _Linear(outer.weight, outer.bias, dtype)
+        self.inner = Linear(inner.weight, inner.bias, dtype)
+        self.outer = Linear(outer.weight, outer.bias, dtype)
 
     def __call__(self, x: Tensor, spans: Sequence[Span], position_bias: Tensor | None) -> Tensor:
         """Map float32 `[rows, dim]` to the same shape."""
         if self.pre_norm:
             x = x + self.attention(normalize_layers(x, self.norm), spans, position_bias)
-            return x + self.outer(gelu_(self.inner(normalize_layers(x, self.final_norm))))
+            return x + self.outer(self.inner(normalize_layers(x, self.final_norm), gelu=True))
         x = normalize_layers(x + self.attention(x, spans, position_bias), self.norm)
-        return normalize_layers(x + self.outer(gelu_(self.inner(x))), self.final_norm)
+        return normalize_layers(x + self.outer(self.inner(x, gelu=True)), self.final_norm)
 
 
 class Transformer:
@@ -167,7 +157,7 @@ class Transformer:
         encoder = model.encoder
         projection = encoder.feature_projection
         self._input_norm = projection.layer_norm
-        self._projection = _Linear(projection.projection.weight, projection.projection.bias, dtype)
+        self._projection = Linear(projection.projection.weight, projection.projection.bias, dtype)
         position = encoder.transformer.pos_conv_embed
         per_group = spec.dim // position.conv.groups
         narrow = torch.float32 if per_group < _NARROWEST_GROUP else dtype
