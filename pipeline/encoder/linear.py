@@ -46,8 +46,9 @@ class Linear:
         """Map `[rows, in]` of any dtype to `[rows, out]` in the precision's."""
         x = x.to(self.dtype)
         if self._packed:
-            fused = ("gelu", [], "none") if gelu else ("none", [], "")
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, *fused)
+            then, how = ("gelu", "none") if gelu else ("none", "")  # "none": by the error function
+            packed = torch.ops.mkldnn._linear_pointwise
+            result: Tensor = packed(x, self._weight, self.bias, then, [], how)
             return result
         y = F.linear(x, self._weight, self.bias)
         return gelu_(y) if gelu else y
@@ -58,8 +59,8 @@ class Linear:
         Both are of the precision's dtype already.
         """
         if self._packed:
-            packed = torch.ops.mkldnn._linear_pointwise.binary
-            result: Tensor = packed(x, term, self._weight, self.bias, "add")
+            packed_sum = torch.ops.mkldnn._linear_pointwise.binary
+            result: Tensor = packed_sum(x, term, self._weight, self.bias, "add")
             return result
         y = term.addmm_(x, self._weight.T)
         return y if self.bias is None else y.add_(self.bias)
