@@ -188,3 +188,32 @@ def test_workers_fill_the_cpus_as_far_as_memory_goes(
     monkeypatch.setattr(resources, "find_machine", lambda config: found)
     config = EngineConfig(**{"kind": "ray", **settings})
     assert find_resources(config) == Resources(*expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_units", "before", "expected"),
+    [
+        ({}, 1, None, (1, 16)),
+        ({}, 3, None, (3, 5)),
+        ({}, 300, None, (16, 1)),
+        ({"threads": 2}, 3, None, (3, 2)),
+        ({"workers": 4}, 1, None, (4, 4)),
+        ({}, 300, 4, (4, 4)),
+        ({"threads": 1}, 300, 4, (16, 1)),
+        ({"workers": 2}, 300, 8, (2, 8)),
+        ({"workers": 4}, 300, 8, (4, 4)),
+        ({}, 300, 32, (16, 1)),
+        ({"kind": "inline"}, 300, 4, (1, 4)),
+    ],
+)
+def test_few_units_and_a_store_that_was_begun_decide_the_threads(
+    settings: dict[str, Any],
+    n_units: int,
+    before: int | None,
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No CPU idles for want of units, and a resumed run has the threads it was begun with."""
+    monkeypatch.setattr(resources, "find_machine", lambda config: Machine(16, 0, 10**12))
+    config = EngineConfig(**{"kind": "ray", **settings})
+    assert find_resources(config, n_units, before) == Resources(*expected, "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
@@ -28,12 +28,20 @@ class Resources:
     device: str
 
 
-def find_resources(config: EngineConfig) -> Resources:
+def find_resources(
+    config: EngineConfig, n_units: int | None = None, threads_before: int | None = None
+) -> Resources:
     """Decides on workers, threads and device, starting nothing but a connection to a cluster.
 
-    Without a GPU every CPU has a worker of its own, as far as the memory goes; what CPUs are left
-    are further threads. Two workers of one thread did 1.2 times the work of one worker of two in
-    fp32, and as much in bf16 (scripts/bench_workers.py).
+    Without a GPU every CPU has a worker of its own, as far as memory and units go; what CPUs are
+    left are further threads (scripts/bench_workers.py compares the two).
+
+    Args:
+        config: What is asked for; what is not is decided here.
+        n_units: Units of the plan, done or not, so that a resumed run decides alike; None before
+            there is a plan.
+        threads_before: Threads per worker that the store was begun with on CPUs: taken again, so
+            that the bits are the same, where nothing else is asked for and there are as many.
 
     Raises:
         ConfigError: The settings ask for what is not there.
@@ -50,13 +58,18 @@ def find_resources(config: EngineConfig) -> Resources:
     for name, value in (("workers", config.workers), ("threads", config.threads)):
         if value is not None and value < 1:
             raise ConfigError(f"engine.{name} is {value}; expected at least 1")
+    may_follow = config.threads is None and device == "cpu"
+    if threads_before and may_follow and (config.workers or 1) * threads_before <= cpus:
+        config = replace(config, threads=threads_before)
     if config.kind == "inline":
         if config.workers not in (None, 1):
             raise ConfigError("engine=inline has one worker; use engine=ray for more")
         return Resources(1, config.threads or cpus, device)
     if device == "cuda":
-        n_workers = config.workers or gpus
+        fitting = gpus
     else:
         fitting = min(cpus // (config.threads or 1), machine.memory_bytes // WORKER_BYTES)
-        n_workers = config.workers or max(1, fitting)
+    if n_units is not None:
+        fitting = min(fitting, n_units)
+    n_workers = config.workers or max(1, fitting)
     return Resources(n_workers, config.threads or max(1, cpus // n_workers), device)

@@ -119,11 +119,12 @@ def extract(
     if config.store is None:
         raise ConfigError("no store is given; say store=PATH")
     root = Path(config.store)
-    resources = find_resources(config.engine)
+    find_resources(config.engine)  # what is wrong with it is said before a long scan
     run_id = _new_run_id()
     with Lease(root, run_id) as lease:
         source = _open_source(config, observer)
         found = _obtain_plan(config, source, root, lease, observer)
+        resources = find_resources(config.engine, found.n_units, _threads_before(root))
         if config.engine.kind == "inline":  # before anything is computed: bits follow the threads
             torch.set_num_threads(resources.threads)
         encoder = _load_encoder(config, resources)
@@ -218,6 +219,14 @@ def _load_encoder(config: Config, resources: Resources) -> SpeechEncoder:
     """
     here = resources.device if resources.device == "cpu" or torch.cuda.is_available() else "cpu"
     return encoder_loader(config, resources.device)(device=here)
+
+
+def _threads_before(root: Path) -> int | None:
+    """Threads per worker that the store was begun with, if it was begun, and on CPUs."""
+    if not (root / GROUP / "zarr.json").exists():
+        return None
+    before = read_attributes(root)["provenance"]
+    return int(before["threads_per_worker"]) if before["device"] == "cpu" else None
 
 
 def _prepare(
