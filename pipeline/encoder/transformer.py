@@ -3,14 +3,12 @@
 The residual stream, the norms and the gates stay in float32; only the inputs of matrix products are
 cast to the precision. A batch is the rows of its utterances one after another, without padding, so
 no product is wasted on it; attention runs over each utterance, or over neighbours of equal length
-together, and needs no mask. Only the positional convolution, a twentieth of the work, sees a padded
-rectangle, with zeros beyond each utterance.
+together, and needs no mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -19,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoder.frontend import normalize_layers
-from pipeline.encoder.linear import Linear, gelu_
+from pipeline.encoder.linear import Linear
+from pipeline.encoder.position import PositionalConvolution
 from pipeline.encoder.registry import ModelSpec
 
 _SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
-# oneDNN's bf16 convolution for AMX gives wrong sums with 2, 4 or 8 channels in a group (seen in
-# torch 2.14), so narrower groups than this are convolved in float32. Real models have 48 or more.
-_NARROWEST_GROUP = 16
 
 
 class Span(NamedTuple):
@@ -158,13 +154,7 @@ class Transformer:
         projection = encoder.feature_projection
         self._input_norm = projection.layer_norm
         self._projection = Linear(projection.projection.weight, projection.projection.bias, dtype)
-        position = encoder.transformer.pos_conv_embed
-        per_group = spec.dim // position.conv.groups
-        narrow = torch.float32 if per_group < _NARROWEST_GROUP else dtype
-        self._position_weight = position.conv.weight.to(narrow)  # weight norm applied once, here
-        self._position_bias = position.conv.bias.to(narrow)
-        self._position_groups = position.conv.groups
-        self._position_padding = position.kernel_size // 2
+        self._position = PositionalConvolution(encoder.transformer.pos_conv_embed, dtype)
         self._norm = None if spec.pre_norm else encoder.transformer.layer_norm
         layers = encoder.transformer.layers
         self._relative = layers[0].attention if spec.kind == "wavlm" else None
@@ -194,7 +184,9 @@ class Transformer:
         own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
         x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
         places, beyond = _places(counts, x.device)
-        x = self._add_position(x, counts, places)
+        x = x.float() + self._position(x, counts)
+        if self._norm is not None:
+            x = normalize_layers(x, self._norm)
         spans = find_spans(counts, self._n_heads)
         position_bias = None
         if self._relative is not None:
@@ -212,33 +204,9 @@ class Transformer:
                 wanted[number].index_copy_(0, places, x.to(out_dtype))
         return out
 
-    def _add_position(self, x: Tensor, counts: Sequence[int], places: Tensor) -> Tensor:
-        """Add the positional convolution to `[rows, dim]`; the result is float32."""
-        padded = torch.nn.utils.rnn.pad_sequence(
-            list(torch.split(x, list(counts))), batch_first=True
-        )
-        with _exact_convolution(self._position_weight):
-            y = F.conv1d(
-                padded.transpose(1, 2).to(self._position_weight.dtype),
-                self._position_weight,
-                self._position_bias,
-                padding=self._position_padding,
-                groups=self._position_groups,
-            )
-        y = gelu_(y[..., : padded.shape[1]])  # an even kernel makes one frame too many
-        x = x.float() + y.transpose(1, 2).flatten(0, 1).index_select(0, places)
-        return x if self._norm is None else normalize_layers(x, self._norm)
-
 
 def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where rows lie in the flattened rectangle, and where nothing does: int64 indices."""
     inside = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
     places, beyond = inside.flatten().nonzero()[:, 0], (~inside).flatten().nonzero()[:, 0]
     return places.to(device, non_blocking=True), beyond.to(device, non_blocking=True)
-
-
-def _exact_convolution(weight: Tensor) -> AbstractContextManager[None]:
-    """Keep cuDNN, which rounds float32 to TF32 unless told not to, from doing so."""
-    if weight.is_cuda and weight.dtype == torch.float32:
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    return nullcontext()
