@@ -34,6 +34,7 @@ from pipeline.encoder.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
 from pipeline.encoder.windows import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, n_frames
 
 _SILENCE_VARIANCE = 1e-10  # −100 dB below full scale: quieter waveforms are not scaled up further
+_ROWS = 32  # a batch is filled up to a multiple: oneDNN keeps something for every new size
 _CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames of the stream in flight: bounds the activations
 
 
@@ -130,23 +131,24 @@ class Frontend:
             stats: one for each.
 
         Returns:
-            Frames of all waveforms, `[Σ (n_frames + 1), channels]` in the precision's dtype, and
+            Frames of all waveforms, `[≥ Σ (n_frames + 1), channels]` in the precision's dtype, and
             the row at which each one's frames begin. The row after an utterance's last frame means
-            nothing.
+            nothing, nor do rows behind the last utterance.
         """
         counts = [n_frames(waveform.numel()) for waveform in waveforms]
         starts = [0]
         for count in counts:
             starts.append(starts[-1] + count + 1)
-        stream = self._lay(waveforms, stats, starts)
+        n_rows = -(-starts[-1] // _ROWS) * _ROWS
+        stream = self._lay(waveforms, stats, starts, n_rows)
         frames = torch.empty(
-            starts[-1],
+            n_rows,
             self._rest[-1].n_out,
             dtype=self._dtype,
             device=self._device,
         )
-        for start in range(0, starts[-1], self._chunk_frames):
-            stop = min(start + self._chunk_frames, starts[-1])
+        for start in range(0, n_rows, self._chunk_frames):
+            stop = min(start + self._chunk_frames, n_rows)
             x = self._convolve_first(stream, start, stop, starts, stats)
             for layer in self._rest:
                 x = layer(x)
@@ -154,11 +156,15 @@ class Frontend:
         return frames, starts[:-1]
 
     def _lay(
-        self, waveforms: Sequence[Tensor], stats: Sequence[UtteranceStats], starts: list[int]
+        self,
+        waveforms: Sequence[Tensor],
+        stats: Sequence[UtteranceStats],
+        starts: list[int],
+        n_rows: int,
     ) -> Tensor:
-        """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]`."""
+        """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]` of `n_rows`."""
         tail = RECEPTIVE_FIELD_SAMPLES - HOP_SAMPLES
-        stream = torch.zeros(starts[-1] * HOP_SAMPLES + tail, device=self._device)
+        stream = torch.zeros(n_rows * HOP_SAMPLES + tail, device=self._device)
         for waveform, stat, start in zip(waveforms, stats, starts[:-1], strict=True):
             count = n_frames(waveform.numel())
             # A clip shorter than a frame is padded with zeros before it is shifted and scaled.

@@ -21,6 +21,7 @@ from pipeline.encoder.linear import Linear
 from pipeline.encoder.position import PositionalConvolution
 from pipeline.encoder.registry import ModelSpec
 
+_ROWS = 64  # a batch is filled up to a multiple: oneDNN keeps something for every new size
 _SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
 
 
@@ -78,7 +79,7 @@ class _Attention:
 
         Args:
             x: float32 `[rows, dim]`.
-            spans: the utterances in it.
+            spans: the utterances in it; rows behind the last belong to none.
             position_bias: float32 `[heads, frames, frames]` of WavLM, for the longest utterance;
                 None elsewhere.
 
@@ -89,6 +90,7 @@ class _Attention:
         projected = self.project(x)  # [rows, 3 * dim]
         gate = None if position_bias is None else self._gate(x)
         mixed = torch.empty(x.shape, dtype=projected.dtype, device=x.device)
+        mixed[spans[-1].rows.stop :] = 0.0
         for span in spans:
             heads = projected[span.rows].view(
                 span.n_utterances, span.n_frames, 3, self.n_heads, dim // self.n_heads
@@ -181,10 +183,14 @@ class Transformer:
         Returns:
             `[len(layers), batch, max(counts), dim]`, zero beyond an utterance's count.
         """
+        n_rows = sum(counts)
         own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
+        own.append(frames.new_zeros(-n_rows % _ROWS, frames.shape[1]))
         x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
         places, beyond = _places(counts, x.device)
-        x = x.float() + self._position(x, counts)
+        position = self._position(x[:n_rows], counts)
+        x = x.float()
+        x[:n_rows] += position
         if self._norm is not None:
             x = normalize_layers(x, self._norm)
         spans = find_spans(counts, self._n_heads)
@@ -197,11 +203,11 @@ class Transformer:
         wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
         out.flatten(1, 2).index_fill_(1, beyond, 0.0)
         if 0 in wanted:
-            wanted[0].index_copy_(0, places, x.to(out_dtype))
+            wanted[0].index_copy_(0, places, x[:n_rows].to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
             x = block(x, spans, position_bias)
             if number in wanted:
-                wanted[number].index_copy_(0, places, x.to(out_dtype))
+                wanted[number].index_copy_(0, places, x[:n_rows].to(out_dtype))
         return out
 
 
