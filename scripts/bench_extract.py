@@ -15,8 +15,9 @@ ours           strata's worker: decode, batch, encode, write and commit the stor
 forward        the bare encoder on the very batches the worker makes, nothing written: the ceiling
 matmul         4096³ matrix products: the machine's arithmetic
 
-Padding is the share of a batch's frames that belong to no clip: of these clips, and of every folder
-given with --padding-of (from headers alone).
+Padding is the share of the frames computed that belong to no clip: the ones between neighbours in
+the front end, and those that fill a batch up; of these clips, and of every folder given with
+--padding-of (from headers alone). Beside it, what a rectangle of the same batches would have.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import transformers
 
 import pipeline
 from pipeline.config import DatasetConfig
+from pipeline.encoder import frontend, transformer
 from pipeline.encoder.windows import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, n_frames
 from pipeline.extract.audio import decode
 from pipeline.extract.encoding import BATCH_S
@@ -159,17 +161,20 @@ def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
     return UpstreamExpert(str(folder)).eval()
 
 
-def padding(folder: Path) -> float:
-    """Share of the frames of the worker's batches that is padding."""
+def padding(folder: Path) -> dict[str, float]:
+    """Shares of the frames of the worker's batches that belong to no clip."""
     windowing = Windowing(16_000, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
     plan = plan_source(open_source(DatasetConfig("audiofolder", path=str(folder))), windowing, None)
-    own = padded = 0
+    own, computed = 0, {"front end": 0, "transformer": 0, "rectangle": 0}
     for unit in range(plan.n_units):
         lengths = plan.unit_rows(unit)["n_frames"].to_numpy()
         for batch in make_batches(lengths, MAX_BATCH_FRAMES):
-            own += int(lengths[batch].sum())
-            padded += len(batch) * int(lengths[batch].max())
-    return 1 - own / padded
+            counts = [int(n) for n in lengths[batch]]
+            own += sum(counts)
+            computed["front end"] += frontend.n_rows(counts)
+            computed["transformer"] += transformer.n_rows(counts)
+            computed["rectangle"] += len(counts) * max(counts)
+    return {name: 1 - own / n for name, n in computed.items()}
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
@@ -239,7 +244,7 @@ def main() -> None:
 def report(
     seconds: dict[str, list[float]],
     peak: dict[str, list[float]],
-    shares: dict[str, float],
+    shares: dict[str, dict[str, float]],
     audio_s: float,
     n_files: int,
     arguments: argparse.Namespace,
@@ -272,8 +277,8 @@ def report(
         print(f"{name:<28}{ratio:6.2f}")
     gflops = {name: statistics.median(values) for name, values in peak.items()}
     print(f"matrix-product peak: {gflops['fp32']:.0f} GFLOP/s fp32, {gflops['bf16']:.0f} bf16")
-    for name, share in shares.items():
-        print(f"padding of {name}: {share:.2%} of the frames of all batches")
+    for name, parts in shares.items():
+        print(f"padding of {name}: " + ", ".join(f"{p} {share:.1%}" for p, share in parts.items()))
     found = {"realtime_factor": speed, "ratios": ratios, "peak_gflops": gflops, "padding": shares}
     print(json.dumps(found))
 

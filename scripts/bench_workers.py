@@ -1,6 +1,6 @@
 """Few workers with many threads, or many workers with one: which fills the CPUs best?
 
-    python scripts/bench_workers.py AUDIO_FOLDER [--audio-s 60] [--rounds 3] [--cpus 2]
+    python scripts/bench_workers.py AUDIO_FOLDER [--audio-s 400] [--rounds 3] [--cpus 2]
 
 Every way to divide the CPUs among workers gets the same clips, in units of like size. Each worker
 is a process of its own (HuBERT base, random weights) that decodes, encodes, writes and commits its
@@ -83,7 +83,7 @@ class Way:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--audio-s", type=float, default=60.0)
+    parser.add_argument("--audio-s", type=float, default=400.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])

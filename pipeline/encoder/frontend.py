@@ -139,16 +139,12 @@ class Frontend:
         starts = [0]
         for count in counts:
             starts.append(starts[-1] + count + 1)
-        n_rows = -(-starts[-1] // _ROWS) * _ROWS
-        stream = self._lay(waveforms, stats, starts, n_rows)
-        frames = torch.empty(
-            n_rows,
-            self._rest[-1].n_out,
-            dtype=self._dtype,
-            device=self._device,
-        )
-        for start in range(0, n_rows, self._chunk_frames):
-            stop = min(start + self._chunk_frames, n_rows)
+        rows = n_rows(counts)
+        stream = self._lay(waveforms, stats, starts, rows)
+        channels = self._rest[-1].n_out
+        frames = torch.empty(rows, channels, dtype=self._dtype, device=self._device)
+        for start in range(0, rows, self._chunk_frames):
+            stop = min(start + self._chunk_frames, rows)
             x = self._convolve_first(stream, start, stop, starts, stats)
             for layer in self._rest:
                 x = layer(x)
@@ -160,11 +156,11 @@ class Frontend:
         waveforms: Sequence[Tensor],
         stats: Sequence[UtteranceStats],
         starts: list[int],
-        n_rows: int,
+        rows: int,
     ) -> Tensor:
-        """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]` of `n_rows`."""
+        """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]` of `rows`."""
         tail = RECEPTIVE_FIELD_SAMPLES - HOP_SAMPLES
-        stream = torch.zeros(n_rows * HOP_SAMPLES + tail, device=self._device)
+        stream = torch.zeros(rows * HOP_SAMPLES + tail, device=self._device)
         for waveform, stat, start in zip(waveforms, stats, starts[:-1], strict=True):
             count = n_frames(waveform.numel())
             # A clip shorter than a frame is padded with zeros before it is shifted and scaled.
@@ -221,6 +217,11 @@ class Frontend:
         fed_mean = (moments.window_mean - shift) * scale
         bias = norm.bias.double().cpu() - folded @ fed_mean
         return UtteranceStats(shift, scale, (folded.float(), bias.float()))
+
+
+def n_rows(counts: Sequence[int]) -> int:
+    """Rows computed for utterances of so many frames: one after each, and some to fill up."""
+    return -(-(sum(counts) + len(counts)) // _ROWS) * _ROWS
 
 
 def _windows(samples: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.encoder.linear import Linear
 from pipeline.encoder.position import PositionalConvolution
 from pipeline.encoder.registry import ModelSpec
 
-_ROWS = 64  # a batch is filled up to a multiple: oneDNN keeps something for every new size
+_ROWS = 32  # a batch is filled up to a multiple: oneDNN keeps something for every new size
 _SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
 
 
@@ -183,14 +183,14 @@ class Transformer:
         Returns:
             `[len(layers), batch, max(counts), dim]`, zero beyond an utterance's count.
         """
-        n_rows = sum(counts)
+        n_own = sum(counts)
         own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
-        own.append(frames.new_zeros(-n_rows % _ROWS, frames.shape[1]))
+        own.append(frames.new_zeros(n_rows(counts) - n_own, frames.shape[1]))
         x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
         places, beyond = _places(counts, x.device)
-        position = self._position(x[:n_rows], counts)
+        position = self._position(x[:n_own], counts)
         x = x.float()
-        x[:n_rows] += position
+        x[:n_own] += position
         if self._norm is not None:
             x = normalize_layers(x, self._norm)
         spans = find_spans(counts, self._n_heads)
@@ -203,12 +203,17 @@ class Transformer:
         wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
         out.flatten(1, 2).index_fill_(1, beyond, 0.0)
         if 0 in wanted:
-            wanted[0].index_copy_(0, places, x[:n_rows].to(out_dtype))
+            wanted[0].index_copy_(0, places, x[:n_own].to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
             x = block(x, spans, position_bias)
             if number in wanted:
-                wanted[number].index_copy_(0, places, x[:n_rows].to(out_dtype))
+                wanted[number].index_copy_(0, places, x[:n_own].to(out_dtype))
         return out
+
+
+def n_rows(counts: Sequence[int]) -> int:
+    """Rows computed for utterances of so many frames: theirs, and some to fill up."""
+    return -(-sum(counts) // _ROWS) * _ROWS
 
 
 def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

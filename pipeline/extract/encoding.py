@@ -26,7 +26,7 @@ from pipeline.extract.audio import decode_blocks
 from pipeline.extract.planning import Windowing
 from pipeline.extract.source import Source, open_source
 
-BATCH_S = {"cpu": 30.0, "cuda": 320.0}
+BATCH_S = {"cpu": 20.0, "cuda": 320.0}
 """Audio seconds of a padded batch, where none are asked for. On CPUs 15 to 60 are equally fast, and
 memory follows them."""
 CHECK_CLIPS = 3
