@@ -83,6 +83,34 @@ def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> 
     holder.communicate()
 
 
+LEAVE_A_THREAD = """
+import ctypes, platform, sys, threading
+from pathlib import Path
+from pipeline.store.lease import Lease
+exit_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+Lease(Path(sys.argv[1]), "run-of-child").__enter__()
+threading.Thread(target=sys.stdin.read).start()
+print("held", flush=True)
+ctypes.CDLL(None).syscall(exit_thread, 0)
+"""
+
+
+def test_a_holder_whose_first_thread_is_dead_is_alive(tmp_path: Path) -> None:
+    """A process that is killed shows as a zombie while another of its threads may still write."""
+    holder = child(LEAVE_A_THREAD, tmp_path)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    stat = Path(f"/proc/{holder.pid}/stat")
+    deadline = time.monotonic() + 20
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert live_holder(tmp_path) is not None
+    holder.kill()
+    holder.wait()
+    assert live_holder(tmp_path) is None
+
+
 def test_a_stopped_holder_on_this_host_is_alive(tmp_path: Path) -> None:
     """A suspended driver may go on: age does not matter where its process can be seen."""
     holder = child(HOLD, tmp_path)

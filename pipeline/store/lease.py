@@ -239,11 +239,14 @@ def _process_space() -> str:
 def _process_start(pid: int) -> int:
     """Start of a process in clock ticks since boot; GONE if there is none, 0 if it is not told.
 
-    A process of another user may be there without a trace in /proc: only a signal finds it.
+    A process that was killed is there until its last thread is: one of them may still be in a
+    write when the first is a zombie already. A process of another user may be there without a
+    trace in /proc: only a signal finds it.
     """
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return GONE if fields[0] in "ZX" else int(fields[19])
+        state, n_threads, start = fields[0], int(fields[17]), int(fields[19])
+        return GONE if state in "ZX" and n_threads <= 1 else start
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
