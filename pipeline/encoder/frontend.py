@@ -28,13 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoder.linear import Linear, gelu_
+from pipeline.encoder.linear import Linear, fill_up, gelu_
 from pipeline.encoder.registry import ModelSpec
 from pipeline.encoder.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
 from pipeline.encoder.windows import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, n_frames
 
 _SILENCE_VARIANCE = 1e-10  # −100 dB below full scale: quieter waveforms are not scaled up further
-_ROWS = 32  # a batch is filled up to a multiple: oneDNN keeps something for every new size
 _CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames of the stream in flight: bounds the activations
 
 
@@ -221,7 +220,7 @@ class Frontend:
 
 def n_rows(counts: Sequence[int]) -> int:
     """Rows computed for utterances of so many frames: one after each, and some to fill up."""
-    return -(-(sum(counts) + len(counts)) // _ROWS) * _ROWS
+    return fill_up(sum(counts) + len(counts))
 
 
 def _windows(samples: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROWS = 32
+
+
+def fill_up(rows: int) -> int:
+    """Rows that a batch should have instead: oneDNN keeps something for every new size."""
+    return -(-rows // _ROWS) * _ROWS
+
 
 def gelu_(x: Tensor) -> Tensor:
     """GELU by the error function, written over its input."""

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoder.frontend import normalize_layers
-from pipeline.encoder.linear import Linear
+from pipeline.encoder.linear import Linear, fill_up
 from pipeline.encoder.position import PositionalConvolution
 from pipeline.encoder.registry import ModelSpec
 
-_ROWS = 32  # a batch is filled up to a multiple: oneDNN keeps something for every new size
 _SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
 
 
@@ -213,7 +212,7 @@ class Transformer:
 
 def n_rows(counts: Sequence[int]) -> int:
     """Rows computed for utterances of so many frames: theirs, and some to fill up."""
-    return -(-sum(counts) // _ROWS) * _ROWS
+    return fill_up(sum(counts))
 
 
 def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
