@@ -10,31 +10,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.encoder.encoder import SpeechEncoder, load_encoder
-    from pipeline.store.reader import FeatureStore, open_store
-    from pipeline.train.batches import BatchPolicy
-    from pipeline.train.collapse import collapse
-    from pipeline.train.dataset import Batch, FeatureDataset, collate
-    from pipeline.train.fetch import FeatureStream
-    from pipeline.train.heads import FramewiseLinear, PooledLinear, WeightedSum
-    from pipeline.train.loader import FeatureLoader, make_loader
+    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
+    from pipeline.feed.batch_reader import FeatureStream
+    from pipeline.feed.batching import BatchPolicy
+    from pipeline.feed.dataset import Batch, FeatureDataset, collate
+    from pipeline.feed.loader import FeatureLoader, make_loader
+    from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
+    from pipeline.store.read.features import FeatureStore, open_store
+    from pipeline.transforms.collapse import collapse
 
 _HOMES = {
-    "Batch": "pipeline.train.dataset",
-    "BatchPolicy": "pipeline.train.batches",
-    "FeatureDataset": "pipeline.train.dataset",
-    "FeatureLoader": "pipeline.train.loader",
-    "FeatureStore": "pipeline.store.reader",
-    "FeatureStream": "pipeline.train.fetch",
-    "FramewiseLinear": "pipeline.train.heads",
-    "PooledLinear": "pipeline.train.heads",
-    "SpeechEncoder": "pipeline.encoder.encoder",
-    "WeightedSum": "pipeline.train.heads",
-    "collapse": "pipeline.train.collapse",
-    "collate": "pipeline.train.dataset",
-    "load_encoder": "pipeline.encoder.encoder",
-    "make_loader": "pipeline.train.loader",
-    "open_store": "pipeline.store.reader",
+    "Batch": "pipeline.feed.dataset",
+    "BatchPolicy": "pipeline.feed.batching",
+    "FeatureDataset": "pipeline.feed.dataset",
+    "FeatureLoader": "pipeline.feed.loader",
+    "FeatureStore": "pipeline.store.read.features",
+    "FeatureStream": "pipeline.feed.batch_reader",
+    "FramewiseLinear": "pipeline.heads.modules",
+    "PooledLinear": "pipeline.heads.modules",
+    "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
+    "WeightedSum": "pipeline.heads.modules",
+    "collapse": "pipeline.transforms.collapse",
+    "collate": "pipeline.feed.dataset",
+    "load_encoder": "pipeline.encoders.wav2vec2.encoder",
+    "make_loader": "pipeline.feed.loader",
+    "open_store": "pipeline.store.read.features",
 }
 
 __all__ = [

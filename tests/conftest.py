@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_store import FakeStore, make_store
 from hypothesis import settings
+
+from tests.helpers.fake_store import FakeStore, make_store
 
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")

@@ -9,42 +9,65 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_store import FakeStore
 
 import pipeline
+from tests.helpers.fake_store import FakeStore
 
 HOUSE = Path(pipeline.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
-MAY_IMPORT = {
+
+
+def name_of(path: Path) -> str:
+    """Path within the package."""
+    return path.relative_to(HOUSE).as_posix()
+
+
+BOTTOM = {"errors", "events", "files"}
+MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"config", "errors"},
-    "encoder": {"encoder", "errors", "config"},
-    "store": {"store", "errors", "config"},
-    "train": {"train", "encoder", "store", "errors", "config"},
-    "extract": {"extract", "encoder", "store", "errors", "config"},
+    "events": {"errors"},
+    "files": {"errors"},
+    "config": {"errors"},
+    "store/format": {"errors"},
+    "store": {"store/format", *BOTTOM},
+    "audio": {*BOTTOM},
+    "sources": {"audio", "store/format", "config", *BOTTOM},
+    "encoders": {"config", *BOTTOM},
+    "heads": {"config", *BOTTOM},
+    "feed": {"heads", "store", "store/format", "config", *BOTTOM},
+    "transforms": {"store", "store/format", "config", *BOTTOM},
+    "probing": {"feed", "heads", "store", "store/format", "config", *BOTTOM},
+    "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},
 }
-"""Rooms and what they may import; other files beside the rooms are the roof and may import all."""
+"""Rooms, and which others each may import: cli → probing, transforms, feed, extract → heads,
+encoders, audio, sources, store → config → errors. What is not listed (`cli`, the public names) may
+import everything."""
 CONFINED = {
-    "datasets": {"extract/source.py", "train/hf.py"},
-    "ray": {"extract/cluster.py", "extract/engine.py"},
+    "datasets": {"sources/hub.py", "feed/hf.py"},
+    "ray": {"extract/executors/ray.py", "extract/executors/ray_cluster.py"},
     "hydra": {"config/loading.py"},
     "omegaconf": {"config/loading.py"},
-    "matplotlib": {"train/charts.py"},
-    "soundfile": {"extract/audio.py"},
-    "torchcodec": {"extract/audio.py"},
+    "matplotlib": {"probing/report/charts.py"},
+    "soundfile": {"audio/decode.py"},
+    "torchcodec": {"audio/decode.py"},
+    "transformers": {"encoders/wav2vec2/huggingface.py"},
 }
-LAZY = {"train/hf.py"}
+LAZY = {"feed/hf.py"}
 """Bridges to a confined library, which are loaded only when somebody calls them."""
-PURE = ("store/layout.py", "store/plan.py", "encoder/windows.py")
+PURE = (
+    *sorted(name_of(path) for path in (HOUSE / "store" / "format").glob("*.py")),
+    "encoders/windows.py",
+)
 INPUT_OUTPUT = {
     "os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "fcntl", "mmap", "zarr",
     "pyarrow.parquet", "pyarrow.dataset", "pyarrow.fs", "torch", "time", "random",
 }  # fmt: skip
 
 
-def name_of(path: Path) -> str:
-    """Path within the package."""
-    return path.relative_to(HOUSE).as_posix()
+def module_of(path: Path) -> str:
+    """`pipeline/store/index.py` → pipeline.store.index; a folder's `__init__.py` is the folder."""
+    parts = path.relative_to(HOUSE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
@@ -81,24 +104,46 @@ def _imports(tree: ast.AST, path: Path, lazy: bool) -> Iterator[str]:
 
 
 def room(module: str) -> str:
-    """`pipeline.store.plan` → store."""
-    return module.split(".")[1] if "." in module else ""
+    """`pipeline.store.index` → store; `pipeline.store.format.plan` → store/format."""
+    parts = module.split(".")[1:]
+    return "store/format" if parts[:2] == ["store", "format"] else (parts or [""])[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
-    """Cli → extract, train → encoder, store → errors, config."""
-    own = path.relative_to(HOUSE).parts[0].removesuffix(".py")
+    """Rooms import only those that `MAY_IMPORT` lists for them."""
+    own = room(module_of(path))
     if own not in MAY_IMPORT:
         return
-    found = {room(name) for name in imports(path) if name.split(".")[0] == "pipeline"} - {""}
-    assert found <= MAY_IMPORT[own]
+    found = {room(name) for name in imports(path) if name.split(".")[0] == "pipeline"}
+    assert found - {"", own} <= MAY_IMPORT[own]
 
 
 def test_every_room_is_known() -> None:
-    """A new room needs a place in the order."""
-    folders = {path.name for path in HOUSE.iterdir() if path.is_dir() and list(path.glob("*.py"))}
-    assert folders <= MAY_IMPORT.keys()
+    """A new room needs a place in the order, and a docstring that says what it is."""
+    folders = {path.parent for path in FILES} - {HOUSE}
+    assert {path.relative_to(HOUSE).parts[0] for path in folders} <= {*MAY_IMPORT, "cli"}
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_the_order_of_rooms_has_no_circle() -> None:
+    """`MAY_IMPORT` itself points one way."""
+    left = dict(MAY_IMPORT)
+    while left:
+        free = {name for name, needs in left.items() if not needs & left.keys()}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: needs for name, needs in left.items() if name not in free}
+
+
+def test_rooms_are_small() -> None:
+    """No folder has more than about a dozen modules, and no module more than 500 lines."""
+    for folder in {path.parent for path in FILES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 13, f"{folder} has {len(modules)} modules"
+    for path in FILES:
+        n_lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert n_lines <= 500, f"{name_of(path)} has {n_lines} lines: split it by meaning"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -134,31 +179,40 @@ def test_pure_files_do_no_input_or_output(name: str) -> None:
     assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
 
 
-def test_no_import_loop() -> None:
-    """Modules can be put in an order in which each imports only earlier ones."""
+def test_no_import_circle() -> None:
+    """Modules can be put in an order in which each imports only earlier ones, lazily too."""
     graph = {}
-    names = {"pipeline." + name_of(p)[:-3].replace("/", "."): p for p in FILES}
+    names = {module_of(path): path for path in FILES}
     for name, path in names.items():
         if path.name != "__init__.py":  # the public names are imported when they are used
-            graph[name] = {found for found in imports(path, lazy=False) if found in names} - {name}
+            graph[name] = {found for found in imports(path) if found in names} - {name}
     while graph:
         free = {name for name, needs in graph.items() if not needs & graph.keys()}
-        assert free, f"a loop among {sorted(graph)}"
+        assert free, f"a circle among {sorted(graph)}"
         graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", ["store", "feed", "heads"])
+def test_reading_imports_nothing_heavy(name: str) -> None:
+    """`store`, `feed` and `heads` import neither ray, datasets nor torchaudio."""
+    heavy = {"ray", "datasets", "torchaudio"}
+    for path in FILES:
+        if name_of(path).startswith(f"{name}/") and name_of(path) not in LAZY:
+            assert not heavy & {found.split(".")[0] for found in imports(path)}, name_of(path)
 
 
 TRAINER = """
 import importlib, pkgutil, sys
-import pipeline, pipeline.store, pipeline.train
-for room in (pipeline.store, pipeline.train):
-    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+import pipeline, pipeline.feed, pipeline.heads, pipeline.probing, pipeline.store
+for room in (pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
         if module.name not in sys.argv[2:]:
             importlib.import_module(module.name)
 store = pipeline.open_store(sys.argv[1])
 store.read(0); store.read_many([1, 0]); store.weighted_sum(0, [1, 0, 1]); store.pooled()
 store.metadata, store.quarantined, store.record(0)
-from pipeline.store.verify import verify_store
-from pipeline.store.status import read_status
+from pipeline.store.maintain.verify import verify_store
+from pipeline.store.maintain.status import read_status
 verify_store(store._root), read_status(store._root)
 heavy = {"ray", "datasets", "torchaudio", "transformers", "hydra", "soundfile", "torchcodec"}
 print(sorted(heavy & sys.modules.keys()))
@@ -167,7 +221,7 @@ print(sorted(heavy & sys.modules.keys()))
 
 def test_a_trainer_pays_only_for_what_it_uses(store: FakeStore) -> None:
     """Opening, reading, verifying and training load no ray, datasets or torchaudio, ever."""
-    lazy = ["pipeline." + name[:-3].replace("/", ".") for name in LAZY]
+    lazy = [module_of(HOUSE / name) for name in LAZY]
     done = subprocess.run(
         [sys.executable, "-c", TRAINER, str(store.root), *lazy], capture_output=True, text=True
     )

@@ -17,12 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_store import KILL, MEET, child, finish
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError, StoreError
-from pipeline.store.files import (
+from pipeline.files import (
     create_exclusive,
     make_folder,
     parquet_bytes,
@@ -30,6 +29,7 @@ from pipeline.store.files import (
     remove,
     write_atomic,
 )
+from tests.helpers.fake_store import KILL, MEET, child, finish
 
 
 def names(folder: Path) -> list[str]:
@@ -111,7 +111,7 @@ RACE = (
     + """
 import sys
 from pathlib import Path
-from pipeline.store.files import create_exclusive
+from pipeline.files import create_exclusive
 root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for i in range(rounds):
     meet(root, i, me, 2)
@@ -136,7 +136,7 @@ KILL_ANYWHERE = (
     + """
 import json
 from pathlib import Path
-from pipeline.store import files
+from pipeline import files
 root, call = Path(sys.argv[1]), getattr(files, sys.argv[2])
 seen = []
 for n in range(1000):
@@ -184,8 +184,8 @@ def test_a_read_only_folder_is_one_clear_error() -> None:
 import os, sys
 from pathlib import Path
 from pipeline.errors import StoreError
-from pipeline.store.files import create_exclusive, write_atomic
-from pipeline.store.lease import Lease
+from pipeline.files import create_exclusive, write_atomic
+from pipeline.store.coordination.lease import Lease
 root = Path(sys.argv[1])
 if os.geteuid() == 0:
     os.setuid(65534)
@@ -232,10 +232,10 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
     """Also in another process and however the columns are chunked: commits are byte-identical."""
     chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)])
     assert bytes(parquet_bytes(chunked.combine_chunks())) == bytes(parquet_bytes(TABLE))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_files as t, hashlib\n"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import tests.test_files as t, hashlib\n"
     code += "print(hashlib.sha256(t.parquet_bytes(t.TABLE)).hexdigest())"
     other = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(Path(__file__).parents[1])],
         capture_output=True,
         text=True,
         check=True,

@@ -17,7 +17,7 @@ from pipeline.config.schema import (
     PlanConfig,
     RunConfig,
 )
-from pipeline.config.sweeping import SplitConfig, SweepConfig, TaskConfig
+from pipeline.config.sweep_schema import SplitConfig, SweepConfig, TaskConfig
 
 __all__ = [
     "Config",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pipeline.config.checking import build, nearest, type_hints
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
-from pipeline.config.sweeping import SweepConfig
+from pipeline.config.sweep_schema import SweepConfig
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")

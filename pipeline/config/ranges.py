@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.checking import nearest
 from pipeline.config.schema import Config
-from pipeline.config.sweeping import SplitConfig, SweepConfig
+from pipeline.config.sweep_schema import SplitConfig, SweepConfig
 from pipeline.errors import ConfigError
 
 _LEAST = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.encoder.windows import n_frames
+from pipeline.encoders.windows import n_frames
 from pipeline.store import index as index_files
-from pipeline.store.plan import Plan
-from pipeline.store.records import DEFERRED
+from pipeline.store.format.plan import Plan
+from pipeline.store.format.records import DEFERRED
 
 
 def deferred_rows(root: Path, plan: Plan) -> pa.Table:

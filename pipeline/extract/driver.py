@@ -17,21 +17,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.encoder.windows import FRAME_RATE_HZ
+from pipeline.encoders.windows import FRAME_RATE_HZ
 from pipeline.errors import RunError, StrataError
+from pipeline.events import Observer
 from pipeline.extract.deferral import deferred_rows
-from pipeline.extract.inline import LOST, SHARED, Engine, Outcome
-from pipeline.extract.observer import Observer
+from pipeline.extract.executors.inline import LOST, SHARED, Engine, Outcome
+from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.planning import check_space
-from pipeline.extract.task import UnitReport, UnitTask
 from pipeline.store import index as index_files
-from pipeline.store.deaths import DIED, FAILED, Death, judge, read_deaths, record_death, take_trail
-from pipeline.store.layout import Layout
-from pipeline.store.lease import Lease
-from pipeline.store.ledger import Ledger
-from pipeline.store.log import RunLog, now
-from pipeline.store.plan import Plan
-from pipeline.store.writer import resize, write_plan
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.coordination.worker_failures import (
+    DIED,
+    FAILED,
+    Death,
+    judge,
+    read_deaths,
+    record_death,
+    take_trail,
+)
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import Plan
+from pipeline.store.write.documents import resize, write_plan
 
 POLL_S = 1.0
 MIN_LIMIT_S = 300.0

@@ -14,13 +14,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.encoder.windows import n_frames, plan_windows
+from pipeline.audio.decode import probe
+from pipeline.encoders.windows import n_frames, plan_windows
 from pipeline.errors import AudioError, NoSpaceError, SourceError
-from pipeline.extract.audio import probe
 from pipeline.extract.retry import renew
-from pipeline.extract.source import Source
-from pipeline.store.layout import Layout
-from pipeline.store.plan import SCHEMA, Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
+from pipeline.sources.hub import Source
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import (
+    SCHEMA,
+    Plan,
+    choose_frames_per_unit,
+    make_plan,
+    round_up_to_chunk,
+)
 
 SCAN_THREADS = 32  # they wait for the file system, which may be far away
 SCAN_CHUNK = 128

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.extract.cluster import find_machine
+from pipeline.extract.executors.ray_cluster import find_machine
 
 WORKER_BYTES = 6 * 10**9
 """Memory for one worker where their number is left to Strata: enough for a large model (24 layers
@@ -34,7 +34,7 @@ def find_resources(
     """Decides on workers, threads and device, starting nothing but a connection to a cluster.
 
     Without a GPU every CPU has a worker of its own, as far as memory and units go; what CPUs are
-    left are further threads (scripts/bench_workers.py compares the two).
+    left are further threads (benchmarks/bench_workers.py compares the two).
 
     Args:
         config: What is asked for; what is not is decided here.

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
-from pipeline.store.deaths import forget_deaths
-from pipeline.store.plan import Plan
-from pipeline.store.records import OK, QUARANTINED
+from pipeline.store.coordination.worker_failures import forget_deaths
+from pipeline.store.format.plan import Plan
+from pipeline.store.format.records import OK, QUARANTINED
 
 RENEWED = ("n_samples", "n_bytes", "fingerprint")
 """What may have changed of an utterance of which nothing is stored."""

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from pipeline.audio.decode import AUDIO_IDENTITY, Decoded, EncodedAudio, audio_provenance
+from pipeline.audio.decode import decode as decode_audio
 from pipeline.config import Config
-from pipeline.encoder.encoder import SpeechEncoder, choose_layers
-from pipeline.encoder.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, choose_layers
+from pipeline.encoders.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from pipeline.errors import ConfigError, RunError
-from pipeline.extract.audio import AUDIO_IDENTITY, Decoded, EncodedAudio, audio_provenance
-from pipeline.extract.audio import decode as decode_audio
+from pipeline.events import Observer
 from pipeline.extract.driver import Driver, Stop, failure_message
-from pipeline.extract.encoding import (
+from pipeline.extract.encoder_setup import (
     batch_frames,
     encoder_loader,
     final_norm,
@@ -35,24 +36,23 @@ from pipeline.extract.encoding import (
     short_selfcheck,
     windowing,
 )
-from pipeline.extract.engine import open_engine
-from pipeline.extract.observer import Observer
+from pipeline.extract.executors.ray import open_engine
+from pipeline.extract.messages import Job
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.retry import quarantined_rows
-from pipeline.extract.source import Source, open_source
-from pipeline.extract.task import Job
 from pipeline.extract.worker import Worker
+from pipeline.sources.hub import Source, open_source
 from pipeline.store import index as index_files
-from pipeline.store.identity import Identity, check_same, make_identity
-from pipeline.store.layout import FORMAT_VERSION, GROUP, Layout
-from pipeline.store.lease import Lease
-from pipeline.store.ledger import Ledger
-from pipeline.store.log import RunLog, now
-from pipeline.store.plan import Plan, round_up_to_chunk
-from pipeline.store.status import Status, read_status
-from pipeline.store.sweep import sweep
-from pipeline.store.writer import (
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.format.identity import Identity, check_same, make_identity
+from pipeline.store.format.layout import FORMAT_VERSION, GROUP, Layout
+from pipeline.store.format.plan import Plan, round_up_to_chunk
+from pipeline.store.maintain.cleanup import sweep
+from pipeline.store.maintain.status import Status, read_status
+from pipeline.store.write.documents import (
     check_format_shape,
     read_attributes,
     read_plan,

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import torch
 
-from pipeline.encoder.windows import FRAME_RATE_HZ
+from pipeline.encoders.windows import FRAME_RATE_HZ
 from pipeline.errors import SourceError
-from pipeline.extract.decoding import Decoder, Utterance
-from pipeline.extract.filling import Filler
-from pipeline.extract.source import Source, open_source
-from pipeline.extract.stopwatch import Stopwatch
-from pipeline.extract.task import Encoder, Job, UnitReport, UnitTask
-from pipeline.store import records
-from pipeline.store.deaths import Probation, Trail
-from pipeline.store.records import Record, records_table
-from pipeline.store.slot import CommitOutcome, SlotWriter, UnitBuffer
+from pipeline.extract.messages import Encoder, Job, UnitReport, UnitTask
+from pipeline.extract.stages.decode import Decoder, Utterance
+from pipeline.extract.stages.encode import Filler
+from pipeline.extract.stages.timing import Stopwatch
+from pipeline.sources.hub import Source, open_source
+from pipeline.store.coordination.worker_failures import Probation, Trail
+from pipeline.store.format import records
+from pipeline.store.format.records import Record, records_table
+from pipeline.store.write.slot import CommitOutcome, SlotWriter, UnitBuffer
 
 __all__ = ["Encoder", "Job", "UnitReport", "UnitTask", "Worker"]
 

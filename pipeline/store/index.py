@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import files
 from pipeline.errors import DamagedError
-from pipeline.store import files
-from pipeline.store.layout import INDEX_CACHE, INDEX_DIR, index_key
-from pipeline.store.records import FIELDS, OK, QUARANTINED
+from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
+from pipeline.store.format.records import FIELDS, OK, QUARANTINED
 
 _UNIT_NAME = re.compile(r"unit-(\d+)\.parquet")
 

@@ -1,0 +1,300 @@
+"""How fast extraction is, next to what people use now, on the same clips and weights.
+
+    python benchmarks/bench_extract.py AUDIO_FOLDER [--audio-s 150] [--rounds 3] [--threads 2]
+
+Every method gets the same clips (files, decoded by each method itself), the same HuBERT base
+weights (random, seed 0) and the same number of threads. The methods take turns, round after round,
+so that drift of the machine hits all alike; the table gives medians and ranges.
+
+plain          for clip: torchaudio model.extract_features(clip); torch.save of the 12 layers
+transformers   HubertModel in zero-padded batches of 8 (its features depend on the padding);
+               torch.save of the 12 layers of each clip
+s3prl          its upstream expert hf_hubert on the same batches, where s3prl can be imported
+               (`pip install --no-deps s3prl`); torch.save of the 12 layers of each clip
+ours           strata's worker: decode, batch, encode, write and commit the store
+forward        the bare encoder on the very batches the worker makes, nothing written: the ceiling
+matmul         4096³ matrix products: the machine's arithmetic
+
+Padding is the share of the frames computed that belong to no clip: the ones between neighbours in
+the front end, and those that fill a batch up; of these clips, and of every folder given with
+--padding-of (from headers alone). Beside it, what a rectangle of the same batches would have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+import torchaudio
+import transformers
+
+import pipeline
+from pipeline.audio.decode import decode
+from pipeline.config import DatasetConfig
+from pipeline.encoders.kernels.cpu import Linear
+from pipeline.encoders.wav2vec2 import frontend, transformer
+from pipeline.encoders.windows import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, n_frames
+from pipeline.extract.encoder_setup import BATCH_S
+from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.sources.hub import open_source
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import make_batches
+from pipeline.store.write.documents import write_group
+
+HF_BATCH = 8
+MAX_BATCH_FRAMES = round(BATCH_S["cpu"] * 50)
+
+
+class Bench:
+    """The clips, the models, and one method per row of the table."""
+
+    def __init__(self, files: list[Path], threads: int, scratch: Path) -> None:
+        torch.set_num_threads(threads)
+        self.files, self.threads, self.scratch = files, threads, scratch
+        self.encoders = {
+            precision: pipeline.load_encoder("hubert_base", weights="random", precision=precision)
+            for precision in ("fp32", "bf16")
+        }
+        self.stock = self.encoders["fp32"]._model
+        self.stock_bf16 = torchaudio.models.hubert_base().eval()
+        self.stock_bf16.load_state_dict(self.stock.state_dict())
+        self.stock_bf16.bfloat16()
+        self.hubert = transformers.HubertModel(
+            transformers.HubertConfig(attn_implementation="sdpa")
+        ).eval()
+        self.expert = s3prl_expert(self.hubert, scratch / "hubert")
+        folder = scratch / "clips"
+        folder.mkdir()
+        for file in files:
+            shutil.copy(file, folder / file.name)
+        self.dataset = DatasetConfig("audiofolder", path=str(folder))
+        self.source = open_source(self.dataset)
+        encoder = self.encoders["fp32"]
+        windowing = Windowing(16_000, encoder.max_window_s, encoder.context_s)
+        self.plan = plan_source(self.source, windowing, None)
+        self.layout = Layout(
+            encoder.layers, encoder.dim, self.plan.frames_per_unit, self.plan.utterances_per_slot
+        )
+        self.workers = {name: self._worker(name) for name in self.encoders}
+
+    def _worker(self, precision: str) -> Worker:
+        root = self.scratch / precision
+        job = Job(root, self.layout, self.dataset, lambda: None, MAX_BATCH_FRAMES, self.threads)
+        return Worker(job, self.encoders[precision], self.source)
+
+    def plain(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        for file in self.files:
+            samples, _ = soundfile.read(file, dtype="float32")
+            with torch.inference_mode():
+                layers, _ = model.extract_features(torch.from_numpy(samples)[None].to(dtype))
+            torch.save([layer[0].half() for layer in layers], self.scratch / f"{file.stem}.pt")
+
+    def transformers(self) -> None:
+        for files, clips in self.padded_batches():
+            padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+            mask = torch.stack([torch.arange(padded.shape[1]) < len(clip) for clip in clips])
+            with torch.inference_mode():
+                states = self.hubert(padded, mask.long(), output_hidden_states=True).hidden_states
+            self.save(files, clips, states)
+
+    def s3prl(self) -> None:
+        for files, clips in self.padded_batches():
+            with torch.inference_mode():
+                states = self.expert(clips)["hidden_states"]
+            self.save(files, clips, states)
+
+    def padded_batches(self) -> Iterator[tuple[list[Path], list[torch.Tensor]]]:
+        for start in range(0, len(self.files), HF_BATCH):
+            files = self.files[start : start + HF_BATCH]
+            yield files, [torch.from_numpy(soundfile.read(f, dtype="float32")[0]) for f in files]
+
+    def save(self, files: list[Path], clips: list[torch.Tensor], states: Any) -> None:
+        for i, (file, clip) in enumerate(zip(files, clips, strict=True)):
+            own = [state[i, : n_frames(len(clip))].half().clone() for state in states[1:]]
+            torch.save(own, self.scratch / f"{file.stem}.pt")
+
+    def ours(self, precision: str) -> None:
+        root = self.scratch / precision
+        shutil.rmtree(root, ignore_errors=True)
+        write_group(root, self.layout, self.plan.n_units, {"format_version": 1})
+        for unit in range(self.plan.n_units):
+            report = self.workers[precision].extract(
+                UnitTask(unit, unit, 1, self.plan.unit_rows(unit))
+            )
+            assert report.won
+            assert not report.n_quarantined
+
+    def forward(self, precision: str) -> None:
+        encoder = self.encoders[precision]
+        for batch in self.batches():
+            encoder.encode_batch(batch)
+
+    def batches(self) -> list[list[torch.Tensor]]:
+        """The worker's batches, decoded once and kept."""
+        if not hasattr(self, "_batches"):
+            self._batches = []
+            for unit in range(self.plan.n_units):
+                rows = self.plan.unit_rows(unit)
+                clips = [decode(self.source.audio(row)).waveform for row in rows["row"].to_pylist()]
+                chosen = make_batches(rows["n_frames"].to_numpy(), MAX_BATCH_FRAMES)
+                self._batches += [[clips[int(i)] for i in batch] for batch in chosen]
+        return self._batches
+
+
+def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
+    """s3prl's upstream around the same model, or None where it cannot be imported."""
+    try:
+        from s3prl.upstream.hf_hubert.expert import UpstreamExpert
+    except ImportError:
+        return None
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    return UpstreamExpert(str(folder)).eval()
+
+
+def padding(folder: Path) -> dict[str, float]:
+    """Shares of the frames of the worker's batches that belong to no clip."""
+    windowing = Windowing(16_000, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
+    plan = plan_source(open_source(DatasetConfig("audiofolder", path=str(folder))), windowing, None)
+    own, computed = 0, {"front end": 0, "transformer": 0, "rectangle": 0}
+    for unit in range(plan.n_units):
+        lengths = plan.unit_rows(unit)["n_frames"].to_numpy()
+        for batch in make_batches(lengths, MAX_BATCH_FRAMES):
+            counts = [int(n) for n in lengths[batch]]
+            own += sum(counts)
+            computed["front end"] += frontend.n_rows(counts)
+            computed["transformer"] += transformer.n_rows(counts)
+            computed["rectangle"] += len(counts) * max(counts)
+    return {name: 1 - own / n for name, n in computed.items()}
+
+
+def matmul_gflops(dtype: torch.dtype) -> float:
+    """The faster of torch's product and oneDNN's with packed weights (MKL is slow on some CPUs)."""
+    a, b = torch.randn(4096, 4096).to(dtype), torch.randn(4096, 4096)
+    packed, b = Linear(b, None, dtype), b.to(dtype)
+    seconds = []
+    for product in (lambda: a @ b, lambda: packed(a)):
+        product()
+        began = time.perf_counter()
+        for _ in range(3):
+            product()
+        seconds.append((time.perf_counter() - began) / 3)
+    return 2 * 4096**3 / min(seconds) / 1e9
+
+
+def timed(method: Callable[[], None]) -> float:
+    os.sync()  # what the method before left unwritten is not to be waited for by this one
+    began = time.perf_counter()
+    method()
+    return time.perf_counter() - began
+
+
+def choose(folder: Path, audio_s: float) -> tuple[list[Path], float]:
+    """Every k-th file, so that about `audio_s` seconds of mixed lengths come together."""
+    files = sorted(folder.rglob("*.flac")) or sorted(folder.rglob("*.wav"))
+    lengths = {file: soundfile.info(file).duration for file in files}
+    step = max(1, round(sum(lengths.values()) / audio_s))
+    chosen = files[::step]
+    return chosen, sum(lengths[file] for file in chosen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--audio-s", type=float, default=150.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--padding-of", type=Path, nargs="*", default=[])
+    arguments = parser.parse_args()
+    files, audio_s = choose(arguments.folder, arguments.audio_s)
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(files, arguments.threads, Path(scratch))
+        methods: dict[str, Callable[[], None]] = {
+            "plain fp32": lambda: bench.plain(bench.stock, torch.float32),
+            "plain bf16": lambda: bench.plain(bench.stock_bf16, torch.bfloat16),
+            "transformers fp32": bench.transformers,
+            "s3prl fp32": bench.s3prl,
+            "ours fp32": lambda: bench.ours("fp32"),
+            "ours bf16": lambda: bench.ours("bf16"),
+            "forward fp32": lambda: bench.forward("fp32"),
+            "forward bf16": lambda: bench.forward("bf16"),
+        }
+        if bench.expert is None:
+            del methods["s3prl fp32"]
+            print("s3prl cannot be imported here and is left out")
+        bench.forward("bf16")  # warm-up: kernels are chosen, memory is mapped
+        bench.forward("fp32")
+        bench.plain(bench.stock_bf16, torch.bfloat16)
+        seconds: dict[str, list[float]] = {name: [] for name in methods}
+        peak: dict[str, list[float]] = {"fp32": [], "bf16": []}
+        for _ in range(arguments.rounds):
+            for name, method in methods.items():
+                seconds[name].append(timed(method))
+            peak["fp32"].append(matmul_gflops(torch.float32))
+            peak["bf16"].append(matmul_gflops(torch.bfloat16))
+        folders = {"these clips": Path(bench.dataset.path or "")}
+        folders |= {str(folder): folder for folder in arguments.padding_of}
+        shares = {name: padding(folder) for name, folder in folders.items()}
+    report(seconds, peak, shares, audio_s, len(files), arguments)
+
+
+def report(
+    seconds: dict[str, list[float]],
+    peak: dict[str, list[float]],
+    shares: dict[str, dict[str, float]],
+    audio_s: float,
+    n_files: int,
+    arguments: argparse.Namespace,
+) -> None:
+    print(
+        f"{n_files} clips, {audio_s:.0f} s of audio, HuBERT base, {arguments.threads} threads, "
+        f"medians of {arguments.rounds} alternating rounds"
+    )
+    speed = {name: audio_s / statistics.median(runs) for name, runs in seconds.items()}
+    print(f"{'method':<20}{'× real time':>12}{'range':>18}{'vs plain fp32':>15}")
+    for name, runs in seconds.items():
+        low, high = audio_s / max(runs), audio_s / min(runs)
+        # Ratios are taken round by round, then their median: drift hits both sides of one.
+        ratio = paired(seconds["plain fp32"], runs)
+        print(f"{name:<20}{speed[name]:>12.1f}{f'{low:.1f}–{high:.1f}':>18}{ratio:>15.2f}")
+    ratios = {
+        "ours fp32 / plain fp32": paired(seconds["plain fp32"], seconds["ours fp32"]),
+        "ours fp32 / transformers": paired(seconds["transformers fp32"], seconds["ours fp32"]),
+        **(
+            {"ours fp32 / s3prl": paired(seconds["s3prl fp32"], seconds["ours fp32"])}
+            if "s3prl fp32" in seconds
+            else {}
+        ),
+        "ours bf16 / plain fp32": paired(seconds["plain fp32"], seconds["ours bf16"]),
+        "ours bf16 / plain bf16": paired(seconds["plain bf16"], seconds["ours bf16"]),
+        "end to end / forward fp32": paired(seconds["forward fp32"], seconds["ours fp32"]),
+        "end to end / forward bf16": paired(seconds["forward bf16"], seconds["ours bf16"]),
+    }
+    for name, ratio in ratios.items():
+        print(f"{name:<28}{ratio:6.2f}")
+    gflops = {name: statistics.median(values) for name, values in peak.items()}
+    print(f"matrix-product peak: {gflops['fp32']:.0f} GFLOP/s fp32, {gflops['bf16']:.0f} bf16")
+    for name, parts in shares.items():
+        print(f"padding of {name}: " + ", ".join(f"{p} {share:.1%}" for p, share in parts.items()))
+    found = {"realtime_factor": speed, "ratios": ratios, "peak_gflops": gflops, "padding": shares}
+    print(json.dumps(found))
+
+
+def paired(baseline: list[float], runs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(baseline, runs, strict=True))
+
+
+if __name__ == "__main__":
+    main()

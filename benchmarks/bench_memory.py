@@ -1,0 +1,115 @@
+"""Peak memory of a worker over full units, next to its model and a unit's features.
+
+    python benchmarks/bench_memory.py [--units 2] [--frames 60160] [--model none|hubert_base]
+
+A process of its own makes recordings of mixed lengths, loads the model and does the units as a run
+does: the next one is decoded and the last one written while one is encoded. With `--model none` the
+features come from nowhere in the shape and in the batches of HuBERT base, which takes seconds; with
+a real model, minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from bench_extract import MAX_BATCH_FRAMES
+from torch import Tensor
+
+import pipeline
+from pipeline.config import DatasetConfig
+from pipeline.encoders.windows import Window, n_frames, plan_windows
+from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.sources.hub import open_source
+from pipeline.store.format.layout import Layout
+from pipeline.store.write.documents import write_group
+
+
+class Nothing:
+    """Features of the shape of HuBERT base's, without a model."""
+
+    layers = tuple(range(1, 13))
+    sample_rate_hz = 16_000
+    device = torch.device("cpu")
+
+    def encode_batch(
+        self, waveforms: Sequence[Tensor], *, precision: str | None = None
+    ) -> tuple[Tensor, list[int]]:
+        counts = [n_frames(len(waveform)) for waveform in waveforms]
+        return torch.full((12, len(counts), max(counts), 768), 0.5), counts
+
+    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
+        return plan_windows(n_samples, 60.0, 2.0)
+
+    def utterance_stats(self, utterance: object) -> None:
+        return None
+
+    def encode_windows(self, *_: object, **__: object) -> Iterator[tuple[int, Tensor]]:
+        raise NotImplementedError("no recording here is that long")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=60_160, help="frames per unit")
+    parser.add_argument("--model", default="none")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--folder", type=Path, help="where to write")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
+        clips = Path(scratch) / "clips"
+        clips.mkdir()
+        rng = np.random.default_rng(0)
+        left_s, i = arguments.units * arguments.frames / 50 - 20, 0
+        while left_s > 0:
+            length_s = rng.uniform(2, 20)
+            noise = rng.integers(-1000, 1000, round(length_s * 16_000), dtype=np.int16)
+            soundfile.write(clips / f"{i:05d}.wav", noise, 16_000)
+            left_s, i = left_s - length_s, i + 1
+        dataset = DatasetConfig("audiofolder", path=str(clips))
+        source = open_source(dataset)
+        plan = plan_source(source, Windowing(16_000, 60.0, 2.0), arguments.frames)
+        layout = Layout(Nothing.layers, 768, plan.frames_per_unit, plan.utterances_per_slot)
+        root = Path(scratch) / "store"
+        write_group(root, layout, plan.n_units, {"format_version": 1})
+        encoder = Nothing()
+        if arguments.model != "none":
+            encoder = pipeline.load_encoder(
+                arguments.model, "random", precision=arguments.precision
+            )
+            encoder([torch.randn(16_000)])  # weights in their precision, libraries loaded
+        job = Job(root, layout, dataset, lambda: encoder, MAX_BATCH_FRAMES, os.cpu_count() or 1)
+        worker = Worker(job, encoder, source)
+        before = resident_bytes()
+        tasks = [UnitTask(unit, unit, 1, plan.unit_rows(unit)) for unit in range(plan.n_units)]
+        reports = []
+        for i, task in enumerate(tasks):
+            for near in tasks[i : i + 2]:
+                worker.prefetch(near)
+            reports.append(worker.begin(task))
+        n_ok = sum(report.result().n_ok for report in reports)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        features = layout.n_layers * layout.frames_per_unit * layout.dim * 2
+        print(
+            f"{n_ok} utterances in {plan.n_units} units of {features / 1e9:.2f} GB; "
+            f"{before / 1e9:.2f} GB before the first, peak memory {peak / 1e9:.2f} GB: "
+            f"{(peak - before) / features:.2f} units' features"
+        )
+        print({stage: round(s, 2) for stage, s in reports[-1].result().seconds.items()})
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""How the driver's work grows: plan, restart, status and overhead per unit, 10⁴ to 10⁶ utterances.
+
+The source is synthetic (real wav headers, read from memory), the encoder is never run: units are
+committed by writing the index files that workers would write. Each size runs in a process of its
+own, so that its peak memory is its own. Processor seconds stand beside those of the clock, as these
+grow with whatever else the machine does.
+
+`--files flac` plans a real folder instead: as many hard links to 64 files of noise, in 251 folders.
+
+    python benchmarks/bench_scale.py [--sizes 10000 1000000] [--files wav|flac|mp3] [--work DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+
+from pipeline import files
+from pipeline.audio.decode import EncodedAudio
+from pipeline.config import Config, load_config
+from pipeline.events import Observer
+from pipeline.extract import run
+from pipeline.extract.driver import Driver
+from pipeline.extract.executors.inline import Outcome
+from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.run_log import RunLog
+from pipeline.store.format.layout import index_key, ledger_key
+from pipeline.store.format.records import FIELDS
+from pipeline.store.index import compact, drop_cache
+from pipeline.store.maintain.status import read_status
+from pipeline.store.write.documents import layout_of, read_attributes, read_plan
+
+SPEAKERS = 251
+LAYERS = 12
+
+
+class SyntheticSource:
+    """A dataset of `n` utterances of 1 to 17 s, with a speaker each."""
+
+    skipped: tuple[str, ...] = ()
+    skipped_columns: tuple[str, ...] = ()
+    columns: tuple[Any, ...] = ()
+
+    def __init__(self, n: int) -> None:
+        parts = [
+            pa.array([f"speaker-{i % SPEAKERS}/utterance-{i:07d}" for i in range(start, stop)])
+            for start, stop in pairwise([*range(0, n, 10_000), n])
+        ]
+        self._ids = pa.concat_arrays(parts)
+        self._audio = [_wav(round(s * 16_000)) for s in np.linspace(1, 17, 64)]
+        self.identity = {"kind": "synthetic", "n": n}
+        self.fingerprint = f"synthetic-{n}"
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self) -> pa.Array:
+        """Ids in order."""
+        return self._ids
+
+    def audio(self, row: int) -> EncodedAudio:
+        """One of 64 clips."""
+        return EncodedAudio(None, self._audio[row * 37 % 64], f"{row}")
+
+
+def _wav(n_samples: int) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * n_samples))
+    return buffer.getvalue()
+
+
+class InstantEngine:
+    """An engine whose units are done at once: what is left is the driver's own work."""
+
+    def __init__(self) -> None:
+        self._task: UnitTask | None = None
+
+    def has_room(self, alone: bool = False) -> bool:
+        """Whether it is idle."""
+        return self._task is None
+
+    def submit(self, task: UnitTask, limit_s: float) -> str:
+        """Takes a unit."""
+        self._task = task
+        return "instant"
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        """Has done it."""
+        task, self._task = self._task, None
+        assert task is not None
+        n = len(task.rows)
+        seconds = {"decode": 1.0, "encode": 2.0, "copy": 0.1, "write": 0.1}
+        report = UnitReport(
+            task.unit, task.slot, True, n, 0, 0, 0, 900.0, 1.0, 0, "host:1", seconds
+        )
+        return [Outcome(task, report=report)]
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
+@contextmanager
+def clock(results: dict[str, Any], name: str) -> Iterator[None]:
+    """Times a block into `results`."""
+    began = time.perf_counter()
+    yield
+    results[name] = round(time.perf_counter() - began, 3)
+
+
+def measure_plan(config: Config, results: dict[str, Any]) -> None:
+    """Plans, and says how long it took and what memory it added to that of the imports."""
+    before, cpu = peak_mb(), time.process_time()
+    with clock(results, "plan_s"):
+        results["units"] = run.plan(config).units
+    results["plan_cpu_s"] = round(time.process_time() - cpu, 3)
+    results["plan_mb"] = peak_mb() - before
+    results["peak_mb"] = peak_mb()
+
+
+def peak_mb() -> int:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def commit_all(root: Path) -> None:
+    """Writes claims and index files of all units as workers would, but without fsync."""
+    plan = read_plan(root)
+    assert plan is not None
+    for folder in ("index", "ledger"):
+        (root / folder).mkdir(exist_ok=True)
+    for unit in range(plan.n_units):
+        rows = plan.unit_rows(unit)
+        n = len(rows)
+        frames = rows["n_frames"].to_numpy().astype(np.int64)
+        starts = unit * plan.frames_per_unit + np.cumsum(frames) - frames
+        crcs = np.random.default_rng(unit).integers(0, 2**32, (n, LAYERS), np.uint32)
+        columns = {
+            **{name: rows[name] for name in ("id", "row", "unit", "position", "piece", "n_pieces")},
+            "status": pa.array(["ok"] * n),
+            "reason": pa.nulls(n, pa.string()),
+            "slot": pa.array([unit] * n, pa.int32()),
+            "frame_start": pa.array(starts),
+            "n_frames": rows["n_frames"],
+            "n_samples": rows["n_samples"],
+            "source_rate_hz": pa.array([16_000] * n, pa.int32()),
+            "flags": pa.array([[]] * n, pa.list_(pa.string())),
+            "crc32c": pa.array(list(crcs), pa.list_(pa.uint32())),
+        }
+        table = pa.table([columns[item.name] for item in FIELDS], schema=pa.schema(FIELDS))
+        (root / index_key(unit)).write_bytes(files.parquet_bytes(table.combine_chunks()))
+        claim = {"slot": unit, "unit": unit, "attempt": 1, "run_id": "r", "worker": "w", "time": ""}
+        (root / ledger_key(unit)).write_bytes(files.json_bytes(claim))
+
+
+def measure(n: int) -> dict[str, Any]:
+    """All figures for one size; run in a process of its own."""
+    results: dict[str, Any] = {"utterances": n}
+    source = SyntheticSource(n)
+    run.open_source = lambda config: source  # type: ignore[assignment]
+    run.short_selfcheck = lambda encoder, source: None  # type: ignore[assignment]
+    run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        config = configured(root)
+        measure_plan(config, results)
+        commit_all(root)
+        run.extract(config)  # writes the Zarr documents and the compaction
+        with clock(results, "restart_s"):
+            run.extract(config)
+        with clock(results, "status_s"):
+            read_status(root)
+        drop_cache(root)
+        with clock(results, "status_no_cache_s"):
+            read_status(root)
+        with clock(results, "compact_s"):
+            compact(root)
+        results["overhead_ms"] = overhead_ms(root, config, min(results["units"], 2000))
+    results["end_mb"] = peak_mb()
+    return results
+
+
+def measure_files(n: int, kind: str, work: Path | None) -> dict[str, Any]:
+    """The plan of a real folder; run in a process of its own."""
+    results: dict[str, Any] = {"utterances": n}
+    run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        clips = Path(folder) / "clips"
+        link_files(clips, n, kind)
+        measure_plan(configured(Path(folder) / "store", f"dataset.path={clips}"), results)
+    return results
+
+
+def link_files(folder: Path, n: int, kind: str) -> None:
+    """A folder of `n` names for 64 clips of 1 to 3 s."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.05, 48_000)
+    sources = [folder / f"clip-{i:02d}.{kind}" for i in range(64)]
+    for source, n_samples in zip(sources, np.linspace(16_000, 48_000, 64, dtype=int), strict=True):
+        soundfile.write(source, noise[:n_samples], 16_000)
+    for i in range(n - len(sources)):
+        speaker = folder / f"speaker-{i % SPEAKERS:03d}"
+        if i < SPEAKERS:
+            speaker.mkdir()
+        (speaker / f"utterance-{i:07d}.{kind}").hardlink_to(sources[i % 64])
+
+
+def configured(root: Path, *more: str) -> Config:
+    """What to plan and extract."""
+    frames = "plan.frames_per_unit=51200"
+    return load_config(
+        ["dataset=audiofolder", "model=tiny", f"store={root}", "engine=inline", frames, *more]
+    )
+
+
+def overhead_ms(root: Path, config: Config, n_units: int) -> float:
+    """The driver's own time per unit: claim, hand over, settle, log."""
+    attributes = read_attributes(root)
+    plan = read_plan(root)
+    assert plan is not None
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        fresh = Path(folder)
+        driver = Driver(
+            config,
+            fresh,
+            layout_of(attributes),
+            plan,
+            SimpleNamespace(check=lambda: None),  # type: ignore[arg-type]
+            RunLog(fresh, "bench"),
+            Observer(),
+            lambda n: InstantEngine(),
+            "bench",
+        )
+        with Lease(fresh, "bench") as lease:
+            driver.lease = lease
+            (fresh / "ledger").mkdir()
+            from pipeline.store.coordination.ledger import Ledger
+
+            ledger = Ledger.open(fresh, plan.n_units)
+            began = time.perf_counter()
+            driver._extract(list(range(n_units)), InstantEngine(), ledger)
+            return round((time.perf_counter() - began) / n_units * 1000, 3)
+
+
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--files", choices=["wav", "flac", "mp3"], help="plan a real folder")
+    parser.add_argument("--work", type=Path, help="where to make that folder")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        n, kind = options.one, options.files
+        print(json.dumps(measure_files(n, kind, options.work) if kind else measure(n)))
+        return 0
+    rows = []
+    for size in options.sizes:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", str(size)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    print("| | " + " | ".join(f"{row['utterances']:,}" for row in rows) + " |")
+    print("|---|" + "---|" * len(rows))
+    for name in rows[0]:
+        print(f"| {name} | " + " | ".join(f"{row[name]:,}" for row in rows) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

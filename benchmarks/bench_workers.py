@@ -1,0 +1,161 @@
+"""Few workers with many threads, or many workers with one: which fills the CPUs best?
+
+    python benchmarks/bench_workers.py AUDIO_FOLDER [--audio-s 400] [--rounds 3] [--cpus 2]
+
+Every way to divide the CPUs among workers gets the same clips, in units of like size. Each worker
+is a process of its own (HuBERT base, random weights) that decodes, encodes, writes and commits its
+share of the units, as in a run. The ways take turns, round after round; a worker that waits costs
+nothing. The rule that follows is in pipeline/extract/resources.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import time
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bench_extract import MAX_BATCH_FRAMES, choose
+
+import pipeline
+from pipeline.config import DatasetConfig
+from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.worker import Job, UnitTask, Worker
+from pipeline.sources.hub import open_source
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import Plan
+from pipeline.store.write.documents import write_group
+
+LAYERS = tuple(range(1, 13))
+
+
+def work(job: Job, plan: Plan, orders: Connection) -> None:
+    """A worker: does the units that it is told to, and says when they are done."""
+    worker = Worker(job)
+    orders.send("ready")
+    while units := orders.recv():
+        tasks = [UnitTask(unit, unit, 1, plan.unit_rows(unit)) for unit in units]
+        for task in tasks:
+            worker.prefetch(task)
+        for future in [worker.begin(task) for task in tasks]:
+            assert future.result().won
+        orders.send("done")
+
+
+class Way:
+    """So many workers with so many threads each."""
+
+    def __init__(self, n_workers: int, job: Job, plan: Plan) -> None:
+        self.job, self.plan = job, plan
+        self.orders = []
+        spawn = multiprocessing.get_context("spawn")
+        for _ in range(n_workers):
+            ours, theirs = spawn.Pipe()
+            spawn.Process(target=work, args=(job, plan, theirs), daemon=True).start()
+            self.orders.append(ours)
+        for orders in self.orders:
+            orders.recv()
+
+    def run(self, n_units: int) -> float:
+        """Extracts units into a fresh store; returns the seconds until the last is done."""
+        shutil.rmtree(self.job.root, ignore_errors=True)
+        write_group(self.job.root, self.job.layout, self.plan.n_units, {"format_version": 1})
+        units = list(range(n_units))
+        began = time.perf_counter()
+        for i, orders in enumerate(self.orders):
+            orders.send(units[i :: len(self.orders)])
+        for orders in self.orders:
+            orders.recv()
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for orders in self.orders:
+            orders.send([])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--audio-s", type=float, default=400.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    arguments = parser.parse_args()
+    files, audio_s = choose(arguments.folder, arguments.audio_s)
+    ways = [n for n in range(1, arguments.cpus + 1) if arguments.cpus % n == 0]
+    table = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "clips").mkdir()
+        for file in files:
+            shutil.copy(file, scratch / "clips" / file.name)
+        dataset = DatasetConfig("audiofolder", path=str(scratch / "clips"))
+        frames = round(audio_s * 50 / (2 * arguments.cpus))
+        plan = plan_source(open_source(dataset), Windowing(16_000, 60.0, 2.0), frames)
+        n_units = plan.n_units // arguments.cpus * arguments.cpus  # an equal share for each
+        frames = sum(
+            int(plan.unit_rows(unit)["n_frames"].to_numpy().sum()) for unit in range(n_units)
+        )
+        audio_s = frames / 50
+        layout = Layout(LAYERS, 768, plan.frames_per_unit, plan.utterances_per_slot)
+        for precision in arguments.precisions:
+            load = partial(pipeline.load_encoder, "hubert_base", "random", precision=precision)
+            made = {
+                n: Way(
+                    n,
+                    Job(
+                        scratch / f"store-{n}",
+                        layout,
+                        dataset,
+                        load,
+                        MAX_BATCH_FRAMES,
+                        arguments.cpus // n,
+                    ),
+                    plan,
+                )
+                for n in ways
+            }
+            for way in made.values():
+                way.run(n_units)  # warm-up
+            seconds = {n: [] for n in ways}
+            for _ in range(arguments.rounds):
+                for n, way in made.items():
+                    seconds[n].append(way.run(n_units))
+            for way in made.values():
+                way.close()
+            table[precision] = report(precision, seconds, audio_s, n_units, arguments)
+    print(json.dumps(table))
+
+
+def report(
+    precision: str,
+    seconds: dict[int, list[float]],
+    audio_s: float,
+    n_units: int,
+    arguments: argparse.Namespace,
+) -> dict[str, float]:
+    """Prints one line per way; ratios are taken round by round."""
+    print(
+        f"{precision}: {audio_s:.0f} s of audio in {n_units} units, {arguments.cpus} CPUs, medians "
+        f"of {arguments.rounds} alternating rounds"
+    )
+    found = {}
+    for n, runs in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds[1], runs, strict=True))
+        speed = audio_s / statistics.median(runs)
+        spread = f"{audio_s / max(runs):.1f}–{audio_s / min(runs):.1f}"
+        name = f"{n} × {arguments.cpus // n} threads"
+        print(f"  {name:<16}{speed:6.1f} × real time ({spread}), {ratio:.2f} of one worker")
+        found[name] = ratio
+    return found
+
+
+if __name__ == "__main__":
+    main()

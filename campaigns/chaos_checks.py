@@ -1,0 +1,84 @@
+"""What a campaign looks at when a run has ended: whether anything is lost, doubled or left over."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.store.coordination.ledger import LOST, read_claims
+from pipeline.store.coordination.run_log import read_log
+from pipeline.store.format.layout import index_key
+from pipeline.store.index import committed_units
+from pipeline.store.maintain.repair import repair_store
+from pipeline.store.maintain.verify import verify_store
+from pipeline.store.write.documents import layout_of, read_attributes, read_plan
+
+
+def contents(store: Path) -> dict[str, Any]:
+    """Shards, pooled chunks and index rows by unit, relative to the slot they lie in."""
+    layout = layout_of(read_attributes(store))
+    found: dict[str, Any] = {}
+    for unit in committed_units(store):
+        rows = pq.read_table(store / index_key(unit), partitioning=None).to_pylist()
+        slot = rows[0]["slot"]
+        for row in rows:
+            row.pop("slot")
+            if row["frame_start"] is not None:
+                row["frame_start"] -= layout.slot_start(slot)
+        found[f"unit {unit} rows"] = rows
+        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
+            found[f"unit {unit} file {axis}"] = (store / key).read_bytes()
+    return found
+
+
+def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
+    """What is lost, doubled or changed in a store, against an undisturbed one.
+
+    The last driver has ended well and its workers are gone, so it must have left nothing behind,
+    but for slots of which it cannot know whose they are; those a repair removes.
+    """
+    found = verify_store(store)
+    losses = [f"unit {damage.unit}: {damage.problem}" for damage in found.damages]
+    losses += [
+        f"left behind: {stray.path}: {stray.what}"
+        for stray in found.strays
+        if stray.is_garbage and not ("nobody claimed" in stray.what or "is lost" in stray.what)
+    ]
+    repair_store(store)
+    found = verify_store(store)
+    losses += [f"after a repair: {s.path}: {s.what}" for s in found.strays if s.is_garbage]
+    plan = read_plan(store)
+    assert plan is not None
+    if found.units_committed != plan.n_units:
+        losses.append(f"{plan.n_units - found.units_committed} units are not committed")
+    now = contents(store)
+    rows = [row for name, rows in now.items() if name.endswith("rows") for row in rows]
+    seen = Counter(row["row"] for row in rows)
+    planned = plan.table["row"].to_pylist()
+    losses += [f"row {row} is there {seen[row]} times" for row in planned if seen[row] != 1]
+    names = sorted(quiet.keys() | now.keys())
+    differing = [name for name in names if quiet.get(name) != now.get(name)]
+    return losses + [f"{name} differs from the undisturbed store" for name in differing]
+
+
+def overlaps(store: Path) -> list[str]:
+    """Signs that two drivers were at work at once: in the log, and in what they have claimed."""
+    latest, found = "", []
+    began: list[tuple[str, str]] = []
+    for event in read_log(store):
+        run = event["run_id"]
+        if event["event"] == "run_started":
+            latest = run
+            began.append((event["time"], run))
+        elif run != latest and not run.startswith("repair"):
+            found.append(f"run {run} went on after run {latest} had begun: {event['event']}")
+    times = [time for time, _ in began]
+    for claim in read_claims(store):
+        at = bisect_right(times, claim.time)
+        if claim.unit != LOST and (not at or began[at - 1][1] != claim.run_id):
+            found.append(f"run {claim.run_id} claimed slot {claim.slot} while it was not its turn")
+    return found

@@ -1,0 +1,142 @@
+"""What bad disks, bad hands and crashes leave in a store that no driver holds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.store.format.layout import (
+    FRAMES,
+    GROUP,
+    INDEX_CACHE,
+    INDEX_DIR,
+    LEDGER_DIR,
+    index_key,
+)
+from pipeline.store.index import committed_units
+
+
+class Damager:
+    """Does one kind of damage at a time to a store, at a random place."""
+
+    def __init__(self, store: Path, rng: random.Random) -> None:
+        self.store = store
+        self.rng = rng
+        self.kinds: dict[str, Callable[[], bool]] = {
+            "truncated shard": self.truncated_shard,
+            "bit flipped in a shard's data": lambda: self.flip(self.shard(), "data"),
+            "bit flipped in a shard's index": lambda: self.flip(self.shard(), "tail"),
+            "bit flipped in a pooled chunk": lambda: self.flip(self.pooled(), "data"),
+            "bit flipped in a unit's index": lambda: self.flip(self.index(), "data"),
+            "missing shard": lambda: self.remove(self.shard()),
+            "missing index file": lambda: self.remove(self.index()),
+            "torn index file": self.torn_index,
+            "torn index cache": self.torn_cache,
+            "missing index cache": lambda: self.remove(self.cache()),
+            "foreign file": self.foreign,
+            "orphan slot": self.orphan_slot,
+            "half-written leftovers": self.partials,
+            "unreadable claim": self.unreadable_claim,
+        }
+
+    def shard(self) -> Path | None:
+        """Any shard."""
+        found = sorted((self.store / FRAMES / "c").glob("*/*/0"))
+        return self.rng.choice(found) if found else None
+
+    def pooled(self) -> Path | None:
+        """Any pooled chunk."""
+        found = sorted((self.store / GROUP / "pooled" / "c").glob("*/0/0/0"))
+        return self.rng.choice(found) if found else None
+
+    def index(self) -> Path | None:
+        """Any commit."""
+        units = committed_units(self.store)
+        return self.store / index_key(self.rng.choice(units)) if units else None
+
+    def cache(self) -> Path | None:
+        """The compaction of all commits, which may be lost without a loss."""
+        path = self.store / INDEX_CACHE
+        return path if path.exists() else None
+
+    def remove(self, path: Path | None) -> bool:
+        """Loses a file."""
+        if path is None:
+            return False
+        path.unlink()
+        return True
+
+    def flip(self, path: Path | None, where: str) -> bool:
+        """Flips one bit."""
+        if path is None or not path.stat().st_size:
+            return False
+        raw = bytearray(path.read_bytes())
+        low = max(0, len(raw) - 60) if where == "tail" else 0
+        at = self.rng.randrange(low, len(raw))
+        raw[at] ^= 1 << self.rng.randrange(8)
+        path.write_bytes(raw)
+        return True
+
+    def truncated_shard(self) -> bool:
+        """Cuts a shard short."""
+        path = self.shard()
+        if path is None:
+            return False
+        raw = path.read_bytes()
+        path.write_bytes(raw[: self.rng.randrange(len(raw))])
+        return True
+
+    def torn_index(self) -> bool:
+        """Cuts a commit short."""
+        path = self.index()
+        if path is None:
+            return False
+        raw = path.read_bytes()
+        path.write_bytes(raw[: self.rng.randrange(len(raw))])
+        return True
+
+    def torn_cache(self) -> bool:
+        """Cuts the compaction short, which is no loss."""
+        path = self.cache()
+        if path is None:
+            return False
+        path.write_bytes(path.read_bytes()[:-7])
+        return True
+
+    def foreign(self) -> bool:
+        """Puts files there that are none of the store's."""
+        folder = self.rng.choice([INDEX_DIR, LEDGER_DIR, GROUP, f"{FRAMES}/c/0", ""])
+        (self.store / folder / f"notes-{self.rng.randrange(10**6)}.txt").write_text("hello")
+        return True
+
+    def orphan_slot(self) -> bool:
+        """Puts data into a slot that nobody has claimed."""
+        claimed = [int(path.stem[5:]) for path in self.claims()]
+        slot = max(claimed, default=0) + 5 + self.rng.randrange(5)
+        for axis in range(2):
+            path = self.store / FRAMES / "c" / str(axis) / str(slot) / "0"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"orphan")
+        return True
+
+    def partials(self) -> bool:
+        """Leaves files half-written."""
+        for folder in (INDEX_DIR, LEDGER_DIR, f"{FRAMES}/c/1/0", ""):
+            path = self.store / folder / f"x.{self.rng.randrange(10**9)}.partial"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half")
+        return True
+
+    def unreadable_claim(self) -> bool:
+        """Empties a claim, as a power failure may."""
+        paths = self.claims()
+        if not paths:
+            return False
+        self.rng.choice(paths).write_text("")
+        return True
+
+    def claims(self) -> list[Path]:
+        """Files of all claims, readable or not."""
+        found = (self.store / LEDGER_DIR).glob("slot-*.json")
+        return sorted(path for path in found if "died" not in path.name)

@@ -1,0 +1,200 @@
+"""Does a test fail when a guard is taken out? For every trap that the encoder has a guard against.
+
+    python campaigns/check_guards.py [--only NAME]
+
+Works on a copy of the package and of its tests. First the tests must pass there; then, guard by
+guard, one line is replaced by what somebody might write who does not know the trap, and the tests
+must fail. Exits 1 if any guard can go without a test noticing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = (
+    "encoders/test_encoder.py",
+    "encoders/test_long_audio.py",
+    "encoders/test_frontend.py",
+    "encoders/test_position.py",
+    "encoders/test_precision.py",
+    "extract/test_worker.py",
+)
+
+
+class Guard(NamedTuple):
+    """One guard: the trap, and how it is taken out."""
+
+    trap: str
+    file: str
+    line: str
+    without: str
+
+
+GUARDS = (
+    Guard(
+        "GroupNorm and waveform normalisation over the batch",
+        "encoders/wav2vec2/encoder.py",
+        "stats = [self.utterance_stats(waveform) for waveform in waveforms]",
+        "stats = [self.utterance_stats(torch.cat(list(waveforms)))] * len(waveforms)",
+    ),
+    Guard(
+        "GroupNorm of a window instead of its file",
+        "encoders/wav2vec2/encoder.py",
+        "[waveform[low:high]], stats=[stats], precision",
+        "[waveform[low:high]], stats=None, precision",
+    ),
+    Guard(
+        "waveform not centred for normalisation",
+        "encoders/wav2vec2/frontend.py",
+        "shift = moments.mean if self._spec.normalize_waveform else 0.0",
+        "shift = 0.0",
+    ),
+    Guard(
+        "DC offset fed to the folded GroupNorm",
+        "encoders/wav2vec2/frontend.py",
+        "        shift = moments.mean\n",
+        "        shift = 0.0\n",
+    ),
+    Guard(
+        "DC offset taken away in float32",
+        "encoders/wav2vec2/frontend.py",
+        "samples.to(self._device).double() - stat.shift",
+        "samples.to(self._device) - stat.shift",
+    ),
+    Guard(
+        "exact zeros scaled by their variance",
+        "encoders/wav2vec2/frontend.py",
+        "1.0 / math.sqrt(moments.variance + _SILENCE_VARIANCE)",
+        "1.0 / math.sqrt(moments.variance)",
+    ),
+    Guard(
+        "gain of the waveform forgotten in the folded GroupNorm",
+        "encoders/wav2vec2/frontend.py",
+        "spread.clamp_min(0.0) * gain**2",
+        "spread.clamp_min(0.0)",
+    ),
+    Guard(
+        "last frame sees the neighbour's samples",
+        "encoders/wav2vec2/frontend.py",
+        "starts.append(starts[-1] + count + 1)",
+        "starts.append(starts[-1] + count)",
+    ),
+    Guard(
+        "samples rounded to the precision before the first convolution",
+        "encoders/wav2vec2/frontend.py",
+        "return high, (x - high.float()).to(dtype)",
+        "return high, torch.zeros_like(high)",
+    ),
+    Guard(
+        "clip shorter than a frame without its zeros",
+        "encoders/wav2vec2/statistics.py",
+        "missing = max(0, RECEPTIVE_FIELD_SAMPLES - self._n_samples)",
+        "missing = 0",
+    ),
+    Guard(
+        "positional convolution over the neighbour, in Fourier space",
+        "encoders/wav2vec2/position.py",
+        "n_blocks += -(-count // step) + 1",
+        "n_blocks += -(-count // step)",
+    ),
+    Guard(
+        "positional convolution over the neighbour, direct",
+        "encoders/wav2vec2/position.py",
+        "own = torch.split(x.to(weight.dtype), list(counts))",
+        "own, counts = (x.to(weight.dtype),), [sum(counts)]",
+    ),
+    Guard(
+        "attention over the neighbours",
+        "encoders/wav2vec2/transformer.py",
+        "        spans = find_spans(counts, self._n_heads)\n",
+        "        spans = [Span(slice(0, n_own), 1, n_own)]\n",
+    ),
+    Guard(
+        "WavLM without its position bias",
+        "encoders/wav2vec2/transformer.py",
+        "if self._relative is not None:",
+        "if False:",
+    ),
+    Guard(
+        "WavLM's position bias without its gate",
+        "encoders/wav2vec2/transformer.py",
+        "bias = own[..., None] * position_bias[",
+        "bias = torch.ones_like(own[..., None]) * position_bias[",
+    ),
+    Guard(
+        "residual stream in the precision of the products",
+        "encoders/wav2vec2/transformer.py",
+        "        x = x.float()\n",
+        "",
+    ),
+    Guard(
+        "batch that does not fit float16 stored as it is",
+        "extract/stages/encode.py",
+        "        if not fits:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "utterance that does not fit float16 stored as it is",
+        "extract/stages/encode.py",
+        "            if _fits(half):\n",
+        "            if True:\n",
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="guards whose trap contains this")
+    only = parser.parse_args().only or ""
+    unnoticed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch)
+        for name in ("pipeline", "tests", "conf", "scripts", "benchmarks", "campaigns", "examples"):
+            shutil.copytree(ROOT / name, copy / name)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if run_tests(copy) is not None:
+            sys.exit("the tests do not pass as it is")
+        for guard in GUARDS:
+            if only not in guard.trap:
+                continue
+            path = copy / "pipeline" / guard.file
+            whole = path.read_text()
+            if whole.count(guard.line) != 1:
+                sys.exit(f"{guard.file} has {whole.count(guard.line)} times {guard.line!r}, not 1")
+            path.write_text(whole.replace(guard.line, guard.without))
+            failed = run_tests(copy)
+            path.write_text(whole)
+            print(f"{guard.trap}: {failed or 'NO TEST FAILS'}", flush=True)
+            if failed is None:
+                unnoticed.append(guard.trap)
+    if unnoticed:
+        sys.exit(f"{len(unnoticed)} guards can go unnoticed")
+
+
+def run_tests(copy: Path) -> str | None:
+    """The first test that fails, None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(f"tests/{name}" for name in TESTS)],
+        cwd=copy,
+        env={"PYTHONPATH": str(copy), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return None
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    if done.returncode != 1 or not failed:
+        sys.exit(done.stdout + done.stderr)
+    return failed[0].removeprefix("FAILED ").split(" - ")[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Prints `pretrained` if HuBERT base's weights are at hand or can be fetched, else `random`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from pipeline.encoders.wav2vec2.encoder import load_encoder
+from pipeline.errors import WeightsError
+
+try:
+    with contextlib.redirect_stdout(sys.stderr):  # torch says there that it downloads
+        load_encoder("hubert_base", weights="pretrained", device="cpu")
+except WeightsError as error:
+    print(f"no pretrained weights: {error}", file=sys.stderr)
+    print(
+        "The demo goes on with RANDOM weights: shapes and speed are real, but the features mean\n"
+        "nothing. Run it once with a network to see real ones.",
+        file=sys.stderr,
+    )
+    print("random")
+else:
+    print("HuBERT base with its pretrained weights", file=sys.stderr)
+    print("pretrained")

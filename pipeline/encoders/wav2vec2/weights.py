@@ -1,0 +1,159 @@
+"""Where a model's weights come from: a torchaudio bundle, a file, or a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torchaudio
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.encoders.wav2vec2.bundles import ModelSpec
+from pipeline.errors import WeightsError
+
+_SHOWN = 3  # names spelt out in a message; the rest is counted
+# How weight_norm called its two tensors before torch 2.0; published checkpoints still do.
+_LEGACY_NAMES = {
+    "encoder.transformer.pos_conv_embed.conv.weight_g": (
+        "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original0"
+    ),
+    "encoder.transformer.pos_conv_embed.conv.weight_v": (
+        "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original1"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A torchaudio model with its weights.
+
+    Attributes:
+        model: torchaudio's `Wav2Vec2Model` in evaluation mode, float32, on the CPU, without head.
+        source: "pretrained", "random", "file" or "huggingface".
+        sha256: digest of the names, shapes and bytes of all its weights.
+    """
+
+    model: torch.nn.Module
+    source: str
+    sha256: str
+
+
+def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:
+    """Build the model of `spec` and fill it.
+
+    Args:
+        spec: the architecture.
+        weights: "pretrained", "random", or the path of a state dict (.pt, .pth, .safetensors).
+        seed: of the random weights; ignored otherwise.
+
+    Raises:
+        WeightsError: the weights cannot be had, read, or do not fit.
+    """
+    if weights == "random":
+        return LoadedModel(model := _random_model(spec, seed), "random", digest(model))
+    if weights == "pretrained":
+        return fill(spec, _download(spec), "pretrained", spec.bundle or spec.name)
+    path = Path(weights).expanduser()
+    return fill(spec, _read_file(path), "file", str(path))
+
+
+def fill(spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str) -> LoadedModel:
+    """Put a state dict into the model of `spec`; an output head (`aux.*`) is left out.
+
+    Args:
+        spec: the architecture.
+        state: torchaudio's names; a bundle's wrapping prefix `model.` is removed.
+        source: kind of source, for the identity.
+        origin: where the state came from, for messages.
+
+    Raises:
+        WeightsError: a weight is missing, has another shape, or is not known; the first are named.
+    """
+    if state and all(name.startswith("model.") for name in state):
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    state = {
+        _LEGACY_NAMES.get(name, name): tensor
+        for name, tensor in state.items()
+        if not name.startswith("aux.")
+    }
+    model = spec.build("meta")
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not part of the model" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise WeightsError(
+            f"the weights of {origin} do not fit {spec.name}: {'; '.join(wrong[:_SHOWN])}{more}. "
+            "Choose the model they were trained as"
+        )
+    whole = {name: state[name].detach().to("cpu", torch.float32) for name in expected}
+    model.load_state_dict(whole, assign=True)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval(), source, digest(model))
+
+
+def digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the names, shapes and float32 bytes of all weights, in the order of the names."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {list(tensor.shape)}\n".encode())
+        sha.update(memoryview(tensor.detach().contiguous().cpu().numpy()).cast("B"))
+    return sha.hexdigest()
+
+
+def _random_model(spec: ModelSpec, seed: int) -> torch.nn.Module:
+    """Initialise as torchaudio does, from `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return spec.build("cpu").requires_grad_(False)
+
+
+def _download(spec: ModelSpec) -> dict[str, Tensor]:
+    if spec.bundle is None:
+        raise WeightsError(
+            f"{spec.name} has no pretrained weights; use model.weights=random, "
+            "or model.weights=PATH to a state dict of yours"
+        )
+    try:
+        model = getattr(torchaudio.pipelines, spec.bundle).get_model()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad file a RuntimeError
+        raise WeightsError(
+            f"cannot download the pretrained weights of {spec.name} (torchaudio's {spec.bundle}): "
+            f"{error}. Without a network use model.weights=PATH to a downloaded state dict, "
+            "or model.weights=random to try things out"
+        ) from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(
+            f"there are no weights at {path}; model.weights is pretrained, random, "
+            "or the path of a .pt, .pth or .safetensors state dict"
+        )
+    unreadable = (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError)
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except unreadable as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read the weights at {path}: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise WeightsError(f"{path} does not hold a state dict (a mapping of names to tensors)")
+    return state

@@ -1,0 +1,145 @@
+"""What passes between a driver and its workers: what to do, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.audio.decode import Decoded, EncodedAudio, decode
+from pipeline.config import DatasetConfig
+from pipeline.encoders.wav2vec2.statistics import Moments
+from pipeline.encoders.windows import Window
+from pipeline.store.coordination.worker_failures import Probation
+from pipeline.store.format.layout import Layout
+
+
+class Encoder(Protocol):
+    """What a worker needs of an encoder; `pipeline.encoders.wav2vec2.encoder.SpeechEncoder` is one.
+
+    Attributes:
+        clock: Set by the worker: an encoder may enter it around its parts, by their names, so that
+            their time is counted.
+    """
+
+    clock: Callable[[str], AbstractContextManager[None]]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that it returns."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the waveforms that it takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def encode_batch(
+        self, waveforms: Sequence[Tensor], *, precision: str | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Waveforms [n_samples] → features [n_layers, batch, max_frames, dim], and n_frames."""
+
+    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
+        """Windows of an utterance; one for an utterance that is encoded at once."""
+
+    def utterance_stats(self, utterance: Tensor | Moments) -> Any:
+        """What a window must know of its whole utterance."""
+
+    def encode_windows(
+        self,
+        waveform: Tensor,
+        windows: Sequence[Window],
+        stats: Any,
+        *,
+        sample_start: int = 0,
+        precision: str | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """First frame that a window keeps, and its features [n_layers, n_kept, dim]."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know to do any unit of a run; small, and it pickles.
+
+    Attributes:
+        root: The store.
+        layout: Its shapes.
+        dataset: Where the audio comes from.
+        load_encoder: Makes the encoder, in the worker's process.
+        max_batch_frames: Bound on the padded frames of a batch.
+        threads: CPU threads of a worker.
+        decode: Makes a waveform of encoded audio; tests give one that fails as real ones do.
+    """
+
+    root: Path
+    layout: Layout
+    dataset: DatasetConfig
+    load_encoder: Callable[[], Encoder]
+    max_batch_frames: int
+    threads: int
+    decode: Callable[[EncodedAudio, int], Decoded] = decode
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One attempt at one unit.
+
+    Attributes:
+        unit: Its number.
+        slot: Where to write.
+        attempt: 1 for the first one.
+        rows: Its rows of the plan.
+        probation: Given to a unit that took workers with it: try its utterances alone first.
+        alone: Whether its worker may have no other unit meanwhile, so that it is clear whose fault
+            it is should the worker die.
+    """
+
+    unit: int
+    slot: int
+    attempt: int
+    rows: pa.Table
+    probation: Probation | None = None
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What became of an attempt.
+
+    Attributes:
+        unit: The unit.
+        slot: Where it lies.
+        won: False if another attempt had committed it before.
+        n_ok: Utterances with features.
+        n_quarantined: Utterances without, for a reason.
+        n_deferred: Utterances left for a later unit.
+        n_fp32: Utterances that had to be encoded again in fp32.
+        audio_s: Seconds of audio in the features.
+        wall_s: Seconds from its turn at the encoder to its commit.
+        n_bytes: Bytes written.
+        worker: Host and process of the worker, as `host:pid`.
+        seconds: Where the time went. The encoder's thread: wait (for audio, or for the unit before
+            to be written), front_end, transformer (on CUDA the device's own time), copy. Threads
+            beside it: decode, write (checksums and means, too).
+    """
+
+    unit: int
+    slot: int
+    won: bool
+    n_ok: int
+    n_quarantined: int
+    n_deferred: int
+    n_fp32: int
+    audio_s: float
+    wall_s: float
+    n_bytes: int
+    worker: str
+    seconds: dict[str, float] = field(default_factory=dict)

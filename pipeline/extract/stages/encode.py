@@ -1,0 +1,161 @@
+"""From waveforms to the unit's buffer: batches, windows, and what does not fit float16."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.encoders.windows import Window
+from pipeline.extract.messages import Encoder
+from pipeline.extract.stages import malloc as memory
+from pipeline.extract.stages.decode import Utterance
+from pipeline.extract.stages.device_copy import Arrival, Transfer
+from pipeline.extract.stages.timing import Stopwatch
+from pipeline.store.format import records
+from pipeline.store.format.plan import make_batches
+from pipeline.store.write.slot import UnitBuffer
+
+FLOAT16_MAX = 65504.0
+_BATCHES_BETWEEN_TRIMS = 8  # at every batch it would take 3 % of the time
+Settled = Callable[[Utterance], None]
+"""Told of each utterance that was placed, once its frames in the buffer are final."""
+
+
+class Filler:
+    """Encodes utterances into the unit's buffer, in batches that the plan alone decides."""
+
+    def __init__(
+        self, encoder: Encoder, buffer: UnitBuffer, max_batch_frames: int, watch: Stopwatch
+    ) -> None:
+        self._encoder, self._buffer = encoder, buffer
+        self._max_batch_frames = max_batch_frames
+        self._watch = watch
+        self._transfer = Transfer(encoder.device)
+        encoder.clock = watch.device
+
+    def place(self, utterances: list[Utterance]) -> int:
+        """Gives every decoded utterance its frames, in order; returns how many are taken.
+
+        A header that lied can make a unit larger than planned: what does not fit is deferred.
+        """
+        capacity = self._buffer.layout.frames_per_unit
+        used = 0
+        for item in utterances:
+            if item.waveform is None:
+                continue
+            if item.n_frames > capacity:
+                item.quarantine(
+                    f"{item.n_frames} frames, longer than a unit of {capacity}, which is too small "
+                    "to be cut at windows: give plan.frames_per_unit at least a window's frames"
+                )
+                item.waveform = None
+            elif used + item.n_frames > capacity:
+                reason = "longer than its header said: moved to a later unit"
+                item.record = replace(item.record, status=records.DEFERRED, reason=reason)
+                item.waveform = None
+            else:
+                item.start = used
+                used += item.n_frames
+        return used
+
+    def fill(self, utterances: list[Utterance], settled: Settled) -> None:
+        """Encodes what has been placed; waveforms are let go as soon as they are done with."""
+        placed = [item for item in utterances if item.waveform is not None]
+        short = [item for item in placed if not item.is_long]
+        lengths = np.array([item.n_frames for item in short], np.int64)
+        waiting: deque[tuple[list[Utterance], Arrival]] = deque()
+        for number, batch in enumerate(make_batches(lengths, self._max_batch_frames)):
+            if number % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
+                memory.give_back()
+            members = [short[int(i)] for i in batch]
+            waiting.append((members, self._transfer.begin(self._encode(members))))
+            if len(waiting) > self._transfer.depth:
+                self._receive(*waiting.popleft(), settled)
+        while waiting:
+            self._receive(*waiting.popleft(), settled)
+        for item in placed:
+            if item.is_long:
+                self._encode_long(item)
+                item.waveform = None
+                settled(item)
+
+    def _encode(self, members: list[Utterance], precision: str | None = None) -> Tensor:
+        waveforms = [item.waveform for item in members if item.waveform is not None]
+        features, lengths = self._encoder.encode_batch(waveforms, precision=precision)
+        planned = [item.n_frames for item in members]
+        if list(lengths) != planned:
+            raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
+        return features
+
+    def _receive(self, members: list[Utterance], arrival: Arrival, settled: Settled) -> None:
+        """Puts a batch into the unit; encoded in fp32 if the reduced precision does not hold it."""
+        features = arrival()
+        with self._watch.host("copy"):
+            fits = _fits(features)
+        if not fits:
+            features = self._encode(members, precision="fp32")
+            for item in members:
+                item.flags = (*item.flags, records.FLAG_FP32)
+        for i, item in enumerate(members):
+            self._store(item, item.start, features[:, i, : item.n_frames])
+            item.waveform = None
+            settled(item)
+
+    def _encode_long(self, item: Utterance) -> None:
+        """Encodes window by window; a window depends on no other, so pieces join exactly."""
+        waveform = item.waveform
+        assert waveform is not None  # only decoded utterances are encoded
+        stats = self._encoder.utterance_stats(item.moments or waveform)
+        first = item.windows[0].keep_start
+        for window in item.windows:
+            features = self._encode_window(waveform, window, stats, item)
+            self._store(item, item.start + window.keep_start - first, features)
+
+    def _encode_window(
+        self, waveform: Tensor, window: Window, stats: Any, item: Utterance
+    ) -> Tensor:
+        start = item.sample_start
+        for precision in (None, "fp32"):
+            [(_, features)] = self._encoder.encode_windows(
+                waveform, [window], stats, sample_start=start, precision=precision
+            )
+            if _fits(features):
+                break
+            if precision is None and records.FLAG_FP32 not in item.flags:
+                item.flags = (*item.flags, records.FLAG_FP32)
+        return features
+
+    def _store(self, item: Utterance, start: int, features: Tensor) -> None:
+        """Copies features [n_layers, n_frames, dim] into the unit as float16."""
+        if not item.is_ok:
+            return
+        with self._watch.host("copy"):
+            half = features.to(torch.float16).cpu() if features.is_cuda else features
+            if _fits(half):
+                stop = start + features.shape[1]
+                torch.from_numpy(self._buffer.frames)[:, start:stop].copy_(half)
+                return
+        item.quarantine(_misfit(features, self._encoder.layers))
+        self._buffer.blank(item.start, item.start + item.n_frames)
+
+
+def _fits(features: Tensor) -> bool:
+    """Whether all values are finite and within float16; one pass, NaN propagates."""
+    low, high = torch.aminmax(features)
+    return bool(low >= -FLOAT16_MAX) and bool(high <= FLOAT16_MAX)
+
+
+def _misfit(features: Tensor, layers: tuple[int, ...]) -> str:
+    for layer, values in zip(layers, features, strict=True):
+        if not bool(torch.isfinite(values).all()):
+            return f"layer {layer} is not finite, even in fp32"
+        largest = float(values.abs().max())
+        if largest > FLOAT16_MAX:
+            return f"layer {layer} reaches {largest:.3g}, more than float16 holds"
+    raise AssertionError("every layer fits")

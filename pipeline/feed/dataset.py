@@ -1,0 +1,265 @@
+"""Stored features as a torch dataset: an utterance, or a padded batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store.index import row_numbers
+from pipeline.store.read.features import FeatureStore
+
+if TYPE_CHECKING:
+    import datasets
+
+IntArray = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance.
+
+    Attributes:
+        features: float16 [n_layers, n_frames, dim].
+        id: Its id.
+        start: First frame, if it was cropped.
+        columns: Values of the columns that were asked for.
+    """
+
+    features: Tensor
+    id: str
+    start: int
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several utterances, padded with zeros to the longest.
+
+    Attributes:
+        features: float16 [batch, n_layers, n_frames, dim].
+        lengths: Valid frames of each utterance, int64 [batch].
+        ids: Ids, [batch].
+        columns: Of each column a tensor [batch] if it holds numbers (classes are their numbers),
+            else a list.
+        starts: First frame of each utterance, if it was cropped: int64 [batch].
+    """
+
+    features: Tensor
+    lengths: Tensor
+    ids: list[str]
+    columns: dict[str, Any]
+    starts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def mask(self) -> Tensor:
+        """True for valid frames: bool [batch, n_frames]."""
+        frame = torch.arange(self.features.shape[2], device=self.lengths.device)
+        return frame < self.lengths[:, None]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """This batch with its tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self, device: torch.device | str | None = None) -> Self:
+        """This batch in pinned memory; called by torch's DataLoader."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
+        moved: dict[str, Any] = {
+            item.name: move(value)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        columns = {k: move(v) if isinstance(v, Tensor) else v for k, v in self.columns.items()}
+        return replace(self, **moved, columns=columns)
+
+
+class FeatureDataset(Dataset[Example]):
+    """Utterances of a store, with the layers and columns that a training needs.
+
+    Map-style; `__getitems__` reads a batch in the order of the disk. `pipeline.make_loader` makes
+    padded batches of it; with a DataLoader of your own, pass `collate_fn=pipeline.collate`.
+
+    Example:
+        >>> train = FeatureDataset(store.select(split="train"), layers=[6], columns=["speaker"])
+        ...                                                                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        layers: Sequence[int] | None = None,
+        columns: Sequence[str] = (),
+        max_frames: int | None = None,
+        *,
+        final_norm: bool = False,
+    ) -> None:
+        """Checks what is asked for.
+
+        Args:
+            store: The store, or a selection of it.
+            layers: Layers to read, in this order; None reads all.
+            columns: Metadata columns that go with every utterance.
+            max_frames: Longer utterances are cropped to this many frames, at random.
+            final_norm: Apply the model's final LayerNorm to its last layer, as
+                `FeatureStore.read` does.
+
+        Raises:
+            StoreError: No such layer or column; or a final norm is asked for and the store has
+                none.
+        """
+        if isinstance(columns, str):
+            raise ConfigError(f"columns is {columns!r}; expected a list of names")
+        unknown = [name for name in columns if name not in store.metadata.column_names]
+        if unknown:
+            known = ", ".join(store.metadata.column_names)
+            raise StoreError(f"no columns {unknown} in the store; it has {known}")
+        if max_frames is not None and max_frames < 1:
+            raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
+        self.store = store
+        self.layers = tuple(store.layers if layers is None else layers)
+        self.max_frames = max_frames
+        self._axes = store.axes(self.layers)
+        self._norm = store.final_norm if final_norm else None
+        self._ids = store.metadata["id"].combine_chunks()
+        self._columns = {name: _column(store.metadata[name]) for name in columns}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that go with every utterance."""
+        return tuple(self._columns)
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of those columns that hold classes, by number."""
+        names = self.store.class_names
+        return {name: names[name] for name in self._columns if name in names}
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several utterances, read in the order of the disk; crops follow torch's random state."""
+        positions = np.array([self.store.position(int(i)) for i in indices], np.int64)
+        counts = self.store.frame_counts[positions]
+        lengths = np.minimum(counts, self.max_frames) if self.max_frames else counts
+        chance = torch.rand(len(positions), dtype=torch.float64).numpy()
+        starts = (chance * (counts - lengths + 1)).astype(np.int64)
+        shape = (len(self._axes), self.store.feature_dim)
+        outs = [np.empty((shape[0], int(n), shape[1]), np.float16) for n in lengths]
+        cuts = zip(positions.tolist(), starts.tolist(), outs, strict=True)
+        self.store.read_into(list(cuts), self._axes, self._norm)
+        columns = self._take(positions)
+        names = self._ids.take(row_numbers(positions)).to_pylist()
+        return [
+            Example(
+                features=torch.from_numpy(out),
+                id=names[i],
+                start=int(starts[i]),
+                columns={
+                    name: values[i].item() if isinstance(values, Tensor) else values[i]
+                    for name, values in columns.items()
+                },
+            )
+            for i, out in enumerate(outs)
+        ]
+
+    def batch_shape(self, lengths: IntArray) -> tuple[int, int, int, int]:
+        """Shape of the features of a batch: [batch, n_layers, n_frames, dim]."""
+        longest = int(lengths.max(initial=0))
+        return (len(lengths), len(self._axes), longest, self.store.feature_dim)
+
+    def read_batch(self, positions: IntArray, starts: IntArray, out: Halves) -> None:
+        """Reads utterances into a batch and zeroes the padding.
+
+        Args:
+            positions: Utterances, [batch].
+            starts: First frame of each, [batch].
+            out: Where to put them, float16 [batch, n_layers, n_frames, dim].
+        """
+        lengths = np.minimum(self.store.frame_counts[positions] - starts, out.shape[2])
+        if self.max_frames:
+            lengths = np.minimum(lengths, self.max_frames)
+        cuts = []
+        for i, n in enumerate(lengths.tolist()):
+            cuts.append((int(positions[i]), int(starts[i]), out[i, :, :n]))
+            out[i, :, n:] = 0
+        self.store.read_into(cuts, self._axes, self._norm)
+
+    def describe(self, positions: IntArray) -> tuple[list[str], dict[str, Any]]:
+        """Ids and columns of a batch."""
+        return self._ids.take(row_numbers(positions)).to_pylist(), self._take(positions)
+
+    def to_hf_dataset(self) -> datasets.Dataset:
+        """This dataset as a Hugging Face `datasets.Dataset`, with the features read on access.
+
+        Neither memory nor disk holds them a second time: the rows are ids and columns, and a
+        transform reads `features` (float16 [n_layers, n_frames, dim]) of the rows that are asked
+        for. Classes are `ClassLabel`s.
+        """
+        from pipeline.feed.hf import to_hf_dataset
+
+        return to_hf_dataset(self)
+
+    def _take(self, positions: IntArray) -> dict[str, Any]:
+        return {
+            name: torch.from_numpy(values[positions])
+            if isinstance(values, np.ndarray)
+            else values.take(row_numbers(positions)).to_pylist()
+            for name, values in self._columns.items()
+        }
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pads examples to a batch.
+
+    Args:
+        examples: At least one.
+    """
+    lengths = torch.tensor([example.features.shape[1] for example in examples])
+    n_layers, _, dim = examples[0].features.shape
+    features = torch.zeros(
+        (len(examples), n_layers, int(lengths.max()), dim), dtype=examples[0].features.dtype
+    )
+    for i, example in enumerate(examples):
+        features[i, :, : lengths[i]] = example.features
+    columns: dict[str, Any] = {}
+    for name in examples[0].columns:
+        values = [example.columns[name] for example in examples]
+        numbers = all(isinstance(value, bool | int | float) for value in values)
+        columns[name] = torch.tensor(values) if numbers else values
+    return Batch(
+        features=features,
+        lengths=lengths,
+        ids=[example.id for example in examples],
+        columns=columns,
+        starts=torch.tensor([example.start for example in examples]),
+    )
+
+
+def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:
+    """A column as an array of numbers if that is what it holds, else as it is."""
+    kind = values.type
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not numeric or values.null_count:
+        return values.combine_chunks()
+    numbers = np.array(values.to_numpy())  # a writable copy
+    if numbers.dtype.kind == "u":
+        return numbers.astype(np.int64)
+    return numbers

@@ -1,0 +1,263 @@
+"""Durable writes on a file system: a file is there whole, or not at all.
+
+What the operating system refuses is raised as a StoreError that names the file, a full disk as a
+NoSpaceError.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DamagedError, NoSpaceError, StoreError
+
+Buffer = bytes | memoryview
+PARTIAL_SUFFIX = ".partial"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_SEAL_KEY = b"strata.seal"
+_SEAL = re.compile(rb"crc32c:([0-9a-f]{8})")
+_OPEN_SEAL = b"crc32c:00000000"
+
+
+def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
+    """Writes `parts` one after the other to `path`: temporary name, fsync, rename.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: The file cannot be written.
+    """
+    with _partial(path) as partial:
+        write_synced(partial, parts)
+        partial.replace(path)
+    sync_folder(path.parent)
+
+
+def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
+    """Creates `path` with all its content, unless it exists.
+
+    Returns:
+        False if it existed, which leaves it as it was.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: The file cannot be written.
+    """
+    with _partial(path) as partial:
+        write_synced(partial, parts)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return _same_file(partial, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return _create_in_place(path, parts)
+    sync_folder(path.parent)
+    return True
+
+
+class PartialFile:
+    """A file that is filled in any order under a temporary name, until it is published.
+
+    Attributes:
+        path: The name that it gets.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: The file cannot be made; `write` and `publish` raise the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._partial = path, _partial_name(path)
+        with store_errors(path):
+            make_folder(path.parent)
+            self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes bytes to their place."""
+        with store_errors(self.path):
+            view = memoryview(data)
+            while len(view):
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+
+    def publish(self) -> None:
+        """Waits until the disk has all of it, and gives it its name."""
+        with store_errors(self.path):
+            os.fsync(self._descriptor)
+            self._close()
+            self._partial.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Removes it, unless it was published."""
+        with suppress(OSError):  # a sweep removes it, and the error that led here matters more
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            while len(view):
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        StoreError: It cannot be removed.
+    """
+    with store_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and links in `folder` durable."""
+    with suppress(OSError):  # some network file systems refuse it, and need it not
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def parquet_bytes(table: pa.Table) -> memoryview:
+    """A table as the bytes of a sealed Parquet file; equal tables give equal bytes.
+
+    Parquet has no checksum over its footer, and a flipped bit there can rename a column or move a
+    value without an error. So the footer carries, as one more key, the crc32c of the whole file
+    with the eight digits of that crc taken as zeros.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_SEAL_KEY: _OPEN_SEAL})
+    raw = bytearray(sink.getvalue())
+    at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
+    raw[at : at + 8] = b"%08x" % google_crc32c.value(bytes(raw))
+    return memoryview(raw)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A table that `parquet_bytes` made, read back.
+
+    Args:
+        path: The file.
+        columns: Only these; None reads all.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: Not a byte-for-byte copy of what was written.
+    """
+    raw = path.read_bytes()
+    seals = list(_SEAL.finditer(raw))
+    if not seals:
+        raise DamagedError(f"{path} is cut short, or was not written by strata")
+    seal = seals[-1]
+    view = np.frombuffer(raw, np.uint8)  # checked without a copy: an index may be large
+    crc = google_crc32c.value(view[: seal.start(1)])
+    crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
+    if crc != int(seal[1], 16):
+        raise DamagedError(f"{path} has a wrong checksum")
+    try:
+        table = pq.ParquetFile(pa.BufferReader(raw)).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{path} is not a Parquet file: {error}") from error
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
+    return table.replace_schema_metadata(metadata or None)
+
+
+def json_bytes(document: Any) -> bytes:
+    """A document as indented JSON."""
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Raises what the operating system refuses as errors of the store at or around `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpaceError(
+                f"no space left to write {path}; what was committed is safe: make room and run "
+                "the same command again"
+            ) from error
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _same_file(partial: Path, path: Path) -> bool:
+    """Whether a link that "exists" is this very one.
+
+    A network file system whose reply was lost tries again, and meets what it has just made.
+    """
+    try:
+        return partial.samefile(path)
+    except FileNotFoundError:
+        return False
+
+
+def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:
+    """Exclusive without hard links: not atomic for a reader, but gone again if it fails."""
+    try:
+        file = path.open("xb", buffering=0)
+    except FileExistsError:
+        return False
+    file.close()
+    try:
+        write_synced(path, parts)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no reader looks at; gone afterwards."""
+    partial = _partial_name(path)
+    with store_errors(path):
+        make_folder(path.parent)
+        try:
+            yield partial
+        finally:
+            with suppress(OSError):  # a sweep removes it, and the error that led here matters more
+                partial.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")

@@ -1,0 +1,63 @@
+"""The arithmetic of CTC: what an alignment needs, its loss, and reading symbols off a path.
+
+Graves et al., "Connectionist temporal classification", ICML 2006. The loss itself is torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.heads.vocabulary import BLANK
+
+Target = tuple[int, ...]
+"""Numbers of the symbols of an utterance, without blanks."""
+
+
+def needed_frames(target: Target) -> int:
+    """Frames that CTC needs at least: one per symbol, and a blank between two that are equal."""
+    return len(target) + sum(first == second for first, second in pairwise(target))
+
+
+def ctc_bytes(n_frames: int, n_symbols: int) -> int:
+    """Memory of CTC's two tables for one utterance, forward and backward, in float32."""
+    return n_frames * (2 * n_symbols + 1) * 4 * 2
+
+
+def ctc_losses(log_probs: Tensor, mask: Tensor, targets: Sequence[Target]) -> Tensor:
+    """CTC loss of several heads on a batch, all utterances of all heads at once.
+
+    Args:
+        log_probs: Of the valid frames of all utterances in a row, [n_heads, n_frames, vocab].
+        mask: True for valid frames, [batch, longest].
+        targets: Symbols of each utterance, [batch].
+
+    Returns:
+        The mean over utterances of the loss per symbol, [n_heads].
+    """
+    n_heads, device = len(log_probs), log_probs.device
+    padded = log_probs.new_zeros(n_heads, *mask.shape, log_probs.shape[2])
+    padded[:, mask] = log_probs
+    n_symbols = torch.tensor([len(item) for item in targets], device=device)
+    numbers = [number for item in targets for number in item]
+    losses = nn.functional.ctc_loss(
+        padded.flatten(0, 1).transpose(0, 1),  # [longest, n_heads * batch, vocab]
+        torch.tensor(numbers * n_heads, dtype=torch.int64, device=device),
+        mask.sum(1).repeat(n_heads),
+        n_symbols.repeat(n_heads),
+        blank=BLANK,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return (losses.view(n_heads, -1) / n_symbols.clamp(min=1)).mean(1)
+
+
+def greedy_symbols(path: npt.NDArray[np.int64]) -> list[int]:
+    """The symbols of a path through the frames: runs of one symbol become one, blanks go."""
+    begins = np.append(True, path[1:] != path[:-1])[: len(path)]
+    return [int(number) for number in path[begins] if number != BLANK]

@@ -1,0 +1,208 @@
+"""Pages that are one file: text, tables and charts, without scripts and without the network.
+
+Everything that comes from data goes through `safe`. A page's colours are those of the charts, in a
+light and a dark set.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.files import write_atomic
+from pipeline.probing.report.charts import COLOURS, Chart
+
+_DARK = {
+    "paper": "#14171c",
+    "ink": "#e7eaee",
+    "muted": "#a3abb8",
+    "grid": "#323944",
+    "blue": "#56b4e9",
+    "orange": "#f0884b",
+    "green": "#3ecfa0",
+    "purple": "#d98fc0",
+}
+
+_CSS = """
+:root { color-scheme: light dark; LIGHT --wash: #f4f6f8; --alarm: #a11212; --alarm-wash: #fdecea; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { DARK --wash: #1d2128; --alarm: #ff9c92; --alarm-wash: #3a1714; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 54rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 0.4rem; border-top: 1px solid var(--grid);
+  padding-top: 1.1rem; }
+p { margin: 0.5rem 0; max-width: 46rem; }
+.lead { font-size: 1.1rem; }
+.note, figcaption, footer { color: var(--muted); font-size: 0.9rem; }
+.warning { border: 2px solid var(--alarm); border-left-width: 0.6rem; color: var(--alarm);
+  background: var(--alarm-wash); padding: 0.6rem 1rem; margin: 1rem 0; font-weight: 600; }
+.warning p { margin: 0.2rem 0; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums;
+  margin: 0.6rem 0; }
+th, td { padding: 0.28rem 0.9rem 0.28rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--grid); white-space: nowrap; }
+thead th { color: var(--muted); font-weight: 600; white-space: normal; vertical-align: bottom; }
+.text { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+.number { text-align: right; }
+tr.best { background: var(--wash); font-weight: 700; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1.2rem; margin: 0.6rem 0;
+  font-size: 0.95rem; }
+dt { color: var(--muted); }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; }
+figure svg { display: block; width: 100%; height: auto; }
+figure text { font-family: inherit !important; }
+pre { background: var(--wash); padding: 0.8rem 1rem; overflow-x: auto; font-size: 0.88rem;
+  border: 1px solid var(--grid); }
+footer { margin-top: 3rem; }
+@media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 0.5rem; } }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; }
+  figure, tr, .warning { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""A browser then refuses to load anything from anywhere, whatever a label may hold."""
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|–")
+_LONG = 32
+"""Characters from which a column of a table is broken into lines."""
+
+
+class Markup(str):
+    """HTML that may go into a page as it is."""
+
+
+def safe(value: object) -> Markup:
+    """A value as HTML that shows just that."""
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+
+
+def join(parts: Iterable[object]) -> Markup:
+    """Pieces of a page, one after the other."""
+    return Markup("\n".join(safe(part) for part in parts))
+
+
+def element(tag: str, *content: object, kind: str = "") -> Markup:
+    """An element around its content; `kind` is its class."""
+    opening = f'{tag} class="{kind}"' if kind else tag
+    return Markup(f"<{opening}>{''.join(safe(part) for part in content)}</{tag}>")
+
+
+def warnings_box(lines: Sequence[str]) -> Markup:
+    """What must be read before anything else; nothing if there is nothing."""
+    if not lines:
+        return Markup()
+    shown = "".join(element("p", "Warning: ", line) for line in lines)
+    return Markup(f'<div class="warning" role="alert">{shown}</div>')
+
+
+def facts(values: Mapping[str, object]) -> Markup:
+    """Names and values, one below the other."""
+    pairs = ((element("dt", name), element("dd", value)) for name, value in values.items())
+    return element("dl", *(part for pair in pairs for part in pair))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> Markup:
+    """A table; columns of numbers are set to the right, and the row `best` stands out.
+
+    A cell that is a float is shown with three decimals; None is a dash.
+    """
+    kinds = [_kind([row[i] for row in rows]) for i in range(len(head))]
+    top = element("tr", *(element("th", h, kind=k) for h, k in zip(head, kinds, strict=True)))
+    body = [
+        element(
+            "tr",
+            *(element("td", _cell(c), kind=k) for c, k in zip(row, kinds, strict=True)),
+            kind="best" if i == best else "",
+        )
+        for i, row in enumerate(rows)
+    ]
+    whole = element("table", element("thead", top), element("tbody", *body))
+    return element("div", whole, kind="scroll")
+
+
+def _kind(column: Sequence[object]) -> str:
+    """Numbers go to the right, long texts are broken into lines."""
+    shown = [str(_cell(value)) for value in column]
+    if shown and all(_NUMBER.fullmatch(text) for text in shown):
+        return "number"
+    return "text" if any(len(text) > _LONG for text in shown) else ""
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else "–"
+    return "–" if value is None else value
+
+
+def figure(chart: Chart, caption: object = "") -> Markup:
+    """A chart within the page, in the page's colours."""
+    svg = chart.svg.decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>|<metadata.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg, count=2).replace("xlink:href", "href")
+    # ids are of the whole page: each chart gets names of its own
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(f": {colour}", f": var(--{name})")
+    width = float(re.findall(r'width="([\d.]+)pt"', svg)[0])
+    # a wide chart on a narrow screen is scrolled, so that its text can still be read
+    least, most = min(width, 34 * 16), width * 1.55
+    size = f'style="min-width: {least:.0f}px; max-width: {most:.0f}px"'
+    label = f'role="img" aria-label="{html.escape(chart.alt)}"'
+    svg = re.sub(r'<svg width="[^"]*" height="[^"]*"', f"<svg {label} {size}", svg)
+    inside = element("div", Markup(svg), kind="scroll")
+    return element("figure", inside, element("figcaption", caption) if caption else "")
+
+
+def section(title: str, *content: object) -> Markup:
+    """A part of the page under a heading."""
+    return join([element("h2", title), *content])
+
+
+def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) -> Path:
+    """Writes report.html, and each chart as SVG and PNG beside it.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        StoreError: The folder cannot be written to.
+    """
+    names = []
+    for chart in charts:
+        names.append(chart.name)
+        write_atomic(folder / f"{chart.name}.svg", [chart.svg])
+        write_atomic(folder / f"{chart.name}.png", [chart.png])
+    css = _CSS.replace("LIGHT", _variables(COLOURS)).replace("DARK", _variables(_DARK))
+    beside = f"Each chart lies beside this page as .svg and .png: {', '.join(names)}."
+    document = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{safe(title)}</title>
+<style>{css}</style>
+</head>
+<body>
+{body}
+{element("footer", beside)}
+</body>
+</html>
+"""
+    path = folder / "report.html"
+    write_atomic(path, [document.encode("utf-8", "replace")])
+    return path
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())

@@ -1,0 +1,280 @@
+"""The charts of a sweep: scores, learned weights, learning curves, confusions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pipeline.probing.report.charts import (
+    COLOURS,
+    Chart,
+    Line,
+    Scale,
+    draw,
+    draw_line,
+    heat_map,
+    layer_axis,
+    legend_above,
+)
+from pipeline.probing.results import WEIGHTED, HeadResult, Layer, LayerScore, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 40
+"""Classes up to which the confusion matrix is drawn."""
+
+METRICS = {
+    "accuracy": "accuracy",
+    "cer": "character error rate",
+    "wer": "word error rate",
+    "per": "phone error rate",
+    "macro_f1": "macro-F1",
+}
+"""Names of metrics in full."""
+
+_COLOURS = ("blue", "orange", "green", "purple")
+_DASHES = ("-", "--", "-.", (0, (1, 1)))
+
+
+def metric_name(name: str) -> str:
+    """A metric in words."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def candidate_name(layer: Layer) -> str:
+    """A candidate in words."""
+    if layer == WEIGHTED:
+        return "weighted sum"
+    return f"layer {layer}" if isinstance(layer, int) else "collapsed layer"
+
+
+def the(layer: Layer) -> str:
+    """A candidate within a sentence."""
+    name = candidate_name(layer)
+    return name if isinstance(layer, int) else f"the {name}"
+
+
+def charts_of(sweep: Sweep) -> dict[str, Chart]:
+    """Every chart that a sweep has something for, by name."""
+    charts = {"scores": scores_chart(sweep), "curves": curves_chart(sweep)}
+    if sweep.layer_weights is not None:
+        charts["weights"] = weights_chart(sweep)
+    if sweep.confusion is not None and len(sweep.confusion) <= MOST_CLASSES:
+        charts["confusion"] = confusion_chart(sweep)
+    return charts
+
+
+def scores_chart(sweep: Sweep) -> Chart:
+    """Dev and test score of every layer, with the weighted sum and the yardsticks as lines."""
+    direction = "higher" if sweep.higher_is_better else "lower"
+    metric = metric_name(sweep.metric)
+
+    def act(figure: Figure) -> None:
+        axes = figure.subplots()
+        single = [score for score in sweep.scores if score.layer != WEIGHTED]
+        places = [score.layer for score in single if isinstance(score.layer, int)]
+        if places:
+            _draw_scores(axes, places, single)
+            layer_axis(axes, places)
+        elif single:  # a collapsed store has one layer, without a number
+            _draw_scores(axes, [0], single)
+            axes.set_xticks([0], ["collapsed layer"])
+        else:
+            axes.set_xticks([])
+        axes.set_ylabel(f"{metric} ({direction} is better)")
+        labels = _draw_levels(axes, sweep)
+        if isinstance(sweep.best, int):
+            _ring(axes, sweep.best, sweep.score(sweep.best).test)
+        _write_labels(axes, labels)
+        if single:
+            legend_above(axes)
+
+    alt = f"{metric} on dev and test against the layer, {direction} is better"
+    return draw("scores", alt, 3.9, act)
+
+
+def _draw_scores(axes: Axes, places: list[int], scores: list[LayerScore]) -> None:
+    """Test with its intervals, dev beside it."""
+    dev = Line("dev", [score.dev for score in scores], "orange", "s", hollow=True)
+    test = Line("test, 95 % interval", [score.test for score in scores])
+    draw_line(axes, places, dev)
+    draw_line(axes, places, test)
+    low, high = [score.low for score in scores], [score.high for score in scores]
+    blue = COLOURS["blue"]
+    axes.vlines(places, low, high, color=blue, linewidth=1.1)
+    axes.plot(places, low, "_", places, high, "_", color=blue, markersize=5)
+
+
+def _draw_levels(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
+    """Weighted sum and yardsticks as level lines; where their labels belong, what, which colour.
+
+    A yardstick that lies far off would press all layers into one line; it is named at the edge.
+    """
+    ends = [value for s in sweep.scores for value in (s.low, s.high, s.test, s.dev)]
+    low, high = min(ends), max(ends)
+    room = max(high - low, 0.02)
+    near = {n: v for n, v in sweep.yardsticks.items() if low - room <= v <= high + room}
+    levels = [low, high, *near.values()]
+    pad = 0.06 * (max(levels) - min(levels)) + 1e-3
+    axes.set_ylim(min(levels) - pad, max(levels) + pad)
+    labels = []
+    for score in sweep.scores:
+        if score.layer == WEIGHTED:
+            green = COLOURS["green"]
+            axes.axhspan(score.low, score.high, color=green, alpha=0.13, linewidth=0)
+            axes.axhline(score.test, color=green, linewidth=1.6)
+            axes.axhline(score.dev, color=green, linewidth=1.0, linestyle=(0, (5, 3)))
+            best = ", best by dev" if score.layer == sweep.best else ""
+            text = f"weighted sum {score.test:.3f}\n(dev {score.dev:.3f}{best})"
+            labels.append((score.test, text, "green"))
+    for name, value in sweep.yardsticks.items():
+        if name in near:
+            axes.axhline(value, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
+            labels.append((value, f"{name} {value:.3f}", "muted"))
+        else:
+            edge, arrow = (-math.inf, "↓") if value < low else (math.inf, "↑")
+            labels.append((edge, f"{arrow} {name} {value:.3f}", "muted"))
+    return labels
+
+
+def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
+    """Labels at the right of the lines that they name, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    line = 0.052 * (high - low)
+    free = low
+    for value, text, colour in sorted(labels, key=lambda label: label[0]):
+        height = line * (1 + text.count("\n"))
+        middle = max(free + height / 2, min(max(value, low), high))
+        free = middle + height / 2
+        axes.annotate(
+            text,
+            (1.015, middle),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=COLOURS[colour],
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def _ring(axes: Axes, place: int, value: float) -> None:
+    axes.plot(
+        [place],
+        [value],
+        "o",
+        markersize=12,
+        markerfacecolor="none",
+        markeredgecolor=COLOURS["ink"],
+        label="best by dev",
+        zorder=5,
+    )
+
+
+def weights_chart(sweep: Sweep) -> Chart:
+    """The learned weight of each layer, with those of each seed."""
+    weights = sweep.layer_weights or ()
+    chosen = sweep.score(WEIGHTED).lr
+    heads = [head for head in sweep.heads if head.layer == WEIGHTED and head.lr == chosen]
+
+    def act(figure: Figure) -> None:
+        axes = figure.subplots()
+        places = list(sweep.layers)
+        axes.bar(places, weights, width=0.7, color=COLOURS["green"], alpha=0.75, label="mean")
+        for i, head in enumerate(heads if len(heads) > 1 else []):
+            axes.plot(
+                places,
+                head.layer_weights or (),
+                "o",
+                color=COLOURS["ink"],
+                markersize=3,
+                markerfacecolor=COLOURS["paper"],
+                label="each head" if i == 0 else None,
+            )
+        uniform = f"all alike, 1/{len(places)}"
+        axes.axhline(1 / len(places), color=COLOURS["muted"], linestyle=":", label=uniform)
+        layer_axis(axes, places)
+        axes.set_ylabel("learned weight")
+        legend_above(axes)
+
+    return draw("weights", "Learned weight of each layer in the weighted sum", 2.7, act)
+
+
+def curves_chart(sweep: Sweep) -> Chart:
+    """Loss and dev score against the step: four candidates in colour, the rest in grey."""
+    heads = best_heads(sweep)
+    coloured = _most_telling(sweep)
+
+    def act(figure: Figure) -> None:
+        panels = figure.subplots(1, 2)
+        ordered = sorted(heads, key=lambda layer: layer in coloured)
+        grey = "other candidates"
+        for layer in ordered:
+            steps, *values = zip(*_finite(heads[layer]), strict=True)
+            for axes, series in zip(panels, values, strict=True):
+                if layer not in coloured:
+                    axes.plot(steps, series, color=COLOURS["grid"], linewidth=1.2, label=grey)
+                    continue
+                at = coloured.index(layer)
+                style = {"color": COLOURS[_COLOURS[at]], "linestyle": _DASHES[at]}
+                axes.plot(steps, series, linewidth=1.6, label=candidate_name(layer), **style)
+            if layer not in coloured:
+                grey = "_"  # named once
+            else:
+                panels[1].plot([heads[layer].step], [heads[layer].dev], "o", color=style["color"])
+        for axes, label in zip(panels, ("training loss", f"dev {sweep.metric}"), strict=True):
+            axes.set(xlabel="step", ylabel=label)
+        _fit_scale(panels[0], [loss for head in heads.values() for _, loss, _ in _finite(head)])
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=5)
+
+    alt = "Training loss and dev score against the training step"
+    return draw("curves", alt, 3.2, act)
+
+
+def best_heads(sweep: Sweep) -> dict[Layer, HeadResult]:
+    """The head of each candidate that is best on dev, among those of its chosen learning rate."""
+    sign = 1 if sweep.higher_is_better else -1
+    found = {}
+    for score in sweep.scores:
+        own = [head for head in sweep.heads if (head.layer, head.lr) == (score.layer, score.lr)]
+        if own := [head for head in own if _finite(head)]:
+            found[score.layer] = max(own, key=lambda head: sign * head.dev)
+    return found
+
+
+def _finite(head: HeadResult) -> list[tuple[int, float, float]]:
+    return [point for point in head.curve if all(math.isfinite(value) for value in point)]
+
+
+def _most_telling(sweep: Sweep) -> list[Layer]:
+    """The best candidate, the second, the weighted sum and the worst, each once."""
+    sign = -1 if sweep.higher_is_better else 1
+    ranked = [score.layer for score in sorted(sweep.scores, key=lambda score: sign * score.dev)]
+    weighted = [layer for layer in ranked if layer == WEIGHTED]
+    return list(dict.fromkeys([sweep.best, *ranked[:2], *weighted, ranked[-1]]))[:4]
+
+
+def _fit_scale(axes: Axes, values: list[float]) -> None:
+    """A log scale for losses that fall by much: CTC starts in the hundreds."""
+    if values and min(values) > 0 and max(values) > 30 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
+def confusion_chart(sweep: Sweep) -> Chart:
+    """Test counts of the best candidate; shade is the share of the true class."""
+    counts = sweep.confusion or ()
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    label = sweep.labels[0]
+    return heat_map(
+        "confusion",
+        f"Confusion matrix of {candidate_name(sweep.best)}: what is right against what it said",
+        shares,
+        [[str(count) if count else "" for count in row] for row in counts],
+        sweep.classes[0],
+        (f"right {label}", f"predicted {label}"),
+        Scale("share of the right class", power=0.5),
+    )

@@ -1,0 +1,256 @@
+"""What each row of a dataset's table is: its audio, its id, the columns it carries.
+
+Arrow in, Arrow out: no files and no `datasets`. What loops over rows takes some thousand at a time,
+so that a million of them never stand in memory as Python objects.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError
+from pipeline.store.format.records import RESERVED_NAMES
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+
+_HASHED_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that travels with the features.
+
+    Attributes:
+        name: As in the dataset.
+        type: Its Arrow type, as a string.
+        class_names: What the integers of a ClassLabel mean; None for any other column.
+    """
+
+    name: str
+    type: str
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A loaded dataset, before its columns are chosen.
+
+    Attributes:
+        table: All rows and columns.
+        class_names: Names of each ClassLabel column.
+        audio_column: Column of `table` with paths, encoded bytes, or structs of both.
+        root: Directory that relative paths start from; None where there is none.
+        state: Changes with the table, as far as `datasets` can tell.
+        skipped: Files of an audio folder that are no utterance.
+    """
+
+    table: pa.Table
+    class_names: dict[str, tuple[str, ...]]
+    audio_column: str
+    root: str | None
+    state: str
+    skipped: tuple[str, ...] = ()
+
+
+def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """Chooses the columns that travel with the features.
+
+    Returns:
+        The columns to carry, and the names of those left out though the configuration names none.
+
+    Raises:
+        SourceError: A named column is not there, not plain, or reserved by the store's index.
+    """
+    schema = rows.table.schema
+    kept: list[str] = []
+    skipped: list[str] = []
+    if config.columns is not None:
+        for name in config.columns:
+            _check_named(name, schema, config)
+        kept = list(dict.fromkeys(config.columns))
+    else:
+        for name in schema.names:
+            if name not in RESERVED_NAMES and _is_plain(schema.field(name).type):
+                kept.append(name)
+            elif name != config.id_column:
+                skipped.append(name)
+        kept, skipped = ([n for n in part if n != rows.audio_column] for part in (kept, skipped))
+    columns = (
+        Column(name, str(_small(schema.field(name).type)), rows.class_names.get(name))
+        for name in kept
+    )
+    return tuple(columns), tuple(skipped)
+
+
+def _check_named(name: str, schema: pa.Schema, config: DatasetConfig) -> None:
+    if name in RESERVED_NAMES:
+        raise SourceError(
+            f"dataset.columns names {name}, which is a column of the store's own index: leave it "
+            "out, or rename it in the dataset"
+            + ("; it can be dataset.id_column" if config.id_column is None else "")
+        )
+    require_column(name, schema.names, "dataset.columns")
+    kind = schema.field(name).type
+    if not _is_plain(kind):
+        raise SourceError(
+            f"dataset.columns names {name}, which is {kind}: only numbers, text, truth values, "
+            "times and lists of these can be carried"
+        )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    tests = (
+        *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean),
+        *(pa.types.is_temporal, is_text),
+    )
+    return any(test(kind) for test in tests)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Says whether an Arrow type is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    """Text for large_string, list for large_list: which it is depends on the reader's version."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_small(kind.value_type))
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def carried(table: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
+    """Returns the chosen columns, with the types that `columns` states."""
+    table = table.select([column.name for column in columns]).replace_schema_metadata(None)
+    fields = (pa.field(field.name, _small(field.type)) for field in table.schema)
+    return table.cast(pa.schema(fields))
+
+
+def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """Finds the audio of every row.
+
+    Returns:
+        Absolute paths, and encoded bytes if any row has them (None if not); bytes win over paths.
+        Relative paths start from the root.
+
+    Raises:
+        SourceError: The audio column holds neither.
+    """
+    column = rows.table.column(rows.audio_column)
+    kind, data = column.type, None
+    if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
+        data, paths = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
+    elif is_text(kind):
+        paths = column
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        data, paths = column, pa.chunked_array([pa.nulls(len(column), pa.string())])
+    else:
+        raise SourceError(
+            f"dataset.audio_column={rows.audio_column} is {kind}, neither audio nor paths"
+        )
+    if data is not None and data.null_count == len(data):
+        data = None
+    paths = paths.cast(pa.string())
+    if rows.root is not None:
+        elsewhere = pc.match_substring_regex(paths, "^/|://")
+        below = pc.binary_join_element_wise(rows.root.rstrip("/"), paths, "/")
+        paths = pc.if_else(elsewhere, paths, below) if pc.any(elsewhere).as_py() else below
+    return paths, data
+
+
+def make_ids(
+    config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, data: pa.ChunkedArray | None
+) -> tuple[str, pa.StringArray]:
+    """Makes an id for every row: of `id_column`, else of the file's path, else of the row.
+
+    Bytes whose names are missing or repeat get the row's number. Files never do: a file that is
+    listed twice is a mistake in the list.
+
+    Returns:
+        The rule, for the identity, and the ids.
+
+    Raises:
+        SourceError: An id is empty or occurs twice.
+    """
+    if config.id_column is not None:
+        require_column(config.id_column, rows.table.column_names, "dataset.id_column")
+        column = rows.table.column(config.id_column)
+        if not (is_text(column.type) or pa.types.is_integer(column.type)):
+            raise SourceError(
+                f"dataset.id_column={config.id_column} is {column.type}: ids are text or integers"
+            )
+        rule, what = f"column {config.id_column}", f"dataset.id_column={config.id_column}"
+        ids = column.cast(pa.string())
+    else:
+        rule, what, ids = "path", "the audio's path", _path_ids(paths, rows.root)
+        if data is not None and (ids.null_count or _has_duplicates(ids)):
+            rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
+    n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
+    if n_empty:
+        raise SourceError(f"{what} is empty in {n_empty} of {len(ids)} rows: every row needs an id")
+    if _has_duplicates(ids):
+        counts = pc.value_counts(ids)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        remedy = "dataset.id_column must name a column whose values are unique"
+        if config.id_column is not None:
+            remedy += "; without it the file's path is the id"
+        raise SourceError(
+            f"{what} is not unique: {len(repeated)} ids occur more than once "
+            f"({some(repeated)}); {remedy}"
+        )
+    return rule, pa.concat_arrays(ids.chunks)
+
+
+def _path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
+    """Each path relative to `root`, or the file's name where it lies elsewhere."""
+    if root is None:
+        return pc.replace_substring_regex(paths, r"^.*/", "")
+    prefix = root.rstrip("/") + "/"
+    inside = pc.starts_with(paths, prefix)
+    below = pc.utf8_slice_codeunits(paths, start=len(prefix))
+    if pc.all(inside).as_py():
+        return below
+    return pc.if_else(inside, below, pc.replace_substring_regex(paths, r"^.*/", ""))
+
+
+def _has_duplicates(values: pa.ChunkedArray) -> bool:
+    """Whether a value occurs twice.
+
+    Told by hashes, which take 8 bytes a value where a table of the values takes 150; only where
+    two hashes are equal do the values themselves decide.
+    """
+    hashes = np.empty(len(values), np.int64)
+    for start in range(0, len(values), _HASHED_AT_ONCE):
+        part = [hash(value) for value in values.slice(start, _HASHED_AT_ONCE).to_pylist()]
+        hashes[start : start + len(part)] = part
+    hashes.sort()
+    if not (hashes[1:] == hashes[:-1]).any():
+        return False
+    return bool(pc.count_distinct(values).as_py() < len(values))
+
+
+def require_column(name: str, names: Sequence[str], setting: str, hint: str = "") -> None:
+    """Raises SourceError, with the nearest name and all there are, if a column is not there."""
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, 1)
+    hint = hint or (f"did you mean {near[0]}?" if near else "")
+    raise SourceError(
+        f"{setting}: there is no column {name}{f'; {hint}' if hint else ''} "
+        f"(columns: {', '.join(names)})"
+    )
+
+
+def some(values: pa.ChunkedArray) -> str:
+    """Names the first three of some values."""
+    shown = ", ".join(str(value) for value in values.slice(0, 3).to_pylist())
+    return shown + (f" and {len(values) - 3} more" if len(values) > 3 else "")

@@ -1,0 +1,142 @@
+"""Who has attempted what: the claims on slots.
+
+A claim is the exclusive creation of `ledger/slot-<n>.json` before an attempt starts. Two attempts
+never share a slot, so an orphaned worker that goes on writing can damage nobody. Claims outlive
+the driver, and with them the number of attempts at each unit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline import files
+from pipeline.errors import DamagedError, StoreError
+from pipeline.store.format.layout import FRAMES, LEDGER_DIR, ledger_key
+
+LOST = -1
+"""The unit of a claim whose content is lost: its slot is taken, and nobody knows for which unit."""
+CLAIM_NAME = re.compile(r"slot-(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at one unit.
+
+    Attributes:
+        slot: Where it writes.
+        unit: What it does; `LOST` if a repair has found the claim unreadable.
+        attempt: 1 for the first attempt at the unit.
+        run_id: Run of the driver that claimed it.
+        worker: Name of the worker it was given to.
+        time: UTC, ISO 8601.
+    """
+
+    slot: int
+    unit: int
+    attempt: int
+    run_id: str
+    worker: str
+    time: str
+
+
+class Ledger:
+    """The claims of one store; holds what is on disk and adds to it."""
+
+    def __init__(self, root: Path, claims: Iterable[Claim], n_units: int) -> None:
+        """Knows `claims` already; slots below `n_units` belong to first attempts."""
+        self._root = root
+        self._n_units = n_units
+        self._attempts: Counter[int] = Counter()
+        self._slots: set[int] = set()
+        self._end = 0  # one past the last slot
+        for claim in claims:
+            self._remember(claim)
+
+    @classmethod
+    def open(cls, root: Path, n_units: int) -> Ledger:
+        """Reads the ledger of the store at `root`.
+
+        A slot that has data without a claim (one that was damaged and removed) is never given out.
+        """
+        ledger = cls(root, read_claims(root), n_units)
+        for slot in _slots_with_data(root):
+            ledger._take(slot)
+        return ledger
+
+    def attempts(self, unit: int) -> int:
+        """Attempts at `unit` so far, by this and earlier drivers."""
+        return self._attempts[unit]
+
+    @property
+    def n_slots(self) -> int:
+        """Length that the slot axis needs."""
+        return max(self._n_units, self._end)
+
+    def claim(self, unit: int, run_id: str, worker: str, time: str) -> Claim:
+        """Claims a slot for the next attempt at `unit`: slot `unit` at first, a spare one after.
+
+        Raises:
+            StoreError: Somebody else claims slots of this store at the same time.
+        """
+        attempt = self.attempts(unit) + 1
+        slot = unit if attempt == 1 and unit not in self._slots else self.n_slots
+        claim = Claim(slot, unit, attempt, run_id, worker, time)
+        if not files.create_exclusive(
+            self._root / ledger_key(slot), [files.json_bytes(asdict(claim))]
+        ):
+            raise StoreError(
+                f"slot {slot} was claimed by somebody else while this run held the store; "
+                "make sure that only one driver runs, then start it again"
+            )
+        self._remember(claim)
+        return claim
+
+    def grow(self, n_units: int) -> None:
+        """Takes note of further units."""
+        self._n_units = max(self._n_units, n_units)
+
+    def _remember(self, claim: Claim) -> None:
+        self._attempts[claim.unit] += 1
+        self._take(claim.slot)
+
+    def _take(self, slot: int) -> None:
+        self._slots.add(slot)
+        self._end = max(self._end, slot + 1)
+
+
+def _slots_with_data(root: Path) -> set[int]:
+    try:
+        names = [path.name for path in (root / FRAMES / "c" / "0").iterdir()]
+    except FileNotFoundError:
+        return set()
+    return {int(name) for name in names if name.isdecimal()}
+
+
+def read_claims(root: Path) -> list[Claim]:
+    """All claims on disk, by slot.
+
+    Raises:
+        DamagedError: A claim is not readable.
+    """
+    claims = []
+    for path in (root / LEDGER_DIR).glob("slot-*.json"):
+        name = CLAIM_NAME.fullmatch(path.name)
+        if not name:
+            continue
+        try:
+            claim = Claim(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise DamagedError(
+                f"{path} is not a readable claim; `strata verify --repair` sees to it"
+            ) from error
+        if claim.slot != int(name[1]):
+            raise DamagedError(
+                f"{path} claims slot {claim.slot}; `strata verify --repair` sees to it"
+            )
+        claims.append(claim)
+    return sorted(claims, key=lambda claim: claim.slot)

@@ -1,0 +1,81 @@
+"""What a store is made from: all that changes a stored byte, and how two of those differ.
+
+Workers, batch sizes and paths are not identity; the versions of libraries are provenance. The
+utterances themselves stand in the plan and are compared there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import IdentityError
+from pipeline.store.format.layout import FORMAT_VERSION, FRAME_DTYPE
+
+Identity = dict[str, Any]
+
+_MISSING = object()
+
+
+def make_identity(
+    source: dict[str, Any], audio: dict[str, Any], encoder: dict[str, Any]
+) -> Identity:
+    """Joins what the rooms say of themselves into the identity of a store.
+
+    Args:
+        source: Dataset kind, name, revision, id rule and carried columns.
+        audio: Decoder, mono rule, resampler and their settings.
+        encoder: Architecture, weights, layers and precision.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "dtype": FRAME_DTYPE,
+        "source": source,
+        "audio": audio,
+        "encoder": encoder,
+    }
+
+
+def check_same(stored: Identity, wanted: Identity, where: str) -> None:
+    """Makes sure that a store holds what this run would write.
+
+    Raises:
+        IdentityError: It does not; the message lists every difference.
+    """
+    differences = compare(stored, wanted)
+    if differences:
+        raise IdentityError(
+            f"store {where} holds other features: {'; '.join(differences)}. "
+            "Give the same settings to go on with it, or another store= to start a new one"
+        )
+
+
+def compare(stored: Identity, wanted: Identity) -> list[str]:
+    """Every setting in which two identities differ, as `key is STORED there, WANTED here`."""
+    old, new = _flatten(stored), _flatten(wanted)
+    keys = [*old, *(key for key in new if key not in old)]
+    pairs = ((key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys)
+    return [_difference(key, stored, wanted) for key, stored, wanted in pairs if stored != wanted]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def _difference(key: str, stored: Any, wanted: Any) -> str:
+    old, new = ("nothing" if value is _MISSING else str(value) for value in (stored, wanted))
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return f"{key} is {_around(old, same)} there, {_around(new, same)} here"
+
+
+def _around(text: str, same: int) -> str:
+    """At most about 60 characters of a text, from a little before the place where it differs."""
+    start = max(0, same - 20) if len(text) > 60 else 0
+    head = "..." if start else ""
+    tail = "..." if len(text) - start > 60 else ""
+    return f"{head}{text[start : start + 60]}{tail}"

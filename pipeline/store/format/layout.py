@@ -1,0 +1,216 @@
+"""Where every byte of a store lies: pure arithmetic, no input or output.
+
+A slot holds one attempt at one unit. On the frame axis slot `n` is `[n*S, (n+1)*S)` with
+`S = frames_per_unit`; in the tree it is one shard file per extracted layer and one pooled chunk.
+The Zarr documents are spelled out here so that the files can be written flat, without a Zarr
+library in the way, and still be opened by any of them (Zarr v3 core specification, sharding codec
+ZEP 2).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import google_crc32c
+
+FORMAT_VERSION = 1
+CHUNK_FRAMES = 256
+FRAME_DTYPE = "float16"
+POOLED_DTYPE = "float32"
+
+GROUP = "features.zarr"
+FRAMES = f"{GROUP}/frames"
+POOLED = f"{GROUP}/pooled"
+PLAN = "plan.parquet"
+INDEX_CACHE = "index.parquet"
+INDEX_DIR = "index"
+LEDGER_DIR = "ledger"
+LEASE = "lease.json"
+LEASE_LOCK = "lease.lock"
+LOG = "log.jsonl"
+COLLAPSED_LAYER = -1
+"""Number of the only layer of a collapsed store: it is no block's output, so not 0 or above."""
+
+_FRAME_BYTES = 2
+_POOLED_BYTES = 4
+_INDEX_ENTRY = struct.Struct("<QQ")
+_CRC = struct.Struct("<I")
+
+
+def index_key(unit: int) -> str:
+    """Path of the commit of `unit`, relative to the store."""
+    return f"{INDEX_DIR}/unit-{unit}.parquet"
+
+
+def ledger_key(slot: int) -> str:
+    """Path of the claim on `slot`, relative to the store."""
+    return f"{LEDGER_DIR}/slot-{slot}.json"
+
+
+def death_key(slot: int) -> str:
+    """Path of the note on how the attempt in `slot` died, relative to the store."""
+    return f"{LEDGER_DIR}/slot-{slot}.died.json"
+
+
+def trail_key(slot: int) -> str:
+    """Path of the trail that a careful attempt in `slot` leaves, relative to the store."""
+    return f"{LEDGER_DIR}/slot-{slot}.trail"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes, sizes and paths of one store.
+
+    Attributes:
+        layers: Extracted layers in the order of the layer axis, e.g. `(1, ..., 12)`.
+        dim: Features per frame.
+        frames_per_unit: Frames a slot has room for; a multiple of 256.
+        utterances_per_slot: Utterances a slot has room for in the pooled array.
+    """
+
+    layers: tuple[int, ...]
+    dim: int
+    frames_per_unit: int
+    utterances_per_slot: int
+
+    def __post_init__(self) -> None:
+        if not self.layers or self.dim < 1 or self.utterances_per_slot < 1:
+            raise ValueError(f"empty layout: {self}")
+        if self.frames_per_unit < 1 or self.frames_per_unit % CHUNK_FRAMES:
+            raise ValueError(
+                f"frames_per_unit is {self.frames_per_unit}; "
+                f"it must be a positive multiple of {CHUNK_FRAMES}"
+            )
+
+    @property
+    def n_layers(self) -> int:
+        """Length of the layer axis."""
+        return len(self.layers)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk, `[1, 256, dim]` float16."""
+        return CHUNK_FRAMES * self.dim * _FRAME_BYTES
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Inner chunks of one shard."""
+        return self.frames_per_unit // CHUNK_FRAMES
+
+    @property
+    def shard_data_bytes(self) -> int:
+        """Bytes of the flat `[frames_per_unit, dim]` matrix at the start of a shard."""
+        return self.chunks_per_shard * self.chunk_bytes
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of a whole shard file: the matrix, then its index."""
+        return self.shard_data_bytes + len(self.shard_index)
+
+    @property
+    def pooled_data_bytes(self) -> int:
+        """Bytes of one pooled chunk without its checksum."""
+        return self.utterances_per_slot * self.n_layers * self.dim * _POOLED_BYTES
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that one slot takes on disk: a shard per layer and the pooled chunk."""
+        return self.n_layers * self.shard_bytes + self.pooled_data_bytes + _CRC.size
+
+    @cached_property
+    def shard_index(self) -> bytes:
+        """The index at the end of every shard: `(offset, length)` per chunk, then crc32c.
+
+        A shard that ends in exactly these bytes is flat: chunk `i` lies at `i * chunk_bytes`, so
+        the file maps as one little-endian matrix.
+        """
+        entries = b"".join(
+            _INDEX_ENTRY.pack(i * self.chunk_bytes, self.chunk_bytes)
+            for i in range(self.chunks_per_shard)
+        )
+        return entries + _CRC.pack(google_crc32c.value(entries))
+
+    def slot_start(self, slot: int) -> int:
+        """First frame of `slot` on the frame axis."""
+        return slot * self.frames_per_unit
+
+    def shard_key(self, layer_axis: int, slot: int) -> str:
+        """Path of the shard of one layer (by position on the layer axis) and slot."""
+        return f"{FRAMES}/c/{layer_axis}/{slot}/0"
+
+    def shard_keys(self, slot: int) -> list[str]:
+        """Paths of all shards of `slot`, in the order of the layer axis."""
+        return [self.shard_key(axis, slot) for axis in range(self.n_layers)]
+
+    def pooled_key(self, slot: int) -> str:
+        """Path of the pooled chunk of `slot`."""
+        return f"{POOLED}/c/{slot}/0/0/0"
+
+    def frames_shape(self, n_slots: int) -> tuple[int, int, int]:
+        """Shape of the frames array that has room for `n_slots`: [layer, frame, feature]."""
+        return (self.n_layers, n_slots * self.frames_per_unit, self.dim)
+
+    def pooled_shape(self, n_slots: int) -> tuple[int, int, int, int]:
+        """Shape of the pooled array: [slot, position, layer, feature]."""
+        return (n_slots, self.utterances_per_slot, self.n_layers, self.dim)
+
+    def frames_document(self, n_slots: int) -> dict[str, Any]:
+        """The zarr.json of the frames array."""
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        sharding = {
+            "chunk_shape": [1, CHUNK_FRAMES, self.dim],
+            "codecs": [little],
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        return _array_document(
+            shape=self.frames_shape(n_slots),
+            dtype=FRAME_DTYPE,
+            chunk=(1, self.frames_per_unit, self.dim),
+            codecs=[{"name": "sharding_indexed", "configuration": sharding}],
+            names=["layer", "frame", "feature"],
+        )
+
+    def pooled_document(self, n_slots: int) -> dict[str, Any]:
+        """The zarr.json of the pooled array."""
+        shape = self.pooled_shape(n_slots)
+        return _array_document(
+            shape=shape,
+            dtype=POOLED_DTYPE,
+            chunk=(1, *shape[1:]),
+            codecs=[
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "crc32c"},
+            ],
+            names=["slot", "position", "layer", "feature"],
+        )
+
+
+def group_document(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The zarr.json of the group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _array_document(
+    shape: tuple[int, ...],
+    dtype: str,
+    chunk: tuple[int, ...],
+    codecs: list[dict[str, Any]],
+    names: list[str],
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN",
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": names,
+        "storage_transformers": [],
+    }

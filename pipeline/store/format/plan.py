@@ -1,0 +1,271 @@
+"""The plan: an exact cover of the dataset by units. Pure arithmetic on Arrow columns.
+
+Every utterance of the source stands in the plan once per piece, in source order; the rows of a
+unit are consecutive; no unit holds more than `frames_per_unit` frames or `utterances_per_slot`
+utterances. The plan is made once and then only ever extended at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import StoreError
+from pipeline.store.format.layout import CHUNK_FRAMES, FORMAT_VERSION
+
+IntArray = npt.NDArray[np.int64]
+
+DEFAULT_FRAMES_PER_UNIT = 59_904
+"""20 minutes of 20 ms frames, 234 chunks; 1.1 GB of memory for 12 base layers."""
+SMALL_FRAMES_PER_UNIT = 6_144
+"""About 2 minutes: small corpora are cut no finer than this."""
+SMALL_CORPUS_UNITS = 8
+"""A small corpus gets about this many units, so that workers share it and a crash costs little."""
+FRAMES_PER_POOLED_UTTERANCE = 8
+"""A slot has room for one utterance per this many frames, which bounds the pooled array."""
+FRAMES_PER_SPARE_UTTERANCE = 512
+"""A slot has room for an utterance per ten seconds at least, should shorter ones be added later."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # of the source dataset
+        pa.field("n_samples", pa.int64(), nullable=False),  # at the encoder's rate; 0: unreadable
+        pa.field("n_frames", pa.int32(), nullable=False),  # planned, of this piece
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),  # within the unit
+        pa.field("piece", pa.int32(), nullable=False),  # 0 .. n_pieces-1
+        pa.field("n_pieces", pa.int32(), nullable=False),
+        pa.field("piece_start", pa.int64(), nullable=False),  # first frame within the utterance
+        pa.field("n_bytes", pa.int64(), nullable=False),  # of the encoded audio
+        pa.field("fingerprint", pa.uint32(), nullable=False),  # of the encoded audio
+    ]
+)
+_METADATA_KEY = b"strata"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which utterance is done in which unit.
+
+    Attributes:
+        table: Rows of `SCHEMA`, sorted by unit and position.
+        frames_per_unit: Frames that fit into a unit.
+        utterances_per_slot: Utterances that fit into a unit.
+        source: What the plan was made from: the source's fingerprint and identity.
+    """
+
+    table: pa.Table
+    frames_per_unit: int
+    utterances_per_slot: int
+    source: dict[str, Any]
+
+    @cached_property
+    def unit_offsets(self) -> IntArray:
+        """Row at which each unit starts, and the number of rows at the end: [n_units + 1]."""
+        units = self.table["unit"].to_numpy()
+        n_units = int(units[-1]) + 1 if len(units) else 0
+        return np.searchsorted(units, np.arange(n_units + 1))
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return len(self.unit_offsets) - 1
+
+    @property
+    def n_utterances(self) -> int:
+        """Number of distinct utterances (pieces and deferred rows counted once)."""
+        there = np.zeros(self._n_rows, bool)
+        there[self.table["row"].to_numpy()] = True
+        return int(np.count_nonzero(there))
+
+    @property
+    def n_frames(self) -> int:
+        """Frames planned in all."""
+        return int(pc.sum(self.table["n_frames"]).as_py() or 0)
+
+    def unit_rows(self, unit: int) -> pa.Table:
+        """The rows of one unit, in order of position."""
+        start, stop = self.unit_offsets[unit], self.unit_offsets[unit + 1]
+        return self.table.slice(start, stop - start).combine_chunks()
+
+    def audio_seconds(self, sample_rate_hz: int) -> float:
+        """Planned duration of the audio, in seconds."""
+        longest = np.zeros(self._n_rows, np.int64)  # deferred rows are planned twice, pieces often
+        np.maximum.at(longest, self.table["row"].to_numpy(), self.table["n_samples"].to_numpy())
+        return float(longest.sum()) / sample_rate_hz
+
+    @property
+    def _n_rows(self) -> int:
+        return int(pc.max(self.table["row"]).as_py() or 0) + 1
+
+    def extended(self, rows: pa.Table) -> Plan:
+        """This plan with `rows` (id, row, n_samples, n_frames, ...) covered by further units.
+
+        Units there already keep their numbers and their rows.
+        """
+        unit, position = cover(
+            rows["n_frames"].to_numpy(), self.frames_per_unit, self.utterances_per_slot
+        )
+        table = pa.concat_tables([self.table, _with_cover(rows, unit + self.n_units, position)])
+        return Plan(table, self.frames_per_unit, self.utterances_per_slot, self.source)
+
+    def to_arrow(self) -> pa.Table:
+        """The table with everything else in its schema metadata, ready for plan.parquet."""
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "frames_per_unit": self.frames_per_unit,
+            "utterances_per_slot": self.utterances_per_slot,
+            "source": self.source,
+        }
+        return self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Plan:
+        """Inverse of `to_arrow`.
+
+        Raises:
+            StoreError: The table is not a plan, or one of another format version.
+        """
+        metadata = table.schema.metadata or {}
+        if _METADATA_KEY not in metadata or table.column_names != SCHEMA.names:
+            raise StoreError("plan.parquet was not written by strata; move it away to plan anew")
+        facts = json.loads(metadata[_METADATA_KEY])
+        if facts["format_version"] != FORMAT_VERSION:
+            raise StoreError(
+                f"plan.parquet has format version {facts['format_version']}; "
+                f"this strata reads version {FORMAT_VERSION}"
+            )
+        plain = table.replace_schema_metadata(None).cast(SCHEMA)
+        return cls(plain, facts["frames_per_unit"], facts["utterances_per_slot"], facts["source"])
+
+
+def make_plan(rows: pa.Table, source: dict[str, Any], frames_per_unit: int | None = None) -> Plan:
+    """Covers the rows of a dataset by units.
+
+    Args:
+        rows: `SCHEMA` without unit and position, in source order.
+        source: Facts about the source, kept with the plan.
+        frames_per_unit: Frames per unit, rounded up to whole chunks; None chooses it from the
+            corpus (about 20 minutes, less for a small one, and no more than fills the shards).
+
+    Returns:
+        The plan. A slot has room for the utterances of its fullest unit, and for no less than one
+        per `FRAMES_PER_SPARE_UTTERANCE` frames. The pooled array is as wide as that for ever: with
+        whole recordings of 20 minutes it would be one or two, and 10,000 clips of 5 s that are
+        added later would take 5,000 slots of 1.1 GB instead of 86. The floor costs no more than
+        1/256 of a slot's bytes, and nothing where utterances are of ten seconds or less.
+    """
+    n_frames = rows["n_frames"].to_numpy().astype(np.int64)
+    if frames_per_unit is None:
+        capacity = choose_frames_per_unit(n_frames)
+    else:
+        capacity = round_up_to_chunk(frames_per_unit)
+    most = max(1, capacity // FRAMES_PER_POOLED_UTTERANCE)
+    unit, position = cover(n_frames, capacity, most)
+    table = _with_cover(rows, unit, position)
+    fullest = int(position.max()) + 1 if len(position) else 1
+    return Plan(table, capacity, max(fullest, capacity // FRAMES_PER_SPARE_UTTERANCE), source)
+
+
+def cover(
+    n_frames: npt.NDArray[Any], frames_per_unit: int, utterances_per_unit: int
+) -> tuple[IntArray, IntArray]:
+    """Cuts a run of utterances into units, greedily and in order.
+
+    Args:
+        n_frames: Frames of each utterance, [n_utterances]. One that is longer than a unit takes
+            no room: it is going to be quarantined.
+        frames_per_unit: Frames that fit into a unit.
+        utterances_per_unit: Utterances that fit into a unit.
+
+    Returns:
+        unit and position of each utterance, two int64 arrays [n_utterances]. Every unit from 0 to
+        the last is non-empty and its utterances are consecutive.
+    """
+    sizes = np.where(n_frames > frames_per_unit, 0, n_frames).astype(np.int64)
+    ends = np.cumsum(sizes)
+    n = len(sizes)
+    unit = np.empty(n, np.int64)
+    position = np.empty(n, np.int64)
+    start = number = 0
+    while start < n:
+        before = int(ends[start] - sizes[start])
+        stop = int(np.searchsorted(ends, before + frames_per_unit, side="right"))
+        stop = min(stop, start + utterances_per_unit, n)
+        unit[start:stop] = number
+        position[start:stop] = np.arange(stop - start)
+        start, number = stop, number + 1
+    return unit, position
+
+
+def choose_frames_per_unit(n_frames: IntArray) -> int:
+    """Smallest unit that covers the corpus in the number of units its size asks for.
+
+    A unit is at most 20 minutes; a corpus of less than eight such units is cut into about eight,
+    but no finer than two minutes, and an utterance of up to 20 minutes fits into one unit. The
+    capacity is then the least multiple of 256 frames with which that many units suffice, so that
+    shards are nearly full. Where a recording is longer than 20 minutes, units are of full size.
+    """
+    total, longest = int(n_frames.sum()), int(n_frames.max(initial=1))
+    if longest > DEFAULT_FRAMES_PER_UNIT:
+        return DEFAULT_FRAMES_PER_UNIT
+    by_default = _units_needed(n_frames, DEFAULT_FRAMES_PER_UNIT)
+    n_units = max(1, by_default, min(SMALL_CORPUS_UNITS, total // SMALL_FRAMES_PER_UNIT))
+    low = max(round_up_to_chunk(longest), round_up_to_chunk(-(-total // n_units)))
+    high = max(low, DEFAULT_FRAMES_PER_UNIT)
+    while low < high:
+        middle = round_up_to_chunk((low + high) // 2)
+        if middle >= high:
+            middle = high - CHUNK_FRAMES
+        if _units_needed(n_frames, middle) <= n_units:
+            high = middle
+        else:
+            low = middle + CHUNK_FRAMES
+    return high
+
+
+def make_batches(n_frames: npt.NDArray[Any], max_batch_frames: int) -> list[npt.NDArray[np.int64]]:
+    """Groups utterances of like length; a function of the plan alone, so that resume repeats it.
+
+    Args:
+        n_frames: Planned frames of each utterance of a unit, [n].
+        max_batch_frames: Bound on utterances × longest of a batch. One utterance that is longer
+            by itself is a batch of its own.
+
+    Returns:
+        Indices into `n_frames`, a list of batches, longest utterances first.
+    """
+    order = np.argsort(-np.asarray(n_frames, np.int64), kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = max(1, int(n_frames[order[start]]))
+        stop = start + max(1, max_batch_frames // longest)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def round_up_to_chunk(n_frames: int) -> int:
+    """The next multiple of 256 frames, at least 256."""
+    return max(1, -(-n_frames // CHUNK_FRAMES)) * CHUNK_FRAMES
+
+
+def _units_needed(n_frames: IntArray, capacity: int) -> int:
+    unit, _ = cover(n_frames, capacity, max(1, capacity // FRAMES_PER_POOLED_UTTERANCE))
+    return int(unit[-1]) + 1 if len(unit) else 0
+
+
+def _with_cover(rows: pa.Table, unit: IntArray, position: IntArray) -> pa.Table:
+    columns = {name: rows[name] for name in rows.column_names}
+    columns["unit"] = pa.array(unit, pa.int32())
+    columns["position"] = pa.array(position, pa.int32())
+    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)

@@ -1,0 +1,59 @@
+"""What is in a store, in words and numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.store.read.features import FeatureStore
+
+
+def describe_store(store: FeatureStore) -> dict[str, Any]:
+    """Identity, shapes, columns and losses of a store, ready for JSON."""
+    attributes = store.attributes
+    metadata = store.metadata
+    return {
+        "utterances": len(store),
+        "layers": list(store.layers),
+        "feature_dim": store.feature_dim,
+        "frame_rate_hz": store.frame_rate_hz,
+        "frames_per_unit": attributes["frames_per_unit"],
+        "columns": {item.name: str(item.type) for item in metadata.schema},
+        "class_names": store.class_names,
+        "identity": attributes["identity"],
+        "provenance": attributes["provenance"],
+        "first_ids": metadata["id"].slice(0, 5).to_pylist(),
+        "quarantined": store.quarantined.to_pylist(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say of a carried value: dates, bytes and the like as text."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
+    """One utterance: its record, its metadata, and shape and range of each layer.
+
+    Raises:
+        UtteranceNotFoundError: There is no such utterance, or it is quarantined.
+    """
+    record = store.record(name)
+    features = store.read(name).float()
+    layers = [
+        {
+            "layer": layer,
+            "shape": list(values.shape),
+            "min": round(float(values.min()), 4),
+            "max": round(float(values.max()), 4),
+            "mean": round(float(values.mean()), 4),
+            "std": round(float(values.std(correction=0)), 4),
+        }
+        for layer, values in zip(store.layers, features, strict=True)
+    ]
+    del record["crc32c"]
+    record = {key: _plain(value) for key, value in record.items()}
+    return {**record, "n_frames": features.shape[1], "layers": layers}

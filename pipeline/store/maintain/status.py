@@ -1,0 +1,120 @@
+"""How far a store has come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store import index as index_files
+from pipeline.store.coordination.lease import live_holder
+from pipeline.store.coordination.run_log import read_log
+from pipeline.store.write.documents import read_attributes, read_plan
+
+_COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a store, as counted from its commits and its run log.
+
+    Attributes:
+        units_total: Units of the plan.
+        units_committed: Units that are done.
+        utterances_total: Utterances of the plan.
+        utterances_ok: Utterances whose features are there.
+        utterances_quarantined: Utterances that could not be extracted.
+        utterances_fp32: Utterances encoded again in fp32, as a reduced precision did not hold them.
+        audio_seconds: Seconds of audio whose features are there.
+        wall_seconds: Seconds that all runs took.
+        realtime_factor: Audio seconds per wall second of the last run that did anything.
+        eta_seconds: Seconds to go at that rate; None if nothing is running or known.
+        live: Whether a driver is at work.
+        run_id: The last run.
+        seconds: Where the workers' time went in all runs, by stage (`UnitReport.seconds`).
+        reasons: How often each quarantine reason occurs, most frequent first.
+    """
+
+    units_total: int
+    units_committed: int
+    utterances_total: int
+    utterances_ok: int
+    utterances_quarantined: int
+    utterances_fp32: int
+    audio_seconds: float
+    wall_seconds: float
+    realtime_factor: float | None
+    eta_seconds: float | None
+    live: bool
+    run_id: str | None
+    seconds: dict[str, float]
+    reasons: dict[str, int]
+
+
+@dataclass
+class _Run:
+    began: datetime
+    last: datetime
+    audio_s: float = 0.0
+
+    @property
+    def wall_s(self) -> float:
+        return (self.last - self.began).total_seconds()
+
+
+def read_status(root: Path) -> Status:
+    """Counts the commits of the store at `root` and reads its run log.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+    """
+    attributes = read_attributes(root)
+    plan = read_plan(root)
+    rate_hz = attributes["sample_rate_hz"]
+    table = index_files.read_index(root, columns=_COLUMNS)
+    pieces, first_piece = index_files.complete_utterances(table)
+    done = pieces.take(pa.array(first_piece[:-1]))
+    lost = index_files.still_quarantined(table)
+    audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
+    runs, seconds, n_fp32 = _read_runs(root)
+    live = live_holder(root) is not None
+    busy = [run for run in runs.values() if run.audio_s > 0 and run.wall_s > 0]
+    rate = busy[-1].audio_s / busy[-1].wall_s if busy else None
+    left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
+    return Status(
+        units_total=plan.n_units if plan else 0,
+        units_committed=len(index_files.committed_units(root)),
+        utterances_total=plan.n_utterances if plan else 0,
+        utterances_ok=len(done),
+        utterances_quarantined=len(lost),
+        utterances_fp32=n_fp32,
+        audio_seconds=round(audio_s, 3),
+        wall_seconds=round(sum(run.wall_s for run in runs.values()), 3),
+        realtime_factor=rate,
+        eta_seconds=max(0.0, left_s) / rate if live and rate else None,
+        live=live,
+        run_id=next(reversed(runs), None),
+        seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
+        reasons=dict(Counter(lost["reason"].to_pylist()).most_common()),
+    )
+
+
+def _read_runs(root: Path) -> tuple[dict[str, _Run], Counter[str], int]:
+    runs: dict[str, _Run] = {}
+    seconds: Counter[str] = Counter()
+    n_fp32 = 0
+    for event in read_log(root):
+        time = datetime.fromisoformat(event["time"])
+        run = runs.setdefault(event["run_id"], _Run(time, time))
+        run.last = time
+        if event["event"] == "unit_committed":
+            report: dict[str, Any] = event["report"]
+            run.audio_s += report["audio_s"]
+            n_fp32 += report["n_fp32"]
+            seconds.update(report["seconds"])
+    return runs, seconds, n_fp32

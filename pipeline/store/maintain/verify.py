@@ -1,0 +1,333 @@
+"""Checking a store: every checksum and every count, against the plan and against itself."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import zarr
+
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.store import index as index_files
+from pipeline.store.coordination.ledger import LOST, read_claims
+from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
+from pipeline.store.format.plan import Plan
+from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.maintain.orphans import Attempts, Stray, find_strays
+from pipeline.store.read.shards import ShardReader
+from pipeline.store.write.documents import (
+    check_format_shape,
+    crc32c,
+    layout_of,
+    pool,
+    read_attributes,
+    read_plan,
+)
+
+Row = dict[str, Any]
+
+READ_THREADS = min(8, os.cpu_count() or 1)
+"""Shards that are read and checked at the same time."""
+NAN_BITS = np.float16(np.nan).view(np.uint16)
+"""The one NaN that fills frames without an owner; another one is a flipped bit."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one unit.
+
+    Attributes:
+        unit: The unit.
+        problem: What was found, with the file or utterance it was found in.
+    """
+
+    unit: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a check.
+
+    Attributes:
+        damages: All that is wrong; empty for a sound store.
+        units_committed: Units that were checked.
+        units_total: Units of the plan.
+        utterances_ok: Utterances whose features were checked.
+        utterances_quarantined: Utterances that are accounted for by a reason.
+        n_bytes: Bytes of features that were read.
+        strays: Files that no commit speaks for; they are no damage.
+    """
+
+    damages: tuple[Damage, ...]
+    units_committed: int
+    units_total: int
+    utterances_ok: int
+    utterances_quarantined: int
+    n_bytes: int
+    strays: tuple[Stray, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.damages
+
+    @property
+    def damaged_units(self) -> list[int]:
+        """Units with at least one problem, ascending."""
+        return sorted({damage.unit for damage in self.damages})
+
+
+def verify_store(
+    root: Path, progress: Callable[[int], None] = lambda unit: None, sample: float = 1.0
+) -> Verification:
+    """Checks every committed unit of the store at `root`.
+
+    For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
+    its slot is its own; every shard is there, of the right size, and flat (or readable as Zarr);
+    every utterance's frames match their checksum in every layer, no two utterances overlap, and its
+    pooled vector is the mean of its frames; frames that belong to nobody are NaN. Units that are
+    not committed yet are no damage, unless `index.parquet` remembers that they were.
+
+    Args:
+        root: The store.
+        progress: Called with each unit when it has been checked.
+        sample: Share of the units, chosen at random and at least one, whose bytes are read; of the
+            others the index, and the presence and size of every file, are checked.
+
+    Raises:
+        ConfigError: `sample` is no share.
+        StoreNotFoundError: There is no store.
+        DamagedError: What all units share is damaged: the plan, the ledger or the Zarr documents.
+    """
+    attributes = read_attributes(root)
+    layout = layout_of(attributes)
+    plan = read_plan(root)
+    if plan is None:
+        raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
+    planned = Layout(layout.layers, layout.dim, plan.frames_per_unit, plan.utterances_per_slot)
+    check_format_shape(attributes, planned, root)
+    check = _UnitCheck(root, layout, plan)
+    units = index_files.committed_units(root)
+    deep = _chosen(units, sample)
+    damages = [
+        Damage(unit, f"{root / index_key(unit)} is missing, but index.parquet has the unit")
+        for unit in sorted(index_files.cached_units(root).difference(units))
+    ]
+    for unit in units:
+        damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
+        progress(unit)
+    _check_arrays(root, layout, 1 + max(check.slots, default=-1))
+    return Verification(
+        damages=tuple(damages),
+        units_committed=len(units),
+        units_total=plan.n_units,
+        utterances_ok=check.statuses[OK],
+        utterances_quarantined=check.n_quarantined,
+        n_bytes=check.n_bytes,
+        strays=tuple(check.strays(units, {damage.unit for damage in damages})),
+    )
+
+
+def _chosen(units: list[int], sample: float) -> set[int]:
+    if not 0 < sample <= 1:
+        raise ConfigError(f"the sample is {sample:g}; expected a share, more than 0 and at most 1")
+    n_chosen = min(len(units), max(1, round(sample * len(units))))
+    return set(random.sample(units, n_chosen))
+
+
+def _check_arrays(root: Path, layout: Layout, n_slots: int) -> None:
+    """Makes sure that any Zarr reader finds what is committed."""
+    shapes = {FRAMES: layout.frames_shape(n_slots), POOLED: layout.pooled_shape(n_slots)}
+    for key, least in shapes.items():
+        try:
+            shape = zarr.open_array(root / key, mode="r").shape
+        except Exception as error:  # noqa: BLE001  zarr raises whatever its metadata parsers raise
+            problem = f"does not open ({error})"
+        else:
+            if len(shape) == len(least) and all(a >= b for a, b in zip(shape, least, strict=True)):
+                continue
+            problem = f"has shape {list(shape)}, but what is committed needs {list(least)}"
+        raise DamagedError(
+            f"Zarr array {root / key} {problem}; run `strata extract` again, which writes its "
+            "zarr.json anew"
+        )
+
+
+class _UnitCheck:
+    def __init__(self, root: Path, layout: Layout, plan: Plan) -> None:
+        self._root = root
+        self._layout = layout
+        self._plan = plan
+        self.statuses: Counter[str] = Counter()
+        self.slots: dict[int, int] = {}
+        self.n_bytes = 0
+        self._claims = {claim.slot: claim for claim in read_claims(root)}
+        self._claimed = {
+            slot: claim.unit for slot, claim in self._claims.items() if claim.unit != LOST
+        }
+        self._seen: dict[tuple[int, int], int] = {}
+        self._lost: set[int] = set()
+
+    @property
+    def n_quarantined(self) -> int:
+        """Utterances that were quarantined, but for those that a later unit has after all."""
+        return sum((row, 0) not in self._seen for row in self._lost)
+
+    def strays(self, units: list[int], damaged: set[int]) -> list[Stray]:
+        """What else lies in the store, once all units have been checked."""
+        slots = {unit: slot for slot, unit in self.slots.items()}
+        winners = {unit: slots.get(unit) for unit in units}
+        is_complete = len(units) == self._plan.n_units and not damaged
+        attempts = Attempts(self._claims, winners, damaged, is_complete)
+        return find_strays(self._root, self._layout, attempts)
+
+    def problems(self, unit: int, deep: bool = True) -> Iterator[str]:
+        try:
+            table = index_files.read_unit(self._root, unit)
+        except DamagedError as error:
+            yield str(error)
+            return
+        if unit >= self._plan.n_units:
+            yield f"the plan has only {self._plan.n_units} units"
+            return
+        yield from self._against_plan(unit, table)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["piece"] == 0:
+                self.statuses[row["status"]] += 1
+                if row["status"] == QUARANTINED:
+                    self._lost.add(row["row"])
+            if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
+                yield f"utterance {row['id']!r} is {row['status']} without a reason"
+            if row["status"] not in (OK, QUARANTINED, DEFERRED):
+                yield f"utterance {row['id']!r} has the unknown status {row['status']!r}"
+        slots = {row["slot"] for row in rows}
+        if len(slots) != 1:
+            yield f"its utterances lie in several slots: {sorted(slots)}"
+            return
+        slot = slots.pop()
+        yield from self._ownership(unit, slot)
+        done = [row for row in rows if row["status"] == OK]
+        if not done:
+            return
+        yield from self._once(unit, done)
+        taken = np.zeros(self._layout.frames_per_unit, bool)
+        lost = set()
+        for row in done:
+            for problem in self._placement(slot, row, taken):
+                lost.add(row["position"])
+                yield f"utterance {row['id']!r} {problem}"
+        placed = [row for row in done if row["position"] not in lost]
+        if not deep and self._looks_whole(slot):
+            return
+        shards = ShardReader(self._root, self._layout)
+        try:
+            yield from self._checksums(shards, slot, placed, taken)
+        except DamagedError as error:
+            yield str(error)
+        except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
+            yield f"slot {slot} is not readable ({type(error).__name__}: {error})"
+
+    def _looks_whole(self, slot: int) -> bool:
+        """Whether every file of a slot is there and has the size of a flat one."""
+        layout = self._layout
+        sizes = dict.fromkeys(layout.shard_keys(slot), layout.shard_bytes)
+        sizes[layout.pooled_key(slot)] = layout.pooled_data_bytes + 4
+        try:
+            return all((self._root / key).stat().st_size == size for key, size in sizes.items())
+        except OSError:
+            return False
+
+    def _against_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
+        planned = self._plan.unit_rows(unit)
+        for name in ("id", "row", "position", "piece", "n_pieces"):
+            if table[name].to_pylist() != planned[name].to_pylist():
+                yield f"its index and the plan have different {name} columns"
+
+    def _ownership(self, unit: int, slot: int) -> Iterator[str]:
+        other = self.slots.setdefault(slot, unit)
+        if other != unit:
+            yield f"it shares slot {slot} with unit {other}"
+        if self._claimed.get(slot, unit) != unit:
+            yield f"slot {slot} was claimed for unit {self._claimed[slot]}"
+
+    def _once(self, unit: int, done: list[Row]) -> Iterator[str]:
+        for row in done:
+            other = self._seen.setdefault((row["row"], row["piece"]), unit)
+            if other != unit:
+                yield f"utterance {row['id']!r} is in unit {other} too"
+
+    def _placement(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
+        """Problems with where a row says that its frames are; marks the frames as taken."""
+        if row["frame_start"] is None or len(row["crc32c"] or ()) != self._layout.n_layers:
+            yield "lacks its place or its checksums"
+            return
+        start = row["frame_start"] - self._layout.slot_start(slot)
+        stop = start + row["n_frames"]
+        if not 0 <= start < stop <= len(taken):
+            yield f"lies outside of slot {slot}"
+            return
+        if taken[start:stop].any():
+            yield "overlaps another one"
+        taken[start:stop] = True
+
+    def _checksums(
+        self, shards: ShardReader, slot: int, done: list[Row], taken: npt.NDArray[np.bool_]
+    ) -> Iterator[str]:
+        pooled = shards.pooled(slot)
+        means = []
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            layers = pool.map(
+                lambda axis: self._layer(shards, slot, axis, done, taken),
+                range(self._layout.n_layers),
+            )
+            for problems, layer_means in layers:
+                yield from problems
+                means.append(layer_means)
+        self.n_bytes += (
+            sum(row["n_frames"] for row in done) * self._layout.n_layers * self._layout.dim * 2
+        )
+        for i, row in enumerate(done):
+            if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
+                yield f"the pooled vector of utterance {row['id']!r} is not the mean of its frames"
+
+    def _layer(
+        self,
+        shards: ShardReader,
+        slot: int,
+        axis: int,
+        done: list[Row],
+        taken: npt.NDArray[np.bool_],
+    ) -> tuple[list[str], list[npt.NDArray[np.float32]]]:
+        """Reads one shard: what is wrong with it, and the mean of each utterance."""
+        layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
+        first = self._layout.slot_start(slot)
+        problems, means = [], []
+        for row in done:
+            start = row["frame_start"] - first
+            stored = np.ascontiguousarray(shards.read(axis, slot, start, start + row["n_frames"]))
+            if crc32c(stored) != row["crc32c"][axis]:
+                problems.append(
+                    f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
+                )
+            means.append(_mean(stored))
+        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
+        for start, stop in edges.reshape(-1, 2).tolist():
+            bits = shards.read(axis, slot, start, stop).view(np.uint16)
+            if (bits != NAN_BITS).any():
+                problems.append(f"layer {layer} has values in frames that belong to nobody ({key})")
+        return problems, means
+
+
+def _mean(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    return np.asarray(pool(stored[None])[0])

@@ -1,0 +1,211 @@
+"""Reading a store: any layer, any utterance, or a weighted sum, without running the encoder.
+
+The rooms a trainer imports end here: this module needs torch, zarr and pyarrow, never ray,
+datasets or torchaudio. Only the committed index says what is there; the extent of the arrays says
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import StoreError
+from pipeline.store.read.final_norm import FinalNorm
+from pipeline.store.read.merged import Cut, gather, read_cut
+from pipeline.store.read.pooled import read_pooled
+from pipeline.store.read.utterances import Key, StoreView
+
+_SUMMED_AT_ONCE = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
+
+
+def open_store(uri: str | os.PathLike[str]) -> FeatureStore:
+    """Opens a store for reading.
+
+    Args:
+        uri: Its path.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+
+    Example:
+        >>> store = open_store("features/hubert")            # doctest: +SKIP
+        >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
+        torch.Size([1, 212, 768])
+    """
+    return FeatureStore(uri)
+
+
+class FeatureStore(StoreView):
+    """The committed features of one dataset and one encoder, or a selection of them.
+
+    Utterances come in the order of the source dataset. Only committed, complete utterances are
+    visible: what was committed when the store was opened, or at the last `refresh`. It pickles with
+    exactly this view, opens its files lazily in each process, and may be used before and after a
+    fork, and by several threads.
+
+    `store[3]`, `store[-1]` and `store["clip-1"]` are `read`; `store[10:20]` is `read_many`.
+
+    Attributes:
+        attributes: Of the Zarr group: format version, layers, identity, provenance.
+    """
+
+    @overload
+    def __getitem__(self, key: Key) -> Tensor: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Tensor]: ...
+    def __getitem__(self, key: Key | slice) -> Tensor | list[Tensor]:
+        return self.read_many(key) if isinstance(key, slice) else self.read(key)
+
+    def read(
+        self,
+        key: Key,
+        layers: Sequence[int] | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        final_norm: bool = False,
+    ) -> Tensor:
+        """Features of one utterance, as stored.
+
+        Args:
+            key: Its id, or its position in `ids` (negative counts from the end).
+            layers: Layers to read, in this order; None reads all.
+            start: First frame, as in a slice.
+            stop: One past the last frame, as in a slice.
+            final_norm: Apply the model's final LayerNorm to its last layer, as s3prl does and
+                Hugging Face did before 5.16. It touches no other layer.
+
+        Returns:
+            float16 [n_layers, n_frames, dim].
+
+        Raises:
+            UtteranceNotFoundError: No such utterance; also a KeyError.
+            StoreError: No such layer; or a final norm is asked for and the model has none.
+            DamagedError: A shard is missing or damaged.
+        """
+        position = self.position(key)
+        axes = self.axes(layers)
+        norm = self.final_norm if final_norm else None
+        first, last, _ = slice(start, stop).indices(self._catalogue.length(position))
+        out = np.empty((len(axes), max(0, last - first), self.feature_dim), np.float16)
+        read_cut(self._shards, self._catalogue, (position, first, out), axes)
+        features = torch.from_numpy(out)
+        return features if norm is None else norm.apply(features, [self.layers[i] for i in axes])
+
+    def read_many(
+        self, keys: Sequence[Key] | slice, layers: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Features of several utterances; reads are merged and go in the order of the disk.
+
+        Args:
+            keys: Ids or positions, or a slice of positions.
+            layers: As for `read`.
+
+        Returns:
+            A float16 tensor [n_layers, n_frames, dim] per key, in the order of `keys`.
+        """
+        wanted = range(len(self))[keys] if isinstance(keys, slice) else keys
+        positions = [self.position(key) for key in wanted]
+        axes = self.axes(layers)
+        shape = (len(axes), self.feature_dim)
+        cuts: dict[int, Cut] = {
+            position: (position, 0, np.empty((shape[0], n_frames, shape[1]), np.float16))
+            for position, n_frames in zip(
+                positions, self.frame_counts[positions].tolist(), strict=True
+            )
+        }
+        self.read_into(list(cuts.values()), axes)
+        if len(cuts) == len(positions):
+            return [torch.from_numpy(out) for _, _, out in cuts.values()]
+        # one that is asked for twice is read once, but no two tensors share memory
+        given = {position: torch.from_numpy(out) for position, (_, _, out) in cuts.items()}
+        return [
+            given[position] if position not in positions[:i] else given[position].clone()
+            for i, position in enumerate(positions)
+        ]
+
+    def weighted_sum(self, key: Key, weights: Sequence[float] | Tensor) -> Tensor:
+        """Weighted sum over the layers of one utterance, layer by layer.
+
+        The sum is taken in float32 in the order of `layers`: it is bit for bit what
+        `w[0] * x[0].float() + w[1] * x[1].float() + ...` gives. Layers of weight zero are not read.
+
+        Args:
+            key: Its id or position.
+            weights: One number per layer of the store; used as they are, not normalised.
+
+        Returns:
+            float32 [n_frames, dim].
+        """
+        numbers = torch.as_tensor(weights, dtype=torch.float32).tolist()
+        if len(numbers) != len(self.layers):
+            raise StoreError(
+                f"{len(numbers)} weights for the {len(self.layers)} layers {list(self.layers)}"
+            )
+        position = self.position(key)
+        n_frames = self._catalogue.length(position)
+        total = torch.zeros((n_frames, self.feature_dim), dtype=torch.float32)
+        half = np.empty((1, min(n_frames, _SUMMED_AT_ONCE), self.feature_dim), np.float16)
+        scaled = torch.empty(half.shape[1:], dtype=torch.float32)
+        for span in self._catalogue.spans(position, 0, n_frames):
+            for axis, weight in enumerate(numbers):
+                if weight != 0.0:
+                    self._shards.announce(axis, *span)
+        for start in range(0, n_frames, _SUMMED_AT_ONCE):
+            n = min(_SUMMED_AT_ONCE, n_frames - start)
+            for axis, weight in enumerate(numbers):
+                if weight != 0.0:
+                    read_cut(self._shards, self._catalogue, (position, start, half[:, :n]), [axis])
+                    scaled[:n].copy_(torch.from_numpy(half[0, :n])).mul_(weight)
+                    total[start : start + n].add_(scaled[:n])
+        return total
+
+    def pooled(self, layers: Sequence[int] | None = None) -> Tensor:
+        """Mean over frames of every utterance.
+
+        Args:
+            layers: As for `read`.
+
+        Returns:
+            float32 [n_utterances, n_layers, dim], in the order of `ids`.
+
+        Raises:
+            DamagedError: A pooled chunk is missing or damaged.
+        """
+        means = read_pooled(self._shards, self._catalogue, self.axes(layers))
+        return torch.from_numpy(means)
+
+    @cached_property
+    def final_norm(self) -> FinalNorm:
+        """The model's final LayerNorm.
+
+        Raises:
+            StoreError: The store has none.
+        """
+        return FinalNorm.of(self.attributes)
+
+    def read_into(
+        self, cuts: Sequence[Cut], axes: Sequence[int], norm: FinalNorm | None = None
+    ) -> None:
+        """Reads frames of several utterances straight to where they are wanted.
+
+        Args:
+            cuts: Position, first frame, and destination float16 [n_layers, n_frames, dim] of each.
+            axes: Positions on the layer axis, one per layer of the destinations.
+            norm: Applied to the layer that it belongs to, if that is among them.
+
+        Raises:
+            DamagedError: A shard is missing or damaged.
+        """
+        gather(self._shards, self._catalogue, cuts, axes)
+        if norm is not None:
+            layers = [self.layers[axis] for axis in axes]
+            for _, _, where in cuts:
+                norm.apply(torch.from_numpy(where), layers)

@@ -1,0 +1,212 @@
+"""Which utterances a store has, and what is known of them besides their features.
+
+Only the committed index says what is there; the extent of the arrays says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import StoreError, StoreNotFoundError, UtteranceNotFoundError
+from pipeline.store import index as index_files
+from pipeline.store.format.layout import Layout
+from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
+from pipeline.store.read.shards import ShardReader
+from pipeline.store.write.documents import layout_of, read_attributes
+
+Key = str | int
+_WHOLE_NUMBERS = (int, np.integer)
+
+
+class StoreView:
+    """The committed utterances of a store, or a selection of them.
+
+    Attributes:
+        attributes: Of the Zarr group: format version, layers, identity, provenance.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        text = os.fspath(uri)
+        if "://" in text:
+            raise StoreNotFoundError(f"{text}: only stores on a file system can be opened so far")
+        self._root = Path(text).absolute()
+        self.attributes = read_attributes(self._root)
+        self._layout: Layout = layout_of(self.attributes)
+        self._conditions: tuple[pc.Expression, ...] = ()
+        self._shards = ShardReader(self._root, self._layout)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks again which utterances are committed; a selection selects among those."""
+        catalogue = read_catalogue(self._root, self._layout.frames_per_unit)
+        for condition in self._conditions:
+            catalogue = catalogue.take(catalogue.matching(condition))
+        self._catalogue: Catalogue = catalogue
+
+    def select(self, condition: pc.Expression | None = None, **equal: Any) -> Self:
+        """The utterances for which something holds, as a store of their own.
+
+        Args:
+            condition: A pyarrow expression on the metadata, `id` and `n_frames`.
+            **equal: Columns with the value, or the list of values, that they should have. Classes
+                go by number or by name.
+
+        Returns:
+            A view: it shares the files, and keeps the order. It may be empty.
+
+        Raises:
+            StoreError: No such column.
+
+        Example:
+            >>> store.select(split="train", speaker=["ann", "bob"])   # doctest: +SKIP
+            >>> store.select(pc.field("n_frames") < 1000)             # doctest: +SKIP
+        """
+        conditions = [] if condition is None else [condition]
+        for name, value in equal.items():
+            if name not in (*self._catalogue.metadata.column_names, "n_frames"):
+                known = ", ".join(self._catalogue.metadata.column_names)
+                raise StoreError(f"no column {name!r} in {self._root}; the columns are {known}")
+            values = list(value) if isinstance(value, list | tuple | set | range) else [value]
+            conditions.append(pc.field(name).isin([self._class_number(name, v) for v in values]))
+        view = copy(self)
+        for item in conditions:
+            view._catalogue = view._catalogue.take(view._catalogue.matching(item))
+        view._conditions = (*self._conditions, *conditions)
+        return view
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self._root}: {len(self):,} utterances, "
+            f"layers {list(self.layers)}, dim {self.feature_dim}>"
+        )
+
+    def __len__(self) -> int:
+        return len(self._catalogue)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._catalogue.find(name) is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = ShardReader(self._root, self._layout)
+
+    @property
+    def root(self) -> Path:
+        """Where the store is."""
+        return self._root
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers on the layer axis."""
+        return self._layout.layers
+
+    @property
+    def feature_dim(self) -> int:
+        """Features per frame."""
+        return self._layout.dim
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Frames per second of audio."""
+        return float(self.attributes["frame_rate_hz"])
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the utterances, in order; a list made anew at each call."""
+        return list(self._catalogue.ids.to_pylist())
+
+    @property
+    def metadata(self) -> pa.Table:
+        """`id` and the carried columns of every utterance, in order, with their types."""
+        return self._catalogue.metadata
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of each carried ClassLabel column."""
+        columns = self.attributes["identity"]["source"]["columns"]
+        return {item["name"]: item["class_names"] for item in columns if item["class_names"]}
+
+    @property
+    def quarantined(self) -> pa.Table:
+        """`id` and `reason` of the utterances that could not be extracted; none in a selection."""
+        return self._catalogue.quarantined
+
+    @property
+    def frame_counts(self) -> IntArray:
+        """Frames of every utterance: int64 [n_utterances]."""
+        return self._catalogue.frame_counts
+
+    @property
+    def slots(self) -> IntArray:
+        """Slot in which each utterance begins, its place on disk: int64 [n_utterances]."""
+        return self._catalogue.slot[self._catalogue.first_piece[:-1]].astype(np.int64)
+
+    def n_frames(self, key: Key) -> int:
+        """Number of frames of an utterance."""
+        return self._catalogue.length(self.position(key))
+
+    def record(self, key: Key) -> dict[str, Any]:
+        """Everything that the index says of an utterance (of its first piece).
+
+        Raises:
+            UtteranceNotFoundError: No such utterance.
+            DamagedError: Its commit is gone or not readable.
+        """
+        first = int(self._catalogue.first_piece[self.position(key)])
+        unit = index_files.read_unit(self._root, int(self._catalogue.unit[first]))
+        row = unit.filter(pc.equal(unit["position"], int(self._catalogue.place[first])))
+        return dict(row.to_pylist()[0])
+
+    def position(self, key: Key) -> int:
+        """Position of an utterance in `ids`.
+
+        Raises:
+            UtteranceNotFoundError: No such id; the message has its quarantine reason, or near ones.
+            IndexError: No such position.
+        """
+        if isinstance(key, str):
+            found = self._catalogue.find(key)
+            if found is None:
+                raise UtteranceNotFoundError(f"{self._root}: {self._catalogue.why_missing(key)}")
+            return found
+        if isinstance(key, bool) or not isinstance(key, _WHOLE_NUMBERS):
+            raise TypeError(f"an utterance is named by its id or its position, not by {key!r}")
+        n_utterances = len(self._catalogue)
+        position = int(key) + (n_utterances if key < 0 else 0)
+        if not 0 <= position < n_utterances:
+            raise IndexError(f"position {key} in a store of {n_utterances} utterances")
+        return position
+
+    def axes(self, layers: Sequence[int] | None) -> list[int]:
+        """Where `layers` lie on the layer axis.
+
+        Raises:
+            StoreError: No such layer, or none is asked for.
+        """
+        if layers is None:
+            return list(range(self._layout.n_layers))
+        have = self._layout.layers
+        axes = [have.index(layer) for layer in layers if layer in have]
+        if not axes or len(axes) != len(layers):
+            unknown = [layer for layer in layers if layer not in have]
+            raise StoreError(f"no layers {unknown} in the store; it has {list(have)}")
+        return axes
+
+    def _class_number(self, name: str, value: Any) -> Any:
+        names = self.class_names.get(name)
+        if names is None or not isinstance(value, str):
+            return value
+        if value not in names:
+            raise StoreError(f"no class {value!r} in column {name!r}; it has {', '.join(names)}")
+        return names.index(value)

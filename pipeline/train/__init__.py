@@ -1,1 +1,0 @@
-"""The training side: batches of stored features, linear heads, collapsed stores."""

@@ -1,0 +1,247 @@
+"""The command line as a user runs it: exit codes, one clear line per error, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.cli.app import app as cli
+from pipeline.config import config_folder
+from pipeline.encoders.wav2vec2.bundles import registry
+from tests.helpers.corpus import mixed_lengths, voice, write_folder
+
+COMMON = ["model=tiny", "engine=inline", "engine.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("audio") / "clips", mixed_lengths(6))
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "s"
+    done = strata("extract", f"dataset.path={folder}", f"store={path}", *COMMON)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@dataclass
+class Done:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def strata(*arguments: str) -> Done:
+    """Runs the command in this process, which saves importing torch each time."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def last_json(done: Done) -> dict:
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def error_line(done: Done) -> str:
+    """The one line that an error is."""
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_plan_json_has_the_promised_keys(folder: Path) -> None:
+    """`plan --json` ends in one object with the fixed keys; without --json stdout is empty."""
+    done = strata("plan", f"dataset.path={folder}", "model=tiny", "--json")
+    found = last_json(done)
+    assert done.returncode == 0
+    assert {"utterances", "hours", "units", "frames", "bytes"} <= found.keys()
+    assert found["utterances"] == 6
+    quiet = strata("plan", f"dataset.path={folder}", "model=tiny")
+    assert quiet.stdout == ""
+    assert "6 utterances" in quiet.stderr
+
+
+def test_status_verify_and_inspect(store: Path) -> None:
+    """The reading verbs agree on a finished store and exit with 0."""
+    status = strata("status", str(store), "--json")
+    assert last_json(status) | {
+        "units_total": 1,
+        "units_committed": 1,
+        "utterances_ok": 6,
+        "utterances_quarantined": 0,
+    } == last_json(status)
+    assert {"audio_seconds", "wall_seconds"} <= last_json(status).keys()
+    verify = strata("verify", str(store), "--json")
+    assert (verify.returncode, last_json(verify)["ok"]) == (0, True)
+    assert last_json(verify)["damaged_units"] == []
+    inspect = strata("inspect", str(store), "--json")
+    assert last_json(inspect)["layers"] == list(range(1, 13))
+    one = last_json(strata("inspect", str(store), "clip-003.wav", "--json"))
+    assert one["id"] == "clip-003.wav"
+    assert [item["layer"] for item in one["layers"]] == list(range(1, 13))
+    assert one["layers"][0]["shape"] == [one["n_frames"], 48]
+
+
+def test_verify_exits_with_1_on_damage(folder: Path, tmp_path: Path) -> None:
+    """A flipped byte is found, named, and makes the exit code 1."""
+    path = tmp_path / "s"
+    strata("extract", f"dataset.path={folder}", f"store={path}", *COMMON)
+    shard = path / "features.zarr" / "frames" / "c" / "4" / "0" / "0"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    done = strata("verify", str(path), "--json")
+    assert done.returncode == 1
+    assert last_json(done)["damaged_units"] == [0]
+    assert "layer 5" in done.stderr
+
+
+def test_too_many_quarantined_exits_with_3(tmp_path: Path) -> None:
+    """Everything else is committed, but the exit code tells that much is missing."""
+    folder = write_folder(tmp_path / "clips", [0.5] * 4)
+    (folder / "clip-001.wav").write_bytes(b"")
+    arguments = ["extract", f"dataset.path={folder}", f"store={tmp_path / 's'}", *COMMON, "--json"]
+    done = strata(*arguments)
+    assert done.returncode == 3
+    assert (last_json(done)["utterances_ok"], last_json(done)["utterances_quarantined"]) == (3, 1)
+    assert strata(*arguments, "run.max_quarantined=0.5").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", "dataset.pth=x"], 2, "unknown setting dataset.pth; did you mean dataset.path"),
+        (["plan", "model=hubert_bse"], 2, "hubert_base"),
+        (["plan", "dataset.path=/no/such/folder"], 1, "/no/such/folder"),
+        (["plan"], 1, "dataset.path"),
+        (["extract", "engine.workers=many"], 2, "engine.workers is 'many'; expected a whole"),
+        (["status", "/no/such/store"], 1, "no store at /no/such/store"),
+        (["verify", "/no/such/store"], 1, "no store at /no/such/store"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_line(arguments: list[str], code: int, words: str) -> None:
+    """Misspelt keys, missing paths and wrong types name themselves and the remedy."""
+    done = strata(*arguments)
+    assert done.returncode == code, done.stderr
+    assert words in error_line(done)
+
+
+def test_a_store_is_required(folder: Path) -> None:
+    """`extract` without a store says how to give one."""
+    done = strata("extract", f"dataset.path={folder}", *COMMON)
+    assert (done.returncode, "store=PATH" in error_line(done)) == (2, True)
+
+
+def test_duplicate_ids_are_named(tmp_path: Path) -> None:
+    """An id column with duplicates is refused with the column, the value and the remedy."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        soundfile.write(folder / f"{name}.wav", voice(0.5, 1), 16_000)
+    rows = "file_name,key\na.wav,x\nb.wav,y\nc.wav,x\n"
+    (folder / "metadata.csv").write_text(rows)
+    done = strata("plan", f"dataset.path={folder}", "dataset.id_column=key", "model=tiny")
+    line = error_line(done)
+    assert done.returncode == 1
+    assert "key" in line
+    assert "x" in line
+
+
+def test_pretrained_weights_without_a_network_say_so(folder: Path, tmp_path: Path) -> None:
+    """There is no silent fallback to random weights."""
+    done = strata(
+        "extract",
+        f"dataset.path={folder}",
+        f"store={tmp_path / 's'}",
+        "engine=inline",
+        f"model.weights={tmp_path / 'missing.pt'}",
+    )
+    assert done.returncode == 1
+    assert "missing.pt" in error_line(done)
+    assert not (tmp_path / "s" / "features.zarr").exists()
+
+
+def test_random_weights_are_said_loudly(folder: Path, tmp_path: Path) -> None:
+    """Whoever extracts with random weights is told that the features mean nothing."""
+    done = strata("extract", f"dataset.path={folder}", f"store={tmp_path / 's'}", *COMMON)
+    assert "RANDOM" in done.stderr
+
+
+def test_module_and_command_are_the_same() -> None:
+    """`python -m pipeline` runs the verbs, with the same exit codes."""
+    command = [sys.executable, "-m", "pipeline", "status", "/no/such/store"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no store at /no/such/store")
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    """`--debug` adds where an error came from."""
+    assert "Traceback" in strata("status", "/no/such/store", "--debug").stderr
+
+
+def test_models_lists_the_registry() -> None:
+    """`models` lists every encoder with its size and cost; each has a conf/model file."""
+    rows = last_json(strata("models", "--json"))["models"]
+    assert [row["name"] for row in rows] == list(registry())
+    base = next(row for row in rows if row["name"] == "hubert_base")
+    assert (base["layers"], base["dim"]) == (12, 768)
+    assert base["gb_per_hour"] == pytest.approx(12 * 768 * 2 * 50 * 3600 / 1e9, rel=1e-3)
+    files = {path.stem for path in (config_folder() / "model").glob("*.yaml")}
+    assert files == {*registry(), "hf"}
+
+
+def test_selfcheck_reports_each_layer(folder: Path) -> None:
+    """`selfcheck` compares alone, batched and fp32, per layer, on made or given clips."""
+    for more in ([], [f"dataset.path={folder}"]):
+        done = strata("selfcheck", "model=tiny", "extract.precision=bf16", "--json", *more)
+        found = last_json(done)
+        assert done.returncode == 0, done.stderr
+        assert len(found["alone_vs_batch"]) == len(found["precision_vs_fp32"]) == 12
+        assert 0 < max(found["precision_vs_fp32"]) < found["tolerance"]
+
+
+def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> None:
+    """`collapse` needs weights, takes no other keys, and what it writes verifies."""
+    out = tmp_path / "mean"
+    done = strata("collapse", str(store), str(out), "weights=average", "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(strata("inspect", str(out), "--json"))["feature_dim"] == 48
+    assert len(last_json(strata("inspect", str(out), "--json"))["layers"]) == 1
+    assert last_json(strata("verify", str(out), "--json"))["ok"]
+    assert "weights=average" in error_line(strata("collapse", str(store), str(out)))
+    misspelt = strata("collapse", str(store), str(out), "weigths=average")
+    assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_signal_after_the_run_has_stopped_ends_at_once(asked: bool) -> None:
+    """Who was asked to stop may be asked again while it ends; else all is as it was before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard: list[str] = []
+    try:
+        with cli._signals_to(heard.append):
+            if asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["SIGTERM"] * asked
+        for number, handler in before.items():
+            assert signal.getsignal(number) == (signal.SIG_DFL if asked else handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

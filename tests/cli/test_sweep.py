@@ -1,0 +1,93 @@
+"""`strata sweep` as a user runs it: a table to read, an object to parse, one line per error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from tests.helpers.planted_stores import write_planted
+
+QUICK = ["task.lrs=[1e-2]", "seeds=[0]", "task.steps=40", "task.eval_every=20"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Layer 2 tells the words; the corpus's split has all speakers on both sides."""
+    root = tmp_path_factory.mktemp("cli") / "store"
+    columns = {
+        "speaker": [f"s{row % 3}" for row in range(120)],
+        "split": ["test" if row % 5 == 0 else "train" for row in range(120)],
+    }
+    attributes = {"provenance": {"weights": "random"}}
+    write_planted(root, columns=columns, attributes=attributes)
+    return root
+
+
+def strata(*arguments):
+    """Runs the command in this process."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_sweep_prints_a_table_and_an_object(store, tmp_path):
+    """People's output goes to stderr, with the best marked and what is wrong; JSON to stdout."""
+    out = tmp_path / "my out"
+    done = strata("sweep", store, "task=ks", f"out={out}", *QUICK, "--json")
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document["best_layer"] == 2
+    assert {item["layer"] for item in document["results"]} == {1, 2, 3, "weighted"}
+    assert document["results"][0].keys() == {"layer", "lr", "dev", "test"}
+    assert document["trained"] == 4
+    assert document["reused"] == 0
+    assert document["seconds"].keys() == {"read", "train", "score"}
+    assert [score["layer"] for score in document["scores"]] == [1, 2, 3, "weighted"]
+    report = out / "report.html"
+    assert document["report"] == str(report)
+    assert "word" in report.read_text()
+    lines = done.stderr.splitlines()
+    (best,) = [line for line in lines if line.rstrip().endswith(" best")]
+    assert best.split()[0] in ("2", "weighted")
+    warnings = [line for line in lines if line.startswith("WARNING")]
+    assert "RANDOM" in warnings[0]
+    assert any("LEAKAGE: 3 of 3 values of 'speaker' (s0, s1, s2)" in line for line in warnings)
+    assert any("the best two on dev: test accuracy differs by" in line for line in lines)
+    assert any("logistic regression, layer 2" in line for line in lines)
+    assert any(str(report) in line for line in lines)
+
+
+def test_without_json_stdout_is_empty(store, tmp_path):
+    """And what was trained is not trained again."""
+    settings = (store, "task=ks", f"out={tmp_path}", *QUICK, "layers=[2]")
+    assert strata("sweep", *settings).stdout == ""
+    assert "0 heads trained, 1 reused" in strata("sweep", *settings).stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], "no task is given"),
+        (["task=kws"], "no task is called 'kws'"),
+        (["task=er"], "task er looks for one of the columns emotion, label; the store has word"),
+        (["task=ks", "split.column=null"], "Say split.speaker=speaker to keep each on one side"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_code_2(store, tmp_path, settings, message):
+    """No traceback; the object on stdout has the same message."""
+    done = strata("sweep", store, *settings, f"out={tmp_path}", "--json")
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert message in json.loads(done.stdout)["error"]
+
+
+def test_no_store_is_exit_code_1(tmp_path):
+    """As for every verb."""
+    done = strata("sweep", tmp_path / "nothing", "task=ks")
+    assert done.exit_code == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,137 @@
+"""Settings of a sweep: recipes in conf/task, defaults in conf/sweep.yaml, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from pipeline.config import (
+    SplitConfig,
+    SweepConfig,
+    TaskConfig,
+    config_folder,
+    load_config,
+    load_sweep_config,
+)
+from pipeline.errors import ConfigError
+from pipeline.probing.trainers.pooled import fitted
+
+TASKS = sorted(path.stem for path in (config_folder() / "task").iterdir())
+
+
+def keys(name):
+    """A YAML file as it stands."""
+    return OmegaConf.to_container(OmegaConf.load(config_folder() / name))
+
+
+def test_the_tasks_of_the_design_are_there():
+    """Keyword spotting, speakers, intents, emotions, phones, speech."""
+    assert TASKS == ["asr", "er", "ic", "ks", "pr", "sid"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_recipe_loads_as_it_is_written(name):
+    """And says its own name."""
+    stated = keys(f"task/{name}.yaml")
+    task = load_sweep_config([f"task={name}"]).task
+    assert task.name == name
+    for key, value in stated.items():
+        assert getattr(task, key) == (tuple(value) if isinstance(value, list) else value)
+    assert (task.kind == "frames") == (task.tokens is not None)
+
+
+def test_every_setting_of_a_recipe_is_in_some_recipe():
+    """Else nobody could find it; `projection` alone is the same in all."""
+    stated = set().union(*(keys(f"task/{name}.yaml") for name in TASKS))
+    assert stated == {item.name for item in dataclasses.fields(TaskConfig)} - {"projection"}
+
+
+def test_the_defaults_are_spelt_out():
+    """conf/sweep.yaml has every other setting, with the default of its dataclass."""
+    stated = keys("sweep.yaml")
+    config = load_sweep_config(["task=ks"])
+    assert stated.keys() - {"defaults", "hydra"} == {
+        item.name for item in dataclasses.fields(SweepConfig)
+    } - {"task"}
+    assert config == SweepConfig(config.task)
+    assert config.split == SplitConfig()
+
+
+def test_settings_come_through():
+    """Lists, texts and numbers, as for the other verbs."""
+    config = load_sweep_config(
+        [
+            "task=ks",
+            "layers=[1,6,12]",
+            "weighted=false",
+            "seeds=[7]",
+            "labels=[word]",
+            "out=my results/x",
+            "split.dev=held out",
+            "split.folds=groups",
+            "split.speaker=who",
+            "split.column=null",
+            "task.lrs=[1,1e-4]",
+        ]
+    )
+    assert (config.layers, config.weighted, config.seeds) == ((1, 6, 12), False, (7,))
+    assert (config.labels, config.out) == (("word",), "my results/x")
+    assert (config.split.dev, config.split.folds, config.split.column) == (
+        "held out",
+        "groups",
+        None,
+    )
+    assert config.task.lrs == (1.0, 1e-4)
+    assert load_sweep_config(["task=ks", "split.folds=5"]).split.folds == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["layers=all"], "no task is given; say task=asr|er|ic|ks|pr|sid"),
+        (["task=kws"], "no task is called 'kws'; did you mean ks?"),
+        (["task=ks", "task.lr=[1]"], "unknown setting task.lr; did you mean task.lrs"),
+        (["task=ks", "model=tiny"], "unknown setting model"),
+        (["task=ks", "layers=6"], "layers is '6'; expected all or a list as in [1,6,12]"),
+        (["task=ks", "layers=[]"], "layers is ()"),
+        (["task=ks", "seeds=[]"], "seeds is []; expected one or more different numbers"),
+        (["task=ks", "seeds=[1,1]"], "seeds is [1, 1]; expected one or more different numbers"),
+        (["task=ks", "seeds=[-1]"], "seeds is [-1]; expected whole numbers from 0"),
+        (["task=ks", "task.lrs=[0]"], "task.lrs is [0.0]; expected numbers more than 0"),
+        (["task=ks", "task.lrs=[a]"], "task.lrs is ['a']; expected a list of numbers"),
+        (["task=ks", "task.batch=0"], "task.batch is 0; expected at least 1"),
+        (["task=ks", "device=gpu"], "device is 'gpu'"),
+        (["task=ks", "split.ratios=[1,0,0]"], "expected three shares between 0 and 1"),
+        (["task=ks", "split.ratios=[.5,.2,.2]"], "expected shares that sum to 1"),
+        (["task=ks", "split.folds=1"], "split.folds is 1; expected at least 2"),
+        (["task=ks", "split.folds=many"], "split.folds is 'many'; expected a whole number"),
+        (["task=ks", "split.folds=groups"], "split.folds=groups needs split.speaker=COLUMN"),
+        (["task=ks", "split.folds=5", "split.column=part"], "contradict each other; give one"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(overrides, message):
+    """With the key, the value, and what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        load_sweep_config(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_extract_knows_nothing_of_tasks():
+    """The two compositions are apart."""
+    with pytest.raises(ConfigError, match="unknown setting task"):
+        load_config(["task=ks"])
+
+
+@pytest.mark.parametrize(
+    ("n_train", "steps"), [(50, 640), (2400, 640), (51_000, 20 * 399), (100, 640)]
+)
+def test_large_training_sets_get_more_steps(n_train, steps):
+    """At least 20 passes, and 32 looks at dev; what is given stands."""
+    task = load_sweep_config(["task=ks"]).task
+    found = fitted(task, n_train)
+    assert (found.steps, found.eval_every) == (steps, steps // 32)
+    given = dataclasses.replace(task, steps=10, eval_every=3)
+    assert fitted(given, n_train) == given

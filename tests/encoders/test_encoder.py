@@ -1,0 +1,322 @@
+"""The encoder against one-by-one torchaudio: batch-mates, layers, weights, identity."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchaudio
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.wav2vec2 import transformer
+from pipeline.encoders.wav2vec2.bundles import find_model
+from pipeline.encoders.wav2vec2.encoder import choose_layers, load_encoder
+from pipeline.encoders.wav2vec2.weights import fill, load_model
+from pipeline.errors import ConfigError, EncoderError, WeightsError
+from tests.helpers.encoder_kinds import (
+    KINDS,
+    randomize,
+    reference,
+    small_encoder,
+    small_spec,
+    speech,
+)
+
+LIMIT = 1e-5  # relative error per layer that DESIGN allows against one-by-one torchaudio
+
+
+@pytest.fixture(scope="module")
+def true_base():
+    """The true HuBERT base architecture, random weights, layers 0..12, fp32."""
+    return load_encoder("hubert_base", "random", layers="superb", device="cpu")
+
+
+def mixed_batch():
+    """A loud long clip, quiet and short ones, one frame, and less than a frame."""
+    return [
+        speech(24_000, 1, amplitude=0.5),
+        speech(8_123, 2, amplitude=0.01),
+        speech(15_997, 3) + 0.2,
+        speech(400, 4),
+        F.pad(speech(300, 5), (0, 100)),
+    ]
+
+
+def assert_equal_to_torchaudio(encoder, waveforms, found):
+    blocks = [i for i, layer in enumerate(encoder.layers) if layer > 0]
+    numbers = [encoder.layers[i] - 1 for i in blocks]
+    for features, waveform in zip(found, waveforms, strict=True):
+        expected = reference(encoder, waveform)[numbers]
+        assert features.shape == (len(encoder.layers), expected.shape[1], encoder.dim)
+        assert relative_errors(features[blocks], expected).max() <= LIMIT
+
+
+def test_true_hubert_base_in_a_mixed_batch_equals_torchaudio(true_base):
+    """Every layer of every utterance of a padded batch is what torchaudio gives for it alone."""
+    waveforms = mixed_batch()
+    assert_equal_to_torchaudio(true_base, waveforms, true_base(waveforms))
+
+
+def test_true_hubert_base_in_an_equal_batch_equals_torchaudio(true_base):
+    """Equal lengths take the path without a mask, with the same result."""
+    waveforms = [speech(12_000, seed, amplitude=10.0**-seed) for seed in range(3)]
+    assert_equal_to_torchaudio(true_base, waveforms, true_base(waveforms))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_batch_mates_change_nothing(name):
+    """For every kind of model, whatever stands beside an utterance and in whatever order."""
+    encoder = small_encoder(name)
+    waveforms = mixed_batch()
+    assert_equal_to_torchaudio(encoder, waveforms, encoder(waveforms))
+    assert_equal_to_torchaudio(encoder, waveforms[::-1], encoder(waveforms[::-1]))
+
+
+def test_stock_batching_is_off_by_percents(true_base):
+    """The trap itself: torchaudio's own padded batch with `lengths` contaminates short clips."""
+    short, long = speech(8_000, 2), speech(24_000, 1)
+    batch = torch.stack([F.pad(short, (0, 16_000)), long])
+    with torch.inference_mode():
+        layers, counts = true_base._model.extract_features(batch, torch.tensor([8_000, 24_000]))
+    stock = torch.stack(layers)[:, 0, : counts[0]]
+    assert relative_errors(stock, reference(true_base, short)).max() > 1e-2
+
+
+@pytest.mark.parametrize("scores", [1, 2**26])
+@pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large", "hubert_base"])
+def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, monkeypatch):
+    """Equal lengths share an attention call, as far as its scores may be large; nothing changes."""
+    monkeypatch.setattr("pipeline.encoders.wav2vec2.transformer._SCORES", scores)
+    encoder = small_encoder(name)
+    waveforms = [speech(6_000, seed) for seed in range(3)] + mixed_batch() + [speech(6_000, 7)]
+    assert_equal_to_torchaudio(encoder, waveforms, encoder(waveforms))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 400))
+def test_spans_cover_all_rows_in_order(counts, scores):
+    """Each span holds whole utterances of one length, no more than its scores allow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "_SCORES", scores)
+        spans = transformer.find_spans(counts, n_heads=2)
+    assert [span.n_frames for span in spans for _ in range(span.n_utterances)] == counts
+    edges = [0, *np.cumsum([span.n_utterances * span.n_frames for span in spans]).tolist()]
+    assert [span.rows for span in spans] == [slice(*edge) for edge in pairwise(edges)]
+    for span in spans:
+        assert span.n_utterances == 1 or 2 * span.n_utterances * span.n_frames**2 <= scores
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_chosen_layers_are_those_of_the_full_run(name):
+    """Layers 0, 2 and 3 alone equal the same rows of layers 0..N."""
+    chosen, whole = small_encoder(name, layers=[3, 0, 2]), small_encoder(name, layers="superb")
+    assert chosen.layers == (0, 2, 3)
+    waveforms = [speech(5_000), speech(9_000, 1)]
+    for few, every in zip(chosen(waveforms), whole(waveforms), strict=True):
+        torch.testing.assert_close(few, every[[0, 2, 3]])
+
+
+def test_computation_stops_after_the_deepest_layer():
+    """Blocks beyond the deepest layer asked for are never run, so their weights may be nonsense."""
+    encoder = small_encoder("hubert_base", layers=[1, 2])
+    encoder._model.encoder.transformer.layers[2] = None
+    [features] = encoder([speech(4_000)])
+    assert features.isfinite().all()
+
+
+def test_large_models_keep_the_last_layer_raw():
+    """The last layer is the block's output; the final norm is handed over beside it."""
+    encoder = small_encoder("wav2vec2_large_lv60k")
+    waveform = speech(6_000)
+    [features] = encoder([waveform])
+    norm = encoder.final_norm
+    with torch.inference_mode():
+        normed = F.layer_norm(
+            features[-1], (encoder.dim,), norm["weight"], norm["bias"], norm["eps"]
+        )
+        # torchaudio's forward, unlike its extract_features, goes through the final norm
+        expected, _ = encoder._model(F.layer_norm(waveform, waveform.shape)[None])
+    assert ((normed - expected[0]).abs().max() / expected.abs().max()).item() < LIMIT
+    assert small_encoder("hubert_base").final_norm is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ["some", "", [], [0, 13], [-1], [1, 1], [1.0], [True]],
+)
+def test_impossible_layers_are_refused(layers):
+    """A misspelt word, an empty choice, a layer the model has not, a repeated or broken number."""
+    with pytest.raises(ConfigError, match="expected all, superb, or a list of 0 to 12"):
+        choose_layers(layers, 12)
+
+
+def test_settings_are_checked_before_weights_are_fetched():
+    """A wrong precision or window is reported without a download."""
+    with pytest.raises(ConfigError, match="precision='int8'"):
+        load_encoder("hubert_base", "pretrained", precision="int8")
+    with pytest.raises(ConfigError, match="max_window_s"):
+        load_encoder("hubert_base", "pretrained", max_window_s=8, context_s=5)
+
+
+def test_random_weights_come_from_the_seed_alone():
+    """The same seed gives the same weights whatever was drawn before, and draws nothing itself."""
+    torch.manual_seed(7)
+    expected_draw = torch.rand(3)
+    torch.manual_seed(7)
+    first = load_encoder("tiny", "random", seed=3)
+    assert torch.equal(torch.rand(3), expected_draw)
+    second, other = load_encoder("tiny", "random", seed=3), load_encoder("tiny", "random", seed=4)
+    assert first.identity == second.identity != other.identity
+    assert first.is_random
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])
+def test_a_state_dict_from_a_file_is_the_same_encoder(tmp_path, suffix):
+    """Saved and loaded weights give the same digest and the same features, and are not random."""
+    source = load_encoder("tiny", "random")
+    path = tmp_path / f"weights.{suffix}"
+    state = source._model.state_dict()
+    if suffix == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    loaded = load_encoder("tiny", path)
+    assert not loaded.is_random
+    assert loaded.identity["weights"]["sha256"] == source.identity["weights"]["sha256"]
+    waveform = speech(4_000)
+    assert torch.equal(loaded([waveform])[0], source([waveform])[0])
+
+
+def test_a_wrapped_model_with_a_head_and_old_names_fits():
+    """The prefix of normalising bundles, a CTC head, and weight_norm's old names are understood."""
+    spec = find_model("tiny")
+    state = load_model(spec, "random", 0).model.state_dict()
+    at = "encoder.transformer.pos_conv_embed.conv."
+    old = {
+        f"{at}parametrizations.weight.original0": f"{at}weight_g",
+        f"{at}parametrizations.weight.original1": f"{at}weight_v",
+    }
+    published = {f"model.{old.get(name, name)}": tensor for name, tensor in state.items()}
+    published["model.aux.weight"] = torch.zeros(29, 48)
+    loaded = fill(spec, published, "file", "a checkpoint")
+    assert loaded.sha256 == load_model(spec, "random", 0).sha256
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
+    """Missing, unknown and misshapen weights are named, the first of them, with their shapes."""
+    state = load_model(find_model("tiny"), "random", 0).model.state_dict()
+    state["encoder.feature_projection.projection.weight"] = torch.zeros(48, 16)
+    del state["encoder.feature_projection.projection.bias"]
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "wrong.pt")
+    with pytest.raises(WeightsError) as caught:
+        load_encoder("tiny", tmp_path / "wrong.pt")
+    message = str(caught.value)
+    assert "projection.bias is missing" in message
+    assert "extra is not part of the model" in message
+    assert "has shape [48, 16], expected [48, 32]" in message
+    with pytest.raises(WeightsError, match=r"do not fit wavlm_base: .*; and \d+ more"):
+        fill(find_model("wavlm_base"), state, "file", "it")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_unreadable_weights_are_one_clear_line(tmp_path, suffix):
+    """A missing, an empty, a corrupt and an unsafe file each end in a WeightsError."""
+    path = tmp_path / f"weights.{suffix}"
+    with pytest.raises(WeightsError, match="there are no weights at"):
+        load_encoder("tiny", path)
+    for content in (b"", b"neither format"):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="cannot read the weights at") as caught:
+            load_encoder("tiny", path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    """torch.load reads weights only; anything else in the pickle is an error."""
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(1), "hook": print}, path)
+    with pytest.raises(WeightsError, match="cannot read the weights at"):
+        load_encoder("tiny", path)
+
+
+def test_without_a_network_the_remedies_are_named(monkeypatch):
+    """A failed download says so and names the other ways to get weights."""
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchaudio.pipelines._wav2vec2.utils.load_state_dict_from_url", offline)
+    with pytest.raises(WeightsError, match=r"Name or service.*weights=PATH.*weights=random"):
+        load_encoder("wav2vec2_base", "pretrained")
+    with pytest.raises(WeightsError, match="tiny has no pretrained weights"):
+        load_encoder("tiny", "pretrained")
+
+
+def test_pretrained_weights_go_through_the_bundle(monkeypatch):
+    """Of a fine-tuned, normalising bundle the wrapper and the head are taken off."""
+    spec = find_model("wav2vec2_asr_large_lv60k_960h")
+    small = small_spec(spec.name)
+    donor = randomize(small.build())
+
+    class Bundle:
+        def get_model(self):
+            model = torchaudio.models.wav2vec2_model(**small.params, aux_num_out=29)
+            model.load_state_dict(donor.state_dict(), strict=False)
+            wrap = torchaudio.pipelines._wav2vec2.utils._extend_model
+            return wrap(model, normalize_waveform=True)
+
+    monkeypatch.setattr(torchaudio.pipelines, spec.bundle, Bundle())
+    loaded = load_model(replace(small, bundle=spec.bundle), "pretrained", 0)
+    assert loaded.source == "pretrained"
+    for name, tensor in donor.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_identity_is_json_and_knows_what_changes_a_feature():
+    """Layers, precision, windows, weights and model are in it; the device is not."""
+    base = load_encoder("tiny", "random")
+    assert json.loads(json.dumps(base.identity)) == base.identity
+    for change in (
+        {"layers": [1]},
+        {"precision": "bf16"},
+        {"max_window_s": 20.0},
+        {"context_s": 3.0},
+        {"seed": 1},
+    ):
+        assert load_encoder("tiny", "random", **change).identity != base.identity
+    assert "device" not in json.dumps(base.identity)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (torch.zeros(0), "without samples"),
+        (torch.zeros(1, 400), "2-dimensional float32"),
+        (torch.zeros(400, dtype=torch.float64), "1-dimensional float64"),
+    ],
+)
+def test_what_is_not_a_waveform_is_refused(waveform, message):
+    """Empty, multi-channel and double-precision input is the caller's error, and says so."""
+    encoder = load_encoder("tiny", "random")
+    with pytest.raises(EncoderError, match=message):
+        encoder([waveform])
+    with pytest.raises(EncoderError, match=message):
+        encoder.encode_batch([waveform])
+
+
+def test_features_can_be_trained_on():
+    """What the encoder returns is an ordinary tensor: autograd may save it, and it is writable."""
+    [features] = load_encoder("tiny", "random")([speech(4_000)])
+    weights = torch.zeros(12, requires_grad=True)
+    (weights.softmax(0)[:, None, None] * features).sum().backward()
+    features.mul_(2)
+    assert weights.grad is not None

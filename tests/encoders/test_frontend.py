@@ -1,0 +1,193 @@
+"""The convolution stack: folded GroupNorm, packing, and hard audio."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.encoders.wav2vec2 import frontend
+from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, moments
+from pipeline.encoders.windows import n_frames
+from pipeline.errors import EncoderError
+from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
+
+GROUP_NORM = ["hubert_base", "wav2vec2_large", "wavlm_base"]
+
+
+def packed(encoder, waveforms, stats=None, precision="fp32"):
+    """Front-end frames of each waveform, `[n_frames, channels]`."""
+    stack = encoder._stack(precision)[0]
+    stats = stats or [encoder.utterance_stats(waveform) for waveform in waveforms]
+    with torch.inference_mode():
+        frames, starts = stack(waveforms, stats)
+    return [
+        frames[start : start + n_frames(waveform.numel())]
+        for start, waveform in zip(starts, waveforms, strict=True)
+    ]
+
+
+def stock(encoder, waveform, dtype=torch.float64):
+    """The same by torchaudio's own stack, alone, by default in float64: `[n_frames, channels]`."""
+    waveform = F.pad(waveform, (0, max(0, 400 - waveform.numel()))).to(dtype)
+    if encoder._spec.normalize_waveform:
+        waveform = F.layer_norm(waveform, waveform.shape)
+    extractor = encoder._model.feature_extractor.to(dtype)
+    with torch.inference_mode():
+        features, _ = extractor(waveform[None], None)
+    extractor.float()
+    return features[0]
+
+
+def error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+HARD = {
+    "speech": speech(20_000),
+    "DC offset 0.5": 0.05 * speech(20_000) + 0.5,
+    "near-silent": 1e-5 * speech(20_000),
+    "one step of 16 bits": (speech(20_000) > 0.1) / 32768.0,
+    "zeros": torch.zeros(20_000),
+    "constant": torch.full((20_000,), 0.3),
+    "full scale": speech(20_000).sign(),
+    "one frame": speech(400),
+    "0.01 s": speech(160),
+    "one sample": torch.ones(1),
+}
+
+
+@pytest.mark.parametrize("audio", HARD)
+@pytest.mark.parametrize("name", KINDS)
+def test_equals_float64_torchaudio_on_hard_audio(name, audio):
+    """DC offset, silence, zeros and clips shorter than a frame lose no digits in fp32."""
+    encoder = small_encoder(name)
+    [found] = packed(encoder, [HARD[audio]])
+    assert error(found, stock(encoder, HARD[audio])) < 2e-6
+
+
+@pytest.mark.parametrize("audio", HARD)
+def test_a_waveform_that_is_normalized_for_a_group_norm_equals_torchaudio(audio):
+    """As wav2vec 2.0 base checkpoints of Hugging Face want it: the gain is folded in as well."""
+    encoder = small_encoder("hubert_base")
+    encoder._spec = replace(encoder._spec, normalize_waveform=True)
+    [found] = packed(encoder, [HARD[audio]])
+    assert error(found, stock(encoder, HARD[audio])) < 2e-6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("audio", ["speech", "DC offset 0.5", "near-silent", "zeros"])
+@pytest.mark.parametrize("name", GROUP_NORM)
+def test_reduced_precision_survives_hard_audio(name, audio, precision):
+    """The waveform is centred and scaled before it is rounded, so quiet or shifted audio is safe.
+
+    Stock bf16 loses a signal of 0.005 on an offset of 0.5 altogether.
+    """
+    encoder = small_encoder(name, precision=precision)
+    [found] = packed(encoder, [HARD[audio]], precision=precision)
+    limit = {"bf16": 3e-2, "fp16": 4e-3}[precision]
+    assert error(found.double(), stock(encoder, HARD[audio])) < limit
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", GROUP_NORM)
+def test_reduced_precision_hears_weak_treble_beside_strong_bass(name, precision):
+    """Kernels blind to bass see a hiss 70 dB below it: GroupNorm brings it back to full strength.
+
+    Samples rounded once to bf16 would carry rounding noise far above the hiss.
+    """
+    encoder = small_encoder(name, precision=precision)
+    kernels = encoder._model.feature_extractor.conv_layers[0].conv.weight  # [channels, 1, 10]
+    ramp = torch.linspace(-1, 1, 10)
+    smooth, _ = torch.linalg.qr(torch.stack([ramp**power for power in range(5)], dim=1))
+    kernels.sub_(kernels @ smooth @ smooth.T)
+    bass = 0.5 * torch.sin(2 * torch.pi * 60 / 16_000 * torch.arange(20_000))
+    waveform = bass + 1.5e-4 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    encoder._model.feature_extractor.conv_layers[0].layer_norm.eps = 1e-12
+    [found] = packed(encoder, [waveform], precision=precision)
+    limit = {"bf16": 3e-2, "fp16": 4e-3}[precision]
+    assert error(found.double(), stock(encoder, waveform)) < limit
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_neighbours_in_the_stream_change_nothing(name):
+    """Frames are the same alone and between louder neighbours, also where the stream is chunked."""
+    encoder = small_encoder(name)
+    waveforms = [50 * speech(9_000, 1), speech(30_123, 2), 50 * speech(400, 3), speech(719, 4)]
+    encoder._stack("fp32")[0]._chunk_frames = 17
+    together = packed(encoder, waveforms)
+    for found, waveform in zip(together, waveforms, strict=True):
+        [alone] = packed(encoder, [waveform])
+        assert error(found, alone) < 2e-6
+        assert error(found, stock(encoder, waveform)) < 3e-6
+
+
+def test_padding_contaminates_stock_group_norm():
+    """The trap itself: torchaudio's own batch, with `lengths`, is off by more than a percent."""
+    encoder = small_encoder("hubert_base")
+    short, long = speech(8_000, 1), speech(32_000, 2)
+    padded = torch.stack([F.pad(short, (0, 24_000)), long])
+    with torch.inference_mode():
+        batch, counts = encoder._model.feature_extractor(padded, torch.tensor([8_000, 32_000]))
+    assert error(batch[0, : counts[0]], stock(encoder, short)) > 1e-2
+
+
+def test_folded_statistics_are_those_of_the_convolution():
+    """Folding gives each channel of the first layer the mean β and the deviation γ."""
+    encoder = small_encoder("hubert_base")
+    waveform = speech(16_000) + 0.1
+    stats = encoder.utterance_stats(waveform)
+    weight, bias = (part.double() for part in stats.folded)
+    windows = ((waveform.double() - stats.shift) * stats.scale).unfold(0, 10, 5)
+    channels = windows @ weight.T + bias  # [windows, channels]
+    norm = encoder._model.feature_extractor.conv_layers[0].layer_norm
+    torch.testing.assert_close(channels.mean(0), norm.bias.double(), rtol=0, atol=1e-6)
+    deviation = channels.std(0, correction=0)
+    assert ((deviation <= norm.weight.abs() * 1.0001) & (deviation > 0)).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4_999, 163_840, 400_000])
+def test_moments_do_not_depend_on_how_the_file_is_read(chunk):
+    """Streaming in any chunks gives the same sums to the last bit."""
+    waveform = speech(400_000 if chunk > 100 else 3_000)
+    accumulator = MomentAccumulator()
+    for part in waveform.split(chunk):
+        accumulator.update(part)
+    streamed, whole = accumulator.finish(), moments(waveform)
+    assert (streamed.n_samples, streamed.sample_sum, streamed.square_sum, streamed.n_windows) == (
+        whole.n_samples,
+        whole.sample_sum,
+        whole.square_sum,
+        whole.n_windows,
+    )
+    assert torch.equal(streamed.window_products, whole.window_products)
+
+
+@pytest.mark.parametrize("n_samples", [400, 163_839, 163_845, 163_846, 327_700])
+def test_moments_are_those_of_all_windows(n_samples):
+    """Across block borders no window is lost or counted twice."""
+    waveform = speech(n_samples) + 0.25
+    windows = waveform.double().unfold(0, 10, 5)
+    found = moments(waveform)
+    assert found.n_windows == windows.shape[0]
+    assert found.variance == pytest.approx(waveform.double().var(correction=0).item(), rel=1e-9)
+    torch.testing.assert_close(found.window_mean, windows.mean(0), rtol=1e-10, atol=1e-12)
+    covariance = torch.cov(windows.T, correction=0)
+    torch.testing.assert_close(found.window_covariance, covariance, rtol=1e-7, atol=1e-12)
+
+
+def test_no_samples_have_no_moments():
+    """An empty waveform is an error, not a frame of nothing."""
+    with pytest.raises(EncoderError, match="without samples"):
+        MomentAccumulator().finish()
+
+
+def test_layer_norm_is_taken_in_float32():
+    """Reduced precision rounds the norm's result, not its sums."""
+    norm = torch.nn.LayerNorm(64).requires_grad_(False)
+    x = (torch.randn(5, 64) + 30).bfloat16()
+    found = frontend.normalize_layers(x, norm)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, norm(x.float()).bfloat16())

@@ -1,0 +1,158 @@
+"""Checkpoints in Hugging Face form against transformers' own models."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.wav2vec2.huggingface import load_hf_encoder
+from pipeline.errors import ConfigError, WeightsError
+from tests.helpers.encoder_kinds import randomize, speech
+
+transformers = pytest.importorskip("transformers")
+
+LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+CHECKPOINTS = {
+    "wav2vec2 base": ("Wav2Vec2Model", {}, True),
+    "wav2vec2 large": ("Wav2Vec2Model", LARGE, True),
+    "wav2vec2 with a CTC head": ("Wav2Vec2ForCTC", LARGE, False),
+    "hubert base": ("HubertModel", {}, False),
+    "hubert large": ("HubertModel", LARGE, True),
+    "wavlm base": ("WavLMModel", {}, False),
+    "wavlm large": ("WavLMModel", LARGE, True),
+    "unispeech-sat base": ("UniSpeechSatModel", {}, True),
+    "unispeech-sat large": ("UniSpeechSatModel", LARGE, False),
+}
+
+
+def make(folder, model_class, options, normalize, **extractor):
+    """Save a small random checkpoint and return the model it was made of."""
+    model_type = getattr(transformers, model_class)
+    config = model_type.config_class(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[24] * 7,
+        num_conv_pos_embedding_groups=8,
+        vocab_size=12,
+        **options,
+    )
+    model = randomize(model_type(config).eval())
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize, **extractor).save_pretrained(
+        folder
+    )
+    return model
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_layers_are_the_hidden_states(tmp_path, checkpoint):
+    """Layers 0..N in a mixed batch are `hidden_states` of each clip alone, computed in float64.
+
+    The input is prepared by the checkpoint's own feature extractor. The installed transformers
+    (5.16 and later) leaves the last hidden state of pre-norm models without the final norm; should
+    that change, this test says so.
+    """
+    model_class, options, normalize = CHECKPOINTS[checkpoint]
+    model = make(tmp_path, model_class, options, normalize).double()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    encoder = load_hf_encoder(tmp_path, layers="superb", device="cpu")
+    waveforms = [speech(12_000, 1), 0.01 * speech(5_000, 2) + 0.05, speech(400, 3)]
+    for found, waveform in zip(encoder(waveforms), waveforms, strict=True):
+        inputs = extractor(waveform.numpy(), sampling_rate=16_000, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(inputs.input_values.double(), output_hidden_states=True).hidden_states
+        assert relative_errors(found, torch.stack(states)[:, 0]).max() <= 1e-5
+
+
+def test_the_norms_own_epsilon_is_taken_from_the_configuration(tmp_path):
+    """An unusual `layer_norm_eps` is honoured, and is part of the identity."""
+    model = make(tmp_path, "HubertModel", {"layer_norm_eps": 0.1}, normalize=False)
+    encoder = load_hf_encoder(tmp_path, layers=[3], device="cpu")
+    waveform = speech(5_000)
+    with torch.inference_mode():
+        expected = model(waveform[None]).last_hidden_state
+    assert relative_errors(encoder([waveform])[0], expected).max() <= 1e-5
+    assert encoder.identity["architecture"]["layer_norm_eps"] == 0.1
+
+
+def test_the_identity_does_not_hold_the_place(tmp_path):
+    """The same checkpoint in two directories is the same encoder."""
+    for folder in ("here", "there"):
+        make(tmp_path / folder, "WavLMModel", {}, normalize=True)
+    torch.manual_seed(0)
+    first, second = (load_hf_encoder(tmp_path / "here"), load_hf_encoder(tmp_path / "here"))
+    assert first.identity == second.identity
+    assert str(tmp_path) not in json.dumps(first.identity)
+    assert first.weights_source == "huggingface"
+    assert not first.is_random
+
+
+def test_pickles_are_read_only_when_asked_for(tmp_path):
+    """A checkpoint with pytorch_model.bin alone is refused, and loads with `allow_pickle`."""
+    model = make(tmp_path, "HubertModel", {}, normalize=False)
+    reference = load_hf_encoder(tmp_path, device="cpu").identity
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="Only safetensors are read unless allow_pickle"):
+        load_hf_encoder(tmp_path)
+    assert load_hf_encoder(tmp_path, allow_pickle=True, device="cpu").identity == reference
+
+
+def test_remote_code_is_not_run(tmp_path):
+    """A configuration that asks for its own code is refused."""
+    make(tmp_path, "HubertModel", {}, normalize=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('remote code was run')")
+    with pytest.raises((ConfigError, WeightsError)):
+        load_hf_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"conv_stride": [4, 2, 2, 2, 2, 2, 2]}, "conv_stride"),
+        ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
+        ({"model_type": "wav2vec2-conformer"}, "'wav2vec2-conformer' model; expected one of"),
+        ({"model_type": "bert"}, "'bert' model; expected one of"),
+    ],
+)
+def test_another_architecture_is_refused(tmp_path, change, message):
+    """What this drive of the blocks would compute wrongly is refused by option and value."""
+    make(tmp_path, "HubertModel", {}, normalize=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError, match=message):
+        load_hf_encoder(tmp_path)
+
+
+def test_missing_parts_are_named(tmp_path):
+    """No directory, no preprocessor, weights that lack a block, another rate: one line each."""
+    with pytest.raises(WeightsError, match="cannot load the Hugging Face checkpoint"):
+        load_hf_encoder(tmp_path / "nowhere")
+    make(tmp_path, "HubertModel", {}, normalize=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(WeightsError, match=r"lacks 16 of the weights.*encoder\.layers\.3"):
+        load_hf_encoder(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(WeightsError, match="preprocessor_config"):
+        load_hf_encoder(tmp_path)
+    make(tmp_path, "HubertModel", {}, normalize=False, sampling_rate=8_000)
+    with pytest.raises(ConfigError, match="trained at 8000 Hz"):
+        load_hf_encoder(tmp_path)
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    """The message says what to install."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'strata-speech\[hf\]'"):
+        load_hf_encoder("facebook/hubert-base-ls960")

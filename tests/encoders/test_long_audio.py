@@ -1,0 +1,91 @@
+"""Long audio: exact frames, statistics of the whole file, windows that stand alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.windows import n_frames
+from pipeline.errors import EncoderError
+from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
+
+
+def uneven(n_samples):
+    """A file whose second half is forty times louder, so that local statistics would differ."""
+    waveform = speech(n_samples, amplitude=0.01)
+    waveform[n_samples // 2 :] *= 40
+    return waveform
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_layer_0_of_windows_equals_that_of_the_whole(name):
+    """The input of block 1 is exact, if the context spans the positional convolution's 64 frames.
+
+    All normalisation is by the statistics of the whole file, not of the window.
+    """
+    waveform = uneven(16 * 16_000)
+    whole = small_encoder(name, layers=[0])
+    windowed = small_encoder(name, layers=[0], max_window_s=6.0, context_s=1.3)
+    assert len(windowed.plan_windows(waveform.numel())) == 5
+    [found], [expected] = windowed([waveform]), whole([waveform])
+    assert found.shape == expected.shape
+    assert relative_errors(found, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_windows_approach_full_attention(name):
+    """The blocks differ from full attention, little, and frame by frame in the right place."""
+    waveform = uneven(16 * 16_000)
+    encoder = small_encoder(name, max_window_s=8.0, context_s=2.0)
+    [found] = encoder([waveform])
+    expected = reference(encoder, waveform)
+    assert found.shape[1] == expected.shape[1] == n_frames(waveform.numel())
+    correlation = F.cosine_similarity(found, expected, dim=-1)
+    shifted = F.cosine_similarity(found[:, 1:], expected[:, :-1], dim=-1)
+    assert (correlation.median(-1).values > 0.9).all()
+    assert (shifted.median(-1).values < correlation.median(-1).values - 0.03).all()
+
+
+def test_each_window_is_the_same_encoded_alone_from_a_part_of_the_file():
+    """A worker that holds one window's samples and the statistics gets the same bits."""
+    waveform = uneven(10 * 16_000)
+    encoder = small_encoder("hubert_base", max_window_s=4.0, context_s=1.0)
+    windows = encoder.plan_windows(waveform.numel())
+    stats = encoder.utterance_stats(waveform)
+    together = dict(encoder.encode_windows(waveform, windows, stats))
+    assert list(together) == [window.keep_start for window in windows]
+    for window in windows[::-1]:
+        accumulator = MomentAccumulator()
+        for chunk in waveform.split(12_345):
+            accumulator.update(chunk)
+        part = waveform[window.sample_start : window.sample_stop]
+        [(start, alone)] = encoder.encode_windows(
+            part,
+            [window],
+            encoder.utterance_stats(accumulator.finish()),
+            sample_start=window.sample_start,
+        )
+        assert start == window.keep_start
+        assert torch.equal(alone, together[start])
+
+
+def test_windows_joined_are_the_call():
+    """Calling the encoder on a long file is the same as joining its windows, short ones beside."""
+    waveform = uneven(10 * 16_000)
+    encoder = small_encoder("wavlm_large", max_window_s=4.0, context_s=1.0)
+    short, long = encoder([speech(8_000), waveform])
+    stats = encoder.utterance_stats(waveform)
+    parts = encoder.encode_windows(waveform, encoder.plan_windows(waveform.numel()), stats)
+    assert torch.equal(long, torch.cat([features for _, features in parts], dim=1))
+    assert short.shape[1] == n_frames(8_000)
+
+
+def test_a_batch_refuses_what_needs_windows():
+    """The batch path never silently runs attention over a long recording."""
+    encoder = small_encoder("hubert_base", max_window_s=4.0, context_s=1.0)
+    encoder.encode_batch([speech(64_000)])
+    with pytest.raises(EncoderError, match=r"longer than max_window_s=4"):
+        encoder.encode_batch([speech(64_080 + 320)])

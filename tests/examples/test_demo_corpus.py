@@ -1,0 +1,64 @@
+"""The demo's corpus: labelled, balanced, and the same to the byte every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.audio.decode import decode
+from pipeline.config import DatasetConfig
+from pipeline.sources.hub import open_source
+
+pytest.importorskip("espeakng_loader")
+SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "corpus.py"
+
+
+def make(out: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory) -> list[Path]:
+    """Two corpora, made by two processes."""
+    root = tmp_path_factory.mktemp("corpora")
+    made = [make(root / name) for name in ("one", "two")]
+    assert [(done.returncode, done.stderr) for done in made] == [(0, ""), (0, "")]
+    assert sorted(path.name for path in root.iterdir()) == ["one", "two"]
+    return [root / "one", root / "two"]
+
+
+def test_it_is_reproducible_to_the_byte(corpora):
+    """Two runs write the same files."""
+    files = [{path.name: path.read_bytes() for path in root.iterdir()} for root in corpora]
+    assert files[0] == files[1]
+
+
+def test_every_voice_says_every_word_in_every_split(corpora):
+    """The corpus opens as a source, its labels are balanced, its clips are sound."""
+    source = open_source(DatasetConfig("disk", str(corpora[0]), id_column="id"))
+    table = source.metadata(range(len(source)))
+    assert [column.name for column in source.columns] == ["word", "voice", "language", "split"]
+    cells = Counter(
+        zip(*(table[name].to_pylist() for name in ("word", "voice", "split")), strict=True)
+    )
+    assert set(cells.values()) == {1}
+    assert len(cells) == len(source) == 14 * 9 * 3
+    decoded = [decode(source.audio(row)).waveform for row in range(0, len(source), 7)]
+    assert all(4_000 < len(waveform) < 32_000 for waveform in decoded)
+    assert all(waveform.abs().max() > 0.05 for waveform in decoded)
+
+
+def test_a_second_run_leaves_it_alone(corpora):
+    """What is there is kept, and said so; a directory of something else is refused."""
+    before = (corpora[0] / "state.json").stat().st_mtime_ns
+    again = make(corpora[0])
+    assert again.returncode == 0
+    assert "already there" in again.stdout
+    assert (corpora[0] / "state.json").stat().st_mtime_ns == before
+    assert make(SCRIPT.parent).returncode == 1

@@ -1,0 +1,126 @@
+"""From headers to a plan: exact lengths, pieces, growth, and what it will cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from pipeline.config import DatasetConfig, load_config
+from pipeline.encoders.windows import n_frames, plan_windows
+from pipeline.errors import StoreBusyError
+from pipeline.events import Observer
+from pipeline.extract import run
+from pipeline.extract.planning import SCAN_CHUNK, Windowing, estimate, plan_source, scan
+from pipeline.sources.hub import Source, open_source
+from pipeline.store.format.layout import LEASE, PLAN, Layout
+from tests.helpers.audio_files import speechlike, write
+from tests.helpers.corpus import mixed_lengths, write_folder
+
+WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
+
+
+def source(folder: Path) -> Source:
+    return open_source(DatasetConfig("audiofolder", path=str(folder)))
+
+
+def test_scan_counts_samples_from_headers(tmp_path: Path) -> None:
+    """Every row has its exact length; an unreadable one counts nothing and keeps its place."""
+    lengths = mixed_lengths(12)
+    folder = write_folder(tmp_path / "clips", lengths)
+    (folder / "clip-004.wav").write_bytes(b"")
+    rows = scan(source(folder), 16_000)
+    expected = [round(length * 16_000) for length in lengths]
+    expected[4] = 0
+    assert rows["n_samples"].to_pylist() == expected
+    assert rows["n_frames"].to_pylist() == [n_frames(n) if n else 0 for n in expected]
+    assert rows["row"].to_pylist() == list(range(12))
+
+
+def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
+    """Threads look at chunks of rows; each row's facts end where the row is."""
+    n = 2 * SCAN_CHUNK + 5
+    for i in range(n):
+        write(tmp_path / f"{i:04d}.wav", speechlike(400 + 3 * i))
+    (tmp_path / f"{SCAN_CHUNK:04d}.wav").write_bytes(b"no sound")
+    seen: list[int] = []
+    rows = scan(source(tmp_path), 16_000, seen.append)
+    expected = [0 if i == SCAN_CHUNK else 400 + 3 * i for i in range(n)]
+    assert rows["n_samples"].to_pylist() == expected
+    assert rows["n_bytes"].to_pylist() == [44 + 2 * n if n else 0 for n in expected]
+    assert rows["id"].to_pylist() == [f"{i:04d}.wav" for i in range(n)]
+    assert len(set(rows["fingerprint"].to_pylist())) == n
+    assert seen == [SCAN_CHUNK, 2 * SCAN_CHUNK, n]
+
+
+def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) -> None:
+    """Pieces cover its frames exactly, each within a unit, each starting where a window does."""
+    folder = write_folder(tmp_path / "clips", [1.0, 23.4, 0.5])
+    found = plan_source(source(folder), WINDOWING, 512)
+    pieces = found.table.filter(pc.equal(found.table["row"], 1)).to_pylist()
+    cuts = {w.keep_start for w in plan_windows(round(23.4 * 16_000), 4.0, 0.5)}
+    at = 0
+    for i, piece in enumerate(pieces):
+        assert (piece["piece"], piece["n_pieces"], piece["piece_start"]) == (i, len(pieces), at)
+        assert piece["piece_start"] in cuts
+        assert 0 < piece["n_frames"] <= 512
+        at += piece["n_frames"]
+    assert at == n_frames(round(23.4 * 16_000))
+    assert len(pieces) == 3
+    assert found.n_utterances == 3
+
+
+def test_a_recording_whose_windows_exceed_a_unit_stays_whole(tmp_path: Path) -> None:
+    """With units smaller than a window it cannot be cut; it is left to be quarantined."""
+    folder = write_folder(tmp_path / "clips", [8.0])
+    found = plan_source(source(folder), Windowing(16_000, 40.0, 5.0), 256)
+    assert found.table["n_pieces"].to_pylist() == [1]
+
+
+def test_the_same_source_gives_the_same_plan(tmp_path: Path) -> None:
+    """Planning twice gives equal tables, and a stored plan is taken as it is."""
+    folder = write_folder(tmp_path / "clips", mixed_lengths(9))
+    first = plan_source(source(folder), WINDOWING, None)
+    again = plan_source(source(folder), WINDOWING, None)
+    assert first.table.equals(again.table)
+    assert plan_source(source(folder), WINDOWING, None, first) is first
+
+
+def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
+    """Growth keeps the rows there are, and cuts a long recording at its end like any other."""
+    folder = write_folder(tmp_path / "clips", mixed_lengths(5))
+    first = plan_source(source(folder), WINDOWING, 512)
+    write_folder(folder, [*mixed_lengths(5), 20.0])
+    grown = plan_source(source(folder), WINDOWING, 512, first)
+    assert grown.table.slice(0, len(first.table)).equals(first.table)
+    assert grown.table["n_pieces"].to_pylist()[-1] > 1
+    assert grown.unit_rows(first.n_units)["row"].to_pylist()[0] == 5
+
+
+def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Path) -> None:
+    """It was suspended, another one took over, and its plan is the one that counts."""
+    folder, store = write_folder(tmp_path / "clips", [1.0]), tmp_path / "store"
+
+    class TakenOver(Observer):
+        def scanned(self, done: int) -> None:
+            lease = store / LEASE
+            lease.write_text(lease.read_text().replace('"host": "', '"host": "not '))
+
+    config = load_config([f"dataset.path={folder}", "model=tiny", f"store={store}"])
+    with pytest.raises(StoreBusyError, match="took the lease over"):
+        run.plan(config, TakenOver())
+    assert not (store / PLAN).exists()
+
+
+@pytest.mark.parametrize("frames_per_unit", [None, 256])
+def test_estimate_is_what_the_store_will_take(tmp_path: Path, frames_per_unit: int | None) -> None:
+    """Bytes are units × the bytes of a slot, and hours come from the samples."""
+    folder = write_folder(tmp_path / "clips", [1.0] * 10)
+    found = plan_source(source(folder), WINDOWING, frames_per_unit)
+    layout = Layout((1, 6, 12), 768, found.frames_per_unit, found.utterances_per_slot)
+    cost = estimate(found, layout, 16_000, tmp_path)
+    assert cost.bytes == found.n_units * layout.slot_bytes
+    assert cost.hours == pytest.approx(10 / 3600)
+    assert cost.frames == 490
+    assert cost.free_bytes > 0

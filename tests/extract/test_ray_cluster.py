@@ -1,0 +1,164 @@
+"""A cluster of two nodes, simulated on this machine: nodes go, get notice, and come."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.extract import run
+from pipeline.extract.executors import ray as engine_module
+from pipeline.extract.worker import UnitReport
+from pipeline.store.coordination.worker_failures import read_deaths
+from pipeline.store.maintain.verify import verify_store
+from tests.extract.test_run import contents, extract, overrides
+from tests.helpers.corpus import write_folder
+
+N_CLIPS = 36
+PREEMPTION = 2
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+RAY = ("engine=ray", "engine.workers=2", "engine.threads=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One clip to a unit."""
+    return write_folder(tmp_path_factory.mktemp("audio") / "clips", [4.9] * N_CLIPS)
+
+
+@pytest.fixture(scope="module")
+def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("quiet") / "s"
+    extract(folder, store, "engine=inline", "engine.threads=1", "plan.frames_per_unit=256")
+    return store
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head node with one CPU; tests add and take nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={**NODE, "_system_config": {"metrics_report_interval_ms": 500}},
+    )
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+class Watch(run.Observer):
+    """Waits until both nodes have committed units, then does something; notes who worked when."""
+
+    def __init__(self, act) -> None:
+        self.act = act
+        self.acted_s = 0.0
+        self.workers: list[tuple[float, str]] = []
+        self.notes: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def committed(self, report: UnitReport) -> None:
+        self.workers.append((time.monotonic(), report.worker))
+        if not self.acted_s and len({worker for _, worker in self.workers}) == 2:
+            self.act()
+            self.acted_s = time.monotonic()
+
+
+def slow_decode(audio, rate_hz):
+    """So that both nodes have work, and units are in flight when something happens."""
+    import time
+
+    from pipeline.audio.decode import decode
+
+    time.sleep(0.4)
+    return decode(audio, rate_hz)
+
+
+@pytest.fixture(autouse=True)
+def by_value() -> Iterator[None]:
+    """Ships this module's functions to workers, which cannot import it."""
+    import sys
+
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def configured(folder: Path, store: Path):
+    return load_config(overrides(folder, store, *RAY, "plan.frames_per_unit=256"))
+
+
+def test_the_loss_of_a_node_is_held_against_no_unit(
+    folder: Path, quiet: Path, tmp_path: Path, cluster: Any
+) -> None:
+    """Its unit is done again on the other node, though a second worker has no place any more."""
+    second = cluster.add_node(**NODE)
+    watch = Watch(lambda: cluster.remove_node(second, allow_graceful=False))
+    status = run.extract(configured(folder, tmp_path / "s"), watch, decode=slow_decode)
+    assert watch.acted_s
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
+    assert len({worker for when, worker in watch.workers if when > watch.acted_s + 5}) <= 1
+    assert not read_deaths(tmp_path / "s"), watch.notes
+    assert contents(tmp_path / "s") == contents(quiet)
+    assert verify_store(tmp_path / "s").ok
+
+
+def test_a_node_with_notice_gets_no_further_unit(
+    folder: Path, quiet: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit in flight there ends; no claim is wasted, and the rest is done elsewhere."""
+    from ray._private.worker import global_worker
+
+    from pipeline.store.coordination.ledger import read_claims
+
+    monkeypatch.setattr(engine_module, "DRAIN_CHECK_S", 0.2)
+    second = cluster.add_node(**NODE)
+
+    def give_notice() -> None:
+        deadline_ms = int((time.time() + 120) * 1000)
+        accepted, why = global_worker.gcs_client.drain_node(
+            second.node_id, PREEMPTION, "spot instance is needed", deadline_ms
+        )
+        assert accepted, why
+
+    watch = Watch(give_notice)
+    status = run.extract(configured(folder, tmp_path / "s"), watch, decode=slow_decode)
+    late = {worker for when, worker in watch.workers if when > watch.acted_s + 2}
+    assert len(late) == 1
+    assert status.utterances_ok == N_CLIPS
+    assert {claim.attempt for claim in read_claims(tmp_path / "s")} == {1}
+    assert contents(tmp_path / "s") == contents(quiet)
+    cluster.remove_node(second)
+
+
+def test_metrics_are_exported(folder: Path, tmp_path: Path, cluster: Any) -> None:
+    """Units, audio seconds and real-time factor per worker, where Prometheus looks for them."""
+    import ray
+
+    run.extract(configured(folder, tmp_path / "s"))
+    wanted = {"ray_strata_units", "ray_strata_audio_seconds", "ray_strata_realtime_factor"}
+    end = time.monotonic() + 60
+    while True:
+        node = next(node for node in ray.nodes() if node["Alive"])  # its port is known late
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        text = ""
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+            text = answer.read().decode()
+        if all(name in text for name in wanted):
+            break
+        assert time.monotonic() < end, f"{wanted} not in what {address} says"
+        time.sleep(0.5)
+    lines = [line for line in text.splitlines() if line.startswith("ray_strata_units")]
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in lines if "_created" not in line) >= N_CLIPS

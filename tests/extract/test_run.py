@@ -1,0 +1,401 @@
+"""The whole extraction, with real audio, a tiny encoder, inline and through Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import tensorstore
+import torch
+import zarr
+
+import pipeline
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, SourceError
+from pipeline.extract import run
+from pipeline.extract.worker import UnitReport
+from pipeline.store.coordination.ledger import read_claims
+from pipeline.store.format.layout import Layout
+from pipeline.store.maintain.status import Status
+from pipeline.store.maintain.verify import verify_store
+from tests.helpers.corpus import mixed_lengths, voice, write_folder
+
+N_CLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("audio") / "clips", mixed_lengths(N_CLIPS))
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """One local Ray for all tests of this file: starting it takes seconds."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["inline", "ray"])
+def engine(request: pytest.FixtureRequest) -> list[str]:
+    """Overrides that choose an engine."""
+    if request.param == "inline":
+        return ["engine=inline", "engine.threads=1"]
+    request.getfixturevalue("ray_cluster")
+    return ["engine=ray", "engine.workers=2", "engine.threads=1"]
+
+
+def overrides(folder: Path, store: Path, *more: str) -> list[str]:
+    return [
+        "dataset=audiofolder",
+        f"dataset.path={folder}",
+        "model=tiny",
+        f"store={store}",
+        "plan.frames_per_unit=512",
+        *more,
+    ]
+
+
+def configured(folder: Path, store: Path, *more: str) -> Config:
+    return load_config(overrides(folder, store, *more))
+
+
+def extract(folder: Path, store: Path, *more: str) -> Status:
+    return run.extract(configured(folder, store, *more))
+
+
+def contents(path: Path) -> dict[str, object]:
+    """All that resume must reproduce: shards, pooled chunks and index rows, wherever they lie.
+
+    A unit that was attempted twice lies in a spare slot, so slot and frame_start may differ; they
+    are made relative to the slot.
+    """
+    store = pipeline.open_store(path)
+    layout = Layout(
+        store.layers,
+        store.feature_dim,
+        store.attributes["frames_per_unit"],
+        store.attributes["utterances_per_slot"],
+    )
+    found: dict[str, object] = {}
+    for file in sorted((path / "index").iterdir()):
+        rows = pq.read_table(file, partitioning=None).to_pylist()
+        slot = rows[0]["slot"]
+        for row in rows:
+            assert row.pop("slot") == slot
+            if row["frame_start"] is not None:
+                row["frame_start"] -= layout.slot_start(slot)
+        found[file.name] = rows
+        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
+            found[f"{file.name} {axis}"] = (path / key).read_bytes()
+    return found
+
+
+def test_every_utterance_equals_the_encoder_alone(
+    folder: Path, tmp_path: Path, engine: list[str]
+) -> None:
+    """What is read back is each clip's own features, to float16, whatever shared its batch."""
+    status = extract(folder, tmp_path / "s", *engine)
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
+    assert status.units_committed == status.units_total > 4
+    assert {"decode", "wait", "front_end", "transformer", "copy", "write"} == status.seconds.keys()
+    store = pipeline.open_store(tmp_path / "s")
+    encoder = pipeline.load_encoder("tiny", weights="random")
+    for name in store.ids:
+        samples, _ = soundfile.read(folder / name, dtype="float32")
+        [alone] = encoder([torch.from_numpy(samples)])
+        stored = store.read(name).float()
+        assert stored.shape == alone.shape
+        assert (stored - alone).abs().max() <= 1e-3 * alone.abs().max()
+    assert verify_store(tmp_path / "s").ok
+
+
+def test_other_readers_give_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    """zarr-python, tensorstore and a memory map of a shard agree with `store.read`."""
+    extract(folder, tmp_path / "s", "engine=inline")
+    store = pipeline.open_store(tmp_path / "s")
+    path = tmp_path / "s" / "features.zarr" / "frames"
+    by_zarr = zarr.open_array(path, mode="r")
+    by_tensorstore = tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+    ).result()
+    capacity = store.attributes["frames_per_unit"]
+    for name in store.ids:
+        record = store.record(name)
+        start, stop = record["frame_start"], record["frame_start"] + record["n_frames"]
+        ours = store.read(name).numpy()
+        np.testing.assert_array_equal(by_zarr[:, start:stop], ours)
+        np.testing.assert_array_equal(by_tensorstore[:, start:stop].read().result(), ours)
+        slot = record["slot"]
+        for axis in range(len(store.layers)):
+            shard = np.memmap(
+                path / "c" / str(axis) / str(slot) / "0",
+                "<f2",
+                "r",
+                shape=(capacity, store.feature_dim),
+            )
+            within = start - slot * capacity
+            np.testing.assert_array_equal(shard[within : within + stop - start], ours[axis])
+
+
+def test_metadata_keeps_order_and_types(folder: Path, tmp_path: Path) -> None:
+    """Carried columns come back in the order of the dataset, integers as integers."""
+    extract(folder, tmp_path / "s", "engine=inline", "dataset.columns=[word,speaker]")
+    metadata = pipeline.open_store(tmp_path / "s").metadata
+    assert metadata["id"].to_pylist() == [f"clip-{i:03d}.wav" for i in range(N_CLIPS)]
+    assert metadata["word"].to_pylist() == [i % 4 for i in range(N_CLIPS)]
+    assert metadata["speaker"].to_pylist() == [f"s{i % 3}" for i in range(N_CLIPS)]
+
+
+def written(path: Path) -> dict[Path, int]:
+    """When each file was written, but for the lease."""
+    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith("lease")]
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    """On a finished store a run writes no file and starts no worker."""
+    extract(folder, tmp_path / "s", "engine=inline")
+    before = written(tmp_path / "s")
+    status = extract(folder, tmp_path / "s", "engine=inline")
+    assert written(tmp_path / "s") == before
+    assert status.utterances_ok == N_CLIPS
+
+
+def test_worker_count_and_order_do_not_matter(
+    folder: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """One worker, two workers and the inline engine write the same bytes with equal threads."""
+    extract(folder, tmp_path / "inline", "engine=inline", "engine.threads=1")
+    for workers in (1, 2):
+        more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
+        extract(folder, tmp_path / str(workers), *more)
+        assert contents(tmp_path / str(workers)) == contents(tmp_path / "inline")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, workers: int) -> None:
+    """Killed at random moments and started again, a run ends byte-identical to a quiet one."""
+    quiet, rough = tmp_path / "quiet", tmp_path / "rough"
+    more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
+    extract(folder, quiet, "engine=inline", "engine.threads=1")
+    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, rough, *more)]
+    for n_wanted in (1, 4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(rough.glob("index/unit-*.parquet"))) < n_wanted:
+            assert process.poll() is None, "finished before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert contents(rough) == contents(quiet)
+    assert verify_store(rough).ok
+    assert not list(rough.rglob("*.partial"))
+
+
+def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """A worker that is killed costs an attempt at its unit and nothing else."""
+
+    class Killer(run.Observer):
+        killed = 0
+
+        def committed(self, report: UnitReport) -> None:
+            if not self.killed:
+                self.killed = int(report.worker.rpartition(":")[2])
+                assert self.killed != os.getpid()
+                os.kill(self.killed, signal.SIGKILL)
+
+    watching = Killer()
+    config = configured(folder, tmp_path / "s", "engine=ray", "engine.workers=1")
+    status = run.extract(config, watching)
+    assert watching.killed
+    assert status.utterances_ok == N_CLIPS
+    assert max(claim.attempt for claim in read_claims(tmp_path / "s")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model=wavlm_base_plus", "encoder.model"),
+        ("extract.layers=[1,6]", "encoder.layers"),
+        ("extract.precision=bf16", "encoder.precision"),
+        ("dataset.columns=[word]", "source.columns"),
+    ],
+)
+def test_another_identity_is_refused(folder: Path, tmp_path: Path, change: str, named: str) -> None:
+    """Another model, layer set, precision or column set on a store is an error that names it."""
+    more = ["engine=inline", "model.weights=random"]
+    extract(folder, tmp_path / "s", *more)
+    before = contents(tmp_path / "s")
+    with pytest.raises(IdentityError, match=named):
+        extract(folder, tmp_path / "s", *more, change)
+    assert contents(tmp_path / "s") == before
+
+
+def test_unreadable_files_are_quarantined_by_name(folder: Path, tmp_path: Path) -> None:
+    """Broken files cost themselves only, and the reason is kept."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    (mixed / "clip-001.wav").write_bytes(b"")
+    (mixed / "clip-002.wav").write_bytes(b"RIFF this is no wav")
+    soundfile.write(mixed / "clip-003.wav", np.full(8000, np.nan, np.float32), 16_000, "FLOAT")
+    status = extract(mixed, tmp_path / "s", "engine=inline")
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 3, 3)
+    lost = {row["id"]: row["reason"] for row in status_rows(tmp_path / "s")}
+    assert sorted(lost) == [f"clip-00{i}.wav" for i in (1, 2, 3)]
+    assert "empty" in lost["clip-001.wav"]
+    assert "not finite" in lost["clip-003.wav"]
+    with pytest.raises(KeyError, match=r"quarantined: .*empty"):
+        pipeline.open_store(tmp_path / "s").read("clip-001.wav")
+
+
+def status_rows(path: Path) -> list[dict[str, str]]:
+    return pipeline.open_store(path).quarantined.to_pylist()
+
+
+def test_short_clips_are_padded_and_flagged(tmp_path: Path) -> None:
+    """A clip below the receptive field has one frame, and the index says why."""
+    folder = tmp_path / "short"
+    folder.mkdir()
+    soundfile.write(folder / "tiny.wav", voice(0.01, 1), 16_000)
+    soundfile.write(folder / "whole.wav", voice(0.025, 1), 16_000)
+    extract(folder, tmp_path / "s", "engine=inline")
+    store = pipeline.open_store(tmp_path / "s")
+    assert (store.n_frames("tiny.wav"), store.record("tiny.wav")["flags"]) == (1, ["padded"])
+    assert (store.n_frames("whole.wav"), store.record("whole.wav")["flags"]) == (1, [])
+
+
+def test_a_header_that_lies_defers_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips longer than planned move to an appended unit; nothing is lost, shifted or doubled."""
+    folder = write_folder(tmp_path / "clips", [2.0] * 12)
+    honest = run.plan_source
+
+    def halved(*arguments: object, **named: object) -> object:
+        found = honest(*arguments, **named)
+        if named.get("stored") or (len(arguments) > 3 and arguments[3] is not None):
+            return found
+        rows = found.table.drop_columns(["unit", "position"])
+        column = rows.column_names.index("n_frames")
+        lying = rows.set_column(column, "n_frames", [[49] * len(rows)])
+        from pipeline.store.format.plan import make_plan
+
+        return make_plan(
+            lying.cast(found.table.drop_columns(["unit", "position"]).schema), found.source, 512
+        )
+
+    monkeypatch.setattr(run, "plan_source", halved)
+    status = extract(folder, tmp_path / "s", "engine=inline")
+    assert (status.utterances_ok, status.utterances_quarantined) == (12, 0)
+    store = pipeline.open_store(tmp_path / "s")
+    assert store.ids == [f"clip-{i:03d}.wav" for i in range(12)]
+    assert [store.n_frames(i) for i in range(12)] == [99] * 12
+    assert verify_store(tmp_path / "s").ok
+    monkeypatch.undo()
+    extract(folder, tmp_path / "t", "engine=inline")
+    for name in store.ids:
+        torch.testing.assert_close(
+            store.read(name), pipeline.open_store(tmp_path / "t").read(name), rtol=2e-3, atol=2e-3
+        )
+
+
+def test_new_rows_extend_the_plan(folder: Path, tmp_path: Path) -> None:
+    """Clips added at the end are extracted into further units; the others stay as they are."""
+    growing = tmp_path / "growing"
+    write_folder(growing, mixed_lengths(10))
+    extract(growing, tmp_path / "s", "engine=inline", "engine.threads=1")
+    before = contents(tmp_path / "s")
+    write_folder(growing, mixed_lengths(14))
+    status = extract(growing, tmp_path / "s", "engine=inline", "engine.threads=1")
+    assert status.utterances_ok == 14
+    after = contents(tmp_path / "s")
+    assert {name: after[name] for name in before} == before
+    assert len(after) > len(before)
+
+
+def test_changed_rows_are_refused(tmp_path: Path) -> None:
+    """A file that is another one now is named, and the store stays as it is."""
+    folder = write_folder(tmp_path / "clips", mixed_lengths(8))
+    extract(folder, tmp_path / "s", "engine=inline")
+    soundfile.write(folder / "clip-005.wav", voice(1.0, 99), 16_000)
+    with pytest.raises(SourceError, match=r"clip-005\.wav"):
+        extract(folder, tmp_path / "s", "engine=inline")
+    (folder / "clip-005.wav").unlink()
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join(lines[:6]) + "\n")
+    with pytest.raises(SourceError, match=r"3 of the 8 planned utterances are gone"):
+        extract(folder, tmp_path / "s", "engine=inline")
+
+
+def test_a_corpus_that_does_not_fit_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room on the disk nothing is begun, and the message says how much is missing."""
+    from pipeline.extract import planning
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(NoSpaceError, match=r"GB are needed in .*, 0\.00 GB are free"):
+        extract(folder, tmp_path / "s", "engine=inline")
+    assert not (tmp_path / "s" / "index").exists() or not list((tmp_path / "s/index").iterdir())
+
+
+def test_another_unit_size_is_refused_once_begun(folder: Path, tmp_path: Path) -> None:
+    """`plan.frames_per_unit` is free until the store is begun, then it is fixed."""
+    run.plan(configured(folder, tmp_path / "s"))
+    run.plan(configured(folder, tmp_path / "s", "plan.frames_per_unit=1024"))
+    extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=1024")
+    with pytest.raises(ConfigError, match="was begun with 1024"):
+        extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=512")
+
+
+def test_a_unit_that_always_fails_does_not_stop_the_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `run.max_attempts` the unit is named in the error; all others are committed."""
+    from pipeline.extract.worker import Worker
+
+    honest = Worker.extract
+
+    def failing(self: Worker, task: object) -> object:
+        if task.unit == 2:  # type: ignore[attr-defined]
+            raise RuntimeError("the GPU fell off")
+        return honest(self, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Worker, "extract", failing)
+    with pytest.raises(RunError, match=r"unit 2: .*the GPU fell off"):
+        extract(folder, tmp_path / "s", "engine=inline")
+    monkeypatch.undo()
+    assert not (tmp_path / "s" / "index" / "unit-2.parquet").exists()
+    assert extract(folder, tmp_path / "s", "engine=inline").utterances_ok == N_CLIPS
+
+
+def test_plan_writes_nothing_but_the_plan(folder: Path, tmp_path: Path) -> None:
+    """`plan` without a store writes nothing, with one just plan.parquet."""
+    found = run.plan(replace(configured(folder, tmp_path / "s"), store=None))
+    assert not (tmp_path / "s").exists()
+    assert found.utterances == N_CLIPS
+    assert found.frames == run.plan(configured(folder, tmp_path / "s")).frames
+    assert [p.name for p in written(tmp_path / "s")] == ["plan.parquet"]

@@ -1,0 +1,353 @@
+"""One unit at a time, with an encoder whose values spell utterance, layer and frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from pipeline.config import DatasetConfig
+from pipeline.encoders.windows import Window, n_frames, plan_windows
+from pipeline.errors import SourceError, StoreError
+from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.stages import malloc as memory
+from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
+from pipeline.sources.hub import open_source
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import Plan
+from pipeline.store.maintain.status import read_status
+from pipeline.store.read.features import open_store
+from pipeline.store.read.shards import ShardReader
+from pipeline.store.write.documents import write_group, write_plan
+from pipeline.store.write.slot import SlotWriter, crc32c
+
+LAYERS = (1, 2, 3)
+WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
+
+
+class SpellingEncoder:
+    """Features [tag, layer, frame]: the tag is the clip's constant sample value × 1000.
+
+    Attributes:
+        broken: Tags that give infinity in the reduced precision.
+        hopeless: Tags that give infinity always, in layer 2.
+        batches: Tags of each batch, in the order in which they were encoded.
+    """
+
+    layers = LAYERS
+    sample_rate_hz = 16_000
+    device = torch.device("cpu")
+
+    def __init__(self, broken: Sequence[int] = (), hopeless: Sequence[int] = ()) -> None:
+        self.broken, self.hopeless = set(broken), set(hopeless)
+        self.batches: list[list[int]] = []
+
+    def encode_batch(
+        self, waveforms: Sequence[Tensor], *, precision: str | None = None
+    ) -> tuple[Tensor, list[int]]:
+        counts = [n_frames(len(waveform)) for waveform in waveforms]
+        tags = [round(float(waveform[0]) * 1000) for waveform in waveforms]
+        self.batches.append(tags)
+        features = torch.zeros(len(LAYERS), len(waveforms), max(counts), 3)
+        for i, (tag, count) in enumerate(zip(tags, counts, strict=True)):
+            features[:, i, :count] = self._spell(tag, 0, count, precision)
+        return features, counts
+
+    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
+        return plan_windows(n_samples, WINDOWING.max_window_s, WINDOWING.context_s)
+
+    def utterance_stats(self, utterance: object) -> None:
+        return None
+
+    def encode_windows(
+        self,
+        waveform: Tensor,
+        windows: Sequence[Window],
+        stats: None,
+        *,
+        sample_start: int = 0,
+        precision: str | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        for window in windows:
+            assert window.sample_start >= sample_start
+            assert window.sample_stop <= sample_start + len(waveform)
+            tag = round(float(waveform[window.sample_start - sample_start]) * 1000)
+            yield (
+                window.keep_start,
+                self._spell(tag, window.keep_start, window.keep_stop, precision),
+            )
+
+    def _spell(self, tag: int, start: int, stop: int, precision: str | None) -> Tensor:
+        features = torch.empty(len(LAYERS), stop - start, 3)
+        features[:, :, 0] = tag
+        features[:, :, 1] = torch.tensor(LAYERS)[:, None]
+        features[:, :, 2] = torch.arange(start, stop)
+        if tag in self.hopeless or (tag in self.broken and precision != "fp32"):
+            features[1, 0, 0] = torch.inf
+        return features
+
+
+class Bench:
+    """A planned folder of constant clips and a worker for it."""
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        seconds: Sequence[float],
+        frames_per_unit: int,
+        encoder: SpellingEncoder,
+    ) -> None:
+        folder = tmp_path / "clips"
+        folder.mkdir()
+        for i, length in enumerate(seconds):
+            samples = np.full(round(length * 16_000), (i + 1) / 1000, np.float32)
+            soundfile.write(folder / f"{i:02d}.wav", samples, 16_000, "FLOAT")
+        self.root = tmp_path / "store"
+        dataset = DatasetConfig("audiofolder", path=str(folder))
+        self.source = open_source(dataset)
+        self.plan: Plan = plan_source(self.source, WINDOWING, frames_per_unit)
+        self.layout = Layout(LAYERS, 3, self.plan.frames_per_unit, self.plan.utterances_per_slot)
+        write_group(self.root, self.layout, self.plan.n_units, {"format_version": 1})
+        self.job = Job(self.root, self.layout, dataset, lambda: encoder, 400, 1)
+        self.worker = Worker(self.job, encoder, self.source)
+
+    def extract(self, unit: int) -> UnitReport:
+        return self.worker.extract(UnitTask(unit, unit, 1, self.plan.unit_rows(unit)))
+
+    def rows(self, unit: int) -> list[dict]:
+        path = self.root / "index" / f"unit-{unit}.parquet"
+        return pq.read_table(path, partitioning=None).to_pylist()
+
+    def frames(self, unit: int) -> np.ndarray:
+        """Stored [layer, frame, feature] of a slot."""
+        shards = ShardReader(self.root, self.layout)
+        capacity = self.layout.frames_per_unit
+        return np.stack([shards.read(a, unit, 0, capacity) for a in range(len(LAYERS))])
+
+
+def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
+    """Whatever the batches, layer and frame of each utterance are found at its place."""
+    seconds = [1.0, 0.2, 2.5, 0.01, 1.7, 0.9, 3.9]
+    bench = Bench(tmp_path, seconds, 768, SpellingEncoder())
+    assert bench.extract(0).n_ok == 7
+    frames = bench.frames(0)
+    used = 0
+    for i, row in enumerate(bench.rows(0)):
+        start, stop = row["frame_start"], row["frame_start"] + row["n_frames"]
+        assert (start, row["n_frames"]) == (used, n_frames(round(seconds[i] * 16_000)))
+        for axis, layer in enumerate(LAYERS):
+            assert (frames[axis, start:stop, 0] == i + 1).all()
+            assert (frames[axis, start:stop, 1] == layer).all()
+            assert (frames[axis, start:stop, 2] == np.arange(stop - start)).all()
+        used = stop
+    assert np.isnan(frames[:, used:]).all()
+
+
+def test_batches_hold_clips_of_like_length(tmp_path: Path) -> None:
+    """Longest first, within the budget of padded frames, whatever the order of the dataset."""
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [0.5, 3.0, 0.5, 3.0, 0.5, 3.0, 0.5], 1024, encoder)
+    bench.extract(0)
+    assert encoder.batches == [[2, 4], [6, 1], [3, 5, 7]]
+
+
+def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> None:
+    """A recording longer than a unit is cut at window boundaries; no frame is lost or doubled."""
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [1.0, 30.0, 2.0], 512, encoder)
+    for unit in range(bench.plan.n_units):
+        assert bench.extract(unit).n_quarantined == 0
+    pieces = [
+        (unit, row)
+        for unit in range(bench.plan.n_units)
+        for row in bench.rows(unit)
+        if row["row"] == 1
+    ]
+    assert len(pieces) > 2
+    assert [row["piece"] for _, row in pieces] == list(range(len(pieces)))
+    assert {row["n_pieces"] for _, row in pieces} == {len(pieces)}
+    assert {row["n_samples"] for _, row in pieces} == {480_000}
+    joined = np.concatenate(
+        [
+            bench.frames(unit)[:, start : start + row["n_frames"]]
+            for unit, row in pieces
+            for start in [row["frame_start"] - unit * bench.layout.frames_per_unit]
+        ],
+        axis=1,
+    )
+    assert joined.shape[1] == n_frames(480_000)
+    assert (joined[:, :, 0] == 2).all()
+    assert (joined[:, :, 2] == np.arange(joined.shape[1])).all()
+    assert pieces[0][1]["flags"] == ["windowed"]
+
+
+def test_a_recording_counts_once_all_its_pieces_are_there(tmp_path: Path) -> None:
+    """Neither reader nor status takes a recording for done while a piece of it is missing."""
+    bench = Bench(tmp_path, [30.0], 512, SpellingEncoder())
+    facts = {"layers": list(LAYERS), "feature_dim": 3, "sample_rate_hz": 16_000}
+    sizes = {
+        "frames_per_unit": bench.layout.frames_per_unit,
+        "utterances_per_slot": bench.layout.utterances_per_slot,
+    }
+    attributes = {"format_version": 1, "frame_rate_hz": 50.0, **facts, **sizes}
+    write_group(bench.root, bench.layout, bench.plan.n_units, attributes)
+    write_plan(bench.root, bench.plan)
+    assert bench.plan.n_units > 2
+    for unit in range(bench.plan.n_units - 1):
+        bench.extract(unit)
+    assert read_status(bench.root).utterances_ok == len(open_store(bench.root)) == 0
+    assert read_status(bench.root).audio_seconds == 0
+    bench.extract(bench.plan.n_units - 1)
+    assert read_status(bench.root).utterances_ok == len(open_store(bench.root)) == 1
+    assert read_status(bench.root).audio_seconds == 30.0
+
+
+def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> None:
+    """A batch with a value beyond float16 is rerun; its utterances are kept and marked."""
+    bench = Bench(tmp_path, [1.0, 1.0], 512, SpellingEncoder(broken=[2]))
+    report = bench.extract(0)
+    assert (report.n_ok, report.n_fp32) == (2, 2)
+    assert [row["flags"] for row in bench.rows(0)] == [["fp32"], ["fp32"]]
+    assert np.isfinite(bench.frames(0)[:, :98]).all()
+
+
+@pytest.mark.parametrize("seconds", [[1.0, 1.0, 1.0], [1.0, 9.0, 1.0]], ids=["short", "windowed"])
+def test_what_stays_out_of_range_is_quarantined_with_its_layer(
+    tmp_path: Path, seconds: list[float]
+) -> None:
+    """Only the guilty utterance is lost; its frames are blank, its neighbours are whole."""
+    bench = Bench(tmp_path, seconds, 768, SpellingEncoder(hopeless=[2]))
+    report = bench.extract(0)
+    assert (report.n_ok, report.n_quarantined) == (2, 1)
+    rows = bench.rows(0)
+    assert [row["status"] for row in rows] == ["ok", "quarantined", "ok"]
+    assert "layer 2" in rows[1]["reason"]
+    assert rows[1]["frame_start"] is None
+    frames = bench.frames(0)
+    hole = frames[:, 49 : rows[2]["frame_start"]]
+    assert hole.shape[1] == n_frames(round(seconds[1] * 16_000))
+    assert np.isnan(hole).all()
+    assert (frames[:, rows[2]["frame_start"] : rows[2]["frame_start"] + 49, 0] == 3).all()
+
+
+def test_nothing_of_the_unit_before_stays_in_the_buffer(tmp_path: Path) -> None:
+    """A short unit after a full one is blank beyond its frames."""
+    bench = Bench(tmp_path, [2.5, 2.5, 0.5], 256, SpellingEncoder())
+    assert bench.plan.n_units >= 2
+    last = bench.plan.n_units - 1
+    for unit in range(bench.plan.n_units):
+        bench.extract(unit)
+    used = sum(row["n_frames"] for row in bench.rows(last))
+    assert np.isnan(bench.frames(last)[:, used:]).all()
+
+
+def test_another_dataset_than_planned_is_refused(tmp_path: Path) -> None:
+    """A node that sees other ids says so instead of writing them."""
+    bench = Bench(tmp_path, [0.5, 0.5], 256, SpellingEncoder())
+    rows = bench.plan.unit_rows(0)
+    renamed = rows.set_column(0, rows.schema.field("id"), pa.array(["a.wav", "b.wav"]))
+    with pytest.raises(SourceError, match="its ids differ"):
+        bench.worker.extract(UnitTask(0, 0, 1, renamed))
+
+
+def test_a_unit_is_written_while_the_next_one_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one buffer: the next unit waits until the disk's thread needs it no more."""
+    slow = SlotWriter.write
+
+    def write(self: SlotWriter, start: int, stop: int) -> None:
+        time.sleep(0.02)
+        slow(self, start, stop)
+
+    monkeypatch.setattr(SlotWriter, "write", write)
+    bench = Bench(tmp_path, [1.0, 2.0, 1.5, 2.5, 0.5, 3.0], 256, SpellingEncoder())
+    assert bench.plan.n_units > 2
+    tasks = [UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(bench.plan.n_units)]
+    for task in tasks:
+        bench.worker.prefetch(task)
+    reports = [future.result() for future in [bench.worker.begin(task) for task in tasks]]
+    assert sum(report.n_ok for report in reports) == 6
+    for unit in range(bench.plan.n_units):
+        frames = bench.frames(unit)
+        for row in bench.rows(unit):
+            start = row["frame_start"] - unit * bench.layout.frames_per_unit
+            stop = start + row["n_frames"]
+            assert (frames[:, start:stop, 0] == row["row"] + 1).all()
+            assert (frames[:, start:stop, 2] == np.arange(row["n_frames"])).all()
+            crcs = [crc32c(np.ascontiguousarray(layer[start:stop])) for layer in frames]
+            assert crcs == row["crc32c"]
+
+
+def test_a_write_that_fails_is_its_own_units_failure(tmp_path: Path) -> None:
+    """It is raised for the unit that could not be written; the worker goes on with the next one."""
+    bench = Bench(tmp_path, [3.5, 3.5], 256, SpellingEncoder())
+    blocked = bench.root / bench.layout.shard_key(1, 0)
+    blocked.parent.parent.mkdir(parents=True)
+    blocked.parent.write_text("in the way")
+    with pytest.raises(StoreError, match=r"unit 0 .* is not committed: .*frames/c/1/0"):
+        bench.extract(0)
+    assert not list(bench.root.rglob("*.partial"))
+    assert bench.extract(1).n_ok == 1
+
+
+def test_a_unit_that_fails_leaves_no_half_written_file(tmp_path: Path) -> None:
+    """What was written of it ahead of its commit is removed, and the buffer is free again."""
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [2.5, 1.0, 1.5, 0.5], 256, encoder)
+    honest = encoder.encode_batch
+    calls = []
+
+    def fails(waveforms: Sequence[Tensor], *, precision: str | None = None):
+        calls.append(len(waveforms))
+        if len(calls) == 2:
+            raise RuntimeError("the GPU fell off")
+        return honest(waveforms, precision=precision)
+
+    encoder.encode_batch = fails  # type: ignore[method-assign]
+    bench.worker._filler._max_batch_frames = 60  # one clip to a batch
+    with pytest.raises(RuntimeError, match="fell off"):
+        bench.extract(0)
+    assert not list(bench.root.rglob("*.partial"))
+    assert not list((bench.root / "index").iterdir())
+    assert bench.extract(0).won
+
+
+def test_freed_memory_goes_back_every_few_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, where malloc would keep what lies between blocks: before batches 1, 9 and 17."""
+    given_back = []
+    encoder = SpellingEncoder()
+    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(len(encoder.batches)))
+    bench = Bench(tmp_path, [1.0] * 17, 1024, encoder)
+    bench.worker._filler._max_batch_frames = 60  # one clip to a batch
+    assert bench.extract(0).n_ok == 17
+    assert given_back == [0, 8, 16]
+
+
+def test_time_is_reported_by_stage(tmp_path: Path) -> None:
+    """Front end and transformer apart, as far as the encoder enters its clock; in a fixed order."""
+
+    class Clocked(SpellingEncoder):
+        def encode_batch(self, waveforms, *, precision=None):
+            with self.clock("front_end"):
+                time.sleep(0.01)
+            with self.clock("transformer"):
+                time.sleep(0.03)
+            return super().encode_batch(waveforms, precision=precision)
+
+    bench = Bench(tmp_path, [1.0, 1.0], 256, Clocked())
+    seconds = bench.extract(0).seconds
+    assert list(seconds) == ["decode", "wait", "front_end", "transformer", "copy", "write"]
+    assert 0.01 <= seconds["front_end"] < seconds["transformer"]
+    assert seconds["transformer"] >= 0.03
+    assert min(seconds.values()) > 0

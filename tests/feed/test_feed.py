@@ -1,0 +1,355 @@
+"""Batches of real features: what a training loop gets."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import pipeline
+from pipeline.errors import ConfigError, StoreError
+from pipeline.feed.buffers import Pool, SharedRing
+from tests.helpers.feature_stores import default_columns, make_store, noise
+
+LENGTHS = [int(n) for n in np.random.default_rng(3).integers(5, 250, 60)]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    root = tmp_path_factory.mktemp("feed") / "store"
+    columns = default_columns(len(LENGTHS)).append_column(
+        "note", pa.array([None if i % 2 else i for i in range(len(LENGTHS))])
+    )
+    make_store(root, LENGTHS, features=noise, frames_per_unit=512, columns=columns, lost=(4,))
+    return pipeline.open_store(root)
+
+
+def loader_of(store, layers=(2,), columns=("digit", "speaker"), max_frames=None, **options):
+    dataset = pipeline.FeatureDataset(store, layers, columns, max_frames)
+    return pipeline.make_loader(dataset, **({"max_frames_per_batch": 700} | options))
+
+
+def row_of(name):
+    return int(name.rpartition("-")[2])
+
+
+def check(batch, layers):
+    """Every value of a batch is what was put into the store; padding is zero."""
+    assert batch.features.shape[:2] == (len(batch), len(layers))
+    assert batch.features.shape[2] == int(batch.lengths.max())
+    for i, name in enumerate(batch.ids):
+        start, n = int(batch.starts[i]), int(batch.lengths[i])
+        for axis, layer in enumerate(layers):
+            wanted = noise(row_of(name), layer, LENGTHS[row_of(name)], 8)[start : start + n]
+            assert np.array_equal(batch.features[i, axis, :n].numpy(), wanted)
+        assert not batch.features[i, :, n:].any()
+        assert not batch.mask[i, n:].any()
+        assert batch.mask[i, :n].all()
+        assert int(batch.columns["digit"][i]) == row_of(name) % 4
+        assert batch.columns["speaker"][i] == f"speaker-{row_of(name) % 3}"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("layers", [(2,), (3, 1)])
+def test_batches_hold_what_was_stored(opened, num_workers, layers):
+    """Features, lengths, ids and columns of every utterance, over two epochs, with reused memory.
+
+    The two epochs differ in order.
+    """
+    loader = loader_of(opened, layers, num_workers=num_workers)
+    orders = []
+    for _ in range(2):
+        names = []
+        assert len(loader) > 5
+        for batch in loader:
+            check(batch, layers)
+            names += batch.ids
+        orders.append(names)
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(opened.ids)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
+    """Memory is used again only when nobody holds the batch, nor a view of it."""
+    kept = list(loader_of(opened, num_workers=num_workers))
+    views = [batch.features[-1] for batch in loader_of(opened, num_workers=num_workers, seed=1)]
+    gc.collect()
+    for batch in kept:
+        check(batch, (2,))
+    second = loader_of(opened, num_workers=num_workers, seed=1)
+    for view, batch in zip(views, second, strict=True):
+        assert torch.equal(view, batch.features[-1])
+
+
+def test_memory_is_used_again():
+    """What nobody holds any more is handed out again, whole or in part; what is held is not."""
+    pool = Pool()
+    first = pool.take((20, 1000, 1000))
+    first.fill(7)
+    view = torch.from_numpy(first)[3, :5]
+    del first
+    other = pool.take((19, 1000, 1000))
+    assert not np.shares_memory(other, view.numpy())
+    other.fill(0)
+    assert (view == 7).all()
+    del other
+    del view
+    gc.collect()
+    assert any((taken == 7).all() for taken in [pool.take((2, 1000)), pool.take((2, 1000))])
+
+
+def test_buffers_of_workers_come_back(opened):
+    """A buffer is lent once at a time; epochs that are broken off lose none."""
+    ring = SharedRing(2, 100)
+    numbers = [ring.assign(100), ring.assign(1), ring.assign(1)]
+    assert sorted(numbers) == [-1, 0, 1]
+    assert ring.assign(101) == -1
+    batch = ring.receive(numbers[0], (10, 10))
+    ring.reclaim()
+    assert ring.assign(1) == numbers[1]
+    assert ring.assign(1) == -1
+    del batch
+    assert ring.assign(1) == numbers[0]
+    loader = loader_of(opened, num_workers=1)
+    for _ in range(6):
+        next(iter(loader))
+    batches = iter(loader)
+    next(batches)
+    assert loader._ring.assign(1) >= 0
+
+
+def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
+    """What the loop gets lies in the buffers that the workers fill."""
+    loader = loader_of(opened, num_workers=1)
+    places = [batch.features.data_ptr() for batch in loader]
+    assert len(places) > 5
+    assert set(places) <= {buffer.data_ptr() for buffer in loader._ring.buffers}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_it_goes_on_in_the_middle_of_an_epoch(opened, num_workers):
+    """A loader that loads the state of another gives exactly the batches that were left."""
+    whole = loader_of(opened, num_workers=num_workers, max_frames=100)
+    first, second = list(whole), list(whole)
+    stopped = loader_of(opened, num_workers=num_workers, max_frames=100)
+    list(stopped)
+    for i, _batch in enumerate(stopped):
+        if i == 3:
+            break
+    state = stopped.state_dict()
+    assert state["batches_done"] == 4
+    resumed = loader_of(opened, max_frames=100)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
+    rest = list(resumed)
+    assert [b.ids for b in rest] == [b.ids for b in second[4:]]
+    assert all(torch.equal(a.features, b.features) for a, b in zip(rest, second[4:], strict=True))
+    assert [b.ids for b in rest] != [b.ids for b in first[4:]]
+    stopped.load_state_dict(state)  # also where it was stopped, with batches read ahead
+    assert [b.ids for b in stopped] == [b.ids for b in rest]
+    assert resumed.epoch == stopped.epoch == 2
+
+
+def test_a_state_of_other_batches_is_refused(opened):
+    """Resuming in the middle of an epoch needs the same batches; the message says what differs."""
+    loader = loader_of(opened)
+    next(iter(loader))
+    with pytest.raises(ConfigError, match="max_frames_per_batch was 700, is 900"):
+        loader_of(opened, max_frames_per_batch=900).load_state_dict(loader.state_dict())
+    with pytest.raises(ConfigError, match="data was"):
+        loader_of(opened.select(digit=1)).load_state_dict(loader.state_dict())
+    list(loader)
+    other = loader_of(opened, max_frames_per_batch=900)
+    other.load_state_dict(loader.state_dict())  # between epochs anything goes
+    assert other.epoch == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_epochs_are_counted_and_can_be_chosen(opened, num_workers):
+    """Each `iter` is the next epoch, also after a `break`; `set_epoch` picks one."""
+    loader, other = loader_of(opened), loader_of(opened, num_workers=num_workers)
+    orders = [[batch.ids for batch in loader] for _ in range(3)]
+    other.set_epoch(2)
+    assert [batch.ids for batch in other] == orders[2]
+    other.set_epoch(1)
+    assert next(iter(other)).ids == orders[1][0]
+    assert [batch.ids for batch in other] == orders[2]
+    other.set_epoch(2)
+    assert [batch.ids for batch in other] == orders[2]
+
+
+def test_ranks_see_everything_between_them(opened):
+    """Two loaders, one per rank: as many batches each, every utterance in one of them."""
+    ranks = [list(loader_of(opened, rank=rank, world_size=2)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1])
+    assert {name for batches in ranks for b in batches for name in b.ids} == set(opened.ids)
+    with pytest.raises(ConfigError, match="rank is 2"):
+        loader_of(opened, rank=2, world_size=2)
+
+
+def test_crops_are_read_where_they_start(opened):
+    """A cropped utterance is the stretch that `starts` names, padded to no more than the crop."""
+    for batch in loader_of(opened, max_frames=40, num_workers=1):
+        check(batch, (2,))
+        assert batch.features.shape[2] <= 40
+
+
+def test_an_utterance_longer_than_the_budget_is_alone(opened):
+    """It does not fit any buffer, and comes through all the same."""
+    for num_workers in (0, 1):
+        batches = list(loader_of(opened, max_frames_per_batch=100, num_workers=num_workers))
+        assert any(len(b) == 1 and b.features.shape[2] > 100 for b in batches)
+        assert sum(len(b) for b in batches) == len(opened)
+
+
+def test_spawned_workers_read_the_same(opened):
+    """Workers that start afresh give the batches of this process, in the same order."""
+    here = [b.ids for b in loader_of(opened)]
+    batches = list(loader_of(opened, num_workers=1, multiprocessing_context="spawn"))
+    assert [b.ids for b in batches] == here
+    check(batches[0], (2,))
+
+
+def test_a_damaged_shard_ends_the_loop_in_a_worker_too(tmp_path):
+    """The error of a worker names the file."""
+    make_store(tmp_path / "s", [100, 100, 100])
+    loader = loader_of(pipeline.open_store(tmp_path / "s"), num_workers=1)
+    (tmp_path / "s/features.zarr/frames/c/1/0/0").unlink()
+    with pytest.raises(pipeline.errors.DamagedError, match="frames/c/1/0/0"):
+        list(loader)
+
+
+def test_a_loader_leaves_the_random_state_alone(opened):
+    """A trainer's own random numbers do not depend on its loader."""
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    list(loader_of(opened, num_workers=1))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_the_dataset_is_a_map_style_torch_dataset(opened):
+    """Any DataLoader takes it, with `collate`; classes come as numbers with names."""
+    dataset = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"])
+    assert dataset.class_names == {"digit": ["zero", "one", "two", "three"]}
+    example = dataset[-1]
+    assert example.id == opened.ids[-1]
+    assert example.columns["digit"] == row_of(example.id) % 4
+    loader = DataLoader(dataset, batch_size=8, shuffle=True, collate_fn=pipeline.collate)
+    batches = list(loader)
+    for batch in batches:
+        check(batch, (2,))
+    assert sum(len(b) for b in batches) == len(opened)
+    moved = batches[0].to("cpu")
+    assert torch.equal(moved.features, batches[0].features)
+
+
+def test_random_crops_of_single_examples(opened):
+    """Without a loader, crops follow torch's random state."""
+    dataset = pipeline.FeatureDataset(opened, [1], max_frames=30)
+    position = int(np.argmax(opened.frame_counts))
+    starts = {dataset[position].start for _ in range(30)}
+    assert len(starts) > 10
+    example = dataset[position]
+    wanted = opened.read(position, [1], example.start, example.start + 30)
+    assert torch.equal(example.features, wanted)
+
+
+def test_the_final_norm_is_applied_to_batches_and_examples(tmp_path):
+    """As `read(final_norm=True)` does: the last layer alone, in this process and in workers.
+
+    Padding stays zero, whatever the norm's bias.
+    """
+    norm = {"layer": 3, "weight": [2.0] * 8, "bias": [0.5] * 8, "eps": 1e-5}
+    make_store(tmp_path / "s", LENGTHS[:12], features=noise, attributes={"final_norm": norm})
+    store = pipeline.open_store(tmp_path / "s")
+    dataset = pipeline.FeatureDataset(store, [3, 1], max_frames=100, final_norm=True)
+    for num_workers in (0, 1):
+        for batch in pipeline.make_loader(
+            dataset, max_frames_per_batch=500, num_workers=num_workers
+        ):
+            for i, name in enumerate(batch.ids):
+                start, n = int(batch.starts[i]), int(batch.lengths[i])
+                wanted = store.read(name, [3, 1], start, start + n, final_norm=True)
+                assert torch.equal(batch.features[i, :, :n], wanted)
+                assert not torch.equal(wanted[0], store.read(name, [3], start, start + n)[0])
+                assert not batch.features[i, :, n:].any()
+    example = pipeline.FeatureDataset(store, [3, 1], final_norm=True)[2]
+    assert torch.equal(example.features, store.read(2, [3, 1], final_norm=True))
+
+
+def test_a_final_norm_that_is_not_there_is_refused_at_once(opened):
+    """When the dataset is made, not in the first batch."""
+    with pytest.raises(StoreError, match="no final norm"):
+        pipeline.FeatureDataset(opened, final_norm=True)
+
+
+def test_columns_with_gaps_come_as_lists(opened):
+    """Numbers that are not all there cannot be a tensor."""
+    batch = next(iter(loader_of(opened, columns=("note", "score"))))
+    assert isinstance(batch.columns["note"], list)
+    assert batch.columns["score"].dtype == torch.float64
+
+
+def test_the_stream_gives_the_same_batches(opened):
+    """The iterable form, alone and shared by two workers, in the order of the loader."""
+    dataset = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"])
+    stream = pipeline.FeatureStream(dataset, pipeline.BatchPolicy(max_frames_per_batch=700))
+    loader = loader_of(opened)
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        names = [batch.ids for batch in loader]
+        assert len(stream) == len(names)
+        assert [batch.ids for batch in stream] == names
+        shared = DataLoader(stream, batch_size=None, num_workers=2)
+        assert [batch.ids for batch in shared] == names
+
+
+def test_as_a_hugging_face_dataset(opened):
+    """Rows with features that are read on access; classes are ClassLabels; it filters and maps."""
+    rows = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"]).to_hf_dataset()
+    assert len(rows) == len(opened)
+    assert rows.features["digit"].names == ["zero", "one", "two", "three"]
+    assert torch.equal(rows[5]["features"], opened.read(5, [2]))
+    some = rows.select([7, 3])
+    assert [t.shape[1] for t in some[:]["features"]] == opened.frame_counts[[7, 3]].tolist()
+    assert some["id"][:] == [opened.ids[7], opened.ids[3]]
+
+
+def test_unknown_columns_and_layers_are_refused(opened):
+    """When the dataset is made, not in the first batch."""
+    with pytest.raises(StoreError, match="speeker"):
+        pipeline.FeatureDataset(opened, columns=["speeker"])
+    with pytest.raises(StoreError, match="13"):
+        pipeline.FeatureDataset(opened, layers=[13])
+    with pytest.raises(ConfigError, match="list of names"):
+        pipeline.FeatureDataset(opened, columns="digit")
+
+
+def test_a_trainer_imports_nothing_heavy(opened):
+    """All that training needs comes without Ray, datasets, torchaudio or transformers.
+
+    Opening a store and reading does without pandas as well, which pyarrow would import.
+    """
+    code = """
+import sys, pipeline
+store = pipeline.open_store(sys.argv[1])
+store.read(store.ids[3]), store.metadata, store.quarantined
+early = [name for name in ("pandas",) if name in sys.modules]
+for name in pipeline.__all__:
+    if name not in ("SpeechEncoder", "load_encoder"):
+        getattr(pipeline, name)
+heavy = ("ray", "datasets", "torchaudio", "transformers")
+print(early + [name for name in heavy if name in sys.modules])
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(opened.root)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"

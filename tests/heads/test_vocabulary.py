@@ -1,0 +1,113 @@
+"""Symbols of transcripts, and the errors between them."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from pipeline.heads import vocabulary as module
+from pipeline.heads.vocabulary import Vocabulary
+from pipeline.probing.metrics.error_rates import error_counts, error_rate
+
+TOKENS = ("characters", "words")
+said = st.lists(st.text(max_size=12), min_size=1).filter(lambda texts: "".join(texts).strip())
+spoken = st.text(alphabet="ab ", max_size=9).map(lambda text: " ".join(text.split()))
+
+
+@given(said, st.sampled_from(TOKENS))
+def test_a_transcript_survives_as_numbers(texts, tokens):
+    """Decoding the numbers gives the text in its one form; numbers lie between 1 and the size."""
+    vocabulary = Vocabulary.of(texts, tokens)
+    for text in texts:
+        numbers = vocabulary.encode(text)
+        assert all(1 <= number < len(vocabulary) for number in numbers)
+        assert vocabulary.decode(numbers) == vocabulary.normalise(text)
+        assert vocabulary.normalise(vocabulary.normalise(text)) == vocabulary.normalise(text)
+
+
+@given(said, st.sampled_from(TOKENS))
+def test_it_is_the_same_when_loaded(tmp_path_factory, texts, tokens):
+    """Whatever the symbols are, and whatever the order of the transcripts was."""
+    vocabulary = Vocabulary.of(texts, tokens)
+    path = tmp_path_factory.getbasetemp() / "vocabulary.json"
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary == Vocabulary.of(reversed(texts), tokens)
+
+
+def test_the_example_of_its_docstring_holds():
+    """The one that a reader sees first."""
+    assert doctest.testmod(module).failed == 0
+
+
+def test_characters_have_one_form():
+    """Lower case, composed, one space between words and none around them."""
+    vocabulary = Vocabulary.of(["It's  ", "\tCAFE\u0301 au\nLAIT"], "characters")
+    assert vocabulary.symbols == tuple(sorted(set("it's café au lait")))
+    assert vocabulary.normalise(" Cafe\u0301\n  LAIT") == "caf\u00e9 lait"
+    assert vocabulary.decode((*vocabulary.encode("a"), 1, 1, *vocabulary.encode("u"))) == "a u"
+
+
+def test_words_keep_their_case():
+    """Phones differ by it; each is one symbol, however it is spelt."""
+    vocabulary = Vocabulary.of(["S i: o\u0303", "s  @U"], "words")
+    assert vocabulary.symbols == ("@U", "S", "i:", "s", "\u00f5")
+    assert vocabulary.decode(vocabulary.encode("s @U  S")) == "s @U S"
+
+
+def test_symbols_of_no_training_transcript_are_found():
+    """Counted for the warning; to encode them is an error that names them."""
+    vocabulary = Vocabulary.of(["abc"], "characters")
+    assert vocabulary.unknown(["ABxx", "cy"]) == {"x": 2, "y": 1}
+    with pytest.raises(ConfigError, match="'x'"):
+        vocabulary.encode("abx")
+
+
+def test_what_makes_no_vocabulary_is_refused(tmp_path):
+    """No symbols at all, an unknown kind, a file of something else."""
+    with pytest.raises(ConfigError, match="empty"):
+        Vocabulary.of([" ", ""], "characters")
+    with pytest.raises(ConfigError, match="did you mean characters"):
+        Vocabulary.of(["a"], "character")
+    for content in ("{", "[]", json.dumps({"tokens": "letters", "symbols": ["a"]})):
+        (tmp_path / "v.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"v\.json"):
+            Vocabulary.load(tmp_path / "v.json")
+    with pytest.raises(ConfigError, match=r"missing\.json"):
+        Vocabulary.load(tmp_path / "missing.json")
+
+
+def distance(first, second):
+    """Edit distance by its definition."""
+
+    @cache
+    def cost(i, j):
+        if not i or not j:
+            return i + j
+        same = first[i - 1] == second[j - 1]
+        return min(cost(i - 1, j) + 1, cost(i, j - 1) + 1, cost(i - 1, j - 1) + (not same))
+
+    return cost(len(first), len(second))
+
+
+@given(st.lists(st.tuples(spoken, spoken), max_size=4))
+def test_errors_are_the_edit_distance_of_each_utterance(pairs):
+    """Over characters, spaces included, or over what stands between spaces; empty ones too."""
+    truth, heard = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    for metric, cut in (("cer", list), ("wer", str.split), ("per", str.split)):
+        errors, lengths = error_counts(metric, truth, heard)
+        assert errors.tolist() == [distance(cut(a), cut(b)) for a, b in pairs]
+        assert lengths.tolist() == [len(cut(a)) for a in truth]
+
+
+def test_long_utterances_count_for_more():
+    """The rate is that of the corpus, not the mean of its utterances'; unknown metrics are not."""
+    assert error_rate("wer", ["a b c d", "a"], ["a b c d", "b"]) == pytest.approx(1 / 5)
+    assert error_rate("cer", ["", ""], ["", "ab"]) == 2
+    with pytest.raises(ConfigError, match="did you mean"):
+        error_rate("cerr", ["a"], ["a"])

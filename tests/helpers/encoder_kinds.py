@@ -1,0 +1,92 @@
+"""Small encoders of every kind in the family, speech-like signals, and the independent reference.
+
+The architectures are those of the named bundles with narrower layers, so that each kind of front
+end, block and normalisation is there and a test takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torchaudio.pipelines._wav2vec2 import utils as bundle_utils
+
+from pipeline.encoders.wav2vec2.bundles import find_model
+from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, check_settings
+from pipeline.encoders.wav2vec2.weights import LoadedModel, digest
+
+# One bundle for each combination that differs in code: GroupNorm or LayerNorm front end, conv bias,
+# post-norm or pre-norm blocks, position bias, waveform normalisation.
+KINDS = [
+    "hubert_base",
+    "wav2vec2_large",
+    "hubert_large",
+    "wav2vec2_large_lv60k",
+    "wavlm_base",
+    "wavlm_large",
+]
+
+
+def small_spec(name):
+    """The architecture of a bundle, narrowed to 4 blocks of 32 channels."""
+    spec = find_model(name)
+    narrow = {
+        "extractor_conv_layer_config": [
+            (24, kernel, stride) for _, kernel, stride in spec.params["extractor_conv_layer_config"]
+        ],
+        "encoder_embed_dim": 32,
+        "encoder_num_layers": 4,
+        "encoder_num_heads": 4,
+        "encoder_ff_interm_features": 64,
+        "encoder_pos_conv_groups": 8,
+    }
+    return replace(spec, name=f"small {name}", params={**spec.params, **narrow})
+
+
+def randomize(model):
+    """Move every weight off its initial value, so that no norm or bias is the identity."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model.requires_grad_(False)
+
+
+def small_encoder(name, **settings):
+    """An encoder of the kind of the bundle `name`, with random weights."""
+    spec = small_spec(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = randomize(spec.build())
+    loaded = LoadedModel(model, "random", digest(model))
+    options = dict.fromkeys(["max_window_s", "context_s"]) | {
+        "layers": "all",
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return SpeechEncoder(spec, loaded, **check_settings(spec, **(options | settings)))
+
+
+def speech(n_samples, seed=0, amplitude=0.1):
+    """A voiced, noisy, slowly modulated signal at 16 kHz, float32 `[n_samples]`."""
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.arange(n_samples, dtype=torch.float64) / 16_000
+    pitch = 90 + 15 * seed + 20 * torch.sin(2 * torch.pi * 3 * t)
+    phase = 2 * torch.pi * torch.cumsum(pitch / 16_000, 0)
+    voiced = sum(torch.sin(k * phase) / k for k in range(1, 12))
+    envelope = 0.2 + torch.sin(2 * torch.pi * (2 + 0.3 * seed) * t).clamp_min(0.0)
+    noise = 0.2 * torch.randn(n_samples, generator=generator, dtype=torch.float64)
+    return (amplitude * envelope * (voiced + noise)).float()
+
+
+def reference(encoder, waveform):
+    """All blocks of one utterance by torchaudio, alone and unpadded: `[n_layers, frames, dim]`.
+
+    The bundle's own wrapper normalises the waveform where the bundle says so.
+    """
+    model = encoder._model
+    if encoder._spec.normalize_waveform:
+        model = bundle_utils._extend_model(model, normalize_waveform=True)
+    with torch.inference_mode():
+        layers, _ = model.extract_features(waveform[None])
+    return torch.stack(layers)[:, 0]

@@ -1,0 +1,340 @@
+"""CTC heads: what they learn, and that stacking, padding and collapsing change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import pipeline
+from pipeline.config import TaskConfig
+from pipeline.errors import ConfigError
+from pipeline.heads.ctc import ctc_losses, greedy_symbols, needed_frames
+from pipeline.probing.labels import Fold, HeadSpec
+from pipeline.probing.metrics.error_rates import error_rate
+from pipeline.probing.tasks import transcripts
+from pipeline.probing.trainers import ctc
+from tests.helpers.feature_stores import make_store, noise
+
+LAYERS, DIM, SPELLING = (1, 2, 3), 8, 2
+WEIGHTS = [0.2, 0.7, 0.1]
+FOLD = Fold(np.arange(0, 32), np.arange(32, 40), np.arange(40, 48))
+CPU = torch.device("cpu")
+TASK = TaskConfig(
+    name="asr",
+    kind="frames",
+    labels=("text",),
+    metric="cer",
+    speaker_independent=False,
+    lrs=(0.03,),
+    steps=120,
+    batch=300,
+    eval_every=20,
+    patience=6,
+    projection=16,
+    tokens="characters",
+)
+_random = np.random.default_rng(0)
+TEXTS = [
+    " ".join("".join(_random.choice(list("abcd"), n)) for n in sizes)
+    for sizes in _random.integers(1, 8, (48, 2))
+]
+
+
+def spelt(row, layer, n_frames, dim):
+    """Noise, in which one layer spells the text: two frames of each symbol, one of the blank."""
+    frames = noise(row, layer, n_frames, dim) / 4
+    if layer == SPELLING:
+        for i, symbol in enumerate(TEXTS[row]):
+            frames[3 * i : 3 * i + 2, " abcd".index(symbol) + 1] += 2
+    return frames
+
+
+def spelt_store(root, texts=TEXTS, features=spelt):
+    lengths = [3 * len(text) for text in TEXTS]
+    columns = pa.table({"text": texts})
+    make_store(root, lengths, layers=LAYERS, dim=DIM, features=features, columns=columns)
+    return pipeline.open_store(root)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return spelt_store(tmp_path_factory.mktemp("spelt") / "store")
+
+
+@pytest.fixture(scope="module")
+def said(store):
+    return transcripts.prepare_transcripts(store, TASK, FOLD, TEXTS)
+
+
+def specs_of(*layers, lr=0.03, seed=0):
+    return [HeadSpec(layer, lr, seed, 0) for layer in layers]
+
+
+@pytest.fixture(scope="module")
+def trained(store, said):
+    """All candidates, and one of another seed."""
+    specs = [*specs_of(SPELLING, seed=1), *specs_of(1, 2, 3, "weighted")]
+    return ctc.train_frame_heads(store, TASK, said, LAYERS, specs, CPU)
+
+
+def plain_loop(store, said, featurize, head, seed=0, steps=40, lr=0.03):
+    """A training loop as anybody would write it: its loss at every step."""
+    parameters = [*head.parameters(), *featurize.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    dataset = pipeline.FeatureDataset(store.select(id=list(said.train)), layers=store.layers)
+    loader = pipeline.make_loader(dataset, max_frames_per_batch=TASK.batch, seed=seed)
+    losses = []
+    while len(losses) < steps:
+        for batch in loader:
+            labels = [torch.tensor(said.train[name]) for name in batch.ids]
+            scores = head(featurize(batch)).log_softmax(-1).transpose(0, 1)
+            sizes = torch.tensor([len(item) for item in labels])
+            targets = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
+            loss = torch.nn.CTCLoss()(scores, targets, batch.lengths, sizes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses[:steps]
+
+
+class Learned(torch.nn.Module):
+    """The weighted sum of a batch that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = pipeline.WeightedSum(3)
+
+    def forward(self, batch):
+        return self.sum(batch.features)
+
+
+class Fixed(torch.nn.Module):
+    """The weighted sum of a batch by given weights, one utterance after the other."""
+
+    def __init__(self, store, weights):
+        super().__init__()
+        self.store, self.weights = store, weights
+
+    def forward(self, batch):
+        sums = [self.store.weighted_sum(name, self.weights) for name in batch.ids]
+        return torch.nn.utils.rnn.pad_sequence(sums, batch_first=True)
+
+
+class OneLayer(torch.nn.Module):
+    """The layer that spells."""
+
+    def forward(self, batch):
+        return batch.features[:, LAYERS.index(SPELLING)]
+
+
+def curve_of(store, said, layers, spec, steps=40):
+    """Training loss at every step until dev is without errors, by the trainer of the sweep."""
+    task = replace(TASK, steps=steps, eval_every=1, patience=steps)
+    (result,) = ctc.train_frame_heads(store, task, said, layers, [spec], CPU)
+    return [loss for _, loss, _ in result.curve]
+
+
+def test_the_layer_that_spells_is_read_and_the_others_are_not(store, said, trained):
+    """Error rate 0 on held-out texts from that layer, and a weighted sum that finds it."""
+    truth = tuple(said.test.values())
+    assert truth == tuple(TEXTS[i] for i in FOLD.test)
+    untrained = ctc.untrained_rate(store, TASK, said, SPELLING, CPU)
+    assert untrained > 0.7
+    for result in trained:
+        curve = [loss for _, loss, _ in result.curve]
+        assert curve[-1] < curve[0]
+        if result.layer == SPELLING:
+            assert (result.dev, result.test) == (0, 0)
+            assert result.predictions == truth
+        elif result.layer == "weighted":
+            assert result.test < 0.1
+            assert result.layer_weights[LAYERS.index(SPELLING)] > 0.6
+            assert sum(result.layer_weights) == pytest.approx(1)
+        else:
+            assert result.test > 0.5
+            assert result.layer_weights is None
+
+
+def test_a_head_is_reported_as_it_stood_where_dev_was_best(said, trained):
+    """The best of its curve, and the predictions of that step."""
+    for result in trained:
+        best = min(dev for _, _, dev in result.curve)
+        assert result.dev == best
+        assert result.step == next(step for step, _, dev in result.curve if dev == best)
+        assert result.test == error_rate("cer", list(said.test.values()), result.predictions)
+
+
+def test_heads_beside_it_change_nothing(store, said, trained, monkeypatch):
+    """To the bit: trained alone, in another order, or as many at a time as memory allows."""
+    for wanted in trained[1:]:
+        (alone,) = ctc.train_frame_heads(store, TASK, said, LAYERS, specs_of(wanted.layer), CPU)
+        assert alone == wanted
+    monkeypatch.setattr(ctc, "_HEADS_BYTES", 1)
+    specs = specs_of("weighted", 3, 1)
+    one_by_one = ctc.train_frame_heads(store, TASK, said, LAYERS, specs, CPU)
+    assert one_by_one == [trained[4], trained[3], trained[1]]
+
+
+def test_first_values_are_a_function_of_seed_and_layer(trained):
+    """Of nothing else: torch's random state neither counts nor changes."""
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    values = {
+        (seed, layer): ctc.first_values(seed, layer, DIM, 5, 16).projector.weight
+        for seed in (0, 1)
+        for layer in (1, 2, "weighted")
+    }
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len({weight.sum().item() for weight in values.values()}) == 6
+    torch.manual_seed(1)
+    again = ctc.first_values(0, "weighted", DIM, 5, 16).projector.weight
+    assert torch.equal(again, values[0, "weighted"])
+    assert trained[0].curve != trained[2].curve  # two seeds of one layer
+
+
+@pytest.mark.parametrize(("layer", "seed"), [(SPELLING, 0), ("weighted", 1)])
+def test_it_trains_as_a_plain_loop_does(store, said, layer, seed):
+    """Loss by loss: FramewiseLinear, WeightedSum and torch's CTCLoss, from the same values."""
+    head = ctc.first_values(seed, layer, DIM, len(said.vocabulary), TASK.projection)
+    featurize = Learned() if layer == "weighted" else OneLayer()
+    wanted = plain_loop(store, said, featurize, head, seed)
+    found = curve_of(store, said, LAYERS, specs_of(layer, seed=seed)[0])
+    assert len(found) >= 20
+    assert np.allclose(found, wanted[: len(found)], rtol=1e-3)
+    assert found[-1] < found[0] / 2
+
+
+def test_a_collapsed_store_trains_as_the_weighted_sum_on_the_fly(store, said, tmp_path):
+    """The same losses by the same weights, to float16's rounding of the stored sum."""
+    pipeline.collapse(store.root, tmp_path / "collapsed", WEIGHTS)
+    collapsed = pipeline.open_store(tmp_path / "collapsed")
+    head = ctc.first_values(0, "collapsed", DIM, len(said.vocabulary), TASK.projection)
+    wanted = plain_loop(store, said, Fixed(store, WEIGHTS), head)
+    found = curve_of(collapsed, said, collapsed.layers, specs_of("collapsed")[0])
+    assert len(found) >= 20
+    assert np.allclose(found, wanted[: len(found)], rtol=1e-2)
+    (result,) = ctc.train_frame_heads(
+        collapsed, TASK, said, collapsed.layers, specs_of("collapsed"), CPU
+    )
+    assert result.layer == "collapsed"
+    assert result.test < 0.05
+
+
+def test_padding_changes_no_loss():
+    """An utterance costs the same alone, beside longer ones, and in a wider batch."""
+    torch.manual_seed(0)
+    labels = [(1, 2, 2, 3), (4,), (), (3, 1)]
+    lengths = [9, 2, 5, 30]
+    frames = [torch.randn(2, n, 5).log_softmax(2) for n in lengths]
+    for longest in (30, 64):
+        mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        together = ctc_losses(torch.cat(frames, 1), mask, labels)
+        alone = [
+            ctc_losses(part, torch.ones(1, n, dtype=torch.bool), [item])
+            for part, n, item in zip(frames, lengths, labels, strict=True)
+        ]
+        assert torch.allclose(together, torch.stack(alone).mean(0))
+
+
+def test_paths_are_read_as_ctc_has_it():
+    """Runs become one symbol, a blank between two keeps both, blanks go."""
+    assert greedy_symbols(np.array([0, 1, 1, 0, 1, 2, 2, 3, 0])) == [1, 1, 2, 3]
+    assert greedy_symbols(np.array([0, 0])) == []
+    assert needed_frames((1, 1, 2, 2, 2)) == 8
+
+
+def test_transcripts_that_do_not_fit_their_frames_are_left_out_of_training(store):
+    """Counted and named in a warning, and not trained on; one symbol less would fit."""
+    texts = list(TEXTS)
+    n_frames = len(TEXTS[3]) * 3
+    texts[3] = ("ab" * n_frames)[: n_frames + 1]
+    texts[4] = "a" * (len(TEXTS[4]) * 3 // 2 + 2)  # repeats need blanks between them
+    texts[5] = ("ab" * n_frames)[: len(TEXTS[5]) * 3]
+    texts[40] = "b" * 999  # test is scored on what is there
+    found = transcripts.prepare_transcripts(store, TASK, FOLD, texts)
+    assert set(found.train) == {f"utt-{i:04d}" for i in range(32) if i not in (3, 4)}
+    (warning,) = found.warnings
+    assert warning.startswith("2 utterances are left out of training (utt-0003, utt-0004)")
+    assert found.test["utt-0040"] == texts[40]
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        transcripts.prepare_transcripts(store, TASK, FOLD, ["ab" * 99] * 48)
+
+
+def test_an_utterance_too_long_for_memory_is_left_out_of_training(store, monkeypatch):
+    """CTC's tables grow with frames × symbols; the warning says to cut it."""
+    longest = max(range(32), key=lambda i: len(TEXTS[i]))
+    size = transcripts.ctc_bytes(3 * len(TEXTS[longest]), len(TEXTS[longest]))
+    monkeypatch.setattr(transcripts, "MAX_CTC_BYTES", size - 1)
+    found = transcripts.prepare_transcripts(store, TASK, FOLD, TEXTS)
+    assert f"utt-{longest:04d}" not in found.train
+    assert "cut them" in found.warnings[0]
+
+
+def test_symbols_that_training_never_saw_are_errors_and_a_warning(store):
+    """Every head gets them wrong, and nothing breaks."""
+    texts = [*TEXTS[:40], *("x" * len(text) for text in TEXTS[40:])]
+    found = transcripts.prepare_transcripts(store, TASK, FOLD, texts)
+    total = sum(len(text) for text in texts[40:])
+    assert found.warnings == (
+        f"{total} symbols of test ('x') are in no training transcript; no head can say them, and "
+        "they count as errors",
+    )
+    (result,) = ctc.train_frame_heads(store, TASK, found, LAYERS, specs_of(SPELLING), CPU)
+    assert result.test >= 1
+    assert result.dev == 0
+
+
+def test_what_cannot_be_trained_on_is_refused(store):
+    """An utterance without a transcript, an empty set."""
+    with pytest.raises(ConfigError, match="utt-0002"):
+        transcripts.prepare_transcripts(store, TASK, FOLD, [*TEXTS[:2], None, *TEXTS[3:]])
+    with pytest.raises(ConfigError, match="dev"):
+        transcripts.prepare_transcripts(store, TASK, replace(FOLD, dev=FOLD.dev[:0]), TEXTS)
+
+
+def test_words_are_symbols_of_their_own(store):
+    """Whatever stands between spaces is one symbol, its error rate per such symbol."""
+    task = replace(TASK, tokens="words", metric="per")
+    texts = [" ".join(text.replace(" ", "_")) for text in TEXTS]
+    found = transcripts.prepare_transcripts(store, task, FOLD, texts)
+    assert found.vocabulary.symbols == ("_", "a", "b", "c", "d")
+    (result,) = ctc.train_frame_heads(store, task, found, LAYERS, specs_of(SPELLING), CPU)
+    assert result.test == 0
+    assert result.predictions == tuple(texts[40:])
+
+
+def test_a_head_stops_when_it_gets_no_better(store, said):
+    """Some looks at dev after its best error rate and loss, or when no error is left."""
+    task = replace(TASK, steps=2_000, eval_every=5, patience=2)
+    specs = [HeadSpec(1, 0.1, 0, 0), HeadSpec(SPELLING, 0.1, 0, 0)]
+    noisy, perfect = ctc.train_frame_heads(store, task, said, LAYERS, specs, CPU)
+    assert noisy.step + 2 * 5 <= noisy.curve[-1][0] < 1_000
+    assert perfect.dev == 0
+    assert perfect.curve[-1][0] == perfect.step
+
+
+def test_a_head_that_falls_silent_first_is_not_stopped(store, said):
+    """The error rate of CTC gets worse before it gets better; the loss on dev keeps it going."""
+    task = replace(TASK, steps=125, eval_every=5, patience=2)
+    (result,) = ctc.train_frame_heads(store, task, said, LAYERS, specs_of(2, lr=0.003), CPU)
+    rates = [dev for _, _, dev in result.curve]
+    assert max(rates[2:]) > rates[1] + 0.1
+    assert result.dev < 0.3
+
+
+def test_normalising_makes_the_scale_of_a_layer_irrelevant(store, said, tmp_path):
+    """With it eightfold features train as they are; without it they do not."""
+    louder = spelt_store(tmp_path / "louder", features=lambda *at: spelt(*at) * np.float16(8))
+    for normalize in (True, False):
+        task = replace(TASK, steps=10, eval_every=1, normalize=normalize)
+        curves = [
+            ctc.train_frame_heads(one, task, said, LAYERS, specs_of("weighted"), CPU)[0].curve
+            for one in (store, louder)
+        ]
+        losses = [[loss for _, loss, _ in curve] for curve in curves]
+        assert np.allclose(*losses, rtol=1e-3) == normalize

@@ -1,0 +1,299 @@
+"""What the layers look like without labels: formulas, sample, report and command."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.cli.app import app
+from pipeline.errors import ConfigError, StoreError
+from pipeline.probing.encoder_description import encoder_in_words, warnings_of, weights_source
+from pipeline.probing.frame_sample import MOST_FRAMES, SLICE, draw_sample
+from pipeline.probing.layer_statistics import Outlier, examine, linear_cka, mean_cosine, spectrum
+from pipeline.probing.report.layers_report import HEAD, table_rows, write_anatomy
+from tests.helpers.browser import find_browser, measure, served
+from tests.helpers.feature_stores import make_store, noise
+
+
+def matrix(n: int, dim: int, seed: int = 0) -> torch.Tensor:
+    """Correlated features that are not centred."""
+    random = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(n, dim, generator=random) @ torch.randn(dim, dim, generator=random)
+    return mixed + torch.randn(dim, generator=random)
+
+
+def hsic_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """CKA by its definition: HSIC of linear kernels, centred by H = I - 11'/n on both sides."""
+    n = len(x)
+    centre = torch.eye(n, dtype=torch.float64) - 1 / n
+    k, m = (centre @ z.double() @ z.double().T @ centre for z in (x, y))
+    return float(torch.trace(k @ m) / torch.sqrt(torch.trace(k @ k) * torch.trace(m @ m)))
+
+
+@pytest.mark.parametrize(("n", "dims"), [(200, (12, 30)), (20, (12, 30)), (9, (40, 40))])
+def test_cka_is_that_of_its_definition(n, dims):
+    """By features or by frames, whichever are fewer, against the kernels written out."""
+    x, y = matrix(n, dims[0]), matrix(n, dims[1], seed=1)
+    y[:, :5] += x[:, :5]
+    assert linear_cka(x, y) == pytest.approx(hsic_cka(x, y), rel=1e-9)
+    assert linear_cka(y, x) == pytest.approx(linear_cka(x, y), rel=1e-12)
+
+
+def test_cka_is_blind_to_turns_scales_and_shifts_and_to_nothing_else():
+    """1 for a turned, scaled and shifted copy; less for an uneven stretch; 0 for strangers."""
+    x = matrix(500, 16)
+    turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
+    assert linear_cka(x, 3.7 * x.double() @ turn + 5) == pytest.approx(1, abs=1e-12)
+    stretched = x * torch.tensor([100.0] + [1.0] * 15)
+    assert linear_cka(x, stretched) < 0.9
+    strangers = torch.randn(20_000, 4), torch.randn(20_000, 4)
+    assert linear_cka(*strangers) < 0.01
+    assert np.isnan(linear_cka(x, torch.full((500, 3), 0.1)))
+
+
+def test_anisotropy_is_the_mean_over_pairs_of_different_utterances():
+    """Known vectors, and every pair counted one by one."""
+    east, north = [1.0, 0.0], [0.0, 1.0]
+    utterance = np.array([0, 0, 1, 1])
+    assert mean_cosine(torch.tensor([east] * 4), utterance) == pytest.approx(1)
+    assert mean_cosine(torch.tensor([east, east, north, north]), utterance) == pytest.approx(0)
+    opposite = torch.tensor([east, east, [-1.0, 0.0], [-1.0, 0.0]])
+    assert mean_cosine(opposite, utterance) == pytest.approx(-1)
+    units = torch.nn.functional.normalize(matrix(40, 6).double())
+    owners = np.repeat([0, 3, 4, 9], [1, 20, 7, 12])
+    pairs = [
+        float(units[i] @ units[j]) for i in range(40) for j in range(40) if owners[i] != owners[j]
+    ]
+    assert mean_cosine(units, owners) == pytest.approx(np.mean(pairs), rel=1e-9)
+    assert np.isnan(mean_cosine(units, np.zeros(40, int)))
+
+
+@pytest.mark.parametrize("n", [4000, 30])
+def test_spectrum_of_known_variances(n):
+    """Shares of the eigenvalues of the covariance; dimensions that are used evenly all count."""
+    x = matrix(n, 50).double()
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    shares = values / values.sum()
+    first, rank = spectrum(x)
+    assert first == pytest.approx(float(shares[0]), rel=1e-9)
+    assert rank == pytest.approx(float((-shares * shares.log()).nansum().exp()), rel=1e-6)
+    square = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=torch.float64)
+    assert spectrum(square) == pytest.approx((0.5, 2.0))
+
+
+def addressed(row, layer, n_frames, dim):
+    """Features that say where they belong: row, layer, frame, and zeros."""
+    values = np.zeros((n_frames, dim), np.float16)
+    values[:, 0], values[:, 1], values[:, 2] = row, layer, np.arange(n_frames)
+    return values
+
+
+def test_a_sample_holds_whole_slices_of_what_is_stored(tmp_path):
+    """Every frame is one of the store, of the utterance it is said to be of, beside its neighbour.
+
+    Pieces, short utterances and the ends of long ones included.
+    """
+    make_store(tmp_path, [100, 3, 250, 17, 700, 1], features=addressed, pieces={4: 4}, lost=(2,))
+    store = pipeline.open_store(tmp_path)
+    sample = draw_sample(store, 400, seed=1)
+    assert sample.features.shape == (3, len(sample.utterance), 8)
+    assert 400 - SLICE * 5 <= len(sample.utterance) <= 400
+    row, layer, frame = np.moveaxis(sample.features.astype(int), 2, 0)[:3]
+    rows = np.array([int(name[-4:]) for name in store.ids])
+    assert (row == rows[sample.utterance]).all()
+    assert (layer == np.array([[1], [2], [3]])).all()
+    assert (frame == frame[0]).all()
+    assert len(set(zip(row[0], frame[0], strict=True))) == len(row[0])
+    follows = (np.diff(frame[0]) == 1) & (np.diff(row[0]) == 0)
+    assert np.array_equal(sample.joined[1:], follows)
+    assert 0.8 < sample.joined.mean() < 1
+
+
+def test_all_frames_are_taken_if_they_are_few_and_the_seed_decides_else(tmp_path):
+    """Each frame once; the same seed gives the same frames, another one others."""
+    make_store(tmp_path, [100, 3, 250], features=noise)
+    store = pipeline.open_store(tmp_path)
+    whole = draw_sample(store, 5000, seed=3)
+    assert np.array_equal(whole.features, np.concatenate([x.numpy() for x in store[:]], axis=1))
+    assert whole.joined.sum() == 353 - 3
+    some, again, other = (draw_sample(store, 100, seed) for seed in (0, 0, 1))
+    assert np.array_equal(some.features, again.features)
+    assert not np.array_equal(some.features, other.features)
+
+
+def test_samples_are_spread_evenly_over_frames(tmp_path):
+    """An utterance of a third of the frames gives about a third of the sample."""
+    make_store(tmp_path, [3200, *[160] * 40], features=noise, frames_per_unit=9728)
+    sample = draw_sample(pipeline.open_store(tmp_path), 2400, seed=0)
+    assert 0.2 < (sample.utterance == 0).mean() < 0.45
+    assert len(np.unique(sample.utterance)) == 41
+
+
+def test_samples_that_cannot_be_drawn_are_refused(tmp_path):
+    """Too few, too many, or a store without frames."""
+    make_store(tmp_path, [100], features=noise)
+    store = pipeline.open_store(tmp_path)
+    for wrong in (1, MOST_FRAMES + 1):
+        with pytest.raises(ConfigError, match=f"n_frames is {wrong}"):
+            draw_sample(store, wrong, seed=0)
+    with pytest.raises(StoreError, match="no frames"):
+        draw_sample(store.select(digit=3), 100, seed=0)
+
+
+def layered(row, layer, n_frames, dim):
+    """Layer 1: noise. 2: layer 1 turned. 3: slow, off centre, one huge dimension. 4: constant."""
+    x = noise(row, 1, n_frames, dim).astype(np.float64)
+    if layer == 2:
+        x = x[:, ::-1]
+    if layer == 3:
+        x = np.cumsum(x, 0) / 20 + 3.0
+        x[:, 5] *= 40
+    if layer == 4:
+        x = np.full_like(x, 0.1)
+    return x.astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("anatomy") / "store"
+    columns = {"identity": {"source": {"columns": []}, "encoder": {"model": "by <hand>"}}}
+    make_store(
+        path,
+        [200] * 12,
+        layers=(1, 2, 3, 4),
+        features=layered,
+        attributes={**columns, "provenance": {"weights": "random"}},
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(made):
+    return examine(pipeline.open_store(made), n_frames=1600, seed=0)
+
+
+def test_layers_are_told_apart(made, found):
+    """Each number against what was put into the layer, over the very same frames."""
+    one, two, three, four = found.layers
+    sample = draw_sample(pipeline.open_store(made), 1600, seed=0)
+    frames = sample.features.astype(np.float64)
+    norms = np.linalg.norm(frames, axis=2)
+    for layer, own, norm in zip(found.layers, frames, norms, strict=True):
+        assert layer.norm == pytest.approx(norm.mean())
+        assert layer.norm_sd == pytest.approx(norm.std(), abs=1e-9)
+        assert layer.magnitude == pytest.approx(np.abs(own).mean())
+        assert layer.largest == np.abs(own).max()
+        assert layer.largest_dim == np.abs(own).max(0).argmax()
+    assert (one.layer, four.layer, found.n_frames, found.n_utterances) == (1, 4, 1600, 12)
+    later = np.flatnonzero(sample.joined)
+    cosine = (
+        (frames[0, later] * frames[0, later - 1]).sum(1) / norms[0, later] / norms[0, later - 1]
+    )
+    assert one.smoothness == pytest.approx(cosine.mean())
+    assert abs(one.anisotropy) < 0.05
+    assert three.anisotropy > 0.9
+    assert three.smoothness > 0.95
+    assert 7.8 < one.effective_rank <= 8
+    assert three.first_component > 0.9
+    assert one.outliers == ()
+    rms = np.sqrt((frames[2] ** 2).mean(0))
+    [outlier] = three.outliers
+    assert outlier == Outlier(5, pytest.approx(rms[5] / np.sort(rms)[3]))
+    assert two.norm == pytest.approx(one.norm)
+
+
+def test_cka_of_the_layers(found):
+    """Symmetric, 1 on the diagonal and for a turned layer; a constant layer has none."""
+    cka = np.array(found.cka, float)
+    assert np.array_equal(cka, cka.T, equal_nan=True)
+    assert cka[0, 1] == pytest.approx(1, abs=1e-9)
+    assert np.allclose(np.diag(cka)[:3], 1)
+    assert cka[0, 2] < 0.3
+    assert np.isnan(cka[3]).all()
+    four = found.layers[3]
+    assert (four.first_component, four.effective_rank, found.cka[3][3]) == (None, None, None)
+    assert four.anisotropy == pytest.approx(1)
+
+
+def test_the_report_of_the_layers(found, tmp_path):
+    """Charts, numbers, the warning and what stands out; JSON without NaN; the same bytes again."""
+    page = write_anatomy(found, tmp_path / "a")
+    write_anatomy(found, tmp_path / "b")
+    charts = {
+        f"{n}.{e}" for n in ("sizes", "directions", "variance", "cka") for e in ("svg", "png")
+    }
+    assert {path.name for path in page.parent.iterdir()} == {*charts, "report.html", "layers.json"}
+    for path in page.parent.iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    html = page.read_text()
+    assert html.index("RANDOM") < html.index("<h1")
+    assert "by &lt;hand&gt;" in html
+    assert "layer 3: 5 (" in html
+    assert html.count("<svg") == 4
+    assert not re.findall(r"https?:|@import|\bsrc\s*=|<script", html)
+    stored = json.loads((tmp_path / "a/layers.json").read_text(), parse_constant=pytest.fail)
+    assert stored["layers"][2]["outliers"][0]["dim"] == 5
+    assert stored["cka"][3] == [None] * 4
+
+
+def test_the_table_of_the_layers(found):
+    """A row per layer under each heading; what there is not is a dash."""
+    rows = table_rows(found)
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    assert all(len(row) == len(HEAD) for row in rows)
+    assert rows[0][HEAD.index("next")] == "1.000"
+    assert rows[1][HEAD.index("next")] == f"{found.cka[1][2]:.3f}" != "1.000"
+    assert rows[3][HEAD.index("rank")] == rows[3][HEAD.index("next")] == "–"
+
+
+@pytest.mark.skipif(
+    find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
+)
+def test_a_browser_shows_the_layers(found, tmp_path):
+    """Four charts of some size, whose text is all to be seen, and nothing loaded."""
+    write_anatomy(found, tmp_path)
+    with served(tmp_path) as site:
+        seen = measure(site, 1100)
+        assert len(seen["charts"]) == 4
+        for chart in seen["charts"]:
+            assert min(chart["width"], chart["height"]) > 150
+            assert chart["outside"] == []
+        assert seen["loaded"] == 0
+
+
+def test_the_command(made, tmp_path, monkeypatch):
+    """A table for people, JSON for programs, a report beside the other sweeps of the store."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["layers", str(made), "n_frames=160", "seed=5", "--json"])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["report"] == "sweeps/store/layers/report.html"
+    assert document["n_frames"] == 160
+    assert document["seed"] == 5
+    assert [layer["layer"] for layer in document["layers"]] == [1, 2, 3, 4]
+    assert (tmp_path / document["report"]).is_file()
+    assert "WARNING: the encoder's weights are RANDOM" in done.stderr
+    assert "anisotropy" in done.stderr
+    for wrong in ("n_frames=many", "seed=-1", "n_frame=3"):
+        done = CliRunner().invoke(app, ["layers", str(made), wrong])
+        assert done.exit_code == 2
+        assert wrong.partition("=")[0] in done.stderr
+
+
+def test_a_collapsed_store_can_be_looked_at(made, tmp_path):
+    """Its one layer is compared with nothing; where it comes from is known through its parent."""
+    pipeline.collapse(made, tmp_path / "out", [0.5, 0.25, 0.25, 0.0])
+    store = pipeline.open_store(tmp_path / "out")
+    found = examine(store, n_frames=200)
+    assert len(found.layers) == 1
+    assert found.cka == ((pytest.approx(1.0),),)
+    assert "no two layers" in write_anatomy(found, tmp_path / "page").read_text()
+    assert weights_source(store.attributes) == "random"
+    assert warnings_of(store.attributes)
+    assert encoder_in_words(store.attributes).endswith("a weighted sum of 4 layers, 1 to 4")

@@ -1,0 +1,266 @@
+"""Stacked heads: they are what plain PyTorch would train, whatever else is in the stack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import load_sweep_config
+from pipeline.heads.modules import PooledLinear, WeightedSum
+from pipeline.probing.labels import Fold, HeadSpec
+from pipeline.probing.results import WEIGHTED
+from pipeline.probing.trainers.head_stack import Shape, Stack, first_values
+from pipeline.probing.trainers.pooled import Probing, data_order, train_probes, untrained_score
+
+CPU = torch.device("cpu")
+DIM, CLASSES, N = 24, 5, 400
+LAYERS = (3, 6, 9)
+KS = load_sweep_config(["task=ks"]).task
+
+
+def recipe(**settings):
+    """The recipe of ks, smaller."""
+    settings = {"steps": 60, "batch": 32, "eval_every": 20, "patience": 9} | settings
+    return replace(KS, projection=16, **settings)
+
+
+def problem(n_classes=(CLASSES,), strength=1.0, **settings):
+    """Utterances whose class shows in layer 6, less in layer 3, and not in layer 9."""
+    random = torch.Generator().manual_seed(1)
+    labels = torch.stack([torch.randint(0, n, (N,), generator=random) for n in n_classes])
+    pooled = torch.randn(len(LAYERS), N, DIM, generator=random)
+    for column, n in zip(labels, n_classes, strict=True):
+        centres = torch.randn(n, DIM, generator=random)
+        pooled[1] += strength * centres[column]
+        pooled[0] += 0.3 * strength * centres[column]
+    at = np.arange(N)
+    fold = Fold(at[at % 4 < 2], at[at % 4 == 2], at[at % 4 == 3])
+    return Probing(pooled, LAYERS, labels, tuple(n_classes), (fold,), recipe(**settings))
+
+
+def trained(probing, *specs):
+    """Heads, each given as (layer, lr) or (layer, lr, seed)."""
+    specs = [HeadSpec(*spec, *([0] if len(spec) == 2 else []), 0) for spec in specs]
+    return train_probes(probing, specs, CPU)
+
+
+def plain_head(layer, seed, shape):
+    """PyTorch's own modules, with the first values of a head of the stack."""
+    values = first_values(seed, layer, shape)
+    head = PooledLinear(shape.dim, sum(shape.classes), shape.projection)
+    mix = WeightedSum(shape.n_layers)
+    targets = [*head.projector.parameters(), *head.output.parameters()]
+    for parameter, value in zip(targets, values[:4], strict=True):
+        parameter.data.copy_(value)
+    return head, mix
+
+
+@pytest.mark.parametrize("layer", [6, WEIGHTED])
+@pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
+def test_a_stack_steps_as_autograd_would(layer, n_classes):
+    """Loss by loss and weight by weight: plain modules, cross-entropy, torch's Adam, each head.
+
+    With few classes the layers are multiplied out, with many (more than the batch) they are not.
+    """
+    probing = problem(n_classes)
+    lrs = (1e-2, 1e-3)
+    stack = Stack([HeadSpec(layer, lr, 4, 0) for lr in lrs], LAYERS, probing.shape, CPU)
+    batches = [rows for _, rows in zip(range(12), data_order(4, N, 32), strict=False)]
+    losses = torch.stack([stack.step(probing.pooled, probing.labels, rows) for rows in batches])
+    for i, lr in enumerate(lrs):
+        head, mix = plain_head(layer, 4, probing.shape)
+        optimizer = torch.optim.Adam([*head.parameters(), *mix.parameters()], lr=lr)
+        for step, rows in enumerate(batches):
+            layers = probing.pooled[:, rows]
+            seen = mix(layers.transpose(0, 1)) if layer == WEIGHTED else layers[1]
+            logits = head(seen).split(n_classes, dim=1)
+            loss = sum(
+                nn.functional.cross_entropy(part, wanted)
+                for part, wanted in zip(logits, probing.labels[:, rows], strict=True)
+            )
+            assert losses[step, i] == pytest.approx(float(loss.detach()), rel=1e-4)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        readout = stack.readout().head(i)
+        product = head.output.weight @ head.projector.weight
+        torch.testing.assert_close(readout.weight[0], product.detach(), rtol=1e-2, atol=1e-4)
+        if layer == WEIGHTED:
+            torch.testing.assert_close(readout.mix[0], mix.weights().detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_plain_loop_reaches_the_same_accuracy():
+    """Written without any of this code, from other first values: the same within seed noise."""
+    probing = problem(strength=0.45, steps=200)
+    seeds = range(5)
+    stacked = [head.test for head in trained(probing, *((6, 1e-3, seed) for seed in seeds))]
+    fold = probing.folds[0]
+    x, y = probing.pooled[1], probing.labels[0]
+    plain = []
+    for seed in seeds:
+        torch.manual_seed(100 + seed)
+        model = nn.Sequential(nn.Linear(DIM, 16), nn.Linear(16, CLASSES))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        best, test = 0.0, 0.0
+        for step in range(200):
+            rows = torch.from_numpy(fold.train)[torch.randint(0, len(fold.train), (32,))]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            if (step + 1) % 20 == 0:
+                right = model(x).argmax(1) == y
+                dev = right[fold.dev].float().mean().item()
+                if dev > best:
+                    best, test = dev, right[fold.test].float().mean().item()
+        plain.append(test)
+    noise = np.hypot(np.std(stacked, ddof=1), np.std(plain, ddof=1))
+    assert 0.5 < np.mean(plain) < 0.95
+    assert abs(np.mean(stacked) - np.mean(plain)) < 3 * noise / np.sqrt(len(seeds)) + 0.01
+
+
+def test_the_layer_that_tells_the_classes_wins():
+    """Layer 6 over layer 3, both over layer 9, which is at chance; the weighted sum finds it."""
+    heads = trained(problem(steps=200), *((layer, 1e-2) for layer in (*LAYERS, WEIGHTED)))
+    three, six, nine, weighted = (head.test for head in heads)
+    assert six > 0.95
+    assert nine < 0.35
+    assert nine < three < six
+    assert weighted > 0.9
+    assert np.argmax(heads[-1].layer_weights) == 1
+    assert sum(heads[-1].layer_weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
+def test_a_head_does_not_depend_on_its_neighbours(n_classes):
+    """Alone, or beside heads of other learning rates, layers and seeds: the same bits."""
+    probing = problem(n_classes)
+    many = [(layer, lr, seed) for layer in (6, WEIGHTED) for lr in (1e-1, 1e-3) for seed in (0, 1)]
+    together = trained(probing, *many)
+    for spec, head in list(zip(many, together, strict=True))[1::3]:
+        assert trained(probing, spec) == [head]
+
+
+def test_a_stack_may_span_layers():
+    """As on a GPU: heads on several layers, of which some stop, step as they do by themselves."""
+    probing = problem()
+    specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
+    together = Stack(specs, LAYERS, probing.shape, CPU)
+    alone = Stack(specs[3:], LAYERS, probing.shape, CPU)
+    for step, rows in zip(range(10), data_order(0, N, 32), strict=False):
+        if step == 5:
+            together.keep([1, 3])
+        loss = together.step(probing.pooled, probing.labels, rows)[-1]
+        assert loss == alone.step(probing.pooled, probing.labels, rows)[0]
+    rows = torch.arange(N)
+    both, one = together.readout(), alone.readout()
+    assert torch.equal(
+        both.scores(both.inputs(both.seen(probing.pooled, rows)))[1:],
+        one.scores(one.inputs(one.seen(probing.pooled, rows))),
+    )
+    assert [spec.lr for spec in together.specs] == [1e-3, 1e-3]
+
+
+def test_the_number_of_threads_does_not_matter():
+    """Each stack is computed by one thread."""
+    probing = problem()
+    specs = [(layer, 1e-2, seed) for layer in LAYERS for seed in (0, 1)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(trained(probing, *specs))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+def test_heads_stop_when_dev_gets_no_better():
+    """Each for itself; those that go on are as if nothing had happened."""
+    patient, hasty = problem(steps=400), problem(steps=400, patience=2)
+    specs = [(6, 1e-1), (6, 1e-2), (6, 1e-5)]
+    ends = []
+    for long, short in zip(trained(patient, *specs), trained(hasty, *specs), strict=True):
+        assert short.curve == long.curve[: len(short.curve)]
+        devs = [dev for _, _, dev in short.curve]
+        assert short.dev == max(devs)
+        assert short.step in (0, short.curve[int(np.argmax(devs))][0])
+        ends.append(short.curve[-1][0])
+        assert short.curve[-1][0] in (400, short.step + 2 * 20)
+    assert len(set(ends)) > 1
+
+
+def test_test_is_scored_where_dev_was_best():
+    """Not at the end: the predictions are those of the best step."""
+    probing = problem(strength=0.3, steps=300)
+    (head,) = trained(probing, (6, 1e-1))
+    assert head.step < 300
+    cut = replace(probing, task=replace(probing.task, steps=head.step))
+    (shorter,) = trained(cut, (6, 1e-1))
+    assert (shorter.test, shorter.predictions) == (head.test, head.predictions)
+    truth = probing.labels[0][probing.folds[0].test]
+    said = torch.tensor(head.predictions)[:, 0]
+    assert head.test == (said == truth).sum().item() / 100
+
+
+def test_an_utterance_is_right_if_all_its_slots_are():
+    """Intent classification: three columns, one score."""
+    probing = problem((3, 4, 2), strength=0.5, steps=200)
+    (head,) = trained(probing, (6, 1e-2))
+    said = np.array(head.predictions)
+    right = said == probing.labels.T.numpy()[probing.folds[0].test]
+    assert said.shape == (100, 3)
+    assert head.test == right.all(1).mean()
+    assert head.test < right.mean(0).min()
+
+
+def test_a_head_that_diverges_costs_only_itself():
+    """Its best stands, no number of it is NaN, and the others go on."""
+    probing = problem()
+    wild, tame = trained(probing, (6, 1e38), (6, 1e-2))
+    assert np.isfinite([wild.dev, wild.test, *(loss for _, loss, _ in wild.curve)]).all()
+    assert trained(probing, (6, 1e-2)) == [tame]
+
+
+def test_a_small_train_set_is_one_batch():
+    """Fewer utterances than the batch should have."""
+    probing = problem(batch=1000)
+    (head,) = trained(probing, (6, 1e-2))
+    assert head.test > 0.8
+
+
+def test_the_order_of_the_data_is_of_the_seed_and_covers_every_epoch():
+    """Epochs follow each other without a gap, whatever the batch."""
+    order = data_order(3, 10, 4)
+    batches = [next(order).tolist() for _ in range(10)]
+    flat = list(chain(*batches))
+    assert [sorted(flat[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    again = data_order(3, 10, 4)
+    assert [next(again).tolist() for _ in range(10)] == batches
+    assert next(data_order(4, 10, 4)).tolist() != batches[0]
+
+
+def test_first_values_are_those_of_a_linear_layer():
+    """Uniform within one over the root of the fan-in; of seed and layer alone."""
+    shape = Shape(64, 256, (10,), 3)
+    values = first_values(0, 6, shape)
+    for value, fan_in in zip(values, (64, 64, 256, 256), strict=True):
+        bound = fan_in**-0.5
+        assert value.abs().max() <= bound
+        if value.numel() > 200:
+            assert value.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert torch.equal(values[0], first_values(0, 6, shape)[0])
+    assert not torch.equal(values[0], first_values(1, 6, shape)[0])
+    assert not torch.equal(values[0], first_values(0, 7, shape)[0])
+    assert torch.equal(first_values(0, WEIGHTED, shape)[4], torch.zeros(3))
+
+
+def test_an_untrained_head_is_at_chance():
+    """A yardstick."""
+    assert untrained_score(problem(), 6) < 0.5

@@ -1,0 +1,348 @@
+"""The report of a sweep: what it says, what it draws, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from io import BytesIO
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.probing.report.charts import COLOURS
+from pipeline.probing.report.html import _DARK, safe, table
+from pipeline.probing.report.sweep_charts import confusion_chart, curves_chart
+from pipeline.probing.report.sweep_report import answer, certainty, write_report
+from pipeline.probing.results import WEIGHTED, Comparison
+from tests.helpers.browser import browse, find_browser, measure, served
+from tests.helpers.fake_sweep import class_sweep, text_sweep
+
+NASTY = ("<script>alert(1)</script>", "$x_1$ & \"co\" 'q'", "tab\tbell\x07\nline", "二", "n" * 80)
+"""Names of classes that would break a page, a chart or a line."""
+needs_browser = pytest.mark.skipif(
+    find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
+)
+
+
+@pytest.fixture(scope="module")
+def classes():
+    return class_sweep()
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return text_sweep()
+
+
+@pytest.fixture(scope="module")
+def class_folder(classes, tmp_path_factory):
+    """A report that nobody may write to."""
+    folder = tmp_path_factory.mktemp("classes")
+    write_report(classes, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_folder(texts, tmp_path_factory):
+    """A report that nobody may write to."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_report(texts, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A sweep that is drawn fast."""
+    return class_sweep(n_layers=2, seeds=(0,), classes=("no", "yes"))
+
+
+def words_of(path) -> str:
+    """The text of a page, without its tags."""
+    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", path.read_text(), flags=re.S).split())
+
+
+def test_every_candidate_is_in_the_table(classes, class_folder):
+    """With learning rate, dev, test, interval and macro-F1; the best is marked, once."""
+    html = (class_folder / "report.html").read_text()
+    rows = re.findall(r"<tr[^>]*>(?:<td[^>]*>[^<]*</td>)+</tr>", html)
+    for score in classes.scores:
+        name = "weighted sum" if score.layer == WEIGHTED else f"layer {score.layer}"
+        name += ", best by dev" if score.layer == classes.best else ""
+        [row] = [row for row in rows if re.match(rf"<tr[^>]*><td>{name}<", row)]
+        cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
+        assert cells == [
+            name,
+            "0.001",
+            f"{score.dev:.3f}",
+            f"{score.test:.3f}",
+            f"{score.low:.3f} to {score.high:.3f}",
+            f"{score.seed_sd:.3f}",
+            f"{score.extra['macro_f1']:.3f}",
+        ]
+    assert html.count('<tr class="best">') == 1
+
+
+def test_the_files(class_folder, text_folder):
+    """Every chart lies beside the page as SVG with text in it, and as PNG of some size."""
+    names = {"scores", "weights", "curves", "confusion"}
+    for folder, expected in ((class_folder, names), (text_folder, names - {"confusion"})):
+        found = {path.name for path in folder.iterdir()}
+        wanted = {f"{name}.{kind}" for name in expected for kind in ("svg", "png")}
+        assert found == wanted | {"report.html"}
+        for name in expected:
+            root = ElementTree.fromstring((folder / f"{name}.svg").read_bytes())
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            texts_in_it = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+            assert texts_in_it & {"layer", "step", "predicted word"}
+            with Image.open(folder / f"{name}.png") as image:
+                image.verify()
+                assert min(image.size) > 300
+
+
+def test_the_same_sweep_gives_the_same_bytes(texts, text_folder, tmp_path):
+    """No dates, no random ids, nothing that counts up."""
+    write_report(texts, tmp_path)
+    for path in text_folder.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_it_needs_nothing_from_outside(class_folder, text_folder):
+    """No reference leaves the page, there is no script, and a policy forbids both."""
+    for folder in (class_folder, text_folder):
+        html = (folder / "report.html").read_text()
+        assert "default-src 'none'" in html
+        assert not re.findall(r"<(script|link|img|iframe|object|embed|base|form)\b", html)
+        assert not re.findall(r"https?:|@import|\bsrc\s*=|\bon\w+\s*=\s*[\"']", html)
+        assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', html))
+        assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+        ids = re.findall(r'\bid="([^"]*)"', html)
+        assert len(ids) == len(set(ids))
+        used = re.findall(r'(?:href="#|url\(#)([^")]+)', html)
+        assert used
+        assert set(used) <= set(ids)
+
+
+def test_what_comes_from_data_is_shown_and_never_obeyed(tmp_path):
+    """Names of classes, ids, stores and warnings cannot become markup, formulas or breaks."""
+    made = class_sweep(classes=NASTY, n_layers=2, seeds=(0,))
+    sweep = replace(made, store='a"<b>', warnings=("<i>beware</i>",), labels=("<u>",))
+    path = write_report(sweep, tmp_path)
+    html = path.read_text()
+    assert not re.findall(r"<(script|i|b|u)\b", html)
+    assert "&lt;script&gt;" in html
+    assert "&lt;i&gt;beware&lt;/i&gt;" in html
+    root = ElementTree.fromstring((tmp_path / "confusion.svg").read_bytes())
+    shown = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"$x_1$ & \"co\" 'q'", "tab bell line", "二", "n" * 21 + "…"} <= shown
+    said = ("</td><script>",) * 60
+    texts = text_sweep(n_layers=2, seeds=(0,))
+    heads = tuple(replace(head, predictions=said) for head in texts.heads)
+    html = write_report(replace(texts, heads=heads), tmp_path).read_text()
+    assert "&lt;/td&gt;&lt;script&gt;" in html
+    assert "<script" not in html
+
+
+def test_warnings_come_first_and_loud(small, tmp_path):
+    """Before the title, as an alert; none without a reason."""
+    quiet = write_report(small, tmp_path).read_text()
+    assert 'role="alert"' not in quiet
+    html = write_report(replace(small, warnings=("weights are RANDOM",)), tmp_path).read_text()
+    assert 'role="alert"' in html
+    assert html.index("weights are RANDOM") < html.index("<h1")
+
+
+def test_it_says_when_the_data_do_not_tell(classes):
+    """It takes a small p for the best to be called better; being ahead on test is not enough."""
+    assert "p = 0.41, McNemar's test): the data do not tell layer 9 from layer 10" in " ".join(
+        certainty(classes)
+    )
+    inside = "layer 7, layer 8, layer 10, layer 11, the weighted sum"
+    assert certainty(classes)[1] == f"Test scores within the interval of the best: {inside}."
+    sure = replace(classes, comparison=Comparison(9, WEIGHTED, 0.02, 0.001, "McNemar's test"))
+    assert "layer 9 is better by 0.020 (p = 0.001" in certainty(sure)[0]
+    assert "more than chance explains" in certainty(sure)[0]
+    wrong = replace(classes, comparison=Comparison(9, WEIGHTED, -0.02, 0.001, "McNemar's test"))
+    assert "layer 9 is worse by 0.020" in certainty(wrong)[0]
+    assert "the weighted sum may be the better choice" in certainty(wrong)[0]
+    close = replace(classes, comparison=Comparison(9, 8, 0.0001, 0.9, "McNemar's test"))
+    assert "better by less than 0.001" in certainty(close)[0]
+    unknown = replace(classes, comparison=Comparison(9, 8, 0.0, float("nan"), "McNemar's test"))
+    assert "the data do not tell layer 9 from layer 8" in certainty(unknown)[0]
+    assert "only one candidate" in certainty(replace(classes, comparison=None))[0]
+
+
+def test_lower_is_better_for_error_rates(texts, text_folder):
+    """A negative difference is an improvement, and the axis says which way is good."""
+    assert "layer 9 is better by 0.003" in certainty(texts)[0]
+    assert "test character error rate 0.0" in answer(texts)
+    words = words_of(text_folder / "report.html")
+    assert "character error rate (lower is better)" in words
+    assert "test word error rate" in words
+    assert "higher is better" not in words
+
+
+def test_text_tasks_show_what_is_said(texts, text_folder):
+    """Some test utterances with what is right and what the best head says, of the right ids."""
+    html = (text_folder / "report.html").read_text()
+    rows = re.findall(r"<td>(clip-\d+)</td><td>([^<]*)</td><td>([^<]*)</td>", html)
+    assert len(rows) == 8
+    for name, right, said in rows:
+        at = texts.test_ids[0].index(name)
+        assert right == texts.truth[0][at]
+        assert said == texts.heads[0].predictions[at]
+
+
+def test_many_classes_become_a_list_of_confusions(tmp_path):
+    """Beyond 40 there is no matrix but the most frequent confusions, with names, most first."""
+    names = [f"speaker {i}" for i in range(120)]
+    sweep = class_sweep(n_layers=2, classes=names, n_test=2000, seeds=(0,))
+    counts = np.array(sweep.confusion)
+    counts[17, 90] = 55
+    sweep = replace(sweep, confusion=tuple(tuple(row) for row in counts.tolist()))
+    html = write_report(sweep, tmp_path).read_text()
+    assert not (tmp_path / "confusion.svg").exists()
+    assert "120 classes are too many to draw" in html
+    first = re.search(r"<td>(speaker \d+)</td><td>(speaker \d+)</td><td[^>]*>(\d+)</td>", html)
+    assert first is not None
+    assert first.groups() == ("speaker 17", "speaker 90", "55")
+
+
+@pytest.mark.parametrize("n_classes", [2, 40])
+def test_few_and_just_enough_classes_are_drawn(n_classes):
+    """Two classes fit, and so do forty: every count is there for two."""
+    sweep = class_sweep(n_layers=2, classes=[f"c{i}" for i in range(n_classes)])
+    svg = confusion_chart(sweep).svg.decode()
+    if n_classes == 2:
+        assert all(f">{count}<" in svg for row in sweep.confusion for count in row if count)
+    assert "c1" in svg
+
+
+def test_one_candidate_is_enough(tmp_path):
+    """A collapsed store has one layer without a number: nothing to compare, still a report."""
+    made = class_sweep(n_layers=1, seeds=(0,))
+    [score] = [replace(s, layer="collapsed") for s in made.scores if s.layer == 1]
+    heads = tuple(replace(h, layer="collapsed") for h in made.heads if h.layer == 1)
+    sweep = replace(
+        made,
+        scores=(score,),
+        heads=heads,
+        best="collapsed",
+        comparison=None,
+        layer_weights=None,
+        yardsticks={},
+    )
+    words = words_of(write_report(sweep, tmp_path))
+    assert "the collapsed layer is best" in words
+    assert "strata collapse" not in words
+    only_sum = [s for s in made.scores if s.layer == WEIGHTED]
+    write_report(replace(made, scores=tuple(only_sum), best=WEIGHTED, comparison=None), tmp_path)
+
+
+def test_curves_survive_losses_that_explode(small):
+    """Infinite and undefined points are left out, and change nothing about the rest."""
+    burst = ((1, float("inf"), 0.9), (2, float("nan"), 0.9), (3, 0.5, float("nan")))
+    broken = tuple(replace(head, curve=(*burst, *head.curve)) for head in small.heads)
+    assert curves_chart(replace(small, heads=broken)).svg == curves_chart(small).svg
+    hopeless = tuple(
+        replace(head, curve=burst, dev=float("nan")) if head.layer == 2 else head
+        for head in small.heads
+    )
+    svg = curves_chart(replace(small, heads=hopeless)).svg.decode()
+    assert "layer 1" in svg
+    assert "layer 2" not in svg
+
+
+def test_it_says_how_to_go_on(class_folder, small, tmp_path):
+    """Code that reads the best layer, and the command that collapses with the learned weights."""
+    words = words_of(class_folder / "report.html")
+    assert "layers=[9]" in words
+    assert "strata collapse features/hubert_base OUT weights=weights.json" in words
+    words = words_of(write_report(replace(small, best=WEIGHTED, store="my store"), tmp_path))
+    assert "store.weighted_sum(store.ids[0], weights)" in words
+    assert "strata layers &#x27;my store&#x27;" in words
+
+
+def test_table_cells_are_what_they_are():
+    """Floats have three decimals, what is missing is a dash, markup is shown as text."""
+    html = table(["a", "b"], [[0.12345, None], [float("nan"), "<x>"]])
+    assert re.findall(r"<td[^>]*>(.*?)</td>", html) == ["0.123", "–", "–", "&lt;x&gt;"]
+    assert safe(safe("<x>")) == "&lt;x&gt;"
+
+
+def test_charts_take_the_colours_of_the_page(class_folder, text_folder):
+    """Every colour is a name, so that the dark page has readable charts too."""
+    for folder in (class_folder, text_folder):
+        drawn = re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.DOTALL)
+        assert len(drawn) >= 3
+        for svg in drawn:
+            assert not re.findall(r"#[0-9a-fA-F]{6}\b", svg)
+            assert "var(--ink)" in svg
+            assert set(re.findall(r"var\(--(\w+)\)", svg)) <= _DARK.keys()
+
+
+@pytest.mark.parametrize("colours", [COLOURS, _DARK], ids=["light", "dark"])
+def test_colours_stand_out_from_the_paper(colours):
+    """Contrast as WCAG asks for: 4.5 for text, which labels of lines are too, 3 for drawings."""
+    assert colours.keys() == COLOURS.keys()
+    for name in ("ink", "muted", "blue", "green", "purple"):
+        assert contrast(colours[name], colours["paper"]) >= 4.5, name
+    assert contrast(colours["orange"], colours["paper"]) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours by WCAG 2."""
+    levels = []
+    for colour in (one, other):
+        parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        levels.append(float(linear @ [0.2126, 0.7152, 0.0722]))
+    return (max(levels) + 0.05) / (min(levels) + 0.05)
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["classes", "texts"])
+def test_a_browser_shows_every_chart_and_asks_for_nothing_else(kind, class_folder, text_folder):
+    """Wide and narrow: charts of some size, no text cut off, nothing loaded but the page."""
+    folder, n_charts = (class_folder, 4) if kind == "classes" else (text_folder, 3)
+    with served(folder) as site:
+        for width in (1100, 400):
+            seen = measure(site, width)
+            assert len(seen["charts"]) == n_charts
+            for chart in seen["charts"]:
+                assert chart["width"] > 300
+                assert chart["height"] > 150
+                assert chart["drawn"] > 30
+                assert chart["outside"] == []
+            assert seen["needed"] <= seen["room"], "the page is wider than its window"
+            assert seen["loaded"] == 0
+        assert site.asked_by_pages() == {
+            "http://report.test/measure.html",
+            "http://report.test/report.html",
+        }
+
+
+@needs_browser
+def test_a_browser_paints_light_and_dark(class_folder, tmp_path):
+    """The paper, and the blue of the test scores, in the reader's colours."""
+    for flags, colours in (((), COLOURS), (("--force-dark-mode",), _DARK)):
+        with served(class_folder) as site:
+            shot = tmp_path / "shot.png"
+            browse(site, "/report.html", f"--screenshot={shot}", "--window-size=1000,1600", *flags)
+        pixels = np.asarray(Image.open(BytesIO(shot.read_bytes())).convert("RGB")).reshape(-1, 3)
+        for name, least in (("paper", 1e5), ("blue", 300), ("green", 300)):
+            wanted = [int(colours[name][i : i + 2], 16) for i in (1, 3, 5)]
+            assert (pixels == wanted).all(1).sum() > least, name
+
+
+@needs_browser
+def test_the_browser_test_would_notice_a_request(tmp_path):
+    """A page that loads pictures from elsewhere is found out, over http and https."""
+    with served(tmp_path) as site:
+        site.pages["/report.html"] = (
+            '<img src="http://elsewhere.test/a.png"><img src="https://secret.test/b.png">'
+        )
+        assert measure(site, 800)["loaded"] > 0
+        asked = site.asked_by_pages()
+    assert {"http://elsewhere.test/a.png", "secret.test:443"} <= asked

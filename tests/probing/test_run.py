@@ -1,0 +1,358 @@
+"""A whole sweep: it finds what was planted, keeps what it trained, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import load_sweep_config
+from pipeline.errors import ConfigError, StoreError
+from pipeline.probing.results import WEIGHTED
+from pipeline.probing.run import summary, sweep
+from pipeline.store.read.features import open_store
+from pipeline.transforms.collapse import collapse
+from tests.helpers.feature_stores import make_store
+from tests.helpers.planted_stores import DIM, LAYERS, planted, write_planted
+
+QUICK = ["task.lrs=[1e-2,1e-3]", "seeds=[0,1]", "task.steps=60", "task.eval_every=20"]
+TOLD = {"seconds", "trained", "reused", "store"}
+"""What may differ between two runs of the same sweep."""
+
+
+def swept(root, out, *overrides, task="ks"):
+    """A quick sweep of a store."""
+    return sweep(root, replace(configured(f"task={task}", *overrides), out=str(out)))[0]
+
+
+@cache
+def configured(*overrides):
+    """The configuration; composing it takes longer than some of these sweeps."""
+    return load_sweep_config([*QUICK, *overrides])
+
+
+def told(found):
+    """All that a sweep found, without what may differ."""
+    return {item.name: getattr(found, item.name) for item in fields(found)} | dict.fromkeys(TOLD)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Layer 2 tells the words; the others tell nothing."""
+    root = tmp_path_factory.mktemp("planted") / "store"
+    write_planted(root, n=160, columns={"speaker": [f"s{row // 20}" for row in range(160)]})
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(store, tmp_path_factory):
+    """Its sweep, by speaker."""
+    return swept(store, tmp_path_factory.mktemp("out") / "ks", "split.speaker=speaker")
+
+
+def test_the_planted_layer_is_found(found):
+    """Dev chooses layer 2, test agrees, and the weights of the sum lean to it."""
+    document = summary(found)
+    assert document["best_layer"] == 2
+    assert found.score(2).test > 0.9
+    assert max(found.score(1).test, found.score(3).test) < 0.6
+    assert found.score(1).low < found.score(1).test < found.score(1).high
+    assert [score.layer for score in found.scores] == [1, 2, 3, WEIGHTED]
+    assert np.argmax(found.layer_weights) == 1
+    assert {found.comparison.best, found.comparison.second} == {2, WEIGHTED}
+    assert found.n_train + found.n_dev + found.n_test == 160
+
+
+def test_the_grid_has_a_mean_per_candidate_and_rate(found):
+    """The results that programs read, and the learning rate that dev chose among them."""
+    results = summary(found)["results"]
+    assert {(item["layer"], item["lr"]) for item in results} == {
+        (layer, lr) for layer in (1, 2, 3, WEIGHTED) for lr in (1e-2, 1e-3)
+    }
+    for item in results:
+        heads = [
+            head for head in found.heads if (head.layer, head.lr) == (item["layer"], item["lr"])
+        ]
+        assert len(heads) == 2
+        assert item["dev"] == pytest.approx(np.mean([head.dev for head in heads]))
+        assert item["test"] == pytest.approx(np.mean([head.test for head in heads]))
+    for score in found.scores:
+        mine = [item for item in results if item["layer"] == score.layer]
+        best = max(mine, key=lambda item: item["dev"])
+        assert (score.lr, score.dev) == (best["lr"], best["dev"])
+        assert score.test == pytest.approx(best["test"])
+
+
+def test_yardsticks_and_confusions_are_there(found):
+    """Chance, majority, an untrained head and scikit-learn's classifier on the best layer."""
+    assert found.yardsticks["chance"] == 0.25
+    assert found.yardsticks["logistic regression, layer 2"] > 0.9
+    assert {"majority class", "untrained head, layer 2"} < found.yardsticks.keys()
+    seeds = 2
+    assert np.sum(found.confusion) == seeds * found.n_test
+    right = np.trace(found.confusion) / (seeds * found.n_test)
+    assert right == pytest.approx(found.score(found.best).test)
+
+
+def test_a_second_run_trains_nothing_and_says_the_same(store, tmp_path):
+    """And so does a run from scratch: the same seeds give the same numbers."""
+    first = swept(store, tmp_path / "a", "split.speaker=speaker")
+    again = swept(store, tmp_path / "a", "split.speaker=speaker")
+    fresh = swept(store, tmp_path / "b", "split.speaker=speaker")
+    assert (first.trained, first.reused) == (16, 0)
+    assert (again.trained, again.reused) == (0, 16)
+    assert told(again) == told(first) == told(fresh)
+
+
+def test_a_changed_setting_trains_only_what_is_new(store, tmp_path):
+    """More layers, rates or seeds add heads; what is there counts as if trained now."""
+    by = "split.speaker=speaker"
+    swept(store, tmp_path / "a", by, "layers=[1,2]", "task.lrs=[1e-2]")
+    more = swept(store, tmp_path / "a", by, "layers=[1,2]", "seeds=[0,1,2]")
+    assert (more.trained, more.reused) == (12, 6)
+    assert told(more) == told(swept(store, tmp_path / "b", by, "layers=[1,2]", "seeds=[0,1,2]"))
+    third = swept(store, tmp_path / "a", by)
+    assert (third.trained, third.reused) == (4 + 4, 8)  # layer 3, and the sum over other layers
+    for other in (["split.seed=1"], ["task.steps=40"], ["task.batch=16"], ["labels=[speaker]"]):
+        label = [] if "labels=[speaker]" in other else [by]
+        assert swept(store, tmp_path / "a", *label, *other).reused == 0
+
+
+def test_other_features_are_other_heads(tmp_path):
+    """A store written again with other features, under the same path and ids."""
+    root = tmp_path / "store"
+    write_planted(root, n=60)
+    swept(root, tmp_path / "out", "layers=[2]")
+    root.rename(tmp_path / "old")
+    write_planted(root, n=60, features=planted([row % 4 for row in range(60)], seed=1))
+    assert swept(root, tmp_path / "out", "layers=[2]").reused == 0
+
+
+def test_a_torn_head_is_trained_again(store, tmp_path):
+    """A cache is never the truth."""
+    settings = ("split.speaker=speaker", "layers=[2]")
+    first = swept(store, tmp_path, *settings)
+    heads = sorted((tmp_path / "heads").iterdir())
+    heads[0].write_text(heads[0].read_text()[:50])
+    heads[1].unlink()
+    again = swept(store, tmp_path, *settings)
+    assert (again.trained, again.reused) == (2, 2)
+    assert told(again) == told(first)
+
+
+def test_nothing_is_written_into_the_store(store, tmp_path, monkeypatch):
+    """The output has a place of its own, by default in the working directory."""
+    before = sorted(store.rglob("*"))
+    with pytest.raises(ConfigError, match="is inside the store"):
+        swept(store, store / "sweep", "split.speaker=speaker")
+    monkeypatch.chdir(tmp_path)
+    sweep(store, configured("task=ks", "split.speaker=speaker", "layers=[2]"))
+    assert sorted(store.rglob("*")) == before
+    assert (tmp_path / "sweeps" / "store" / "ks-word" / "sweep.json").is_file()
+
+
+def test_the_weights_are_what_collapse_takes(store, tmp_path):
+    """One per layer of the store, none for the layers that were not swept; then sweep that."""
+    found = swept(store, tmp_path / "out", "split.speaker=speaker", "layers=[2,3]")
+    weights = json.loads((tmp_path / "out" / "weights.json").read_text())
+    assert weights[0] == 0.0
+    assert weights[1:] == pytest.approx(found.layer_weights)
+    assert sum(weights) == pytest.approx(1)
+    done = collapse(store, tmp_path / "one", tmp_path / "out" / "weights.json")
+    assert done.weights == pytest.approx(weights)
+    one = swept(tmp_path / "one", tmp_path / "again", "split.speaker=speaker")
+    assert [score.layer for score in one.scores] == ["collapsed"]
+    assert one.comparison is None
+    assert one.layer_weights is None
+    assert one.scores[0].test > 0.8
+    single = swept(store, tmp_path / "out", "split.speaker=speaker", "layers=[2]")
+    assert single.layer_weights is None
+    assert not (tmp_path / "out" / "weights.json").exists()
+
+
+def test_sweep_json_has_everything(store, tmp_path):
+    """Heads with their curves, predictions and all that the summary has; no NaN."""
+    found = swept(store, tmp_path, "split.speaker=speaker", "layers=[2]")
+    document = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)
+    assert document["best_layer"] == 2
+    assert len(document["heads"]) == 4
+    assert len(document["heads"][0]["predictions"]) == found.n_test
+    assert document["heads"][0]["curve"][-1][0] == 60
+    assert document["test_ids"][0] == list(found.test_ids[0])
+
+
+def test_folds_report_every_utterance_once(store, tmp_path):
+    """Leave-one-speaker-out: as many folds as speakers, and one score over all utterances."""
+    found = swept(
+        store,
+        tmp_path,
+        "split.speaker=speaker",
+        "split.folds=groups",
+        "layers=[2]",
+        "task.lrs=[1e-2]",
+    )
+    assert found.n_test == 160
+    assert len(found.test_ids) == 8
+    assert len(found.heads) == 8 * 2
+    tests = [head.test for head in found.heads]
+    assert found.score(2).test == pytest.approx(np.mean(tests))  # folds of equal size
+    assert np.sum(found.confusion) == 2 * 160
+
+
+def test_three_slots_are_right_together(tmp_path):
+    """Intent classification: what is planted tells two slots, the third is noise."""
+    noise = np.random.default_rng(0).integers(0, 2, 120)
+    columns = {
+        "action": [f"a{row % 4 // 2}" for row in range(120)],
+        "object": [f"o{row % 2}" for row in range(120)],
+        "location": [f"l{number}" for number in noise],
+    }
+    write_planted(tmp_path / "store", columns=columns)
+    found = swept(tmp_path / "store", tmp_path / "out", task="ic")
+    assert found.labels == ("action", "object", "location")
+    assert [len(names) for names in found.classes] == [2, 2, 2]
+    said = np.array(next(head for head in found.heads if head.layer == 2).predictions)
+    right = said == np.array(found.truth[0])
+    assert right.all(0).tolist()[2] is False
+    assert right.mean(0)[:2].min() > 0.8
+    assert found.score(2).test < 0.9
+    assert found.yardsticks["chance"] == 0.125
+
+
+def test_numbers_are_classes_in_their_order(tmp_path):
+    """Digits 0 to 11, not 0, 1, 10, 11, 2; and names of a ClassLabel in place of numbers."""
+    columns = {"number": [row % 12 for row in range(120)]}
+    write_planted(tmp_path / "plain", columns=columns)
+    root = tmp_path / "plain"
+    found = swept(root, tmp_path / "a", "labels=[number]", "layers=[2]", "seeds=[0]")
+    assert found.classes[0] == tuple(str(i) for i in range(12))
+    named = {"digit": [row % 4 for row in range(120)]}
+    make_store(
+        tmp_path / "named",
+        [3] * 120,
+        layers=LAYERS,
+        dim=DIM,
+        columns=pa.table(named),
+        features=planted(named["digit"]),
+    )
+    found = swept(tmp_path / "named", tmp_path / "b", "layers=[2]", "seeds=[0]")
+    assert found.labels == ("digit",)
+    assert found.classes[0] == ("zero", "one", "two", "three")
+    assert found.score(2).test > 0.8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "message"),
+    [
+        (["labels=[wort]"], "ks", "no column of the store: wort; it has word, speaker"),
+        ([], "er", r"task er looks for one of the columns emotion, label; the store has word, sp"),
+        ([], "ic", r"looks for all of the columns action, object, location; .*labels=\[COLUMN,CO"),
+        (
+            [],
+            "asr",
+            r"looks for one of the columns transcript, text, sentence; .*labels=\[COLUMN\]",
+        ),
+        (["labels=[word,speaker]"], "asr", "task asr learns one column of texts"),
+        (["layers=[2,9]", "split.speaker=speaker"], "ks", r"no layers \[9\] in the store; it has"),
+        (["split.speaker=spaeker"], "ks", "no column 'spaeker'; did you mean speaker"),
+        (["device=cuda", "split.speaker=speaker"], "ks", "torch finds no GPU"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(store, tmp_path, overrides, task, message):
+    """What is there, and what to say."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        swept(store, tmp_path, *overrides, task=task)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "heads").exists()
+
+
+def test_labels_that_teach_nothing_are_refused(tmp_path):
+    """One class; and speakers of test that train never heard."""
+    where = ["test" if row >= 90 else "train" for row in range(120)]
+    columns = {
+        "label": ["same"] * 120,
+        "split": where,
+        "speaker": [f"s{row // 30}" for row in range(120)],
+    }
+    write_planted(tmp_path / "store", columns=columns)
+    with pytest.raises(ConfigError, match="column 'label' has one class only, 'same'"):
+        swept(tmp_path / "store", tmp_path / "out", "labels=[label]")
+    with pytest.raises(ConfigError, match=r"1 classes of 'speaker' \(s3\) are in dev or test and"):
+        swept(tmp_path / "store", tmp_path / "out", task="sid")
+    odd = {"word": ["rare" if row == 119 else f"w{row % 2}" for row in range(120)], "split": where}
+    write_planted(tmp_path / "rare", columns=odd)
+    found = swept(tmp_path / "rare", tmp_path / "out", "layers=[2]")
+    assert any("1 classes of 'word' (rare) are in dev or test" in line for line in found.warnings)
+
+
+def test_an_unfinished_store_and_random_weights_are_said(tmp_path):
+    """Before any score is believed."""
+    write_planted(tmp_path / "empty", units=[])
+    with pytest.raises(StoreError, match="no complete utterances yet"):
+        swept(tmp_path / "empty", tmp_path / "out")
+    provenance = {"provenance": {"weights": "random"}}
+    write_planted(
+        tmp_path / "some", frames_per_unit=256, n=240, units=[0, 1], attributes=provenance
+    )
+    missing = 240 - len(open_store(tmp_path / "some"))
+    found = swept(tmp_path / "some", tmp_path / "out", "layers=[2]")
+    assert 0 < missing < 240
+    assert "RANDOM" in found.warnings[0]
+    assert f"the store is not complete: {missing} of 240 utterances" in found.warnings[1]
+    assert "RANDOM" in found.encoder
+
+
+def spelled_letters(texts, layer=2):
+    """Frames that say which letter they belong to, four per letter, in one layer."""
+    codes = np.random.default_rng(0).standard_normal((27, DIM)) * 3
+
+    def features(row, at, n_frames, dim):
+        values = np.random.default_rng([row, at]).standard_normal((n_frames, dim))
+        if at == layer:
+            letters = [ord(letter) - ord("a") for letter in texts[row] for _ in range(4)]
+            values += codes[letters]
+            values[3::4] = codes[26]  # a gap between letters
+        return values.astype(np.float16)
+
+    return features
+
+
+def test_a_frame_task_goes_the_same_way(tmp_path):
+    """Speech recognition on planted letters: error rates, lower is better, kept and compared."""
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcd"), random.integers(2, 5))) for _ in range(80)]
+    make_store(
+        tmp_path / "store",
+        [4 * len(text) for text in texts],
+        layers=LAYERS,
+        dim=DIM,
+        columns=pa.table({"text": texts}),
+        features=spelled_letters(texts),
+    )
+    settings = ("layers=[1,2]", "seeds=[0]", "task.lrs=[1e-2]", "task.steps=80", "task.batch=200")
+    found = swept(tmp_path / "store", tmp_path / "out", *settings, task="asr")
+    assert (found.metric, found.higher_is_better) == ("cer", False)
+    assert summary(found)["best_layer"] == 2
+    assert found.score(2).test < 0.3 < found.score(1).test
+    assert found.score(2).extra["wer"] >= found.score(2).test
+    assert found.score(2).low <= found.score(2).test <= found.score(2).high
+    assert found.truth[0] == tuple(texts[int(name.split("-")[1])] for name in found.test_ids[0])
+    assert found.confusion is None
+    again = swept(tmp_path / "store", tmp_path / "out", *settings, task="asr")
+    assert (again.trained, again.reused) == (0, 3)
+    assert told(again) == told(found)
+
+
+def test_the_folder_of_a_label_with_odd_characters_is_one_name(tmp_path, monkeypatch):
+    """Column names are data: they make no paths."""
+    columns = {"../up/word": [f"w{row % 4}" for row in range(60)]}
+    write_planted(tmp_path / "store", n=60, columns=columns)
+    monkeypatch.chdir(tmp_path)
+    config = load_sweep_config(["task=ks", *QUICK, "layers=[2]"])
+    _, folder = sweep("store", replace(config, labels=("../up/word",)))
+    assert folder == Path("sweeps/store/ks-.._up_word")

@@ -1,0 +1,261 @@
+"""Splits: nothing is in two parts, speakers stay apart, and errors say what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from itertools import chain, combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import SplitConfig, load_sweep_config
+from pipeline.errors import ConfigError
+from pipeline.probing.labels import read_labels
+from pipeline.probing.splits import make_split
+from pipeline.probing.stratified_split import deal, deal_groups
+from pipeline.store.read.features import open_store
+from pipeline.store.write.documents import read_plan, write_plan
+from tests.helpers.planted_stores import planted, write_planted
+
+N = 120
+
+
+def split_of(root, *overrides, task="ks"):
+    """The split that a sweep of a store would use."""
+    config = configured(f"task={task}", *overrides)
+    store = open_store(root)
+    return make_split(store, config.task, config.split, read_labels(store, config.task))
+
+
+@cache
+def configured(*overrides):
+    """The configuration; composing it takes longer than most of these splits."""
+    return load_sweep_config(list(overrides))
+
+
+def store_with(tmp_path, n=N, **columns):
+    """A store with these further columns."""
+    write_planted(tmp_path / "store", n=n, columns=columns)
+    return tmp_path / "store"
+
+
+def speakers_of(n_speakers, n=N):
+    """Utterances of one speaker lie together, so that each says all words."""
+    return [f"speaker-{row * n_speakers // n}" for row in range(n)]
+
+
+def in_parts(fold):
+    """Train, dev and test as lists."""
+    return [part.tolist() for part in (fold.train, fold.dev, fold.test)]
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=80),
+    st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.5), (0.2,) * 5]),
+    st.integers(0, 3),
+)
+def test_dealing_keeps_the_shares_of_the_whole_and_of_each_class(classes, shares, seed):
+    """A part is within one utterance of its share in all, and so within two in each class."""
+    numbers = np.array(classes)
+    parts = deal(numbers, shares, seed, keep_first=False)
+    for part, share in enumerate(shares):
+        assert abs((parts == part).sum() - share * len(classes)) <= 1 + 1e-9
+        for number in set(classes):
+            mine = numbers == number
+            assert abs((parts[mine] == part).sum() - share * mine.sum()) <= 2 + 1e-9
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
+def test_the_first_part_has_every_class(classes, seed):
+    """A class of one utterance can be trained, but not tested."""
+    numbers = np.array(classes)
+    parts = deal(numbers, (0.6, 0.2, 0.2), seed, keep_first=True)
+    assert set(numbers[parts == 0]) == set(classes)
+
+
+@given(st.lists(st.integers(0, 6), min_size=20, max_size=60), st.integers(0, 3))
+def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
+    """However unlike the groups are in size."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    shares = (0.8, 0.1, 0.1)[: numbers.max() + 1]
+    parts = deal_groups(np.zeros(len(groups), int), numbers, shares, seed)
+    assert set(parts) == set(range(len(shares)))
+    assert all(len(set(parts[numbers == group])) == 1 for group in set(numbers))
+
+
+def test_the_column_split_is_taken_and_dev_is_cut_from_train(tmp_path):
+    """As in corpora with train and test only: test stays as it is, dev is stratified."""
+    where = ["test" if row % 6 == 0 else "train" for row in range(N)]
+    split = split_of(store_with(tmp_path, split=where))
+    train, dev, test = in_parts(split.folds[0])
+    assert test == [row for row in range(N) if row % 6 == 0]
+    assert sorted(train + dev) == [row for row in range(N) if row % 6]
+    assert len(dev) == pytest.approx(100 / 9, abs=1)
+    assert Counter(row % 4 for row in dev).keys() == {0, 1, 2, 3}
+    assert "column split, dev cut from train by label" in split.words
+    assert split.warnings == ()
+
+
+def test_values_of_the_split_column_can_be_named(tmp_path):
+    """Several values may make one part, and the usual names of dev are known."""
+    where = [("clean", "other", "valid", "held", "junk")[row % 5] for row in range(N)]
+    root = store_with(tmp_path, part=where)
+    fold = split_of(
+        root, "split.column=part", "split.train=[clean,other]", "split.test=held"
+    ).folds[0]
+    assert [len(part) for part in in_parts(fold)] == [2 * N // 5, N // 5, N // 5]
+    with pytest.raises(ConfigError, match=r"no labelled utterance has part = train; its values"):
+        split_of(root, "split.column=part")
+
+
+def test_a_split_column_of_one_value_is_no_split(tmp_path):
+    """A store of one split of a hub dataset: a split is made, in the shares asked for."""
+    root = store_with(tmp_path, split=["train"] * N)
+    split = split_of(root, "split.ratios=[0.5,0.25,0.25]")
+    assert [len(part) for part in in_parts(split.folds[0])] == [60, 30, 30]
+    assert split.words.startswith("made here")
+
+
+def test_a_made_split_covers_all_and_is_a_function_of_its_seed(tmp_path):
+    """Every utterance is in one part; another seed gives another split of the same sizes."""
+    root = store_with(tmp_path)
+    first, again, other = (split_of(root, f"split.seed={seed}") for seed in (1, 1, 2))
+    parts = in_parts(first.folds[0])
+    assert sorted(chain(*parts)) == list(range(N))
+    assert in_parts(again.folds[0]) == parts
+    assert in_parts(other.folds[0]) != parts
+    assert list(map(len, in_parts(other.folds[0]))) == list(map(len, parts)) == [96, 12, 12]
+
+
+def test_a_random_split_with_known_speakers_is_refused(tmp_path):
+    """The classic error; the message names the speakers and both ways out."""
+    root = store_with(tmp_path, speaker_name=speakers_of(6))
+    with pytest.raises(ConfigError) as caught:
+        split_of(root)
+    message = str(caught.value)
+    assert "speaker-0" in message
+    assert "split.speaker=speaker_name" in message
+    assert "task.speaker_independent=false" in message
+    assert split_of(root, "task.speaker_independent=false").warnings == ()
+    with pytest.raises(ConfigError, match="on both sides"):
+        split_of(root, "split.folds=3")
+
+
+def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
+    """In the one split, and in every fold."""
+    speakers = speakers_of(6)
+    root = store_with(tmp_path, who=speakers)
+    for settings in ([], ["split.folds=3"], ["split.folds=groups"]):
+        split = split_of(root, "split.speaker=who", *settings)
+        assert split.warnings == ()
+        for fold in split.folds:
+            sides = [{speakers[row] for row in part} for part in in_parts(fold)]
+            assert all(sides)
+            assert not any(one & other for one, other in combinations(sides, 2))
+
+
+def test_folds_test_every_utterance_once(tmp_path):
+    """Leave-one-group-out has a fold per group, whose test set is the group."""
+    speakers = speakers_of(5)
+    root = store_with(tmp_path, session=speakers)
+    five = split_of(root, "split.folds=5")
+    assert sorted(row for fold in five.folds for row in fold.test.tolist()) == list(range(N))
+    assert [len(fold.test) for fold in five.folds] == [24] * 5
+    groups = split_of(root, "split.folds=groups", "split.speaker=session")
+    tested = [{speakers[row] for row in fold.test.tolist()} for fold in groups.folds]
+    assert tested == [{f"speaker-{i}"} for i in range(5)]
+
+
+def test_the_corpus_own_leak_is_used_and_said_loudly(tmp_path):
+    """Its split is its split, but a reader must know which speakers are on both sides."""
+    where = ["test" if row % 6 == 0 else "train" for row in range(N)]
+    root = store_with(tmp_path, split=where, speaker=speakers_of(4))
+    (warning,) = split_of(root).warnings
+    assert warning.startswith("LEAKAGE: 4 of 4 values of 'speaker' (speaker-0, speaker-1")
+    assert split_of(root, "task.speaker_independent=false").warnings == ()
+
+
+def test_dev_is_speaker_independent_where_the_corpus_is(tmp_path):
+    """Cut at random it would select for speakers that train knows."""
+    speakers = speakers_of(6)
+    where = ["test" if row >= 100 else "train" for row in range(N)]
+    split = split_of(store_with(tmp_path, split=where, speaker=speakers))
+    sides = [{speakers[row] for row in part} for part in in_parts(split.folds[0])]
+    assert not sides[0] & sides[1]
+    assert split.warnings == ()
+
+
+def test_speakers_that_are_the_classes_are_in_every_part(tmp_path):
+    """Speaker identification: keeping speakers apart would leave nothing to learn."""
+    root = store_with(tmp_path, speaker=speakers_of(4))
+    split = split_of(root, task="sid")
+    assert split.warnings == ()
+    with pytest.raises(ConfigError, match="is what task sid learns"):
+        split_of(root, "split.speaker=speaker", task="sid")
+
+
+def test_the_same_recording_on_both_sides_is_warned_of(tmp_path):
+    """By a column of recordings, and by the audio itself, whatever the ids are."""
+    where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
+    recordings = [f"tape-{row // 3}" for row in range(N)]
+    original = planted([row % 4 for row in range(N)])
+    twins = {8: 6}  # row 8 holds the audio of row 6
+    root = tmp_path / "store"
+    write_planted(
+        root,
+        n=N,
+        columns={"split": where, "recording_id": recordings},
+        features=lambda row, *place: original(twins.get(row, row), *place),
+    )
+    (warning,) = split_of(root).warnings
+    assert "20 values of 'recording_id' (tape-0, tape-10" in warning
+    plan = read_plan(root)
+    marks = pa.array([7 if row in (6, 8, 9) else row for row in range(N)], pa.uint32())
+    at = plan.table.schema.get_field_index("fingerprint")
+    write_plan(root, replace(plan, table=plan.table.set_column(at, "fingerprint", marks)))
+    warning = split_of(root).warnings[1]
+    assert "1 recordings are there more than once" in warning
+    assert "(e.g. utt-0006)" in warning
+
+
+def test_clips_that_only_begin_and_end_alike_are_not_warned_of(tmp_path):
+    """A fingerprint is of the ends of a file, which short clips in silence may share."""
+    where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
+    root = store_with(tmp_path, split=where)
+    plan = read_plan(root)
+    alike = pa.array([7] * N, pa.uint32())
+    at = plan.table.schema.get_field_index("fingerprint")
+    write_plan(root, replace(plan, table=plan.table.set_column(at, "fingerprint", alike)))
+    assert split_of(root).warnings == ()
+
+
+def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
+    """Null is no class, and neither is an empty cell."""
+    words = [[None, ""][row % 20 // 10] if row % 10 == 0 else f"w{row % 2}" for row in range(N)]
+    root = store_with(tmp_path, word=words)
+    split = split_of(root)
+    assert "12 utterances have no label and are left out" in split.warnings
+    assert not any(row % 10 == 0 for part in in_parts(split.folds[0]) for row in part)
+    with pytest.raises(ConfigError, match="no utterance has a label in word"):
+        split_of(store_with(tmp_path / "none", word=[None] * N))
+
+
+def test_too_few_groups_or_utterances_are_refused(tmp_path):
+    """In words, not by a library."""
+    root = store_with(tmp_path, who=["a", "b"] * (N // 2))
+    with pytest.raises(ConfigError, match=r"who has 2 values \(a, b\), too few for 3 parts"):
+        split_of(root, "split.speaker=who")
+    with pytest.raises(ConfigError, match="no utterance is left for dev"):
+        split_of(store_with(tmp_path / "tiny", n=3))
+    with pytest.raises(ConfigError, match="the store has no column 'speker'; did you mean"):
+        split_of(store_with(tmp_path / "near", speaker=speakers_of(3)), "split.speaker=speker")
+
+
+def test_the_defaults_are_the_documented_ones():
+    """conf/sweep.yaml spells out what the dataclass has."""
+    assert load_sweep_config(["task=ks"]).split == SplitConfig()

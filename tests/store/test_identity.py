@@ -1,0 +1,90 @@
+"""What a store is made from, and how two of those differ."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import IdentityError
+from pipeline.store.format.identity import check_same, compare, make_identity
+from pipeline.store.format.layout import FORMAT_VERSION
+
+SOURCE = {"kind": "hub", "columns": [{"name": "speaker", "type": "string"}]}
+AUDIO = {"resampler": {"name": "sinc", "width": 6}}
+ENCODER = {"name": "hubert_base", "layers": [1, 2], "precision": "fp32", "weights": "a" * 64}
+
+
+def identity(**changes: object) -> dict:
+    """An identity with changes in its encoder."""
+    return make_identity(SOURCE, AUDIO, {**ENCODER, **changes})
+
+
+def test_the_same_is_the_same() -> None:
+    """No difference, no error."""
+    assert compare(identity(), identity()) == []
+    check_same(identity(), identity(), "here")
+
+
+def test_the_format_and_the_stored_type_are_identity() -> None:
+    """They change stored bytes like everything else that is listed."""
+    assert identity()["format_version"] == FORMAT_VERSION
+    assert identity()["dtype"] == "float16"
+
+
+def test_every_difference_is_said_in_words() -> None:
+    """Key, stored and wanted value of each; and what to do."""
+    with pytest.raises(IdentityError) as caught:
+        check_same(identity(), identity(layers=[6], precision="bf16"), "out/store")
+    assert str(caught.value) == (
+        "store out/store holds other features: "
+        "encoder.layers is [1, 2] there, [6] here; encoder.precision is fp32 there, bf16 here. "
+        "Give the same settings to go on with it, or another store= to start a new one"
+    )
+
+
+def test_what_one_side_lacks_is_nothing() -> None:
+    """A setting that only one version knows is a difference too."""
+    assert compare({"a": 1}, {"b": {"c": 2}}) == [
+        "a is 1 there, nothing here",
+        "b.c is nothing there, 2 here",
+    ]
+
+
+def test_tuples_are_lists() -> None:
+    """What went through JSON equals what did not."""
+    assert compare({"a": [1, 2]}, {"a": (1, 2)}) == []
+
+
+@pytest.mark.parametrize("at", [5, 70, 400])
+def test_long_values_are_cut_around_what_differs(at: int) -> None:
+    """A list of columns or a hash stays readable, and the two sides never look alike."""
+    old = "x" * 500
+    new = f"{old[:at]}y{old[at + 1 :]}"
+    (line,) = compare({"key": old}, {"key": new})
+    stored, wanted = line.removeprefix("key is ").removesuffix(" here").split(" there, ")
+    assert stored != wanted
+    assert "y" in wanted
+    assert "..." in stored
+    assert len(line) < 170
+
+
+def test_a_longer_list_does_not_look_like_the_shorter() -> None:
+    """The end of the shorter one is shown, and what comes after it in the other."""
+    columns = [f"column-{i}" for i in range(30)]
+    (line,) = compare({"columns": columns}, {"columns": [*columns, "more"]})
+    assert "'more'" in line
+
+
+values = st.recursive(
+    st.integers() | st.text(max_size=9) | st.booleans() | st.none(),
+    lambda item: st.dictionaries(st.text("abc", min_size=1), item, min_size=1, max_size=3),
+    max_leaves=6,
+)
+documents = st.dictionaries(st.text("abc", min_size=1), values, max_size=4)
+
+
+@given(documents, documents)
+def test_no_difference_is_overlooked(a: dict, b: dict) -> None:
+    """Compare says nothing if and only if the two are equal."""
+    assert (compare(a, b) == []) == (a == b)

@@ -1,0 +1,187 @@
+"""The committed rows, and their compaction, which is only a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import files
+from pipeline.errors import DamagedError
+from pipeline.store.format.layout import INDEX_CACHE, index_key
+from pipeline.store.format.records import FIELDS, OK, Record, records_table
+from pipeline.store.index import (
+    committed_units,
+    compact,
+    drop_cache,
+    is_compact,
+    read_index,
+    read_unit,
+)
+from tests.helpers.fake_store import FakeStore, begin_store
+
+
+def test_rows_come_by_unit_and_position(store: FakeStore) -> None:
+    """All rows of all units with their carried columns and types."""
+    table = read_index(store.root)
+    assert table["row"].to_pylist() == list(range(11))
+    assert table["id"].to_pylist() == [f"utterance-{row}" for row in range(11)]
+    assert table["unit"].to_pylist() == store.plan.table["unit"].to_pylist()
+    assert table["status"].to_pylist() == [OK] * 3 + ["quarantined"] + [OK] * 7
+    assert table["digit"].to_pylist() == [row % 10 for row in range(11)]
+    assert table.schema.field("digit").type == pa.int64()
+
+
+def test_nothing_committed_is_an_empty_table(tmp_path: Path) -> None:
+    """With all fixed columns, so that readers need no special case."""
+    begin_store(tmp_path, [10])
+    assert committed_units(tmp_path) == []
+    assert read_index(tmp_path).schema.names == [item.name for item in FIELDS]
+    assert len(read_index(tmp_path)) == 0
+    assert committed_units(tmp_path / "nowhere") == []
+
+
+def test_only_whole_names_count(store: FakeStore) -> None:
+    """Half-written files and copies that people make are no commits."""
+    before = committed_units(store.root)
+    for name in ("unit-9.parquet.abc.partial", "unit-9.parquet.bak", "unit-x.parquet", "a.parquet"):
+        (store.root / "index" / name).write_bytes(b"?")
+    assert committed_units(store.root) == before
+    assert len(read_index(store.root)) == 11
+
+
+def delete(path: Path) -> None:
+    """No cache."""
+    path.unlink()
+
+
+def tear(path: Path) -> None:
+    """Half a cache."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    """A cache without bytes."""
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    """A cache in which one bit renames a column."""
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"speaker")] ^= 1
+    path.write_bytes(raw)
+
+
+def shorten(path: Path) -> None:
+    """A cache from before the last two units."""
+    table = files.read_parquet(path)
+    files.write_atomic(path, [files.parquet_bytes(table.slice(0, 3))])
+
+
+def lengthen(path: Path) -> None:
+    """A cache with a unit that is not committed any more."""
+    table = files.read_parquet(path)
+    gone = table.set_column(2, FIELDS[2], pa.array([77] * len(table), pa.int32()))
+    files.write_atomic(path, [files.parquet_bytes(pa.concat_tables([table, gone]))])
+
+
+def foreign(path: Path) -> None:
+    """Another table under the name of the cache."""
+    files.write_atomic(path, [files.parquet_bytes(pa.table({"unit": pa.array([0], pa.int32())}))])
+
+
+def unsealed(path: Path) -> None:
+    """A cache that another program has rewritten, with other values."""
+    table = files.read_parquet(path)
+    pq.write_table(table.set_column(0, FIELDS[0], pa.array(["?"] * len(table))), path)
+
+
+@pytest.mark.parametrize(
+    "change", [delete, tear, empty, flip, shorten, lengthen, foreign, unsealed]
+)
+def test_the_compaction_is_only_a_cache(store: FakeStore, change: Callable) -> None:
+    """Whatever happens to it, the same rows are read."""
+    truth = read_index(store.root)
+    compact(store.root)
+    assert is_compact(store.root)
+    assert read_index(store.root).equals(truth)
+    change(store.root / INDEX_CACHE)
+    assert read_index(store.root).equals(truth)
+    compact(store.root)
+    assert is_compact(store.root)
+    assert read_index(store.root).equals(truth)
+
+
+def test_the_compaction_is_used(store: FakeStore) -> None:
+    """Opening a large store reads one file: the unit files are not looked into."""
+    truth = compact(store.root)
+    for unit in committed_units(store.root):
+        (store.root / index_key(unit)).write_bytes(b"")
+    assert read_index(store.root).equals(truth)
+
+
+def test_is_compact_tells_a_cache_that_lacks_or_exceeds(store: FakeStore) -> None:
+    """It covers exactly the committed units, or it does not count."""
+    assert not is_compact(store.root)
+    compact(store.root)
+    (store.root / index_key(1)).rename(store.root / "aside")
+    assert not is_compact(store.root)
+    (store.root / "aside").rename(store.root / index_key(1))
+    assert is_compact(store.root)
+    drop_cache(store.root)
+    drop_cache(store.root)
+    assert not is_compact(store.root)
+
+
+def test_compaction_gives_the_same_bytes_whatever_was_cached(store: FakeStore) -> None:
+    """A resumed run ends with the index of an uninterrupted one."""
+    compact(store.root)
+    first = (store.root / INDEX_CACHE).read_bytes()
+    shorten(store.root / INDEX_CACHE)
+    compact(store.root)
+    assert (store.root / INDEX_CACHE).read_bytes() == first
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "swapped", "foreign"])
+def test_a_unit_that_is_not_what_was_committed_is_damaged(store: FakeStore, damage: str) -> None:
+    """It is named, and the remedy is."""
+    path = store.root / index_key(1)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "empty":
+        empty(path)
+    elif damage == "torn":
+        tear(path)
+    elif damage == "swapped":
+        path.write_bytes((store.root / index_key(2)).read_bytes())
+    else:
+        foreign(path)
+    with pytest.raises(DamagedError, match=r"unit.1.*strata verify"):
+        read_unit(store.root, 1)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(
+    st.lists(st.tuples(texts, texts | st.none(), st.lists(texts, max_size=3)), min_size=1),
+    st.lists(st.floats(width=32) | st.none(), min_size=1, max_size=1),
+)
+def test_records_survive_their_file(tmp_path_factory, rows: list, extra: list) -> None:
+    """Ids, reasons, flags and carried columns come back unchanged, whatever is in them."""
+    root = tmp_path_factory.mktemp("store")
+    records = [
+        Record(name, i, i, "quarantined", reason, flags=tuple(flags), crc32c=(0, 2**32 - 1))
+        for i, (name, reason, flags) in enumerate(rows)
+    ]
+    metadata = pa.table({"a b": pa.array(extra * len(rows), pa.float32())})
+    table = records_table(records, 5, 7, metadata)
+    files.write_atomic(root / index_key(5), [files.parquet_bytes(table)])
+    again = read_unit(root, 5)
+    assert again.drop_columns(["a b"]).equals(table.drop_columns(["a b"]))
+    assert str(again["a b"].to_pylist()) == str(table["a b"].to_pylist())

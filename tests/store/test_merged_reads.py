@@ -1,0 +1,127 @@
+"""Many reads at once: in the order of the disk, which is asked for all of them before any waits."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+from pipeline.store.read import merged as gathering
+from pipeline.store.read import shards
+from tests.helpers.feature_stores import make_store, noise
+
+LENGTHS = [200] * 40
+"""An utterance per unit, so that no two of them lie side by side."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gathering") / "store"
+    make_store(path, LENGTHS, features=noise)
+    return path
+
+
+@pytest.fixture
+def diary(monkeypatch):
+    """What the system is asked for, in order: (what, file, offset).
+
+    "tried" is a read that does not wait, "fetch" is advice, "read" is a read that waits. No file
+    is in memory here.
+    """
+    entries = []
+    read = os.preadv
+
+    def advised(descriptor, offset, length, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        entries.append(("fetch", os.fstat(descriptor).st_ino, offset))
+
+    def asked(descriptor, parts, offset, flags=0):
+        entries.append(("tried" if flags else "read", os.fstat(descriptor).st_ino, offset))
+        if flags:
+            raise BlockingIOError
+        return read(descriptor, parts, offset)
+
+    monkeypatch.setattr(shards.os, "posix_fadvise", advised)
+    monkeypatch.setattr(shards.os, "preadv", asked)
+    return entries
+
+
+def test_all_layers_are_asked_for_before_any_is_waited_for(root, diary):
+    """So a disk works on all of them; a read that is alone is made without further ado."""
+    store = pipeline.open_store(root)
+    assert np.array_equal(store.read(3)[1].numpy(), noise(3, 2, 200, 8))
+    assert [what for what, _, _ in diary] == ["tried", "fetch"] * 3 + ["read"] * 3
+    diary.clear()
+    store.read(3, [2], 10, 60)
+    assert [what for what, _, _ in diary] == ["read"]
+
+
+def test_a_disk_is_asked_for_some_reads_at_a_time(root, diary):
+    """Each read is made once, in the order in which it was asked for."""
+    found = pipeline.open_store(root).read_many(range(40))
+    assert all(np.array_equal(t[2].numpy(), noise(i, 3, 200, 8)) for i, t in enumerate(found))
+    places = {what: [place for w, *place in diary if w == what] for what in ("fetch", "read")}
+    assert places["fetch"] == places["read"]
+    assert len(places["read"]) == 120
+    ahead = np.cumsum([{"fetch": 1, "tried": 0, "read": -1}[what] for what, _, _ in diary])
+    assert ahead.min() >= 0
+    assert ahead.max() == gathering._TRIED_AT_ONCE
+
+
+def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):
+    """Only what is missing is fetched and waited for, the part that was there included."""
+    store = pipeline.open_store(root)
+    wanted = store.read_many(range(8), [1])
+    real, waited = os.preadv, []
+
+    def some(descriptor, parts, offset, flags=0):
+        slot = store._shards._shard(0, 5).descriptor
+        if flags and descriptor == slot:
+            return real(descriptor, [parts[0][:7]], offset)
+        waited.extend([descriptor] * (not flags))
+        return real(descriptor, parts, offset, flags)
+
+    monkeypatch.setattr(shards.os, "preadv", some)
+    found = store.read_many(range(8), [1])
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert waited == [store._shards._shard(0, 5).descriptor]
+
+
+def test_a_weighted_sum_asks_for_all_layers_that_count(root, diary):
+    """Layers of weight zero are neither fetched nor read."""
+    store = pipeline.open_store(root)
+    store.weighted_sum(5, [0.5, 0.0, 2.0])
+    assert [what for what, _, _ in diary] == ["fetch"] * 2 + ["read"] * 2
+
+
+def forget(root):
+    """Has the system drop the store's files from memory."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def test_what_is_not_in_memory_is_read_from_the_disk(root):
+    """The same values, whether the system had them in memory or not."""
+    store = pipeline.open_store(root)
+    warm = store[:]
+    forget(root)
+    assert all(torch.equal(a, b) for a, b in zip(store[:], warm, strict=True))
+    forget(root)
+    assert torch.equal(store.read(7), warm[7])
+    assert np.array_equal(warm[7][1].numpy(), noise(7, 2, 200, 8))
+
+
+def test_systems_that_take_no_advice_read_the_same(root, diary, monkeypatch):
+    """posix_fadvise is not everywhere."""
+    wanted = pipeline.open_store(root)[:]
+    monkeypatch.delattr(shards.os, "posix_fadvise")
+    store = pipeline.open_store(root)
+    assert all(torch.equal(a, b) for a, b in zip(store[:], wanted, strict=True))
+    assert torch.equal(store.read(4), wanted[4])

@@ -1,0 +1,108 @@
+"""How far a store has come, as told by its commits and its run log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StoreNotFoundError
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.run_log import RunLog, read_log
+from pipeline.store.format.layout import LOG
+from pipeline.store.maintain.status import read_status
+from tests.helpers.fake_store import FakeStore, begin_store
+
+REPORT = {"audio_s": 12.0, "n_fp32": 2, "seconds": {"encode": 3.0, "write": 0.5}}
+
+
+def log(root: Path, *events: tuple[str, str, float]) -> None:
+    """A run log of (run, event, second) lines."""
+    with (root / LOG).open("a") as file:
+        for run_id, event, second in events:
+            time = f"2025-01-01T00:00:{second:06.3f}+00:00"
+            facts = {"report": REPORT} if event == "unit_committed" else {}
+            line = {"time": time, "run_id": run_id, "event": event, **facts}
+            file.write(json.dumps(line) + "\n")
+
+
+def test_counts_come_from_the_commits(store: FakeStore) -> None:
+    """Whatever the log says or does not say."""
+    found = read_status(store.root)
+    assert (found.units_total, found.units_committed) == (5, 5)
+    assert (found.utterances_total, found.utterances_ok, found.utterances_quarantined) == (
+        11,
+        10,
+        1,
+    )
+    samples = sum(320 * store.features(row).shape[1] + 80 for row in range(11) if row != 3)
+    assert found.audio_seconds == pytest.approx(samples / 16_000, abs=1e-3)
+    assert found.reasons == {"the file is empty": 1}
+    assert not found.live
+    assert (found.run_id, found.realtime_factor, found.eta_seconds) == (None, None, None)
+
+
+def test_times_come_from_the_log(store: FakeStore) -> None:
+    """Rate of the last run that did anything; sums over all runs."""
+    log(store.root, ("a", "run_started", 0), ("a", "unit_committed", 6), ("a", "run_ended", 8))
+    log(store.root, ("b", "run_started", 10), ("b", "unit_committed", 12), ("c", "run_started", 20))
+    found = read_status(store.root)
+    assert found.wall_seconds == 10
+    assert found.realtime_factor == pytest.approx(12 / 2)
+    assert found.utterances_fp32 == 4
+    assert found.seconds == {"encode": 6.0, "write": 1.0}
+    assert found.run_id == "c"
+
+
+def test_a_live_run_has_an_eta(tmp_path: Path) -> None:
+    """The rest of the audio at the last rate, while a driver holds the lease."""
+    store = begin_store(tmp_path, [300, 300])
+    store.commit(0)
+    log(tmp_path, ("a", "run_started", 0), ("a", "unit_committed", 2))
+    assert read_status(tmp_path).eta_seconds is None
+    with Lease(tmp_path, "a"):
+        found = read_status(tmp_path)
+    assert found.live
+    assert found.eta_seconds == pytest.approx((320 * 300 + 80) / 16_000 / 6)
+
+
+def test_a_log_of_which_only_one_line_is_left_does_no_harm(store: FakeStore) -> None:
+    """No time has passed between the first and the last line that can be read."""
+    log(store.root, ("a", "unit_committed", 2))
+    found = read_status(store.root)
+    assert found.realtime_factor is None
+    assert found.wall_seconds == 0
+
+
+def test_no_store_is_said(tmp_path: Path) -> None:
+    """A path without a store has no status."""
+    with pytest.raises(StoreNotFoundError):
+        read_status(tmp_path)
+
+
+def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+    """What is written after a crash begins on a line of its own."""
+    RunLog(tmp_path, "a").write("run_started", units=1)
+    with (tmp_path / LOG).open("a") as file:
+        file.write('{"time": "2025-01-01T00:00')
+    RunLog(tmp_path, "b").write("run_started", units=2)
+    RunLog(tmp_path, "b").write("run_ended")
+    (tmp_path / LOG).open("ab").write(b"\xff\xfe\n[1]\n{}\n")
+    assert [(e["run_id"], e["event"]) for e in read_log(tmp_path)] == [
+        ("a", "run_started"),
+        ("b", "run_started"),
+        ("b", "run_ended"),
+    ]
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    """On a full disk the error of the unit counts, not that of the diary."""
+    (tmp_path / LOG).symlink_to("/dev/full")
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with pytest.raises(OSError, match="No space"), Path("/dev/full").open("wb", buffering=0) as f:
+        f.write(b"x")
+    RunLog(tmp_path, "a").write("unit_failed", error="no space left")
+    (tmp_path / LOG).unlink()
+    assert list(read_log(tmp_path)) == []

@@ -1,0 +1,213 @@
+"""What a reader sees of a store: keys, selections, snapshots, layers."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pipeline
+from pipeline.errors import StoreError, UtteranceNotFoundError
+from pipeline.store.format.layout import Layout
+from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, spelled
+
+LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
+PIECES = {5: 4}
+LOST = (6,)
+ROWS = [row for row in range(len(LENGTHS)) if row not in LOST]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("views") / "store"
+    make_store(path, LENGTHS, features=noise, pieces=PIECES, lost=LOST)
+    return path
+
+
+@pytest.fixture(scope="module")
+def opened(root):
+    return pipeline.open_store(root)
+
+
+def expected(position, layers=(1, 2, 3), dim=8):
+    row = ROWS[position]
+    return np.stack([noise(row, layer, LENGTHS[row], dim) for layer in layers])
+
+
+def test_pieces_are_joined_in_every_layer(opened):
+    """An utterance in four pieces, in four units, reads as one."""
+    assert np.array_equal(opened.read("utt-0005").numpy(), expected(5))
+    assert opened.n_frames("utt-0005") == 700
+
+
+@given(
+    position=st.integers(0, len(ROWS) - 1),
+    start=st.none() | st.integers(-800, 800),
+    stop=st.none() | st.integers(-800, 800),
+    layers=st.none() | st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=4),
+)
+def test_slices_of_frames_are_those_of_numpy(opened, position, start, stop, layers):
+    """Any slice of any layers, in any order, of any utterance is what NumPy would give."""
+    read = opened.read(position, layers, start, stop)
+    assert np.array_equal(read.numpy(), expected(position, layers or (1, 2, 3))[:, start:stop])
+
+
+def test_indices_count_from_either_end_and_slice(opened):
+    """`store[-1]`, `store[2:5]` and `read_many(slice)` follow `ids`."""
+    assert torch.equal(opened[-1], opened.read(opened.ids[-1]))
+    for found, position in zip(opened[-4:-1], range(len(ROWS) - 4, len(ROWS) - 1), strict=True):
+        assert np.array_equal(found.numpy(), expected(position))
+    assert [len(t[0]) for t in opened.read_many(slice(None, None, -3), [2])] == [1, 700, 3]
+    for wrong in (len(ROWS), -len(ROWS) - 1):
+        with pytest.raises(IndexError, match=str(wrong)):
+            opened.read(wrong)
+
+
+def test_what_is_asked_for_twice_is_not_shared(opened):
+    """Equal keys in `read_many` give equal tensors of their own."""
+    first, _, second = opened.read_many([3, 1, "utt-0003"])
+    assert torch.equal(first, second)
+    first.zero_()
+    assert np.array_equal(second.numpy(), expected(3))
+
+
+def test_side_by_side_utterances_are_one_read(opened, monkeypatch):
+    """A batch that is contiguous on disk costs one read per layer, whatever its order."""
+    reads = []
+    real = pipeline.store.read.shards.os.preadv
+
+    def counted(descriptor, parts, offset, flags=0):
+        reads.append((descriptor, len(parts), offset))
+        return real(descriptor, parts, offset, flags)
+
+    opened.read_many([0, 1, 2])
+    monkeypatch.setattr(pipeline.store.read.shards.os, "preadv", counted)
+    opened.read_many([2, 0, 1])
+    assert [n for _, n, _ in reads] == [3, 3, 3]
+    assert [offset for _, _, offset in reads] == [0, 0, 0]
+
+
+def test_a_missing_id_is_a_key_error_with_near_ones(opened):
+    """A typo is answered with the ids that look like it; a quarantined id with its reason."""
+    with pytest.raises(KeyError, match="utt-0003"):
+        opened.read("utt-003")
+    with pytest.raises(UtteranceNotFoundError, match="no sound in it"):
+        opened.n_frames("utt-0006")
+    assert "utt-0001" in opened
+    assert "utt-0006" not in opened
+
+
+def test_ids_with_equal_hashes_are_told_apart(tmp_path, monkeypatch):
+    """Lookup compares the id itself: hashes that collide change nothing."""
+    make_store(tmp_path / "s", [5, 6, 7])
+    monkeypatch.setattr(pipeline.store.read.catalogue.zlib, "crc32", lambda _: 7)
+    store = pipeline.open_store(tmp_path / "s")
+    assert [store.n_frames(f"utt-000{i}") for i in range(3)] == [5, 6, 7]
+    with pytest.raises(KeyError):
+        store.read("utt-0009")
+
+
+def test_select_by_values_lists_classes_and_expressions(opened):
+    """A selection is a store of its own, in the same order; selections nest."""
+    some = opened.select(speaker=["speaker-0", "speaker-1"], digit="one")
+    assert some.ids == ["utt-0001", "utt-0009"]
+    assert np.array_equal(some.read(1).numpy(), expected(8))
+    assert torch.equal(some.pooled([2]), opened.pooled([2])[[1, 8]])
+    assert opened.select(digit=1).ids == ["utt-0001", "utt-0005", "utt-0009"]
+    long = opened.select(pc.field("n_frames") > 90).select(pc.field("score") < 4)
+    assert long.ids == ["utt-0001", "utt-0003", "utt-0005"]
+    assert np.array_equal(long["utt-0005"].numpy(), expected(5))
+    assert len(opened.select(speaker="nobody")) == 0
+    with pytest.raises(KeyError):
+        some.read("utt-0000")
+
+
+def test_select_refuses_unknown_columns_and_classes(opened):
+    """The message names the columns, or the classes, that there are."""
+    with pytest.raises(StoreError, match=r"speeker.*speaker"):
+        opened.select(speeker="x")
+    with pytest.raises(StoreError, match="speaker"):
+        opened.select(pc.field("speeker") == "x")
+    with pytest.raises(StoreError, match="zero, one"):
+        opened.select(digit="eleven")
+
+
+def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
+    """While a job runs, a reader sees the units that were committed when it looked."""
+    root = tmp_path / "s"
+    lengths = [200, 200, 200, 200]
+    plan = make_store(root, lengths, units=[0, 2])
+    store = pipeline.open_store(root)
+    selected = store.select(digit=[1, 2])
+    layout = Layout((1, 2, 3), 8, plan.frames_per_unit, plan.utterances_per_slot)
+    before = pickle.dumps(store)
+    commit_units(root, plan, layout, default_columns(4), units=[1])
+    assert store.ids == ["utt-0000", "utt-0002"]
+    with pytest.raises(KeyError):
+        store.read("utt-0001")
+    assert pickle.loads(before).ids == store.ids
+    assert np.array_equal(pickle.loads(before)[1][0].numpy(), spelled(2, 1, 200, 8))
+    store.refresh()
+    assert store.ids == ["utt-0000", "utt-0001", "utt-0002"]
+    assert selected.ids == ["utt-0002"]
+    selected.refresh()
+    assert selected.ids == ["utt-0001", "utt-0002"]
+
+
+def test_an_utterance_with_a_missing_piece_is_not_visible(tmp_path):
+    """Only complete utterances count."""
+    make_store(tmp_path / "s", [700, 100], pieces={0: 4}, units=[0, 1, 3, 4])
+    assert pipeline.open_store(tmp_path / "s").ids == ["utt-0001"]
+
+
+def test_weighted_sum_is_the_naive_float32_sum_to_the_last_bit(opened):
+    """Blocks, pieces and the order on disk leave no trace in the sum."""
+    weights = torch.tensor([0.3, -1.7, 0.123])
+    for position in (3, 5, 8):
+        layers = torch.from_numpy(expected(position)).float()
+        naive = weights[0] * layers[0] + weights[1] * layers[1] + weights[2] * layers[2]
+        assert torch.equal(opened.weighted_sum(position, weights), naive)
+    with pytest.raises(StoreError, match="2 weights"):
+        opened.weighted_sum(0, [1.0, 2.0])
+
+
+def test_pooled_is_the_mean_over_frames(opened):
+    """Of every utterance and layer, also of one in pieces; layers in the order asked for."""
+    pooled = opened.pooled([3, 1])
+    for position in range(len(ROWS)):
+        mean = expected(position, (3, 1)).mean(1, dtype=np.float64)
+        assert np.allclose(pooled[position].numpy(), mean, rtol=1e-6, atol=1e-7)
+
+
+def test_the_record_is_what_was_committed(opened):
+    """`record` has what the reader leaves out of its memory: checksums, samples, flags."""
+    record = opened.record("utt-0003")
+    assert record["n_samples"] == 400 + 320 * 249
+    assert len(record["crc32c"]) == 3
+    assert record["speaker"] == "speaker-0"
+
+
+def test_the_final_norm_is_applied_to_the_last_layer_alone(tmp_path):
+    """`final_norm=True` gives what s3prl takes for the last layer of a pre-norm model."""
+    weight, bias = np.linspace(0.5, 2, 8), np.linspace(-1, 1, 8)
+    norm = {"layer": 3, "weight": weight.tolist(), "bias": bias.tolist(), "eps": 1e-5}
+    make_store(tmp_path / "s", [30, 20], features=noise, attributes={"final_norm": norm})
+    store = pipeline.open_store(tmp_path / "s")
+    raw, normed = store.read(1), store.read(1, final_norm=True)
+    frames = raw[2].double().numpy()
+    spread = np.sqrt(frames.var(1, keepdims=True) + 1e-5)
+    wanted = (frames - frames.mean(1, keepdims=True)) / spread * weight + bias
+    assert np.allclose(normed[2].numpy(), wanted, atol=3e-3)
+    assert torch.equal(normed[:2], raw[:2])
+    assert torch.equal(store.read(1, [3, 1], final_norm=True), normed[[2, 0]])
+
+
+def test_a_final_norm_that_is_not_there_is_said(opened):
+    """A post-norm model has none."""
+    with pytest.raises(StoreError, match="no final norm"):
+        opened.read(0, final_norm=True)

@@ -1,0 +1,405 @@
+"""Verification finds what has been done to a store, and names it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zarr
+
+from pipeline import files
+from pipeline.errors import DamagedError, StoreError, StoreNotFoundError
+from pipeline.store.format.layout import FRAMES, PLAN, POOLED, index_key, ledger_key
+from pipeline.store.format.records import DEFERRED, OK, Record
+from pipeline.store.index import compact
+from pipeline.store.maintain.verify import Verification, verify_store
+from pipeline.store.read.features import open_store
+from pipeline.store.write.documents import commit_unit, crc32c, write_plan
+from tests.helpers.fake_store import FakeStore, begin_store, make_store, plan_rows
+
+# The fixture `store`: unit 0 = utterances 0-2, full; unit 1 = 3-4, 3 quarantined; ...
+
+
+def test_a_sound_store_is_sound(store: FakeStore) -> None:
+    """With the right counts; the compaction changes nothing."""
+    found = verify_store(store.root)
+    frames = sum(store.features(row).shape[1] for row in range(11) if row != 3)
+    assert found == Verification((), 5, 5, 10, 1, frames * 3 * 4 * 2)
+    assert found.ok
+    compact(store.root)
+    assert verify_store(store.root) == found
+
+
+def test_units_that_are_missing_are_no_damage(tmp_path: Path) -> None:
+    """A store that is not finished is sound so far."""
+    store = begin_store(tmp_path, [300] * 3)
+    assert verify_store(tmp_path) == Verification((), 0, 3, 0, 0, 0)
+    store.commit(1)
+    found = verify_store(tmp_path)
+    assert (found.ok, found.units_committed, found.units_total) == (True, 1, 3)
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    """Flips one bit of a file."""
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def flip_payload(store: FakeStore) -> None:
+    """Frame 150 of unit 0 is in utterance 1."""
+    flip(store.path(store.layout.shard_key(1, 0)), 150 * store.layout.dim * 2 + 3)
+
+
+def flip_shard_index(store: FakeStore) -> None:
+    """The index at the end of a shard."""
+    flip(store.path(store.layout.shard_key(2, 0)), -7)
+
+
+def flip_shard_index_crc(store: FakeStore) -> None:
+    """The checksum of the index at the end of a shard."""
+    flip(store.path(store.layout.shard_key(2, 0)), -1)
+
+
+def flip_beyond_the_last_frame(store: FakeStore) -> None:
+    """Unit 2 has 264 frames; those beyond are NaN in every layer."""
+    path = store.path(store.layout.shard_key(0, 2))
+    matrix = np.memmap(path, "<f2", mode="r+", shape=(512, 4))
+    assert np.isnan(matrix[500]).all()
+    matrix[500, 2] = 1
+    matrix.flush()
+
+
+def truncate_shard(store: FakeStore) -> None:
+    """A shard without its last byte."""
+    path = store.path(store.layout.shard_key(0, 0))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty_shard(store: FakeStore) -> None:
+    """A shard of no bytes, which Zarr might take for one that was never written."""
+    store.path(store.layout.shard_key(0, 0)).write_bytes(b"")
+
+
+def lengthen_shard(store: FakeStore) -> None:
+    """A shard with something behind its index."""
+    with store.path(store.layout.shard_key(0, 0)).open("ab") as file:
+        file.write(b"x")
+
+
+def remove_shard(store: FakeStore) -> None:
+    """Zarr reads a missing shard as fill, without an error."""
+    store.path(store.layout.shard_key(1, 0)).unlink()
+
+
+def swap_shards(store: FakeStore) -> None:
+    """Two layers of one unit, each with a right index and right sizes."""
+    a, b = (store.path(store.layout.shard_key(axis, 0)) for axis in (0, 2))
+    swap(a, b)
+
+
+def flip_pooled(store: FakeStore) -> None:
+    """A bit of the pooled chunk."""
+    flip(store.path(store.layout.pooled_key(0)), 5)
+
+
+def truncate_pooled(store: FakeStore) -> None:
+    """A pooled chunk without its checksum."""
+    path = store.path(store.layout.pooled_key(0))
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def empty_pooled(store: FakeStore) -> None:
+    """A pooled chunk of no bytes."""
+    store.path(store.layout.pooled_key(0)).write_bytes(b"")
+
+
+def remove_pooled(store: FakeStore) -> None:
+    """A pooled chunk that is gone."""
+    store.path(store.layout.pooled_key(0)).unlink()
+
+
+def wrong_pooled(store: FakeStore) -> None:
+    """A pooled vector that is off by one bit, with a right checksum."""
+    path = store.path(store.layout.pooled_key(0))
+    values = np.frombuffer(path.read_bytes()[:-4], np.float32).copy()
+    values[9] = np.nextafter(values[9], np.float32(np.inf))
+    path.write_bytes(values.tobytes() + crc32c(values).to_bytes(4, "little"))
+
+
+def tear_unit_index(store: FakeStore) -> None:
+    """Half a commit."""
+    path = store.path(index_key(0))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_unit_index(store: FakeStore) -> None:
+    """One bit in the name of a carried column, which no Parquet checksum covers."""
+    path = store.path(index_key(0))
+    flip(path, path.read_bytes().rindex(b"speaker"))
+
+
+def swap(a: Path, b: Path) -> None:
+    """Exchanges two files."""
+    raw = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(raw)
+
+
+def swap_unit_indexes(store: FakeStore) -> None:
+    """Two commits under each other's name."""
+    swap(store.path(index_key(0)), store.path(index_key(2)))
+
+
+def relabel(unit: int, change: Callable[[list[Record]], list[Record]], slot: int | None = None):
+    """A commit that lies, sealed as if the writer had made it so."""
+
+    def damage(store: FakeStore) -> None:
+        _, records = store.buffer(unit)
+        table = store.index(unit, unit, change(records))
+        if slot is not None:
+            column = table.schema.get_field_index("slot")
+            values = pa.array([slot] * len(table), pa.int32())
+            table = table.set_column(column, table.schema.field(column), values)
+        files.write_atomic(store.path(index_key(unit)), [files.parquet_bytes(table)])
+
+    return damage
+
+
+def change_first(**changes: object) -> Callable[[list[Record]], list[Record]]:
+    """The first record of a unit with other facts."""
+    return lambda records: [replace(records[0], **changes), *records[1:]]
+
+
+DAMAGES: dict[str, tuple[Callable[[FakeStore], None], list[int], str]] = {
+    "payload bit": (flip_payload, [0], "layer 6 of utterance 'utterance-1' has a wrong checksum"),
+    "shard index bit": (flip_shard_index, [0], r"c/2/0/0 is damaged"),
+    "shard index crc bit": (flip_shard_index_crc, [0], r"c/2/0/0 is damaged"),
+    "value in nobody's frame": (flip_beyond_the_last_frame, [2], "layer 1 has values in frames"),
+    "truncated shard": (truncate_shard, [0], "c/0/0/0|utterance-0"),
+    "empty shard": (empty_shard, [0], "c/0/0/0|utterance-0|slot 0 is not readable"),
+    "lengthened shard": (lengthen_shard, [0], "c/0/0/0|utterance-0"),
+    "missing shard": (remove_shard, [0], r"c/1/0/0 is missing"),
+    "swapped shards": (swap_shards, [0], "layer 1 of utterance 'utterance-0' has a wrong checksum"),
+    "pooled bit": (flip_pooled, [0], "pooled"),
+    "truncated pooled": (truncate_pooled, [0], "pooled"),
+    "empty pooled": (empty_pooled, [0], "pooled"),
+    "missing pooled": (remove_pooled, [0], "pooled.*missing"),
+    "wrong pooled": (wrong_pooled, [0], "pooled vector of utterance 'utterance-0' is not the mean"),
+    "torn unit index": (tear_unit_index, [0], "index of unit 0 is not readable"),
+    "unit index bit": (flip_unit_index, [0], "index of unit 0 is not readable.*wrong checksum"),
+    "swapped unit indexes": (swap_unit_indexes, [0, 2], "is not the index of unit"),
+    "frame_start shifted": (
+        relabel(0, change_first(frame_start=1)),
+        [0],
+        "utterance 'utterance-0' has a wrong checksum",
+    ),
+    "frame_start of the next one": (
+        relabel(0, change_first(frame_start=100)),
+        [0],
+        "'utterance-1' overlaps another one",
+    ),
+    "frame_start before the slot": (
+        relabel(2, change_first(frame_start=-1)),
+        [2],
+        "lies outside of slot 2",
+    ),
+    "frame_start in the next slot": (
+        relabel(2, change_first(frame_start=512)),
+        [2],
+        "lies outside of slot 2",
+    ),
+    "no frame_start": (relabel(0, change_first(frame_start=None)), [0], "lacks its place"),
+    "no checksums": (relabel(0, change_first(crc32c=None)), [0], "lacks .* checksums"),
+    "too few checksums": (relabel(0, change_first(crc32c=(1,))), [0], "lacks .* checksums"),
+    "n_frames too many": (relabel(2, change_first(n_frames=9)), [2], "wrong checksum|overlaps"),
+    "n_frames zero": (relabel(0, change_first(n_frames=0)), [0], "lies outside"),
+    "another id": (relabel(0, change_first(id="utterance-1")), [0], "different id columns"),
+    "another row": (relabel(0, change_first(row=1)), [0], "different row columns"),
+    "an utterance twice": (
+        relabel(0, lambda records: [*records, records[-1]]),
+        [0],
+        "'utterance-2' overlaps another one",
+    ),
+    "an utterance left out": (
+        relabel(0, lambda records: records[:-1]),
+        [0],
+        "different id columns",
+    ),
+    "rows in another order": (
+        relabel(0, lambda records: records[::-1]),
+        [0],
+        "different id columns",
+    ),
+    "no rows": (relabel(0, lambda records: []), [0], "is not the index of unit 0"),
+    "the slot of another unit": (relabel(1, list, slot=0), [1], "it shares slot 0 with unit 0"),
+    "quarantined without a reason": (
+        relabel(1, change_first(reason=None)),
+        [1],
+        "'utterance-3' is quarantined without a reason",
+    ),
+    "unknown status": (relabel(0, change_first(status="good")), [0], "unknown status 'good'"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_it_finds(store: FakeStore, name: str) -> None:
+    """Each damage is found in its unit alone, and said in words."""
+    damage, units, pattern = DAMAGES[name]
+    damage(store)
+    found = verify_store(store.root)
+    assert not found.ok
+    assert found.damaged_units == units
+    assert any(re.search(pattern, item.problem) for item in found.damages), found.damages
+
+
+def test_any_flipped_byte_of_a_unit_is_found(tmp_path: Path) -> None:
+    """Bytes all over every file of a unit: nothing that was committed is unprotected."""
+    store = make_store(tmp_path, [255, 200])
+    random = np.random.default_rng(0)
+    keys = (*store.layout.shard_keys(0), store.layout.pooled_key(0), index_key(0))
+    owned = 455 * store.layout.dim * 2
+    for key in keys:
+        path = store.path(key)
+        sound = path.read_bytes()
+        size = len(sound)
+        places = {*random.integers(0, size, 10).tolist(), 0, size - 1}
+        for at in places:
+            if key.startswith(FRAMES) and owned <= at < store.layout.shard_data_bytes:
+                continue  # a NaN that belongs to nobody may be another NaN
+            flip(path, at, int(random.integers(8)))
+            assert verify_store(tmp_path).damaged_units == [0], (key, at)
+            path.write_bytes(sound)
+    assert verify_store(tmp_path).ok
+
+
+def test_all_damaged_units_are_listed(store: FakeStore) -> None:
+    """One damage does not hide another."""
+    remove_shard(store)
+    tear = store.path(index_key(4))
+    tear.write_bytes(b"")
+    assert verify_store(store.root).damaged_units == [0, 4]
+
+
+def test_progress_is_told_for_every_unit(store: FakeStore) -> None:
+    """Also for damaged ones."""
+    tear_unit_index(store)
+    seen: list[int] = []
+    verify_store(store.root, seen.append)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_a_slot_that_was_claimed_for_another_unit_is_found(store: FakeStore) -> None:
+    """The ledger and the commits must agree."""
+    path = store.path(ledger_key(1))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unit": 3}))
+    found = verify_store(store.root)
+    assert found.damaged_units == [1]
+    assert "slot 1 was claimed for unit 3" in found.damages[0].problem
+
+
+def test_a_commit_beyond_the_plan_is_found(store: FakeStore) -> None:
+    """A unit that the plan does not know."""
+    _, records = store.buffer(0)
+    table = store.index(9, 9, records)
+    files.write_atomic(store.path(index_key(9)), [files.parquet_bytes(table)])
+    found = verify_store(store.root)
+    assert found.damaged_units == [9]
+    assert "the plan has only 5 units" in found.damages[0].problem
+
+
+def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
+    """Deferred and done later is right; done twice is a duplicate."""
+    store = begin_store(tmp_path, [300, 300])
+    plan = store.plan.extended(plan_rows([300, 300]).slice(1))
+    write_plan(tmp_path, plan)
+    store = replace(store, plan=plan)
+    for unit in range(3):
+        buffer, records = store.buffer(unit)
+        if unit == 1:
+            late = replace(
+                records[0],
+                status=DEFERRED,
+                reason="longer than its header said",
+                crc32c=None,
+                frame_start=None,
+                n_frames=0,
+            )
+            records, deferred = [late], records
+        index = store.index(unit, store.claim(unit), records)
+        assert commit_unit(tmp_path, buffer, unit, unit, index).won
+    from pipeline.store.write.documents import resize
+
+    resize(tmp_path, store.layout, 3)
+    assert verify_store(tmp_path).ok
+    table = store.index(1, 1, deferred)
+    assert table["status"].to_pylist() == [OK]
+    files.write_atomic(store.path(index_key(1)), [files.parquet_bytes(table)])
+    found = verify_store(tmp_path)
+    assert found.damaged_units == [2]
+    assert "'utterance-1' is in unit 1 too" in found.damages[0].problem
+
+
+@pytest.mark.parametrize("key", [FRAMES, POOLED])
+@pytest.mark.parametrize("damage", ["missing", "torn", "short"])
+def test_zarr_documents_that_hide_the_features_are_damage(
+    store: FakeStore, key: str, damage: str
+) -> None:
+    """Strata itself would not notice; every other reader of the array would."""
+    path = store.path(f"{key}/zarr.json")
+    if damage == "missing":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:50])
+    else:
+        document = json.loads(path.read_text())
+        axis = 1 if key == FRAMES else 0
+        document["shape"][axis] -= document["shape"][axis] // store.plan.n_units
+        path.write_text(json.dumps(document))
+    with pytest.raises(DamagedError, match=r"strata extract"):
+        verify_store(store.root)
+
+
+def test_a_store_that_another_tool_has_rewritten_is_sound(store: FakeStore) -> None:
+    """Shards that are not flat are read through zarr-python, with the same result."""
+    array = zarr.open_array(store.path(FRAMES), mode="r")
+    values, attributes = array[:], array.attrs.asdict()
+    zarr.create_array(
+        store.path(FRAMES),
+        shape=array.shape,
+        dtype=array.dtype,
+        shards=array.shards,
+        chunks=array.chunks,
+        compressors=zarr.codecs.ZstdCodec(level=3),
+        fill_value=float("nan"),
+        dimension_names=("layer", "frame", "feature"),
+        attributes=attributes,
+        overwrite=True,
+    )[:] = values
+    assert verify_store(store.root).ok
+    reader = open_store(store.root)
+    np.testing.assert_array_equal(reader.read("utterance-7").numpy(), store.features(7))
+
+
+def test_no_plan_and_no_store_are_said(store: FakeStore, tmp_path: Path) -> None:
+    """One clear error each."""
+    with pytest.raises(StoreNotFoundError):
+        verify_store(tmp_path / "none")
+    store.path(PLAN).unlink()
+    with pytest.raises(DamagedError, match="no plan"):
+        verify_store(store.root)
+
+
+def test_a_flipped_plan_is_said(store: FakeStore) -> None:
+    """The plan is what commits are checked against, so it is sealed too."""
+    path = store.path(PLAN)
+    flip(path, path.stat().st_size // 3)
+    with pytest.raises(StoreError, match=r"plan\.parquet has a wrong checksum"):
+        verify_store(store.root)

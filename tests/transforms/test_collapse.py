@@ -1,0 +1,204 @@
+"""Collapsing: a weighted sum of the layers as a store of its own."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import pipeline
+from pipeline.errors import ConfigError, DamagedError, IdentityError, NoSpaceError, StoreBusyError
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.format.layout import Layout
+from pipeline.store.maintain.status import read_status
+from pipeline.store.maintain.verify import verify_store
+from pipeline.store.write.slot import SlotWriter
+from pipeline.transforms.collapse import COLLAPSED_LAYER
+from pipeline.transforms.layer_weights import read_weights
+from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
+
+LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
+WEIGHTS = [0.2, 0.5, -0.3]
+
+
+@pytest.fixture
+def parent(tmp_path):
+    make_store(tmp_path / "parent", LENGTHS, features=noise, pieces={5: 4}, lost=(6,))
+    return tmp_path / "parent"
+
+
+def shards_of(root):
+    """The bytes of every unit's shard and pooled chunk, by unit, whatever its slot."""
+    found = {}
+    for path in sorted((root / "index").glob("unit-*.parquet")):
+        slot = pq.read_table(path)["slot"][0].as_py()
+        chunk = root / f"features.zarr/pooled/c/{slot}/0/0/0"
+        shard = root / f"features.zarr/frames/c/0/{slot}/0"
+        found[path.name] = (shard.read_bytes(), chunk.read_bytes())
+    return found
+
+
+def test_it_holds_the_weighted_sum_and_verifies(parent, tmp_path):
+    """Every utterance is the store's own weighted sum in float16; metadata and losses carry over.
+
+    The one layer has a number that no block has.
+    """
+    done = pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
+    source, store = pipeline.open_store(parent), pipeline.open_store(tmp_path / "out")
+    assert store.layers == (COLLAPSED_LAYER,)
+    assert store.ids == source.ids
+    for name in store.ids:
+        assert torch.equal(store.read(name)[0], source.weighted_sum(name, WEIGHTS).half())
+    assert store.metadata.equals(source.metadata)
+    assert store.quarantined.equals(source.quarantined)
+    assert store.class_names == source.class_names
+    checked = verify_store(tmp_path / "out")
+    assert checked.ok, checked.damages
+    assert checked.utterances_ok == len(source)
+    assert done.units_committed == done.units_total
+    assert done.units_waiting == 0
+    status = read_status(tmp_path / "out")
+    assert status.utterances_ok == len(source)
+    assert status.audio_seconds == read_status(parent).audio_seconds
+    assert (
+        store.pooled()[:, 0] - source.pooled().mul(torch.tensor(WEIGHTS)[:, None]).sum(1)
+    ).abs().max() < 1e-2
+
+
+def test_it_says_where_it_comes_from(parent, tmp_path):
+    """Identity names parent and weights; provenance carries the parent's. No final norm remains."""
+    pipeline.collapse(parent, tmp_path / "out", "average")
+    attributes = pipeline.open_store(tmp_path / "out").attributes
+    recorded = attributes["identity"]["collapse"]
+    assert recorded["layers"] == [1, 2, 3]
+    assert np.allclose(recorded["weights"], 1 / 3)
+    assert len(recorded["parent_sha256"]) == 64
+    assert attributes["identity"]["encoder"] == {"layers": [1, 2, 3]}
+    assert attributes["provenance"]["parent"] == {"created": "by hand"}
+    assert "final_norm" not in attributes
+
+
+@pytest.mark.parametrize("step", ["shards", "commit"])
+def test_interrupted_and_run_again_it_ends_with_the_same_bytes(parent, tmp_path, monkeypatch, step):
+    """Killed in the third unit, before or after its shards are written: the rest is done alone."""
+    pipeline.collapse(parent, tmp_path / "whole", WEIGHTS)
+    out = tmp_path / "out"
+    real = pipeline.transforms.collapse.commit_unit
+    calls = []
+
+    def dies(root, buffer, unit, slot, index):
+        calls.append(unit)
+        if len(calls) == 3:
+            if step == "commit":
+                writer = SlotWriter(root, buffer, unit, slot)
+                writer.write(0, buffer.layout.frames_per_unit)
+                writer.complete()
+                writer.publish()
+            raise KeyboardInterrupt
+        return real(root, buffer, unit, slot, index)
+
+    monkeypatch.setattr(pipeline.transforms.collapse, "commit_unit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.collapse(parent, out, WEIGHTS)
+    assert len(shards_of(out)) == 2
+    monkeypatch.setattr(pipeline.transforms.collapse, "commit_unit", real)
+    done = pipeline.collapse(parent, out, WEIGHTS)
+    assert done.units_committed == done.units_total
+    assert shards_of(out) == shards_of(tmp_path / "whole")
+    assert verify_store(out).ok
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("0")}
+    pipeline.collapse(parent, out, WEIGHTS)  # nothing left: nothing written
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("0")} == before
+
+
+def test_a_parent_that_grows_is_followed(tmp_path):
+    """Only what the parent has committed is summed; the next run takes the rest."""
+    lengths = [200, 200, 200]
+    plan = make_store(tmp_path / "parent", lengths, features=noise, units=[0, 2])
+    first = pipeline.collapse(tmp_path / "parent", tmp_path / "out", WEIGHTS)
+    assert (first.units_committed, first.units_waiting) == (2, 1)
+    layout = Layout((1, 2, 3), 8, plan.frames_per_unit, plan.utterances_per_slot)
+    commit_units(tmp_path / "parent", plan, layout, default_columns(3), features=noise, units=[1])
+    second = pipeline.collapse(tmp_path / "parent", tmp_path / "out", WEIGHTS)
+    assert (second.units_committed, second.units_waiting) == (3, 0)
+    assert len(pipeline.open_store(tmp_path / "out")) == 3
+
+
+def test_other_weights_are_another_store(parent, tmp_path):
+    """A store is never mixed: other weights are refused with the difference."""
+    pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
+    with pytest.raises(IdentityError, match="collapse"):
+        pipeline.collapse(parent, tmp_path / "out", "average")
+    with pytest.raises(IdentityError):
+        pipeline.collapse(tmp_path / "out", parent, [1.0])
+    with pytest.raises(ConfigError, match="itself"):
+        pipeline.collapse(parent, parent, WEIGHTS)
+
+
+def test_damage_is_not_passed_on(parent, tmp_path):
+    """A flipped bit in the parent ends the run with the file's name; layers of weight 0 count."""
+    shard = parent / "features.zarr/frames/c/0/1/0"
+    raw = bytearray(shard.read_bytes())
+    raw[5] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(DamagedError, match="frames/c/0/1/0"):
+        pipeline.collapse(parent, tmp_path / "out", [0, 0.5, 0.5])
+
+
+def test_a_sum_that_float16_does_not_hold_is_quarantined(tmp_path):
+    """Its reason says so, and the others are there."""
+    make_store(
+        tmp_path / "parent",
+        [20, 30],
+        features=lambda row, layer, n, dim: np.full((n, dim), 60_000 * (row == 1), np.float16),
+    )
+    pipeline.collapse(tmp_path / "parent", tmp_path / "out", [1.0, 1.0, 1.0])
+    store = pipeline.open_store(tmp_path / "out")
+    assert store.ids == ["utt-0000"]
+    with pytest.raises(KeyError, match=r"1\.8e\+05"):
+        store.read("utt-0001")
+    assert verify_store(tmp_path / "out").ok
+
+
+def test_one_driver_at_a_time_and_room_on_the_disk(parent, tmp_path, monkeypatch):
+    """A second driver is refused, and so is what does not fit."""
+    with Lease(tmp_path / "out", "other"), pytest.raises(StoreBusyError):
+        pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(pipeline.transforms.collapse.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(NoSpaceError, match="GB"):
+        pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
+
+
+def test_weights_come_from_many_places(tmp_path):
+    """Numbers, text, files, and the state of a trained weighted sum, softmaxed."""
+    (tmp_path / "w.json").write_text(json.dumps(WEIGHTS))
+    np.save(tmp_path / "w.npy", np.array(WEIGHTS))
+    torch.save(torch.tensor(WEIGHTS), tmp_path / "w.pt")
+    model = torch.nn.Sequential(pipeline.WeightedSum(3), torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].scalars.copy_(torch.tensor([0.0, 1.0, 2.0]))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    wanted = tuple(torch.tensor(WEIGHTS).tolist())
+    for given in (
+        WEIGHTS,
+        str(WEIGHTS),
+        *(str(tmp_path / f"w.{e}") for e in ("json", "npy", "pt")),
+    ):
+        assert read_weights(given, 3) == wanted
+    learned = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
+    assert np.allclose(read_weights(tmp_path / "model.pt", 3), learned)
+    assert np.allclose(read_weights([0, 1, 2], 3, softmax=True), learned)
+    assert np.allclose(read_weights("average", 4), 0.25)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[1.0, 2.0], [1.0, 2.0, float("nan")], "avrage", "[1, 2", "[[1, 2, 3]]"]
+)
+def test_weights_that_do_not_fit_are_refused(wrong):
+    """Too few, not finite, no file, no list."""
+    with pytest.raises(ConfigError, match="weights"):
+        read_weights(wrong, 3)
