@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,17 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.fake_store import FakeStore, make_store
+from tests.helpers.network import refused_network
 
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse connections to other machines: tests run without a network."""
+    with refused_network():
+        yield
 
 
 @pytest.fixture(scope="session")
