@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from pipeline.cli import app as cli
 from pipeline.cli.app import app
-from pipeline.cli.app import app as cli
 from pipeline.config import config_folder
 from pipeline.encoders.wav2vec2.bundles import registry
 from tests.helpers.corpus import mixed_lengths, voice, write_folder

@@ -62,8 +62,9 @@ def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for this file."""
-    import faulty_decoders
     import ray
+
+    from tests.helpers import faulty_decoders
 
     ray.cloudpickle.register_pickle_by_value(faulty_decoders)
     ray.init(
