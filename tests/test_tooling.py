@@ -1,10 +1,11 @@
-"""The checks before a commit are those of scripts/test."""
+"""What surrounds the code: checks before a commit, typing, and lists of scripts."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -23,3 +24,12 @@ def test_pre_commit_runs_the_fast_checks_of_scripts_test() -> None:
 def test_the_package_is_typed() -> None:
     """Type checkers read the annotations of an installed Strata."""
     assert (ROOT / "pipeline" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "campaigns"])
+def test_every_script_has_a_line_in_its_readme(name: str) -> None:
+    """A row for every script that is run, and no row for one that is gone."""
+    listed = set(re.findall(r"^\| `([\w.]+)`", (ROOT / name / "README.md").read_text(), re.M))
+    assert listed <= {path.name for path in (ROOT / name).iterdir()}
+    scripts = {p.name for p in (ROOT / name).glob("*.py") if "__main__" in p.read_text()}
+    assert scripts - {"chaos.py"} <= listed  # `chaos` runs chaos.py
