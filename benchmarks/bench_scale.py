@@ -35,12 +35,13 @@ import soundfile
 from pipeline import files
 from pipeline.audio.decode import EncodedAudio
 from pipeline.config import Config, load_config
-from pipeline.events import Observer
+from pipeline.events import ObserverGroup
 from pipeline.extract import run
 from pipeline.extract.driver import Driver
-from pipeline.extract.executors.inline import Outcome
+from pipeline.extract.executors.base import Outcome
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.format.layout import index_key, ledger_key
 from pipeline.store.format.records import FIELDS
@@ -91,13 +92,13 @@ def _wav(n_samples: int) -> bytes:
     return buffer.getvalue()
 
 
-class InstantEngine:
-    """An engine whose units are done at once: what is left is the driver's own work."""
+class InstantExecutor:
+    """An executor whose units are done at once: what is left is the driver's own work."""
 
     def __init__(self) -> None:
         self._task: UnitTask | None = None
 
-    def has_room(self, alone: bool = False) -> bool:
+    def has_room(self, exclusive: bool = False) -> bool:
         """Whether it is idle."""
         return self._task is None
 
@@ -247,9 +248,8 @@ def overhead_ms(root: Path, config: Config, n_units: int) -> float:
             layout_of(attributes),
             plan,
             SimpleNamespace(check=lambda: None),  # type: ignore[arg-type]
-            RunLog(fresh, "bench"),
-            Observer(),
-            lambda n: InstantEngine(),
+            ObserverGroup(RunLogObserver(RunLog(fresh, "bench"))),
+            lambda n: InstantExecutor(),
             "bench",
         )
         with Lease(fresh, "bench") as lease:
@@ -259,7 +259,7 @@ def overhead_ms(root: Path, config: Config, n_units: int) -> float:
 
             ledger = Ledger.open(fresh, plan.n_units)
             began = time.perf_counter()
-            driver._extract(list(range(n_units)), InstantEngine(), ledger)
+            driver._extract(list(range(n_units)), InstantExecutor(), ledger)
             return round((time.perf_counter() - began) / n_units * 1000, 3)
 
 

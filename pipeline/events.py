@@ -1,25 +1,125 @@
-"""What a run tells those who watch it."""
+"""Events of a run: what an extraction, a collapse or a sweep tells its observers.
+
+Progress bars, the run log and tests are observers. Events are delivered in the driver's thread.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pipeline.extract.messages import UnitReport
     from pipeline.store.format.plan import Plan
 
 
+class CommittedUnit(Protocol):
+    """Report of a committed unit: a frozen dataclass with at least these fields."""
+
+    @property
+    def unit(self) -> int:
+        """Number of the unit."""
+
+    @property
+    def n_ok(self) -> int:
+        """Utterances or pieces with features."""
+
+    @property
+    def n_quarantined(self) -> int:
+        """Utterances or pieces that were quarantined."""
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in the features."""
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the unit took."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per stage."""
+
+
 class Observer:
-    """Watches a run and does nothing; a subclass shows it."""
+    """Receives the events of a run and ignores them; subclasses override what they show or record.
+
+    An exception raised by an observer is not caught: it ends the run like any other error. Units
+    committed before it are safe.
+    """
 
     def note(self, line: str) -> None:
-        """Takes a line for people."""
+        """Receive a message for the user, one line; warnings start with `WARNING`."""
 
-    def scanned(self, done: int) -> None:
-        """Takes the number of headers read so far."""
+    def headers_scanned(self, done: int) -> None:
+        """Receive the number of audio headers read so far."""
 
     def planned(self, plan: Plan, done: int) -> None:
-        """Takes the plan and the number of units that are committed already."""
+        """Receive the plan and the number of its units that are committed already."""
 
-    def committed(self, report: UnitReport) -> None:
-        """Takes the report of a unit that was just committed."""
+    def run_started(self, n_units: int) -> None:
+        """Receive the number of units to do; not called if there are none."""
+
+    def unit_committed(self, report: CommittedUnit) -> None:
+        """Receive the report of a unit that was just committed, with its seconds per stage."""
+
+    def unit_failed(self, unit: int, slot: int, cause: str, error: Exception) -> None:
+        """Receive an attempt that failed: its unit, slot, category of failure and exception."""
+
+    def run_ended(self, failed: Sequence[int], stopped: str | None = None) -> None:
+        """Receive the end of a run that was started, whether it succeeded or not.
+
+        Args:
+            failed: Units that were given up, in order.
+            stopped: Signal that stopped the run, empty if none did; None if the run cannot be
+                stopped by signals.
+        """
+
+    def head_trained(self, done: int, total: int) -> None:
+        """Receive the number of trained heads of a sweep, of all its heads."""
+
+
+class ObserverGroup(Observer):
+    """Passes each event on to several observers, in the given order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def note(self, line: str) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.note(line)
+
+    def headers_scanned(self, done: int) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.headers_scanned(done)
+
+    def planned(self, plan: Plan, done: int) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.planned(plan, done)
+
+    def run_started(self, n_units: int) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.run_started(n_units)
+
+    def unit_committed(self, report: CommittedUnit) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.unit_committed(report)
+
+    def unit_failed(self, unit: int, slot: int, cause: str, error: Exception) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.unit_failed(unit, slot, cause, error)
+
+    def run_ended(self, failed: Sequence[int], stopped: str | None = None) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.run_ended(failed, stopped)
+
+    def head_trained(self, done: int, total: int) -> None:
+        """Pass the event on."""
+        for observer in self._observers:
+            observer.head_trained(done, total)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.events import Observer
+from pipeline.events import CommittedUnit, Observer
 
 if TYPE_CHECKING:
-    from pipeline.extract.messages import UnitReport
     from pipeline.extract.planning import Estimate
     from pipeline.store.format.plan import Plan
     from pipeline.store.maintain.status import Status
@@ -63,7 +62,7 @@ class LiveObserver(Bars, Observer):
         style = "bold red" if line.startswith("WARNING") else None
         self._console.print(line, style=style, markup=False)
 
-    def scanned(self, done: int) -> None:
+    def headers_scanned(self, done: int) -> None:
         """Shows how many headers have been read."""
         self._progress.update(self._scan, completed=done, visible=True)
 
@@ -74,7 +73,7 @@ class LiveObserver(Bars, Observer):
         self._progress.update(self._scan, visible=False)
         self._progress.update(self._units, total=plan.n_units, completed=done, visible=True)
 
-    def committed(self, report: UnitReport) -> None:
+    def unit_committed(self, report: CommittedUnit) -> None:
         """Moves the bar on by one unit."""
         self._audio_s += report.audio_s
         rate = self._audio_s / max(1e-9, time.monotonic() - self._began)

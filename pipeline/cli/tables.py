@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.progress import Bars, duration
+from pipeline.events import Observer
 
 if TYPE_CHECKING:
     from pipeline.probing.results import LayerScore, Sweep
 
 
-class SweepProgress(Bars):
+class SweepProgress(Bars, Observer):
     """Shows how many heads are trained; where there is no terminal, only notes are printed."""
 
     def __init__(self, console: Console) -> None:
@@ -26,7 +27,7 @@ class SweepProgress(Bars):
         """Prints a line."""
         self._console.print(line, markup=False)
 
-    def trained(self, done: int, total: int) -> None:
+    def head_trained(self, done: int, total: int) -> None:
         """Moves the bar."""
         self._progress.update(self._heads, completed=done, total=total)
 

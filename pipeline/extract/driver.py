@@ -6,11 +6,10 @@ the engine's. Here are claims, attempts, suspicion and the end of a run.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,16 +20,14 @@ from pipeline.encoders.windows import FRAME_RATE_HZ
 from pipeline.errors import RunError, StrataError
 from pipeline.events import Observer
 from pipeline.extract.deferral import deferred_rows
-from pipeline.extract.executors.inline import LOST, SHARED, Engine, Outcome
+from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.planning import check_space
 from pipeline.store import index as index_files
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
-from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.coordination.run_log import now
 from pipeline.store.coordination.worker_failures import (
-    DIED,
-    FAILED,
     Death,
     judge,
     read_deaths,
@@ -85,7 +82,8 @@ class Driver:
     """Gives out units until none is left.
 
     Attributes:
-        open_engine: Starts the engine, given the number of units that there are to do.
+        observer: Receives the events of the run; the run log is among its observers.
+        open_executor: Starts the executor, given the number of units to do.
         failures: Units that were given up, with the last error.
     """
 
@@ -94,9 +92,8 @@ class Driver:
     layout: Layout
     plan: Plan
     lease: Lease
-    log: RunLog
     observer: Observer
-    open_engine: Callable[[int], Engine]
+    open_executor: Callable[[int], Executor]
     run_id: str
     stop: Stop = field(default_factory=Stop)
     failures: dict[int, Exception] = field(default_factory=dict)
@@ -123,38 +120,38 @@ class Driver:
         check_space(len(todo), self.layout, self.root)
         if index_files.cached_units(self.root).intersection(todo):  # a commit was taken back
             index_files.drop_cache(self.root)
-        self.log.write("run_started", units=len(todo), command=sys.argv[1:])
+        self.observer.run_started(len(todo))
         ledger = Ledger.open(self.root, self.plan.n_units)
         self._deaths = read_deaths(self.root)
-        engine = self.open_engine(len(todo))
+        executor = self.open_executor(len(todo))
         try:
             self.stop.is_graceful = self.config.engine.kind != "inline"
             while todo:
-                self._extract(todo, engine, ledger)
+                self._extract(todo, executor, ledger)
                 todo = self._adopt_deferred()
                 ledger.grow(self.plan.n_units)
         finally:
             self.stop.is_graceful = False
-            engine.close()
-            self.log.write("run_ended", failed=sorted(self.failures), stopped=self.stop.reason)
+            executor.close()
+            self.observer.run_ended(sorted(self.failures), self.stop.reason)
 
-    def _extract(self, todo: list[int], engine: Engine, ledger: Ledger) -> None:
+    def _extract(self, todo: list[int], executor: Executor, ledger: Ledger) -> None:
         waiting = deque(todo)
         in_flight = 0
         while waiting or in_flight:
             if self.stop.reason:
-                self._wind_up(engine, in_flight)
+                self._drain(executor, in_flight)
             self.lease.check()
-            while (unit := self._next(waiting, engine)) is not None:
-                self._submit(unit, engine, ledger)
+            while (unit := self._next(waiting, executor)) is not None:
+                self._submit(unit, executor, ledger)
                 in_flight += 1
-            for outcome in engine.poll(POLL_S):
+            for outcome in executor.poll(POLL_S):
                 in_flight -= 1
-                if self._settle(outcome):
+                if self._needs_retry(outcome):
                     waiting.append(outcome.task.unit)
             self._compact_now_and_then()
 
-    def _wind_up(self, engine: Engine, in_flight: int) -> None:
+    def _drain(self, executor: Executor, in_flight: int) -> None:
         """Waits for the units in flight, but not for long.
 
         Raises:
@@ -167,22 +164,22 @@ class Driver:
             )
         end_s = time.monotonic() + GRACE_S
         while in_flight and (left_s := end_s - time.monotonic()) > 0:
-            for outcome in engine.poll(min(POLL_S, left_s)):
+            for outcome in executor.poll(min(POLL_S, left_s)):
                 in_flight -= 1
                 if outcome.report is not None:
-                    self._celebrate(outcome.report)
+                    self._record_commit(outcome.report)
         done = len(index_files.committed_units(self.root))
         raise RunError(
             f"stopped by {self.stop.reason}; {done} of {self.plan.n_units} units are committed and "
             "safe: run the same command again to go on"
         )
 
-    def _next(self, waiting: deque[int], engine: Engine) -> int | None:
+    def _next(self, waiting: deque[int], executor: Executor) -> int | None:
         """Takes the first unit that waits and for which there is room; None if there is none."""
-        if not engine.has_room():
+        if not executor.has_room():
             return None
         for unit in waiting:
-            if not self._is_suspect(unit) or engine.has_room(alone=True):
+            if not self._is_suspect(unit) or executor.has_room(exclusive=True):
                 waiting.remove(unit)
                 return unit
         return None
@@ -195,7 +192,7 @@ class Driver:
         """
         return bool(self._deaths.get(unit)) or unit in self._wary
 
-    def _submit(self, unit: int, engine: Engine, ledger: Ledger) -> None:
+    def _submit(self, unit: int, executor: Executor, ledger: Ledger) -> None:
         n_slots = ledger.n_slots
         claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
         if claim.slot >= n_slots:
@@ -203,8 +200,9 @@ class Driver:
         rows = self.plan.unit_rows(unit)
         probation = judge(self._deaths.get(unit, ()))
         limit_s = self._limit_s(rows) * (CAREFUL if probation else 1)
-        alone = self._is_suspect(unit)
-        engine.submit(UnitTask(unit, claim.slot, claim.attempt, rows, probation, alone), limit_s)
+        exclusive = self._is_suspect(unit)
+        task = UnitTask(unit, claim.slot, claim.attempt, rows, probation, exclusive)
+        executor.submit(task, limit_s)
 
     def _limit_s(self, rows: pa.Table) -> float:
         """How long a unit may take before it counts as hung."""
@@ -217,31 +215,26 @@ class Driver:
         audio_s: float = pc.sum(rows["n_frames"]).as_py() / FRAME_RATE_HZ
         return max(MIN_LIMIT_S, factor * audio_s)
 
-    def _settle(self, outcome: Outcome) -> bool:
-        """Takes note of how an attempt ended; returns whether to try the unit again."""
+    def _needs_retry(self, outcome: Outcome) -> bool:
+        """Record how an attempt ended and return whether to retry the unit."""
         if outcome.report is not None:
-            self._celebrate(outcome.report)
+            self._record_commit(outcome.report)
             return False
-        error, unit = outcome.error, outcome.task.unit
-        assert error is not None  # an outcome has a report or an error
-        self.log.write(
-            "unit_failed",
-            unit=unit,
-            slot=outcome.task.slot,
-            cause=outcome.cause,
-            error=str(error),
-        )
+        error, cause, unit = outcome.error, outcome.cause, outcome.task.unit
+        assert error is not None  # an outcome has a report, or an error and its cause
+        assert cause is not None
+        self.observer.unit_failed(unit, outcome.task.slot, cause, error)
         if isinstance(error, StrataError):  # it would fail the same way again
             raise error
-        if outcome.cause == LOST:
+        if cause == Cause.LOST:
             self.observer.note(f"unit {unit} was lost with its node and will be done again")
             return True
-        if outcome.cause == SHARED:
+        if cause == Cause.SHARED:
             self._wary.add(unit)
             self.observer.note(f"unit {unit} was in the same worker and will be done again")
             return True
-        is_explained = self._remember(outcome)
-        self._tries[unit] += not (is_explained or outcome.in_company)
+        is_explained = self._record_failure(outcome)
+        self._tries[unit] += not (is_explained or outcome.is_ambiguous)
         if self._tries[unit] < self.config.run.max_attempts:
             self.observer.note(f"unit {unit} failed and will be tried again: {error}")
             return True
@@ -249,14 +242,14 @@ class Driver:
         self.observer.note(f"unit {unit} failed {self._tries[unit]} times, left out: {error}")
         return False
 
-    def _remember(self, outcome: Outcome) -> bool:
+    def _record_failure(self, outcome: Outcome) -> bool:
         """Records a death in the ledger; returns whether it is known whose fault it was."""
         task = outcome.task
         position, name, signal = take_trail(self.root, task.slot)
         detail = outcome.detail
-        if outcome.cause == DIED:
+        if outcome.cause == Cause.DIED:
             detail = signal or "killed, or out of memory"
-        cause = outcome.cause or FAILED
+        cause = outcome.cause or Cause.FAILED
         death = Death(task.slot, task.unit, cause, detail, position, name, self.run_id, now())
         record_death(self.root, death)
         self._deaths.setdefault(task.unit, []).append(death)
@@ -264,12 +257,11 @@ class Driver:
             self.observer.note(f"utterance {name!r} of unit {task.unit} is suspect: {detail}")
         return position is not None
 
-    def _celebrate(self, report: UnitReport) -> None:
-        self.log.write("unit_committed", report=asdict(report))
+    def _record_commit(self, report: UnitReport) -> None:
         self._n_new += 1
         speed = report.wall_s / max(report.audio_s, 1.0)
         self._slowest = max(self._slowest or 0.0, speed)
-        self.observer.committed(report)
+        self.observer.unit_committed(report)
 
     def _compact_now_and_then(self) -> None:
         due = time.monotonic() - self._compacted_s > COMPACT_EVERY_S

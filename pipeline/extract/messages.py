@@ -98,8 +98,8 @@ class UnitTask:
         attempt: 1 for the first one.
         rows: Its rows of the plan.
         probation: Given to a unit that took workers with it: try its utterances alone first.
-        alone: Whether its worker may have no other unit meanwhile, so that it is clear whose fault
-            it is should the worker die.
+        exclusive: Whether its worker must hold no other unit meanwhile, so that a failure of the
+            worker has one culprit.
     """
 
     unit: int
@@ -107,7 +107,7 @@ class UnitTask:
     attempt: int
     rows: pa.Table
     probation: Probation | None = None
-    alone: bool = False
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)

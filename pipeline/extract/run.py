@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, choose_layers
 from pipeline.encoders.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from pipeline.errors import ConfigError, RunError
-from pipeline.events import Observer
+from pipeline.events import Observer, ObserverGroup
 from pipeline.extract.driver import Driver, Stop, failure_message
 from pipeline.extract.encoder_setup import (
     batch_frames,
@@ -36,7 +36,7 @@ from pipeline.extract.encoder_setup import (
     short_selfcheck,
     windowing,
 )
-from pipeline.extract.executors.ray import open_engine
+from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
 from pipeline.extract.resources import Resources, find_resources
@@ -46,6 +46,7 @@ from pipeline.sources.hub import Source, open_source
 from pipeline.store import index as index_files
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.identity import Identity, check_same, make_identity
 from pipeline.store.format.layout import FORMAT_VERSION, GROUP, Layout
@@ -78,7 +79,10 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     root = Path(config.store) if config.store else None
     if root is None:
         found = plan_source(
-            source, windowing(config), config.plan.frames_per_unit, progress=observer.scanned
+            source,
+            windowing(config),
+            config.plan.frames_per_unit,
+            progress=observer.headers_scanned,
         )
     else:
         with Lease(root, _new_run_id()) as lease:
@@ -136,7 +140,7 @@ def extract(
         saved = savings(config)
         if saved:
             observer.note(saved)
-        log = RunLog(root, run_id)
+        observer = ObserverGroup(RunLogObserver(RunLog(root, run_id)), observer)
         layout = _prepare(config, source, found, encoder, resources, root, observer)
         job = Job(
             root=root.absolute(),
@@ -147,17 +151,15 @@ def extract(
             threads=resources.threads,
             decode=decode,
         )
-        # Only the inline engine's worker is this process's own, with what is open here.
+        # Only the inline executor's worker runs in this process, with what is open here.
         make_worker = partial(Worker, job, encoder, source)
         if config.engine.kind != "inline":
             make_worker = partial(Worker, job)
             del encoder  # workers load their own; a GPU has no room for two
             if resources.device == "cuda" and torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        open_ = partial(open_engine, config.engine, resources, job, make_worker)
-        driver = Driver(
-            config, root, layout, found, lease, log, observer, open_, run_id, stop or Stop()
-        )
+        open_ = partial(open_executor, config.engine, resources, make_worker)
+        driver = Driver(config, root, layout, found, lease, observer, open_, run_id, stop or Stop())
         driver.run()
         sweep(root, layout)
         if not index_files.is_compact(root):
@@ -205,7 +207,7 @@ def _obtain_plan(
     again = quarantined_rows(root, stored) if stored and config.retry_quarantined else []
     if again:
         observer.note(f"{len(again)} quarantined utterances are going to be tried again")
-    found = plan_source(source, windowing(config), wanted, stored, observer.scanned, again)
+    found = plan_source(source, windowing(config), wanted, stored, observer.headers_scanned, again)
     if found is not stored:
         lease.check()  # a scan takes long, and another driver's plan must not be overwritten
         write_plan(root, found)

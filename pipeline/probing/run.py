@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.errors import ConfigError, StoreError
+from pipeline.events import Observer
 from pipeline.probing.encoder_description import encoder_in_words, warnings_of
 from pipeline.probing.head_cache import HeadsCache
 from pipeline.probing.labels import HeadSpec, Labels, read_labels
@@ -37,26 +38,6 @@ VOCABULARY = "vocabulary.json"
 """What is in the output folder, beside the report."""
 
 _FEW = 100  # test utterances, fewer than which are said to be few
-
-
-class Watcher(Protocol):
-    """Who watches a sweep."""
-
-    def note(self, line: str) -> None:
-        """Takes a line for people."""
-
-    def trained(self, done: int, total: int) -> None:
-        """Takes how many heads of all are there."""
-
-
-class Nobody:
-    """Watches nothing."""
-
-    def note(self, line: str) -> None:
-        """Does nothing."""
-
-    def trained(self, done: int, total: int) -> None:
-        """Does nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +68,14 @@ class _Sweeping:
 
 
 def sweep(
-    store_path: str | Path, config: SweepConfig, watcher: Watcher | None = None
+    store_path: str | Path, config: SweepConfig, observer: Observer | None = None
 ) -> tuple[Sweep, Path]:
     """Trains what is missing, scores, and writes `sweep.json` and `weights.json`.
 
     Args:
         store_path: The store; nothing is written into it.
         config: The task, and how to sweep it.
-        watcher: Who watches.
+        observer: Receives notes and progress.
 
     Returns:
         All that was found, and the folder with the output. `report.write_report` takes both.
@@ -106,7 +87,7 @@ def sweep(
     times = [time.perf_counter()]
     here = _prepare(store_path, config)
     times.append(time.perf_counter())
-    heads, n_reused = _train(here, watcher or Nobody())
+    heads, n_reused = _train(here, observer or Observer())
     times.append(time.perf_counter())
     ranking = rank(here.task, heads, list(dict.fromkeys(spec.layer for spec in here.specs)))
     layer = best_layer(ranking.scores, here.task.higher_is_better)
@@ -172,7 +153,7 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _Sweeping:
     return _Sweeping(store, path, config, layers, labels, split, task, specs, folder)
 
 
-def _train(here: _Sweeping, watcher: Watcher) -> tuple[list[HeadResult], int]:
+def _train(here: _Sweeping, observer: Observer) -> tuple[list[HeadResult], int]:
     """All heads, in the order of the specs, and how many were there before."""
     cache = HeadsCache(
         here.folder / HEADS,
@@ -185,16 +166,16 @@ def _train(here: _Sweeping, watcher: Watcher) -> tuple[list[HeadResult], int]:
     kept = {spec: cache.load(spec) for spec in here.specs}
     found = {spec: head for spec, head in kept.items() if head is not None}
     n_reused = len(found)
-    watcher.trained(n_reused, len(here.specs))
+    observer.head_trained(n_reused, len(here.specs))
 
     def done(spec: HeadSpec, head: HeadResult) -> None:
         cache.save(spec, head)
         found[spec] = head
-        watcher.trained(len(found), len(here.specs))
+        observer.head_trained(len(found), len(here.specs))
 
     missing = [spec for spec in here.specs if spec not in found]
     if missing:
-        here.task.train(missing, done, watcher.note)
+        here.task.train(missing, done, observer.note)
     return [found[spec] for spec in here.specs], n_reused
 
 

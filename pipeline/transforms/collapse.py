@@ -15,10 +15,10 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DamagedError, NoSpaceError, StoreError
+from pipeline.events import Observer, ObserverGroup
 from pipeline.store import index as index_files
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import COLLAPSED_LAYER, GROUP, Layout
@@ -54,19 +56,6 @@ from pipeline.transforms.layer_weights import read_weights
 _FLOAT16_MAX = 65504.0
 
 Row = dict[str, Any]
-
-
-class Watcher(Protocol):
-    """Who watches; `pipeline.events.Observer` is one."""
-
-    def note(self, line: str) -> None:
-        """Takes a line for people."""
-
-    def planned(self, plan: Plan, done: int) -> None:
-        """Takes the plan and the number of units that are committed already."""
-
-    def committed(self, report: Any) -> None:
-        """Takes a `CollapsedUnit`."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +115,7 @@ def collapse(
     out_path: str | Path,
     weights: str | Path | Sequence[float] | Tensor,
     softmax: bool = False,
-    observer: Watcher | None = None,
+    observer: Observer | None = None,
 ) -> Collapse:
     """Writes the weighted sum over the layers of a store as a store of one layer.
 
@@ -139,7 +128,7 @@ def collapse(
         out_path: The store to write, or to go on with.
         weights: `average`, one number per layer, or where to find them (`read_weights`).
         softmax: Put the numbers through a softmax first.
-        observer: Who watches.
+        observer: Receives the events of the run.
 
     Returns:
         What the collapsed store holds now.
@@ -167,12 +156,11 @@ def collapse(
         ready = [unit for unit in index_files.committed_units(parent) if unit < plan.n_units]
         todo = [unit for unit in ready if unit not in committed]
         _check_space(out, len(todo) * layout.slot_bytes)
-        if observer:
-            observer.planned(plan, len(committed))
+        observer = ObserverGroup(RunLogObserver(RunLog(out, run_id)), observer or Observer())
+        observer.planned(plan, len(committed))
         if todo:
             index_files.drop_cache(out)
-            log = RunLog(out, run_id)
-            log.write("run_started", units=len(todo), command=sys.argv[1:])
+            observer.run_started(len(todo))
             work = _Collapsing(parent, layout_of(attributes), out, layout, numbers)
             for unit in todo:
                 n_slots = ledger.n_slots
@@ -180,17 +168,15 @@ def collapse(
                 if slot >= n_slots:
                     resize(out, layout, ledger.n_slots)
                 report = work.unit(unit, slot, attributes["sample_rate_hz"])
-                log.write("unit_committed", report=asdict(report))
-                if observer:
-                    observer.committed(report)
+                observer.unit_committed(report)
                 lease.check()
-            log.write("run_ended", failed=[])
+            observer.run_ended([])
         sweep(out, layout)
         if not index_files.is_compact(out):
             index_files.compact(out)
     n_done = len(index_files.committed_units(out))
     waiting = plan.n_units - len(ready)
-    if waiting and observer:
+    if waiting:
         observer.note(f"{waiting} units of {parent} are not extracted yet; run again when they are")
     return Collapse(
         weights=numbers,

@@ -1,28 +1,75 @@
-"""Engines: who gets a unit when, and what becomes of workers that cannot be made."""
+"""Executors: one conformance suite for all of them, and what is particular to Ray."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipeline.config import DatasetConfig, EngineConfig
-from pipeline.errors import ConfigError, RunError, WeightsError
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, RunError, SourceError, WeightsError
 from pipeline.extract import resources
-from pipeline.extract.executors import ray as engine_module
-from pipeline.extract.executors.inline import InlineEngine
-from pipeline.extract.executors.ray import RayEngine
-from pipeline.extract.executors.ray_actor import Flight, Remote
+from pipeline.extract.executors import ray as ray_module
+from pipeline.extract.executors.base import UNITS_PER_WORKER, Cause, Executor, Outcome
+from pipeline.extract.executors.inline import InlineExecutor
+from pipeline.extract.executors.opening import open_executor
+from pipeline.extract.executors.ray import RayExecutor
+from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
 from pipeline.extract.executors.ray_cluster import Machine
+from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.resources import Resources, find_resources
-from pipeline.extract.worker import Job, UnitTask
-from pipeline.store.format.layout import Layout
+from pipeline.store.coordination import worker_failures
+
+ONE = Resources(1, 1, "cpu")
+LONG_S = 60.0
+
+
+class ScriptedWorker:
+    """Worker that does with a unit what the unit's only row says."""
+
+    def __init__(self) -> None:
+        self.n_begun = 0
+
+    def prefetch(self, task: UnitTask) -> None:
+        """Decode nothing."""
+
+    def extract(self, task: UnitTask) -> UnitReport:
+        """Run the unit's script."""
+        return self.begin(task).result()
+
+    def begin(self, task: UnitTask) -> Future[UnitReport]:
+        """Run the unit's script; the report's `n_bytes` counts the units that were begun."""
+        [row] = task.rows.to_pylist()
+        self.n_begun += 1
+        number = self.n_begun
+        time.sleep(row["sleep_s"])
+        match row["action"]:
+            case "strata":
+                raise SourceError(f"unit {task.unit} is not the planned one")
+            case "error":
+                raise ValueError(f"unit {task.unit}\nis odd")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "":
+                pass
+            case path:
+                Path(path).touch()
+        future: Future[UnitReport] = Future()
+        future.set_result(UnitReport(task.unit, task.slot, True, 1, 0, 0, 0, 1.0, 1.0, number, "w"))
+        return future
+
+    def close(self) -> None:
+        """Nothing to stop."""
 
 
 def no_weights() -> Any:
@@ -30,77 +77,245 @@ def no_weights() -> Any:
 
 
 def no_process() -> Any:
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def job(load: Any) -> Job:
-    layout = Layout((1,), 4, 256, 8)
-    return Job(Path("nowhere"), layout, DatasetConfig("audiofolder"), load, 100, 1)
+def task(unit: int, action: str = "", sleep_s: float = 0.0, exclusive: bool = False) -> UnitTask:
+    rows = pa.table({"action": [action], "sleep_s": [sleep_s]})
+    return UnitTask(unit, unit, 1, rows, exclusive=exclusive)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A small Ray, to which this module's functions are shipped by value."""
+def run(executor: Executor, tasks: Sequence[UnitTask]) -> dict[int, Outcome]:
+    """Submit tasks in order as soon as there is room; return the outcomes by unit."""
+    waiting, outcomes = list(tasks), []
+    deadline = time.monotonic() + 60
+    while len(outcomes) < len(tasks):
+        assert time.monotonic() < deadline
+        while waiting and executor.has_room(waiting[0].exclusive):
+            assert executor.submit(waiting.pop(0), LONG_S)
+        outcomes += executor.poll(1.0)
+    assert executor.poll(0.1) == []
+    found = {outcome.task.unit: outcome for outcome in outcomes}
+    assert len(found) == len(outcomes) == len(tasks)
+    return found
+
+
+def wait_for_room(executor: Executor) -> None:
+    """Wait until a worker is ready, if the executor starts workers ahead."""
+    deadline = time.monotonic() + 60
+    while not executor.has_room(exclusive=True):
+        assert executor.poll(1.0) == []
+        assert time.monotonic() < deadline
+
+
+@pytest.fixture
+def by_value() -> Iterator[None]:
+    """Ship this module's classes and functions to Ray's workers, which cannot import it."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        log_to_driver=False,
-    )
     yield
-    ray.shutdown()
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def poll_until_it_ends(engine: RayEngine) -> None:
-    try:
-        for _ in range(120):
-            assert engine.poll(1.0) == []
-            assert not engine.has_room()
-    finally:
-        engine.close()
+@pytest.fixture
+def local_ray(ray_session: None, by_value: None) -> None:
+    """Ray, and this module's classes in its workers."""
 
 
-def test_a_worker_that_cannot_be_made_ends_the_run_with_its_own_error(ray_cluster: None) -> None:
-    """Missing weights are missing everywhere: no retry, and no unit is spent."""
-    engine = RayEngine(EngineConfig("ray"), Resources(1, 1, "cpu"), job(no_weights))
-    with pytest.raises(WeightsError, match="another architecture"):
-        poll_until_it_ends(engine)
+Opener = Callable[[Callable[[], Any]], Executor]
+
+
+@pytest.fixture(params=["inline", "ray"])
+def open_(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Open an executor with one worker; the parameter is the implementation under test."""
+    if request.param == "ray":
+        request.getfixturevalue("local_ray")
+    opened: list[Executor] = []
+
+    def open_one(make_worker: Callable[[], Any]) -> Executor:
+        opened.append(open_executor(EngineConfig(request.param), ONE, make_worker))
+        return opened[-1]
+
+    yield open_one
+    for executor in opened:
+        executor.close()
+
+
+class TestConformance:
+    """What `Executor` promises, for each implementation."""
+
+    def test_every_unit_has_one_outcome(self, open_: Opener) -> None:
+        """Reports and errors come back, each with its task; an error ends no other unit.
+
+        A StrataError keeps its type and message; any other exception becomes a RuntimeError of one
+        line. Units of one worker are encoded in the order of submission.
+        """
+        tasks = [
+            task(0, sleep_s=0.05),
+            task(1, "strata", sleep_s=0.05),
+            task(2, "error", sleep_s=0.05),
+            task(3, exclusive=True),
+            task(4),
+            task(5),
+        ]
+        found = run(open_(ScriptedWorker), tasks)
+        assert {unit: outcome.task for unit, outcome in found.items()} == dict(enumerate(tasks))
+        reports = {unit: outcome.report for unit, outcome in found.items() if outcome.report}
+        assert {unit: (r.unit, r.slot, r.n_bytes) for unit, r in reports.items()} == {
+            unit: (unit, unit, unit + 1) for unit in (0, 3, 4, 5)
+        }
+        for unit in reports:
+            assert (found[unit].error, found[unit].cause) == (None, None)
+        strata, other = found[1], found[2]
+        assert type(strata.error) is SourceError
+        assert str(strata.error) == "unit 1 is not the planned one"
+        assert (strata.cause, strata.detail) == (Cause.FAILED, "SourceError")
+        assert type(other.error) is RuntimeError
+        assert str(other.error) == other.detail == "ValueError: unit 2 is odd"
+        assert other.cause == Cause.FAILED
+        assert [strata.is_ambiguous, other.is_ambiguous] == [False, False]
+
+    def test_a_worker_holds_two_units(self, open_: Opener) -> None:
+        """The unit that it encodes and the next one; there is room again when one has ended."""
+        executor = open_(ScriptedWorker)
+        wait_for_room(executor)
+        for unit in range(UNITS_PER_WORKER):
+            assert executor.has_room()
+            executor.submit(task(unit, sleep_s=0.5), LONG_S)
+        assert not executor.has_room()
+        ended = executor.poll(30.0)
+        assert ended
+        assert executor.has_room()
+        while len(ended) < UNITS_PER_WORKER:
+            ended += executor.poll(30.0)
+
+    def test_an_exclusive_unit_has_its_worker_to_itself(self, open_: Opener) -> None:
+        """It goes to an idle worker only, and keeps other units out until it has ended."""
+        executor = open_(ScriptedWorker)
+        wait_for_room(executor)
+        executor.submit(task(0, sleep_s=0.5), LONG_S)
+        assert [executor.has_room(), executor.has_room(exclusive=True)] == [True, False]
+        assert len(executor.poll(30.0)) == 1
+        assert executor.has_room(exclusive=True)
+        executor.submit(task(1, sleep_s=0.5, exclusive=True), LONG_S)
+        assert [executor.has_room(), executor.has_room(exclusive=True)] == [False, False]
+        assert len(executor.poll(30.0)) == 1
+        assert executor.has_room()
+
+    def test_close_drops_units_in_flight(self, open_: Opener, tmp_path: Path) -> None:
+        """It does not wait for them, and they are not completed later; closing twice is safe."""
+        executor = open_(ScriptedWorker)
+        wait_for_room(executor)
+        marks = [tmp_path / f"unit-{unit}" for unit in range(2)]
+        for unit, mark in enumerate(marks):
+            executor.submit(task(unit, str(mark), sleep_s=2.0), LONG_S)
+        began = time.monotonic()
+        executor.close()
+        executor.close()
+        assert time.monotonic() - began < 2.0
+        time.sleep(max(0.0, began + 2.5 - time.monotonic()))
+        assert not any(mark.exists() for mark in marks)
+
+    def test_a_worker_that_cannot_be_created_ends_the_run(self, open_: Opener) -> None:
+        """`poll` raises the worker's own error: no retry, and no unit is charged."""
+        executor = open_(no_weights)
+        with pytest.raises(WeightsError, match="another architecture"):
+            run(executor, [task(0)])
+
+
+def test_tasks_and_outcomes_pickle() -> None:
+    """Both cross processes; a StrataError in an outcome keeps its type."""
+    sent = UnitTask(3, 9, 2, task(3).rows, worker_failures.Probation(4, {1: "SIGBUS"}), True)
+    assert pickle.loads(pickle.dumps(sent)) == sent
+    outcome = Outcome(sent, error=SourceError("changed"), cause=Cause.FAILED, detail="d")
+    received = pickle.loads(pickle.dumps(outcome))
+    assert (received.task, received.cause) == (sent, Cause.FAILED)
+    assert type(received.error) is SourceError
+    assert str(received.error) == "changed"
+
+
+def test_causes_are_those_that_the_store_records() -> None:
+    """Executors know nothing of the store, which names the same three causes in its ledger."""
+    assert [Cause.DIED, Cause.HUNG, Cause.FAILED] == [
+        worker_failures.DIED,
+        worker_failures.HUNG,
+        worker_failures.FAILED,
+    ]
+
+
+def test_executors_know_nothing_of_the_store() -> None:
+    """No module of executors/ imports one of store/."""
+    folder = Path(ray_module.__file__).parent
+    for path in folder.glob("*.py"):
+        assert "pipeline.store" not in path.read_text(), path.name
+
+
+def ray_executor(make_worker: Callable[[], Any], *, n_units: int | None = None) -> RayExecutor:
+    return RayExecutor(EngineConfig("ray"), ONE, make_worker, n_units)
 
 
 def test_workers_that_die_before_they_are_ready_end_the_run(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a few in a row, with a hint; a single one is just replaced."""
-    monkeypatch.setattr(engine_module, "MAX_STILLBORN", 0)
-    engine = RayEngine(EngineConfig("ray"), Resources(1, 1, "cpu"), job(no_process))
-    with pytest.raises(RunError, match="2 workers died before they could take a unit"):
-        poll_until_it_ends(engine)
+    """After a few consecutive failed starts, with a hint; a single one is just replaced."""
+    monkeypatch.setattr(ray_module, "MAX_FAILED_STARTS", 0)
+    executor = ray_executor(no_process)
+    try:
+        with pytest.raises(RunError, match="2 workers died before they could take a unit"):
+            wait_for_room(executor)
+    finally:
+        executor.close()
 
 
-def test_no_more_workers_are_started_than_there_are_units(ray_cluster: None) -> None:
+def test_no_more_workers_are_started_than_there_are_units(local_ray: None) -> None:
     """Resuming the last unit must not load 64 encoders."""
-    engine = RayEngine(EngineConfig("ray"), Resources(64, 1, "cpu"), job(no_process), n_units=1)
-    assert engine._n_started == 1
-    engine.close()
+    many = Resources(64, 1, "cpu")
+    executor = RayExecutor(EngineConfig("ray"), many, ScriptedWorker, n_units=1)
+    assert executor._n_started == 1
+    executor.close()
 
 
-def test_the_inline_engine_makes_its_worker_when_it_is_needed() -> None:
+def test_the_units_of_a_dead_worker_fail_and_the_worker_is_replaced(local_ray: None) -> None:
+    """Either unit may be the culprit, so both outcomes are ambiguous; a retry succeeds."""
+    executor = ray_executor(ScriptedWorker)
+    try:
+        found = run(executor, [task(0, "die", sleep_s=0.5), task(1)])
+        assert {outcome.cause for outcome in found.values()} == {Cause.DIED}
+        assert all(outcome.is_ambiguous for outcome in found.values())
+        assert all("actor-1 died" in str(outcome.error) for outcome in found.values())
+        assert run(executor, [task(1)])[1].report is not None
+    finally:
+        executor.close()
+
+
+def test_a_unit_over_its_limit_is_stopped_and_the_other_is_not_blamed(local_ray: None) -> None:
+    """The first unit hung; the one behind it shared its worker."""
+    executor = ray_executor(ScriptedWorker)
+    try:
+        wait_for_room(executor)
+        executor.submit(task(0, sleep_s=LONG_S), 1.0)
+        executor.submit(task(1), LONG_S)
+        outcomes: list[Outcome] = []
+        while len(outcomes) < 2:
+            outcomes += executor.poll(0.2)
+        assert [(o.task.unit, o.cause, o.detail) for o in outcomes] == [
+            (0, Cause.HUNG, "1 s"),
+            (1, Cause.SHARED, "1 s"),
+        ]
+        assert "did not end within 1 s" in str(outcomes[0].error)
+    finally:
+        executor.close()
+
+
+def test_the_inline_executor_creates_its_worker_when_it_is_needed() -> None:
     """A finished store costs no buffer; the worker's own errors are not a unit's."""
-
-    def make() -> Any:
-        raise WeightsError("none")
-
-    engine = InlineEngine(make)
-    assert engine.has_room()
-    assert engine.poll(1.0) == []
-    engine.submit(task(0), 1.0)
+    executor = InlineExecutor(no_weights)
+    assert executor.has_room()
+    assert executor.poll(1.0) == []
+    executor.submit(task(0), 1.0)
     with pytest.raises(WeightsError):
-        engine.poll(1.0)
+        executor.poll(1.0)
 
 
 @pytest.mark.parametrize(
@@ -117,29 +332,26 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], named: str) -> None
         find_resources(EngineConfig(**settings))
 
 
-def task(unit: int, alone: bool = False) -> UnitTask:
-    return UnitTask(unit, unit, 1, pa.table({}), alone=alone)
-
-
 @pytest.mark.parametrize("kind", ["inline", "remote"])
 def test_a_worker_has_one_unit_in_hand_and_the_next_as_a_hint(kind: str) -> None:
-    """A unit that is to be alone gets a worker without any, and keeps the others out."""
+    """An exclusive unit gets a worker without any, and keeps the others out."""
 
     def holder(*held: UnitTask) -> Callable[[bool], bool]:
         if kind == "inline":
-            engine = InlineEngine(lambda: None)  # type: ignore[arg-type, return-value]
+            executor = InlineExecutor(ScriptedWorker)
             for one in held:
-                engine.submit(one, 1.0)
-            return engine.has_room
-        remote = Remote("actor-1", None)
+                executor.submit(one, 1.0)
+            return executor.has_room
+        remote = RemoteActor("actor-1", None)
         for one in held:
-            remote.add(object(), Flight(one, 1.0))
+            remote.add(object(), UnitInFlight(one, 1.0))
         return remote.can_take
 
-    assert [holder()(alone) for alone in (False, True)] == [True, True]
-    assert [holder(task(0))(alone) for alone in (False, True)] == [True, False]
-    assert [holder(task(0), task(1))(alone) for alone in (False, True)] == [False, False]
-    assert [holder(task(0, True))(alone) for alone in (False, True)] == [False, False]
+    only = partial(task, exclusive=True)
+    assert [holder()(exclusive) for exclusive in (False, True)] == [True, True]
+    assert [holder(task(0))(exclusive) for exclusive in (False, True)] == [True, False]
+    assert [holder(task(0), task(1))(e) for e in (False, True)] == [False, False]
+    assert [holder(only(0))(exclusive) for exclusive in (False, True)] == [False, False]
 
 
 def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
@@ -148,9 +360,9 @@ def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
     """One that waits for its turn is never overdue; the one in hand is, by its own limit."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    remote = Remote("actor-1", None)
-    remote.add("first", Flight(task(0), 50.0))
-    remote.add("second", Flight(task(1), 10.0))
+    remote = RemoteActor("actor-1", None)
+    remote.add("first", UnitInFlight(task(0), 50.0))
+    remote.add("second", UnitInFlight(task(1), 10.0))
     now = 149.0
     assert remote.overdue is None
     assert remote.end("first").unit == 0

@@ -19,6 +19,7 @@ import soundfile
 import pipeline
 from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreError
+from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.driver import Stop
 from pipeline.extract.encoder_setup import batch_frames, encoder_loader
@@ -37,6 +38,7 @@ from pipeline.store.maintain.status import Status, read_status
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 from tests.extract.test_run import contents, extract, overrides
+from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.faulty_decoders import Faulty
 
@@ -59,23 +61,13 @@ def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray for this file."""
+@pytest.fixture
+def local_ray(ray_session: None) -> Iterator[None]:
+    """Ray, and the faulty decoders in its workers, which cannot import them."""
     import ray
 
-    from tests.helpers import faulty_decoders
-
     ray.cloudpickle.register_pickle_by_value(faulty_decoders)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        log_to_driver=False,
-    )
     yield
-    ray.shutdown()
     ray.cloudpickle.unregister_pickle_by_value(faulty_decoders)
 
 
@@ -100,14 +92,14 @@ def quarantined(store: Path) -> dict[str, str]:
     return {row["id"]: row["reason"] for row in rows}
 
 
-class AfterFirst(run.Observer):
+class AfterFirst(Observer):
     """Does something as soon as the first unit is committed."""
 
     def __init__(self, act) -> None:
         self.act = act
         self.done = False
 
-    def committed(self, report: UnitReport) -> None:
+    def unit_committed(self, report: UnitReport) -> None:
         if not self.done:
             self.done = True
             self.act()
@@ -124,7 +116,7 @@ def unit_of(store: Path, name: str) -> int:
 
 
 def test_a_file_that_kills_its_worker_costs_only_itself(
-    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """Two deaths, one seen by an earlier driver, put its unit on probation; two more convict it.
 
@@ -159,7 +151,7 @@ def test_a_file_that_takes_all_memory_costs_only_itself(folder: Path, tmp_path: 
 
 
 def test_a_decode_that_hangs_is_ended(
-    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """After run.unit_timeout_s the worker is replaced, and the unit done in another slot."""
     decoder = Faulty(POISON, "hang", once=tmp_path / "hung")
@@ -178,7 +170,7 @@ def first_clip(store: Path, unit: int) -> str:
 
 
 def test_a_file_that_kills_while_another_unit_is_encoded_costs_only_itself(
-    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """Both units of the worker are charged, once; from then on each is done alone.
 
@@ -199,7 +191,7 @@ def test_a_file_that_kills_while_another_unit_is_encoded_costs_only_itself(
 
 
 def test_a_file_that_hangs_while_another_unit_is_encoded_costs_only_its_own_unit_time(
-    folder: Path, quiet: Path, tmp_path: Path, ray_cluster: None
+    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """The unit before it commits; the one behind it is done again, and not blamed."""
     decoder = Faulty(first_clip(quiet, 1), "hang", once=tmp_path / "hung")

@@ -103,7 +103,7 @@ def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Pa
     folder, store = write_folder(tmp_path / "clips", [1.0]), tmp_path / "store"
 
     class TakenOver(Observer):
-        def scanned(self, done: int) -> None:
+        def headers_scanned(self, done: int) -> None:
             lease = store / LEASE
             lease.write_text(lease.read_text().replace('"host": "', '"host": "not '))
 

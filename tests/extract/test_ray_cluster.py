@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import load_config
+from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.executors import ray as engine_module
+from pipeline.extract.executors import ray as ray_module
 from pipeline.extract.worker import UnitReport
 from pipeline.store.coordination.worker_failures import read_deaths
 from pipeline.store.maintain.verify import verify_store
@@ -45,6 +46,7 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()  # the Ray that other tests share has one node
     made = Cluster(
         initialize_head=True,
         head_node_args={**NODE, "_system_config": {"metrics_report_interval_ms": 500}},
@@ -55,7 +57,7 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-class Watch(run.Observer):
+class Watch(Observer):
     """Waits until both nodes have committed units, then does something; notes who worked when."""
 
     def __init__(self, act) -> None:
@@ -67,7 +69,7 @@ class Watch(run.Observer):
     def note(self, line: str) -> None:
         self.notes.append(line)
 
-    def committed(self, report: UnitReport) -> None:
+    def unit_committed(self, report: UnitReport) -> None:
         self.workers.append((time.monotonic(), report.worker))
         if not self.acted_s and len({worker for _, worker in self.workers}) == 2:
             self.act()
@@ -123,7 +125,7 @@ def test_a_node_with_notice_gets_no_further_unit(
 
     from pipeline.store.coordination.ledger import read_claims
 
-    monkeypatch.setattr(engine_module, "DRAIN_CHECK_S", 0.2)
+    monkeypatch.setattr(ray_module, "DRAIN_CHECK_S", 0.2)
     second = cluster.add_node(**NODE)
 
     def give_notice() -> None:

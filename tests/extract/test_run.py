@@ -22,6 +22,7 @@ import zarr
 import pipeline
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, SourceError
+from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.worker import UnitReport
 from pipeline.store.coordination.ledger import read_claims
@@ -38,28 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("audio") / "clips", mixed_lengths(N_CLIPS))
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    """One local Ray for all tests of this file: starting it takes seconds."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(params=["inline", "ray"])
 def engine(request: pytest.FixtureRequest) -> list[str]:
-    """Overrides that choose an engine."""
+    """Overrides that choose an executor."""
     if request.param == "inline":
         return ["engine=inline", "engine.threads=1"]
-    request.getfixturevalue("ray_cluster")
+    request.getfixturevalue("ray_session")
     return ["engine=ray", "engine.workers=2", "engine.threads=1"]
 
 
@@ -181,7 +166,7 @@ def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_worker_count_and_order_do_not_matter(
-    folder: Path, tmp_path: Path, ray_cluster: None
+    folder: Path, tmp_path: Path, ray_session: None
 ) -> None:
     """One worker, two workers and the inline engine write the same bytes with equal threads."""
     extract(folder, tmp_path / "inline", "engine=inline", "engine.threads=1")
@@ -214,13 +199,13 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, worke
     assert not list(rough.rglob("*.partial"))
 
 
-def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: None) -> None:
     """A worker that is killed costs an attempt at its unit and nothing else."""
 
-    class Killer(run.Observer):
+    class Killer(Observer):
         killed = 0
 
-        def committed(self, report: UnitReport) -> None:
+        def unit_committed(self, report: UnitReport) -> None:
             if not self.killed:
                 self.killed = int(report.worker.rpartition(":")[2])
                 assert self.killed != os.getpid()

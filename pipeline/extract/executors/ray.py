@@ -1,8 +1,7 @@
-"""What runs the workers: this process, or Ray actors.
+"""Executor that runs units in Ray actors, on this machine or a cluster.
 
-An engine hands units to workers and hands back outcomes; which unit comes next, what is tried again
-and what is given up is the driver's business (driver.py). Ray's own retries are off: an attempt
-that died is reported, its actor is replaced, and the driver claims a new slot.
+Ray's own retries are off: a dead actor is replaced, its units are reported as failed, and the
+driver decides on another attempt.
 """
 
 from __future__ import annotations
@@ -19,56 +18,32 @@ from typing import Any
 
 from pipeline.config import EngineConfig
 from pipeline.errors import RunError, StrataError
-from pipeline.extract.executors.inline import (
-    LOST,
-    SHARED,
+from pipeline.extract.executors.base import (
     UNITS_PER_WORKER,
-    Engine,
-    InlineEngine,
+    Cause,
     Outcome,
+    UnitWorker,
     attempt,
 )
-from pipeline.extract.executors.ray_actor import Flight, Remote
+from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
 from pipeline.extract.executors.ray_cluster import Metrics, connect, draining_nodes
-from pipeline.extract.messages import Job, UnitReport, UnitTask
+from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.resources import Resources
-from pipeline.extract.worker import Worker
-from pipeline.store.coordination.worker_failures import DIED, HUNG
 
-MAX_STILLBORN = 4
-"""Actors, beside one per worker, that may die in a row before they are ready."""
+MAX_FAILED_STARTS = 4
+"""Consecutive failed starts of actors that are allowed, in addition to one per worker."""
 DRAIN_CHECK_S = 2.0
-
-
-def open_engine(
-    config: EngineConfig,
-    resources: Resources,
-    job: Job,
-    worker: Callable[[], Worker],
-    n_units: int | None = None,
-) -> Engine:
-    """Starts an engine.
-
-    Args:
-        config: Which one.
-        resources: What its workers get.
-        job: What a remote worker is made from.
-        worker: Makes the worker of the inline engine, with what is already open.
-        n_units: Units that there are to do: no more workers than these are started.
-    """
-    if config.kind == "inline":
-        return InlineEngine(worker)
-    return RayEngine(config, resources, job, n_units)
+"""Seconds between two queries for nodes that are about to be removed."""
 
 
 @dataclass(frozen=True)
 class _Started:
-    """Word of a worker that is ready.
+    """Result of starting an actor.
 
     Attributes:
-        node: Its node.
-        worker: Its host and process, as `host:pid`.
-        error: Why it is not ready after all.
+        node: Id of its node.
+        worker: Host and process, as `host:pid`.
+        error: Why the worker could not be created; None if it is ready.
     """
 
     node: str
@@ -79,46 +54,50 @@ class _Started:
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._worker: Worker | None = None
-        # One thread makes the worker and encodes, whichever of Ray's threads asks for it: results
-        # depend on the threads that PyTorch has, and it has a pool of them for each caller.
+    def __init__(self, make_worker: Callable[[], UnitWorker]) -> None:
+        self._make_worker = make_worker
+        self._worker: UnitWorker | None = None
+        # PyTorch keeps a thread pool per calling thread, and results depend on it: one thread
+        # creates the worker and encodes, whichever of Ray's threads serves the call.
         self._encoding = ThreadPoolExecutor(1, "encode")
 
     def start(self) -> _Started:
-        """Opens the source and loads the encoder."""
+        """Create the worker: open the source and load the encoder."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         name = f"{socket.gethostname()}:{os.getpid()}"
         try:
-            self._worker = self._encoding.submit(Worker, self._job).result()
+            self._worker = self._encoding.submit(self._make_worker).result()
         except StrataError as error:
             return _Started(node, name, error)
         return _Started(node, name)
 
     def extract(self, task: UnitTask) -> Outcome:
-        """Does a unit, in its turn; two such calls may be under way."""
+        """Run a unit; up to `UNITS_PER_WORKER` calls overlap, and units are encoded in order."""
         return attempt(self._extract, task)
 
     def _extract(self, task: UnitTask) -> UnitReport:
-        assert self._worker is not None  # a unit is sent only after word of the start has come
+        assert self._worker is not None  # units are sent only after `start` has returned
         self._worker.prefetch(task)
         committed = self._encoding.submit(self._worker.begin, task).result()
         return committed.result()
 
 
-class RayEngine:
+class RayExecutor:
     """Runs units in Ray actors; a dead actor is replaced.
 
-    An actor has one unit in hand, and the next one to decode meanwhile. A unit goes only to an
-    actor that has said that it is ready, so the death of one that starts costs no attempt, and a
-    cluster that has shrunk keeps no unit waiting for a node.
+    An actor encodes one unit and decodes the next one. Units are sent only to actors that have
+    started, so a failed start costs no attempt, and on a cluster that shrank no unit waits for a
+    node.
     """
 
     def __init__(
-        self, config: EngineConfig, resources: Resources, job: Job, n_units: int | None = None
+        self,
+        config: EngineConfig,
+        resources: Resources,
+        make_worker: Callable[[], UnitWorker],
+        n_units: int | None = None,
     ) -> None:
         import ray
 
@@ -131,39 +110,39 @@ class RayEngine:
             num_cpus=resources.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
         self._actor_class: Any = once.options(max_concurrency=UNITS_PER_WORKER)
-        self._job = ray.put(job)
+        self._make_worker = ray.put(make_worker)
         self._n_workers = min(resources.n_workers, n_units or resources.n_workers)
-        self._n_to_come: float = math.inf if n_units is None else n_units
+        self._n_unsubmitted: float = math.inf if n_units is None else n_units
         self._n_started = 0
-        self._n_stillborn = 0
-        self._starting: dict[Any, Remote] = {}
-        self._ready: list[Remote] = []
+        self._n_failed_starts = 0
+        self._starting: dict[Any, RemoteActor] = {}
+        self._ready: list[RemoteActor] = []
         self._drain_check_s = 0.0
         self._draining: set[str] = set()
         self._metrics = Metrics()
-        self._fill()
+        self._start_actors()
 
-    def has_room(self, alone: bool = False) -> bool:
-        """Whether an actor can take a unit; with `alone`, one that has none."""
-        return self._choose(alone) is not None
+    def has_room(self, exclusive: bool = False) -> bool:
+        """Whether an actor can take a unit; with `exclusive`, whether an idle actor can."""
+        return self._choose(exclusive) is not None
 
     def submit(self, task: UnitTask, limit_s: float) -> str:
-        """Sends a unit to an actor that has room for it."""
-        remote = self._choose(task.alone)
+        """Send a unit to an actor that has room for it."""
+        remote = self._choose(task.exclusive)
         assert remote is not None  # submit is called only where there is room
-        remote.add(remote.actor.extract.remote(task), Flight(task, limit_s))
-        self._n_to_come -= 1
+        remote.add(remote.handle.extract.remote(task), UnitInFlight(task, limit_s))
+        self._n_unsubmitted -= 1
         return remote.name
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        """Waits for an attempt to end, or for an actor to become ready.
+        """Wait until an attempt ends or an actor has started; return the outcomes.
 
         Raises:
-            RunError: Actors die before they are ready, again and again.
-            StrataError: A worker cannot be made, here or anywhere.
+            RunError: Too many actors died before they had started.
+            StrataError: A worker cannot be created on any node.
         """
-        self._fill()
-        holders = {reference: remote for remote in self._ready for reference in remote.flights}
+        self._start_actors()
+        holders = {reference: remote for remote in self._ready for reference in remote.in_flight}
         pending = [*holders, *self._starting]
         ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout_s)
         if ready:
@@ -171,100 +150,102 @@ class RayEngine:
         outcomes = []
         for reference in ready:
             if reference in self._starting:
-                self._welcome(reference)
-            elif reference in holders[reference].flights:
+                self._on_ready(reference)
+            elif reference in holders[reference].in_flight:
                 outcomes += self._collect(holders[reference], reference)
-        outcomes += self._end_overdue()
+        outcomes += self._stop_overdue()
         self._retire_draining()
         for outcome in outcomes:
             self._metrics.count(outcome)
-            self._n_to_come += outcome.report is None
+            self._n_unsubmitted += outcome.report is None
         return outcomes
 
     def close(self) -> None:
-        """Ends the actors and, if it was started here, Ray."""
+        """Kill the actors, and shut Ray down if this executor started it."""
         for remote in [*self._ready, *self._starting.values()]:
-            self._ray.kill(remote.actor)
+            self._ray.kill(remote.handle)
         self._starting, self._ready = {}, []
         if self._owns_ray:
             self._ray.shutdown()
 
-    def _choose(self, alone: bool) -> Remote | None:
-        """An actor without a unit; else, as a hint, the one whose turn to change comes first.
+    def _choose(self, exclusive: bool) -> RemoteActor | None:
+        """Return an idle actor, else the actor whose first unit has run longest, else None.
 
-        The last units are kept for the actors that are about to be ready.
+        The last units are kept for the actors that are starting.
         """
-        able = [r for r in self._ready if r.node not in self._draining and r.can_take(alone)]
-        idle = [remote for remote in able if not remote.flights]
+        able = [r for r in self._ready if r.node not in self._draining and r.can_take(exclusive)]
+        idle = [remote for remote in able if not remote.in_flight]
         if idle:
             return idle[-1]
-        if self._n_to_come <= len(self._starting):
+        if self._n_unsubmitted <= len(self._starting):
             return None
         return min(able, key=lambda remote: remote.since_s, default=None)
 
-    def _fill(self) -> None:
-        """Starts actors until there are as many as asked for."""
+    def _start_actors(self) -> None:
+        """Start actors until the number of workers is reached."""
         while len(self._starting) + len(self._ready) < self._n_workers:
             self._n_started += 1
-            actor = self._actor_class.remote(self._job)
-            self._starting[actor.start.remote()] = Remote(f"actor-{self._n_started}", actor)
+            handle = self._actor_class.remote(self._make_worker)
+            self._starting[handle.start.remote()] = RemoteActor(f"actor-{self._n_started}", handle)
 
-    def _welcome(self, reference: Any) -> None:
+    def _on_ready(self, reference: Any) -> None:
+        """Handle the end of an actor's start: it is ready, dead, or without a worker."""
         remote = self._starting.pop(reference)
         try:
             started: _Started = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(remote.actor)
-            self._n_stillborn += 1
-            if self._n_stillborn > MAX_STILLBORN + self._n_workers:
+            self._ray.kill(remote.handle)
+            self._n_failed_starts += 1
+            if self._n_failed_starts > MAX_FAILED_STARTS + self._n_workers:
                 reason = " ".join(str(error).split())[:500]
                 raise RunError(
-                    f"{self._n_stillborn} workers died before they could take a unit; the last: "
-                    f"{reason}. Is there enough memory for {self._n_workers} workers?"
+                    f"{self._n_failed_starts} workers died before they could take a unit; the "
+                    f"last: {reason}. Is there enough memory for {self._n_workers} workers?"
                 ) from error
             return
         if started.error is not None:
             raise started.error
-        self._n_stillborn = 0
+        self._n_failed_starts = 0
         remote.node = started.node
         self._ready.append(remote)
 
-    def _collect(self, remote: Remote, reference: Any) -> list[Outcome]:
-        """The outcome of a unit; of all units of its actor, if that has died."""
+    def _collect(self, remote: RemoteActor, reference: Any) -> list[Outcome]:
+        """Return the outcome of a unit; if its actor died, the outcomes of all of its units."""
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            cause = LOST if self._is_lost(error, remote.node) else DIED
+            cause = Cause.LOST if self._is_lost(error, remote.node) else Cause.DIED
             reason = " ".join(str(error).split())[:500]
-            outcomes, dead = self._bury(remote)
+            outcomes, dropped = self._kill_actor(remote)
             return outcomes + [
                 Outcome(
-                    flight.task,
+                    unit.task,
                     error=RuntimeError(f"{remote.name} {cause}: {reason}"),
                     cause=cause,
-                    in_company=len(dead) > 1,
+                    is_ambiguous=len(dropped) > 1,
                 )
-                for flight in dead
+                for unit in dropped
             ]
         remote.end(reference)
         return [outcome]
 
-    def _bury(self, remote: Remote) -> tuple[list[Outcome], list[Flight]]:
-        """Ends an actor: the outcomes of units that it had done before, and the others."""
+    def _kill_actor(self, remote: RemoteActor) -> tuple[list[Outcome], list[UnitInFlight]]:
+        """Kill an actor; return the outcomes that it had finished, and its other units."""
         self._ready.remove(remote)
-        done, _ = self._ray.wait(list(remote.flights), num_returns=len(remote.flights), timeout=0)
+        references = list(remote.in_flight)
+        done, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         outcomes = []
         for reference in done:
             with suppress(self._ray.exceptions.RayError):
                 outcomes.append(self._ray.get(reference))
                 remote.end(reference)
-        dead = list(remote.flights.values())
-        remote.flights.clear()
-        self._ray.kill(remote.actor)
-        return outcomes, dead
+        dropped = list(remote.in_flight.values())
+        remote.in_flight.clear()
+        self._ray.kill(remote.handle)
+        return outcomes, dropped
 
     def _is_lost(self, error: Exception, node: str) -> bool:
-        """Whether an actor went with its node, or out of reach: no fault of its unit."""
+        """Whether an actor ended with its node or became unreachable, which no unit causes."""
         if isinstance(error, self._ray.exceptions.ActorUnavailableError):
             return True
         if getattr(error, "preempted", False):
@@ -272,28 +253,28 @@ class RayEngine:
         nodes: list[dict[str, Any]] = self._ray.nodes()  # type: ignore[no-untyped-call]
         return not any(item["NodeID"] == node and item["Alive"] for item in nodes)
 
-    def _end_overdue(self) -> list[Outcome]:
-        """Ends actors that have held a unit for too long; those that wait here get replaced."""
+    def _stop_overdue(self) -> list[Outcome]:
+        """Kill actors whose first unit exceeded its limit; `poll` starts their replacements."""
         outcomes = []
         for remote in list(self._ready):
             late = remote.overdue
             if late is None:
                 continue
-            done, dead = self._bury(remote)
+            done, dropped = self._kill_actor(remote)
             outcomes += done
             limit = f"{late.limit_s:.0f} s"
             error = RuntimeError(f"{remote.name} did not end within {limit} and was stopped")
-            for flight in dead:
-                cause = HUNG if flight is late else SHARED
-                outcomes.append(Outcome(flight.task, error=error, cause=cause, detail=limit))
+            for unit in dropped:
+                cause = Cause.HUNG if unit is late else Cause.SHARED
+                outcomes.append(Outcome(unit.task, error=error, cause=cause, detail=limit))
         return outcomes
 
     def _retire_draining(self) -> None:
-        """Gives no further unit to nodes that are about to go; what is in flight may end there."""
+        """Kill idle actors on nodes that are about to be removed; units in flight may end there."""
         if time.monotonic() - self._drain_check_s > DRAIN_CHECK_S:
             self._drain_check_s = time.monotonic()
             self._draining = draining_nodes(DRAIN_CHECK_S)
         for remote in list(self._ready):
-            if remote.node in self._draining and not remote.flights:
+            if remote.node in self._draining and not remote.in_flight:
                 self._ready.remove(remote)
-                self._ray.kill(remote.actor)
+                self._ray.kill(remote.handle)

@@ -1,4 +1,4 @@
-"""A worker in another process, as the driver sees it."""
+"""A Ray actor as the driver's process sees it: its node, its units and their time."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.extract.executors.inline import can_take
+from pipeline.extract.executors.base import can_take
 from pipeline.extract.messages import UnitTask
 
 
 @dataclass(frozen=True, eq=False)
-class Flight:
-    """A unit that an actor has."""
+class UnitInFlight:
+    """A unit that was sent to an actor, with its time limit in seconds."""
 
     task: UnitTask
     limit_s: float
 
 
 @dataclass(eq=False)
-class Remote:
-    """An actor as the driver sees it.
+class RemoteActor:
+    """An actor and the units that it holds.
 
     Attributes:
-        name: For people.
-        actor: Ray's handle.
-        node: Where it is; known once it is ready.
-        flights: Its units by Ray's reference, in the order in which they were given to it.
-        since_s: When the first of them became the first: from then on its time runs.
+        name: Name for messages.
+        handle: Ray's handle.
+        node: Id of its node; empty until it is ready.
+        in_flight: Its units by Ray reference, in the order of submission.
+        since_s: When its first unit became the first; the unit's time counts from then.
     """
 
     name: str
-    actor: Any
+    handle: Any
     node: str = ""
-    flights: dict[Any, Flight] = field(default_factory=dict)
+    in_flight: dict[Any, UnitInFlight] = field(default_factory=dict)
     since_s: float = 0.0
 
-    def can_take(self, alone: bool) -> bool:
+    def can_take(self, exclusive: bool) -> bool:
         """Whether it can take another unit."""
-        return can_take([flight.task for flight in self.flights.values()], alone)
+        return can_take([unit.task for unit in self.in_flight.values()], exclusive)
 
-    def add(self, reference: Any, flight: Flight) -> None:
-        """Takes note of a unit that was sent."""
-        if not self.flights:
+    def add(self, reference: Any, unit: UnitInFlight) -> None:
+        """Record a unit that was sent."""
+        if not self.in_flight:
             self.since_s = time.monotonic()
-        self.flights[reference] = flight
+        self.in_flight[reference] = unit
 
     def end(self, reference: Any) -> UnitTask:
-        """Takes note of a unit that has ended."""
+        """Remove a unit that has ended."""
         self.since_s = time.monotonic()
-        return self.flights.pop(reference).task
+        return self.in_flight.pop(reference).task
 
     @property
-    def overdue(self) -> Flight | None:
-        """The unit in hand, if it takes too long; one that waits for its turn never does."""
-        first = next(iter(self.flights.values()), None)
+    def overdue(self) -> UnitInFlight | None:
+        """The first unit if it exceeded its limit; units that wait for their turn never do."""
+        first = next(iter(self.in_flight.values()), None)
         if first is None or time.monotonic() - self.since_s <= first.limit_s:
             return None
         return first

@@ -1,7 +1,4 @@
-"""Ray around the actors: the cluster, its machines and notices, and what it exports.
-
-This and engine.py are the only modules that import ray.
-"""
+"""The Ray cluster: connecting to it, its resources, nodes about to be removed, and metrics."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ import torch
 
 from pipeline.config import EngineConfig
 from pipeline.errors import RunError
-from pipeline.extract.executors.inline import Outcome
+from pipeline.extract.executors.base import Outcome
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Ray's shared memory; features never pass through it."""
+"""Size of Ray's shared memory; features never pass through it."""
 
 
 class Metrics:
-    """What Ray exports to Prometheus."""
+    """Metrics that Ray exports to Prometheus."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -38,6 +35,7 @@ class Metrics:
         self._speed = Gauge("strata_realtime_factor", "Audio per wall second, last unit.", worker)
 
     def count(self, outcome: Outcome) -> None:
+        """Count an attempt that ended."""
         report = outcome.report
         if report is None:
             self._failures.inc(1, {"cause": outcome.cause or "failed"})
@@ -50,24 +48,24 @@ class Metrics:
 
 
 def draining_nodes(timeout_s: float) -> set[str]:
-    """Nodes that have been given notice; none where this Ray does not tell."""
+    """Return the ids of nodes that are about to be removed; empty if Ray does not report them."""
     from ray._private import worker
 
     client: Any = getattr(worker.global_worker, "gcs_client", None)
     try:
         return set(client.get_draining_nodes(timeout=timeout_s))
-    except Exception:  # noqa: BLE001  no public call exists; without it a drained node is a lost one
+    except Exception:  # noqa: BLE001  there is no public API; without it such a node counts as lost
         return set()
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to work with, here or in the cluster.
+    """Resources of this machine or of the cluster.
 
     Attributes:
-        n_cpus: CPUs that this process may use, or of the cluster.
+        n_cpus: CPUs that this process may use, or CPUs of the cluster.
         n_gpus: GPUs.
-        memory_bytes: Memory of the machine or the container, or what Ray counts in the cluster.
+        memory_bytes: Memory of the machine or the container, or the memory that Ray reports.
     """
 
     n_cpus: int
@@ -76,7 +74,7 @@ class Machine:
 
 
 def find_machine(config: EngineConfig) -> Machine:
-    """This machine, or the cluster that the engine is to use."""
+    """Return the resources of this machine, or of the cluster that the configuration names."""
     if config.kind == "ray" and _address(config):
         import ray
 
@@ -90,7 +88,7 @@ def find_machine(config: EngineConfig) -> Machine:
 
 
 def _memory_bytes() -> int:
-    """Memory of this machine, or of the container if it has less."""
+    """Return the memory of this machine, or of the container if that is less."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no such file, or "max"
         limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -102,7 +100,11 @@ def _address(config: EngineConfig) -> str | None:
 
 
 def connect(config: EngineConfig, n_cpus: int | None) -> None:
-    """Connects to the cluster there is, or starts a local one as large as the workers need."""
+    """Connect to the configured cluster, or start a local one with `n_cpus` CPUs.
+
+    Raises:
+        RunError: Ray cannot be reached or started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -114,7 +116,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        assert n_cpus is not None  # a local cluster is started only to run workers
+        assert n_cpus is not None  # a local cluster is started only for workers
         ray.init(
             address="local",
             num_cpus=n_cpus,
@@ -128,5 +130,5 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise RunError(f"cannot start {where}: {error}") from error
     finally:
-        if handler is not None:  # ray.init puts its own in place, which ends without a word
+        if handler is not None:  # ray.init installs its own, which exits without a message
             signal.signal(signal.SIGTERM, handler)

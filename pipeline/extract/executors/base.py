@@ -1,0 +1,130 @@
+"""Contract of an executor: what runs units on workers and reports how each attempt ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from pipeline.errors import StrataError
+from pipeline.extract.messages import UnitReport, UnitTask
+
+UNITS_PER_WORKER = 2
+"""Units that a worker holds: the one that it encodes, and the next one, which it decodes."""
+
+
+class Cause(StrEnum):
+    """Why an attempt failed. The values are written to the run log and the ledger."""
+
+    DIED = "died"
+    """Its worker process died."""
+    HUNG = "hung"
+    """It exceeded its time limit, and its worker was stopped."""
+    FAILED = "failed"
+    """It raised an exception."""
+    LOST = "lost"
+    """Its node went away; the unit is not to blame."""
+    SHARED = "shared"
+    """Its worker was stopped because of another unit that hung; this unit is not to blame."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of an attempt: a report or an error.
+
+    Attributes:
+        task: The attempt.
+        report: What was done; None if the attempt failed.
+        error: Why it failed. A `StrataError` would be raised again by a retry.
+        cause: Category of the failure; None on success.
+        detail: The exceeded limit or the exception, for the record of the failure.
+        is_ambiguous: Whether the dead worker held another unit too, so either may be the culprit.
+    """
+
+    task: UnitTask
+    report: UnitReport | None = None
+    error: Exception | None = None
+    cause: Cause | None = None
+    detail: str = ""
+    is_ambiguous: bool = False
+
+
+class UnitWorker(Protocol):
+    """What an executor needs of a worker; `pipeline.extract.worker.Worker` implements it."""
+
+    def prefetch(self, task: UnitTask) -> None:
+        """Start decoding a unit; called from any thread."""
+
+    def extract(self, task: UnitTask) -> UnitReport:
+        """Extract a unit and commit it."""
+
+    def begin(self, task: UnitTask) -> Future[UnitReport]:
+        """Encode a unit; the future completes when the unit is committed."""
+
+    def close(self) -> None:
+        """Stop the worker's threads."""
+
+
+class Executor(Protocol):
+    """Runs units on workers (inline, Ray).
+
+    An implementation must
+
+    - give a worker at most `UNITS_PER_WORKER` units, and work on them in the order of submission;
+    - give a unit that is `exclusive` to a worker without units, and no other unit to that worker
+      until it ends;
+    - return exactly one `Outcome` for each submitted unit, in any order, until it is closed;
+    - return a unit's exceptions as outcomes: a `StrataError` with its type, any other exception as
+      a `RuntimeError` with its text and `Cause.FAILED`;
+    - never retry: the driver decides, and claims a new slot for each attempt;
+    - raise from `poll` only what no unit causes, such as a worker that cannot be created;
+    - know nothing of the store: of a task it reads only `exclusive`.
+    """
+
+    def has_room(self, exclusive: bool = False) -> bool:
+        """Whether a worker can take a unit; with `exclusive`, whether an idle worker can."""
+
+    def submit(self, task: UnitTask, limit_s: float) -> str:
+        """Give a unit to a worker. Call only while `has_room(task.exclusive)`.
+
+        Args:
+            task: The unit.
+            limit_s: Time limit in seconds, counted from when the unit is the worker's first. An
+                executor that cannot stop a worker ignores it.
+
+        Returns:
+            Name of the worker.
+        """
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        """Return the attempts that ended; wait at most `timeout_s` for the first one.
+
+        An executor without parallel workers runs one unit here, however long it takes.
+
+        Raises:
+            RunError: Workers cannot be started.
+            StrataError: A worker cannot be created on any node, e.g. for lack of weights.
+        """
+
+    def close(self) -> None:
+        """Stop the workers and drop the units in flight, without outcomes."""
+
+
+def can_take(held: Sequence[UnitTask], exclusive: bool) -> bool:
+    """Whether a worker that holds the units `held` can take another one."""
+    if not held:
+        return True
+    return len(held) < UNITS_PER_WORKER and not exclusive and not any(t.exclusive for t in held)
+
+
+def attempt(extract: Callable[[UnitTask], UnitReport], task: UnitTask) -> Outcome:
+    """Run one unit and return its errors as values, so that they keep types across processes."""
+    try:
+        return Outcome(task, report=extract(task))
+    except StrataError as error:
+        return Outcome(task, error=error, cause=Cause.FAILED, detail=type(error).__name__)
+    except Exception as error:  # noqa: BLE001  the worker's boundary: the driver decides
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(task, error=RuntimeError(text), cause=Cause.FAILED, detail=text[:200])
