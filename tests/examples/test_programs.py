@@ -50,7 +50,7 @@ def test_every_program_says_how_to_run_it(name: str) -> None:
 def test_every_program_is_shown_in_the_docs(name: str) -> None:
     """Included whole, so that the page cannot differ from what runs."""
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-    assert f'```python\n--8<-- "examples/{name}"\n```' in pages
+    assert f"\n--8<--\nexamples/{name}\n--8<--\n```" in pages
 
 
 def test_a_layer_is_read(folder):

@@ -38,7 +38,7 @@ def test_every_block_is_run():
         "Utterance tasks need only the pooled means",
         "A store of one layer",
     }
-    n_included = len(re.findall(r"^--8<--", PAGE.read_text(), re.M))
+    n_included = len(re.findall(r"^```python .*\n--8<--$", PAGE.read_text(), re.M))
     assert PAGE.read_text().count("```python") == len(BLOCKS) + n_included
 
 
