@@ -1,19 +1,19 @@
 """Every error that Strata raises on purpose, grouped by what the caller does about it.
 
-StrataError
-├── ConfigError              correct the command or the configuration (exit code 2)
-├── SourceError              correct the dataset or its description
-├── AudioError               one utterance cannot be decoded; it is quarantined, the run goes on
-├── EncoderError             the encoder cannot be built or run
-│   └── WeightsError         the weights are missing, unreadable or of another architecture
-├── StoreError               the store cannot be used as asked
-│   ├── StoreNotFoundError   there is no store at this path
-│   ├── IdentityError        the store was made from something else; choose another path
-│   ├── StoreBusyError       a live driver holds the store; wait for it or stop it
-│   ├── NoSpaceError         the features do not fit on the disk
-│   └── DamagedError         stored bytes are not what was committed; run `strata verify`
-├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
-└── RunError                 the run could not finish; what was committed is safe, run it again
+    StrataError
+    ├── ConfigError              correct the command or the configuration (exit code 2)
+    ├── SourceError              correct the dataset or its description
+    ├── AudioError               one utterance cannot be decoded; it is quarantined, the run goes on
+    ├── EncoderError             the encoder cannot be built or run
+    │   └── WeightsError         the weights are missing, unreadable or of another architecture
+    ├── StoreError               the store cannot be used as asked
+    │   ├── StoreNotFoundError   there is no store at this path
+    │   ├── IdentityError        the store was made from something else; choose another path
+    │   ├── StoreBusyError       a live driver holds the store; wait for it or stop it
+    │   ├── NoSpaceError         the features do not fit on the disk
+    │   └── DamagedError         stored bytes are not what was committed; run `strata verify`
+    ├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
+    └── RunError                 the run could not finish; what was committed is safe, run it again
 
 A message says what went wrong, with which value, what was expected, and what to do. All of these
 cross process borders, so each takes its message as its only argument and pickles.
