@@ -43,9 +43,10 @@ from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
 from pipeline.encoders.kernels.cpu import Linear
 from pipeline.encoders.wav2vec2 import frontend, transformer
-from pipeline.encoders.windows import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, n_frames
+from pipeline.encoders.wav2vec2.geometry import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, GEOMETRY
+from pipeline.encoders.windows import Windowing
 from pipeline.extract.encoder_setup import BATCH_S
-from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.hub import open_source
 from pipeline.store.format.layout import Layout
@@ -81,8 +82,7 @@ class Bench:
         self.dataset = DatasetConfig("audiofolder", path=str(folder))
         self.source = open_source(self.dataset)
         encoder = self.encoders["fp32"]
-        windowing = Windowing(16_000, encoder.max_window_s, encoder.context_s)
-        self.plan = plan_source(self.source, windowing, None)
+        self.plan = plan_source(self.source, encoder.windows, None)
         self.layout = Layout(
             encoder.layers, encoder.dim, self.plan.frames_per_unit, self.plan.utterances_per_slot
         )
@@ -121,7 +121,7 @@ class Bench:
 
     def save(self, files: list[Path], clips: list[torch.Tensor], states: Any) -> None:
         for i, (file, clip) in enumerate(zip(files, clips, strict=True)):
-            own = [state[i, : n_frames(len(clip))].half().clone() for state in states[1:]]
+            own = [state[i, : GEOMETRY.n_frames(len(clip))].half().clone() for state in states[1:]]
             torch.save(own, self.scratch / f"{file.stem}.pt")
 
     def ours(self, precision: str) -> None:
@@ -165,7 +165,7 @@ def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
 
 def padding(folder: Path) -> dict[str, float]:
     """Shares of the frames of the worker's batches that belong to no clip."""
-    windowing = Windowing(16_000, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
+    windowing = Windowing(GEOMETRY, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
     plan = plan_source(open_source(DatasetConfig("audiofolder", path=str(folder))), windowing, None)
     own, computed = 0, {"front end": 0, "transformer": 0, "rectangle": 0}
     for unit in range(plan.n_units):

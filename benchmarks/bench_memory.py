@@ -25,8 +25,10 @@ from torch import Tensor
 
 import pipeline
 from pipeline.config import DatasetConfig
-from pipeline.encoders.windows import Window, n_frames, plan_windows
-from pipeline.extract.planning import Windowing, plan_source
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.windows import Windowing
+from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.hub import open_source
 from pipeline.store.format.layout import Layout
@@ -37,17 +39,18 @@ class Nothing:
     """Features of the shape of HuBERT base's, without a model."""
 
     layers = tuple(range(1, 13))
-    sample_rate_hz = 16_000
+    geometry = GEOMETRY
+    windows = Windowing(GEOMETRY, 60.0, 2.0)
     device = torch.device("cpu")
 
     def encode_batch(
         self, waveforms: Sequence[Tensor], *, precision: str | None = None
     ) -> tuple[Tensor, list[int]]:
-        counts = [n_frames(len(waveform)) for waveform in waveforms]
+        counts = [GEOMETRY.n_frames(len(waveform)) for waveform in waveforms]
         return torch.full((12, len(counts), max(counts), 768), 0.5), counts
 
-    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
-        return plan_windows(n_samples, 60.0, 2.0)
+    def statistics_accumulator(self) -> MomentAccumulator:
+        return MomentAccumulator()
 
     def utterance_stats(self, utterance: object) -> None:
         return None
@@ -76,7 +79,7 @@ def main() -> None:
             left_s, i = left_s - length_s, i + 1
         dataset = DatasetConfig("audiofolder", path=str(clips))
         source = open_source(dataset)
-        plan = plan_source(source, Windowing(16_000, 60.0, 2.0), arguments.frames)
+        plan = plan_source(source, Windowing(GEOMETRY, 60.0, 2.0), arguments.frames)
         layout = Layout(Nothing.layers, 768, plan.frames_per_unit, plan.utterances_per_slot)
         root = Path(scratch) / "store"
         write_group(root, layout, plan.n_units, {"format_version": 1})

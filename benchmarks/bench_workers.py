@@ -25,7 +25,9 @@ from bench_extract import MAX_BATCH_FRAMES, choose
 
 import pipeline
 from pipeline.config import DatasetConfig
-from pipeline.extract.planning import Windowing, plan_source
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.windows import Windowing
+from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.hub import open_source
 from pipeline.store.format.layout import Layout
@@ -98,7 +100,7 @@ def main() -> None:
             shutil.copy(file, scratch / "clips" / file.name)
         dataset = DatasetConfig("audiofolder", path=str(scratch / "clips"))
         frames = round(audio_s * 50 / (2 * arguments.cpus))
-        plan = plan_source(open_source(dataset), Windowing(16_000, 60.0, 2.0), frames)
+        plan = plan_source(open_source(dataset), Windowing(GEOMETRY, 60.0, 2.0), frames)
         n_units = plan.n_units // arguments.cpus * arguments.cpus  # an equal share for each
         frames = sum(
             int(plan.unit_rows(unit)["n_frames"].to_numpy().sum()) for unit in range(n_units)

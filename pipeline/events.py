@@ -53,8 +53,8 @@ class Observer:
     def headers_scanned(self, done: int) -> None:
         """Receive the number of audio headers read so far."""
 
-    def planned(self, plan: Plan, done: int) -> None:
-        """Receive the plan and the number of its units that are committed already."""
+    def planned(self, plan: Plan, done: int, audio_s: float) -> None:
+        """Receive the plan, the number of its units that are committed, and its audio seconds."""
 
     def run_started(self, n_units: int) -> None:
         """Receive the number of units to do; not called if there are none."""
@@ -94,10 +94,10 @@ class ObserverGroup(Observer):
         for observer in self._observers:
             observer.headers_scanned(done)
 
-    def planned(self, plan: Plan, done: int) -> None:
+    def planned(self, plan: Plan, done: int, audio_s: float) -> None:
         """Pass the event on."""
         for observer in self._observers:
-            observer.planned(plan, done)
+            observer.planned(plan, done, audio_s)
 
     def run_started(self, n_units: int) -> None:
         """Pass the event on."""

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"store/format", *BOTTOM},
     "audio": {*BOTTOM},
     "sources": {"audio", "store/format", "config", *BOTTOM},
-    "encoders": {"config", *BOTTOM},
+    "encoders": {"store/format", "config", *BOTTOM},
     "heads": {"config", *BOTTOM},
     "feed": {"heads", "store", "store/format", "config", *BOTTOM},
     "transforms": {"store", "store/format", "config", *BOTTOM},

@@ -59,7 +59,7 @@ def test_the_run_log_keeps_its_events_and_keys(tmp_path: Path) -> None:
     """Other programs read log.jsonl: the events, their keys and the order of the keys are fixed."""
     observer = RunLogObserver(RunLog(tmp_path, "r"))
     report = CollapsedUnit(4, 5, True, 6, 7, 0, 8.0, 9.0, 10, {"sum": 1.0})
-    observer.planned(None, 0)  # type: ignore[arg-type]
+    observer.planned(None, 0, 0.0)  # type: ignore[arg-type]
     observer.run_started(3)
     observer.unit_committed(report)
     observer.unit_failed(1, 2, "died", RuntimeError("actor-1 died"))

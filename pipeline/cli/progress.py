@@ -66,10 +66,10 @@ class LiveObserver(Bars, Observer):
         """Shows how many headers have been read."""
         self._progress.update(self._scan, completed=done, visible=True)
 
-    def planned(self, plan: Plan, done: int) -> None:
+    def planned(self, plan: Plan, done: int, audio_s: float) -> None:
         """Starts the bar of units."""
         self._began = time.monotonic()
-        self._planned_audio_s = plan.n_frames / 50 * (1 - done / max(1, plan.n_units))
+        self._planned_audio_s = audio_s * (1 - done / max(1, plan.n_units))
         self._progress.update(self._scan, visible=False)
         self._progress.update(self._units, total=plan.n_units, completed=done, visible=True)
 

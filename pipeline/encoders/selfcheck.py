@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
-from pipeline.encoders.windows import SAMPLE_RATE_HZ
+from pipeline.encoders.base import Encoder
 
+LARGEST = 65504.0  # of float16, in which features are stored
 # Largest relative errors that rounding explains; a padding leak or wrong weights exceed them all.
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 6e-2}
 
@@ -61,18 +61,19 @@ def relative_errors(found: Tensor, reference: Tensor) -> Tensor:
     return difference / reference.double().abs().amax((1, 2)).clamp_min(1e-30)
 
 
-def selfcheck(encoder: SpeechEncoder, waveforms: Sequence[Tensor]) -> SelfCheck:
+def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     """Encode waveforms alone, together, and in fp32, and compare.
 
     Args:
         encoder: the encoder, in the precision to check.
-        waveforms: a few, of mixed lengths, float32 `[n_samples]` at 16 kHz; what is longer than
-            `max_window_s` is cut to it.
+        waveforms: a few, of mixed lengths, float32 `[n_samples]` at the encoder's rate; what is
+            longer than `max_window_s` is cut to it.
     """
-    longest = round(encoder.max_window_s * SAMPLE_RATE_HZ)
+    rate_hz = encoder.geometry.sample_rate_hz
+    longest = round(encoder.windows.max_window_s * rate_hz)
     waveforms = [waveform[:longest] for waveform in waveforms]
     together, counts = encoder.encode_batch(waveforms)
-    misfits = encoder.misfits(together, counts)
+    overflows = find_overflows(together, counts, encoder.layers)
     batch_errors, precision_errors = [], []
     for row, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
         alone = encoder.encode_batch([waveform])[0][:, 0]
@@ -85,17 +86,45 @@ def selfcheck(encoder: SpeechEncoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     batch_worst = torch.stack(batch_errors).amax(0)
     precision_worst = torch.stack(precision_errors).amax(0)
     tolerance = _TOLERANCE[encoder.precision]
-    n_misfits = sum(layer is not None for layer in misfits)
+    n_misfits = sum(layer is not None for layer in overflows)
     within = bool((batch_worst <= tolerance).all() and (precision_worst <= tolerance).all())
     return SelfCheck(
         model=encoder.name,
         precision=encoder.precision,
         layers=encoder.layers,
         n_waveforms=len(waveforms),
-        audio_s=sum(waveform.numel() for waveform in waveforms) / SAMPLE_RATE_HZ,
+        audio_s=sum(waveform.numel() for waveform in waveforms) / rate_hz,
         alone_vs_batch=tuple(batch_worst.tolist()),
         precision_vs_fp32=tuple(precision_worst.tolist()),
         n_misfits=n_misfits,
         tolerance=tolerance,
         ok=within and n_misfits == 0,
     )
+
+
+def find_overflows(
+    features: Tensor, counts: Sequence[int], layers: Sequence[int]
+) -> list[int | None]:
+    """Find the utterances of a batch that float16 cannot hold.
+
+    Args:
+        features: From `Encoder.encode_batch`, `[n_layers, batch, max_frames, dim]`.
+        counts: From `Encoder.encode_batch`.
+        layers: The encoder's layers.
+
+    Returns:
+        For each utterance the first layer with a value that is not finite or beyond ±65504, None if
+        there is none.
+    """
+    with torch.inference_mode():
+        lengths = torch.tensor(counts, device=features.device)
+        inside = torch.arange(features.shape[2], device=features.device) < lengths[:, None]
+        rows = [
+            ~(layer.abs().amax(-1) <= LARGEST) & inside  # NaN compares false
+            for layer in features
+        ]
+        bad = torch.stack([row.any(-1) for row in rows]).T.tolist()  # [batch, n_layers]
+    return [
+        next((layer for layer, wrong in zip(layers, row, strict=True) if wrong), None)
+        for row in bad
+    ]

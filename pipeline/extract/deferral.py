@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.encoders.windows import n_frames
 from pipeline.store import index as index_files
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED
 
 
-def deferred_rows(root: Path, plan: Plan) -> pa.Table:
+def deferred_rows(root: Path, plan: Plan, geometry: FrameGeometry) -> pa.Table:
     """Plan rows for what is deferred and not planned in a later unit yet, with true lengths."""
     columns = ["row", "piece", "unit", "status", "n_samples"]
     table = index_files.read_index(root, columns=columns)
@@ -30,7 +30,7 @@ def deferred_rows(root: Path, plan: Plan) -> pa.Table:
             continue
         if row["n_pieces"] == 1:
             true = record["n_samples"]
-            row = row | {"n_samples": true, "n_frames": n_frames(true)}
+            row = row | {"n_samples": true, "n_frames": geometry.n_frames(true)}
         rows.append(row)
     rows.sort(key=lambda row: (row["row"], row["piece"]))
     return pa.Table.from_pylist(rows, schema=plan.table.schema)

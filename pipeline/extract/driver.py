@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.encoders.windows import FRAME_RATE_HZ
 from pipeline.errors import RunError, StrataError
 from pipeline.events import Observer
 from pipeline.extract.deferral import deferred_rows
@@ -34,6 +33,7 @@ from pipeline.store.coordination.worker_failures import (
     record_death,
     take_trail,
 )
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.write.documents import resize, write_plan
@@ -90,6 +90,7 @@ class Driver:
     config: Config
     root: Path
     layout: Layout
+    geometry: FrameGeometry
     plan: Plan
     lease: Lease
     observer: Observer
@@ -112,7 +113,8 @@ class Driver:
             StoreError: The store cannot be written any more.
         """
         committed = set(index_files.committed_units(self.root))
-        self.observer.planned(self.plan, len(committed))
+        audio_s = self.plan.n_frames / self.geometry.frame_rate_hz
+        self.observer.planned(self.plan, len(committed), audio_s)
         self._adopt_deferred()
         todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
         if not todo:
@@ -212,7 +214,7 @@ class Driver:
         factor = LIMIT_PER_AUDIO_S
         if self._slowest is not None:
             factor = min(factor, LIMIT_PER_SLOWEST * self._slowest)
-        audio_s: float = pc.sum(rows["n_frames"]).as_py() / FRAME_RATE_HZ
+        audio_s: float = pc.sum(rows["n_frames"]).as_py() / self.geometry.frame_rate_hz
         return max(MIN_LIMIT_S, factor * audio_s)
 
     def _needs_retry(self, outcome: Outcome) -> bool:
@@ -271,7 +273,7 @@ class Driver:
 
     def _adopt_deferred(self) -> list[int]:
         """Appends units for the utterances that committed units have deferred."""
-        added = deferred_rows(self.root, self.plan)
+        added = deferred_rows(self.root, self.plan, self.geometry)
         if not len(added):
             return []
         first_new = self.plan.n_units

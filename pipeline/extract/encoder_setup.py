@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,20 +12,16 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.decode import decode_blocks
-from pipeline.config import Config, ModelConfig
+from pipeline.config import Config
+from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
+from pipeline.encoders.registry import find_family
 from pipeline.encoders.selfcheck import SelfCheck, selfcheck
-from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, choose_layers, load_encoder
-from pipeline.encoders.wav2vec2.huggingface import find_hf_spec, load_hf_encoder
-from pipeline.encoders.windows import (
-    DEFAULT_CONTEXT_S,
-    DEFAULT_MAX_WINDOW_S,
-    FRAME_RATE_HZ,
-    SAMPLE_RATE_HZ,
-)
-from pipeline.errors import AudioError, ConfigError, SourceError
-from pipeline.extract.planning import Windowing
+from pipeline.encoders.settings import choose_layers, choose_precision, choose_windows
+from pipeline.encoders.windows import Windowing
+from pipeline.errors import AudioError, SourceError
+from pipeline.extract.resources import check_engine
 from pipeline.sources.hub import Source, open_source
+from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
 """Audio seconds of a padded batch, where none are asked for. On CPUs 15 to 60 are equally fast, and
@@ -34,102 +31,104 @@ CHECK_CLIP_S = 5.0
 FULL_CHECK_CLIPS = 8
 
 
-def find_spec(model: ModelConfig) -> ModelSpec:
-    """Settings of the configured model, without its weights.
+@dataclass(frozen=True)
+class EncoderSetup:
+    """The configured encoder, checked, before its weights are loaded.
+
+    Attributes:
+        config: The configuration.
+        family: Family that loads the encoder.
+        description: What is known of the encoder.
+        layers: Layers to extract, ascending.
+        windows: How long utterances are cut.
+    """
+
+    config: Config
+    family: EncoderFamily
+    description: EncoderDescription
+    layers: tuple[int, ...]
+    windows: Windowing
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        """Which samples a frame sees."""
+        return self.description.geometry
+
+    def loader(self, device: str, local_device: str | None = None) -> Callable[[], Encoder]:
+        """Return a function that loads the encoder in any process; it pickles.
+
+        Args:
+            device: Device of the workers; decides the precision where it is "auto".
+            local_device: Device to load on, if it is another one.
+        """
+        precision = choose_precision(self.config.extract.precision, device)
+        settings = EncoderSettings(self.layers, precision, local_device or device, self.windows)
+        return partial(self.family.load, self.config.model, settings)
+
+    def batch_frames(self, device: str) -> int:
+        """Return the bound on the padded frames of a batch."""
+        seconds = self.config.extract.max_batch_s or BATCH_S[device]
+        return max(1, round(seconds * self.geometry.frame_rate_hz))
+
+    def final_norm(self, encoder: Encoder) -> dict[str, Any] | None:
+        """Return the norm that a pre-norm model's last layer has not been through, for JSON."""
+        norm = encoder.final_norm
+        if norm is None or self.description.n_layers not in encoder.layers:
+            return None
+        return {
+            "layer": self.description.n_layers,
+            "weight": norm["weight"].tolist(),
+            "bias": norm["bias"].tolist(),
+            "eps": norm["eps"],
+        }
+
+    def describe_layers(self) -> str | None:
+        """Report in one line what a choice of layers saves; None if all layers are extracted."""
+        n_layers, deepest = self.description.n_layers, max(self.layers)
+        if len(self.layers) >= n_layers:
+            return None
+        blocks = (
+            f"stops after block {deepest} of {n_layers}"
+            if deepest < n_layers
+            else f"runs all {n_layers} blocks"
+        )
+        space = 1 - len(self.layers) / n_layers
+        return (
+            f"layers {list(self.layers)}: {blocks} and takes {space:.0%} less space than all of "
+            "them"
+        )
+
+
+def check_settings(config: Config) -> EncoderSetup:
+    """Check every setting that can be checked without data or weights.
+
+    Every verb that takes such settings calls this first.
 
     Raises:
-        ConfigError: No such model.
-        WeightsError: The checkpoint cannot be found.
+        ConfigError: A setting is wrong.
+        WeightsError: The configuration of a Hugging Face checkpoint cannot be fetched.
     """
-    if model.source == "huggingface":
-        return find_hf_spec(_hf_name(model), model.revision)
-    if model.source != "torchaudio":
-        raise ConfigError(f"model.source is {model.source!r}; expected torchaudio or huggingface")
-    return find_model(_name(model))
-
-
-def encoder_loader(config: Config, device: str) -> Callable[..., SpeechEncoder]:
-    """What makes the configured encoder, in any process; it pickles.
-
-    Args:
-        config: Model, layers, precision and windows.
-        device: Where it computes; may be overridden by `device=` in the call.
-    """
+    check_engine(config.engine)
     model, extract = config.model, config.extract
-    windows = windowing(config)
-    precision = extract.precision
-    if precision == "auto":
-        precision = "fp16" if device == "cuda" else "fp32"
-    settings: dict[str, Any] = {
-        "layers": extract.layers,
-        "precision": precision,
-        "device": device,
-        "max_window_s": windows.max_window_s,
-        "context_s": windows.context_s,
-    }
-    if model.source == "huggingface":
-        return partial(
-            load_hf_encoder,
-            _hf_name(model),
-            model.revision,
-            allow_pickle=model.allow_pickle,
-            **settings,
-        )
-    return partial(load_encoder, _name(model), model.weights, seed=model.seed, **settings)
-
-
-def windowing(config: Config) -> Windowing:
-    """How the configured encoder treats long utterances."""
-    longest, context = config.extract.max_window_s, config.extract.context_s
-    return Windowing(
-        SAMPLE_RATE_HZ,
-        DEFAULT_MAX_WINDOW_S if longest is None else longest,
-        DEFAULT_CONTEXT_S if context is None else context,
+    family = find_family(model.source)
+    description = family.describe(model)
+    choose_precision(extract.precision, "cpu")
+    return EncoderSetup(
+        config,
+        family,
+        description,
+        choose_layers(extract.layers, description.n_layers),
+        choose_windows(description, extract.max_window_s, extract.context_s),
     )
 
 
-def batch_frames(config: Config, device: str) -> int:
-    """Bound on the padded frames of a batch."""
-    seconds = config.extract.max_batch_s or BATCH_S[device]
-    return max(1, round(seconds * FRAME_RATE_HZ))
-
-
-def final_norm(encoder: SpeechEncoder) -> dict[str, Any] | None:
-    """The norm that a pre-norm model's last layer has not been through, ready for JSON."""
-    norm = encoder.final_norm
-    if norm is None or encoder.n_model_layers not in encoder.layers:
-        return None
-    return {
-        "layer": encoder.n_model_layers,
-        "weight": norm["weight"].tolist(),
-        "bias": norm["bias"].tolist(),
-        "eps": norm["eps"],
-    }
-
-
-def savings(config: Config) -> str | None:
-    """What a choice of layers saves, in a line for people; None if it is all of them."""
-    spec = find_spec(config.model)
-    layers = choose_layers(config.extract.layers, spec.n_layers)
-    if len(layers) >= spec.n_layers:
-        return None
-    deepest = max(layers)
-    blocks = (
-        f"stops after block {deepest} of {spec.n_layers}"
-        if deepest < spec.n_layers
-        else f"runs all {spec.n_layers} blocks"
-    )
-    space = 1 - len(layers) / spec.n_layers
-    return f"layers {list(layers)}: {blocks} and takes {space:.0%} less space than all of them"
-
-
-def short_selfcheck(encoder: SpeechEncoder, source: Source) -> SelfCheck | None:
+def short_selfcheck(encoder: Encoder, source: Source) -> SelfCheck | None:
     """Checks the encoder on the starts of a few readable clips of the dataset.
 
     Returns:
         The result; None if there is nothing readable among the first rows.
     """
-    clips = check_clips(source, encoder.sample_rate_hz, CHECK_CLIPS, CHECK_CLIP_S)
+    clips = check_clips(source, encoder.geometry.sample_rate_hz, CHECK_CLIPS, CHECK_CLIP_S)
     # Of unequal lengths, so that there is padding that could leak.
     clips = [clip[: max(1, len(clip) // (i + 1))] for i, clip in enumerate(clips)]
     return selfcheck(encoder, clips) if clips else None
@@ -140,14 +139,15 @@ def full_selfcheck(config: Config, device: str) -> SelfCheck:
 
     The clips are of mixed lengths, so that a batch of them holds padding.
     """
-    encoder = encoder_loader(config, device)()
+    encoder = check_settings(config).loader(device)()
+    rate_hz, longest_s = encoder.geometry.sample_rate_hz, encoder.windows.max_window_s
     if config.dataset.path or config.dataset.name:
         source = open_source(config.dataset)
-        clips = check_clips(source, encoder.sample_rate_hz, FULL_CHECK_CLIPS, encoder.max_window_s)
+        clips = check_clips(source, rate_hz, FULL_CHECK_CLIPS, longest_s)
         if not clips:
             raise SourceError("the dataset has no readable clip among its first rows")
     else:
-        clips = made_clips(encoder.sample_rate_hz)
+        clips = made_clips(rate_hz)
     return selfcheck(encoder, clips)
 
 
@@ -191,15 +191,3 @@ def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Ten
         if held >= n_samples:
             break
     return torch.cat(blocks)[:n_samples]
-
-
-def _name(model: ModelConfig) -> str:
-    if model.name is None:
-        raise ConfigError("no model.name is given; say model=hubert_base, or see `strata models`")
-    return model.name
-
-
-def _hf_name(model: ModelConfig) -> str:
-    if model.name is None:
-        raise ConfigError("model=hf needs model.name=ID_OR_DIR, a hub id or a directory")
-    return model.name

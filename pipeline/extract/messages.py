@@ -2,67 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from pipeline.audio.decode import Decoded, EncodedAudio, decode
 from pipeline.config import DatasetConfig
-from pipeline.encoders.wav2vec2.statistics import Moments
-from pipeline.encoders.windows import Window
+from pipeline.encoders.base import Encoder
 from pipeline.store.coordination.worker_failures import Probation
 from pipeline.store.format.layout import Layout
-
-
-class Encoder(Protocol):
-    """What a worker needs of an encoder; `pipeline.encoders.wav2vec2.encoder.SpeechEncoder` is one.
-
-    Attributes:
-        clock: Set by the worker: an encoder may enter it around its parts, by their names, so that
-            their time is counted.
-    """
-
-    clock: Callable[[str], AbstractContextManager[None]]
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers that it returns."""
-
-    @property
-    def sample_rate_hz(self) -> int:
-        """Rate of the waveforms that it takes."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def encode_batch(
-        self, waveforms: Sequence[Tensor], *, precision: str | None = None
-    ) -> tuple[Tensor, list[int]]:
-        """Waveforms [n_samples] → features [n_layers, batch, max_frames, dim], and n_frames."""
-
-    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
-        """Windows of an utterance; one for an utterance that is encoded at once."""
-
-    def utterance_stats(self, utterance: Tensor | Moments) -> Any:
-        """What a window must know of its whole utterance."""
-
-    def encode_windows(
-        self,
-        waveform: Tensor,
-        windows: Sequence[Window],
-        stats: Any,
-        *,
-        sample_start: int = 0,
-        precision: str | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """First frame that a window keeps, and its features [n_layers, n_kept, dim]."""
 
 
 @dataclass(frozen=True)

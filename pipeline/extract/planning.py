@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audio.decode import probe
-from pipeline.encoders.windows import n_frames, plan_windows
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.retry import renew
 from pipeline.sources.hub import Source
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import (
     SCHEMA,
@@ -34,21 +35,6 @@ PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 """Columns that come from the headers."""
 COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
 """Columns by which a row is told to be the one that was planned."""
-
-
-@dataclass(frozen=True)
-class Windowing:
-    """How an encoder treats long utterances.
-
-    Attributes:
-        sample_rate_hz: Its sample rate.
-        max_window_s: Longest stretch that it encodes at once.
-        context_s: Context on each side of a window.
-    """
-
-    sample_rate_hz: int
-    max_window_s: float
-    context_s: float
 
 
 @dataclass(frozen=True)
@@ -77,13 +63,13 @@ class Estimate:
 
 
 def scan(
-    source: Source, sample_rate_hz: int, progress: Callable[[int], None] = lambda done: None
+    source: Source, geometry: FrameGeometry, progress: Callable[[int], None] = lambda done: None
 ) -> pa.Table:
     """Reads the header of every utterance.
 
     Args:
         source: The dataset.
-        sample_rate_hz: The encoder's rate, at which samples are counted.
+        geometry: The encoder's; samples are counted at its rate.
         progress: Called with the number of utterances that were looked at.
 
     Returns:
@@ -93,7 +79,7 @@ def scan(
     facts = np.zeros((len(PROBED), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         starts = range(0, n, SCAN_CHUNK)
-        chunks = pool.map(lambda start: _probe_rows(source, start, sample_rate_hz), starts)
+        chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
         for start, chunk in zip(starts, chunks, strict=True):
             stop = start + chunk.shape[1]
             facts[:, start:stop] = chunk
@@ -134,7 +120,7 @@ def plan_source(
     facts = {"fingerprint": source.fingerprint}
     if stored is not None and stored.source == facts and not again:
         return stored
-    rows = scan(source, windowing.sample_rate_hz, progress)
+    rows = scan(source, windowing.geometry, progress)
     if stored is None:
         if frames_per_unit is None:
             frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
@@ -172,7 +158,7 @@ def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) 
 
 def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[dict[str, Any]]:
     spans: list[tuple[int, int]] = []
-    for window in plan_windows(row["n_samples"], windowing.max_window_s, windowing.context_s):
+    for window in windowing.plan(row["n_samples"]):
         start, stop = window.keep_start, window.keep_stop
         if stop - start > capacity:
             return [row]
@@ -224,19 +210,20 @@ def free_bytes(where: Path) -> int:
     return shutil.disk_usage(folder).free if folder.exists() else 0
 
 
-def _probe_rows(source: Source, start: int, sample_rate_hz: int) -> npt.NDArray[np.int64]:
+def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
     """`PROBED` of a chunk of rows: [4, n]; an unreadable header is all zeros."""
     stop = min(start + SCAN_CHUNK, len(source))
-    probed = [_probe_row(source, row, sample_rate_hz) for row in range(start, stop)]
+    probed = [_probe_row(source, row, geometry) for row in range(start, stop)]
     return np.array(probed, np.int64).T
 
 
-def _probe_row(source: Source, row: int, sample_rate_hz: int) -> tuple[int, int, int, int]:
+def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, int, int, int]:
     try:
-        found = probe(source.audio(row), sample_rate_hz)
+        found = probe(source.audio(row), geometry.sample_rate_hz)
     except AudioError:
         return 0, 0, 0, 0  # the worker finds the reason again, and quarantines it with that
-    return found.n_samples, n_frames(found.n_samples), found.n_bytes, found.fingerprint
+    n_frames = geometry.n_frames(found.n_samples)
+    return found.n_samples, n_frames, found.n_bytes, found.fingerprint
 
 
 def _check_unchanged(stored: Plan, rows: pa.Table) -> int:

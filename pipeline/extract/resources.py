@@ -28,6 +28,23 @@ class Resources:
     device: str
 
 
+def check_engine(config: EngineConfig) -> None:
+    """Check the settings of the engine, whatever the machine or the cluster has.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    if config.kind not in ("inline", "ray"):
+        raise ConfigError(f"engine.kind is {config.kind!r}; expected inline or ray")
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"engine.device is {config.device!r}; expected auto, cpu or cuda")
+    for name, value in (("workers", config.workers), ("threads", config.threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"engine.{name} is {value}; expected at least 1")
+    if config.kind == "inline" and config.workers not in (None, 1):
+        raise ConfigError("engine=inline has one worker; use engine=ray for more")
+
+
 def find_resources(
     config: EngineConfig, n_units: int | None = None, threads_before: int | None = None
 ) -> Resources:
@@ -46,24 +63,18 @@ def find_resources(
     Raises:
         ConfigError: The settings ask for what is not there.
     """
+    check_engine(config)
     machine = find_machine(config)
     cpus, gpus = machine.n_cpus, machine.n_gpus
     device = config.device
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"engine.device is {device!r}; expected auto, cpu or cuda")
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus:
         raise ConfigError("engine.device is cuda, but there is no GPU; leave it at auto")
-    for name, value in (("workers", config.workers), ("threads", config.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"engine.{name} is {value}; expected at least 1")
     may_follow = config.threads is None and device == "cpu"
     if threads_before and may_follow and (config.workers or 1) * threads_before <= cpus:
         config = replace(config, threads=threads_before)
     if config.kind == "inline":
-        if config.workers not in (None, 1):
-            raise ConfigError("engine=inline has one worker; use engine=ray for more")
         return Resources(1, config.threads or cpus, device)
     if device == "cuda":
         fitting = gpus

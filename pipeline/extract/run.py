@@ -22,20 +22,11 @@ import torch
 from pipeline.audio.decode import AUDIO_IDENTITY, Decoded, EncodedAudio, audio_provenance
 from pipeline.audio.decode import decode as decode_audio
 from pipeline.config import Config
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, choose_layers
-from pipeline.encoders.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError
 from pipeline.events import Observer, ObserverGroup
 from pipeline.extract.driver import Driver, Stop, failure_message
-from pipeline.extract.encoder_setup import (
-    batch_frames,
-    encoder_loader,
-    final_norm,
-    find_spec,
-    savings,
-    short_selfcheck,
-    windowing,
-)
+from pipeline.extract.encoder_setup import EncoderSetup, check_settings, short_selfcheck
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
@@ -75,23 +66,24 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     """
     observer = observer or Observer()
     config = _settled(config)
+    setup = check_settings(config)
     source = _open_source(config, observer)
     root = Path(config.store) if config.store else None
     if root is None:
         found = plan_source(
             source,
-            windowing(config),
+            setup.windows,
             config.plan.frames_per_unit,
             progress=observer.headers_scanned,
         )
     else:
         with Lease(root, _new_run_id()) as lease:
-            found = _obtain_plan(config, source, root, lease, observer)
-    layout = _layout(config, found)
+            found = _obtain_plan(setup, source, root, lease, observer)
+    layout = _layout(setup, found)
     done = len(index_files.committed_units(root)) if root else 0
     if root:
         check_space(found.n_units - done, layout, root)
-    return estimate(found, layout, SAMPLE_RATE_HZ, root or Path())
+    return estimate(found, layout, setup.geometry.sample_rate_hz, root or Path())
 
 
 def extract(
@@ -123,31 +115,32 @@ def extract(
     if config.store is None:
         raise ConfigError("no store is given; say store=PATH")
     root = Path(config.store)
+    setup = check_settings(config)
     find_resources(config.engine)  # what is wrong with it is said before a long scan
     run_id = _new_run_id()
     with Lease(root, run_id) as lease:
         source = _open_source(config, observer)
-        found = _obtain_plan(config, source, root, lease, observer)
+        found = _obtain_plan(setup, source, root, lease, observer)
         resources = find_resources(config.engine, found.n_units, _threads_before(root))
         if config.engine.kind == "inline":  # before anything is computed: bits follow the threads
             torch.set_num_threads(resources.threads)
-        encoder = _load_encoder(config, resources)
+        encoder = _load_encoder(setup, resources)
         if encoder.is_random:
             observer.note(
                 "WARNING: the encoder's weights are RANDOM; the features mean nothing. "
                 "For real ones: model.weights=pretrained or model.weights=PATH"
             )
-        saved = savings(config)
+        saved = setup.describe_layers()
         if saved:
             observer.note(saved)
         observer = ObserverGroup(RunLogObserver(RunLog(root, run_id)), observer)
-        layout = _prepare(config, source, found, encoder, resources, root, observer)
+        layout = _prepare(setup, source, found, encoder, resources, root, observer)
         job = Job(
             root=root.absolute(),
             layout=layout,
             dataset=config.dataset,
-            load_encoder=encoder_loader(config, resources.device),
-            max_batch_frames=batch_frames(config, resources.device),
+            load_encoder=setup.loader(resources.device),
+            max_batch_frames=setup.batch_frames(resources.device),
             threads=resources.threads,
             decode=decode,
         )
@@ -159,7 +152,18 @@ def extract(
             if resources.device == "cuda" and torch.cuda.is_available():
                 torch.cuda.empty_cache()
         open_ = partial(open_executor, config.engine, resources, make_worker)
-        driver = Driver(config, root, layout, found, lease, observer, open_, run_id, stop or Stop())
+        driver = Driver(
+            config,
+            root,
+            layout,
+            setup.geometry,
+            found,
+            lease,
+            observer,
+            open_,
+            run_id,
+            stop or Stop(),
+        )
         driver.run()
         sweep(root, layout)
         if not index_files.is_compact(root):
@@ -192,9 +196,10 @@ def _open_source(config: Config, observer: Observer) -> Source:
 
 
 def _obtain_plan(
-    config: Config, source: Source, root: Path, lease: Lease, observer: Observer
+    setup: EncoderSetup, source: Source, root: Path, lease: Lease, observer: Observer
 ) -> Plan:
     """The plan of the store, made or extended as needed."""
+    config = setup.config
     stored = read_plan(root)
     wanted = config.plan.frames_per_unit
     if stored is not None and wanted and round_up_to_chunk(wanted) != stored.frames_per_unit:
@@ -207,20 +212,20 @@ def _obtain_plan(
     again = quarantined_rows(root, stored) if stored and config.retry_quarantined else []
     if again:
         observer.note(f"{len(again)} quarantined utterances are going to be tried again")
-    found = plan_source(source, windowing(config), wanted, stored, observer.headers_scanned, again)
+    found = plan_source(source, setup.windows, wanted, stored, observer.headers_scanned, again)
     if found is not stored:
         lease.check()  # a scan takes long, and another driver's plan must not be overwritten
         write_plan(root, found)
     return found
 
 
-def _load_encoder(config: Config, resources: Resources) -> SpeechEncoder:
+def _load_encoder(setup: EncoderSetup, resources: Resources) -> Encoder:
     """The encoder for the driver itself, which needs its identity; on the workers' device if any.
 
     A driver without that device (the head of a cluster) has it on the CPU.
     """
     here = resources.device if resources.device == "cpu" or torch.cuda.is_available() else "cpu"
-    return encoder_loader(config, resources.device)(device=here)
+    return setup.loader(resources.device, here)()
 
 
 def _threads_before(root: Path) -> int | None:
@@ -232,21 +237,21 @@ def _threads_before(root: Path) -> int | None:
 
 
 def _prepare(
-    config: Config,
+    setup: EncoderSetup,
     source: Source,
     found: Plan,
-    encoder: SpeechEncoder,
+    encoder: Encoder,
     resources: Resources,
     root: Path,
     observer: Observer,
 ) -> Layout:
     """Makes the store, or makes sure that it is the one that this run would make."""
-    layout = _layout(config, found)
+    layout = _layout(setup, found)
     identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
-    provenance = _provenance(config, resources) | {"weights": encoder.weights_source}
+    provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
     if not (root / GROUP / "zarr.json").exists():
         n_slots = Ledger.open(root, found.n_units).n_slots
-        attributes = _attributes(layout, identity, encoder, provenance)
+        attributes = _attributes(setup, layout, identity, encoder, provenance)
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
         write_group(root, layout, n_slots, attributes)
         return layout
@@ -265,7 +270,7 @@ def _prepare(
 
 
 def _selfcheck(
-    encoder: SpeechEncoder, source: Source, resources: Resources, observer: Observer
+    encoder: Encoder, source: Source, resources: Resources, observer: Observer
 ) -> dict[str, Any] | None:
     """Checks the encoder before a new store is begun; what it finds is kept in the store."""
     if encoder.device.type != resources.device:
@@ -283,14 +288,17 @@ def _selfcheck(
     return asdict(found)
 
 
-def _layout(config: Config, found: Plan) -> Layout:
-    spec = find_spec(config.model)
-    layers = choose_layers(config.extract.layers, spec.n_layers)
-    return Layout(layers, spec.dim, found.frames_per_unit, found.utterances_per_slot)
+def _layout(setup: EncoderSetup, found: Plan) -> Layout:
+    dim = setup.description.dim
+    return Layout(setup.layers, dim, found.frames_per_unit, found.utterances_per_slot)
 
 
 def _attributes(
-    layout: Layout, identity: Identity, encoder: SpeechEncoder, provenance: Mapping[str, Any]
+    setup: EncoderSetup,
+    layout: Layout,
+    identity: Identity,
+    encoder: Encoder,
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
@@ -298,15 +306,16 @@ def _attributes(
         "feature_dim": layout.dim,
         "frames_per_unit": layout.frames_per_unit,
         "utterances_per_slot": layout.utterances_per_slot,
-        "frame_rate_hz": FRAME_RATE_HZ,
-        "sample_rate_hz": encoder.sample_rate_hz,
-        "final_norm": final_norm(encoder),
+        "frame_rate_hz": encoder.geometry.frame_rate_hz,
+        "sample_rate_hz": encoder.geometry.sample_rate_hz,
+        "geometry": encoder.geometry.to_dict(),
+        "final_norm": setup.final_norm(encoder),
         "identity": identity,
         "provenance": dict(provenance),
     }
 
 
-def _provenance(config: Config, resources: Resources) -> dict[str, Any]:
+def _provenance(setup: EncoderSetup, resources: Resources) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -318,7 +327,7 @@ def _provenance(config: Config, resources: Resources) -> dict[str, Any]:
         "command": sys.argv[1:],
         "device": resources.device,
         "threads_per_worker": resources.threads,
-        "max_batch_frames": batch_frames(config, resources.device),
+        "max_batch_frames": setup.batch_frames(resources.device),
         "processor": platform.machine(),
         "versions": versions | {"audio": audio_provenance()},
     }

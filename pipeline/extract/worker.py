@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import torch
 
-from pipeline.encoders.windows import FRAME_RATE_HZ
+from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError
-from pipeline.extract.messages import Encoder, Job, UnitReport, UnitTask
+from pipeline.extract.messages import Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import Filler
 from pipeline.extract.stages.timing import Stopwatch
@@ -30,7 +30,7 @@ from pipeline.store.format import records
 from pipeline.store.format.records import Record, records_table
 from pipeline.store.write.slot import CommitOutcome, SlotWriter, UnitBuffer
 
-__all__ = ["Encoder", "Job", "UnitReport", "UnitTask", "Worker"]
+__all__ = ["Job", "UnitReport", "UnitTask", "Worker"]
 
 STAGES = ("decode", "wait", "front_end", "transformer", "copy", "write")
 
@@ -62,6 +62,7 @@ class Worker:
         torch.set_num_threads(job.threads)
         self._job = job
         encoder = encoder if encoder is not None else job.load_encoder()
+        self._frame_rate_hz = encoder.geometry.frame_rate_hz
         self._source = source if source is not None else open_source(job.dataset)
         self._decoder = Decoder(self._source, job.decode, encoder, _decode_threads(job, encoder))
         self._watch = Stopwatch(encoder.device)
@@ -182,7 +183,7 @@ class Worker:
             outcome = unit.writer.commit(records_table(done, task.unit, task.slot, metadata))
         unit.seconds["write"] = unit.write_s + time.perf_counter() - began
         unit.seconds["decode"] = sum(item.decode_s for item in unit.utterances)
-        return _report(unit, done, outcome)
+        return _report(unit, done, outcome, self._frame_rate_hz)
 
     def _finish(self, item: Utterance, unit: _Unit) -> Record:
         position = item.record.position
@@ -203,7 +204,9 @@ def _decode_threads(job: Job, encoder: Encoder) -> int:
     return job.threads if encoder.device.type == "cuda" else max(1, job.threads // 2)
 
 
-def _report(unit: _Unit, done: list[Record], outcome: CommitOutcome) -> UnitReport:
+def _report(
+    unit: _Unit, done: list[Record], outcome: CommitOutcome, frame_rate_hz: float
+) -> UnitReport:
     statuses = Counter(record.status for record in done)
     frames = sum(record.n_frames for record in done if record.status == records.OK)
     return UnitReport(
@@ -214,7 +217,7 @@ def _report(unit: _Unit, done: list[Record], outcome: CommitOutcome) -> UnitRepo
         n_quarantined=statuses[records.QUARANTINED],
         n_deferred=statuses[records.DEFERRED],
         n_fp32=sum(records.FLAG_FP32 in record.flags for record in done),
-        audio_s=frames / FRAME_RATE_HZ,
+        audio_s=frames / frame_rate_hz,
         wall_s=time.perf_counter() - unit.began_s,
         n_bytes=outcome.n_bytes,
         worker=f"{socket.gethostname()}:{os.getpid()}",

@@ -157,7 +157,8 @@ def collapse(
         todo = [unit for unit in ready if unit not in committed]
         _check_space(out, len(todo) * layout.slot_bytes)
         observer = ObserverGroup(RunLogObserver(RunLog(out, run_id)), observer or Observer())
-        observer.planned(plan, len(committed))
+        audio_s = plan.audio_seconds(attributes["sample_rate_hz"])
+        observer.planned(plan, len(committed), audio_s)
         if todo:
             index_files.drop_cache(out)
             observer.run_started(len(todo))

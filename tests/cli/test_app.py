@@ -170,7 +170,7 @@ def test_pretrained_weights_without_a_network_say_so(folder: Path, tmp_path: Pat
         "engine=inline",
         f"model.weights={tmp_path / 'missing.pt'}",
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "missing.pt" in error_line(done)
     assert not (tmp_path / "s" / "features.zarr").exists()
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.settings import choose_layers
 from pipeline.encoders.wav2vec2 import transformer
 from pipeline.encoders.wav2vec2.bundles import find_model
-from pipeline.encoders.wav2vec2.encoder import choose_layers, load_encoder
+from pipeline.encoders.wav2vec2.encoder import load_encoder
 from pipeline.encoders.wav2vec2.weights import fill, load_model
 from pipeline.errors import ConfigError, EncoderError, WeightsError
 from tests.helpers.encoder_kinds import (

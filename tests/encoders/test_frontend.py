@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.encoders.wav2vec2 import frontend
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, moments
-from pipeline.encoders.windows import n_frames
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 
@@ -24,7 +24,7 @@ def packed(encoder, waveforms, stats=None, precision="fp32"):
     with torch.inference_mode():
         frames, starts = stack(waveforms, stats)
     return [
-        frames[start : start + n_frames(waveform.numel())]
+        frames[start : start + GEOMETRY.n_frames(waveform.numel())]
         for start, waveform in zip(starts, waveforms, strict=True)
     ]
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
-from pipeline.encoders.windows import n_frames
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
 
@@ -29,7 +28,7 @@ def test_layer_0_of_windows_equals_that_of_the_whole(name):
     waveform = uneven(16 * 16_000)
     whole = small_encoder(name, layers=[0])
     windowed = small_encoder(name, layers=[0], max_window_s=6.0, context_s=1.3)
-    assert len(windowed.plan_windows(waveform.numel())) == 5
+    assert len(windowed.windows.plan(waveform.numel())) == 5
     [found], [expected] = windowed([waveform]), whole([waveform])
     assert found.shape == expected.shape
     assert relative_errors(found, expected).max() < 1e-5
@@ -42,7 +41,7 @@ def test_windows_approach_full_attention(name):
     encoder = small_encoder(name, max_window_s=8.0, context_s=2.0)
     [found] = encoder([waveform])
     expected = reference(encoder, waveform)
-    assert found.shape[1] == expected.shape[1] == n_frames(waveform.numel())
+    assert found.shape[1] == expected.shape[1] == encoder.geometry.n_frames(waveform.numel())
     correlation = F.cosine_similarity(found, expected, dim=-1)
     shifted = F.cosine_similarity(found[:, 1:], expected[:, :-1], dim=-1)
     assert (correlation.median(-1).values > 0.9).all()
@@ -53,7 +52,7 @@ def test_each_window_is_the_same_encoded_alone_from_a_part_of_the_file():
     """A worker that holds one window's samples and the statistics gets the same bits."""
     waveform = uneven(10 * 16_000)
     encoder = small_encoder("hubert_base", max_window_s=4.0, context_s=1.0)
-    windows = encoder.plan_windows(waveform.numel())
+    windows = encoder.windows.plan(waveform.numel())
     stats = encoder.utterance_stats(waveform)
     together = dict(encoder.encode_windows(waveform, windows, stats))
     assert list(together) == [window.keep_start for window in windows]
@@ -78,9 +77,9 @@ def test_windows_joined_are_the_call():
     encoder = small_encoder("wavlm_large", max_window_s=4.0, context_s=1.0)
     short, long = encoder([speech(8_000), waveform])
     stats = encoder.utterance_stats(waveform)
-    parts = encoder.encode_windows(waveform, encoder.plan_windows(waveform.numel()), stats)
+    parts = encoder.encode_windows(waveform, encoder.windows.plan(waveform.numel()), stats)
     assert torch.equal(long, torch.cat([features for _, features in parts], dim=1))
-    assert short.shape[1] == n_frames(8_000)
+    assert short.shape[1] == encoder.geometry.n_frames(8_000)
 
 
 def test_a_batch_refuses_what_needs_windows():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.selfcheck import find_overflows, relative_errors
 from pipeline.encoders.wav2vec2.encoder import load_encoder
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 
@@ -68,8 +68,8 @@ def test_misfits_are_found_by_utterance_and_layer():
     features[0, 3, 0, 0] = 65_504.0
     features[:, 4, 2, 2] = float("-inf")
     expected = [3, 4, None, None, 1]
-    assert encoder.misfits(features, counts) == expected
-    assert encoder.misfits(features.half(), counts)[2:] == expected[2:]
+    assert find_overflows(features, counts, encoder.layers) == expected
+    assert find_overflows(features.half(), counts, encoder.layers)[2:] == expected[2:]
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])
@@ -81,9 +81,9 @@ def test_an_overflow_in_float16_is_seen_and_mended_by_fp32(name):
     feed_forward.output_dense.weight[0, 0] = 2.0
     feed_forward.output_dense.bias[0] = -1e5
     features, counts = encoder.encode_batch(clips())
-    assert encoder.misfits(features, counts) == [2, 2, 2]
+    assert find_overflows(features, counts, encoder.layers) == [2, 2, 2]
     rerun, counts = encoder.encode_batch(clips(), precision="fp32")
-    assert encoder.misfits(rerun, counts) == [None, None, None]
+    assert find_overflows(rerun, counts, encoder.layers) == [None, None, None]
 
 
 def test_features_in_float16_are_the_rounded_ones():

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.encoders.windows import n_frames, plan_windows
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError
+
+n_frames = GEOMETRY.n_frames
+
+
+def plan_windows(n_samples, max_window_s, context_s):
+    return Windowing(GEOMETRY, max_window_s, context_s).plan(n_samples)
 
 
 def frames_of_convolutions(n_samples):

@@ -22,7 +22,7 @@ from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreErro
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.driver import Stop
-from pipeline.extract.encoder_setup import batch_frames, encoder_loader
+from pipeline.extract.encoder_setup import check_settings
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.coordination.ledger import Ledger, read_claims
 from pipeline.store.coordination.worker_failures import (
@@ -328,13 +328,14 @@ def test_a_store_that_vanished_is_not_begun_anew(folder: Path, quiet: Path, tmp_
 def worker_at(folder: Path, store: Path) -> Worker:
     """A worker as an engine makes it."""
     config = load_config(overrides(folder, store, *INLINE))
+    setup = check_settings(config)
     return Worker(
         Job(
             root=store,
             layout=layout_of(read_attributes(store)),
             dataset=config.dataset,
-            load_encoder=encoder_loader(config, "cpu"),
-            max_batch_frames=batch_frames(config, "cpu"),
+            load_encoder=setup.loader("cpu"),
+            max_batch_frames=setup.batch_frames("cpu"),
             threads=1,
         )
     )

@@ -8,17 +8,18 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.config import DatasetConfig, load_config
-from pipeline.encoders.windows import n_frames, plan_windows
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.planning import SCAN_CHUNK, Windowing, estimate, plan_source, scan
+from pipeline.extract.planning import SCAN_CHUNK, estimate, plan_source, scan
 from pipeline.sources.hub import Source, open_source
 from pipeline.store.format.layout import LEASE, PLAN, Layout
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import mixed_lengths, write_folder
 
-WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
+WINDOWING = Windowing(GEOMETRY, max_window_s=4.0, context_s=0.5)
 
 
 def source(folder: Path) -> Source:
@@ -30,11 +31,11 @@ def test_scan_counts_samples_from_headers(tmp_path: Path) -> None:
     lengths = mixed_lengths(12)
     folder = write_folder(tmp_path / "clips", lengths)
     (folder / "clip-004.wav").write_bytes(b"")
-    rows = scan(source(folder), 16_000)
+    rows = scan(source(folder), GEOMETRY)
     expected = [round(length * 16_000) for length in lengths]
     expected[4] = 0
     assert rows["n_samples"].to_pylist() == expected
-    assert rows["n_frames"].to_pylist() == [n_frames(n) if n else 0 for n in expected]
+    assert rows["n_frames"].to_pylist() == [GEOMETRY.n_frames(n) if n else 0 for n in expected]
     assert rows["row"].to_pylist() == list(range(12))
 
 
@@ -45,7 +46,7 @@ def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
         write(tmp_path / f"{i:04d}.wav", speechlike(400 + 3 * i))
     (tmp_path / f"{SCAN_CHUNK:04d}.wav").write_bytes(b"no sound")
     seen: list[int] = []
-    rows = scan(source(tmp_path), 16_000, seen.append)
+    rows = scan(source(tmp_path), GEOMETRY, seen.append)
     expected = [0 if i == SCAN_CHUNK else 400 + 3 * i for i in range(n)]
     assert rows["n_samples"].to_pylist() == expected
     assert rows["n_bytes"].to_pylist() == [44 + 2 * n if n else 0 for n in expected]
@@ -59,14 +60,14 @@ def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) ->
     folder = write_folder(tmp_path / "clips", [1.0, 23.4, 0.5])
     found = plan_source(source(folder), WINDOWING, 512)
     pieces = found.table.filter(pc.equal(found.table["row"], 1)).to_pylist()
-    cuts = {w.keep_start for w in plan_windows(round(23.4 * 16_000), 4.0, 0.5)}
+    cuts = {w.keep_start for w in WINDOWING.plan(round(23.4 * 16_000))}
     at = 0
     for i, piece in enumerate(pieces):
         assert (piece["piece"], piece["n_pieces"], piece["piece_start"]) == (i, len(pieces), at)
         assert piece["piece_start"] in cuts
         assert 0 < piece["n_frames"] <= 512
         at += piece["n_frames"]
-    assert at == n_frames(round(23.4 * 16_000))
+    assert at == GEOMETRY.n_frames(round(23.4 * 16_000))
     assert len(pieces) == 3
     assert found.n_utterances == 3
 
@@ -74,7 +75,7 @@ def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) ->
 def test_a_recording_whose_windows_exceed_a_unit_stays_whole(tmp_path: Path) -> None:
     """With units smaller than a window it cannot be cut; it is left to be quarantined."""
     folder = write_folder(tmp_path / "clips", [8.0])
-    found = plan_source(source(folder), Windowing(16_000, 40.0, 5.0), 256)
+    found = plan_source(source(folder), Windowing(GEOMETRY, 40.0, 5.0), 256)
     assert found.table["n_pieces"].to_pylist() == [1]
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DatasetConfig
-from pipeline.encoders.windows import Window, n_frames, plan_windows
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.windows import Window, Windowing
 from pipeline.errors import SourceError, StoreError
-from pipeline.extract.planning import Windowing, plan_source
+from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc as memory
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.sources.hub import open_source
@@ -30,7 +32,7 @@ from pipeline.store.write.documents import write_group, write_plan
 from pipeline.store.write.slot import SlotWriter, crc32c
 
 LAYERS = (1, 2, 3)
-WINDOWING = Windowing(16_000, max_window_s=4.0, context_s=0.5)
+WINDOWING = Windowing(GEOMETRY, max_window_s=4.0, context_s=0.5)
 
 
 class SpellingEncoder:
@@ -43,7 +45,8 @@ class SpellingEncoder:
     """
 
     layers = LAYERS
-    sample_rate_hz = 16_000
+    geometry = GEOMETRY
+    windows = WINDOWING
     device = torch.device("cpu")
 
     def __init__(self, broken: Sequence[int] = (), hopeless: Sequence[int] = ()) -> None:
@@ -53,7 +56,7 @@ class SpellingEncoder:
     def encode_batch(
         self, waveforms: Sequence[Tensor], *, precision: str | None = None
     ) -> tuple[Tensor, list[int]]:
-        counts = [n_frames(len(waveform)) for waveform in waveforms]
+        counts = [GEOMETRY.n_frames(len(waveform)) for waveform in waveforms]
         tags = [round(float(waveform[0]) * 1000) for waveform in waveforms]
         self.batches.append(tags)
         features = torch.zeros(len(LAYERS), len(waveforms), max(counts), 3)
@@ -61,8 +64,8 @@ class SpellingEncoder:
             features[:, i, :count] = self._spell(tag, 0, count, precision)
         return features, counts
 
-    def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
-        return plan_windows(n_samples, WINDOWING.max_window_s, WINDOWING.context_s)
+    def statistics_accumulator(self) -> MomentAccumulator:
+        return MomentAccumulator()
 
     def utterance_stats(self, utterance: object) -> None:
         return None
@@ -142,7 +145,7 @@ def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
     used = 0
     for i, row in enumerate(bench.rows(0)):
         start, stop = row["frame_start"], row["frame_start"] + row["n_frames"]
-        assert (start, row["n_frames"]) == (used, n_frames(round(seconds[i] * 16_000)))
+        assert (start, row["n_frames"]) == (used, GEOMETRY.n_frames(round(seconds[i] * 16_000)))
         for axis, layer in enumerate(LAYERS):
             assert (frames[axis, start:stop, 0] == i + 1).all()
             assert (frames[axis, start:stop, 1] == layer).all()
@@ -183,7 +186,7 @@ def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> 
         ],
         axis=1,
     )
-    assert joined.shape[1] == n_frames(480_000)
+    assert joined.shape[1] == GEOMETRY.n_frames(480_000)
     assert (joined[:, :, 0] == 2).all()
     assert (joined[:, :, 2] == np.arange(joined.shape[1])).all()
     assert pieces[0][1]["flags"] == ["windowed"]
@@ -233,7 +236,7 @@ def test_what_stays_out_of_range_is_quarantined_with_its_layer(
     assert rows[1]["frame_start"] is None
     frames = bench.frames(0)
     hole = frames[:, 49 : rows[2]["frame_start"]]
-    assert hole.shape[1] == n_frames(round(seconds[1] * 16_000))
+    assert hole.shape[1] == GEOMETRY.n_frames(round(seconds[1] * 16_000))
     assert np.isnan(hole).all()
     assert (frames[:, rows[2]["frame_start"] : rows[2]["frame_start"] + 49, 0] == 3).all()
 

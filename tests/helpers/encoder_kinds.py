@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torchaudio.pipelines._wav2vec2 import utils as bundle_utils
 
+from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import find_model
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, check_settings
+from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
 from pipeline.encoders.wav2vec2.weights import LoadedModel, digest
 
 # One bundle for each combination that differs in code: GroupNorm or LayerNorm front end, conv bias,
@@ -59,12 +60,8 @@ def small_encoder(name, **settings):
         torch.manual_seed(0)
         model = randomize(spec.build())
     loaded = LoadedModel(model, "random", digest(model))
-    options = dict.fromkeys(["max_window_s", "context_s"]) | {
-        "layers": "all",
-        "precision": "fp32",
-        "device": "cpu",
-    }
-    return SpeechEncoder(spec, loaded, **check_settings(spec, **(options | settings)))
+    options = {"precision": "fp32", "device": "cpu"} | settings
+    return SpeechEncoder(spec, loaded, resolve_settings(spec.describe(), **options))
 
 
 def speech(n_samples, seed=0, amplitude=0.1):

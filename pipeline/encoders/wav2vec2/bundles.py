@@ -12,15 +12,24 @@ from typing import Any
 import torch
 import torchaudio
 
-from pipeline.encoders.windows import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from pipeline.encoders.base import EncoderDescription
+from pipeline.encoders.wav2vec2.geometry import (
+    CONV_KERNELS,
+    CONV_STRIDES,
+    DEFAULT_CONTEXT_S,
+    DEFAULT_MAX_WINDOW_S,
+    GEOMETRY,
+    SAMPLE_RATE_HZ,
+)
 from pipeline.errors import ConfigError
 
 # Settings of training only, or of the output head: they do not touch a feature.
 _NOT_ARCHITECTURE = ("dropout", "layer_drop", "aux_num_out")
 
+_CONVOLUTIONS = [(32, *both) for both in zip(CONV_KERNELS, CONV_STRIDES, strict=True)]
 _TINY: dict[str, Any] = {
     "extractor_mode": "group_norm",
-    "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
+    "extractor_conv_layer_config": _CONVOLUTIONS,
     "extractor_conv_bias": False,
     "encoder_embed_dim": 48,
     "encoder_projection_dropout": 0.0,
@@ -87,7 +96,18 @@ class ModelSpec:
     @property
     def bytes_per_hour(self) -> int:
         """Bytes of one hour of audio in the store: layers 1..N in float16."""
-        return round(self.n_layers * self.dim * 2 * FRAME_RATE_HZ * 3600)
+        return round(self.n_layers * self.dim * 2 * GEOMETRY.frame_rate_hz * 3600)
+
+    def describe(self) -> EncoderDescription:
+        """Return what the rest of Strata has to know before the weights are loaded."""
+        return EncoderDescription(
+            name=self.name,
+            n_layers=self.n_layers,
+            dim=self.dim,
+            geometry=GEOMETRY,
+            max_window_s=DEFAULT_MAX_WINDOW_S,
+            context_s=DEFAULT_CONTEXT_S,
+        )
 
     def architecture(self) -> dict[str, Any]:
         """The settings that change a feature, ready for JSON; part of a store's identity."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.encoders.base import Clock, EncoderSettings
+from pipeline.encoders.settings import PRECISIONS, resolve_settings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
 from pipeline.encoders.wav2vec2.frontend import Frontend, UtteranceStats
-from pipeline.encoders.wav2vec2.statistics import Moments, moments
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, Moments, moments
 from pipeline.encoders.wav2vec2.transformer import Transformer
 from pipeline.encoders.wav2vec2.weights import LoadedModel, load_model
-from pipeline.encoders.windows import (
-    DEFAULT_CONTEXT_S,
-    DEFAULT_MAX_WINDOW_S,
-    FRAME_RATE_HZ,
-    SAMPLE_RATE_HZ,
-    Window,
-    n_frames,
-    plan_windows,
-)
+from pipeline.encoders.windows import Window
 from pipeline.errors import ConfigError, EncoderError
 
-LARGEST = 65504.0  # of float16, in which features are stored
 _CALL_FRAMES = 3000  # padded frames that `SpeechEncoder.__call__` encodes at once: one minute
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_encoder(
@@ -66,67 +59,8 @@ def load_encoder(
         torch.Size([12, 49, 48])
     """
     spec = find_model(name)
-    settings = check_settings(spec, layers, precision, device, max_window_s, context_s)
-    return SpeechEncoder(spec, load_model(spec, weights, seed), **settings)
-
-
-def check_settings(
-    spec: ModelSpec,
-    layers: str | Sequence[int],
-    precision: str,
-    device: str,
-    max_window_s: float | None,
-    context_s: float | None,
-) -> dict[str, Any]:
-    """Check the settings of an encoder and resolve "auto"; arguments as `load_encoder`.
-
-    Returns:
-        Keyword arguments of `SpeechEncoder`.
-
-    Raises:
-        ConfigError: a setting is not one that `load_encoder` lists.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision == "auto":
-        precision = "fp16" if device.startswith("cuda") else "fp32"
-    if precision not in _DTYPES:
-        raise ConfigError(f"precision={precision!r} is not one of auto, {', '.join(_DTYPES)}")
-    max_window_s = DEFAULT_MAX_WINDOW_S if max_window_s is None else float(max_window_s)
-    context_s = DEFAULT_CONTEXT_S if context_s is None else float(context_s)
-    plan_windows(round(2 * max_window_s * SAMPLE_RATE_HZ) + 1, max_window_s, context_s)
-    return {
-        "layers": choose_layers(layers, spec.n_layers),
-        "precision": precision,
-        "device": torch.device(device),
-        "max_window_s": max_window_s,
-        "context_s": context_s,
-    }
-
-
-def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
-    """Turn a choice of layers into their numbers, ascending.
-
-    Args:
-        layers: "all" for 1..N, "superb" for 0..N, or numbers in 0..N.
-        n_layers: N, the number of transformer blocks.
-
-    Raises:
-        ConfigError: the choice is empty, repeats a layer, or names one that the model has not.
-    """
-    if layers == "all":
-        return tuple(range(1, n_layers + 1))
-    if layers == "superb":
-        return tuple(range(n_layers + 1))
-    expected = f"expected all, superb, or a list of 0 to {n_layers}, each once, like [1,6,12]"
-    if isinstance(layers, str) or not layers:
-        raise ConfigError(f"layers={layers!r} names no layers; {expected}")
-    numbers = tuple(layers)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
-        raise ConfigError(f"layers={list(numbers)!r} are not all whole numbers; {expected}")
-    if len(set(numbers)) != len(numbers) or not all(0 <= n <= n_layers for n in numbers):
-        raise ConfigError(f"layers={list(numbers)} do not fit the model; {expected}")
-    return tuple(sorted(numbers))
+    settings = resolve_settings(spec.describe(), layers, precision, device, max_window_s, context_s)
+    return SpeechEncoder(spec, load_model(spec, weights, seed), settings)
 
 
 class SpeechEncoder:
@@ -155,44 +89,52 @@ class SpeechEncoder:
             nothing, until one that measures is put in its place.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        loaded: LoadedModel,
-        *,
-        layers: tuple[int, ...],
-        precision: str,
-        device: torch.device,
-        max_window_s: float,
-        context_s: float,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, loaded: LoadedModel, settings: EncoderSettings) -> None:
         """Use `load_encoder`, which checks the settings."""
         self.name = spec.name
-        self.layers = layers
+        self.geometry = GEOMETRY
+        self.layers = settings.layers
         self.dim = spec.dim
         self.n_model_layers = spec.n_layers
-        self.sample_rate_hz = SAMPLE_RATE_HZ
-        self.frame_rate_hz = FRAME_RATE_HZ
-        self.precision = precision
-        self.device = device
+        self.precision = settings.precision
+        self.device = torch.device(settings.device)
+        self.windows = settings.windows
         self.weights_source = loaded.source
         self.is_random = loaded.source == "random"
-        self.max_window_s = max_window_s
-        self.context_s = context_s
         self._spec = spec
-        self._model = loaded.model.to(device)
+        self._model = loaded.model.to(self.device)
         self._stacks: dict[str, tuple[Frontend, Transformer]] = {}
         self.final_norm = self._find_final_norm()
         self.identity: dict[str, Any] = {
             "model": spec.name,
             "architecture": spec.architecture(),
             "weights": {"sha256": loaded.sha256},
-            "precision": precision,
-            "layers": list(layers),
-            "max_window_s": max_window_s,
-            "context_s": context_s,
+            "precision": self.precision,
+            "layers": list(self.layers),
+            "max_window_s": self.windows.max_window_s,
+            "context_s": self.windows.context_s,
         }
-        self.clock: Callable[[str], AbstractContextManager[None]] = _no_clock
+        self.clock: Clock = _no_clock
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate at which waveforms must come."""
+        return self.geometry.sample_rate_hz
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Features per second."""
+        return self.geometry.frame_rate_hz
+
+    @property
+    def max_window_s(self) -> float:
+        """Longest stretch encoded at once, in seconds."""
+        return self.windows.max_window_s
+
+    @property
+    def context_s(self) -> float:
+        """Context on each side of a window, in seconds."""
+        return self.windows.context_s
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Encode utterances of any number and lengths, in batches of like length.
@@ -212,7 +154,7 @@ class SpeechEncoder:
         short = []
         for i, waveform in enumerate(waveforms):
             _check(waveform)
-            windows = self.plan_windows(waveform.numel())
+            windows = self.windows.plan(waveform.numel())
             if len(windows) == 1:
                 short.append(i)
                 continue
@@ -220,7 +162,7 @@ class SpeechEncoder:
             results[i] = torch.cat([features.cpu() for _, features in parts], dim=1)
         short.sort(key=lambda i: -waveforms[i].numel())
         while short:
-            longest = n_frames(waveforms[short[0]].numel())
+            longest = self.geometry.n_frames(waveforms[short[0]].numel())
             n_together = max(1, _CALL_FRAMES // longest)
             batch, short = short[:n_together], short[n_together:]
             features, counts = self.encode_batch([waveforms[i] for i in batch])
@@ -252,27 +194,31 @@ class SpeechEncoder:
         Raises:
             EncoderError: a waveform is empty, too long, or not one-dimensional float32.
         """
-        longest = n_frames(round(self.max_window_s * SAMPLE_RATE_HZ))
         for waveform in waveforms:
             _check(waveform)
-            if n_frames(waveform.numel()) > longest:
-                raise EncoderError(
-                    f"a waveform of {waveform.numel() / SAMPLE_RATE_HZ:.1f} s is longer than "
-                    f"max_window_s={self.max_window_s:g}; encode it by windows"
-                )
+        counts = [self.geometry.n_frames(waveform.numel()) for waveform in waveforms]
+        if max(counts) > self.windows.max_window_frames:
+            longest_s = max(waveform.numel() for waveform in waveforms) / self.sample_rate_hz
+            raise EncoderError(
+                f"a waveform of {longest_s:.1f} s is longer than "
+                f"max_window_s={self.windows.max_window_s:g}; encode it by windows"
+            )
         with torch.inference_mode():
             frontend, transformer = self._stack(precision or self.precision)
             with self.clock("front_end"):
                 if stats is None:
                     stats = [self.utterance_stats(waveform) for waveform in waveforms]
                 frames, starts = frontend(waveforms, stats)
-            counts = [n_frames(waveform.numel()) for waveform in waveforms]
             with self.clock("transformer"):
                 return transformer(frames, starts, counts, self.layers, out_dtype), counts
 
     def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
-        """Windows of an utterance of `n_samples`, by this encoder's settings."""
-        return plan_windows(n_samples, self.max_window_s, self.context_s)
+        """Return the windows of an utterance of `n_samples`."""
+        return self.windows.plan(n_samples)
+
+    def statistics_accumulator(self) -> MomentAccumulator:
+        """Return a new accumulator for `utterance_stats`, for audio that comes block by block."""
+        return MomentAccumulator()
 
     def utterance_stats(self, utterance: Tensor | Moments) -> UtteranceStats:
         """What its windows must know of the whole utterance.
@@ -300,7 +246,7 @@ class SpeechEncoder:
 
         Args:
             waveform: float32 samples at 16 kHz that contain these windows' samples.
-            windows: from `plan_windows`, all or some.
+            windows: from `self.windows`, all or some.
             stats: from `utterance_stats`, of the whole utterance.
             sample_start: position of `waveform[0]` in the utterance.
             precision: instead of the encoder's own.
@@ -318,36 +264,12 @@ class SpeechEncoder:
             count = window.keep_stop - window.keep_start
             yield window.keep_start, features[:, 0, first : first + count]
 
-    def misfits(self, features: Tensor, counts: Sequence[int]) -> list[int | None]:
-        """Say which utterances of a batch cannot be stored in float16, and from which layer on.
-
-        Args:
-            features: from `encode_batch`, `[n_layers, batch, max_frames, dim]`.
-            counts: from `encode_batch`.
-
-        Returns:
-            For each utterance the first layer with a value that is not finite or beyond ±65504,
-            None if there is none.
-        """
-        with torch.inference_mode():
-            lengths = torch.tensor(counts, device=features.device)
-            inside = torch.arange(features.shape[2], device=features.device) < lengths[:, None]
-            rows = [
-                ~(layer.abs().amax(-1) <= LARGEST) & inside  # NaN compares false
-                for layer in features
-            ]
-            bad = torch.stack([row.any(-1) for row in rows]).T.tolist()  # [batch, n_layers]
-        return [
-            next((layer for layer, wrong in zip(self.layers, row, strict=True) if wrong), None)
-            for row in bad
-        ]
-
     def _stack(self, precision: str) -> tuple[Frontend, Transformer]:
         """The weights prepared for a precision, made when it is first asked for."""
-        if precision not in _DTYPES:
-            raise ConfigError(f"precision={precision!r} is not one of {', '.join(_DTYPES)}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
         if precision not in self._stacks:
-            dtype = _DTYPES[precision]
+            dtype = PRECISIONS[precision]
             self._stacks[precision] = (
                 Frontend(self._model, self._spec, dtype),
                 Transformer(self._model, self._spec, dtype, depth=self.layers[-1]),

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from pipeline.encoders.kernels.cpu import Linear, fill_up, gelu_
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY, HOP_SAMPLES
 from pipeline.encoders.wav2vec2.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
-from pipeline.encoders.windows import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, n_frames
 
 _SILENCE_VARIANCE = 1e-10  # −100 dB below full scale: quieter waveforms are not scaled up further
 _CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames of the stream in flight: bounds the activations
@@ -134,7 +134,7 @@ class Frontend:
             the row at which each one's frames begin. The row after an utterance's last frame means
             nothing, nor do rows behind the last utterance.
         """
-        counts = [n_frames(waveform.numel()) for waveform in waveforms]
+        counts = [GEOMETRY.n_frames(waveform.numel()) for waveform in waveforms]
         starts = [0]
         for count in counts:
             starts.append(starts[-1] + count + 1)
@@ -158,12 +158,11 @@ class Frontend:
         rows: int,
     ) -> Tensor:
         """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]` of `rows`."""
-        tail = RECEPTIVE_FIELD_SAMPLES - HOP_SAMPLES
-        stream = torch.zeros(rows * HOP_SAMPLES + tail, device=self._device)
+        stream = torch.zeros(GEOMETRY.n_samples(rows), device=self._device)
         for waveform, stat, start in zip(waveforms, stats, starts[:-1], strict=True):
-            count = n_frames(waveform.numel())
+            count = GEOMETRY.n_frames(waveform.numel())
             # A clip shorter than a frame is padded with zeros before it is shifted and scaled.
-            used = (count - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
+            used = GEOMETRY.n_samples(count)
             samples = F.pad(waveform[:used], (0, max(0, used - waveform.numel())))
             # In float64, or a DC offset would cost the digits that are left of the signal.
             centred = (samples.to(self._device).double() - stat.shift) * stat.scale
@@ -179,8 +178,8 @@ class Frontend:
         stats: Sequence[UtteranceStats],
     ) -> Tensor:
         """First layer for the frames `start … stop-1` of the stream: `[time, channels]`."""
-        n_samples = (stop - start - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
-        windows = _windows(stream[start * HOP_SAMPLES :][:n_samples], self._dtype)
+        own = stream[start * HOP_SAMPLES :][: GEOMETRY.n_samples(stop - start)]
+        windows = _windows(own, self._dtype)
         weight, bias = self._first.conv.weight[:, 0], self._first.conv.bias
         if not self._spec.group_norm:
             y = windows @ _kernels(weight, bias, self._dtype).T

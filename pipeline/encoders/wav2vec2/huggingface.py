@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, check_settings
-from pipeline.encoders.wav2vec2.weights import fill
-from pipeline.encoders.windows import SAMPLE_RATE_HZ
+from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE_HZ
+from pipeline.encoders.wav2vec2.weights import LoadedModel, fill
 from pipeline.errors import ConfigError, WeightsError
 
 # Model types of one architecture, and which torchaudio factory builds it.
@@ -29,14 +30,12 @@ _KINDS = {
     "unispeech-sat": "wav2vec2",
     "wavlm": "wavlm",
 }
-_CONV_KERNEL = [10, 3, 3, 3, 3, 2, 2]
-_CONV_STRIDE = [5, 2, 2, 2, 2, 2, 2]
 # Options of a configuration that would change a feature and that torchaudio's modules do not have.
 _REQUIRED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
-    "conv_kernel": _CONV_KERNEL,
-    "conv_stride": _CONV_STRIDE,
+    "conv_kernel": list(CONV_KERNELS),
+    "conv_stride": list(CONV_STRIDES),
     "feat_proj_layer_norm": True,
     "conv_pos_batch_norm": False,
     "adapter_attn_dim": None,
@@ -73,12 +72,19 @@ def load_hf_encoder(
             another architecture.
         WeightsError: the checkpoint cannot be found or read, or lacks weights.
     """
+    spec, loaded = load_hf_model(name_or_dir, revision, allow_pickle)
+    settings = resolve_settings(spec.describe(), layers, precision, device, max_window_s, context_s)
+    return SpeechEncoder(spec, loaded, settings)
+
+
+def load_hf_model(
+    name_or_dir: str | Path, revision: str | None, allow_pickle: bool
+) -> tuple[ModelSpec, LoadedModel]:
+    """Load a checkpoint into torchaudio's modules; arguments and errors as `load_hf_encoder`."""
     model, extractor = _fetch(str(name_or_dir), revision, allow_pickle)
     spec = spec_of_config(model.config, extractor, str(name_or_dir))
-    settings = check_settings(spec, layers, precision, device, max_window_s, context_s)
     state = torchaudio_names(model.state_dict(), spec)
-    loaded = fill(spec, state, "huggingface", str(name_or_dir))
-    return SpeechEncoder(spec, loaded, **settings)
+    return spec, fill(spec, state, "huggingface", str(name_or_dir))
 
 
 def find_hf_spec(name_or_dir: str | Path, revision: str | None = None) -> ModelSpec:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.encoders.windows import RECEPTIVE_FIELD_SAMPLES
+from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, RECEPTIVE_FIELD_SAMPLES
 from pipeline.errors import EncoderError
 
-KERNEL_SAMPLES = 10  # of the first convolution, in every model of the family
-STRIDE_SAMPLES = 5
+KERNEL_SAMPLES, STRIDE_SAMPLES = CONV_KERNELS[0], CONV_STRIDES[0]  # of the first convolution
 _BLOCK_SAMPLES = STRIDE_SAMPLES * 2**15  # 10 s; sums are made block by block, whatever is fed
 
 

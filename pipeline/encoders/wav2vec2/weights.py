@@ -56,12 +56,39 @@ def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:
     Raises:
         WeightsError: the weights cannot be had, read, or do not fit.
     """
+    if problem := find_problem(spec, weights):
+        raise WeightsError(problem)
     if weights == "random":
         return LoadedModel(model := _random_model(spec, seed), "random", digest(model))
     if weights == "pretrained":
         return fill(spec, _download(spec), "pretrained", spec.bundle or spec.name)
     path = Path(weights).expanduser()
     return fill(spec, _read_file(path), "file", str(path))
+
+
+def find_problem(spec: ModelSpec, weights: str | Path) -> str | None:
+    """Say what is wrong with a choice of weights, without reading them; None if nothing is.
+
+    Args:
+        spec: the architecture.
+        weights: as `load_model`.
+    """
+    if weights == "random":
+        return None
+    if weights == "pretrained":
+        if spec.bundle is not None:
+            return None
+        return (
+            f"{spec.name} has no pretrained weights; use model.weights=random, "
+            "or model.weights=PATH to a state dict of yours"
+        )
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return None
+    return (
+        f"there are no weights at {path}; model.weights is pretrained, random, "
+        "or the path of a .pt, .pth or .safetensors state dict"
+    )
 
 
 def fill(spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str) -> LoadedModel:
@@ -121,13 +148,8 @@ def _random_model(spec: ModelSpec, seed: int) -> torch.nn.Module:
 
 
 def _download(spec: ModelSpec) -> dict[str, Tensor]:
-    if spec.bundle is None:
-        raise WeightsError(
-            f"{spec.name} has no pretrained weights; use model.weights=random, "
-            "or model.weights=PATH to a state dict of yours"
-        )
     try:
-        model = getattr(torchaudio.pipelines, spec.bundle).get_model()
+        model = getattr(torchaudio.pipelines, str(spec.bundle)).get_model()
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad file a RuntimeError
         raise WeightsError(
             f"cannot download the pretrained weights of {spec.name} (torchaudio's {spec.bundle}): "
@@ -139,11 +161,6 @@ def _download(spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(
-            f"there are no weights at {path}; model.weights is pretrained, random, "
-            "or the path of a .pt, .pth or .safetensors state dict"
-        )
     unreadable = (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError)
     state: Any
     try:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.decode import Decoded, EncodedAudio, decode_blocks, probe
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, Moments
-from pipeline.encoders.windows import RECEPTIVE_FIELD_SAMPLES, Window, n_frames
+from pipeline.encoders.base import Encoder
+from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
-from pipeline.extract.messages import Encoder, UnitTask
+from pipeline.extract.messages import UnitTask
 from pipeline.sources.hub import Source
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
@@ -29,7 +29,7 @@ class Utterance:
     waveform: Tensor | None = None  # [n_samples], from `sample_start` of the utterance on
     sample_start: int = 0
     windows: tuple[Window, ...] = ()  # more than one, or a piece: encoded window by window
-    moments: Moments | None = None  # of the whole utterance, for a piece
+    statistics: Any = None  # sums of the whole utterance, for a piece
     start: int = 0  # within the slot
     n_frames: int = 0
     flags: tuple[str, ...] = ()
@@ -118,34 +118,35 @@ class Decoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _whole(self, record: Record) -> Utterance:
-        decoded = self._decode(self._source.audio(record.row), self._encoder.sample_rate_hz)
+        geometry = self._encoder.geometry
+        decoded = self._decode(self._source.audio(record.row), geometry.sample_rate_hz)
         n_samples = len(decoded.waveform)
-        windows = self._encoder.plan_windows(n_samples)
-        flags = [records.FLAG_PADDED] if n_samples < RECEPTIVE_FIELD_SAMPLES else []
+        windows = self._encoder.windows.plan(n_samples)
+        flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []
         flags += [records.FLAG_WINDOWED] if len(windows) > 1 else []
         return Utterance(
             replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz),
             decoded.waveform,
             windows=windows,
-            n_frames=n_frames(n_samples),
+            n_frames=geometry.n_frames(n_samples),
             flags=tuple(flags),
         )
 
     def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
-        """Keeps one piece's samples of a recording that streams by, and the moments of all."""
-        audio, rate_hz = self._source.audio(record.row), self._encoder.sample_rate_hz
+        """Keeps one piece's samples of a recording that streams by, and the statistics of all."""
+        audio, rate_hz = self._source.audio(record.row), self._encoder.geometry.sample_rate_hz
         first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
         windows = tuple(
             window
-            for window in self._encoder.plan_windows(row["n_samples"])
+            for window in self._encoder.windows.plan(row["n_samples"])
             if first <= window.keep_start < last
         )
         low, high = windows[0].sample_start, windows[-1].sample_stop
-        moments = MomentAccumulator()
+        statistics = self._encoder.statistics_accumulator()
         kept: list[Tensor] = []
         n_samples = 0
         for block in decode_blocks(audio, rate_hz):
-            moments.update(block)
+            statistics.update(block)
             own = block[max(0, low - n_samples) : max(0, high - n_samples)]
             if len(own):
                 kept.append(own.clone())
@@ -162,7 +163,7 @@ class Decoder:
             torch.cat(kept),
             sample_start=low,
             windows=windows,
-            moments=moments.finish(),
+            statistics=statistics.finish(),
             n_frames=row["n_frames"],
             flags=(records.FLAG_WINDOWED,),
         )

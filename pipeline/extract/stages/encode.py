@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
-from pipeline.extract.messages import Encoder
 from pipeline.extract.stages import malloc as memory
 from pipeline.extract.stages.decode import Utterance
 from pipeline.extract.stages.device_copy import Arrival, Transfer
@@ -111,7 +111,9 @@ class Filler:
         """Encodes window by window; a window depends on no other, so pieces join exactly."""
         waveform = item.waveform
         assert waveform is not None  # only decoded utterances are encoded
-        stats = self._encoder.utterance_stats(item.moments or waveform)
+        stats = self._encoder.utterance_stats(
+            waveform if item.statistics is None else item.statistics
+        )
         first = item.windows[0].keep_start
         for window in item.windows:
             features = self._encode_window(waveform, window, stats, item)

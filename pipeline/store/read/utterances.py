@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError, StoreNotFoundError, UtteranceNotFoundError
 from pipeline.store import index as index_files
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
 from pipeline.store.read.shards import ShardReader
@@ -115,6 +116,11 @@ class StoreView:
     def feature_dim(self) -> int:
         """Features per frame."""
         return self._layout.dim
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        """Sample rate, hop and receptive field of the encoder."""
+        return FrameGeometry.from_attributes(self.attributes)
 
     @property
     def frame_rate_hz(self) -> float:

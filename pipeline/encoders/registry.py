@@ -1,0 +1,36 @@
+"""Families of encoders, by `model.source`."""
+
+from __future__ import annotations
+
+from pipeline.encoders.base import EncoderFamily
+from pipeline.encoders.wav2vec2.families import HuggingFaceFamily, TorchaudioFamily
+from pipeline.errors import ConfigError
+
+_FAMILIES: dict[str, EncoderFamily] = {
+    "torchaudio": TorchaudioFamily(),
+    "huggingface": HuggingFaceFamily(),
+}
+
+
+def register_family(source: str, family: EncoderFamily) -> None:
+    """Add a family of encoders, or replace one.
+
+    Workers need no registration: they receive the family itself, pickled.
+
+    Args:
+        source: Value of `model.source` that selects the family.
+        family: The family.
+    """
+    _FAMILIES[source] = family
+
+
+def find_family(source: str) -> EncoderFamily:
+    """Look up the family for `model.source`.
+
+    Raises:
+        ConfigError: There is no such family.
+    """
+    if source not in _FAMILIES:
+        *others, last = _FAMILIES
+        raise ConfigError(f"model.source is {source!r}; expected {', '.join(others)} or {last}")
+    return _FAMILIES[source]

@@ -1,0 +1,116 @@
+"""Settings that every encoder has: layers, precision, device and windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.encoders.base import EncoderDescription, EncoderSettings
+from pipeline.encoders.windows import Windowing
+from pipeline.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions, and the dtype of the matrix products in each."""
+
+
+def resolve_settings(
+    description: EncoderDescription,
+    layers: str | Sequence[int] = "all",
+    precision: str = "auto",
+    device: str = "auto",
+    max_window_s: float | None = None,
+    context_s: float | None = None,
+) -> EncoderSettings:
+    """Check the settings of an encoder and resolve "auto".
+
+    Args:
+        description: The encoder.
+        layers: "all" for 1..N, "superb" for 0..N, or the layers themselves.
+        precision: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on CUDA.
+        device: "cpu", "cuda", "cuda:1"…, or "auto": CUDA where available.
+        max_window_s: Longest window in seconds; None for the encoder's default.
+        context_s: Context on each side of a window in seconds; None for the encoder's default.
+
+    Raises:
+        ConfigError: A setting is not one of these, or does not fit the encoder.
+    """
+    device = choose_device(device)
+    return EncoderSettings(
+        layers=choose_layers(layers, description.n_layers),
+        precision=choose_precision(precision, device),
+        device=device,
+        windows=choose_windows(description, max_window_s, context_s),
+    )
+
+
+def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
+    """Turn a choice of layers into their numbers, ascending.
+
+    Args:
+        layers: "all" for 1..N, "superb" for 0..N, or numbers in 0..N.
+        n_layers: N, the number of blocks.
+
+    Raises:
+        ConfigError: The choice is empty, repeats a layer, or names one that the model lacks.
+    """
+    if layers == "all":
+        return tuple(range(1, n_layers + 1))
+    if layers == "superb":
+        return tuple(range(n_layers + 1))
+    expected = f"expected all, superb, or a list of 0 to {n_layers}, each once, like [1,6,12]"
+    if isinstance(layers, str) or not layers:
+        raise ConfigError(f"layers={layers!r} names no layers; {expected}")
+    numbers = tuple(layers)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+        raise ConfigError(f"layers={list(numbers)!r} are not all whole numbers; {expected}")
+    if len(set(numbers)) != len(numbers) or not all(0 <= n <= n_layers for n in numbers):
+        raise ConfigError(f"layers={list(numbers)} do not fit the model; {expected}")
+    return tuple(sorted(numbers))
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """Resolve "auto" for a device.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    if precision == "auto":
+        return "fp16" if device.startswith("cuda") else "fp32"
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r} is not one of auto, {', '.join(PRECISIONS)}")
+    return precision
+
+
+def choose_device(device: str) -> str:
+    """Resolve "auto" for this process.
+
+    Raises:
+        ConfigError: torch knows no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r} is not auto, cpu, cuda or cuda:N") from error
+
+
+def choose_windows(
+    description: EncoderDescription, max_window_s: float | None, context_s: float | None
+) -> Windowing:
+    """Fill in the encoder's defaults.
+
+    Raises:
+        ConfigError: A length is out of range, or the context leaves nothing of the window to keep.
+    """
+    longest = description.max_window_s if max_window_s is None else float(max_window_s)
+    context = description.context_s if context_s is None else float(context_s)
+    limit = math.inf if description.window_limit_s is None else description.window_limit_s
+    if longest > limit:
+        raise ConfigError(
+            f"max_window_s is {longest:g}; expected at most {limit:g}, the longest window of "
+            f"{description.name}"
+        )
+    return Windowing(description.geometry, longest, context)

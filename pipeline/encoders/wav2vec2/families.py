@@ -1,0 +1,52 @@
+"""The family's two kinds of checkpoint: torchaudio's bundles, and Hugging Face's."""
+
+from __future__ import annotations
+
+from pipeline.config import ModelConfig
+from pipeline.encoders.base import EncoderDescription, EncoderSettings
+from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
+from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+from pipeline.encoders.wav2vec2.huggingface import find_hf_spec, load_hf_model
+from pipeline.encoders.wav2vec2.weights import find_problem, load_model
+from pipeline.errors import ConfigError
+
+
+class TorchaudioFamily:
+    """Models of `bundles.registry()`, with pretrained or random weights or those of a file."""
+
+    def describe(self, model: ModelConfig) -> EncoderDescription:
+        """Describe the model, and check that its weights exist; see `EncoderFamily`."""
+        spec = self._spec(model)
+        if problem := find_problem(spec, model.weights):
+            raise ConfigError(problem)
+        return spec.describe()
+
+    def load(self, model: ModelConfig, settings: EncoderSettings) -> SpeechEncoder:
+        """Load the encoder; see `EncoderFamily`."""
+        spec = self._spec(model)
+        return SpeechEncoder(spec, load_model(spec, model.weights, model.seed), settings)
+
+    def _spec(self, model: ModelConfig) -> ModelSpec:
+        if model.name is None:
+            raise ConfigError(
+                "no model.name is given; say model=hubert_base, or see `strata models`"
+            )
+        return find_model(model.name)
+
+
+class HuggingFaceFamily:
+    """Checkpoints of the Hugging Face hub, or directories of that form."""
+
+    def describe(self, model: ModelConfig) -> EncoderDescription:
+        """Describe the checkpoint by its config.json; see `EncoderFamily`."""
+        return find_hf_spec(self._name(model), model.revision).describe()
+
+    def load(self, model: ModelConfig, settings: EncoderSettings) -> SpeechEncoder:
+        """Load the encoder; see `EncoderFamily`."""
+        spec, loaded = load_hf_model(self._name(model), model.revision, model.allow_pickle)
+        return SpeechEncoder(spec, loaded, settings)
+
+    def _name(self, model: ModelConfig) -> str:
+        if model.name is None:
+            raise ConfigError("model=hf needs model.name=ID_OR_DIR, a hub id or a directory")
+        return model.name

@@ -1,0 +1,99 @@
+"""Settings that are wrong without a look at the data are refused by every verb, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.config import Config, load_config
+from pipeline.encoders.wav2vec2.families import TorchaudioFamily
+from pipeline.errors import ConfigError
+from pipeline.extract import run
+from pipeline.extract.encoder_setup import check_settings, full_selfcheck
+from tests.helpers.corpus import write_folder
+
+WRONG = {
+    "precision": ("extract.precision=fp64", "'fp64' is not one of auto, fp32, bf16, fp16"),
+    "layer": ("extract.layers=[1,13]", "a list of 0 to 12"),
+    "layers": ("extract.layers=best", "expected all, superb, or a list"),
+    "window": ("extract.max_window_s=0", "max_window_s is 0; expected seconds, more than 0"),
+    "endless window": ("extract.max_window_s=inf", "max_window_s is inf; expected seconds"),
+    "context": ("extract.context_s=-1", "context_s is -1; expected seconds, 0 or more"),
+    "all context": ("extract.max_window_s=9", "nothing between two contexts of 5 s"),
+    "model": ("model.name=hubert_bass", "did you mean hubert_base"),
+    "weights": ("model.weights=nowhere.pt", "there are no weights at nowhere.pt"),
+    "no pretrained": ("model.weights=pretrained", "tiny has no pretrained weights"),
+    "device": ("engine.device=tpu", "'tpu'; expected auto, cpu or cuda"),
+    "workers": ("engine.workers=2", "engine=inline has one worker"),
+}
+
+
+def check(config: Config) -> None:
+    full_selfcheck(config, "cpu")
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("verb", [run.plan, run.extract, check], ids=["plan", "extract", "check"])
+def test_wrong_settings_are_refused_before_anything_is_read(
+    name: str, verb: Callable[[Config], object], tmp_path: Path
+) -> None:
+    """There is no dataset at all, and the message is about the setting; no store is made."""
+    override, message = WRONG[name]
+    store = tmp_path / "store"
+    common = ["dataset.path=nowhere", "model=tiny", "engine=inline", f"store={store}"]
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        verb(load_config([*common, override]))
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("verb", ["plan", "extract", "selfcheck"])
+def test_a_wrong_setting_is_a_usage_error(verb: str) -> None:
+    """Exit code 2 and one line, whichever verb it is given to."""
+    done = CliRunner().invoke(
+        app, [verb, "dataset.path=nowhere", "store=nowhere", "model=tiny", "extract.precision=fp64"]
+    )
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "fp64" in line
+
+
+def test_a_plan_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretrained weights are not downloaded, nor are random ones made."""
+
+    def load(*arguments: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(TorchaudioFamily, "load", load)
+    folder = write_folder(tmp_path / "clips", [0.5, 1.0])
+    for model in ("model=hubert_base", "model=tiny"):
+        config = load_config([f"dataset.path={folder}", model, "engine=inline"])
+        assert run.plan(config).utterances == 2
+
+
+def test_the_precision_follows_the_workers_device(tmp_path: Path) -> None:
+    """A driver without a GPU loads the encoder of workers that have one: the identity is theirs."""
+    setup = check_settings(load_config(["dataset.path=x", "model=tiny", "engine=inline"]))
+    assert setup.loader("cpu")().precision == "fp32"
+    encoder = setup.loader("cuda", "cpu")()
+    assert (encoder.precision, encoder.device.type) == ("fp16", "cpu")
+
+
+def test_what_a_choice_of_layers_saves_is_one_line(tmp_path: Path) -> None:
+    """Where it stops, and how much less space it takes; nothing if all layers are taken."""
+
+    def line(layers: str) -> str | None:
+        common = ["dataset.path=x", "model=tiny", "engine=inline"]
+        return check_settings(load_config([*common, f"extract.layers={layers}"])).describe_layers()
+
+    assert line("all") is None
+    assert line("superb") is None
+    assert line("[1,6]") == (
+        "layers [1, 6]: stops after block 6 of 12 and takes 83% less space than all of them"
+    )
+    assert line("[12]") == (
+        "layers [12]: runs all 12 blocks and takes 92% less space than all of them"
+    )

@@ -1,0 +1,71 @@
+"""Frame counts, and the geometry in a store's attributes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import DamagedError
+from pipeline.store.format.geometry import FrameGeometry
+
+WAV2VEC2 = FrameGeometry(16_000, 320, 400)
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> FrameGeometry:
+    """Any hop, and a receptive field of at least one hop, with and without padding of the end."""
+    hop = draw(st.integers(1, 500))
+    field = draw(st.integers(hop, 2000))
+    return FrameGeometry(draw(st.integers(1, 48_000)), hop, field, draw(st.booleans()))
+
+
+@given(geometries(), st.integers(1, 5_000))
+def test_the_samples_of_frames_give_exactly_these_frames(
+    geometry: FrameGeometry, n_frames: int
+) -> None:
+    """`n_samples` and `n_frames` agree, so windows of whole hops move no frame."""
+    n_samples = geometry.n_samples(n_frames)
+    assert geometry.n_frames(n_samples) == n_frames
+    if geometry.pads_end:
+        assert geometry.n_frames(n_samples + 1) == n_frames + 1
+    elif n_frames > 1:
+        assert geometry.n_frames(n_samples - 1) == n_frames - 1
+
+
+@given(geometries(), st.integers(1, 100_000))
+def test_the_count_is_that_of_the_definition(geometry: FrameGeometry, n_samples: int) -> None:
+    """Whole receptive fields, or started hops where the end is padded; never none."""
+    starts = range(0, n_samples, geometry.hop_samples)
+    last = 0 if geometry.pads_end else geometry.receptive_field_samples - 1
+    whole = sum(start + last < n_samples for start in starts)
+    assert geometry.n_frames(n_samples) == max(1, whole)
+
+
+@pytest.mark.parametrize("geometry", [WAV2VEC2, FrameGeometry(8_000, 80, 240, pads_end=True)])
+def test_it_survives_the_attributes(geometry: FrameGeometry) -> None:
+    """What is written as JSON is read back equal."""
+    attributes = json.loads(json.dumps({"geometry": geometry.to_dict()}))
+    assert FrameGeometry.from_attributes(attributes) == geometry
+
+
+def test_early_stores_have_the_geometry_of_wav2vec2() -> None:
+    """Stores of format version 1 that do not name any."""
+    assert FrameGeometry.from_attributes({"sample_rate_hz": 16_000}) == WAV2VEC2
+    assert WAV2VEC2.frame_rate_hz == 50.0
+
+
+@pytest.mark.parametrize("damaged", [[], {"hop": 3}, {"sample_rate_hz": 0}, "50 Hz"])
+def test_a_damaged_geometry_is_named(damaged: object) -> None:
+    """A store whose attributes were edited says so."""
+    with pytest.raises(DamagedError, match=r"geometry in features\.zarr/zarr\.json"):
+        FrameGeometry.from_attributes({"geometry": damaged})
+
+
+@pytest.mark.parametrize("wrong", [(0, 320, 400), (16_000, 320.0, 400), (16_000, 320, True)])
+def test_what_is_no_geometry_is_refused(wrong: tuple[int, int, int]) -> None:
+    """Numbers must be whole and positive."""
+    with pytest.raises(ValueError, match="is no geometry"):
+        FrameGeometry(*wrong)
