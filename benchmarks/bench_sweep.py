@@ -24,16 +24,16 @@ from torch import nn
 import pipeline
 from pipeline.config import SweepConfig, load_sweep_config
 from pipeline.heads.modules import PooledLinear, WeightedSum
-from pipeline.probing.labels import Fold, HeadSpec, classes_of, read_labels
-from pipeline.probing.results import WEIGHTED, HeadResult
+from pipeline.probing.labels import Fold, classes_of, read_labels
+from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.splits import make_split
-from pipeline.probing.trainers.pooled import Probing, fitted, train_probes
+from pipeline.probing.trainers.pooled import PooledData, resolve_steps, train_pooled_heads
 
 CPU = torch.device("cpu")
 CLIPS, LAYERS, DIM, CLASSES, CLIP_S = 3_000, 12, 768, 10, 0.44
 
 
-def random_problem(config: SweepConfig) -> tuple[Probing, float]:
+def random_data(config: SweepConfig) -> tuple[PooledData, float]:
     """Features in which the middle layers tell the classes best; and the seconds of audio."""
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (1, CLIPS), generator=random)
@@ -43,40 +43,40 @@ def random_problem(config: SweepConfig) -> tuple[Probing, float]:
         pooled[axis] += (0.11 - 0.01 * abs(axis - 6)) * centres
     at = np.arange(CLIPS)
     fold = Fold(at[at % 10 > 1], at[at % 10 == 1], at[at % 10 == 0])
-    task = fitted(config.task, len(fold.train))
+    task = resolve_steps(config.task, len(fold.train))
     layers = tuple(range(1, LAYERS + 1))
-    return Probing(pooled, layers, labels, (CLASSES,), (fold,), task), CLIPS * CLIP_S
+    return PooledData(pooled, layers, labels, (CLASSES,), (fold,), task), CLIPS * CLIP_S
 
 
-def problem_of(path: str, config: SweepConfig) -> tuple[Probing, float]:
+def data_of_store(path: str, config: SweepConfig) -> tuple[PooledData, float]:
     """The problem that a sweep of a store solves; and its seconds of audio."""
     store = pipeline.open_store(path)
     labels = read_labels(store, config.task, config.labels)
     split = make_split(store, config.task, config.split, labels)
     classes = classes_of(labels)
-    probing = Probing(
+    data = PooledData(
         pooled=store.pooled().transpose(0, 1).contiguous(),
         layers=store.layers,
         labels=torch.from_numpy(classes.numbers.T.copy()),
         n_classes=tuple(len(names) for names in classes.names),
         folds=split.folds,
-        task=fitted(config.task, len(split.folds[0].train)),
+        task=resolve_steps(config.task, len(split.folds[0].train)),
     )
-    return probing, float(store.frame_counts.sum()) / store.frame_rate_hz
+    return data, float(store.frame_counts.sum()) / store.frame_rate_hz
 
 
 def plain_ms(
-    probing: Probing, weighted: bool, n_heads: int, n_steps: int = 100
+    data: PooledData, weighted: bool, n_heads: int, n_steps: int = 100
 ) -> tuple[float, float]:
     """Milliseconds of a step of one head in a plain loop, mean over a few heads: wall and CPU."""
-    fold, task = probing.folds[0], probing.task
+    fold, task = data.folds[0], data.task
     train = torch.from_numpy(fold.train)
     wall = cpu = 0.0
     for seed in range(n_heads):
         torch.manual_seed(seed)
-        head = PooledLinear(probing.shape.dim, probing.n_classes[0], task.projection)
-        mix = WeightedSum(len(probing.layers))
-        x = probing.pooled.transpose(0, 1) if weighted else probing.pooled[seed % LAYERS]
+        head = PooledLinear(data.shape.dim, data.n_classes[0], task.projection)
+        mix = WeightedSum(len(data.layers))
+        x = data.pooled.transpose(0, 1) if weighted else data.pooled[seed % LAYERS]
         model = nn.Sequential(mix, head) if weighted else head
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for step in range(n_steps + 5):
@@ -84,7 +84,7 @@ def plain_ms(
                 began, worked = time.perf_counter(), time.process_time()
             rows = train[torch.randint(0, len(train), (task.batch,))]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows]), probing.labels[0, rows]).backward()
+            nn.functional.cross_entropy(model(x[rows]), data.labels[0, rows]).backward()
             optimizer.step()
         wall += time.perf_counter() - began
         cpu += time.process_time() - worked
@@ -115,29 +115,29 @@ def main() -> None:
     options = parser.parse_args()
     config = load_sweep_config(options.overrides or ["task=ks"])
     if options.store:
-        probing, audio_s = problem_of(options.store, config)
+        data, audio_s = data_of_store(options.store, config)
     else:
-        probing, audio_s = random_problem(config)
+        data, audio_s = random_data(config)
     specs = [
         HeadSpec(layer, lr, seed, 0)
-        for layer in (*probing.layers, WEIGHTED)
+        for layer in (*data.layers, WEIGHTED)
         for lr in config.task.lrs
         for seed in config.seeds
     ]
     began, worked = time.perf_counter(), time.process_time()
-    heads = train_probes(probing, specs, CPU)
+    heads = train_pooled_heads(data, specs, CPU)
     stacked_s, stacked_cpu_s = time.perf_counter() - began, time.process_time() - worked
     n_threads, single = torch.get_num_threads(), []
     for n in (n_threads, 1):
         torch.set_num_threads(n)
-        found = [plain_ms(probing, weighted, options.plain_heads) for weighted in (False, True)]
+        found = [plain_ms(data, weighted, options.plain_heads) for weighted in (False, True)]
         steps = [steps_of(heads, weighted) for weighted in (False, True)]
         single.append(np.dot(steps, found) / 1e3)  # wall, CPU
     torch.set_num_threads(n_threads)
     (single_s, _), (_, single_cpu_s) = single
-    n_train = len(probing.folds[0].train)
+    n_train = len(data.folds[0].train)
     longest = max(head.curve[-1][0] for head in heads)
-    epochs = longest * min(probing.task.batch, n_train) / n_train
+    epochs = longest * min(data.task.batch, n_train) / n_train
     epoch_s = audio_s / encoder_factor()
     rows = {
         "heads": len(heads),

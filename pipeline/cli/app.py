@@ -211,18 +211,18 @@ def layers(
 ) -> None:
     """Show what the layers look like without labels: sizes, directions, CKA between layers."""
     with _reported(as_json, debug):
-        from pipeline.probing.layer_statistics import N_FRAMES, examine
-        from pipeline.probing.report.layers_report import HEAD, table_rows, write_anatomy
+        from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
+        from pipeline.probing.report.layers_report import HEAD, table_rows, write_layers_report
         from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
         n_frames, seed = _whole(given, "n_frames", N_FRAMES), _whole(given, "seed", 0)
         out = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
         with LiveObserver(console) as observer:
-            found = examine(open_store(store), n_frames, seed, observer.note)
+            found = measure_layers(open_store(store), n_frames, seed, observer.note)
             for warning in found.warnings:
                 observer.note(f"WARNING: {warning}")
-        page = write_anatomy(found, out)
+        page = write_layers_report(found, out)
         table = Table(box=None, pad_edge=False)
         for name in HEAD:
             table.add_column(name, justify="right")

@@ -43,7 +43,7 @@ def show_sweep(console: Console, found: Sweep, page: Path) -> None:
     console.print(f"features: {found.encoder}; scores: {found.metric}, dev chooses", markup=False)
     console.print(_table(found))
     console.print(_comparison(found), markup=False)
-    for name, value in found.yardsticks.items():
+    for name, value in found.baselines.items():
         console.print(f"  {name}: {value:.3f}", markup=False)
     for warning in found.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)

@@ -19,7 +19,7 @@ Target = tuple[int, ...]
 """Numbers of the symbols of an utterance, without blanks."""
 
 
-def needed_frames(target: Target) -> int:
+def min_frames(target: Target) -> int:
     """Frames that CTC needs at least: one per symbol, and a blank between two that are equal."""
     return len(target) + sum(first == second for first, second in pairwise(target))
 

@@ -1,4 +1,4 @@
-"""What scores are measured against: chance, the majority class, scikit-learn's classifier."""
+"""Baselines of classification: chance, the majority class, scikit-learn's logistic regression."""
 
 from __future__ import annotations
 
@@ -11,61 +11,63 @@ import numpy.typing as npt
 
 from pipeline.probing.labels import Classes, Fold, IntArray
 
-_MOST_WORK = 4e9
-"""Utterances × classes × features beyond which a logistic regression takes too long."""
+_MAX_WORK = 4e9
+"""Utterances × features × classes above which a logistic regression takes too long."""
 
 
 def chance(classes: Classes) -> float:
-    """Share that is right when classes are drawn with equal odds, in all columns."""
+    """Return the accuracy of uniformly drawn classes, over all label columns."""
     return float(np.prod([1 / len(names) for names in classes.names]))
 
 
 def majority(classes: Classes, folds: Sequence[Fold]) -> float:
-    """Test share of what is most frequent in train, in each column for itself."""
-    hits = []
+    """Return the test accuracy of the most frequent training class of each label column."""
+    correct = []
     for fold in folds:
         train, test = classes.numbers[fold.train], classes.numbers[fold.test]
-        common = [Counter(column.tolist()).most_common(1)[0][0] for column in train.T]
-        hits.append((test == np.array(common)).all(1))
-    return float(np.concatenate(hits).mean())
+        most_common = [Counter(column.tolist()).most_common(1)[0][0] for column in train.T]
+        correct.append((test == np.array(most_common)).all(1))
+    return float(np.concatenate(correct).mean())
 
 
 def logistic_regression(
     vectors: npt.NDArray[np.float32], classes: Classes, folds: Sequence[Fold]
 ) -> float | None:
-    """Test accuracy of scikit-learn's logistic regression, as it comes, trained on train.
+    """Return the test accuracy of scikit-learn's logistic regression with default settings.
 
     Args:
-        vectors: Pooled features of one layer, [n_utterances, dim]; standardised by train.
-        classes: Labels; every column gets a classifier of its own.
-        folds: Who trains and who is tested.
+        vectors: Pooled features of one layer, [n_utterances, dim]. They are standardised by the
+            training utterances.
+        classes: Labels; each column gets its own classifier.
+        folds: The folds.
 
     Returns:
-        Share that is right in all columns; None where it would take too long.
+        Fraction of test utterances that are correct in all columns; None if fitting takes too long.
     """
     work = sum(len(fold.train) for fold in folds) * vectors.shape[1]
-    if work * sum(len(names) for names in classes.names) > _MOST_WORK:
+    if work * sum(len(names) for names in classes.names) > _MAX_WORK:
         return None
-    hits = []
+    correct = []
     for fold in folds:
         columns = classes.numbers.T
-        right = [_predicted(vectors, column, fold) == column[fold.test] for column in columns]
-        hits.append(np.all(right, axis=0))
-    return float(np.concatenate(hits).mean())
+        by_column = [_predict(vectors, column, fold) == column[fold.test] for column in columns]
+        correct.append(np.all(by_column, axis=0))
+    return float(np.concatenate(correct).mean())
 
 
-def _predicted(vectors: npt.NDArray[np.float32], labels: IntArray, fold: Fold) -> IntArray:
+def _predict(vectors: npt.NDArray[np.float32], labels: IntArray, fold: Fold) -> IntArray:
+    """Fit a classifier on train and predict test: int64 [n_test]."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    known = np.unique(labels[fold.train])
-    if len(known) == 1:  # the classifier wants two
-        return np.full(len(fold.test), known[0])
+    present = np.unique(labels[fold.train])
+    if len(present) == 1:  # the classifier needs two classes
+        return np.full(len(fold.test), present[0])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
-    with warnings.catch_warnings(), threadpool_limits(1):  # one thread: the same numbers anywhere
+    with warnings.catch_warnings(), threadpool_limits(1):  # one thread: results are reproducible
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(vectors[fold.train], labels[fold.train])
     return np.asarray(model.predict(vectors[fold.test]), np.int64)

@@ -1,4 +1,4 @@
-"""Where the features of a store come from, in words."""
+"""Description of the encoder that made the features of a store."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 RANDOM_WARNING = (
-    "the encoder's weights are RANDOM: what is found here says nothing about a trained model"
+    "the encoder's weights are RANDOM: these results say nothing about a trained encoder"
 )
 
 
-def encoder_in_words(attributes: Mapping[str, Any]) -> str:
-    """Model, weights and precision of a store, and the weighted sum if it was collapsed.
+def describe_encoder(attributes: Mapping[str, Any]) -> str:
+    """Return model, weights and precision of a store, and the weighted sum of a collapsed store.
 
     Args:
-        attributes: Of the store.
+        attributes: Attributes of the store.
     """
     identity = attributes["identity"]
     encoder = identity["encoder"]
@@ -33,15 +33,15 @@ def encoder_in_words(attributes: Mapping[str, Any]) -> str:
 
 
 def weights_source(attributes: Mapping[str, Any]) -> str | None:
-    """Where the encoder's weights came from: pretrained, random, ...; None if it is not known."""
+    """Return the source of the encoder's weights (pretrained, random, ...); None if unknown."""
     provenance = attributes["provenance"]
-    while "parent" in provenance:  # a collapsed store has its parent's inside its own
+    while "parent" in provenance:  # a collapsed store holds the provenance of its parent
         provenance = provenance["parent"]
     recorded = attributes["identity"]["encoder"].get("weights", {}).get("source")
     source: str | None = provenance.get("weights", recorded)
     return source
 
 
-def warnings_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a reader of any result from this store must know first."""
+def encoder_warnings(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a reader must know before any result from this store."""
     return (RANDOM_WARNING,) if weights_source(attributes) == "random" else ()

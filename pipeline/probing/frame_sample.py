@@ -1,4 +1,4 @@
-"""A seeded sample of the frames of a store, all layers at once."""
+"""A seeded sample of the frames of a store, of all layers."""
 
 from __future__ import annotations
 
@@ -11,52 +11,61 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.read.features import FeatureStore
 
-MOST_FRAMES = 200_000
-"""Frames that a sample may have: more tell nothing new, and it is held in memory."""
-SLICE = 8
-"""Consecutive frames of a slice; slices are drawn, so that neighbours can be compared."""
+MAX_FRAMES = 200_000
+"""Largest sample: it is held in memory, and more frames do not change the statistics."""
+SLICE_FRAMES = 8
+"""Consecutive frames of a slice. Slices are drawn, so that consecutive frames can be compared."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class FrameSample:
     """Frames of all layers, slice by slice.
 
     Attributes:
         features: float16 [n_layers, n_frames, dim].
-        utterance: Position of each frame's utterance: int64 [n_frames].
-        joined: Whether a frame follows the one before it in its utterance: bool [n_frames].
+        utterance: Position of the utterance of each frame: int64 [n_frames].
+        follows: Whether a frame follows the previous one in its utterance: bool [n_frames].
     """
 
     features: npt.NDArray[np.float16]
     utterance: npt.NDArray[np.int64]
-    joined: npt.NDArray[np.bool_]
+    follows: npt.NDArray[np.bool_]
 
 
-def draw_sample(store: FeatureStore, n_frames: int, seed: int) -> Sample:
-    """Slices of `SLICE` frames, drawn evenly over all frames of the store.
+def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
+    """Draw slices of `SLICE_FRAMES` frames, uniformly over the frames of a store.
 
-    An utterance is cut into slices from its start on (the last one may be shorter); each slice of
-    the store is as likely as any other, and none is drawn twice.
+    Each utterance is cut into slices from its first frame; its last slice may be shorter. Slices
+    are drawn with equal probability, without replacement.
+
+    Args:
+        store: The store, or a selection of it.
+        n_frames: Approximate number of frames; all frames if the store has fewer.
+        seed: Seed of the draw.
+
+    Raises:
+        ConfigError: `n_frames` is out of range.
+        StoreError: The store has no frames.
     """
-    if not 2 <= n_frames <= MOST_FRAMES:
-        raise ConfigError(f"n_frames is {n_frames}; expected 2 to {MOST_FRAMES:,} frames")
+    if not 2 <= n_frames <= MAX_FRAMES:
+        raise ConfigError(f"n_frames is {n_frames}; expected 2 to {MAX_FRAMES:,} frames")
     counts = store.frame_counts
-    slices = -(-counts // SLICE)
+    slices = -(-counts // SLICE_FRAMES)  # of each utterance
     ends = np.cumsum(slices)
     if not len(ends) or not ends[-1]:
-        raise StoreError(f"{store.root} has no frames to look at; run `strata extract` first")
-    n_slices = min(int(ends[-1]), math.ceil(n_frames / SLICE))
+        raise StoreError(f"{store.root} has no frames; run `strata extract` first")
+    n_slices = min(int(ends[-1]), math.ceil(n_frames / SLICE_FRAMES))
     random = np.random.default_rng(seed)
     drawn = np.sort(random.choice(int(ends[-1]), n_slices, replace=False, shuffle=False))
     owner = np.searchsorted(ends, drawn, side="right")
-    start = (drawn - (ends - slices)[owner]) * SLICE
-    length = np.minimum(SLICE, counts[owner] - start)
-    at = np.concatenate([[0], np.cumsum(length)])
+    start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
+    length = np.minimum(SLICE_FRAMES, counts[owner] - start)
+    at = np.concatenate([[0], np.cumsum(length)])  # of each slice in the sample
     features = np.empty((len(store.layers), int(at[-1]), store.feature_dim), np.float16)
     cuts = [(int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]]) for i in range(n_slices)]
     store.read_into(cuts, store.axes(None))
     utterance = np.repeat(owner, length)
     frame = np.arange(at[-1]) - np.repeat(at[:-1] - start, length)
-    joined = np.zeros(len(utterance), bool)
-    joined[1:] = (utterance[1:] == utterance[:-1]) & (frame[1:] == frame[:-1] + 1)
-    return Sample(features, utterance, joined)
+    follows = np.zeros(len(utterance), bool)
+    follows[1:] = (utterance[1:] == utterance[:-1]) & (frame[1:] == frame[:-1] + 1)
+    return FrameSample(features, utterance, follows)

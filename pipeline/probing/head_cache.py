@@ -1,8 +1,9 @@
-"""Trained heads on the disk, so that a changed sweep trains only what is new.
+"""Cache of trained heads on disk, so that a changed sweep trains only the heads that are new.
 
-A head's name is a hash of all that determines it: the store's identity, the utterances it trains,
-selects and is tested on with their labels and the checksums of their features, the recipe, layer,
-learning rate and seed. Nothing is ever compared or invalidated: another setting is another name.
+The file name of a head is a hash of everything that determines it: the identity of the store; the
+utterances of each part, with their labels and the checksums of their features; the settings of the
+task; the layer, learning rate and seed. Entries are never invalidated: a changed setting gives
+another name.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import Any
 
 from pipeline import files
 from pipeline.config import TaskConfig
-from pipeline.probing.labels import Fold, HeadSpec, Labels
-from pipeline.probing.results import WEIGHTED, HeadResult
+from pipeline.probing.labels import Fold, Labels
+from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.store import index as index_files
 from pipeline.store.read.features import FeatureStore
 
 VERSION = 1
-"""To be raised when the same settings give other heads."""
+"""Version of the trainers. Increase it when the same settings give different heads."""
 
-_NOT_RECIPE = ("name", "labels", "slots", "speaker_independent", "lrs")
-_INDEX = ["id", "row", "unit", "piece", "n_pieces", "status", "crc32c"]
+_NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
+_INDEX_COLUMNS = ["id", "row", "unit", "piece", "n_pieces", "status", "crc32c"]
 
 
-class HeadsCache:
-    """The heads of one sweep, in a folder.
+class HeadCache:
+    """Cached heads of one sweep.
 
     Attributes:
-        folder: Where they are.
+        folder: Folder of the cache.
     """
 
     def __init__(
@@ -44,47 +45,47 @@ class HeadsCache:
         folds: Sequence[Fold],
         layers: Sequence[int],
     ) -> None:
-        """Computes what the heads' names have in common.
+        """Compute the part of the hashed settings that all heads share.
 
         Args:
-            folder: Where they are, or are going to be.
+            folder: Folder of the cache; made when a head is saved.
             store: The features.
-            task: The recipe.
-            labels: Of every utterance.
-            folds: Who trains, selects and is reported.
-            layers: What a weighted sum is over.
+            task: Settings of the task.
+            labels: Labels of every utterance.
+            folds: The folds.
+            layers: Layers under a weighted sum.
         """
         self.folder = folder
-        recipe = {key: value for key, value in asdict(task).items() if key not in _NOT_RECIPE}
+        settings = {key: value for key, value in asdict(task).items() if key not in _NOT_HASHED}
         self._common = {
             "version": VERSION,
             "identity": store.attributes["identity"],
-            "recipe": recipe,
+            "recipe": settings,
             "columns": labels.columns,
         }
         self._layers = list(layers)
-        self._data = _digests(store, labels, folds)
+        self._fold_digests = _fold_digests(store, labels, folds)
 
     def load(self, spec: HeadSpec) -> HeadResult | None:
-        """A head that was trained before, or None."""
+        """Return a cached head, or None."""
         try:
-            found = json.loads(self._path(spec).read_text(encoding="utf-8"))
-            return _head(found, spec)
+            stored = json.loads(self._path(spec).read_text(encoding="utf-8"))
+            return _head_of(stored, spec)
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # one that is missing or torn is trained again
+            return None  # missing or damaged: train it again
 
     def save(self, spec: HeadSpec, head: HeadResult) -> None:
-        """Keeps a head.
+        """Write a head to the cache.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         text = json.dumps(asdict(head), allow_nan=False)
         files.write_atomic(self._path(spec), [text.encode()])
 
     def _path(self, spec: HeadSpec) -> Path:
         settings = self._common | {
-            "data": self._data[spec.fold],
+            "data": self._fold_digests[spec.fold],
             "layer": spec.layer,
             "lr": spec.lr,
             "seed": spec.seed,
@@ -94,12 +95,12 @@ class HeadsCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list[str]:
-    """A digest per fold: which utterances with which features and labels, in which part."""
-    table = index_files.read_index(store.root, columns=_INDEX)
+def _fold_digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list[str]:
+    """Return a digest per fold, of its utterances with their features and labels."""
+    table = index_files.read_index(store.root, columns=_INDEX_COLUMNS)
     pieces, first_piece = index_files.complete_utterances(table)
     checksums = pieces["crc32c"].to_pylist()
-    marks = [
+    utterances = [
         [name, checksums[start:stop], [column[i] for column in labels.texts]]
         for i, (name, start, stop) in enumerate(
             zip(store.ids, first_piece[:-1].tolist(), first_piece[1:].tolist(), strict=True)
@@ -107,24 +108,27 @@ def _digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list
     ]
     digests = []
     for fold in folds:
-        parts = [[marks[i] for i in part.tolist()] for part in (fold.train, fold.dev, fold.test)]
+        parts = [
+            [utterances[i] for i in part.tolist()] for part in (fold.train, fold.dev, fold.test)
+        ]
         digests.append(hashlib.sha256(json.dumps(parts).encode()).hexdigest())
     return digests
 
 
-def _head(found: dict[str, Any], spec: HeadSpec) -> HeadResult:
-    said: list[Any] = found["predictions"]
-    texts = bool(said) and isinstance(said[0], str)
-    weights = found["layer_weights"]
+def _head_of(stored: dict[str, Any], spec: HeadSpec) -> HeadResult:
+    """Build a head from its JSON."""
+    predictions: list[Any] = stored["predictions"]
+    are_texts = bool(predictions) and isinstance(predictions[0], str)
+    weights = stored["layer_weights"]
     return HeadResult(
         layer=spec.layer,
         lr=spec.lr,
         seed=spec.seed,
         fold=spec.fold,
-        step=found["step"],
-        dev=found["dev"],
-        test=found["test"],
-        curve=tuple((step, loss, dev) for step, loss, dev in found["curve"]),
-        predictions=tuple(said) if texts else tuple(tuple(row) for row in said),
+        step=stored["step"],
+        dev=stored["dev"],
+        test=stored["test"],
+        curve=tuple((step, loss, dev) for step, loss, dev in stored["curve"]),
+        predictions=tuple(predictions) if are_texts else tuple(tuple(row) for row in predictions),
         layer_weights=None if weights is None else tuple(weights),
     )

@@ -1,4 +1,4 @@
-"""What a sweep trains: heads by their settings, and the labels they learn."""
+"""Labels of a task, read from a store, and the folds that utterances are assigned to."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import numpy.typing as npt
 
 from pipeline.config import TaskConfig, nearest
 from pipeline.errors import ConfigError
-from pipeline.probing.results import Layer
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
 
 UNLABELLED = -1
-"""Class of an utterance without a label."""
+"""Class number of an utterance without a label."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One assignment of utterances, by their positions in the store, ascending.
+    """One assignment of utterances to train, dev and test.
 
     Attributes:
-        train: Trains.
-        dev: Selects the step, the learning rate and the layer.
-        test: Is reported.
+        train: Positions in the store of the training utterances, ascending.
+        dev: Positions of the utterances that select the step, the learning rate and the layer.
+        test: Positions of the utterances whose scores are reported.
     """
 
     train: IntArray
@@ -37,30 +36,13 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class HeadSpec:
-    """All that tells the heads of one sweep apart.
-
-    Attributes:
-        layer: Its candidate.
-        lr: Learning rate of Adam.
-        seed: Of its initial values and the order of the data.
-        fold: Number of the fold.
-    """
-
-    layer: Layer
-    lr: float
-    seed: int
-    fold: int
-
-
-@dataclass(frozen=True)
 class Labels:
-    """The labels of every utterance of a store.
+    """Labels of every utterance of a store.
 
     Attributes:
         columns: Label columns.
-        texts: Labels as text, one list per column; None where there is none.
-        orders: Order of the classes of each column that has one of its own; else None.
+        texts: Labels as text, [n_columns][n_utterances]; None for a missing label.
+        orders: Class order of each column; None for a column that defines no order.
     """
 
     columns: tuple[str, ...]
@@ -68,23 +50,23 @@ class Labels:
     orders: tuple[tuple[str, ...] | None, ...]
 
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which utterances have all their labels: [n_utterances]."""
-        have = [[text is not None for text in column] for column in self.texts]
-        return np.asarray(np.array(have, bool).all(axis=0))
+        """Return which utterances have a label in every column: bool [n_utterances]."""
+        present = [[text is not None for text in column] for column in self.texts]
+        return np.asarray(np.array(present, bool).all(axis=0))
 
     def joined(self) -> list[str]:
-        """The labels of each utterance as one text, by which splits are stratified."""
+        """Return the labels of each utterance as one text, to stratify splits by."""
         return ["\t".join(text or "" for text in row) for row in zip(*self.texts, strict=True)]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Labels as numbers.
+    """Labels as class numbers.
 
     Attributes:
         names: Class names of each column.
-        numbers: Class of each utterance in each column, int64 [n_utterances, n_columns];
-            `UNLABELLED` where there is no label.
+        numbers: Class number of each utterance in each column, int64 [n_utterances, n_columns];
+            `UNLABELLED` for a missing label.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -94,74 +76,78 @@ class Classes:
 def read_labels(
     store: FeatureStore, task: TaskConfig, given: Sequence[str] | None = None
 ) -> Labels:
-    """Finds the label columns of a task in a store and reads them.
+    """Find the label columns of a task in a store and read them.
 
     Args:
         store: The store.
-        task: The recipe.
-        given: Columns in place of the recipe's.
+        task: The task.
+        given: Label columns to use instead of the task's.
 
     Raises:
-        ConfigError: The store has no such columns, or a frame task is given several.
+        ConfigError: The store lacks the columns, or a frame task has more than one.
     """
     columns = _label_columns(store, task, given)
     if task.kind == "frames" and len(columns) != 1:
         raise ConfigError(f"labels is {list(columns)}; task {task.name} learns one column of texts")
-    names = store.class_names
+    class_names = store.class_names
     texts = [read_texts(store, column) for column in columns]
-    if task.kind == "utterance":  # an empty cell is no class, though it may be a transcript
+    if task.kind == "utterance":  # an empty cell may be a transcript, but is no class
         texts = [[text if text and text.strip() else None for text in column] for column in texts]
     return Labels(
         columns=columns,
         texts=tuple(tuple(column) for column in texts),
-        orders=tuple(tuple(names[column]) if column in names else None for column in columns),
+        orders=tuple(
+            tuple(class_names[column]) if column in class_names else None for column in columns
+        ),
     )
 
 
 def read_texts(store: FeatureStore, column: str) -> list[str | None]:
-    """A metadata column as text, class names in place of their numbers, None for no value.
+    """Read a metadata column as text, with class names for class numbers and None for null.
 
     Raises:
-        ConfigError: The store has no such column, or it holds lists or the like.
+        ConfigError: The store has no such column, or the column holds lists, maps or bytes.
     """
     names = [name for name in store.metadata.column_names if name != "id"]
     if column not in names:
         raise ConfigError(f"the store has no column {column!r}{nearest(column, names)}")
     classes = store.class_names.get(column)
     values = store.metadata[column].to_pylist()
-    odd = next((value for value in values if isinstance(value, list | dict | bytes)), None)
-    if odd is not None:
-        raise ConfigError(f"column {column!r} holds {odd!r:.60}; labels are texts or numbers")
+    nested = next((value for value in values if isinstance(value, list | dict | bytes)), None)
+    if nested is not None:
+        raise ConfigError(f"column {column!r} holds {nested!r:.60}; expected texts or numbers")
     return [_text(value, classes) for value in values]
 
 
 def classes_of(labels: Labels) -> Classes:
-    """Numbers the labels: in their own order, or numerically, or alphabetically."""
+    """Number the classes, in the order of the column, or else numerically or alphabetically."""
     names, numbers = [], []
     for column, order in zip(labels.texts, labels.orders, strict=True):
-        found = {text for text in column if text is not None}
+        present = {text for text in column if text is not None}
         if order is not None:
-            known = [name for name in order if name in found]
+            ordered = [name for name in order if name in present]
         else:
-            numeric = all(map(_is_number, found))
-            known = sorted(found, key=lambda name: (float(name) if numeric else 0.0, name))
-        place = {name: i for i, name in enumerate(known)}
-        names.append(tuple(known))
-        numbers.append([UNLABELLED if text is None else place[text] for text in column])
+            numeric = all(map(_is_number, present))
+            ordered = sorted(present, key=lambda name: (float(name) if numeric else 0.0, name))
+        number_of = {name: i for i, name in enumerate(ordered)}
+        names.append(tuple(ordered))
+        numbers.append([UNLABELLED if text is None else number_of[text] for text in column])
     return Classes(tuple(names), np.array(numbers, np.int64).T)
 
 
 def _label_columns(
     store: FeatureStore, task: TaskConfig, given: Sequence[str] | None
 ) -> tuple[str, ...]:
-    have = [name for name in store.metadata.column_names if name != "id"]
+    existing = [name for name in store.metadata.column_names if name != "id"]
     if given is not None:
-        missing = [name for name in given if name not in have]
+        missing = [name for name in given if name not in existing]
         if missing or not given:
-            shown = ", ".join(missing) or "none"
-            raise ConfigError(f"labels names no column of the store: {shown}; it has {_list(have)}")
+            raise ConfigError(
+                f"labels names no column of the store: {', '.join(missing) or 'none'}; it has "
+                f"{_list(existing)}"
+            )
         return tuple(given)
-    found = [name for name in task.labels if name in have]
+    found = [name for name in task.labels if name in existing]
     if task.slots and len(found) == len(task.labels):
         return task.labels
     if found and not task.slots:
@@ -170,12 +156,12 @@ def _label_columns(
     hint = "labels=[COLUMN,COLUMN,...]" if task.slots else "labels=[COLUMN]"
     raise ConfigError(
         f"task {task.name} looks for {'all' if task.slots else 'one'} of the columns {wanted}; the "
-        f"store has {_list(have)}. Say {hint}"
+        f"store has {_list(existing)}. Set {hint}"
     )
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "no metadata columns at all (extract with dataset.columns=[...])"
+    return ", ".join(names) or "no metadata columns (extract with dataset.columns=[...])"
 
 
 def _text(value: Any, classes: Sequence[str] | None) -> str | None:
@@ -191,3 +177,9 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def first_few(values: Sequence[object]) -> str:
+    """Return the first five values as text, for messages."""
+    listed = ", ".join(str(value) for value in values[:5])
+    return listed + (", ..." if len(values) > 5 else "")

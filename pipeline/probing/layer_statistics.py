@@ -1,7 +1,6 @@
-"""What the layers of a store look like without labels.
+"""Statistics of the layers of a store, without labels, over a seeded sample of frames.
 
-Sizes, directions and likeness of the layers, over a seeded sample of frames. All formulas work on
-frames as they are stored; likeness, spread and principal directions on frames less their mean.
+Norms and cosines are computed on frames as stored; CKA and principal components on centred frames.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.probing.encoder_description import encoder_in_words, warnings_of
-from pipeline.probing.frame_sample import Sample, draw_sample
+from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
+from pipeline.probing.frame_sample import FrameSample, sample_frames
 from pipeline.store.read.features import FeatureStore
 
 N_FRAMES = 20_000
-"""Frames of a sample, if nothing else is asked for."""
-OUTLIER = 5.0
-"""How many times the median dimension's root mean square makes a dimension an outlier."""
-_MOST_OUTLIERS = 5
+"""Default number of frames of a sample."""
+OUTLIER_RATIO = 5.0
+"""Ratio of a dimension's root mean square to the median's from which it is an outlier."""
+_MAX_OUTLIERS = 5
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Outlier:
     """A dimension that is much larger than the others of its layer.
 
     Attributes:
-        dim: The dimension.
-        ratio: Its root mean square, over that of the median dimension.
+        dim: Index of the dimension.
+        ratio: Its root mean square, divided by that of the median dimension.
     """
 
     dim: int
@@ -41,23 +40,24 @@ class Outlier:
 
 
 @dataclass(frozen=True)
-class LayerAnatomy:
-    """One layer. What cannot be computed (a constant layer, a single utterance) is None.
+class LayerStatistics:
+    """Statistics of one layer. A value that is undefined for the sample is None.
 
     Attributes:
-        layer: Its number.
-        norm: Mean length (L2) of a frame.
-        norm_sd: Standard deviation of that length over frames.
+        layer: Layer number.
+        norm: Mean L2 norm of a frame.
+        norm_sd: Standard deviation of the norm over frames.
         magnitude: Mean absolute value of a feature.
         largest: Largest absolute value of a feature.
-        largest_dim: The dimension where it is.
-        outliers: Dimensions of at least `OUTLIER` times the median root mean square, largest first.
-        anisotropy: Mean cosine of two frames of different utterances: 0 where directions are used
-            evenly, 1 where all frames point the same way (Ethayarajh, 2019).
-        smoothness: Mean cosine of neighbouring frames, 20 ms apart.
+        largest_dim: Dimension of that feature.
+        outliers: Dimensions of at least `OUTLIER_RATIO` times the median root mean square, largest
+            first.
+        anisotropy: Mean cosine of two frames of different utterances: 0 if directions are
+            distributed evenly, 1 if all frames have one direction (Ethayarajh, 2019).
+        smoothness: Mean cosine of consecutive frames.
         first_component: Share of the variance along the first principal component.
-        effective_rank: Number of dimensions that are really used: the exponential of the entropy of
-            the shares of variance (Roy and Vetterli, 2007).
+        effective_rank: Exponential of the entropy of the shares of variance, the number of
+            dimensions in use (Roy and Vetterli, 2007).
     """
 
     layer: int
@@ -74,18 +74,18 @@ class LayerAnatomy:
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """All layers of a store.
+class StoreStatistics:
+    """Statistics of all layers of a store.
 
     Attributes:
         store: Path of the store.
-        encoder: What made the features, in words.
-        warnings: What a reader must know first.
+        encoder: Description of the encoder.
+        warnings: What a reader must know before the statistics.
         n_frames: Frames in the sample.
-        n_utterances: Utterances that they are from.
-        seed: Of the sample.
-        layers: One each, in the order of the store.
-        cka: Linear CKA of every two layers, [n_layers][n_layers]; None for a constant layer.
+        n_utterances: Utterances in the sample.
+        seed: Seed of the sample.
+        layers: One per layer, in the order of the store.
+        cka: Linear CKA of each pair of layers, [n_layers][n_layers]; None for a constant layer.
     """
 
     store: str
@@ -94,26 +94,26 @@ class Anatomy:
     n_frames: int
     n_utterances: int
     seed: int
-    layers: tuple[LayerAnatomy, ...]
+    layers: tuple[LayerStatistics, ...]
     cka: tuple[tuple[float | None, ...], ...]
 
 
-def examine(
+def measure_layers(
     store: FeatureStore,
     n_frames: int = N_FRAMES,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
-) -> Anatomy:
-    """Measures every layer on a sample of frames.
+) -> StoreStatistics:
+    """Compute the statistics of every layer on a sample of frames.
 
-    It needs 2 bytes of memory per value of the sample, and about 50 per value of one layer of it:
-    1.2 GB for 20,000 frames of 12 layers of 768.
+    Memory: 2 bytes per value of the sample, and about 50 bytes per value of one layer of it; 1.2 GB
+    for 20,000 frames of 12 layers of 768 features.
 
     Args:
         store: The store, or a selection of it.
-        n_frames: About so many frames are drawn; all, if the store has no more.
-        seed: Of the draw; the same seed draws the same frames.
-        note: Takes a line on how far it has come.
+        n_frames: Approximate number of frames; all frames if the store has fewer.
+        seed: Seed of the sample.
+        note: Called with progress lines.
 
     Raises:
         ConfigError: `n_frames` is out of range.
@@ -121,14 +121,14 @@ def examine(
         DamagedError: A shard is missing or damaged.
     """
     note = note or (lambda _: None)
-    sample = draw_sample(store, n_frames, seed)
+    sample = sample_frames(store, n_frames, seed)
     n_drawn = len(sample.utterance)
-    note(f"{n_drawn:,} frames of {len(store.layers)} layers are read")
-    layers = tuple(_examine_layer(layer, sample, i) for i, layer in enumerate(store.layers))
-    return Anatomy(
+    note(f"read {n_drawn:,} frames of {len(store.layers)} layers")
+    layers = tuple(_measure_layer(layer, sample, i) for i, layer in enumerate(store.layers))
+    return StoreStatistics(
         store=str(store.root),
-        encoder=encoder_in_words(store.attributes),
-        warnings=warnings_of(store.attributes),
+        encoder=describe_encoder(store.attributes),
+        warnings=encoder_warnings(store.attributes),
         n_frames=n_drawn,
         n_utterances=len(np.unique(sample.utterance)),
         seed=seed,
@@ -138,39 +138,38 @@ def examine(
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two representations of the same frames.
+    """Return the linear centred kernel alignment of two representations of the same frames.
 
-    1 where one is the other, turned and scaled; near 0 where they have nothing to do with one
-    another, given many more frames than features (Kornblith et al., 2019).
+    1 if one is a rotated and scaled copy of the other; near 0 if they are unrelated and there are
+    many more frames than features (Kornblith et al., 2019).
 
     Args:
         x: [n_frames, dim_x].
         y: [n_frames, dim_y].
 
     Returns:
-        A number from 0 to 1; nan if one of them is constant.
+        0 to 1; nan if one of them is constant.
     """
-    return _aligned(centred(x), centred(y))
+    return _cka_of_centred(centred(x), centred(y))
 
 
 def centred(x: Tensor) -> Tensor:
-    """`x` less its mean over frames, in float64: [n_frames, dim].
+    """Subtract the mean over frames, in float64: [n_frames, dim].
 
-    Sums of float16 are exact in float64, so a layer that is constant becomes 0 and not noise.
+    Sums of float16 values are exact in float64, so a constant layer becomes exactly 0.
     """
     wide = x.to(torch.float64, copy=True)
     return wide.sub_(wide.mean(0))
 
 
-def _aligned(x: Tensor, y: Tensor) -> float:
-    """CKA of two centred matrices."""
-    both = _shared_variance(x, y)
-    alone = _shared_variance(x, x) * _shared_variance(y, y)
-    return both / math.sqrt(alone) if alone > 0 else math.nan
+def _cka_of_centred(x: Tensor, y: Tensor) -> float:
+    cross = _cross_norm(x, y)
+    own = _cross_norm(x, x) * _cross_norm(y, y)
+    return cross / math.sqrt(own) if own > 0 else math.nan
 
 
-def _shared_variance(x: Tensor, y: Tensor) -> float:
-    """Squared Frobenius norm of xᵀy, by the features or by the frames, whichever are fewer."""
+def _cross_norm(x: Tensor, y: Tensor) -> float:
+    """Return the squared Frobenius norm of xᵀy, by features or frames, whichever are fewer."""
     if len(x) < max(x.shape[1], y.shape[1]):
         return float(((x @ x.T) * (y @ y.T)).sum())
     return float((x.T @ y).square().sum())
@@ -179,57 +178,61 @@ def _shared_variance(x: Tensor, y: Tensor) -> float:
 def _all_cka(
     features: npt.NDArray[np.float16], note: Callable[[str], None]
 ) -> tuple[tuple[float | None, ...], ...]:
-    """CKA of every two layers of [n_layers, n_frames, dim]; two layers are wide at a time."""
+    """Return the CKA of each pair of layers, of [n_layers, n_frames, dim].
+
+    At most two layers are held in float64 at a time.
+    """
     n = len(features)
-    began = time.perf_counter()
-    found = np.full((n, n), np.nan)
-    alone = np.empty(n)
+    start_s = time.perf_counter()
+    cka = np.full((n, n), np.nan)
+    own = np.empty(n)
     for i in range(n):
         x = centred(torch.from_numpy(features[i]))
-        alone[i] = _shared_variance(x, x)
+        own[i] = _cross_norm(x, x)
         for j in range(i + 1):
-            both = alone[i]
+            cross = own[i]
             if j < i:
-                both = _shared_variance(x, centred(torch.from_numpy(features[j])))
-            if alone[i] * alone[j] > 0:
-                found[i, j] = found[j, i] = both / math.sqrt(alone[i] * alone[j])
-        if i == 1:  # three of n (n + 1) / 2 are done
-            left_s = (time.perf_counter() - began) / 3 * (n * (n + 1) / 2 - 3)
-            note(f"CKA of every two layers takes about {left_s:.0f} s")
-    return tuple(tuple(_known(value) for value in row) for row in found)
+                cross = _cross_norm(x, centred(torch.from_numpy(features[j])))
+            if own[i] * own[j] > 0:
+                cka[i, j] = cka[j, i] = cross / math.sqrt(own[i] * own[j])
+        if i == 1:  # 3 of n (n + 1) / 2 pairs are done
+            remaining_s = (time.perf_counter() - start_s) / 3 * (n * (n + 1) / 2 - 3)
+            note(f"CKA of all pairs of layers takes about {remaining_s:.0f} s")
+    return tuple(tuple(_or_none(value) for value in row) for row in cka)
 
 
-def _examine_layer(layer: int, sample: Sample, axis: int) -> LayerAnatomy:
-    """Everything about one layer but its likeness to others."""
+def _measure_layer(layer: int, sample: FrameSample, axis: int) -> LayerStatistics:
+    """Compute the statistics of one layer."""
     x = torch.from_numpy(sample.features[axis]).double()  # [n_frames, dim]
     norms = x.norm(dim=1)
-    size = x.abs()
+    magnitude = x.abs()
     rms = x.square().mean(0).sqrt()
     first, rank = spectrum(x)
-    units = x / norms.clamp_min(1e-300)[:, None]
-    return LayerAnatomy(
+    unit_frames = x / norms.clamp_min(1e-300)[:, None]
+    return LayerStatistics(
         layer=layer,
         norm=float(norms.mean()),
         norm_sd=float(norms.std(correction=0)),
-        magnitude=float(size.mean()),
-        largest=float(size.max()),
-        largest_dim=int(size.max(0).values.argmax()),
+        magnitude=float(magnitude.mean()),
+        largest=float(magnitude.max()),
+        largest_dim=int(magnitude.max(0).values.argmax()),
         outliers=_outliers(rms),
-        anisotropy=_known(mean_cosine(units, sample.utterance)),
-        smoothness=_known(_mean_neighbour_cosine(units, sample.joined)),
-        first_component=_known(first),
-        effective_rank=_known(rank),
+        anisotropy=_or_none(mean_cosine(unit_frames, sample.utterance)),
+        smoothness=_or_none(_mean_consecutive_cosine(unit_frames, sample.follows)),
+        first_component=_or_none(first),
+        effective_rank=_or_none(rank),
     )
 
 
-def mean_cosine(units: Tensor, utterance: npt.NDArray[np.int64]) -> float:
-    """Mean cosine over all pairs of frames from different utterances.
+def mean_cosine(unit_frames: Tensor, utterance: npt.NDArray[np.int64]) -> float:
+    """Return the mean cosine over all pairs of frames from different utterances.
 
-    All pairs at once: the squared length of a sum of unit vectors is the sum of their cosines.
+    The squared norm of a sum of unit vectors is the sum of their pairwise cosines, so no pair is
+    computed separately.
 
     Args:
-        units: Frames of length one: [n_frames, dim].
-        utterance: Whose frame it is, equal ones side by side: [n_frames].
+        unit_frames: Frames of norm 1: [n_frames, dim].
+        utterance: Position of the utterance of each frame, equal ones adjacent: [n_frames].
 
     Returns:
         -1 to 1; nan if all frames are of one utterance.
@@ -238,21 +241,21 @@ def mean_cosine(units: Tensor, utterance: npt.NDArray[np.int64]) -> float:
     n_pairs = len(utterance) ** 2 - int((counts.astype(np.int64) ** 2).sum())
     if not n_pairs:
         return math.nan
-    sums = torch.stack([part.sum(0) for part in torch.split(units, counts.tolist())])
+    sums = torch.stack([part.sum(0) for part in torch.split(unit_frames, counts.tolist())])
     return float(sums.sum(0).square().sum() - sums.square().sum()) / n_pairs
 
 
 def spectrum(x: Tensor) -> tuple[float, float]:
-    """Share of variance of the first principal component, and the effective rank.
+    """Return the share of variance of the first principal component, and the effective rank.
 
     Args:
         x: [n_frames, dim], float64.
 
     Returns:
-        Both nan if the frames do not vary.
+        Both nan if the frames are constant.
     """
-    wide = centred(x)
-    product = wide @ wide.T if len(wide) < wide.shape[1] else wide.T @ wide
+    x = centred(x)
+    product = x @ x.T if len(x) < x.shape[1] else x.T @ x
     values = torch.linalg.eigvalsh(product).clamp_min(0)
     if not float(values.sum()) > 0:
         return math.nan, math.nan
@@ -261,19 +264,19 @@ def spectrum(x: Tensor) -> tuple[float, float]:
     return float(shares.max()), float(entropy.exp())
 
 
-def _mean_neighbour_cosine(units: Tensor, joined: npt.NDArray[np.bool_]) -> float:
-    later = torch.from_numpy(np.flatnonzero(joined))
+def _mean_consecutive_cosine(unit_frames: Tensor, follows: npt.NDArray[np.bool_]) -> float:
+    later = torch.from_numpy(np.flatnonzero(follows))
     if not len(later):
         return math.nan
-    return float((units[later] * units[later - 1]).sum(1).mean())
+    return float((unit_frames[later] * unit_frames[later - 1]).sum(1).mean())
 
 
 def _outliers(rms: Tensor) -> tuple[Outlier, ...]:
-    """Dimensions whose root mean square is far above the median's, largest first."""
+    """Return the dimensions whose root mean square is far above the median's, largest first."""
     ratios = rms / rms.median().clamp_min(1e-300)
-    order = ratios.argsort(descending=True)[:_MOST_OUTLIERS].tolist()
-    return tuple(Outlier(dim, float(ratios[dim])) for dim in order if ratios[dim] >= OUTLIER)
+    order = ratios.argsort(descending=True)[:_MAX_OUTLIERS].tolist()
+    return tuple(Outlier(dim, float(ratios[dim])) for dim in order if ratios[dim] >= OUTLIER_RATIO)
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What test must not share with train: speakers, recordings, the very same audio."""
+"""Leakage checks: speakers, recordings or audio that several parts of a split share."""
 
 from __future__ import annotations
 
@@ -7,103 +7,107 @@ from collections.abc import Hashable, Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.probing.labels import Fold, read_texts
+from pipeline.probing.labels import Fold, first_few, read_texts
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.write.documents import read_plan
 
-SPEAKER_NAMES = ("speaker", "spk")
-SOURCE_NAMES = ("recording", "source")
-_SHOWN = 5
-_ALIKE = 0.02  # of the length: farther apart, means of frames are not of the same audio in bf16
+SPEAKER_PREFIXES = ("speaker", "spk")
+RECORDING_PREFIXES = ("recording", "source")
+
+_N_EXAMPLES = 5
+_SAME_AUDIO = 0.02  # relative distance of mean features; bf16 rounding stays below it
 
 
-def column_called(store: FeatureStore, beginnings: Iterable[str]) -> str | None:
-    """The first metadata column whose name begins like one of these."""
-    starts = tuple(beginnings)
+def find_column(store: FeatureStore, prefixes: Iterable[str]) -> str | None:
+    """Return the first metadata column whose lower-cased name starts with one of the prefixes."""
+    starts = tuple(prefixes)
     names = store.metadata.column_names
     return next((name for name in names if name.lower().startswith(starts)), None)
 
 
-def straddling(values: Sequence[Hashable | None], folds: Sequence[Fold]) -> list[Hashable]:
-    """Values that lie on more than one side of a fold; None is no value."""
-    found: dict[Hashable, None] = {}
+def shared_values(values: Sequence[Hashable | None], folds: Sequence[Fold]) -> list[Hashable]:
+    """Return the values that occur in more than one part of a fold.
+
+    Args:
+        values: Value of each utterance of the store; None is never shared.
+        folds: The folds.
+    """
+    shared: dict[Hashable, None] = {}
     for fold in folds:
-        sides = [{values[i] for i in part.tolist()} for part in (fold.train, fold.dev, fold.test)]
-        for value in sorted({v for side in sides for v in side if v is not None}, key=str):
-            if sum(value in side for side in sides) > 1:
-                found[value] = None
-    return list(found)
+        parts = [{values[i] for i in part.tolist()} for part in (fold.train, fold.dev, fold.test)]
+        for value in sorted({v for part in parts for v in part if v is not None}, key=str):
+            if sum(value in part for part in parts) > 1:
+                shared[value] = None
+    return list(shared)
 
 
 def speaker_warning(values: Sequence[str | None], folds: Sequence[Fold], column: str) -> list[str]:
-    """Says which speakers lie on both sides, if any."""
-    both = straddling(values, folds)
-    if not both:
+    """Return a warning about speakers that several parts share, if there are any."""
+    shared = shared_values(values, folds)
+    if not shared:
         return []
-    everyone = len({value for value in values if value is not None})
+    n_speakers = len({value for value in values if value is not None})
     return [
-        f"LEAKAGE: {len(both)} of {everyone} values of {column!r} ({some(both)}) are on more than "
-        "one side of the split, in a task that should not know its speakers: the scores say how "
-        "well these very speakers are recognised, not new ones"
+        f"LEAKAGE: {len(shared)} of {n_speakers} values of {column!r} ({first_few(shared)}) are in "
+        "more than one part of the split, in a task that should be independent of the speaker: the "
+        "scores do not hold for new speakers"
     ]
 
 
 def source_warnings(store: FeatureStore, folds: Sequence[Fold]) -> list[str]:
-    """Says which recordings, and which very same audio files, lie on both sides."""
+    """Return warnings about recordings, and about identical audio, that several parts share."""
     warnings = []
-    column = column_called(store, SOURCE_NAMES)
-    if column is not None and (both := straddling(read_texts(store, column), folds)):
+    column = find_column(store, RECORDING_PREFIXES)
+    if column is not None and (shared := shared_values(read_texts(store, column), folds)):
         warnings.append(
-            f"LEAKAGE: {len(both)} values of {column!r} ({some(both)}) are on more than one side "
-            "of the split"
+            f"LEAKAGE: {len(shared)} values of {column!r} ({first_few(shared)}) are in more than "
+            "one part of the split"
         )
-    audio = _audio_of(store, folds)
-    both = straddling(audio, folds)
-    if both:
-        names = [store.ids[audio.index(item)] for item in both[:_SHOWN]]
+    audio = _audio_keys(store, folds)
+    shared = shared_values(audio, folds)
+    if shared:
+        examples = [store.ids[audio.index(key)] for key in shared[:_N_EXAMPLES]]
         warnings.append(
-            f"LEAKAGE: {len(both)} recordings are there more than once, on different sides of the "
-            f"split (e.g. {some(names)})"
+            f"LEAKAGE: {len(shared)} recordings occur more than once, in different parts of the "
+            f"split (e.g. {first_few(examples)})"
         )
     return warnings
 
 
-def some(values: Sequence[Hashable]) -> str:
-    """The first few of many."""
-    shown = ", ".join(str(value) for value in values[:_SHOWN])
-    return shown + (", ..." if len(values) > _SHOWN else "")
+def _audio_keys(store: FeatureStore, folds: Sequence[Fold]) -> list[Hashable | None]:
+    """Return a key per utterance that is equal for identical audio; None if no part shares it.
 
-
-def _audio_of(store: FeatureStore, folds: Sequence[Fold]) -> list[Hashable | None]:
-    """A value per utterance, the same for the same audio; None where it is on no two sides.
-
-    Files of one fingerprint and size are only suspects, for the fingerprint is of the two ends:
-    short clips may share their silence. The same audio has the same features but for rounding.
+    Files with equal fingerprint and size are only candidates: a fingerprint covers the two ends of
+    a file, and short clips may share their silence. Identical audio has identical mean features
+    except for rounding.
     """
-    marks = _marks(store)
-    suspects = set(straddling(marks, folds))
-    rows = [row for row, mark in enumerate(marks) if mark in suspects]
-    audio: list[Hashable | None] = [None] * len(marks)
+    fingerprints = _fingerprints(store)
+    candidates = set(shared_values(fingerprints, folds))
+    rows = [row for row, mark in enumerate(fingerprints) if mark in candidates]
+    keys: list[Hashable | None] = [None] * len(fingerprints)
     if not rows:
-        return audio
-    view = store.select(pc.is_in(pc.field("id"), pa.array([store.ids[row] for row in rows])))
-    means = dict(zip(view.ids, view.pooled(layers=store.layers[:1])[:, 0], strict=True))
-    firsts: dict[Hashable, list[str]] = {}
+        return keys
+    ids = pa.array([store.ids[row] for row in rows])
+    selection = store.select(pc.is_in(pc.field("id"), ids))
+    pooled = selection.pooled(layers=store.layers[:1])[:, 0]  # [n_candidates, dim]
+    means = dict(zip(selection.ids, pooled, strict=True))
+    distinct: dict[Hashable, list[str]] = {}  # ids of different audio with one fingerprint
     for row in rows:
-        known, mean = firsts.setdefault(marks[row], []), means[store.ids[row]]
-        same = (name for name in known if (means[name] - mean).norm() < _ALIKE * mean.norm())
-        audio[row] = first = next(same, store.ids[row])
-        if first == store.ids[row]:
-            known.append(first)
-    return audio
+        own_id = store.ids[row]
+        known, mean = distinct.setdefault(fingerprints[row], []), means[own_id]
+        same = (key for key in known if (means[key] - mean).norm() < _SAME_AUDIO * mean.norm())
+        keys[row] = key = next(same, own_id)
+        if key == own_id:
+            known.append(key)
+    return keys
 
 
-def _marks(store: FeatureStore) -> list[Hashable | None]:
-    """Fingerprint and size in bytes of the audio of each utterance; None where not known."""
+def _fingerprints(store: FeatureStore) -> list[Hashable | None]:
+    """Return fingerprint and size in bytes of each utterance's audio; None if unknown."""
     plan = read_plan(store.root)
     if plan is None:
         return [None] * len(store)
     known = plan.table.filter(pc.not_equal(plan.table["fingerprint"], 0))
     columns = (known[name].to_pylist() for name in ("id", "fingerprint", "n_bytes"))
-    marks = {name: (mark, size) for name, mark, size in zip(*columns, strict=True)}
-    return [marks.get(name) for name in store.ids]
+    by_id = {name: (mark, size) for name, mark, size in zip(*columns, strict=True)}
+    return [by_id.get(name) for name in store.ids]

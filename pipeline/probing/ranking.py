@@ -1,4 +1,4 @@
-"""From trained heads to scores: dev chooses, test is reported."""
+"""Ranking of candidates: dev selects the learning rate and the best candidate, test is reported."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.probing.metrics.scores import (
+from pipeline.probing.metrics import (
     PAIRED_TEST,
     FloatArray,
     IntArray,
     bootstrap_intervals,
     paired_p_value,
     ratio,
-    spread,
+    seed_deviation,
 )
 from pipeline.probing.results import WEIGHTED, Comparison, HeadResult, Layer, LayerScore
-from pipeline.probing.tasks.tasks import Task
+from pipeline.probing.tasks.base import Task
 
 Runs = list[list[HeadResult]]
-"""Heads of one candidate at one learning rate: per seed, in the order of the folds."""
+"""Heads of one candidate at one learning rate: one list per seed, in the order of the folds."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What dev chose, and how it does on test.
+    """Scores of all candidates, and the best one.
 
     Attributes:
         scores: One per candidate, in the order of the sweep.
-        best: The best by dev.
-        comparison: Of the best two; None for one.
-        chosen: The heads of each candidate at the learning rate that dev chose.
+        best: The candidate with the best dev score.
+        comparison: Paired test of the best two candidates; None if there is only one.
+        chosen: Heads of each candidate at the learning rate with the best dev score.
     """
 
     scores: tuple[LayerScore, ...]
@@ -42,24 +42,24 @@ class Ranking:
 
 
 def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Layer]) -> Ranking:
-    """Scores the candidates.
+    """Score and rank the candidates.
 
     Args:
-        task: What they learnt.
-        heads: All of them.
-        candidates: In the order of the sweep.
+        task: What the heads learned.
+        heads: All heads of the sweep.
+        candidates: The candidates, in the order of the sweep. The first wins a tie.
     """
     sign = 1.0 if task.higher_is_better else -1.0
     chosen = {layer: _best_rate(heads, layer, sign) for layer in candidates}
     sizes = np.concatenate([task.sizes(head.fold) for head in chosen[candidates[0]][0]])
     counts = {layer: _counts(task, runs) for layer, runs in chosen.items()}
     means = np.stack([counts[layer].mean(0) for layer in candidates])
-    ends = bootstrap_intervals(means, sizes)
+    intervals = bootstrap_intervals(means, sizes)
     scores = tuple(
-        _score(task, layer, chosen[layer], counts[layer], sizes, ends[i])
+        _score(task, layer, chosen[layer], counts[layer], sizes, intervals[i])
         for i, layer in enumerate(candidates)
     )
-    order = sorted(range(len(scores)), key=lambda i: -sign * scores[i].dev)  # ties: the first
+    order = sorted(range(len(scores)), key=lambda i: -sign * scores[i].dev)
     best = scores[order[0]]
     comparison = None
     if len(order) > 1:
@@ -71,36 +71,36 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Layer]) -
     return Ranking(scores, best.layer, comparison, chosen)
 
 
-def grid(heads: Sequence[HeadResult]) -> list[dict[str, object]]:
-    """One result per candidate and learning rate: mean scores over seeds and folds."""
-    means: dict[tuple[Layer, float], list[HeadResult]] = defaultdict(list)
+def mean_scores(heads: Sequence[HeadResult]) -> list[dict[str, object]]:
+    """Return the mean scores over seeds and folds, per candidate and learning rate."""
+    groups: dict[tuple[Layer, float], list[HeadResult]] = defaultdict(list)
     for head in heads:
-        means[head.layer, head.lr].append(head)
+        groups[head.layer, head.lr].append(head)
     return [
         {
             "layer": layer,
             "lr": lr,
-            "dev": float(np.mean([head.dev for head in some])),
-            "test": float(np.mean([head.test for head in some])),
+            "dev": float(np.mean([head.dev for head in group])),
+            "test": float(np.mean([head.test for head in group])),
         }
-        for (layer, lr), some in means.items()
+        for (layer, lr), group in groups.items()
     ]
 
 
 def best_layer(scores: Sequence[LayerScore], higher_is_better: bool) -> Layer:
-    """The single layer that dev chose, whatever the weighted sum did."""
+    """Return the single layer with the best dev score, ignoring the weighted sum."""
     layers = [score for score in scores if score.layer != WEIGHTED]
     ordered = sorted(layers, key=lambda score: score.dev, reverse=higher_is_better)
     return ordered[0].layer
 
 
 def _best_rate(heads: Sequence[HeadResult], layer: Layer, sign: float) -> Runs:
-    """The heads of a candidate at the learning rate with the best mean dev score."""
+    """Return the heads of a candidate at the learning rate with the best mean dev score."""
     by_rate: dict[float, list[HeadResult]] = defaultdict(list)
     for head in heads:
         if head.layer == layer:
             by_rate[head.lr].append(head)
-    best = max(by_rate.values(), key=lambda some: sign * float(np.mean([h.dev for h in some])))
+    best = max(by_rate.values(), key=lambda group: sign * float(np.mean([h.dev for h in group])))
     by_seed: dict[int, list[HeadResult]] = defaultdict(list)
     for head in sorted(best, key=lambda head: (head.seed, head.fold)):
         by_seed[head.seed].append(head)
@@ -108,12 +108,12 @@ def _best_rate(heads: Sequence[HeadResult], layer: Layer, sign: float) -> Runs:
 
 
 def _counts(task: Task, runs: Runs) -> FloatArray:
-    """Of each seed and test utterance, fold after fold: [n_seeds, n_utterances]."""
+    """Return the counts of each seed, fold after fold: [n_seeds, n_utterances]."""
     return np.stack([np.concatenate([task.counts(head) for head in heads]) for heads in runs])
 
 
 def _score(
-    task: Task, layer: Layer, runs: Runs, counts: FloatArray, sizes: IntArray, ends: FloatArray
+    task: Task, layer: Layer, runs: Runs, counts: FloatArray, sizes: IntArray, interval: FloatArray
 ) -> LayerScore:
     heads = [head for run in runs for head in run]
     extras = [task.extra(run) for run in runs]
@@ -122,8 +122,8 @@ def _score(
         lr=heads[0].lr,
         dev=float(np.mean([head.dev for head in heads])),
         test=ratio(counts.mean(0), sizes),
-        low=float(ends[0]),
-        high=float(ends[1]),
-        seed_sd=spread([ratio(one, sizes) for one in counts]),
+        low=float(interval[0]),
+        high=float(interval[1]),
+        seed_sd=seed_deviation([ratio(seed_counts, sizes) for seed_counts in counts]),
         extra={name: float(np.mean([extra[name] for extra in extras])) for name in extras[0]},
     )

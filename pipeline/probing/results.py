@@ -1,36 +1,70 @@
-"""What a sweep found, as plain values: trainers make it, the report and the JSON show it.
+"""Heads and sweep results as plain values: the contract between trainers, ranking and report.
 
-A candidate is one layer of the store, or the learned weighted sum of all that were swept. A head is
-one candidate trained at one learning rate from one seed. Scores are shares or rates (0.93, not 93).
+A candidate is one layer of the store, or the learned weighted sum of all swept layers. A head is
+one candidate trained at one learning rate, from one seed, on one fold. Scores are fractions (0.93,
+not 93).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.store.format.layout import COLLAPSED_LAYER
+
 Layer = int | Literal["weighted", "collapsed"]
-"""A candidate: a layer by its number, the weighted sum, or the one layer of a collapsed store."""
+"""A candidate: a layer number, the weighted sum, or the only layer of a collapsed store."""
 
 WEIGHTED: Literal["weighted"] = "weighted"
+
+Predictions = tuple[tuple[int, ...], ...] | tuple[str, ...]
+"""One item per utterance: the class in each label column, or a transcript."""
+
+
+def candidate_of(stored: int) -> Layer:
+    """Return the candidate of a layer number of a store."""
+    return "collapsed" if stored == COLLAPSED_LAYER else stored
+
+
+def stored_layer(candidate: Layer) -> int:
+    """Return the layer number, in the store, of a candidate that is a single layer."""
+    return COLLAPSED_LAYER if isinstance(candidate, str) else candidate
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Settings that identify a head within a sweep.
+
+    Attributes:
+        layer: The candidate.
+        lr: Learning rate of Adam.
+        seed: Seed of the initial parameters and of the data order.
+        fold: Index of the fold.
+    """
+
+    layer: Layer
+    lr: float
+    seed: int
+    fold: int
 
 
 @dataclass(frozen=True)
 class HeadResult:
-    """One head, as it stood where dev chose it.
+    """A trained head, at the step with the best dev score.
 
     Attributes:
-        layer: Its candidate.
+        layer: The candidate.
         lr: Learning rate of Adam.
-        seed: Of its initial values and the order of the data.
-        fold: Fold of a cross-validation; 0 where there is one split.
-        step: Step at which it was best on dev.
-        dev: Score on dev there.
-        test: Score on test there.
+        seed: Seed of the initial parameters and of the data order.
+        fold: Index of the fold; 0 if there is one split.
+        step: Step with the best dev score.
+        dev: Dev score at that step.
+        test: Test score at that step.
         curve: (step, training loss, dev score) at each evaluation.
-        predictions: What it says of each test utterance, in the order of `Sweep.test_ids` (of its
-            fold): a class per label column for utterance tasks, the text for frame tasks.
-        layer_weights: Of the weighted sum, one per swept layer; None for others.
+        predictions: Prediction for each test utterance, in the order of `Sweep.test_ids` of the
+            fold.
+        layer_weights: Weight of each swept layer, for a weighted sum; else None.
     """
 
     layer: Layer
@@ -41,21 +75,27 @@ class HeadResult:
     dev: float
     test: float
     curve: tuple[tuple[int, float, float], ...]
-    predictions: tuple[tuple[int, ...], ...] | tuple[str, ...]
+    predictions: Predictions
     layer_weights: tuple[float, ...] | None = None
+
+
+OnHead = Callable[[HeadSpec, HeadResult], None]
+"""Called with each head as soon as it is trained."""
+Note = Callable[[str], None]
+"""Called with progress lines for people."""
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """One candidate at the learning rate that dev chose for it, over seeds and folds.
+    """Scores of a candidate over seeds and folds, at the learning rate with the best dev score.
 
     Attributes:
         layer: The candidate.
-        lr: Its learning rate, by the mean dev score.
+        lr: The learning rate with the best mean dev score.
         dev: Mean dev score.
         test: Mean test score.
-        low: Lower end of the 95 % bootstrap interval of the test score, over test utterances.
-        high: Its upper end.
+        low: Lower bound of the 95 % bootstrap interval of the test score, over test utterances.
+        high: Upper bound of that interval.
         seed_sd: Standard deviation of the test score over seeds; 0 for one seed.
         extra: Further test scores by name: macro_f1, or wer beside cer.
     """
@@ -72,13 +112,13 @@ class LayerScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether the best candidate by dev really beats the second, on the same test utterances.
+    """Paired test of the two candidates with the best dev scores, on the same test utterances.
 
     Attributes:
-        best: The best by dev.
-        second: The runner-up by dev.
-        difference: Test score of the best less that of the second.
-        p_value: Of the paired test.
+        best: The candidate with the best dev score.
+        second: The candidate with the second-best dev score.
+        difference: Test score of `best` minus that of `second`.
+        p_value: p-value of the paired test.
         test: Name of the paired test.
     """
 
@@ -91,37 +131,37 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that a sweep found.
+    """Results of a sweep.
 
     Attributes:
-        task: Name of the recipe, e.g. ks.
+        task: Name of the task, e.g. ks.
         store: Path of the store, as given.
-        encoder: What made the features, in words; random weights are named as such.
-        warnings: What a reader of the scores must know: random weights, leakage, tiny splits.
+        encoder: Description of the encoder; names random weights.
+        warnings: What a reader must know before the scores: random weights, leakage, small splits.
         labels: Label columns.
         metric: accuracy, cer, wer or per.
-        higher_is_better: Of the metric.
-        layers: Layers that were swept.
-        n_train: Utterances.
-        n_dev: Utterances.
-        n_test: Utterances.
-        split: How the splits came about, in words.
-        classes: Class names of each label column; the vocabulary for frame tasks.
+        higher_is_better: Direction of the metric.
+        layers: Swept layers.
+        n_train: Training utterances, mean over folds.
+        n_dev: Dev utterances, mean over folds.
+        n_test: Test utterances, sum over folds.
+        split: Description of the split.
+        classes: Class names of each label column; for frame tasks the vocabulary.
         test_ids: Ids of the test utterances, per fold.
-        truth: What is right for them, like `HeadResult.predictions`, per fold.
+        truth: References of the test utterances, per fold, in the form of `HeadResult.predictions`.
         scores: One per candidate: layers in order, then the weighted sum.
-        best: The candidate that dev chose.
-        comparison: Of the best two; None with fewer than two candidates.
-        yardsticks: Reference test scores by name: chance, majority class, logistic regression on
-            the best layer's pooled vectors, an untrained head.
-        layer_weights: Learned weights, mean over the seeds of the chosen learning rate; None
-            without weighted sum.
-        confusion: Test counts of the best candidate, [truth][prediction], of the first label
+        best: The candidate with the best dev score.
+        comparison: Test of the best two candidates; None if there is one candidate.
+        baselines: Reference test scores by name: chance, majority class, logistic regression on
+            the pooled features of the best layer, an untrained head.
+        layer_weights: Learned weights, mean over the heads of the chosen learning rate; None
+            without a weighted sum.
+        confusion: Test counts of the best candidate, [reference][prediction], in the first label
             column, summed over seeds and folds; None for frame tasks.
-        heads: Every head, for learning curves and the JSON.
+        heads: All heads, for learning curves and the JSON.
         seconds: Wall time by stage: read, train, score.
-        trained: Heads trained now.
-        reused: Heads taken from an earlier run of the same settings.
+        trained: Number of heads trained in this run.
+        reused: Number of heads taken from the cache.
     """
 
     task: str
@@ -138,11 +178,11 @@ class Sweep:
     split: str
     classes: tuple[tuple[str, ...], ...]
     test_ids: tuple[tuple[str, ...], ...]
-    truth: tuple[tuple[tuple[int, ...], ...] | tuple[str, ...], ...]
+    truth: tuple[Predictions, ...]
     scores: tuple[LayerScore, ...]
     best: Layer
     comparison: Comparison | None
-    yardsticks: dict[str, float]
+    baselines: dict[str, float]
     layer_weights: tuple[float, ...] | None
     confusion: tuple[tuple[int, ...], ...] | None
     heads: tuple[HeadResult, ...]
@@ -151,5 +191,5 @@ class Sweep:
     reused: int
 
     def score(self, layer: Layer) -> LayerScore:
-        """The score of a candidate."""
+        """Return the score of a candidate."""
         return next(score for score in self.scores if score.layer == layer)

@@ -1,8 +1,9 @@
-"""A sweep: which layer of a store carries a task best, and does a weighted sum of them do better?
+"""A sweep: which layer of a store is best for a task, and is a weighted sum of layers better?
 
-A head is trained for every layer and the weighted sum × learning rate × seed × fold. Dev chooses
-the step of each head and the learning rate and rank of each candidate; test is only reported.
-Trained heads stay in the output folder, so that a changed sweep trains what is new.
+A head is trained for each candidate (every layer and the weighted sum) × learning rate × seed ×
+fold. Dev selects the step of each head, and the learning rate and rank of each candidate. Test is
+only reported. Trained heads are cached in the output folder, so a changed sweep trains only the
+heads that are new.
 """
 
 from __future__ import annotations
@@ -22,38 +23,50 @@ from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.events import Observer
-from pipeline.probing.encoder_description import encoder_in_words, warnings_of
-from pipeline.probing.head_cache import HeadsCache
-from pipeline.probing.labels import HeadSpec, Labels, read_labels
-from pipeline.probing.ranking import Ranking, best_layer, grid, rank
-from pipeline.probing.results import WEIGHTED, HeadResult, Layer, Sweep
+from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
+from pipeline.probing.head_cache import HeadCache
+from pipeline.probing.labels import Labels, read_labels
+from pipeline.probing.ranking import Ranking, best_layer, mean_scores, rank
+from pipeline.probing.results import (
+    WEIGHTED,
+    HeadResult,
+    HeadSpec,
+    Layer,
+    Sweep,
+    candidate_of,
+)
 from pipeline.probing.splits import Split, make_split
-from pipeline.probing.tasks.tasks import FrameTask, Task, UtteranceTask, candidate
-from pipeline.probing.trainers.pooled import fitted
+from pipeline.probing.tasks.base import Task, TaskFactory
+from pipeline.probing.tasks.frame import FrameTask
+from pipeline.probing.tasks.utterance import UtteranceTask
+from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore, open_store
 
 HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
-VOCABULARY = "vocabulary.json"
-"""What is in the output folder, beside the report."""
+"""Files of the output folder, beside those of the task and the report."""
 
-_FEW = 100  # test utterances, fewer than which are said to be few
+TASK_KINDS: dict[str, TaskFactory] = {"utterance": UtteranceTask, "frames": FrameTask}
+"""Implementations of `Task` by `task.kind`."""
+
+_JSON_KEYS = {"baselines": "yardsticks"}  # fields of `Sweep` that have another name in the JSON
+_MIN_TEST = 100  # test utterances below which a warning is given
 
 
 @dataclass(frozen=True)
-class _Sweeping:
-    """A sweep before its heads are trained.
+class _SweepPlan:
+    """A sweep before training.
 
     Attributes:
         store: The features.
-        path: Of the store, as given.
-        config: What is swept.
-        layers: Layers of the store that are swept.
-        labels: Of every utterance.
-        split: Who trains, selects and is reported.
+        path: Path of the store, as given.
+        config: Settings of the sweep.
+        layers: Swept layers of the store.
+        labels: Labels of every utterance.
+        split: The folds.
         task: What the heads learn.
-        specs: The heads.
-        folder: Of the output.
+        specs: Settings of the heads.
+        folder: Output folder.
     """
 
     store: FeatureStore
@@ -70,40 +83,40 @@ class _Sweeping:
 def sweep(
     store_path: str | Path, config: SweepConfig, observer: Observer | None = None
 ) -> tuple[Sweep, Path]:
-    """Trains what is missing, scores, and writes `sweep.json` and `weights.json`.
+    """Train the heads that are not cached, score all, and write `sweep.json` and `weights.json`.
 
     Args:
-        store_path: The store; nothing is written into it.
-        config: The task, and how to sweep it.
+        store_path: The store; it is not changed.
+        config: The task and the settings of the sweep.
         observer: Receives notes and progress.
 
     Returns:
-        All that was found, and the folder with the output. `report.write_report` takes both.
+        The results and the output folder; pass both to `report.write_report`.
 
     Raises:
-        ConfigError: The store has no such labels or layers, or cannot be split as asked.
-        StoreError: There is no such store, nothing in it, or the output cannot be written.
+        ConfigError: The store lacks the labels or layers, or cannot be split as configured.
+        StoreError: There is no such store, it is empty, or the output cannot be written.
     """
     times = [time.perf_counter()]
-    here = _prepare(store_path, config)
+    plan = _prepare(store_path, config)
     times.append(time.perf_counter())
-    heads, n_reused = _train(here, observer or Observer())
+    heads, n_reused = _train(plan, observer or Observer())
     times.append(time.perf_counter())
-    ranking = rank(here.task, heads, list(dict.fromkeys(spec.layer for spec in here.specs)))
-    layer = best_layer(ranking.scores, here.task.higher_is_better)
-    yardsticks = here.task.yardsticks(layer)
+    ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
+    layer = best_layer(ranking.scores, plan.task.higher_is_better)
+    baselines = plan.task.baselines(layer)
     times.append(time.perf_counter())
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
-    found = _result(here, heads, ranking, yardsticks, seconds, n_reused)
-    _write(found, here)
-    return found, here.folder
+    result = _result(plan, heads, ranking, baselines, seconds, n_reused)
+    _write(result, plan)
+    return result, plan.folder
 
 
 def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> Path:
-    """Where a sweep is written.
+    """Return the output folder of a sweep.
 
     Raises:
-        ConfigError: That is inside the store.
+        ConfigError: The folder is inside the store.
     """
     names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
     default = Path("sweeps", store.root.resolve().name, f"{config.task.name}-{names}")
@@ -113,21 +126,24 @@ def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> P
     return folder
 
 
-def summary(found: Sweep) -> dict[str, Any]:
-    """What programs want of a sweep, ready for JSON: all but the heads themselves."""
-    whole = {item.name: getattr(found, item.name) for item in fields(found)}
+def summary(result: Sweep) -> dict[str, Any]:
+    """Return the results for programs, ready for JSON: without the heads and the references."""
+    document = {
+        _JSON_KEYS.get(item.name, item.name): getattr(result, item.name) for item in fields(result)
+    }
     for name in ("heads", "truth", "test_ids"):
-        del whole[name]
+        del document[name]
     return {
-        "best_layer": best_layer(found.scores, found.higher_is_better),
-        "results": grid(found.heads),
-        **whole,
-        "scores": [asdict(score) for score in found.scores],
-        "comparison": None if found.comparison is None else asdict(found.comparison),
+        "best_layer": best_layer(result.scores, result.higher_is_better),
+        "results": mean_scores(result.heads),
+        **document,
+        "scores": [asdict(score) for score in result.scores],
+        "comparison": None if result.comparison is None else asdict(result.comparison),
     }
 
 
-def _prepare(store_path: str | Path, config: SweepConfig) -> _Sweeping:
+def _prepare(store_path: str | Path, config: SweepConfig) -> _SweepPlan:
+    """Read labels and features, split the utterances, and list the heads."""
     store = open_store(store_path)
     if not len(store):
         raise StoreError(f"{store_path} has no complete utterances yet; run `strata extract` first")
@@ -136,10 +152,10 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _Sweeping:
     folder = output_folder(store, config, labels)
     split = make_split(store, config.task, config.split, labels)
     n_train = max(len(fold.train) for fold in split.folds)
-    config = replace(config, task=fitted(config.task, n_train))
-    kind = UtteranceTask if config.task.kind == "utterance" else FrameTask
+    config = replace(config, task=resolve_steps(config.task, n_train))
+    kind = TASK_KINDS[config.task.kind]
     task = kind(store, config.task, labels, split.folds, layers, _device(config.device))
-    candidates: list[Layer] = [candidate(layer) for layer in layers]
+    candidates: list[Layer] = [candidate_of(layer) for layer in layers]
     if config.weighted and len(layers) > 1:
         candidates.append(WEIGHTED)
     specs = tuple(
@@ -150,67 +166,71 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _Sweeping:
         for fold in range(len(split.folds))
     )
     path = str(store_path)
-    return _Sweeping(store, path, config, layers, labels, split, task, specs, folder)
+    return _SweepPlan(store, path, config, layers, labels, split, task, specs, folder)
 
 
-def _train(here: _Sweeping, observer: Observer) -> tuple[list[HeadResult], int]:
-    """All heads, in the order of the specs, and how many were there before."""
-    cache = HeadsCache(
-        here.folder / HEADS,
-        here.store,
-        here.config.task,
-        here.labels,
-        here.split.folds,
-        here.layers,
+def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]:
+    """Train the heads that are not cached.
+
+    Returns:
+        All heads, in the order of the specs, and the number of cached ones.
+    """
+    cache = HeadCache(
+        plan.folder / HEADS,
+        plan.store,
+        plan.config.task,
+        plan.labels,
+        plan.split.folds,
+        plan.layers,
     )
-    kept = {spec: cache.load(spec) for spec in here.specs}
-    found = {spec: head for spec, head in kept.items() if head is not None}
-    n_reused = len(found)
-    observer.head_trained(n_reused, len(here.specs))
+    cached = {spec: cache.load(spec) for spec in plan.specs}
+    heads = {spec: head for spec, head in cached.items() if head is not None}
+    n_reused = len(heads)
+    observer.head_trained(n_reused, len(plan.specs))
 
-    def done(spec: HeadSpec, head: HeadResult) -> None:
+    def on_head(spec: HeadSpec, head: HeadResult) -> None:
         cache.save(spec, head)
-        found[spec] = head
-        observer.head_trained(len(found), len(here.specs))
+        heads[spec] = head
+        observer.head_trained(len(heads), len(plan.specs))
 
-    missing = [spec for spec in here.specs if spec not in found]
+    missing = [spec for spec in plan.specs if spec not in heads]
     if missing:
-        here.task.train(missing, done, observer.note)
-    return [found[spec] for spec in here.specs], n_reused
+        plan.task.train(missing, on_head, observer.note)
+    return [heads[spec] for spec in plan.specs], n_reused
 
 
 def _result(
-    here: _Sweeping,
+    plan: _SweepPlan,
     heads: Sequence[HeadResult],
     ranking: Ranking,
-    yardsticks: dict[str, float],
+    baselines: dict[str, float],
     seconds: dict[str, float],
     n_reused: int,
 ) -> Sweep:
-    ids, folds = here.store.ids, here.split.folds
+    ids, folds = plan.store.ids, plan.split.folds
     chosen = [head for run in ranking.chosen[ranking.best] for head in run]
     return Sweep(
-        task=here.config.task.name,
-        store=here.path,
-        encoder=encoder_in_words(here.store.attributes),
-        warnings=tuple(_warnings(here)),
-        labels=here.labels.columns,
-        metric=here.config.task.metric,
-        higher_is_better=here.task.higher_is_better,
-        layers=here.layers,
+        task=plan.config.task.name,
+        store=plan.path,
+        encoder=describe_encoder(plan.store.attributes),
+        warnings=tuple(_warnings(plan)),
+        labels=plan.labels.columns,
+        metric=plan.config.task.metric,
+        higher_is_better=plan.task.higher_is_better,
+        layers=plan.layers,
         n_train=round(sum(len(fold.train) for fold in folds) / len(folds)),
         n_dev=round(sum(len(fold.dev) for fold in folds) / len(folds)),
         n_test=sum(len(fold.test) for fold in folds),
-        split=here.split.words,
-        classes=here.task.classes,
+        split=plan.split.description,
+        classes=plan.task.classes,
         test_ids=tuple(tuple(ids[i] for i in fold.test.tolist()) for fold in folds),
-        truth=here.task.truth,
+        truth=plan.task.truth,
         scores=ranking.scores,
         best=ranking.best,
         comparison=ranking.comparison,
-        yardsticks=yardsticks,
+        baselines=baselines,
         layer_weights=_mean_weights(ranking),
-        confusion=here.task.confusion(chosen),
+        confusion=plan.task.confusion(chosen),
         heads=tuple(heads),
         seconds=seconds,
         trained=len(heads) - n_reused,
@@ -229,45 +249,46 @@ def _layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda and torch finds no GPU; say device=cpu")
+        raise ConfigError("device is cuda and torch finds no GPU; set device=cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def _mean_weights(ranking: Ranking) -> tuple[float, ...] | None:
-    """Learned weights of the layers, at the learning rate that dev chose for the weighted sum."""
+    """Average the learned layer weights over the chosen heads of the weighted sum."""
     if WEIGHTED not in ranking.chosen:
         return None
     weights = [head.layer_weights for run in ranking.chosen[WEIGHTED] for head in run]
     return tuple(np.mean([item for item in weights if item is not None], axis=0).tolist())
 
 
-def _warnings(here: _Sweeping) -> list[str]:
-    """What a reader of the scores must know, the gravest first."""
-    warnings = list(warnings_of(here.store.attributes))
-    status = read_status(here.store.root)
+def _warnings(plan: _SweepPlan) -> list[str]:
+    """Return what a reader must know before the scores, most severe first."""
+    warnings = list(encoder_warnings(plan.store.attributes))
+    status = read_status(plan.store.root)
     missing = status.utterances_total - status.utterances_ok - status.utterances_quarantined
     if missing:
         warnings.append(
             f"the store is not complete: {missing:,} of {status.utterances_total:,} utterances are "
-            "not extracted yet, and the scores are without them"
+            "not extracted yet, and the scores do not include them"
         )
-    warnings += [*here.split.warnings, *here.task.warnings]
-    n_test = sum(len(fold.test) for fold in here.split.folds)
-    if n_test < _FEW:
+    warnings += [*plan.split.warnings, *plan.task.warnings]
+    n_test = sum(len(fold.test) for fold in plan.split.folds)
+    if n_test < _MIN_TEST:
         warnings.append(f"only {n_test} test utterances: look at the intervals before the scores")
     return warnings
 
 
-def _write(found: Sweep, here: _Sweeping) -> None:
-    text = json.dumps(asdict(found) | summary(found), allow_nan=False)
-    files.write_atomic(here.folder / RESULT, [text.encode()])
-    if isinstance(here.task, FrameTask):
-        here.task.vocabulary.save(here.folder / VOCABULARY)
-    if found.layer_weights is None:
-        (here.folder / WEIGHTS).unlink(missing_ok=True)  # of an earlier sweep
+def _write(result: Sweep, plan: _SweepPlan) -> None:
+    """Write the results, the files of the task, and the learned weights if there are any."""
+    whole = {_JSON_KEYS.get(name, name): value for name, value in asdict(result).items()}
+    text = json.dumps(whole | summary(result), allow_nan=False)
+    files.write_atomic(plan.folder / RESULT, [text.encode()])
+    plan.task.write_files(plan.folder)
+    if result.layer_weights is None:
+        (plan.folder / WEIGHTS).unlink(missing_ok=True)  # left by an earlier sweep
         return
-    swept = dict(zip(found.layers, found.layer_weights, strict=True))
-    weights = [swept.get(layer, 0.0) for layer in here.store.layers]
-    files.write_atomic(here.folder / WEIGHTS, [files.json_bytes(weights)])
+    swept = dict(zip(result.layers, result.layer_weights, strict=True))
+    weights = [swept.get(layer, 0.0) for layer in plan.store.layers]
+    files.write_atomic(plan.folder / WEIGHTS, [files.json_bytes(weights)])

@@ -1,8 +1,8 @@
-"""Which utterances train, which select, and which are reported.
+"""Assignment of utterances to train, dev and test.
 
-The corpus's own split is taken where a column has it; else one is made, stratified by label, and by
-speaker when a speaker column is named. Speakers on both sides of a split are the classic error: a
-split that is made here refuses them, the corpus's own is used and warned of.
+The corpus's own split is used if a metadata column holds one. Otherwise a split is made, stratified
+by label; if a speaker column is named, all utterances of a speaker go to one part. Speakers in more
+than one part are a common error: a split made here is refused, and the corpus's own gets a warning.
 """
 
 from __future__ import annotations
@@ -14,46 +14,45 @@ import numpy as np
 
 from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError
-from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
+from pipeline.probing.labels import Fold, IntArray, Labels, first_few, read_texts
 from pipeline.probing.leakage import (
-    SPEAKER_NAMES,
-    column_called,
-    some,
+    SPEAKER_PREFIXES,
+    find_column,
+    shared_values,
     source_warnings,
     speaker_warning,
-    straddling,
 )
-from pipeline.probing.stratified_split import deal, deal_groups
+from pipeline.probing.stratified_split import stratified_group_split, stratified_split
 from pipeline.store.read.features import FeatureStore
 
-_COLUMN = "split"  # what a corpus usually calls it
+_SPLIT_COLUMN = "split"  # usual name of the column with a corpus's own split
 
 
 @dataclass(frozen=True)
 class Split:
-    """All folds of a sweep.
+    """The folds of a sweep.
 
     Attributes:
-        folds: One, or those of a cross-validation.
-        words: How they came about.
-        warnings: What is wrong with them.
+        folds: One fold, or those of a cross-validation.
+        description: How the folds were made.
+        warnings: Problems of the folds.
     """
 
     folds: tuple[Fold, ...]
-    words: str
+    description: str
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Corpus:
-    """What a split is made from.
+class _Utterances:
+    """Utterances to be split.
 
     Attributes:
-        config: How it is asked for.
-        usable: Positions of the utterances that have their labels, ascending.
-        classes: Of every utterance of the store, to stratify by.
-        grouped_by: Column whose values stay on one side; None if none does.
-        groups: Its values, of every utterance.
+        config: Settings of the split.
+        usable: Positions of the utterances that have all labels, ascending.
+        classes: Class of every utterance of the store, to stratify by.
+        grouped_by: Column whose values must not be shared between parts; None for no constraint.
+        groups: Value of that column for every utterance.
     """
 
     config: SplitConfig
@@ -63,173 +62,209 @@ class _Corpus:
     groups: tuple[str, ...]
 
     @property
-    def how(self) -> str:
-        """In words, how utterances are dealt out."""
+    def description(self) -> str:
+        """How utterances are assigned."""
         by = f" and by {self.grouped_by}" if self.grouped_by else ""
         return f"by label{by}, seed {self.config.seed}"
 
-    def deal(self, positions: IntArray, shares: Sequence[float], keep_first: bool) -> IntArray:
-        """Part of each of these utterances."""
+    def assign(self, positions: IntArray, shares: Sequence[float], keep_first: bool) -> IntArray:
+        """Assign utterances to parts.
+
+        Args:
+            positions: Positions of the utterances.
+            shares: Share of each part; they sum to one.
+            keep_first: Whether part 0 must have every class; without effect on groups.
+
+        Returns:
+            Part of each utterance.
+        """
         seed, classes = self.config.seed, self.classes[positions]
         if self.grouped_by is None:
-            return deal(classes, shares, seed, keep_first)
+            return stratified_split(classes, shares, seed, keep_first)
         names, groups = np.unique([self.groups[i] for i in positions], return_inverse=True)
         if len(names) < len(shares):
             raise ConfigError(
-                f"{self.grouped_by} has {len(names)} values ({some(names.tolist())}), too few for "
-                f"{len(shares)} parts. Give another split.speaker or split.column, or "
+                f"{self.grouped_by} has {len(names)} values ({first_few(names.tolist())}), too few "
+                f"for {len(shares)} parts. Give another split.speaker or split.column, or "
                 "task.speaker_independent=false and no split.speaker to split at random"
             )
-        return deal_groups(classes, groups.astype(np.int64), shares, seed)
+        return stratified_group_split(classes, groups.astype(np.int64), shares, seed)
 
 
 def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, labels: Labels) -> Split:
-    """Assigns the utterances of a store to train, dev and test.
+    """Assign the utterances of a store to train, dev and test.
 
     Args:
         store: The store.
-        task: Says whether speakers must not straddle.
-        config: How.
-        labels: Utterances that lack one are left out.
+        task: The task; says whether parts may share speakers.
+        config: Settings of the split.
+        labels: Labels of every utterance; utterances that lack one are left out.
 
     Raises:
-        ConfigError: It cannot be done as asked, or would put speakers on both sides.
+        ConfigError: The split is impossible, or would share speakers between parts.
     """
     if config.speaker in labels.columns:
         raise ConfigError(
             f"split.speaker={config.speaker} is what task {task.name} learns: no class would be "
             "in train and in test. Leave split.speaker out"
         )
-    speaker = config.speaker or column_called(store, SPEAKER_NAMES)
-    private = speaker if task.speaker_independent and speaker not in labels.columns else None
-    corpus = _corpus(store, task, config, labels)
+    speaker = config.speaker or find_column(store, SPEAKER_PREFIXES)
+    unshared = speaker if task.speaker_independent and speaker not in labels.columns else None
+    utterances = _utterances(store, task, config, labels)
     column = _split_column(store, config)
-    split = _from_column(store, corpus, column, private) if column else _made(corpus)
+    if column:
+        split = _split_by_column(store, utterances, column, unshared)
+    else:
+        split = _new_split(utterances)
     for number, fold in enumerate(split.folds):
-        _check_filled(fold, number, split)
-    warnings = _check_speakers(store, task, split, private, refuse=column is None)
-    left_out = len(store) - len(corpus.usable)
-    if left_out:
-        warnings.insert(0, f"{left_out} utterances have no label and are left out")
+        _check_parts(fold, number, split)
+    warnings = _check_speakers(store, task, split, unshared, refuse=column is None)
+    n_unlabelled = len(store) - len(utterances.usable)
+    if n_unlabelled:
+        warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
     return replace(split, warnings=(*warnings, *source_warnings(store, split.folds)))
 
 
-def _corpus(store: FeatureStore, task: TaskConfig, config: SplitConfig, labels: Labels) -> _Corpus:
+def _utterances(
+    store: FeatureStore, task: TaskConfig, config: SplitConfig, labels: Labels
+) -> _Utterances:
+    """Collect what a split depends on."""
     usable = np.flatnonzero(labels.labelled())
     if not len(usable):
         raise ConfigError(
-            f"no utterance has a label in {', '.join(labels.columns)}; say labels=[COLUMN]"
+            f"no utterance has a label in {', '.join(labels.columns)}; set labels=[COLUMN]"
         )
     texts = labels.joined() if task.kind == "utterance" else [""] * len(store)
     classes = np.unique(texts, return_inverse=True)[1].astype(np.int64)
     groups = () if config.speaker is None else tuple(map(str, read_texts(store, config.speaker)))
-    return _Corpus(config, usable, classes, config.speaker, groups)
+    return _Utterances(config, usable, classes, config.speaker, groups)
 
 
 def _split_column(store: FeatureStore, config: SplitConfig) -> str | None:
-    """The column with the corpus's own split, if it is to be used."""
+    """Return the column with the corpus's own split, if it is to be used."""
     if config.column != "auto":
         return config.column
-    if config.folds is not None or _COLUMN not in store.metadata.column_names:
+    if config.folds is not None or _SPLIT_COLUMN not in store.metadata.column_names:
         return None
-    values = set(read_texts(store, _COLUMN))
-    if values & _values(config.train) and values & _values(config.test):
-        return _COLUMN
+    values = set(read_texts(store, _SPLIT_COLUMN))
+    if values & _as_set(config.train) and values & _as_set(config.test):
+        return _SPLIT_COLUMN
     return None
 
 
-def _from_column(store: FeatureStore, corpus: _Corpus, column: str, private: str | None) -> Split:
-    values, config = read_texts(store, column), corpus.config
+def _split_by_column(
+    store: FeatureStore, utterances: _Utterances, column: str, unshared: str | None
+) -> Split:
+    """Use the corpus's own split, and take dev from train if the corpus has none."""
+    values, config = read_texts(store, column), utterances.config
+    usable = utterances.usable.tolist()
     parts = {}
-    for name, wanted in (("train", config.train), ("dev", config.dev), ("test", config.test)):
-        names = _values(wanted)
-        parts[name] = np.array([i for i in corpus.usable.tolist() if values[i] in names], np.int64)
+    for name, names in (("train", config.train), ("dev", config.dev), ("test", config.test)):
+        members = _as_set(names)
+        parts[name] = np.array([i for i in usable if values[i] in members], np.int64)
     for name in ("train", "test"):
         if not len(parts[name]):
-            found = sorted({str(values[i]) for i in corpus.usable.tolist()})
-            wanted = ", ".join(sorted(map(str, _values(getattr(config, name)))))
+            existing = sorted({str(values[i]) for i in usable})
+            expected = ", ".join(sorted(map(str, _as_set(getattr(config, name)))))
             raise ConfigError(
-                f"no labelled utterance has {column} = {wanted}; its values are {some(found)}. "
-                f"Say split.{name}=VALUE, or split.column=null to split here"
+                f"no labelled utterance has {column} = {expected}; its values are "
+                f"{first_few(existing)}. Set split.{name}=VALUE, or split.column=null to make a "
+                "split"
             )
-    words = f"column {column}"
-    unused = len(corpus.usable) - sum(len(part) for part in parts.values())
-    if unused:
-        words += f" ({unused} utterances with other values are not used)"
+    description = f"column {column}"
+    n_unused = len(usable) - sum(len(part) for part in parts.values())
+    if n_unused:
+        description += f" ({n_unused} utterances with other values are not used)"
     if len(parts["dev"]):
-        return Split((Fold(parts["train"], parts["dev"], parts["test"]),), words)
-    if corpus.grouped_by is None and private is not None:
-        corpus = _as_the_corpus_does(store, corpus, private, parts["train"], parts["test"])
-    train, dev = _cut_dev(corpus, parts["train"])
-    return Split((Fold(train, dev, parts["test"]),), f"{words}, dev cut from train {corpus.how}")
+        return Split((Fold(parts["train"], parts["dev"], parts["test"]),), description)
+    if utterances.grouped_by is None and unshared is not None:
+        utterances = _group_if_corpus_does(
+            store, utterances, unshared, parts["train"], parts["test"]
+        )
+    train, dev = _take_dev(utterances, parts["train"])
+    description += f", dev taken from train {utterances.description}"
+    return Split((Fold(train, dev, parts["test"]),), description)
 
 
-def _as_the_corpus_does(
-    store: FeatureStore, corpus: _Corpus, speaker: str, train: IntArray, test: IntArray
-) -> _Corpus:
-    """Keeps speakers of train and dev apart if the corpus keeps those of train and test apart."""
+def _group_if_corpus_does(
+    store: FeatureStore, utterances: _Utterances, speaker: str, train: IntArray, test: IntArray
+) -> _Utterances:
+    """Group by speaker if the corpus's own train and test share no speaker."""
     speakers = read_texts(store, speaker)
-    if straddling(speakers, [Fold(train, train[:0], test)]):
-        return corpus
+    if shared_values(speakers, [Fold(train, train[:0], test)]):
+        return utterances
     if len({speakers[i] for i in train.tolist()}) < 2:
-        return corpus
-    return replace(corpus, grouped_by=speaker, groups=tuple(map(str, speakers)))
+        return utterances
+    return replace(utterances, grouped_by=speaker, groups=tuple(map(str, speakers)))
 
 
-def _made(corpus: _Corpus) -> Split:
-    config, usable = corpus.config, corpus.usable
+def _new_split(utterances: _Utterances) -> Split:
+    """Make a split by ratios, or the folds of a cross-validation."""
+    config, usable = utterances.config, utterances.usable
     if config.folds is None:
-        parts = corpus.deal(usable, config.ratios, keep_first=True)
+        parts = utterances.assign(usable, config.ratios, keep_first=True)
         fold = Fold(usable[parts == 0], usable[parts == 1], usable[parts == 2])
-        return Split((fold,), f"made here {corpus.how}")
+        return Split((fold,), f"made here {utterances.description}")
     if isinstance(config.folds, int):
         shares = [1 / config.folds] * config.folds
-        parts = corpus.deal(usable, shares, keep_first=False)
-        words = f"{config.folds} folds {corpus.how}"
+        parts = utterances.assign(usable, shares, keep_first=False)
+        description = f"{config.folds} folds {utterances.description}"
     else:
-        names, parts = np.unique([corpus.groups[i] for i in usable], return_inverse=True)
-        words = f"each of the {len(names)} values of {config.speaker} is the test set once"
+        names, parts = np.unique([utterances.groups[i] for i in usable], return_inverse=True)
+        description = f"each of the {len(names)} values of {config.speaker} is the test set once"
         if len(names) == 1:
             raise ConfigError(f"split.folds=groups: {config.speaker} is {names[0]} everywhere")
     folds = []
     for part in range(int(parts.max()) + 1):
-        train, dev = _cut_dev(corpus, usable[parts != part])
+        train, dev = _take_dev(utterances, usable[parts != part])
         folds.append(Fold(train, dev, usable[parts == part]))
-    return Split(tuple(folds), f"{words}, dev cut from train {corpus.how}")
+    return Split(tuple(folds), f"{description}, dev taken from train {utterances.description}")
 
 
-def _cut_dev(corpus: _Corpus, train: IntArray) -> tuple[IntArray, IntArray]:
-    share = corpus.config.ratios[1] / (corpus.config.ratios[0] + corpus.config.ratios[1])
-    parts = corpus.deal(train, (1 - share, share), keep_first=True)
+def _take_dev(utterances: _Utterances, train: IntArray) -> tuple[IntArray, IntArray]:
+    """Split train into train and dev, by the ratio of the settings."""
+    ratios = utterances.config.ratios
+    share = ratios[1] / (ratios[0] + ratios[1])
+    parts = utterances.assign(train, (1 - share, share), keep_first=True)
     return train[parts == 0], train[parts == 1]
 
 
-def _values(value: str | tuple[str, ...]) -> set[str | None]:
+def _as_set(value: str | tuple[str, ...]) -> set[str | None]:
     return {value} if isinstance(value, str) else set(value)
 
 
-def _check_filled(fold: Fold, number: int, split: Split) -> None:
+def _check_parts(fold: Fold, number: int, split: Split) -> None:
+    """Refuse a fold with an empty part."""
     for name in ("train", "dev", "test"):
         if not len(getattr(fold, name)):
             where = f" of fold {number}" if len(split.folds) > 1 else ""
             raise ConfigError(
-                f"no utterance is left for {name}{where} ({split.words}); give more utterances, "
-                "other split.ratios or fewer split.folds"
+                f"no utterance is left for {name}{where} ({split.description}); give more "
+                "utterances, other split.ratios or fewer split.folds"
             )
 
 
 def _check_speakers(
     store: FeatureStore, task: TaskConfig, split: Split, column: str | None, refuse: bool
 ) -> list[str]:
-    """Refuses speakers on both sides of a split that is made here, warns of the corpus's own."""
+    """Refuse or warn of speakers that parts share.
+
+    Args:
+        store: The store.
+        task: The task.
+        split: The split.
+        column: Speaker column; None if parts may share speakers.
+        refuse: Whether shared speakers are an error; else a warning.
+    """
     if column is None:
         return []
     speakers = read_texts(store, column)
-    both = straddling(speakers, split.folds)
-    if refuse and both:
+    shared = shared_values(speakers, split.folds)
+    if refuse and shared:
         raise ConfigError(
-            f"task {task.name} should not know its speakers, and a split at random puts "
-            f"{len(both)} of them ({some(both)}) on both sides. Say split.speaker={column} "
-            "to keep each on one side, or task.speaker_independent=false if that is meant"
+            f"task {task.name} should be independent of the speaker, and a random split puts "
+            f"{len(shared)} speakers ({first_few(shared)}) into several parts. Set "
+            f"split.speaker={column} to keep each in one part, or task.speaker_independent=false "
+            "to allow it"
         )
     return speaker_warning(speakers, split.folds, column)

@@ -74,7 +74,7 @@ def test_without_json_stdout_is_empty(store, tmp_path):
         ([], "no task is given"),
         (["task=kws"], "no task is called 'kws'"),
         (["task=er"], "task er looks for one of the columns emotion, label; the store has word"),
-        (["task=ks", "split.column=null"], "Say split.speaker=speaker to keep each on one side"),
+        (["task=ks", "split.column=null"], "Set split.speaker=speaker to keep each in one part"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(store, tmp_path, settings, message):

@@ -16,7 +16,7 @@ from pipeline.config import (
     load_sweep_config,
 )
 from pipeline.errors import ConfigError
-from pipeline.probing.trainers.pooled import fitted
+from pipeline.probing.trainers.pooled import resolve_steps
 
 TASKS = sorted(path.stem for path in (config_folder() / "task").iterdir())
 
@@ -131,7 +131,7 @@ def test_extract_knows_nothing_of_tasks():
 def test_large_training_sets_get_more_steps(n_train, steps):
     """At least 20 passes, and 32 looks at dev; what is given stands."""
     task = load_sweep_config(["task=ks"]).task
-    found = fitted(task, n_train)
+    found = resolve_steps(task, n_train)
     assert (found.steps, found.eval_every) == (steps, steps // 32)
     given = dataclasses.replace(task, steps=10, eval_every=3)
-    assert fitted(given, n_train) == given
+    assert resolve_steps(given, n_train) == given

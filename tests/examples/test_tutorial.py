@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli.app import app
 from pipeline.config import load_sweep_config
-from pipeline.probing.metrics.error_rates import error_counts
+from pipeline.probing.metrics import error_counts
 
 pytest.importorskip("espeakng_loader")
 ROOT = Path(__file__).parents[2]

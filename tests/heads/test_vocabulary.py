@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.heads import vocabulary as module
 from pipeline.heads.vocabulary import Vocabulary
-from pipeline.probing.metrics.error_rates import error_counts, error_rate
+from pipeline.probing.metrics import error_counts, error_rate
 
 TOKENS = ("characters", "words")
 said = st.lists(st.text(max_size=12), min_size=1).filter(lambda texts: "".join(texts).strip())

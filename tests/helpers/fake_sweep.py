@@ -59,7 +59,7 @@ def class_sweep(n_layers=12, classes=DIGITS, n_test=400, seeds=(0, 1, 2), level=
         comparison=Comparison(
             first.layer, second.layer, first.test - second.test, 0.41, "McNemar's test"
         ),
-        yardsticks={"chance": 1 / n, "majority class": 0.13, "logistic regression": level + 0.16},
+        baselines={"chance": 1 / n, "majority class": 0.13, "logistic regression": level + 0.16},
         layer_weights=tuple((weights / weights.sum()).tolist()),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         heads=tuple(heads),
@@ -73,13 +73,13 @@ def text_sweep(**options) -> Sweep:
     """A frame task: character error rates, where lower is better; no confusions."""
     made = class_sweep(**options)
     texts = tuple(f"the {DIGITS[i % 10]} of {DIGITS[i % 7]}" for i in range(60))
-    said = tuple(text.replace("o", "", 1) for text in texts)
+    predictions = tuple(text.replace("o", "", 1) for text in texts)
     heads = tuple(
         replace(
             head,
             dev=1 - head.dev,
             test=1 - head.test,
-            predictions=said,
+            predictions=predictions,
             curve=tuple((step, 400 * loss**3, 1 - dev) for step, loss, dev in head.curve),
         )
         for head in made.heads
@@ -108,7 +108,7 @@ def text_sweep(**options) -> Sweep:
         truth=(texts,),
         scores=scores,
         comparison=comparison,
-        yardsticks={"an untrained head": 0.98},
+        baselines={"an untrained head": 0.98},
         confusion=None,
         heads=heads,
     )

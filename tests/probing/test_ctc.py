@@ -12,11 +12,11 @@ import torch
 import pipeline
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError
-from pipeline.heads.ctc import ctc_losses, greedy_symbols, needed_frames
-from pipeline.probing.labels import Fold, HeadSpec
-from pipeline.probing.metrics.error_rates import error_rate
-from pipeline.probing.tasks import transcripts
-from pipeline.probing.trainers import ctc
+from pipeline.heads.ctc import ctc_losses, greedy_symbols, min_frames
+from pipeline.probing.labels import Fold
+from pipeline.probing.metrics import error_rate
+from pipeline.probing.results import HeadSpec
+from pipeline.probing.trainers import ctc, frame_data
 from tests.helpers.feature_stores import make_store, noise
 
 LAYERS, DIM, SPELLING = (1, 2, 3), 8, 2
@@ -66,8 +66,8 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(store):
-    return transcripts.prepare_transcripts(store, TASK, FOLD, TEXTS)
+def transcripts(store):
+    return frame_data.prepare_transcripts(store, TASK, FOLD, TEXTS)
 
 
 def specs_of(*layers, lr=0.03, seed=0):
@@ -75,22 +75,22 @@ def specs_of(*layers, lr=0.03, seed=0):
 
 
 @pytest.fixture(scope="module")
-def trained(store, said):
+def trained(store, transcripts):
     """All candidates, and one of another seed."""
     specs = [*specs_of(SPELLING, seed=1), *specs_of(1, 2, 3, "weighted")]
-    return ctc.train_frame_heads(store, TASK, said, LAYERS, specs, CPU)
+    return ctc.train_ctc_heads(store, TASK, transcripts, LAYERS, specs, CPU)
 
 
-def plain_loop(store, said, featurize, head, seed=0, steps=40, lr=0.03):
+def plain_loop(store, transcripts, featurize, head, seed=0, steps=40, lr=0.03):
     """A training loop as anybody would write it: its loss at every step."""
     parameters = [*head.parameters(), *featurize.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    dataset = pipeline.FeatureDataset(store.select(id=list(said.train)), layers=store.layers)
+    dataset = pipeline.FeatureDataset(store.select(id=list(transcripts.train)), layers=store.layers)
     loader = pipeline.make_loader(dataset, max_frames_per_batch=TASK.batch, seed=seed)
     losses = []
     while len(losses) < steps:
         for batch in loader:
-            labels = [torch.tensor(said.train[name]) for name in batch.ids]
+            labels = [torch.tensor(transcripts.train[name]) for name in batch.ids]
             scores = head(featurize(batch)).log_softmax(-1).transpose(0, 1)
             sizes = torch.tensor([len(item) for item in labels])
             targets = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
@@ -132,18 +132,18 @@ class OneLayer(torch.nn.Module):
         return batch.features[:, LAYERS.index(SPELLING)]
 
 
-def curve_of(store, said, layers, spec, steps=40):
+def curve_of(store, transcripts, layers, spec, steps=40):
     """Training loss at every step until dev is without errors, by the trainer of the sweep."""
     task = replace(TASK, steps=steps, eval_every=1, patience=steps)
-    (result,) = ctc.train_frame_heads(store, task, said, layers, [spec], CPU)
+    (result,) = ctc.train_ctc_heads(store, task, transcripts, layers, [spec], CPU)
     return [loss for _, loss, _ in result.curve]
 
 
-def test_the_layer_that_spells_is_read_and_the_others_are_not(store, said, trained):
+def test_the_layer_that_spells_is_read_and_the_others_are_not(store, transcripts, trained):
     """Error rate 0 on held-out texts from that layer, and a weighted sum that finds it."""
-    truth = tuple(said.test.values())
+    truth = tuple(transcripts.test.values())
     assert truth == tuple(TEXTS[i] for i in FOLD.test)
-    untrained = ctc.untrained_rate(store, TASK, said, SPELLING, CPU)
+    untrained = ctc.untrained_error_rate(store, TASK, transcripts, SPELLING, CPU)
     assert untrained > 0.7
     for result in trained:
         curve = [loss for _, loss, _ in result.curve]
@@ -160,23 +160,25 @@ def test_the_layer_that_spells_is_read_and_the_others_are_not(store, said, train
             assert result.layer_weights is None
 
 
-def test_a_head_is_reported_as_it_stood_where_dev_was_best(said, trained):
+def test_a_head_is_reported_as_it_stood_where_dev_was_best(transcripts, trained):
     """The best of its curve, and the predictions of that step."""
     for result in trained:
         best = min(dev for _, _, dev in result.curve)
         assert result.dev == best
         assert result.step == next(step for step, _, dev in result.curve if dev == best)
-        assert result.test == error_rate("cer", list(said.test.values()), result.predictions)
+        assert result.test == error_rate("cer", list(transcripts.test.values()), result.predictions)
 
 
-def test_heads_beside_it_change_nothing(store, said, trained, monkeypatch):
+def test_heads_beside_it_change_nothing(store, transcripts, trained, monkeypatch):
     """To the bit: trained alone, in another order, or as many at a time as memory allows."""
     for wanted in trained[1:]:
-        (alone,) = ctc.train_frame_heads(store, TASK, said, LAYERS, specs_of(wanted.layer), CPU)
+        (alone,) = ctc.train_ctc_heads(
+            store, TASK, transcripts, LAYERS, specs_of(wanted.layer), CPU
+        )
         assert alone == wanted
-    monkeypatch.setattr(ctc, "_HEADS_BYTES", 1)
+    monkeypatch.setattr(ctc, "_CHUNK_BYTES", 1)
     specs = specs_of("weighted", 3, 1)
-    one_by_one = ctc.train_frame_heads(store, TASK, said, LAYERS, specs, CPU)
+    one_by_one = ctc.train_ctc_heads(store, TASK, transcripts, LAYERS, specs, CPU)
     assert one_by_one == [trained[4], trained[3], trained[1]]
 
 
@@ -185,41 +187,41 @@ def test_first_values_are_a_function_of_seed_and_layer(trained):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     values = {
-        (seed, layer): ctc.first_values(seed, layer, DIM, 5, 16).projector.weight
+        (seed, layer): ctc.initial_head(seed, layer, DIM, 5, 16).projector.weight
         for seed in (0, 1)
         for layer in (1, 2, "weighted")
     }
     assert torch.equal(torch.random.get_rng_state(), before)
     assert len({weight.sum().item() for weight in values.values()}) == 6
     torch.manual_seed(1)
-    again = ctc.first_values(0, "weighted", DIM, 5, 16).projector.weight
+    again = ctc.initial_head(0, "weighted", DIM, 5, 16).projector.weight
     assert torch.equal(again, values[0, "weighted"])
     assert trained[0].curve != trained[2].curve  # two seeds of one layer
 
 
 @pytest.mark.parametrize(("layer", "seed"), [(SPELLING, 0), ("weighted", 1)])
-def test_it_trains_as_a_plain_loop_does(store, said, layer, seed):
+def test_heads_train_as_in_a_plain_loop(store, transcripts, layer, seed):
     """Loss by loss: FramewiseLinear, WeightedSum and torch's CTCLoss, from the same values."""
-    head = ctc.first_values(seed, layer, DIM, len(said.vocabulary), TASK.projection)
+    head = ctc.initial_head(seed, layer, DIM, len(transcripts.vocabulary), TASK.projection)
     featurize = Learned() if layer == "weighted" else OneLayer()
-    wanted = plain_loop(store, said, featurize, head, seed)
-    found = curve_of(store, said, LAYERS, specs_of(layer, seed=seed)[0])
+    wanted = plain_loop(store, transcripts, featurize, head, seed)
+    found = curve_of(store, transcripts, LAYERS, specs_of(layer, seed=seed)[0])
     assert len(found) >= 20
     assert np.allclose(found, wanted[: len(found)], rtol=1e-3)
     assert found[-1] < found[0] / 2
 
 
-def test_a_collapsed_store_trains_as_the_weighted_sum_on_the_fly(store, said, tmp_path):
+def test_a_collapsed_store_trains_as_the_weighted_sum_on_the_fly(store, transcripts, tmp_path):
     """The same losses by the same weights, to float16's rounding of the stored sum."""
     pipeline.collapse(store.root, tmp_path / "collapsed", WEIGHTS)
     collapsed = pipeline.open_store(tmp_path / "collapsed")
-    head = ctc.first_values(0, "collapsed", DIM, len(said.vocabulary), TASK.projection)
-    wanted = plain_loop(store, said, Fixed(store, WEIGHTS), head)
-    found = curve_of(collapsed, said, collapsed.layers, specs_of("collapsed")[0])
+    head = ctc.initial_head(0, "collapsed", DIM, len(transcripts.vocabulary), TASK.projection)
+    wanted = plain_loop(store, transcripts, Fixed(store, WEIGHTS), head)
+    found = curve_of(collapsed, transcripts, collapsed.layers, specs_of("collapsed")[0])
     assert len(found) >= 20
     assert np.allclose(found, wanted[: len(found)], rtol=1e-2)
-    (result,) = ctc.train_frame_heads(
-        collapsed, TASK, said, collapsed.layers, specs_of("collapsed"), CPU
+    (result,) = ctc.train_ctc_heads(
+        collapsed, TASK, transcripts, collapsed.layers, specs_of("collapsed"), CPU
     )
     assert result.layer == "collapsed"
     assert result.test < 0.05
@@ -245,7 +247,7 @@ def test_paths_are_read_as_ctc_has_it():
     """Runs become one symbol, a blank between two keeps both, blanks go."""
     assert greedy_symbols(np.array([0, 1, 1, 0, 1, 2, 2, 3, 0])) == [1, 1, 2, 3]
     assert greedy_symbols(np.array([0, 0])) == []
-    assert needed_frames((1, 1, 2, 2, 2)) == 8
+    assert min_frames((1, 1, 2, 2, 2)) == 8
 
 
 def test_transcripts_that_do_not_fit_their_frames_are_left_out_of_training(store):
@@ -256,21 +258,21 @@ def test_transcripts_that_do_not_fit_their_frames_are_left_out_of_training(store
     texts[4] = "a" * (len(TEXTS[4]) * 3 // 2 + 2)  # repeats need blanks between them
     texts[5] = ("ab" * n_frames)[: len(TEXTS[5]) * 3]
     texts[40] = "b" * 999  # test is scored on what is there
-    found = transcripts.prepare_transcripts(store, TASK, FOLD, texts)
+    found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     assert set(found.train) == {f"utt-{i:04d}" for i in range(32) if i not in (3, 4)}
     (warning,) = found.warnings
     assert warning.startswith("2 utterances are left out of training (utt-0003, utt-0004)")
     assert found.test["utt-0040"] == texts[40]
     with pytest.raises(ConfigError, match="nothing to train on"):
-        transcripts.prepare_transcripts(store, TASK, FOLD, ["ab" * 99] * 48)
+        frame_data.prepare_transcripts(store, TASK, FOLD, ["ab" * 99] * 48)
 
 
 def test_an_utterance_too_long_for_memory_is_left_out_of_training(store, monkeypatch):
     """CTC's tables grow with frames × symbols; the warning says to cut it."""
     longest = max(range(32), key=lambda i: len(TEXTS[i]))
-    size = transcripts.ctc_bytes(3 * len(TEXTS[longest]), len(TEXTS[longest]))
-    monkeypatch.setattr(transcripts, "MAX_CTC_BYTES", size - 1)
-    found = transcripts.prepare_transcripts(store, TASK, FOLD, TEXTS)
+    size = frame_data.ctc_bytes(3 * len(TEXTS[longest]), len(TEXTS[longest]))
+    monkeypatch.setattr(frame_data, "MAX_CTC_BYTES", size - 1)
+    found = frame_data.prepare_transcripts(store, TASK, FOLD, TEXTS)
     assert f"utt-{longest:04d}" not in found.train
     assert "cut them" in found.warnings[0]
 
@@ -278,13 +280,13 @@ def test_an_utterance_too_long_for_memory_is_left_out_of_training(store, monkeyp
 def test_symbols_that_training_never_saw_are_errors_and_a_warning(store):
     """Every head gets them wrong, and nothing breaks."""
     texts = [*TEXTS[:40], *("x" * len(text) for text in TEXTS[40:])]
-    found = transcripts.prepare_transcripts(store, TASK, FOLD, texts)
+    found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     total = sum(len(text) for text in texts[40:])
     assert found.warnings == (
-        f"{total} symbols of test ('x') are in no training transcript; no head can say them, and "
-        "they count as errors",
+        f"{total} symbols of test ('x') are in no training transcript; no head can "
+        "predict them, and they count as errors",
     )
-    (result,) = ctc.train_frame_heads(store, TASK, found, LAYERS, specs_of(SPELLING), CPU)
+    (result,) = ctc.train_ctc_heads(store, TASK, found, LAYERS, specs_of(SPELLING), CPU)
     assert result.test >= 1
     assert result.dev == 0
 
@@ -292,48 +294,48 @@ def test_symbols_that_training_never_saw_are_errors_and_a_warning(store):
 def test_what_cannot_be_trained_on_is_refused(store):
     """An utterance without a transcript, an empty set."""
     with pytest.raises(ConfigError, match="utt-0002"):
-        transcripts.prepare_transcripts(store, TASK, FOLD, [*TEXTS[:2], None, *TEXTS[3:]])
+        frame_data.prepare_transcripts(store, TASK, FOLD, [*TEXTS[:2], None, *TEXTS[3:]])
     with pytest.raises(ConfigError, match="dev"):
-        transcripts.prepare_transcripts(store, TASK, replace(FOLD, dev=FOLD.dev[:0]), TEXTS)
+        frame_data.prepare_transcripts(store, TASK, replace(FOLD, dev=FOLD.dev[:0]), TEXTS)
 
 
 def test_words_are_symbols_of_their_own(store):
     """Whatever stands between spaces is one symbol, its error rate per such symbol."""
     task = replace(TASK, tokens="words", metric="per")
     texts = [" ".join(text.replace(" ", "_")) for text in TEXTS]
-    found = transcripts.prepare_transcripts(store, task, FOLD, texts)
+    found = frame_data.prepare_transcripts(store, task, FOLD, texts)
     assert found.vocabulary.symbols == ("_", "a", "b", "c", "d")
-    (result,) = ctc.train_frame_heads(store, task, found, LAYERS, specs_of(SPELLING), CPU)
+    (result,) = ctc.train_ctc_heads(store, task, found, LAYERS, specs_of(SPELLING), CPU)
     assert result.test == 0
     assert result.predictions == tuple(texts[40:])
 
 
-def test_a_head_stops_when_it_gets_no_better(store, said):
+def test_a_head_stops_when_it_gets_no_better(store, transcripts):
     """Some looks at dev after its best error rate and loss, or when no error is left."""
     task = replace(TASK, steps=2_000, eval_every=5, patience=2)
     specs = [HeadSpec(1, 0.1, 0, 0), HeadSpec(SPELLING, 0.1, 0, 0)]
-    noisy, perfect = ctc.train_frame_heads(store, task, said, LAYERS, specs, CPU)
+    noisy, perfect = ctc.train_ctc_heads(store, task, transcripts, LAYERS, specs, CPU)
     assert noisy.step + 2 * 5 <= noisy.curve[-1][0] < 1_000
     assert perfect.dev == 0
     assert perfect.curve[-1][0] == perfect.step
 
 
-def test_a_head_that_falls_silent_first_is_not_stopped(store, said):
+def test_a_head_that_falls_silent_first_is_not_stopped(store, transcripts):
     """The error rate of CTC gets worse before it gets better; the loss on dev keeps it going."""
     task = replace(TASK, steps=125, eval_every=5, patience=2)
-    (result,) = ctc.train_frame_heads(store, task, said, LAYERS, specs_of(2, lr=0.003), CPU)
+    (result,) = ctc.train_ctc_heads(store, task, transcripts, LAYERS, specs_of(2, lr=0.003), CPU)
     rates = [dev for _, _, dev in result.curve]
     assert max(rates[2:]) > rates[1] + 0.1
     assert result.dev < 0.3
 
 
-def test_normalising_makes_the_scale_of_a_layer_irrelevant(store, said, tmp_path):
+def test_normalising_makes_the_scale_of_a_layer_irrelevant(store, transcripts, tmp_path):
     """With it eightfold features train as they are; without it they do not."""
     louder = spelt_store(tmp_path / "louder", features=lambda *at: spelt(*at) * np.float16(8))
     for normalize in (True, False):
         task = replace(TASK, steps=10, eval_every=1, normalize=normalize)
         curves = [
-            ctc.train_frame_heads(one, task, said, LAYERS, specs_of("weighted"), CPU)[0].curve
+            ctc.train_ctc_heads(one, task, transcripts, LAYERS, specs_of("weighted"), CPU)[0].curve
             for one in (store, louder)
         ]
         losses = [[loss for _, loss, _ in curve] for curve in curves]

@@ -13,10 +13,16 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, StoreError
-from pipeline.probing.encoder_description import encoder_in_words, warnings_of, weights_source
-from pipeline.probing.frame_sample import MOST_FRAMES, SLICE, draw_sample
-from pipeline.probing.layer_statistics import Outlier, examine, linear_cka, mean_cosine, spectrum
-from pipeline.probing.report.layers_report import HEAD, table_rows, write_anatomy
+from pipeline.probing.encoder_description import describe_encoder, encoder_warnings, weights_source
+from pipeline.probing.frame_sample import MAX_FRAMES, SLICE_FRAMES, sample_frames
+from pipeline.probing.layer_statistics import (
+    Outlier,
+    linear_cka,
+    mean_cosine,
+    measure_layers,
+    spectrum,
+)
+from pipeline.probing.report.layers_report import HEAD, table_rows, write_layers_report
 from tests.helpers.browser import find_browser, measure, served
 from tests.helpers.feature_stores import make_store, noise
 
@@ -101,9 +107,9 @@ def test_a_sample_holds_whole_slices_of_what_is_stored(tmp_path):
     """
     make_store(tmp_path, [100, 3, 250, 17, 700, 1], features=addressed, pieces={4: 4}, lost=(2,))
     store = pipeline.open_store(tmp_path)
-    sample = draw_sample(store, 400, seed=1)
+    sample = sample_frames(store, 400, seed=1)
     assert sample.features.shape == (3, len(sample.utterance), 8)
-    assert 400 - SLICE * 5 <= len(sample.utterance) <= 400
+    assert 400 - SLICE_FRAMES * 5 <= len(sample.utterance) <= 400
     row, layer, frame = np.moveaxis(sample.features.astype(int), 2, 0)[:3]
     rows = np.array([int(name[-4:]) for name in store.ids])
     assert (row == rows[sample.utterance]).all()
@@ -111,18 +117,18 @@ def test_a_sample_holds_whole_slices_of_what_is_stored(tmp_path):
     assert (frame == frame[0]).all()
     assert len(set(zip(row[0], frame[0], strict=True))) == len(row[0])
     follows = (np.diff(frame[0]) == 1) & (np.diff(row[0]) == 0)
-    assert np.array_equal(sample.joined[1:], follows)
-    assert 0.8 < sample.joined.mean() < 1
+    assert np.array_equal(sample.follows[1:], follows)
+    assert 0.8 < sample.follows.mean() < 1
 
 
 def test_all_frames_are_taken_if_they_are_few_and_the_seed_decides_else(tmp_path):
     """Each frame once; the same seed gives the same frames, another one others."""
     make_store(tmp_path, [100, 3, 250], features=noise)
     store = pipeline.open_store(tmp_path)
-    whole = draw_sample(store, 5000, seed=3)
+    whole = sample_frames(store, 5000, seed=3)
     assert np.array_equal(whole.features, np.concatenate([x.numpy() for x in store[:]], axis=1))
-    assert whole.joined.sum() == 353 - 3
-    some, again, other = (draw_sample(store, 100, seed) for seed in (0, 0, 1))
+    assert whole.follows.sum() == 353 - 3
+    some, again, other = (sample_frames(store, 100, seed) for seed in (0, 0, 1))
     assert np.array_equal(some.features, again.features)
     assert not np.array_equal(some.features, other.features)
 
@@ -130,7 +136,7 @@ def test_all_frames_are_taken_if_they_are_few_and_the_seed_decides_else(tmp_path
 def test_samples_are_spread_evenly_over_frames(tmp_path):
     """An utterance of a third of the frames gives about a third of the sample."""
     make_store(tmp_path, [3200, *[160] * 40], features=noise, frames_per_unit=9728)
-    sample = draw_sample(pipeline.open_store(tmp_path), 2400, seed=0)
+    sample = sample_frames(pipeline.open_store(tmp_path), 2400, seed=0)
     assert 0.2 < (sample.utterance == 0).mean() < 0.45
     assert len(np.unique(sample.utterance)) == 41
 
@@ -139,11 +145,11 @@ def test_samples_that_cannot_be_drawn_are_refused(tmp_path):
     """Too few, too many, or a store without frames."""
     make_store(tmp_path, [100], features=noise)
     store = pipeline.open_store(tmp_path)
-    for wrong in (1, MOST_FRAMES + 1):
+    for wrong in (1, MAX_FRAMES + 1):
         with pytest.raises(ConfigError, match=f"n_frames is {wrong}"):
-            draw_sample(store, wrong, seed=0)
+            sample_frames(store, wrong, seed=0)
     with pytest.raises(StoreError, match="no frames"):
-        draw_sample(store.select(digit=3), 100, seed=0)
+        sample_frames(store.select(digit=3), 100, seed=0)
 
 
 def layered(row, layer, n_frames, dim):
@@ -161,7 +167,7 @@ def layered(row, layer, n_frames, dim):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    path = tmp_path_factory.mktemp("anatomy") / "store"
+    path = tmp_path_factory.mktemp("layers") / "store"
     columns = {"identity": {"source": {"columns": []}, "encoder": {"model": "by <hand>"}}}
     make_store(
         path,
@@ -175,13 +181,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(made):
-    return examine(pipeline.open_store(made), n_frames=1600, seed=0)
+    return measure_layers(pipeline.open_store(made), n_frames=1600, seed=0)
 
 
 def test_layers_are_told_apart(made, found):
     """Each number against what was put into the layer, over the very same frames."""
     one, two, three, four = found.layers
-    sample = draw_sample(pipeline.open_store(made), 1600, seed=0)
+    sample = sample_frames(pipeline.open_store(made), 1600, seed=0)
     frames = sample.features.astype(np.float64)
     norms = np.linalg.norm(frames, axis=2)
     for layer, own, norm in zip(found.layers, frames, norms, strict=True):
@@ -191,7 +197,7 @@ def test_layers_are_told_apart(made, found):
         assert layer.largest == np.abs(own).max()
         assert layer.largest_dim == np.abs(own).max(0).argmax()
     assert (one.layer, four.layer, found.n_frames, found.n_utterances) == (1, 4, 1600, 12)
-    later = np.flatnonzero(sample.joined)
+    later = np.flatnonzero(sample.follows)
     cosine = (
         (frames[0, later] * frames[0, later - 1]).sum(1) / norms[0, later] / norms[0, later - 1]
     )
@@ -223,8 +229,8 @@ def test_cka_of_the_layers(found):
 
 def test_the_report_of_the_layers(found, tmp_path):
     """Charts, numbers, the warning and what stands out; JSON without NaN; the same bytes again."""
-    page = write_anatomy(found, tmp_path / "a")
-    write_anatomy(found, tmp_path / "b")
+    page = write_layers_report(found, tmp_path / "a")
+    write_layers_report(found, tmp_path / "b")
     charts = {
         f"{n}.{e}" for n in ("sizes", "directions", "variance", "cka") for e in ("svg", "png")
     }
@@ -257,7 +263,7 @@ def test_the_table_of_the_layers(found):
 )
 def test_a_browser_shows_the_layers(found, tmp_path):
     """Four charts of some size, whose text is all to be seen, and nothing loaded."""
-    write_anatomy(found, tmp_path)
+    write_layers_report(found, tmp_path)
     with served(tmp_path) as site:
         seen = measure(site, 1100)
         assert len(seen["charts"]) == 4
@@ -290,10 +296,10 @@ def test_a_collapsed_store_can_be_looked_at(made, tmp_path):
     """Its one layer is compared with nothing; where it comes from is known through its parent."""
     pipeline.collapse(made, tmp_path / "out", [0.5, 0.25, 0.25, 0.0])
     store = pipeline.open_store(tmp_path / "out")
-    found = examine(store, n_frames=200)
+    found = measure_layers(store, n_frames=200)
     assert len(found.layers) == 1
     assert found.cka == ((pytest.approx(1.0),),)
-    assert "no two layers" in write_anatomy(found, tmp_path / "page").read_text()
+    assert "no two layers" in write_layers_report(found, tmp_path / "page").read_text()
     assert weights_source(store.attributes) == "random"
-    assert warnings_of(store.attributes)
-    assert encoder_in_words(store.attributes).endswith("a weighted sum of 4 layers, 1 to 4")
+    assert encoder_warnings(store.attributes)
+    assert describe_encoder(store.attributes).endswith("a weighted sum of 4 layers, 1 to 4")

@@ -12,10 +12,15 @@ from torch import nn
 
 from pipeline.config import load_sweep_config
 from pipeline.heads.modules import PooledLinear, WeightedSum
-from pipeline.probing.labels import Fold, HeadSpec
-from pipeline.probing.results import WEIGHTED
-from pipeline.probing.trainers.head_stack import Shape, Stack, first_values
-from pipeline.probing.trainers.pooled import Probing, data_order, train_probes, untrained_score
+from pipeline.probing.labels import Fold
+from pipeline.probing.results import WEIGHTED, HeadSpec
+from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, initial_parameters
+from pipeline.probing.trainers.pooled import (
+    PooledData,
+    data_order,
+    train_pooled_heads,
+    untrained_accuracy,
+)
 
 CPU = torch.device("cpu")
 DIM, CLASSES, N = 24, 5, 400
@@ -29,7 +34,7 @@ def recipe(**settings):
     return replace(KS, projection=16, **settings)
 
 
-def problem(n_classes=(CLASSES,), strength=1.0, **settings):
+def make_data(n_classes=(CLASSES,), strength=1.0, **settings):
     """Utterances whose class shows in layer 6, less in layer 3, and not in layer 9."""
     random = torch.Generator().manual_seed(1)
     labels = torch.stack([torch.randint(0, n, (N,), generator=random) for n in n_classes])
@@ -40,18 +45,18 @@ def problem(n_classes=(CLASSES,), strength=1.0, **settings):
         pooled[0] += 0.3 * strength * centres[column]
     at = np.arange(N)
     fold = Fold(at[at % 4 < 2], at[at % 4 == 2], at[at % 4 == 3])
-    return Probing(pooled, LAYERS, labels, tuple(n_classes), (fold,), recipe(**settings))
+    return PooledData(pooled, LAYERS, labels, tuple(n_classes), (fold,), recipe(**settings))
 
 
-def trained(probing, *specs):
+def trained(data, *specs):
     """Heads, each given as (layer, lr) or (layer, lr, seed)."""
     specs = [HeadSpec(*spec, *([0] if len(spec) == 2 else []), 0) for spec in specs]
-    return train_probes(probing, specs, CPU)
+    return train_pooled_heads(data, specs, CPU)
 
 
 def plain_head(layer, seed, shape):
     """PyTorch's own modules, with the first values of a head of the stack."""
-    values = first_values(seed, layer, shape)
+    values = initial_parameters(seed, layer, shape)
     head = PooledLinear(shape.dim, sum(shape.classes), shape.projection)
     mix = WeightedSum(shape.n_layers)
     targets = [*head.projector.parameters(), *head.output.parameters()]
@@ -62,45 +67,47 @@ def plain_head(layer, seed, shape):
 
 @pytest.mark.parametrize("layer", [6, WEIGHTED])
 @pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
-def test_a_stack_steps_as_autograd_would(layer, n_classes):
+def test_a_stack_steps_as_autograd_does(layer, n_classes):
     """Loss by loss and weight by weight: plain modules, cross-entropy, torch's Adam, each head.
 
     With few classes the layers are multiplied out, with many (more than the batch) they are not.
     """
-    probing = problem(n_classes)
+    data = make_data(n_classes)
     lrs = (1e-2, 1e-3)
-    stack = Stack([HeadSpec(layer, lr, 4, 0) for lr in lrs], LAYERS, probing.shape, CPU)
+    stack = HeadStack([HeadSpec(layer, lr, 4, 0) for lr in lrs], LAYERS, data.shape, CPU)
     batches = [rows for _, rows in zip(range(12), data_order(4, N, 32), strict=False)]
-    losses = torch.stack([stack.step(probing.pooled, probing.labels, rows) for rows in batches])
+    losses = torch.stack([stack.step(data.pooled, data.labels, rows) for rows in batches])
     for i, lr in enumerate(lrs):
-        head, mix = plain_head(layer, 4, probing.shape)
+        head, mix = plain_head(layer, 4, data.shape)
         optimizer = torch.optim.Adam([*head.parameters(), *mix.parameters()], lr=lr)
         for step, rows in enumerate(batches):
-            layers = probing.pooled[:, rows]
+            layers = data.pooled[:, rows]
             seen = mix(layers.transpose(0, 1)) if layer == WEIGHTED else layers[1]
             logits = head(seen).split(n_classes, dim=1)
             loss = sum(
                 nn.functional.cross_entropy(part, wanted)
-                for part, wanted in zip(logits, probing.labels[:, rows], strict=True)
+                for part, wanted in zip(logits, data.labels[:, rows], strict=True)
             )
             assert losses[step, i] == pytest.approx(float(loss.detach()), rel=1e-4)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        readout = stack.readout().head(i)
+        linear_map = stack.linear_maps().copy_of(i)
         product = head.output.weight @ head.projector.weight
-        torch.testing.assert_close(readout.weight[0], product.detach(), rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(linear_map.weight[0], product.detach(), rtol=1e-2, atol=1e-4)
         if layer == WEIGHTED:
-            torch.testing.assert_close(readout.mix[0], mix.weights().detach(), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                linear_map.mix[0], mix.weights().detach(), rtol=1e-3, atol=1e-5
+            )
 
 
 def test_a_plain_loop_reaches_the_same_accuracy():
     """Written without any of this code, from other first values: the same within seed noise."""
-    probing = problem(strength=0.45, steps=200)
+    data = make_data(strength=0.45, steps=200)
     seeds = range(5)
-    stacked = [head.test for head in trained(probing, *((6, 1e-3, seed) for seed in seeds))]
-    fold = probing.folds[0]
-    x, y = probing.pooled[1], probing.labels[0]
+    stacked = [head.test for head in trained(data, *((6, 1e-3, seed) for seed in seeds))]
+    fold = data.folds[0]
+    x, y = data.pooled[1], data.labels[0]
     plain = []
     for seed in seeds:
         torch.manual_seed(100 + seed)
@@ -113,10 +120,10 @@ def test_a_plain_loop_reaches_the_same_accuracy():
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
             if (step + 1) % 20 == 0:
-                right = model(x).argmax(1) == y
-                dev = right[fold.dev].float().mean().item()
+                correct = model(x).argmax(1) == y
+                dev = correct[fold.dev].float().mean().item()
                 if dev > best:
-                    best, test = dev, right[fold.test].float().mean().item()
+                    best, test = dev, correct[fold.test].float().mean().item()
         plain.append(test)
     noise = np.hypot(np.std(stacked, ddof=1), np.std(plain, ddof=1))
     assert 0.5 < np.mean(plain) < 0.95
@@ -125,7 +132,7 @@ def test_a_plain_loop_reaches_the_same_accuracy():
 
 def test_the_layer_that_tells_the_classes_wins():
     """Layer 6 over layer 3, both over layer 9, which is at chance; the weighted sum finds it."""
-    heads = trained(problem(steps=200), *((layer, 1e-2) for layer in (*LAYERS, WEIGHTED)))
+    heads = trained(make_data(steps=200), *((layer, 1e-2) for layer in (*LAYERS, WEIGHTED)))
     three, six, nine, weighted = (head.test for head in heads)
     assert six > 0.95
     assert nine < 0.35
@@ -138,43 +145,43 @@ def test_the_layer_that_tells_the_classes_wins():
 @pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
 def test_a_head_does_not_depend_on_its_neighbours(n_classes):
     """Alone, or beside heads of other learning rates, layers and seeds: the same bits."""
-    probing = problem(n_classes)
+    data = make_data(n_classes)
     many = [(layer, lr, seed) for layer in (6, WEIGHTED) for lr in (1e-1, 1e-3) for seed in (0, 1)]
-    together = trained(probing, *many)
+    together = trained(data, *many)
     for spec, head in list(zip(many, together, strict=True))[1::3]:
-        assert trained(probing, spec) == [head]
+        assert trained(data, spec) == [head]
 
 
 def test_a_stack_may_span_layers():
     """As on a GPU: heads on several layers, of which some stop, step as they do by themselves."""
-    probing = problem()
+    data = make_data()
     specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
-    together = Stack(specs, LAYERS, probing.shape, CPU)
-    alone = Stack(specs[3:], LAYERS, probing.shape, CPU)
+    together = HeadStack(specs, LAYERS, data.shape, CPU)
+    alone = HeadStack(specs[3:], LAYERS, data.shape, CPU)
     for step, rows in zip(range(10), data_order(0, N, 32), strict=False):
         if step == 5:
             together.keep([1, 3])
-        loss = together.step(probing.pooled, probing.labels, rows)[-1]
-        assert loss == alone.step(probing.pooled, probing.labels, rows)[0]
+        loss = together.step(data.pooled, data.labels, rows)[-1]
+        assert loss == alone.step(data.pooled, data.labels, rows)[0]
     rows = torch.arange(N)
-    both, one = together.readout(), alone.readout()
+    both, one = together.linear_maps(), alone.linear_maps()
     assert torch.equal(
-        both.scores(both.inputs(both.seen(probing.pooled, rows)))[1:],
-        one.scores(one.inputs(one.seen(probing.pooled, rows))),
+        both.logits(both.inputs(both.select_layers(data.pooled, rows)))[1:],
+        one.logits(one.inputs(one.select_layers(data.pooled, rows))),
     )
     assert [spec.lr for spec in together.specs] == [1e-3, 1e-3]
 
 
 def test_the_number_of_threads_does_not_matter():
     """Each stack is computed by one thread."""
-    probing = problem()
+    data = make_data()
     specs = [(layer, 1e-2, seed) for layer in LAYERS for seed in (0, 1)]
     before = torch.get_num_threads()
     found = []
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            found.append(trained(probing, *specs))
+            found.append(trained(data, *specs))
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(before)
@@ -183,7 +190,7 @@ def test_the_number_of_threads_does_not_matter():
 
 def test_heads_stop_when_dev_gets_no_better():
     """Each for itself; those that go on are as if nothing had happened."""
-    patient, hasty = problem(steps=400), problem(steps=400, patience=2)
+    patient, hasty = make_data(steps=400), make_data(steps=400, patience=2)
     specs = [(6, 1e-1), (6, 1e-2), (6, 1e-5)]
     ends = []
     for long, short in zip(trained(patient, *specs), trained(hasty, *specs), strict=True):
@@ -198,40 +205,40 @@ def test_heads_stop_when_dev_gets_no_better():
 
 def test_test_is_scored_where_dev_was_best():
     """Not at the end: the predictions are those of the best step."""
-    probing = problem(strength=0.3, steps=300)
-    (head,) = trained(probing, (6, 1e-1))
+    data = make_data(strength=0.3, steps=300)
+    (head,) = trained(data, (6, 1e-1))
     assert head.step < 300
-    cut = replace(probing, task=replace(probing.task, steps=head.step))
+    cut = replace(data, task=replace(data.task, steps=head.step))
     (shorter,) = trained(cut, (6, 1e-1))
     assert (shorter.test, shorter.predictions) == (head.test, head.predictions)
-    truth = probing.labels[0][probing.folds[0].test]
-    said = torch.tensor(head.predictions)[:, 0]
-    assert head.test == (said == truth).sum().item() / 100
+    truth = data.labels[0][data.folds[0].test]
+    predictions = torch.tensor(head.predictions)[:, 0]
+    assert head.test == (predictions == truth).sum().item() / 100
 
 
 def test_an_utterance_is_right_if_all_its_slots_are():
     """Intent classification: three columns, one score."""
-    probing = problem((3, 4, 2), strength=0.5, steps=200)
-    (head,) = trained(probing, (6, 1e-2))
-    said = np.array(head.predictions)
-    right = said == probing.labels.T.numpy()[probing.folds[0].test]
-    assert said.shape == (100, 3)
-    assert head.test == right.all(1).mean()
-    assert head.test < right.mean(0).min()
+    data = make_data((3, 4, 2), strength=0.5, steps=200)
+    (head,) = trained(data, (6, 1e-2))
+    predictions = np.array(head.predictions)
+    correct = predictions == data.labels.T.numpy()[data.folds[0].test]
+    assert predictions.shape == (100, 3)
+    assert head.test == correct.all(1).mean()
+    assert head.test < correct.mean(0).min()
 
 
 def test_a_head_that_diverges_costs_only_itself():
     """Its best stands, no number of it is NaN, and the others go on."""
-    probing = problem()
-    wild, tame = trained(probing, (6, 1e38), (6, 1e-2))
+    data = make_data()
+    wild, tame = trained(data, (6, 1e38), (6, 1e-2))
     assert np.isfinite([wild.dev, wild.test, *(loss for _, loss, _ in wild.curve)]).all()
-    assert trained(probing, (6, 1e-2)) == [tame]
+    assert trained(data, (6, 1e-2)) == [tame]
 
 
 def test_a_small_train_set_is_one_batch():
     """Fewer utterances than the batch should have."""
-    probing = problem(batch=1000)
-    (head,) = trained(probing, (6, 1e-2))
+    data = make_data(batch=1000)
+    (head,) = trained(data, (6, 1e-2))
     assert head.test > 0.8
 
 
@@ -248,19 +255,19 @@ def test_the_order_of_the_data_is_of_the_seed_and_covers_every_epoch():
 
 def test_first_values_are_those_of_a_linear_layer():
     """Uniform within one over the root of the fan-in; of seed and layer alone."""
-    shape = Shape(64, 256, (10,), 3)
-    values = first_values(0, 6, shape)
+    shape = HeadShape(64, 256, (10,), 3)
+    values = initial_parameters(0, 6, shape)
     for value, fan_in in zip(values, (64, 64, 256, 256), strict=True):
         bound = fan_in**-0.5
         assert value.abs().max() <= bound
         if value.numel() > 200:
             assert value.std() == pytest.approx(bound / 3**0.5, rel=0.1)
-    assert torch.equal(values[0], first_values(0, 6, shape)[0])
-    assert not torch.equal(values[0], first_values(1, 6, shape)[0])
-    assert not torch.equal(values[0], first_values(0, 7, shape)[0])
-    assert torch.equal(first_values(0, WEIGHTED, shape)[4], torch.zeros(3))
+    assert torch.equal(values[0], initial_parameters(0, 6, shape)[0])
+    assert not torch.equal(values[0], initial_parameters(1, 6, shape)[0])
+    assert not torch.equal(values[0], initial_parameters(0, 7, shape)[0])
+    assert torch.equal(initial_parameters(0, WEIGHTED, shape)[4], torch.zeros(3))
 
 
 def test_an_untrained_head_is_at_chance():
     """A yardstick."""
-    assert untrained_score(problem(), 6) < 0.5
+    assert untrained_accuracy(make_data(), 6) < 0.5

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pipeline.probing.report.charts import COLOURS
-from pipeline.probing.report.html import _DARK, safe, table
+from pipeline.probing.report.html import _DARK, element, table
 from pipeline.probing.report.sweep_charts import confusion_chart, curves_chart
-from pipeline.probing.report.sweep_report import answer, certainty, write_report
+from pipeline.probing.report.sweep_report import headline, significance, write_report
 from pipeline.probing.results import WEIGHTED, Comparison
 from tests.helpers.browser import browse, find_browser, measure, served
 from tests.helpers.fake_sweep import class_sweep, text_sweep
@@ -155,28 +155,29 @@ def test_warnings_come_first_and_loud(small, tmp_path):
 
 def test_it_says_when_the_data_do_not_tell(classes):
     """It takes a small p for the best to be called better; being ahead on test is not enough."""
-    assert "p = 0.41, McNemar's test): the data do not tell layer 9 from layer 10" in " ".join(
-        certainty(classes)
+    assert (
+        "p = 0.41, McNemar's test): the difference between layer 9 and layer 10 is not significant"
+        in " ".join(significance(classes))
     )
     inside = "layer 7, layer 8, layer 10, layer 11, the weighted sum"
-    assert certainty(classes)[1] == f"Test scores within the interval of the best: {inside}."
+    assert significance(classes)[1] == f"Test scores within the interval of the best: {inside}."
     sure = replace(classes, comparison=Comparison(9, WEIGHTED, 0.02, 0.001, "McNemar's test"))
-    assert "layer 9 is better by 0.020 (p = 0.001" in certainty(sure)[0]
-    assert "more than chance explains" in certainty(sure)[0]
+    assert "layer 9 is better by 0.020 (p = 0.001" in significance(sure)[0]
+    assert "the difference is significant" in significance(sure)[0]
     wrong = replace(classes, comparison=Comparison(9, WEIGHTED, -0.02, 0.001, "McNemar's test"))
-    assert "layer 9 is worse by 0.020" in certainty(wrong)[0]
-    assert "the weighted sum may be the better choice" in certainty(wrong)[0]
+    assert "layer 9 is worse by 0.020" in significance(wrong)[0]
+    assert "the weighted sum may be the better choice" in significance(wrong)[0]
     close = replace(classes, comparison=Comparison(9, 8, 0.0001, 0.9, "McNemar's test"))
-    assert "better by less than 0.001" in certainty(close)[0]
+    assert "better by less than 0.001" in significance(close)[0]
     unknown = replace(classes, comparison=Comparison(9, 8, 0.0, float("nan"), "McNemar's test"))
-    assert "the data do not tell layer 9 from layer 8" in certainty(unknown)[0]
-    assert "only one candidate" in certainty(replace(classes, comparison=None))[0]
+    assert "between layer 9 and layer 8 is not significant" in significance(unknown)[0]
+    assert "only one candidate" in significance(replace(classes, comparison=None))[0]
 
 
 def test_lower_is_better_for_error_rates(texts, text_folder):
     """A negative difference is an improvement, and the axis says which way is good."""
-    assert "layer 9 is better by 0.003" in certainty(texts)[0]
-    assert "test character error rate 0.0" in answer(texts)
+    assert "layer 9 is better by 0.003" in significance(texts)[0]
+    assert "test character error rate 0.0" in headline(texts)
     words = words_of(text_folder / "report.html")
     assert "character error rate (lower is better)" in words
     assert "test word error rate" in words
@@ -231,10 +232,10 @@ def test_one_candidate_is_enough(tmp_path):
         best="collapsed",
         comparison=None,
         layer_weights=None,
-        yardsticks={},
+        baselines={},
     )
     words = words_of(write_report(sweep, tmp_path))
-    assert "the collapsed layer is best" in words
+    assert "The collapsed layer has the best dev score" in words
     assert "strata collapse" not in words
     only_sum = [s for s in made.scores if s.layer == WEIGHTED]
     write_report(replace(made, scores=tuple(only_sum), best=WEIGHTED, comparison=None), tmp_path)
@@ -245,11 +246,11 @@ def test_curves_survive_losses_that_explode(small):
     burst = ((1, float("inf"), 0.9), (2, float("nan"), 0.9), (3, 0.5, float("nan")))
     broken = tuple(replace(head, curve=(*burst, *head.curve)) for head in small.heads)
     assert curves_chart(replace(small, heads=broken)).svg == curves_chart(small).svg
-    hopeless = tuple(
+    diverged = tuple(
         replace(head, curve=burst, dev=float("nan")) if head.layer == 2 else head
         for head in small.heads
     )
-    svg = curves_chart(replace(small, heads=hopeless)).svg.decode()
+    svg = curves_chart(replace(small, heads=diverged)).svg.decode()
     assert "layer 1" in svg
     assert "layer 2" not in svg
 
@@ -261,14 +262,14 @@ def test_it_says_how_to_go_on(class_folder, small, tmp_path):
     assert "strata collapse features/hubert_base OUT weights=weights.json" in words
     words = words_of(write_report(replace(small, best=WEIGHTED, store="my store"), tmp_path))
     assert "store.weighted_sum(store.ids[0], weights)" in words
-    assert "strata layers &#x27;my store&#x27;" in words
+    assert "strata layers &#39;my store&#39;" in words
 
 
 def test_table_cells_are_what_they_are():
     """Floats have three decimals, what is missing is a dash, markup is shown as text."""
     html = table(["a", "b"], [[0.12345, None], [float("nan"), "<x>"]])
     assert re.findall(r"<td[^>]*>(.*?)</td>", html) == ["0.123", "–", "–", "&lt;x&gt;"]
-    assert safe(safe("<x>")) == "&lt;x&gt;"
+    assert element("p", element("b", "<x>")) == "<p><b>&lt;x&gt;</b></p>"
 
 
 def test_charts_take_the_colours_of_the_page(class_folder, text_folder):

@@ -88,15 +88,15 @@ def test_the_grid_has_a_mean_per_candidate_and_rate(found):
         assert score.test == pytest.approx(best["test"])
 
 
-def test_yardsticks_and_confusions_are_there(found):
+def test_baselines_and_confusions_are_there(found):
     """Chance, majority, an untrained head and scikit-learn's classifier on the best layer."""
-    assert found.yardsticks["chance"] == 0.25
-    assert found.yardsticks["logistic regression, layer 2"] > 0.9
-    assert {"majority class", "untrained head, layer 2"} < found.yardsticks.keys()
+    assert found.baselines["chance"] == 0.25
+    assert found.baselines["logistic regression, layer 2"] > 0.9
+    assert {"majority class", "untrained head, layer 2"} < found.baselines.keys()
     seeds = 2
     assert np.sum(found.confusion) == seeds * found.n_test
-    right = np.trace(found.confusion) / (seeds * found.n_test)
-    assert right == pytest.approx(found.score(found.best).test)
+    accuracy = np.trace(found.confusion) / (seeds * found.n_test)
+    assert accuracy == pytest.approx(found.score(found.best).test)
 
 
 def test_a_second_run_trains_nothing_and_says_the_same(store, tmp_path):
@@ -216,12 +216,12 @@ def test_three_slots_are_right_together(tmp_path):
     found = swept(tmp_path / "store", tmp_path / "out", task="ic")
     assert found.labels == ("action", "object", "location")
     assert [len(names) for names in found.classes] == [2, 2, 2]
-    said = np.array(next(head for head in found.heads if head.layer == 2).predictions)
-    right = said == np.array(found.truth[0])
-    assert right.all(0).tolist()[2] is False
-    assert right.mean(0)[:2].min() > 0.8
+    predictions = np.array(next(head for head in found.heads if head.layer == 2).predictions)
+    correct = predictions == np.array(found.truth[0])
+    assert correct.all(0).tolist()[2] is False
+    assert correct.mean(0)[:2].min() > 0.8
     assert found.score(2).test < 0.9
-    assert found.yardsticks["chance"] == 0.125
+    assert found.baselines["chance"] == 0.125
 
 
 def test_numbers_are_classes_in_their_order(tmp_path):

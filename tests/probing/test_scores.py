@@ -8,13 +8,13 @@ from scipy.stats import binomtest, norm
 
 from pipeline.probing.baselines import chance, logistic_regression, majority
 from pipeline.probing.labels import Classes, Fold
-from pipeline.probing.metrics.scores import (
+from pipeline.probing.metrics import (
     bootstrap_intervals,
     confusion_matrix,
     macro_f1,
     paired_p_value,
     ratio,
-    spread,
+    seed_deviation,
 )
 
 
@@ -99,10 +99,10 @@ def test_seeds_are_averaged_per_utterance():
 def test_macro_f1_counts_every_class_alike():
     """A class that is never found halves the score, however rare it is."""
     truth = np.array([[0]] * 98 + [[1]] * 2)
-    said = np.zeros((100, 1), int)
-    assert macro_f1(truth, said) == pytest.approx((2 * 0.98 / 1.98) / 2)
-    both = macro_f1(np.hstack([truth, truth]), np.hstack([said, truth]))
-    assert both == pytest.approx((macro_f1(truth, said) + 1) / 2)
+    predictions = np.zeros((100, 1), int)
+    assert macro_f1(truth, predictions) == pytest.approx((2 * 0.98 / 1.98) / 2)
+    both = macro_f1(np.hstack([truth, truth]), np.hstack([predictions, truth]))
+    assert both == pytest.approx((macro_f1(truth, predictions) + 1) / 2)
 
 
 def test_the_confusion_matrix_has_truth_in_its_rows():
@@ -111,13 +111,13 @@ def test_the_confusion_matrix_has_truth_in_its_rows():
     assert found.tolist() == [[1, 0, 2], [0, 1, 0], [0, 0, 0]]
 
 
-def test_the_spread_of_one_seed_is_zero():
+def test_the_deviation_of_one_seed_is_zero():
     """And that of several their sample standard deviation."""
-    assert spread([0.7]) == 0.0
-    assert spread([0.6, 0.8]) == pytest.approx(0.1 * 2**0.5)
+    assert seed_deviation([0.7]) == 0.0
+    assert seed_deviation([0.6, 0.8]) == pytest.approx(0.1 * 2**0.5)
 
 
-def test_yardsticks():
+def test_baselines():
     """Chance and majority are shares of the test set; the classifier learns what is linear."""
     random = np.random.default_rng(0)
     numbers = np.array([[0, 0, 0, 1, 2][i % 5] for i in range(200)])[:, None]

@@ -17,7 +17,7 @@ from pipeline.config import SplitConfig, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import make_split
-from pipeline.probing.stratified_split import deal, deal_groups
+from pipeline.probing.stratified_split import stratified_group_split, stratified_split
 from pipeline.store.read.features import open_store
 from pipeline.store.write.documents import read_plan, write_plan
 from tests.helpers.planted_stores import planted, write_planted
@@ -59,10 +59,10 @@ def in_parts(fold):
     st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.5), (0.2,) * 5]),
     st.integers(0, 3),
 )
-def test_dealing_keeps_the_shares_of_the_whole_and_of_each_class(classes, shares, seed):
+def test_a_stratified_split_keeps_the_shares_of_the_whole_and_of_each_class(classes, shares, seed):
     """A part is within one utterance of its share in all, and so within two in each class."""
     numbers = np.array(classes)
-    parts = deal(numbers, shares, seed, keep_first=False)
+    parts = stratified_split(numbers, shares, seed, keep_first=False)
     for part, share in enumerate(shares):
         assert abs((parts == part).sum() - share * len(classes)) <= 1 + 1e-9
         for number in set(classes):
@@ -74,7 +74,7 @@ def test_dealing_keeps_the_shares_of_the_whole_and_of_each_class(classes, shares
 def test_the_first_part_has_every_class(classes, seed):
     """A class of one utterance can be trained, but not tested."""
     numbers = np.array(classes)
-    parts = deal(numbers, (0.6, 0.2, 0.2), seed, keep_first=True)
+    parts = stratified_split(numbers, (0.6, 0.2, 0.2), seed, keep_first=True)
     assert set(numbers[parts == 0]) == set(classes)
 
 
@@ -83,7 +83,7 @@ def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
     """However unlike the groups are in size."""
     numbers = np.unique(groups, return_inverse=True)[1]
     shares = (0.8, 0.1, 0.1)[: numbers.max() + 1]
-    parts = deal_groups(np.zeros(len(groups), int), numbers, shares, seed)
+    parts = stratified_group_split(np.zeros(len(groups), int), numbers, shares, seed)
     assert set(parts) == set(range(len(shares)))
     assert all(len(set(parts[numbers == group])) == 1 for group in set(numbers))
 
@@ -97,7 +97,7 @@ def test_the_column_split_is_taken_and_dev_is_cut_from_train(tmp_path):
     assert sorted(train + dev) == [row for row in range(N) if row % 6]
     assert len(dev) == pytest.approx(100 / 9, abs=1)
     assert Counter(row % 4 for row in dev).keys() == {0, 1, 2, 3}
-    assert "column split, dev cut from train by label" in split.words
+    assert "column split, dev taken from train by label" in split.description
     assert split.warnings == ()
 
 
@@ -118,7 +118,7 @@ def test_a_split_column_of_one_value_is_no_split(tmp_path):
     root = store_with(tmp_path, split=["train"] * N)
     split = split_of(root, "split.ratios=[0.5,0.25,0.25]")
     assert [len(part) for part in in_parts(split.folds[0])] == [60, 30, 30]
-    assert split.words.startswith("made here")
+    assert split.description.startswith("made here")
 
 
 def test_a_made_split_covers_all_and_is_a_function_of_its_seed(tmp_path):
@@ -142,7 +142,7 @@ def test_a_random_split_with_known_speakers_is_refused(tmp_path):
     assert "split.speaker=speaker_name" in message
     assert "task.speaker_independent=false" in message
     assert split_of(root, "task.speaker_independent=false").warnings == ()
-    with pytest.raises(ConfigError, match="on both sides"):
+    with pytest.raises(ConfigError, match="into several parts"):
         split_of(root, "split.folds=3")
 
 
@@ -219,7 +219,7 @@ def test_the_same_recording_on_both_sides_is_warned_of(tmp_path):
     at = plan.table.schema.get_field_index("fingerprint")
     write_plan(root, replace(plan, table=plan.table.set_column(at, "fingerprint", marks)))
     warning = split_of(root).warnings[1]
-    assert "1 recordings are there more than once" in warning
+    assert "1 recordings occur more than once" in warning
     assert "(e.g. utt-0006)" in warning
 
 

@@ -1,8 +1,8 @@
-"""How charts are drawn; the only file that uses matplotlib.
+"""Charts: style and drawing. Only this file uses matplotlib.
 
-Every colour is one of `COLOURS`, so that a page can put a light or a dark one in its place. Readers
-who see colours otherwise can tell them apart (after Okabe and Ito, Color Universal Design, 2008),
-and markers and labels say the same again. The same values give the same bytes.
+Every colour is one of `COLOURS`, so that a page can replace it by a light or a dark one. The
+colours are distinguishable with colour blindness (after Okabe and Ito, Color Universal Design,
+2008), and markers and labels repeat what the colours show. Equal values give equal bytes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ COLOURS = {
     "green": "#00805d",
     "purple": "#aa4499",
 }
-"""The light colour of everything that is drawn, by name."""
+"""Light colours by name."""
 
 WIDTH = 7.6
-"""Inches; the width of a page's column."""
+"""Width of a chart in inches."""
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": COLOURS["muted"],
@@ -61,24 +61,24 @@ _STYLE: Any = {
     "ytick.color": COLOURS["muted"],
     "ytick.labelcolor": COLOURS["ink"],
 }
-_NO_DATES = {"svg": dict.fromkeys(("Creator", "Date", "Format", "Type")), "png": {"Software": None}}
-_MOST_TICKS = 26
-_MOST_NUMBERS = 16
-"""Rows of a heat map up to which its cells show their numbers."""
-_NOT_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
-_SHORT = 3  # characters of a name that fits under a cell
-_STRONG = 0.55  # opacity of a cell from which its number is light
+_METADATA = {"svg": dict.fromkeys(("Creator", "Date", "Format", "Type")), "png": {"Software": None}}
+_MAX_TICKS = 26
+_MAX_LABELLED = 16
+"""Largest number of rows of a heat map whose cells show their numbers."""
+_INVALID_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
+_MAX_LEVEL_LABEL = 3  # characters of a label that fits under a cell without rotation
+_DARK_CELL = 0.55  # opacity of a cell above which its number is light
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, drawn.
+    """A drawn chart.
 
     Attributes:
-        name: Of its files, without ending.
-        alt: What it shows, for those who cannot see it.
-        svg: The SVG document; its text is text.
-        png: The same as pixels.
+        name: Name of its files, without extension.
+        alt: Description for screen readers.
+        svg: SVG document, with text as text.
+        png: PNG image.
     """
 
     name: str
@@ -89,22 +89,22 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a heat map turns values into shades.
+    """Mapping from the values of a heat map to opacities.
 
     Attributes:
-        what: Name of the values.
-        low: Value that has no shade.
-        high: Value of full shade.
-        power: Of the shade as a function of the value; 0.5 makes small values visible.
+        label: Name of the values.
+        low: Value with opacity 0.
+        high: Value with opacity 1.
+        power: Exponent of the mapping; 0.5 makes small values visible.
     """
 
-    what: str
+    label: str
     low: float = 0.0
     high: float = 1.0
     power: float = 1.0
 
-    def shades(self, values: object) -> np.ndarray:
-        """Opacities from 0 to 1; 0 for what is not finite."""
+    def opacities(self, values: object) -> np.ndarray:
+        """Return opacities from 0 to 1; 0 for a value that is not finite."""
         part = (np.array(values, np.float64) - self.low) / (self.high - self.low)
         return np.nan_to_num(np.clip(part, 0.0, 1.0)) ** self.power
 
@@ -114,12 +114,12 @@ class Line:
     """A line over the layers.
 
     Attributes:
-        label: Its name.
+        label: Label in the legend.
         values: One per layer; nan leaves a gap.
-        colour: A key of `COLOURS`.
-        marker: Of matplotlib; hollow if `hollow`.
-        spread: Half the height of a bar at each point, if there is one.
-        hollow: Whether the markers are open.
+        colour: Key of `COLOURS`.
+        marker: Marker of matplotlib.
+        spread: Half the height of the error bar at each point; None for no error bars.
+        hollow: Whether the markers are hollow.
     """
 
     label: str
@@ -130,40 +130,40 @@ class Line:
     hollow: bool = False
 
 
-def draw(
-    name: str, alt: str, height: float, act: Callable[[Figure], None], width: float = WIDTH
+def render(
+    name: str, alt: str, height: float, plot: Callable[[Figure], None], width: float = WIDTH
 ) -> Chart:
-    """Draws a chart in the house's style.
+    """Render a chart as SVG and PNG.
 
     Args:
-        name: Of the files.
-        alt: What it shows.
-        height: Inches.
-        act: Draws on the figure that it is given.
-        width: Inches.
+        name: Name of the files, without extension.
+        alt: Description for screen readers.
+        height: Height in inches.
+        plot: Function that draws on a figure.
+        width: Width in inches.
     """
-    found = {}
+    images = {}
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # a class may be named in a script that the font lacks; the SVG leaves that to the reader's
+        # the font may lack the script of a class name; the SVG uses the fonts of its viewer
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(width, height), layout="constrained")
-        act(figure)
-        for kind, metadata in _NO_DATES.items():
+        plot(figure)
+        for kind, metadata in _METADATA.items():
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-            found[kind] = file.getvalue()
-    return Chart(name, alt, found["svg"], found["png"])
+            images[kind] = file.getvalue()
+    return Chart(name, alt, images["svg"], images["png"])
 
 
-def shown(text: object, longest: int = 22) -> str:
-    """A name from the data as one short line that any SVG reader takes."""
-    line = " ".join(_NOT_XML.sub(" ", str(text)).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+def short_line(text: object, max_length: int = 22) -> str:
+    """Return a name from the data as one short line of valid XML characters."""
+    line = " ".join(_INVALID_XML.sub(" ", str(text)).split())
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def layer_axis(axes: Axes, layers: Sequence[int], n_panels: int = 1) -> None:
-    """Makes the x axis of one of `n_panels` side by side one of layer numbers."""
-    step = math.ceil(len(layers) * n_panels / _MOST_TICKS)
+    """Label the x axis of one of `n_panels` adjacent panels with layer numbers."""
+    step = math.ceil(len(layers) * n_panels / _MAX_TICKS)
     ticks = list(layers)[::step]
     axes.set_xticks(ticks, [str(layer) for layer in ticks])
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
@@ -171,7 +171,7 @@ def layer_axis(axes: Axes, layers: Sequence[int], n_panels: int = 1) -> None:
 
 
 def draw_line(axes: Axes, layers: Sequence[int], line: Line) -> None:
-    """One line over the layers."""
+    """Draw a line over the layers."""
     colour = COLOURS[line.colour]
     axes.errorbar(
         list(layers),
@@ -191,16 +191,16 @@ def draw_line(axes: Axes, layers: Sequence[int], line: Line) -> None:
 def layer_lines(
     name: str, alt: str, layers: Sequence[int], panels: Mapping[str, Sequence[Line]]
 ) -> Chart:
-    """Lines over the layers, in panels side by side, whose y axes all show zero.
+    """Draw lines over the layers, in adjacent panels whose y axes include zero.
 
     Args:
-        name: Of the files.
-        alt: What it shows.
-        layers: Numbers of the layers.
-        panels: The lines of each panel, by the label of its y axis.
+        name: Name of the files, without extension.
+        alt: Description for screen readers.
+        layers: Layer numbers.
+        panels: Lines of each panel, by the label of its y axis.
     """
 
-    def act(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (label, lines) in zip(grid, panels.items(), strict=True):
             for line in lines:
@@ -212,11 +212,11 @@ def layer_lines(
             if len(lines) > 1:
                 legend_above(axes)
 
-    return draw(name, alt, 2.9, act)
+    return render(name, alt, 2.9, plot)
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend that hides no data."""
+    """Put the legend above the axes, where it hides no data."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1.4)
 
 
@@ -230,61 +230,61 @@ def heat_map(
     scale: Scale,
     upwards: bool = False,
 ) -> Chart:
-    """A square matrix as shaded cells.
+    """Draw a square matrix as shaded cells.
 
     Args:
-        name: Of the files.
-        alt: What it shows.
-        values: What the shade of each cell shows.
-        numbers: What each cell says, where there is room for it.
-        labels: Of the rows, and of the columns.
-        axis_names: Of the y and of the x axis.
-        scale: From values to shades.
-        upwards: Whether the first row is the lowest.
+        name: Name of the files, without extension.
+        alt: Description for screen readers.
+        values: Value of each cell, shown by its opacity.
+        numbers: Text of each cell, shown if there is room.
+        labels: Labels of the rows and of the columns.
+        axis_names: Labels of the y axis and of the x axis.
+        scale: Mapping from values to opacities.
+        upwards: Whether the first row is at the bottom.
     """
     n = len(labels)
-    names = [shown(label) for label in labels]
+    names = [short_line(label) for label in labels]
     longest = max(len(label) for label in names)
-    side = max(2.4, 0.38 * n) if n <= _MOST_NUMBERS else min(6.6, 0.17 * n + 1.2)
+    side = max(2.4, 0.38 * n) if n <= _MAX_LABELLED else min(6.6, 0.17 * n + 1.2)
 
-    def act(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         axes = figure.subplots()
-        shades = scale.shades(values)
-        rows, columns = np.nonzero(shades)
+        opacities = scale.opacities(values)
+        rows, columns = np.nonzero(opacities)
         corners = 0.47 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        _shade(axes, np.stack([columns, rows], 1)[:, None] + corners, shades[rows, columns])
-        if n <= _MOST_NUMBERS:
-            _write_numbers(axes, shades, numbers)
-        _name_cells(axes, names, slanted=longest > _SHORT)
+        _shade(axes, np.stack([columns, rows], 1)[:, None] + corners, opacities[rows, columns])
+        if n <= _MAX_LABELLED:
+            _write_numbers(axes, opacities, numbers)
+        _label_cells(axes, names, rotated=longest > _MAX_LEVEL_LABEL)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n - 0.5) if upwards else (n - 0.5, -0.5))
         axes.set(ylabel=axis_names[0], xlabel=axis_names[1], aspect="equal")
         axes.grid(visible=False)
         _scale_bar(axes.inset_axes((1.03, 0.0, 0.14 / side, 1.0)), scale)
 
     room = 0.08 * longest
-    below = room if longest > _SHORT else 0.1
-    return draw(name, alt, side + 0.5 + below, act, side + 1.3 + room)
+    below = room if longest > _MAX_LEVEL_LABEL else 0.1
+    return render(name, alt, side + 0.5 + below, plot, side + 1.3 + room)
 
 
-def _shade(axes: Axes, shapes: Any, shades: np.ndarray) -> None:
-    faces = [to_rgba(COLOURS["blue"], shade) for shade in shades.tolist()]
+def _shade(axes: Axes, shapes: Any, opacities: np.ndarray) -> None:
+    faces = [to_rgba(COLOURS["blue"], opacity) for opacity in opacities.tolist()]
     axes.add_collection(PolyCollection(shapes, facecolors=faces, linewidths=0))
 
 
-def _name_cells(axes: Axes, names: Sequence[str], slanted: bool) -> None:
-    many = len(names) > _MOST_NUMBERS
-    size = 9.0 if len(names) <= _MOST_TICKS else 6.5
+def _label_cells(axes: Axes, names: Sequence[str], rotated: bool) -> None:
+    many = len(names) > _MAX_LABELLED
+    size = 9.0 if len(names) <= _MAX_TICKS else 6.5
     axes.set_xticks(range(len(names)), names, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
-    for tick in axes.get_xticklabels() if slanted else []:
+    for tick in axes.get_xticklabels() if rotated else []:
         tick.set(rotation=90 if many else 45, rotation_mode="anchor")
         tick.set(ha="right", va="center" if many else "top")
 
 
-def _write_numbers(axes: Axes, shades: np.ndarray, numbers: Sequence[Sequence[str]]) -> None:
+def _write_numbers(axes: Axes, opacities: np.ndarray, numbers: Sequence[Sequence[str]]) -> None:
     size = 8.0 if len(numbers) <= 12 else 6.5
-    for row, column in np.ndindex(shades.shape):
-        colour = COLOURS["paper" if shades[row, column] > _STRONG else "ink"]
+    for row, column in np.ndindex(opacities.shape):
+        colour = COLOURS["paper" if opacities[row, column] > _DARK_CELL else "ink"]
         text = numbers[row][column]
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
@@ -292,8 +292,8 @@ def _write_numbers(axes: Axes, shades: np.ndarray, numbers: Sequence[Sequence[st
 def _scale_bar(axes: Axes, scale: Scale) -> None:
     edges = np.linspace(scale.low, scale.high, 31)
     shapes = [[(0, a), (1, a), (1, b), (0, b)] for a, b in pairwise(edges)]
-    _shade(axes, shapes, scale.shades((edges[1:] + edges[:-1]) / 2))
-    axes.set(xlim=(0, 1), ylim=(scale.low, scale.high), xticks=[], ylabel=scale.what)
+    _shade(axes, shapes, scale.opacities((edges[1:] + edges[:-1]) / 2))
+    axes.set(xlim=(0, 1), ylim=(scale.low, scale.high), xticks=[], ylabel=scale.label)
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.spines[["left", "bottom"]].set_visible(False)

@@ -1,16 +1,17 @@
-"""Pages that are one file: text, tables and charts, without scripts and without the network.
+"""Self-contained HTML pages: text, tables and charts, without scripts and network access.
 
-Everything that comes from data goes through `safe`. A page's colours are those of the charts, in a
-light and a dark set.
+markupsafe escapes everything that is not `Markup`. Pages and charts share their colours, a light
+and a dark set.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from markupsafe import Markup, escape
 
 from pipeline.files import write_atomic
 from pipeline.probing.report.charts import COLOURS, Chart
@@ -68,54 +69,48 @@ footer { margin-top: 3rem; }
 """
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""A browser then refuses to load anything from anywhere, whatever a label may hold."""
+"""Content security policy: the browser loads nothing, whatever a label contains."""
 
 
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|–")
-_LONG = 32
-"""Characters from which a column of a table is broken into lines."""
-
-
-class Markup(str):
-    """HTML that may go into a page as it is."""
-
-
-def safe(value: object) -> Markup:
-    """A value as HTML that shows just that."""
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+_MAX_LINE = 32  # characters of a table cell above which its column is wrapped
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Pieces of a page, one after the other."""
-    return Markup("\n".join(safe(part) for part in parts))
+    """Join parts of a page; all but `Markup` is escaped."""
+    return Markup("\n").join(map(escape, parts))
 
 
 def element(tag: str, *content: object, kind: str = "") -> Markup:
-    """An element around its content; `kind` is its class."""
-    opening = f'{tag} class="{kind}"' if kind else tag
-    return Markup(f"<{opening}>{''.join(safe(part) for part in content)}</{tag}>")
+    """Wrap content, escaped unless it is `Markup`, in an element of class `kind`."""
+    attribute = Markup(' class="{}"').format(kind) if kind else ""
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, attribute, Markup().join(map(escape, content)))
 
 
 def warnings_box(lines: Sequence[str]) -> Markup:
-    """What must be read before anything else; nothing if there is nothing."""
+    """Return a box with warnings for the top of a page; nothing without warnings."""
     if not lines:
         return Markup()
-    shown = "".join(element("p", "Warning: ", line) for line in lines)
-    return Markup(f'<div class="warning" role="alert">{shown}</div>')
+    box = Markup('<div class="warning" role="alert">{}</div>')
+    return box.format(Markup().join(element("p", "Warning: ", line) for line in lines))
 
 
 def facts(values: Mapping[str, object]) -> Markup:
-    """Names and values, one below the other."""
+    """Return a list of names and values."""
     pairs = ((element("dt", name), element("dd", value)) for name, value in values.items())
     return element("dl", *(part for pair in pairs for part in pair))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> Markup:
-    """A table; columns of numbers are set to the right, and the row `best` stands out.
+    """Return a table.
 
-    A cell that is a float is shown with three decimals; None is a dash.
+    Args:
+        head: Column headings.
+        rows: Cells. A float is shown with three decimals, None as a dash. Columns of numbers are
+            right-aligned.
+        best: Index of a row to highlight.
     """
-    kinds = [_kind([row[i] for row in rows]) for i in range(len(head))]
+    kinds = [_column_kind([row[i] for row in rows]) for i in range(len(head))]
     top = element("tr", *(element("th", h, kind=k) for h, k in zip(head, kinds, strict=True)))
     body = [
         element(
@@ -129,12 +124,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | Non
     return element("div", whole, kind="scroll")
 
 
-def _kind(column: Sequence[object]) -> str:
-    """Numbers go to the right, long texts are broken into lines."""
-    shown = [str(_cell(value)) for value in column]
-    if shown and all(_NUMBER.fullmatch(text) for text in shown):
+def _column_kind(column: Sequence[object]) -> str:
+    """Return the class of a column: number is right-aligned, text is wrapped."""
+    cells = [str(_cell(value)) for value in column]
+    if cells and all(_NUMBER.fullmatch(cell) for cell in cells):
         return "number"
-    return "text" if any(len(text) > _LONG for text in shown) else ""
+    return "text" if any(len(cell) > _MAX_LINE for cell in cells) else ""
 
 
 def _cell(value: object) -> object:
@@ -144,38 +139,38 @@ def _cell(value: object) -> object:
 
 
 def figure(chart: Chart, caption: object = "") -> Markup:
-    """A chart within the page, in the page's colours."""
+    """Embed a chart in a page, in the colours of the page."""
     svg = chart.svg.decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>|<metadata.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg, count=2).replace("xlink:href", "href")
-    # ids are of the whole page: each chart gets names of its own
+    # ids must be unique in a page: prefix them with the name of the chart
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.name}-", svg)
     for name, colour in COLOURS.items():
         svg = svg.replace(f": {colour}", f": var(--{name})")
     width = float(re.findall(r'width="([\d.]+)pt"', svg)[0])
-    # a wide chart on a narrow screen is scrolled, so that its text can still be read
-    least, most = min(width, 34 * 16), width * 1.55
-    size = f'style="min-width: {least:.0f}px; max-width: {most:.0f}px"'
-    label = f'role="img" aria-label="{html.escape(chart.alt)}"'
+    # on a narrow screen a wide chart scrolls, so that its text stays readable
+    narrowest, widest = min(width, 34 * 16), width * 1.55
+    size = f'style="min-width: {narrowest:.0f}px; max-width: {widest:.0f}px"'
+    label = f'role="img" aria-label="{escape(chart.alt)}"'
     svg = re.sub(r'<svg width="[^"]*" height="[^"]*"', f"<svg {label} {size}", svg)
     inside = element("div", Markup(svg), kind="scroll")
     return element("figure", inside, element("figcaption", caption) if caption else "")
 
 
 def section(title: str, *content: object) -> Markup:
-    """A part of the page under a heading."""
+    """Return a section of a page with its heading."""
     return join([element("h2", title), *content])
 
 
 def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) -> Path:
-    """Writes report.html, and each chart as SVG and PNG beside it.
+    """Write report.html, and each chart as SVG and PNG beside it.
 
     Returns:
         Path of report.html.
 
     Raises:
-        StoreError: The folder cannot be written to.
+        StoreError: A file cannot be written.
     """
     names = []
     for chart in charts:
@@ -183,19 +178,19 @@ def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) 
         write_atomic(folder / f"{chart.name}.svg", [chart.svg])
         write_atomic(folder / f"{chart.name}.png", [chart.png])
     css = _CSS.replace("LIGHT", _variables(COLOURS)).replace("DARK", _variables(_DARK))
-    beside = f"Each chart lies beside this page as .svg and .png: {', '.join(names)}."
+    footer = f"Each chart is also in the folder of this page as .svg and .png: {', '.join(names)}."
     document = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{safe(title)}</title>
+<title>{escape(title)}</title>
 <style>{css}</style>
 </head>
 <body>
 {body}
-{element("footer", beside)}
+{element("footer", footer)}
 </body>
 </html>
 """

@@ -1,4 +1,4 @@
-"""The report of `strata layers`: one page on what the layers look like without labels."""
+"""The report of `strata layers`: a page of layer statistics."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from markupsafe import Markup
+
 from pipeline.files import write_atomic
-from pipeline.probing.frame_sample import SLICE
-from pipeline.probing.layer_statistics import OUTLIER, Anatomy, LayerAnatomy
+from pipeline.probing.frame_sample import SLICE_FRAMES
+from pipeline.probing.layer_statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
 from pipeline.probing.report.charts import Chart, Line, Scale, heat_map, layer_lines
 from pipeline.probing.report.html import (
     element,
@@ -24,57 +26,58 @@ from pipeline.probing.report.html import (
 )
 
 _MEANINGS = {
-    "layer": "its number",
-    "norm": "mean length (L2) of a frame",
-    "sd": "standard deviation of that length over frames",
+    "layer": "layer number",
+    "norm": "mean L2 norm of a frame",
+    "sd": "standard deviation of the norm over frames",
     "max |x|": "largest absolute value of a feature in the sample",
-    "dim": "the dimension where that is",
-    "anisotropy": "mean cosine of two frames from different utterances. 0: directions are used "
-    "evenly; 1: all frames point the same way, so that cosines say little (Ethayarajh, 2019)",
-    "smoothness": "mean cosine of neighbouring frames, 20 ms apart; compare it with anisotropy",
+    "dim": "dimension of that feature",
+    "anisotropy": "mean cosine of two frames of different utterances. 0: directions are "
+    "distributed evenly; 1: all frames have one direction, and cosines are not informative "
+    "(Ethayarajh, 2019)",
+    "smoothness": "mean cosine of consecutive frames; compare it with anisotropy",
     "PC 1": "share of the variance along the first principal component",
-    "rank": "effective rank, the number of dimensions that are really used: the exponential of "
-    "the entropy of the shares of variance (Roy and Vetterli, 2007)",
-    "next": "linear CKA (centred kernel alignment) with the layer of the next row: 1 where one "
-    "is the other, turned and scaled (Kornblith et al., 2019)",
+    "rank": "effective rank, the number of dimensions in use: the exponential of the entropy of "
+    "the shares of variance (Roy and Vetterli, 2007)",
+    "next": "linear CKA (centred kernel alignment) with the layer of the next row: 1 if one is a "
+    "rotated and scaled copy of the other (Kornblith et al., 2019)",
 }
 HEAD = tuple(_MEANINGS)
-"""Columns of the table of layers; all of them fit into 80 characters."""
-_DENSE = 0.05  # step at which the scale of the CKA map begins
+"""Columns of the table of layers; together they fit into 80 characters."""
+_SCALE_STEP = 0.05  # the scale of the CKA map starts at a multiple of this
 
 
-def write_anatomy(found: Anatomy, folder: Path) -> Path:
-    """Writes report.html with its charts as SVG and PNG, and layers.json.
+def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
+    """Write report.html with its charts as SVG and PNG, and layers.json.
 
     Returns:
         Path of report.html.
 
     Raises:
-        StoreError: The folder cannot be written to.
+        StoreError: A file cannot be written.
     """
-    text = json.dumps(asdict(found), indent=1, allow_nan=False)
+    text = json.dumps(asdict(statistics), indent=1, allow_nan=False)
     write_atomic(folder / "layers.json", [f"{text}\n".encode()])
-    sizes, directions, spread, cka = charts = charts_of(found)
-    title = "What the layers look like"
+    norms, directions, variance, cka = charts = draw_charts(statistics)
+    title = "Layer statistics"
     body = join(
         [
-            warnings_box(found.warnings),
+            warnings_box(statistics.warnings),
             element("h1", title),
-            element("p", f"{found.encoder}; no labels were used.", kind="lead"),
-            section("Which layers are alike", figure(cka), *_sentences(_likeness(found))),
-            section("Sizes", figure(sizes), *_sentences(_outliers(found))),
+            element("p", f"{statistics.encoder}. Computed without labels.", kind="lead"),
+            section("Similarity of layers", figure(cka), *_paragraphs(_similarity(statistics))),
+            section("Norms", figure(norms), *_paragraphs(_outliers(statistics))),
             section("Directions", figure(directions)),
-            section("Variance", figure(spread)),
-            section("All numbers", table(HEAD, table_rows(found)), facts(_MEANINGS)),
-            section("The sample", _sample(found)),
+            section("Variance", figure(variance)),
+            section("All numbers", table(HEAD, table_rows(statistics)), facts(_MEANINGS)),
+            section("The sample", _sample(statistics)),
         ]
     )
-    return write_page(folder, f"{title}: {found.encoder}", body, charts)
+    return write_page(folder, f"{title}: {statistics.encoder}", body, charts)
 
 
-def table_rows(found: Anatomy) -> list[list[str]]:
-    """A row of text per layer, under `HEAD`."""
-    following = [row[i + 1] for i, row in enumerate(found.cka[:-1])]
+def table_rows(statistics: StoreStatistics) -> list[list[str]]:
+    """Return the cells of the table of layers, one row per layer, with the columns of `HEAD`."""
+    following = [row[i + 1] for i, row in enumerate(statistics.cka[:-1])]
     return [
         [
             str(layer.layer),
@@ -86,122 +89,121 @@ def table_rows(found: Anatomy) -> list[list[str]]:
             _text(layer.smoothness),
             _text(layer.first_component),
             _text(layer.effective_rank, 1),
-            _text(alike),
+            _text(cka),
         ]
-        for layer, alike in zip(found.layers, [*following, None], strict=True)
+        for layer, cka in zip(statistics.layers, [*following, None], strict=True)
     ]
 
 
-def charts_of(found: Anatomy) -> list[Chart]:
-    """Sizes, directions, spread of variance, and the heat map of CKA."""
-    layers = found.layers
+def draw_charts(statistics: StoreStatistics) -> list[Chart]:
+    """Draw norms, directions, variance, and the heat map of CKA."""
+    layers = statistics.layers
     numbers = [layer.layer for layer in layers]
     norm = Line("norm", [a.norm for a in layers], spread=[a.norm_sd for a in layers])
     largest = Line("largest", [a.largest for a in layers], "orange", "s")
-    neighbours = [_number(a.smoothness) for a in layers]
-    strangers = [_number(a.anisotropy) for a in layers]
+    smoothness = [_number(a.smoothness) for a in layers]
+    anisotropy = [_number(a.anisotropy) for a in layers]
     first = [_number(a.first_component) for a in layers]
     rank = [_number(a.effective_rank) for a in layers]
     return [
         layer_lines(
             "sizes",
-            "Norm of a frame, and largest feature, against the layer",
+            "Norm of a frame, and largest feature, by layer",
             numbers,
             {"norm of a frame (mean ± sd)": [norm], "largest |feature|": [largest]},
         ),
         layer_lines(
             "directions",
-            "Mean cosine of neighbouring frames and of frames from different utterances",
+            "Mean cosine of consecutive frames, and of frames of different utterances, by layer",
             numbers,
             {
                 "mean cosine": [
-                    Line("neighbouring frames (smoothness)", neighbours, "green", "^"),
-                    Line("different utterances (anisotropy)", strangers),
+                    Line("consecutive frames (smoothness)", smoothness, "green", "^"),
+                    Line("different utterances (anisotropy)", anisotropy),
                 ]
             },
         ),
         layer_lines(
             "variance",
-            "Variance in the first principal component, and effective rank, against the layer",
+            "Share of variance of the first principal component, and effective rank, by layer",
             numbers,
             {
-                "variance in the first component (share)": [Line("first", first)],
+                "share of variance, component 1": [Line("first", first)],
                 "effective rank (dimensions)": [Line("rank", rank, "orange", "s")],
             },
         ),
-        _cka_chart(found),
+        _cka_chart(statistics),
     ]
 
 
-def _cka_chart(found: Anatomy) -> Chart:
-    known = [value for row in found.cka for value in row if value is not None]
-    low = max(0.0, math.floor(min(known, default=0.0) / _DENSE - 1) * _DENSE)
+def _cka_chart(statistics: StoreStatistics) -> Chart:
+    known = [value for row in statistics.cka for value in row if value is not None]
+    low = max(0.0, math.floor(min(known, default=0.0) / _SCALE_STEP - 1) * _SCALE_STEP)
     return heat_map(
         "cka",
-        "Linear CKA between every two layers",
-        [[_number(value) for value in row] for row in found.cka],
-        [["–" if value is None else f"{value:.2f}" for value in row] for row in found.cka],
-        [str(layer.layer) for layer in found.layers],
+        "Linear CKA of each pair of layers",
+        [[_number(value) for value in row] for row in statistics.cka],
+        [["–" if value is None else f"{value:.2f}" for value in row] for row in statistics.cka],
+        [str(layer.layer) for layer in statistics.layers],
         ("layer", "layer"),
         Scale("linear CKA", low=low),
         upwards=True,
     )
 
 
-def _likeness(found: Anatomy) -> list[str]:
-    """What the heat map shows, in words."""
-    names = [layer.layer for layer in found.layers]
+def _similarity(statistics: StoreStatistics) -> list[str]:
+    """Describe the heat map."""
+    names = [layer.layer for layer in statistics.layers]
     pairs = [
         (value, names[i], names[j])
-        for i, row in enumerate(found.cka)
+        for i, row in enumerate(statistics.cka)
         for j, value in enumerate(row[:i])
         if value is not None
     ]
     if not pairs:
         return ["There are no two layers to compare."]
     value, upper, lower = min(pairs)
-    lines = [f"Least alike are layers {lower} and {upper} (CKA {value:.3f})."]
-    places = {name: i for i, name in enumerate(names)}
-    steps = [pair for pair in pairs if places[pair[1]] - places[pair[2]] == 1]
-    if len(steps) > 1:
-        value, upper, lower = min(steps)
-        lines.append(
-            f"From one layer to the next most changes between {lower} and {upper} ({value:.3f}), "
-        )
-        value, upper, lower = max(steps)
-        lines[-1] += f"and least between {lower} and {upper} ({value:.3f})."
+    lines = [f"Layers {lower} and {upper} are the least similar (CKA {value:.3f})."]
+    index_of = {name: i for i, name in enumerate(names)}
+    adjacent = [pair for pair in pairs if index_of[pair[1]] - index_of[pair[2]] == 1]
+    if len(adjacent) > 1:
+        value, upper, lower = min(adjacent)
+        largest = f"largest between {lower} and {upper} ({value:.3f})"
+        value, upper, lower = max(adjacent)
+        smallest = f"smallest between {lower} and {upper} ({value:.3f})"
+        lines.append(f"The change from one layer to the next is {largest} and {smallest}.")
     return lines
 
 
-def _outliers(found: Anatomy) -> list[str]:
-    """Dimensions that dwarf the others, layer by layer."""
-    named = [_named(layer) for layer in found.layers if layer.outliers]
-    if not named:
-        return [f"No dimension is more than {OUTLIER:g} times as large as the median one."]
+def _outliers(statistics: StoreStatistics) -> list[str]:
+    """Describe the outlier dimensions of each layer."""
+    listed = [_list_outliers(layer) for layer in statistics.layers if layer.outliers]
+    if not listed:
+        return [f"No dimension is more than {OUTLIER_RATIO:g} times as large as the median one."]
     return [
-        f"Outlier dimensions (root mean square at least {OUTLIER:g} times that of the median "
-        f"dimension): {'; '.join(named)}. They rule norms and cosines; standardise the features "
-        "before comparing frames by either."
+        f"Outlier dimensions (root mean square at least {OUTLIER_RATIO:g} times that of the median "
+        f"dimension): {'; '.join(listed)}. They dominate norms and cosines; standardise the "
+        "features before comparing frames by either."
     ]
 
 
-def _named(layer: LayerAnatomy) -> str:
+def _list_outliers(layer: LayerStatistics) -> str:
     listed = ", ".join(f"{item.dim} ({item.ratio:.0f}×)" for item in layer.outliers)
     return f"layer {layer.layer}: {listed}"
 
 
-def _sample(found: Anatomy) -> str:
+def _sample(statistics: StoreStatistics) -> Markup:
     return facts(
         {
-            "store": found.store,
-            "frames": f"{found.n_frames:,} of {found.n_utterances:,} utterances, in slices of up "
-            f"to {SLICE} neighbours, drawn evenly over all frames",
-            "seed": found.seed,
+            "store": statistics.store,
+            "frames": f"{statistics.n_frames:,} of {statistics.n_utterances:,} utterances, in "
+            f"slices of up to {SLICE_FRAMES} consecutive frames, drawn uniformly over all frames",
+            "seed": statistics.seed,
         }
     )
 
 
-def _sentences(lines: Sequence[str]) -> list[str]:
+def _paragraphs(lines: Sequence[str]) -> list[Markup]:
     return [element("p", line) for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""The charts of a sweep: scores, learned weights, learning curves, confusions."""
+"""Charts of a sweep: scores, learned weights, learning curves, confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.probing.report.charts import (
     Chart,
     Line,
     Scale,
-    draw,
     draw_line,
     heat_map,
     layer_axis,
     legend_above,
+    render,
 )
 from pipeline.probing.results import WEIGHTED, HeadResult, Layer, LayerScore, Sweep
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 40
-"""Classes up to which the confusion matrix is drawn."""
+MAX_CLASSES = 40
+"""Largest number of classes of which a confusion matrix is drawn."""
 
 METRICS = {
     "accuracy": "accuracy",
@@ -32,71 +32,71 @@ METRICS = {
     "per": "phone error rate",
     "macro_f1": "macro-F1",
 }
-"""Names of metrics in full."""
+"""Full names of metrics."""
 
 _COLOURS = ("blue", "orange", "green", "purple")
 _DASHES = ("-", "--", "-.", (0, (1, 1)))
 
 
 def metric_name(name: str) -> str:
-    """A metric in words."""
+    """Return the full name of a metric."""
     return METRICS.get(name, name.replace("_", " "))
 
 
 def candidate_name(layer: Layer) -> str:
-    """A candidate in words."""
+    """Return the name of a candidate."""
     if layer == WEIGHTED:
         return "weighted sum"
     return f"layer {layer}" if isinstance(layer, int) else "collapsed layer"
 
 
-def the(layer: Layer) -> str:
-    """A candidate within a sentence."""
+def candidate_in_sentence(layer: Layer) -> str:
+    """Return the name of a candidate, with an article if the name needs one."""
     name = candidate_name(layer)
     return name if isinstance(layer, int) else f"the {name}"
 
 
-def charts_of(sweep: Sweep) -> dict[str, Chart]:
-    """Every chart that a sweep has something for, by name."""
+def draw_charts(sweep: Sweep) -> dict[str, Chart]:
+    """Draw the charts that a sweep has data for, by name."""
     charts = {"scores": scores_chart(sweep), "curves": curves_chart(sweep)}
     if sweep.layer_weights is not None:
         charts["weights"] = weights_chart(sweep)
-    if sweep.confusion is not None and len(sweep.confusion) <= MOST_CLASSES:
+    if sweep.confusion is not None and len(sweep.confusion) <= MAX_CLASSES:
         charts["confusion"] = confusion_chart(sweep)
     return charts
 
 
 def scores_chart(sweep: Sweep) -> Chart:
-    """Dev and test score of every layer, with the weighted sum and the yardsticks as lines."""
+    """Draw dev and test scores by layer, with the weighted sum and the baselines as lines."""
     direction = "higher" if sweep.higher_is_better else "lower"
     metric = metric_name(sweep.metric)
 
-    def act(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         axes = figure.subplots()
         single = [score for score in sweep.scores if score.layer != WEIGHTED]
         places = [score.layer for score in single if isinstance(score.layer, int)]
         if places:
             _draw_scores(axes, places, single)
             layer_axis(axes, places)
-        elif single:  # a collapsed store has one layer, without a number
+        elif single:  # a collapsed store has one layer without a number
             _draw_scores(axes, [0], single)
             axes.set_xticks([0], ["collapsed layer"])
         else:
             axes.set_xticks([])
         axes.set_ylabel(f"{metric} ({direction} is better)")
-        labels = _draw_levels(axes, sweep)
+        labels = _draw_reference_lines(axes, sweep)
         if isinstance(sweep.best, int):
-            _ring(axes, sweep.best, sweep.score(sweep.best).test)
+            _mark_best(axes, sweep.best, sweep.score(sweep.best).test)
         _write_labels(axes, labels)
         if single:
             legend_above(axes)
 
-    alt = f"{metric} on dev and test against the layer, {direction} is better"
-    return draw("scores", alt, 3.9, act)
+    alt = f"{metric} on dev and test by layer, {direction} is better"
+    return render("scores", alt, 3.9, plot)
 
 
 def _draw_scores(axes: Axes, places: list[int], scores: list[LayerScore]) -> None:
-    """Test with its intervals, dev beside it."""
+    """Draw the test scores with their intervals, and the dev scores."""
     dev = Line("dev", [score.dev for score in scores], "orange", "s", hollow=True)
     test = Line("test, 95 % interval", [score.test for score in scores])
     draw_line(axes, places, dev)
@@ -107,15 +107,18 @@ def _draw_scores(axes: Axes, places: list[int], scores: list[LayerScore]) -> Non
     axes.plot(places, low, "_", places, high, "_", color=blue, markersize=5)
 
 
-def _draw_levels(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
-    """Weighted sum and yardsticks as level lines; where their labels belong, what, which colour.
+def _draw_reference_lines(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
+    """Draw the weighted sum and the baselines as horizontal lines.
 
-    A yardstick that lies far off would press all layers into one line; it is named at the edge.
+    A baseline far from the scores would compress the y axis; it gets a label at the edge instead.
+
+    Returns:
+        (y position, text, colour) of the label of each line.
     """
     ends = [value for s in sweep.scores for value in (s.low, s.high, s.test, s.dev)]
     low, high = min(ends), max(ends)
     room = max(high - low, 0.02)
-    near = {n: v for n, v in sweep.yardsticks.items() if low - room <= v <= high + room}
+    near = {n: v for n, v in sweep.baselines.items() if low - room <= v <= high + room}
     levels = [low, high, *near.values()]
     pad = 0.06 * (max(levels) - min(levels)) + 1e-3
     axes.set_ylim(min(levels) - pad, max(levels) + pad)
@@ -129,7 +132,7 @@ def _draw_levels(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
             best = ", best by dev" if score.layer == sweep.best else ""
             text = f"weighted sum {score.test:.3f}\n(dev {score.dev:.3f}{best})"
             labels.append((score.test, text, "green"))
-    for name, value in sweep.yardsticks.items():
+    for name, value in sweep.baselines.items():
         if name in near:
             axes.axhline(value, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
             labels.append((value, f"{name} {value:.3f}", "muted"))
@@ -140,7 +143,7 @@ def _draw_levels(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
 
 
 def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Labels at the right of the lines that they name, moved apart where they would overlap."""
+    """Write the labels to the right of their lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     line = 0.052 * (high - low)
     free = low
@@ -159,7 +162,7 @@ def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
         )
 
 
-def _ring(axes: Axes, place: int, value: float) -> None:
+def _mark_best(axes: Axes, place: int, value: float) -> None:
     axes.plot(
         [place],
         [value],
@@ -173,12 +176,12 @@ def _ring(axes: Axes, place: int, value: float) -> None:
 
 
 def weights_chart(sweep: Sweep) -> Chart:
-    """The learned weight of each layer, with those of each seed."""
+    """Draw the learned weight of each layer: the mean, and each head."""
     weights = sweep.layer_weights or ()
     chosen = sweep.score(WEIGHTED).lr
     heads = [head for head in sweep.heads if head.layer == WEIGHTED and head.lr == chosen]
 
-    def act(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         axes = figure.subplots()
         places = list(sweep.layers)
         axes.bar(places, weights, width=0.7, color=COLOURS["green"], alpha=0.75, label="mean")
@@ -192,21 +195,21 @@ def weights_chart(sweep: Sweep) -> Chart:
                 markerfacecolor=COLOURS["paper"],
                 label="each head" if i == 0 else None,
             )
-        uniform = f"all alike, 1/{len(places)}"
+        uniform = f"uniform, 1/{len(places)}"
         axes.axhline(1 / len(places), color=COLOURS["muted"], linestyle=":", label=uniform)
         layer_axis(axes, places)
         axes.set_ylabel("learned weight")
         legend_above(axes)
 
-    return draw("weights", "Learned weight of each layer in the weighted sum", 2.7, act)
+    return render("weights", "Learned weight of each layer in the weighted sum", 2.7, plot)
 
 
 def curves_chart(sweep: Sweep) -> Chart:
-    """Loss and dev score against the step: four candidates in colour, the rest in grey."""
+    """Draw training loss and dev score by step: four candidates in colour, the others in grey."""
     heads = best_heads(sweep)
-    coloured = _most_telling(sweep)
+    coloured = _highlighted(sweep)
 
-    def act(figure: Figure) -> None:
+    def plot(figure: Figure) -> None:
         panels = figure.subplots(1, 2)
         ordered = sorted(heads, key=lambda layer: layer in coloured)
         grey = "other candidates"
@@ -220,7 +223,7 @@ def curves_chart(sweep: Sweep) -> Chart:
                 style = {"color": COLOURS[_COLOURS[at]], "linestyle": _DASHES[at]}
                 axes.plot(steps, series, linewidth=1.6, label=candidate_name(layer), **style)
             if layer not in coloured:
-                grey = "_"  # named once
+                grey = "_"  # one entry in the legend
             else:
                 panels[1].plot([heads[layer].step], [heads[layer].dev], "o", color=style["color"])
         for axes, label in zip(panels, ("training loss", f"dev {sweep.metric}"), strict=True):
@@ -229,27 +232,27 @@ def curves_chart(sweep: Sweep) -> Chart:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=5)
 
-    alt = "Training loss and dev score against the training step"
-    return draw("curves", alt, 3.2, act)
+    alt = "Training loss and dev score by training step"
+    return render("curves", alt, 3.2, plot)
 
 
 def best_heads(sweep: Sweep) -> dict[Layer, HeadResult]:
-    """The head of each candidate that is best on dev, among those of its chosen learning rate."""
+    """Return the head of each candidate with the best dev score, at the chosen learning rate."""
     sign = 1 if sweep.higher_is_better else -1
-    found = {}
+    heads = {}
     for score in sweep.scores:
         own = [head for head in sweep.heads if (head.layer, head.lr) == (score.layer, score.lr)]
         if own := [head for head in own if _finite(head)]:
-            found[score.layer] = max(own, key=lambda head: sign * head.dev)
-    return found
+            heads[score.layer] = max(own, key=lambda head: sign * head.dev)
+    return heads
 
 
 def _finite(head: HeadResult) -> list[tuple[int, float, float]]:
     return [point for point in head.curve if all(math.isfinite(value) for value in point)]
 
 
-def _most_telling(sweep: Sweep) -> list[Layer]:
-    """The best candidate, the second, the weighted sum and the worst, each once."""
+def _highlighted(sweep: Sweep) -> list[Layer]:
+    """Return the best candidate, the second, the weighted sum and the worst, without repeats."""
     sign = -1 if sweep.higher_is_better else 1
     ranked = [score.layer for score in sorted(sweep.scores, key=lambda score: sign * score.dev)]
     weighted = [layer for layer in ranked if layer == WEIGHTED]
@@ -257,7 +260,7 @@ def _most_telling(sweep: Sweep) -> list[Layer]:
 
 
 def _fit_scale(axes: Axes, values: list[float]) -> None:
-    """A log scale for losses that fall by much: CTC starts in the hundreds."""
+    """Use a log scale for losses that fall by a factor of 30: CTC starts in the hundreds."""
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -265,16 +268,16 @@ def _fit_scale(axes: Axes, values: list[float]) -> None:
 
 
 def confusion_chart(sweep: Sweep) -> Chart:
-    """Test counts of the best candidate; shade is the share of the true class."""
+    """Draw the test counts of the best candidate, shaded by the share of the true class."""
     counts = sweep.confusion or ()
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     label = sweep.labels[0]
     return heat_map(
         "confusion",
-        f"Confusion matrix of {candidate_name(sweep.best)}: what is right against what it said",
+        f"Confusion matrix of {candidate_name(sweep.best)}: true against predicted class",
         shares,
         [[str(count) if count else "" for count in row] for row in counts],
         sweep.classes[0],
-        (f"right {label}", f"predicted {label}"),
-        Scale("share of the right class", power=0.5),
+        (f"true {label}", f"predicted {label}"),
+        Scale("share of the true class", power=0.5),
     )

@@ -1,12 +1,13 @@
-"""The report of a sweep: one page that says which layer to use, and how sure that is."""
+"""The report of a sweep: a page with the best layer, its significance, and all scores."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
+from markupsafe import Markup
+
 from pipeline.probing.report.html import (
-    Markup,
     element,
     facts,
     figure,
@@ -17,102 +18,112 @@ from pipeline.probing.report.html import (
     write_page,
 )
 from pipeline.probing.report.sweep_charts import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     best_heads,
+    candidate_in_sentence,
     candidate_name,
-    charts_of,
+    draw_charts,
     metric_name,
-    the,
 )
-from pipeline.probing.results import WEIGHTED, Sweep
+from pipeline.probing.results import WEIGHTED, Layer, Sweep
 
-CERTAIN = 0.05
-"""p from which a difference is not taken for one."""
-_MOST_PAIRS = 20
+SIGNIFICANCE_LEVEL = 0.05
+"""p-value below which a difference is called significant."""
+_MAX_PAIRS = 20
 _N_EXAMPLES = 8
 
 
 def write_report(sweep: Sweep, folder: Path) -> Path:
-    """Writes report.html, and its charts as SVG and PNG beside it; the same sweep, the same bytes.
+    """Write report.html, and its charts as SVG and PNG beside it. Equal sweeps give equal bytes.
 
     Returns:
         Path of report.html.
 
     Raises:
-        StoreError: The folder cannot be written to.
+        StoreError: A file cannot be written.
     """
-    charts = charts_of(sweep)
+    charts = draw_charts(sweep)
     figures = {name: figure(chart, _CAPTIONS[name]) for name, chart in charts.items()}
-    title = f"Which layer for {sweep.task}?"
+    title = f"Which layer is best for {sweep.task}?"
     body = join(
         [
             warnings_box(sweep.warnings),
             element("h1", title),
-            element("p", answer(sweep), kind="lead"),
-            *(element("p", line) for line in certainty(sweep)),
-            section("Score of each layer", figures["scores"], _scores(sweep), _yardsticks(sweep)),
+            element("p", headline(sweep), kind="lead"),
+            *(element("p", line) for line in significance(sweep)),
+            section("Scores by layer", figures["scores"], _scores(sweep), _baselines(sweep)),
             _weights(sweep, figures.get("weights")),
             section("Learning curves", figures["curves"]),
             _errors(sweep, figures.get("confusion")),
-            section("How to go on", *_next_steps(sweep)),
-            section("What was run", _facts(sweep)),
+            section("Next steps", *_next_steps(sweep)),
+            section("Settings", _facts(sweep)),
         ]
     )
     return write_page(folder, f"{title} {sweep.encoder}", body, charts.values())
 
 
 _CAPTIONS = {
-    "scores": "Intervals: 95 % bootstrap over the test utterances. Dev chose the learning rate, "
-    "the step and the best candidate; test only reports. Band and solid line: the weighted sum on "
-    "test; dashed: on dev. Dotted: yardsticks; an arrow means that one lies outside of the chart.",
+    "scores": "Intervals: 95 % bootstrap over the test utterances. Dev selects the learning rate, "
+    "the step and the best candidate; test is only reported. Band and solid line: the weighted sum "
+    "on test; dashed line: on dev. Dotted lines: baselines; an arrow marks a baseline outside the "
+    "chart.",
     "weights": "Softmax over the layers, mean over the heads of the chosen learning rate. A layer "
-    "of larger norm needs less weight to count as much: a weight is not a layer's importance.",
-    "curves": "The best head of each candidate; dots: the step that dev chose.",
+    "with a larger norm needs less weight for the same effect, so a weight does not measure the "
+    "importance of a layer.",
+    "curves": "The best head of each candidate. Dots: the step with the best dev score.",
     "confusion": "Test utterances of the best candidate, over all seeds and folds.",
 }
 
 
-def answer(sweep: Sweep) -> str:
-    """The result in a sentence."""
+def headline(sweep: Sweep) -> str:
+    """Return the result in a sentence."""
     best = sweep.score(sweep.best)
     return (
-        f"By dev, {the(sweep.best)} is best: test {metric_name(sweep.metric)} {best.test:.3f} "
-        f"(95 % interval {best.low:.3f} to {best.high:.3f}, {sweep.n_test} test utterances)."
+        f"{_capitalised(sweep.best)} has the best dev score: test {metric_name(sweep.metric)} "
+        f"{best.test:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}, {sweep.n_test} test "
+        "utterances)."
     )
 
 
-def certainty(sweep: Sweep) -> list[str]:
-    """How sure it is that the best is the best, in plain words."""
-    found = sweep.comparison
-    if found is None:
+def significance(sweep: Sweep) -> list[str]:
+    """Describe the comparison of the best candidate with the others."""
+    comparison = sweep.comparison
+    if comparison is None:
         return ["There is only one candidate, so there is nothing to compare it with."]
-    best, second = the(found.best), the(found.second)
-    ahead = found.difference if sweep.higher_is_better else -found.difference
-    side = "better" if ahead > 0 else "worse" if ahead < 0 else "neither better nor worse"
-    first = (
-        f"Second by dev is {second}. On test, {best} is {side}"
-        + (f" by {_amount(abs(ahead))}" if ahead else "")
-        + f" (p = {found.p_value:.2g}, {found.test}): "
+    best = candidate_in_sentence(comparison.best)
+    second = candidate_in_sentence(comparison.second)
+    lead = comparison.difference if sweep.higher_is_better else -comparison.difference
+    relation = "better" if lead > 0 else "worse" if lead < 0 else "neither better nor worse"
+    measured = (
+        f"{_capitalised(comparison.second)} has the second-best dev score. On test, {best} is "
+        + relation
+        + (f" by {_amount(abs(lead))}" if lead else "")
+        + f" (p = {comparison.p_value:.2g}, {comparison.test})"
     )
-    if not found.p_value < CERTAIN:
+    if not comparison.p_value < SIGNIFICANCE_LEVEL:
         meaning = (
-            f"the data do not tell {best} from {second}. More test utterances might; "
-            "until then, either will do."
+            f"the difference between {best} and {second} is not significant. Use either, or test "
+            "on more utterances."
         )
-    elif ahead < 0:
-        meaning = f"{second} may be the better choice; a larger dev set would tell."
+    elif lead < 0:
+        meaning = f"{second} may be the better choice; a larger dev set would decide."
     else:
-        meaning = "more than chance explains."
-    lines = [first + meaning]
+        meaning = "the difference is significant."
+    lines = [f"{measured}: {meaning}"]
     score = sweep.score(sweep.best)
-    alike = [
-        the(other.layer)
+    similar = [
+        candidate_in_sentence(other.layer)
         for other in sweep.scores
         if other.layer != sweep.best and score.low <= other.test <= score.high
     ]
-    if alike:
-        lines.append(f"Test scores within the interval of the best: {', '.join(alike)}.")
+    if similar:
+        lines.append(f"Test scores within the interval of the best: {', '.join(similar)}.")
     return lines
+
+
+def _capitalised(layer: Layer) -> str:
+    name = candidate_in_sentence(layer)
+    return name[0].upper() + name[1:]
 
 
 def _amount(value: float) -> str:
@@ -121,8 +132,8 @@ def _amount(value: float) -> str:
 
 def _scores(sweep: Sweep) -> Markup:
     extras = list(dict.fromkeys(name for score in sweep.scores for name in score.extra))
-    head = ["candidate", "learning rate", "dev", "test", "95 % interval", "sd over seeds"]
-    n_seeds = len({made.seed for made in sweep.heads})
+    columns = ["candidate", "learning rate", "dev", "test", "95 % interval", "sd over seeds"]
+    n_seeds = len({head.seed for head in sweep.heads})
     rows = [
         [
             candidate_name(score.layer) + (", best by dev" if score.layer == sweep.best else ""),
@@ -136,96 +147,97 @@ def _scores(sweep: Sweep) -> Markup:
         for score in sweep.scores
     ]
     at = [score.layer for score in sweep.scores].index(sweep.best)
-    return table([*head, *(f"test {metric_name(name)}" for name in extras)], rows, at)
+    return table([*columns, *(f"test {metric_name(name)}" for name in extras)], rows, at)
 
 
-def _yardsticks(sweep: Sweep) -> Markup:
-    if not sweep.yardsticks:
+def _baselines(sweep: Sweep) -> Markup:
+    if not sweep.baselines:
         return Markup()
-    rows = [[name, value] for name, value in sweep.yardsticks.items()]
-    return table(["yardstick", f"test {metric_name(sweep.metric)}"], rows)
+    rows = [[name, value] for name, value in sweep.baselines.items()]
+    return table(["baseline", f"test {metric_name(sweep.metric)}"], rows)
 
 
-def _weights(sweep: Sweep, drawn: Markup | None) -> Markup:
-    if drawn is None or sweep.layer_weights is None:
+def _weights(sweep: Sweep, chart: Markup | None) -> Markup:
+    if chart is None or sweep.layer_weights is None:
         return Markup()
     head = ["layer", *(str(layer) for layer in sweep.layers)]
-    return section("Learned weights", drawn, table(head, [["weight", *sweep.layer_weights]]))
+    return section("Learned weights", chart, table(head, [["weight", *sweep.layer_weights]]))
 
 
-def _errors(sweep: Sweep, drawn: Markup | None) -> Markup:
-    """Confusions of classes, or examples of texts."""
+def _errors(sweep: Sweep, chart: Markup | None) -> Markup:
+    """Return the section with the confusions of classes, or with examples of texts."""
     if sweep.confusion is None:
         return _examples(sweep)
-    parts = [] if drawn is None else [drawn]
-    if len(sweep.confusion) > MOST_CLASSES:
+    parts = [] if chart is None else [chart]
+    if len(sweep.confusion) > MAX_CLASSES:
         note = f"{len(sweep.confusion)} classes are too many to draw; the most frequent confusions:"
         parts.append(element("p", note, kind="note"))
     if len(sweep.confusion) > 10:
-        parts.append(_confused(sweep))
-    return section("What it confuses", *parts)
+        parts.append(_frequent_confusions(sweep))
+    return section("Confusions", *parts)
 
 
-def _confused(sweep: Sweep) -> Markup:
-    """The pairs of classes that are confused most often."""
+def _frequent_confusions(sweep: Sweep) -> Markup:
+    """Return a table of the pairs of classes that are confused most often."""
     counts, names = sweep.confusion or (), sweep.classes[0]
     pairs = [
-        (count, right, said)
-        for right, row in enumerate(counts)
-        for said, count in enumerate(row)
-        if count and right != said
+        (count, true, predicted)
+        for true, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
     ]
     rows = [
-        [names[right], names[said], count, count / sum(counts[right])]
-        for count, right, said in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_MOST_PAIRS]
+        [names[true], names[predicted], count, count / sum(counts[true])]
+        for count, true, predicted in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))
     ]
     if not rows:
         return element("p", "No test utterance was confused.")
-    return table(["right", "predicted", "times", "share of the right class"], rows)
+    heading = ["true class", "predicted class", "count", "share of the true class"]
+    return table(heading, rows[:_MAX_PAIRS])
 
 
 def _examples(sweep: Sweep) -> Markup:
-    """What the best candidate's head says of some test utterances."""
+    """Return the section with references and predictions of some test utterances."""
     head = best_heads(sweep).get(sweep.best)
     if head is None:
         return Markup()
     ids, truth = sweep.test_ids[head.fold], sweep.truth[head.fold]
     step = max(1, len(ids) // _N_EXAMPLES)
     rows = [[ids[i], truth[i], head.predictions[i]] for i in range(0, len(ids), step)[:_N_EXAMPLES]]
-    note = "Evenly spaced test utterances, and what the best head of the best candidate says."
-    listed = table(["utterance", "right", "predicted"], rows)
-    return section("What it says", element("p", note, kind="note"), listed)
+    note = "Evenly spaced test utterances, with the predictions of the best head."
+    examples = table(["utterance", "reference", "predicted"], rows)
+    return section("Example predictions", element("p", note, kind="note"), examples)
 
 
 def _next_steps(sweep: Sweep) -> list[Markup]:
-    """Commands and code that use what was found."""
+    """Return commands and code that use the result."""
     store = shlex.quote(sweep.store)
-    begin = f"import pipeline\n\nstore = pipeline.open_store({sweep.store!r})\n"
+    opening = f"import pipeline\n\nstore = pipeline.open_store({sweep.store!r})\n"
     columns = list(sweep.labels)
     if sweep.best == WEIGHTED:
         use = (
             "import json\n\n"
-            f"{begin}weights = json.load(open('weights.json'))  # beside this page\n"
+            f"{opening}weights = json.load(open('weights.json'))  # in the folder of this page\n"
             "features = store.weighted_sum(store.ids[0], weights)  # [n_frames, dim]\n"
         )
     else:
         layers = "" if sweep.best == "collapsed" else f", layers=[{sweep.best}]"
         use = (
-            f"{begin}features = store.read(store.ids[0]{layers})  # [1, n_frames, dim]\n"
+            f"{opening}features = store.read(store.ids[0]{layers})  # [1, n_frames, dim]\n"
             f"dataset = pipeline.FeatureDataset(store{layers}, columns={columns})\n"
         )
-    parts = [element("p", "Read the best:"), element("pre", use)]
+    parts = [element("p", "Read the best features:"), element("pre", use)]
     if sweep.layer_weights is not None:
         parts += [
             element(
                 "p",
-                "Or write the weighted sum as a store of one layer, which costs its readers no "
-                "more than a layer does (weights.json lies beside this page):",
+                "Or write the weighted sum as a store with one layer, which is as fast to read as "
+                "any single layer (weights.json is in the folder of this page):",
             ),
             element("pre", f"strata collapse {store} OUT weights=weights.json"),
         ]
     more = element("code", f"strata layers {store}")
-    return [*parts, element("p", "What the layers look like without labels: ", more)]
+    return [*parts, element("p", "For statistics of the layers without labels, run ", more)]
 
 
 def _facts(sweep: Sweep) -> Markup:

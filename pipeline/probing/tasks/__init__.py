@@ -1,4 +1,4 @@
-"""The kinds of task: one class per utterance, or a transcript by CTC.
+"""Kinds of task: a class per utterance (`utterance.py`), or a transcript by CTC (`frame.py`).
 
-In: labels and splits. Out: trained heads and baselines, by the trainers. Contract: `tasks.py`.
+In: a store, labels and folds. Out: trained heads, their errors, and baselines. Contract: `base.py`.
 """

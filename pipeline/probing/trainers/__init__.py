@@ -1,4 +1,5 @@
-"""Training of many heads at once: all layers, learning rates and seeds in one pass.
+"""Trainers of many heads at once: all layers, learning rates and seeds in one pass.
 
-In: features and targets. Out: a `HeadResult` per head.
+In: features and labels. Out: a `HeadResult` per head. `pooled.py` trains utterance tasks on the
+stacked heads of `head_stack.py`; `ctc.py` trains frame tasks on the data of `frame_data.py`.
 """

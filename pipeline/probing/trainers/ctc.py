@@ -1,40 +1,40 @@
-"""Frame tasks: linear CTC heads on every layer, all trained in one pass over the features.
+"""Trainer of frame tasks: linear CTC heads on all layers, in one pass over the features.
 
-A head is SUPERB's for phone recognition (`FramewiseLinear`): Linear(dim → 256), Linear(→ symbols)
-and CTC, without augmentation, with Adam at a constant learning rate. Its two layers are multiplied
-out before the frames go through them: the same function, at a fraction of the cost.
+A head is SUPERB's head for phone recognition (`FramewiseLinear`): Linear(dim → 256),
+Linear(→ symbols) and CTC, without augmentation, trained by Adam at a constant learning rate. Its
+two linear layers are multiplied into one before frames go through it: the same function at a
+fraction of the cost. Plain reference: `test_heads_train_as_in_a_plain_loop` in
+tests/probing/test_ctc.py trains both layers, with torch's CTCLoss, and compares the losses.
 
-Features of a batch are read once and serve all heads of a seed. Stored as float16, they are
-computed with in float32. Nothing of a head depends on the heads beside it: its first values come
-from its seed and layer, the order of the data from its seed, and its arithmetic is its own. On a
-CPU, with the same number of threads, that holds to the bit.
+The features of a batch are read once for all heads of a seed, and converted from the stored dtype
+to float32. A head does not depend on the heads trained beside it: its initial parameters depend on
+its seed and layer, and the data order on its seed. On a CPU, with equal numbers of threads, the
+result is bit-identical.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
 from pipeline.feed.dataset import Batch
-from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses
+from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
 from pipeline.heads.modules import FramewiseLinear, WeightedSum
-from pipeline.probing.labels import HeadSpec
-from pipeline.probing.results import WEIGHTED, HeadResult, Layer
-from pipeline.probing.tasks.transcripts import Transcripts
-from pipeline.probing.trainers.frame_feed import FrameFeed, Readout
-from pipeline.store.format.layout import COLLAPSED_LAYER
+from pipeline.probing.metrics import error_rate
+from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Layer, Note, stored_layer
+from pipeline.probing.trainers.frame_data import FrameData, Transcripts
 from pipeline.store.read.features import FeatureStore
 
-Note = Callable[[str], None]
-
-_HEADS_BYTES = 1 << 28  # of the scores and CTC tables of the heads that go through it together
+_CHUNK_BYTES = 1 << 28  # scores and CTC tables of the heads whose loss is computed at once
 
 
-def train_frame_heads(
+def train_ctc_heads(
     store: FeatureStore,
     task: TaskConfig,
     transcripts: Transcripts,
@@ -43,133 +43,158 @@ def train_frame_heads(
     device: torch.device,
     note: Note = lambda line: None,
 ) -> list[HeadResult]:
-    """Trains heads, picks each one's step on dev and scores it on test.
+    """Train heads, select the step of each on dev, and score it on test.
 
     Args:
         store: The features.
-        task: The recipe.
-        transcripts: What is said in the utterances of a fold (`prepare_transcripts`).
-        layers: Layers of the store that are swept: the weighted sum is over these.
-        specs: Heads to train, of this fold; those of one seed share their passes over the data.
-        device: Where to compute.
-        note: Takes a line for people at each evaluation.
+        task: Settings of the task.
+        transcripts: Transcripts of a fold (`prepare_transcripts`).
+        layers: Swept layers of the store; the weighted sum is over these.
+        specs: Heads of this fold. Heads of one seed share their passes over the data.
+        device: Device to train on.
+        note: Called with a progress line at each evaluation.
 
     Returns:
-        A result per head, in the order of `specs`; its predictions are texts, in the order of
+        A result per spec, in their order. Predictions are texts, in the order of
         `transcripts.test`.
     """
-    feed = FrameFeed(store, task, transcripts, _layers_to_read(layers, specs), device)
-    done: dict[HeadSpec, HeadResult] = {}
+    data = FrameData(store, task, transcripts, _layers_to_read(layers, specs), device)
+    results: dict[HeadSpec, HeadResult] = {}
     for seed in dict.fromkeys(spec.seed for spec in specs):
-        heads = [_Head(spec, feed) for spec in dict.fromkeys(specs) if spec.seed == seed]
-        _train(heads, feed, seed, note)
-        texts = feed.transcribe(transcripts.test, [head.best for head in heads])
-        for head, said in zip(heads, texts, strict=True):
-            done[head.spec] = head.result(feed.rate(transcripts.test, said), said)
-    return [done[spec] for spec in specs]
+        heads = [_Head(spec, data) for spec in dict.fromkeys(specs) if spec.seed == seed]
+        _train(heads, data, seed, note)
+        predictions = _transcribe(data, transcripts.test, [head.best for head in heads])
+        for head, texts in zip(heads, predictions, strict=True):
+            results[head.spec] = head.result(_error_rate(data, transcripts.test, texts), texts)
+    return [results[spec] for spec in specs]
 
 
-def untrained_rate(
+def untrained_error_rate(
     store: FeatureStore,
     task: TaskConfig,
     transcripts: Transcripts,
     layer: int,
     device: torch.device,
 ) -> float:
-    """The error rate on test of a head before training: a yardstick.
+    """Return the test error rate of a head before training, a baseline.
 
     Args:
         store: The features.
-        task: The recipe.
-        transcripts: What is said in the utterances of a fold.
-        layer: The layer that it is on.
-        device: Where to compute.
+        task: Settings of the task.
+        transcripts: Transcripts of a fold.
+        layer: Layer of the store that the head reads.
+        device: Device to compute on.
     """
-    feed = FrameFeed(store, task, transcripts, [layer], device)
-    head = _Head(HeadSpec(layer, lr=1.0, seed=0, fold=0), feed)
-    (said,) = feed.transcribe(transcripts.test, [head.best])
-    return feed.rate(transcripts.test, said)
+    data = FrameData(store, task, transcripts, [layer], device)
+    head = _Head(HeadSpec(layer, lr=1.0, seed=0, fold=0), data)
+    (texts,) = _transcribe(data, transcripts.test, [head.best])
+    return _error_rate(data, transcripts.test, texts)
 
 
-def first_values(seed: int, layer: Layer, dim: int, vocab: int, projection: int) -> FramewiseLinear:
-    """A head before training, with torch's usual values: a function of its seed and layer."""
+def initial_head(seed: int, layer: Layer, dim: int, vocab: int, projection: int) -> FramewiseLinear:
+    """Return a head before training, initialised as by torch, from its seed and layer."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(zlib.crc32(f"{seed} {layer}".encode()))
         return FramewiseLinear(dim, vocab, projection)
 
 
-class _Head:
-    """A head under way.
+@dataclass(frozen=True)
+class LinearMap:
+    """A head as one linear map from frames to scores.
 
     Attributes:
-        spec: Which it is.
-        active: Whether it is still trained.
-        best: How it stood where dev was best; its first values until dev has been asked.
-        best_dev: Its error rate there.
+        axis: Index of the head's layer on the layer axis of the frames; unused with `mix`.
+        mix: Weights of all layers, [n_layers], for a weighted sum; else None.
+        weight: [vocab, dim].
+        bias: [vocab].
     """
 
-    def __init__(self, spec: HeadSpec, feed: FrameFeed) -> None:
+    axis: int
+    mix: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Map frames [n_layers, n_frames, dim] to scores [n_frames, vocab]."""
+        if self.mix is None:
+            layer = frames[self.axis]
+        else:
+            layer = torch.matmul(self.mix, frames.flatten(1)).view(frames.shape[1:])
+        return nn.functional.linear(layer, self.weight, self.bias)
+
+
+class _Head:
+    """A head in training.
+
+    Attributes:
+        spec: Its settings.
+        active: Whether training continues.
+        best: The head at its best dev error rate; before the first evaluation, untrained.
+        best_dev: That error rate.
+    """
+
+    def __init__(self, spec: HeadSpec, data: FrameData) -> None:
         self.spec = spec
         self.active = True
-        vocab, device = len(feed.transcripts.vocabulary), feed.device
-        head = first_values(spec.seed, spec.layer, feed.dim, vocab, feed.task.projection)
+        vocab, device = len(data.transcripts.vocabulary), data.device
+        head = initial_head(spec.seed, spec.layer, data.dim, vocab, data.task.projection)
         self._linear = head.to(device)
         self._axis, self._mix = 0, None
         parameters = list(head.parameters())
         if spec.layer == WEIGHTED:
-            self._mix = WeightedSum(len(feed.layers)).to(device)
+            self._mix = WeightedSum(len(data.layers)).to(device)
             parameters += self._mix.parameters()
         else:
-            self._axis = feed.layers.index(_stored(spec.layer))
+            self._axis = data.layers.index(stored_layer(spec.layer))
         self._optimizer = torch.optim.Adam(parameters, lr=spec.lr)
-        self._patience = feed.task.patience
+        self._patience = data.task.patience
         self._losses: list[Tensor] = []
-        self._waited = 0
+        self._evaluations_since_best = 0
         self._best_step = 0
         self._curve: list[tuple[int, float, float]] = []
         self._best_dev_loss = float("inf")
         self.best_dev = float("inf")
         self.best = self.snapshot()
 
-    def readout(self) -> Readout:
-        """The head as one map, for autograd to go back through."""
+    def linear_map(self) -> LinearMap:
+        """Return the head as one linear map, through which autograd reaches its parameters."""
         projector, output = self._linear.projector, self._linear.output
         assert isinstance(projector, nn.Linear)
         weight = output.weight @ projector.weight  # [vocab, dim]
         bias = output.weight @ projector.bias + output.bias
-        return Readout(self._axis, self._mix.weights() if self._mix else None, weight, bias)
+        return LinearMap(self._axis, self._mix.weights() if self._mix else None, weight, bias)
 
     @torch.no_grad()
-    def snapshot(self) -> Readout:
-        """The head as it stands now."""
-        return self.readout()
+    def snapshot(self) -> LinearMap:
+        """Return a copy of the head as one linear map, without gradients."""
+        return self.linear_map()
 
     def step(self, loss: Tensor) -> None:
-        """Moves the head by the gradients it has."""
+        """Update the parameters by their gradients."""
         self._losses.append(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def evaluated(self, step: int, dev: float, dev_loss: float) -> None:
-        """Takes its error rate and its loss on dev, and stops it if it has nothing left to learn.
+    def record(self, step: int, dev: float, dev_loss: float) -> None:
+        """Record the error rate and the loss on dev, and stop if neither improves any more.
 
-        The error rate chooses the step. The loss keeps a head going through the phase, which CTC
-        begins with, in which it says less and less before it says what is right.
+        The error rate selects the step. The loss also counts as an improvement because the error
+        rate rises at first: CTC predicts fewer and fewer symbols before it predicts correct ones.
         """
         loss = float(torch.stack(self._losses).mean())
         self._losses = []
         self._curve.append((step, loss, dev))
-        self._waited += 1
+        self._evaluations_since_best += 1
         if dev < self.best_dev:
             self.best, self.best_dev, self._best_step = self.snapshot(), dev, step
-            self._waited = 0
+            self._evaluations_since_best = 0
         if dev_loss < self._best_dev_loss:
             self._best_dev_loss = dev_loss
-            self._waited = 0
-        self.active = self._waited < self._patience and dev > 0
+            self._evaluations_since_best = 0
+        self.active = self._evaluations_since_best < self._patience and dev > 0
 
-    def result(self, test: float, said: Sequence[str]) -> HeadResult:
-        """The head where it was best."""
+    def result(self, test: float, predictions: Sequence[str]) -> HeadResult:
+        """Return the head at its best dev error rate."""
         mix = self.best.mix
         return HeadResult(
             layer=self.spec.layer,
@@ -180,21 +205,21 @@ class _Head:
             dev=self.best_dev,
             test=test,
             curve=tuple(self._curve),
-            predictions=tuple(said),
+            predictions=tuple(predictions),
             layer_weights=None if mix is None else tuple(mix.tolist()),
         )
 
 
-def _train(heads: Sequence[_Head], feed: FrameFeed, seed: int, note: Note) -> None:
-    """Trains the heads of one seed, until each has stopped or seen all steps."""
-    task, batches = feed.task, feed.epochs(seed)
+def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> None:
+    """Train the heads of one seed until each has stopped or reached the last step."""
+    task, batches = data.task, data.epochs(seed)
     for step in range(1, task.steps + 1):
         active = [head for head in heads if head.active]
         if not active:
             return
-        _step(active, next(batches), feed)
+        _step(active, next(batches), data)
         if step % task.eval_every == 0 or step == task.steps:
-            _evaluate(active, feed, step)
+            _evaluate(active, data, step)
             best = min(heads, key=lambda head: head.best_dev)
             note(
                 f"seed {seed}, step {step} of {task.steps}, {len(active)} heads; best on dev: "
@@ -202,53 +227,72 @@ def _train(heads: Sequence[_Head], feed: FrameFeed, seed: int, note: Note) -> No
             )
 
 
-def _step(heads: Sequence[_Head], batch: Batch, feed: FrameFeed) -> None:
-    """One step of each head on a batch."""
-    for some, losses in _losses(heads, batch, feed, feed.transcripts.train):
+def _step(heads: Sequence[_Head], batch: Batch, data: FrameData) -> None:
+    """Take one step of each head on a batch."""
+    for chunk, losses in _losses(heads, batch, data, data.transcripts.train):
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        for head, loss in zip(some, losses.detach(), strict=True):
+        for head, loss in zip(chunk, losses.detach(), strict=True):
             head.step(loss)
 
 
 def _losses(
-    heads: Sequence[_Head], batch: Batch, feed: FrameFeed, known: Mapping[str, Target]
+    heads: Sequence[_Head], batch: Batch, data: FrameData, targets: Mapping[str, Target]
 ) -> Iterator[tuple[Sequence[_Head], Tensor]]:
-    """The loss of each head on a batch, of as many heads at a time as memory allows."""
-    targets = [known[key] for key in batch.ids]
-    frames, mask = feed.frames(batch), batch.mask.to(feed.device)
-    scores_bytes = mask.numel() * len(feed.transcripts.vocabulary) * 4
-    tables_bytes = len(batch) * ctc_bytes(mask.shape[1], max(len(item) for item in targets))
-    # scores, their log-softmax, the same padded, and a gradient of each
-    at_once = max(1, _HEADS_BYTES // (6 * scores_bytes + tables_bytes))
-    for first in range(0, len(heads), at_once):
-        some = heads[first : first + at_once]
-        scores = torch.stack([head.readout()(frames) for head in some])
-        yield some, ctc_losses(scores.log_softmax(2), mask, targets)
+    """Yield the losses of the heads on a batch, in chunks of heads that fit in memory."""
+    batch_targets = [targets[key] for key in batch.ids]
+    frames, mask = data.frames(batch), batch.mask.to(data.device)
+    scores_bytes = mask.numel() * len(data.transcripts.vocabulary) * 4
+    longest_target = max(len(item) for item in batch_targets)
+    tables_bytes = len(batch) * ctc_bytes(mask.shape[1], longest_target)
+    # 6: scores, log-softmax, padded log-softmax, and the gradient of each
+    n_per_chunk = max(1, _CHUNK_BYTES // (6 * scores_bytes + tables_bytes))
+    for first in range(0, len(heads), n_per_chunk):
+        chunk = heads[first : first + n_per_chunk]
+        scores = torch.stack([head.linear_map()(frames) for head in chunk])
+        yield chunk, ctc_losses(scores.log_softmax(2), mask, batch_targets)
 
 
-def _evaluate(heads: Sequence[_Head], feed: FrameFeed, step: int) -> None:
-    """Asks each head for the dev set: what it says, and its loss."""
-    texts, targets = feed.transcripts.dev, feed.transcripts.dev_targets
-    said = feed.transcribe(texts, [head.snapshot() for head in heads])
+def _evaluate(heads: Sequence[_Head], data: FrameData, step: int) -> None:
+    """Record the error rate and the loss of each head on dev."""
+    texts, targets = data.transcripts.dev, data.transcripts.dev_targets
+    predictions = _transcribe(data, texts, [head.snapshot() for head in heads])
     dev_losses = dict.fromkeys(heads, 0.0)
     with torch.no_grad():
-        for batch in feed.batches(targets) if targets else ():
-            for some, losses in _losses(heads, batch, feed, targets):
-                for head, loss in zip(some, losses.tolist(), strict=True):
+        for batch in data.batches(targets) if targets else ():
+            for chunk, losses in _losses(heads, batch, data, targets):
+                for head, loss in zip(chunk, losses.tolist(), strict=True):
                     dev_losses[head] += loss * len(batch)
-    for head, found in zip(heads, said, strict=True):
-        head.evaluated(step, feed.rate(texts, found), dev_losses[head])
+    for head, predicted in zip(heads, predictions, strict=True):
+        head.record(step, _error_rate(data, texts, predicted), dev_losses[head])
+
+
+@torch.no_grad()
+def _transcribe(
+    data: FrameData, ids: Collection[str], maps: Sequence[LinearMap]
+) -> list[list[str]]:
+    """Decode utterances greedily with each head: [n_heads][n_utterances] texts."""
+    decode = data.transcripts.vocabulary.decode
+    texts: list[dict[str, str]] = [{} for _ in maps]
+    for batch in data.batches(ids):
+        frames = data.frames(batch)
+        ends = np.cumsum(batch.lengths.numpy())[:-1]
+        for linear_map, by_id in zip(maps, texts, strict=True):
+            path = linear_map(frames).argmax(1).cpu().numpy()
+            for key, part in zip(batch.ids, np.split(path, ends), strict=True):
+                by_id[key] = decode(greedy_symbols(part))
+    return [[by_id[key] for key in ids] for by_id in texts]
+
+
+def _error_rate(
+    data: FrameData, references: Mapping[str, str], predictions: Sequence[str]
+) -> float:
+    return error_rate(data.task.metric, list(references.values()), predictions)
 
 
 def _layers_to_read(layers: Sequence[int], specs: Sequence[HeadSpec]) -> list[int]:
-    """Layers that the heads look at, in the order of the sweep."""
+    """Return the layers that the heads need, in the order of the sweep."""
     candidates = {spec.layer for spec in specs}
     if WEIGHTED in candidates:
         return list(layers)
-    wanted = {_stored(layer) for layer in candidates}
-    return [layer for layer in layers if layer in wanted]
-
-
-def _stored(layer: Layer) -> int:
-    """The number in the store of a candidate that is one layer."""
-    return COLLAPSED_LAYER if isinstance(layer, str) else layer
+    needed = {stored_layer(candidate) for candidate in candidates}
+    return [layer for layer in layers if layer in needed]

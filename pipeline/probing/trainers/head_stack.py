@@ -1,10 +1,15 @@
-"""A stack of two-layer linear heads that see the same batches, and its gradients written out.
+"""A stack of two-layer linear heads trained on the same batches, with hand-derived gradients.
 
-A head is `logits = W2 (W1 x + b1) + b2`, x the mean over frames of a layer or of a weighted sum of
-layers. Both layers are linear, so they may be multiplied out, `logits = (W2 W1) x + (W2 b1 + b2)`:
-with few classes that costs a fraction, and the cost no longer grows with the batch. The gradients
-with respect to W1, b1, W2 and b2 are the same either way. They are few enough to be written out,
-which takes half of autograd's time: it makes and throws away tensors as large as all parameters.
+A head is `logits = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of a
+weighted sum of layers. Both layers are linear, so they can be multiplied into one:
+`logits = (W2 W1) x + (W2 b1 + b2)`. With few classes this is much cheaper, and its cost does not
+grow with the batch. The gradients with respect to W1, b1, W2 and b2 are the same either way.
+Computing them here takes half the time of autograd, which allocates tensors as large as all
+parameters.
+
+Plain reference: tests/probing/test_pooled_trainer.py, `test_a_stack_steps_as_autograd_does`, takes
+the same steps with `PooledLinear`, `WeightedSum`, cross-entropy, autograd and torch's Adam, and
+compares losses and parameters, for both ways to compute the gradients.
 """
 
 from __future__ import annotations
@@ -19,17 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.probing.labels import HeadSpec
-from pipeline.probing.results import WEIGHTED, Layer
+from pipeline.probing.results import WEIGHTED, HeadSpec, Layer
 
 
-class Shape(NamedTuple):
+class HeadShape(NamedTuple):
     """Sizes of a head.
 
     Attributes:
-        dim: Features.
-        projection: Width of the layer between.
-        classes: Classes of each label column; logits lie side by side.
+        dim: Features per utterance.
+        projection: Width of the first linear layer.
+        classes: Number of classes of each label column. The logits of all columns are concatenated.
         n_layers: Layers under a weighted sum.
     """
 
@@ -39,20 +43,20 @@ class Shape(NamedTuple):
     n_layers: int
 
     @property
-    def slots(self) -> list[slice]:
-        """Where the logits of each label column lie."""
+    def column_slices(self) -> list[slice]:
+        """Position of the logits of each label column."""
         ends = np.cumsum([0, *self.classes]).tolist()
         return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
-class Readout(NamedTuple):
+class LinearMaps(NamedTuple):
     """Heads as one linear map each, from pooled features to logits.
 
     Attributes:
-        axes: Layers they look at, on the layer axis: one for all heads, or one each.
-        mix: Weights of the layers in place of that, [heads, n_layers]; else None.
-        weight: [heads, classes, dim].
-        bias: [heads, classes, 1].
+        axes: Index of each head's layer on the layer axis; a single index if all heads share it.
+        mix: Weights of all layers, [n_heads, n_layers], for weighted sums; else None.
+        weight: [n_heads, n_classes, dim].
+        bias: [n_heads, n_classes, 1].
     """
 
     axes: tuple[int, ...]
@@ -60,15 +64,15 @@ class Readout(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def seen(self, pooled: Tensor, rows: Tensor) -> Tensor:
-        """The layers that the heads look at, of some utterances.
+    def select_layers(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """Select the layers that the heads read, for some utterances.
 
         Args:
-            pooled: Of all utterances, [n_layers, n_utterances, dim].
-            rows: Which utterances, [n].
+            pooled: Features of all utterances, [n_layers, n_utterances, dim].
+            rows: Positions of the utterances, [n].
 
         Returns:
-            [n_layers, n, dim]: one layer for all heads, one each, or all for weighted sums.
+            [n_selected, n, dim]: one layer for all heads, one per head, or all for weighted sums.
         """
         if self.mix is not None:
             return pooled[:, rows]
@@ -76,162 +80,175 @@ class Readout(NamedTuple):
             return pooled[self.axes[0]][rows].unsqueeze(0)
         return torch.stack([pooled[axis][rows] for axis in self.axes])
 
-    def inputs(self, seen: Tensor) -> Tensor:
-        """What each head sees of layers [n_layers, n, dim]: [heads, n, dim]."""
+    def inputs(self, selected: Tensor) -> Tensor:
+        """Return the input of each head, [n_heads, n, dim], from [n_selected, n, dim]."""
         if self.mix is None:
-            return seen.expand(len(self.weight), -1, -1)
-        return torch.stack([torch.mv(seen.flatten(1).T, mix) for mix in self.mix]).view(
-            len(self.mix), *seen.shape[1:]
+            return selected.expand(len(self.weight), -1, -1)
+        return torch.stack([torch.mv(selected.flatten(1).T, mix) for mix in self.mix]).view(
+            len(self.mix), *selected.shape[1:]
         )
 
-    def scores(self, inputs: Tensor) -> Tensor:
-        """Logits [heads, classes, n] of inputs [heads, n, dim]."""
-        return products(self.weight, inputs.mT).add_(self.bias)
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits [n_heads, n_classes, n] of inputs [n_heads, n, dim]."""
+        return matmul_per_head(self.weight, inputs.mT).add_(self.bias)
 
-    def head(self, number: int) -> Readout:
-        """A copy of one head."""
+    def copy_of(self, number: int) -> LinearMaps:
+        """Return a copy of one head."""
         at = slice(number, number + 1)
         axes = self.axes[at] if len(self.axes) > 1 else self.axes
         mix = None if self.mix is None else self.mix[at].clone()
-        return Readout(axes, mix, self.weight[at].clone(), self.bias[at].clone())
+        return LinearMaps(axes, mix, self.weight[at].clone(), self.bias[at].clone())
 
 
-class Stack:
-    """Heads that are trained together: all of one seed and fold, and all or none weighted sums.
+class HeadStack:
+    """Heads that are trained together: of one seed and fold, all or none on weighted sums.
 
     Attributes:
-        specs: The heads.
+        specs: Settings of the heads.
+        shape: Sizes of each head.
     """
 
     def __init__(
-        self, specs: Sequence[HeadSpec], layers: Sequence[Layer], shape: Shape, device: torch.device
+        self,
+        specs: Sequence[HeadSpec],
+        layers: Sequence[Layer],
+        shape: HeadShape,
+        device: torch.device,
     ) -> None:
-        """Starts as torch's linear layers do.
+        """Initialise the heads as torch initialises linear layers.
 
         Args:
-            specs: The heads.
-            layers: What is on the layer axis of the features.
-            shape: Sizes.
-            device: Where the parameters live.
+            specs: Settings of the heads.
+            layers: Candidates on the layer axis of the features.
+            shape: Sizes of each head.
+            device: Device of the parameters.
         """
         self.specs = list(specs)
         self.shape = shape
-        starts = [first_values(spec.seed, spec.layer, shape) for spec in specs]
-        self._parameters = [torch.stack(parts).to(device) for parts in zip(*starts, strict=True)]
+        initial = [initial_parameters(spec.seed, spec.layer, shape) for spec in specs]
+        self._parameters = [torch.stack(parts).to(device) for parts in zip(*initial, strict=True)]
         axes = () if self.weighted else tuple(layers.index(spec.layer) for spec in specs)
         self._axes = axes[:1] if len(set(axes)) == 1 else axes
-        self._bind(None)
+        self._make_optimizer(None)
 
     @property
     def weighted(self) -> bool:
-        """Whether these are heads on weighted sums."""
+        """Whether the heads are on weighted sums."""
         return self.specs[0].layer == WEIGHTED
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Goes on with these heads only, with the state of their optimiser."""
-        before = self._optimizer.state, self._views
+        """Keep these heads, with their optimizer state, and drop the others."""
+        previous = self._optimizer.state, self._views
         self.specs = [self.specs[i] for i in heads]
         self._parameters = [part[list(heads)] for part in self._parameters]
         self._axes = tuple(self._axes[i] for i in heads) if len(self._axes) > 1 else self._axes
-        self._bind((before[0], [before[1][i] for i in heads]))
+        self._make_optimizer((previous[0], [previous[1][i] for i in heads]))
 
     @torch.no_grad()
-    def readout(self) -> Readout:
-        """The heads, each multiplied out."""
+    def linear_maps(self) -> LinearMaps:
+        """Return the heads, each multiplied into one linear map."""
         project, project_bias, output, output_bias, *_ = self._parameters
-        bias = products(output, project_bias.unsqueeze(2)).add_(output_bias.unsqueeze(2))
+        bias = matmul_per_head(output, project_bias.unsqueeze(2)).add_(output_bias.unsqueeze(2))
         mix = self._parameters[4].softmax(1) if self.weighted else None
-        return Readout(self._axes, mix, products(output, project), bias)
+        return LinearMaps(self._axes, mix, matmul_per_head(output, project), bias)
 
     @torch.no_grad()
     def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """One step of Adam on the mean cross-entropy of a batch, summed over label columns.
+        """Take one step of Adam on the mean cross-entropy of a batch, summed over label columns.
 
         Args:
             pooled: Features of all utterances, [n_layers, n_utterances, dim].
-            labels: Their classes, [n_columns, n_utterances].
-            rows: Utterances of the batch, [batch].
+            labels: Classes of all utterances, [n_columns, n_utterances].
+            rows: Positions of the utterances of the batch, [batch].
 
         Returns:
-            The loss of each head before the step, [heads].
+            The loss of each head before the step, [n_heads].
         """
-        readout = self.readout()
-        seen, wanted = readout.seen(pooled, rows), labels[:, rows]
-        inputs = readout.inputs(seen)
+        maps = self.linear_maps()
+        selected, batch_labels = maps.select_layers(pooled, rows), labels[:, rows]
+        inputs = maps.inputs(selected)
         if self._product_is_cheaper(len(rows)):
-            loss, (left, right) = self._by_product(readout, inputs, wanted)
+            loss, (left, right) = self._gradients_of_product(maps, inputs, batch_labels)
         else:
-            loss, (left, right) = self._one_by_one(inputs, wanted)
-        if readout.mix is not None:
-            self._differentiate_mix(readout.mix, products(left, right), seen)
+            loss, (left, right) = self._gradients_layer_by_layer(inputs, batch_labels)
+        if maps.mix is not None:
+            self._mix_gradients(maps.mix, matmul_per_head(left, right), selected)
         self._optimizer.step()
         return loss
 
-    def _by_product(
-        self, readout: Readout, inputs: Tensor, labels: Tensor
+    def _gradients_of_product(
+        self, maps: LinearMaps, inputs: Tensor, labels: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Fills the gradients, with the layers multiplied out.
+        """Fill the gradients, computing with the multiplied layers.
 
         Args:
-            readout: The heads as they stand.
-            inputs: [heads, batch, dim].
+            maps: The heads.
+            inputs: [n_heads, batch, dim].
             labels: [n_columns, batch].
 
         Returns:
-            Losses, and two factors of the gradient with respect to the inputs.
+            The losses, and two factors of the gradient with respect to the inputs.
         """
         project, project_bias, output = self._parameters[:3]
-        loss, errors = self._loss(readout.scores(inputs), labels)
-        towards_weight = products(errors, inputs)  # [heads, classes, dim]
-        towards_bias = torch.stack([one.sum(1, keepdim=True) for one in errors])
-        products(output.mT, towards_weight, out=self._gradients[0])
-        products(output.mT, towards_bias, out=self._gradients[1].unsqueeze(2))
-        products(towards_weight, project.mT, out=self._gradients[2])
-        self._gradients[2] += towards_bias * project_bias.unsqueeze(1)
-        self._gradients[3].copy_(towards_bias.squeeze(2))
-        return loss, (errors.mT, readout.weight)
+        loss, errors = self._loss(maps.logits(inputs), labels)
+        weight_gradient = matmul_per_head(errors, inputs)  # [n_heads, n_classes, dim]
+        bias_gradient = torch.stack([head.sum(1, keepdim=True) for head in errors])
+        matmul_per_head(output.mT, weight_gradient, out=self._gradients[0])
+        matmul_per_head(output.mT, bias_gradient, out=self._gradients[1].unsqueeze(2))
+        matmul_per_head(weight_gradient, project.mT, out=self._gradients[2])
+        self._gradients[2] += bias_gradient * project_bias.unsqueeze(1)
+        self._gradients[3].copy_(bias_gradient.squeeze(2))
+        return loss, (errors.mT, maps.weight)
 
-    def _one_by_one(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `_by_product`, layer by layer: cheaper with more classes than utterances."""
+    def _gradients_layer_by_layer(
+        self, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Fill the gradients layer by layer: cheaper with more classes than utterances."""
         project, project_bias, output, output_bias = self._parameters[:4]
-        hidden = products(inputs, project.mT).add_(project_bias.unsqueeze(1))
-        logits = products(output, hidden.mT).add_(output_bias.unsqueeze(2))
+        hidden = matmul_per_head(inputs, project.mT).add_(project_bias.unsqueeze(1))
+        logits = matmul_per_head(output, hidden.mT).add_(output_bias.unsqueeze(2))
         loss, errors = self._loss(logits, labels)
-        towards_hidden = products(errors.mT, output)  # [heads, batch, projection]
-        products(towards_hidden.mT, inputs, out=self._gradients[0])
-        torch.stack([one.sum(0) for one in towards_hidden], out=self._gradients[1])
-        products(errors, hidden, out=self._gradients[2])
-        torch.stack([one.sum(1) for one in errors], out=self._gradients[3])
-        return loss, (towards_hidden, project)
+        hidden_gradient = matmul_per_head(errors.mT, output)  # [n_heads, batch, projection]
+        matmul_per_head(hidden_gradient.mT, inputs, out=self._gradients[0])
+        torch.stack([head.sum(0) for head in hidden_gradient], out=self._gradients[1])
+        matmul_per_head(errors, hidden, out=self._gradients[2])
+        torch.stack([head.sum(1) for head in errors], out=self._gradients[3])
+        return loss, (hidden_gradient, project)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each head, and its gradient with respect to the logits."""
+        """Return the cross-entropy of each head and its gradient with respect to the logits."""
         n = logits.shape[2]
         loss = logits.new_zeros(len(logits))
         errors = torch.empty_like(logits)
         ones = logits.new_ones(()).expand(len(logits), 1, n)
-        for slot, wanted in zip(self.shape.slots, labels, strict=True):
-            scores = logits[:, slot].log_softmax(1)
-            place = wanted.expand(len(logits), 1, n)
-            loss -= scores.gather(1, place).mean((1, 2))
-            errors[:, slot] = scores.exp_().scatter_add_(1, place, -ones)
+        for columns, targets in zip(self.shape.column_slices, labels, strict=True):
+            log_probs = logits[:, columns].log_softmax(1)
+            index = targets.expand(len(logits), 1, n)
+            loss -= log_probs.gather(1, index).mean((1, 2))
+            errors[:, columns] = log_probs.exp_().scatter_add_(1, index, -ones)
         return loss, errors.div_(n)
 
-    def _differentiate_mix(self, mix: Tensor, towards_inputs: Tensor, seen: Tensor) -> None:
-        """Fills the gradient of the scalars, whose softmax mixes the layers."""
-        layers = seen.flatten(1)
-        towards_mix = torch.stack([torch.mv(layers, one.flatten()) for one in towards_inputs])
-        pairs = zip(mix, towards_mix, strict=True)
-        surplus = torch.stack([torch.dot(one, other) for one, other in pairs])
-        torch.mul(mix, towards_mix - surplus.unsqueeze(1), out=self._gradients[4])
+    def _mix_gradients(self, mix: Tensor, input_gradient: Tensor, selected: Tensor) -> None:
+        """Fill the gradient of the scalars whose softmax weighs the layers."""
+        layers = selected.flatten(1)
+        weight_gradient = torch.stack([torch.mv(layers, head.flatten()) for head in input_gradient])
+        pairs = zip(mix, weight_gradient, strict=True)
+        means = torch.stack([torch.dot(weights, gradient) for weights, gradient in pairs])
+        torch.mul(mix, weight_gradient - means.unsqueeze(1), out=self._gradients[4])
 
     def _product_is_cheaper(self, batch: int) -> bool:
         dim, projection, classes, _ = self.shape
         both, product = projection * (dim + sum(classes)), dim * sum(classes)
         return projection * product + batch * product < batch * both
 
-    def _bind(self, before: tuple[dict[Tensor, Any], list[list[Tensor]]] | None) -> None:
-        """Gives each head an optimiser's view of its part of the parameters and gradients."""
+    def _make_optimizer(
+        self, previous: tuple[dict[Tensor, Any], list[list[Tensor]]] | None
+    ) -> None:
+        """Make an optimizer with a group per head, whose parameters are views into the stack.
+
+        Args:
+            previous: Optimizer state and views to continue from.
+        """
         self._gradients = [torch.zeros_like(part) for part in self._parameters]
         self._views = [[part[i] for part in self._parameters] for i in range(len(self.specs))]
         for i, views in enumerate(self._views):
@@ -242,33 +259,34 @@ class Stack:
             for spec, views in zip(self.specs, self._views, strict=True)
         ]
         self._optimizer = torch.optim.Adam(groups, fused=True)
-        if before is not None:
-            for views, old_views in zip(self._views, before[1], strict=True):
+        if previous is not None:
+            for views, old_views in zip(self._views, previous[1], strict=True):
                 for view, old in zip(views, old_views, strict=True):
-                    self._optimizer.state[view] = before[0][old]
+                    self._optimizer.state[view] = previous[0][old]
 
 
-def products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Matrix products of the heads, [heads, m, k] times [heads, k, n].
+def matmul_per_head(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Multiply matrices head by head: [n_heads, m, k] @ [n_heads, k, n].
 
-    On a CPU head by head, as all sums are: in other company a batched product or sum rounds
-    differently, and a head must not depend on its neighbours.
+    On a CPU one product per head, and likewise one sum per head elsewhere in this file: batched
+    products and sums round differently for different numbers of heads, and a head must not depend
+    on the heads trained beside it.
     """
     if left.is_cuda:
         return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
     if out is None:
         out = left.new_empty(len(left), left.shape[1], right.shape[2])
-    for one, other, place in zip(left, right, out, strict=True):
-        torch.mm(one, other, out=place)
+    for head_left, head_right, head_out in zip(left, right, out, strict=True):
+        torch.mm(head_left, head_right, out=head_out)
     return out
 
 
-def first_values(seed: int, layer: Layer, shape: Shape) -> list[Tensor]:
-    """Parameters of a head before training, drawn as `nn.Linear` does: of its seed and layer alone.
+def initial_parameters(seed: int, layer: Layer, shape: HeadShape) -> list[Tensor]:
+    """Draw the parameters of a head before training, as `nn.Linear` does, from seed and layer.
 
     Returns:
-        [projection, dim], [projection], [classes, projection], [classes]; and of a weighted sum the
-        scalars [n_layers], zeros.
+        [projection, dim], [projection], [n_classes, projection], [n_classes]; for a weighted sum
+        also the scalars [n_layers], all zero.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer}".encode()))
     values = []

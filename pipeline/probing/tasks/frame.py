@@ -1,0 +1,113 @@
+"""Frame tasks: a transcript per utterance, by CTC over its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import TaskConfig
+from pipeline.probing.labels import Fold, Labels
+from pipeline.probing.metrics import FloatArray, IntArray, error_counts, ratio
+from pipeline.probing.results import HeadResult, HeadSpec, Layer, Note, OnHead, stored_layer
+from pipeline.probing.tasks.base import Task
+from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
+from pipeline.probing.trainers.frame_data import prepare_transcripts
+from pipeline.store.read.features import FeatureStore
+
+VOCABULARY = "vocabulary.json"
+
+
+class FrameTask(Task):
+    """Transcription of utterances, scored by an error rate."""
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        task: TaskConfig,
+        labels: Labels,
+        folds: tuple[Fold, ...],
+        layers: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        """Prepare the transcripts of each fold.
+
+        Args:
+            store: The store.
+            task: Settings of the task.
+            labels: Transcripts of every utterance of the store, in one column.
+            folds: The folds.
+            layers: Swept layers of the store.
+            device: Device to train on.
+
+        Raises:
+            ConfigError: A transcript is missing, a part is empty, or no transcript can be trained
+                on.
+        """
+        self._store, self._task, self._layers, self._device = store, task, layers, device
+        texts = labels.texts[0]
+        self._transcripts = [prepare_transcripts(store, task, fold, texts) for fold in folds]
+        warnings = [line for transcripts in self._transcripts for line in transcripts.warnings]
+        self.warnings = tuple(dict.fromkeys(warnings))
+        self.vocabulary = self._transcripts[0].vocabulary
+        self.classes = (self.vocabulary.symbols,)
+        self.truth = tuple(tuple(part.test.values()) for part in self._transcripts)
+
+    def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
+        """Train fold by fold and seed by seed, so that an interruption keeps what is trained."""
+        for fold, seed in dict.fromkeys((spec.fold, spec.seed) for spec in specs):
+            group = [spec for spec in specs if (spec.fold, spec.seed) == (fold, seed)]
+            heads = train_ctc_heads(
+                self._store,
+                self._task,
+                self._transcripts[fold],
+                self._layers,
+                group,
+                self._device,
+                note,
+            )
+            for spec, head in zip(group, heads, strict=True):
+                on_head(spec, head)
+
+    def sizes(self, fold: int) -> IntArray:
+        """Return the number of symbols of each test utterance."""
+        texts = self._references(fold)
+        return error_counts(self._task.metric, texts, texts)[1]
+
+    def counts(self, head: HeadResult) -> FloatArray:
+        """Return the number of errors in each test utterance."""
+        return self._errors(self._task.metric, head)[0].astype(np.float64)
+
+    def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
+        """Return the word error rate, if the metric is the character error rate."""
+        if self._task.metric != "cer":
+            return {}
+        pairs = [self._errors("wer", head) for head in heads]
+        errors, words = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return {"wer": ratio(errors, words)}
+
+    def baselines(self, layer: Layer) -> dict[str, float]:
+        """Return the error rates of an untrained head and of empty predictions."""
+        rate = untrained_error_rate(
+            self._store, self._task, self._transcripts[0], stored_layer(layer), self._device
+        )
+        return {f"untrained head, layer {layer}": rate, "saying nothing": 1.0}
+
+    def confusion(self, heads: Sequence[HeadResult]) -> None:
+        """Return None: transcripts have no confusion matrix."""
+        return
+
+    def write_files(self, folder: Path) -> None:
+        """Write the vocabulary."""
+        self.vocabulary.save(folder / VOCABULARY)
+
+    def _references(self, fold: int) -> list[str]:
+        return list(self._transcripts[fold].test.values())
+
+    def _errors(self, metric: str, head: HeadResult) -> tuple[IntArray, IntArray]:
+        predictions = [str(text) for text in head.predictions]
+        return error_counts(metric, self._references(head.fold), predictions)

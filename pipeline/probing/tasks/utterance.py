@@ -1,0 +1,145 @@
+"""Utterance tasks: a class per utterance and label column, from pooled features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import TaskConfig
+from pipeline.errors import ConfigError
+from pipeline.probing.baselines import chance, logistic_regression, majority
+from pipeline.probing.labels import Classes, Fold, Labels, classes_of, first_few
+from pipeline.probing.metrics import FloatArray, IntArray, confusion_matrix, macro_f1
+from pipeline.probing.results import HeadResult, HeadSpec, Layer, Note, OnHead, candidate_of
+from pipeline.probing.tasks.base import Task
+from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
+from pipeline.store.read.features import FeatureStore
+
+
+class UtteranceTask(Task):
+    """Classification of utterances. A prediction is correct if all label columns are."""
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        task: TaskConfig,
+        labels: Labels,
+        folds: tuple[Fold, ...],
+        layers: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        """Check the labels and read the pooled features.
+
+        Args:
+            store: The store.
+            task: Settings of the task.
+            labels: Labels of every utterance of the store.
+            folds: The folds.
+            layers: Swept layers of the store.
+            device: Device to train on.
+
+        Raises:
+            ConfigError: A column has fewer than two classes, or a class to be recognised is
+                missing from train.
+        """
+        self._task, self._folds, self._device = task, folds, device
+        self._classes = classes_of(labels)
+        self.classes = self._classes.names
+        self.warnings = _check_classes(self._classes, labels.columns, folds, task)
+        numbers = self._classes.numbers
+        self.truth = tuple(
+            tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in folds
+        )
+        self._data = PooledData(
+            pooled=store.pooled(list(layers)).transpose(0, 1).contiguous(),
+            layers=tuple(candidate_of(layer) for layer in layers),
+            labels=torch.from_numpy(numbers.T.copy()),
+            n_classes=tuple(len(names) for names in self.classes),
+            folds=folds,
+            task=task,
+        )
+
+    def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
+        """Train all heads together."""
+        train_pooled_heads(self._data, specs, self._device, on_head)
+
+    def sizes(self, fold: int) -> IntArray:
+        """Return 1 for each test utterance."""
+        return np.ones(len(self._folds[fold].test), np.int64)
+
+    def counts(self, head: HeadResult) -> FloatArray:
+        """Return 1 for each test utterance that is correct in all label columns."""
+        correct = np.array(head.predictions) == np.array(self.truth[head.fold])
+        return np.asarray(correct.all(1), np.float64)
+
+    def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
+        """Return the macro-F1."""
+        return {"macro_f1": macro_f1(*self._over_folds(heads))}
+
+    def baselines(self, layer: Layer) -> dict[str, float]:
+        """Return the scores of chance, majority class, an untrained head, logistic regression."""
+        axis = self._data.layers.index(layer)
+        scores = {
+            "chance": chance(self._classes),
+            "majority class": majority(self._classes, self._folds),
+            f"untrained head, layer {layer}": untrained_accuracy(self._data, layer),
+        }
+        vectors = self._data.pooled[axis].numpy()
+        score = logistic_regression(vectors, self._classes, self._folds)
+        return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
+
+    def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...]:
+        """Return [reference][prediction] counts in the first label column."""
+        truth, predictions = self._over_folds(heads)
+        matrix = confusion_matrix(truth[:, 0], predictions[:, 0], len(self.classes[0]))
+        return tuple(tuple(row) for row in matrix.tolist())
+
+    def write_files(self, folder: Path) -> None:
+        """Write nothing."""
+
+    def _over_folds(self, heads: Sequence[HeadResult]) -> tuple[IntArray, IntArray]:
+        """Concatenate references and predictions of heads: [n, n_columns] each."""
+        truth = np.concatenate([np.array(self.truth[head.fold], np.int64) for head in heads])
+        predictions = np.concatenate([np.array(head.predictions, np.int64) for head in heads])
+        return truth, predictions
+
+
+def _check_classes(
+    classes: Classes, columns: Sequence[str], folds: Sequence[Fold], task: TaskConfig
+) -> tuple[str, ...]:
+    """Check that there is something to learn, and warn of classes that train lacks.
+
+    Raises:
+        ConfigError: A column has one class only; or train lacks a class of dev or test in a task
+            that is not speaker-independent.
+    """
+    warnings = []
+    for axis, (column, names) in enumerate(zip(columns, classes.names, strict=True)):
+        if len(names) < 2:
+            raise ConfigError(
+                f"column {column!r} has one class only, {names[0]!r}; nothing to learn"
+            )
+        numbers = classes.numbers[:, axis]
+        unseen: set[int] = set()
+        for fold in folds:
+            evaluated = {*numbers[fold.dev].tolist(), *numbers[fold.test].tolist()}
+            unseen |= evaluated - set(numbers[fold.train].tolist())
+        if not unseen:
+            continue
+        listed = first_few([names[number] for number in sorted(unseen)])
+        if not task.speaker_independent:
+            raise ConfigError(
+                f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in "
+                f"train; task {task.name} cannot learn them. Give another split.column, or "
+                "split.column=null to make a split"
+            )
+        warnings.append(
+            f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in train: "
+            "no head can predict them"
+        )
+    return tuple(warnings)

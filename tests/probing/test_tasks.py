@@ -1,0 +1,187 @@
+"""Conformance of tasks to the contract in pipeline/probing/tasks/base.py, for every kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.config import load_sweep_config
+from pipeline.errors import ConfigError
+from pipeline.probing.labels import Fold, Labels, read_labels
+from pipeline.probing.metrics import ratio
+from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
+from pipeline.probing.run import TASK_KINDS
+from pipeline.probing.tasks.base import Task
+from pipeline.store.read.features import FeatureStore, open_store
+from tests.helpers.feature_stores import make_store
+from tests.helpers.planted_stores import planted
+
+CASES = {"utterance": "ks", "frames": "asr"}
+"""A task of each kind, whose labels are the words of the store; a new kind is one line."""
+N, LAYERS, DIM = 60, (1, 2), 16
+WORDS = [("ab", "cd", "bad", "cab")[row % 4] for row in range(N)]
+CPU = torch.device("cpu")
+at = np.arange(N)
+FOLDS = tuple(Fold(at[at % 3 == 0], at[at % 3 == i], at[at % 3 == 3 - i]) for i in (1, 2))
+
+
+@dataclass
+class Case:
+    """A task, and the heads that it trained, in the order of `specs`."""
+
+    kind: str
+    store: FeatureStore
+    task: Task
+    specs: list[HeadSpec]
+    heads: list[HeadResult]
+    notes: list[str]
+
+
+def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
+    """Make the task of a kind for a small store."""
+    config = load_sweep_config(
+        [f"task={CASES[kind]}", "labels=[word]", "task.steps=8", "task.eval_every=4"]
+    )
+    labels = read_labels(store, config.task, config.labels)
+    labels = Labels(labels.columns, (tuple(words),), labels.orders)
+    return TASK_KINDS[kind](store, config.task, labels, FOLDS, LAYERS, CPU)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store whose layer 2 shows the word of an utterance."""
+    root = tmp_path_factory.mktemp("tasks") / "store"
+    make_store(
+        root,
+        [9] * N,
+        layers=LAYERS,
+        dim=DIM,
+        columns=pa.table({"word": WORDS}),
+        features=planted([row % 4 for row in range(N)]),
+    )
+    return open_store(root)
+
+
+@pytest.fixture(scope="module", params=sorted(TASK_KINDS))
+def case(request, store):
+    """A task of every kind with trained heads: two layers and the weighted sum, two folds."""
+    task = make_task(request.param, store)
+    specs = [
+        HeadSpec(layer, 1e-2, seed, fold)
+        for layer in (*LAYERS, WEIGHTED)
+        for seed in (0, 1)
+        for fold in (0, 1)
+    ]
+    trained: dict[HeadSpec, HeadResult] = {}
+    notes: list[str] = []
+    calls: list[HeadSpec] = []
+
+    def on_head(spec, head):
+        calls.append(spec)
+        trained[spec] = head
+
+    task.train(specs, on_head, notes.append)
+    assert sorted(calls, key=str) == sorted(specs, key=str)
+    return Case(request.param, store, task, specs, [trained[spec] for spec in specs], notes)
+
+
+def test_every_kind_has_a_case():
+    """A new kind of task must be tested here."""
+    assert CASES.keys() == TASK_KINDS.keys()
+
+
+def test_a_head_says_which_spec_it_is_of(case):
+    """Layer, learning rate, seed and fold; weights for the weighted sum only, summing to one."""
+    for spec, head in zip(case.specs, case.heads, strict=True):
+        assert HeadSpec(head.layer, head.lr, head.seed, head.fold) == spec
+        assert (head.layer_weights is not None) == (head.layer == WEIGHTED)
+        if head.layer_weights is not None:
+            assert len(head.layer_weights) == len(LAYERS)
+            assert sum(head.layer_weights) == pytest.approx(1)
+
+
+def test_predictions_and_references_are_those_of_the_test_utterances(case):
+    """One of each per test utterance of a fold, in its order, and of one form."""
+    assert len(case.task.truth) == len(FOLDS)
+    for head in case.heads:
+        fold, truth = FOLDS[head.fold], case.task.truth[head.fold]
+        assert len(head.predictions) == len(truth) == len(fold.test)
+        assert {type(item) for item in head.predictions} == {type(item) for item in truth}
+        by_word = {WORDS[row]: truth[i] for i, row in enumerate(fold.test.tolist())}
+        assert [by_word[WORDS[row]] for row in fold.test.tolist()] == list(truth)
+        assert len(set(by_word.values())) == 4
+
+
+def test_counts_and_sizes_give_the_test_score(case):
+    """The ratio of their sums is the score of the head; sizes do not depend on the head."""
+    for head in case.heads:
+        counts, sizes = case.task.counts(head), case.task.sizes(head.fold)
+        assert counts.shape == sizes.shape == FOLDS[head.fold].test.shape
+        assert counts.dtype == np.float64
+        assert (counts >= 0).all()
+        assert (sizes > 0).all()
+        assert ratio(counts, sizes) == pytest.approx(head.test)
+
+
+def test_perfect_predictions_have_the_best_score(case):
+    """All correct if higher is better, no errors otherwise."""
+    head = case.heads[0]
+    perfect = HeadResult(
+        **{**vars(head), "predictions": case.task.truth[head.fold]},
+    )
+    expected = 1.0 if case.task.higher_is_better else 0.0
+    assert ratio(case.task.counts(perfect), case.task.sizes(head.fold)) == expected
+
+
+def test_a_head_depends_on_its_spec_only(case):
+    """Trained without the others, it is equal to the bit."""
+    for number in (3, len(case.specs) - 2):
+        spec = case.specs[number]
+        alone: dict[HeadSpec, HeadResult] = {}
+        make_task(case.kind, case.store).train([spec], alone.__setitem__, lambda _: None)
+        assert alone == {spec: case.heads[number]}
+
+
+def test_extra_scores_and_baselines_are_named_numbers(case):
+    """The same names for all seeds; baselines on any layer that was swept."""
+    runs = [
+        [h for h in case.heads if (h.layer, h.seed) == (layer, seed)]
+        for layer in LAYERS
+        for seed in (0, 1)
+    ]
+    extras = [case.task.extra(run) for run in runs]
+    assert len({frozenset(extra) for extra in extras}) == 1
+    for layer in LAYERS:
+        baselines = case.task.baselines(layer)
+        assert baselines
+        assert all(isinstance(name, str) for name in baselines)
+        assert np.isfinite(list(baselines.values())).all()
+
+
+def test_confusions_count_every_prediction(case):
+    """Square, by the classes of the first label column; or none at all."""
+    matrix = case.task.confusion(case.heads)
+    if matrix is None:
+        return
+    assert np.shape(matrix) == (len(case.task.classes[0]),) * 2
+    assert np.sum(matrix) == sum(len(head.predictions) for head in case.heads)
+
+
+def test_files_are_written_to_the_folder_only(case, tmp_path):
+    """Whatever a task writes is in the folder that it is given; the store stays as it is."""
+    before = sorted(Path(case.store.root).rglob("*"))
+    case.task.write_files(tmp_path)
+    assert all(path.stat().st_size for path in tmp_path.iterdir())
+    assert sorted(Path(case.store.root).rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", sorted(TASK_KINDS))
+def test_labels_that_cannot_be_learned_are_refused_before_training(kind, store):
+    """All labels alike and empty: the constructor raises."""
+    with pytest.raises(ConfigError):
+        make_task(kind, store, words=[""] * N)
