@@ -48,7 +48,7 @@ from pipeline.encoders.windows import Windowing
 from pipeline.extract.encoder_setup import BATCH_S
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
-from pipeline.sources.hub import open_source
+from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
 from pipeline.store.write.documents import write_group
@@ -146,7 +146,10 @@ class Bench:
             self._batches = []
             for unit in range(self.plan.n_units):
                 rows = self.plan.unit_rows(unit)
-                clips = [decode(self.source.audio(row)).waveform for row in rows["row"].to_pylist()]
+                clips = [
+                    decode(self.source.segment(row), 16_000).waveform
+                    for row in rows["row"].to_pylist()
+                ]
                 chosen = make_batches(rows["n_frames"].to_numpy(), MAX_BATCH_FRAMES)
                 self._batches += [[clips[int(i)] for i in batch] for batch in chosen]
         return self._batches

@@ -30,7 +30,7 @@ from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
-from pipeline.sources.hub import open_source
+from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import Layout
 from pipeline.store.write.documents import write_group
 

@@ -33,13 +33,13 @@ import pyarrow as pa
 import soundfile
 
 from pipeline import files
-from pipeline.audio.decode import EncodedAudio
 from pipeline.config import Config, load_config
 from pipeline.events import ObserverGroup
 from pipeline.extract import run
 from pipeline.extract.driver import Driver
 from pipeline.extract.executors.base import Outcome
 from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.sources.base import Segment
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
@@ -77,9 +77,9 @@ class SyntheticSource:
         """Ids in order."""
         return self._ids
 
-    def audio(self, row: int) -> EncodedAudio:
+    def segment(self, row: int) -> Segment:
         """One of 64 clips."""
-        return EncodedAudio(None, self._audio[row * 37 % 64], f"{row}")
+        return Segment(f"{row}", data=self._audio[row * 37 % 64])
 
 
 def _wav(n_samples: int) -> bytes:

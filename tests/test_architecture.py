@@ -30,8 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "store/format": {"errors"},
     "store": {"store/format", *BOTTOM},
-    "audio": {*BOTTOM},
-    "sources": {"audio", "store/format", "config", *BOTTOM},
+    "sources": {"store/format", "config", *BOTTOM},
+    "audio": {"sources", *BOTTOM},
     "encoders": {"store/format", "config", *BOTTOM},
     "heads": {"config", *BOTTOM},
     "feed": {"heads", "store", "store/format", "config", *BOTTOM},
@@ -48,8 +48,8 @@ CONFINED = {
     "hydra": {"config/loading.py"},
     "omegaconf": {"config/loading.py"},
     "matplotlib": {"probing/report/charts.py"},
-    "soundfile": {"audio/decode.py"},
-    "torchcodec": {"audio/decode.py"},
+    "soundfile": {"audio/backends/soundfile.py"},
+    "torchcodec": {"audio/backends/torchcodec.py"},
     "transformers": {"encoders/wav2vec2/huggingface.py"},
 }
 LAZY = {"feed/hf.py"}

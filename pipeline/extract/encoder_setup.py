@@ -20,7 +20,8 @@ from pipeline.encoders.settings import choose_layers, choose_precision, choose_w
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, SourceError
 from pipeline.extract.resources import check_engine
-from pipeline.sources.hub import Source, open_source
+from pipeline.sources.base import Source
+from pipeline.sources.opening import open_source
 from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
@@ -185,7 +186,7 @@ def check_clips(
 
 def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Tensor:
     blocks, held = [], 0
-    for block in decode_blocks(source.audio(row), sample_rate_hz):
+    for block in decode_blocks(source.segment(row), sample_rate_hz):
         blocks.append(block)
         held += len(block)
         if held >= n_samples:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.audio.decode import Decoded, EncodedAudio, decode
+from pipeline.audio.decode import decode
+from pipeline.audio.types import Decoded
 from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
+from pipeline.sources.base import Segment
 from pipeline.store.coordination.worker_failures import Probation
 from pipeline.store.format.layout import Layout
 
@@ -26,7 +28,7 @@ class Job:
         load_encoder: Makes the encoder, in the worker's process.
         max_batch_frames: Bound on the padded frames of a batch.
         threads: CPU threads of a worker.
-        decode: Makes a waveform of encoded audio; tests give one that fails as real ones do.
+        decode: Makes a waveform of a segment; tests give one that fails as real ones do.
     """
 
     root: Path
@@ -35,7 +37,7 @@ class Job:
     load_encoder: Callable[[], Encoder]
     max_batch_frames: int
     threads: int
-    decode: Callable[[EncodedAudio, int], Decoded] = decode
+    decode: Callable[[Segment, int], Decoded] = decode
 
 
 @dataclass(frozen=True)

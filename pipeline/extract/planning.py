@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audio.decode import probe
+from pipeline.audio.probe import probe
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.retry import renew
-from pipeline.sources.hub import Source
+from pipeline.sources.base import Source
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import (
@@ -219,7 +219,7 @@ def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDAr
 
 def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, int, int, int]:
     try:
-        found = probe(source.audio(row), geometry.sample_rate_hz)
+        found = probe(source.segment(row), geometry.sample_rate_hz)
     except AudioError:
         return 0, 0, 0, 0  # the worker finds the reason again, and quarantines it with that
     n_frames = geometry.n_frames(found.n_samples)

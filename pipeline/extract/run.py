@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from pipeline.audio.decode import AUDIO_IDENTITY, Decoded, EncodedAudio, audio_provenance
 from pipeline.audio.decode import decode as decode_audio
+from pipeline.audio.identity import AUDIO_IDENTITY, audio_provenance
+from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError
@@ -33,7 +34,8 @@ from pipeline.extract.planning import Estimate, check_space, estimate, plan_sour
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.retry import quarantined_rows
 from pipeline.extract.worker import Worker
-from pipeline.sources.hub import Source, open_source
+from pipeline.sources.base import Segment, Source
+from pipeline.sources.opening import open_source
 from pipeline.store import index as index_files
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
@@ -90,7 +92,7 @@ def extract(
     config: Config,
     observer: Observer | None = None,
     stop: Stop | None = None,
-    decode: Callable[[EncodedAudio, int], Decoded] = decode_audio,
+    decode: Callable[[Segment, int], Decoded] = decode_audio,
 ) -> Status:
     """Extracts what the store lacks.
 
@@ -98,7 +100,7 @@ def extract(
         config: What to extract, where to, and how.
         observer: Who watches.
         stop: Through which the run can be asked to end.
-        decode: Makes a waveform of encoded audio, in the workers; it pickles.
+        decode: Makes a waveform of a segment, in the workers; it pickles.
 
     Returns:
         The state of the store at the end.

@@ -24,7 +24,8 @@ from pipeline.extract.messages import Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import Filler
 from pipeline.extract.stages.timing import Stopwatch
-from pipeline.sources.hub import Source, open_source
+from pipeline.sources.base import Source
+from pipeline.sources.opening import open_source
 from pipeline.store.coordination.worker_failures import Probation, Trail
 from pipeline.store.format import records
 from pipeline.store.format.records import Record, records_table

@@ -1,4 +1,4 @@
-"""Datasets as records: which utterances there are, where their audio lies, what else is known.
+"""Datasets as records: the utterances, the location of their audio, and their columns.
 
 In: the dataset's configuration. Out: a `Source` of `Segment` records, with a fingerprint and the
 columns to carry. Contract: `base.py`. Nothing here decodes audio; only `hub.py` imports `datasets`.

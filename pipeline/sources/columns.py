@@ -1,14 +1,14 @@
-"""What each row of a dataset's table is: its audio, its id, the columns it carries.
+"""Audio, ids and carried columns of a dataset's table.
 
-Arrow in, Arrow out: no files and no `datasets`. What loops over rows takes some thousand at a time,
-so that a million of them never stand in memory as Python objects.
+Arrow in, Arrow out: no files and no `datasets`. Loops over rows take a few thousand at a time, so
+that a million rows are never in memory as Python objects.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,27 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
+from pipeline.sources.base import Column
 from pipeline.store.format.records import RESERVED_NAMES
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
-_HASHED_AT_ONCE = 1 << 14
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column that travels with the features.
-
-    Attributes:
-        name: As in the dataset.
-        type: Its Arrow type, as a string.
-        class_names: What the integers of a ClassLabel mean; None for any other column.
-    """
-
-    name: str
-    type: str
-    class_names: tuple[str, ...] | None = None
+_BLOCK_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +33,9 @@ class Rows:
         table: All rows and columns.
         class_names: Names of each ClassLabel column.
         audio_column: Column of `table` with paths, encoded bytes, or structs of both.
-        root: Directory that relative paths start from; None where there is none.
-        state: Changes with the table, as far as `datasets` can tell.
-        skipped: Files of an audio folder that are no utterance.
+        root: Directory that relative paths start from; None if there is none.
+        state: Fingerprint that `datasets` gives the table.
+        skipped: Files of the dataset that are not utterances.
     """
 
     table: pa.Table
@@ -59,15 +45,21 @@ class Rows:
     state: str
     skipped: tuple[str, ...] = ()
 
+    def first(self, n: int) -> Rows:
+        """Return the first `n` rows."""
+        return replace(self, table=self.table.slice(0, n))
+
 
 def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Chooses the columns that travel with the features.
+    """Choose the columns to carry into the store.
 
     Returns:
-        The columns to carry, and the names of those left out though the configuration names none.
+        The columns to carry, and, unless the configuration names columns, those that are left
+        out: reserved, nested, binary or empty.
 
     Raises:
-        SourceError: A named column is not there, not plain, or reserved by the store's index.
+        SourceError: A named column does not exist, is not plain, or is reserved by the store's
+            index.
     """
     schema = rows.table.schema
     kept: list[str] = []
@@ -84,7 +76,7 @@ def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...
                 skipped.append(name)
         kept, skipped = ([n for n in part if n != rows.audio_column] for part in (kept, skipped))
     columns = (
-        Column(name, str(_small(schema.field(name).type)), rows.class_names.get(name))
+        Column(name, str(_canonical(schema.field(name).type)), rows.class_names.get(name))
         for name in kept
     )
     return tuple(columns), tuple(skipped)
@@ -101,8 +93,8 @@ def _check_named(name: str, schema: pa.Schema, config: DatasetConfig) -> None:
     kind = schema.field(name).type
     if not _is_plain(kind):
         raise SourceError(
-            f"dataset.columns names {name}, which is {kind}: only numbers, text, truth values, "
-            "times and lists of these can be carried"
+            f"dataset.columns names {name}, which is {kind}: only numbers, text, booleans, times "
+            "and lists of these can be carried"
         )
 
 
@@ -117,33 +109,33 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Says whether an Arrow type is text."""
+    """Return whether an Arrow type is text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _small(kind: pa.DataType) -> pa.DataType:
-    """Text for large_string, list for large_list: which it is depends on the reader's version."""
+def _canonical(kind: pa.DataType) -> pa.DataType:
+    """Return string for large_string and list for large_list: readers differ by version."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_small(kind.value_type))
+        return pa.list_(_canonical(kind.value_type))
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
-def carried(table: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
-    """Returns the chosen columns, with the types that `columns` states."""
+def select_columns(table: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
+    """Return the chosen columns, with the types that `columns` states."""
     table = table.select([column.name for column in columns]).replace_schema_metadata(None)
-    fields = (pa.field(field.name, _small(field.type)) for field in table.schema)
+    fields = (pa.field(field.name, _canonical(field.type)) for field in table.schema)
     return table.cast(pa.schema(fields))
 
 
 def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """Finds the audio of every row.
+    """Find the audio of every row.
 
     Returns:
-        Absolute paths, and encoded bytes if any row has them (None if not); bytes win over paths.
-        Relative paths start from the root.
+        Absolute paths, and encoded bytes if any row has them (None if not). Bytes take precedence
+        over paths. Relative paths start from the root.
 
     Raises:
-        SourceError: The audio column holds neither.
+        SourceError: The audio column holds neither paths nor bytes.
     """
     column = rows.table.column(rows.audio_column)
     kind, data = column.type, None
@@ -161,25 +153,25 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
         data = None
     paths = paths.cast(pa.string())
     if rows.root is not None:
-        elsewhere = pc.match_substring_regex(paths, "^/|://")
-        below = pc.binary_join_element_wise(rows.root.rstrip("/"), paths, "/")
-        paths = pc.if_else(elsewhere, paths, below) if pc.any(elsewhere).as_py() else below
+        is_absolute = pc.match_substring_regex(paths, "^/|://")
+        joined = pc.binary_join_element_wise(rows.root.rstrip("/"), paths, "/")
+        paths = pc.if_else(is_absolute, paths, joined) if pc.any(is_absolute).as_py() else joined
     return paths, data
 
 
 def make_ids(
     config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, data: pa.ChunkedArray | None
 ) -> tuple[str, pa.StringArray]:
-    """Makes an id for every row: of `id_column`, else of the file's path, else of the row.
+    """Make the id of every row: the value of `id_column`, or the file's path, or the row number.
 
-    Bytes whose names are missing or repeat get the row's number. Files never do: a file that is
-    listed twice is a mistake in the list.
+    Row numbers are used for bytes whose names are missing or repeated. They are never used for
+    files: a file that is listed twice is a mistake in the list.
 
     Returns:
         The rule, for the identity, and the ids.
 
     Raises:
-        SourceError: An id is empty or occurs twice.
+        SourceError: An id is empty or not unique.
     """
     if config.id_column is not None:
         require_column(config.id_column, rows.table.column_names, "dataset.id_column")
@@ -188,15 +180,17 @@ def make_ids(
             raise SourceError(
                 f"dataset.id_column={config.id_column} is {column.type}: ids are text or integers"
             )
-        rule, what = f"column {config.id_column}", f"dataset.id_column={config.id_column}"
+        rule, origin = f"column {config.id_column}", f"dataset.id_column={config.id_column}"
         ids = column.cast(pa.string())
     else:
-        rule, what, ids = "path", "the audio's path", _path_ids(paths, rows.root)
+        rule, origin, ids = "path", "the audio's path", _path_ids(paths, rows.root)
         if data is not None and (ids.null_count or _has_duplicates(ids)):
             rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
     n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
     if n_empty:
-        raise SourceError(f"{what} is empty in {n_empty} of {len(ids)} rows: every row needs an id")
+        raise SourceError(
+            f"{origin} is empty in {n_empty} of {len(ids)} rows: every row needs an id"
+        )
     if _has_duplicates(ids):
         counts = pc.value_counts(ids)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
@@ -204,33 +198,33 @@ def make_ids(
         if config.id_column is not None:
             remedy += "; without it the file's path is the id"
         raise SourceError(
-            f"{what} is not unique: {len(repeated)} ids occur more than once "
-            f"({some(repeated)}); {remedy}"
+            f"{origin} is not unique: {len(repeated)} ids occur more than once "
+            f"({first_values(repeated)}); {remedy}"
         )
     return rule, pa.concat_arrays(ids.chunks)
 
 
 def _path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
-    """Each path relative to `root`, or the file's name where it lies elsewhere."""
+    """Return each path relative to `root`, or the file's name if it is not below `root`."""
     if root is None:
         return pc.replace_substring_regex(paths, r"^.*/", "")
     prefix = root.rstrip("/") + "/"
     inside = pc.starts_with(paths, prefix)
-    below = pc.utf8_slice_codeunits(paths, start=len(prefix))
+    relative = pc.utf8_slice_codeunits(paths, start=len(prefix))
     if pc.all(inside).as_py():
-        return below
-    return pc.if_else(inside, below, pc.replace_substring_regex(paths, r"^.*/", ""))
+        return relative
+    return pc.if_else(inside, relative, pc.replace_substring_regex(paths, r"^.*/", ""))
 
 
 def _has_duplicates(values: pa.ChunkedArray) -> bool:
-    """Whether a value occurs twice.
+    """Return whether a value occurs twice.
 
-    Told by hashes, which take 8 bytes a value where a table of the values takes 150; only where
-    two hashes are equal do the values themselves decide.
+    Hashes are compared first: 8 bytes a value, where a table of the values takes 150. The values
+    themselves are compared only if two hashes are equal.
     """
     hashes = np.empty(len(values), np.int64)
-    for start in range(0, len(values), _HASHED_AT_ONCE):
-        part = [hash(value) for value in values.slice(start, _HASHED_AT_ONCE).to_pylist()]
+    for start in range(0, len(values), _BLOCK_ROWS):
+        part = [hash(value) for value in values.slice(start, _BLOCK_ROWS).to_pylist()]
         hashes[start : start + len(part)] = part
     hashes.sort()
     if not (hashes[1:] == hashes[:-1]).any():
@@ -239,7 +233,7 @@ def _has_duplicates(values: pa.ChunkedArray) -> bool:
 
 
 def require_column(name: str, names: Sequence[str], setting: str, hint: str = "") -> None:
-    """Raises SourceError, with the nearest name and all there are, if a column is not there."""
+    """Raise SourceError, with the nearest name and all names, if a column does not exist."""
     if name in names:
         return
     near = difflib.get_close_matches(name, names, 1)
@@ -250,7 +244,7 @@ def require_column(name: str, names: Sequence[str], setting: str, hint: str = ""
     )
 
 
-def some(values: pa.ChunkedArray) -> str:
-    """Names the first three of some values."""
+def first_values(values: pa.ChunkedArray) -> str:
+    """Return the first three values and the number of the others, for messages."""
     shown = ", ".join(str(value) for value in values.slice(0, 3).to_pylist())
     return shown + (f" and {len(values) - 3} more" if len(values) > 3 else "")

@@ -1,19 +1,29 @@
-"""The audio files of a directory tree: which there are, which split, which label.
+"""An audio folder: its files, splits and labels, or the rows of its metadata.
 
-Lists what `datasets`' audiofolder loader would pass over by name: files with an extension that it
-does not know (.aac, .m4a), and, as soon as one path says train, dev or test, all that do not.
-Nothing is opened here, so a file that nobody can decode is still found and can be reported.
+Columns and labels are those that `datasets`' audiofolder loader makes. The files are listed here
+because that loader ignores extensions that it does not know (.aac, .m4a) and, as soon as one path
+contains train, dev or test, every path that does not. No audio file is opened, so a file that
+cannot be decoded is found and can be reported.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
+from pipeline.sources import hub
+from pipeline.sources.columns import Rows, first_values, is_text, require_column
+from pipeline.sources.location import describe_location, existing_path
+from pipeline.sources.tabular import TabularSource
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
 
 AUDIO_EXTENSIONS = frozenset(
     (
@@ -26,20 +36,52 @@ AUDIO_EXTENSIONS = frozenset(
         *(".wv", ".wve", ".xi"),
     )
 )
-"""What counts as audio, decodable here or not."""
+"""Extensions of audio files, including formats that cannot be decoded here."""
 
 _METADATA_NAMES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
 _SPLIT_NAMES = frozenset(
     ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
 )
-_NAMES_AT_ONCE = 1 << 14
+_BLOCK_NAMES = 1 << 14
+
+
+def open_folder(config: DatasetConfig) -> TabularSource:
+    """Open every audio file under `dataset.path`, or the rows of the folder's metadata.
+
+    Raises:
+        SourceError: The folder is missing or holds no audio, the split does not exist, or the
+            metadata is wrong; see also `TabularSource`.
+    """
+    root = existing_path(config, directory=True)
+    files = list_files(root)
+    prefix = split_prefix(config.split, files)
+    metadata_files = [
+        file for file in files if is_metadata(file) and (file.startswith(prefix) or "/" not in file)
+    ]
+    files = [file for file in files if file.startswith(prefix) and file not in metadata_files]
+    if metadata_files:
+        table, class_names, state = _read_metadata(root, metadata_files)
+        table = table.filter(pc.starts_with(table.column("file_name"), prefix))
+        _require_files(table.column("file_name"), files, root)
+        used = set(table.column("file_name").to_pylist())
+        skipped = [file for file in files if file not in used]
+    else:
+        state = "files"
+        skipped = [file for file in files if not is_audio(file)]
+        table, class_names = table_without_metadata([file for file in files if is_audio(file)])
+    if not len(table):
+        raise SourceError(
+            f"{describe_location(config)} holds no audio file ({len(skipped)} other files)"
+        )
+    rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped))
+    return TabularSource(config, rows)
 
 
 def list_files(root: Path) -> list[str]:
-    """Lists every file below a directory, in the order of their paths.
+    """List every file below a directory, in the order of their paths.
 
-    Hidden files and directories (.name, __name) are left out; links are followed, except to a
-    directory that the link lies in.
+    Hidden files and directories (.name, __name) are left out. Links are followed, except to a
+    directory that contains the link.
 
     Args:
         root: The directory.
@@ -48,7 +90,7 @@ def list_files(root: Path) -> list[str]:
         Paths relative to `root`, with forward slashes.
 
     Raises:
-        SourceError: A directory cannot be read, or a name is not text.
+        SourceError: A directory cannot be read, or a name is not UTF-8.
     """
     found: list[str] = []
     pending = [""]
@@ -57,14 +99,14 @@ def list_files(root: Path) -> list[str]:
             prefix = pending.pop()
             with os.scandir(root / prefix) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "__")) or _leads_back(entry):
+                    if entry.name.startswith((".", "__")) or _is_loop(entry):
                         continue
                     if entry.is_dir():
                         pending.append(f"{prefix}{entry.name}/")
                     else:
                         found.append(prefix + entry.name)
-        for start in range(0, len(found), _NAMES_AT_ONCE):
-            "".join(found[start : start + _NAMES_AT_ONCE]).encode()
+        for start in range(0, len(found), _BLOCK_NAMES):
+            "".join(found[start : start + _BLOCK_NAMES]).encode()
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from error
     except UnicodeEncodeError as error:
@@ -74,28 +116,28 @@ def list_files(root: Path) -> list[str]:
 
 
 def is_audio(file: str) -> bool:
-    """Says whether the extension is one of audio."""
+    """Return whether the extension is that of an audio file."""
     return os.path.splitext(file)[1].lower() in AUDIO_EXTENSIONS  # noqa: PTH122 - Path() is slow
 
 
 def is_metadata(file: str) -> bool:
-    """Says whether this is a folder's table of files and labels."""
+    """Return whether the file is a folder's table of files and labels."""
     return file.rpartition("/")[2] in _METADATA_NAMES
 
 
 def split_prefix(split: str | None, files: list[str]) -> str:
-    """Finds the top-level directory that a split names.
+    """Find the top-level directory of a split.
 
     Args:
         split: Name of the split; None for everything.
-        files: Relative paths, as `list_files` gives them.
+        files: Relative paths, as returned by `list_files`.
 
     Returns:
-        What the paths of the split start with: `"test/"`, or `""` for all files. That is so for
-        `train` as well where no directory has the name of a split, as `datasets` has it.
+        Prefix of the split's paths: `"test/"`, or `""` for all files. `train` means all files,
+        as in `datasets`, if no directory has the name of a split.
 
     Raises:
-        SourceError: No directory has this name; the message lists those there are.
+        SourceError: No directory has this name; the message lists the directories.
     """
     if split is None:
         return ""
@@ -106,21 +148,21 @@ def split_prefix(split: str | None, files: list[str]) -> str:
         return ""
     shown = ", ".join(directories[:10]) + (" …" if len(directories) > 10 else "")
     raise SourceError(
-        f"dataset.split={split} is no directory at the top of the audio folder; "
-        + (f"there are {shown}" if directories else "there is none")
+        f"dataset.split={split} is not a directory at the top of the audio folder; "
+        + (f"there are {shown}" if directories else "it has no directories")
     )
 
 
 def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
-    """Makes the table of a folder that has no metadata file.
+    """Make the table of a folder that has no metadata file.
 
     Args:
         files: Relative paths of audio files.
 
     Returns:
-        A table of `file_name` and, where all files lie equally deep in at least two directories,
-        `label`: the index of the directory's name among the sorted names. Then the names of each
-        label column.
+        A table of `file_name`, with `label` if all files lie equally deep in at least two
+        directories: the index of the directory's name among the sorted names. Then the names of
+        each label column.
     """
     names = pa.array(files, pa.string())
     table = pa.table({"file_name": names})
@@ -135,7 +177,66 @@ def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[
     return table.append_column("label", label), {"label": labels}
 
 
-def _leads_back(entry: os.DirEntry[str]) -> bool:
+def _read_metadata(
+    root: Path, metadata_files: list[str]
+) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:
+    """Concatenate a folder's metadata files; `file_name` becomes relative to the folder.
+
+    Returns:
+        The table, the names of each ClassLabel column, and the state of all files.
+    """
+    tables: list[pa.Table] = []
+    states: list[str] = []
+    class_names: dict[str, tuple[str, ...]] = {}
+    for file in metadata_files:
+        table, file_class_names, state = hub.arrow_of(hub.read_table(root / file))
+        require_column("file_name", table.column_names, str(root / file))
+        paths = _normalised(table.column("file_name"), f"file_name in {root / file}")
+        directory = file.rpartition("/")[0]
+        if directory:
+            paths = pc.binary_join_element_wise(directory, paths, "/")
+        place = table.schema.get_field_index("file_name")
+        tables.append(table.set_column(place, "file_name", paths))
+        states.append(state)
+        class_names.update(file_class_names)
+    schemas = [table.schema.remove_metadata() for table in tables]
+    for file, schema in zip(metadata_files, schemas, strict=True):
+        if schema != schemas[0]:
+            raise SourceError(
+                f"{root / file} and {root / metadata_files[0]} differ in their columns: "
+                f"{hub.one_line(schema)} against {hub.one_line(schemas[0])}"
+            )
+    return pa.concat_tables(tables), class_names, json.dumps(states)
+
+
+def _normalised(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Normalise relative paths; refuse empty ones and those that lead out of the folder."""
+    if not is_text(paths.type):
+        raise SourceError(f"{name} is {paths.type}, not text")
+    paths = paths.cast(pa.string())
+    if paths.null_count:
+        raise SourceError(f"{name} is empty in {paths.null_count} of {len(paths)} rows")
+    outside = paths.filter(pc.match_substring_regex(paths, r"^/|://|(^|/)\.\.(/|$)"))
+    if len(outside):
+        raise SourceError(
+            f"{name} leads out of the folder: {first_values(outside)}; use dataset=manifest for "
+            "such files"
+        )
+    return pc.replace_substring_regex(paths, r"(^|/)(\.?/)+", r"\1")
+
+
+def _require_files(paths: pa.ChunkedArray, files: list[str], root: Path) -> None:
+    exists = pc.is_in(paths, value_set=pa.array(files, pa.string()))
+    missing = paths.filter(pc.invert(exists))
+    if len(missing):
+        raise SourceError(
+            f"the metadata of {root} names {len(missing)} files that do not exist: "
+            f"{first_values(missing)}; remove their rows or add the files"
+        )
+
+
+def _is_loop(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link to a directory that contains it."""
     if not entry.is_symlink() or not entry.is_dir():
         return False
     path = Path(entry.path)

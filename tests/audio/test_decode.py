@@ -14,29 +14,29 @@ import soundfile
 import torch
 import torchaudio
 
-from pipeline.audio import decode as audio_module
-from pipeline.audio.decode import (
-    AUDIO_IDENTITY,
-    EncodedAudio,
-    audio_provenance,
-    decode,
-    probe,
-)
+from pipeline.audio.decode import decode
+from pipeline.audio.identity import AUDIO_IDENTITY, audio_provenance
+from pipeline.audio.probe import probe
+from pipeline.audio.resample import resampled_length
 from pipeline.errors import AudioError
+from pipeline.sources.base import Segment
 from tests.helpers.audio_files import mp3_without_length, speechlike, write
 
 FFMPEG = audio_provenance()["ffmpeg"]
 
 
-def of(source) -> EncodedAudio:
+RATE_HZ = 16_000
+
+
+def of(source) -> Segment:
     if isinstance(source, bytes):
-        return EncodedAudio(None, source)
-    return EncodedAudio(str(source), None)
+        return Segment("clip", data=source)
+    return Segment("clip", str(source))
 
 
 def reason(source) -> str:
     with pytest.raises(AudioError) as caught:
-        decode(of(source))
+        decode(of(source), RATE_HZ)
     return str(caught.value)
 
 
@@ -58,7 +58,7 @@ def reason(source) -> str:
 def test_sample_formats_decode_to_the_samples_written(tmp_path, name, subtype, step):
     """Every sample format gives back the written values, within its own step, as float32 mono."""
     sound = speechlike(3001)
-    decoded = decode(of(write(tmp_path / name, sound, subtype=subtype)))
+    decoded = decode(of(write(tmp_path / name, sound, subtype=subtype)), RATE_HZ)
     assert decoded.waveform.dtype == torch.float32
     assert decoded.waveform.shape == (3001,)
     assert np.abs(decoded.waveform.numpy() - sound).max() <= step
@@ -69,7 +69,7 @@ def test_sample_formats_decode_to_the_samples_written(tmp_path, name, subtype, s
 def test_header_tells_the_decoded_length(tmp_path, name, rate_hz, n_channels):
     """For every container, rate and channel count, probe and decode agree on all they share."""
     path = write(tmp_path / name, speechlike(rate_hz // 4 + 7, n_channels), rate_hz)
-    header, decoded = probe(of(path)), decode(of(path))
+    header, decoded = probe(of(path), RATE_HZ), decode(of(path), RATE_HZ)
     assert header.n_samples == len(decoded.waveform) > 0
     assert header.source_rate_hz == decoded.source_rate_hz == rate_hz
     assert header.n_channels == decoded.n_channels == n_channels
@@ -80,8 +80,10 @@ def test_header_tells_the_decoded_length(tmp_path, name, rate_hz, n_channels):
 def test_bytes_equal_the_file(tmp_path, name):
     """The same encoded audio gives the same waveform and header from memory and from disk."""
     path = write(tmp_path / name, speechlike(5000, 2), 24000)
-    assert torch.equal(decode(of(path)).waveform, decode(of(path.read_bytes())).waveform)
-    assert probe(of(path)) == probe(of(path.read_bytes()))
+    assert torch.equal(
+        decode(of(path), RATE_HZ).waveform, decode(of(path.read_bytes()), RATE_HZ).waveform
+    )
+    assert probe(of(path), RATE_HZ) == probe(of(path.read_bytes()), RATE_HZ)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 22050, 24000, 32000, 44100, 48000, 96000])
@@ -91,8 +93,8 @@ def test_resampling_equals_torchaudio_bit_for_bit(tmp_path, rate_hz):
         path = write(tmp_path / "a.wav", speechlike(n_samples), rate_hz, "FLOAT")
         plain = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         expected = torchaudio.functional.resample(plain, rate_hz, 16000)
-        assert torch.equal(decode(of(path)).waveform, expected)
-        assert probe(of(path)).n_samples == len(expected)
+        assert torch.equal(decode(of(path), RATE_HZ).waveform, expected)
+        assert probe(of(path), RATE_HZ).n_samples == len(expected)
         assert len(expected) == math.ceil(16000 * n_samples / rate_hz)
 
 
@@ -108,13 +110,13 @@ def test_resampled_length_follows_the_resampler(n_source, source_hz, target_hz):
     kept = torch.empty(1, device="meta").expand(n_windows * up)[
         : torch.ceil(torch.as_tensor(up * n_source / down)).long()
     ]
-    assert audio_module._resampled_length(n_source, source_hz, target_hz) == len(kept)
+    assert resampled_length(n_source, source_hz, target_hz) == len(kept)
 
 
 def test_channels_are_averaged(tmp_path):
     """Mono is the mean over channels, also across the blocks in which a long file is read."""
     sound = speechlike(50_000, 3)
-    decoded = decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT")))
+    decoded = decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ)
     assert decoded.n_channels == 3
     assert torch.allclose(decoded.waveform, torch.from_numpy(sound).mean(dim=1), atol=1e-7)
 
@@ -123,7 +125,8 @@ def test_float_samples_beyond_one_are_kept(tmp_path):
     """A loud float file is neither clipped nor scaled."""
     sound = speechlike(1000) * 8
     assert np.array_equal(
-        decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT"))).waveform.numpy(), sound
+        decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ).waveform.numpy(),
+        sound,
     )
 
 
@@ -156,11 +159,11 @@ def test_what_is_not_there_is_refused_with_its_reason(tmp_path, read):
         of(empty): "empty (0 bytes)",
         of(b""): "empty (0 bytes)",
         of(sampleless): "holds no samples",
-        EncodedAudio(None, None): "neither a path nor bytes",
+        Segment("clip"): "neither a path nor bytes",
     }
     for encoded, words in cases.items():
         with pytest.raises(AudioError, match=words.replace("(", r"\(").replace(")", r"\)")) as e:
-            read(encoded)
+            read(encoded, RATE_HZ)
         assert str(tmp_path) not in str(e.value)
 
 
@@ -178,7 +181,7 @@ def test_without_ffmpeg_the_reason_gives_the_advice(content):
 def test_with_ffmpeg_torchcodec_reads_what_soundfile_cannot(tmp_path):
     """A variable bit rate mp3 without a length, which soundfile cuts short, is read whole."""
     sound = np.concatenate([speechlike(40_000), np.zeros(80_000, np.float32)])
-    assert len(decode(of(mp3_without_length(sound))).waveform) >= len(sound)
+    assert len(decode(of(mp3_without_length(sound)), RATE_HZ).waveform) >= len(sound)
 
 
 def test_a_wav_that_promises_too_much_gives_what_is_there(tmp_path):
@@ -187,9 +190,9 @@ def test_a_wav_that_promises_too_much_gives_what_is_there(tmp_path):
     size_at = encoded.index(b"data") + 4
     for claimed in (10**6, 0xFFFFFFFF):
         encoded[size_at : size_at + 4] = struct.pack("<I", claimed)
-        assert probe(of(bytes(encoded))).n_samples == 4000
-        assert len(decode(of(bytes(encoded))).waveform) == 4000
-    assert len(decode(of(bytes(encoded[:-1001]))).waveform) == 3499
+        assert probe(of(bytes(encoded)), RATE_HZ).n_samples == 4000
+        assert len(decode(of(bytes(encoded)), RATE_HZ).waveform) == 4000
+    assert len(decode(of(bytes(encoded[:-1001])), RATE_HZ).waveform) == 3499
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.opus"])
@@ -201,7 +204,7 @@ def test_damage_in_the_middle_is_refused(tmp_path, name):
         encoded[:middle] + bytes(300) + encoded[middle + 300 :],
         encoded[:middle] + encoded[middle + 300 :],
     ):
-        assert probe(of(damaged)).n_samples == 48_000
+        assert probe(of(damaged), RATE_HZ).n_samples == 48_000
         words = reason(damaged).split()
         assert words[:4] == ["decoding", "stopped", "after", "sample"]
         assert 0 < int(words[4]) < int(words[6].rstrip(":")) == 48_000
@@ -217,7 +220,7 @@ def test_a_flac_with_a_tag_behind_it_is_whole(tmp_path):
     """Foreign bytes behind the last frame do not count as damage."""
     sound = speechlike(10_001)
     encoded = write(tmp_path / "a.flac", sound, subtype="PCM_24").read_bytes()
-    decoded = decode(of(encoded + b"TAG" + bytes(range(125))))
+    decoded = decode(of(encoded + b"TAG" + bytes(range(125))), RATE_HZ)
     assert np.abs(decoded.waveform.numpy() - sound).max() <= 2**-23
 
 
@@ -227,8 +230,8 @@ def test_a_flac_of_another_length_than_it_says(tmp_path, claimed, expected):
     encoded = bytearray(write(tmp_path / "a.flac", speechlike(20_000)).read_bytes())
     fields = int.from_bytes(encoded[18:26], "big") >> 36 << 36
     encoded[18:26] = (fields | claimed).to_bytes(8, "big")
-    assert probe(of(bytes(encoded))).n_samples == expected
-    assert len(decode(of(bytes(encoded))).waveform) == expected
+    assert probe(of(bytes(encoded)), RATE_HZ).n_samples == expected
+    assert len(decode(of(bytes(encoded)), RATE_HZ).waveform) == expected
 
 
 def test_an_absurd_length_takes_no_memory(tmp_path):
@@ -243,8 +246,8 @@ def test_a_cut_mp3_gives_what_is_there(tmp_path):
     """An mp3 that ends early is taken as it is: mp3 lengths are claims."""
     encoded = write(tmp_path / "a.mp3", speechlike(48_000)).read_bytes()
     cut = encoded[: len(encoded) // 2]
-    assert probe(of(cut)).n_samples == 48_000
-    assert 15_000 < len(decode(of(cut)).waveform) < 33_000
+    assert probe(of(cut), RATE_HZ).n_samples == 48_000
+    assert 15_000 < len(decode(of(cut), RATE_HZ).waveform) < 33_000
 
 
 @pytest.mark.skipif(FFMPEG, reason="FFmpeg is installed")
@@ -258,7 +261,7 @@ def test_an_mp3_that_holds_more_than_libsndfile_thinks_is_refused(tag):
 def test_a_constant_rate_mp3_without_a_length_is_read(tmp_path):
     """At a constant bit rate the estimate is right, so nothing is refused."""
     sound = speechlike(32_000)
-    decoded = decode(of(mp3_without_length(sound, mode="CONSTANT")))
+    decoded = decode(of(mp3_without_length(sound, mode="CONSTANT")), RATE_HZ)
     assert 32_000 <= len(decoded.waveform) <= 32_000 + 3 * 1152
 
 
@@ -275,10 +278,10 @@ def test_the_fingerprint_sees_both_ends_and_the_size():
     encoded = buffer.getvalue()
     last = bytes([encoded[-1] ^ 1])
     variants = {encoded, encoded[:-1] + last, encoded[:30_000] + encoded[-5000:], encoded + b"\0"}
-    prints = {probe(of(variant)).fingerprint for variant in variants}
+    prints = {probe(of(variant), RATE_HZ).fingerprint for variant in variants}
     assert len(prints) == 4
     assert all(0 <= value < 2**32 for value in prints)
-    assert probe(of(encoded)).fingerprint in prints
+    assert probe(of(encoded), RATE_HZ).fingerprint in prints
 
 
 def test_results_do_not_depend_on_threads(tmp_path):
@@ -289,7 +292,7 @@ def test_results_do_not_depend_on_threads(tmp_path):
         waveforms = []
         for n in (1, 2):
             torch.set_num_threads(n)
-            waveforms.append(decode(of(path)).waveform)
+            waveforms.append(decode(of(path), RATE_HZ).waveform)
     finally:
         torch.set_num_threads(n_threads)
     assert torch.equal(*waveforms)
@@ -306,4 +309,4 @@ def test_what_crosses_processes_pickles(tmp_path):
     """Encoded audio, headers and reasons survive the way to another process."""
     encoded = of(write(tmp_path / "a.wav"))
     assert pickle.loads(pickle.dumps(encoded)) == encoded
-    assert pickle.loads(pickle.dumps(probe(encoded))) == probe(encoded)
+    assert pickle.loads(pickle.dumps(probe(encoded, RATE_HZ))) == probe(encoded, RATE_HZ)

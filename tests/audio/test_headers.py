@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from pipeline.audio import decode as audio_module
-from pipeline.audio.decode import EncodedAudio, probe
+from pipeline.audio import probe as probe_module
+from pipeline.audio.backends import soundfile as soundfile_backend
 from pipeline.audio.headers import read_header
+from pipeline.audio.probe import probe
+from pipeline.sources.base import Segment
 from tests.helpers.audio_files import speechlike
 
 HEAD = 4096
@@ -126,9 +128,9 @@ def test_a_plan_opens_no_decoder_for_plain_files(
     for kind in ("WAV", "FLAC"):
         paths.append(tmp_path / f"a.{kind.lower()}")
         paths[-1].write_bytes(encoded(kind, "PCM_16", 5000, 2, 44_100))
-    slow = [probe(EncodedAudio(str(path), None)) for path in paths]
+    slow = [probe(Segment("clip", str(path)), 16_000) for path in paths]
     with monkeypatch.context() as patch:
-        patch.setattr(audio_module, "read_header", lambda head, n_bytes: None)
-        assert [probe(EncodedAudio(str(path), None)) for path in paths] == slow
-    monkeypatch.delattr(audio_module, "_probe_soundfile")
-    assert [probe(EncodedAudio(str(path), None)) for path in paths] == slow
+        patch.setattr(probe_module, "read_header", lambda head, n_bytes: None)
+        assert [probe(Segment("clip", str(path)), 16_000) for path in paths] == slow
+    monkeypatch.delattr(soundfile_backend, "probe")
+    assert [probe(Segment("clip", str(path)), 16_000) for path in paths] == slow

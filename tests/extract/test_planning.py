@@ -14,7 +14,8 @@ from pipeline.errors import StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.planning import SCAN_CHUNK, estimate, plan_source, scan
-from pipeline.sources.hub import Source, open_source
+from pipeline.sources.base import Source
+from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import LEASE, PLAN, Layout
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import mixed_lengths, write_folder

@@ -22,7 +22,7 @@ from pipeline.errors import SourceError, StoreError
 from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc as memory
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
-from pipeline.sources.hub import open_source
+from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status

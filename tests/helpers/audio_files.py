@@ -37,3 +37,9 @@ def mp3_without_length(sound: np.ndarray, rate_hz: int = 16000, mode: str = "VAR
     encoded = buffer.getvalue()
     header = max(encoded.find(b"Xing"), encoded.find(b"Info"))
     return encoded[encoded.find(encoded[:2], header) :]
+
+
+def flac_with_length(encoded: bytes, n_samples: int) -> bytes:
+    """A flac whose header states another length; 0 states none."""
+    fields = int.from_bytes(encoded[18:26], "big") >> 36 << 36
+    return encoded[:18] + (fields | n_samples).to_bytes(8, "big") + encoded[26:]

@@ -1,4 +1,4 @@
-"""Decoders that fail as real ones do: they crash, hang or run out of memory on one file."""
+"""Decoders that crash, hang or run out of memory on one file."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.audio.decode import Decoded, EncodedAudio, decode
+from pipeline.audio.decode import decode
+from pipeline.audio.types import Decoded
 from pipeline.errors import AudioError
+from pipeline.sources.base import Segment
 
 
 @dataclass(frozen=True)
 class Faulty:
-    """Decodes; on the utterance `name` it does what `fault` says.
+    """A decoder that fails on one utterance.
 
     Attributes:
-        name: Id of the poisonous utterance.
-        fault: SIGSEGV, SIGKILL, hang, memory, or the reason of an AudioError.
-        once: Where to remember that it has happened, so that it happens once; None: always.
+        name: Id of the utterance.
+        fault: SIGSEGV, SIGKILL, hang, memory, or the text of an AudioError.
+        once: File that is created at the first failure, after which decoding succeeds; None: fail
+            every time.
     """
 
     name: str
     fault: str
     once: Path | None = None
 
-    def __call__(self, audio: EncodedAudio, rate_hz: int) -> Decoded:
-        if audio.name != self.name or (self.once is not None and self.once.exists()):
-            return decode(audio, rate_hz)
+    def __call__(self, segment: Segment, rate_hz: int) -> Decoded:
+        if segment.id != self.name or (self.once is not None and self.once.exists()):
+            return decode(segment, rate_hz)
         if self.once is not None:
             self.once.touch()
         if self.fault.startswith("SIG"):

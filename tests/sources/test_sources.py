@@ -18,16 +18,9 @@ import pytest
 from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
 from pipeline.errors import SourceError
-from pipeline.sources.hub import Column, Source, open_source
+from pipeline.sources.base import Column, Source
+from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import write
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Each test has a cache of its own."""
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
 
 
 def opened(kind: str, path: Path | None = None, **settings) -> Source:
@@ -89,9 +82,9 @@ def test_a_folder_with_metadata(clips):
         Column("score", "double"),
         Column("word", "string"),
     )
-    assert source.audio(2).path == str(clips / "wav/a.wav")
-    assert source.audio(2).name == "wav/a.wav"
-    assert len(decode(source.audio(1)).waveform) == 1600
+    assert source.segment(2).path == str(clips / "wav/a.wav")
+    assert source.segment(2).id == "wav/a.wav"
+    assert len(decode(source.segment(1), 16_000).waveform) == 1600
 
 
 def test_words_that_look_like_missing_values_stay_words(clips):
@@ -136,7 +129,7 @@ def test_rows_are_those_of_the_audiofolder_loader(clips):
     theirs = datasets.load_dataset("audiofolder", data_dir=str(clips), split="train")
     theirs = theirs.cast_column("audio", datasets.Audio(decode=False))
     ours = opened("audiofolder", clips)
-    assert [row["path"] for row in theirs["audio"]] == [ours.audio(i).path for i in range(3)]
+    assert [row["path"] for row in theirs["audio"]] == [ours.segment(i).path for i in range(3)]
     assert theirs.column_names == ["audio", *(column.name for column in ours.columns)]
     assert theirs["speaker"][:] == ours.metadata(range(3))["speaker"].to_pylist()
 
@@ -253,7 +246,7 @@ def test_odd_names_are_only_names(tmp_path):
     (root / "metadata.csv").write_text("file_name,n\nü b [x]*.wav,1\n")
     source = opened("audiofolder", root)
     assert source.ids().to_pylist() == ["ü b [x]*.wav"]
-    assert len(decode(source.audio(0)).waveform) == 1600
+    assert len(decode(source.segment(0), 16_000).waveform) == 1600
 
 
 def test_a_name_that_is_not_text_is_refused(tmp_path):
@@ -291,7 +284,7 @@ def test_manifests(tmp_path, suffix):
         lines = [["path", "n"], *([row["path"], str(row["n"])] for row in rows)]
         path.write_text("\n".join(separator.join(line) for line in lines))
     source = opened("manifest", path, audio_column="path")
-    assert [source.audio(i).path for i in range(2)] == [str(inside), str(outside)]
+    assert [source.segment(i).path for i in range(2)] == [str(inside), str(outside)]
     assert source.ids().to_pylist() == ["x/a.wav", "b.wav"]
     assert source.metadata([0, 1]).to_pydict() == {"n": [1, 2]}
 
@@ -303,7 +296,7 @@ def test_a_relative_manifest_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = opened("manifest", Path("m.csv"))
     monkeypatch.chdir("/")
-    assert len(decode(source.audio(0)).waveform) == 1600
+    assert len(decode(source.segment(0), 16_000).waveform) == 1600
 
 
 @pytest.mark.parametrize(
@@ -332,8 +325,8 @@ def test_a_saved_dataset_with_bytes(tmp_path):
     """Bytes come undecoded, names are ids, ClassLabels keep their names, lists their type."""
     source = opened("disk", saved(tmp_path / "saved"))
     assert source.ids().to_pylist() == ["a.flac", "b.flac", "c.flac"]
-    assert source.audio(0).path is None
-    assert len(decode(source.audio(0)).waveform) == 1600
+    assert source.segment(0).path is None
+    assert len(decode(source.segment(0), 16_000).waveform) == 1600
     assert source.columns == (
         Column("label", "int64", ("no", "yes")),
         Column("tags", "list<item: string>"),
@@ -356,8 +349,8 @@ def test_a_row_without_audio_is_left_to_decoding(tmp_path):
     sound = write(tmp_path / "sound.flac").read_bytes()
     audio = [{"bytes": sound, "path": "a.flac"}, None, {"bytes": sound, "path": "c.flac"}]
     source = opened("disk", saved(tmp_path / "saved", audio=audio))
-    assert (source.audio(1).path, source.audio(1).data) == (None, None)
-    assert source.audio(2).data == sound
+    assert (source.segment(1).path, source.segment(1).data) == (None, None)
+    assert source.segment(2).data == sound
 
 
 def test_splits_of_a_saved_dataset(tmp_path):
@@ -536,7 +529,7 @@ def test_opening_prints_nothing(clips):
     code = (
         "import sys; from pipeline.config import DatasetConfig\n"
         "from pipeline.errors import SourceError\n"
-        "from pipeline.sources.hub import open_source\n"
+        "from pipeline.sources.opening import open_source\n"
         "open_source(DatasetConfig('audiofolder', sys.argv[1]))\n"
         "try: open_source(DatasetConfig('manifest', sys.argv[1] + '/broken.csv'))\n"
         "except SourceError: pass\n"

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.audio.decode import Decoded, EncodedAudio, decode_blocks, probe
+from pipeline.audio.decode import decode_blocks
+from pipeline.audio.probe import probe
+from pipeline.audio.types import Decoded
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
 from pipeline.extract.messages import UnitTask
-from pipeline.sources.hub import Source
+from pipeline.sources.base import Segment, Source
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
 
@@ -63,7 +65,7 @@ class Decoder:
     def __init__(
         self,
         source: Source,
-        decode: Callable[[EncodedAudio, int], Decoded],
+        decode: Callable[[Segment, int], Decoded],
         encoder: Encoder,
         n_threads: int,
     ) -> None:
@@ -119,7 +121,7 @@ class Decoder:
 
     def _whole(self, record: Record) -> Utterance:
         geometry = self._encoder.geometry
-        decoded = self._decode(self._source.audio(record.row), geometry.sample_rate_hz)
+        decoded = self._decode(self._source.segment(record.row), geometry.sample_rate_hz)
         n_samples = len(decoded.waveform)
         windows = self._encoder.windows.plan(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []
@@ -134,7 +136,7 @@ class Decoder:
 
     def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
         """Keeps one piece's samples of a recording that streams by, and the statistics of all."""
-        audio, rate_hz = self._source.audio(record.row), self._encoder.geometry.sample_rate_hz
+        segment, rate_hz = self._source.segment(record.row), self._encoder.geometry.sample_rate_hz
         first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
         windows = tuple(
             window
@@ -145,7 +147,7 @@ class Decoder:
         statistics = self._encoder.statistics_accumulator()
         kept: list[Tensor] = []
         n_samples = 0
-        for block in decode_blocks(audio, rate_hz):
+        for block in decode_blocks(segment, rate_hz):
             statistics.update(block)
             own = block[max(0, low - n_samples) : max(0, high - n_samples)]
             if len(own):
@@ -158,7 +160,7 @@ class Decoder:
             )
         return Utterance(
             replace(
-                record, n_samples=n_samples, source_rate_hz=probe(audio, rate_hz).source_rate_hz
+                record, n_samples=n_samples, source_rate_hz=probe(segment, rate_hz).source_rate_hz
             ),
             torch.cat(kept),
             sample_start=low,

@@ -1,0 +1,203 @@
+"""Decoding with libsndfile: wav, flac, ogg (vorbis, opus), mp3, aiff and the like."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+
+from pipeline.audio.content import beyond_end, check_channel, sample_range
+from pipeline.audio.types import Header, UnsupportedError
+from pipeline.errors import AudioError
+from pipeline.sources.base import Segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.audio.content import EncodedFile
+
+_BLOCK_SAMPLES = 1 << 13
+_MAX_RESERVED_SAMPLES = 1 << 26  # the buffer grows beyond this: a header may state any length
+_UNKNOWN_SAMPLES = 1 << 62  # libsndfile's length of a flac that states none
+_MP3_FRAME_SAMPLES = 1152
+_EXACT_SEEK_SUBTYPES = frozenset(
+    ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+)
+"""Encodings (wav, flac and the like) whose samples after a seek equal those of decoding from the
+start. After a seek, mp3 and opus differ in the last bits, and within the last page of a vorbis file
+the samples can be others."""
+
+_WHOLE_FILE = Segment("")
+
+
+class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc] # soundfile has no types
+    """A sound file that is read forward.
+
+    soundfile seeks after every block of a seekable file, which takes time and replaces
+    libsndfile's description of a damaged flac by "psf_fseek() failed".
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def open_file(handle: EncodedFile) -> soundfile.SoundFile:
+    """Open a sound file.
+
+    Args:
+        handle: Its encoded bytes, at their start. Closing the sound file leaves it open.
+
+    Raises:
+        UnsupportedError: libsndfile cannot open it.
+    """
+    source = handle.fileno() if isinstance(handle, io.FileIO) else handle
+    try:
+        return _ForwardFile(source, closefd=False)
+    except soundfile.LibsndfileError as error:
+        raise UnsupportedError(_reason(error)) from error
+
+
+def probe(handle: EncodedFile) -> Header:
+    """Read the header of a file; decode the file if it does not state its length.
+
+    Args:
+        handle: Its encoded bytes, at their start.
+
+    Raises:
+        UnsupportedError: libsndfile cannot open it.
+        AudioError: It does not state its length and is damaged.
+    """
+    with open_file(handle) as file:
+        n_samples = file.frames
+        if n_samples >= _UNKNOWN_SAMPLES:
+            n_samples = sum(len(block) for block in mono_blocks(_WHOLE_FILE, file))
+        return Header(file.samplerate, file.channels, n_samples)
+
+
+def decode(segment: Segment, handle: EncodedFile) -> tuple[NDArray[np.float32], int, int]:
+    """Decode a segment.
+
+    Args:
+        segment: Its samples and channel.
+        handle: The encoded bytes, at their start.
+
+    Returns:
+        float32 [n_samples], mono, at the native rate; that rate; channels of the file.
+
+    Raises:
+        UnsupportedError: libsndfile cannot read all samples.
+        AudioError: The file is damaged, or the segment does not lie within it.
+    """
+    with open_file(handle) as file:
+        rate_hz, n_channels, n_stated = file.samplerate, file.channels, file.frames
+        is_mp3 = file.format == "MP3"
+        mono = _read_mono(segment, file)
+    if is_mp3 and segment.stop_sample == -1:
+        _check_mp3_end(handle, n_stated)
+    return mono, rate_hz, n_channels
+
+
+def mono_blocks(segment: Segment, file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """Read the samples of a segment block by block, as mono.
+
+    Never reads beyond the stated length: libsndfile takes a tag behind the last flac frame for a
+    damaged frame.
+
+    Args:
+        segment: Its samples and channel.
+        file: An open file that has not been read from.
+
+    Yields:
+        float32 [n], valid until the next block.
+
+    Raises:
+        AudioError: The file is damaged, or the segment does not lie within it.
+    """
+    n_stated, n_channels = file.frames, file.channels
+    check_channel(segment, n_channels)
+    start, stop = sample_range(segment, n_stated)
+    block = np.empty((_BLOCK_SAMPLES, n_channels), np.float32)  # [samples, channels]
+    mean = np.empty(_BLOCK_SAMPLES, np.float32)
+    n_read = _seek(file, start) if start else 0
+    while n_read < stop:
+        n_asked = min(_BLOCK_SAMPLES, stop - n_read)
+        try:
+            read = file.read(out=block[:n_asked])
+        except soundfile.LibsndfileError as error:
+            raise _stopped(n_read, n_stated, _reason(error)) from error
+        n_read += len(read)
+        samples = read[max(0, start - n_read + len(read)) :]
+        if segment.channel is not None:
+            yield samples[:, segment.channel]
+        elif n_channels == 1:
+            yield samples[:, 0]
+        else:
+            yield np.mean(samples, axis=1, out=mean[: len(samples)])
+        if len(read) < n_asked:
+            if file.format != "MP3" and n_stated < _UNKNOWN_SAMPLES:
+                raise _stopped(n_read, n_stated, "the file is damaged or incomplete")
+            if segment.stop_sample != -1 or n_read <= start > 0:
+                raise beyond_end(segment, n_read)
+            return
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of soundfile and libsndfile."""
+    return {
+        "soundfile": soundfile.__version__,
+        "libsndfile": soundfile.__libsndfile_version__,
+    }
+
+
+def _read_mono(segment: Segment, file: soundfile.SoundFile) -> NDArray[np.float32]:
+    """Read the samples of a segment: float32 [n_samples], mono."""
+    start, stop = sample_range(segment, file.frames)
+    mono = np.empty(min(stop - start, _MAX_RESERVED_SAMPLES), np.float32)
+    n_read = 0
+    for block in mono_blocks(segment, file):
+        if n_read + len(block) > len(mono):
+            mono = np.concatenate([mono, np.empty_like(mono)])
+        mono[n_read : n_read + len(block)] = block
+        n_read += len(block)
+    return mono[:n_read]
+
+
+def _seek(file: soundfile.SoundFile, start: int) -> int:
+    """Move towards a sample; return the sample reached, 0 if only decoding forward is exact."""
+    if file.subtype not in _EXACT_SEEK_SUBTYPES or file.frames >= _UNKNOWN_SAMPLES:
+        return 0
+    try:
+        return int(file.seek(start))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"sample {start} of {file.frames} cannot be reached: {_reason(error)}"
+        ) from error
+
+
+def _check_mp3_end(handle: EncodedFile, n_stated: int) -> None:
+    """Refuse an mp3 with audio behind the estimated end, where libsndfile stops.
+
+    A complete mp3 is followed by nothing or by a tag, neither of which opens as an mp3. The last
+    frames may stay unread if they hold nothing but the encoder's padding.
+    """
+    n_unread = 0
+    with contextlib.suppress(UnsupportedError), open_file(io.BytesIO(handle.read())) as rest:
+        n_unread = rest.frames
+    if n_unread > 2 * _MP3_FRAME_SAMPLES:
+        raise UnsupportedError(
+            f"Its first frame and size suggest {n_stated} samples, but it holds more, and no "
+            "Xing header to tell how many"
+        )
+
+
+def _stopped(n_read: int, n_stated: int, reason: str) -> AudioError:
+    stated = "an unknown number" if n_stated >= _UNKNOWN_SAMPLES else n_stated
+    return AudioError(f"decoding stopped after sample {n_read} of {stated}: {reason}")
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return str(error.error_string).removeprefix("Error : ").rstrip(". ")

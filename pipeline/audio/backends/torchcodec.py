@@ -1,0 +1,120 @@
+"""Decoding with FFmpeg, by torchcodec: files that libsndfile cannot read (aac, mp4, webm, …)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import io
+import wave
+from typing import TYPE_CHECKING, Any
+
+from pipeline.audio.content import ByteRange, EncodedFile, check_channel, sample_range
+from pipeline.audio.types import Header, UnsupportedError
+from pipeline.errors import AudioError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.sources.base import Segment
+
+
+def probe(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Header:
+    """Read the header of a file; decode the file if it does not state its length.
+
+    Args:
+        segment: The segment.
+        handle: Its encoded bytes.
+        error: Why soundfile cannot read it.
+
+    Raises:
+        AudioError: FFmpeg is not installed, or cannot read the file either.
+    """
+    decoder = _open(segment, handle, error)
+    header = decoder.metadata
+    if not header.duration_seconds_from_header:
+        samples = _decode(decoder)
+        return Header(int(samples.sample_rate), *samples.data.shape)
+    n_samples = round(header.duration_seconds_from_header * header.sample_rate)
+    return Header(header.sample_rate, header.num_channels, n_samples)
+
+
+def decode(
+    segment: Segment, handle: EncodedFile, error: UnsupportedError
+) -> tuple[NDArray[np.float32], int, int]:
+    """Decode a segment; the whole file is decoded for it.
+
+    Args:
+        segment: The segment.
+        handle: Its encoded bytes.
+        error: Why soundfile cannot read it.
+
+    Returns:
+        float32 [n_samples], mono, at the native rate; that rate; channels of the file.
+
+    Raises:
+        AudioError: FFmpeg is not installed, or cannot read the file either; or the segment does
+            not lie within it.
+    """
+    decoded = _decode(_open(segment, handle, error))
+    samples = decoded.data  # [channels, samples]
+    n_channels, n_file_samples = samples.shape
+    check_channel(segment, n_channels)
+    start, stop = sample_range(segment, n_file_samples)
+    samples = samples[:, start:stop]
+    mono = samples.mean(dim=0) if segment.channel is None else samples[segment.channel]
+    return mono.numpy(), int(decoded.sample_rate), int(n_channels)
+
+
+def versions() -> dict[str, Any]:
+    """Return the version of torchcodec, None if not installed, and whether FFmpeg was found."""
+    try:
+        torchcodec: str | None = importlib.metadata.version("torchcodec")
+    except importlib.metadata.PackageNotFoundError:
+        torchcodec = None
+    return {"torchcodec": torchcodec, "ffmpeg": _missing() is None}
+
+
+@functools.cache
+def _missing() -> str | None:
+    """Return what is missing for torchcodec to decode; None if nothing is."""
+    silence = io.BytesIO()
+    with wave.open(silence, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(320))
+    try:
+        importlib.import_module("torchcodec.decoders").AudioDecoder(silence.getvalue())
+    except ImportError:
+        return "torchcodec, which is not installed"
+    except (RuntimeError, OSError):
+        return "FFmpeg, which is not installed"
+    return None
+
+
+def _open(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Any:
+    missing = _missing()
+    if missing is not None:
+        raise AudioError(
+            f"soundfile cannot read it ({error}); {missing}, may: install it and run again"
+        ) from error
+    encoded: bytes | str | None = segment.path
+    if segment.data is not None:
+        encoded = segment.data
+    elif isinstance(handle, ByteRange):
+        handle.seek(0)
+        encoded = handle.read()
+    try:
+        return importlib.import_module("torchcodec.decoders").AudioDecoder(encoded)
+    except (RuntimeError, ValueError) as ffmpeg_error:
+        raise AudioError(f"neither soundfile ({error}) nor FFmpeg can read it") from ffmpeg_error
+
+
+def _decode(decoder: Any) -> Any:
+    """Decode all samples; their `data` is float32 [channels, samples]."""
+    try:
+        return decoder.get_all_samples()
+    except (RuntimeError, ValueError) as error:
+        raise AudioError("FFmpeg opens the file but cannot decode it") from error

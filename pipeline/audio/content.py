@@ -1,0 +1,145 @@
+"""The content of a segment: its encoded bytes as a file, its samples and channel in that file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.errors import AudioError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from pipeline.sources.base import Segment
+
+
+class ByteRange(io.RawIOBase):
+    """A byte range of a file, read as a file of its own; unbuffered.
+
+    Args:
+        file: The file; closed with this one.
+        start: First byte.
+        n_bytes: Number of bytes; all of them must exist.
+    """
+
+    def __init__(self, file: io.FileIO, start: int, n_bytes: int) -> None:
+        self._file, self._start, self._n_bytes = file, start, n_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte of the range and return its number."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._n_bytes}[whence]
+        if origin + offset < 0:
+            raise ValueError(f"seek to byte {origin + offset} of a byte range")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Read into a buffer, up to the end of the range; return the number of bytes read."""
+        n_left = max(0, self._n_bytes - self._position)
+        self._file.seek(self._start + self._position)
+        n_read = self._file.readinto(memoryview(buffer)[:n_left])
+        self._position += n_read
+        return n_read
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._file.close()
+        super().close()
+
+
+EncodedFile = io.FileIO | io.BytesIO | ByteRange
+
+
+@contextlib.contextmanager
+def open_bytes(segment: Segment) -> Iterator[EncodedFile]:
+    """Open exactly the encoded bytes of a segment.
+
+    Args:
+        segment: The segment.
+
+    Yields:
+        An unbuffered binary file at its start: its position is where the decoder has read to.
+
+    Raises:
+        AudioError: The bytes do not exist, or there are none.
+    """
+    with _open(segment) as handle:
+        if handle.seek(0, os.SEEK_END) == 0:
+            raise AudioError("the file is empty (0 bytes)")
+        handle.seek(0)
+        yield handle
+
+
+def sample_range(segment: Segment, n_file_samples: int) -> tuple[int, int]:
+    """Return the first sample of a segment and the one after its last, at the native rate.
+
+    Args:
+        segment: The segment.
+        n_file_samples: Samples per channel of the file.
+
+    Raises:
+        AudioError: The range is empty or does not lie within the file.
+    """
+    start, stop = segment.start_sample, segment.stop_sample
+    if start == 0 and stop == -1:
+        return 0, n_file_samples
+    if start >= n_file_samples or stop > n_file_samples:
+        raise beyond_end(segment, n_file_samples)
+    if stop == -1:
+        stop = n_file_samples
+    if not 0 <= start < stop:
+        raise AudioError(f"the segment from sample {start} to {stop} holds no samples")
+    return start, stop
+
+
+def beyond_end(segment: Segment, n_file_samples: int) -> AudioError:
+    """Return the error of a segment that does not end within its file."""
+    stop = "the end" if segment.stop_sample == -1 else segment.stop_sample
+    return AudioError(
+        f"the segment from sample {segment.start_sample} to {stop} lies beyond the end of the "
+        f"file, which has {n_file_samples} samples"
+    )
+
+
+def check_channel(segment: Segment, n_channels: int) -> None:
+    """Raise AudioError if the file does not have the segment's channel."""
+    if segment.channel is not None and not 0 <= segment.channel < n_channels:
+        raise AudioError(
+            f"channel {segment.channel} (counted from 0) does not exist: the file has {n_channels}"
+        )
+
+
+def _open(segment: Segment) -> EncodedFile:
+    if segment.data is not None:
+        return io.BytesIO(segment.data)
+    if segment.path is None:
+        raise AudioError("the dataset has neither a path nor bytes for this audio")
+    try:
+        file = io.FileIO(segment.path)
+    except OSError as error:
+        raise AudioError(f"the file cannot be opened: {error.strerror}") from error
+    start, n_bytes = segment.byte_offset, segment.byte_length
+    if start == 0 and n_bytes == -1:
+        return file
+    n_file_bytes = file.seek(0, os.SEEK_END)
+    if n_bytes == -1:
+        n_bytes = n_file_bytes - start
+    if start < 0 or n_bytes < 0 or start + n_bytes > n_file_bytes:
+        file.close()
+        raise AudioError(
+            f"the bytes [{start}, {start + n_bytes}) do not lie within the file, which has "
+            f"{n_file_bytes} bytes"
+        )
+    return ByteRange(file, start, n_bytes)

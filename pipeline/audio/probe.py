@@ -1,0 +1,60 @@
+"""Length, rate and fingerprint of a segment, from its header."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from pipeline.audio.backends import soundfile, torchcodec
+from pipeline.audio.content import EncodedFile, check_channel, open_bytes, sample_range
+from pipeline.audio.headers import read_header
+from pipeline.audio.resample import check_resampling, resampled_length
+from pipeline.audio.types import Header, Probe, UnsupportedError
+
+if TYPE_CHECKING:
+    from pipeline.sources.base import Segment
+
+_END_BYTES = 4096  # of either end of the encoded bytes that go into their fingerprint
+
+
+def probe(segment: Segment, sample_rate_hz: int) -> Probe:
+    """Read the header of a segment and both ends of its encoded bytes.
+
+    A flac that does not state its length is decoded, to count its samples.
+
+    Args:
+        segment: The segment.
+        sample_rate_hz: Rate of the waveform that `decode` will be called for.
+
+    Raises:
+        AudioError: The audio is missing, empty, or holds no samples; the segment does not lie
+            within it; or no decoder can open it.
+    """
+    with open_bytes(segment) as handle:
+        head, n_bytes, fingerprint = _fingerprint(handle)
+        header = read_header(head, n_bytes) or _ask_decoder(segment, handle)
+    rate_hz, n_channels, n_file_samples = header
+    check_channel(segment, n_channels)
+    start, stop = sample_range(segment, n_file_samples)
+    check_resampling(stop - start, rate_hz, sample_rate_hz)
+    n_samples = resampled_length(stop - start, rate_hz, sample_rate_hz)
+    return Probe(n_samples, rate_hz, n_channels, n_bytes, fingerprint)
+
+
+def _ask_decoder(segment: Segment, handle: EncodedFile) -> Header:
+    try:
+        return soundfile.probe(handle)
+    except UnsupportedError as error:
+        return torchcodec.probe(segment, handle, error)
+
+
+def _fingerprint(handle: EncodedFile) -> tuple[bytes, int, int]:
+    """Return the first bytes, the number of bytes, and the crc32c of both ends and that number."""
+    head = handle.read(_END_BYTES)
+    n_bytes = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, n_bytes - _END_BYTES))
+    tail = handle.read(_END_BYTES)
+    handle.seek(0)
+    return head, n_bytes, int(google_crc32c.value(head + tail + n_bytes.to_bytes(8, "little")))

@@ -1,0 +1,119 @@
+"""Resampling of whole waveforms and of blocks, by `torchaudio.functional.resample`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torchaudio
+
+from pipeline.errors import AudioError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BLOCK_S = 10  # of audio in a block of `resample_blocks`
+_MAX_KERNEL_ELEMENTS = 1 << 25  # 128 MiB; 44.1 kHz to 16 kHz needs 76,000
+_FILTER_WIDTH = 6
+_ROLLOFF = 0.99
+
+RESAMPLER: dict[str, Any] = {
+    "resampling_method": "sinc_interp_hann",
+    "lowpass_filter_width": _FILTER_WIDTH,
+    "rolloff": _ROLLOFF,
+}
+"""Settings of torchaudio's resampler; part of a store's identity."""
+
+
+def resample(mono: NDArray[np.float32], source_rate_hz: int, sample_rate_hz: int) -> torch.Tensor:
+    """Resample a waveform: float32 [n_source] → float32 [n_samples]."""
+    waveform = torch.from_numpy(mono)
+    if source_rate_hz == sample_rate_hz:
+        return waveform
+    resampled: torch.Tensor = _resampler(source_rate_hz, sample_rate_hz)(waveform)
+    return resampled
+
+
+def resample_blocks(
+    blocks: Iterator[NDArray[np.float32]], source_rate_hz: int, sample_rate_hz: int
+) -> Iterator[torch.Tensor]:
+    """Resample a waveform that arrives in blocks.
+
+    Every output sample has the same inputs as if the waveform were resampled at once: blocks are
+    cut where an output coincides with an input, and overlap by the width of the filter.
+
+    Args:
+        blocks: float32 [n] each, at the source rate; copied before the next one is taken.
+        source_rate_hz: Rate of the blocks.
+        sample_rate_hz: Rate of the result.
+
+    Yields:
+        float32 [n], about ten seconds each.
+    """
+    divisor = math.gcd(source_rate_hz, sample_rate_hz)
+    up, down = sample_rate_hz // divisor, source_rate_hz // divisor
+    reach_s = _FILTER_WIDTH / (min(source_rate_hz, sample_rate_hz) * _ROLLOFF)
+    overlap = math.ceil(reach_s * source_rate_hz / down + 1) * down  # source samples on each side
+    step = max(1, _BLOCK_S * source_rate_hz // down) * down
+    parts: list[NDArray[np.float32]] = [np.zeros(overlap, np.float32)]  # torchaudio pads with zeros
+    n_held, n_read, n_out = overlap, 0, 0
+    for block in blocks:
+        parts.append(block.copy())
+        n_held, n_read = n_held + len(block), n_read + len(block)
+        if n_held < overlap + step + overlap:
+            continue
+        source = np.concatenate(parts)
+        yield _resample_middle(source[: step + 2 * overlap], overlap, step, up, down)
+        n_out += step // down * up
+        parts = [source[step:]]
+        n_held -= step
+    total = resampled_length(n_read, source_rate_hz, sample_rate_hz)
+    rest = np.concatenate(parts)
+    if total > n_out:
+        yield _resample_middle(rest, overlap, len(rest), up, down)[: total - n_out]
+
+
+def resampled_length(n_source: int, source_rate_hz: int, sample_rate_hz: int) -> int:
+    """Return ceil(n · target/source), rounded through float32 as torchaudio's resampler does."""
+    if source_rate_hz == sample_rate_hz:
+        return n_source
+    divisor = math.gcd(source_rate_hz, sample_rate_hz)
+    up, down = sample_rate_hz // divisor, source_rate_hz // divisor
+    n_rounded = int(np.ceil(np.float32(up * n_source / down)))
+    return min(n_rounded, up * (n_source // down + 1))  # at most what the convolution returns
+
+
+def check_resampling(n_source: int, source_rate_hz: int, sample_rate_hz: int) -> None:
+    """Raise AudioError if there are no samples, or if the kernel would be too large."""
+    if n_source <= 0:
+        raise AudioError("the file holds no samples")
+    divisor = math.gcd(source_rate_hz, sample_rate_hz)
+    if (source_rate_hz // divisor) * (sample_rate_hz // divisor) > _MAX_KERNEL_ELEMENTS:
+        raise AudioError(
+            f"the sample rate, {source_rate_hz} Hz, shares no divisor with {sample_rate_hz} Hz "
+            "that would make resampling practical: resample the file first"
+        )
+
+
+def _resample_middle(
+    source: NDArray[np.float32], overlap: int, step: int, up: int, down: int
+) -> torch.Tensor:
+    """Resample a stretch; keep what belongs to the `step` source samples after the overlap."""
+    waveform = torch.from_numpy(source)
+    if up != down:
+        waveform = _resampler(down, up)(waveform)
+    first = overlap // down * up
+    return waveform[first : first + step // down * up if step < len(source) else None]
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(source_rate_hz: int, sample_rate_hz: int) -> torch.nn.Module:
+    """Return the resampler of a pair of rates; making its kernel costs more than a short clip."""
+    resampler: torch.nn.Module = torchaudio.transforms.Resample(
+        source_rate_hz, sample_rate_hz, dtype=torch.float32, **RESAMPLER
+    )
+    return resampler

@@ -1,0 +1,22 @@
+"""A manifest: a csv, tsv, json, jsonl or parquet table with the paths of audio files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.sources import hub
+from pipeline.sources.location import existing_path
+from pipeline.sources.tabular import TabularSource
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+
+
+def open_manifest(config: DatasetConfig) -> TabularSource:
+    """Open the table at `dataset.path`; relative audio paths start from its directory.
+
+    Raises:
+        SourceError: The table is missing or cannot be read, or see `TabularSource`.
+    """
+    path = existing_path(config, directory=False)
+    return TabularSource(config, hub.rows_of(hub.read_table(path), config, str(path.parent)))

@@ -1,0 +1,52 @@
+"""The kinds of source, and the function that opens one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.sources import hub
+from pipeline.sources.base import Source
+from pipeline.sources.folder import open_folder
+from pipeline.sources.manifest import open_manifest
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+
+_OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
+    "audiofolder": open_folder,
+    "manifest": open_manifest,
+    "disk": hub.open_disk,
+    "hub": hub.open_hub,
+}
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """Open the dataset that a configuration describes.
+
+    Any number of processes may open the same dataset at once: `datasets` locks its cache, and
+    every process but the first finds the table there.
+
+    Args:
+        config: Its `kind` is audiofolder (every audio file under `path`, or the rows of its
+            metadata.csv, .jsonl or .parquet), manifest (a table of paths), disk (written by
+            `save_to_disk`) or hub (found by `load_dataset` under `name`).
+
+    Raises:
+        SourceError: The dataset does not exist, cannot be read or has no rows; a column or split
+            that the configuration names does not exist; an id is empty or not unique.
+
+    Example:
+        >>> source = open_source(DatasetConfig(kind="audiofolder", path="clips"))
+        >>> source.segment(0).id
+        'anna/0001.flac'
+    """
+    if config.kind not in _OPENERS:
+        raise SourceError(f"dataset.kind={config.kind} is none of {', '.join(_OPENERS)}")
+    with hub.quiet():
+        source = _OPENERS[config.kind](config)
+    pa.default_memory_pool().release_unused()  # for a million files, 80 MB that Arrow would keep
+    return source

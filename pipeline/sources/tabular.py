@@ -1,0 +1,84 @@
+"""A source over an Arrow table with one row for each utterance."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.sources import columns
+from pipeline.sources.base import Segment
+from pipeline.sources.fingerprint import fingerprint
+from pipeline.sources.location import describe_location
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+
+
+class TabularSource:
+    """Implementation of `Source` for a table with paths or encoded bytes.
+
+    `config.limit` takes the first rows.
+
+    Args:
+        config: Configuration of the dataset.
+        rows: The table.
+
+    Raises:
+        SourceError: There are no rows; a column that the configuration names is missing or cannot
+            be carried; an id is empty or not unique.
+    """
+
+    def __init__(self, config: DatasetConfig, rows: columns.Rows) -> None:
+        if config.limit is not None:
+            rows = rows.first(config.limit)
+        if not len(rows.table):
+            raise SourceError(f"{describe_location(config)} has no rows")
+        self.config = config
+        self.skipped = rows.skipped
+        self.columns, self.skipped_columns = columns.choose_columns(config, rows)
+        self._state = rows.state
+        self._paths, self._data = columns.audio_of(rows)
+        id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
+        self._metadata = columns.select_columns(rows.table, self.columns)
+        self.identity: dict[str, Any] = {
+            "kind": config.kind,
+            "name": config.name,
+            "config": config.config,
+            "split": config.split,
+            "revision": config.revision,
+            "audio_column": rows.audio_column,
+            "ids": id_rule,
+            "columns": [
+                {"name": c.name, "type": c.type, "class_names": c.class_names and [*c.class_names]}
+                for c in self.columns
+            ],
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the rows, the settings, and the size and modification time of every file."""
+        return fingerprint([self._state, self.identity], self._ids, self._paths)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self) -> pa.StringArray:
+        """Return the ids of all rows, in order."""
+        return self._ids
+
+    def segment(self, row: int) -> Segment:
+        """Return the audio of one row: a whole file, or bytes."""
+        data = None if self._data is None else self._data[row].as_py()
+        path = None if data is not None else self._paths[row].as_py()
+        return Segment(self._ids[row].as_py(), path, data)
+
+    def metadata(self, rows: Sequence[int]) -> pa.Table:
+        """Return the carried columns of `rows`, in that order."""
+        if len(rows) and all(b - a == 1 for a, b in itertools.pairwise(rows)):
+            return self._metadata.slice(rows[0], len(rows)).combine_chunks()
+        return self._metadata.take(pa.array(rows, pa.int64())).combine_chunks()
