@@ -24,6 +24,7 @@ from pipeline import files
 from pipeline.store.format.identity import make_identity
 from pipeline.store.format.layout import FORMAT_VERSION, INDEX_CACHE, Layout, index_key
 from pipeline.store.format.records import FIELDS, OK
+from pipeline.store.serialization import parquet_bytes
 from pipeline.store.write.documents import write_group
 
 PER_UNIT = 100
@@ -99,7 +100,7 @@ def write_index(root: Path, n: int) -> None:
     table = table.append_column("label", pa.array(row % 2))
     table = table.append_column("speaker", pa.array([f"speaker-{i % 1000}" for i in range(n)]))
     table = table.append_column("score", pa.array(row / 7))
-    files.write_atomic(root / INDEX_CACHE, [files.parquet_bytes(table)])
+    files.write_atomic(root / INDEX_CACHE, [parquet_bytes(table)])
     for number in range(unit[-1] + 1):
         (root / index_key(number)).touch()
 

@@ -32,7 +32,6 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from pipeline import files
 from pipeline.config import Config, load_config
 from pipeline.events import ObserverGroup
 from pipeline.extract import run
@@ -47,6 +46,7 @@ from pipeline.store.format.layout import index_key, ledger_key
 from pipeline.store.format.records import FIELDS
 from pipeline.store.index import compact, drop_cache
 from pipeline.store.maintain.status import read_status
+from pipeline.store.serialization import json_bytes, parquet_bytes
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
 SPEAKERS = 251
@@ -170,9 +170,9 @@ def commit_all(root: Path) -> None:
             "crc32c": pa.array(list(crcs), pa.list_(pa.uint32())),
         }
         table = pa.table([columns[item.name] for item in FIELDS], schema=pa.schema(FIELDS))
-        (root / index_key(unit)).write_bytes(files.parquet_bytes(table.combine_chunks()))
+        (root / index_key(unit)).write_bytes(parquet_bytes(table.combine_chunks()))
         claim = {"slot": unit, "unit": unit, "attempt": 1, "run_id": "r", "worker": "w", "time": ""}
-        (root / ledger_key(unit)).write_bytes(files.json_bytes(claim))
+        (root / ledger_key(unit)).write_bytes(json_bytes(claim))
 
 
 def measure(n: int) -> dict[str, Any]:

@@ -7,30 +7,19 @@ NoSpaceError.
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import google_crc32c
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.errors import DamagedError, NoSpaceError, StoreError
+from pipeline.errors import NoSpaceError, StoreError
 
 Buffer = bytes | memoryview
 PARTIAL_SUFFIX = ".partial"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-_SEAL_KEY = b"strata.seal"
-_SEAL = re.compile(rb"crc32c:([0-9a-f]{8})")
-_OPEN_SEAL = b"crc32c:00000000"
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
@@ -152,57 +141,6 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
-
-
-def parquet_bytes(table: pa.Table) -> memoryview:
-    """A table as the bytes of a sealed Parquet file; equal tables give equal bytes.
-
-    Parquet has no checksum over its footer, and a flipped bit there can rename a column or move a
-    value without an error. So the footer carries, as one more key, the crc32c of the whole file
-    with the eight digits of that crc taken as zeros.
-    """
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({_SEAL_KEY: _OPEN_SEAL})
-    raw = bytearray(sink.getvalue())
-    at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
-    raw[at : at + 8] = b"%08x" % google_crc32c.value(bytes(raw))
-    return memoryview(raw)
-
-
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A table that `parquet_bytes` made, read back.
-
-    Args:
-        path: The file.
-        columns: Only these; None reads all.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        DamagedError: Not a byte-for-byte copy of what was written.
-    """
-    raw = path.read_bytes()
-    seals = list(_SEAL.finditer(raw))
-    if not seals:
-        raise DamagedError(f"{path} is cut short, or was not written by strata")
-    seal = seals[-1]
-    view = np.frombuffer(raw, np.uint8)  # checked without a copy: an index may be large
-    crc = google_crc32c.value(view[: seal.start(1)])
-    crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
-    if crc != int(seal[1], 16):
-        raise DamagedError(f"{path} has a wrong checksum")
-    try:
-        table = pq.ParquetFile(pa.BufferReader(raw)).read(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"{path} is not a Parquet file: {error}") from error
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
-    return table.replace_schema_metadata(metadata or None)
-
-
-def json_bytes(document: Any) -> bytes:
-    """A document as indented JSON."""
-    return (json.dumps(document, indent=2) + "\n").encode()
 
 
 @contextmanager

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline.errors import DamagedError, StoreError
-from pipeline.files import (
-    create_exclusive,
-    make_folder,
-    parquet_bytes,
-    read_parquet,
-    remove,
-    write_atomic,
-)
+from pipeline.errors import StoreError
+from pipeline.files import create_exclusive, make_folder, remove, write_atomic
 from tests.helpers.fake_store import KILL, MEET, child, finish
 
 
@@ -221,70 +207,6 @@ def test_make_folder_makes_all_above(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
-
-
-TABLE = pa.table(
-    {"id": ["a", "b", "crc32c:00000000"], "n": [1, 2, None], "flags": [["x"], [], ["y", "z"]]}
-)
-
-
-def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
-    """Also in another process and however the columns are chunked: commits are byte-identical."""
-    chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)])
-    assert bytes(parquet_bytes(chunked.combine_chunks())) == bytes(parquet_bytes(TABLE))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import tests.test_files as t, hashlib\n"
-    code += "print(hashlib.sha256(t.parquet_bytes(t.TABLE)).hexdigest())"
-    other = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[1])],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert other.stdout.split() == [hashlib.sha256(parquet_bytes(TABLE)).hexdigest()]
-
-
-def test_a_sealed_file_is_plain_parquet(tmp_path: Path) -> None:
-    """Any Parquet reader opens it; read_parquet gives back the table with its own metadata."""
-    path = tmp_path / "t.parquet"
-    write_atomic(path, [parquet_bytes(TABLE.replace_schema_metadata({"k": "v"}))])
-    assert pq.read_table(path).equals(TABLE)
-    assert read_parquet(path).equals(TABLE)
-    assert read_parquet(path).schema.metadata == {b"k": b"v"}
-    assert read_parquet(path, ["n"]).column_names == ["n"]
-    with pytest.raises(FileNotFoundError):
-        read_parquet(tmp_path / "none")
-
-
-SEALED = bytes(parquet_bytes(TABLE))
-
-
-@given(st.integers(0, len(SEALED) - 1), st.integers(0, 7))
-def test_any_flipped_bit_is_found(position: int, bit: int) -> None:
-    """Parquet alone misses most flips in its footer; the seal misses none."""
-    raw = bytearray(SEALED)
-    raw[position] ^= 1 << bit
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t"
-        path.write_bytes(raw)
-        with pytest.raises(DamagedError):
-            read_parquet(path)
-
-
-@given(st.integers(0, len(SEALED) - 1))
-def test_any_cut_is_found(length: int) -> None:
-    """A torn file is damaged, however much of it is there."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t"
-        path.write_bytes(SEALED[:length])
-        with pytest.raises(DamagedError):
-            read_parquet(path)
-
-
-def test_a_foreign_parquet_file_is_not_trusted(tmp_path: Path) -> None:
-    """A file without a seal was not written by strata, or its seal was hit."""
-    pq.write_table(TABLE.slice(0, 2), tmp_path / "t")
-    with pytest.raises(DamagedError, match="not written by strata"):
-        read_parquet(tmp_path / "t")
 
 
 def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Location
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED
 
 
-def deferred_rows(root: Path, plan: Plan, geometry: FrameGeometry) -> pa.Table:
+def deferred_rows(store: Location, plan: Plan, geometry: FrameGeometry) -> pa.Table:
     """Plan rows for what is deferred and not planned in a later unit yet, with true lengths."""
     columns = ["row", "piece", "unit", "status", "n_samples"]
-    table = index_files.read_index(root, columns=columns)
+    table = index_files.read_index(store, columns=columns)
     deferred = table.filter(pc.equal(table["status"], DEFERRED)).to_pylist()
     if not deferred:
         return plan.table.slice(0, 0)

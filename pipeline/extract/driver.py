@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +22,7 @@ from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.planning import check_space
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
@@ -88,7 +88,7 @@ class Driver:
     """
 
     config: Config
-    root: Path
+    backend: Backend
     layout: Layout
     geometry: FrameGeometry
     plan: Plan
@@ -112,19 +112,19 @@ class Driver:
             RunError: The run was asked to stop.
             StoreError: The store cannot be written any more.
         """
-        committed = set(index_files.committed_units(self.root))
+        committed = set(index_files.committed_units(self.backend))
         audio_s = self.plan.n_frames / self.geometry.frame_rate_hz
         self.observer.planned(self.plan, len(committed), audio_s)
         self._adopt_deferred()
         todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
         if not todo:
             return
-        check_space(len(todo), self.layout, self.root)
-        if index_files.cached_units(self.root).intersection(todo):  # a commit was taken back
-            index_files.drop_cache(self.root)
+        check_space(len(todo), self.layout, self.backend)
+        if index_files.cached_units(self.backend).intersection(todo):  # a commit was taken back
+            index_files.drop_cache(self.backend)
         self.observer.run_started(len(todo))
-        ledger = Ledger.open(self.root, self.plan.n_units)
-        self._deaths = read_deaths(self.root)
+        ledger = Ledger.open(self.backend, self.plan.n_units)
+        self._deaths = read_deaths(self.backend)
         executor = self.open_executor(len(todo))
         try:
             self.stop.is_graceful = self.config.engine.kind != "inline"
@@ -170,7 +170,7 @@ class Driver:
                 in_flight -= 1
                 if outcome.report is not None:
                     self._record_commit(outcome.report)
-        done = len(index_files.committed_units(self.root))
+        done = len(index_files.committed_units(self.backend))
         raise RunError(
             f"stopped by {self.stop.reason}; {done} of {self.plan.n_units} units are committed and "
             "safe: run the same command again to go on"
@@ -198,7 +198,7 @@ class Driver:
         n_slots = ledger.n_slots
         claim = ledger.claim(unit, self.run_id, self.config.engine.kind, now())
         if claim.slot >= n_slots:
-            resize(self.root, self.layout, ledger.n_slots)
+            resize(self.backend, self.layout, ledger.n_slots)
         rows = self.plan.unit_rows(unit)
         probation = judge(self._deaths.get(unit, ()))
         limit_s = self._limit_s(rows) * (CAREFUL if probation else 1)
@@ -247,13 +247,13 @@ class Driver:
     def _record_failure(self, outcome: Outcome) -> bool:
         """Records a death in the ledger; returns whether it is known whose fault it was."""
         task = outcome.task
-        position, name, signal = take_trail(self.root, task.slot)
+        position, name, signal = take_trail(self.backend, task.slot)
         detail = outcome.detail
         if outcome.cause == Cause.DIED:
             detail = signal or "killed, or out of memory"
         cause = outcome.cause or Cause.FAILED
         death = Death(task.slot, task.unit, cause, detail, position, name, self.run_id, now())
-        record_death(self.root, death)
+        record_death(self.backend, death)
         self._deaths.setdefault(task.unit, []).append(death)
         if position is not None:
             self.observer.note(f"utterance {name!r} of unit {task.unit} is suspect: {detail}")
@@ -268,26 +268,26 @@ class Driver:
     def _compact_now_and_then(self) -> None:
         due = time.monotonic() - self._compacted_s > COMPACT_EVERY_S
         if due and self._n_new >= COMPACT_UNITS:
-            index_files.refresh_cache(self.root)
+            index_files.refresh_cache(self.backend)
             self._compacted_s, self._n_new = time.monotonic(), 0
 
     def _adopt_deferred(self) -> list[int]:
         """Appends units for the utterances that committed units have deferred."""
-        added = deferred_rows(self.root, self.plan, self.geometry)
+        added = deferred_rows(self.backend, self.plan, self.geometry)
         if not len(added):
             return []
         first_new = self.plan.n_units
         self.plan = self.plan.extended(added)
-        write_plan(self.root, self.plan)
-        resize(self.root, self.layout, Ledger.open(self.root, self.plan.n_units).n_slots)
+        write_plan(self.backend, self.plan)
+        resize(self.backend, self.layout, Ledger.open(self.backend, self.plan.n_units).n_slots)
         return list(range(first_new, self.plan.n_units))
 
 
-def failure_message(failures: Mapping[int, Exception], root: Path) -> str:
+def failure_message(failures: Mapping[int, Exception], backend: Backend) -> str:
     """What to tell of units that were given up."""
     unit, error = next(iter(failures.items()))
     units = ", ".join(str(number) for number in sorted(failures)[:10])
     return (
         f"{len(failures)} units failed again and again (units {units}); unit {unit}: {error}. All "
-        f"others are committed in {root}; run the same command again to retry these"
+        f"others are committed in {backend}; run the same command again to retry these"
     )

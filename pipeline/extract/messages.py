@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,6 +12,7 @@ from pipeline.audio.types import Decoded
 from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.sources.base import Segment
+from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.worker_failures import Probation
 from pipeline.store.format.layout import Layout
 
@@ -22,7 +22,7 @@ class Job:
     """All that a worker must know to do any unit of a run; small, and it pickles.
 
     Attributes:
-        root: The store.
+        backend: The store.
         layout: Its shapes.
         dataset: Where the audio comes from.
         load_encoder: Makes the encoder, in the worker's process.
@@ -31,7 +31,7 @@ class Job:
         decode: Makes a waveform of a segment; tests give one that fails as real ones do.
     """
 
-    root: Path
+    backend: Backend
     layout: Layout
     dataset: DatasetConfig
     load_encoder: Callable[[], Encoder]

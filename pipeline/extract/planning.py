@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,8 @@ from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.retry import renew
 from pipeline.sources.base import Source
+from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import (
@@ -172,7 +172,7 @@ def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[di
     ]
 
 
-def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Path) -> Estimate:
+def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Location) -> Estimate:
     """What a plan amounts to, on the disk that `where` is or would be on."""
     first = pc.equal(plan.table["piece"], 0)
     unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
@@ -183,31 +183,23 @@ def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Path) -> Es
         units=plan.n_units,
         frames=plan.n_frames,
         bytes=plan.n_units * layout.slot_bytes,
-        free_bytes=free_bytes(where),
+        free_bytes=open_backend(where).free_bytes(),
         frames_per_unit=plan.frames_per_unit,
     )
 
 
-def check_space(n_units: int, layout: Layout, root: Path) -> None:
+def check_space(n_units: int, layout: Layout, store: Location) -> None:
     """Makes sure that `n_units` more units fit on the disk.
 
     Raises:
         NoSpaceError: They do not; the message says how much is missing.
     """
-    needed, free = n_units * layout.slot_bytes, free_bytes(root)
+    needed, free = n_units * layout.slot_bytes, open_backend(store).free_bytes()
     if needed > free:
         raise NoSpaceError(
-            f"{needed / 1e9:.2f} GB are needed in {root}, {free / 1e9:.2f} GB are free; make room, "
-            "choose another store=, or extract fewer layers with extract.layers=[...]"
+            f"{needed / 1e9:.2f} GB are needed in {store}, {free / 1e9:.2f} GB are free; make "
+            "room, choose another store=, or extract fewer layers with extract.layers=[...]"
         )
-
-
-def free_bytes(where: Path) -> int:
-    """Bytes free for this user on the disk that `where` is or would be on."""
-    folder = where.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free if folder.exists() else 0
 
 
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:

@@ -8,13 +8,13 @@ old quarantine is history; where it fails again, the newer reason counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Location
 from pipeline.store.coordination.worker_failures import forget_deaths
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
@@ -23,12 +23,12 @@ RENEWED = ("n_samples", "n_bytes", "fingerprint")
 """What may have changed of an utterance of which nothing is stored."""
 
 
-def quarantined_rows(root: Path, plan: Plan) -> list[int]:
+def quarantined_rows(store: Location, plan: Plan) -> list[int]:
     """Source rows to try again: quarantined, not planned again yet, and with no piece stored.
 
     What is known against their units is forgotten, so that the old deaths do not convict them anew.
     """
-    table = index_files.read_index(root, columns=["row", "unit", "status"])
+    table = index_files.read_index(store, columns=["row", "unit", "status"])
     lost = table.filter(pc.equal(table["status"], QUARANTINED))
     if not len(lost):
         return []
@@ -38,7 +38,7 @@ def quarantined_rows(root: Path, plan: Plan) -> list[int]:
     np.maximum.at(latest, rows, units)
     found = dict(zip(*_pairs(lost), strict=True))  # later units win
     again = sorted(row for row, unit in found.items() if row not in stored and latest[row] <= unit)
-    forget_deaths(root, {found[row] for row in again})
+    forget_deaths(store, {found[row] for row in again})
     return again
 
 

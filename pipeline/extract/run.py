@@ -37,12 +37,14 @@ from pipeline.extract.worker import Worker
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.identity import Identity, check_same, make_identity
-from pipeline.store.format.layout import FORMAT_VERSION, GROUP, Layout
+from pipeline.store.format.layout import ATTRIBUTES, FORMAT_VERSION, GROUP, Layout
 from pipeline.store.format.plan import Plan, round_up_to_chunk
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.maintain.status import Status, read_status
@@ -70,8 +72,8 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     config = _settled(config)
     setup = check_settings(config)
     source = _open_source(config, observer)
-    root = Path(config.store) if config.store else None
-    if root is None:
+    backend = open_backend(config.store) if config.store else None
+    if backend is None:
         found = plan_source(
             source,
             setup.windows,
@@ -79,13 +81,13 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
             progress=observer.headers_scanned,
         )
     else:
-        with Lease(root, _new_run_id()) as lease:
-            found = _obtain_plan(setup, source, root, lease, observer)
+        with Lease(backend, _new_run_id()) as lease:
+            found = _obtain_plan(setup, source, backend, lease, observer)
     layout = _layout(setup, found)
-    done = len(index_files.committed_units(root)) if root else 0
-    if root:
-        check_space(found.n_units - done, layout, root)
-    return estimate(found, layout, setup.geometry.sample_rate_hz, root or Path())
+    done = len(index_files.committed_units(backend)) if backend else 0
+    if backend:
+        check_space(found.n_units - done, layout, backend)
+    return estimate(found, layout, setup.geometry.sample_rate_hz, backend or Path())
 
 
 def extract(
@@ -93,6 +95,7 @@ def extract(
     observer: Observer | None = None,
     stop: Stop | None = None,
     decode: Callable[[Segment, int], Decoded] = decode_audio,
+    backend: Backend | None = None,
 ) -> Status:
     """Extracts what the store lacks.
 
@@ -101,6 +104,7 @@ def extract(
         observer: Who watches.
         stop: Through which the run can be asked to end.
         decode: Makes a waveform of a segment, in the workers; it pickles.
+        backend: Where to write; None takes `config.store`.
 
     Returns:
         The state of the store at the end.
@@ -114,16 +118,17 @@ def extract(
     """
     observer = observer or Observer()
     config = _settled(config)
-    if config.store is None:
-        raise ConfigError("no store is given; say store=PATH")
-    root = Path(config.store)
+    if backend is None:
+        if config.store is None:
+            raise ConfigError("no store is given; say store=PATH")
+        backend = open_backend(config.store)
     setup = check_settings(config)
     find_resources(config.engine)  # what is wrong with it is said before a long scan
     run_id = _new_run_id()
-    with Lease(root, run_id) as lease:
+    with Lease(backend, run_id) as lease:
         source = _open_source(config, observer)
-        found = _obtain_plan(setup, source, root, lease, observer)
-        resources = find_resources(config.engine, found.n_units, _threads_before(root))
+        found = _obtain_plan(setup, source, backend, lease, observer)
+        resources = find_resources(config.engine, found.n_units, _threads_before(backend))
         if config.engine.kind == "inline":  # before anything is computed: bits follow the threads
             torch.set_num_threads(resources.threads)
         encoder = _load_encoder(setup, resources)
@@ -135,10 +140,10 @@ def extract(
         saved = setup.describe_layers()
         if saved:
             observer.note(saved)
-        observer = ObserverGroup(RunLogObserver(RunLog(root, run_id)), observer)
-        layout = _prepare(setup, source, found, encoder, resources, root, observer)
+        observer = ObserverGroup(RunLogObserver(RunLog(backend, run_id)), observer)
+        layout = _prepare(setup, source, found, encoder, resources, backend, observer)
         job = Job(
-            root=root.absolute(),
+            backend=backend,
             layout=layout,
             dataset=config.dataset,
             load_encoder=setup.loader(resources.device),
@@ -156,7 +161,7 @@ def extract(
         open_ = partial(open_executor, config.engine, resources, make_worker)
         driver = Driver(
             config,
-            root,
+            backend,
             layout,
             setup.geometry,
             found,
@@ -167,12 +172,12 @@ def extract(
             stop or Stop(),
         )
         driver.run()
-        sweep(root, layout)
-        if not index_files.is_compact(root):
-            index_files.refresh_cache(root)
+        sweep(backend, layout)
+        if not index_files.is_compact(backend):
+            index_files.refresh_cache(backend)
         if driver.failures:
-            raise RunError(failure_message(driver.failures, root))
-    return read_status(root)
+            raise RunError(failure_message(driver.failures, backend))
+    return read_status(backend)
 
 
 def _settled(config: Config) -> Config:
@@ -198,26 +203,26 @@ def _open_source(config: Config, observer: Observer) -> Source:
 
 
 def _obtain_plan(
-    setup: EncoderSetup, source: Source, root: Path, lease: Lease, observer: Observer
+    setup: EncoderSetup, source: Source, backend: Backend, lease: Lease, observer: Observer
 ) -> Plan:
     """The plan of the store, made or extended as needed."""
     config = setup.config
-    stored = read_plan(root)
+    stored = read_plan(backend)
     wanted = config.plan.frames_per_unit
     if stored is not None and wanted and round_up_to_chunk(wanted) != stored.frames_per_unit:
-        if (root / GROUP).exists():
+        if backend.children(GROUP):
             raise ConfigError(
-                f"plan.frames_per_unit is {wanted}, but store {root} was begun with "
+                f"plan.frames_per_unit is {wanted}, but store {backend} was begun with "
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    again = quarantined_rows(root, stored) if stored and config.retry_quarantined else []
+    again = quarantined_rows(backend, stored) if stored and config.retry_quarantined else []
     if again:
         observer.note(f"{len(again)} quarantined utterances are going to be tried again")
     found = plan_source(source, setup.windows, wanted, stored, observer.headers_scanned, again)
     if found is not stored:
         lease.check()  # a scan takes long, and another driver's plan must not be overwritten
-        write_plan(root, found)
+        write_plan(backend, found)
     return found
 
 
@@ -230,11 +235,11 @@ def _load_encoder(setup: EncoderSetup, resources: Resources) -> Encoder:
     return setup.loader(resources.device, here)()
 
 
-def _threads_before(root: Path) -> int | None:
+def _threads_before(backend: Backend) -> int | None:
     """Threads per worker that the store was begun with, if it was begun, and on CPUs."""
-    if not (root / GROUP / "zarr.json").exists():
+    if not backend.exists(ATTRIBUTES):
         return None
-    before = read_attributes(root)["provenance"]
+    before = read_attributes(backend)["provenance"]
     return int(before["threads_per_worker"]) if before["device"] == "cpu" else None
 
 
@@ -244,23 +249,23 @@ def _prepare(
     found: Plan,
     encoder: Encoder,
     resources: Resources,
-    root: Path,
+    backend: Backend,
     observer: Observer,
 ) -> Layout:
     """Makes the store, or makes sure that it is the one that this run would make."""
     layout = _layout(setup, found)
     identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
-    if not (root / GROUP / "zarr.json").exists():
-        n_slots = Ledger.open(root, found.n_units).n_slots
+    if not backend.exists(ATTRIBUTES):
+        n_slots = Ledger.open(backend, found.n_units).n_slots
         attributes = _attributes(setup, layout, identity, encoder, provenance)
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
-        write_group(root, layout, n_slots, attributes)
+        write_group(backend, layout, n_slots, attributes)
         return layout
-    stored = read_attributes(root)
-    check_same(stored["identity"], _as_json(identity), str(root))
-    check_format_shape(stored, layout, root)
-    resize(root, layout, Ledger.open(root, found.n_units).n_slots)
+    stored = read_attributes(backend)
+    check_same(stored["identity"], _as_json(identity), str(backend))
+    check_format_shape(stored, layout, backend)
+    resize(backend, layout, Ledger.open(backend, found.n_units).n_slots)
     before = stored["provenance"]
     for name in ("threads_per_worker", "max_batch_frames", "device"):
         if before[name] != provenance[name]:

@@ -98,7 +98,7 @@ class Worker:
         """
         unit = _Unit(
             task,
-            SlotWriter(self._job.root, self._buffer, task.unit, task.slot),
+            SlotWriter(self._job.backend, self._buffer, task.unit, task.slot),
             time.perf_counter(),
         )
         rows = task.rows["row"].to_pylist()
@@ -153,7 +153,7 @@ class Worker:
 
     def _try_each(self, task: UnitTask, probation: Probation) -> None:
         """Decodes and encodes each utterance alone, for nothing but to see who survives it."""
-        with Trail(self._job.root, task.slot) as trail:
+        with Trail(self._job.backend, task.slot) as trail:
             for row in task.rows.to_pylist():
                 position = row["position"]
                 if position < probation.start or position in probation.guilty:

@@ -42,6 +42,7 @@ from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore, open_store
+from pipeline.store.serialization import json_bytes
 
 HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
 """Files of the output folder, beside those of the task and the report."""
@@ -291,4 +292,4 @@ def _write(result: Sweep, plan: _SweepPlan) -> None:
         return
     swept = dict(zip(result.layers, result.layer_weights, strict=True))
     weights = [swept.get(layer, 0.0) for layer in plan.store.layers]
-    files.write_atomic(plan.folder / WEIGHTS, [files.json_bytes(weights)])
+    files.write_atomic(plan.folder / WEIGHTS, [json_bytes(weights)])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,58 +16,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import files
 from pipeline.errors import DamagedError
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
 from pipeline.store.format.records import FIELDS, OK, QUARANTINED
+from pipeline.store.serialization import parquet_bytes, parse_parquet, read_parquet
 
 _UNIT_NAME = re.compile(r"unit-(\d+)\.parquet")
 
 
-def committed_units(root: Path) -> list[int]:
-    """Numbers of the units that are committed, ascending."""
-    try:
-        names = [path.name for path in (root / INDEX_DIR).iterdir()]
-    except FileNotFoundError:
-        return []
+def committed_units(store: Location) -> list[int]:
+    """Return the numbers of the committed units, ascending."""
+    names = open_backend(store).children(INDEX_DIR)
     return sorted(int(match[1]) for name in names if (match := _UNIT_NAME.fullmatch(name)))
 
 
-def read_unit(root: Path, unit: int) -> pa.Table:
-    """The index of one committed unit.
+def read_unit(store: Location, unit: int) -> pa.Table:
+    """Read the index of one committed unit.
 
     Raises:
         DamagedError: The file is missing, torn, or of another unit.
     """
-    path = root / index_key(unit)
+    backend, key = open_backend(store), index_key(unit)
     try:
-        table = files.read_parquet(path)
+        table = read_parquet(backend, key)
     except (DamagedError, OSError) as error:
         raise DamagedError(
             f"index of unit {unit} is not readable ({error}); run `strata verify`"
         ) from error
     if not _has_fields(table.schema) or pc.unique(table["unit"]).to_pylist() != [unit]:
-        raise DamagedError(f"{path} is not the index of unit {unit}; run `strata verify`")
+        raise DamagedError(
+            f"{backend.locate(key)} is not the index of unit {unit}; run `strata verify`"
+        )
     return table
 
 
 def read_index(
-    root: Path, without: Sequence[str] = (), columns: Sequence[str] | None = None
+    store: Location, without: Sequence[str] = (), columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The rows of all committed units, by unit and position.
+    """Read the rows of all committed units, by unit and position.
 
     Takes what the compaction has and the files of the units that it lacks.
 
     Args:
-        root: The store.
+        store: The store.
         without: Columns to leave out.
         columns: Only these, `unit` among them; None takes all.
 
     Raises:
         DamagedError: A unit's index is not readable.
     """
-    units = committed_units(root)
-    cached = _read_cache(root, list(columns) if columns else None, without)
+    backend = open_backend(store)
+    units = committed_units(backend)
+    cached = _read_cache(backend, list(columns) if columns else None, without)
     known = set(pc.unique(cached["unit"]).to_pylist()) if cached is not None else set()
     tables = []
     if cached is not None:
@@ -77,7 +78,7 @@ def read_index(
             keep = pc.invert(pc.is_in(cached["unit"], value_set=pa.array(stale, pa.int32())))
             cached = cached.filter(keep)
         tables.append(cached)
-    fresh = [read_unit(root, unit) for unit in units if unit not in known]
+    fresh = [read_unit(backend, unit) for unit in units if unit not in known]
     tables += [_some(table, without, columns) for table in fresh]
     if not tables:
         return _some(pa.schema(FIELDS).empty_table(), without, columns)
@@ -138,49 +139,53 @@ def still_quarantined(table: pa.Table) -> pa.Table:
     return lost.take(row_numbers(newest))
 
 
-def compact(root: Path) -> pa.Table:
-    """Rewrites `index.parquet` from the unit files; returns its rows."""
-    drop_cache(root)
-    table = read_index(root)
-    files.write_atomic(root / INDEX_CACHE, [files.parquet_bytes(table)])
+def compact(store: Location) -> pa.Table:
+    """Rewrite `index.parquet` from the unit files; return its rows."""
+    backend = open_backend(store)
+    drop_cache(backend)
+    table = read_index(backend)
+    backend.put(INDEX_CACHE, [parquet_bytes(table)])
     return table
 
 
-def refresh_cache(root: Path) -> None:
+def refresh_cache(store: Location) -> None:
     """Adds to `index.parquet` the units that were committed since; it must not be stale.
 
     That is so as long as nobody has taken a commit back without removing it.
     """
-    files.write_atomic(root / INDEX_CACHE, [files.parquet_bytes(read_index(root))])
+    backend = open_backend(store)
+    backend.put(INDEX_CACHE, [parquet_bytes(read_index(backend))])
 
 
-def cached_units(root: Path) -> set[int]:
-    """The units that the compaction covers."""
-    cached = _read_cache(root, columns=["unit"])
+def cached_units(store: Location) -> set[int]:
+    """Return the units that the compaction covers."""
+    cached = _read_cache(open_backend(store), columns=["unit"])
     return set() if cached is None else set(pc.unique(cached["unit"]).to_pylist())
 
 
-def is_compact(root: Path) -> bool:
-    """Whether the compaction covers exactly the committed units."""
-    return (root / INDEX_CACHE).is_file() and sorted(cached_units(root)) == committed_units(root)
+def is_compact(store: Location) -> bool:
+    """Return whether the compaction covers exactly the committed units."""
+    backend = open_backend(store)
+    return backend.exists(INDEX_CACHE) and sorted(cached_units(backend)) == committed_units(backend)
 
 
-def drop_cache(root: Path) -> None:
-    """Removes the compaction, durably; the unit files stay."""
-    files.remove(root / INDEX_CACHE)
-    files.sync_folder(root)
+def drop_cache(store: Location) -> None:
+    """Remove the compaction, durably; the unit files stay."""
+    backend = open_backend(store)
+    backend.delete(INDEX_CACHE)
+    backend.sync("")
 
 
 def _read_cache(
-    root: Path, columns: list[str] | None = None, without: Sequence[str] = ()
+    backend: Backend, columns: list[str] | None = None, without: Sequence[str] = ()
 ) -> pa.Table | None:
-    path = root / INDEX_CACHE
     try:
-        schema = pq.read_schema(path)
+        raw = backend.read(INDEX_CACHE)
+        schema = pq.read_schema(pa.BufferReader(raw))
         if not _has_fields(schema):
             return None
         wanted = columns or [name for name in schema.names if name not in without]
-        return files.read_parquet(path, wanted)
+        return parse_parquet(raw, backend.locate(INDEX_CACHE), wanted)
     except (DamagedError, OSError, pa.ArrowException):
         return None  # a missing or torn cache is no loss
 

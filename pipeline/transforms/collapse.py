@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import sys
 import time
 import uuid
@@ -29,12 +28,14 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DamagedError, NoSpaceError, StoreError
 from pipeline.events import Observer, ObserverGroup
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.identity import Identity, check_same
-from pipeline.store.format.layout import COLLAPSED_LAYER, GROUP, Layout
+from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import sweep
@@ -111,8 +112,8 @@ class Collapse:
 
 
 def collapse(
-    store_path: str | Path,
-    out_path: str | Path,
+    store_path: Location,
+    out_path: Location,
     weights: str | Path | Sequence[float] | Tensor,
     softmax: bool = False,
     observer: Observer | None = None,
@@ -141,8 +142,8 @@ def collapse(
         DamagedError: The parent is damaged; what was committed before is safe.
     """
     began = time.perf_counter()
-    parent, out = Path(store_path).absolute(), Path(out_path).absolute()
-    if parent == out:
+    parent, out = open_backend(store_path), open_backend(out_path)
+    if parent.uri == out.uri:
         raise ConfigError(f"a store cannot be collapsed into itself ({out}); give another path")
     attributes = read_attributes(parent)
     numbers = read_weights(weights, len(attributes["layers"]), softmax)
@@ -206,11 +207,11 @@ def collapsed_identity(
 
 
 def _prepare(
-    out: Path,
+    out: Backend,
     plan: Plan,
     attributes: Mapping[str, Any],
     weights: tuple[float, ...],
-    parent: Path,
+    parent: Backend,
 ) -> tuple[Layout, Ledger]:
     """Makes the collapsed store, or makes sure that it is the one that this run would make."""
     layout = Layout(
@@ -221,7 +222,7 @@ def _prepare(
     )
     identity = collapsed_identity(attributes["identity"], attributes["layers"], weights)
     known = read_plan(out)
-    if (out / GROUP / "zarr.json").exists():
+    if out.exists(ATTRIBUTES):
         stored = read_attributes(out)
         check_same(stored["identity"], identity, str(out))
         check_format_shape(stored, layout, out)
@@ -229,7 +230,7 @@ def _prepare(
         _check_extends(known, plan, out)
         write_plan(out, plan)
     ledger = Ledger.open(out, plan.n_units)
-    if (out / GROUP / "zarr.json").exists():
+    if out.exists(ATTRIBUTES):
         resize(out, layout, ledger.n_slots)
         return layout, ledger
     own = {k: v for k, v in attributes.items() if k != "final_norm"}  # it fits no sum of layers
@@ -246,7 +247,7 @@ def _prepare(
     return layout, ledger
 
 
-def _check_extends(known: Plan | None, plan: Plan, out: Path) -> None:
+def _check_extends(known: Plan | None, plan: Plan, out: Backend) -> None:
     """The parent's plan may have grown since, but the units there are must be the same."""
     if known is not None and not known.table.equals(plan.table.slice(0, len(known.table))):
         raise StoreError(
@@ -254,8 +255,8 @@ def _check_extends(known: Plan | None, plan: Plan, out: Path) -> None:
         )
 
 
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
+def _check_space(out: Backend, needed: int) -> None:
+    free = out.free_bytes()
     if needed > free:
         raise NoSpaceError(
             f"{needed / 1e9:.2f} GB to write to {out}, but only {free / 1e9:.2f} GB are free"
@@ -266,7 +267,12 @@ class _Collapsing:
     """Sums one unit after the other, in one unit's memory."""
 
     def __init__(
-        self, parent: Path, layout: Layout, out: Path, collapsed: Layout, weights: Sequence[float]
+        self,
+        parent: Backend,
+        layout: Layout,
+        out: Backend,
+        collapsed: Layout,
+        weights: Sequence[float],
     ) -> None:
         self._parent = parent
         self._from = layout
@@ -335,7 +341,7 @@ class _Collapsing:
         if crc32c(stored) != row["crc32c"][axis]:
             key = self._from.shard_key(axis, row["slot"])
             raise DamagedError(
-                f"{self._parent / key}: utterance {row['id']!r} has a wrong checksum; "
+                f"{self._parent.locate(key)}: utterance {row['id']!r} has a wrong checksum; "
                 f"run `strata verify {self._parent} --repair`, then `strata extract`"
             )
 

@@ -24,6 +24,7 @@ from pipeline.extract import run
 from pipeline.extract.driver import Stop
 from pipeline.extract.encoder_setup import check_settings
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import Ledger, read_claims
 from pipeline.store.coordination.worker_failures import (
     DIED,
@@ -331,7 +332,7 @@ def worker_at(folder: Path, store: Path) -> Worker:
     setup = check_settings(config)
     return Worker(
         Job(
-            root=store,
+            backend=open_backend(store),
             layout=layout_of(read_attributes(store)),
             dataset=config.dataset,
             load_encoder=setup.loader("cpu"),

@@ -338,10 +338,8 @@ def test_a_corpus_that_does_not_fit_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without room on the disk nothing is begun, and the message says how much is missing."""
-    from pipeline.extract import planning
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(NoSpaceError, match=r"GB are needed in .*, 0\.00 GB are free"):
         extract(folder, tmp_path / "s", "engine=inline")
     assert not (tmp_path / "s" / "index").exists() or not list((tmp_path / "s/index").iterdir())

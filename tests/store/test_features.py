@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pipeline
 from pipeline.errors import StoreNotFoundError, UtteranceNotFoundError
+from pipeline.store.backend.base import Location
 from pipeline.store.index import compact
 from pipeline.store.read.features import open_store
+from tests.helpers.backends import in_memory
 from tests.helpers.fake_store import FakeStore, begin_store
 
 READABLE = [row for row in range(11) if row != 3]
+Place = Callable[[Path], Location]
 
 
-def test_every_utterance_reads_as_it_was_put_in(store: FakeStore) -> None:
+@pytest.fixture(params=["folder", "memory"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Where a store is read from: the folder that it was written to, or a copy in memory."""
+    return in_memory if request.param == "memory" else lambda root: root
+
+
+def test_every_utterance_reads_as_it_was_put_in(store: FakeStore, place: Place) -> None:
     """All layers, one layer, layers in another order, and a cut."""
-    reader = open_store(store.root)
+    reader = open_store(place(store.root))
     assert reader.ids == [f"utterance-{row}" for row in READABLE]
     assert reader.layers == store.layout.layers
     for i, row in enumerate(READABLE):
@@ -29,18 +40,18 @@ def test_every_utterance_reads_as_it_was_put_in(store: FakeStore) -> None:
         np.testing.assert_array_equal(reader.read(i, start=3, stop=-2), expected[:, 3:-2])
 
 
-def test_read_many_keeps_the_order_asked_for(store: FakeStore) -> None:
+def test_read_many_keeps_the_order_asked_for(store: FakeStore, place: Place) -> None:
     """Also with repeats and across units."""
-    reader = open_store(store.root)
+    reader = open_store(place(store.root))
     rows = [10, 0, 5, 0, 7, 2]
     found = reader.read_many([f"utterance-{row}" for row in rows])
     for row, features in zip(rows, found, strict=True):
         np.testing.assert_array_equal(features.numpy(), store.features(row))
 
 
-def test_weighted_sum_and_pooled_agree_with_numpy(store: FakeStore) -> None:
+def test_weighted_sum_and_pooled_agree_with_numpy(store: FakeStore, place: Place) -> None:
     """float32 sums over layers; pooled is the mean over frames."""
-    reader = open_store(store.root)
+    reader = open_store(place(store.root))
     weights = [0.25, -1.0, 0.5]
     pooled = reader.pooled().numpy()
     for i, row in enumerate(READABLE):
@@ -50,9 +61,9 @@ def test_weighted_sum_and_pooled_agree_with_numpy(store: FakeStore) -> None:
         np.testing.assert_array_equal(pooled[i], features.mean(axis=1).astype(np.float32))
 
 
-def test_metadata_goes_with_its_utterance(store: FakeStore) -> None:
+def test_metadata_goes_with_its_utterance(store: FakeStore, place: Place) -> None:
     """Columns and types as carried; the quarantined one is listed with its reason instead."""
-    reader = open_store(store.root)
+    reader = open_store(place(store.root))
     assert reader.metadata["id"].to_pylist() == reader.ids
     assert reader.metadata["speaker"].to_pylist() == [f"s{row % 3}" for row in READABLE]
     assert reader.metadata["digit"].to_pylist() == [row % 10 for row in READABLE]
@@ -83,9 +94,9 @@ def test_it_reads_the_same_through_the_compaction(store: FakeStore) -> None:
     assert (after.pooled() == before.pooled()).all()
 
 
-def test_it_pickles(store: FakeStore) -> None:
+def test_it_pickles(store: FakeStore, place: Place) -> None:
     """A trainer's workers get it by pickle and read the same."""
-    reader = pipeline.open_store(store.root)
+    reader = pipeline.open_store(place(store.root))
     reader.read(0)
     again = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(again.read(4).numpy(), reader.read(4).numpy())

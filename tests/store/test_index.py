@@ -23,6 +23,7 @@ from pipeline.store.index import (
     read_index,
     read_unit,
 )
+from pipeline.store.serialization import parquet_bytes, parse_parquet
 from tests.helpers.fake_store import FakeStore, begin_store
 
 
@@ -79,25 +80,25 @@ def flip(path: Path) -> None:
 
 def shorten(path: Path) -> None:
     """A cache from before the last two units."""
-    table = files.read_parquet(path)
-    files.write_atomic(path, [files.parquet_bytes(table.slice(0, 3))])
+    table = parse_parquet(path.read_bytes(), str(path))
+    files.write_atomic(path, [parquet_bytes(table.slice(0, 3))])
 
 
 def lengthen(path: Path) -> None:
     """A cache with a unit that is not committed any more."""
-    table = files.read_parquet(path)
+    table = parse_parquet(path.read_bytes(), str(path))
     gone = table.set_column(2, FIELDS[2], pa.array([77] * len(table), pa.int32()))
-    files.write_atomic(path, [files.parquet_bytes(pa.concat_tables([table, gone]))])
+    files.write_atomic(path, [parquet_bytes(pa.concat_tables([table, gone]))])
 
 
 def foreign(path: Path) -> None:
     """Another table under the name of the cache."""
-    files.write_atomic(path, [files.parquet_bytes(pa.table({"unit": pa.array([0], pa.int32())}))])
+    files.write_atomic(path, [parquet_bytes(pa.table({"unit": pa.array([0], pa.int32())}))])
 
 
 def unsealed(path: Path) -> None:
     """A cache that another program has rewritten, with other values."""
-    table = files.read_parquet(path)
+    table = parse_parquet(path.read_bytes(), str(path))
     pq.write_table(table.set_column(0, FIELDS[0], pa.array(["?"] * len(table))), path)
 
 
@@ -181,7 +182,7 @@ def test_records_survive_their_file(tmp_path_factory, rows: list, extra: list) -
     ]
     metadata = pa.table({"a b": pa.array(extra * len(rows), pa.float32())})
     table = records_table(records, 5, 7, metadata)
-    files.write_atomic(root / index_key(5), [files.parquet_bytes(table)])
+    files.write_atomic(root / index_key(5), [parquet_bytes(table)])
     again = read_unit(root, 5)
     assert again.drop_columns(["a b"]).equals(table.drop_columns(["a b"]))
     assert str(again["a b"].to_pylist()) == str(table["a b"].to_pylist())

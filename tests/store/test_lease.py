@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreBusyError
+from pipeline.store.backend.base import Location
 from pipeline.store.coordination import lease as lease_module
+from pipeline.store.coordination import processes
 from pipeline.store.coordination.lease import STALE_AFTER_S, Holder, Lease, live_holder
 from pipeline.store.format.layout import LEASE
 from tests.helpers.fake_store import MEET, child, finish
@@ -142,7 +144,7 @@ def test_a_holder_that_is_hidden_here_counts_by_its_heartbeat(
 ) -> None:
     """Another user's process under hidepid: it is there, but nothing more can be told of it."""
     own = own_holder(tmp_path)
-    monkeypatch.setattr(lease_module, "_process_start", lambda pid: 0)
+    monkeypatch.setattr(lease_module, "process_start", lambda pid: 0)
     write_lease(tmp_path, age_s=STALE_AFTER_S - 5, **asdict(own))
     assert live_holder(tmp_path) == own
     write_lease(tmp_path, age_s=STALE_AFTER_S + 5, **asdict(own))
@@ -155,10 +157,10 @@ def test_a_process_without_a_trace_in_proc_is_found_by_a_signal(
     """What /proc does not show may live; only one that takes no signal is gone."""
     gone = child("")
     finish(gone)
-    monkeypatch.setattr(lease_module, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
-    assert lease_module._process_start(os.getpid()) == 0
-    assert lease_module._process_start(1) == 0
-    assert lease_module._process_start(gone.pid) == lease_module.GONE
+    monkeypatch.setattr(processes, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
+    assert processes.process_start(os.getpid()) == 0
+    assert processes.process_start(1) == 0
+    assert processes.process_start(gone.pid) == processes.GONE
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_a_fork_does_not_give_the_lease_back(tmp_path: Path) -> None:
 
 def test_a_fork_does_not_keep_the_store_locked(tmp_path: Path) -> None:
     """A child that was forked in the moment of the lock has a copy of the open file."""
-    with Lease(tmp_path, "mine") as lease, lease._alone():
+    with Lease(tmp_path, "mine") as lease, lease._locked():
         pid = os.fork()
         if pid == 0:
             time.sleep(30)
@@ -371,8 +373,8 @@ def test_a_slow_judge_cannot_remove_a_live_lease(
     write_lease(tmp_path, age_s=1000, host="elsewhere")
     judge = lease_module.live_holder
 
-    def slow(root: Path, name: str = LEASE, now_s: float | None = None) -> Holder | None:
-        found = judge(root, name, now_s)
+    def slow(store: Location, name: str = LEASE, now_s: float | None = None) -> Holder | None:
+        found = judge(store, name, now_s)
         if threading.current_thread().name == "dawdler":
             time.sleep(0.5)
         return found

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.store.backend import local
 from pipeline.store.read import merged as gathering
-from pipeline.store.read import shards
 from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [200] * 40
@@ -44,8 +44,8 @@ def diary(monkeypatch):
             raise BlockingIOError
         return read(descriptor, parts, offset)
 
-    monkeypatch.setattr(shards.os, "posix_fadvise", advised)
-    monkeypatch.setattr(shards.os, "preadv", asked)
+    monkeypatch.setattr(local.os, "posix_fadvise", advised)
+    monkeypatch.setattr(local.os, "preadv", asked)
     return entries
 
 
@@ -84,7 +84,7 @@ def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):
         waited.extend([descriptor] * (not flags))
         return real(descriptor, parts, offset, flags)
 
-    monkeypatch.setattr(shards.os, "preadv", some)
+    monkeypatch.setattr(local.os, "preadv", some)
     found = store.read_many(range(8), [1])
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert waited == [store._shards._shard(0, 5).descriptor]
@@ -121,7 +121,7 @@ def test_what_is_not_in_memory_is_read_from_the_disk(root):
 def test_systems_that_take_no_advice_read_the_same(root, diary, monkeypatch):
     """posix_fadvise is not everywhere."""
     wanted = pipeline.open_store(root)[:]
-    monkeypatch.delattr(shards.os, "posix_fadvise")
+    monkeypatch.delattr(local.os, "posix_fadvise")
     store = pipeline.open_store(root)
     assert all(torch.equal(a, b) for a, b in zip(store[:], wanted, strict=True))
     assert torch.equal(store.read(4), wanted[4])

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import files
 from pipeline.errors import StoreError
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import (
@@ -21,6 +20,7 @@ from pipeline.store.format.plan import (
     make_batches,
     make_plan,
 )
+from pipeline.store.serialization import parquet_bytes
 from pipeline.store.write.documents import read_plan, write_plan
 from tests.helpers.fake_store import plan_rows
 
@@ -153,14 +153,14 @@ def test_a_plan_that_is_not_what_was_written_is_refused(tmp_path: Path, damage: 
         raw[len(raw) // 2] ^= 4
         path.write_bytes(raw)
     elif damage == "foreign":
-        path.write_bytes(files.parquet_bytes(pa.table({"a": [1]})))
+        path.write_bytes(parquet_bytes(pa.table({"a": [1]})))
     elif damage == "version":
         text = table.schema.metadata[b"strata"].replace(
             b'"format_version": 1', b'"format_version": 2'
         )
-        path.write_bytes(files.parquet_bytes(table.replace_schema_metadata({b"strata": text})))
+        path.write_bytes(parquet_bytes(table.replace_schema_metadata({b"strata": text})))
     else:
-        path.write_bytes(files.parquet_bytes(table.drop_columns(["n_bytes"])))
+        path.write_bytes(parquet_bytes(table.drop_columns(["n_bytes"])))
     with pytest.raises(StoreError, match=r"plan\.parquet"):
         read_plan(tmp_path)
 

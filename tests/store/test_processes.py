@@ -16,6 +16,7 @@ import zarr
 
 import pipeline
 from pipeline.errors import DamagedError, StoreError
+from pipeline.store.backend import local
 from pipeline.store.read.shards import ShardReader
 from tests.helpers.feature_stores import make_store, noise
 
@@ -84,7 +85,7 @@ def test_a_zarr_handle_belongs_to_the_process_that_opened_it(root, monkeypatch):
     store.read(0)
     store.read(1)
     assert len(opened) == 1
-    monkeypatch.setattr("pipeline.store.read.shards.os.getpid", lambda: -5)
+    monkeypatch.setattr("pipeline.store.backend.zarr_arrays.os.getpid", lambda: -5)
     store.read(0)
     assert len(opened) == 2
 
@@ -114,7 +115,7 @@ def test_other_zarr_readers_see_the_same_frames(root):
 
 def test_threads_share_a_reader_that_closes_files(root, monkeypatch):
     """A file that the cache drops while another thread reads it stays open for that thread."""
-    monkeypatch.setattr("pipeline.store.read.shards.MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("pipeline.store.backend.local.MAX_READERS", 1)
     store = pipeline.open_store(root)
     wanted = store[:]
     wrong = []
@@ -217,12 +218,12 @@ def test_a_short_read_is_completed(root, monkeypatch):
     """The system may return fewer bytes than asked for; the rest is asked for again."""
     store = pipeline.open_store(root)
     wanted = store.read_many([0, 1])
-    real = pipeline.store.read.shards.os.preadv
+    real = local.os.preadv
 
     def stingy(descriptor, parts, offset, flags=0):
         return real(descriptor, [memoryview(parts[0]).cast("B")[:7]], offset)
 
-    monkeypatch.setattr(pipeline.store.read.shards.os, "preadv", stingy)
+    monkeypatch.setattr(local.os, "preadv", stingy)
     found = store.read_many([0, 1])
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 

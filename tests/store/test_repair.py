@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DamagedError, StoreBusyError
+from pipeline.store.backend.local import LocalBackend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import read_log
@@ -20,6 +21,7 @@ from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 from tests.extract.test_run import contents, extract
+from tests.helpers.backends import in_memory
 from tests.helpers.corpus import mixed_lengths, write_folder
 
 INLINE = ("engine=inline", "engine.threads=1")
@@ -112,9 +114,12 @@ def test_damage_is_named_taken_back_and_extracted_again(
     found = verify_store(store)
     assert found.damaged_units == [UNIT]
     assert any(re.search(named, item.problem) for item in found.damages), found.damages
+    copy = in_memory(store)
     fixed = repair_store(store)
-    assert fixed.units == [UNIT]
+    assert fixed.units == repair_store(copy).units == [UNIT]
     assert verify_store(store).ok
+    assert verify_store(copy).ok
+    assert set(copy.list()) == set(LocalBackend(store).list())
     status = extract(folder, store, *INLINE)
     assert status.units_committed == status.units_total
     assert contents(store) == contents(quiet)

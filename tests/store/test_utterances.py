@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import StoreError, UtteranceNotFoundError
+from pipeline.store.backend import local
 from pipeline.store.format.layout import Layout
+from tests.helpers.backends import in_memory
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, spelled
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
@@ -29,9 +31,10 @@ def root(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def opened(root):
-    return pipeline.open_store(root)
+@pytest.fixture(scope="module", params=["folder", "memory"])
+def opened(request, root):
+    """The store in its folder, and a copy of it in memory."""
+    return pipeline.open_store(in_memory(root) if request.param == "memory" else root)
 
 
 def expected(position, layers=(1, 2, 3), dim=8):
@@ -76,17 +79,17 @@ def test_what_is_asked_for_twice_is_not_shared(opened):
     assert np.array_equal(second.numpy(), expected(3))
 
 
-def test_side_by_side_utterances_are_one_read(opened, monkeypatch):
+def test_side_by_side_utterances_are_one_read(root, monkeypatch):
     """A batch that is contiguous on disk costs one read per layer, whatever its order."""
-    reads = []
-    real = pipeline.store.read.shards.os.preadv
+    opened, reads = pipeline.open_store(root), []
+    real = local.os.preadv
 
     def counted(descriptor, parts, offset, flags=0):
         reads.append((descriptor, len(parts), offset))
         return real(descriptor, parts, offset, flags)
 
     opened.read_many([0, 1, 2])
-    monkeypatch.setattr(pipeline.store.read.shards.os, "preadv", counted)
+    monkeypatch.setattr(local.os, "preadv", counted)
     opened.read_many([2, 0, 1])
     assert [n for _, n, _ in reads] == [3, 3, 3]
     assert [offset for _, _, offset in reads] == [0, 0, 0]

@@ -11,6 +11,7 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError, DamagedError, IdentityError, NoSpaceError, StoreBusyError
+from pipeline.store.backend import local
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.format.layout import Layout
 from pipeline.store.maintain.status import read_status
@@ -168,7 +169,7 @@ def test_one_driver_at_a_time_and_room_on_the_disk(parent, tmp_path, monkeypatch
     with Lease(tmp_path / "out", "other"), pytest.raises(StoreBusyError):
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(pipeline.transforms.collapse.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(local.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(NoSpaceError, match="GB"):
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
 

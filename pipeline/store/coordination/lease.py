@@ -1,53 +1,51 @@
 """One live driver per store: a lease with a heartbeat.
 
-The lease is a small file that names its holder and is touched while the holder lives. A lease is
-dead when its process is known to be gone (same host and pid namespace) or, where that cannot be
+The lease is a small file that names its holder and is touched while the holder runs. A lease is
+expired when its process is known to be gone (same host and pid namespace) or, where that cannot be
 told (another host, a process that the system hides), when its heartbeat is older than
-`STALE_AFTER_S`; a dead one is taken over.
+`STALE_AFTER_S`. An expired lease is taken over.
 
-Taking a lease, taking one over and giving it back are done under an advisory lock on
-`lease.lock`, which the kernel drops with its process: between the judgement that a lease is dead
-and its removal nobody can put a live one in its place. Where a file system has no locks, the
-exclusive creation of the lease file still decides, with a window of milliseconds. The lock is held
-for these moments only, and let go explicitly: a process that was forked in one of them has a copy
-of the open file, which would keep the lock for as long as it lives.
+Taking, taking over and releasing a lease happen under a lock on `lease.lock`: between the decision
+that a lease is expired and its removal no live lease can take its place. Where a file system has no
+locks, the exclusive creation of the lease file still decides, with a window of milliseconds. The
+lock is held for these moments only.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline import files
 from pipeline.errors import StoreBusyError, StoreError
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.coordination.processes import GONE, process_space, process_start
 from pipeline.store.format.layout import LEASE, LEASE_LOCK
+from pipeline.store.serialization import json_bytes
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 LOCK_TIMEOUT_S = 10.0
-GONE = -1
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """The holder of a lease.
 
     Attributes:
         run_id: Its run.
         host: Its host name.
         pid: Its process.
-        process_start: When that process started, in clock ticks since boot; tells a reused pid.
-        process_space: The boot and the pid namespace in which `pid` means something.
+        process_start: When that process started, in clock ticks since boot; detects a reused pid.
+        process_space: The boot and the pid namespace in which `pid` is valid.
     """
 
     run_id: str
@@ -62,34 +60,36 @@ class Lease:
 
     Raises:
         StoreBusyError: On entry, if a live driver holds it.
-        StoreError: On entry, if the store's folder cannot be written.
+        StoreError: On entry, if the store cannot be written.
     """
 
-    def __init__(self, root: Path, run_id: str) -> None:
-        self._path = root / LEASE
+    def __init__(self, store: Location, run_id: str) -> None:
+        self._backend = open_backend(store)
+        self._operations = self._backend.leases
+        pid = os.getpid()
         self._holder = Holder(
-            run_id, socket.gethostname(), os.getpid(), _process_start(os.getpid()), _process_space()
+            run_id, socket.gethostname(), pid, process_start(pid), process_space()
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="strata-lease", daemon=True)
 
     def __enter__(self) -> Self:
-        content = [files.json_bytes(asdict(self._holder))]
-        with self._alone() as now_s:
+        content = [json_bytes(asdict(self._holder))]
+        with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
-                if files.create_exclusive(self._path, content):
+                if self._backend.put_if_absent(LEASE, content):
                     self._thread.start()
                     return self
-                holder = live_holder(self._path.parent, now_s=now_s)
+                holder = live_holder(self._backend, now_s=now_s)
                 if holder is not None:
                     raise StoreBusyError(
-                        f"store {self._path.parent} is in use by process {holder.pid} on "
+                        f"store {self._backend} is in use by process {holder.pid} on "
                         f"{holder.host} (run {holder.run_id}, last sign of life "
-                        f"{_age_s(self._path, now_s):.0f} s ago); "
+                        f"{_age_s(self._backend, LEASE, now_s):.0f} s ago); "
                         "wait for it, or stop it and run again"
                     )
-                self._set_aside_dead(now_s)
-        raise StoreBusyError(f"store {self._path.parent}: another driver took the lease just now")
+                self._remove_expired(now_s)
+        raise StoreBusyError(f"store {self._backend}: another driver took the lease just now")
 
     def __exit__(
         self,
@@ -98,159 +98,108 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         if os.getpid() != self._holder.pid:
-            return  # a fork of the holder ends; the lease is not its own
+            return  # this is a fork of the holder, which does not own the lease
         self._stop.set()
         self._thread.join()
-        if not self._path.parent.is_dir():
-            return  # the store has vanished; do not begin another one in its place
-        with suppress(StoreError, OSError), self._alone():  # else it goes stale by itself
+        if not self._is_mine():
+            return  # taken over; or the store has vanished, and must not be created again
+        with suppress(StoreError, OSError), self._locked():  # if this fails, the lease expires
             if self._is_mine():
-                self._path.unlink(missing_ok=True)
+                self._backend.delete(LEASE)
 
     def check(self) -> None:
-        """Makes sure that the lease is still this driver's.
+        """Make sure that the lease still belongs to this driver.
 
         Raises:
             StoreBusyError: Another driver has taken it over.
             StoreError: The store is gone.
         """
         if not self._is_mine():
-            if not self._path.exists():
+            if not self._backend.exists(LEASE):
                 raise StoreError(
-                    f"store {self._path.parent} has vanished, or its {LEASE} was removed (is it "
+                    f"store {self._backend} has vanished, or its {LEASE} was removed (is it "
                     "still mounted?); what was committed is safe there: bring it back and run the "
                     "same command again"
                 )
             raise StoreBusyError(
-                f"store {self._path.parent}: another driver took the lease over, "
+                f"store {self._backend}: another driver took the lease over, "
                 "as this one showed no sign of life for too long; let that one finish"
             )
 
     def _is_mine(self) -> bool:
         try:
-            return _read(self._path) == self._holder
+            return _read(self._backend, LEASE) == self._holder
         except OSError:
             return False
 
     @contextmanager
-    def _alone(self) -> Iterator[float]:
-        """Keeps other drivers out for a moment.
+    def _locked(self) -> Iterator[float]:
+        """Exclude other drivers for a moment.
 
         Yields:
-            The time by the file system's clock, which other hosts' heartbeats are written in.
+            The time by the storage's clock, in which other hosts' heartbeats are recorded.
         """
-        path = self._path.with_name(LEASE_LOCK)
-        with files.store_errors(path):
-            files.make_folder(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor, path)
-            with suppress(OSError):
-                os.utime(descriptor)
-            yield os.fstat(descriptor).st_mtime
-        finally:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+        with ExitStack() as stack:
+            try:
+                lock = self._operations.lock(LEASE_LOCK, LOCK_TIMEOUT_S)
+                now_s = stack.enter_context(lock)
+            except TimeoutError as error:
+                raise StoreBusyError(
+                    f"{self._backend.locate(LEASE_LOCK)} has been locked for "
+                    f"{LOCK_TIMEOUT_S:.0f} s by a driver that starts or ends; wait for it, or stop "
+                    "it and run again"
+                ) from error
+            yield now_s
 
-    def _set_aside_dead(self, now_s: float) -> None:
-        """Removes a dead lease; a live one that came in between is put back."""
-        aside = self._path.with_name(f"{LEASE}.{self._holder.run_id}.dead")
+    def _remove_expired(self, now_s: float) -> None:
+        """Remove an expired lease; restore a live one that has just replaced it."""
+        expired = f"{LEASE}.{self._holder.run_id}.dead"
         with suppress(FileNotFoundError):
-            self._path.rename(aside)
-            if live_holder(aside.parent, aside.name, now_s) is not None:
+            self._operations.move(LEASE, expired)
+            if live_holder(self._backend, expired, now_s) is not None:
                 with suppress(FileExistsError):
-                    os.link(aside, self._path)
-            aside.unlink()
+                    self._operations.restore(expired, LEASE)
+            self._backend.delete(expired)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             with suppress(OSError):
                 if self._is_mine():
-                    os.utime(self._path)
+                    self._operations.touch(LEASE)
 
 
-def live_holder(root: Path, name: str = LEASE, now_s: float | None = None) -> Holder | None:
-    """The live driver of the store at `root`, if there is one.
+def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) -> Holder | None:
+    """Return the live driver of a store, or None.
 
     Args:
-        root: The store.
-        name: The lease file.
-        now_s: The time by the file system's clock; None takes this machine's.
+        store: The store.
+        name: Key of the lease.
+        now_s: The time by the storage's clock; None takes this machine's.
     """
-    path = root / name
-    holder = _read(path)
+    backend = open_backend(store)
+    holder = _read(backend, name)
     if holder is None:
         return None
-    if holder.host == socket.gethostname() and holder.process_space == _process_space():
-        start = _process_start(holder.pid)
+    if holder.host == socket.gethostname() and holder.process_space == process_space():
+        start = process_start(holder.pid)
         if start == GONE:
             return None
         if start and holder.process_start:
             return holder if start == holder.process_start else None
-    age_s = _age_s(path, time.time() if now_s is None else now_s)
+    age_s = _age_s(backend, name, time.time() if now_s is None else now_s)
     return holder if age_s < STALE_AFTER_S else None
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Locks an open file, or does without where there are no locks.
-
-    Raises:
-        StoreBusyError: Somebody else keeps it locked.
-    """
-    end_s = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end_s:
-                raise StoreBusyError(
-                    f"{path} has been locked for {LOCK_TIMEOUT_S:.0f} s by a driver that starts or "
-                    "ends; wait for it, or stop it and run again"
-                ) from None
-            time.sleep(0.02)
-        except OSError:
-            return None
-
-
-def _age_s(path: Path, now_s: float) -> float:
-    """Seconds since the last heartbeat; infinite if the lease is gone."""
+def _age_s(backend: Backend, key: str, now_s: float) -> float:
+    """Return the seconds since the last heartbeat; infinite if the lease is gone."""
     try:
-        return now_s - path.stat().st_mtime
+        return now_s - backend.modified_s(key)
     except FileNotFoundError:
         return float("inf")
 
 
-def _read(path: Path) -> Holder | None:
+def _read(backend: Backend, key: str) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return Holder(**json.loads(backend.read(key)))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _process_space() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> int:
-    """Start of a process in clock ticks since boot; GONE if there is none, 0 if it is not told.
-
-    A process that was killed is there until its last thread is: one of them may still be in a
-    write when the first is a zombie already. A process of another user may be there without a
-    trace in /proc: only a signal finds it.
-    """
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        state, n_threads, start = fields[0], int(fields[17]), int(fields[19])
-        return GONE if state in "ZX" and n_threads <= 1 else start
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return GONE
-    except OSError:
-        pass
-    return 0

@@ -12,11 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from pipeline import files
 from pipeline.errors import DamagedError, StoreError
+from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import FRAMES, LEDGER_DIR, ledger_key
+from pipeline.store.serialization import json_bytes
 
 LOST = -1
 """The unit of a claim whose content is lost: its slot is taken, and nobody knows for which unit."""
@@ -47,9 +48,9 @@ class Claim:
 class Ledger:
     """The claims of one store; holds what is on disk and adds to it."""
 
-    def __init__(self, root: Path, claims: Iterable[Claim], n_units: int) -> None:
+    def __init__(self, store: Location, claims: Iterable[Claim], n_units: int) -> None:
         """Knows `claims` already; slots below `n_units` belong to first attempts."""
-        self._root = root
+        self._backend = open_backend(store)
         self._n_units = n_units
         self._attempts: Counter[int] = Counter()
         self._slots: set[int] = set()
@@ -58,13 +59,13 @@ class Ledger:
             self._remember(claim)
 
     @classmethod
-    def open(cls, root: Path, n_units: int) -> Ledger:
-        """Reads the ledger of the store at `root`.
+    def open(cls, store: Location, n_units: int) -> Ledger:
+        """Read the ledger of a store.
 
         A slot that has data without a claim (one that was damaged and removed) is never given out.
         """
-        ledger = cls(root, read_claims(root), n_units)
-        for slot in _slots_with_data(root):
+        ledger = cls(store, read_claims(store), n_units)
+        for slot in _slots_with_data(store):
             ledger._take(slot)
         return ledger
 
@@ -86,9 +87,7 @@ class Ledger:
         attempt = self.attempts(unit) + 1
         slot = unit if attempt == 1 and unit not in self._slots else self.n_slots
         claim = Claim(slot, unit, attempt, run_id, worker, time)
-        if not files.create_exclusive(
-            self._root / ledger_key(slot), [files.json_bytes(asdict(claim))]
-        ):
+        if not self._backend.put_if_absent(ledger_key(slot), [json_bytes(asdict(claim))]):
             raise StoreError(
                 f"slot {slot} was claimed by somebody else while this run held the store; "
                 "make sure that only one driver runs, then start it again"
@@ -109,34 +108,33 @@ class Ledger:
         self._end = max(self._end, slot + 1)
 
 
-def _slots_with_data(root: Path) -> set[int]:
-    try:
-        names = [path.name for path in (root / FRAMES / "c" / "0").iterdir()]
-    except FileNotFoundError:
-        return set()
+def _slots_with_data(store: Location) -> set[int]:
+    names = open_backend(store).children(f"{FRAMES}/c/0")
     return {int(name) for name in names if name.isdecimal()}
 
 
-def read_claims(root: Path) -> list[Claim]:
-    """All claims on disk, by slot.
+def read_claims(store: Location) -> list[Claim]:
+    """Read all claims of a store, by slot.
 
     Raises:
         DamagedError: A claim is not readable.
     """
+    backend = open_backend(store)
     claims = []
-    for path in (root / LEDGER_DIR).glob("slot-*.json"):
-        name = CLAIM_NAME.fullmatch(path.name)
-        if not name:
+    for name in backend.children(LEDGER_DIR):
+        match = CLAIM_NAME.fullmatch(name)
+        if not match:
             continue
+        key = f"{LEDGER_DIR}/{name}"
         try:
-            claim = Claim(**json.loads(path.read_bytes()))
+            claim = Claim(**json.loads(backend.read(key)))
         except (ValueError, TypeError) as error:
             raise DamagedError(
-                f"{path} is not a readable claim; `strata verify --repair` sees to it"
+                f"{backend.locate(key)} is not a readable claim; run `strata verify --repair`"
             ) from error
-        if claim.slot != int(name[1]):
+        if claim.slot != int(match[1]):
             raise DamagedError(
-                f"{path} claims slot {claim.slot}; `strata verify --repair` sees to it"
+                f"{backend.locate(key)} claims slot {claim.slot}; run `strata verify --repair`"
             )
         claims.append(claim)
     return sorted(claims, key=lambda claim: claim.slot)

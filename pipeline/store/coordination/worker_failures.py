@@ -15,12 +15,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from fnmatch import fnmatch
 from types import TracebackType
 from typing import IO, Any, Self
 
 from pipeline import files
+from pipeline.errors import StoreError
+from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import LEDGER_DIR, death_key, trail_key
+from pipeline.store.serialization import json_bytes
 
 DIED, HUNG, FAILED = "died", "hung", "failed"
 DEATHS_TO_SUSPECT = 2
@@ -92,44 +96,49 @@ def judge(deaths: Sequence[Death]) -> Probation | None:
     return Probation(max((d.position for d in named if d.position is not None), default=0), guilty)
 
 
-def record_death(root: Path, death: Death) -> None:
+def record_death(store: Location, death: Death) -> None:
     """Keeps a death, once and for all drivers to come."""
-    files.create_exclusive(root / death_key(death.slot), [files.json_bytes(asdict(death))])
+    open_backend(store).put_if_absent(death_key(death.slot), [json_bytes(asdict(death))])
 
 
-def read_deaths(root: Path) -> dict[int, list[Death]]:
+def read_deaths(store: Location) -> dict[int, list[Death]]:
     """The deaths of each unit, by slot; one that cannot be read accuses nobody."""
+    backend = open_backend(store)
     found: dict[int, list[Death]] = {}
-    for path in _death_files(root):
+    for name in backend.children(LEDGER_DIR):
+        if not fnmatch(name, "slot-*.died.json"):
+            continue
         with suppress(OSError, ValueError, TypeError):
-            death = Death(**json.loads(path.read_bytes()))
+            death = Death(**json.loads(backend.read(f"{LEDGER_DIR}/{name}")))
             found.setdefault(death.unit, []).append(death)
     return {unit: sorted(deaths, key=lambda death: death.slot) for unit, deaths in found.items()}
 
 
-def forget_deaths(root: Path, units: Iterable[int]) -> None:
+def forget_deaths(store: Location, units: Iterable[int]) -> None:
     """Gives units another chance: what is known against them is removed."""
-    pardoned = set(units)
-    for unit, deaths in read_deaths(root).items():
+    backend, pardoned = open_backend(store), set(units)
+    for unit, deaths in read_deaths(backend).items():
         for death in deaths if unit in pardoned else ():
-            files.remove(root / death_key(death.slot))
+            backend.delete(death_key(death.slot))
 
 
 class Trail:
     """Says which utterance a careful attempt has in hand, in a file that outlives its process.
 
-    Left behind if the block ends in an error or the process dies; Python's fault handler adds the
-    signal, where there is one to be caught.
+    Left behind if the block ends in an error or the process dies. Where the store's objects are
+    files of this machine, Python's fault handler adds the signal that the process catches.
     """
 
-    def __init__(self, root: Path, slot: int) -> None:
-        self._path = root / trail_key(slot)
+    def __init__(self, store: Location, slot: int) -> None:
+        self._backend, self._key = open_backend(store), trail_key(slot)
+        self._path = self._backend.local_path(self._key)
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with files.store_errors(self._path):
-            self._file = self._path.open("wb", buffering=0)
-        faulthandler.enable(self._file, all_threads=False)
+        if self._path is not None:
+            with files.store_errors(self._path):
+                self._file = self._path.open("wb", buffering=0)
+            faulthandler.enable(self._file, all_threads=False)
         return self
 
     def __exit__(
@@ -138,40 +147,39 @@ class Trail:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        faulthandler.disable()
-        with suppress(Exception):  # a captured stderr may have no descriptor
-            faulthandler.enable()
         if self._file is not None:
+            faulthandler.disable()
+            with suppress(Exception):  # a captured stderr may have no descriptor
+                faulthandler.enable()
             self._file.close()
         if error is None:
-            files.remove(self._path)
+            self._backend.delete(self._key)
 
     def at(self, position: int, name: str) -> None:
         """Notes the utterance that is about to be tried."""
-        assert self._file is not None  # entered
+        line = json.dumps({"position": position, "id": name}).encode() + b"\n"
+        if self._path is None or self._file is None:
+            self._backend.put(self._key, [line])
+            return
         with files.store_errors(self._path):
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(json.dumps({"position": position, "id": name}).encode() + b"\n")
+            self._file.write(line)
 
 
-def take_trail(root: Path, slot: int) -> tuple[int | None, str | None, str]:
+def take_trail(store: Location, slot: int) -> tuple[int | None, str | None, str]:
     """Reads and removes the trail of an attempt that has ended.
 
     Returns:
         Position and id of the utterance in hand, None if there was none, and the signal that its
         process caught, if any.
     """
-    path = root / trail_key(slot)
+    backend, key = open_backend(store), trail_key(slot)
     try:
-        line, _, rest = path.read_text(errors="replace").partition("\n")
+        line, _, rest = backend.read(key).decode(errors="replace").partition("\n")
         word: dict[str, Any] = json.loads(line)
-        path.unlink(missing_ok=True)
-    except (OSError, ValueError):
+        backend.delete(key)
+    except (OSError, ValueError, StoreError):
         return None, None, ""
     fault = rest.partition("Fatal Python error: ")[2].partition("\n")[0].strip()
     return word.get("position"), word.get("id"), _SIGNALS.get(fault, fault)
-
-
-def _death_files(root: Path) -> Iterable[Path]:
-    return (root / LEDGER_DIR).glob("slot-*.died.json")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
-from pipeline import files
-from pipeline.files import PARTIAL_SUFFIX
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.format.layout import (
     FRAMES,
@@ -23,7 +22,7 @@ from pipeline.store.format.layout import (
 from pipeline.store.write.documents import discard_slot
 
 
-def sweep(root: Path, layout: Layout) -> list[int]:
+def sweep(store: Location, layout: Layout) -> list[int]:
     """Removes the garbage of dead attempts.
 
     Only for the driver that holds the lease, with no worker of its own at work. A slot is garbage
@@ -38,11 +37,12 @@ def sweep(root: Path, layout: Layout) -> list[int]:
     Raises:
         StoreError: The store cannot be written any more.
     """
-    committed = set(index_files.committed_units(root))
-    claims = read_claims(root)
+    backend = open_backend(store)
+    committed = set(index_files.committed_units(backend))
+    claims = read_claims(backend)
     attempts = Counter(claim.unit for claim in claims)
     winners = {
-        unit: index_files.read_unit(root, unit)["slot"][0].as_py()
+        unit: index_files.read_unit(backend, unit)["slot"][0].as_py()
         for unit in committed
         if attempts[unit] > 1
     }
@@ -53,38 +53,38 @@ def sweep(root: Path, layout: Layout) -> list[int]:
     ]
     swept = []
     for claim in failed:
-        files.remove(root / trail_key(claim.slot))
-        if claim.unit in winners and slot_has_data(root, layout, claim.slot):
-            discard_slot(root, layout, claim.slot)
+        backend.delete(trail_key(claim.slot))
+        if claim.unit in winners and slot_has_data(backend, layout, claim.slot):
+            discard_slot(backend, layout, claim.slot)
             swept.append(claim.slot)
-    unclaimed = slots_on_disk(root) - {claim.slot for claim in claims}
+    unclaimed = slots_on_disk(backend) - {claim.slot for claim in claims}
     suspects = unclaimed.union(claim.slot for claim in failed)
-    for partial in partial_files(root, layout, suspects):
-        files.remove(partial)
+    for key in partial_files(backend, layout, suspects):
+        backend.delete(key)
     return swept
 
 
-def partial_files(root: Path, layout: Layout, slots: Iterable[int]) -> Iterator[Path]:
+def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Iterator[str]:
     """Half-written files that a crash has left: beside the documents, and in these slots."""
-    flat = ["", INDEX_DIR, LEDGER_DIR, GROUP, FRAMES, POOLED]
-    folders = [root / key for key in flat]
+    folders = ["", INDEX_DIR, LEDGER_DIR, GROUP, FRAMES, POOLED]
     for slot in slots:
         keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
-        folders += [(root / key).parent for key in keys]
+        folders += [key.rpartition("/")[0] for key in keys]
     for folder in folders:
-        yield from folder.glob(f"*{PARTIAL_SUFFIX}")
+        names = [name for name in backend.children(folder) if name.endswith(PARTIAL_SUFFIX)]
+        yield from (f"{folder}/{name}" if folder else name for name in names)
 
 
-def slot_has_data(root: Path, layout: Layout, slot: int) -> bool:
+def slot_has_data(backend: Backend, layout: Layout, slot: int) -> bool:
     """Whether there is a shard or a pooled chunk in a slot."""
     keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
-    return any((root / key).exists() for key in keys)
+    return any(backend.exists(key) for key in keys)
 
 
-def slots_on_disk(root: Path) -> set[int]:
+def slots_on_disk(backend: Backend) -> set[int]:
     """Slots that have a folder, be it empty."""
     found: set[int] = set()
-    for folder in (root / FRAMES / "c" / "0", root / POOLED / "c"):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            found.update(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    for folder in (f"{FRAMES}/c/0", f"{POOLED}/c"):
+        with suppress(NotADirectoryError):
+            found.update(int(name) for name in backend.children(folder) if name.isdecimal())
     return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from pipeline.files import PARTIAL_SUFFIX
+from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend
 from pipeline.store.coordination.ledger import LOST, Claim
 from pipeline.store.format.layout import (
     FRAMES,
@@ -72,12 +70,12 @@ class Attempts:
     is_complete: bool
 
 
-def find_strays(root: Path, layout: Layout, attempts: Attempts) -> list[Stray]:
+def find_strays(backend: Backend, layout: Layout, attempts: Attempts) -> list[Stray]:
     """Walks the whole store."""
     committed = {slot for slot in attempts.winners.values() if slot is not None}
     found = []
     orphans: dict[int, int] = {}
-    for path in _files(root):
+    for path in backend.list():
         slot = _slot_of(path, layout)
         if path.endswith(PARTIAL_SUFFIX):
             found.append(Stray(path, "half-written file of a dead attempt", True))
@@ -108,20 +106,6 @@ def _orphan(slot: int, n_files: int, attempts: Attempts) -> Stray:
     winner = attempts.winners[claim.unit]
     what = f"orphan slot of {n_files} files: unit {claim.unit} is committed in slot {winner}"
     return Stray(path, what, True, slot)
-
-
-def _files(root: Path) -> Iterator[str]:
-    """Every file below `root`, relative to it."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                path = f"{prefix}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(path + "/")
-                else:
-                    yield path
 
 
 def _slot_of(path: str, layout: Layout) -> int | None:

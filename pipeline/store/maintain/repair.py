@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from pipeline import files
 from pipeline.errors import DamagedError
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import CLAIM_NAME, LOST, Claim, Ledger
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
 from pipeline.store.maintain.orphans import Stray
 from pipeline.store.maintain.verify import Verification, verify_store
+from pipeline.store.serialization import json_bytes
 from pipeline.store.write.documents import (
     discard_slot,
     layout_of,
@@ -59,7 +60,7 @@ class Repair:
         return line
 
 
-def repair_store(root: Path) -> Repair:
+def repair_store(store: Location) -> Repair:
     """Takes back the commit of every damaged unit, and removes garbage.
 
     Raises:
@@ -67,65 +68,66 @@ def repair_store(root: Path) -> Repair:
         StoreBusyError: A driver is at work on it.
         DamagedError: The plan or the attributes are damaged; these only a copy can restore.
     """
-    attributes = read_attributes(root)
+    backend = open_backend(store)
+    attributes = read_attributes(backend)
     layout = layout_of(attributes)
     run_id = f"repair-{uuid.uuid4().hex[:8]}"
-    with Lease(root, run_id):
-        claims = _replace_unreadable_claims(root, run_id)
-        plan = read_plan(root)
+    with Lease(backend, run_id):
+        claims = _replace_unreadable_claims(backend, run_id)
+        plan = read_plan(backend)
         if plan is None:
-            raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
-        resize(root, layout, Ledger.open(root, plan.n_units).n_slots)
-        found = verify_store(root)
-        log = RunLog(root, run_id)
-        _uncommit(root, found, log)
-        swept = _remove_garbage(root, layout, found)
+            raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
+        resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
+        found = verify_store(backend)
+        log = RunLog(backend, run_id)
+        _uncommit(backend, found, log)
+        swept = _remove_garbage(backend, layout, found)
         units = found.damaged_units
         log.write("repaired", units=units, swept=[stray.path for stray in swept], claims=claims)
     return Repair(found, units, swept, claims)
 
 
-def _uncommit(root: Path, found: Verification, log: RunLog) -> None:
+def _uncommit(backend: Backend, found: Verification, log: RunLog) -> None:
     """Takes commits back: first the compaction goes, so that nothing remembers them."""
     units = found.damaged_units
     if not units:
         return
-    index_files.drop_cache(root)
+    index_files.drop_cache(backend)
     for unit in units:
         problems = [damage.problem for damage in found.damages if damage.unit == unit]
         log.write("unit_taken_back", unit=unit, problems=problems[:5])
-        files.remove(root / index_key(unit))
-    files.sync_folder(root / INDEX_DIR)
+        backend.delete(index_key(unit))
+    backend.sync(INDEX_DIR)
 
 
-def _remove_garbage(root: Path, layout: Layout, found: Verification) -> list[Stray]:
+def _remove_garbage(backend: Backend, layout: Layout, found: Verification) -> list[Stray]:
     garbage = [stray for stray in found.strays if stray.is_garbage]
     for stray in garbage:
         if stray.slot is not None:
-            discard_slot(root, layout, stray.slot)
+            discard_slot(backend, layout, stray.slot)
         else:
-            files.remove(root / stray.path)
+            backend.delete(stray.path)
     return garbage
 
 
-def _replace_unreadable_claims(root: Path, run_id: str) -> list[str]:
+def _replace_unreadable_claims(backend: Backend, run_id: str) -> list[str]:
     """A claim that cannot be read stops every run; without it the slot would be given out again.
 
     The worker that it was made for may still be there: in a slot that a later attempt is given as
     well, the shards of both would be mixed.
     """
     replaced = []
-    for path in sorted((root / LEDGER_DIR).glob("slot-*.json")):
-        name = CLAIM_NAME.fullmatch(path.name)
-        if not name:
+    for name in sorted(backend.children(LEDGER_DIR)):
+        match = CLAIM_NAME.fullmatch(name)
+        if not match:
             continue
-        slot = int(name[1])
+        key, slot = f"{LEDGER_DIR}/{name}", int(match[1])
         try:
-            readable = Claim(**json.loads(path.read_bytes())).slot == slot
+            readable = Claim(**json.loads(backend.read(key))).slot == slot
         except (ValueError, TypeError):
             readable = False
         if not readable:
             claim = Claim(slot, LOST, 0, run_id, "", now())
-            files.write_atomic(path, [files.json_bytes(asdict(claim))])
-            replaced.append(path.name)
+            backend.put(key, [json_bytes(asdict(claim))])
+            replaced.append(name)
     return replaced

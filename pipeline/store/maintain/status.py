@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.run_log import read_log
 from pipeline.store.write.documents import read_attributes, read_plan
@@ -67,28 +68,29 @@ class _Run:
         return (self.last - self.began).total_seconds()
 
 
-def read_status(root: Path) -> Status:
-    """Counts the commits of the store at `root` and reads its run log.
+def read_status(store: Location) -> Status:
+    """Count the commits of a store and read its run log.
 
     Raises:
         StoreNotFoundError: There is no store.
     """
-    attributes = read_attributes(root)
-    plan = read_plan(root)
+    backend = open_backend(store)
+    attributes = read_attributes(backend)
+    plan = read_plan(backend)
     rate_hz = attributes["sample_rate_hz"]
-    table = index_files.read_index(root, columns=_COLUMNS)
+    table = index_files.read_index(backend, columns=_COLUMNS)
     pieces, first_piece = index_files.complete_utterances(table)
     done = pieces.take(pa.array(first_piece[:-1]))
     lost = index_files.still_quarantined(table)
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
-    runs, seconds, n_fp32 = _read_runs(root)
-    live = live_holder(root) is not None
+    runs, seconds, n_fp32 = _read_runs(backend)
+    live = live_holder(backend) is not None
     busy = [run for run in runs.values() if run.audio_s > 0 and run.wall_s > 0]
     rate = busy[-1].audio_s / busy[-1].wall_s if busy else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
         units_total=plan.n_units if plan else 0,
-        units_committed=len(index_files.committed_units(root)),
+        units_committed=len(index_files.committed_units(backend)),
         utterances_total=plan.n_utterances if plan else 0,
         utterances_ok=len(done),
         utterances_quarantined=len(lost),
@@ -104,11 +106,11 @@ def read_status(root: Path) -> Status:
     )
 
 
-def _read_runs(root: Path) -> tuple[dict[str, _Run], Counter[str], int]:
+def _read_runs(backend: Backend) -> tuple[dict[str, _Run], Counter[str], int]:
     runs: dict[str, _Run] = {}
     seconds: Counter[str] = Counter()
     n_fp32 = 0
-    for event in read_log(root):
+    for event in read_log(backend):
         time = datetime.fromisoformat(event["time"])
         run = runs.setdefault(event["run_id"], _Run(time, time))
         run.last = time

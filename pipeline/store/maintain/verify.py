@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import zarr
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.zarr_arrays import open_array
 from pipeline.store.coordination.ledger import LOST, read_claims
 from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
@@ -35,8 +35,6 @@ from pipeline.store.write.documents import (
 
 Row = dict[str, Any]
 
-READ_THREADS = min(8, os.cpu_count() or 1)
-"""Shards that are read and checked at the same time."""
 NAN_BITS = np.float16(np.nan).view(np.uint16)
 """The one NaN that fills frames without an owner; another one is a flipped bit."""
 
@@ -88,9 +86,9 @@ class Verification:
 
 
 def verify_store(
-    root: Path, progress: Callable[[int], None] = lambda unit: None, sample: float = 1.0
+    store: Location, progress: Callable[[int], None] = lambda unit: None, sample: float = 1.0
 ) -> Verification:
-    """Checks every committed unit of the store at `root`.
+    """Check every committed unit of a store.
 
     For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
     its slot is its own; every shard is there, of the right size, and flat (or readable as Zarr);
@@ -99,7 +97,7 @@ def verify_store(
     not committed yet are no damage, unless `index.parquet` remembers that they were.
 
     Args:
-        root: The store.
+        store: The store.
         progress: Called with each unit when it has been checked.
         sample: Share of the units, chosen at random and at least one, whose bytes are read; of the
             others the index, and the presence and size of every file, are checked.
@@ -109,24 +107,27 @@ def verify_store(
         StoreNotFoundError: There is no store.
         DamagedError: What all units share is damaged: the plan, the ledger or the Zarr documents.
     """
-    attributes = read_attributes(root)
+    backend = open_backend(store)
+    attributes = read_attributes(backend)
     layout = layout_of(attributes)
-    plan = read_plan(root)
+    plan = read_plan(backend)
     if plan is None:
-        raise DamagedError(f"store {root} has no plan.parquet; restore it from a copy")
+        raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
     planned = Layout(layout.layers, layout.dim, plan.frames_per_unit, plan.utterances_per_slot)
-    check_format_shape(attributes, planned, root)
-    check = _UnitCheck(root, layout, plan)
-    units = index_files.committed_units(root)
+    check_format_shape(attributes, planned, backend)
+    check = _UnitCheck(backend, layout, plan)
+    units = index_files.committed_units(backend)
     deep = _chosen(units, sample)
     damages = [
-        Damage(unit, f"{root / index_key(unit)} is missing, but index.parquet has the unit")
-        for unit in sorted(index_files.cached_units(root).difference(units))
+        Damage(
+            unit, f"{backend.locate(index_key(unit))} is missing, but index.parquet has the unit"
+        )
+        for unit in sorted(index_files.cached_units(backend).difference(units))
     ]
     for unit in units:
         damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
         progress(unit)
-    _check_arrays(root, layout, 1 + max(check.slots, default=-1))
+    _check_arrays(backend, layout, 1 + max(check.slots, default=-1))
     return Verification(
         damages=tuple(damages),
         units_committed=len(units),
@@ -145,12 +146,12 @@ def _chosen(units: list[int], sample: float) -> set[int]:
     return set(random.sample(units, n_chosen))
 
 
-def _check_arrays(root: Path, layout: Layout, n_slots: int) -> None:
+def _check_arrays(backend: Backend, layout: Layout, n_slots: int) -> None:
     """Makes sure that any Zarr reader finds what is committed."""
     shapes = {FRAMES: layout.frames_shape(n_slots), POOLED: layout.pooled_shape(n_slots)}
     for key, least in shapes.items():
         try:
-            shape = zarr.open_array(root / key, mode="r").shape
+            shape = open_array(backend, key).shape
         except Exception as error:  # noqa: BLE001  zarr raises whatever its metadata parsers raise
             problem = f"does not open ({error})"
         else:
@@ -158,20 +159,20 @@ def _check_arrays(root: Path, layout: Layout, n_slots: int) -> None:
                 continue
             problem = f"has shape {list(shape)}, but what is committed needs {list(least)}"
         raise DamagedError(
-            f"Zarr array {root / key} {problem}; run `strata extract` again, which writes its "
-            "zarr.json anew"
+            f"Zarr array {backend.locate(key)} {problem}; run `strata extract` again, which "
+            "writes its zarr.json anew"
         )
 
 
 class _UnitCheck:
-    def __init__(self, root: Path, layout: Layout, plan: Plan) -> None:
-        self._root = root
+    def __init__(self, backend: Backend, layout: Layout, plan: Plan) -> None:
+        self._backend = backend
         self._layout = layout
         self._plan = plan
         self.statuses: Counter[str] = Counter()
         self.slots: dict[int, int] = {}
         self.n_bytes = 0
-        self._claims = {claim.slot: claim for claim in read_claims(root)}
+        self._claims = {claim.slot: claim for claim in read_claims(backend)}
         self._claimed = {
             slot: claim.unit for slot, claim in self._claims.items() if claim.unit != LOST
         }
@@ -189,11 +190,11 @@ class _UnitCheck:
         winners = {unit: slots.get(unit) for unit in units}
         is_complete = len(units) == self._plan.n_units and not damaged
         attempts = Attempts(self._claims, winners, damaged, is_complete)
-        return find_strays(self._root, self._layout, attempts)
+        return find_strays(self._backend, self._layout, attempts)
 
     def problems(self, unit: int, deep: bool = True) -> Iterator[str]:
         try:
-            table = index_files.read_unit(self._root, unit)
+            table = index_files.read_unit(self._backend, unit)
         except DamagedError as error:
             yield str(error)
             return
@@ -230,7 +231,7 @@ class _UnitCheck:
         placed = [row for row in done if row["position"] not in lost]
         if not deep and self._looks_whole(slot):
             return
-        shards = ShardReader(self._root, self._layout)
+        shards = ShardReader(self._backend, self._layout)
         try:
             yield from self._checksums(shards, slot, placed, taken)
         except DamagedError as error:
@@ -244,7 +245,7 @@ class _UnitCheck:
         sizes = dict.fromkeys(layout.shard_keys(slot), layout.shard_bytes)
         sizes[layout.pooled_key(slot)] = layout.pooled_data_bytes + 4
         try:
-            return all((self._root / key).stat().st_size == size for key, size in sizes.items())
+            return all(self._backend.size(key) == size for key, size in sizes.items())
         except OSError:
             return False
 
@@ -286,7 +287,7 @@ class _UnitCheck:
     ) -> Iterator[str]:
         pooled = shards.pooled(slot)
         means = []
-        with ThreadPoolExecutor(READ_THREADS) as pool:
+        with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
             layers = pool.map(
                 lambda axis: self._layer(shards, slot, axis, done, taken),
                 range(self._layout.n_layers),

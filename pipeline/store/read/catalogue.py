@@ -10,7 +10,6 @@ import difflib
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Location
 from pipeline.store.format.records import RESERVED_NAMES
 
 IntArray = npt.NDArray[np.int64]
@@ -178,13 +178,13 @@ class Catalogue:
         return difflib.get_close_matches(name, candidates, n=3)
 
 
-def read_catalogue(root: Path, frames_per_unit: int) -> Catalogue:
-    """Reads what is committed in the store at `root`.
+def read_catalogue(store: Location, frames_per_unit: int) -> Catalogue:
+    """Read what is committed in a store.
 
     Raises:
         DamagedError: The index of a unit is not readable.
     """
-    table = index_files.read_index(root, without=_LEFT_OUT)
+    table = index_files.read_index(store, without=_LEFT_OUT)
     lost = index_files.still_quarantined(table)
     pieces, first_piece = index_files.complete_utterances(table)
     start = index_files.numbers(pieces["frame_start"])

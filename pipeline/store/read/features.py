@@ -7,7 +7,6 @@ nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import overload
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StoreError
+from pipeline.store.backend.base import Location
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
@@ -25,11 +25,11 @@ from pipeline.store.read.utterances import Key, StoreView
 _SUMMED_AT_ONCE = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
-def open_store(uri: str | os.PathLike[str]) -> FeatureStore:
-    """Opens a store for reading.
+def open_store(uri: Location) -> FeatureStore:
+    """Open a store for reading.
 
     Args:
-        uri: Its path.
+        uri: Its path, or a `Backend`.
 
     Raises:
         StoreNotFoundError: There is no store.

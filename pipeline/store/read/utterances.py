@@ -5,7 +5,6 @@ Only the committed index says what is there; the extent of the arrays says nothi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -15,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import StoreError, StoreNotFoundError, UtteranceNotFoundError
+from pipeline.errors import StoreError, UtteranceNotFoundError
 from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
@@ -34,20 +35,17 @@ class StoreView:
         attributes: Of the Zarr group: format version, layers, identity, provenance.
     """
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
-        text = os.fspath(uri)
-        if "://" in text:
-            raise StoreNotFoundError(f"{text}: only stores on a file system can be opened so far")
-        self._root = Path(text).absolute()
-        self.attributes = read_attributes(self._root)
+    def __init__(self, uri: Location) -> None:
+        self._backend: Backend = open_backend(uri)
+        self.attributes = read_attributes(self._backend)
         self._layout: Layout = layout_of(self.attributes)
         self._conditions: tuple[pc.Expression, ...] = ()
-        self._shards = ShardReader(self._root, self._layout)
+        self._shards = ShardReader(self._backend, self._layout)
         self.refresh()
 
     def refresh(self) -> None:
         """Looks again which utterances are committed; a selection selects among those."""
-        catalogue = read_catalogue(self._root, self._layout.frames_per_unit)
+        catalogue = read_catalogue(self._backend, self._layout.frames_per_unit)
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
         self._catalogue: Catalogue = catalogue
@@ -74,7 +72,7 @@ class StoreView:
         for name, value in equal.items():
             if name not in (*self._catalogue.metadata.column_names, "n_frames"):
                 known = ", ".join(self._catalogue.metadata.column_names)
-                raise StoreError(f"no column {name!r} in {self._root}; the columns are {known}")
+                raise StoreError(f"no column {name!r} in {self._backend}; the columns are {known}")
             values = list(value) if isinstance(value, list | tuple | set | range) else [value]
             conditions.append(pc.field(name).isin([self._class_number(name, v) for v in values]))
         view = copy(self)
@@ -85,7 +83,7 @@ class StoreView:
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self._root}: {len(self):,} utterances, "
+            f"<{type(self).__name__} {self._backend}: {len(self):,} utterances, "
             f"layers {list(self.layers)}, dim {self.feature_dim}>"
         )
 
@@ -99,13 +97,32 @@ class StoreView:
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_root" in state:  # pickled by version 0.1.0
+            state = state | {"_backend": open_backend(state["_root"])}
+            del state["_root"]
         self.__dict__.update(state)
-        self._shards = ShardReader(self._root, self._layout)
+        self._shards = ShardReader(self._backend, self._layout)
+
+    @property
+    def backend(self) -> Backend:
+        """The storage that the store lies on."""
+        return self._backend
 
     @property
     def root(self) -> Path:
-        """Where the store is."""
-        return self._root
+        """The folder that the store lies in.
+
+        Raises:
+            StoreError: It does not lie in a folder of this machine; see `backend`.
+        """
+        path = self._backend.local_path("")
+        if path is None:
+            raise StoreError(f"store {self._backend} is not in a folder of this machine")
+        return path
+
+    @property
+    def _root(self) -> Path:
+        return self.root
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -170,7 +187,7 @@ class StoreView:
             DamagedError: Its commit is gone or not readable.
         """
         first = int(self._catalogue.first_piece[self.position(key)])
-        unit = index_files.read_unit(self._root, int(self._catalogue.unit[first]))
+        unit = index_files.read_unit(self._backend, int(self._catalogue.unit[first]))
         row = unit.filter(pc.equal(unit["position"], int(self._catalogue.place[first])))
         return dict(row.to_pylist()[0])
 
@@ -184,7 +201,7 @@ class StoreView:
         if isinstance(key, str):
             found = self._catalogue.find(key)
             if found is None:
-                raise UtteranceNotFoundError(f"{self._root}: {self._catalogue.why_missing(key)}")
+                raise UtteranceNotFoundError(f"{self._backend}: {self._catalogue.why_missing(key)}")
             return found
         if isinstance(key, bool) or not isinstance(key, _WHOLE_NUMBERS):
             raise TypeError(f"an utterance is named by its id or its position, not by {key!r}")

@@ -7,17 +7,17 @@ after the other, uses `SlotWriter` itself.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import files
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
+from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import (
+    ATTRIBUTES,
     FORMAT_VERSION,
     FRAMES,
-    GROUP,
     INDEX_DIR,
     LEDGER_DIR,
     PLAN,
@@ -26,6 +26,7 @@ from pipeline.store.format.layout import (
     group_document,
 )
 from pipeline.store.format.plan import Plan
+from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
 from pipeline.store.write.slot import (
     CommitOutcome,
     SlotWriter,
@@ -52,74 +53,77 @@ __all__ = [
 ]
 
 
-def write_plan(root: Path, plan: Plan) -> None:
-    """Writes plan.parquet, whole or not at all."""
-    files.write_atomic(root / PLAN, [files.parquet_bytes(plan.to_arrow())])
+def write_plan(store: Location, plan: Plan) -> None:
+    """Write plan.parquet, whole or not at all."""
+    open_backend(store).put(PLAN, [parquet_bytes(plan.to_arrow())])
 
 
-def read_plan(root: Path) -> Plan | None:
-    """The plan of the store at `root`, or None if it has none yet.
+def read_plan(store: Location) -> Plan | None:
+    """Read the plan of a store; return None if it has none yet.
 
     Raises:
         DamagedError: It is not what was written.
         StoreError: It is of another format version.
     """
+    backend = open_backend(store)
     try:
-        return Plan.from_arrow(files.read_parquet(root / PLAN))
-    except (FileNotFoundError, NotADirectoryError):
+        return Plan.from_arrow(read_parquet(backend, PLAN))
+    except FileNotFoundError:
         return None
     except DamagedError as error:
         raise DamagedError(f"{error}; restore it from a copy") from error
     except OSError as error:
-        raise StoreError(f"{root / PLAN} is not readable ({error})") from error
+        raise StoreError(f"{backend.locate(PLAN)} is not readable ({error})") from error
 
 
-def write_group(root: Path, layout: Layout, n_slots: int, attributes: dict[str, Any]) -> None:
-    """Writes the three zarr.json documents; makes the folders of the store.
+def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[str, Any]) -> None:
+    """Write the three zarr.json documents.
 
     Args:
-        root: The store.
+        store: The store.
         layout: Its shapes.
         n_slots: Slots that the arrays have room for.
         attributes: Of the group.
     """
+    backend = open_backend(store)
     for folder in (INDEX_DIR, LEDGER_DIR):
-        with files.store_errors(root / folder):
-            files.make_folder(root / folder)
-    resize(root, layout, n_slots)
-    files.write_atomic(root / GROUP / "zarr.json", [files.json_bytes(group_document(attributes))])
+        backend.ensure_folder(folder)
+    resize(backend, layout, n_slots)
+    backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
 
 
-def resize(root: Path, layout: Layout, n_slots: int) -> None:
-    """Sets how many slots the arrays have room for."""
+def resize(store: Location, layout: Layout, n_slots: int) -> None:
+    """Set how many slots the arrays have room for."""
+    backend = open_backend(store)
     documents = {FRAMES: layout.frames_document(n_slots), POOLED: layout.pooled_document(n_slots)}
-    for key, document in documents.items():
-        path, content = root / key / "zarr.json", files.json_bytes(document)
-        if not path.is_file() or path.read_bytes() != content:
-            files.write_atomic(path, [content])
+    for array, document in documents.items():
+        key, content = f"{array}/zarr.json", json_bytes(document)
+        if not backend.exists(key) or backend.read(key) != content:
+            backend.put(key, [content])
 
 
-def read_attributes(root: Path) -> dict[str, Any]:
-    """The attributes of the store's group.
+def read_attributes(store: Location) -> dict[str, Any]:
+    """Read the attributes of the store's group.
 
     Raises:
-        StoreNotFoundError: There is no store at `root`.
+        StoreNotFoundError: There is no store.
         DamagedError: Its attributes are not readable.
         StoreError: There is one of another format version.
     """
-    path = root / GROUP / "zarr.json"
+    backend = open_backend(store)
+    path = backend.locate(ATTRIBUTES)
     try:
-        attributes = json.loads(path.read_bytes())["attributes"]
+        attributes = json.loads(backend.read(ATTRIBUTES))["attributes"]
         version = attributes.get("format_version")
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreNotFoundError(f"no store at {root} ({path} does not exist)") from None
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"no store at {backend} ({path} does not exist)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is not readable ({error}); restore it from a copy") from error
     except OSError as error:
         raise StoreError(f"{path} is not readable ({error})") from error
     if version != FORMAT_VERSION:
         raise StoreError(
-            f"store {root} has format version {version}; this strata reads {FORMAT_VERSION}"
+            f"store {backend} has format version {version}; this strata reads {FORMAT_VERSION}"
         )
     return dict(attributes)
 
@@ -139,11 +143,11 @@ def layout_of(attributes: dict[str, Any]) -> Layout:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"the attributes in {GROUP}/zarr.json are damaged ({error}); restore it from a copy"
+            f"the attributes in {ATTRIBUTES} are damaged ({error}); restore it from a copy"
         ) from error
 
 
-def check_format_shape(attributes: dict[str, Any], layout: Layout, root: Path) -> None:
+def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Location) -> None:
     """Makes sure that the plan and the arrays of a store belong together.
 
     Raises:
@@ -151,16 +155,16 @@ def check_format_shape(attributes: dict[str, Any], layout: Layout, root: Path) -
     """
     stored = layout_of(attributes)
     if stored != layout:
-        raise IdentityError(f"store {root} has {stored}, but its plan asks for {layout}")
+        raise IdentityError(f"store {store} has {stored}, but its plan asks for {layout}")
 
 
 def commit_unit(
-    root: Path, buffer: UnitBuffer, unit: int, slot: int, index: pa.Table
+    store: Location, buffer: UnitBuffer, unit: int, slot: int, index: pa.Table
 ) -> CommitOutcome:
     """Writes a unit into its slot and makes it visible.
 
     Args:
-        root: The store.
+        store: The store.
         buffer: The unit's features.
         unit: Number of the unit.
         slot: The slot that this attempt has claimed.
@@ -174,7 +178,7 @@ def commit_unit(
         NoSpaceError: The disk is full. Nothing is visible.
         StoreError: The store cannot be written.
     """
-    with SlotWriter(root, buffer, unit, slot) as writer:
+    with SlotWriter(store, buffer, unit, slot) as writer:
         writer.write(0, buffer.layout.frames_per_unit)
         writer.complete()
         return writer.commit(index)

@@ -8,9 +8,8 @@ file is created, exclusively and last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import files
 from pipeline.errors import StoreError
-from pipeline.store.format.layout import GROUP, Layout, index_key
+from pipeline.store.backend.base import Backend, Location, PartialObject
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.layout import ATTRIBUTES, Layout, index_key
+from pipeline.store.serialization import parquet_bytes
 
 
 class UnitBuffer:
@@ -103,17 +104,17 @@ class SlotWriter:
     without a commit leaves no half-written file.
 
     Args:
-        root: The store.
+        store: The store.
         buffer: The unit's features; not looked at any more after `complete`.
         unit: Number of the unit.
         slot: The slot that this attempt has claimed.
     """
 
-    def __init__(self, root: Path, buffer: UnitBuffer, unit: int, slot: int) -> None:
-        self._root, self._buffer = root, buffer
+    def __init__(self, store: Location, buffer: UnitBuffer, unit: int, slot: int) -> None:
+        self._backend, self._buffer = open_backend(store), buffer
         self._layout = buffer.layout
         self._unit, self._slot = unit, slot
-        self._files: list[files.PartialFile] = []
+        self._partials: dict[str, PartialObject] = {}  # by key, until they are published
         self._error: StoreError | None = None
 
     def __enter__(self) -> Self:
@@ -132,10 +133,12 @@ class SlotWriter:
         if start == stop or self._error is not None:
             return
         try:
-            if not self._files:
-                self._open()
-            for file, layer in zip(self._files, self._buffer.frames, strict=True):
-                file.write(layer[start:stop].data.cast("B"), start * layer.strides[0])
+            if not self._partials:
+                for key in self._layout.shard_keys(self._slot):
+                    self._open(key)
+            partials = self._partials.values()
+            for partial, layer in zip(partials, self._buffer.frames, strict=True):
+                partial.write(layer[start:stop].data.cast("B"), start * layer.strides[0])
         except StoreError as error:
             self._fail(error)
 
@@ -145,11 +148,12 @@ class SlotWriter:
             return
         layout, pooled = self._layout, self._buffer.pooled
         try:
-            for file in self._files:
-                file.write(layout.shard_index, layout.shard_data_bytes)
-            self._files.append(files.PartialFile(self._root / layout.pooled_key(self._slot)))
-            self._files[-1].write(pooled.data.cast("B"), 0)
-            self._files[-1].write(crc32c(pooled).to_bytes(4, "little"), layout.pooled_data_bytes)
+            for partial in self._partials.values():
+                partial.write(layout.shard_index, layout.shard_data_bytes)
+            chunk = self._backend.open_partial(layout.pooled_key(self._slot))
+            self._partials[layout.pooled_key(self._slot)] = chunk
+            chunk.write(pooled.data.cast("B"), 0)
+            chunk.write(crc32c(pooled).to_bytes(4, "little"), layout.pooled_data_bytes)
         except StoreError as error:
             self._fail(error)
 
@@ -160,10 +164,10 @@ class SlotWriter:
 
     def publish(self) -> None:
         """Gives all files their names, durably; still nothing is visible."""
-        for file in self._files:
-            check_there(self._root)
-            file.publish()
-        self._files = []
+        for partial in self._partials.values():
+            check_there(self._backend)
+            partial.publish()
+        self._partials = {}
 
     def commit(self, index: pa.Table) -> CommitOutcome:
         """Makes the unit visible.
@@ -179,33 +183,31 @@ class SlotWriter:
             NoSpaceError: The disk is full. Nothing is visible.
             StoreError: The store cannot be written.
         """
-        content = files.parquet_bytes(index)
-        path = self._root / index_key(self._unit)
+        content, key = parquet_bytes(index), index_key(self._unit)
         self.check()
         try:
-            published = [file.path for file in self._files]
+            published = list(self._partials)
             self.publish()
-            check_there(self._root)
-            _check_whole(published)
-            won = files.create_exclusive(path, [content])
+            check_there(self._backend)
+            _check_whole(self._backend, published)
+            won = self._backend.put_if_absent(key, [content])
         except StoreError as error:
             self.discard()
-            if not path.exists():
-                discard_slot(self._root, self._layout, self._slot)
+            if not self._backend.exists(key):
+                discard_slot(self._backend, self._layout, self._slot)
             raise self._explained(error) from error
         if not won:
-            discard_slot(self._root, self._layout, self._slot)
+            discard_slot(self._backend, self._layout, self._slot)
         return CommitOutcome(won, self._layout.slot_bytes)
 
     def discard(self) -> None:
         """Removes the half-written files, if there are any."""
-        while self._files:
-            self._files.pop().discard()
+        while self._partials:
+            self._partials.popitem()[1].discard()
 
-    def _open(self) -> None:
-        for key in self._layout.shard_keys(self._slot):
-            check_there(self._root)
-            self._files.append(files.PartialFile(self._root / key))
+    def _open(self, key: str) -> None:
+        check_there(self._backend)
+        self._partials[key] = self._backend.open_partial(key)
 
     def _fail(self, error: StoreError) -> None:
         self._error = error
@@ -217,20 +219,20 @@ class SlotWriter:
         )
 
 
-def check_there(root: Path) -> None:
+def check_there(backend: Backend) -> None:
     """Makes sure that a store which was unmounted is not begun anew below its mount point.
 
     Raises:
         StoreError: It is gone.
     """
-    if not (root / GROUP / "zarr.json").is_file():
+    if not backend.exists(ATTRIBUTES):
         raise StoreError(
-            f"store {root} has vanished (is it still mounted?); what was committed is safe there: "
-            "bring it back and run the same command again"
+            f"store {backend} has vanished (is it still mounted?); what was committed is safe "
+            "there: bring it back and run the same command again"
         )
 
 
-def _check_whole(published: Sequence[Path]) -> None:
+def _check_whole(backend: Backend, keys: Iterable[str]) -> None:
     """Makes sure that nobody has swept the slot while it was being written.
 
     A slot is swept once its unit is committed in another one. Should a repair take that commit
@@ -239,15 +241,16 @@ def _check_whole(published: Sequence[Path]) -> None:
     Raises:
         StoreError: A file is gone.
     """
-    for path in published:
-        if not path.exists():
-            raise StoreError(f"{path} was swept while the attempt was still at work")
+    for key in keys:
+        if not backend.exists(key):
+            raise StoreError(f"{backend.locate(key)} was swept while the attempt was still at work")
 
 
-def discard_slot(root: Path, layout: Layout, slot: int) -> None:
+def discard_slot(store: Location, layout: Layout, slot: int) -> None:
     """Removes the shards and the pooled chunk of a slot, as far as they are there."""
+    backend = open_backend(store)
     for key in (*layout.shard_keys(slot), layout.pooled_key(slot)):
         try:
-            (root / key).unlink(missing_ok=True)
-        except OSError:
+            backend.delete(key)
+        except StoreError:
             return  # garbage, which the next sweep removes

@@ -1,0 +1,262 @@
+"""The contract of a storage backend.
+
+A store is a set of objects. An object has a key: a relative path with forward slashes, such as
+`index/unit-3.parquet`. What a key means is `store/format`'s business, where its bytes lie is the
+backend's. `tests/store/test_backends.py` holds every implementation to this contract.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from pipeline.files import PARTIAL_SUFFIX, Buffer
+
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "Backend",
+    "Buffer",
+    "LeaseOperations",
+    "Location",
+    "ObjectReader",
+    "PartialObject",
+]
+
+
+class ObjectReader(Protocol):
+    """One object, open for many reads. Safe to use from several threads, and after a fork.
+
+    An implementation must never return less than it was asked for: a read beyond the end is an
+    EOFError.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object; 0 if it is something without content, such as a folder."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset`.
+
+        Raises:
+            EOFError: The object ends before.
+            OSError: It cannot be read.
+        """
+
+    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
+        """Fill arrays, one after the other, with the bytes from `offset`.
+
+        Args:
+            parts: Contiguous arrays of any dtype and shape.
+            offset: Where the first one begins, in bytes.
+
+        Raises:
+            EOFError: The object ends before they are full.
+            OSError: It cannot be read.
+        """
+
+    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
+        """Read as `read_into` does if that takes no waiting; else start fetching the bytes.
+
+        Returns:
+            Whether `parts` are filled. If not, their content is undefined, and `read_into` must
+            follow; it reports errors, too.
+        """
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Start fetching bytes that will be read soon; may do nothing, and never waits."""
+
+
+class PartialObject(Protocol):
+    """An object that is written in any order and is invisible until it is published.
+
+    `write` and `publish` raise a NoSpaceError if the storage is full, and a StoreError for any
+    other failure.
+    """
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write bytes to their place; `data` may be reused as soon as this returns."""
+
+    def publish(self) -> None:
+        """Make the object visible under its key, whole and durably; replace an older one."""
+
+    def discard(self) -> None:
+        """Drop what was written, unless it was published. Never raises."""
+
+
+class LeaseOperations(Protocol):
+    """What a lease needs beyond conditional creation; see `store/coordination/lease.py`.
+
+    It is apart from `Backend` because object stores have no locks, no rename and no modification
+    time that can be set. Such an implementation must keep the same promises by other means, e.g. a
+    numbered object per lease and a heartbeat object beside it.
+    """
+
+    def lock(self, key: str, timeout_s: float) -> AbstractContextManager[float]:
+        """Exclude other processes while the `with` block runs.
+
+        The lock must be released when its process dies, and when the block ends even if a fork has
+        inherited it. Where the storage has no locks the block runs without one, and the creation
+        of the lease decides alone. Creates the store's folder if need be.
+
+        Returns:
+            A context manager that yields the current time by the storage's clock, the one that
+            `Backend.modified_s` uses.
+
+        Raises:
+            TimeoutError: Another process has held the lock for `timeout_s`.
+            StoreError: The store cannot be written.
+        """
+
+    def touch(self, key: str) -> None:
+        """Set an object's modification time to now, without changing its content.
+
+        Raises:
+            OSError: It does not exist, or the storage refuses.
+        """
+
+    def move(self, key: str, new: str) -> None:
+        """Rename an object atomically: of several callers exactly one succeeds.
+
+        Raises:
+            FileNotFoundError: It does not exist any more.
+        """
+
+    def restore(self, key: str, new: str) -> None:
+        """Make the object at `key` appear under `new` too, with its modification time.
+
+        Raises:
+            FileExistsError: `new` exists; it is left as it is.
+        """
+
+
+class Backend(Protocol):
+    """The storage of one store.
+
+    An implementation must satisfy this:
+
+    - Objects appear whole. A reader sees an object's old content, its new content, or no object.
+    - `put_if_absent` is atomic: of any number of callers, on any number of hosts, exactly one gets
+      True. Commits depend on it and on nothing else.
+    - What a write or a publish has reported as done survives a crash of the machine.
+    - It pickles, without secrets, and may be used after a fork and by several threads.
+    - A missing object is a FileNotFoundError; any other failure to read is an OSError. A failure
+      to write is a StoreError that names the object, a NoSpaceError if the storage is full.
+
+    Large objects are written once under keys that are unique to an attempt, so plain puts do for
+    them. Only small objects are created conditionally.
+
+    Attributes:
+        max_readers: Readers that one process may keep open at a time.
+        parallel_reads: Reads that are worth having in flight at a time.
+    """
+
+    max_readers: int
+    parallel_reads: int
+
+    @property
+    def uri(self) -> str:
+        """Where the store is, for people and for `open_backend`."""
+
+    def locate(self, key: str) -> str:
+        """Where an object is, for messages."""
+
+    def __str__(self) -> str:
+        return self.uri
+
+    # Reading
+
+    def read(self, key: str) -> bytes:
+        """Read a whole object; of one that `append` writes, all lines in order."""
+
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        """Read a part of an object.
+
+        Raises:
+            EOFError: The object ends before.
+        """
+        return self.open_reader(key).read(offset, length)
+
+    def open_reader(self, key: str) -> ObjectReader:
+        """Open an object for many reads.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            OSError: It cannot be opened; EMFILE or ENFILE if too many are open.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object under a key."""
+
+    def size(self, key: str) -> int:
+        """Return the bytes of an object."""
+
+    def modified_s(self, key: str) -> float:
+        """Return when an object was last written or touched, in seconds since the epoch."""
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """List every key below a folder (`""`: the store), in any order.
+
+        Half-written objects may be among them; their names end in `PARTIAL_SUFFIX`.
+        """
+
+    def children(self, folder: str) -> Sequence[str]:
+        """List the names directly below a folder, of objects and folders alike, in any order.
+
+        This must cost one listing, not a walk. A folder that does not exist has no children.
+        """
+
+    # Writing
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write an object of `parts`, one after the other; replace an older one atomically."""
+
+    def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
+        """Create an object of `parts`, unless there is one under the key already.
+
+        Returns:
+            False if there was one; it is left as it was.
+        """
+
+    def open_partial(self, key: str) -> PartialObject:
+        """Begin an object whose bytes come in any order."""
+
+    def append(self, key: str, line: bytes) -> None:
+        r"""Append a line, which ends in `\n`; end a line first that a crash has cut short.
+
+        Lines of several writers must not be mixed. Durability is not required.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it exists."""
+
+    def sync(self, folder: str) -> None:
+        """Make deletions below a folder durable."""
+
+    def free_bytes(self) -> int:
+        """Return the bytes that can still be written."""
+
+    # Optional
+
+    @property
+    def leases(self) -> LeaseOperations:
+        """What `Lease` needs.
+
+        Raises:
+            StoreError: This storage offers none: it can only be read.
+        """
+
+    def ensure_folder(self, folder: str) -> None:
+        """Create an empty folder, where the storage has folders that exist without content."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return an object's path, where objects are files of this machine; else None."""
+        return None
+
+
+Location = str | os.PathLike[str] | Backend
+"""A store's backend, or its path; `open_backend` makes a backend of any of them."""

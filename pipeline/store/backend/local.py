@@ -1,0 +1,288 @@
+"""A store in a folder of a file system, local or shared by a network."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from pipeline import files
+from pipeline.store.backend.base import Backend, Buffer, ObjectReader
+
+MAX_READERS = 256
+"""Files that one reader of a store keeps open, if the process may open four times as many."""
+
+_MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
+_n_bytes = attrgetter("nbytes")
+
+
+class LocalBackend(Backend):
+    """A store in a folder.
+
+    Writes are durable: temporary name, fsync, rename or link, fsync of the folder. Reads go through
+    `preadv`, not through memory maps: a map of a file that is cut short, or on a failing disk, ends
+    the process with a signal, where a read ends in an error that names the file.
+    """
+
+    parallel_reads = min(8, os.cpu_count() or 1)
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root).absolute()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalBackend) and self._root == other._root
+
+    def __hash__(self) -> int:
+        return hash(self._root)
+
+    def __repr__(self) -> str:
+        return f"LocalBackend({str(self._root)!r})"
+
+    @property
+    def max_readers(self) -> int:  # type: ignore[override]
+        """Files that may be kept open under this process's limit."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return MAX_READERS
+        return max(1, min(MAX_READERS, soft // 4))
+
+    @property
+    def uri(self) -> str:
+        """The folder's path."""
+        return str(self._root)
+
+    def locate(self, key: str) -> str:
+        """Return the file's path as text."""
+        return str(self._root / key)
+
+    def local_path(self, key: str) -> Path:
+        """Return the file's path."""
+        return self._root / key
+
+    def read(self, key: str) -> bytes:
+        """Read a whole file."""
+        try:
+            return (self._root / key).read_bytes()
+        except NotADirectoryError as error:  # a file lies where one of its folders should
+            raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
+
+    def open_reader(self, key: str) -> LocalReader:
+        """Open a file for reading."""
+        return LocalReader(self._root / key)
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is a file."""
+        return (self._root / key).is_file()
+
+    def size(self, key: str) -> int:
+        """Return the size of a file."""
+        return (self._root / key).stat().st_size
+
+    def modified_s(self, key: str) -> float:
+        """Return the modification time of a file."""
+        return (self._root / key).stat().st_mtime
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Walk a folder; symbolic links are listed, not followed."""
+        pending = [prefix and prefix.rstrip("/") + "/"]
+        while pending:
+            folder = pending.pop()
+            with suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{folder}{entry.name}/")
+                    else:
+                        yield f"{folder}{entry.name}"
+
+    def children(self, folder: str) -> Sequence[str]:
+        """List a folder."""
+        try:
+            return os.listdir(self._root / folder)  # noqa: PTH208 - names, without a Path for each
+        except FileNotFoundError:
+            return []
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write a file: temporary name, fsync, rename."""
+        files.write_atomic(self._root / key, parts)
+
+    def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
+        """Create a file: temporary name, fsync, hard link."""
+        return files.create_exclusive(self._root / key, parts)
+
+    def open_partial(self, key: str) -> files.PartialFile:
+        """Begin a file under a temporary name."""
+        return files.PartialFile(self._root / key)
+
+    def append(self, key: str, line: bytes) -> None:
+        """Append a line by one write; the store's folder must exist."""
+        path = self._root / key
+        with files.store_errors(path), path.open("ab+", buffering=0) as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # a crash has cut the line before short
+            file.write(line)
+
+    def ensure_folder(self, folder: str) -> None:
+        """Create a folder and those above it, durably."""
+        with files.store_errors(self._root / folder):
+            files.make_folder(self._root / folder)
+
+    def delete(self, key: str) -> None:
+        """Delete a file, if it exists."""
+        files.remove(self._root / key)
+
+    def sync(self, folder: str) -> None:
+        """Sync a folder."""
+        files.sync_folder(self._root / folder)
+
+    def free_bytes(self) -> int:
+        """Return the bytes free for this user on the disk that has, or would have, the folder."""
+        folder = self._root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free if folder.exists() else 0
+
+    @property
+    def leases(self) -> LocalBackend:
+        """This backend: a file system has what a lease needs."""
+        return self
+
+    @contextmanager
+    def lock(self, key: str, timeout_s: float) -> Iterator[float]:
+        """Lock a file with `flock`, which the kernel drops with its process.
+
+        The lock is released explicitly: a process that was forked meanwhile has a copy of the open
+        file, which would keep the lock for as long as it lives.
+        """
+        path = self._root / key
+        with files.store_errors(path):
+            files.make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(descriptor, timeout_s)
+            with suppress(OSError):
+                os.utime(descriptor)
+            yield os.fstat(descriptor).st_mtime
+        finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def touch(self, key: str) -> None:
+        """Set a file's modification time to now."""
+        os.utime(self._root / key)
+
+    def move(self, key: str, new: str) -> None:
+        """Rename a file."""
+        (self._root / key).rename(self._root / new)
+
+    def restore(self, key: str, new: str) -> None:
+        """Link a file to a second name."""
+        (self._root / new).hardlink_to(self._root / key)
+
+
+class LocalReader(ObjectReader):
+    """A file that is open for reading, and is closed when its last reference is dropped.
+
+    A cache may drop it while another thread still reads from it.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    @property
+    def size(self) -> int:
+        """Size of the file; 0 if it is no regular one."""
+        status = os.fstat(self.descriptor)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range."""
+        parts = []
+        while length:
+            part = os.pread(self.descriptor, length, offset)
+            if not part:
+                raise EOFError(f"it ends at byte {offset}")
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
+        """Fill arrays by one system call, if the system does not cut it short."""
+        got = os.preadv(self.descriptor, _first(parts), offset)
+        if got != (parts[0].nbytes if len(parts) == 1 else sum(map(_n_bytes, parts))):
+            _read_rest(self.descriptor, parts, offset, got)
+
+    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
+        """Read what the system has in memory; have it fetch the rest."""
+        wanted: int = sum(map(_n_bytes, parts))
+        try:
+            got = os.preadv(self.descriptor, _first(parts), offset, _NO_WAIT)
+        except OSError:  # it would have to wait, or `read_into` will report what is wrong
+            got = 0
+        if got != wanted:
+            self.prefetch(offset, wanted)
+        return got == wanted
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Advise the system that a range will be read."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def _first(parts: Sequence[npt.NDArray[Any]]) -> Any:
+    """Return what one preadv can fill: NumPy arrays are buffers, which their types do not say."""
+    return parts if len(parts) <= _MOST_PARTS else parts[:_MOST_PARTS]
+
+
+def _read_rest(descriptor: int, parts: Sequence[npt.NDArray[Any]], offset: int, done: int) -> None:
+    """Read what is missing of `parts` after their first `done` bytes.
+
+    Raises:
+        EOFError: The file ends before they are full.
+    """
+    for part in parts:
+        view = part.data.cast("B")
+        known = min(done, len(view))
+        view, offset, done = view[known:], offset + known, done - known
+        while len(view):
+            got = os.preadv(descriptor, [view], offset)
+            if not got:
+                raise EOFError(f"it ends at byte {offset}")
+            view, offset = view[got:], offset + got
+
+
+def _flock(descriptor: int, timeout_s: float) -> None:
+    """Lock an open file; do without a lock where the file system has none.
+
+    Raises:
+        TimeoutError: Another process has kept it locked for `timeout_s`.
+    """
+    end_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end_s:
+                raise TimeoutError(errno.ETIMEDOUT, "locked by another process") from None
+            time.sleep(0.02)
+        except OSError:
+            return None

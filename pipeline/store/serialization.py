@@ -1,0 +1,85 @@
+"""Documents of a store as bytes: JSON, and Parquet files that carry a checksum of themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DamagedError
+from pipeline.store.backend.base import Backend
+
+_SEAL_KEY = b"strata.seal"
+_SEAL = re.compile(rb"crc32c:([0-9a-f]{8})")
+_OPEN_SEAL = b"crc32c:00000000"
+
+
+def json_bytes(document: Any) -> bytes:
+    """Return a document as indented JSON."""
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def parquet_bytes(table: pa.Table) -> memoryview:
+    """Return a table as the bytes of a sealed Parquet file; equal tables give equal bytes.
+
+    Parquet has no checksum over its footer, and a flipped bit there can rename a column or move a
+    value without an error. So the footer carries, as one more key, the crc32c of the whole file
+    with the eight digits of that crc taken as zeros.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_SEAL_KEY: _OPEN_SEAL})
+    raw = bytearray(sink.getvalue())
+    at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
+    raw[at : at + 8] = b"%08x" % google_crc32c.value(bytes(raw))
+    return memoryview(raw)
+
+
+def read_parquet(backend: Backend, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table that `parquet_bytes` made.
+
+    Args:
+        backend: The store.
+        key: The object.
+        columns: Columns to read; None reads all.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        DamagedError: It is not a byte-for-byte copy of what was written.
+    """
+    return parse_parquet(backend.read(key), backend.locate(key), columns)
+
+
+def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table in the bytes of a sealed Parquet file.
+
+    Args:
+        raw: The bytes.
+        name: What messages call the file.
+        columns: Columns to decode; None decodes all.
+
+    Raises:
+        DamagedError: They are not what `parquet_bytes` returned.
+    """
+    seals = list(_SEAL.finditer(raw))
+    if not seals:
+        raise DamagedError(f"{name} is cut short, or was not written by strata")
+    seal = seals[-1]
+    view = np.frombuffer(raw, np.uint8)  # checked without a copy: an index may be large
+    crc = google_crc32c.value(view[: seal.start(1)])
+    crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
+    if crc != int(seal[1], 16):
+        raise DamagedError(f"{name} has a wrong checksum")
+    try:
+        table = pq.ParquetFile(pa.BufferReader(raw)).read(None if columns is None else [*columns])
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{name} is not a Parquet file: {error}") from error
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
+    return table.replace_schema_metadata(metadata or None)

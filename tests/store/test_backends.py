@@ -1,0 +1,492 @@
+"""What every storage backend must satisfy.
+
+A new backend is one more line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError, StoreNotFoundError
+from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend
+from pipeline.store.backend.local import LocalBackend
+from pipeline.store.backend.memory import MemoryBackend
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
+from pipeline.store.format.layout import FRAMES
+from tests.helpers.backends import contents, in_memory
+from tests.helpers.fake_store import MEET, FakeStore, child, finish
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {
+    "local": lambda folder: LocalBackend(folder / "store"),
+    "memory": lambda folder: MemoryBackend(),
+}
+PAYLOAD = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """An empty backend of each kind."""
+    return BACKENDS[request.param](tmp_path)
+
+
+# Whole objects
+
+
+def test_put_replaces_and_read_returns_the_bytes(backend: Backend) -> None:
+    """The parts one after the other, of bytes and memoryviews; folders need no creation."""
+    backend.put("a/b/c", [b"old and longer than new"])
+    backend.put("a/b/c", [b"ne", memoryview(b"w"), b""])
+    assert backend.read("a/b/c") == b"new"
+    assert backend.size("a/b/c") == 3
+    assert backend.exists("a/b/c")
+    assert contents(backend) == {"a/b/c": b"new"}
+
+
+def test_put_if_absent_never_replaces(backend: Backend) -> None:
+    """The second creation returns False and leaves the first object as it is."""
+    assert backend.put_if_absent("x", [b"fir", b"st"])
+    assert not backend.put_if_absent("x", [b"second"])
+    assert contents(backend) == {"x": b"first"}
+    backend.delete("x")
+    assert backend.put_if_absent("x", [b"third"])
+
+
+def test_a_missing_object_is_a_file_not_found_error(backend: Backend) -> None:
+    """Also below a name that is an object itself; `exists` returns False."""
+    backend.put("object", [b"x"])
+    for key in ("none", "folder/none"):
+        assert not backend.exists(key)
+        for act in (backend.read, backend.size, backend.modified_s, backend.open_reader):
+            with pytest.raises(FileNotFoundError):
+                act(key)
+        with pytest.raises(FileNotFoundError):
+            backend.read_range(key, 0, 1)
+    with pytest.raises(FileNotFoundError):
+        backend.read("object/below")
+
+
+def test_a_folder_is_not_an_object(backend: Backend) -> None:
+    """Only what was written exists."""
+    backend.put("folder/x", [b"x"])
+    assert not backend.exists("folder")
+
+
+def test_delete_removes_and_accepts_a_missing_object(backend: Backend) -> None:
+    """Deleting twice is no error."""
+    backend.put("a/x", [b"x"])
+    backend.put("a/y", [b"y"])
+    backend.delete("a/x")
+    backend.delete("a/x")
+    backend.delete("never/there")
+    backend.sync("a")
+    assert contents(backend) == {"a/y": b"y"}
+
+
+def test_modified_s_is_the_time_of_the_last_write(backend: Backend) -> None:
+    """In seconds since the epoch."""
+    before = time.time() - 1
+    backend.put("x", [b"x"])
+    first = backend.modified_s("x")
+    assert before < first < time.time() + 1
+    time.sleep(0.02)
+    backend.put("x", [b"y"])
+    assert backend.modified_s("x") > first
+
+
+def test_a_reader_never_sees_a_part_of_a_put(backend: Backend) -> None:
+    """While one thread replaces an object, others read one content or the other."""
+    whole = [bytes([value]) * 50_000 for value in (1, 2)]
+    backend.put("x", [whole[0]])
+    end = time.monotonic() + 0.5
+    seen = set()
+
+    def write() -> None:
+        for i in range(10_000):
+            backend.put("x", [whole[i % 2][:20_000], whole[i % 2][20_000:]])
+            if time.monotonic() > end:
+                return
+
+    def read() -> None:
+        while time.monotonic() < end:
+            content = backend.read("x")
+            assert content in whole
+            seen.add(content[0])
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(write), pool.submit(read), pool.submit(read)]:
+            future.result()
+    assert seen == {1, 2}
+
+
+def test_of_racing_threads_exactly_one_creates(backend: Backend) -> None:
+    """Eight threads, fifty rounds: one True per round, and the content is the winner's."""
+    n, rounds = 8, 50
+    barrier = threading.Barrier(n)
+
+    def race(me: int) -> list[bool]:
+        won = []
+        for i in range(rounds):
+            barrier.wait()
+            won.append(backend.put_if_absent(f"x/{i}", [bytes([me]) * 1000]))
+        return won
+
+    with ThreadPoolExecutor(n) as pool:
+        results = list(pool.map(race, range(n)))
+    for i in range(rounds):
+        winners = [me for me in range(n) if results[me][i]]
+        assert len(winners) == 1
+        assert backend.read(f"x/{i}") == bytes([winners[0]]) * 1000
+
+
+RACE = (
+    MEET
+    + """
+import sys
+from pathlib import Path
+from pipeline.store.backend.opening import open_backend
+root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+backend = open_backend(root / "store")
+for i in range(rounds):
+    meet(root, i, me, 3)
+    print(int(backend.put_if_absent(f"x/{i}", [f"{me}".encode() * 500])))
+"""
+)
+
+
+def test_of_racing_processes_exactly_one_creates(tmp_path: Path) -> None:
+    """Three processes, fifty rounds."""
+    rounds = 50
+    racers = [child(RACE, tmp_path, me, rounds) for me in range(3)]
+    won = [finish(racer).split() for racer in racers]
+    for i in range(rounds):
+        winners = [me for me in range(3) if won[me][i] == "1"]
+        assert len(winners) == 1
+        assert (tmp_path / "store" / "x" / f"{i}").read_text() == f"{winners[0]}" * 500
+
+
+# Listing
+
+
+def test_list_walks_a_folder_and_children_do_not(backend: Backend) -> None:
+    """`list` has full keys; `children` the names of objects and folders, one level deep."""
+    keys = {"a", "b/1", "b/2", "b/c/3", "bb/4"}
+    for key in keys:
+        backend.put(key, [b""])
+    assert set(backend.list()) == keys
+    assert set(backend.list("b")) == {"b/1", "b/2", "b/c/3"}
+    assert sorted(backend.list("b/c")) == ["b/c/3"]
+    assert sorted(backend.children("")) == ["a", "b", "bb"]
+    assert sorted(backend.children("b")) == ["1", "2", "c"]
+    assert list(backend.list("none")) == []
+    assert list(backend.children("none")) == []
+
+
+# Ranged reads
+
+
+@given(offset=st.integers(0, 10_300), length=st.integers(0, 10_300))
+def test_a_range_is_a_slice_or_an_error(offset: int, length: int) -> None:
+    """A read beyond the end is an error, never less than what was asked for."""
+    backend = MemoryBackend()
+    backend.put("x", [PAYLOAD])
+    check_range(backend, offset, length)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5000, len(PAYLOAD) - 1])
+@pytest.mark.parametrize("length", [0, 1, 4096, len(PAYLOAD)])
+def test_ranges_of_every_backend(backend: Backend, offset: int, length: int) -> None:
+    """The same, for each backend, with `read_range` and with an open reader."""
+    backend.put("x", [PAYLOAD])
+    check_range(backend, offset, length)
+
+
+def check_range(backend: Backend, offset: int, length: int) -> None:
+    expected = PAYLOAD[offset : offset + length]
+    reader = backend.open_reader("x")
+    assert reader.size == len(PAYLOAD)
+    if len(expected) == length:
+        assert backend.read_range("x", offset, length) == expected
+        assert reader.read(offset, length) == expected
+    else:
+        with pytest.raises(EOFError):
+            backend.read_range("x", offset, length)
+        with pytest.raises(EOFError):
+            reader.read(offset, length)
+
+
+def test_a_reader_fills_arrays_of_any_shape_and_dtype(backend: Backend) -> None:
+    """One after the other, more of them than one system call takes, and into parts of arrays."""
+    backend.put("x", [PAYLOAD])
+    reader = backend.open_reader("x")
+    parts = [np.zeros((3, 5), np.float16), np.zeros(2, np.int64), np.zeros((1, 7), np.uint8)]
+    reader.read_into(parts, 100)
+    assert b"".join(part.tobytes() for part in parts) == PAYLOAD[100 : 100 + 30 + 16 + 7]
+    many = np.zeros((5000, 2), np.uint8)
+    reader.read_into(list(many), 11)
+    assert many.tobytes() == PAYLOAD[11:10_011]
+
+
+def test_a_read_beyond_the_end_is_an_error(backend: Backend) -> None:
+    """Also if the object ends between two parts, or within one."""
+    backend.put("x", [PAYLOAD])
+    reader = backend.open_reader("x")
+    for sizes in ([10, 20], [1, 10_239], [30, 10_200]):
+        parts = [np.zeros(size, np.uint8) for size in sizes]
+        with pytest.raises(EOFError):
+            reader.read_into(parts, len(PAYLOAD) - sum(sizes) + 1)
+        assert not reader.read_cached(parts, len(PAYLOAD) - sum(sizes) + 1)
+
+
+def test_read_cached_fills_or_says_that_it_did_not(backend: Backend) -> None:
+    """Whether it does is the backend's affair; `prefetch` may be called for anything."""
+    backend.put("x", [PAYLOAD])
+    reader = backend.open_reader("x")
+    reader.prefetch(0, len(PAYLOAD))
+    reader.prefetch(len(PAYLOAD), 10)
+    part = np.zeros(500, np.uint8)
+    if not reader.read_cached([part], 77):
+        reader.read_into([part], 77)
+    assert part.tobytes() == PAYLOAD[77:577]
+
+
+def test_an_open_reader_outlives_deletion(backend: Backend) -> None:
+    """What was opened can be read to its end."""
+    backend.put("x", [PAYLOAD])
+    reader = backend.open_reader("x")
+    backend.delete("x")
+    assert reader.read(0, len(PAYLOAD)) == PAYLOAD
+
+
+def test_threads_share_a_reader(backend: Backend) -> None:
+    """Reads from several threads do not disturb each other."""
+    backend.put("x", [PAYLOAD])
+    reader = backend.open_reader("x")
+    offsets = np.random.default_rng(0).integers(0, len(PAYLOAD) - 100, 400).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda offset: reader.read(offset, 100), offsets))
+    assert found == [PAYLOAD[offset : offset + 100] for offset in offsets]
+
+
+# Half-written objects
+
+
+def test_a_partial_object_is_invisible_until_it_is_published(backend: Backend) -> None:
+    """Bytes come in any order; the buffer may be reused at once."""
+    partial = backend.open_partial("a/x")
+    buffer = bytearray(b"world")
+    partial.write(memoryview(buffer), 6)
+    buffer[:] = b"hello"
+    partial.write(memoryview(buffer), 0)
+    buffer[:] = b"-----"
+    partial.write(b" ", 5)
+    assert not backend.exists("a/x")
+    assert all(key.endswith(PARTIAL_SUFFIX) for key in backend.list())
+    partial.publish()
+    partial.discard()  # of a published object: nothing happens
+    assert contents(backend) == {"a/x": b"hello world"}
+
+
+def test_a_partial_object_that_is_published_replaces_an_older_one(backend: Backend) -> None:
+    """As `put` does."""
+    backend.put("x", [b"older and longer"])
+    partial = backend.open_partial("x")
+    partial.write(b"new", 0)
+    partial.publish()
+    assert contents(backend) == {"x": b"new"}
+
+
+def test_a_discarded_object_leaves_nothing(backend: Backend) -> None:
+    """Discarding twice is no error."""
+    partial = backend.open_partial("x")
+    partial.write(b"bytes", 0)
+    partial.discard()
+    partial.discard()
+    assert contents(backend) == {}
+
+
+# Logs
+
+
+def test_append_adds_lines_and_ends_one_that_was_cut_short(backend: Backend) -> None:
+    """The line after a torn one begins on its own."""
+    backend.put("other", [b""])
+    backend.append("log", b"one\n")
+    backend.append("log", b"two\n")
+    backend.append("log", b"thr")
+    backend.append("log", b"four\n")
+    assert backend.read("log") == b"one\ntwo\nthr\nfour\n"
+
+
+def test_lines_of_several_threads_are_not_mixed(backend: Backend) -> None:
+    """Each line is there once and whole."""
+    backend.put("other", [b""])
+    lines = [f"{i:04d}".encode() * 50 + b"\n" for i in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda line: backend.append("log", line), lines))
+    assert sorted(backend.read("log").splitlines(keepends=True)) == lines
+
+
+# What a lease needs
+
+
+def test_a_lock_excludes_and_times_out(backend: Backend) -> None:
+    """One at a time; the time that it yields is the clock of `modified_s`."""
+    with backend.leases.lock("lock", 1.0) as now_s:
+        backend.put("x", [b""])
+        assert abs(backend.modified_s("x") - now_s) < 5
+
+        def wait() -> None:
+            with backend.leases.lock("lock", 0.05):
+                pass
+
+        with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
+            pool.submit(wait).result()
+    with backend.leases.lock("lock", 1.0):
+        pass
+
+
+def test_touch_changes_the_time_alone(backend: Backend) -> None:
+    """Of an object that exists."""
+    backend.put("x", [b"content"])
+    before = backend.modified_s("x")
+    time.sleep(0.02)
+    backend.leases.touch("x")
+    assert backend.modified_s("x") > before
+    assert backend.read("x") == b"content"
+    with pytest.raises(OSError):  # noqa: PT011 - of which kind is not part of the contract
+        backend.leases.touch("none")
+
+
+def test_of_racing_moves_exactly_one_succeeds(backend: Backend) -> None:
+    """The others find nothing to move."""
+    for i in range(20):
+        backend.put("x", [b"content"])
+        barrier = threading.Barrier(4)
+
+        def move(me: int, i: int = i, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            try:
+                backend.leases.move("x", f"moved-{i}-{me}")
+            except FileNotFoundError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(move, range(4))) == 1
+        assert not backend.exists("x")
+    assert set(contents(backend).values()) == {b"content"}
+    assert len(contents(backend)) == 20
+
+
+def test_restore_keeps_the_time_and_never_replaces(backend: Backend) -> None:
+    """What was moved away by mistake is as old as it was."""
+    backend.put("lease", [b"mine"])
+    modified_s = backend.modified_s("lease")
+    backend.leases.move("lease", "aside")
+    assert backend.modified_s("aside") == modified_s
+    backend.leases.restore("aside", "lease")
+    assert backend.modified_s("lease") == modified_s
+    assert backend.read("lease") == b"mine"
+    backend.put("lease", [b"other"])
+    with pytest.raises(FileExistsError):
+        backend.leases.restore("aside", "lease")
+    assert backend.read("lease") == b"other"
+
+
+# The backend itself
+
+
+def test_a_pickled_backend_is_the_same_store(backend: Backend) -> None:
+    """In this process; the memory of another process is out of reach."""
+    backend.put("x", [b"content"])
+    copy = pickle.loads(pickle.dumps(backend))
+    assert copy.uri == backend.uri == str(backend)
+    copy.put("y", [b"more"])
+    assert contents(copy) == contents(backend) == {"x": b"content", "y": b"more"}
+
+
+def test_a_backend_opens_itself(backend: Backend) -> None:
+    """`open_backend` returns a backend as it is."""
+    assert open_backend(backend) is backend
+
+
+def test_messages_can_name_an_object(backend: Backend) -> None:
+    """`locate` begins with the store's name and ends with the key."""
+    assert backend.locate("a/b").startswith(backend.uri)
+    assert backend.locate("a/b").endswith("a/b")
+
+
+def test_there_is_room(backend: Backend) -> None:
+    """Before anything was written, too."""
+    assert backend.free_bytes() > 1000
+    assert backend.max_readers >= 1
+    assert backend.parallel_reads >= 1
+
+
+def test_zarr_python_reads_arrays_of_any_backend(store: FakeStore) -> None:
+    """In a folder and in memory; an array is opened once."""
+    path = store.root / FRAMES
+    expected = zarr.open_array(path, mode="r")[:]
+    for backend in (LocalBackend(store.root), in_memory(store.root)):
+        np.testing.assert_array_equal(open_array(backend, FRAMES)[:], expected)
+        arrays = ZarrArrays(backend)
+        assert arrays[FRAMES] is arrays[FRAMES]
+        with pytest.raises(FileNotFoundError):
+            open_array(backend, "none")
+
+
+# A folder
+
+
+def test_a_path_opens_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text or Path; a relative one keeps its meaning when the process changes its folder."""
+    monkeypatch.chdir(tmp_path)
+    backend = open_backend("store")
+    assert backend == LocalBackend(tmp_path / "store") == open_backend(tmp_path / "store")
+    monkeypatch.chdir("/")
+    backend.put("x", [b"content"])
+    assert (tmp_path / "store" / "x").read_bytes() == b"content"
+    assert backend.local_path("x") == tmp_path / "store" / "x"
+
+
+def test_an_unknown_kind_of_uri_is_refused() -> None:
+    """With the URI in the message."""
+    with pytest.raises(StoreNotFoundError, match="s3://bucket/store"):
+        open_backend("s3://bucket/store")
+
+
+def test_the_room_in_a_folder_is_that_of_its_disk(tmp_path: Path) -> None:
+    """Also of a folder that does not exist yet."""
+    free = LocalBackend(tmp_path / "not" / "yet").free_bytes()
+    assert free == pytest.approx(LocalBackend(tmp_path).free_bytes(), rel=0.2)
+
+
+def test_a_log_is_not_begun_in_a_folder_that_vanished(tmp_path: Path) -> None:
+    """It would hide that the store is gone."""
+    with pytest.raises(StoreError, match=r"log\.jsonl"):
+        LocalBackend(tmp_path / "gone").append("log.jsonl", b"line\n")
+    assert not (tmp_path / "gone").exists()
+
+
+# Memory
+
+
+def test_the_memory_of_a_store_that_was_dropped_is_gone() -> None:
+    """Its pickle cannot be loaded any more."""
+    backend = MemoryBackend()
+    pickled = pickle.dumps(backend)
+    del backend
+    with pytest.raises(StoreNotFoundError, match="memory of another process"):
+        pickle.loads(pickled)
