@@ -1,6 +1,14 @@
-"""Stratified splits: arithmetic on NumPy arrays.
+"""Stratified splits into parts of given shares, with whole groups if needed, by a seed.
 
-Parts have nearly equal class distributions, groups stay whole, and a seed selects among the splits.
+scikit-learn has no splitter for this (tests/probing/test_splits.py, `test_scikit_learn_...`):
+
+- `StratifiedShuffleSplit` raises ValueError for a class with one utterance, and for a part with
+  fewer utterances than classes. `StratifiedKFold` raises if all classes are smaller than the number
+  of folds. Small classes are common here (speakers, intents), and train must have all of them.
+- `GroupShuffleSplit` applies the shares to the number of groups, not of utterances, and does not
+  stratify: with speakers of unequal size, a part may be several times too large, and train may lack
+  a class.
+- `StratifiedGroupKFold` makes folds of equal size only, not train, dev and test by ratios.
 """
 
 from __future__ import annotations
