@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,16 @@ import soundfile
 
 from pipeline.config import Config, load_config
 from pipeline.events import ObserverGroup
-from pipeline.extract import run
-from pipeline.extract.driver import Driver
+from pipeline.extract import run, store_setup
+from pipeline.extract.driver import Driver, LeasedStore
 from pipeline.extract.executors.base import Outcome
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.sources.base import Segment
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import index_key, ledger_key
 from pipeline.store.format.records import FIELDS
 from pipeline.store.index import compact, drop_cache
@@ -180,7 +181,7 @@ def measure(n: int) -> dict[str, Any]:
     results: dict[str, Any] = {"utterances": n}
     source = SyntheticSource(n)
     run.open_source = lambda config: source  # type: ignore[assignment]
-    run.short_selfcheck = lambda encoder, source: None  # type: ignore[assignment]
+    store_setup.short_selfcheck = lambda encoder, source: None  # type: ignore[assignment]
     run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
@@ -242,18 +243,20 @@ def overhead_ms(root: Path, config: Config, n_units: int) -> float:
     assert plan is not None
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         fresh = Path(folder)
-        driver = Driver(
-            config,
-            fresh,
-            layout_of(attributes),
-            plan,
-            SimpleNamespace(check=lambda: None),  # type: ignore[arg-type]
-            ObserverGroup(RunLogObserver(RunLog(fresh, "bench"))),
-            lambda n: InstantExecutor(),
-            "bench",
-        )
         with Lease(fresh, "bench") as lease:
-            driver.lease = lease
+            driver = Driver(
+                config,
+                LeasedStore(
+                    open_backend(fresh),
+                    layout_of(attributes),
+                    FrameGeometry.from_attributes(attributes),
+                    lease,
+                    "bench",
+                ),
+                plan,
+                ObserverGroup(RunLogObserver(RunLog(fresh, "bench"))),
+                lambda n: InstantExecutor(),
+            )
             (fresh / "ledger").mkdir()
             from pipeline.store.coordination.ledger import Ledger
 

@@ -75,7 +75,7 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
     """Extract what is missing; safe to run again, whatever happened before."""
     with _reported(as_json, debug):
         from pipeline.extract import run
-        from pipeline.extract.driver import Stop
+        from pipeline.extract.stop import Stop
 
         config = load_config(overrides or [])
         stop = Stop()

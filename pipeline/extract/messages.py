@@ -1,4 +1,4 @@
-"""What passes between a driver and its workers: what to do, and what became of it."""
+"""Messages between the driver and its workers: the job, a unit to do, and its report."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipeline.store.format.layout import Layout
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know to do any unit of a run; small, and it pickles.
+    """What a worker needs to extract any unit of a run; small and picklable.
 
     Attributes:
         backend: The store.
-        layout: Its shapes.
-        dataset: Where the audio comes from.
-        load_encoder: Makes the encoder, in the worker's process.
-        max_batch_frames: Bound on the padded frames of a batch.
+        layout: Shapes of its arrays.
+        dataset: Where the audio is.
+        load_encoder: Loads the encoder, in the worker's process.
+        max_batch_frames: Most padded frames in a batch.
         threads: CPU threads of a worker.
-        decode: Makes a waveform of a segment; tests give one that fails as real ones do.
+        decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
     """
 
     backend: Backend
@@ -45,11 +45,11 @@ class UnitTask:
     """One attempt at one unit.
 
     Attributes:
-        unit: Its number.
-        slot: Where to write.
-        attempt: 1 for the first one.
-        rows: Its rows of the plan.
-        probation: Given to a unit that took workers with it: try its utterances alone first.
+        unit: Number of the unit.
+        slot: Slot to write to.
+        attempt: Number of the attempt, from 1.
+        rows: The unit's rows of the plan.
+        probation: For a unit whose workers failed repeatedly: try its utterances separately first.
         exclusive: Whether its worker must hold no other unit meanwhile, so that a failure of the
             worker has one culprit.
     """
@@ -64,23 +64,23 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What became of an attempt.
+    """Result of an attempt that was written.
 
     Attributes:
-        unit: The unit.
-        slot: Where it lies.
-        won: False if another attempt had committed it before.
+        unit: Number of the unit.
+        slot: Slot that was written.
+        won: Whether this attempt committed the unit; False if another attempt had before.
         n_ok: Utterances with features.
-        n_quarantined: Utterances without, for a reason.
-        n_deferred: Utterances left for a later unit.
-        n_fp32: Utterances that had to be encoded again in fp32.
+        n_quarantined: Quarantined utterances.
+        n_deferred: Utterances moved to a later unit.
+        n_fp32: Utterances that were encoded again in fp32.
         audio_s: Seconds of audio in the features.
-        wall_s: Seconds from its turn at the encoder to its commit.
+        wall_s: Seconds from the unit's turn at the encoder to its commit.
         n_bytes: Bytes written.
         worker: Host and process of the worker, as `host:pid`.
-        seconds: Where the time went. The encoder's thread: wait (for audio, or for the unit before
-            to be written), front_end, transformer (on CUDA the device's own time), copy. Threads
-            beside it: decode, write (checksums and means, too).
+        seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the unit before
+            to be written), front_end, transformer (on CUDA the device's time), copy. In parallel
+            threads: decode, write (with checksums and means).
     """
 
     unit: int

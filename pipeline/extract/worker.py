@@ -1,9 +1,9 @@
-"""One unit after the other: decode, encode, write, commit. Knows no Ray.
+"""A worker: decode, encode, write and commit one unit after another. It knows no executor.
 
-A worker holds one unit's features in memory and returns only small reports. While a unit is
-encoded the next one is decoded, what is final of its own features is written, and the unit before
-it is brought to the disk and committed. What is written is a function of the plan and the audio
-alone: the same unit gives the same bytes in any worker with the same number of threads.
+A worker holds one unit's features in memory and returns only small reports. While it encodes a
+unit, other threads decode the next one, write those features that are final, and commit the unit
+before. The stored bytes depend only on the plan and the audio: a unit gives the same bytes in any
+worker with the same number of threads.
 """
 
 from __future__ import annotations
@@ -34,32 +34,44 @@ from pipeline.store.write.slot import CommitOutcome, SlotWriter, UnitBuffer
 __all__ = ["Job", "UnitReport", "UnitTask", "Worker"]
 
 STAGES = ("decode", "wait", "front_end", "transformer", "copy", "write")
+"""Stages of a unit, in the order in which its report names them."""
 
 
 @dataclass
 class _Unit:
-    """A unit on its way through the worker."""
+    """State of one unit from its start to its commit.
+
+    Attributes:
+        task: The attempt.
+        writer: Writes the buffer to the attempt's slot.
+        start_s: When the unit's turn came.
+        utterances: Its decoded utterances, in order.
+        checksums: Checksums of each utterance that is being written, by position.
+        remaining_writes: Writes of what belongs to no utterance.
+        seconds: Seconds per stage.
+        write_s: Seconds of writing; only the writing thread changes it.
+    """
 
     task: UnitTask
     writer: SlotWriter
-    began_s: float
+    start_s: float
     utterances: list[Utterance] = field(default_factory=list)
-    sealed: dict[int, Future[tuple[int, ...]]] = field(default_factory=dict)  # by position
-    rest: list[Future[None]] = field(default_factory=list)  # what is written beside utterances
+    checksums: dict[int, Future[tuple[int, ...]]] = field(default_factory=dict)
+    remaining_writes: list[Future[None]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    write_s: float = 0.0  # touched by the writing thread only
+    write_s: float = 0.0
 
 
 class Worker:
-    """Does one unit after the other, with one encoder, one source and one buffer.
+    """Extracts one unit after another, with one encoder, one source and one buffer.
 
-    It must be made in the thread that encodes: PyTorch keeps a pool of threads for each caller.
+    Create it in the thread that encodes: PyTorch keeps a thread pool per calling thread.
     """
 
     def __init__(
         self, job: Job, encoder: Encoder | None = None, source: Source | None = None
     ) -> None:
-        """Opens what is not given."""
+        """Load the encoder and open the source, where they are not given."""
         torch.set_num_threads(job.threads)
         self._job = job
         encoder = encoder if encoder is not None else job.load_encoder()
@@ -70,18 +82,18 @@ class Worker:
         self._buffer = UnitBuffer(job.layout)
         self._filler = Filler(encoder, self._buffer, job.max_batch_frames, self._watch)
         self._writing = ThreadPoolExecutor(1, "write")
-        self._in_use: Future[None] | None = None  # until the unit before needs no buffer any more
+        self._buffer_free: Future[None] | None = None  # done once the buffer can be reused
 
     def prefetch(self, task: UnitTask) -> None:
-        """Begins to decode a unit that `extract` or `begin` will be asked for; from any thread.
+        """Start decoding a unit before `extract` or `begin` is called for it; thread-safe.
 
-        A unit on probation is left alone: its utterances are to be tried one by one.
+        A unit on probation is not prefetched: its utterances are tried one by one.
         """
         if task.probation is None:
             self._decoder.begin(task)
 
     def extract(self, task: UnitTask) -> UnitReport:
-        """Extracts a unit and commits it.
+        """Extract a unit and commit it.
 
         Raises:
             SourceError: The dataset is not the one that was planned.
@@ -91,10 +103,10 @@ class Worker:
         return self.begin(task).result()
 
     def begin(self, task: UnitTask) -> Future[UnitReport]:
-        """Encodes a unit, and leaves the rest of its writing and its commit to a thread.
+        """Encode a unit; the writing thread completes its writes and commits it.
 
         Returns:
-            The report, once the unit is committed; raises what `extract` does.
+            Future report, done once the unit is committed; it raises what `extract` raises.
         """
         unit = _Unit(
             task,
@@ -103,7 +115,7 @@ class Worker:
         )
         rows = task.rows["row"].to_pylist()
         self._check_source(rows, task.rows["id"].to_pylist())
-        self._watch.take()  # nothing of a unit that failed is held against this one
+        self._watch.take()  # drop the times of a unit that failed
         with self._watch.host("wait"):
             self._wait_for_buffer()
         if task.probation is not None:
@@ -119,40 +131,40 @@ class Worker:
         return self._writing.submit(self._commit, unit, self._source.metadata(rows))
 
     def close(self) -> None:
-        """Ends the threads; a unit that is being decoded is dropped."""
+        """Stop the threads; a unit that is being decoded is dropped."""
         self._decoder.close()
         self._writing.shutdown()
 
     def _encode(self, unit: _Unit) -> None:
-        """Encodes a unit; each utterance is handed on to be written as soon as it is final."""
+        """Encode a unit; submit each utterance for writing as soon as its features are final."""
 
-        def settled(item: Utterance) -> None:
+        def on_final(item: Utterance) -> None:
             unit.writer.check()
-            unit.sealed[item.record.position] = self._writing.submit(self._write, unit, item)
+            unit.checksums[item.record.position] = self._writing.submit(self._write, unit, item)
 
         used = self._filler.place(unit.utterances)
         self._buffer.start(used)
-        self._filler.fill(unit.utterances, settled)
+        self._filler.fill(unit.utterances, on_final)
         end = self._job.layout.frames_per_unit
-        unit.rest.append(self._writing.submit(unit.writer.write, used, end))
-        self._in_use = self._writing.submit(unit.writer.complete)
-        unit.rest.append(self._in_use)
+        unit.remaining_writes.append(self._writing.submit(unit.writer.write, used, end))
+        self._buffer_free = self._writing.submit(unit.writer.complete)
+        unit.remaining_writes.append(self._buffer_free)
 
     def _wait_for_buffer(self) -> None:
-        if self._in_use is not None:
-            wait([self._in_use])  # how it ended is its own unit's business
-            self._in_use = None
+        if self._buffer_free is not None:
+            wait([self._buffer_free])  # its exception is reported with its own unit
+            self._buffer_free = None
 
     def _check_source(self, rows: list[int], planned: list[str]) -> None:
         ids = self._source.ids()
         if max(rows) >= len(ids) or ids.take(pa.array(rows)).to_pylist() != planned:
             raise SourceError(
-                "the dataset that this worker sees is not the one that was planned: its ids "
-                "differ; make sure that every node sees the same data"
+                "this worker's dataset is not the planned one: its ids differ; make sure that "
+                "every node reads the same data"
             )
 
     def _try_each(self, task: UnitTask, probation: Probation) -> None:
-        """Decodes and encodes each utterance alone, for nothing but to see who survives it."""
+        """Decode and encode each utterance separately, to find the one that fails the worker."""
         with Trail(self._job.backend, task.slot) as trail:
             for row in task.rows.to_pylist():
                 position = row["position"]
@@ -164,31 +176,33 @@ class Worker:
                 self._filler.fill([item], lambda item: None)
 
     def _write(self, unit: _Unit, item: Utterance) -> tuple[int, ...]:
-        """Writes an utterance's frames, blank ones too; returns its checksums if it has any."""
-        began = time.perf_counter()
+        """Write an utterance's frames, blank or not; return its checksums, if it has any."""
+        start_s = time.perf_counter()
         start, stop = item.start, item.start + item.n_frames
         checksums: tuple[int, ...] = ()
         if item.is_ok:
             checksums = self._buffer.seal(item.record.position, start, stop)
         unit.writer.write(start, stop)
-        unit.write_s += time.perf_counter() - began
+        unit.write_s += time.perf_counter() - start_s
         return checksums
 
     def _commit(self, unit: _Unit, metadata: pa.Table) -> UnitReport:
-        began = time.perf_counter()
+        """Complete a unit's writes and commit it; runs in the writing thread."""
+        start_s = time.perf_counter()
         task = unit.task
         with unit.writer:
-            for written in unit.rest:
+            for written in unit.remaining_writes:
                 written.result()
             done = [self._finish(item, unit) for item in unit.utterances]
             outcome = unit.writer.commit(records_table(done, task.unit, task.slot, metadata))
-        unit.seconds["write"] = unit.write_s + time.perf_counter() - began
+        unit.seconds["write"] = unit.write_s + time.perf_counter() - start_s
         unit.seconds["decode"] = sum(item.decode_s for item in unit.utterances)
         return _report(unit, done, outcome, self._frame_rate_hz)
 
     def _finish(self, item: Utterance, unit: _Unit) -> Record:
+        """Return an utterance's index record, with its place in the store and its checksums."""
         position = item.record.position
-        checksums = unit.sealed[position].result() if position in unit.sealed else ()
+        checksums = unit.checksums[position].result() if position in unit.checksums else ()
         if not item.is_ok:
             return item.record
         return replace(
@@ -201,7 +215,7 @@ class Worker:
 
 
 def _decode_threads(job: Job, encoder: Encoder) -> int:
-    """Decoding is a small part of the work; only where a GPU encodes are the CPUs free for it."""
+    """Use half of the threads for decoding on a CPU, which also encodes, and all beside a GPU."""
     return job.threads if encoder.device.type == "cuda" else max(1, job.threads // 2)
 
 
@@ -219,7 +233,7 @@ def _report(
         n_deferred=statuses[records.DEFERRED],
         n_fp32=sum(records.FLAG_FP32 in record.flags for record in done),
         audio_s=frames / frame_rate_hz,
-        wall_s=time.perf_counter() - unit.began_s,
+        wall_s=time.perf_counter() - unit.start_s,
         n_bytes=outcome.n_bytes,
         worker=f"{socket.gethostname()}:{os.getpid()}",
         seconds={stage: unit.seconds[stage] for stage in STAGES if stage in unit.seconds},

@@ -21,8 +21,8 @@ from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.driver import Stop
 from pipeline.extract.encoder_setup import check_settings
+from pipeline.extract.stop import Stop
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import Ledger, read_claims

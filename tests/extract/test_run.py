@@ -350,7 +350,7 @@ def test_another_unit_size_is_refused_once_begun(folder: Path, tmp_path: Path) -
     run.plan(configured(folder, tmp_path / "s"))
     run.plan(configured(folder, tmp_path / "s", "plan.frames_per_unit=1024"))
     extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=1024")
-    with pytest.raises(ConfigError, match="was begun with 1024"):
+    with pytest.raises(ConfigError, match="was created with 1024"):
         extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=512")
 
 

@@ -1,0 +1,69 @@
+"""Worker failures of each unit: which units run separately, on probation, or are given up."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pipeline.extract.executors.base import Cause, Outcome
+from pipeline.store.backend.base import Backend
+from pipeline.store.coordination.run_log import now
+from pipeline.store.coordination.worker_failures import (
+    Death,
+    Probation,
+    judge,
+    read_deaths,
+    record_death,
+    take_trail,
+)
+
+
+class FailureHistory:
+    """Failed attempts at each unit, in earlier runs (from the ledger) and in this one.
+
+    Attributes:
+        n_attempts: Failed attempts of this run that count towards run.max_attempts, by unit.
+    """
+
+    def __init__(self, backend: Backend, run_id: str) -> None:
+        self._backend, self._run_id = backend, run_id
+        self._failures: dict[int, list[Death]] = {}
+        self._shared: set[int] = set()
+        self.n_attempts: Counter[int] = Counter()
+
+    def load(self) -> None:
+        """Read the failures of earlier runs from the ledger."""
+        self._failures = read_deaths(self._backend)
+
+    def is_exclusive(self, unit: int) -> bool:
+        """Whether a unit must run without another unit in its worker.
+
+        A worker failure is charged to every unit that the worker held. From then on each of them
+        runs exclusively, so that a further failure has one culprit.
+        """
+        return bool(self._failures.get(unit)) or unit in self._shared
+
+    def probation(self, unit: int) -> Probation | None:
+        """Return how to run a unit that failed repeatedly; None for any other unit."""
+        return judge(self._failures.get(unit, ()))
+
+    def add_shared(self, unit: int) -> None:
+        """Record that a unit's worker was stopped because of another unit."""
+        self._shared.add(unit)
+
+    def add(self, outcome: Outcome) -> Death:
+        """Record a failed attempt, in the ledger too, with the utterance that its worker tried.
+
+        The attempt counts towards run.max_attempts unless the utterance is known or another unit
+        may be the culprit.
+        """
+        task = outcome.task
+        position, name, signal = take_trail(self._backend, task.slot)
+        detail = outcome.detail
+        if outcome.cause == Cause.DIED:
+            detail = signal or "killed, or out of memory"
+        cause = outcome.cause or Cause.FAILED
+        failure = Death(task.slot, task.unit, cause, detail, position, name, self._run_id, now())
+        record_death(self._backend, failure)
+        self._failures.setdefault(task.unit, []).append(failure)
+        self.n_attempts[task.unit] += not (position is not None or outcome.is_ambiguous)
+        return failure

@@ -1,0 +1,168 @@
+"""The store of a run: create it, or check that it is the store that this run would create."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.audio.identity import AUDIO_IDENTITY, audio_provenance
+from pipeline.encoders.base import Encoder
+from pipeline.events import Observer
+from pipeline.extract.encoder_setup import EncoderSetup, short_selfcheck
+from pipeline.extract.resources import Resources
+from pipeline.sources.base import Source
+from pipeline.store.backend.base import Backend
+from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.coordination.run_log import now
+from pipeline.store.format.identity import Identity, check_same, make_identity
+from pipeline.store.format.layout import ATTRIBUTES, FORMAT_VERSION, Layout
+from pipeline.store.format.plan import Plan
+from pipeline.store.write.documents import (
+    check_format_shape,
+    read_attributes,
+    resize,
+    write_group,
+)
+
+_VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
+_AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
+"""Provenance on which the last bits of the features depend."""
+
+
+def _is_created(backend: Backend) -> bool:
+    """Whether the store's arrays exist, so that its shapes and identity are fixed."""
+    return backend.exists(ATTRIBUTES)
+
+
+def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:
+    """Return the shapes of the store's arrays for the configured model and layers."""
+    dim = setup.description.dim
+    return Layout(setup.layers, dim, plan.frames_per_unit, plan.utterances_per_slot)
+
+
+def cpu_threads_of(backend: Backend) -> int | None:
+    """Return the threads per worker of an existing store made on CPUs, else None."""
+    if not _is_created(backend):
+        return None
+    before = read_attributes(backend)["provenance"]
+    return int(before["threads_per_worker"]) if before["device"] == "cpu" else None
+
+
+def set_up_store(
+    setup: EncoderSetup,
+    backend: Backend,
+    plan: Plan,
+    source: Source,
+    encoder: Encoder,
+    resources: Resources,
+    observer: Observer,
+) -> Layout:
+    """Create the store, or check that it is the store that this run would create.
+
+    Args:
+        setup: The configured encoder.
+        backend: The store.
+        plan: Its plan.
+        source: The dataset.
+        encoder: The loaded encoder.
+        resources: What the workers get.
+        observer: Receives notes on what differs from the run that created the store.
+
+    Returns:
+        The shapes of the store's arrays.
+
+    Raises:
+        IdentityError: The store holds other features.
+    """
+    layout = make_layout(setup, plan)
+    identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
+    provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
+    if not _is_created(backend):
+        n_slots = Ledger.open(backend, plan.n_units).n_slots
+        attributes = _attributes(setup, layout, identity, encoder, provenance)
+        attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
+        write_group(backend, layout, n_slots, attributes)
+        return layout
+    stored = read_attributes(backend)
+    check_same(stored["identity"], _as_json(identity), str(backend))
+    check_format_shape(stored, layout, backend)
+    resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
+    for name in _AFFECTS_ROUNDING:
+        before, now_ = stored["provenance"][name], provenance[name]
+        if before != now_:
+            observer.note(
+                f"{name} is {now_}, but the store was created with {before}: features agree "
+                "within rounding, not to the last bit"
+            )
+    return layout
+
+
+def _attributes(
+    setup: EncoderSetup,
+    layout: Layout,
+    identity: Identity,
+    encoder: Encoder,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "layers": list(layout.layers),
+        "feature_dim": layout.dim,
+        "frames_per_unit": layout.frames_per_unit,
+        "utterances_per_slot": layout.utterances_per_slot,
+        "frame_rate_hz": encoder.geometry.frame_rate_hz,
+        "sample_rate_hz": encoder.geometry.sample_rate_hz,
+        "geometry": encoder.geometry.to_dict(),
+        "final_norm": setup.final_norm(encoder),
+        "identity": identity,
+        "provenance": dict(provenance),
+    }
+
+
+def _provenance(setup: EncoderSetup, resources: Resources) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "created": now(),
+        "command": sys.argv[1:],
+        "device": resources.device,
+        "threads_per_worker": resources.threads,
+        "max_batch_frames": setup.batch_frames(resources.device),
+        "processor": platform.machine(),
+        "versions": versions | {"audio": audio_provenance()},
+    }
+
+
+def _selfcheck(
+    encoder: Encoder, source: Source, resources: Resources, observer: Observer
+) -> dict[str, Any] | None:
+    """Check the encoder on the first clips; the result is stored in the attributes."""
+    if encoder.device.type != resources.device:
+        observer.note(
+            "no self-check: this process has no GPU; run `strata selfcheck` on a node that has one"
+        )
+        return None
+    found = short_selfcheck(encoder, source)
+    if found is None:
+        return None
+    if not found.ok:
+        observer.note(
+            f"WARNING: the self-check found relative errors of {max(found.alone_vs_batch):.1e} "
+            f"(single clip against batch) and {max(found.precision_vs_fp32):.1e} "
+            f"({found.precision} against fp32), more than {found.tolerance:g}; see "
+            "`strata selfcheck`"
+        )
+    return asdict(found)
+
+
+def _as_json(identity: Identity) -> Identity:
+    return dict(json.loads(json.dumps(identity)))
