@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AudioError
@@ -62,24 +60,24 @@ class ByteRange(io.RawIOBase):
 EncodedFile = io.FileIO | io.BytesIO | ByteRange
 
 
-@contextlib.contextmanager
-def open_bytes(segment: Segment) -> Iterator[EncodedFile]:
+def open_bytes(segment: Segment) -> EncodedFile:
     """Open exactly the encoded bytes of a segment.
 
     Args:
         segment: The segment.
 
-    Yields:
+    Returns:
         An unbuffered binary file at its start: its position is where the decoder has read to.
 
     Raises:
         AudioError: The bytes do not exist, or there are none.
     """
-    with _open(segment) as handle:
-        if handle.seek(0, os.SEEK_END) == 0:
-            raise AudioError("the file is empty (0 bytes)")
-        handle.seek(0)
-        yield handle
+    handle = _open(segment)
+    if handle.seek(0, os.SEEK_END) == 0:
+        handle.close()
+        raise AudioError("the file is empty (0 bytes)")
+    handle.seek(0)
+    return handle
 
 
 def sample_range(segment: Segment, n_file_samples: int) -> tuple[int, int]:
