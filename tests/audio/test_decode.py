@@ -1,4 +1,4 @@
-"""Decoding: what comes out, and what is refused with which reason."""
+"""Decoding of whole files: waveforms, headers and errors."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ FFMPEG = audio_provenance()["ffmpeg"]
 RATE_HZ = 16_000
 
 
-def of(source) -> Segment:
+def clip(source) -> Segment:
     if isinstance(source, bytes):
         return Segment("clip", data=source)
     return Segment("clip", str(source))
 
 
-def reason(source) -> str:
+def error_text(source) -> str:
     with pytest.raises(AudioError) as caught:
-        decode(of(source), RATE_HZ)
+        decode(clip(source), RATE_HZ)
     return str(caught.value)
 
 
@@ -56,9 +56,9 @@ def reason(source) -> str:
     ],
 )
 def test_sample_formats_decode_to_the_samples_written(tmp_path, name, subtype, step):
-    """Every sample format gives back the written values, within its own step, as float32 mono."""
+    """Every sample format returns the written values, within its step, as float32 mono."""
     sound = speechlike(3001)
-    decoded = decode(of(write(tmp_path / name, sound, subtype=subtype)), RATE_HZ)
+    decoded = decode(clip(write(tmp_path / name, sound, subtype=subtype)), RATE_HZ)
     assert decoded.waveform.dtype == torch.float32
     assert decoded.waveform.shape == (3001,)
     assert np.abs(decoded.waveform.numpy() - sound).max() <= step
@@ -66,10 +66,10 @@ def test_sample_formats_decode_to_the_samples_written(tmp_path, name, subtype, s
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.aiff"])
 @pytest.mark.parametrize(("rate_hz", "n_channels"), [(16000, 1), (8000, 1), (48000, 2)])
-def test_header_tells_the_decoded_length(tmp_path, name, rate_hz, n_channels):
-    """For every container, rate and channel count, probe and decode agree on all they share."""
+def test_the_header_states_the_decoded_length(tmp_path, name, rate_hz, n_channels):
+    """`probe` and `decode` agree for every container, rate and number of channels."""
     path = write(tmp_path / name, speechlike(rate_hz // 4 + 7, n_channels), rate_hz)
-    header, decoded = probe(of(path), RATE_HZ), decode(of(path), RATE_HZ)
+    header, decoded = probe(clip(path), RATE_HZ), decode(clip(path), RATE_HZ)
     assert header.n_samples == len(decoded.waveform) > 0
     assert header.source_rate_hz == decoded.source_rate_hz == rate_hz
     assert header.n_channels == decoded.n_channels == n_channels
@@ -81,20 +81,20 @@ def test_bytes_equal_the_file(tmp_path, name):
     """The same encoded audio gives the same waveform and header from memory and from disk."""
     path = write(tmp_path / name, speechlike(5000, 2), 24000)
     assert torch.equal(
-        decode(of(path), RATE_HZ).waveform, decode(of(path.read_bytes()), RATE_HZ).waveform
+        decode(clip(path), RATE_HZ).waveform, decode(clip(path.read_bytes()), RATE_HZ).waveform
     )
-    assert probe(of(path), RATE_HZ) == probe(of(path.read_bytes()), RATE_HZ)
+    assert probe(clip(path), RATE_HZ) == probe(clip(path.read_bytes()), RATE_HZ)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 22050, 24000, 32000, 44100, 48000, 96000])
 def test_resampling_equals_torchaudio_bit_for_bit(tmp_path, rate_hz):
-    """Whatever was decoded before, a clip equals torchaudio.functional.resample of it alone."""
+    """A clip equals torchaudio.functional.resample of it, whatever was decoded before."""
     for n_samples in (1, 83, rate_hz // 100, rate_hz // 3 + 1):
         path = write(tmp_path / "a.wav", speechlike(n_samples), rate_hz, "FLOAT")
         plain = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         expected = torchaudio.functional.resample(plain, rate_hz, 16000)
-        assert torch.equal(decode(of(path), RATE_HZ).waveform, expected)
-        assert probe(of(path), RATE_HZ).n_samples == len(expected)
+        assert torch.equal(decode(clip(path), RATE_HZ).waveform, expected)
+        assert probe(clip(path), RATE_HZ).n_samples == len(expected)
         assert len(expected) == math.ceil(16000 * n_samples / rate_hz)
 
 
@@ -103,7 +103,7 @@ def test_resampling_equals_torchaudio_bit_for_bit(tmp_path, rate_hz):
     ("source_hz", "target_hz"), [(44100, 16000), (8000, 16000), (48000, 16000)]
 )
 def test_resampled_length_follows_the_resampler(n_source, source_hz, target_hz):
-    """The predicted length is the resampler's also where float32 cannot count so far."""
+    """The predicted length equals the resampler's, also beyond the integers of float32."""
     divisor = math.gcd(source_hz, target_hz)
     up, down = target_hz // divisor, source_hz // divisor
     n_windows = n_source // down + 1  # of the strided convolution, each with `up` samples
@@ -114,9 +114,9 @@ def test_resampled_length_follows_the_resampler(n_source, source_hz, target_hz):
 
 
 def test_channels_are_averaged(tmp_path):
-    """Mono is the mean over channels, also across the blocks in which a long file is read."""
+    """Mono is the mean over channels, also across the blocks of a long file."""
     sound = speechlike(50_000, 3)
-    decoded = decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ)
+    decoded = decode(clip(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ)
     assert decoded.n_channels == 3
     assert torch.allclose(decoded.waveform, torch.from_numpy(sound).mean(dim=1), atol=1e-7)
 
@@ -125,7 +125,7 @@ def test_float_samples_beyond_one_are_kept(tmp_path):
     """A loud float file is neither clipped nor scaled."""
     sound = speechlike(1000) * 8
     assert np.array_equal(
-        decode(of(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ).waveform.numpy(),
+        decode(clip(write(tmp_path / "a.wav", sound, subtype="FLOAT")), RATE_HZ).waveform.numpy(),
         sound,
     )
 
@@ -133,32 +133,32 @@ def test_float_samples_beyond_one_are_kept(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rate_hz", [16000, 8000])
 def test_non_finite_samples_are_refused(tmp_path, bad, rate_hz):
-    """One NaN or infinity anywhere refuses the file, resampled or not."""
+    """One NaN or infinity anywhere is an error, with or without resampling."""
     sound = speechlike(2000)
     sound[1234] = bad
     path = write(tmp_path / "a.wav", sound, rate_hz, "FLOAT")
-    assert "not finite" in reason(path)
+    assert "not finite" in error_text(path)
 
 
 def test_a_double_too_large_for_float32_is_refused(tmp_path):
-    """Overflow on the way to float32 is seen, not stored as infinity."""
+    """Overflow in the conversion to float32 is an error."""
     sound = speechlike(100).astype(np.float64)
     sound[50] = 1e300
-    assert "not finite" in reason(write(tmp_path / "a.wav", sound, subtype="DOUBLE"))
+    assert "not finite" in error_text(write(tmp_path / "a.wav", sound, subtype="DOUBLE"))
 
 
 @pytest.mark.parametrize("read", [probe, decode])
-def test_what_is_not_there_is_refused_with_its_reason(tmp_path, read):
-    """Missing, empty and sampleless files, and rows without audio, each have their own reason."""
+def test_missing_audio_is_an_error_with_its_reason(tmp_path, read):
+    """Missing and empty files, files without samples, and rows without audio."""
     empty = tmp_path / "empty.wav"
     empty.touch()
     sampleless = write(tmp_path / "zero.wav", np.zeros(0, np.float32))
     cases = {
-        of(tmp_path / "none.wav"): "No such file",
-        of(tmp_path): "Is a directory",
-        of(empty): "empty (0 bytes)",
-        of(b""): "empty (0 bytes)",
-        of(sampleless): "holds no samples",
+        clip(tmp_path / "none.wav"): "No such file",
+        clip(tmp_path): "Is a directory",
+        clip(empty): "empty (0 bytes)",
+        clip(b""): "empty (0 bytes)",
+        clip(sampleless): "holds no samples",
         Segment("clip"): "neither a path nor bytes",
     }
     for encoded, words in cases.items():
@@ -172,116 +172,116 @@ def test_what_is_not_there_is_refused_with_its_reason(tmp_path, read):
     "content", [b"RIFF\x10\0\0\0WAVEfmt ", b"\xff\xf1\x50\x80" * 100, b"text" * 99]
 )
 def test_without_ffmpeg_the_reason_gives_the_advice(content):
-    """What soundfile cannot read is refused with its own words and the advice to install FFmpeg."""
-    assert "soundfile cannot read it" in reason(content)
-    assert "FFmpeg" in reason(content)
+    """The message holds soundfile's reason and the advice to install FFmpeg."""
+    assert "soundfile cannot read it" in error_text(content)
+    assert "FFmpeg" in error_text(content)
 
 
 @pytest.mark.skipif(not FFMPEG, reason="FFmpeg is not installed")
 def test_with_ffmpeg_torchcodec_reads_what_soundfile_cannot(tmp_path):
-    """A variable bit rate mp3 without a length, which soundfile cuts short, is read whole."""
+    """An mp3 of variable bit rate without a length, which soundfile cuts short, is complete."""
     sound = np.concatenate([speechlike(40_000), np.zeros(80_000, np.float32)])
-    assert len(decode(of(mp3_without_length(sound)), RATE_HZ).waveform) >= len(sound)
+    assert len(decode(clip(mp3_without_length(sound)), RATE_HZ).waveform) >= len(sound)
 
 
-def test_a_wav_that_promises_too_much_gives_what_is_there(tmp_path):
-    """A data size beyond the end of the file, or unknown, is cut to the file by both."""
+def test_a_wav_that_states_too_many_samples(tmp_path):
+    """A data size beyond the end of the file, or unknown, is limited to the file by both."""
     encoded = bytearray(write(tmp_path / "a.wav", speechlike(4000)).read_bytes())
     size_at = encoded.index(b"data") + 4
     for claimed in (10**6, 0xFFFFFFFF):
         encoded[size_at : size_at + 4] = struct.pack("<I", claimed)
-        assert probe(of(bytes(encoded)), RATE_HZ).n_samples == 4000
-        assert len(decode(of(bytes(encoded)), RATE_HZ).waveform) == 4000
-    assert len(decode(of(bytes(encoded[:-1001])), RATE_HZ).waveform) == 3499
+        assert probe(clip(bytes(encoded)), RATE_HZ).n_samples == 4000
+        assert len(decode(clip(bytes(encoded)), RATE_HZ).waveform) == 4000
+    assert len(decode(clip(bytes(encoded[:-1001])), RATE_HZ).waveform) == 3499
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.opus"])
 def test_damage_in_the_middle_is_refused(tmp_path, name):
-    """Bytes lost or overwritten inside a file never pass as a shorter file; the place is named."""
+    """Bytes lost or overwritten inside a file are an error that names the sample."""
     encoded = write(tmp_path / name, speechlike(48_000)).read_bytes()
     middle = len(encoded) // 2
     for damaged in (
         encoded[:middle] + bytes(300) + encoded[middle + 300 :],
         encoded[:middle] + encoded[middle + 300 :],
     ):
-        assert probe(of(damaged), RATE_HZ).n_samples == 48_000
-        words = reason(damaged).split()
+        assert probe(clip(damaged), RATE_HZ).n_samples == 48_000
+        words = error_text(damaged).split()
         assert words[:4] == ["decoding", "stopped", "after", "sample"]
         assert 0 < int(words[4]) < int(words[6].rstrip(":")) == 48_000
 
 
-def test_a_cut_flac_is_refused(tmp_path):
-    """A flac that ends early is refused: its header promises more."""
+def test_a_truncated_flac_is_refused(tmp_path):
+    """A flac that ends before the length that its header states is an error."""
     encoded = write(tmp_path / "a.flac", speechlike(48_000)).read_bytes()
-    assert "of 48000" in reason(encoded[: len(encoded) * 9 // 10])
+    assert "of 48000" in error_text(encoded[: len(encoded) * 9 // 10])
 
 
 def test_a_flac_with_a_tag_behind_it_is_whole(tmp_path):
-    """Foreign bytes behind the last frame do not count as damage."""
+    """Other bytes behind the last frame are not damage."""
     sound = speechlike(10_001)
     encoded = write(tmp_path / "a.flac", sound, subtype="PCM_24").read_bytes()
-    decoded = decode(of(encoded + b"TAG" + bytes(range(125))), RATE_HZ)
+    decoded = decode(clip(encoded + b"TAG" + bytes(range(125))), RATE_HZ)
     assert np.abs(decoded.waveform.numpy() - sound).max() <= 2**-23
 
 
 @pytest.mark.parametrize(("claimed", "expected"), [(0, 20_000), (12_345, 12_345)])
-def test_a_flac_of_another_length_than_it_says(tmp_path, claimed, expected):
-    """Without a stated length probe counts; with a smaller one both take what is stated."""
+def test_a_flac_of_another_length_than_stated(tmp_path, claimed, expected):
+    """`probe` counts the samples if none are stated; a smaller stated length is used by both."""
     encoded = bytearray(write(tmp_path / "a.flac", speechlike(20_000)).read_bytes())
     fields = int.from_bytes(encoded[18:26], "big") >> 36 << 36
     encoded[18:26] = (fields | claimed).to_bytes(8, "big")
-    assert probe(of(bytes(encoded)), RATE_HZ).n_samples == expected
-    assert len(decode(of(bytes(encoded)), RATE_HZ).waveform) == expected
+    assert probe(clip(bytes(encoded)), RATE_HZ).n_samples == expected
+    assert len(decode(clip(bytes(encoded)), RATE_HZ).waveform) == expected
 
 
 def test_an_absurd_length_takes_no_memory(tmp_path):
-    """A header that claims a year of audio is refused after the samples that are there."""
+    """A header that states a year of audio is an error after the samples that exist."""
     encoded = bytearray(write(tmp_path / "a.flac", speechlike(20_000)).read_bytes())
     fields = int.from_bytes(encoded[18:26], "big") >> 36 << 36
     encoded[18:26] = (fields | (2**36 - 1)).to_bytes(8, "big")
-    assert "decoding stopped after sample 20000 of 68719476735" in reason(bytes(encoded))
+    assert "decoding stopped after sample 20000 of 68719476735" in error_text(bytes(encoded))
 
 
-def test_a_cut_mp3_gives_what_is_there(tmp_path):
-    """An mp3 that ends early is taken as it is: mp3 lengths are claims."""
+def test_a_truncated_mp3_is_decoded(tmp_path):
+    """An mp3 that ends early is decoded as far as it goes: mp3 lengths are estimates."""
     encoded = write(tmp_path / "a.mp3", speechlike(48_000)).read_bytes()
     cut = encoded[: len(encoded) // 2]
-    assert probe(of(cut), RATE_HZ).n_samples == 48_000
-    assert 15_000 < len(decode(of(cut), RATE_HZ).waveform) < 33_000
+    assert probe(clip(cut), RATE_HZ).n_samples == 48_000
+    assert 15_000 < len(decode(clip(cut), RATE_HZ).waveform) < 33_000
 
 
 @pytest.mark.skipif(FFMPEG, reason="FFmpeg is installed")
 @pytest.mark.parametrize("tag", [b"", b"TAG" + bytes(125)])
-def test_an_mp3_that_holds_more_than_libsndfile_thinks_is_refused(tag):
-    """Quiet speech behind a loud start, without a Xing header, is not dropped in silence."""
+def test_an_mp3_longer_than_libsndfile_estimates_is_refused(tag):
+    """Without a Xing header, quiet speech after a loud start is an error, not lost."""
     sound = np.concatenate([speechlike(16_000), np.zeros(48_000, np.float32)])
-    assert "holds more" in reason(mp3_without_length(sound) + tag)
+    assert "holds more" in error_text(mp3_without_length(sound) + tag)
 
 
 def test_a_constant_rate_mp3_without_a_length_is_read(tmp_path):
-    """At a constant bit rate the estimate is right, so nothing is refused."""
+    """At a constant bit rate the estimated length is right."""
     sound = speechlike(32_000)
-    decoded = decode(of(mp3_without_length(sound, mode="CONSTANT")), RATE_HZ)
+    decoded = decode(clip(mp3_without_length(sound, mode="CONSTANT")), RATE_HZ)
     assert 32_000 <= len(decoded.waveform) <= 32_000 + 3 * 1152
 
 
 def test_an_impractical_rate_is_refused(tmp_path):
-    """A rate whose resampling kernel would fill the memory is refused, not tried."""
+    """A rate whose resampling kernel would fill the memory is an error."""
     path = write(tmp_path / "a.wav", speechlike(100), 15_999)
-    assert "15999 Hz" in reason(path)
+    assert "15999 Hz" in error_text(path)
 
 
-def test_the_fingerprint_sees_both_ends_and_the_size():
-    """Changing the first or last byte, or only the size, changes it; it fits in uint32."""
+def test_the_fingerprint_covers_both_ends_and_the_size():
+    """A change of the last bytes or of the size changes the fingerprint; it fits in uint32."""
     buffer = io.BytesIO()
     soundfile.write(buffer, speechlike(20_000), 16000, format="WAV")
     encoded = buffer.getvalue()
     last = bytes([encoded[-1] ^ 1])
     variants = {encoded, encoded[:-1] + last, encoded[:30_000] + encoded[-5000:], encoded + b"\0"}
-    prints = {probe(of(variant), RATE_HZ).fingerprint for variant in variants}
+    prints = {probe(clip(variant), RATE_HZ).fingerprint for variant in variants}
     assert len(prints) == 4
     assert all(0 <= value < 2**32 for value in prints)
-    assert probe(of(encoded), RATE_HZ).fingerprint in prints
+    assert probe(clip(encoded), RATE_HZ).fingerprint in prints
 
 
 def test_results_do_not_depend_on_threads(tmp_path):
@@ -292,21 +292,21 @@ def test_results_do_not_depend_on_threads(tmp_path):
         waveforms = []
         for n in (1, 2):
             torch.set_num_threads(n)
-            waveforms.append(decode(of(path), RATE_HZ).waveform)
+            waveforms.append(decode(clip(path), RATE_HZ).waveform)
     finally:
         torch.set_num_threads(n_threads)
     assert torch.equal(*waveforms)
 
 
 def test_identity_and_provenance_are_json():
-    """Both go into the store's attributes; versions stand in the provenance alone."""
+    """Both are stored as attributes; only the provenance holds versions."""
     assert json.loads(json.dumps(AUDIO_IDENTITY)) == AUDIO_IDENTITY
     assert json.loads(json.dumps(audio_provenance())) == audio_provenance()
     assert soundfile.__version__ not in json.dumps(AUDIO_IDENTITY)
 
 
 def test_what_crosses_processes_pickles(tmp_path):
-    """Encoded audio, headers and reasons survive the way to another process."""
-    encoded = of(write(tmp_path / "a.wav"))
+    """Segments and headers pickle."""
+    encoded = clip(write(tmp_path / "a.wav"))
     assert pickle.loads(pickle.dumps(encoded)) == encoded
     assert pickle.loads(pickle.dumps(probe(encoded, RATE_HZ))) == probe(encoded, RATE_HZ)

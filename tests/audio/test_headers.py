@@ -1,4 +1,4 @@
-"""Headers that are read without a decoder."""
+"""Headers read without a decoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLAIN = [("WAV", s) for s in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")] + [
 def encoded(
     kind: str, subtype: str, n: int = 1000, channels: int = 1, rate_hz: int = 16000
 ) -> bytes:
-    """A sound file in memory."""
+    """Make a sound file in memory."""
     buffer = io.BytesIO()
     sound = speechlike(n, channels)
     soundfile.write(buffer, sound, rate_hz, format=kind, subtype=subtype)
@@ -34,22 +34,22 @@ def encoded(
 
 
 def with_list(wav: bytes, text: bytes = b"Lavf58.76.100\0") -> bytes:
-    """The file as FFmpeg writes it: its own name stands before the samples."""
+    """Add a LIST chunk before the samples, as FFmpeg does."""
     info = b"INFOISFT" + struct.pack("<I", len(text)) + text
     grown = wav[:36] + b"LIST" + struct.pack("<I", len(info)) + info + wav[36:]
     return grown[:4] + struct.pack("<I", len(grown) - 8) + grown[8:]
 
 
 def with_padding(flac: bytes, n: int = 8192) -> bytes:
-    """The file as the reference encoder writes it: with room for tags."""
+    """Add padding for tags, as the reference encoder does."""
     return flac[:42] + b"\x01" + n.to_bytes(3, "big") + bytes(n) + flac[42:]
 
 
-def stated(raw: bytes) -> tuple[int, int, int] | None:
+def header_of(raw: bytes) -> tuple[int, int, int] | None:
     return read_header(raw[:HEAD], len(raw))
 
 
-def by_libsndfile(raw: bytes) -> tuple[int, int, int] | None:
+def libsndfile_header(raw: bytes) -> tuple[int, int, int] | None:
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             return file.samplerate, file.channels, file.frames
@@ -60,28 +60,28 @@ def by_libsndfile(raw: bytes) -> tuple[int, int, int] | None:
 @pytest.mark.parametrize(("kind", "subtype"), PLAIN)
 @pytest.mark.parametrize(("channels", "rate_hz"), [(1, 16_000), (2, 44_100), (8, 8_000)])
 def test_plain_headers_are_read(kind: str, subtype: str, channels: int, rate_hz: int) -> None:
-    """Every width of sample, with and without what common encoders put in between."""
-    more = with_list if kind == "WAV" else with_padding
+    """Every sample width, with and without the chunks that common encoders add."""
+    add_chunk = with_list if kind == "WAV" else with_padding
     for n in (1, 2, 999, 5000):
         raw = encoded(kind, subtype, n, channels, rate_hz)
-        for variant in (raw, more(raw)):
-            assert stated(variant) == (rate_hz, channels, n) == by_libsndfile(variant)
+        for variant in (raw, add_chunk(raw)):
+            assert header_of(variant) == (rate_hz, channels, n) == libsndfile_header(variant)
 
 
 @pytest.mark.parametrize("kind", ["OGG", "MP3", "AIFF", "AU", "W64", "WAVEX", "FLOAT", "ULAW"])
 def test_other_files_are_left_to_the_decoder(kind: str) -> None:
-    """Other formats, and wavs that hold anything but plain integers."""
+    """Other formats, and wavs whose samples are not plain integers, return None."""
     raw = (
         encoded("WAV", kind)
         if kind in ("FLOAT", "ULAW")
         else encoded(kind, soundfile.default_subtype(kind))
     )
-    assert by_libsndfile(raw) is not None
-    assert stated(raw) is None
+    assert libsndfile_header(raw) is not None
+    assert header_of(raw) is None
 
 
-def test_no_damage_makes_a_header_say_another_number() -> None:
-    """Bytes changed, lost, added and doubled near the start: never but what libsndfile says too."""
+def test_a_damaged_header_never_gives_another_result_than_libsndfile() -> None:
+    """Bytes changed, lost and added near the start: the result is None or equals libsndfile's."""
     rng = random.Random(0)
     plain = [
         encoded(kind, subtype, 700, channels) for kind, subtype in PLAIN for channels in (1, 2)
@@ -106,24 +106,24 @@ def test_no_damage_makes_a_header_say_another_number() -> None:
             raw += rng.randbytes(rng.randint(1, 20))
         if raw[:4] == b"RIFF" and len(raw) > 8 and rng.random() < 0.5:
             raw[4:8] = struct.pack("<I", len(raw) - 8)
-        found = stated(bytes(raw))
+        found = header_of(bytes(raw))
         if found is not None:
-            assert found == by_libsndfile(bytes(raw)), (damage, at, bytes(raw[:110]))
+            assert found == libsndfile_header(bytes(raw)), (damage, at, bytes(raw[:110]))
             agreed += 1
     assert agreed > 1000
 
 
 @pytest.mark.parametrize("raw", [with_list(encoded("WAV", "PCM_16")), encoded("FLAC", "PCM_16")])
-def test_a_size_beyond_the_file_ends_at_once(raw: bytes) -> None:
-    """A chunk that claims gigabytes is left to the decoder, and is not walked through."""
+def test_a_size_beyond_the_file_is_refused_at_once(raw: bytes) -> None:
+    """A chunk that states gigabytes returns None without a walk through it."""
     at = raw.index(b"LIST") + 4 if raw[:4] == b"RIFF" else 43
-    assert stated(raw[:at] + b"\xff\xff\xff" + raw[at + 3 :]) is None
+    assert header_of(raw[:at] + b"\xff\xff\xff" + raw[at + 3 :]) is None
 
 
-def test_a_plan_opens_no_decoder_for_plain_files(
+def test_probe_opens_no_decoder_for_plain_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The header is all that `probe` needs of them; without it libsndfile would say the same."""
+    """`probe` needs only the header of plain files, and libsndfile gives the same result."""
     paths = []
     for kind in ("WAV", "FLAC"):
         paths.append(tmp_path / f"a.{kind.lower()}")

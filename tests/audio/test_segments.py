@@ -1,4 +1,4 @@
-"""Segments: a stretch of samples, a channel, a byte range of a larger file."""
+"""Decoding of segments: a stretch of samples, a channel, a byte range of a larger file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ OFFSET = 4099  # of an embedded clip: neither a page nor a block
 
 
 def embedded(path: Path, folder: Path) -> Segment:
-    """The file as a byte range of a larger one, between other bytes."""
+    """Embed the file in a larger one, between other bytes."""
     encoded, container = path.read_bytes(), folder / "container.bin"
     container.write_bytes(os.urandom(OFFSET) + encoded + os.urandom(5000))
     return Segment("clip", str(container), byte_offset=OFFSET, byte_length=len(encoded))
 
 
-def homes(path: Path, folder: Path) -> list[Segment]:
-    """The same encoded audio as a file, in memory, and in a larger file."""
+def encodings(path: Path, folder: Path) -> list[Segment]:
+    """Return the encoded audio as a file, in memory, and embedded in a larger file."""
     return [
         Segment("clip", str(path)),
         Segment("clip", data=path.read_bytes()),
@@ -41,25 +41,25 @@ def homes(path: Path, folder: Path) -> list[Segment]:
 
 
 class Forward(soundfile.SoundFile):
-    """A file that soundfile does not seek in, which changes the last bits of an mp3."""
+    """A file without the seeks of soundfile, which change the last bits of an mp3."""
 
     def seekable(self) -> bool:
         return False
 
 
 def native(path: Path) -> np.ndarray:
-    """The whole file decoded forward at its own rate: [n_samples, n_channels] float32."""
+    """Decode the whole file forward at its native rate: float32 [n_samples, n_channels]."""
     with Forward(path) as file:
         return file.read(file.frames, dtype="float32", always_2d=True)
 
 
 def resampled(mono: np.ndarray, rate_hz: int) -> torch.Tensor:
-    """What torchaudio makes of a waveform."""
+    """Resample with torchaudio."""
     waveform = torch.from_numpy(mono.copy())
     return torchaudio.functional.resample(waveform, rate_hz, RATE_HZ)
 
 
-def reason(segment: Segment, read=decode) -> str:
+def error_text(segment: Segment, read=decode) -> str:
     with pytest.raises(AudioError) as caught:
         read(segment, RATE_HZ)
     assert str(segment.path) not in str(caught.value)
@@ -77,12 +77,12 @@ def test_a_segment_equals_the_slice_of_the_whole(tmp_path, name, rate_hz, n_chan
     whole = native(path)
     n = len(whole)
     ranges = [(0, 1), (0, 9000), (8191, 8193), (8192, -1), (12_345, 15_001), (n - 1, n)]
-    for home in homes(path, tmp_path):
+    for encoded in encodings(path, tmp_path):
         for start, stop in ranges:
             cut = whole[start : None if stop == -1 else stop]
             for channel in (None, *range(n_channels)):
                 mono = cut.mean(axis=1) if channel is None else cut[:, channel]
-                segment = replace(home, start_sample=start, stop_sample=stop, channel=channel)
+                segment = replace(encoded, start_sample=start, stop_sample=stop, channel=channel)
                 decoded = decode(segment, RATE_HZ)
                 assert torch.equal(decoded.waveform, resampled(mono, rate_hz))
                 assert (decoded.source_rate_hz, decoded.n_channels) == (rate_hz, n_channels)
@@ -92,7 +92,7 @@ def test_a_segment_equals_the_slice_of_the_whole(tmp_path, name, rate_hz, n_chan
 
 
 def test_the_last_page_of_a_vorbis_file(tmp_path):
-    """There libvorbisfile seeks to other samples than asked for, so it must not be used."""
+    """In the last page libvorbisfile seeks to wrong samples; decoding forward avoids it."""
     path = write(tmp_path / "a.ogg", speechlike(48_017))
     whole = native(path)[:, 0]
     for start in (45_697, 46_000, 48_016):
@@ -117,8 +117,8 @@ def test_an_embedded_file_equals_the_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["wav", "flac"])
-def test_a_segment_equals_the_file_cut_by_hand(tmp_path, name):
-    """Lossless formats: the same samples in a file of their own have the same waveform."""
+def test_a_segment_equals_a_file_of_the_same_samples(tmp_path, name):
+    """The same samples in a separate lossless file have the same waveform."""
     path = write(tmp_path / f"a.{name}", speechlike(44_100, 2), 44_100)
     stored, _ = soundfile.read(path, dtype="int16")
     soundfile.write(tmp_path / f"cut.{name}", stored[9000:20_000], 44_100)
@@ -133,55 +133,55 @@ def test_a_range_that_is_not_within_the_file_is_refused(tmp_path, name, read):
     """A start or stop beyond the end, an empty or reversed range, and a missing channel."""
     path = write(tmp_path / f"a.{name}", speechlike(20_000, 2))
     n = len(native(path))
-    for home in homes(path, tmp_path):
+    for encoded in encodings(path, tmp_path):
         for start, stop in ((0, n + 1), (n - 5, 2 * n), (n, -1), (n + 7, -1)):
-            words = reason(replace(home, start_sample=start, stop_sample=stop), read)
+            words = error_text(replace(encoded, start_sample=start, stop_sample=stop), read)
             assert "beyond the end of the file" in words
             assert f"has {n} samples" in words
             assert str(n + 1 if stop == n + 1 else start) in words
         for start, stop in ((5, 5), (9, 4), (-3, 4), (-3, -1), (0, -2)):
-            segment = replace(home, start_sample=start, stop_sample=stop)
-            assert "holds no samples" in reason(segment, read)
+            segment = replace(encoded, start_sample=start, stop_sample=stop)
+            assert "holds no samples" in error_text(segment, read)
         for channel in (2, -1):
-            words = reason(replace(home, channel=channel), read)
+            words = error_text(replace(encoded, channel=channel), read)
             assert f"channel {channel} (counted from 0) does not exist" in words
             assert "has 2" in words
 
 
 def test_a_flac_that_does_not_state_its_length(tmp_path):
-    """It is decoded forward: a range within it is exact, one that ends beyond it is refused."""
-    encoded = write(tmp_path / "a.flac", speechlike(20_000)).read_bytes()
-    whole = native(tmp_path / "a.flac")[:, 0]
-    home = Segment("clip", data=flac_with_length(encoded, 0))
+    """A range within the file is exact; one that ends beyond it is an error."""
+    path = write(tmp_path / "a.flac", speechlike(20_000))
+    whole = native(path)[:, 0]
+    encoded = Segment("clip", data=flac_with_length(path.read_bytes(), 0))
     for start, stop in ((0, 9), (11_000, 20_000), (19_999, -1)):
-        segment = replace(home, start_sample=start, stop_sample=stop)
+        segment = replace(encoded, start_sample=start, stop_sample=stop)
         expected = whole[start : None if stop == -1 else stop]
         assert np.array_equal(decode(segment, RATE_HZ).waveform.numpy(), expected)
         assert probe(segment, RATE_HZ).n_samples == len(expected)
     for start, stop in ((0, 20_001), (20_000, -1), (30_000, 30_005)):
-        segment = replace(home, start_sample=start, stop_sample=stop)
+        segment = replace(encoded, start_sample=start, stop_sample=stop)
         for read in (probe, decode, lambda *args: list(decode_blocks(*args))):
-            assert "has 20000 samples" in reason(segment, read)
+            assert "has 20000 samples" in error_text(segment, read)
 
 
 @pytest.mark.parametrize("name", ["flac", "ogg", "mp3"])
 def test_damage_behind_a_segment_does_not_matter(tmp_path, name):
-    """What is not decoded cannot fail; a segment that reaches the damage does."""
+    """A segment that ends before the damage is decoded; one that reaches it fails."""
     encoded = write(tmp_path / f"a.{name}", speechlike(48_000)).read_bytes()
     at = len(encoded) * 3 // 4
     damaged = Segment("clip", data=encoded[:at] + bytes(300) + encoded[at + 300 :])
     first = decode(replace(damaged, stop_sample=16_000), RATE_HZ).waveform
     assert np.array_equal(first.numpy(), native(tmp_path / f"a.{name}")[:16_000, 0])
     if name != "mp3":
-        assert "decoding stopped after sample" in reason(replace(damaged, start_sample=20_000))
+        assert "decoding stopped after sample" in error_text(replace(damaged, start_sample=20_000))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_blocks_of_a_segment_are_its_waveform(tmp_path, name):
-    """Joined, they are what `decode` returns, to rounding."""
+    """The concatenated blocks equal the waveform of `decode`, to rounding."""
     path = write(tmp_path / f"a.{name}", speechlike(27 * 8000, 2), 8000)
-    for home in homes(path, tmp_path):
-        segment = replace(home, start_sample=9001, stop_sample=200_000, channel=1)
+    for encoded in encodings(path, tmp_path):
+        segment = replace(encoded, start_sample=9001, stop_sample=200_000, channel=1)
         blocks = list(decode_blocks(segment, RATE_HZ))
         assert len(blocks) > 2 or name == "mp3"
         joined, whole = torch.cat(blocks), decode(segment, RATE_HZ).waveform
@@ -191,21 +191,21 @@ def test_blocks_of_a_segment_are_its_waveform(tmp_path, name):
 
 @pytest.mark.parametrize("read", [probe, decode])
 def test_a_byte_range_that_is_not_within_the_file_is_refused(tmp_path, read):
-    """The message tells the range and the file's size; a range of no bytes is an empty file."""
+    """The message names the file's size; a range of no bytes is an empty file."""
     path = write(tmp_path / "a.wav", speechlike(1000))
     size = path.stat().st_size
     for offset, length in ((0, size + 1), (100, size), (size + 1, -1), (-1, 5), (0, -2)):
-        words = reason(Segment("a", str(path), byte_offset=offset, byte_length=length), read)
+        words = error_text(Segment("a", str(path), byte_offset=offset, byte_length=length), read)
         assert "do not lie within the file" in words
         assert f"{size} bytes" in words
     for offset, length in ((0, 0), (size, -1), (7, 0)):
-        words = reason(Segment("a", str(path), byte_offset=offset, byte_length=length), read)
+        words = error_text(Segment("a", str(path), byte_offset=offset, byte_length=length), read)
         assert "empty (0 bytes)" in words
-    assert "No such file" in reason(Segment("a", str(tmp_path / "none"), byte_offset=5), read)
+    assert "No such file" in error_text(Segment("a", str(tmp_path / "none"), byte_offset=5), read)
 
 
 def test_the_fingerprint_covers_the_bytes(tmp_path):
-    """It changes with either end of the byte range, and not with what is around it."""
+    """It changes with the bytes of the range, and not with the bytes around it."""
     path = write(tmp_path / "a.flac", speechlike(20_000))
     inside = embedded(path, tmp_path)
     container = tmp_path / "container.bin"
@@ -220,8 +220,8 @@ def test_the_fingerprint_covers_the_bytes(tmp_path):
     assert probe(inside, RATE_HZ).fingerprint != before
 
 
-def test_an_open_byte_range_is_a_file_of_its_own(tmp_path):
-    """Reads end with the range, seeks count from its ends, and closing it closes the file."""
+def test_a_byte_range_reads_as_a_file(tmp_path):
+    """Reads end with the range, seeks are relative to it, and closing it closes the file."""
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(100)))
     with open_bytes(Segment("a", str(path), byte_offset=10, byte_length=20)) as handle:
@@ -243,7 +243,7 @@ def test_an_open_byte_range_is_a_file_of_its_own(tmp_path):
 
 
 def test_no_file_stays_open(tmp_path):
-    """Neither after success nor after a refusal."""
+    """Neither success nor an error leaks a file descriptor."""
     path = write(tmp_path / "a.flac", speechlike(20_000))
     inside = embedded(path, tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -1,4 +1,4 @@
-"""Real sound files for tests."""
+"""Sound files for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import soundfile
 
 
 def speechlike(n_samples: int, n_channels: int = 1, seed: int = 0) -> np.ndarray:
-    """A tone in noise, within ±0.5; [n_samples] or [n_samples, n_channels] float32."""
+    """Make a tone in noise, within ±0.5: float32 [n_samples] or [n_samples, n_channels]."""
     noise = np.random.default_rng(seed).standard_normal((n_samples, n_channels))
     tone = np.sin(np.arange(n_samples) * 0.05)[:, None]
     sound = np.clip(0.3 * tone + 0.05 * noise, -0.5, 0.5).astype(np.float32)
@@ -20,7 +20,7 @@ def speechlike(n_samples: int, n_channels: int = 1, seed: int = 0) -> np.ndarray
 def write(
     path: Path, sound: np.ndarray | None = None, rate_hz: int = 16000, subtype: str | None = None
 ) -> Path:
-    """Writes a file in the format of its extension (`.opus` is opus in ogg)."""
+    """Write a file in the format of its extension (`.opus` is opus in ogg)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix[1:].upper()
     kind, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, subtype)
@@ -31,7 +31,7 @@ def write(
 
 
 def mp3_without_length(sound: np.ndarray, rate_hz: int = 16000, mode: str = "VARIABLE") -> bytes:
-    """An mp3 whose first frame, the Xing header that counts the others, is cut off."""
+    """Make an mp3 without its first frame, the Xing header that counts the others."""
     buffer = io.BytesIO()
     soundfile.write(buffer, sound, rate_hz, format="MP3", bitrate_mode=mode, compression_level=0.5)
     encoded = buffer.getvalue()
@@ -40,6 +40,6 @@ def mp3_without_length(sound: np.ndarray, rate_hz: int = 16000, mode: str = "VAR
 
 
 def flac_with_length(encoded: bytes, n_samples: int) -> bytes:
-    """A flac whose header states another length; 0 states none."""
+    """Change the length that a flac's header states; 0 states none."""
     fields = int.from_bytes(encoded[18:26], "big") >> 36 << 36
     return encoded[:18] + (fields | n_samples).to_bytes(8, "big") + encoded[26:]

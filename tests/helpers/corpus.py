@@ -11,7 +11,7 @@ RATE_HZ = 16_000
 
 
 def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """A voiced sound with a gliding pitch and some breath: float32 [n_samples]."""
+    """Make a voiced sound with a gliding pitch and some breath noise: float32 [n_samples]."""
     rng = np.random.default_rng(seed)
     n = round(seconds * rate_hz)
     t = np.arange(n) / rate_hz
@@ -25,7 +25,7 @@ def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
 def write_folder(
     folder: Path, seconds: list[float], *, metadata: bool = True, first: int = 0
 ) -> Path:
-    """A folder of wav files clip-00.wav, ... with a word and a speaker each."""
+    """Write wav files clip-000.wav, ... with a word and a speaker each."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["file_name,word,speaker"]
     for i, length in enumerate(seconds, start=first):
@@ -37,6 +37,6 @@ def write_folder(
 
 
 def mixed_lengths(n: int, seed: int = 0, longest_s: float = 3.0) -> list[float]:
-    """Lengths from 0.03 s on, mostly short."""
+    """Draw `n` lengths between 0.03 s and `longest_s`."""
     rng = np.random.default_rng(seed)
     return [round(float(s), 3) for s in rng.uniform(0.03, longest_s, n)]

@@ -1,4 +1,4 @@
-"""Datasets of every kind: rows, ids, columns, and one clear line for what is wrong."""
+"""What each kind of source reads: rows, ids, columns, and one-line errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import write
 
 
-def opened(kind: str, path: Path | None = None, **settings) -> Source:
+def open_kind(kind: str, path: Path | None = None, **settings) -> Source:
     return open_source(DatasetConfig(kind, str(path) if path else None, **settings))
 
 
-def refusal(kind: str, path: Path | None = None, **settings) -> str:
+def error_text(kind: str, path: Path | None = None, **settings) -> str:
     with pytest.raises(SourceError) as caught:
-        opened(kind, path, **settings)
+        open_kind(kind, path, **settings)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -37,7 +37,7 @@ def refusal(kind: str, path: Path | None = None, **settings) -> str:
 
 @pytest.fixture
 def clips(tmp_path) -> Path:
-    """Three files with metadata: two folders, one stem."""
+    """Make three files with metadata: two folders, two files with one stem."""
     root = tmp_path / "clips"
     for name in ("wav/a.wav", "flac/a.flac", "wav/b.wav"):
         write(root / name)
@@ -49,7 +49,7 @@ def clips(tmp_path) -> Path:
 
 
 def saved(path: Path, **columns) -> Path:
-    """A dataset on disk with encoded audio, a ClassLabel, and what is given."""
+    """Save a dataset with encoded audio, a ClassLabel, lists, and the given columns."""
     sound = write(path.parent / "sound.flac").read_bytes()
     features = datasets.Features(
         audio=datasets.Audio(),
@@ -74,7 +74,7 @@ def saved(path: Path, **columns) -> Path:
 
 def test_a_folder_with_metadata(clips):
     """Rows, order and types come from the metadata; ids are the paths, so stems may repeat."""
-    source = opened("audiofolder", clips)
+    source = open_kind("audiofolder", clips)
     assert len(source) == 3
     assert source.ids().to_pylist() == ["wav/b.wav", "flac/a.flac", "wav/a.wav"]
     assert source.columns == (
@@ -89,118 +89,122 @@ def test_a_folder_with_metadata(clips):
 
 def test_words_that_look_like_missing_values_stay_words(clips):
     """A transcript of NA or null is text; only an empty field is missing."""
-    table = opened("audiofolder", clips).metadata([0, 1, 2])
+    table = open_kind("audiofolder", clips).metadata([0, 1, 2])
     assert table["word"].to_pylist() == ["yes", "NA", "null"]
     assert table["score"].to_pylist() == [0.5, 1.5, None]
 
 
 def test_metadata_comes_in_the_order_asked_for(clips):
-    """Any rows in any order, also twice and none, with the types that the columns state."""
-    source = opened("audiofolder", clips, columns=("speaker", "score"))
+    """Rows in any order, repeated or none, with the types that the columns state."""
+    source = open_kind("audiofolder", clips, columns=("speaker", "score"))
     assert source.metadata([2, 0]).to_pydict() == {"speaker": ["anna"] * 2, "score": [None, 0.5]}
     assert source.metadata([1, 1])["speaker"].to_pylist() == ["bert", "bert"]
     assert source.metadata(range(1, 3))["speaker"].to_pylist() == ["bert", "anna"]
     for rows in ([], [2, 0]):
         types = [(field.name, str(field.type)) for field in source.metadata(rows).schema]
         assert types == [(column.name, column.type) for column in source.columns]
-    bare = opened("audiofolder", clips, columns=())
+    bare = open_kind("audiofolder", clips, columns=())
     assert bare.columns == ()
     assert bare.metadata([0, 1]).column_names == []
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.parquet"])
 def test_other_forms_of_metadata(clips, name):
-    """Metadata in jsonl and in parquet say the same as in csv."""
-    table = opened("audiofolder", clips).metadata(range(3))
-    table = table.append_column("file_name", opened("audiofolder", clips).ids())
+    """Metadata in jsonl and in parquet give the same rows as in csv."""
+    table = open_kind("audiofolder", clips).metadata(range(3))
+    table = table.append_column("file_name", open_kind("audiofolder", clips).ids())
     (clips / "metadata.csv").unlink()
     if name.endswith("parquet"):
         pq.write_table(table, clips / name)
     else:
         rows = [json.dumps(row) for row in table.to_pylist()]
         (clips / name).write_text("\n".join(rows))
-    source = opened("audiofolder", clips)
+    source = open_kind("audiofolder", clips)
     assert source.ids().to_pylist() == ["wav/b.wav", "flac/a.flac", "wav/a.wav"]
     assert source.metadata([2, 1])["word"].to_pylist() == ["null", "NA"]
 
 
 def test_rows_are_those_of_the_audiofolder_loader(clips):
-    """Where the loader of `datasets` takes every file, it makes the same rows and columns."""
+    """For a folder whose every file the loader of `datasets` reads, rows and columns are equal."""
     theirs = datasets.load_dataset("audiofolder", data_dir=str(clips), split="train")
     theirs = theirs.cast_column("audio", datasets.Audio(decode=False))
-    ours = opened("audiofolder", clips)
+    ours = open_kind("audiofolder", clips)
     assert [row["path"] for row in theirs["audio"]] == [ours.segment(i).path for i in range(3)]
     assert theirs.column_names == ["audio", *(column.name for column in ours.columns)]
     assert theirs["speaker"][:] == ours.metadata(range(3))["speaker"].to_pylist()
 
 
 def test_a_folder_without_metadata_has_every_audio_file(tmp_path):
-    """Audio of any kind is a row, decodable or not; anything else is listed as skipped."""
+    """Every audio file is a row, decodable or not; other files are listed as skipped."""
     for name in ("a.WAV", "sub/b.flac"):
         write(tmp_path / name)
     for name in ("c.aac", "d.m4a", "e.mp4", "f.webm", "LICENSE.TXT", "p.empty", ".hidden.wav"):
         (tmp_path / name).write_bytes(b"")
-    source = opened("audiofolder", tmp_path)
+    source = open_kind("audiofolder", tmp_path)
     assert source.ids().to_pylist() == ["a.WAV", "c.aac", "d.m4a", "e.mp4", "f.webm", "sub/b.flac"]
     assert source.skipped == ("LICENSE.TXT", "p.empty")
     assert source.columns == ()
 
 
-def test_a_file_called_dev_hides_no_other(tmp_path):
-    """Names that sound like splits do not make the other files vanish, nor the metadata."""
+def test_a_file_called_dev_does_not_exclude_others(tmp_path):
+    """File names that contain the name of a split do not exclude the other files."""
     for name in ("dev-1.wav", "a.wav", "test/b.wav"):
         write(tmp_path / name)
-    assert opened("audiofolder", tmp_path).ids().to_pylist() == ["a.wav", "dev-1.wav", "test/b.wav"]
+    assert open_kind("audiofolder", tmp_path).ids().to_pylist() == [
+        "a.wav",
+        "dev-1.wav",
+        "test/b.wav",
+    ]
 
 
 def test_labels_are_inferred_from_directories_as_the_loader_does(tmp_path):
-    """Two or more directories of equal depth become a ClassLabel; otherwise there is none."""
+    """Two or more directories of equal depth become a ClassLabel."""
     for name in ("yes/1.wav", "no/1.wav", "yes/2.wav"):
         write(tmp_path / name)
-    source = opened("audiofolder", tmp_path)
+    source = open_kind("audiofolder", tmp_path)
     assert source.columns == (Column("label", "int64", ("no", "yes")),)
     assert source.metadata(range(3))["label"].to_pylist() == [0, 1, 1]
     theirs = datasets.load_dataset("audiofolder", data_dir=str(tmp_path), split="train")
     assert tuple(theirs.features["label"].names) == ("no", "yes")
     assert theirs["label"][:] == [0, 1, 1]
     write(tmp_path / "deeper/still/1.wav")
-    assert opened("audiofolder", tmp_path).columns == ()
+    assert open_kind("audiofolder", tmp_path).columns == ()
 
 
 def test_a_split_is_a_directory_at_the_top(tmp_path):
-    """It takes its own files, with their rows of the metadata at the top or inside; others not."""
+    """A split has the files of its directory and their rows of the metadata."""
     for name in ("train/a.wav", "test/b.wav", "test/deep/c.wav"):
         write(tmp_path / name)
-    assert opened("audiofolder", tmp_path, split="test").ids().to_pylist() == [
+    assert open_kind("audiofolder", tmp_path, split="test").ids().to_pylist() == [
         "test/b.wav",
         "test/deep/c.wav",
     ]
     (tmp_path / "metadata.csv").write_text("file_name,n\ntrain/a.wav,1\ntest/b.wav,2\n")
-    source = opened("audiofolder", tmp_path, split="test")
+    source = open_kind("audiofolder", tmp_path, split="test")
     assert source.ids().to_pylist() == ["test/b.wav"]
     assert source.metadata([0])["n"].to_pylist() == [2]
     assert source.skipped == ("test/deep/c.wav",)
-    assert len(opened("audiofolder", tmp_path)) == 2
-    message = refusal("audiofolder", tmp_path, split="dev")
+    assert len(open_kind("audiofolder", tmp_path)) == 2
+    message = error_text("audiofolder", tmp_path, split="dev")
     assert "dataset.split=dev" in message
     assert "test, train" in message
 
 
 def test_train_is_all_of_a_folder_without_splits(clips):
-    """As in `datasets`, where no directory is called like a split, train is everything."""
-    assert len(opened("audiofolder", clips, split="train")) == 3
+    """If no directory has the name of a split, train is all files, as in `datasets`."""
+    assert len(open_kind("audiofolder", clips, split="train")) == 3
 
 
 def test_metadata_in_each_directory(tmp_path):
-    """Several metadata files are joined; ids are relative to the top."""
+    """Several metadata files are concatenated; ids are relative to the folder."""
     for name in ("x/1.wav", "y/1.wav"):
         write(tmp_path / name)
         (tmp_path / name).with_name("metadata.csv").write_text(f"file_name,n\n1.wav,{ord(name[0])}")
-    source = opened("audiofolder", tmp_path)
+    source = open_kind("audiofolder", tmp_path)
     assert source.ids().to_pylist() == ["x/1.wav", "y/1.wav"]
     assert source.metadata([0, 1])["n"].to_pylist() == [120, 121]
     (tmp_path / "y/metadata.csv").write_text("file_name,n\n1.wav,many")
-    assert "differ in their columns" in refusal("audiofolder", tmp_path)
+    assert "differ in their columns" in error_text("audiofolder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,35 +220,35 @@ def test_metadata_in_each_directory(tmp_path):
         ("", "metadata.csv"),
     ],
 )
-def test_metadata_that_cannot_be_right(clips, rows, words):
-    """Each mistake in the metadata is one line that names the file or the row."""
+def test_invalid_metadata(clips, rows, words):
+    """Each error in the metadata is reported in one line that names the file or the value."""
     (clips / "metadata.csv").write_text("file_name,n\n" + rows)
-    assert words in refusal("audiofolder", clips)
+    assert words in error_text("audiofolder", clips)
 
 
 def test_metadata_without_file_names(clips):
-    """The column it needs, and those it has, are named."""
+    """The message names the missing column and the nearest one."""
     (clips / "metadata.csv").write_text("filename,n\nwav/a.wav,1\n")
-    message = refusal("audiofolder", clips)
+    message = error_text("audiofolder", clips)
     assert "no column file_name" in message
     assert "did you mean filename" in message
 
 
 def test_a_type_is_inferred_from_all_rows(tmp_path):
-    """A speaker column that is numeric for 15,000 rows and then is not, is text throughout."""
+    """A column that is numeric for 15,000 rows and text afterwards is text in all rows."""
     rows = [f"{i}.wav,{i if i < 15_000 else f's{i}'}" for i in range(20_000)]
     (tmp_path / "m.csv").write_text("audio,speaker\n" + "\n".join(rows))
-    source = opened("manifest", tmp_path / "m.csv")
+    source = open_kind("manifest", tmp_path / "m.csv")
     assert source.columns == (Column("speaker", "string"),)
     assert source.metadata([0, 19_999])["speaker"].to_pylist() == ["0", "s19999"]
 
 
-def test_odd_names_are_only_names(tmp_path):
-    """Brackets, spaces, stars and umlauts in paths are neither patterns nor a problem."""
+def test_special_characters_in_names(tmp_path):
+    """Brackets, spaces, stars and umlauts in paths are not patterns."""
     root = tmp_path / "a [1] *"
     write(root / "ü b [x]*.wav")
     (root / "metadata.csv").write_text("file_name,n\nü b [x]*.wav,1\n")
-    source = opened("audiofolder", root)
+    source = open_kind("audiofolder", root)
     assert source.ids().to_pylist() == ["ü b [x]*.wav"]
     assert len(decode(source.segment(0), 16_000).waveform) == 1600
 
@@ -252,16 +256,16 @@ def test_odd_names_are_only_names(tmp_path):
 def test_a_name_that_is_not_text_is_refused(tmp_path):
     """A file name that is not UTF-8 cannot be an id; it is shown escaped."""
     write(tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"\xff.wav"))
-    assert "not UTF-8" in refusal("audiofolder", tmp_path)
+    assert "not UTF-8" in error_text("audiofolder", tmp_path)
 
 
-def test_a_link_to_its_own_parent_ends(tmp_path):
-    """A loop of links is not followed; a link to another directory is."""
+def test_a_link_to_its_parent_is_not_followed(tmp_path):
+    """A link to a directory that contains it is not followed; other links are."""
     write(tmp_path / "root/a.wav")
     write(tmp_path / "elsewhere/b.wav")
     (tmp_path / "root/loop").symlink_to(tmp_path / "root")
     (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
-    assert opened("audiofolder", tmp_path / "root").ids().to_pylist() == ["a.wav", "link/b.wav"]
+    assert open_kind("audiofolder", tmp_path / "root").ids().to_pylist() == ["a.wav", "link/b.wav"]
 
 
 # --- manifests --------------------------------------------------------------------------------
@@ -269,7 +273,7 @@ def test_a_link_to_its_own_parent_ends(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_manifests(tmp_path, suffix):
-    """Every form of table works; relative paths start from its folder, absolute ones stay."""
+    """Every format of table; relative paths start from the table's folder."""
     inside, outside = write(tmp_path / "m/x/a.wav"), write(tmp_path / "far/b.wav")
     rows = [{"path": "x/a.wav", "n": 1}, {"path": str(outside), "n": 2}]
     path = tmp_path / f"m/list{suffix}"
@@ -283,18 +287,18 @@ def test_manifests(tmp_path, suffix):
         separator = "\t" if suffix == ".tsv" else ","
         lines = [["path", "n"], *([row["path"], str(row["n"])] for row in rows)]
         path.write_text("\n".join(separator.join(line) for line in lines))
-    source = opened("manifest", path, audio_column="path")
+    source = open_kind("manifest", path, audio_column="path")
     assert [source.segment(i).path for i in range(2)] == [str(inside), str(outside)]
     assert source.ids().to_pylist() == ["x/a.wav", "b.wav"]
     assert source.metadata([0, 1]).to_pydict() == {"n": [1, 2]}
 
 
 def test_a_relative_manifest_is_found_from_anywhere(tmp_path, monkeypatch):
-    """Paths are absolute from the moment of opening, whatever the directory becomes later."""
+    """Paths are made absolute when the manifest is opened."""
     write(tmp_path / "a.wav")
     (tmp_path / "m.csv").write_text("audio\na.wav\n")
     monkeypatch.chdir(tmp_path)
-    source = opened("manifest", Path("m.csv"))
+    source = open_kind("manifest", Path("m.csv"))
     monkeypatch.chdir("/")
     assert len(decode(source.segment(0), 16_000).waveform) == 1600
 
@@ -312,18 +316,18 @@ def test_a_relative_manifest_is_found_from_anywhere(tmp_path, monkeypatch):
         ("m.csv", "audio,n\na.wav,1\na.wav,2\n", "dataset.id_column must name"),
     ],
 )
-def test_manifests_that_cannot_be_right(tmp_path, name, content, words):
-    """Each mistake is one line that names the file, the column or the setting."""
+def test_invalid_manifests(tmp_path, name, content, words):
+    """Each error is reported in one line that names the file, the column or the setting."""
     (tmp_path / name).write_text(content)
-    assert words in refusal("manifest", tmp_path / name)
+    assert words in error_text("manifest", tmp_path / name)
 
 
 # --- saved datasets and the hub ---------------------------------------------------------------
 
 
 def test_a_saved_dataset_with_bytes(tmp_path):
-    """Bytes come undecoded, names are ids, ClassLabels keep their names, lists their type."""
-    source = opened("disk", saved(tmp_path / "saved"))
+    """Bytes are not decoded, file names are ids, and column types are kept."""
+    source = open_kind("disk", saved(tmp_path / "saved"))
     assert source.ids().to_pylist() == ["a.flac", "b.flac", "c.flac"]
     assert source.segment(0).path is None
     assert len(decode(source.segment(0), 16_000).waveform) == 1600
@@ -336,159 +340,166 @@ def test_a_saved_dataset_with_bytes(tmp_path):
 
 @pytest.mark.parametrize("names", [["x.wav"] * 3, [None] * 3, ["x.wav", None, "y.wav"]])
 def test_bytes_without_distinct_names_are_known_by_row(tmp_path, names):
-    """Missing or repeated names of bytes give way to the row; the identity says so."""
+    """Row numbers are the ids if names are missing or repeated; the identity records it."""
     sound = write(tmp_path / "sound.flac").read_bytes()
     audio = [{"bytes": sound, "path": name} for name in names]
-    source = opened("disk", saved(tmp_path / "saved", audio=audio))
+    source = open_kind("disk", saved(tmp_path / "saved", audio=audio))
     assert source.ids().to_pylist() == ["0", "1", "2"]
     assert source.identity["ids"] == "row"
 
 
-def test_a_row_without_audio_is_left_to_decoding(tmp_path):
-    """A null among the audio is one utterance's failure, not the dataset's."""
+def test_a_row_without_audio_fails_only_when_decoded(tmp_path):
+    """A null in the audio column is an error of one utterance, not of the dataset."""
     sound = write(tmp_path / "sound.flac").read_bytes()
     audio = [{"bytes": sound, "path": "a.flac"}, None, {"bytes": sound, "path": "c.flac"}]
-    source = opened("disk", saved(tmp_path / "saved", audio=audio))
+    source = open_kind("disk", saved(tmp_path / "saved", audio=audio))
     assert (source.segment(1).path, source.segment(1).data) == (None, None)
     assert source.segment(2).data == sound
 
 
 def test_splits_of_a_saved_dataset(tmp_path):
-    """One split is taken, of several one must be named; a wrong name is answered with all."""
+    """Several splits require `split`; an unknown split is answered with all names."""
     one = datasets.load_from_disk(saved(tmp_path / "one"))
     datasets.DatasetDict(only=one).save_to_disk(tmp_path / "single")
     datasets.DatasetDict(train=one, test=one.select([0])).save_to_disk(tmp_path / "both")
-    assert len(opened("disk", tmp_path / "single")) == 3
-    assert len(opened("disk", tmp_path / "both", split="test")) == 1
-    assert "dataset.split=test|train" in refusal("disk", tmp_path / "both")
-    assert "test, train" in refusal("disk", tmp_path / "both", split="dev")
-    assert "without splits" in refusal("disk", tmp_path / "one", split="dev")
+    assert len(open_kind("disk", tmp_path / "single")) == 3
+    assert len(open_kind("disk", tmp_path / "both", split="test")) == 1
+    assert "dataset.split=test|train" in error_text("disk", tmp_path / "both")
+    assert "test, train" in error_text("disk", tmp_path / "both", split="dev")
+    assert "without splits" in error_text("disk", tmp_path / "one", split="dev")
 
 
 def test_a_dataset_by_name(tmp_path):
-    """What `load_dataset` finds by name opens like any other, with splits and their slices."""
+    """A dataset that `load_dataset` finds by name, with splits and slices of them."""
     dataset = datasets.load_from_disk(saved(tmp_path / "one"))
     for split, rows in (("train", 3), ("test", 1)):
         path = tmp_path / f"hub/data/{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset.select(range(rows)).to_parquet(path)
     name = str(tmp_path / "hub")
-    assert len(opened("hub", name=name, split="train")) == 3
-    sliced = opened("hub", name=name, split="train[:2]")
+    assert len(open_kind("hub", name=name, split="train")) == 3
+    sliced = open_kind("hub", name=name, split="train[:2]")
     assert sliced.ids().to_pylist() == ["a.flac", "b.flac"]
     assert sliced.columns[0] == Column("label", "int64", ("no", "yes"))
-    assert "dataset.split=test|train" in refusal("hub", name=name)
-    assert "['train', 'test']" in refusal("hub", name=name, split="dev")
-    assert "Available: ['default']" in refusal("hub", name=name, config="small")
+    assert "dataset.split=test|train" in error_text("hub", name=name)
+    assert "['train', 'test']" in error_text("hub", name=name, split="dev")
+    assert "Available: ['default']" in error_text("hub", name=name, config="small")
 
 
-def test_a_name_that_is_nowhere(monkeypatch):
-    """Without network or cache the refusal names the dataset and both places."""
+def test_a_name_that_is_neither_cached_nor_on_the_hub(monkeypatch):
+    """The message names the dataset, the cache and the hub."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    message = refusal("hub", name="nobody/nothing")
+    message = error_text("hub", name="nobody/nothing")
     assert "nobody/nothing" in message
     assert "cache" in message
-    assert "dataset.name" in refusal("hub")
+    assert "dataset.name" in error_text("hub")
 
 
 # --- columns and ids --------------------------------------------------------------------------
 
 
 def test_reserved_columns(tmp_path):
-    """The index's own names are refused when asked for, and else left out and listed."""
+    """Reserved columns are an error if they are named, and otherwise skipped."""
     path = saved(tmp_path / "saved", status=["x", "y", "z"], id=["u", "v", "w"])
-    source = opened("disk", path)
+    source = open_kind("disk", path)
     assert source.skipped_columns == ("status", "id")
     assert [column.name for column in source.columns] == ["label", "tags"]
-    assert "store's own index" in refusal("disk", path, columns=("label", "status"))
-    by_id = opened("disk", path, id_column="id")
+    assert "store's own index" in error_text("disk", path, columns=("label", "status"))
+    by_id = open_kind("disk", path, id_column="id")
     assert by_id.ids().to_pylist() == ["u", "v", "w"]
     assert by_id.skipped_columns == ("status",)
 
 
 def test_columns_that_are_not_plain(tmp_path):
-    """Nested and binary columns are left out and listed, and refused when asked for."""
+    """Nested and binary columns are an error if they are named, and otherwise skipped."""
     write(tmp_path / "a.wav")
     table = pa.table(
         {"audio": ["a.wav"], "when": [{"y": 1}], "raw": [b"x"], "grid": [[[1, 2]]], "ok": [True]}
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    source = opened("manifest", tmp_path / "m.parquet")
+    source = open_kind("manifest", tmp_path / "m.parquet")
     assert [column.name for column in source.columns] == ["grid", "ok"]
     assert source.skipped_columns == ("when", "raw")
-    assert "struct<y: int64>" in refusal("manifest", tmp_path / "m.parquet", columns=("when",))
+    assert "struct<y: int64>" in error_text("manifest", tmp_path / "m.parquet", columns=("when",))
 
 
 def test_misspelt_columns(clips):
-    """A wrong name is answered with the nearest and with all there are."""
+    """An unknown name is answered with the nearest one and with all columns."""
     for setting in ("columns", "id_column"):
         value = ("speker",) if setting == "columns" else "speker"
-        message = refusal("audiofolder", clips, **{setting: value})
+        message = error_text("audiofolder", clips, **{setting: value})
         assert f"dataset.{setting}" in message
         assert "did you mean speaker?" in message
         assert "score, word" in message
 
 
-def test_the_audio_column_is_pointed_at(tmp_path):
-    """Where the audio is in another column, the refusal says in which."""
-    message = refusal("disk", saved(tmp_path / "saved"), audio_column="speech")
+def test_the_message_names_the_column_with_audio(tmp_path):
+    """The message names the column that holds the audio."""
+    message = error_text("disk", saved(tmp_path / "saved"), audio_column="speech")
     assert "no column speech" in message
     assert "its audio is in audio" in message
 
 
 def test_ids_from_a_column(clips):
-    """Text and integers are ids; repeated, empty and fractional values are refused."""
-    assert opened("audiofolder", clips, id_column="word").ids().to_pylist() == ["yes", "NA", "null"]
-    repeated = refusal("audiofolder", clips, id_column="speaker")
+    """Text and integers are valid ids; repeated, empty and fractional values are errors."""
+    assert open_kind("audiofolder", clips, id_column="word").ids().to_pylist() == [
+        "yes",
+        "NA",
+        "null",
+    ]
+    repeated = error_text("audiofolder", clips, id_column="speaker")
     assert "dataset.id_column=speaker is not unique" in repeated
     assert "(anna)" in repeated
     assert "the file's path is the id" in repeated
-    assert "is double" in refusal("audiofolder", clips, id_column="score")
+    assert "is double" in error_text("audiofolder", clips, id_column="score")
     (clips / "metadata.csv").write_text("file_name,n,t\nwav/a.wav,7,x\nwav/b.wav,8,\n")
-    assert opened("audiofolder", clips, id_column="n").ids().to_pylist() == ["7", "8"]
-    assert "empty in 1 of 2 rows" in refusal("audiofolder", clips, id_column="t")
+    assert open_kind("audiofolder", clips, id_column="n").ids().to_pylist() == ["7", "8"]
+    assert "empty in 1 of 2 rows" in error_text("audiofolder", clips, id_column="t")
 
 
 def test_only_the_first_rows(clips):
-    """A limit takes the first rows, and only they need unique ids; more than all is all."""
-    assert opened("audiofolder", clips, limit=2).ids().to_pylist() == ["wav/b.wav", "flac/a.flac"]
-    assert len(opened("audiofolder", clips, limit=2, id_column="speaker")) == 2
-    assert len(opened("audiofolder", clips, limit=99)) == 3
+    """`limit` takes the first rows, and only their ids must be unique."""
+    assert open_kind("audiofolder", clips, limit=2).ids().to_pylist() == [
+        "wav/b.wav",
+        "flac/a.flac",
+    ]
+    assert len(open_kind("audiofolder", clips, limit=2, id_column="speaker")) == 2
+    assert len(open_kind("audiofolder", clips, limit=99)) == 3
 
 
-# --- what is refused, and what stays the same -------------------------------------------------
+# --- errors, identity, fingerprint -------------------------------------------------
 
 
 def test_paths_that_cannot_be_opened(tmp_path):
-    """Each wrong path is one line with the setting and the path."""
+    """Each error is reported in one line with the setting and the path."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.csv").touch()
     for kind in ("audiofolder", "disk", "manifest"):
-        assert f"{tmp_path / 'none'} does not exist" in refusal(kind, tmp_path / "none")
-        assert "needs dataset.path" in refusal(kind)
-    assert "no audio file" in refusal("audiofolder", tmp_path / "empty")
-    assert "needs a directory" in refusal("audiofolder", tmp_path / "file.csv")
-    assert "needs a csv" in refusal("manifest", tmp_path / "empty")
-    assert "use dataset=audiofolder" in refusal("disk", tmp_path / "empty")
-    assert "audiofolder, manifest, disk, hub" in refusal("folder", tmp_path)
+        assert f"{tmp_path / 'none'} does not exist" in error_text(kind, tmp_path / "none")
+        assert "needs dataset.path" in error_text(kind)
+    assert "no audio file" in error_text("audiofolder", tmp_path / "empty")
+    assert "needs a directory" in error_text("audiofolder", tmp_path / "file.csv")
+    assert "needs a csv" in error_text("manifest", tmp_path / "empty")
+    assert "use dataset=audiofolder" in error_text("disk", tmp_path / "empty")
+    assert "audiofolder, manifest, disk, hub" in error_text("folder", tmp_path)
 
 
 def test_the_identity_holds_no_paths(clips, tmp_path):
-    """The same content elsewhere has the same identity; other columns or labels have not."""
-    first = opened("audiofolder", clips)
+    """The identity of moved content is equal; that of other columns is not."""
+    first = open_kind("audiofolder", clips)
     clips.rename(tmp_path / "moved")
-    moved = opened("audiofolder", tmp_path / "moved")
+    moved = open_kind("audiofolder", tmp_path / "moved")
     assert json.loads(json.dumps(first.identity)) == moved.identity
     assert str(tmp_path) not in json.dumps(first.identity)
-    narrower = opened("audiofolder", tmp_path / "moved", columns=("speaker",))
+    narrower = open_kind("audiofolder", tmp_path / "moved", columns=("speaker",))
     assert narrower.identity != moved.identity
 
 
 def test_the_fingerprint_follows_the_files(clips):
-    """It stays the same while nothing changes, and changes with any file or row or setting."""
+    """The fingerprint changes with any file, row or setting, and only then."""
 
     def fingerprint(**settings) -> str:
-        return opened("audiofolder", clips, **settings).fingerprint
+        return open_kind("audiofolder", clips, **settings).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
@@ -501,16 +512,16 @@ def test_the_fingerprint_follows_the_files(clips):
 
 
 def test_the_fingerprint_follows_a_saved_dataset(tmp_path):
-    """A dataset saved again under the same path is another one."""
-    first = opened("disk", saved(tmp_path / "saved")).fingerprint
-    assert opened("disk", tmp_path / "saved").fingerprint == first
+    """Saving a dataset again under the same path changes the fingerprint."""
+    first = open_kind("disk", saved(tmp_path / "saved")).fingerprint
+    assert open_kind("disk", tmp_path / "saved").fingerprint == first
     for file in (tmp_path / "saved").glob("*.arrow"):
         os.utime(file, ns=(1, 1))
-    assert opened("disk", tmp_path / "saved").fingerprint != first
+    assert open_kind("disk", tmp_path / "saved").fingerprint != first
 
 
 def test_processes_open_the_same_source_at_once(clips):
-    """Two fresh processes with one cold cache agree on rows, ids and fingerprint."""
+    """Two new processes with one empty cache agree on rows, ids and fingerprint."""
     config = DatasetConfig("audiofolder", str(clips))
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         seen = set(pool.map(_facts, [config] * 2))
@@ -523,7 +534,7 @@ def _facts(config: DatasetConfig) -> tuple[str, tuple[str, ...], str]:
 
 
 def test_opening_prints_nothing(clips):
-    """Neither success nor failure prints, and the caller's settings stay."""
+    """Neither success nor failure prints, and the caller's settings are restored."""
     level, was_off = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     (clips / "broken.csv").write_text('a,b\n"1,2\n3')
     code = (
@@ -543,6 +554,6 @@ def test_opening_prints_nothing(clips):
         cwd=Path(__file__).parents[2],
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    opened("audiofolder", clips)
+    open_kind("audiofolder", clips)
     assert datasets.logging.get_verbosity() == level
     assert datasets.are_progress_bars_disabled() == was_off

@@ -1,4 +1,4 @@
-"""The audio of a unit: its utterances, decoded on threads beside the encoder."""
+"""Decoding of a unit's utterances, on threads beside the encoder."""
 
 from __future__ import annotations
 
@@ -25,41 +25,53 @@ from pipeline.store.format.records import Record
 
 @dataclass
 class Utterance:
-    """An utterance, or a piece of one, on its way through a unit."""
+    """An utterance, or a piece of one, while its unit is processed.
+
+    Attributes:
+        record: What the index will hold of it.
+        waveform: float32 [n_samples]; None if it is quarantined.
+        sample_start: Sample of the utterance at which the waveform starts.
+        windows: Windows of the waveform.
+        statistics: Sums over the whole utterance, for a piece.
+        start: First frame within the slot.
+        n_frames: Number of frames.
+        flags: Flags of the record.
+        decode_s: Time that decoding took.
+    """
 
     record: Record
-    waveform: Tensor | None = None  # [n_samples], from `sample_start` of the utterance on
+    waveform: Tensor | None = None
     sample_start: int = 0
-    windows: tuple[Window, ...] = ()  # more than one, or a piece: encoded window by window
-    statistics: Any = None  # sums of the whole utterance, for a piece
-    start: int = 0  # within the slot
+    windows: tuple[Window, ...] = ()
+    statistics: Any = None
+    start: int = 0
     n_frames: int = 0
     flags: tuple[str, ...] = ()
     decode_s: float = 0.0
 
     @property
     def is_long(self) -> bool:
-        """Whether it is encoded window by window."""
+        """Whether it is encoded window by window: a piece, or more than one window."""
         return len(self.windows) > 1 or self.record.n_pieces > 1
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing speaks against it so far."""
+        """Whether it has not been quarantined."""
         return self.record.status == records.OK
 
     def quarantine(self, reason: str) -> None:
-        """Gives it up."""
+        """Exclude it from the store's features, for a reason that the index holds."""
         self.record = replace(self.record, status=records.QUARANTINED, reason=reason)
 
 
 class Decoder:
-    """Decodes units, each as a whole; the next one while the one before is encoded.
+    """Decoder of whole units: the next unit is decoded while the current one is encoded.
 
     Args:
-        source: Where the audio is.
-        decode: Makes a waveform of encoded audio.
-        encoder: Whose rate and windows are asked for.
-        n_threads: Utterances that are decoded at once.
+        source: The dataset.
+        decode: Function that decodes a segment at a sample rate.
+        encoder: Encoder that determines the sample rate and the windows.
+        n_threads: Number of utterances decoded at once.
     """
 
     def __init__(
@@ -71,30 +83,38 @@ class Decoder:
     ) -> None:
         self._source, self._decode, self._encoder = source, decode, encoder
         self._pool = ThreadPoolExecutor(n_threads, "decode")
-        self._begun: dict[int, list[Future[Utterance]]] = {}
+        self._futures: dict[int, list[Future[Utterance]]] = {}
 
     def begin(self, task: UnitTask) -> None:
-        """Begins to decode a unit, unless it is begun; what goes wrong is raised by `take`."""
-        if task.slot in self._begun:
+        """Start to decode a unit, unless it has been started. Errors are raised by `take`."""
+        if task.slot in self._futures:
             return
-        guilty = task.probation.guilty if task.probation else {}
-        self._begun[task.slot] = [
-            self._pool.submit(self.decode, row, guilty.get(row["position"]))
+        culprits = task.probation.guilty if task.probation else {}
+        self._futures[task.slot] = [
+            self._pool.submit(self.decode, row, culprits.get(row["position"]))
             for row in task.rows.to_pylist()
         ]
 
     def take(self, task: UnitTask) -> list[Utterance]:
-        """The utterances of a unit, in order, as soon as all are decoded."""
+        """Wait until a unit is decoded; return its utterances in order."""
         self.begin(task)
-        futures = self._begun.pop(task.slot)
+        futures = self._futures.pop(task.slot)
         try:
             return [future.result() for future in futures]
         finally:
             for future in futures:
                 future.cancel()
 
-    def decode(self, row: dict[str, Any], guilty: str | None = None) -> Utterance:
-        """One utterance; an unreadable one, or one that is `guilty`, comes back quarantined."""
+    def decode(self, row: dict[str, Any], quarantine_reason: str | None = None) -> Utterance:
+        """Decode one utterance, or quarantine it.
+
+        Args:
+            row: Its row of the plan.
+            quarantine_reason: Reason to quarantine it without decoding; None to decode it.
+
+        Returns:
+            The utterance, quarantined if it is unreadable.
+        """
         record = Record(
             id=row["id"],
             row=row["row"],
@@ -104,19 +124,19 @@ class Decoder:
             n_pieces=row["n_pieces"],
         )
         item = Utterance(record)
-        if guilty is not None:
-            item.quarantine(guilty)
+        if quarantine_reason is not None:
+            item.quarantine(quarantine_reason)
             return item
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         try:
             item = self._piece(record, row) if record.n_pieces > 1 else self._whole(record)
         except AudioError as error:
             item.quarantine(str(error))
-        item.decode_s = time.perf_counter() - began
+        item.decode_s = time.perf_counter() - start_s
         return item
 
     def close(self) -> None:
-        """Begins nothing further."""
+        """Cancel what has not been started."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _whole(self, record: Record) -> Utterance:
@@ -135,7 +155,7 @@ class Decoder:
         )
 
     def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
-        """Keeps one piece's samples of a recording that streams by, and the statistics of all."""
+        """Decode a recording block by block; keep the piece's samples and the sums over all."""
         segment, rate_hz = self._source.segment(record.row), self._encoder.geometry.sample_rate_hz
         first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
         windows = tuple(
@@ -149,9 +169,9 @@ class Decoder:
         n_samples = 0
         for block in decode_blocks(segment, rate_hz):
             statistics.update(block)
-            own = block[max(0, low - n_samples) : max(0, high - n_samples)]
-            if len(own):
-                kept.append(own.clone())
+            overlap = block[max(0, low - n_samples) : max(0, high - n_samples)]
+            if len(overlap):
+                kept.append(overlap.clone())
             n_samples += len(block)
         if n_samples != row["n_samples"]:
             raise AudioError(
