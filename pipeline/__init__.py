@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
-    from pipeline.feed.batch_reader import FeatureStream
     from pipeline.feed.batching import BatchPolicy
     from pipeline.feed.dataset import Batch, FeatureDataset, collate
-    from pipeline.feed.loader import FeatureLoader, make_loader
+    from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.store.read.features import FeatureStore, open_store
     from pipeline.transforms.collapse import collapse
@@ -25,7 +24,7 @@ _HOMES = {
     "FeatureDataset": "pipeline.feed.dataset",
     "FeatureLoader": "pipeline.feed.loader",
     "FeatureStore": "pipeline.store.read.features",
-    "FeatureStream": "pipeline.feed.batch_reader",
+    "FeatureStream": "pipeline.feed.loader",
     "FramewiseLinear": "pipeline.heads.modules",
     "PooledLinear": "pipeline.heads.modules",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",

@@ -1,105 +1,173 @@
-"""Reading one batch: what a loader does in its own process or in its workers."""
+"""Reading of one batch, into memory that earlier batches have used.
+
+Reading into new memory takes about twice as long, because the system zeroes every page first. So
+the memory of a batch is reused as soon as neither the batch nor a view of it is referenced.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
-from pipeline.feed.buffers import Pool, shared
-from pipeline.feed.dataset import Batch, FeatureDataset
+from pipeline.feed.batching import BatchSpec
+from pipeline.feed.dataset import FEATURE_DTYPE, FeatureArray, FeatureDataset
+
+_MAX_SPARE = 4
 
 
-class ReadBatch(Dataset[Tensor | int]):
-    """Reads the features of a batch for each spec; the part of a loader that goes to the workers.
+class BatchReader(Dataset[Tensor | int]):
+    """Read the features of the batch of a spec. Runs in the process of a loader or in its workers.
 
-    It gives nothing else: what else belongs to a batch is small and known without reading, and
-    passing tensors from process to process takes longer than making them where they are used.
+    Ids and columns are not read here: they are in memory, and passing them between processes takes
+    longer than collecting them where they are used.
     """
 
     def __init__(self, dataset: FeatureDataset, buffers: list[Tensor] | None = None) -> None:
+        """Read batches of a dataset.
+
+        Args:
+            dataset: The utterances.
+            buffers: Shared memory that the specs refer to by index; see `SharedBuffers`.
+        """
         self._dataset = dataset
         self._buffers = buffers
-        self._pool: tuple[int, Pool] = (-1, Pool())
+        self._pool: tuple[int, BufferPool] = (-1, BufferPool())
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": (-1, None)}
 
     def __getitem__(self, spec: BatchSpec) -> Tensor | int:
-        """Features of a batch, or the number of the buffer that they are in."""
+        """Return the features of a batch, or the index of the shared buffer that holds them."""
         if spec.buffer < 0:
             return self.features(spec)
-        assert self._buffers is not None  # one of them was assigned
+        assert self._buffers is not None  # the buffer was assigned
         shape = self._dataset.batch_shape(spec.lengths)
         self._read(spec, self._buffers[spec.buffer][: math.prod(shape)].view(shape))
         return spec.buffer
 
     def features(self, spec: BatchSpec) -> Tensor:
-        """float16 [batch, n_layers, n_frames, dim]."""
+        """Return the features of a batch, [batch, n_layers, n_frames, dim]."""
         shape = self._dataset.batch_shape(spec.lengths)
         if get_worker_info() is None:
-            features = torch.from_numpy(self._own_pool().take(shape))
-        else:  # it goes to another process, and is not seen again here
-            features = shared(math.prod(shape)).view(shape)
+            features = torch.from_numpy(self._process_pool().take(shape))
+        else:  # sent to another process and not used here again
+            features = shared_memory(math.prod(shape)).view(shape)
         self._read(spec, features)
         return features
 
     def _read(self, spec: BatchSpec, out: Tensor) -> None:
         self._dataset.read_batch(spec.positions, spec.starts, out.numpy())
 
-    def _own_pool(self) -> Pool:
+    def _process_pool(self) -> BufferPool:
+        """Return the pool of this process; a fork must not reuse the pool of its parent."""
         if self._pool[0] != os.getpid():
-            self._pool = (os.getpid(), Pool())
+            self._pool = (os.getpid(), BufferPool())
         return self._pool[1]
 
 
-class FeatureStream(IterableDataset[Batch]):
-    """The same batches as an iterable dataset, for loops that want to make the DataLoader.
+class BufferPool:
+    """Reusable memory of one process, for arrays of any shape."""
 
-    Wrap it as `DataLoader(stream, batch_size=None, num_workers=2)`: the workers share the batches.
-    The order changes with `set_epoch` alone, which reaches running workers as well.
+    def __init__(self) -> None:
+        self._spare: list[FeatureArray] = []
 
-    Example:
-        >>> stream = FeatureStream(dataset, BatchPolicy(max_frames_per_batch=20_000))
-        ...                                                                     # doctest: +SKIP
+    def take(self, shape: Sequence[int]) -> FeatureArray:
+        """Return an uninitialised array. Its memory returns to the pool when it is unreferenced."""
+        size = math.prod(shape)
+        fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
+        if fitting:
+            memory = self._spare.pop(fitting[0])
+        else:
+            del self._spare[: 1 - _MAX_SPARE]
+            memory = np.empty(size + size // 8, FEATURE_DTYPE)  # room for a slightly larger batch
+        spare = self._spare
+
+        def release() -> None:
+            if len(spare) < _MAX_SPARE:
+                spare.append(memory)
+
+        return borrow(memory, shape, release)
+
+
+class SharedBuffers:
+    """Shared memory that workers fill and a loader reads, so that no batch is copied.
+
+    A buffer is free, assigned to a worker, or referenced by a batch.
     """
 
-    def __init__(self, dataset: FeatureDataset, policy: BatchPolicy, rank: int = 0) -> None:
-        self.dataset = dataset
-        self._epochs = epochs_of(dataset, policy)
-        self._rank = rank
-        self._epoch = torch.zeros(1, dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+    def __init__(self, n_buffers: int, size: int) -> None:
+        """Reserve the buffers; the system provides their pages when they are first used.
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next `iter` gives this epoch."""
-        self._epoch.fill_(epoch)
+        Args:
+            n_buffers: Number of buffers.
+            size: Values per buffer.
+        """
+        self.size = size
+        self.buffers = [shared_memory(size) for _ in range(n_buffers)]
+        self._free = list(range(n_buffers))
+        self._assigned: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._epochs.rank_batches(int(self._epoch), self._rank))
+    def assign(self, size: int) -> int:
+        """Assign a buffer for `size` values to a worker; return its index, or -1 if none fits."""
+        if size > self.size or not self._free:
+            return -1
+        number = self._free.pop()
+        self._assigned.add(number)
+        return number
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        read = ReadBatch(self.dataset)
-        for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
-            if i % step == first:
-                yield batch_of(self.dataset, spec, read.features(spec))
+    def receive(self, number: int, shape: Sequence[int]) -> Tensor:
+        """Return the batch in a buffer. The buffer is free when the batch is unreferenced."""
+        self._assigned.discard(number)
+        free = self._free
+
+        def release() -> None:
+            free.append(number)
+
+        return torch.from_numpy(borrow(self.buffers[number].numpy(), shape, release))
+
+    def reclaim(self) -> None:
+        """Free the buffers of workers that were told to stop, whose batches are not received."""
+        self._free.extend(self._assigned)
+        self._assigned.clear()
 
 
-def batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batch:
-    """A batch, once its features have been read."""
-    ids, columns = dataset.describe(spec.positions)
-    lengths, starts = torch.from_numpy(spec.lengths), torch.from_numpy(spec.starts)
-    return Batch(features, lengths, ids, columns, starts)
+class _Borrowed:
+    """Owner of the arrays over some memory, as NumPy sees it; collected with the last of them."""
+
+    def __init__(self, memory: FeatureArray) -> None:
+        self.__array_interface__ = memory.__array_interface__
 
 
-def epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
-    store = dataset.store
-    return EpochBatches(store.frame_counts, store.slots, policy, dataset.max_frames)
+def borrow(
+    memory: FeatureArray, shape: Sequence[int], release: Callable[[], object]
+) -> FeatureArray:
+    """Return an array at the start of `memory`.
+
+    Args:
+        memory: One-dimensional memory.
+        shape: Shape of the array.
+        release: Called when neither the array nor anything that shares its memory, tensors
+            included, is referenced.
+    """
+    borrowed = _Borrowed(memory)
+    weakref.finalize(borrowed, _release, memory, release).atexit = False
+    return np.asarray(borrowed)[: math.prod(shape)].reshape(shape)
+
+
+def shared_memory(size: int) -> Tensor:
+    """Return memory for `size` values that is passed between processes without a copy."""
+    dtype = torch.from_numpy(np.empty(0, FEATURE_DTYPE)).dtype
+    storage = torch.UntypedStorage._new_shared(size * dtype.itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (size,), (1,))
+
+
+def _release(memory: FeatureArray, release: Callable[[], object]) -> None:
+    release()  # `memory` is an argument so that it outlives the arrays

@@ -1,4 +1,4 @@
-"""Stored features as a torch dataset: an utterance, or a padded batch of them."""
+"""Stored features as a torch dataset: single utterances or padded batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import datasets
 
 IntArray = npt.NDArray[np.int64]
-Halves = npt.NDArray[np.float16]
+FEATURE_DTYPE = np.dtype(np.float16)
+"""NumPy dtype of features as read from a store."""
+FeatureArray = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Example:
 
     Attributes:
         features: float16 [n_layers, n_frames, dim].
-        id: Its id.
-        start: First frame, if it was cropped.
-        columns: Values of the columns that were asked for.
+        id: Id of the utterance.
+        start: First frame; 0 unless the utterance is cropped.
+        columns: Value of each column of the dataset.
     """
 
     features: Tensor
@@ -48,10 +50,9 @@ class Batch:
     Attributes:
         features: float16 [batch, n_layers, n_frames, dim].
         lengths: Valid frames of each utterance, int64 [batch].
-        ids: Ids, [batch].
-        columns: Of each column a tensor [batch] if it holds numbers (classes are their numbers),
-            else a list.
-        starts: First frame of each utterance, if it was cropped: int64 [batch].
+        ids: Ids of the utterances, [batch].
+        columns: Values of each column: a tensor [batch] of numbers or class numbers, else a list.
+        starts: First frame of each utterance, int64 [batch]; 0 unless it is cropped.
     """
 
     features: Tensor
@@ -65,16 +66,16 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """True for valid frames: bool [batch, n_frames]."""
+        """Mask of the valid frames: bool [batch, n_frames]."""
         frame = torch.arange(self.features.shape[2], device=self.lengths.device)
         return frame < self.lengths[:, None]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """This batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self, device: torch.device | str | None = None) -> Self:
-        """This batch in pinned memory; called by torch's DataLoader."""
+        """Return the batch in pinned memory. torch's DataLoader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
@@ -88,10 +89,10 @@ class Batch:
 
 
 class FeatureDataset(Dataset[Example]):
-    """Utterances of a store, with the layers and columns that a training needs.
+    """Map-style dataset of the utterances of a store, with chosen layers and columns.
 
-    Map-style; `__getitems__` reads a batch in the order of the disk. `pipeline.make_loader` makes
-    padded batches of it; with a DataLoader of your own, pass `collate_fn=pipeline.collate`.
+    `pipeline.make_loader` makes padded batches of it. With your own DataLoader, pass
+    `collate_fn=pipeline.collate`; the utterances of a batch are then read in the order of the disk.
 
     Example:
         >>> train = FeatureDataset(store.select(split="train"), layers=[6], columns=["speaker"])
@@ -107,19 +108,20 @@ class FeatureDataset(Dataset[Example]):
         *,
         final_norm: bool = False,
     ) -> None:
-        """Checks what is asked for.
+        """Check layers and columns; features are read on access.
 
         Args:
             store: The store, or a selection of it.
             layers: Layers to read, in this order; None reads all.
-            columns: Metadata columns that go with every utterance.
+            columns: Metadata columns to return with every utterance.
             max_frames: Longer utterances are cropped to this many frames, at random.
             final_norm: Apply the model's final LayerNorm to its last layer, as
                 `FeatureStore.read` does.
 
         Raises:
-            StoreError: No such layer or column; or a final norm is asked for and the store has
-                none.
+            ConfigError: `columns` is not a list of names, or `max_frames` is below 1.
+            StoreError: The store lacks a layer or column, or `final_norm` is set and the store has
+                no final norm.
         """
         if isinstance(columns, str):
             raise ConfigError(f"columns is {columns!r}; expected a list of names")
@@ -139,12 +141,12 @@ class FeatureDataset(Dataset[Example]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that go with every utterance."""
+        """Metadata columns that are returned with every utterance."""
         return tuple(self._columns)
 
     @property
     def class_names(self) -> dict[str, list[str]]:
-        """Names of the classes of those columns that hold classes, by number."""
+        """Class names, by class number, of each column that holds classes."""
         names = self.store.class_names
         return {name: names[name] for name in self._columns if name in names}
 
@@ -155,14 +157,14 @@ class FeatureDataset(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several utterances, read in the order of the disk; crops follow torch's random state."""
+        """Read several utterances, in the order of the disk. Crops use torch's random state."""
         positions = np.array([self.store.position(int(i)) for i in indices], np.int64)
         counts = self.store.frame_counts[positions]
         lengths = np.minimum(counts, self.max_frames) if self.max_frames else counts
         chance = torch.rand(len(positions), dtype=torch.float64).numpy()
         starts = (chance * (counts - lengths + 1)).astype(np.int64)
         shape = (len(self._axes), self.store.feature_dim)
-        outs = [np.empty((shape[0], int(n), shape[1]), np.float16) for n in lengths]
+        outs = [np.empty((shape[0], int(n), shape[1]), FEATURE_DTYPE) for n in lengths]
         cuts = zip(positions.tolist(), starts.tolist(), outs, strict=True)
         self.store.read_into(list(cuts), self._axes, self._norm)
         columns = self._take(positions)
@@ -181,17 +183,17 @@ class FeatureDataset(Dataset[Example]):
         ]
 
     def batch_shape(self, lengths: IntArray) -> tuple[int, int, int, int]:
-        """Shape of the features of a batch: [batch, n_layers, n_frames, dim]."""
+        """Return the shape of the features of a batch: [batch, n_layers, n_frames, dim]."""
         longest = int(lengths.max(initial=0))
         return (len(lengths), len(self._axes), longest, self.store.feature_dim)
 
-    def read_batch(self, positions: IntArray, starts: IntArray, out: Halves) -> None:
-        """Reads utterances into a batch and zeroes the padding.
+    def read_batch(self, positions: IntArray, starts: IntArray, out: FeatureArray) -> None:
+        """Read utterances into a batch and zero the padding.
 
         Args:
-            positions: Utterances, [batch].
-            starts: First frame of each, [batch].
-            out: Where to put them, float16 [batch, n_layers, n_frames, dim].
+            positions: Positions of the utterances, [batch].
+            starts: First frame of each utterance, [batch].
+            out: Destination, float16 [batch, n_layers, n_frames, dim].
         """
         lengths = np.minimum(self.store.frame_counts[positions] - starts, out.shape[2])
         if self.max_frames:
@@ -203,15 +205,15 @@ class FeatureDataset(Dataset[Example]):
         self.store.read_into(cuts, self._axes, self._norm)
 
     def describe(self, positions: IntArray) -> tuple[list[str], dict[str, Any]]:
-        """Ids and columns of a batch."""
+        """Return the ids and columns of a batch."""
         return self._ids.take(row_numbers(positions)).to_pylist(), self._take(positions)
 
     def to_hf_dataset(self) -> datasets.Dataset:
-        """This dataset as a Hugging Face `datasets.Dataset`, with the features read on access.
+        """Return a Hugging Face `datasets.Dataset` whose features are read on access.
 
-        Neither memory nor disk holds them a second time: the rows are ids and columns, and a
-        transform reads `features` (float16 [n_layers, n_frames, dim]) of the rows that are asked
-        for. Classes are `ClassLabel`s.
+        Features are not copied to memory or disk: the rows hold ids and columns, and a transform
+        reads `features` (float16 [n_layers, n_frames, dim]) of the accessed rows. Classes are
+        `ClassLabel`s.
         """
         from pipeline.feed.hf import to_hf_dataset
 
@@ -227,7 +229,7 @@ class FeatureDataset(Dataset[Example]):
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Pads examples to a batch.
+    """Pad examples to a batch, as `collate_fn` of a DataLoader.
 
     Args:
         examples: At least one.
@@ -254,7 +256,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:
-    """A column as an array of numbers if that is what it holds, else as it is."""
+    """Return a column of numbers without nulls as a NumPy array, any other column unchanged."""
     kind = values.type
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not numeric or values.null_count:

@@ -1,4 +1,4 @@
-"""Stored features as a Hugging Face dataset; the only file of this room that knows `datasets`."""
+"""Stored features as a Hugging Face dataset. Only this file of the room imports `datasets`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POSITION = "position"
 
 
 def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
-    """Rows of ids and columns whose features are read when a row is accessed."""
+    """Return a dataset of ids and columns whose features are read when a row is accessed."""
     table = dataset.store.metadata.select(["id", *dataset.columns])
     table = table.append_column(_POSITION, [np.arange(len(table))])
     rows = datasets.Dataset(table)
@@ -24,7 +24,7 @@ def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
 
 
 class _ReadFeatures:
-    """Adds the features to the rows of a batch; it pickles with the dataset."""
+    """Transform that adds the features to rows. It is pickled with the dataset."""
 
     def __init__(self, dataset: FeatureDataset) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Epochs of padded batches: shuffled, shared among ranks, resumable in the middle."""
+"""Loaders: epochs of padded batches, shuffled, divided among ranks, resumable within an epoch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.errors import ConfigError
-from pipeline.feed.batch_reader import ReadBatch, batch_of, epochs_of
-from pipeline.feed.batching import BatchPolicy, BatchSpec
-from pipeline.feed.buffers import SharedRing
+from pipeline.feed.batch_reader import BatchReader, SharedBuffers
+from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
 from pipeline.feed.dataset import Batch, FeatureDataset
 
 
@@ -36,39 +35,39 @@ def make_loader(
     prefetch_factor: int = 2,
     multiprocessing_context: str | None = None,
 ) -> FeatureLoader:
-    """Makes padded batches of a dataset, epoch after epoch.
+    """Make a loader of padded batches of a dataset.
 
-    Utterances of like length are batched together: each batch comes from a pool of about 64
-    batches that is sorted by length, and the batches are then shuffled.
+    Utterances of similar length are batched together: about 64 batches are cut from a pool of
+    utterances sorted by length, and are then shuffled.
 
     Args:
-        dataset: What to read.
-        max_frames_per_batch: Bound on utterances × longest of a batch. An utterance that is longer
-            by itself is a batch of its own (`FeatureDataset(max_frames=...)` crops it).
-        shuffle: Another order in each epoch, a function of `seed` and the epoch alone; otherwise
-            the order of the dataset, cut where the budget says.
-        seed: The same on all ranks.
-        rank: Which rank this is.
-        world_size: How many there are. All get the same number of batches, and every utterance is
-            in one of them.
-        num_workers: Processes that read ahead; 0 reads when a batch is asked for.
-        drop_last: Drop the last batches that do not go round the ranks. Otherwise up to
-            world_size - 1 batches are repeated, so that they do.
+        dataset: The utterances.
+        max_frames_per_batch: Limit of the padded frames of a batch: utterances × longest. A longer
+            utterance is a batch by itself (`FeatureDataset(max_frames=...)` crops it).
+        shuffle: Whether each epoch has another order, a function of `seed` and the epoch; else
+            batches are cut in the order of the dataset.
+        seed: Seed of the order and of the crops, equal on all ranks.
+        rank: Rank of this process.
+        world_size: Number of ranks. All ranks have the same number of batches, and every utterance
+            is in a batch of some rank.
+        num_workers: Processes that read ahead; 0 reads a batch when it is requested.
+        drop_last: Drop the last batches if the ranks cannot share them evenly. Otherwise up to
+            world_size - 1 batches are repeated.
         window_units: Shuffle within windows of this many storage units (an hour of audio is about
-            three), for disks and object stores that are slow at random reads: the windows of an
-            epoch come one after the other, so that at most this many shards per layer are in use
-            at a time. Each epoch draws other windows. Two utterances of a batch lie in the same
-            unit with a chance of about 1 / window_units, against 1 / n_units otherwise.
-        pin_memory: Put batches into pinned memory, for copies to a GPU that do not block.
+            three), for disks and object stores that are slow at random reads. The windows of an
+            epoch follow each other, so at most this many shards per layer are in use at a time, and
+            each epoch has other windows. Two utterances of a batch are in the same unit with a
+            probability of about 1 / window_units, instead of 1 / n_units.
+        pin_memory: Return batches in pinned memory, for non-blocking copies to a GPU.
         prefetch_factor: Batches that each worker reads ahead.
-        multiprocessing_context: How workers start: fork, spawn or forkserver; None is the system's
-            way.
+        multiprocessing_context: Start method of the workers: fork, spawn or forkserver; None is the
+            system's default.
 
     Returns:
         A loader; iterate over it once per epoch.
 
     Raises:
-        ConfigError: A number makes no sense.
+        ConfigError: A number is out of range.
 
     Example:
         >>> loader = make_loader(dataset, max_frames_per_batch=20_000)        # doctest: +SKIP
@@ -82,30 +81,30 @@ def make_loader(
 
 @dataclass(frozen=True)
 class WorkerPolicy:
-    """How batches are read ahead; it changes no batch.
+    """How batches are read ahead; without effect on the batches.
 
     Attributes:
-        num_workers: Processes; 0 reads in this one.
-        prefetch_factor: Batches that each reads ahead.
-        pin_memory: Whether batches go into pinned memory.
-        start: How processes start.
+        num_workers: Worker processes; 0 reads in the calling process.
+        prefetch_factor: Batches that each worker reads ahead.
+        pin_memory: Whether batches are returned in pinned memory.
+        start_method: Start method of the workers; None is the system's default.
     """
 
     num_workers: int = 0
     prefetch_factor: int = 2
     pin_memory: bool = False
-    start: str | None = None
+    start_method: str | None = None
 
 
 class FeatureLoader:
-    """The batches of one rank. Each `iter` is an epoch; the next one has another order.
+    """Iterable over the batches of one rank. Each `iter` is the next epoch, in another order.
 
-    `set_epoch` picks an epoch; `state_dict` says how many batches of it have been handed out, and a
-    loader that loads that state goes on with exactly the others.
+    `set_epoch` selects an epoch. `state_dict` records how many batches of it were returned, and a
+    loader that loads this state continues with exactly the remaining batches.
 
     Attributes:
-        dataset: What it reads.
-        epoch: The epoch that is under way, or that comes next.
+        dataset: The utterances.
+        epoch: The current epoch, or the next one if none has started.
     """
 
     def __init__(
@@ -116,131 +115,169 @@ class FeatureLoader:
         self.dataset = dataset
         self.epoch = 0
         self._rank = rank
-        self._epochs = epochs_of(dataset, policy)
-        self._done = 0
-        self._under_way = False
+        self._epochs = _epochs_of(dataset, policy)
+        self._n_done = 0
+        self._started = False
         self._workers = workers
-        self._read = ReadBatch(dataset)
-        self._ring: SharedRing | None = None
-        self._ahead: DataLoader[Any] | None = None
+        self._reader = BatchReader(dataset)
+        self._buffers: SharedBuffers | None = None
+        self._worker_loader: DataLoader[Any] | None = None
         self._assigned: deque[BatchSpec] = deque()
 
     def __len__(self) -> int:
-        """Batches of this rank in the epoch that is under way, or comes next."""
+        """Number of batches of this rank in the current epoch, or in the next one."""
         return len(self._epochs.rank_batches(self.epoch, self._rank))
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._under_way:
+        if self._started:
             self.set_epoch(self.epoch + 1)
-        self._under_way = True
+        self._started = True
         return self._batches()
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `iter` gives this epoch, from its first batch unless a state was just loaded."""
-        if epoch != self.epoch or self._under_way:
-            self._done = 0
+        """Select the epoch of the next `iter`.
+
+        It starts at its first batch, unless a state of this epoch was just loaded.
+        """
+        if epoch != self.epoch or self._started:
+            self._n_done = 0
         self.epoch = epoch
-        self._under_way = False
+        self._started = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this loader stands: plain numbers, the same on all ranks that are in step."""
+        """Return the state of the loader: plain numbers, equal on ranks that are in step."""
         return {
             "epoch": self.epoch,
-            "batches_done": self._done,
+            "batches_done": self._n_done,
             "policy": asdict(self._epochs.policy),
-            "data": self._fingerprint(),
+            "data": _fingerprint(self.dataset),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the loader stood whose state this is.
+        """Continue from the state of a loader with the same batches.
 
         Raises:
-            ConfigError: It was in the middle of an epoch that would have other batches here.
+            ConfigError: The state is within an epoch, and this loader has other batches.
         """
-        here = asdict(self._epochs.policy) | {"data": self._fingerprint()}
-        there = state["policy"] | {"data": state["data"]}
-        other = [
-            f"{k} was {there.get(k)!r}, is {here[k]!r}" for k in here if here[k] != there.get(k)
+        current = asdict(self._epochs.policy) | {"data": _fingerprint(self.dataset)}
+        saved = state["policy"] | {"data": state["data"]}
+        differences = [
+            f"{key} was {saved.get(key)!r}, is {value!r}"
+            for key, value in current.items()
+            if value != saved.get(key)
         ]
-        if other and state["batches_done"]:
+        if differences and state["batches_done"]:
             raise ConfigError(
-                f"cannot go on after {state['batches_done']} batches of epoch {state['epoch']}: "
-                f"{'; '.join(other)}. Make the loader as it was, or begin an epoch with set_epoch"
+                f"cannot continue after {state['batches_done']} batches of epoch {state['epoch']}: "
+                f"{'; '.join(differences)}. Make the loader with the same settings, or start an "
+                "epoch with set_epoch"
             )
-        self.epoch, self._done, self._under_way = state["epoch"], state["batches_done"], False
+        self.epoch, self._n_done, self._started = state["epoch"], state["batches_done"], False
+
+    def assigned_specs(self) -> Iterator[BatchSpec]:
+        """Yield the remaining specs of the epoch, each with a shared buffer if one is free.
+
+        Workers return their batches in this order.
+        """
+        self._assigned.clear()
+        if self._buffers is not None:
+            self._buffers.reclaim()
+        for spec in self._specs():
+            if self._buffers is not None:
+                size = math.prod(self.dataset.batch_shape(spec.lengths))
+                spec = replace(spec, buffer=self._buffers.assign(size))
+            self._assigned.append(spec)
+            yield spec
 
     def _batches(self) -> Iterator[Batch]:
         pinned = self._workers.pin_memory and torch.cuda.is_available()
-        read = self._read_ahead if self._workers.num_workers else self._read_here
+        read = self._read_in_workers if self._workers.num_workers else self._read_here
         for spec, features in read():
-            batch = batch_of(self.dataset, spec, features)
-            self._done += 1
+            batch = _batch_of(self.dataset, spec, features)
+            self._n_done += 1
             yield batch.pin_memory() if pinned else batch
         self.set_epoch(self.epoch + 1)
 
     def _specs(self) -> Iterator[BatchSpec]:
-        return self._epochs.specs(self.epoch, self._rank, self._done)
+        return self._epochs.specs(self.epoch, self._rank, self._n_done)
 
     def _read_here(self) -> Iterator[tuple[BatchSpec, Tensor]]:
         for spec in self._specs():
-            yield spec, self._read.features(spec)
+            yield spec, self._reader.features(spec)
 
-    def _read_ahead(self) -> Iterator[tuple[BatchSpec, Tensor]]:
-        if self._ahead is None:
-            self._ahead = self._start_workers()
-        for found in self._ahead:
+    def _read_in_workers(self) -> Iterator[tuple[BatchSpec, Tensor]]:
+        if self._worker_loader is None:
+            self._worker_loader = self._start_workers()
+        for result in self._worker_loader:
             spec = self._assigned.popleft()
-            if isinstance(found, Tensor):
-                yield spec, found
+            if isinstance(result, Tensor):
+                yield spec, result
             else:
-                assert self._ring is not None  # it has lent the buffer
+                assert self._buffers is not None  # the buffer was assigned
                 shape = self.dataset.batch_shape(spec.lengths)
-                yield spec, self._ring.receive(found, shape)
+                yield spec, self._buffers.receive(result, shape)
 
     def _start_workers(self) -> DataLoader[Any]:
         workers = self._workers
         if not workers.pin_memory:
-            per_frame = len(self.dataset.layers) * self.dataset.store.feature_dim
-            size = self._epochs.policy.max_frames_per_batch * per_frame
-            self._ring = SharedRing(workers.num_workers * workers.prefetch_factor + 2, size)
-            self._read = ReadBatch(self.dataset, self._ring.buffers)
+            values_per_frame = len(self.dataset.layers) * self.dataset.store.feature_dim
+            size = self._epochs.policy.max_frames_per_batch * values_per_frame
+            n_buffers = workers.num_workers * workers.prefetch_factor + 2
+            self._buffers = SharedBuffers(n_buffers, size)
+            self._reader = BatchReader(self.dataset, self._buffers.buffers)
         return DataLoader(
-            self._read,
+            self._reader,
             batch_size=None,
-            sampler=_Assigned(self),
+            sampler=_SpecSampler(self),
             num_workers=workers.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=workers.pin_memory,
             prefetch_factor=workers.prefetch_factor,
             persistent_workers=True,
-            multiprocessing_context=workers.start,
-            generator=torch.Generator(),  # leaves the trainer's random state alone
+            multiprocessing_context=workers.start_method,
+            generator=torch.Generator(),  # does not change the trainer's random state
         )
 
-    def assigned_specs(self) -> Iterator[BatchSpec]:
-        """What is left of the epoch, with a buffer for each batch as far as there are free ones.
 
-        Workers hand their batches over in this order.
-        """
-        self._assigned.clear()
-        if self._ring is not None:
-            self._ring.reclaim()
-        for spec in self._specs():
-            if self._ring is not None:
-                size = math.prod(self.dataset.batch_shape(spec.lengths))
-                spec = replace(spec, buffer=self._ring.assign(size))
-            self._assigned.append(spec)
-            yield spec
+class FeatureStream(IterableDataset[Batch]):
+    """Iterable dataset of the batches of a `FeatureLoader`, for loops that make their DataLoader.
 
-    def _fingerprint(self) -> int:
-        return _fingerprint(self.dataset)
+    Use `DataLoader(stream, batch_size=None, num_workers=2)`; the workers divide the batches. The
+    order changes only with `set_epoch`, which also reaches running workers.
+
+    Example:
+        >>> stream = FeatureStream(dataset, BatchPolicy(max_frames_per_batch=20_000))
+        ...                                                                     # doctest: +SKIP
+    """
+
+    def __init__(self, dataset: FeatureDataset, policy: BatchPolicy, rank: int = 0) -> None:
+        self.dataset = dataset
+        self._epochs = _epochs_of(dataset, policy)
+        self._rank = rank
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch of the next `iter`."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._epochs.rank_batches(int(self._epoch), self._rank))
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = BatchReader(self.dataset)
+        for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
+            if i % step == first:
+                yield _batch_of(self.dataset, spec, reader.features(spec))
 
 
-class _Assigned:
-    """The sampler of a loader's DataLoader.
+class _SpecSampler:
+    """Sampler of the DataLoader of a loader.
 
-    It holds the loader weakly: a loader that is let go of stops its workers at once, and not when a
-    garbage collection, perhaps in another loader's forked worker, finds the cycle.
+    It refers to the loader weakly. So the workers of an unreferenced loader stop at once, and not
+    when a garbage collection, possibly in a forked worker of another loader, finds the cycle.
     """
 
     def __init__(self, loader: FeatureLoader) -> None:
@@ -255,11 +292,23 @@ class _Assigned:
         return 0 if loader is None else len(loader)
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
+def _identity(result: Any) -> Any:
+    return result
+
+
+def _epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
+    store = dataset.store
+    return EpochBatches(store.frame_counts, store.slots, policy, dataset.max_frames)
+
+
+def _batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batch:
+    """Add ids and columns to the features of a batch."""
+    ids, columns = dataset.describe(spec.positions)
+    lengths, starts = torch.from_numpy(spec.lengths), torch.from_numpy(spec.starts)
+    return Batch(features, lengths, ids, columns, starts)
 
 
 def _fingerprint(dataset: FeatureDataset) -> int:
-    """Tells whether two datasets would be cut into the same batches."""
-    facts = zlib.crc32(dataset.store.frame_counts.tobytes(), dataset.max_frames or 0)
-    return zlib.crc32(dataset.store.slots.tobytes(), facts)
+    """Return a checksum that is equal for datasets with equal batches."""
+    checksum = zlib.crc32(dataset.store.frame_counts.tobytes(), dataset.max_frames or 0)
+    return zlib.crc32(dataset.store.slots.tobytes(), checksum)

@@ -1,4 +1,5 @@
-"""The linear heads that are trained on frozen features, and CTC.
+"""Linear heads for frozen features, and CTC.
 
-In: batches of features. Out: logits and losses. `modules.py` has the public heads.
+In: batches of features. Out: logits and losses. Contract: the public heads in `modules.py`.
+`ctc.py` and `vocabulary.py` are for transcripts.
 """

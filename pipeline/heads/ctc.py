@@ -1,6 +1,6 @@
-"""The arithmetic of CTC: what an alignment needs, its loss, and reading symbols off a path.
+"""Connectionist temporal classification: size limits, loss, greedy decoding.
 
-Graves et al., "Connectionist temporal classification", ICML 2006. The loss itself is torch's.
+Graves et al., "Connectionist temporal classification", ICML 2006. The loss is torch's.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from torch import Tensor, nn
 from pipeline.heads.vocabulary import BLANK
 
 Target = tuple[int, ...]
-"""Numbers of the symbols of an utterance, without blanks."""
+"""Symbol numbers of an utterance, without blanks."""
 
 
 def min_frames(target: Target) -> int:
-    """Frames that CTC needs at least: one per symbol, and a blank between two that are equal."""
+    """Return the least number of frames: one per symbol, and a blank between equal neighbours."""
     return len(target) + sum(first == second for first, second in pairwise(target))
 
 
 def ctc_bytes(n_frames: int, n_symbols: int) -> int:
-    """Memory of CTC's two tables for one utterance, forward and backward, in float32."""
+    """Return the bytes of the forward and backward tables of one utterance, in float32."""
     return n_frames * (2 * n_symbols + 1) * 4 * 2
 
 
 def ctc_losses(log_probs: Tensor, mask: Tensor, targets: Sequence[Target]) -> Tensor:
-    """CTC loss of several heads on a batch, all utterances of all heads at once.
+    """Compute the CTC loss of several heads on a batch, in one call.
 
     Args:
-        log_probs: Of the valid frames of all utterances in a row, [n_heads, n_frames, vocab].
+        log_probs: Log-probabilities of the valid frames of all utterances, concatenated:
+            [n_heads, n_frames, vocab].
         mask: True for valid frames, [batch, longest].
         targets: Symbols of each utterance, [batch].
 
     Returns:
-        The mean over utterances of the loss per symbol, [n_heads].
+        The loss per symbol of each utterance, averaged over utterances: [n_heads].
     """
     n_heads, device = len(log_probs), log_probs.device
     padded = log_probs.new_zeros(n_heads, *mask.shape, log_probs.shape[2])
@@ -58,6 +59,10 @@ def ctc_losses(log_probs: Tensor, mask: Tensor, targets: Sequence[Target]) -> Te
 
 
 def greedy_symbols(path: npt.NDArray[np.int64]) -> list[int]:
-    """The symbols of a path through the frames: runs of one symbol become one, blanks go."""
-    begins = np.append(True, path[1:] != path[:-1])[: len(path)]
-    return [int(number) for number in path[begins] if number != BLANK]
+    """Return the symbols of a path: merge runs of equal symbols, then remove blanks.
+
+    Args:
+        path: Most probable symbol of each frame, [n_frames].
+    """
+    starts_run = np.append(True, path[1:] != path[:-1])[: len(path)]
+    return [int(number) for number in path[starts_run] if number != BLANK]

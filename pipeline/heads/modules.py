@@ -1,11 +1,11 @@
-"""The linear heads that SUPERB puts on frozen features.
+"""Linear heads of SUPERB for frozen features.
 
-Names, sizes and initialisation follow s3prl, the code behind SUPERB (Yang et al., "SUPERB: Speech
-processing Universal PERformance Benchmark", Interspeech 2021): a featurizer that takes a softmax
-over one scalar per layer, `s3prl/upstream/interfaces.py::Featurizer`; and linear probes with a
-projection to 256, `s3prl/downstream/model.py`.
+Names, sizes and initialisation follow s3prl, the code of SUPERB (Yang et al., "SUPERB: Speech
+processing Universal PERformance Benchmark", Interspeech 2021): a featurizer with a softmax over one
+scalar per layer (`s3prl/upstream/interfaces.py::Featurizer`), and linear probes with a projection
+to 256 (`s3prl/downstream/model.py`).
 
-Features come as stored, float16; heads compute in the precision of their parameters.
+Heads accept features in the stored dtype and compute in the dtype of their parameters.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import torch
 from torch import Tensor, nn
 
 PROJECTION_DIM = 256
-"""Width of the projection in front of SUPERB's linear probes."""
+"""Width of the projection of SUPERB's linear probes."""
 
 
 class WeightedSum(nn.Module):
-    """A learned weighted sum over layers: softmax over one scalar per layer, all zero at first.
+    """Learned weighted sum over layers: softmax over one scalar per layer, initially zero.
 
-    Weighted sum and mean over frames commute, so it trains on pooled features exactly as on frames;
-    with `normalize` they do not.
+    The weighted sum and the mean over frames commute, so training on pooled features is equivalent
+    to training on frames, except with `normalize`.
     """
 
     def __init__(self, n_layers: int, normalize: bool = False) -> None:
-        """Starts with equal weights.
+        """Initialise with equal weights.
 
         Args:
-            n_layers: Layers of the features.
-            normalize: Put each layer through a LayerNorm without parameters first.
+            n_layers: Number of layers of the features.
+            normalize: Apply a LayerNorm without parameters to each layer first.
         """
         super().__init__()
         self.normalize = normalize
         self.scalars = nn.Parameter(torch.zeros(n_layers))
 
     def weights(self) -> Tensor:
-        """The weights, float32 [n_layers]; they sum to one."""
+        """Return the weights, float32 [n_layers]; they sum to one."""
         return self.scalars.softmax(0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Sums over layers.
+        """Sum over layers.
 
         Args:
             features: [batch, n_layers, n_frames, dim], or pooled [batch, n_layers, dim].
@@ -56,18 +56,18 @@ class WeightedSum(nn.Module):
 
 
 class FramewiseLinear(nn.Module):
-    """Scores of every frame, for CTC: SUPERB's phone recognition head.
+    """Linear scores of every frame, for CTC: SUPERB's head for phone recognition.
 
-    SUPERB's own speech recognition head is larger (two bidirectional LSTMs of 1024).
+    SUPERB's head for speech recognition is larger (two bidirectional LSTMs of 1024 units).
     """
 
     def __init__(self, dim: int, vocab: int, projection: int | None = PROJECTION_DIM) -> None:
-        """Starts as torch's linear layers do, as s3prl.
+        """Initialise as torch's linear layers, as s3prl does.
 
         Args:
             dim: Features per frame.
-            vocab: Symbols, the blank included.
-            projection: Width of the linear projection in front; None leaves it out.
+            vocab: Number of symbols, including the blank.
+            projection: Width of the linear projection; None for no projection.
         """
         super().__init__()
         width = dim if projection is None else projection
@@ -75,14 +75,14 @@ class FramewiseLinear(nn.Module):
         self.output = nn.Linear(width, vocab)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scores frames.
+        """Score frames.
 
         Args:
             features: [batch, n_frames, dim].
-            lengths: Valid frames, [batch]. If given, the scores of the others are zero.
+            lengths: Valid frames of each utterance, [batch]. If given, scores of padding are zero.
 
         Returns:
-            [batch, n_frames, vocab], unnormalised: take `log_softmax(-1)` for CTC.
+            Logits, [batch, n_frames, vocab]; apply `log_softmax(-1)` for CTC.
         """
         scores: Tensor = self.output(self.projector(features.to(self.output.weight.dtype)))
         if lengths is None:
@@ -91,19 +91,19 @@ class FramewiseLinear(nn.Module):
 
 
 class PooledLinear(nn.Module):
-    """Scores of an utterance from the mean over its frames: SUPERB's KS, SID, IC and ER head.
+    """Linear scores of the mean over frames: SUPERB's head for KS, SID, IC and ER.
 
-    s3prl projects the frames and then takes their mean; here the mean comes first, which is the
-    same by linearity and cheaper. So it trains on `FeatureStore.pooled` as on frames.
+    s3prl projects the frames and then averages them. Averaging first is equal by linearity, and
+    cheaper. So training on `FeatureStore.pooled` is equivalent to training on frames.
     """
 
     def __init__(self, dim: int, classes: int, projection: int | None = PROJECTION_DIM) -> None:
-        """Starts as torch's linear layers do, as s3prl.
+        """Initialise as torch's linear layers, as s3prl does.
 
         Args:
             dim: Features per frame.
-            classes: Classes.
-            projection: Width of the linear projection in front; None leaves it out.
+            classes: Number of classes.
+            projection: Width of the linear projection; None for no projection.
         """
         super().__init__()
         width = dim if projection is None else projection
@@ -111,14 +111,14 @@ class PooledLinear(nn.Module):
         self.output = nn.Linear(width, classes)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scores utterances.
+        """Score utterances.
 
         Args:
             features: [batch, n_frames, dim], or pooled [batch, dim].
-            lengths: Valid frames, [batch]; without it all frames are.
+            lengths: Valid frames of each utterance, [batch]; None if all frames are valid.
 
         Returns:
-            [batch, classes], unnormalised.
+            Logits, [batch, classes].
         """
         pooled = features.to(self.output.weight.dtype)
         if pooled.dim() == 3:
@@ -128,11 +128,11 @@ class PooledLinear(nn.Module):
 
 
 def masked_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean over the valid frames; what lies beyond them does not matter, be it NaN.
+    """Average the valid frames. Padding is ignored, even NaN.
 
     Args:
         frames: [batch, n_frames, dim].
-        lengths: Valid frames, [batch]; None means all.
+        lengths: Valid frames of each utterance, [batch]; None if all frames are valid.
 
     Returns:
         [batch, dim].
@@ -144,5 +144,5 @@ def masked_mean(frames: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def valid_frames(frames: Tensor, lengths: Tensor) -> Tensor:
-    """True where frames are not padding: bool [batch, n_frames]."""
+    """Return the mask of frames that are not padding: bool [batch, n_frames]."""
     return torch.arange(frames.shape[1], device=frames.device) < lengths.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""The symbols that a CTC head can say, as the training transcripts have them."""
+"""Vocabulary of a CTC head: the symbols of the training transcripts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pipeline.config import nearest
 from pipeline.errors import ConfigError
 
 Tokens = Literal["characters", "words"]
-"""What one symbol of a transcript is: a character, or what stands between spaces, e.g. a phone."""
+"""Kind of symbol: a character, or a space-separated token, e.g. a phone."""
 
 BLANK = 0
-"""Number of the blank, the symbol by which CTC says nothing."""
+"""Number of the blank, CTC's symbol for no output."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols that a head can say; symbol i of `symbols` has the number i + 1.
+    """Symbols that a head can predict; symbol i of `symbols` has the number i + 1.
 
-    Characters are lower-cased, and the space between two words is one of them. Words keep their
-    case, which tells phones apart in some alphabets. Both are in Unicode's composed form (NFC).
+    Characters are lower-cased, and include the space between words. Words keep their case, which
+    distinguishes phones in some alphabets. Both are in Unicode's composed form (NFC).
 
     Attributes:
         tokens: characters or words.
-        symbols: All but the blank, in the order of their code points.
+        symbols: All symbols but the blank, in the order of their code points.
 
     Example:
         >>> vocabulary = Vocabulary.of(["Abba", "a  cab"], "characters")
@@ -48,14 +48,14 @@ class Vocabulary:
 
     @classmethod
     def of(cls, transcripts: Iterable[str], tokens: str | None) -> Vocabulary:
-        """The symbols of the training transcripts.
+        """Collect the symbols of the training transcripts.
 
         Args:
-            transcripts: As they are in the corpus.
+            transcripts: Transcripts of the corpus, not normalised.
             tokens: characters or words.
 
         Raises:
-            ConfigError: `tokens` is something else, or there is no symbol in any transcript.
+            ConfigError: `tokens` has another value, or all transcripts are empty.
         """
         kind = _tokens(tokens)
         symbols = {symbol for text in transcripts for symbol in split(text, kind)}
@@ -64,22 +64,25 @@ class Vocabulary:
         return cls(kind, tuple(sorted(symbols)))
 
     def __len__(self) -> int:
-        """Symbols, the blank included."""
+        """Number of symbols, including the blank."""
         return len(self.symbols) + 1
 
     def normalise(self, text: str) -> str:
-        """A transcript as it is compared: what `decode(encode(text))` gives of known symbols."""
+        """Return the form in which transcripts are compared: `decode(encode(text))`.
+
+        Symbols that are not in the vocabulary are kept.
+        """
         return self._join(split(text, self.tokens))
 
     def encode(self, text: str, skip_unknown: bool = False) -> tuple[int, ...]:
-        """The numbers of a transcript's symbols.
+        """Return the numbers of a transcript's symbols.
 
         Args:
-            text: As it is in the corpus.
-            skip_unknown: Leave out what is not in the vocabulary.
+            text: Transcript, not normalised.
+            skip_unknown: Leave out symbols that are not in the vocabulary.
 
         Raises:
-            ConfigError: A symbol is not in the vocabulary; `unknown` finds these.
+            ConfigError: A symbol is not in the vocabulary; `unknown` counts such symbols.
         """
         symbols = split(text, self.tokens)
         if skip_unknown:
@@ -88,39 +91,40 @@ class Vocabulary:
             return tuple(self._numbers[symbol] for symbol in symbols)
         except KeyError as error:
             raise ConfigError(
-                f"{error.args[0]!r} of {text!r} is none of the {len(self.symbols)} symbols of the "
-                "vocabulary, which are those of the training transcripts"
+                f"{error.args[0]!r} of {text!r} is not in the vocabulary, the {len(self.symbols)} "
+                "symbols of the training transcripts"
             ) from None
 
     def decode(self, numbers: Iterable[int]) -> str:
-        """The text of symbols by their numbers; blanks and surplus spaces are left out."""
-        spoken = [self.symbols[number - 1] for number in numbers if number != BLANK]
-        return " ".join(self._join(spoken).split())
+        """Return the text of symbol numbers, without blanks and repeated spaces."""
+        symbols = [self.symbols[number - 1] for number in numbers if number != BLANK]
+        return " ".join(self._join(symbols).split())
 
     def unknown(self, transcripts: Iterable[str]) -> Counter[str]:
-        """How often each symbol occurs that is not in the vocabulary."""
+        """Count the symbols that are not in the vocabulary."""
         symbols = Counter(symbol for text in transcripts for symbol in split(text, self.tokens))
         return Counter({s: n for s, n in symbols.items() if s not in self._numbers})
 
     def save(self, path: str | Path) -> None:
-        """Writes it as JSON.
+        """Write the vocabulary as JSON.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         text = json.dumps({"blank": BLANK, **asdict(self)}) + "\n"
         files.write_atomic(Path(path), [text.encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Reads what `save` wrote.
+        """Read a vocabulary that `save` wrote.
 
         Raises:
-            ConfigError: There is no such file, or it holds something else.
+            ConfigError: The file is missing or holds no vocabulary.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(_tokens(found["tokens"]), tuple(str(symbol) for symbol in found["symbols"]))
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            symbols = tuple(str(symbol) for symbol in stored["symbols"])
+            return cls(_tokens(stored["tokens"]), symbols)
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{path} holds no vocabulary: {error!r}") from error
 
@@ -133,13 +137,14 @@ class Vocabulary:
 
 
 def split(text: str, tokens: Tokens) -> tuple[str, ...]:
-    """The symbols of a transcript: NFC, any run of white space as one space, none at the ends."""
+    """Return the symbols of a transcript, in NFC, with runs of white space as one space."""
     composed = unicodedata.normalize("NFC", text.lower() if tokens == "characters" else text)
     words = composed.split()
     return tuple(words) if tokens == "words" else tuple(" ".join(words))
 
 
 def _tokens(value: str | None) -> Tokens:
+    """Check a kind of symbol."""
     for known in get_args(Tokens):
         if value == known:
             return cast("Tokens", known)

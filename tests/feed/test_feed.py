@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import pipeline
 from pipeline.errors import ConfigError, StoreError
-from pipeline.feed.buffers import Pool, SharedRing
+from pipeline.feed.batch_reader import BufferPool, SharedBuffers
 from tests.helpers.feature_stores import default_columns, make_store, noise
 
 LENGTHS = [int(n) for n in np.random.default_rng(3).integers(5, 250, 60)]
@@ -91,7 +91,7 @@ def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
 
 def test_memory_is_used_again():
     """What nobody holds any more is handed out again, whole or in part; what is held is not."""
-    pool = Pool()
+    pool = BufferPool()
     first = pool.take((20, 1000, 1000))
     first.fill(7)
     view = torch.from_numpy(first)[3, :5]
@@ -108,7 +108,7 @@ def test_memory_is_used_again():
 
 def test_buffers_of_workers_come_back(opened):
     """A buffer is lent once at a time; epochs that are broken off lose none."""
-    ring = SharedRing(2, 100)
+    ring = SharedBuffers(2, 100)
     numbers = [ring.assign(100), ring.assign(1), ring.assign(1)]
     assert sorted(numbers) == [-1, 0, 1]
     assert ring.assign(101) == -1
@@ -123,7 +123,7 @@ def test_buffers_of_workers_come_back(opened):
         next(iter(loader))
     batches = iter(loader)
     next(batches)
-    assert loader._ring.assign(1) >= 0
+    assert loader._buffers.assign(1) >= 0
 
 
 def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
@@ -131,7 +131,7 @@ def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
     loader = loader_of(opened, num_workers=1)
     places = [batch.features.data_ptr() for batch in loader]
     assert len(places) > 5
-    assert set(places) <= {buffer.data_ptr() for buffer in loader._ring.buffers}
+    assert set(places) <= {buffer.data_ptr() for buffer in loader._buffers.buffers}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
