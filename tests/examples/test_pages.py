@@ -1,0 +1,132 @@
+"""The other pages: their Python runs, and the files and settings they name exist."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from pipeline.config.schema import Config
+from pipeline.config.sweep_schema import SweepConfig
+from tests.helpers.feature_stores import make_store
+from tests.test_architecture import BOTTOM, MAY_IMPORT
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *DOCS,
+    *ROOT.glob("benchmarks/*.md"),
+    *ROOT.glob("campaigns/*.md"),
+]
+FOLDERS = "benchmarks|campaigns|conf|docs|examples|pipeline|scripts|tests"
+
+
+def name_of(page: Path) -> str:
+    """Path within the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def run_python(page: Path) -> str:
+    """Run the page's Python blocks in order; return what they print."""
+    printed = io.StringIO()
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(printed):
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M):
+            exec(compile(block, page, "exec"), names)
+    return printed.getvalue()
+
+
+def test_all_python_on_every_page_is_run() -> None:
+    """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
+    with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
+    assert with_python == {"README.md", "docs/encoder.md", "docs/training.md", "docs/tutorial.md"}
+
+
+def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> None:
+    """The first ten lines of Python that a newcomer sees."""
+    make_store(tmp_path / "features", [20, 30, 40], layers=range(1, 13))
+    monkeypatch.chdir(tmp_path)
+    assert run_python(ROOT / "README.md") == ""
+
+
+def test_the_encoder_page_encodes_a_long_recording_in_windows() -> None:
+    """The windows of two passes keep every frame once."""
+    printed = run_python(ROOT / "docs" / "encoder.md")
+    kept = re.findall(r"frames from (\d+) on: \(12, (\d+), 48\)", printed)
+    assert len(kept) > 1
+    stops = [int(start) + int(n) for start, n in kept]
+    assert [int(start) for start, _ in kept] == [0, *stops[:-1]]
+    assert stops[-1] == (10 * 16_000 - 400) // 320 + 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_on_a_page_exist(page: Path) -> None:
+    """Whatever begins with a folder of the repository, and every target of a link."""
+    named = re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./*-]*", page.read_text())
+    links = re.findall(r"\]\(([^)#:]+)[)#]", page.read_text())
+    assert not [name for name in named if not list(ROOT.glob(name.rstrip(".")))]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_modules_named_on_a_page_exist(page: Path) -> None:
+    """`pipeline.a.b` is a module, or something in one."""
+    for name in re.findall(r"`(pipeline(?:\.\w+)+)", page.read_text()):
+        module, _, rest = name.partition(".")
+        found: Any = importlib.import_module(module)
+        for part in rest.split("."):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(f"{module}.{part}")
+            found = getattr(found, part)
+            module = f"{module}.{part}"
+
+
+def steps() -> list[tuple[str, str]]:
+    """File and function of each step on the architecture page."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    return re.findall(r"\| `(pipeline/[\w/]+)\.py` \| `([\w.]+)` \|$", page, re.M)
+
+
+@pytest.mark.parametrize(("file", "function"), steps())
+def test_every_step_of_a_clip_is_where_the_page_says(file: str, function: str) -> None:
+    """The function is defined in that file."""
+    found: Any = importlib.import_module(file.replace("/", "."))
+    for part in function.split("."):
+        found = getattr(found, part)
+    assert found.__module__ == file.replace("/", ".")
+
+
+def test_the_arrows_on_the_architecture_page_are_the_tested_ones() -> None:
+    """The table of rooms equals `MAY_IMPORT`; what every room may import stands below it."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.findall(r"^\| `([\w/]+)` \| [^|]* \| (.*) \|$", page, re.M)
+    shown = {name: set(re.findall(r"`([\w/]+)`", arrows)) for name, arrows in table}
+    assert shown.pop("cli") == set()
+    assert shown == {name: MAY_IMPORT[name] - BOTTOM for name in MAY_IMPORT.keys() - BOTTOM}
+
+
+def settings(config: type, prefix: str = "") -> Iterator[str]:
+    """Names of all settings of a configuration, e.g. `extract.layers`."""
+    hints = get_type_hints(config)
+    for item in fields(config):
+        kind = hints[item.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from settings(kind, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def test_every_setting_is_on_the_configuration_page() -> None:
+    """And none that there is not."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    tables = "".join(re.findall(r"^\| (`.*?`) \|", page, re.M))
+    known = {*settings(Config), *settings(SweepConfig)}
+    assert set(re.findall(r"`([\w.]+)`", tables)) == known | {"task"}
