@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,28 @@ def test_rooms_are_small() -> None:
         assert n_lines <= 500, f"{name_of(path)} has {n_lines} lines: split it by meaning"
 
 
+FILE_SYSTEM = {"os", "pathlib", "shutil", "fcntl", "tempfile", "mmap"}
+MAY_USE_FILES = {
+    "store/coordination/lease.py": {"os"},  # which process holds it
+    "store/coordination/processes.py": {"os", "pathlib"},  # reads /proc
+    "store/read/utterances.py": {"pathlib"},  # the type of `FeatureStore.root`
+    "transforms/collapse.py": {"pathlib"},  # the type of a path to weights
+    "transforms/layer_weights.py": {"pathlib"},  # the user's file of weights
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_backends_touch_the_file_system(path: Path) -> None:
+    """A store lies behind its backend, wherever it is written, read, kept or transformed."""
+    name = name_of(path)
+    if not name.startswith(("store/", "transforms/")) or name.startswith("store/backend/"):
+        return
+    used = {found.split(".")[0] for found in imports(path)} & FILE_SYSTEM
+    assert used <= MAY_USE_FILES.get(name, set())
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    assert "open" not in {ast.unparse(call.func) for call in calls}
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_heavy_libraries_are_confined(path: Path) -> None:
     """One file each, so that one file changes when the library does."""
@@ -177,6 +200,35 @@ def test_pure_files_do_no_input_or_output(name: str) -> None:
         n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")
     }
     assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+MAY_NAME_THE_CODEC = {
+    "store/format/codecs.py",
+    "encoders/settings.py",  # the precision of a computation, not of what is stored
+}
+CODEC_NAMES = re.compile(r"half|half_|<?f2|65504(\.0)?|.*\bfloat16\b.*", re.DOTALL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_codec_names_float16(path: Path) -> None:
+    """Elsewhere the dtype, its size and its range come from the store's codec.
+
+    Docstrings may name it; attributes (`np.float16`, `tensor.half()`), names and strings may not.
+    """
+    if name_of(path) in MAY_NAME_THE_CODEC:
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None  # a docstring, or the explanation of a constant
+        elif isinstance(node, ast.Attribute):
+            found.append(node.attr)
+        elif isinstance(node, ast.Name):
+            found.append(node.id)
+        elif isinstance(node, ast.Constant):
+            found.append(str(node.value))
+    assert [text for text in found if CODEC_NAMES.fullmatch(text)] == []
 
 
 def test_no_import_circle() -> None:

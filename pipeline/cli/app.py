@@ -291,6 +291,7 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
     with _reported(as_json, debug):
         from pipeline.extract.encoder_setup import full_selfcheck
         from pipeline.extract.resources import find_resources
+        from pipeline.store.format.codecs import DEFAULT_CODEC
 
         config = load_config(["engine=inline", *(overrides or [])])
         found = full_selfcheck(config, find_resources(config.engine).device)
@@ -302,7 +303,7 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
         console.print(
             f"{found.model} in {found.precision}, {found.n_waveforms} clips, {found.audio_s:.1f} s:"
             f" largest relative errors per layer, {verdict} the {found.tolerance:g} that rounding "
-            f"explains; {found.n_misfits} clips do not fit float16"
+            f"explains; {found.n_misfits} clips do not fit {DEFAULT_CODEC.name}"
         )
         _print_json(as_json, asdict(found))
     if not found.ok:

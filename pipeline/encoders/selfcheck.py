@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Encoder
+from pipeline.store.format.codecs import DEFAULT_CODEC
 
-LARGEST = 65504.0  # of float16, in which features are stored
 # Largest relative errors that rounding explains; a padding leak or wrong weights exceed them all.
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 6e-2}
 
@@ -120,7 +120,7 @@ def find_overflows(
         lengths = torch.tensor(counts, device=features.device)
         inside = torch.arange(features.shape[2], device=features.device) < lengths[:, None]
         rows = [
-            ~(layer.abs().amax(-1) <= LARGEST) & inside  # NaN compares false
+            ~(layer.abs().amax(-1) <= DEFAULT_CODEC.largest) & inside  # NaN compares false
             for layer in features
         ]
         bad = torch.stack([row.any(-1) for row in rows]).T.tolist()  # [batch, n_layers]

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.feed.batching import BatchSpec
-from pipeline.feed.dataset import FEATURE_DTYPE, FeatureArray, FeatureDataset
+from pipeline.feed.dataset import FeatureDataset
+from pipeline.store.format.codecs import Stored
 
 _MAX_SPARE = 4
 
@@ -39,7 +40,7 @@ class BatchReader(Dataset[Tensor | int]):
         """
         self._dataset = dataset
         self._buffers = buffers
-        self._pool: tuple[int, BufferPool] = (-1, BufferPool())
+        self._pool: tuple[int, BufferPool] = (-1, BufferPool(self._dataset.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": (-1, None)}
@@ -59,7 +60,7 @@ class BatchReader(Dataset[Tensor | int]):
         if get_worker_info() is None:
             features = torch.from_numpy(self._process_pool().take(shape))
         else:  # sent to another process and not used here again
-            features = shared_memory(math.prod(shape)).view(shape)
+            features = shared_memory(math.prod(shape), self._dataset.dtype).view(shape)
         self._read(spec, features)
         return features
 
@@ -69,17 +70,18 @@ class BatchReader(Dataset[Tensor | int]):
     def _process_pool(self) -> BufferPool:
         """Return the pool of this process; a fork must not reuse the pool of its parent."""
         if self._pool[0] != os.getpid():
-            self._pool = (os.getpid(), BufferPool())
+            self._pool = (os.getpid(), BufferPool(self._dataset.dtype))
         return self._pool[1]
 
 
 class BufferPool:
-    """Reusable memory of one process, for arrays of any shape."""
+    """Reusable memory of one process, for arrays of any shape and one dtype."""
 
-    def __init__(self) -> None:
-        self._spare: list[FeatureArray] = []
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._spare: list[Stored] = []
 
-    def take(self, shape: Sequence[int]) -> FeatureArray:
+    def take(self, shape: Sequence[int]) -> Stored:
         """Return an uninitialised array. Its memory returns to the pool when it is unreferenced."""
         size = math.prod(shape)
         fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
@@ -87,7 +89,7 @@ class BufferPool:
             memory = self._spare.pop(fitting[0])
         else:
             del self._spare[: 1 - _MAX_SPARE]
-            memory = np.empty(size + size // 8, FEATURE_DTYPE)  # room for a slightly larger batch
+            memory = np.empty(size + size // 8, self._dtype)  # room for a slightly larger batch
         spare = self._spare
 
         def release() -> None:
@@ -103,15 +105,16 @@ class SharedBuffers:
     A buffer is free, assigned to a worker, or referenced by a batch.
     """
 
-    def __init__(self, n_buffers: int, size: int) -> None:
+    def __init__(self, n_buffers: int, size: int, dtype: np.dtype[Any]) -> None:
         """Reserve the buffers; the system provides their pages when they are first used.
 
         Args:
             n_buffers: Number of buffers.
             size: Values per buffer.
+            dtype: Type of the values.
         """
         self.size = size
-        self.buffers = [shared_memory(size) for _ in range(n_buffers)]
+        self.buffers = [shared_memory(size, dtype) for _ in range(n_buffers)]
         self._free = list(range(n_buffers))
         self._assigned: set[int] = set()
 
@@ -142,13 +145,11 @@ class SharedBuffers:
 class _Borrowed:
     """Owner of the arrays over some memory, as NumPy sees it; collected with the last of them."""
 
-    def __init__(self, memory: FeatureArray) -> None:
+    def __init__(self, memory: Stored) -> None:
         self.__array_interface__ = memory.__array_interface__
 
 
-def borrow(
-    memory: FeatureArray, shape: Sequence[int], release: Callable[[], object]
-) -> FeatureArray:
+def borrow(memory: Stored, shape: Sequence[int], release: Callable[[], object]) -> Stored:
     """Return an array at the start of `memory`.
 
     Args:
@@ -162,12 +163,11 @@ def borrow(
     return np.asarray(borrowed)[: math.prod(shape)].reshape(shape)
 
 
-def shared_memory(size: int) -> Tensor:
+def shared_memory(size: int, dtype: np.dtype[Any]) -> Tensor:
     """Return memory for `size` values that is passed between processes without a copy."""
-    dtype = torch.from_numpy(np.empty(0, FEATURE_DTYPE)).dtype
     storage = torch.UntypedStorage._new_shared(size * dtype.itemsize)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype).set_(storage, 0, (size,), (1,))
+    return torch.from_numpy(np.empty(0, dtype)).set_(storage, 0, (size,), (1,))
 
 
-def _release(memory: FeatureArray, release: Callable[[], object]) -> None:
+def _release(memory: Stored, release: Callable[[], object]) -> None:
     release()  # `memory` is an argument so that it outlives the arrays

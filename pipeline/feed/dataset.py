@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.store.format.codecs import Stored
 from pipeline.store.index import row_numbers
 from pipeline.store.read.features import FeatureStore
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     import datasets
 
 IntArray = npt.NDArray[np.int64]
-FEATURE_DTYPE = np.dtype(np.float16)
-"""NumPy dtype of features as read from a store."""
-FeatureArray = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,11 @@ class FeatureDataset(Dataset[Example]):
         return tuple(self._columns)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the features: that of the store's codec."""
+        return self.store.codec.dtype
+
+    @property
     def class_names(self) -> dict[str, list[str]]:
         """Class names, by class number, of each column that holds classes."""
         names = self.store.class_names
@@ -164,7 +167,7 @@ class FeatureDataset(Dataset[Example]):
         chance = torch.rand(len(positions), dtype=torch.float64).numpy()
         starts = (chance * (counts - lengths + 1)).astype(np.int64)
         shape = (len(self._axes), self.store.feature_dim)
-        outs = [np.empty((shape[0], int(n), shape[1]), FEATURE_DTYPE) for n in lengths]
+        outs = [np.empty((shape[0], int(n), shape[1]), self.dtype) for n in lengths]
         cuts = zip(positions.tolist(), starts.tolist(), outs, strict=True)
         self.store.read_into(list(cuts), self._axes, self._norm)
         columns = self._take(positions)
@@ -187,7 +190,7 @@ class FeatureDataset(Dataset[Example]):
         longest = int(lengths.max(initial=0))
         return (len(lengths), len(self._axes), longest, self.store.feature_dim)
 
-    def read_batch(self, positions: IntArray, starts: IntArray, out: FeatureArray) -> None:
+    def read_batch(self, positions: IntArray, starts: IntArray, out: Stored) -> None:
         """Read utterances into a batch and zero the padding.
 
         Args:

@@ -223,7 +223,7 @@ class FeatureLoader:
             values_per_frame = len(self.dataset.layers) * self.dataset.store.feature_dim
             size = self._epochs.policy.max_frames_per_batch * values_per_frame
             n_buffers = workers.num_workers * workers.prefetch_factor + 2
-            self._buffers = SharedBuffers(n_buffers, size)
+            self._buffers = SharedBuffers(n_buffers, size, self.dataset.dtype)
             self._reader = BatchReader(self.dataset, self._buffers.buffers)
         return DataLoader(
             self._reader,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class FrameSample:
         follows: Whether a frame follows the previous one in its utterance: bool [n_frames].
     """
 
-    features: npt.NDArray[np.float16]
+    features: npt.NDArray[Any]
     utterance: npt.NDArray[np.int64]
     follows: npt.NDArray[np.bool_]
 
@@ -61,7 +62,7 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
     length = np.minimum(SLICE_FRAMES, counts[owner] - start)
     at = np.concatenate([[0], np.cumsum(length)])  # of each slice in the sample
-    features = np.empty((len(store.layers), int(at[-1]), store.feature_dim), np.float16)
+    features = np.empty((len(store.layers), int(at[-1]), store.feature_dim), store.codec.dtype)
     cuts = [(int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]]) for i in range(n_slices)]
     store.read_into(cuts, store.axes(None))
     utterance = np.repeat(owner, length)

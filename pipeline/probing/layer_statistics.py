@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,7 +177,7 @@ def _cross_norm(x: Tensor, y: Tensor) -> float:
 
 
 def _all_cka(
-    features: npt.NDArray[np.float16], note: Callable[[str], None]
+    features: npt.NDArray[Any], note: Callable[[str], None]
 ) -> tuple[tuple[float | None, ...], ...]:
     """Return the CKA of each pair of layers, of [n_layers, n_frames, dim].
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 import time
 import uuid
@@ -19,8 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -34,12 +31,14 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.format.codecs import Stored
 from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.read.shards import ShardReader
+from pipeline.store.tensors import encode_into
 from pipeline.store.write.documents import (
     UnitBuffer,
     check_format_shape,
@@ -53,8 +52,6 @@ from pipeline.store.write.documents import (
     write_plan,
 )
 from pipeline.transforms.layer_weights import read_weights
-
-_FLOAT16_MAX = 65504.0
 
 Row = dict[str, Any]
 
@@ -120,9 +117,9 @@ def collapse(
 ) -> Collapse:
     """Writes the weighted sum over the layers of a store as a store of one layer.
 
-    The sum is that of `FeatureStore.weighted_sum`, rounded to float16. It depends on nothing but
-    the parent's bytes and the weights: a run that was interrupted and run again ends with the same
-    bytes as one that was not.
+    The sum is that of `FeatureStore.weighted_sum`, encoded by the parent's codec. It depends only
+    on the parent's bytes and the weights: an interrupted run that is repeated ends with the same
+    bytes as an uninterrupted one.
 
     Args:
         store_path: The store to read.
@@ -219,6 +216,7 @@ def _prepare(
         attributes["feature_dim"],
         plan.frames_per_unit,
         plan.utterances_per_slot,
+        layout_of(attributes).codec,
     )
     identity = collapsed_identity(attributes["identity"], attributes["layers"], weights)
     known = read_plan(out)
@@ -327,17 +325,17 @@ class _Collapsing:
             self._check(stored, axis, row)
             if weight != 0.0:
                 total.add_(torch.from_numpy(stored).float().mul_(weight))
-        largest = float(total.abs().max())
-        if not math.isfinite(largest) or largest > _FLOAT16_MAX:
-            reason = f"the weighted sum reaches {largest:.3g}, more than float16 holds"
+        codec, largest = self._to.codec, float(total.abs().max())
+        if not codec.fits(-largest, largest):
+            reason = f"the weighted sum reaches {largest:.3g}, more than {codec.name} holds"
             lost = {"status": QUARANTINED, "reason": reason, "n_frames": 0, "slot": slot}
             return row | lost | {"frame_start": None, "crc32c": None}
-        self._buffer.frames[0, start:stop] = total.half().numpy()
+        encode_into(codec, total, self._buffer.frames[0, start:stop])
         checksums = self._buffer.seal(row["position"], start, stop)
         first = self._to.slot_start(slot) + start
         return row | {"slot": slot, "frame_start": first, "crc32c": list(checksums)}
 
-    def _check(self, stored: npt.NDArray[np.float16], axis: int, row: Row) -> None:
+    def _check(self, stored: Stored, axis: int, row: Row) -> None:
         if crc32c(stored) != row["crc32c"][axis]:
             key = self._from.shard_key(axis, row["slot"])
             raise DamagedError(

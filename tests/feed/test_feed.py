@@ -91,7 +91,7 @@ def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
 
 def test_memory_is_used_again():
     """What nobody holds any more is handed out again, whole or in part; what is held is not."""
-    pool = BufferPool()
+    pool = BufferPool(np.dtype(np.float16))
     first = pool.take((20, 1000, 1000))
     first.fill(7)
     view = torch.from_numpy(first)[3, :5]
@@ -108,7 +108,7 @@ def test_memory_is_used_again():
 
 def test_buffers_of_workers_come_back(opened):
     """A buffer is lent once at a time; epochs that are broken off lose none."""
-    ring = SharedBuffers(2, 100)
+    ring = SharedBuffers(2, 100, np.dtype(np.float16))
     numbers = [ring.assign(100), ring.assign(1), ring.assign(1)]
     assert sorted(numbers) == [-1, 0, 1]
     assert ring.assign(101) == -1

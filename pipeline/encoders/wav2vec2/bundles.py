@@ -22,6 +22,7 @@ from pipeline.encoders.wav2vec2.geometry import (
     SAMPLE_RATE_HZ,
 )
 from pipeline.errors import ConfigError
+from pipeline.store.format.codecs import DEFAULT_CODEC
 
 # Settings of training only, or of the output head: they do not touch a feature.
 _NOT_ARCHITECTURE = ("dropout", "layer_drop", "aux_num_out")
@@ -95,8 +96,9 @@ class ModelSpec:
 
     @property
     def bytes_per_hour(self) -> int:
-        """Bytes of one hour of audio in the store: layers 1..N in float16."""
-        return round(self.n_layers * self.dim * 2 * GEOMETRY.frame_rate_hz * 3600)
+        """Bytes of one hour of audio in the store: layers 1..N."""
+        frame_bytes = self.n_layers * self.dim * DEFAULT_CODEC.bytes_per_value
+        return round(frame_bytes * GEOMETRY.frame_rate_hz * 3600)
 
     def describe(self) -> EncoderDescription:
         """Return what the rest of Strata has to know before the weights are loaded."""

@@ -15,15 +15,16 @@ Arrival = Callable[[], Tensor]
 class Transfer:
     """Copies features off a device; at most `depth` transfers may wait at a time.
 
-    On CUDA features are rounded to float16 on the device and copied into pinned memory on a stream
-    of their own, so that the next batch computes meanwhile; two buffers take turns. On the CPU
-    there is nothing to move.
+    On CUDA features are rounded to the stored type on the device and copied into pinned memory on
+    a stream of their own, so that the next batch computes meanwhile; two buffers take turns. On the
+    CPU there is nothing to move.
 
     Attributes:
         depth: Transfers that may be begun before the first of them is received.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._stream: Any = None
         if torch.device(device).type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -35,12 +36,12 @@ class Transfer:
         """Begins to move features of any shape; what arrives is good until the next but one."""
         if self._stream is None:
             return lambda: features
-        half = features.to(torch.float16)
-        host = self._pinned(half.numel()).view(half.shape)
-        self._stream.wait_stream(torch.cuda.current_stream(half.device))
+        rounded = features.to(self._dtype)
+        host = self._pinned(rounded.numel()).view(rounded.shape)
+        self._stream.wait_stream(torch.cuda.current_stream(rounded.device))
         with torch.cuda.stream(self._stream):
-            host.copy_(half, non_blocking=True)
-            half.record_stream(self._stream)  # its memory is not reused before it has been read
+            host.copy_(rounded, non_blocking=True)
+            rounded.record_stream(self._stream)  # its memory is not reused before it has been read
             done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
 
@@ -53,7 +54,7 @@ class Transfer:
     def _pinned(self, n_elements: int) -> Tensor:
         buffer = self._buffers[self._turn]
         if buffer is None or buffer.numel() < n_elements:
-            buffer = torch.empty(n_elements, dtype=torch.float16, pin_memory=True)
+            buffer = torch.empty(n_elements, dtype=self._dtype, pin_memory=True)
             self._buffers[self._turn] = buffer
         self._turn = 1 - self._turn
         return buffer[:n_elements]

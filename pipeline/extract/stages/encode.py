@@ -1,4 +1,4 @@
-"""From waveforms to the unit's buffer: batches, windows, and what does not fit float16."""
+"""From waveforms to the unit's buffer: batches, windows, and values that cannot be stored."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pipeline.extract.stages.decode import Utterance
 from pipeline.extract.stages.device_copy import Arrival, Transfer
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.store.format import records
+from pipeline.store.format.codecs import Codec
 from pipeline.store.format.plan import make_batches
+from pipeline.store.tensors import encode_into, torch_dtype
 from pipeline.store.write.slot import UnitBuffer
 
-FLOAT16_MAX = 65504.0
 _BATCHES_BETWEEN_TRIMS = 8  # at every batch it would take 3 % of the time
 Settled = Callable[[Utterance], None]
 """Told of each utterance that was placed, once its frames in the buffer are final."""
@@ -34,9 +35,10 @@ class Filler:
         self, encoder: Encoder, buffer: UnitBuffer, max_batch_frames: int, watch: Stopwatch
     ) -> None:
         self._encoder, self._buffer = encoder, buffer
+        self._codec = buffer.layout.codec
         self._max_batch_frames = max_batch_frames
         self._watch = watch
-        self._transfer = Transfer(encoder.device)
+        self._transfer = Transfer(encoder.device, torch_dtype(self._codec))
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
@@ -97,7 +99,7 @@ class Filler:
         """Puts a batch into the unit; encoded in fp32 if the reduced precision does not hold it."""
         features = arrival()
         with self._watch.host("copy"):
-            fits = _fits(features)
+            fits = _fits(features, self._codec)
         if not fits:
             features = self._encode(members, precision="fp32")
             for item in members:
@@ -127,37 +129,37 @@ class Filler:
             [(_, features)] = self._encoder.encode_windows(
                 waveform, [window], stats, sample_start=start, precision=precision
             )
-            if _fits(features):
+            if _fits(features, self._codec):
                 break
             if precision is None and records.FLAG_FP32 not in item.flags:
                 item.flags = (*item.flags, records.FLAG_FP32)
         return features
 
     def _store(self, item: Utterance, start: int, features: Tensor) -> None:
-        """Copies features [n_layers, n_frames, dim] into the unit as float16."""
+        """Encodes features [n_layers, n_frames, dim] into the unit."""
         if not item.is_ok:
             return
         with self._watch.host("copy"):
-            half = features.to(torch.float16).cpu() if features.is_cuda else features
-            if _fits(half):
+            here = features.to(torch_dtype(self._codec)).cpu() if features.is_cuda else features
+            if _fits(here, self._codec):
                 stop = start + features.shape[1]
-                torch.from_numpy(self._buffer.frames)[:, start:stop].copy_(half)
+                encode_into(self._codec, here, self._buffer.frames[:, start:stop])
                 return
-        item.quarantine(_misfit(features, self._encoder.layers))
+        item.quarantine(_misfit(features, self._encoder.layers, self._codec))
         self._buffer.blank(item.start, item.start + item.n_frames)
 
 
-def _fits(features: Tensor) -> bool:
-    """Whether all values are finite and within float16; one pass, NaN propagates."""
+def _fits(features: Tensor, codec: Codec) -> bool:
+    """Return whether all values are finite and can be stored; one pass, NaN propagates."""
     low, high = torch.aminmax(features)
-    return bool(low >= -FLOAT16_MAX) and bool(high <= FLOAT16_MAX)
+    return codec.fits(float(low), float(high))
 
 
-def _misfit(features: Tensor, layers: tuple[int, ...]) -> str:
+def _misfit(features: Tensor, layers: tuple[int, ...], codec: Codec) -> str:
     for layer, values in zip(layers, features, strict=True):
         if not bool(torch.isfinite(values).all()):
             return f"layer {layer} is not finite, even in fp32"
         largest = float(values.abs().max())
-        if largest > FLOAT16_MAX:
-            return f"layer {layer} reaches {largest:.3g}, more than float16 holds"
+        if largest > codec.largest:
+            return f"layer {layer} reaches {largest:.3g}, more than {codec.name} holds"
     raise AssertionError("every layer fits")

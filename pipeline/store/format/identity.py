@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import IdentityError
-from pipeline.store.format.layout import FORMAT_VERSION, FRAME_DTYPE
+from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
+from pipeline.store.format.layout import FORMAT_VERSION
 
 Identity = dict[str, Any]
 
@@ -17,7 +18,10 @@ _MISSING = object()
 
 
 def make_identity(
-    source: dict[str, Any], audio: dict[str, Any], encoder: dict[str, Any]
+    source: dict[str, Any],
+    audio: dict[str, Any],
+    encoder: dict[str, Any],
+    codec: Codec = DEFAULT_CODEC,
 ) -> Identity:
     """Joins what the rooms say of themselves into the identity of a store.
 
@@ -25,10 +29,11 @@ def make_identity(
         source: Dataset kind, name, revision, id rule and carried columns.
         audio: Decoder, mono rule, resampler and their settings.
         encoder: Architecture, weights, layers and precision.
+        codec: How frame values are stored.
     """
     return {
         "format_version": FORMAT_VERSION,
-        "dtype": FRAME_DTYPE,
+        "dtype": codec.name,
         "source": source,
         "audio": audio,
         "encoder": encoder,

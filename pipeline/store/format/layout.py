@@ -10,15 +10,16 @@ ZEP 2).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import google_crc32c
 
+from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
+
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 256
-FRAME_DTYPE = "float16"
 POOLED_DTYPE = "float32"
 
 GROUP = "features.zarr"
@@ -35,7 +36,6 @@ LOG = "log.jsonl"
 COLLAPSED_LAYER = -1
 """Number of the only layer of a collapsed store: it is no block's output, so not 0 or above."""
 
-_FRAME_BYTES = 2
 _POOLED_BYTES = 4
 _INDEX_ENTRY = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
@@ -70,12 +70,14 @@ class Layout:
         dim: Features per frame.
         frames_per_unit: Frames a slot has room for; a multiple of 256.
         utterances_per_slot: Utterances a slot has room for in the pooled array.
+        codec: How frame values are stored.
     """
 
     layers: tuple[int, ...]
     dim: int
     frames_per_unit: int
     utterances_per_slot: int
+    codec: Codec = field(default=DEFAULT_CODEC, repr=False)
 
     def __post_init__(self) -> None:
         if not self.layers or self.dim < 1 or self.utterances_per_slot < 1:
@@ -92,9 +94,14 @@ class Layout:
         return len(self.layers)
 
     @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame of one layer."""
+        return self.dim * self.codec.bytes_per_value
+
+    @property
     def chunk_bytes(self) -> int:
-        """Bytes of one inner chunk, `[1, 256, dim]` float16."""
-        return CHUNK_FRAMES * self.dim * _FRAME_BYTES
+        """Bytes of one inner chunk, `[1, 256, dim]`."""
+        return CHUNK_FRAMES * self.frame_bytes
 
     @property
     def chunks_per_shard(self) -> int:
@@ -169,7 +176,7 @@ class Layout:
         }
         return _array_document(
             shape=self.frames_shape(n_slots),
-            dtype=FRAME_DTYPE,
+            dtype=self.codec.name,
             chunk=(1, self.frames_per_unit, self.dim),
             codecs=[{"name": "sharding_indexed", "configuration": sharding}],
             names=["layer", "frame", "feature"],

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import open_array
 from pipeline.store.coordination.ledger import LOST, read_claims
+from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
@@ -34,9 +35,6 @@ from pipeline.store.write.documents import (
 )
 
 Row = dict[str, Any]
-
-NAN_BITS = np.float16(np.nan).view(np.uint16)
-"""The one NaN that fills frames without an owner; another one is a flipped bit."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,11 @@ def verify_store(
     plan = read_plan(backend)
     if plan is None:
         raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
-    planned = Layout(layout.layers, layout.dim, plan.frames_per_unit, plan.utterances_per_slot)
+    planned = replace(
+        layout,
+        frames_per_unit=plan.frames_per_unit,
+        utterances_per_slot=plan.utterances_per_slot,
+    )
     check_format_shape(attributes, planned, backend)
     check = _UnitCheck(backend, layout, plan)
     units = index_files.committed_units(backend)
@@ -296,7 +298,7 @@ class _UnitCheck:
                 yield from problems
                 means.append(layer_means)
         self.n_bytes += (
-            sum(row["n_frames"] for row in done) * self._layout.n_layers * self._layout.dim * 2
+            sum(row["n_frames"] for row in done) * self._layout.n_layers * self._layout.frame_bytes
         )
         for i, row in enumerate(done):
             if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
@@ -324,11 +326,10 @@ class _UnitCheck:
             means.append(_mean(stored))
         edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
         for start, stop in edges.reshape(-1, 2).tolist():
-            bits = shards.read(axis, slot, start, stop).view(np.uint16)
-            if (bits != NAN_BITS).any():
+            if not self._layout.codec.is_fill(shards.read(axis, slot, start, stop)):
                 problems.append(f"layer {layer} has values in frames that belong to nobody ({key})")
         return problems, means
 
 
-def _mean(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+def _mean(stored: Stored) -> npt.NDArray[np.float32]:
     return np.asarray(pool(stored[None])[0])

@@ -21,6 +21,7 @@ from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
 from pipeline.store.read.utterances import Key, StoreView
+from pipeline.store.tensors import decode_into
 
 _SUMMED_AT_ONCE = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
@@ -83,7 +84,7 @@ class FeatureStore(StoreView):
                 Hugging Face did before 5.16. It touches no other layer.
 
         Returns:
-            float16 [n_layers, n_frames, dim].
+            [n_layers, n_frames, dim] of the codec's dtype, float16 in format 1.
 
         Raises:
             UtteranceNotFoundError: No such utterance; also a KeyError.
@@ -94,7 +95,7 @@ class FeatureStore(StoreView):
         axes = self.axes(layers)
         norm = self.final_norm if final_norm else None
         first, last, _ = slice(start, stop).indices(self._catalogue.length(position))
-        out = np.empty((len(axes), max(0, last - first), self.feature_dim), np.float16)
+        out = np.empty((len(axes), max(0, last - first), self.feature_dim), self._shards.dtype)
         read_cut(self._shards, self._catalogue, (position, first, out), axes)
         features = torch.from_numpy(out)
         return features if norm is None else norm.apply(features, [self.layers[i] for i in axes])
@@ -109,14 +110,14 @@ class FeatureStore(StoreView):
             layers: As for `read`.
 
         Returns:
-            A float16 tensor [n_layers, n_frames, dim] per key, in the order of `keys`.
+            A tensor [n_layers, n_frames, dim] per key, in the order of `keys`.
         """
         wanted = range(len(self))[keys] if isinstance(keys, slice) else keys
         positions = [self.position(key) for key in wanted]
         axes = self.axes(layers)
         shape = (len(axes), self.feature_dim)
         cuts: dict[int, Cut] = {
-            position: (position, 0, np.empty((shape[0], n_frames, shape[1]), np.float16))
+            position: (position, 0, np.empty((shape[0], n_frames, shape[1]), self._shards.dtype))
             for position, n_frames in zip(
                 positions, self.frame_counts[positions].tolist(), strict=True
             )
@@ -152,8 +153,8 @@ class FeatureStore(StoreView):
         position = self.position(key)
         n_frames = self._catalogue.length(position)
         total = torch.zeros((n_frames, self.feature_dim), dtype=torch.float32)
-        half = np.empty((1, min(n_frames, _SUMMED_AT_ONCE), self.feature_dim), np.float16)
-        scaled = torch.empty(half.shape[1:], dtype=torch.float32)
+        stored = np.empty((1, min(n_frames, _SUMMED_AT_ONCE), self.feature_dim), self.codec.dtype)
+        scaled = torch.empty(stored.shape[1:], dtype=torch.float32)
         for span in self._catalogue.spans(position, 0, n_frames):
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
@@ -162,9 +163,10 @@ class FeatureStore(StoreView):
             n = min(_SUMMED_AT_ONCE, n_frames - start)
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
-                    read_cut(self._shards, self._catalogue, (position, start, half[:, :n]), [axis])
-                    scaled[:n].copy_(torch.from_numpy(half[0, :n])).mul_(weight)
-                    total[start : start + n].add_(scaled[:n])
+                    cut = (position, start, stored[:, :n])
+                    read_cut(self._shards, self._catalogue, cut, [axis])
+                    decode_into(self.codec, stored[0, :n], scaled[:n])
+                    total[start : start + n].add_(scaled[:n].mul_(weight))
         return total
 
     def pooled(self, layers: Sequence[int] | None = None) -> Tensor:
@@ -197,7 +199,8 @@ class FeatureStore(StoreView):
         """Reads frames of several utterances straight to where they are wanted.
 
         Args:
-            cuts: Position, first frame, and destination float16 [n_layers, n_frames, dim] of each.
+            cuts: Position, first frame, and destination of each: [n_layers, n_frames, dim] of
+                the codec's dtype.
             axes: Positions on the layer axis, one per layer of the destinations.
             norm: Applied to the layer that it belongs to, if that is among them.
 

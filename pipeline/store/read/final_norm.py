@@ -52,11 +52,11 @@ class FinalNorm:
         """Norms the model's last layer in place, wherever it stands among `layers`.
 
         Args:
-            features: float16 [n_layers, n_frames, dim].
+            features: As stored, [n_layers, n_frames, dim].
             layers: What its first axis holds.
 
         Returns:
-            `features`; computed in float32, rounded to float16.
+            `features`; computed in float32, rounded to their dtype.
         """
         for i, layer in enumerate(layers):
             if layer == self.layer:

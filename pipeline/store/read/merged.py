@@ -13,8 +13,8 @@ from pipeline.store.read.catalogue import Catalogue, Span
 from pipeline.store.read.shards import Matrix, ShardReader
 
 Cut = tuple[int, int, Matrix]
-"""Position of an utterance, first frame, and where to put it: float16 [n_layers, n_frames, dim],
-each layer contiguous."""
+"""Position of an utterance, first frame, and where to put it: [n_layers, n_frames, dim] of the
+codec's dtype, each layer contiguous."""
 
 _Read = tuple[int, int, int, list[Matrix]]
 """Position on the layer axis, slot, first frame within it, and what the frames from there fill."""

@@ -21,9 +21,10 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.store.backend.base import Location, ObjectReader
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
+from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import FRAMES, POOLED, Layout
 
-Matrix = npt.NDArray[np.float16]
+Matrix = Stored
 
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
@@ -34,18 +35,19 @@ class ShardReader:
     def __init__(self, store: Location, layout: Layout) -> None:
         self._backend = open_backend(store)
         self.layout = layout
-        self._frame_bytes = layout.dim * np.dtype(np.float16).itemsize
+        self.dtype = layout.codec.dtype
+        self._frame_bytes = layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
         self._shard = lru_cache(maxsize=self._backend.max_readers)(self._open)
         self._arrays = ZarrArrays(self._backend)
 
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
-        """Frames `start:stop` of a slot, one layer: float16 [n_frames, dim].
+        """Frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
 
         Raises:
             DamagedError: The shard is missing or cut short.
         """
-        out = np.empty((stop - start, self.layout.dim), np.float16)
+        out = np.empty((stop - start, self.layout.dim), self.dtype)
         self.read_into(axis, slot, start, [out])
         return out
 
@@ -56,7 +58,7 @@ class ShardReader:
             axis: Position on the layer axis.
             slot: The slot.
             start: First frame of the first part, within the slot.
-            parts: Where to put them: float16 [n_frames, dim] each, contiguous.
+            parts: Where to put them: [n_frames, dim] each, contiguous, of the codec's dtype.
 
         Raises:
             DamagedError: The shard is missing, cut short, or cannot be read.

@@ -18,6 +18,7 @@ from pipeline.errors import StoreError, UtteranceNotFoundError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
@@ -138,6 +139,11 @@ class StoreView:
     def geometry(self) -> FrameGeometry:
         """Sample rate, hop and receptive field of the encoder."""
         return FrameGeometry.from_attributes(self.attributes)
+
+    @property
+    def codec(self) -> Codec:
+        """How frame values are stored."""
+        return self._layout.codec
 
     @property
     def frame_rate_hz(self) -> float:

@@ -7,6 +7,7 @@ after the other, uses `SlotWriter` itself.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     FORMAT_VERSION,
@@ -128,20 +130,23 @@ def read_attributes(store: Location) -> dict[str, Any]:
     return dict(attributes)
 
 
-def layout_of(attributes: dict[str, Any]) -> Layout:
+def layout_of(attributes: Mapping[str, Any]) -> Layout:
     """The shapes that a store's attributes spell out.
 
     Raises:
         DamagedError: They do not spell out any.
+        StoreError: Their codec is unknown to this version.
     """
     try:
+        identity = attributes.get("identity", {})
         return Layout(
             layers=tuple(attributes["layers"]),
             dim=attributes["feature_dim"],
             frames_per_unit=attributes["frames_per_unit"],
             utterances_per_slot=attributes["utterances_per_slot"],
+            codec=codec_of(identity.get("dtype", DEFAULT_CODEC.name)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
             f"the attributes in {ATTRIBUTES} are damaged ({error}); restore it from a copy"
         ) from error

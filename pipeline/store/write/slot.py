@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend, Location, PartialObject
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import ATTRIBUTES, Layout, index_key
 from pipeline.store.serialization import parquet_bytes
 
@@ -32,14 +33,14 @@ class UnitBuffer:
     `blank` each of its utterances, `seal` them, then hand it to a `SlotWriter`.
 
     Attributes:
-        frames: float16 [n_layers, frames_per_unit, dim].
+        frames: Stored values [n_layers, frames_per_unit, dim], of the codec's dtype.
         pooled: float32 [utterances_per_slot, n_layers, dim].
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.frames: npt.NDArray[np.float16] = np.empty(
-            (layout.n_layers, layout.frames_per_unit, layout.dim), np.float16
+        self.frames: Stored = np.empty(
+            (layout.n_layers, layout.frames_per_unit, layout.dim), layout.codec.dtype
         )
         self.pooled: npt.NDArray[np.float32] = np.empty(
             (layout.utterances_per_slot, layout.n_layers, layout.dim), np.float32
@@ -52,12 +53,12 @@ class UnitBuffer:
 
     def blank(self, start: int, stop: int) -> None:
         """Fills frames with NaN: they belong to nobody."""
-        self.frames[:, start:stop].fill(np.nan)
+        self.frames[:, start:stop].fill(self.layout.codec.fill)
 
     def seal(self, position: int, start: int, stop: int) -> tuple[int, ...]:
         """Pools and checksums an utterance whose frames have been put into their place.
 
-        The mean is taken over the stored float16 values, so that it can be verified from them.
+        The mean is taken over the stored values, so that it can be verified from them.
 
         Args:
             position: The utterance's place in the unit.
@@ -72,7 +73,7 @@ class UnitBuffer:
         return tuple(crc32c(layer) for layer in stored)
 
 
-def pool(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+def pool(stored: Stored) -> npt.NDArray[np.float32]:
     """Mean over frames, [n_layers, n_frames, dim] → [n_layers, dim], summed in float64."""
     mean = stored.mean(axis=1, dtype=np.float64)
     return np.asarray(mean, np.float32)
