@@ -154,11 +154,11 @@ class Driver:
         if claim.slot >= n_slots:
             resize(self.store.backend, self.store.layout, ledger.n_slots)
         rows = self.plan.unit_rows(unit)
-        probation = self._history.probation(unit)
+        isolation = self._history.isolation(unit)
         exclusive = self._history.is_exclusive(unit)
-        task = UnitTask(unit, claim.slot, claim.attempt, rows, probation, exclusive)
+        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive)
         audio_s = self._audio_s(pc.sum(rows["n_frames"]).as_py())
-        executor.submit(task, self._limit.limit_s(audio_s, on_probation=probation is not None))
+        executor.submit(task, self._limit.limit_s(audio_s, isolated=isolation is not None))
 
     def _needs_retry(self, outcome: Outcome) -> bool:
         """Record how an attempt ended and return whether to retry the unit.

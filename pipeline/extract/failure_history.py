@@ -1,4 +1,4 @@
-"""Worker failures of each unit: which units run separately, on probation, or are given up."""
+"""Worker failures of each unit: which units run separately, are isolated, or are given up."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pipeline.extract.executors.base import Cause, Outcome
 from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.run_log import now
 from pipeline.store.coordination.worker_failures import (
-    Death,
-    Probation,
-    judge,
-    read_deaths,
-    record_death,
-    take_trail,
+    Isolation,
+    WorkerFailure,
+    isolate,
+    read_failures,
+    record_failure,
+    take_marker,
 )
 
 
@@ -26,13 +26,13 @@ class FailureHistory:
 
     def __init__(self, backend: Backend, run_id: str) -> None:
         self._backend, self._run_id = backend, run_id
-        self._failures: dict[int, list[Death]] = {}
+        self._failures: dict[int, list[WorkerFailure]] = {}
         self._shared: set[int] = set()
         self.n_attempts: Counter[int] = Counter()
 
     def load(self) -> None:
         """Read the failures of earlier runs from the ledger."""
-        self._failures = read_deaths(self._backend)
+        self._failures = read_failures(self._backend)
 
     def is_exclusive(self, unit: int) -> bool:
         """Whether a unit must run without another unit in its worker.
@@ -42,28 +42,30 @@ class FailureHistory:
         """
         return bool(self._failures.get(unit)) or unit in self._shared
 
-    def probation(self, unit: int) -> Probation | None:
+    def isolation(self, unit: int) -> Isolation | None:
         """Return how to run a unit that failed repeatedly; None for any other unit."""
-        return judge(self._failures.get(unit, ()))
+        return isolate(self._failures.get(unit, ()))
 
     def add_shared(self, unit: int) -> None:
         """Record that a unit's worker was stopped because of another unit."""
         self._shared.add(unit)
 
-    def add(self, outcome: Outcome) -> Death:
+    def add(self, outcome: Outcome) -> WorkerFailure:
         """Record a failed attempt, in the ledger too, with the utterance that its worker tried.
 
         The attempt counts towards run.max_attempts unless the utterance is known or another unit
         may be the culprit.
         """
         task = outcome.task
-        position, name, signal = take_trail(self._backend, task.slot)
+        position, name, signal = take_marker(self._backend, task.slot)
         detail = outcome.detail
         if outcome.cause == Cause.DIED:
             detail = signal or "killed, or out of memory"
         cause = outcome.cause or Cause.FAILED
-        failure = Death(task.slot, task.unit, cause, detail, position, name, self._run_id, now())
-        record_death(self._backend, failure)
+        failure = WorkerFailure(
+            task.slot, task.unit, cause, detail, position, name, self._run_id, now()
+        )
+        record_failure(self._backend, failure)
         self._failures.setdefault(task.unit, []).append(failure)
         self.n_attempts[task.unit] += not (position is not None or outcome.is_ambiguous)
         return failure

@@ -13,7 +13,7 @@ from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.sources.base import Segment
 from pipeline.store.backend.base import Backend
-from pipeline.store.coordination.worker_failures import Probation
+from pipeline.store.coordination.worker_failures import Isolation
 from pipeline.store.format.layout import Layout
 
 
@@ -49,7 +49,7 @@ class UnitTask:
         slot: Slot to write to.
         attempt: Number of the attempt, from 1.
         rows: The unit's rows of the plan.
-        probation: For a unit whose workers failed repeatedly: try its utterances separately first.
+        isolation: For a unit whose workers failed repeatedly: try its utterances separately first.
         exclusive: Whether its worker must hold no other unit meanwhile, so that a failure of the
             worker has one culprit.
     """
@@ -58,7 +58,7 @@ class UnitTask:
     slot: int
     attempt: int
     rows: pa.Table
-    probation: Probation | None = None
+    isolation: Isolation | None = None
     exclusive: bool = False
 
 

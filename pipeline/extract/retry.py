@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
-from pipeline.store.coordination.worker_failures import forget_deaths
+from pipeline.store.coordination.worker_failures import forget_failures
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 
@@ -26,7 +26,7 @@ RENEWED = ("n_samples", "n_bytes", "fingerprint")
 def quarantined_rows(store: Location, plan: Plan) -> list[int]:
     """Source rows to try again: quarantined, not planned again yet, and with no piece stored.
 
-    What is known against their units is forgotten, so that the old deaths do not convict them anew.
+    The recorded failures of their units are removed, so that these are not isolated again.
     """
     table = index_files.read_index(store, columns=["row", "unit", "status"])
     lost = table.filter(pc.equal(table["status"], QUARANTINED))
@@ -38,7 +38,7 @@ def quarantined_rows(store: Location, plan: Plan) -> list[int]:
     np.maximum.at(latest, rows, units)
     found = dict(zip(*_pairs(lost), strict=True))  # later units win
     again = sorted(row for row, unit in found.items() if row not in stored and latest[row] <= unit)
-    forget_deaths(store, {found[row] for row in again})
+    forget_failures(store, {found[row] for row in again})
     return again
 
 

@@ -8,8 +8,8 @@ LIMIT_PER_AUDIO_S = 20.0
 """Limit per second of audio before any unit has been committed."""
 LIMIT_PER_SLOWEST = 10.0
 """Limit as a multiple of the slowest unit's time per second of audio, after that."""
-PROBATION_FACTOR = 3.0
-"""Factor for a unit on probation: each utterance is encoded separately, too."""
+ISOLATION_FACTOR = 3.0
+"""Factor for an isolated unit: each utterance is encoded separately, too."""
 
 
 class TimeLimit:
@@ -23,9 +23,9 @@ class TimeLimit:
         """Record how long a committed unit took."""
         self._slowest = max(self._slowest or 0.0, wall_s / max(audio_s, 1.0))
 
-    def limit_s(self, audio_s: float, *, on_probation: bool) -> float:
+    def limit_s(self, audio_s: float, *, isolated: bool) -> float:
         """Return the limit for a unit with `audio_s` seconds of audio."""
-        factor = PROBATION_FACTOR if on_probation else 1
+        factor = ISOLATION_FACTOR if isolated else 1
         if self._configured_s is not None:
             return self._configured_s * factor
         per_audio_s = LIMIT_PER_AUDIO_S

@@ -26,7 +26,7 @@ from pipeline.extract.stages.encode import Filler
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
-from pipeline.store.coordination.worker_failures import Probation, Trail
+from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
 from pipeline.store.format import records
 from pipeline.store.format.records import Record, records_table
 from pipeline.store.write.slot import CommitOutcome, SlotWriter, UnitBuffer
@@ -87,9 +87,9 @@ class Worker:
     def prefetch(self, task: UnitTask) -> None:
         """Start decoding a unit before `extract` or `begin` is called for it; thread-safe.
 
-        A unit on probation is not prefetched: its utterances are tried one by one.
+        An isolated unit is not prefetched: its utterances are tried one by one.
         """
-        if task.probation is None:
+        if task.isolation is None:
             self._decoder.begin(task)
 
     def extract(self, task: UnitTask) -> UnitReport:
@@ -118,8 +118,8 @@ class Worker:
         self._watch.take()  # drop the times of a unit that failed
         with self._watch.host("wait"):
             self._wait_for_buffer()
-        if task.probation is not None:
-            self._try_each(task, task.probation)
+        if task.isolation is not None:
+            self._try_each(task, task.isolation)
         with self._watch.host("wait"):
             unit.utterances = self._decoder.take(task)
         try:
@@ -163,14 +163,14 @@ class Worker:
                 "every node reads the same data"
             )
 
-    def _try_each(self, task: UnitTask, probation: Probation) -> None:
+    def _try_each(self, task: UnitTask, isolation: Isolation) -> None:
         """Decode and encode each utterance separately, to find the one that fails the worker."""
-        with Trail(self._job.backend, task.slot) as trail:
+        with UtteranceMarker(self._job.backend, task.slot) as marker:
             for row in task.rows.to_pylist():
                 position = row["position"]
-                if position < probation.start or position in probation.guilty:
+                if position < isolation.start or position in isolation.culprits:
                     continue
-                trail.at(position, row["id"])
+                marker.set(position, row["id"])
                 item = self._decoder.decode(row)
                 self._filler.place([item])
                 self._filler.fill([item], lambda item: None)

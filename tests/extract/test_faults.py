@@ -29,10 +29,10 @@ from pipeline.store.coordination.ledger import Ledger, read_claims
 from pipeline.store.coordination.worker_failures import (
     DIED,
     HUNG,
-    Death,
-    judge,
-    read_deaths,
-    record_death,
+    WorkerFailure,
+    isolate,
+    read_failures,
+    record_failure,
 )
 from pipeline.store.format.layout import ledger_key
 from pipeline.store.maintain.status import Status, read_status
@@ -119,7 +119,7 @@ def unit_of(store: Path, name: str) -> int:
 def test_a_file_that_kills_its_worker_costs_only_itself(
     folder: Path, quiet: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    """Two deaths, one seen by an earlier driver, put its unit on probation; two more convict it.
+    """Two failures, one of an earlier run, isolate its unit; two more make the file the culprit.
 
     The store is that of a run in which the file was unreadable from the start.
     """
@@ -128,7 +128,7 @@ def test_a_file_that_kills_its_worker_costs_only_itself(
     run.plan(load_config(overrides(folder, rough)))
     ledger = Ledger.open(rough, len(list(quiet.glob("index/*"))))
     slot = ledger.claim(unit, "earlier", "ray", "then").slot
-    record_death(rough, Death(slot, unit, DIED, "SIGSEGV", None, None, "earlier", "then"))
+    record_failure(rough, WorkerFailure(slot, unit, DIED, "SIGSEGV", None, None, "earlier", "then"))
     status = faulty_extract(folder, rough, Faulty(POISON, "SIGSEGV"), *RAY)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
     reason = "killed its worker twice (SIGSEGV)"
@@ -136,7 +136,7 @@ def test_a_file_that_kills_its_worker_costs_only_itself(
     faulty_extract(folder, reference, Faulty(POISON, reason), *INLINE)
     assert contents(rough) == contents(reference)
     assert verify_store(rough).ok
-    deaths = read_deaths(rough)
+    deaths = read_failures(rough)
     assert list(deaths) == [unit]
     assert [death.id for death in deaths[unit]] == [None, None, POISON, POISON]
     assert max(claim.attempt for claim in read_claims(rough) if claim.unit == unit) == 5
@@ -161,7 +161,7 @@ def test_a_decode_that_hangs_is_ended(
     assert time.monotonic() - began < 60
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert contents(tmp_path / "s") == contents(quiet)
-    [[death]] = read_deaths(tmp_path / "s").values()
+    [[death]] = read_failures(tmp_path / "s").values()
     assert (death.cause, death.detail) == (HUNG, "4 s")
 
 
@@ -186,7 +186,7 @@ def test_a_file_that_kills_while_another_unit_is_encoded_costs_only_itself(
     assert quarantined(rough) == {poison: reason}
     faulty_extract(folder, reference, Faulty(poison, reason), *INLINE)
     assert contents(rough) == contents(reference)
-    deaths = {unit: [death.id for death in found] for unit, found in read_deaths(rough).items()}
+    deaths = {unit: [death.id for death in found] for unit, found in read_failures(rough).items()}
     assert deaths == {0: [None], 1: [None, None, poison, poison]}
     assert verify_store(rough).ok
 
@@ -198,7 +198,7 @@ def test_a_file_that_hangs_while_another_unit_is_encoded_costs_only_its_own_unit
     decoder = Faulty(first_clip(quiet, 1), "hang", once=tmp_path / "hung")
     faulty_extract(folder, tmp_path / "s", decoder, *RAY, "run.unit_timeout_s=4")
     assert contents(tmp_path / "s") == contents(quiet)
-    [(unit, [death])] = read_deaths(tmp_path / "s").items()
+    [(unit, [death])] = read_failures(tmp_path / "s").items()
     assert (unit, death.cause) == (1, HUNG)
     attempts = Counter(claim.unit for claim in read_claims(tmp_path / "s"))
     assert [attempts[unit] for unit in range(4)] == [1, 2, 2, 1]
@@ -207,20 +207,20 @@ def test_a_file_that_hangs_while_another_unit_is_encoded_costs_only_its_own_unit
 def test_only_what_was_in_hand_twice_is_guilty() -> None:
     """One death convicts nobody, nor do two of different utterances, nor two unexplained ones."""
 
-    def death(position: int | None, cause: str = DIED) -> Death:
-        return Death(0, 0, cause, "SIGBUS", position, None, "r", "t")
+    def death(position: int | None, cause: str = DIED) -> WorkerFailure:
+        return WorkerFailure(0, 0, cause, "SIGBUS", position, None, "r", "t")
 
-    assert judge([]) is None
-    assert judge([death(None)]) is None
-    found = judge([death(None), death(None)])
+    assert isolate([]) is None
+    assert isolate([death(None)]) is None
+    found = isolate([death(None), death(None)])
     assert found is not None
-    assert (found.start, dict(found.guilty)) == (0, {})
-    found = judge([death(None), death(None), death(3), death(5)])
+    assert (found.start, dict(found.culprits)) == (0, {})
+    found = isolate([death(None), death(None), death(3), death(5)])
     assert found is not None
-    assert (found.start, dict(found.guilty)) == (5, {})
-    found = judge([death(None), death(None), death(3), death(5), death(5, HUNG)])
+    assert (found.start, dict(found.culprits)) == (5, {})
+    found = isolate([death(None), death(None), death(3), death(5), death(5, HUNG)])
     assert found is not None
-    assert dict(found.guilty) == {5: "held its worker twice for more than SIGBUS"}
+    assert dict(found.culprits) == {5: "held its worker twice for more than SIGBUS"}
 
 
 def test_an_interrupt_drops_the_unit_in_hand(folder: Path, quiet: Path, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_sigterm_lets_units_in_flight_end(folder: Path, quiet: Path, tmp_path: P
     assert f"stopped by SIGTERM; {done} of {total} units are committed and safe" in said
     assert "run the same command again" in said
     assert not (store / "lease.json").exists()
-    claims, deaths = read_claims(store), read_deaths(store)
+    claims, deaths = read_claims(store), read_failures(store)
     assert len(claims) == done  # nothing was dropped
     assert not deaths
     extract(folder, store, *INLINE)
@@ -396,7 +396,7 @@ def test_the_death_of_the_driver_is_held_against_no_unit(
         Ledger.open(tmp_path / "s", 8).claim(0, "killed", "ray", "then")
     extract(folder, tmp_path / "s", *INLINE)
     assert contents(tmp_path / "s") == contents(quiet)
-    assert not read_deaths(tmp_path / "s")
+    assert not read_failures(tmp_path / "s")
     claim = json.loads((tmp_path / "s" / ledger_key(12)).read_text())
     assert (claim["unit"], claim["attempt"]) == (0, 6)
 
@@ -446,7 +446,7 @@ class TestRetryQuarantined:
         """Deaths are forgotten, else the mended decoder would never see the file."""
         store = tmp_path / "s"
         faulty_extract(folder, store, Faulty(POISON, "memory"), *INLINE)
-        assert read_deaths(store)
+        assert read_failures(store)
         status = extract(folder, store, *INLINE, "retry_quarantined=true")
         assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
-        assert not read_deaths(store)
+        assert not read_failures(store)

@@ -16,7 +16,7 @@ from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.executors import ray as ray_module
 from pipeline.extract.worker import UnitReport
-from pipeline.store.coordination.worker_failures import read_deaths
+from pipeline.store.coordination.worker_failures import read_failures
 from pipeline.store.maintain.verify import verify_store
 from tests.extract.test_run import contents, extract, overrides
 from tests.helpers.corpus import write_folder
@@ -112,7 +112,7 @@ def test_the_loss_of_a_node_is_held_against_no_unit(
     assert watch.acted_s
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert len({worker for when, worker in watch.workers if when > watch.acted_s + 5}) <= 1
-    assert not read_deaths(tmp_path / "s"), watch.notes
+    assert not read_failures(tmp_path / "s"), watch.notes
     assert contents(tmp_path / "s") == contents(quiet)
     assert verify_store(tmp_path / "s").ok
 

@@ -13,7 +13,7 @@ from pipeline.extract import run
 from pipeline.store.backend.memory import MemoryBackend
 from pipeline.store.coordination.lease import Lease, live_holder
 from pipeline.store.coordination.run_log import read_log
-from pipeline.store.coordination.worker_failures import Trail, take_trail
+from pipeline.store.coordination.worker_failures import UtteranceMarker, take_marker
 from pipeline.store.format.layout import LEASE_LOCK, LOG, PLAN
 from pipeline.store.maintain.inspection import describe_store
 from pipeline.store.maintain.status import read_status
@@ -92,19 +92,19 @@ def test_one_driver_at_a_time() -> None:
     assert live_holder(backend) is None
 
 
-def test_the_trail_of_a_careful_attempt_outlives_an_error() -> None:
-    """Its utterance is found afterwards; a trail that ends well is removed."""
+def test_the_marker_of_an_isolated_attempt_outlives_an_error() -> None:
+    """Its utterance is found afterwards; the marker of an attempt that ends well is removed."""
     backend = MemoryBackend()
 
     def fail() -> None:
-        with Trail(backend, 3) as trail:
-            trail.at(7, "clip-7")
+        with UtteranceMarker(backend, 3) as marker:
+            marker.set(7, "clip-7")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert take_trail(backend, 3) == (7, "clip-7", "")
-    assert take_trail(backend, 3) == (None, None, "")
-    with Trail(backend, 4) as trail:
-        trail.at(8, "clip-8")
+    assert take_marker(backend, 3) == (7, "clip-7", "")
+    assert take_marker(backend, 3) == (None, None, "")
+    with UtteranceMarker(backend, 4) as marker:
+        marker.set(8, "clip-8")
     assert contents(backend) == {}

@@ -14,8 +14,8 @@ from pipeline.store.backend.local import LocalBackend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import read_log
-from pipeline.store.coordination.worker_failures import DIED, Death, record_death
-from pipeline.store.format.layout import INDEX_CACHE, Layout, index_key, ledger_key, trail_key
+from pipeline.store.coordination.worker_failures import DIED, WorkerFailure, record_failure
+from pipeline.store.format.layout import INDEX_CACHE, Layout, index_key, ledger_key, marker_key
 from pipeline.store.index import read_unit
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
@@ -177,7 +177,7 @@ def test_garbage_is_named_and_swept(quiet: Path, store: Path) -> None:
         path = store / layout.shard_key(0, slot)
         path.parent.mkdir(parents=True)
         path.write_bytes(b"orphan")
-    (store / trail_key(dead)).write_text("{}")
+    (store / marker_key(dead)).write_text("{}")
     half = [store / "index" / "unit-9.parquet.0a.partial", shard(store).with_name("0.1b.partial")]
     for path in half:
         path.write_bytes(b"half")
@@ -208,7 +208,7 @@ def test_foreign_files_are_named_and_left_alone(store: Path, key: str) -> None:
 def test_an_unreadable_claim_is_written_anew(folder: Path, quiet: Path, store: Path) -> None:
     """It would stop every run; deaths beside it are none, and stay."""
     (store / ledger_key(1)).write_text("")
-    record_death(store, Death(1, 1, DIED, "SIGSEGV", None, None, "r", "t"))
+    record_failure(store, WorkerFailure(1, 1, DIED, "SIGSEGV", None, None, "r", "t"))
     with pytest.raises(DamagedError, match="--repair"):
         verify_store(store)
     fixed = repair_store(store)

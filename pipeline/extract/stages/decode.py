@@ -89,7 +89,7 @@ class Decoder:
         """Start to decode a unit, unless it has been started. Errors are raised by `take`."""
         if task.slot in self._futures:
             return
-        culprits = task.probation.guilty if task.probation else {}
+        culprits = task.isolation.culprits if task.isolation else {}
         self._futures[task.slot] = [
             self._pool.submit(self.decode, row, culprits.get(row["position"]))
             for row in task.rows.to_pylist()

@@ -1,10 +1,10 @@
-"""How attempts died, and whom that makes suspect.
+"""Records of failed attempts, and the search for the utterances that caused them.
 
-A unit that took two workers with it is done carefully: the worker encodes its utterances one by
-one, and before each leaves word of it on a trail. An utterance that stands on the trail of two
-dead attempts is guilty: it is quarantined, and the rest of its unit commits. Deaths are files of
-the ledger, so suspicion survives the driver. Only a driver that lives records one: its own death,
-or the loss of a node, is held against nobody.
+After `FAILURE_LIMIT` failed attempts a unit is isolated: the worker first encodes its utterances
+one by one, and names each in a marker before it starts. An utterance that is named by the markers
+of `FAILURE_LIMIT` failed attempts is a culprit: it is quarantined, and the rest of its unit
+commits. The records are files of the ledger, so they outlive the driver. Only a running driver
+writes one: neither its own failure nor the loss of a node counts against a unit.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipeline import files
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.format.layout import LEDGER_DIR, death_key, trail_key
+from pipeline.store.format.layout import LEDGER_DIR, failure_key, marker_key
 from pipeline.store.serialization import json_bytes
 
 DIED, HUNG, FAILED = "died", "hung", "failed"
-DEATHS_TO_SUSPECT = 2
-"""Deaths of a unit after which it is done carefully, and of an utterance after which it is out."""
+FAILURE_LIMIT = 2
+"""Failures after which a unit is isolated, and after which an utterance is quarantined."""
 
 _REASONS = {
     DIED: "killed its worker twice ({})",
@@ -45,17 +45,17 @@ _SIGNALS = {
 
 
 @dataclass(frozen=True)
-class Death:
-    """How one attempt ended that did not end well.
+class WorkerFailure:
+    """One failed attempt.
 
     Attributes:
-        slot: The attempt's slot.
-        unit: The unit.
+        slot: Slot of the attempt.
+        unit: Number of the unit.
         cause: died, hung or failed.
-        detail: The signal, the limit or the error.
-        position: The utterance in hand, if the attempt was a careful one; its place in the unit.
-        id: Its id.
-        run_id: Run of the driver that saw it.
+        detail: The signal, the time limit or the error.
+        position: Position in the unit of the utterance that the marker named; None without one.
+        id: Id of that utterance.
+        run_id: Run of the driver that recorded the failure.
         time: UTC, ISO 8601.
     """
 
@@ -70,67 +70,69 @@ class Death:
 
 
 @dataclass(frozen=True)
-class Probation:
-    """How to do a unit that is under suspicion.
+class Isolation:
+    """How to run a unit whose utterances must be tried one by one.
 
     Attributes:
-        start: Position of the first utterance to try alone; those before it have passed.
-        guilty: Reason for each position that is to be quarantined.
+        start: Position of the first utterance to try; those before it have passed.
+        culprits: Quarantine reason of each culprit, by position.
     """
 
     start: int = 0
-    guilty: Mapping[int, str] = field(default_factory=dict)
+    culprits: Mapping[int, str] = field(default_factory=dict)
 
 
-def judge(deaths: Sequence[Death]) -> Probation | None:
-    """What follows from the deaths of one unit; None as long as it is no suspect."""
-    if len(deaths) < DEATHS_TO_SUSPECT:
+def isolate(failures: Sequence[WorkerFailure]) -> Isolation | None:
+    """Return how to isolate a unit with these failures; None if they are too few for that."""
+    if len(failures) < FAILURE_LIMIT:
         return None
-    named = [death for death in deaths if death.position is not None]
-    counts = Counter(death.position for death in named)
-    guilty = {
-        death.position: _REASONS.get(death.cause, "{}").format(death.detail)
-        for death in named
-        if death.position is not None and counts[death.position] >= DEATHS_TO_SUSPECT
+    marked = [(item.position, item) for item in failures if item.position is not None]
+    counts = Counter(position for position, _ in marked)
+    culprits = {
+        position: _REASONS.get(item.cause, "{}").format(item.detail)
+        for position, item in marked
+        if counts[position] >= FAILURE_LIMIT
     }
-    return Probation(max((d.position for d in named if d.position is not None), default=0), guilty)
+    return Isolation(max(counts, default=0), culprits)
 
 
-def record_death(store: Location, death: Death) -> None:
-    """Keeps a death, once and for all drivers to come."""
-    open_backend(store).put_if_absent(death_key(death.slot), [json_bytes(asdict(death))])
+def record_failure(store: Location, failure: WorkerFailure) -> None:
+    """Add a failure to the ledger; the first record for a slot is final."""
+    key = failure_key(failure.slot)
+    open_backend(store).put_if_absent(key, [json_bytes(asdict(failure))])
 
 
-def read_deaths(store: Location) -> dict[int, list[Death]]:
-    """The deaths of each unit, by slot; one that cannot be read accuses nobody."""
+def read_failures(store: Location) -> dict[int, list[WorkerFailure]]:
+    """Read the failures of each unit, ordered by slot; unreadable records are skipped."""
     backend = open_backend(store)
-    found: dict[int, list[Death]] = {}
+    found: dict[int, list[WorkerFailure]] = {}
     for name in backend.children(LEDGER_DIR):
         if not fnmatch(name, "slot-*.died.json"):
             continue
         with suppress(OSError, ValueError, TypeError):
-            death = Death(**json.loads(backend.read(f"{LEDGER_DIR}/{name}")))
-            found.setdefault(death.unit, []).append(death)
-    return {unit: sorted(deaths, key=lambda death: death.slot) for unit, deaths in found.items()}
+            failure = WorkerFailure(**json.loads(backend.read(f"{LEDGER_DIR}/{name}")))
+            found.setdefault(failure.unit, []).append(failure)
+    return {unit: sorted(items, key=lambda item: item.slot) for unit, items in found.items()}
 
 
-def forget_deaths(store: Location, units: Iterable[int]) -> None:
-    """Gives units another chance: what is known against them is removed."""
-    backend, pardoned = open_backend(store), set(units)
-    for unit, deaths in read_deaths(backend).items():
-        for death in deaths if unit in pardoned else ():
-            backend.delete(death_key(death.slot))
+def forget_failures(store: Location, units: Iterable[int]) -> None:
+    """Remove the failures of some units, so that their utterances are tried again."""
+    backend, forgotten = open_backend(store), set(units)
+    for unit, failures in read_failures(backend).items():
+        for failure in failures if unit in forgotten else ():
+            backend.delete(failure_key(failure.slot))
 
 
-class Trail:
-    """Says which utterance a careful attempt has in hand, in a file that outlives its process.
+class UtteranceMarker:
+    """Names the utterance that an isolated attempt is trying, in a file that outlives its process.
 
-    Left behind if the block ends in an error or the process dies. Where the store's objects are
-    files of this machine, Python's fault handler adds the signal that the process catches.
+    The marker is removed when the `with` block ends well, and left when it ends in an error or the
+    process dies. Where the store's objects are files of this machine, Python's fault handler
+    appends the signal that the process received.
     """
 
     def __init__(self, store: Location, slot: int) -> None:
-        self._backend, self._key = open_backend(store), trail_key(slot)
+        self._backend, self._key = open_backend(store), marker_key(slot)
         self._path = self._backend.local_path(self._key)
         self._file: IO[bytes] | None = None
 
@@ -155,8 +157,8 @@ class Trail:
         if error is None:
             self._backend.delete(self._key)
 
-    def at(self, position: int, name: str) -> None:
-        """Notes the utterance that is about to be tried."""
+    def set(self, position: int, name: str) -> None:
+        """Name the utterance that is tried next: its position in the unit, and its id."""
         line = json.dumps({"position": position, "id": name}).encode() + b"\n"
         if self._path is None or self._file is None:
             self._backend.put(self._key, [line])
@@ -167,19 +169,19 @@ class Trail:
             self._file.write(line)
 
 
-def take_trail(store: Location, slot: int) -> tuple[int | None, str | None, str]:
-    """Reads and removes the trail of an attempt that has ended.
+def take_marker(store: Location, slot: int) -> tuple[int | None, str | None, str]:
+    """Read and remove the marker of an attempt that has ended.
 
     Returns:
-        Position and id of the utterance in hand, None if there was none, and the signal that its
-        process caught, if any.
+        Position and id of the utterance, None without a marker; and the signal that its process
+        received, empty if it is unknown.
     """
-    backend, key = open_backend(store), trail_key(slot)
+    backend, key = open_backend(store), marker_key(slot)
     try:
         line, _, rest = backend.read(key).decode(errors="replace").partition("\n")
-        word: dict[str, Any] = json.loads(line)
+        marked: dict[str, Any] = json.loads(line)
         backend.delete(key)
     except (OSError, ValueError, StoreError):
         return None, None, ""
     fault = rest.partition("Fatal Python error: ")[2].partition("\n")[0].strip()
-    return word.get("position"), word.get("id"), _SIGNALS.get(fault, fault)
+    return marked.get("position"), marked.get("id"), _SIGNALS.get(fault, fault)

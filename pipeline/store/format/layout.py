@@ -51,13 +51,13 @@ def ledger_key(slot: int) -> str:
     return f"{LEDGER_DIR}/slot-{slot}.json"
 
 
-def death_key(slot: int) -> str:
-    """Path of the note on how the attempt in `slot` died, relative to the store."""
+def failure_key(slot: int) -> str:
+    """Path of the record of the failed attempt in `slot`, relative to the store."""
     return f"{LEDGER_DIR}/slot-{slot}.died.json"
 
 
-def trail_key(slot: int) -> str:
-    """Path of the trail that a careful attempt in `slot` leaves, relative to the store."""
+def marker_key(slot: int) -> str:
+    """Path of the marker of an isolated attempt in `slot`, relative to the store."""
     return f"{LEDGER_DIR}/slot-{slot}.trail"
 
 

@@ -17,7 +17,7 @@ from pipeline.store.format.layout import (
     LEDGER_DIR,
     POOLED,
     Layout,
-    trail_key,
+    marker_key,
 )
 from pipeline.store.write.documents import discard_slot
 
@@ -53,7 +53,7 @@ def sweep(store: Location, layout: Layout) -> list[int]:
     ]
     swept = []
     for claim in failed:
-        backend.delete(trail_key(claim.slot))
+        backend.delete(marker_key(claim.slot))
         if claim.unit in winners and slot_has_data(backend, layout, claim.slot):
             discard_slot(backend, layout, claim.slot)
             swept.append(claim.slot)
