@@ -1,5 +1,6 @@
-"""The command `strata`: verbs, progress bars and tables.
+"""The command `strata`.
 
-In: the command line. Out: the answer on stdout, everything else on stderr, and an exit code.
-`app.py` has the verbs; nothing imports this room.
+In: the command line. Out: the answer on stdout, messages and progress on stderr, and an exit code.
+`app.py` has the verbs, `progress.py` the observers on the terminal, `tables.py` the printed
+results, `output.py` exit codes, errors, JSON and signals. No other room imports this one.
 """

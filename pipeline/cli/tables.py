@@ -1,39 +1,176 @@
-"""What a person at a terminal sees of a sweep: progress while it lasts, a table when it is over."""
+"""Results of the verbs: what is printed at the end, and the objects of `--json`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.progress import Bars, duration
-from pipeline.events import Observer
-
 if TYPE_CHECKING:
+    from pipeline.encoders.selfcheck import SelfCheck
+    from pipeline.extract.planning import Estimate
     from pipeline.probing.results import LayerScore, Sweep
+    from pipeline.store.maintain.repair import Repair
+    from pipeline.store.maintain.status import Status
+    from pipeline.store.maintain.verify import Verification
 
 
-class SweepProgress(Bars, Observer):
-    """Shows how many heads are trained; where there is no terminal, only notes are printed."""
+def duration(seconds: float | None) -> str:
+    """Format seconds for people: 48.0 s, 3 min 05 s, 2 h 07 min."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._heads = self._progress.add_task("heads", total=None)
 
-    def note(self, line: str) -> None:
-        """Prints a line."""
-        self._console.print(line, markup=False)
+def show_estimate(console: Console, found: Estimate) -> None:
+    """Print the size of a plan."""
+    console.print(
+        f"{found.utterances:,} utterances, {found.hours:.2f} h of audio → {found.units:,} units of "
+        f"{found.frames_per_unit:,} frames, {found.frames:,} frames, {found.bytes / 1e9:.2f} GB on "
+        f"disk ({found.free_bytes / 1e9:.1f} GB free)"
+    )
+    if found.unreadable:
+        console.print(f"{found.unreadable} have no readable header and will be quarantined")
 
-    def head_trained(self, done: int, total: int) -> None:
-        """Moves the bar."""
-        self._progress.update(self._heads, completed=done, total=total)
+
+def show_status(console: Console, status: Status) -> None:
+    """Print the progress of a store."""
+    console.print(
+        f"{status.units_committed:,} of {status.units_total:,} units committed, "
+        f"{status.utterances_ok:,} of {status.utterances_total:,} utterances, "
+        f"{status.utterances_quarantined:,} quarantined, {status.audio_seconds / 3600:.3f} h of "
+        f"audio in {duration(status.wall_seconds)}"
+    )
+    if status.realtime_factor:
+        eta = f", {duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
+        console.print(f"{status.realtime_factor:.1f}× real time{eta}")
+    if status.seconds:
+        total = sum(status.seconds.values()) or 1.0
+        parts = ", ".join(f"{stage} {spent / total:.0%}" for stage, spent in status.seconds.items())
+        console.print(f"workers' time: {parts}")
+    if status.utterances_fp32:
+        console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
+    for reason, count in list(status.reasons.items())[:10]:
+        console.print(f"  quarantined {count}: {reason}", markup=False)
+    if status.live:
+        console.print(f"run {status.run_id} is running")
+
+
+def show_verification(console: Console, found: Verification, repair: Repair | None) -> None:
+    """Print damaged units, stray files, the verdict, and what was repaired."""
+    for damage in found.damages:
+        console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
+    for stray in found.strays:
+        console.print(f"{stray.path}: {stray.what}", markup=False)
+    verdict = "sound" if found.ok else f"{len(found.damaged_units)} units are DAMAGED"
+    console.print(
+        f"{found.units_committed} of {found.units_total} units checked, "
+        f"{found.utterances_ok} utterances, {found.n_bytes / 1e9:.2f} GB: {verdict}"
+    )
+    if repair:
+        console.print(repair.summary())
+
+
+def verification_document(found: Verification, repair: Repair | None) -> dict[str, Any]:
+    """Return the JSON object of `verify`."""
+    return {
+        "ok": found.ok,
+        "damaged_units": found.damaged_units,
+        "problems": [asdict(damage) for damage in found.damages],
+        "units_committed": found.units_committed,
+        "units_total": found.units_total,
+        "utterances_ok": found.utterances_ok,
+        "utterances_quarantined": found.utterances_quarantined,
+        "bytes": found.n_bytes,
+        "strays": [asdict(stray) for stray in found.strays],
+        "repaired_units": repair.units if repair else [],
+    }
+
+
+def show_facts(console: Console, facts: dict[str, Any], indent: str = "") -> None:
+    """Print nested facts, one a line."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            console.print(f"{indent}{key}", style="bold", markup=False)
+            show_facts(console, value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            console.print(f"{indent}{key}", style="bold", markup=False)
+            for item in value:
+                line = "  ".join(f"{name} {shown}" for name, shown in item.items())
+                console.print(f"{indent}  {line}", markup=False)
+        else:
+            shown = duration(value) if key.endswith("_seconds") else value
+            console.print(f"{indent}{key}: {shown}", markup=False)
+
+
+def show_layers(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], page: Path
+) -> None:
+    """Print the table of layer statistics and the path of the report."""
+    table = Table(box=None, pad_edge=False)
+    for name in head:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"report: {page}", markup=False)
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """Return name, size and cost of the encoders that are known by name."""
+    from pipeline.encoders.wav2vec2.bundles import registry
+
+    return [
+        {
+            "name": spec.name,
+            "layers": spec.n_layers,
+            "dim": spec.dim,
+            "parameters": spec.n_parameters(),
+            "gb_per_hour": round(spec.bytes_per_hour / 1e9, 3),
+        }
+        for spec in registry().values()
+    ]
+
+
+def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print the encoders that are known by name."""
+    table = Table("model", "layers", "dim", "parameters", "GB per audio hour", box=None)
+    for row in rows:
+        count = f"{row['parameters'] / 1e6:,.1f} M"
+        numbers = (str(row["layers"]), str(row["dim"]), count, f"{row['gb_per_hour']:.2f}")
+        table.add_row(str(row["name"]), *numbers)
+    console.print(table)
+    console.print("and any Hugging Face checkpoint of the family: model=hf model.name=ID_OR_DIR")
+
+
+def show_selfcheck(console: Console, found: SelfCheck) -> None:
+    """Print the largest relative error of each layer and the verdict."""
+    from pipeline.store.format.codecs import DEFAULT_CODEC
+
+    table = Table("layer", "alone vs batch", f"{found.precision} vs fp32", box=None)
+    for row in zip(found.layers, found.alone_vs_batch, found.precision_vs_fp32, strict=True):
+        table.add_row(str(row[0]), f"{row[1]:.1e}", f"{row[2]:.1e}")
+    console.print(table)
+    verdict = "within" if found.ok else "NOT within"
+    console.print(
+        f"{found.model} in {found.precision}, {found.n_waveforms} clips, {found.audio_s:.1f} s: "
+        f"largest relative errors per layer, {verdict} the {found.tolerance:g} that rounding "
+        f"explains; {found.n_misfits} clips do not fit {DEFAULT_CODEC.name}"
+    )
 
 
 def show_sweep(console: Console, found: Sweep, page: Path) -> None:
-    """Prints the scores, what they are worth, and where the report is."""
+    """Print the scores, their uncertainty and baselines, and the path of the report."""
     folds = f", {len(found.test_ids)} folds" if len(found.test_ids) > 1 else ""
     console.print(
         f"{found.task} on {', '.join(found.labels)}: {found.n_train:,} utterances to train, "

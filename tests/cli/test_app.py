@@ -14,7 +14,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from pipeline.cli.app import _signals_to, app
+from pipeline.cli.app import app
+from pipeline.cli.output import signals_to
 from pipeline.config import config_folder
 from pipeline.encoders.wav2vec2.bundles import registry
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
@@ -235,7 +236,7 @@ def test_a_signal_after_the_run_has_stopped_ends_at_once(asked: bool) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     heard: list[str] = []
     try:
-        with _signals_to(heard.append):
+        with signals_to(heard.append):
             if asked:
                 os.kill(os.getpid(), signal.SIGTERM)
         assert heard == ["SIGTERM"] * asked
