@@ -77,8 +77,8 @@ GUARDS = (
     Guard(
         "gain of the waveform forgotten in the folded GroupNorm",
         "encoders/wav2vec2/frontend.py",
-        "spread.clamp_min(0.0) * gain**2",
-        "spread.clamp_min(0.0)",
+        "variance.clamp_min(0.0) * gain**2",
+        "variance.clamp_min(0.0)",
     ),
     Guard(
         "last frame sees the neighbour's samples",
@@ -107,14 +107,14 @@ GUARDS = (
     Guard(
         "positional convolution over the neighbour, direct",
         "encoders/wav2vec2/position.py",
-        "own = torch.split(x.to(weight.dtype), list(counts))",
-        "own, counts = (x.to(weight.dtype),), [sum(counts)]",
+        "parts = torch.split(x.to(weight.dtype), list(counts))",
+        "parts, counts = (x.to(weight.dtype),), [sum(counts)]",
     ),
     Guard(
         "attention over the neighbours",
         "encoders/wav2vec2/transformer.py",
         "        spans = find_spans(counts, self._n_heads)\n",
-        "        spans = [Span(slice(0, n_own), 1, n_own)]\n",
+        "        spans = [Span(slice(0, n_frames), 1, n_frames)]\n",
     ),
     Guard(
         "WavLM without its position bias",
@@ -125,8 +125,8 @@ GUARDS = (
     Guard(
         "WavLM's position bias without its gate",
         "encoders/wav2vec2/transformer.py",
-        "bias = own[..., None] * position_bias[",
-        "bias = torch.ones_like(own[..., None]) * position_bias[",
+        "bias = gates[..., None] * position_bias[",
+        "bias = torch.ones_like(gates[..., None]) * position_bias[",
     ),
     Guard(
         "residual stream in the precision of the products",

@@ -1,4 +1,4 @@
-"""A quick look at how far an encoder can be trusted, on the audio and the machine at hand."""
+"""Self-check of an encoder: its errors on the given audio and on this machine."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 from pipeline.encoders.base import Encoder
 from pipeline.store.format.codecs import DEFAULT_CODEC
 
-# Largest relative errors that rounding explains; a padding leak or wrong weights exceed them all.
+# Largest relative errors due to rounding. A leak between batch-mates exceeds them.
 _TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 6e-2}
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Largest relative errors per layer over a handful of waveforms; `asdict` is ready for JSON.
+    """Largest relative error of each layer over a few waveforms; `asdict` is ready for JSON.
 
-    The relative error of a layer of an utterance is max |a - b| / max |b| over its frames and
-    features; the largest over the utterances is kept.
+    The relative error of a layer is max |a - b| / max |b| over the frames and features of an
+    utterance.
 
     Attributes:
-        model: name of the model.
-        precision: precision checked.
-        layers: layers, in the order of the errors.
-        n_waveforms: number of waveforms.
-        audio_s: their total length, in seconds.
-        alone_vs_batch: each waveform alone against the same among all the others.
-        precision_vs_fp32: the precision against fp32, both alone; zeros where it is fp32.
-        n_misfits: waveforms with a value that is not finite or does not fit float16.
-        tolerance: the largest error that rounding in this precision explains.
-        ok: whether every error is within the tolerance and every value fits.
+        model: Name of the model.
+        precision: Precision that was checked.
+        layers: Layers, in the order of the errors.
+        n_waveforms: Number of waveforms.
+        audio_s: Total length of the waveforms in seconds.
+        alone_vs_batch: Errors of each waveform encoded separately against all in one batch.
+        precision_vs_fp32: Errors of the precision against fp32, encoded separately; zeros for fp32.
+        n_misfits: Waveforms with a value that is not finite or exceeds the range of float16.
+        tolerance: Largest error due to rounding in this precision.
+        ok: Whether all errors are within the tolerance and there are no misfits.
     """
 
     model: str
@@ -48,36 +48,36 @@ class SelfCheck:
 
 
 def relative_errors(found: Tensor, reference: Tensor) -> Tensor:
-    """Relative error of each layer, max |found - reference| / max |reference|.
+    """Compute the relative error of each layer, max |found - reference| / max |reference|.
 
     Args:
         found: `[n_layers, n_frames, dim]`.
-        reference: the same shape.
+        reference: `[n_layers, n_frames, dim]`.
 
     Returns:
-        `[n_layers]`; NaN where a value is not finite.
+        `[n_layers]`; NaN for a layer with a value that is not finite.
     """
     difference = (found.double() - reference.double()).abs().amax((1, 2))
     return difference / reference.double().abs().amax((1, 2)).clamp_min(1e-30)
 
 
 def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
-    """Encode waveforms alone, together, and in fp32, and compare.
+    """Encode waveforms separately, in one batch and in fp32, and compare.
 
     Args:
-        encoder: the encoder, in the precision to check.
-        waveforms: a few, of mixed lengths, float32 `[n_samples]` at the encoder's rate; what is
-            longer than `max_window_s` is cut to it.
+        encoder: The encoder, in the precision to check.
+        waveforms: A few waveforms of mixed lengths, float32 `[n_samples]` at the encoder's rate.
+            Longer ones than `max_window_s` are cut.
     """
     rate_hz = encoder.geometry.sample_rate_hz
     longest = round(encoder.windows.max_window_s * rate_hz)
     waveforms = [waveform[:longest] for waveform in waveforms]
-    together, counts = encoder.encode_batch(waveforms)
-    overflows = find_overflows(together, counts, encoder.layers)
+    batch, counts = encoder.encode_batch(waveforms)
+    overflows = find_overflows(batch, counts, encoder.layers)
     batch_errors, precision_errors = [], []
     for row, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
         alone = encoder.encode_batch([waveform])[0][:, 0]
-        batch_errors.append(relative_errors(together[:, row, :count], alone))
+        batch_errors.append(relative_errors(batch[:, row, :count], alone))
         if encoder.precision == "fp32":
             precision_errors.append(torch.zeros_like(batch_errors[-1]))
         else:
@@ -105,15 +105,15 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
 def find_overflows(
     features: Tensor, counts: Sequence[int], layers: Sequence[int]
 ) -> list[int | None]:
-    """Find the utterances of a batch that float16 cannot hold.
+    """Find the utterances of a batch that exceed the range of float16.
 
     Args:
-        features: From `Encoder.encode_batch`, `[n_layers, batch, max_frames, dim]`.
-        counts: From `Encoder.encode_batch`.
-        layers: The encoder's layers.
+        features: `[n_layers, batch, max_frames, dim]`.
+        counts: Number of frames of each utterance.
+        layers: Layers of `features`.
 
     Returns:
-        For each utterance the first layer with a value that is not finite or beyond ±65504, None if
+        For each utterance the first layer with a value that is not finite or beyond ±65504; None if
         there is none.
     """
     with torch.inference_mode():

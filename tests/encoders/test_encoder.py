@@ -21,7 +21,7 @@ from pipeline.encoders.settings import choose_layers
 from pipeline.encoders.wav2vec2 import transformer
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.encoder import load_encoder
-from pipeline.encoders.wav2vec2.weights import fill, load_model
+from pipeline.encoders.wav2vec2.weights import fill_model, load_model
 from pipeline.errors import ConfigError, EncoderError, WeightsError
 from tests.helpers.encoder_kinds import (
     KINDS,
@@ -207,7 +207,7 @@ def test_a_wrapped_model_with_a_head_and_old_names_fits():
     }
     published = {f"model.{old.get(name, name)}": tensor for name, tensor in state.items()}
     published["model.aux.weight"] = torch.zeros(29, 48)
-    loaded = fill(spec, published, "file", "a checkpoint")
+    loaded = fill_model(spec, published, "file", "a checkpoint")
     assert loaded.sha256 == load_model(spec, "random", 0).sha256
 
 
@@ -224,7 +224,7 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     assert "extra is not part of the model" in message
     assert "has shape [48, 16], expected [48, 32]" in message
     with pytest.raises(WeightsError, match=r"do not fit wavlm_base: .*; and \d+ more"):
-        fill(find_model("wavlm_base"), state, "file", "it")
+        fill_model(find_model("wavlm_base"), state, "file", "it")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

@@ -1,4 +1,4 @@
-"""Matrix products and convolutions tuned for one kind of device.
+"""Matrix products and activations tuned for one kind of device.
 
-In and out: tensors. Each kernel has a plain PyTorch equivalent that its test compares it with.
+In and out: tensors. A test compares each kernel with its plain PyTorch equivalent.
 """

@@ -1,10 +1,10 @@
-"""Linear maps in the precision of the products, with what may be fused into them.
+"""Linear maps with a fused GELU or sum.
 
-On x86 CPUs the weights are laid out once as oneDNN wants them: `F.linear` orders them anew at every
-call, or has MKL do float32. With the sizes of these models oneDNN's own kernels were 10 to 15 %
-ahead of it on one CPU with AVX-512, and twice as fast in float32 on another (torch 2.14). A GELU
-behind the product, or a term added to it, is done while the result is in the cache. Elsewhere it is
-`F.linear` and what follows it.
+On x86 CPUs the weights are reordered once into the layout of oneDNN; `F.linear` reorders them at
+every call, or uses MKL for float32. With the sizes of these models oneDNN's kernels were 10 to 15 %
+faster on one CPU with AVX-512, and twice as fast in float32 on another (torch 2.14). A GELU or a
+sum after the product is computed while the result is in the cache. On other machines it is
+`F.linear` followed by these operations.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 _ROWS = 32
 
 
-def fill_up(rows: int) -> int:
-    """Rows that a batch should have instead: oneDNN keeps something for every new size."""
+def round_up_rows(rows: int) -> int:
+    """Round up the number of rows of a batch: oneDNN caches a kernel for every new size."""
     return -(-rows // _ROWS) * _ROWS
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU by the error function, written over its input."""
+    """Apply GELU (by the error function) in place."""
     result: Tensor = torch.ops.aten.gelu_(x)
     return result
 
 
 class Linear:
-    """`x Wᵀ + b`, then perhaps a term added, then perhaps GELU."""
+    """`x Wᵀ + b`, with an optional GELU or sum."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Prepare the weights.
@@ -38,7 +38,7 @@ class Linear:
         Args:
             weight: float32 `[out, in]`.
             bias: float32 `[out]` or None.
-            dtype: of the product; the product's terms are summed in float32.
+            dtype: Dtype of the product, which accumulates in float32.
         """
         self.dtype = dtype
         self.n_out = weight.shape[0]
@@ -51,20 +51,25 @@ class Linear:
             )
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """Map `[rows, in]` of any dtype to `[rows, out]` in the precision's."""
+        """Map `[rows, in]` of any dtype to `[rows, out]` in the dtype of the product."""
         x = x.to(self.dtype)
         if self._packed:
-            then, how = ("gelu", "none") if gelu else ("none", "")  # "none": by the error function
+            attribute, algorithm = ("gelu", "none") if gelu else ("none", "")  # "none": exact GELU
             packed = torch.ops.mkldnn._linear_pointwise
-            result: Tensor = packed(x, self._weight, self.bias, then, [], how)
+            result: Tensor = packed(x, self._weight, self.bias, attribute, [], algorithm)
             return result
         y = F.linear(x, self._weight, self.bias)
         return gelu_(y) if gelu else y
 
     def add(self, x: Tensor, term: Tensor) -> Tensor:
-        """Map `[rows, in]` and add `term` `[rows, out]`, which may be overwritten.
+        """Map `[rows, in]` and add `term`.
 
-        Both are of the precision's dtype already.
+        Args:
+            x: `[rows, in]` in the dtype of the product.
+            term: `[rows, out]` in the same dtype; may be overwritten.
+
+        Returns:
+            `[rows, out]`.
         """
         if self._packed:
             packed_sum = torch.ops.mkldnn._linear_pointwise.binary
@@ -75,7 +80,7 @@ class Linear:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether oneDNN has fused products for this device and dtype."""
+    """Return whether oneDNN has fused products for this device and dtype."""
     if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """wav2vec 2.0, HuBERT, WavLM and models of the same architecture.
 
-In: checkpoints of torchaudio or Hugging Face. Out: a `SpeechEncoder`, whose features depend on
-their own utterance only. `encoder.py` is the entry point; the stages are `frontend.py`
-(convolutions), `position.py` and `transformer.py`.
+In: checkpoints of torchaudio or Hugging Face. Out: a `SpeechEncoder`. `families.py` loads one from
+a configuration, `encoder.py` from Python. Its parts are `frontend.py` (convolutions), `position.py`
+and `transformer.py`.
 """

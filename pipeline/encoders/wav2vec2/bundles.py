@@ -1,4 +1,4 @@
-"""The models known by a short name, with their settings as torchaudio's bundles state them."""
+"""Registry of the models with a short name; settings come from torchaudio's bundles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.encoders.wav2vec2.geometry import (
 from pipeline.errors import ConfigError
 from pipeline.store.format.codecs import DEFAULT_CODEC
 
-# Settings of training only, or of the output head: they do not touch a feature.
+# Settings of training or of the output head; they do not change a feature.
 _NOT_ARCHITECTURE = ("dropout", "layer_drop", "aux_num_out")
 
 _CONVOLUTIONS = [(32, *both) for both in zip(CONV_KERNELS, CONV_STRIDES, strict=True)]
@@ -49,19 +49,18 @@ _TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One architecture of the family, complete: nothing is left for the user to remember.
+    """Architecture and input conventions of one model.
 
     Attributes:
-        name: short name, as in `model=hubert_base`.
-        kind: "wav2vec2" (HuBERT too) or "wavlm": which torchaudio factory builds it.
-        params: the factory's arguments, without the output head.
-        normalize_waveform: whether each waveform is brought to zero mean and unit variance.
-        waveform_norm_eps: added to the variance by that normalisation.
-        layer_norm_eps: added to the variance by the transformer's layer norms.
-        sample_rate_hz: of the waveforms the model was trained on.
-        bundle: attribute of `torchaudio.pipelines` with the pretrained weights, None if there is
+        name: Short name, as in `model=hubert_base`.
+        kind: torchaudio factory of the model: "wav2vec2" (also for HuBERT) or "wavlm".
+        params: Arguments of the factory, without the output head.
+        normalize_waveform: Whether each waveform is normalised to zero mean and unit variance.
+        waveform_norm_eps: Term added to the variance by that normalisation.
+        layer_norm_eps: Term added to the variance by the layer norms of the transformer.
+        sample_rate_hz: Sample rate of the training data.
+        bundle: Attribute of `torchaudio.pipelines` with the pretrained weights; None if there are
             none.
-        note: a sentence for people, possibly empty.
     """
 
     name: str
@@ -72,7 +71,6 @@ class ModelSpec:
     layer_norm_eps: float = 1e-5
     sample_rate_hz: int = SAMPLE_RATE_HZ
     bundle: str | None = None
-    note: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -86,7 +84,7 @@ class ModelSpec:
 
     @property
     def pre_norm(self) -> bool:
-        """Whether blocks normalise their input (large models), not their output (base models)."""
+        """Whether blocks normalise their input (large models) or their output (base models)."""
         return bool(self.params["encoder_layer_norm_first"])
 
     @property
@@ -96,12 +94,12 @@ class ModelSpec:
 
     @property
     def bytes_per_hour(self) -> int:
-        """Bytes of one hour of audio in the store: layers 1..N."""
+        """Bytes in the store for one hour of audio: layers 1..N."""
         frame_bytes = self.n_layers * self.dim * DEFAULT_CODEC.bytes_per_value
         return round(frame_bytes * GEOMETRY.frame_rate_hz * 3600)
 
     def describe(self) -> EncoderDescription:
-        """Return what the rest of Strata has to know before the weights are loaded."""
+        """Describe the model for planning, which needs no weights."""
         return EncoderDescription(
             name=self.name,
             n_layers=self.n_layers,
@@ -112,7 +110,7 @@ class ModelSpec:
         )
 
     def architecture(self) -> dict[str, Any]:
-        """The settings that change a feature, ready for JSON; part of a store's identity."""
+        """Return the settings that change a feature, ready for JSON; part of a store's identity."""
         settings = {
             key: [list(row) for row in value] if isinstance(value, (list, tuple)) else value
             for key, value in self.params.items()
@@ -130,7 +128,7 @@ class ModelSpec:
         """Build torchaudio's model, without the output head, in evaluation mode.
 
         Args:
-            device: "cpu" for a freshly initialised model, "meta" for shapes without memory.
+            device: "cpu" for a randomly initialised model, "meta" for shapes without memory.
         """
         factory = {
             "wav2vec2": torchaudio.models.wav2vec2_model,
@@ -144,7 +142,7 @@ class ModelSpec:
         return model.eval()
 
     def n_parameters(self) -> int:
-        """Number of weights, without the output head."""
+        """Count the weights, without the output head."""
         return sum(parameter.numel() for parameter in self.build("meta").parameters())
 
 
@@ -162,11 +160,10 @@ def _spec_of(attribute: str, bundle: Any) -> ModelSpec:
 
 @cache
 def registry() -> Mapping[str, ModelSpec]:
-    """Every model by short name: one row per wav2vec 2.0, HuBERT and WavLM bundle, and `tiny`.
+    """List the models by short name: the wav2vec 2.0, HuBERT and WavLM bundles, and `tiny`.
 
     Returns:
-        Read-only mapping, in the order of the names. `tiny` has random weights only: it is for
-        tests and fire drills, and its features mean nothing.
+        Read-only mapping, sorted by name. `tiny` has random weights only and is meant for tests.
     """
     rows = {
         spec.name: spec
@@ -179,7 +176,6 @@ def registry() -> Mapping[str, ModelSpec]:
         kind="wav2vec2",
         params=MappingProxyType(_TINY),
         normalize_waveform=False,
-        note="random weights only, for tests and fire drills; its features mean nothing",
     )
     return MappingProxyType(dict(sorted(rows.items())))
 
@@ -188,7 +184,7 @@ def find_model(name: str) -> ModelSpec:
     """Look a model up by its short name.
 
     Raises:
-        ConfigError: no such name; the message holds the nearest ones.
+        ConfigError: There is no such model; the message names the nearest ones.
     """
     rows = registry()
     if name in rows:

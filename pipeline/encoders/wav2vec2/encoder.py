@@ -1,4 +1,4 @@
-"""Waveforms in, layers out: the encoder that the rest of Strata sees."""
+"""`SpeechEncoder`, the encoder of the wav2vec 2.0 family: waveforms in, hidden layers out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.encoders.wav2vec2.weights import LoadedModel, load_model
 from pipeline.encoders.windows import Window
 from pipeline.errors import ConfigError, EncoderError
 
-_CALL_FRAMES = 3000  # padded frames that `SpeechEncoder.__call__` encodes at once: one minute
+_CALL_FRAMES = 3000  # padded frames of one batch of `SpeechEncoder.__call__`: one minute
 
 
 def load_encoder(
@@ -38,19 +38,20 @@ def load_encoder(
     """Load an encoder by the short name of its model.
 
     Args:
-        name: a name in `registry()`.
-        weights: "pretrained" (downloaded by torchaudio), "random" (from `seed`; features mean
-            nothing), or the path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
-        layers: "all" for 1..N, "superb" for 0..N, or the layers themselves.
+        name: Short name of the model, as listed by `strata models`.
+        weights: "pretrained" (downloaded by torchaudio), "random" (features mean nothing), or the
+            path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
+        layers: "all" for 1..N, "superb" for 0..N, or a list of layers.
         precision: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on CUDA.
-        device: "cpu", "cuda", "cuda:1"…, or "auto": CUDA where there is one.
-        seed: of random weights.
-        max_window_s: utterances longer than this are encoded in overlapping windows.
-        context_s: context on each side of a window that is encoded and thrown away.
+        device: "cpu", "cuda", "cuda:1"…, or "auto": CUDA where available.
+        seed: Seed of random weights.
+        max_window_s: Longest window in seconds; longer utterances are encoded in overlapping
+            windows. None for 40.
+        context_s: Context on each side of a window in seconds, encoded and discarded. None for 5.
 
     Raises:
-        ConfigError: a setting is not one of these.
-        WeightsError: the weights cannot be had or do not fit the model.
+        ConfigError: A setting is not one of these.
+        WeightsError: The weights cannot be found or read, or do not fit the model.
 
     Example:
         >>> encoder = load_encoder("tiny", weights="random")
@@ -64,29 +65,27 @@ def load_encoder(
 
 
 class SpeechEncoder:
-    """A model of the wav2vec 2.0 family that returns raw block outputs, utterance by utterance.
+    """Encoder of the wav2vec 2.0 family: returns raw block outputs per utterance.
 
-    A feature depends on its own utterance only, whatever else is in the batch, up to the rounding
-    of matrix products of another size.
+    A feature depends on its own utterance only, up to the rounding of matrix products of another
+    size. Load one with `load_encoder`.
 
     Attributes:
-        name: short name of the model.
-        layers: the layers returned, ascending; 0 is the input of block 1, i the output of block i.
-        dim: size of a feature vector.
-        n_model_layers: number of blocks the model has.
-        sample_rate_hz: rate at which waveforms must come.
-        frame_rate_hz: features per second.
+        name: Short name of the model.
+        geometry: Sample rate, hop and receptive field.
+        layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i.
+        dim: Size of a feature vector.
+        n_model_layers: Number of blocks of the model.
         precision: "fp32", "bf16" or "fp16".
-        device: where it computes.
+        device: Device of the computation.
+        windows: How long utterances are cut.
         weights_source: "pretrained", "random", "file" or "huggingface"; not part of the identity.
-        is_random: whether the weights are random, so that features mean nothing.
-        max_window_s: longest stretch encoded at once.
-        context_s: context of a window on each side.
-        final_norm: for pre-norm models, `weight` and `bias` (float32 `[dim]`) and `eps` of the norm
-            that the last layer has not been through; None for post-norm models.
-        identity: all that changes a feature, ready for JSON.
-        clock: entered with `front_end` and `transformer` around these parts of every batch; does
-            nothing, until one that measures is put in its place.
+        is_random: Whether the weights are random, so that the features mean nothing.
+        final_norm: For pre-norm models, `weight` and `bias` (float32 `[dim]`) and `eps` of the
+            final norm, which is not applied to the last layer. None for post-norm models.
+        identity: All that changes a feature, ready for JSON.
+        clock: Entered with `front_end` and `transformer` around these parts of every batch. Does
+            nothing by default.
     """
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, settings: EncoderSettings) -> None:
@@ -118,17 +117,17 @@ class SpeechEncoder:
 
     @property
     def sample_rate_hz(self) -> int:
-        """Rate at which waveforms must come."""
+        """Sample rate of the waveforms."""
         return self.geometry.sample_rate_hz
 
     @property
     def frame_rate_hz(self) -> float:
-        """Features per second."""
+        """Frames per second."""
         return self.geometry.frame_rate_hz
 
     @property
     def max_window_s(self) -> float:
-        """Longest stretch encoded at once, in seconds."""
+        """Longest window, context included, in seconds."""
         return self.windows.max_window_s
 
     @property
@@ -137,18 +136,18 @@ class SpeechEncoder:
         return self.windows.context_s
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Encode utterances of any number and lengths, in batches of like length.
+        """Encode any number of utterances of any length.
 
-        Long ones are encoded window by window.
+        They are batched by length; long ones are encoded window by window.
 
         Args:
-            waveforms: float32 `[n_samples]` at 16 kHz, each at least 1 sample.
+            waveforms: float32 `[n_samples]` each, at 16 kHz, at least 1 sample.
 
         Returns:
-            For each, float32 `[n_layers, n_frames, dim]` on the CPU.
+            Features of each utterance, float32 `[n_layers, n_frames, dim]` on the CPU.
 
         Raises:
-            EncoderError: a waveform is not one-dimensional float32, or is empty.
+            EncoderError: A waveform is empty, or not one-dimensional float32.
         """
         results: dict[int, Tensor] = {}
         short = []
@@ -178,21 +177,21 @@ class SpeechEncoder:
         precision: str | None = None,
         out_dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, list[int]]:
-        """Encode one batch, all of it at once: the worker's hot path.
+        """Encode one batch: the worker's hot path.
 
         Args:
-            waveforms: float32 `[n_samples]` at 16 kHz, none longer than `max_window_s`.
-            stats: `utterance_stats` of the utterance each waveform is a window of; None if each is
-                a whole utterance.
-            precision: instead of the encoder's own; "fp32" reruns a batch that did not fit.
-            out_dtype: of the features.
+            waveforms: float32 `[n_samples]` each, at 16 kHz, none longer than `max_window_s`.
+            stats: For windows, the `utterance_stats` of the utterance of each. None if the
+                waveforms are whole utterances.
+            precision: Used instead of the encoder's own; "fp32" reruns a batch that overflowed.
+            out_dtype: Dtype of the features.
 
         Returns:
             Features `[n_layers, batch, max_frames, dim]` on the encoder's device, and the number of
-            frames of each utterance; what lies beyond that number means nothing.
+            frames of each utterance. Values beyond that number are undefined.
 
         Raises:
-            EncoderError: a waveform is empty, too long, or not one-dimensional float32.
+            EncoderError: A waveform is empty, too long, or not one-dimensional float32.
         """
         for waveform in waveforms:
             _check(waveform)
@@ -201,7 +200,7 @@ class SpeechEncoder:
             longest_s = max(waveform.numel() for waveform in waveforms) / self.sample_rate_hz
             raise EncoderError(
                 f"a waveform of {longest_s:.1f} s is longer than "
-                f"max_window_s={self.windows.max_window_s:g}; encode it by windows"
+                f"max_window_s={self.windows.max_window_s:g}; encode it with encode_windows"
             )
         with torch.inference_mode():
             frontend, transformer = self._stack(precision or self.precision)
@@ -217,15 +216,15 @@ class SpeechEncoder:
         return self.windows.plan(n_samples)
 
     def statistics_accumulator(self) -> MomentAccumulator:
-        """Return a new accumulator for `utterance_stats`, for audio that comes block by block."""
+        """Return a new accumulator, for a recording that is decoded block by block."""
         return MomentAccumulator()
 
     def utterance_stats(self, utterance: Tensor | Moments) -> UtteranceStats:
-        """What its windows must know of the whole utterance.
+        """Return what the windows of an utterance must know of all of it.
 
         Args:
-            utterance: all its samples, float32 `[n_samples]` at 16 kHz, or their moments as summed
-                by `MomentAccumulator` while the file was read.
+            utterance: All its samples, float32 `[n_samples]` at 16 kHz, or the moments of these
+                (`statistics_accumulator`).
         """
         sums = moments(utterance) if isinstance(utterance, Tensor) else utterance
         return self._stack(self.precision)[0].stats(sums)
@@ -240,20 +239,21 @@ class SpeechEncoder:
         precision: str | None = None,
         out_dtype: torch.dtype = torch.float32,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Encode some windows of a long utterance, one at a time, so that memory stays bounded.
+        """Encode windows of a long utterance, one at a time, which bounds the memory.
 
-        A window's features do not depend on which others are asked for.
+        The features of a window do not depend on the other windows.
 
         Args:
-            waveform: float32 samples at 16 kHz that contain these windows' samples.
-            windows: from `self.windows`, all or some.
-            stats: from `utterance_stats`, of the whole utterance.
-            sample_start: position of `waveform[0]` in the utterance.
-            precision: instead of the encoder's own.
-            out_dtype: of the features.
+            waveform: float32 samples at 16 kHz that contain the samples of these windows.
+            windows: Windows from `plan_windows`, all or some.
+            stats: Result of `utterance_stats` for the whole utterance.
+            sample_start: Position of `waveform[0]` in the utterance.
+            precision: Used instead of the encoder's own.
+            out_dtype: Dtype of the features.
 
         Yields:
-            First frame of the window's kept frames, and `[n_layers, n_kept, dim]` on the device.
+            First frame that the window keeps, and its features `[n_layers, n_kept, dim]` on the
+            encoder's device.
         """
         for window in windows:
             low, high = window.sample_start - sample_start, window.sample_stop - sample_start
@@ -265,7 +265,7 @@ class SpeechEncoder:
             yield window.keep_start, features[:, 0, first : first + count]
 
     def _stack(self, precision: str) -> tuple[Frontend, Transformer]:
-        """The weights prepared for a precision, made when it is first asked for."""
+        """Return the model in a precision, prepared on first use."""
         if precision not in PRECISIONS:
             raise ConfigError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
         if precision not in self._stacks:
@@ -294,4 +294,4 @@ def _check(waveform: Tensor) -> None:
             f"{str(waveform.dtype).removeprefix('torch.')}"
         )
     if waveform.numel() == 0:
-        raise EncoderError("a waveform without samples has no features; it must be quarantined")
+        raise EncoderError("a waveform without samples has no features; expected at least 1 sample")

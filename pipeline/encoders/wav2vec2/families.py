@@ -1,4 +1,4 @@
-"""The family's two kinds of checkpoint: torchaudio's bundles, and Hugging Face's."""
+"""The wav2vec 2.0 family's two sources of checkpoints: torchaudio and Hugging Face."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
 from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
 from pipeline.encoders.wav2vec2.huggingface import find_hf_spec, load_hf_model
-from pipeline.encoders.wav2vec2.weights import find_problem, load_model
+from pipeline.encoders.wav2vec2.weights import load_model, weights_problem
 from pipeline.errors import ConfigError
 
 
 class TorchaudioFamily:
-    """Models of `bundles.registry()`, with pretrained or random weights or those of a file."""
+    """Models of `bundles.registry()` with pretrained, random or local weights."""
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
         """Describe the model, and check that its weights exist; see `EncoderFamily`."""
         spec = self._spec(model)
-        if problem := find_problem(spec, model.weights):
+        if problem := weights_problem(spec, model.weights):
             raise ConfigError(problem)
         return spec.describe()
 
@@ -35,7 +35,7 @@ class TorchaudioFamily:
 
 
 class HuggingFaceFamily:
-    """Checkpoints of the Hugging Face hub, or directories of that form."""
+    """Checkpoints on the Hugging Face hub or in a local directory."""
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
         """Describe the checkpoint by its config.json; see `EncoderFamily`."""

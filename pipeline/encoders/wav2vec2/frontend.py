@@ -1,20 +1,19 @@
 """The convolution stack, from waveforms to 512 channels every 20 ms, as matrix products.
 
-Utterances are not padded to each other: they are laid end to end in one stream, each beginning at a
-multiple of 320 samples, so no utterance's frames see another's samples. The frame between two
-neighbours, which would see both, is computed and dropped. Activations are `[time, channels]`; a
-convolution of kernel k and stride s is then one matrix product for every s taps, on views of its
-input without a copy.
+Utterances are concatenated to one stream without padding. Each starts at a multiple of 320 samples,
+so its frames see no samples of another utterance; the one frame between two neighbours, which sees
+both, is computed and dropped. Activations are `[time, channels]`. A convolution of kernel k and
+stride s is then one matrix product for every s taps, on views of its input without a copy.
 
-The GroupNorm of the base models' first layer is folded into that layer's weights, for each
+The GroupNorm of the base models' first layer is folded into the weights of that layer, for each
 utterance, in closed form. With w_c the kernel of channel c, µ and Σ the mean and covariance of the
 utterance's windows, and g the gain of waveform normalisation (1 without it), the channel has mean
 w_c·µ and variance g² w_cᵀΣw_c; hence with a_c = γ_c g / sqrt(g² w_cᵀΣw_c + ε)
 
     GroupNorm(conv(x))_c = a_c w_c·(window − µ) + β_c.
 
-The waveform is fed centred and scaled to about unit variance, and the weights undo the scale: that
-costs nothing, and neither a DC offset nor near-silence loses digits in any precision.
+The waveform is centred and scaled to about unit variance first, and the weights undo the scale.
+That costs nothing, and keeps the precision of signals with a DC offset and of near-silence.
 """
 
 from __future__ import annotations
@@ -28,25 +27,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoders.kernels.cpu import Linear, fill_up, gelu_
+from pipeline.encoders.kernels.cpu import Linear, gelu_, round_up_rows
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY, HOP_SAMPLES
 from pipeline.encoders.wav2vec2.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
 
-_SILENCE_VARIANCE = 1e-10  # −100 dB below full scale: quieter waveforms are not scaled up further
-_CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames of the stream in flight: bounds the activations
+_SILENCE_VARIANCE = 1e-10  # 100 dB below full scale; quieter waveforms get no larger scale
+_CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames computed at once, which bounds the activations
 
 
 @dataclass(frozen=True)
 class UtteranceStats:
-    """All that the encoder must know of an utterance beyond the samples of one window.
+    """Statistics of a whole utterance that the features of each of its windows depend on.
 
     Attributes:
-        shift: subtracted from the samples.
-        scale: multiplies them afterwards.
-        folded: first convolution with its GroupNorm folded in: its weight, float32
-            `[channels, 10]`, and its bias, float32 `[channels]`; empty where the model has no
-            GroupNorm.
+        shift: Offset subtracted from the samples.
+        scale: Factor that multiplies the shifted samples.
+        folded: Weight (float32 `[channels, 10]`) and bias (float32 `[channels]`) of the first
+            convolution with its GroupNorm folded in. Empty for models without GroupNorm.
     """
 
     shift: float
@@ -55,11 +53,14 @@ class UtteranceStats:
 
 
 def normalize_layers(x: Tensor, norm: Any) -> Tensor:
-    """Layer norm over the last axis, in float32 whatever the precision, returned as `x.dtype`.
+    """Apply a layer norm over the last axis, in float32 for every dtype of `x`.
 
     Args:
         x: `[..., channels]`.
-        norm: torch's LayerNorm module with float32 weights.
+        norm: LayerNorm module of torch with float32 weights.
+
+    Returns:
+        The same shape and dtype as `x`.
     """
     if x.dtype == torch.float32 or x.device.type == "cpu":  # the CPU kernel computes in float32
         return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -68,7 +69,7 @@ def normalize_layers(x: Tensor, norm: Any) -> Tensor:
 
 
 class _Convolution:
-    """One layer of the stack: kernel k, stride s, as ⌈k/s⌉ matrix products."""
+    """One layer of the stack with kernel k and stride s, as ⌈k/s⌉ matrix products."""
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
         weight = block.conv.weight  # [out, in, kernel]
@@ -109,8 +110,8 @@ class Frontend:
 
         Args:
             model: torchaudio's `Wav2Vec2Model`, float32.
-            spec: its settings.
-            dtype: of the matrix products.
+            spec: Architecture of the model.
+            dtype: Dtype of the matrix products.
         """
         blocks = model.feature_extractor.conv_layers
         self._spec = spec
@@ -123,23 +124,23 @@ class Frontend:
     def __call__(
         self, waveforms: Sequence[Tensor], stats: Sequence[UtteranceStats]
     ) -> tuple[Tensor, list[int]]:
-        """Encode waveforms, or windows of them, each with the statistics of its utterance.
+        """Encode waveforms, or windows of waveforms.
 
         Args:
-            waveforms: float32 `[n_samples]`, each at least 1 sample.
-            stats: one for each.
+            waveforms: float32 `[n_samples]` each, at least 1 sample.
+            stats: Statistics of the utterance of each waveform.
 
         Returns:
-            Frames of all waveforms, `[≥ Σ (n_frames + 1), channels]` in the precision's dtype, and
-            the row at which each one's frames begin. The row after an utterance's last frame means
-            nothing, nor do rows behind the last utterance.
+            Frames of all waveforms, `[≥ Σ (n_frames + 1), channels]` in the dtype of the matrix
+            products, and the first row of each waveform. The row after a waveform's last frame and
+            the rows after the last waveform are undefined.
         """
         counts = [GEOMETRY.n_frames(waveform.numel()) for waveform in waveforms]
         starts = [0]
         for count in counts:
             starts.append(starts[-1] + count + 1)
         rows = n_rows(counts)
-        stream = self._lay(waveforms, stats, starts, rows)
+        stream = self._concatenate(waveforms, stats, starts, rows)
         channels = self._rest[-1].n_out
         frames = torch.empty(rows, channels, dtype=self._dtype, device=self._device)
         for start in range(0, rows, self._chunk_frames):
@@ -150,21 +151,21 @@ class Frontend:
             frames[start:stop] = x
         return frames, starts[:-1]
 
-    def _lay(
+    def _concatenate(
         self,
         waveforms: Sequence[Tensor],
         stats: Sequence[UtteranceStats],
         starts: list[int],
         rows: int,
     ) -> Tensor:
-        """Lay the waveforms, shifted and scaled, end to end; float32 `[samples]` of `rows`."""
+        """Concatenate the shifted and scaled waveforms: float32 `[samples]` for `rows` frames."""
         stream = torch.zeros(GEOMETRY.n_samples(rows), device=self._device)
         for waveform, stat, start in zip(waveforms, stats, starts[:-1], strict=True):
             count = GEOMETRY.n_frames(waveform.numel())
-            # A clip shorter than a frame is padded with zeros before it is shifted and scaled.
+            # A clip shorter than one frame is padded with zeros before it is shifted and scaled.
             used = GEOMETRY.n_samples(count)
             samples = F.pad(waveform[:used], (0, max(0, used - waveform.numel())))
-            # In float64, or a DC offset would cost the digits that are left of the signal.
+            # In float64, so that subtracting a DC offset does not cancel digits of the signal.
             centred = (samples.to(self._device).double() - stat.shift) * stat.scale
             stream[start * HOP_SAMPLES :][:used] = centred
         return stream
@@ -177,7 +178,7 @@ class Frontend:
         starts: list[int],
         stats: Sequence[UtteranceStats],
     ) -> Tensor:
-        """First layer for the frames `start … stop-1` of the stream: `[time, channels]`."""
+        """Apply the first layer to frames `start … stop-1` of the stream: `[time, channels]`."""
         own = stream[start * HOP_SAMPLES :][: GEOMETRY.n_samples(stop - start)]
         windows = _windows(own, self._dtype)
         weight, bias = self._first.conv.weight[:, 0], self._first.conv.bias
@@ -197,7 +198,7 @@ class Frontend:
         return gelu_(y)
 
     def stats(self, moments: Moments) -> UtteranceStats:
-        """What the stack must know of an utterance with these moments."""
+        """Compute the statistics of an utterance from its moments."""
         gain = 1.0
         if self._spec.normalize_waveform:
             gain = 1.0 / math.sqrt(moments.variance + self._spec.waveform_norm_eps)
@@ -208,9 +209,9 @@ class Frontend:
         scale = 1.0 / math.sqrt(moments.variance + _SILENCE_VARIANCE)
         kernel = self._first.conv.weight[:, 0].double().cpu()  # [channels, 10]
         norm = self._first.layer_norm
-        spread = torch.einsum("ck,kl,cl->c", kernel, moments.window_covariance, kernel)
+        variance = torch.einsum("ck,kl,cl->c", kernel, moments.window_covariance, kernel)
         a = norm.weight.double().cpu() * gain
-        a = a / torch.sqrt(spread.clamp_min(0.0) * gain**2 + norm.eps)
+        a = a / torch.sqrt(variance.clamp_min(0.0) * gain**2 + norm.eps)
         folded = kernel * (a / scale)[:, None]
         fed_mean = (moments.window_mean - shift) * scale
         bias = norm.bias.double().cpu() - folded @ fed_mean
@@ -218,22 +219,22 @@ class Frontend:
 
 
 def n_rows(counts: Sequence[int]) -> int:
-    """Rows computed for utterances of so many frames: one after each, and some to fill up."""
-    return fill_up(sum(counts) + len(counts))
+    """Count the rows to compute: the frames and one row between utterances, rounded up."""
+    return round_up_rows(sum(counts) + len(counts))
 
 
 def _windows(samples: Tensor, dtype: torch.dtype) -> Tensor:
-    """Left factor of the first convolution: the windows of 10 samples, and ones for the bias.
+    """Build the left factor of the first convolution: windows of 10 samples, and ones for the bias.
 
-    In reduced precision it has 32 columns: the rounded samples, what rounding left of them, and the
-    rounded samples again, to meet the three parts of `_kernels`. The product is then as exact as in
-    float32, at no cost where products are made in blocks of 32. It matters: speech is strongest
-    where high-pass kernels, whose output GroupNorm brings back to unit variance, are blind, so that
-    the rounding noise of the samples would drown what they see.
+    In reduced precision it has 32 columns: the rounded samples, their rounding errors, and the
+    rounded samples again, to match the three parts of `_kernels`. The product is then as exact as
+    in float32, at no cost where products are computed in blocks of 32. The exactness is needed:
+    most energy of speech lies in low frequencies, which high-pass kernels suppress. GroupNorm
+    scales their output to unit variance, and with it the rounding noise of the samples.
 
     Args:
         samples: float32 `[n]`.
-        dtype: of the product.
+        dtype: Dtype of the product.
 
     Returns:
         `[(n - 10) // 5 + 1, 11]` in float32, else `[…, 32]`.
@@ -246,12 +247,12 @@ def _windows(samples: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _kernels(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Right factor that belongs to `_windows`, transposed: `[channels, 11]` or `[channels, 32]`.
+    """Build the right factor for `_windows`, transposed: `[channels, 11]` or `[channels, 32]`.
 
     Args:
         weight: float32 `[channels, 10]`.
         bias: float32 `[channels]` or None.
-        dtype: of the product.
+        dtype: Dtype of the product.
     """
     column = weight.new_zeros(weight.shape[0], 1) if bias is None else bias[:, None]
     if dtype == torch.float32:
@@ -261,6 +262,6 @@ def _kernels(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Write float32 values as a sum of two of `dtype`: the rounded value and the rounded rest."""
+    """Split float32 values into two of `dtype`: the rounded value and its rounding error."""
     high = x.to(dtype)
     return high, (x - high.float()).to(dtype)

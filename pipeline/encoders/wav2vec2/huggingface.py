@@ -1,8 +1,8 @@
-"""Checkpoints in Hugging Face form, by hub id or directory; the only user of `transformers`.
+"""Loader of Hugging Face checkpoints, by hub id or directory; the only user of `transformers`.
 
-The weights are moved into torchaudio's modules and driven like every other model's. The waveform's
-normalisation and rate come from the checkpoint's preprocessor configuration. Code that comes with a
-checkpoint is never run, and pickles are read only when asked for.
+The weights are copied into torchaudio's modules. Waveform normalisation and sample rate come from
+the checkpoint's preprocessor configuration. Code in a checkpoint is never run, and pickles are read
+only with `allow_pickle`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
 from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE_HZ
-from pipeline.encoders.wav2vec2.weights import LoadedModel, fill
+from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
 from pipeline.errors import ConfigError, WeightsError
 
-# Model types of one architecture, and which torchaudio factory builds it.
+# Supported model types, and the torchaudio factory of each.
 _KINDS = {
     "wav2vec2": "wav2vec2",
     "hubert": "wav2vec2",
     "unispeech-sat": "wav2vec2",
     "wavlm": "wavlm",
 }
-# Options of a configuration that would change a feature and that torchaudio's modules do not have.
+# Options that change a feature and that torchaudio's modules do not have.
 _REQUIRED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -57,20 +57,20 @@ def load_hf_encoder(
     """Load a wav2vec 2.0, HuBERT, WavLM or UniSpeech-SAT checkpoint in Hugging Face form.
 
     Args:
-        name_or_dir: id on the hub, or a directory with config.json, preprocessor_config.json and
+        name_or_dir: Hub id, or a directory with config.json, preprocessor_config.json and
             model.safetensors.
-        revision: branch, tag or commit on the hub; the default branch if None.
-        allow_pickle: also accept pytorch_model.bin where there is no safetensors file.
-        layers: as `load_encoder`; likewise the rest.
+        revision: Branch, tag or commit on the hub; the default branch if None.
+        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+        layers: As for `load_encoder`, like the following arguments.
         precision: "fp32", "bf16", "fp16" or "auto".
         device: "cpu", "cuda"… or "auto".
-        max_window_s: utterances longer than this are encoded in overlapping windows.
-        context_s: context on each side of a window that is encoded and thrown away.
+        max_window_s: Longest window in seconds.
+        context_s: Context on each side of a window in seconds.
 
     Raises:
-        ConfigError: `transformers` is not installed, a setting is wrong, or the checkpoint is of
-            another architecture.
-        WeightsError: the checkpoint cannot be found or read, or lacks weights.
+        ConfigError: `transformers` is not installed, a setting is wrong, or the architecture is
+            not supported.
+        WeightsError: The checkpoint cannot be found or read, or lacks weights.
     """
     spec, loaded = load_hf_model(name_or_dir, revision, allow_pickle)
     settings = resolve_settings(spec.describe(), layers, precision, device, max_window_s, context_s)
@@ -80,23 +80,23 @@ def load_hf_encoder(
 def load_hf_model(
     name_or_dir: str | Path, revision: str | None, allow_pickle: bool
 ) -> tuple[ModelSpec, LoadedModel]:
-    """Load a checkpoint into torchaudio's modules; arguments and errors as `load_hf_encoder`."""
+    """Load a checkpoint into torchaudio's model; arguments and errors as `load_hf_encoder`."""
     model, extractor = _fetch(str(name_or_dir), revision, allow_pickle)
     spec = spec_of_config(model.config, extractor, str(name_or_dir))
     state = torchaudio_names(model.state_dict(), spec)
-    return spec, fill(spec, state, "huggingface", str(name_or_dir))
+    return spec, fill_model(spec, state, "huggingface", str(name_or_dir))
 
 
 def find_hf_spec(name_or_dir: str | Path, revision: str | None = None) -> ModelSpec:
-    """Look up the settings of a checkpoint, without its weights.
+    """Read the architecture of a checkpoint, without its weights.
 
     Args:
-        name_or_dir: as `load_hf_encoder`.
-        revision: as `load_hf_encoder`.
+        name_or_dir: As for `load_hf_encoder`.
+        revision: As for `load_hf_encoder`.
 
     Raises:
-        ConfigError: `transformers` is not installed, or the checkpoint is of another architecture.
-        WeightsError: the checkpoint cannot be found.
+        ConfigError: `transformers` is not installed, or the architecture is not supported.
+        WeightsError: The checkpoint cannot be found.
     """
     config, extractor = _fetch_config(str(name_or_dir), revision)
     return spec_of_config(config, extractor, str(name_or_dir))
@@ -119,7 +119,7 @@ def _unloadable(name: str, error: Exception, hint: str = "") -> WeightsError:
 
 
 def _fetch_config(name: str, revision: str | None) -> tuple[Any, Any]:
-    """Load the configuration and the feature extractor as transformers knows them."""
+    """Load the configuration and the feature extractor as objects of transformers."""
     transformers = _transformers()
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
@@ -131,7 +131,7 @@ def _fetch_config(name: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Any, Any]:
-    """Load the base model and its feature extractor as transformers knows them."""
+    """Load the base model and its feature extractor as objects of transformers."""
     config, extractor = _fetch_config(name, revision)
     try:
         model, report = _transformers().AutoModel.from_pretrained(
@@ -150,14 +150,14 @@ def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Any, An
     if missing or report["mismatched_keys"]:
         wrong = missing or sorted(str(key) for key in report["mismatched_keys"])
         raise WeightsError(
-            f"the Hugging Face checkpoint {name!r} lacks {len(wrong)} of the weights its "
-            f"config.json asks for, the first being {', '.join(wrong[:3])}"
+            f"the Hugging Face checkpoint {name!r} lacks {len(wrong)} of the weights that its "
+            f"config.json requires, first {', '.join(wrong[:3])}"
         )
     return model, extractor
 
 
 def _check_config(config: Any, name: str) -> None:
-    """Refuse what this drive of the blocks would compute wrongly."""
+    """Refuse architectures that `Transformer` and `Frontend` would compute wrongly."""
     if config.model_type not in _KINDS:
         raise ConfigError(
             f"{name!r} is a {config.model_type!r} model; expected one of {', '.join(_KINDS)}"
@@ -170,15 +170,15 @@ def _check_config(config: Any, name: str) -> None:
 
 
 def spec_of_config(config: Any, extractor: Any, name: str) -> ModelSpec:
-    """Settings of a checkpoint in the form of the registry's.
+    """Translate the configuration of a checkpoint.
 
     Args:
-        config: transformers' model configuration.
-        extractor: its feature extractor: sampling rate and normalisation.
-        name: for messages.
+        config: Model configuration of transformers.
+        extractor: Feature extractor, which holds the sampling rate and the normalisation.
+        name: Name of the checkpoint, for messages.
 
     Raises:
-        ConfigError: the sampling rate is not 16 kHz.
+        ConfigError: The sampling rate is not 16 kHz.
     """
     if extractor.sampling_rate != SAMPLE_RATE_HZ:
         raise ConfigError(
@@ -219,11 +219,11 @@ def spec_of_config(config: Any, extractor: Any, name: str) -> ModelSpec:
 
 
 def torchaudio_names(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
-    """Rename a base model's weights, and stack WavLM's projections, as torchaudio has them.
+    """Rename the weights of a base model to torchaudio's names, and stack WavLM's projections.
 
     Args:
-        state: state dict of transformers' base model; weights of training only are left out.
-        spec: settings of the model.
+        state: State dict of transformers' base model. Weights that only training uses are dropped.
+        spec: Architecture of the model.
     """
     places = {
         "feature_extractor.": "feature_extractor.",

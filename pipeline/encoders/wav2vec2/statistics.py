@@ -1,10 +1,10 @@
-"""What a feature needs to know of the whole utterance: the moments of its waveform.
+"""Moments of a waveform: the statistics of the whole utterance that its features depend on.
 
-Waveform normalisation needs the mean and the variance of the samples. The GroupNorm of the base
-models' first convolution needs the mean and the variance over time of each of its channels; the
-convolution is linear, so both follow from the mean and the covariance of the windows it looks at.
-All of it is summed in float64 from the waveform alone, so it can be streamed over a file of any
-length, and padding or batch-mates have no part in it.
+Waveform normalisation uses the mean and the variance of the samples. The GroupNorm of the base
+models' first convolution uses the mean and the variance over time of each channel. The convolution
+is linear, so both follow from the mean and the covariance of its input windows. The moments are
+summed in float64 from the waveform only, so they can be streamed over a file of any length and do
+not depend on padding or on other utterances of the batch.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, RECE
 from pipeline.errors import EncoderError
 
 KERNEL_SAMPLES, STRIDE_SAMPLES = CONV_KERNELS[0], CONV_STRIDES[0]  # of the first convolution
-_BLOCK_SAMPLES = STRIDE_SAMPLES * 2**15  # 10 s; sums are made block by block, whatever is fed
+_BLOCK_SAMPLES = (
+    STRIDE_SAMPLES * 2**15
+)  # 10 s: the order of the sums must not depend on the caller's chunks
 
 
 @dataclass(frozen=True)
 class Moments:
     """Sums over one utterance, exact to float64 rounding.
 
+    A window is the input of the first convolution for one output: 10 samples, one window every 5.
+
     Attributes:
-        n_samples: number of samples, at least 400 (a shorter clip counts with its zero padding).
-        sample_sum: sum of the samples.
-        square_sum: sum of their squares.
-        n_windows: number of whole windows of 10 samples, one every 5.
-        window_sum: sum of the windows, float64 `[10]`.
-        window_products: sum of the outer products of the windows, float64 `[10, 10]`.
+        n_samples: Number of samples, at least 400: a shorter clip counts with its zero padding.
+        sample_sum: Sum of the samples.
+        square_sum: Sum of the squares of the samples.
+        n_windows: Number of whole windows.
+        window_sum: Sum of the windows, float64 `[10]`.
+        window_products: Sum of the outer products of the windows, float64 `[10, 10]`.
     """
 
     n_samples: int
@@ -66,7 +70,7 @@ class Moments:
 class MomentAccumulator:
     """Sums the moments of a waveform that arrives in chunks.
 
-    The result does not depend on how the waveform is cut, to the last bit.
+    The result is bit-identical however the waveform is cut.
 
     Example:
         >>> accumulator = MomentAccumulator()
@@ -76,8 +80,8 @@ class MomentAccumulator:
     """
 
     def __init__(self) -> None:
-        """Start with no samples."""
-        self._rest = torch.zeros(0)  # samples not yet in a whole block, and the overlap before them
+        """Start without samples."""
+        self._rest = torch.zeros(0)  # the last block's overlap, then samples of no whole block
         self._n_samples = 0
         self._n_windows = 0
         self._samples = torch.zeros(2, dtype=torch.float64)  # sum, sum of squares
@@ -99,15 +103,17 @@ class MomentAccumulator:
             self._rest = self._rest[_BLOCK_SAMPLES:]
 
     def finish(self) -> Moments:
-        """Return the moments of all samples added. Call it once, last.
+        """Return the moments of all samples. Call it once, last.
 
-        A clip shorter than a frame counts as padded with zeros to one.
+        A clip shorter than one frame is padded with zeros to one.
 
         Raises:
-            EncoderError: there was not one sample.
+            EncoderError: There are no samples.
         """
         if self._n_samples == 0:
-            raise EncoderError("a waveform without samples has no features; it must be quarantined")
+            raise EncoderError(
+                "a waveform without samples has no features; expected at least 1 sample"
+            )
         missing = max(0, RECEPTIVE_FIELD_SAMPLES - self._n_samples)
         self.update(torch.zeros(missing))
         self._add(self._rest, n_new=self._rest.numel())
@@ -122,7 +128,7 @@ class MomentAccumulator:
         )
 
     def _add(self, block: Tensor, n_new: int) -> None:
-        """Add the first `n_new` samples of a block, and every window that lies within it."""
+        """Add the first `n_new` samples of a block, and all windows within the block."""
         samples = block.double()
         new = samples[:n_new]
         self._samples += torch.stack([new.sum(), new @ new])
@@ -135,7 +141,7 @@ class MomentAccumulator:
 
 
 def moments(waveform: Tensor) -> Moments:
-    """Moments of a whole waveform, float32 `[n]` at 16 kHz."""
+    """Compute the moments of a whole waveform, float32 `[n]` at 16 kHz."""
     accumulator = MomentAccumulator()
     accumulator.update(waveform)
     return accumulator.finish()

@@ -1,9 +1,9 @@
-"""The transformer of every model in the family, driven block by block on torchaudio's weights.
+"""The transformer of the family, block by block, with the weights of torchaudio's modules.
 
 The residual stream, the norms and the gates stay in float32; only the inputs of matrix products are
-cast to the precision. A batch is the rows of its utterances one after another, without padding, so
-no product is wasted on it; attention runs over each utterance, or over neighbours of equal length
-together, and needs no mask.
+cast to the precision. A batch is the concatenated rows of its utterances, without padding.
+Attention runs over each utterance separately, or over neighbours of equal length together, and
+needs no mask.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoders.kernels.cpu import Linear, fill_up
+from pipeline.encoders.kernels.cpu import Linear, round_up_rows
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.frontend import normalize_layers
 from pipeline.encoders.wav2vec2.position import PositionalConvolution
 
-_SCORES = 2**26  # of one attention call: 256 MB in float32 where it has to be made, as for WavLM
+_SCORES = 2**26  # of one attention call: 256 MB in float32 if they are materialised (WavLM)
 
 
 class Span(NamedTuple):
-    """Neighbouring utterances of equal length, which attention takes together."""
+    """Neighbouring utterances of equal length, which share one attention call."""
 
     rows: slice
     n_utterances: int
@@ -33,11 +33,11 @@ class Span(NamedTuple):
 
 
 def find_spans(counts: Sequence[int], n_heads: int) -> list[Span]:
-    """Groups neighbours of equal length, as many as one attention call may take.
+    """Group neighbours of equal length, up to the size of one attention call.
 
     Args:
-        counts: frames of each utterance.
-        n_heads: of the attention.
+        counts: Number of frames of each utterance.
+        n_heads: Number of attention heads.
 
     Returns:
         Spans that cover all rows in order.
@@ -45,23 +45,23 @@ def find_spans(counts: Sequence[int], n_heads: int) -> list[Span]:
     spans: list[Span] = []
     start = 0
     for n_frames, equal in groupby(counts):
-        left = len(list(equal))
-        most = max(1, _SCORES // (n_heads * n_frames**2))
-        while left:
-            n_utterances = min(left, most)
+        n_left = len(list(equal))
+        n_most = max(1, _SCORES // (n_heads * n_frames**2))
+        while n_left:
+            n_utterances = min(n_left, n_most)
             stop = start + n_utterances * n_frames
             spans.append(Span(slice(start, stop), n_utterances, n_frames))
-            start, left = stop, left - n_utterances
+            start, n_left = stop, n_left - n_utterances
     return spans
 
 
 class _Attention:
-    """Self-attention of one block; with WavLM's gated relative position bias where it has one."""
+    """Self-attention of one block, for WavLM with its gated relative position bias."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.n_heads = module.num_heads
         self.gate: Any = None
-        if hasattr(module, "attention"):  # WavLM keeps the three projections stacked
+        if hasattr(module, "attention"):  # WavLM stacks the three projections
             stacked = module.attention
             self.project = Linear(stacked.in_proj_weight, stacked.in_proj_bias, dtype)
             self.out = Linear(stacked.out_proj.weight, stacked.out_proj.bias, dtype)
@@ -78,12 +78,12 @@ class _Attention:
 
         Args:
             x: float32 `[rows, dim]`.
-            spans: the utterances in it; rows behind the last belong to none.
-            position_bias: float32 `[heads, frames, frames]` of WavLM, for the longest utterance;
-                None elsewhere.
+            spans: Utterances in `x`. Rows after the last span are padding.
+            position_bias: float32 `[heads, frames, frames]` for the longest utterance (WavLM), or
+                None.
 
         Returns:
-            `[rows, dim]` in the precision's dtype.
+            `[rows, dim]` in the dtype of the matrix products.
         """
         dim = x.shape[1]
         projected = self.project(x)  # [rows, 3 * dim]
@@ -97,15 +97,15 @@ class _Attention:
             query, key, value = heads.permute(2, 0, 3, 1, 4)  # [utterances, heads, frames, ...]
             bias = None
             if gate is not None and position_bias is not None:
-                own = gate[span.rows].view(span.n_utterances, span.n_frames, -1).transpose(1, 2)
-                bias = own[..., None] * position_bias[:, : span.n_frames, : span.n_frames]
+                gates = gate[span.rows].view(span.n_utterances, span.n_frames, -1).transpose(1, 2)
+                bias = gates[..., None] * position_bias[:, : span.n_frames, : span.n_frames]
                 bias = bias.to(query.dtype)
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
             mixed[span.rows] = attended.transpose(1, 2).reshape(-1, dim)
         return self.out(mixed)
 
     def _gate(self, x: Tensor) -> Tensor:
-        """WavLM's gate on the position bias: `[rows, heads]`, float32.
+        """Compute WavLM's gate on the position bias: float32 `[rows, heads]`.
 
         Chen et al., "WavLM", equations (4) and (5).
         """
@@ -131,7 +131,7 @@ class _Block:
         self.outer = Linear(outer.weight, outer.bias, dtype)
 
     def __call__(self, x: Tensor, spans: Sequence[Span], position_bias: Tensor | None) -> Tensor:
-        """Map float32 `[rows, dim]` to the same shape."""
+        """Map float32 `[rows, dim]` to float32 `[rows, dim]`."""
         if self.pre_norm:
             x = x + self.attention(normalize_layers(x, self.norm), spans, position_bias)
             return x + self.outer(self.inner(normalize_layers(x, self.final_norm), gelu=True))
@@ -147,9 +147,9 @@ class Transformer:
 
         Args:
             model: torchaudio's `Wav2Vec2Model`, float32.
-            spec: its settings.
-            dtype: of the matrix products.
-            depth: number of blocks to prepare; deeper ones are never run.
+            spec: Architecture of the model.
+            dtype: Dtype of the matrix products.
+            depth: Number of blocks to prepare; deeper ones are not run.
         """
         encoder = model.encoder
         projection = encoder.feature_projection
@@ -173,23 +173,23 @@ class Transformer:
         """Run the blocks over a batch.
 
         Args:
-            frames: the front end's output, `[rows, channels]`, utterances one after another.
-            starts: row at which each utterance begins.
-            counts: number of frames of each utterance.
-            layers: layers to return, ascending; 0 is the input of block 1.
-            out_dtype: of the result.
+            frames: Output of the front end, `[rows, channels]`, the concatenated utterances.
+            starts: First row of each utterance.
+            counts: Number of frames of each utterance.
+            layers: Layers to return, ascending; 0 is the input of block 1.
+            out_dtype: Dtype of the result.
 
         Returns:
-            `[len(layers), batch, max(counts), dim]`, zero beyond an utterance's count.
+            `[len(layers), batch, max(counts), dim]`, zero beyond an utterance's frames.
         """
-        n_own = sum(counts)
-        own = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
-        own.append(frames.new_zeros(n_rows(counts) - n_own, frames.shape[1]))
-        x = self._projection(normalize_layers(torch.cat(own), self._input_norm))  # [rows, dim]
-        places, beyond = _places(counts, x.device)
-        position = self._position(x[:n_own], counts)
+        n_frames = sum(counts)
+        parts = [frames[start : start + n] for start, n in zip(starts, counts, strict=True)]
+        parts.append(frames.new_zeros(n_rows(counts) - n_frames, frames.shape[1]))
+        x = self._projection(normalize_layers(torch.cat(parts), self._input_norm))  # [rows, dim]
+        inside, outside = _rectangle_rows(counts, x.device)
+        position = self._position(x[:n_frames], counts)
         x = x.float()
-        x[:n_own] += position
+        x[:n_frames] += position
         if self._norm is not None:
             x = normalize_layers(x, self._norm)
         spans = find_spans(counts, self._n_heads)
@@ -200,23 +200,23 @@ class Transformer:
         shape = len(layers), len(counts), max(counts), x.shape[1]
         out = torch.empty(shape, dtype=out_dtype, device=x.device)
         wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
-        out.flatten(1, 2).index_fill_(1, beyond, 0.0)
+        out.flatten(1, 2).index_fill_(1, outside, 0.0)
         if 0 in wanted:
-            wanted[0].index_copy_(0, places, x[:n_own].to(out_dtype))
+            wanted[0].index_copy_(0, inside, x[:n_frames].to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
             x = block(x, spans, position_bias)
             if number in wanted:
-                wanted[number].index_copy_(0, places, x[:n_own].to(out_dtype))
+                wanted[number].index_copy_(0, inside, x[:n_frames].to(out_dtype))
         return out
 
 
 def n_rows(counts: Sequence[int]) -> int:
-    """Rows computed for utterances of so many frames: theirs, and some to fill up."""
-    return fill_up(sum(counts))
+    """Count the rows to compute: the frames, rounded up."""
+    return round_up_rows(sum(counts))
 
 
-def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where rows lie in the flattened rectangle, and where nothing does: int64 indices."""
-    inside = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    places, beyond = inside.flatten().nonzero()[:, 0], (~inside).flatten().nonzero()[:, 0]
-    return places.to(device, non_blocking=True), beyond.to(device, non_blocking=True)
+def _rectangle_rows(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Index the rows of the flattened rectangle that hold frames, and the padding: int64 each."""
+    is_frame = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    inside, outside = is_frame.flatten().nonzero()[:, 0], (~is_frame).flatten().nonzero()[:, 0]
+    return inside.to(device, non_blocking=True), outside.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where a model's weights come from: a torchaudio bundle, a file, or a seed."""
+"""Weights of a model, from a torchaudio bundle, a file or a seed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.errors import WeightsError
 
-_SHOWN = 3  # names spelt out in a message; the rest is counted
-# How weight_norm called its two tensors before torch 2.0; published checkpoints still do.
+_SHOWN = 3  # names listed in a message; the others are counted
+# Names of weight_norm's two tensors before torch 2.0, as in published checkpoints.
 _LEGACY_NAMES = {
     "encoder.transformer.pos_conv_embed.conv.weight_g": (
         "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original0"
@@ -37,7 +37,7 @@ class LoadedModel:
     Attributes:
         model: torchaudio's `Wav2Vec2Model` in evaluation mode, float32, on the CPU, without head.
         source: "pretrained", "random", "file" or "huggingface".
-        sha256: digest of the names, shapes and bytes of all its weights.
+        sha256: Digest of the names, shapes and bytes of all weights.
     """
 
     model: torch.nn.Module
@@ -46,32 +46,35 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:
-    """Build the model of `spec` and fill it.
+    """Build the model of `spec` and load its weights.
 
     Args:
-        spec: the architecture.
+        spec: Architecture of the model.
         weights: "pretrained", "random", or the path of a state dict (.pt, .pth, .safetensors).
-        seed: of the random weights; ignored otherwise.
+        seed: Seed of random weights; ignored otherwise.
 
     Raises:
-        WeightsError: the weights cannot be had, read, or do not fit.
+        WeightsError: The weights cannot be found or read, or do not fit the model.
     """
-    if problem := find_problem(spec, weights):
+    if problem := weights_problem(spec, weights):
         raise WeightsError(problem)
     if weights == "random":
         return LoadedModel(model := _random_model(spec, seed), "random", digest(model))
     if weights == "pretrained":
-        return fill(spec, _download(spec), "pretrained", spec.bundle or spec.name)
+        return fill_model(spec, _download(spec), "pretrained", spec.bundle or spec.name)
     path = Path(weights).expanduser()
-    return fill(spec, _read_file(path), "file", str(path))
+    return fill_model(spec, _read_file(path), "file", str(path))
 
 
-def find_problem(spec: ModelSpec, weights: str | Path) -> str | None:
-    """Say what is wrong with a choice of weights, without reading them; None if nothing is.
+def weights_problem(spec: ModelSpec, weights: str | Path) -> str | None:
+    """Check a choice of weights without reading them.
 
     Args:
-        spec: the architecture.
-        weights: as `load_model`.
+        spec: Architecture of the model.
+        weights: As for `load_model`.
+
+    Returns:
+        The problem as a message for the user; None if there is none.
     """
     if weights == "random":
         return None
@@ -80,7 +83,7 @@ def find_problem(spec: ModelSpec, weights: str | Path) -> str | None:
             return None
         return (
             f"{spec.name} has no pretrained weights; use model.weights=random, "
-            "or model.weights=PATH to a state dict of yours"
+            "or model.weights=PATH of a state dict"
         )
     path = Path(weights).expanduser()
     if path.is_file():
@@ -91,17 +94,20 @@ def find_problem(spec: ModelSpec, weights: str | Path) -> str | None:
     )
 
 
-def fill(spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str) -> LoadedModel:
-    """Put a state dict into the model of `spec`; an output head (`aux.*`) is left out.
+def fill_model(
+    spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str
+) -> LoadedModel:
+    """Build the model of `spec` with the weights of a state dict, without its output head.
 
     Args:
-        spec: the architecture.
-        state: torchaudio's names; a bundle's wrapping prefix `model.` is removed.
-        source: kind of source, for the identity.
-        origin: where the state came from, for messages.
+        spec: Architecture of the model.
+        state: State dict with torchaudio's names. The prefix `model.` of a bundle is removed, and
+            the output head (`aux.*`) is dropped.
+        source: Kind of source, see `LoadedModel`.
+        origin: Origin of the state dict, for messages.
 
     Raises:
-        WeightsError: a weight is missing, has another shape, or is not known; the first are named.
+        WeightsError: Weights are missing, unknown or of another shape; the first are named.
     """
     if state and all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
@@ -123,7 +129,7 @@ def fill(spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str)
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise WeightsError(
             f"the weights of {origin} do not fit {spec.name}: {'; '.join(wrong[:_SHOWN])}{more}. "
-            "Choose the model they were trained as"
+            "Choose the model that they belong to"
         )
     whole = {name: state[name].detach().to("cpu", torch.float32) for name in expected}
     model.load_state_dict(whole, assign=True)
@@ -132,7 +138,7 @@ def fill(spec: ModelSpec, state: Mapping[str, Tensor], source: str, origin: str)
 
 
 def digest(model: torch.nn.Module) -> str:
-    """SHA-256 of the names, shapes and float32 bytes of all weights, in the order of the names."""
+    """Compute the SHA-256 of the names, shapes and float32 bytes of all weights, sorted by name."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(f"{name} {list(tensor.shape)}\n".encode())
@@ -141,7 +147,7 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def _random_model(spec: ModelSpec, seed: int) -> torch.nn.Module:
-    """Initialise as torchaudio does, from `seed` alone; the global generator is left as it was."""
+    """Initialise as torchaudio does, from `seed` only; the global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return spec.build("cpu").requires_grad_(False)
@@ -153,7 +159,7 @@ def _download(spec: ModelSpec) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad file a RuntimeError
         raise WeightsError(
             f"cannot download the pretrained weights of {spec.name} (torchaudio's {spec.bundle}): "
-            f"{error}. Without a network use model.weights=PATH to a downloaded state dict, "
+            f"{error}. Without a network use model.weights=PATH of a downloaded state dict, "
             "or model.weights=random to try things out"
         ) from error
     state: dict[str, Tensor] = model.state_dict()
