@@ -234,8 +234,8 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Encode clips alone, in a batch and in fp32, and print the largest differences."""
     with reported(as_json, debug) as print_json:
-        from pipeline.extract.encoder_setup import full_selfcheck
         from pipeline.extract.resources import find_resources
+        from pipeline.extract.selfcheck import full_selfcheck
 
         config = load_config(["engine=inline", *(overrides or [])])
         found = full_selfcheck(config, find_resources(config.engine).device)

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.errors import RunError, StrataError
 from pipeline.events import Observer
-from pipeline.extract.deferral import deferred_rows
 from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.failure_history import FailureHistory
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.planning import check_space
+from pipeline.extract.replanning import deferred_rows
 from pipeline.extract.stop import Stop
 from pipeline.extract.time_limit import TimeLimit
 from pipeline.store import index as index_files

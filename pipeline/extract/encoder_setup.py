@@ -1,40 +1,28 @@
-"""The encoder that a configuration asks for, and what a store has to know of it."""
+"""Check of the settings, and the configured encoder before its weights are loaded."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from pipeline.audio.decode import decode_blocks
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
 from pipeline.encoders.registry import find_family
-from pipeline.encoders.selfcheck import SelfCheck, selfcheck
 from pipeline.encoders.settings import choose_layers, choose_precision, choose_windows
 from pipeline.encoders.windows import Windowing
-from pipeline.errors import AudioError, SourceError
 from pipeline.extract.resources import check_engine
-from pipeline.sources.base import Source
-from pipeline.sources.opening import open_source
 from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
-"""Audio seconds of a padded batch, where none are asked for. On CPUs 15 to 60 are equally fast, and
-memory follows them."""
-CHECK_CLIPS = 3
-CHECK_CLIP_S = 5.0
-FULL_CHECK_CLIPS = 8
+"""Default audio seconds of a padded batch. On CPUs 15 to 60 are equally fast; memory grows with
+them."""
 
 
 @dataclass(frozen=True)
 class EncoderSetup:
-    """The configured encoder, checked, before its weights are loaded.
+    """The configured encoder with checked settings, before its weights are loaded.
 
     Attributes:
         config: The configuration.
@@ -121,74 +109,3 @@ def check_settings(config: Config) -> EncoderSetup:
         choose_layers(extract.layers, description.n_layers),
         choose_windows(description, extract.max_window_s, extract.context_s),
     )
-
-
-def short_selfcheck(encoder: Encoder, source: Source) -> SelfCheck | None:
-    """Checks the encoder on the starts of a few readable clips of the dataset.
-
-    Returns:
-        The result; None if there is nothing readable among the first rows.
-    """
-    clips = check_clips(source, encoder.geometry.sample_rate_hz, CHECK_CLIPS, CHECK_CLIP_S)
-    # Of unequal lengths, so that there is padding that could leak.
-    clips = [clip[: max(1, len(clip) // (i + 1))] for i, clip in enumerate(clips)]
-    return selfcheck(encoder, clips) if clips else None
-
-
-def full_selfcheck(config: Config, device: str) -> SelfCheck:
-    """Checks the configured encoder on clips of the dataset, or on made ones if none is given.
-
-    The clips are of mixed lengths, so that a batch of them holds padding.
-    """
-    encoder = check_settings(config).loader(device)()
-    rate_hz, longest_s = encoder.geometry.sample_rate_hz, encoder.windows.max_window_s
-    if config.dataset.path or config.dataset.name:
-        source = open_source(config.dataset)
-        clips = check_clips(source, rate_hz, FULL_CHECK_CLIPS, longest_s)
-        if not clips:
-            raise SourceError("the dataset has no readable clip among its first rows")
-    else:
-        clips = made_clips(rate_hz)
-    return selfcheck(encoder, clips)
-
-
-def made_clips(sample_rate_hz: int) -> list[Tensor]:
-    """Voiced sounds from 0.03 to 8 s, the same at every call: float32 [n_samples] each."""
-    generator = torch.Generator().manual_seed(0)
-    clips = []
-    for seconds in (0.03, 0.4, 1.0, 2.5, 4.0, 8.0):
-        time_s = torch.arange(round(seconds * sample_rate_hz)) / sample_rate_hz
-        pitch_hz = 90 + 160 * float(torch.rand((), generator=generator))
-        phase = 2 * math.pi * pitch_hz * (time_s + 0.02 * torch.sin(2 * math.pi * 3 * time_s))
-        voiced = torch.stack([torch.sin(k * phase) / k for k in range(1, 8)]).sum(0)
-        breath = torch.randn(time_s.shape, generator=generator)
-        clips.append(0.1 * voiced + 0.01 * breath)
-    return clips
-
-
-def check_clips(
-    source: Source, sample_rate_hz: int, n_clips: int, longest_s: float
-) -> list[Tensor]:
-    """Starts of the first readable rows of a dataset, at most `n_clips`: float32 [n_samples] each.
-
-    A recording of hours is read only as far as it is needed.
-    """
-    clips: list[Tensor] = []
-    for row in range(min(len(source), 10 * n_clips)):
-        if len(clips) == n_clips:
-            break
-        try:
-            clips.append(_start(source, row, sample_rate_hz, round(longest_s * sample_rate_hz)))
-        except AudioError:
-            continue
-    return clips
-
-
-def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Tensor:
-    blocks, held = [], 0
-    for block in decode_blocks(source.segment(row), sample_rate_hz):
-        blocks.append(block)
-        held += len(block)
-        if held >= n_samples:
-            break
-    return torch.cat(blocks)[:n_samples]

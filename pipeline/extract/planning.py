@@ -1,4 +1,4 @@
-"""From a source to a plan: lengths from the headers, then the cover, then what it will cost."""
+"""Planning: scan the headers of a source, cover it by units, and estimate the size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.audio.probe import probe
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, NoSpaceError, SourceError
-from pipeline.extract.retry import renew
+from pipeline.extract.replanning import refresh_plan
 from pipeline.sources.base import Source
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
@@ -29,27 +29,27 @@ from pipeline.store.format.plan import (
     round_up_to_chunk,
 )
 
-SCAN_THREADS = 32  # they wait for the file system, which may be far away
+SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
 PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
-"""Columns that come from the headers."""
+"""Plan columns read from the headers."""
 COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
-"""Columns by which a row is told to be the one that was planned."""
+"""Plan columns that must not change between runs."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan amounts to.
+    """Size of a plan.
 
     Attributes:
-        utterances: Utterances of the dataset.
-        unreadable: Those whose header cannot be read; they are going to be quarantined.
+        utterances: Number of utterances.
+        unreadable: Number of utterances without a readable header; they will be quarantined.
         hours: Hours of audio.
-        units: Units of work.
+        units: Number of units.
         frames: Frames of one layer.
-        bytes: Bytes on disk when all is done.
-        free_bytes: Bytes free there now.
-        frames_per_unit: Frames that fit into a unit.
+        bytes: Bytes of the finished store.
+        free_bytes: Free bytes on the disk of the store.
+        frames_per_unit: Capacity of a unit in frames.
     """
 
     utterances: int
@@ -65,29 +65,29 @@ class Estimate:
 def scan(
     source: Source, geometry: FrameGeometry, progress: Callable[[int], None] = lambda done: None
 ) -> pa.Table:
-    """Reads the header of every utterance.
+    """Read the header of every utterance.
 
     Args:
         source: The dataset.
-        geometry: The encoder's; samples are counted at its rate.
-        progress: Called with the number of utterances that were looked at.
+        geometry: Geometry of the encoder; samples are counted at its rate.
+        progress: Called with the number of headers read so far.
 
     Returns:
-        Rows for `make_plan`, in source order. An unreadable header counts 0 samples.
+        Rows for `make_plan`, in source order. An unreadable header counts as 0 samples.
     """
     n = len(source)
-    facts = np.zeros((len(PROBED), n), np.int64)
+    probed = np.zeros((len(PROBED), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         starts = range(0, n, SCAN_CHUNK)
         chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
         for start, chunk in zip(starts, chunks, strict=True):
             stop = start + chunk.shape[1]
-            facts[:, start:stop] = chunk
+            probed[:, start:stop] = chunk
             progress(stop)
     columns = {
         "id": source.ids(),
         "row": np.arange(n),
-        **dict(zip(PROBED, facts, strict=True)),
+        **dict(zip(PROBED, probed, strict=True)),
         "piece": np.zeros(n, np.int32),
         "n_pieces": np.ones(n, np.int32),
         "piece_start": np.zeros(n, np.int64),
@@ -102,23 +102,26 @@ def plan_source(
     frames_per_unit: int | None,
     stored: Plan | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    again: Sequence[int] = (),
+    retried: Sequence[int] = (),
 ) -> Plan:
-    """The plan for a source: the stored one if it still fits, extended by rows that were added.
+    """Plan a source, or extend the stored plan by rows that were added to the source.
 
     Args:
         source: The dataset.
-        windowing: How long utterances are encoded: a recording longer than a unit is cut there.
-        frames_per_unit: Frames per unit for a new plan; None fits it to the corpus.
-        stored: The plan that the store has.
+        windowing: Windows of the encoder, at whose boundaries long recordings are cut.
+        frames_per_unit: Capacity of a unit for a new plan; None adapts it to the corpus.
+        stored: The stored plan; None for a new one.
         progress: As for `scan`.
-        again: Rows of the stored plan to plan once more; these may have changed.
+        retried: Source rows of the stored plan to plan again; their audio may have changed.
+
+    Returns:
+        The plan; `stored` itself if nothing has changed.
 
     Raises:
-        SourceError: Other rows of the stored plan are gone or have changed; the message says which.
+        SourceError: Rows of the stored plan are missing or have changed, other than `retried`.
     """
     facts = {"fingerprint": source.fingerprint}
-    if stored is not None and stored.source == facts and not again:
+    if stored is not None and stored.source == facts and not retried:
         return stored
     rows = scan(source, windowing.geometry, progress)
     if stored is None:
@@ -126,26 +129,26 @@ def plan_source(
             frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
         capacity = round_up_to_chunk(frames_per_unit)
         return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
-    stored = renew(stored, rows, again) if again else stored
+    stored = refresh_plan(stored, rows, retried) if retried else stored
     n_known = _check_unchanged(stored, rows)
-    fresh = pa.concat_tables([rows.take(pa.array(again, pa.int64())), rows.slice(n_known)])
+    fresh = pa.concat_tables([rows.take(pa.array(retried, pa.int64())), rows.slice(n_known)])
     added = cut_into_pieces(fresh, stored.frames_per_unit, windowing)
     plan = stored.extended(added) if len(added) else stored
     return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
 
 
 def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) -> pa.Table:
-    """Cuts every recording that is longer than a unit at boundaries of its windows.
+    """Cut recordings that are longer than a unit into pieces, at boundaries of their windows.
 
     Args:
-        rows: From `scan`: one row per utterance.
-        frames_per_unit: Frames that fit into a unit.
-        windowing: The encoder's windows.
+        rows: Result of `scan`, one row per utterance.
+        frames_per_unit: Capacity of a unit in frames.
+        windowing: Windows of the encoder.
 
     Returns:
-        The rows, with a row per piece for those that are cut; the pieces of an utterance follow
-        each other and make up its frames exactly. One whose windows are longer than a unit stays
-        whole: it cannot be extracted with units as small as that.
+        The rows, with one row per piece of each cut recording. The pieces of a recording follow
+        each other and cover its frames exactly. A recording whose windows are longer than a unit
+        is not cut: it cannot be extracted with units of this size.
     """
     long = np.flatnonzero(rows["n_frames"].to_numpy() > frames_per_unit)
     parts, done = [], 0
@@ -173,7 +176,14 @@ def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[di
 
 
 def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Location) -> Estimate:
-    """What a plan amounts to, on the disk that `where` is or would be on."""
+    """Estimate the size of a plan.
+
+    Args:
+        plan: The plan.
+        layout: Shapes of the store.
+        sample_rate_hz: Sample rate of the encoder.
+        where: The store, which need not exist.
+    """
     first = pc.equal(plan.table["piece"], 0)
     unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
     return Estimate(
@@ -189,10 +199,10 @@ def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Location) -
 
 
 def check_space(n_units: int, layout: Layout, store: Location) -> None:
-    """Makes sure that `n_units` more units fit on the disk.
+    """Check that `n_units` more units fit on the disk.
 
     Raises:
-        NoSpaceError: They do not; the message says how much is missing.
+        NoSpaceError: They do not fit; the message reports the needed and the free space.
     """
     needed, free = n_units * layout.slot_bytes, open_backend(store).free_bytes()
     if needed > free:
@@ -203,7 +213,7 @@ def check_space(n_units: int, layout: Layout, store: Location) -> None:
 
 
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
-    """`PROBED` of a chunk of rows: [4, n]; an unreadable header is all zeros."""
+    """Read `PROBED` of a chunk of rows: int64 `[4, n]`; zeros for an unreadable header."""
     stop = min(start + SCAN_CHUNK, len(source))
     probed = [_probe_row(source, row, geometry) for row in range(start, stop)]
     return np.array(probed, np.int64).T
@@ -213,24 +223,24 @@ def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, 
     try:
         found = probe(source.segment(row), geometry.sample_rate_hz)
     except AudioError:
-        return 0, 0, 0, 0  # the worker finds the reason again, and quarantines it with that
+        return 0, 0, 0, 0  # the worker fails on it too, and quarantines it with the reason
     n_frames = geometry.n_frames(found.n_samples)
     return found.n_samples, n_frames, found.n_bytes, found.fingerprint
 
 
 def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
-    """Compares the rows that were planned with those that are there; returns how many they are."""
+    """Compare the planned rows with the rows of the source; return the number of planned rows."""
     planned = stored.table
-    deferred_too = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
+    first_pieces = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
         [("row", "ascending"), ("unit", "ascending")]
     )
-    row = deferred_too["row"].to_numpy()
-    once = deferred_too.filter(pa.array(np.diff(row, prepend=-1) != 0))
+    row = first_pieces["row"].to_numpy()  # deferred rows are planned twice
+    once = first_pieces.filter(pa.array(np.diff(row, prepend=-1) != 0))
     n_known = len(once)
     if len(rows) < n_known:
         raise SourceError(
-            f"{n_known - len(rows)} of the {n_known} planned utterances are gone from the dataset; "
-            "give the dataset as it was, or another store="
+            f"{n_known - len(rows)} of the {n_known} planned utterances are missing from the "
+            "dataset; restore the dataset, or choose another store="
         )
     now = rows.slice(0, n_known)
     for name in COMPARED:
@@ -239,9 +249,9 @@ def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
             at = pc.index(same, False).as_py()
             changed = n_known - pc.sum(same).as_py()
             raise SourceError(
-                f"{changed} of the {n_known} planned utterances have changed, the first one at row "
+                f"{changed} of the {n_known} planned utterances have changed, first at row "
                 f"{at}: {name} was {once[name][at].as_py()!r}, now {now[name][at].as_py()!r} "
-                f"(utterance {once['id'][at].as_py()!r}); give the dataset as it was, or another "
+                f"(utterance {once['id'][at].as_py()!r}); restore the dataset, or choose another "
                 "store="
             )
     return n_known

@@ -1,4 +1,4 @@
-"""How many workers a run has, and with how many threads each."""
+"""Resources of a run: number of workers, threads of each, and device."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pipeline.errors import ConfigError
 from pipeline.extract.executors.ray_cluster import find_machine
 
 WORKER_BYTES = 6 * 10**9
-"""Memory for one worker where their number is left to Strata: enough for a large model (24 layers
-of 1,024 features: 1.3 GB of weights, 2.9 GB for a unit's features, half that while it computes)."""
+"""Memory per worker that limits the default number of workers. It suffices for a large model (24
+layers of 1,024 features: 1.3 GB of weights, 2.9 GB of features of a unit, 1.5 GB of
+activations)."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the workers of a run get.
+    """Resources of the workers of a run.
 
     Attributes:
         n_workers: Number of workers.
-        threads: CPU threads of each.
+        threads: CPU threads of each worker.
         device: cpu or cuda.
     """
 
@@ -29,7 +30,7 @@ class Resources:
 
 
 def check_engine(config: EngineConfig) -> None:
-    """Check the settings of the engine, whatever the machine or the cluster has.
+    """Check the settings of the engine, without regard to the machine or the cluster.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -48,20 +49,21 @@ def check_engine(config: EngineConfig) -> None:
 def find_resources(
     config: EngineConfig, n_units: int | None = None, threads_before: int | None = None
 ) -> Resources:
-    """Decides on workers, threads and device, starting nothing but a connection to a cluster.
+    """Choose workers, threads and device; connects to the Ray cluster, if any, and starts nothing.
 
-    Without a GPU every CPU has a worker of its own, as far as memory and units go; what CPUs are
-    left are further threads (benchmarks/bench_workers.py compares the two).
+    Without a GPU there is one worker per CPU, limited by memory and by the number of units. The
+    remaining CPUs become threads (benchmarks/bench_workers.py compares the two).
 
     Args:
-        config: What is asked for; what is not is decided here.
-        n_units: Units of the plan, done or not, so that a resumed run decides alike; None before
-            there is a plan.
-        threads_before: Threads per worker that the store was begun with on CPUs: taken again, so
-            that the bits are the same, where nothing else is asked for and there are as many.
+        config: Settings of the engine; None values are chosen here.
+        n_units: Units of the plan, committed ones included, so that a resumed run chooses the same.
+            None before planning.
+        threads_before: Threads per worker that the store was started with, on CPUs. Resuming uses
+            the same number, which keeps the features bit-identical, unless `config.threads` is set
+            or there are too few CPUs.
 
     Raises:
-        ConfigError: The settings ask for what is not there.
+        ConfigError: A setting is wrong, or exceeds the machine.
     """
     check_engine(config)
     machine = find_machine(config)
@@ -70,17 +72,17 @@ def find_resources(
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus:
-        raise ConfigError("engine.device is cuda, but there is no GPU; leave it at auto")
-    may_follow = config.threads is None and device == "cpu"
-    if threads_before and may_follow and (config.workers or 1) * threads_before <= cpus:
+        raise ConfigError("engine.device is cuda, but there is no GPU; use engine.device=auto")
+    keeps_threads = config.threads is None and device == "cpu"
+    if threads_before and keeps_threads and (config.workers or 1) * threads_before <= cpus:
         config = replace(config, threads=threads_before)
     if config.kind == "inline":
         return Resources(1, config.threads or cpus, device)
     if device == "cuda":
-        fitting = gpus
+        n_fitting = gpus
     else:
-        fitting = min(cpus // (config.threads or 1), machine.memory_bytes // WORKER_BYTES)
+        n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // WORKER_BYTES)
     if n_units is not None:
-        fitting = min(fitting, n_units)
-    n_workers = config.workers or max(1, fitting)
+        n_fitting = min(n_fitting, n_units)
+    n_workers = config.workers or max(1, n_fitting)
     return Resources(n_workers, config.threads or max(1, cpus // n_workers), device)

@@ -24,8 +24,8 @@ from pipeline.extract.encoder_setup import EncoderSetup, check_settings
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.replanning import quarantined_rows
 from pipeline.extract.resources import Resources, find_resources
-from pipeline.extract.retry import quarantined_rows
 from pipeline.extract.stop import Stop
 from pipeline.extract.store_setup import cpu_threads_of, make_layout, set_up_store
 from pipeline.extract.worker import Worker

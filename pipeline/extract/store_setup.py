@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.audio.identity import AUDIO_IDENTITY, audio_provenance
 from pipeline.encoders.base import Encoder
 from pipeline.events import Observer
-from pipeline.extract.encoder_setup import EncoderSetup, short_selfcheck
+from pipeline.extract.encoder_setup import EncoderSetup
 from pipeline.extract.resources import Resources
+from pipeline.extract.selfcheck import quick_selfcheck
 from pipeline.sources.base import Source
 from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Ledger
@@ -151,7 +152,7 @@ def _selfcheck(
             "no self-check: this process has no GPU; run `strata selfcheck` on a node that has one"
         )
         return None
-    found = short_selfcheck(encoder, source)
+    found = quick_selfcheck(encoder, source)
     if found is None:
         return None
     if not found.ok:

@@ -13,7 +13,8 @@ from pipeline.config import Config, load_config
 from pipeline.encoders.wav2vec2.families import TorchaudioFamily
 from pipeline.errors import ConfigError
 from pipeline.extract import run
-from pipeline.extract.encoder_setup import check_settings, full_selfcheck
+from pipeline.extract.encoder_setup import check_settings
+from pipeline.extract.selfcheck import full_selfcheck
 from tests.helpers.corpus import write_folder
 
 WRONG = {
