@@ -30,7 +30,7 @@ class SelfCheck:
         audio_s: Total length of the waveforms in seconds.
         alone_vs_batch: Errors of each waveform encoded separately against all in one batch.
         precision_vs_fp32: Errors of the precision against fp32, encoded separately; zeros for fp32.
-        n_misfits: Waveforms with a value that is not finite or exceeds the range of float16.
+        n_misfits: Waveforms with a value that is not finite or cannot be stored.
         tolerance: Largest error due to rounding in this precision.
         ok: Whether all errors are within the tolerance and there are no misfits.
     """
@@ -105,7 +105,7 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
 def find_overflows(
     features: Tensor, counts: Sequence[int], layers: Sequence[int]
 ) -> list[int | None]:
-    """Find the utterances of a batch that exceed the range of float16.
+    """Find the utterances of a batch that exceed the range of the stored dtype.
 
     Args:
         features: `[n_layers, batch, max_frames, dim]`.
@@ -113,8 +113,8 @@ def find_overflows(
         layers: Layers of `features`.
 
     Returns:
-        For each utterance the first layer with a value that is not finite or beyond ±65504; None if
-        there is none.
+        For each utterance the first layer with a value that is not finite or cannot be stored;
+        None if there is none.
     """
     with torch.inference_mode():
         lengths = torch.tensor(counts, device=features.device)
