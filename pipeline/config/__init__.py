@@ -1,9 +1,10 @@
-"""The configuration: Hydra's YAML groups in conf/, merged and checked into frozen dataclasses.
+"""The configuration: YAML groups in conf/, merged and checked into frozen dataclasses.
 
-`load_config(["dataset=audiofolder", "dataset.path=clips", ...])` composes conf/config.yaml with
-the overrides of the command line, `load_sweep_config(["task=ks", ...])` conf/sweep.yaml. A misspelt
-key, an unknown group or a value of the wrong type is a ConfigError that names the nearest right
-one. Nothing here touches the dataset or the store.
+In: overrides of the command line. Out: a `Config` or a `SweepConfig`.
+`load_config(["dataset=audiofolder", "dataset.path=clips", ...])` reads conf/config.yaml,
+`load_sweep_config(["task=ks", ...])` reads conf/sweep.yaml. A misspelt key, an unknown option or a
+value of the wrong type raises a ConfigError that names the nearest correct one. Contract:
+`schema.py` and `sweep_schema.py`. Nothing here reads the dataset or the store.
 """
 
 from pipeline.config.checking import build, nearest

@@ -1,4 +1,4 @@
-"""Plain values, as YAML has them, checked into frozen dataclasses."""
+"""Conversion of plain YAML values to frozen dataclasses, with type checks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Checks plain values into a frozen dataclass, recursively.
+    """Build a frozen dataclass from plain values, recursively.
+
+    Args:
+        kind: The dataclass.
+        values: Its fields, as read from YAML.
+        prefix: Name of the group, for messages, e.g. "dataset.".
 
     Raises:
-        ConfigError: An unknown key, a missing one, or a value of the wrong type.
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
     """
     hints = type_hints(typing.cast("Any", kind))
     for key in values:
@@ -44,7 +49,7 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known words next to a misspelt one, to be put at the end of a message."""
+    """Return a hint at the known words closest to a misspelt one, to append to a message."""
     options = sorted(known)
     close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
     if close:
@@ -54,6 +59,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @cache
 def type_hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
     return typing.get_type_hints(kind)
 
 
@@ -86,7 +92,7 @@ def _try_convert(option: Any, value: Any) -> Any:
     if option is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if option is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a folder or a label may be called 2024
+        return str(value)  # the name of a folder or a label may be 2024
     return value if type(value) is option else _MISFIT
 
 

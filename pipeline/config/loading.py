@@ -1,4 +1,4 @@
-"""Composing YAML and overrides with Hydra, the only user of Hydra and OmegaConf."""
+"""Composition of YAML files and overrides; the only module that uses Hydra and OmegaConf."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
-    """Composes the configuration of plan and extract.
+    """Compose the configuration of `plan`, `extract` and `selfcheck`.
 
-    A setting that is text (a path, a column, a split) is taken as it stands, whatever characters
-    are in it; quotes around the whole are taken off. Anything else follows Hydra's grammar.
+    A text setting (a path, a column, a split) is taken literally, whatever characters it has; only
+    quotes around the whole value are removed. Other settings follow Hydra's grammar.
 
     Args:
         overrides: `group=option` and `key=value`, as on the command line.
@@ -40,30 +40,34 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def load_sweep_config(overrides: Sequence[str] = ()) -> SweepConfig:
-    """Composes the configuration of a sweep.
+    """Compose the configuration of `sweep`.
 
     Args:
-        overrides: As for `load_config`; `task=...` must be among them.
+        overrides: As for `load_config`; `task=...` is required.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: As for `load_config`; or no task is given.
+        ConfigError: As for `load_config`, or no task is given.
     """
     tasks = sorted(path.stem for path in (config_folder() / "task").glob("*.yaml"))
     if not any(override.startswith("task=") for override in overrides):
-        raise ConfigError(f"no task is given; say task={'|'.join(tasks)}")
+        raise ConfigError(f"no task is given; set task={'|'.join(tasks)}")
     config = _compose("sweep", SweepConfig, {"task": tasks[0]}, overrides)
     check_sweep(config)
     return config
 
 
 def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str, str]:
-    """`key=value` settings of a verb that needs no Hydra groups, as text.
+    """Parse the `key=value` settings of a verb without YAML groups; return texts by key.
+
+    Args:
+        overrides: As on the command line.
+        known: Valid keys.
 
     Raises:
-        ConfigError: A key is not among `known`, or there is no value.
+        ConfigError: A key is unknown, or it has no value.
     """
     values = {}
     for override in overrides:
@@ -77,7 +81,11 @@ def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str,
 
 
 def config_folder() -> Path:
-    """The folder of the YAML groups: beside the package in a clone, inside it when installed."""
+    """Return the folder of the YAML groups: beside the package in a clone, inside it if installed.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -86,12 +94,12 @@ def config_folder() -> Path:
 
 
 def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Sequence[str]) -> T:
-    """Merges conf/ROOT.yaml, the options of its groups and the overrides into a dataclass.
+    """Merge conf/ROOT.yaml, the options of its groups and the overrides into a dataclass.
 
     Args:
-        root: Name of the document.
+        root: Name of the YAML file.
         kind: The dataclass.
-        groups: Its groups, with the option that is taken if none is chosen.
+        groups: Groups of the file, with the default option of each.
         overrides: As on the command line.
     """
     from hydra import compose, initialize_config_dir
@@ -123,7 +131,7 @@ def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Seq
 def _check_keys(
     overrides: Sequence[str], folder: Path, root: str, chosen: Mapping[str, str]
 ) -> None:
-    """Refuses what Hydra would refuse too, in words of our own."""
+    """Refuse unknown keys and options before Hydra does, with a hint at the nearest one."""
     known = _known_keys(folder, root, chosen)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -139,6 +147,7 @@ def _check_keys(
 
 
 def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:
+    """Return the dotted names of all settings of a file and its chosen options."""
     from omegaconf import OmegaConf
 
     keys = list(chosen)
@@ -165,7 +174,7 @@ def _plain(document: Any) -> dict[str, Any]:
 
 @cache
 def _text_settings(kind: Any) -> frozenset[str]:
-    """Names of the settings whose value is text, or nothing."""
+    """Return the dotted names of the settings whose value is text or null."""
     names = set()
     for group, hint in type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
@@ -176,10 +185,11 @@ def _text_settings(kind: Any) -> frozenset[str]:
 
 
 def _put_text(merged: dict[str, Any], key: str, value: str) -> None:
+    """Set a text setting to its literal value, without the quotes around it."""
     if not value:
         raise ConfigError(f"{key} is empty; write {key}=null to leave it unset")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
     group, _, name = key.rpartition(".")
-    place = merged[group] if group else merged
-    place[name] = None if value == "null" else value
+    section = merged[group] if group else merged
+    section[name] = None if value == "null" else value

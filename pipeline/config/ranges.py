@@ -1,4 +1,4 @@
-"""Values that have the right type and still make no sense."""
+"""Checks of values that have the right type but are out of range or contradict each other."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LEAST = {
     "engine.threads": 1,
     "run.max_attempts": 1,
 }
-"""Least values of whole numbers."""
+"""Smallest valid value of each whole number of plan and extract."""
 _LEAST_OF_SWEEP = {"task.steps": 0, "task.batch": 1, "task.eval_every": 0, "task.patience": 1}
 
 
 def check_ranges(config: Config) -> None:
-    """Refuses a configuration of plan and extract with a value out of range.
+    """Check the values of a configuration of plan and extract.
 
     Raises:
-        ConfigError: Names the setting, its value and what was expected.
+        ConfigError: A value is out of range; the message says what was expected.
     """
     _check_least(config, _LEAST)
     limit_s = config.run.unit_timeout_s
@@ -39,10 +39,10 @@ def check_ranges(config: Config) -> None:
 
 
 def check_sweep(config: SweepConfig) -> None:
-    """Refuses a configuration of a sweep with a value out of range.
+    """Check the values of a configuration of a sweep.
 
     Raises:
-        ConfigError: Names the setting, its value and what was expected.
+        ConfigError: A value is out of range; the message says what was expected.
     """
     _check_least(config, _LEAST_OF_SWEEP)
     for name, numbers in (("seeds", config.seeds), ("task.lrs", config.task.lrs)):

@@ -1,4 +1,4 @@
-"""What plan and extract can be told: one frozen dataclass per group of settings."""
+"""Settings of plan and extract: one frozen dataclass per group."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the audio comes from.
+    """Dataset with the audio.
 
     Attributes:
         kind: audiofolder, hub, disk (saved by `save_to_disk`) or manifest (csv, json, parquet).
         path: Folder, saved dataset or manifest.
-        name: Hub dataset.
+        name: Name of a hub dataset.
         config: Configuration of a hub dataset.
-        split: Split to read; None where there is only one.
+        split: Split to read; None if there is only one.
         revision: Revision of a hub dataset.
-        audio_column: Column with the audio, or with its path in a manifest.
-        id_column: Column with the utterance's id; None takes the file's path or name, or the row.
-        columns: Columns to carry into the index; None carries every plain one.
-        limit: Only the first rows; None takes all.
+        audio_column: Column with the audio; in a manifest, column with its path.
+        id_column: Column with the utterance id; None uses the file's path or name, or the row.
+        columns: Columns to copy into the index; None copies every column of plain values.
+        limit: Number of rows to read from the start; None reads all.
     """
 
     kind: str
@@ -36,15 +36,15 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which encoder.
+    """Encoder.
 
     Attributes:
-        name: Short name in the registry, e.g. hubert_base; a hub id or directory for huggingface.
+        name: Name in the registry, e.g. hubert_base; for huggingface a hub id or directory.
         source: torchaudio (the registry) or huggingface.
-        weights: pretrained, random, or the path of a state dict; of the registry's models.
-        seed: Of random weights.
+        weights: For the registry's models: pretrained, random, or the path of a state dict.
+        seed: Seed of random weights.
         revision: Branch, tag or commit of a hub checkpoint.
-        allow_pickle: Whether a hub checkpoint without safetensors may be read from a pickle.
+        allow_pickle: Whether a checkpoint without safetensors may be read from a pickle.
     """
 
     name: str | None = None
@@ -57,15 +57,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """What is extracted, and in which batches.
+    """Layers, precision, batches and windows.
 
     Attributes:
         layers: all, superb (0 and all), or a list of layers.
         precision: fp32, bf16, fp16, or auto (fp32 on CPU, fp16 on CUDA).
-        max_batch_s: Audio seconds of one padded batch; None fits it to the device.
-        max_window_s: Longer utterances are encoded in overlapped windows; None takes the encoder's
-            default.
-        context_s: Context on each side of a window, encoded and thrown away; None likewise.
+        max_batch_s: Audio seconds of a padded batch; None depends on the device.
+        max_window_s: Longer utterances are encoded in overlapping windows of this many seconds;
+            None uses the encoder's default.
+        context_s: Seconds of context on each side of a window, encoded and dropped; None uses the
+            encoder's default.
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -77,10 +78,10 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """How the corpus is cut into units.
+    """Size of a unit.
 
     Attributes:
-        frames_per_unit: Frames per unit; None fits it to the corpus, 20 minutes at most.
+        frames_per_unit: Frames per unit; None depends on the corpus, at most 20 minutes.
     """
 
     frames_per_unit: int | None = None
@@ -88,14 +89,14 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What runs the workers.
+    """Executor and its workers.
 
     Attributes:
         kind: inline (this process) or ray.
-        workers: Number of workers; None takes one per GPU, else one per CPU.
+        workers: Number of workers; None starts one per GPU, else one per CPU.
         threads: CPU threads per worker; None divides the CPUs among the workers.
         device: auto, cpu or cuda.
-        address: Ray cluster; None takes RAY_ADDRESS, else starts a local one.
+        address: Address of a Ray cluster; None uses RAY_ADDRESS, else starts a local one.
     """
 
     kind: str
@@ -107,13 +108,13 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run behaves.
+    """Limits of a run.
 
     Attributes:
         max_quarantined: Share of quarantined utterances above which the exit code is 3.
-        max_attempts: Attempts at a unit, in one run, before it is given up; one that shows which
-            utterance is to blame does not count.
-        unit_timeout_s: After how long a unit counts as hung; None fits it to its audio.
+        max_attempts: Failed attempts at a unit, in one run, after which it is given up; an attempt
+            that identifies the culprit utterance does not count.
+        unit_timeout_s: Seconds after which a unit counts as hung; None depends on its audio.
     """
 
     max_quarantined: float = 0.01
@@ -123,7 +124,18 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a verb may need."""
+    """All settings of plan, extract and selfcheck.
+
+    Attributes:
+        dataset: Dataset with the audio.
+        model: Encoder.
+        engine: Executor and its workers.
+        store: Path of the store; None if there is none.
+        retry_quarantined: Whether to retry quarantined utterances.
+        extract: Layers, precision, batches and windows.
+        plan: Size of a unit.
+        run: Limits of a run.
+    """
 
     dataset: DatasetConfig
     model: ModelConfig

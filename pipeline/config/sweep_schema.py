@@ -1,4 +1,4 @@
-"""What a sweep can be told: the recipe of its task, how it splits, and which heads it trains."""
+"""Settings of a sweep: the recipe of its task, the split and the heads."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The recipe of a task.
+    """Recipe of a task.
 
     Attributes:
         name: Short name: ks, sid, ic, er, pr or asr.
         kind: utterance (a class per utterance, on pooled features) or frames (CTC).
-        labels: Columns that may hold the labels; the first that the store has is taken.
-        slots: Whether all of `labels` are needed together, each a slot of its own; an utterance is
-            right only if all its slots are.
+        labels: Columns that may hold the labels; the first one in the store is used.
+        slots: Whether every column of `labels` is a slot with classes of its own; an utterance is
+            correct only if all its slots are.
         metric: accuracy; cer, wer or per for frames.
-        speaker_independent: Whether no speaker may be on both sides of a split.
+        speaker_independent: Whether a speaker must not be in two parts of a split.
         lrs: Learning rates of Adam.
-        steps: Optimiser steps at most; 0 fits it to the training set.
+        steps: Most optimiser steps; 0 depends on the training set.
         batch: Utterances per step; in frame tasks, frames per step (utterances × longest).
-        eval_every: Steps between two looks at dev; 0 fits it to the steps.
-        patience: Looks at dev without a better score after which a head stops.
-        projection: Width of the linear projection in front of the classes.
-        tokens: Of frame tasks, what one symbol of the labels is: characters, or words (whatever
-            stands between spaces, e.g. phones).
-        normalize: Of frame tasks, whether each frame of each layer goes through a LayerNorm without
-            parameters first, as SUPERB may.
+        eval_every: Steps between two evaluations on dev; 0 depends on the steps.
+        patience: Evaluations without a better dev score after which a head stops.
+        projection: Width of the linear projection before the classes.
+        tokens: For frame tasks, the symbols of the labels: characters, or words (separated by
+            spaces, e.g. phones).
+        normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
+            without parameters, as in SUPERB.
     """
 
     name: str
@@ -47,19 +47,20 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Which utterances train, which select, which are reported.
+    """Split into train, dev (for selection) and test (for the report).
 
     Attributes:
-        column: Column with the corpus's own split; auto takes a column called split if there is
-            one, null makes the split here.
-        train: Its value, or values, for training.
-        dev: For selection. A corpus without any gets its dev cut from train.
-        test: For the report.
-        speaker: Column whose values stay on one side of a split that is made here.
-        folds: Folds of a cross-validation, or groups: each value of `speaker` is the test set once.
-        ratios: Shares of train, dev and test in a split that is made here; the shares of train and
-            dev also where dev is cut from train.
-        seed: Of a split that is made here.
+        column: Column with the corpus's split; auto uses a column named split if there is one,
+            None makes a random split.
+        train: Values of `column` for training.
+        dev: Values of `column` for dev; without any, dev is cut from train.
+        test: Values of `column` for test.
+        speaker: Column whose values are kept in one part of a random split.
+        folds: Number of cross-validation folds, or groups: each value of `speaker` is the test set
+            once.
+        ratios: Shares of train, dev and test in a random split; where dev is cut from train, its
+            share of both.
+        seed: Seed of a random split.
     """
 
     column: str | None = "auto"
@@ -74,17 +75,17 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Everything that `strata sweep` may need.
+    """All settings of `strata sweep`.
 
     Attributes:
-        task: The recipe.
+        task: Recipe of the task.
         layers: all, or a list of layers.
-        weighted: Whether to train the learned weighted sum of these layers too.
-        seeds: Of initial values and the order of the data; each trains heads of its own.
-        labels: Label columns in place of the recipe's.
+        weighted: Whether to train on the learned weighted sum of these layers too.
+        seeds: Seeds of initial values and data order; heads are trained for each seed.
+        labels: Label columns that replace the recipe's.
         device: auto, cpu or cuda.
-        out: Folder of the results; None takes sweeps/STORE/TASK-LABELS.
-        split: How the corpus is split.
+        out: Folder of the results; None uses sweeps/STORE/TASK-LABELS.
+        split: Split of the corpus.
     """
 
     task: TaskConfig

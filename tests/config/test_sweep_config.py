@@ -90,7 +90,7 @@ def test_settings_come_through():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["layers=all"], "no task is given; say task=asr|er|ic|ks|pr|sid"),
+        (["layers=all"], "no task is given; set task=asr|er|ic|ks|pr|sid"),
         (["task=kws"], "no task is called 'kws'; did you mean ks?"),
         (["task=ks", "task.lr=[1]"], "unknown setting task.lr; did you mean task.lrs"),
         (["task=ks", "model=tiny"], "unknown setting model"),
