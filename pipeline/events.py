@@ -1,4 +1,4 @@
-"""Events of a run: what an extraction, a collapse or a sweep tells its observers.
+"""Events of an extraction, a collapse or a sweep, and the interface of their observers.
 
 Progress bars, the run log and tests are observers. Events are delivered in the driver's thread.
 """

@@ -37,7 +37,7 @@ def test_a_group_passes_every_event_on_in_order(event: str) -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_observer_ignores_what_it_does_not_override(event: str) -> None:
-    """`Observer()` itself is the observer of a run that nobody watches."""
+    """`Observer()` itself is the observer of a run without progress output."""
     facts = range(len(inspect.signature(getattr(Observer, event)).parameters) - 1)
     assert getattr(Observer(), event)(*facts) is None
 

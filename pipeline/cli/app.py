@@ -232,7 +232,7 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
 @app.command()
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Encode clips alone, in a batch and in fp32, and print the largest differences."""
+    """Compare encoding clips one by one, in a batch and in fp32; print the largest differences."""
     with reported(as_json, debug) as print_json:
         from pipeline.extract.resources import find_resources
         from pipeline.extract.selfcheck import full_selfcheck

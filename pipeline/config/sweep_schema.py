@@ -13,7 +13,7 @@ class TaskConfig:
         name: Short name: ks, sid, ic, er, pr or asr.
         kind: utterance (a class per utterance, on pooled features) or frames (CTC).
         labels: Columns that may hold the labels; the first one in the store is used.
-        slots: Whether every column of `labels` is a slot with classes of its own; an utterance is
+        slots: Whether every column of `labels` is a slot with its own classes; an utterance is
             correct only if all its slots are.
         metric: accuracy; cer, wer or per for frames.
         speaker_independent: Whether a speaker must not be in two parts of a split.

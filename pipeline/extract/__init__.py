@@ -1,6 +1,7 @@
-"""Extraction: run an encoder over a source and commit the features to a store, unit by unit.
+"""Extraction: encode a dataset and commit the features to a store, unit by unit.
 
-In: a configuration. Out: a store. `run.py` prepares and finalises, `driver.py` hands out units and
-retries them, an executor (`executors/`) runs workers, and `worker.py` does one unit, with the steps
-in `stages/`. Contract between driver and worker: `messages.py`.
+In: a configuration. Out: a store. `run.py` is the whole run: it plans, sets up the store
+(`store_setup.py`) and starts `driver.py`, which gives units to an executor (`executors/`). The
+executor runs them on workers (`worker.py`, with its steps in `stages/`). Contracts: `messages.py`
+between driver and worker, `executors/base.py` between driver and executor.
 """

@@ -34,7 +34,7 @@ from pipeline.store.write.documents import resize, write_plan
 
 POLL_S = 1.0
 GRACE_S = 20.0
-"""How long a run that is asked to stop waits for the units in flight."""
+"""Seconds that a run waits for the units in flight when it is stopped."""
 COMPACT_EVERY_S, COMPACT_UNITS = 60.0, 500
 """Least time and least number of new units between two compactions of the index in a long run, so
 that readers and `status` open quickly."""
@@ -91,7 +91,7 @@ class Driver:
         """Extract the missing units, then the units of deferred utterances.
 
         Raises:
-            RunError: The run was asked to stop.
+            RunError: The run was stopped.
             StoreError: The store cannot be written.
             StrataError: An attempt failed with an error that a retry would raise again.
         """

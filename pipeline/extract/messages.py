@@ -50,7 +50,7 @@ class UnitTask:
         attempt: Number of the attempt, from 1.
         rows: The unit's rows of the plan.
         isolation: For a unit whose workers failed repeatedly: try its utterances separately first.
-        exclusive: Whether its worker must hold no other unit meanwhile, so that a failure of the
+        exclusive: Whether its worker must hold no other unit, so that a failure of the
             worker has one culprit.
     """
 

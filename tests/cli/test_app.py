@@ -38,7 +38,7 @@ def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Done:
-    """A command that has ended."""
+    """Result of a command."""
 
     returncode: int
     stdout: str
@@ -46,7 +46,7 @@ class Done:
 
 
 def strata(*arguments: str) -> Done:
-    """Runs the command in this process, which saves importing torch each time."""
+    """Run the command in this process, which saves importing torch each time."""
     result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -58,14 +58,14 @@ def last_json(done: Done) -> dict:
 
 
 def error_line(done: Done) -> str:
-    """The one line that an error is."""
+    """The single error line on stderr."""
     assert "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
 
 
 def test_plan_json_has_the_promised_keys(folder: Path) -> None:
-    """`plan --json` ends in one object with the fixed keys; without --json stdout is empty."""
+    """`plan --json` prints one object with the fixed keys; without --json stdout is empty."""
     done = strata("plan", f"dataset.path={folder}", "model=tiny", "--json")
     found = last_json(done)
     assert done.returncode == 0
@@ -112,7 +112,7 @@ def test_verify_exits_with_1_on_damage(folder: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_quarantined_exits_with_3(tmp_path: Path) -> None:
-    """Everything else is committed, but the exit code tells that much is missing."""
+    """Everything else is committed, and the exit code shows that too much is missing."""
     folder = write_folder(tmp_path / "clips", [0.5] * 4)
     (folder / "clip-001.wav").write_bytes(b"")
     arguments = ["extract", f"dataset.path={folder}", f"store={tmp_path / 's'}", *COMMON, "--json"]
@@ -135,20 +135,20 @@ def test_too_many_quarantined_exits_with_3(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_command_is_one_clear_line(arguments: list[str], code: int, words: str) -> None:
-    """Misspelt keys, missing paths and wrong types name themselves and the remedy."""
+    """The error names the misspelt key, missing path or wrong type, and the correction."""
     done = strata(*arguments)
     assert done.returncode == code, done.stderr
     assert words in error_line(done)
 
 
 def test_a_store_is_required(folder: Path) -> None:
-    """`extract` without a store says how to give one."""
+    """`extract` without a store names the setting."""
     done = strata("extract", f"dataset.path={folder}", *COMMON)
     assert (done.returncode, "store=PATH" in error_line(done)) == (2, True)
 
 
 def test_duplicate_ids_are_named(tmp_path: Path) -> None:
-    """An id column with duplicates is refused with the column, the value and the remedy."""
+    """Duplicate ids are an error that names the column and the value."""
     folder = tmp_path / "clips"
     folder.mkdir()
     for name in ("a", "b", "c"):
@@ -176,8 +176,8 @@ def test_pretrained_weights_without_a_network_say_so(folder: Path, tmp_path: Pat
     assert not (tmp_path / "s" / "features.zarr").exists()
 
 
-def test_random_weights_are_said_loudly(folder: Path, tmp_path: Path) -> None:
-    """Whoever extracts with random weights is told that the features mean nothing."""
+def test_random_weights_print_a_warning(folder: Path, tmp_path: Path) -> None:
+    """The warning says that the features mean nothing."""
     done = strata("extract", f"dataset.path={folder}", f"store={tmp_path / 's'}", *COMMON)
     assert "RANDOM" in done.stderr
 
@@ -208,7 +208,7 @@ def test_models_lists_the_registry() -> None:
 
 
 def test_selfcheck_reports_each_layer(folder: Path) -> None:
-    """`selfcheck` compares alone, batched and fp32, per layer, on made or given clips."""
+    """`selfcheck` compares single, batched and fp32 encoding, on synthetic or given clips."""
     for more in ([], [f"dataset.path={folder}"]):
         done = strata("selfcheck", "model=tiny", "extract.precision=bf16", "--json", *more)
         found = last_json(done)
@@ -218,7 +218,7 @@ def test_selfcheck_reports_each_layer(folder: Path) -> None:
 
 
 def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> None:
-    """`collapse` needs weights, takes no other keys, and what it writes verifies."""
+    """`collapse` requires weights, refuses other keys, and writes a sound store."""
     out = tmp_path / "mean"
     done = strata("collapse", str(store), str(out), "weights=average", "--json")
     assert done.returncode == 0, done.stderr
@@ -230,18 +230,18 @@ def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> No
     assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_signal_after_the_run_has_stopped_ends_at_once(asked: bool) -> None:
-    """Who was asked to stop may be asked again while it ends; else all is as it was before."""
+@pytest.mark.parametrize("requested", [True, False])
+def test_a_signal_after_the_run_has_stopped_ends_the_process(requested: bool) -> None:
+    """After a request to stop the default handlers are set, otherwise the previous ones."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard: list[str] = []
+    requests: list[str] = []
     try:
-        with signals_to(heard.append):
-            if asked:
+        with signals_to(requests.append):
+            if requested:
                 os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == ["SIGTERM"] * asked
+        assert requests == ["SIGTERM"] * requested
         for number, handler in before.items():
-            assert signal.getsignal(number) == (signal.SIG_DFL if asked else handler)
+            assert signal.getsignal(number) == (signal.SIG_DFL if requested else handler)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

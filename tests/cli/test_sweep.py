@@ -15,7 +15,7 @@ QUICK = ["task.lrs=[1e-2]", "seeds=[0]", "task.steps=40", "task.eval_every=20"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Layer 2 tells the words; the corpus's split has all speakers on both sides."""
+    """Layer 2 separates the words; every speaker is in both parts of the corpus's split."""
     root = tmp_path_factory.mktemp("cli") / "store"
     columns = {
         "speaker": [f"s{row % 3}" for row in range(120)],
@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 
 
 def strata(*arguments):
-    """Runs the command in this process."""
+    """Run the command in this process."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -35,7 +35,7 @@ def strata(*arguments):
 
 
 def test_sweep_prints_a_table_and_an_object(store, tmp_path):
-    """People's output goes to stderr, with the best marked and what is wrong; JSON to stdout."""
+    """The table, with the best layer and warnings, goes to stderr; JSON goes to stdout."""
     out = tmp_path / "my out"
     done = strata("sweep", store, "task=ks", f"out={out}", *QUICK, "--json")
     assert done.exit_code == 0
@@ -62,7 +62,7 @@ def test_sweep_prints_a_table_and_an_object(store, tmp_path):
 
 
 def test_without_json_stdout_is_empty(store, tmp_path):
-    """And what was trained is not trained again."""
+    """A second sweep reuses the trained heads."""
     settings = (store, "task=ks", f"out={tmp_path}", *QUICK, "layers=[2]")
     assert strata("sweep", *settings).stdout == ""
     assert "0 heads trained, 1 reused" in strata("sweep", *settings).stderr
@@ -87,7 +87,7 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(store, tmp_path, settings, 
 
 
 def test_no_store_is_exit_code_1(tmp_path):
-    """As for every verb."""
+    """A missing store is an error without a traceback, as for every verb."""
     done = strata("sweep", tmp_path / "nothing", "task=ks")
     assert done.exit_code == 1
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Settings: composed from conf/, checked, and refused in words."""
+"""Settings of plan and extract: composition from conf/, checks and messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS = [
 
 
 def keys(path: Path) -> dict:
-    """A YAML file as it stands."""
+    """Content of a YAML file."""
     return OmegaConf.to_container(OmegaConf.load(path))
 
 
@@ -42,7 +42,7 @@ def fields(kind: type) -> set[str]:
 
 
 def test_the_defaults() -> None:
-    """What a command without overrides gets."""
+    """A command without overrides gets the defaults of the dataclasses."""
     config = load_config()
     assert config.dataset == DatasetConfig("audiofolder")
     assert config.model == ModelConfig("hubert_base")
@@ -62,7 +62,7 @@ def test_every_option_loads(group: str, name: str) -> None:
 
 
 def test_options_go_together() -> None:
-    """Any dataset with any model and engine."""
+    """Any dataset combines with any engine."""
     names = {group: [name for g, name in OPTIONS if g == group] for group in GROUPS}
     for dataset, engine in product(names["dataset"], names["engine"]):
         config = load_config([f"engine={engine}", f"dataset={dataset}", "model=tiny"])
@@ -71,7 +71,7 @@ def test_options_go_together() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_groups_and_dataclasses_agree(group: str) -> None:
-    """Every field can be set by some option, and no option sets what is no field."""
+    """Every field is set by some option, and no option sets an unknown field."""
     files = [keys(config_folder() / group / f"{name}.yaml") for g, name in OPTIONS if g == group]
     assert set().union(*files) == fields(GROUPS[group])
 
@@ -129,7 +129,7 @@ def test_sections_and_dataclasses_agree() -> None:
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override: str, message: str) -> None:
-    """With the key, the value, and the nearest right one or what was expected."""
+    """The message has the key, the value, and the nearest correct one or what was expected."""
     with pytest.raises(ConfigError) as caught:
         load_config([override])
     assert message in str(caught.value)
@@ -174,7 +174,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("value", TEXTS)
-def test_text_is_taken_as_it_stands(value: str) -> None:
+def test_text_is_taken_literally(value: str) -> None:
     """Paths, columns and splits need no quoting beyond the shell's."""
     keys = ("store", "dataset.path", "dataset.id_column", "dataset.split")
     keys = (*keys, "model.weights", "engine.address")
@@ -187,7 +187,7 @@ def test_text_is_taken_as_it_stands(value: str) -> None:
 @settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_path_survives(value: str) -> None:
-    """Whatever a file system allows, and more; only null and whole quotes have a meaning."""
+    """Any text is kept; only null and quotes around the whole value have a meaning."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if value != "null" and not quoted:
         assert load_config([f"store={value}"]).store == value
@@ -197,12 +197,12 @@ def test_any_path_survives(value: str) -> None:
     ("value", "expected"), [("null", None), ("'a b'", "a b"), ('"a=b"', "a=b"), ("''x''", "'x'")]
 )
 def test_null_and_quotes(value: str, expected: str | None) -> None:
-    """Null leaves it unset; quotes around the whole, as Hydra wants them, are taken off."""
+    """Null leaves a setting unset; quotes around the whole value are removed."""
     assert load_config([f"store={value}"]).store == expected
 
 
 def test_lists_and_numbers_follow_hydra() -> None:
-    """Types come out as the dataclasses say."""
+    """Values have the types of the dataclasses."""
     config = load_config(
         [
             "extract.layers=[1,6,12]",
@@ -222,14 +222,14 @@ def test_lists_and_numbers_follow_hydra() -> None:
     assert load_config(["extract.layers=superb"]).extract.layers == "superb"
 
 
-def test_the_last_one_counts() -> None:
-    """As on every command line; an option's settings come before overrides, wherever it stands."""
+def test_the_last_override_counts() -> None:
+    """Overrides win over the settings of an option, whatever their order."""
     config = load_config(["store=a", "dataset.path=p", "dataset=disk", "store=b"])
     assert (config.store, config.dataset.kind, config.dataset.path) == ("b", "disk", "p")
 
 
 def test_a_configuration_cannot_be_changed() -> None:
-    """Frozen and hashable: it may be handed around."""
+    """A configuration is frozen and hashable."""
     config = load_config(["dataset.columns=[a]"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.store = "x"

@@ -1,4 +1,4 @@
-"""Settings of a sweep: recipes in conf/task, defaults in conf/sweep.yaml, and what is refused."""
+"""Settings of a sweep: recipes in conf/task, defaults in conf/sweep.yaml, checks and messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASKS = sorted(path.stem for path in (config_folder() / "task").iterdir())
 
 
 def keys(name):
-    """A YAML file as it stands."""
+    """Content of a YAML file."""
     return OmegaConf.to_container(OmegaConf.load(config_folder() / name))
 
 
@@ -32,8 +32,8 @@ def test_the_tasks_of_the_design_are_there():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_recipe_loads_as_it_is_written(name):
-    """And says its own name."""
+def test_every_recipe_loads_unchanged(name):
+    """Its name is that of its file."""
     stated = keys(f"task/{name}.yaml")
     task = load_sweep_config([f"task={name}"]).task
     assert task.name == name
@@ -43,7 +43,7 @@ def test_every_recipe_loads_as_it_is_written(name):
 
 
 def test_every_setting_of_a_recipe_is_in_some_recipe():
-    """Else nobody could find it; `projection` alone is the same in all."""
+    """Settings can be found in the YAML files; only `projection` is the same in all."""
     stated = set().union(*(keys(f"task/{name}.yaml") for name in TASKS))
     assert stated == {item.name for item in dataclasses.fields(TaskConfig)} - {"projection"}
 
@@ -59,8 +59,8 @@ def test_the_defaults_are_spelt_out():
     assert config.split == SplitConfig()
 
 
-def test_settings_come_through():
-    """Lists, texts and numbers, as for the other verbs."""
+def test_overrides_are_applied():
+    """Lists, texts and numbers follow the same rules as for other verbs."""
     config = load_sweep_config(
         [
             "task=ks",
@@ -112,7 +112,7 @@ def test_settings_come_through():
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(overrides, message):
-    """With the key, the value, and what was expected."""
+    """The message has the key, the value, and what was expected."""
     with pytest.raises(ConfigError) as caught:
         load_sweep_config(overrides)
     assert message in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_wrong_setting_is_one_clear_line(overrides, message):
 
 
 def test_extract_knows_nothing_of_tasks():
-    """The two compositions are apart."""
+    """Settings of a sweep are unknown to other verbs."""
     with pytest.raises(ConfigError, match="unknown setting task"):
         load_config(["task=ks"])
 
@@ -129,7 +129,7 @@ def test_extract_knows_nothing_of_tasks():
     ("n_train", "steps"), [(50, 640), (2400, 640), (51_000, 20 * 399), (100, 640)]
 )
 def test_large_training_sets_get_more_steps(n_train, steps):
-    """At least 20 passes, and 32 looks at dev; what is given stands."""
+    """At least 20 epochs and 32 evaluations on dev; explicit settings are kept."""
     task = load_sweep_config(["task=ks"]).task
     found = resolve_steps(task, n_train)
     assert (found.steps, found.eval_every) == (steps, steps // 32)

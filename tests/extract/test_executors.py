@@ -1,4 +1,4 @@
-"""Executors: one conformance suite for all of them, and what is particular to Ray."""
+"""Executors: a conformance suite for all of them, and tests of each."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ LONG_S = 60.0
 
 
 class ScriptedWorker:
-    """Worker that does with a unit what the unit's only row says."""
+    """Worker that runs the action in the unit's only row."""
 
     def __init__(self) -> None:
-        self.n_begun = 0
+        self.n_units = 0
 
     def prefetch(self, task: UnitTask) -> None:
         """Decode nothing."""
@@ -48,10 +48,10 @@ class ScriptedWorker:
         return self.begin(task).result()
 
     def begin(self, task: UnitTask) -> Future[UnitReport]:
-        """Run the unit's script; the report's `n_bytes` counts the units that were begun."""
+        """Run the unit's script; the report's `n_bytes` counts the units started."""
         [row] = task.rows.to_pylist()
-        self.n_begun += 1
-        number = self.n_begun
+        self.n_units += 1
+        number = self.n_units
         time.sleep(row["sleep_s"])
         match row["action"]:
             case "strata":
@@ -210,11 +210,11 @@ class TestConformance:
         marks = [tmp_path / f"unit-{unit}" for unit in range(2)]
         for unit, mark in enumerate(marks):
             executor.submit(task(unit, str(mark), sleep_s=2.0), LONG_S)
-        began = time.monotonic()
+        start_s = time.monotonic()
         executor.close()
         executor.close()
-        assert time.monotonic() - began < 2.0
-        time.sleep(max(0.0, began + 2.5 - time.monotonic()))
+        assert time.monotonic() - start_s < 2.0
+        time.sleep(max(0.0, start_s + 2.5 - time.monotonic()))
         assert not any(mark.exists() for mark in marks)
 
     def test_a_worker_that_cannot_be_created_ends_the_run(self, open_: Opener) -> None:
@@ -326,15 +326,15 @@ def test_the_inline_executor_creates_its_worker_when_it_is_needed() -> None:
         ({"kind": "ray", "device": "tpu"}, "expected auto, cpu or cuda"),
     ],
 )
-def test_what_cannot_be_is_refused(settings: dict[str, Any], named: str) -> None:
-    """Before anything is started."""
+def test_wrong_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+    """A ConfigError is raised before anything is started."""
     with pytest.raises(ConfigError, match=named):
         find_resources(EngineConfig(**settings))
 
 
 @pytest.mark.parametrize("kind", ["inline", "remote"])
-def test_a_worker_has_one_unit_in_hand_and_the_next_as_a_hint(kind: str) -> None:
-    """An exclusive unit gets a worker without any, and keeps the others out."""
+def test_a_worker_holds_its_current_unit_and_the_next(kind: str) -> None:
+    """An exclusive unit gets an idle worker and keeps other units out."""
 
     def holder(*held: UnitTask) -> Callable[[bool], bool]:
         if kind == "inline":
@@ -357,7 +357,7 @@ def test_a_worker_has_one_unit_in_hand_and_the_next_as_a_hint(kind: str) -> None
 def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that waits for its turn is never overdue; the one in hand is, by its own limit."""
+    """A waiting unit is never overdue; the current one is, by its own limit."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     remote = RemoteActor("actor-1", None)
@@ -388,13 +388,13 @@ def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
         ((3, 0, 1), {"kind": "inline"}, (1, 3, "cpu")),
     ],
 )
-def test_workers_fill_the_cpus_as_far_as_memory_goes(
+def test_workers_are_limited_by_cpus_and_memory(
     machine: tuple[int, int, int],
     settings: dict[str, Any],
     expected: tuple[int, int, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One thread to a worker; one worker to a GPU; what is asked for is given."""
+    """One thread per worker, one worker per GPU; explicit settings are kept."""
     cpus, gpus, gigabytes = machine
     found = Machine(cpus, gpus, gigabytes * 10**9)
     monkeypatch.setattr(resources, "find_machine", lambda config: found)
@@ -418,14 +418,14 @@ def test_workers_fill_the_cpus_as_far_as_memory_goes(
         ({"kind": "inline"}, 300, 4, (1, 4)),
     ],
 )
-def test_few_units_and_a_store_that_was_begun_decide_the_threads(
+def test_threads_follow_the_units_and_the_existing_store(
     settings: dict[str, Any],
     n_units: int,
     before: int | None,
     expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No CPU idles for want of units, and a resumed run has the threads it was begun with."""
+    """Few units get more threads each, and a resumed run uses the store's thread count."""
     monkeypatch.setattr(resources, "find_machine", lambda config: Machine(16, 0, 10**12))
     config = EngineConfig(**{"kind": "ray", **settings})
     assert find_resources(config, n_units, before) == Resources(*expected, "cpu")

@@ -1,4 +1,4 @@
-"""What clusters do to a run: each fault costs what it must and nothing more."""
+"""Faults of files, workers, nodes, disks and drivers: no fault costs more than it must."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.faulty_decoders import Faulty
 
 N_CLIPS = 24
-POISON = "clip-009.wav"
+CULPRIT = "clip-009.wav"
 INLINE = ("engine=inline", "engine.threads=1")
 RAY = ("engine=ray", "engine.workers=1", "engine.threads=1")
 
@@ -55,9 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that nothing has happened to."""
-    store = tmp_path_factory.mktemp("quiet") / "s"
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an undisturbed run."""
+    store = tmp_path_factory.mktemp("undisturbed") / "s"
     extract(folder, store, *INLINE)
     return store
 
@@ -74,7 +74,7 @@ def local_ray(ray_session: None) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB, where this process may mount one."""
+    """A file system of 8 MB; skips the test where mounting is not permitted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)]
@@ -94,7 +94,7 @@ def quarantined(store: Path) -> dict[str, str]:
 
 
 class AfterFirst(Observer):
-    """Does something as soon as the first unit is committed."""
+    """Calls a function when the first unit is committed."""
 
     def __init__(self, act) -> None:
         self.act = act
@@ -117,52 +117,54 @@ def unit_of(store: Path, name: str) -> int:
 
 
 def test_a_file_that_kills_its_worker_costs_only_itself(
-    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
+    folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
 ) -> None:
     """Two failures, one of an earlier run, isolate its unit; two more make the file the culprit.
 
     The store is that of a run in which the file was unreadable from the start.
     """
-    unit = unit_of(quiet, POISON)
-    rough, reference = tmp_path / "rough", tmp_path / "reference"
-    run.plan(load_config(overrides(folder, rough)))
-    ledger = Ledger.open(rough, len(list(quiet.glob("index/*"))))
+    unit = unit_of(undisturbed, CULPRIT)
+    disturbed, reference = tmp_path / "disturbed", tmp_path / "reference"
+    run.plan(load_config(overrides(folder, disturbed)))
+    ledger = Ledger.open(disturbed, len(list(undisturbed.glob("index/*"))))
     slot = ledger.claim(unit, "earlier", "ray", "then").slot
-    record_failure(rough, WorkerFailure(slot, unit, DIED, "SIGSEGV", None, None, "earlier", "then"))
-    status = faulty_extract(folder, rough, Faulty(POISON, "SIGSEGV"), *RAY)
+    record_failure(
+        disturbed, WorkerFailure(slot, unit, DIED, "SIGSEGV", None, None, "earlier", "then")
+    )
+    status = faulty_extract(folder, disturbed, Faulty(CULPRIT, "SIGSEGV"), *RAY)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
     reason = "killed its worker twice (SIGSEGV)"
-    assert quarantined(rough) == {POISON: reason}
-    faulty_extract(folder, reference, Faulty(POISON, reason), *INLINE)
-    assert contents(rough) == contents(reference)
-    assert verify_store(rough).ok
-    deaths = read_failures(rough)
-    assert list(deaths) == [unit]
-    assert [death.id for death in deaths[unit]] == [None, None, POISON, POISON]
-    assert max(claim.attempt for claim in read_claims(rough) if claim.unit == unit) == 5
+    assert quarantined(disturbed) == {CULPRIT: reason}
+    faulty_extract(folder, reference, Faulty(CULPRIT, reason), *INLINE)
+    assert contents(disturbed) == contents(reference)
+    assert verify_store(disturbed).ok
+    failures = read_failures(disturbed)
+    assert list(failures) == [unit]
+    assert [failure.id for failure in failures[unit]] == [None, None, CULPRIT, CULPRIT]
+    assert max(claim.attempt for claim in read_claims(disturbed) if claim.unit == unit) == 5
 
 
 def test_a_file_that_takes_all_memory_costs_only_itself(folder: Path, tmp_path: Path) -> None:
-    """The same where the decoder ends in an error instead of a signal; inline has that much."""
-    status = faulty_extract(folder, tmp_path / "s", Faulty(POISON, "memory"), *INLINE)
+    """An exception of the decoder has the same result as a signal, inline too."""
+    status = faulty_extract(folder, tmp_path / "s", Faulty(CULPRIT, "memory"), *INLINE)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
     assert (
-        "failed twice (MemoryError: cannot allocate 64 GiB" in quarantined(tmp_path / "s")[POISON]
+        "failed twice (MemoryError: cannot allocate 64 GiB" in quarantined(tmp_path / "s")[CULPRIT]
     )
 
 
-def test_a_decode_that_hangs_is_ended(
-    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
+def test_a_decoder_that_hangs_is_stopped(
+    folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    """After run.unit_timeout_s the worker is replaced, and the unit done in another slot."""
-    decoder = Faulty(POISON, "hang", once=tmp_path / "hung")
-    began = time.monotonic()
+    """After run.unit_timeout_s the worker is replaced, and the unit is retried in another slot."""
+    decoder = Faulty(CULPRIT, "hang", once=tmp_path / "hung")
+    start_s = time.monotonic()
     status = faulty_extract(folder, tmp_path / "s", decoder, *RAY, "run.unit_timeout_s=4")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - start_s < 60
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
-    assert contents(tmp_path / "s") == contents(quiet)
-    [[death]] = read_failures(tmp_path / "s").values()
-    assert (death.cause, death.detail) == (HUNG, "4 s")
+    assert contents(tmp_path / "s") == contents(undisturbed)
+    [[failure]] = read_failures(tmp_path / "s").values()
+    assert (failure.cause, failure.detail) == (HUNG, "4 s")
 
 
 def first_clip(store: Path, unit: int) -> str:
@@ -171,60 +173,66 @@ def first_clip(store: Path, unit: int) -> str:
 
 
 def test_a_file_that_kills_while_another_unit_is_encoded_costs_only_itself(
-    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
+    folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    """Both units of the worker are charged, once; from then on each is done alone.
+    """Both units of the worker are charged, once; from then on each runs separately.
 
-    A death in company does not count towards run.max_attempts, nor can the innocent unit collect a
-    second one.
+    A failure with two units in the worker does not count towards run.max_attempts, and the other
+    unit is not charged a second time.
     """
-    poison = first_clip(quiet, 1)  # decoded while unit 0 is encoded
-    rough, reference = tmp_path / "rough", tmp_path / "reference"
-    status = faulty_extract(folder, rough, Faulty(poison, "SIGSEGV"), *RAY, "run.max_attempts=2")
+    culprit = first_clip(undisturbed, 1)  # decoded while unit 0 is encoded
+    disturbed, reference = tmp_path / "disturbed", tmp_path / "reference"
+    status = faulty_extract(
+        folder, disturbed, Faulty(culprit, "SIGSEGV"), *RAY, "run.max_attempts=2"
+    )
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
     reason = "killed its worker twice (SIGSEGV)"
-    assert quarantined(rough) == {poison: reason}
-    faulty_extract(folder, reference, Faulty(poison, reason), *INLINE)
-    assert contents(rough) == contents(reference)
-    deaths = {unit: [death.id for death in found] for unit, found in read_failures(rough).items()}
-    assert deaths == {0: [None], 1: [None, None, poison, poison]}
-    assert verify_store(rough).ok
+    assert quarantined(disturbed) == {culprit: reason}
+    faulty_extract(folder, reference, Faulty(culprit, reason), *INLINE)
+    assert contents(disturbed) == contents(reference)
+    failures = {
+        unit: [failure.id for failure in found] for unit, found in read_failures(disturbed).items()
+    }
+    assert failures == {0: [None], 1: [None, None, culprit, culprit]}
+    assert verify_store(disturbed).ok
 
 
 def test_a_file_that_hangs_while_another_unit_is_encoded_costs_only_its_own_unit_time(
-    folder: Path, quiet: Path, tmp_path: Path, local_ray: None
+    folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    """The unit before it commits; the one behind it is done again, and not blamed."""
-    decoder = Faulty(first_clip(quiet, 1), "hang", once=tmp_path / "hung")
+    """The unit before it commits; the unit after it is retried without a recorded failure."""
+    decoder = Faulty(first_clip(undisturbed, 1), "hang", once=tmp_path / "hung")
     faulty_extract(folder, tmp_path / "s", decoder, *RAY, "run.unit_timeout_s=4")
-    assert contents(tmp_path / "s") == contents(quiet)
-    [(unit, [death])] = read_failures(tmp_path / "s").items()
-    assert (unit, death.cause) == (1, HUNG)
+    assert contents(tmp_path / "s") == contents(undisturbed)
+    [(unit, [failure])] = read_failures(tmp_path / "s").items()
+    assert (unit, failure.cause) == (1, HUNG)
     attempts = Counter(claim.unit for claim in read_claims(tmp_path / "s"))
     assert [attempts[unit] for unit in range(4)] == [1, 2, 2, 1]
 
 
-def test_only_what_was_in_hand_twice_is_guilty() -> None:
-    """One death convicts nobody, nor do two of different utterances, nor two unexplained ones."""
+def test_only_an_utterance_that_failed_twice_is_a_culprit() -> None:
+    """One failure is not enough, nor two of different utterances, nor two without an utterance."""
 
-    def death(position: int | None, cause: str = DIED) -> WorkerFailure:
+    def failure(position: int | None, cause: str = DIED) -> WorkerFailure:
         return WorkerFailure(0, 0, cause, "SIGBUS", position, None, "r", "t")
 
     assert isolate([]) is None
-    assert isolate([death(None)]) is None
-    found = isolate([death(None), death(None)])
+    assert isolate([failure(None)]) is None
+    found = isolate([failure(None), failure(None)])
     assert found is not None
     assert (found.start, dict(found.culprits)) == (0, {})
-    found = isolate([death(None), death(None), death(3), death(5)])
+    found = isolate([failure(None), failure(None), failure(3), failure(5)])
     assert found is not None
     assert (found.start, dict(found.culprits)) == (5, {})
-    found = isolate([death(None), death(None), death(3), death(5), death(5, HUNG)])
+    found = isolate([failure(None), failure(None), failure(3), failure(5), failure(5, HUNG)])
     assert found is not None
     assert dict(found.culprits) == {5: "held its worker twice for more than SIGBUS"}
 
 
-def test_an_interrupt_drops_the_unit_in_hand(folder: Path, quiet: Path, tmp_path: Path) -> None:
-    """Inline there is nothing to wait for: the first Ctrl-C ends the run, and it can go on."""
+def test_an_interrupt_drops_the_current_unit(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Inline the first Ctrl-C stops the run at once; it can be resumed."""
 
     def interrupt() -> None:
         stop.request("SIGINT")
@@ -235,11 +243,11 @@ def test_an_interrupt_drops_the_unit_in_hand(folder: Path, quiet: Path, tmp_path
         run.extract(config, AfterFirst(interrupt), stop)
     assert read_status(tmp_path / "s").units_committed == 1
     extract(folder, tmp_path / "s", *INLINE)
-    assert contents(tmp_path / "s") == contents(quiet)
+    assert contents(tmp_path / "s") == contents(undisturbed)
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    """The first one is only noted while units are in flight."""
+def test_a_second_signal_stops_at_once() -> None:
+    """The first signal is only recorded while units are in flight."""
     stop = Stop()
     stop.is_graceful = True
     stop.request("SIGTERM")
@@ -248,8 +256,10 @@ def test_a_second_signal_ends_at_once() -> None:
     assert stop.reason == "SIGTERM"
 
 
-def test_sigterm_lets_units_in_flight_end(folder: Path, quiet: Path, tmp_path: Path) -> None:
-    """The command says how far it came and how to go on, leaves no worker, and loses nothing."""
+def test_sigterm_lets_units_in_flight_finish(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The command prints its progress and how to continue, leaves no worker, and loses nothing."""
     store = tmp_path / "s"
     command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, store, *RAY)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -259,23 +269,23 @@ def test_sigterm_lets_units_in_flight_end(folder: Path, quiet: Path, tmp_path: P
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1, said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
     done, total = read_status(store).units_committed, read_status(store).units_total
-    assert f"stopped by SIGTERM; {done} of {total} units are committed and safe" in said
-    assert "run the same command again" in said
+    assert f"stopped by SIGTERM; {done} of {total} units are committed and safe" in stderr
+    assert "run the same command again" in stderr
     assert not (store / "lease.json").exists()
-    claims, deaths = read_claims(store), read_failures(store)
+    claims, failures = read_claims(store), read_failures(store)
     assert len(claims) == done  # nothing was dropped
-    assert not deaths
+    assert not failures
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(
-    folder: Path, quiet: Path, tmp_path: Path, small_disk: Path
+    folder: Path, undisturbed: Path, tmp_path: Path, small_disk: Path
 ) -> None:
-    """In the middle of a shard: one clear line, nothing half-written visible; room helps."""
+    """In the middle of a shard: one clear error, no partial data; the run resumes with space."""
     store, ballast = small_disk / "s", small_disk / "ballast"
 
     def fill() -> None:
@@ -290,14 +300,14 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     assert (found.ok, found.units_committed) == (True, 1)
     ballast.unlink()
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     assert not verify_store(store).strays
 
 
 def test_a_store_that_became_read_only_ends_the_run(
-    folder: Path, quiet: Path, small_disk: Path
+    folder: Path, undisturbed: Path, small_disk: Path
 ) -> None:
-    """One clear line that names the file; mounted writable again it goes on."""
+    """One clear error that names the file; the run resumes once the store is writable."""
     store = small_disk / "s"
 
     def remount(how: str) -> None:
@@ -310,11 +320,13 @@ def test_a_store_that_became_read_only_ends_the_run(
     (store / "lease.json").unlink()  # its process lives on: this one
     assert verify_store(store).ok
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
-def test_a_store_that_vanished_is_not_begun_anew(folder: Path, quiet: Path, tmp_path: Path) -> None:
-    """An unmounted store must not grow a second one below its mount point."""
+def test_a_vanished_store_is_not_created_again(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """No second store is written below the mount point of an unmounted one."""
     store, elsewhere = tmp_path / "s", tmp_path / "elsewhere"
     config = load_config(overrides(folder, store, *INLINE))
     with pytest.raises(StoreError, match="has vanished"):
@@ -323,11 +335,11 @@ def test_a_store_that_vanished_is_not_begun_anew(folder: Path, quiet: Path, tmp_
     elsewhere.rename(store)
     (store / "lease.json").unlink()  # its process lives on: this one
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
 def worker_at(folder: Path, store: Path) -> Worker:
-    """A worker as an engine makes it."""
+    """A worker as an executor creates it."""
     config = load_config(overrides(folder, store, *INLINE))
     setup = check_settings(config)
     return Worker(
@@ -342,11 +354,11 @@ def worker_at(folder: Path, store: Path) -> Worker:
     )
 
 
-def test_a_worker_writes_no_second_store_where_one_has_vanished(
-    folder: Path, quiet: Path, tmp_path: Path
+def test_a_worker_does_not_create_a_store_that_vanished(
+    folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Be its driver dead or far away: it looks before it writes."""
-    store = shutil.copytree(quiet, tmp_path / "s")
+    """It checks before it writes, whatever its driver does."""
+    store = shutil.copytree(undisturbed, tmp_path / "s")
     plan, worker = read_plan(store), worker_at(folder, store)
     assert plan is not None
     store.rename(tmp_path / "elsewhere")
@@ -355,68 +367,66 @@ def test_a_worker_writes_no_second_store_where_one_has_vanished(
     assert not store.exists()
 
 
-def test_an_orphan_that_goes_on_writing_harms_nobody(
-    folder: Path, quiet: Path, tmp_path: Path
-) -> None:
-    """Its replacement has committed: the orphan loses, and takes its own shards away again."""
-    store = shutil.copytree(quiet, tmp_path / "s")
+def test_a_zombie_worker_corrupts_nothing(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The unit is committed by another attempt: the zombie removes its own shards."""
+    store = shutil.copytree(undisturbed, tmp_path / "s")
     plan = read_plan(store)
     assert plan is not None
     slot = Ledger.open(store, plan.n_units).claim(2, "dead", "ray", "then").slot
     report = worker_at(folder, store).extract(UnitTask(2, slot, 1, plan.unit_rows(2)))
     assert not report.won
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     found = verify_store(store)
     assert (found.ok, found.strays) == (True, ())
 
 
 def test_a_second_driver_is_refused(folder: Path, tmp_path: Path) -> None:
-    """With host, process and age of the first one, which goes on undisturbed."""
+    """The error names host, process and age of the first driver, which continues."""
     config = load_config(overrides(folder, tmp_path / "s", *INLINE))
-    refused = []
+    messages = []
 
-    def intrude() -> None:
+    def start_second_driver() -> None:
         with pytest.raises(StoreBusyError) as caught:
             run.extract(config)
-        refused.append(str(caught.value))
+        messages.append(str(caught.value))
 
-    status = run.extract(config, AfterFirst(intrude))
+    status = run.extract(config, AfterFirst(start_second_driver))
     assert status.utterances_ok == N_CLIPS
     host = os.uname().nodename
-    assert f"in use by process {os.getpid()} on {host}" in refused[0]
-    assert "last sign of life" in refused[0]
+    assert f"in use by process {os.getpid()} on {host}" in messages[0]
+    assert "last sign of life" in messages[0]
 
 
-def test_the_death_of_the_driver_is_held_against_no_unit(
-    folder: Path, quiet: Path, tmp_path: Path
+def test_a_killed_driver_is_no_failure_of_a_unit(
+    folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Claims without a death, as a killed driver leaves them, make nobody suspect."""
+    """Claims without a recorded failure, as a killed driver leaves them, isolate no unit."""
     run.plan(load_config(overrides(folder, tmp_path / "s")))
     for _ in range(5):
         Ledger.open(tmp_path / "s", 8).claim(0, "killed", "ray", "then")
     extract(folder, tmp_path / "s", *INLINE)
-    assert contents(tmp_path / "s") == contents(quiet)
+    assert contents(tmp_path / "s") == contents(undisturbed)
     assert not read_failures(tmp_path / "s")
     claim = json.loads((tmp_path / "s" / ledger_key(12)).read_text())
     assert (claim["unit"], claim["attempt"]) == (0, 6)
 
 
 class TestRetryQuarantined:
-    """`retry_quarantined=true` tries again what was quarantined, and takes nothing back."""
+    """`retry_quarantined=true` retries quarantined utterances and un-commits nothing."""
 
     @pytest.fixture
     def broken(self, folder: Path, tmp_path: Path) -> Path:
-        """A copy of the corpus with a file that is no audio."""
+        """A copy of the corpus with one file that is not audio."""
         copy = shutil.copytree(folder, tmp_path / "clips")
-        (copy / POISON).write_bytes(b"RIFF this is no wav")
+        (copy / CULPRIT).write_bytes(b"RIFF this is no wav")
         return copy
 
-    def test_a_mended_file_is_extracted(self, broken: Path, tmp_path: Path) -> None:
-        """Its features appear, as those of any other; what was there stays as it was."""
+    def test_a_fixed_file_is_extracted(self, broken: Path, tmp_path: Path) -> None:
+        """Its features are added; committed units do not change."""
         store = tmp_path / "s"
         extract(broken, store, *INLINE)
         before = contents(store)
-        soundfile.write(broken / POISON, voice(1.5, 5), 16_000)
+        soundfile.write(broken / CULPRIT, voice(1.5, 5), 16_000)
         with pytest.raises(SourceError, match="have changed"):
             extract(broken, store, *INLINE)
         status = extract(broken, store, *INLINE, "retry_quarantined=true")
@@ -424,7 +434,7 @@ class TestRetryQuarantined:
         after = contents(store)
         assert {name: after[name] for name in before} == before
         opened = pipeline.open_store(store)
-        assert opened.read(POISON).shape[1] == 74
+        assert opened.read(CULPRIT).shape[1] == 74
         assert not len(opened.quarantined)
         assert sorted(opened.ids) == sorted(f"clip-{i:03d}.wav" for i in range(N_CLIPS))
         found = verify_store(store)
@@ -432,20 +442,20 @@ class TestRetryQuarantined:
         units = read_status(store).units_total
         assert extract(broken, store, *INLINE, "retry_quarantined=true").units_total == units
 
-    def test_one_that_fails_again_has_its_newest_reason(self, broken: Path, tmp_path: Path) -> None:
-        """It counts once, however often it was tried."""
+    def test_a_second_quarantine_has_the_newest_reason(self, broken: Path, tmp_path: Path) -> None:
+        """It is counted once, however often it was tried."""
         store = tmp_path / "s"
         extract(broken, store, *INLINE)
-        (broken / POISON).write_bytes(b"")
+        (broken / CULPRIT).write_bytes(b"")
         status = extract(broken, store, *INLINE, "retry_quarantined=true")
         assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 1, 1)
-        assert "empty" in quarantined(store)[POISON]
+        assert "empty" in quarantined(store)[CULPRIT]
         assert verify_store(store).utterances_quarantined == 1
 
-    def test_a_convict_gets_another_chance(self, folder: Path, tmp_path: Path) -> None:
-        """Deaths are forgotten, else the mended decoder would never see the file."""
+    def test_a_culprit_is_retried(self, folder: Path, tmp_path: Path) -> None:
+        """Its recorded failures are removed; otherwise it would be quarantined without a retry."""
         store = tmp_path / "s"
-        faulty_extract(folder, store, Faulty(POISON, "memory"), *INLINE)
+        faulty_extract(folder, store, Faulty(CULPRIT, "memory"), *INLINE)
         assert read_failures(store)
         status = extract(folder, store, *INLINE, "retry_quarantined=true")
         assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)

@@ -1,4 +1,4 @@
-"""A cluster of two nodes, simulated on this machine: nodes go, get notice, and come."""
+"""A cluster of two nodes, simulated on this machine: nodes are added, drained and lost."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ RAY = ("engine=ray", "engine.workers=2", "engine.threads=1")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One clip to a unit."""
+    """A corpus with one clip per unit."""
     return write_folder(tmp_path_factory.mktemp("audio") / "clips", [4.9] * N_CLIPS)
 
 
 @pytest.fixture(scope="module")
-def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("quiet") / "s"
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("undisturbed") / "s"
     extract(folder, store, "engine=inline", "engine.threads=1", "plan.frames_per_unit=256")
     return store
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head node with one CPU; tests add and take nodes."""
+    """A head node with one CPU; tests add and remove nodes."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -58,7 +58,7 @@ def cluster() -> Iterator[Any]:
 
 
 class Watch(Observer):
-    """Waits until both nodes have committed units, then does something; notes who worked when."""
+    """Calls a function once both nodes have committed units; records which worker worked when."""
 
     def __init__(self, act) -> None:
         self.act = act
@@ -77,7 +77,7 @@ class Watch(Observer):
 
 
 def slow_decode(audio, rate_hz):
-    """So that both nodes have work, and units are in flight when something happens."""
+    """A slow decoder, so that both nodes have work and units are in flight during the fault."""
     import time
 
     from pipeline.audio.decode import decode
@@ -88,7 +88,7 @@ def slow_decode(audio, rate_hz):
 
 @pytest.fixture(autouse=True)
 def by_value() -> Iterator[None]:
-    """Ships this module's functions to workers, which cannot import it."""
+    """Ship this module's functions to workers, which cannot import it."""
     import sys
 
     import ray
@@ -102,10 +102,10 @@ def configured(folder: Path, store: Path):
     return load_config(overrides(folder, store, *RAY, "plan.frames_per_unit=256"))
 
 
-def test_the_loss_of_a_node_is_held_against_no_unit(
-    folder: Path, quiet: Path, tmp_path: Path, cluster: Any
+def test_a_lost_node_is_no_failure_of_a_unit(
+    folder: Path, undisturbed: Path, tmp_path: Path, cluster: Any
 ) -> None:
-    """Its unit is done again on the other node, though a second worker has no place any more."""
+    """Its unit is retried on the other node, where no second worker has room."""
     second = cluster.add_node(**NODE)
     watch = Watch(lambda: cluster.remove_node(second, allow_graceful=False))
     status = run.extract(configured(folder, tmp_path / "s"), watch, decode=slow_decode)
@@ -113,14 +113,14 @@ def test_the_loss_of_a_node_is_held_against_no_unit(
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert len({worker for when, worker in watch.workers if when > watch.acted_s + 5}) <= 1
     assert not read_failures(tmp_path / "s"), watch.notes
-    assert contents(tmp_path / "s") == contents(quiet)
+    assert contents(tmp_path / "s") == contents(undisturbed)
     assert verify_store(tmp_path / "s").ok
 
 
-def test_a_node_with_notice_gets_no_further_unit(
-    folder: Path, quiet: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_draining_node_gets_no_further_unit(
+    folder: Path, undisturbed: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unit in flight there ends; no claim is wasted, and the rest is done elsewhere."""
+    """Its unit in flight completes; no attempt is lost, and the other node does the rest."""
     from ray._private.worker import global_worker
 
     from pipeline.store.coordination.ledger import read_claims
@@ -141,7 +141,7 @@ def test_a_node_with_notice_gets_no_further_unit(
     assert len(late) == 1
     assert status.utterances_ok == N_CLIPS
     assert {claim.attempt for claim in read_claims(tmp_path / "s")} == {1}
-    assert contents(tmp_path / "s") == contents(quiet)
+    assert contents(tmp_path / "s") == contents(undisturbed)
     cluster.remove_node(second)
 
 

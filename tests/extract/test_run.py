@@ -1,4 +1,4 @@
-"""The whole extraction, with real audio, a tiny encoder, inline and through Ray."""
+"""Whole extractions of real audio with a tiny encoder, inline and on Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["inline", "ray"])
-def engine(request: pytest.FixtureRequest) -> list[str]:
+def executor(request: pytest.FixtureRequest) -> list[str]:
     """Overrides that choose an executor."""
     if request.param == "inline":
         return ["engine=inline", "engine.threads=1"]
@@ -68,7 +68,7 @@ def extract(folder: Path, store: Path, *more: str) -> Status:
 
 
 def contents(path: Path) -> dict[str, object]:
-    """All that resume must reproduce: shards, pooled chunks and index rows, wherever they lie.
+    """What a resumed run must reproduce: shards, pooled chunks and index rows of each unit.
 
     A unit that was attempted twice lies in a spare slot, so slot and frame_start may differ; they
     are made relative to the slot.
@@ -94,11 +94,11 @@ def contents(path: Path) -> dict[str, object]:
     return found
 
 
-def test_every_utterance_equals_the_encoder_alone(
-    folder: Path, tmp_path: Path, engine: list[str]
+def test_every_utterance_equals_its_own_encoding(
+    folder: Path, tmp_path: Path, executor: list[str]
 ) -> None:
-    """What is read back is each clip's own features, to float16, whatever shared its batch."""
-    status = extract(folder, tmp_path / "s", *engine)
+    """Stored features equal those of the clip encoded without a batch, within float16."""
+    status = extract(folder, tmp_path / "s", *executor)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert status.units_committed == status.units_total > 4
     assert {"decode", "wait", "front_end", "transformer", "copy", "write"} == status.seconds.keys()
@@ -106,10 +106,10 @@ def test_every_utterance_equals_the_encoder_alone(
     encoder = pipeline.load_encoder("tiny", weights="random")
     for name in store.ids:
         samples, _ = soundfile.read(folder / name, dtype="float32")
-        [alone] = encoder([torch.from_numpy(samples)])
+        [expected] = encoder([torch.from_numpy(samples)])
         stored = store.read(name).float()
-        assert stored.shape == alone.shape
-        assert (stored - alone).abs().max() <= 1e-3 * alone.abs().max()
+        assert stored.shape == expected.shape
+        assert (stored - expected).abs().max() <= 1e-3 * expected.abs().max()
     assert verify_store(tmp_path / "s").ok
 
 
@@ -151,7 +151,7 @@ def test_metadata_keeps_order_and_types(folder: Path, tmp_path: Path) -> None:
 
 
 def written(path: Path) -> dict[Path, int]:
-    """When each file was written, but for the lease."""
+    """Modification times of all files except the lease."""
     files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith("lease")]
     return {p: p.stat().st_mtime_ns for p in files}
 
@@ -168,7 +168,7 @@ def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_worker_count_and_order_do_not_matter(
     folder: Path, tmp_path: Path, ray_session: None
 ) -> None:
-    """One worker, two workers and the inline engine write the same bytes with equal threads."""
+    """One worker, two workers and the inline executor write the same bytes with equal threads."""
     extract(folder, tmp_path / "inline", "engine=inline", "engine.threads=1")
     for workers in (1, 2):
         more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
@@ -178,15 +178,15 @@ def test_worker_count_and_order_do_not_matter(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, workers: int) -> None:
-    """Killed at random moments and started again, a run ends byte-identical to a quiet one."""
-    quiet, rough = tmp_path / "quiet", tmp_path / "rough"
+    """A run that is killed twice and resumed ends byte-identical to an undisturbed run."""
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
-    extract(folder, quiet, "engine=inline", "engine.threads=1")
-    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, rough, *more)]
+    extract(folder, undisturbed, "engine=inline", "engine.threads=1")
+    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, disturbed, *more)]
     for n_wanted in (1, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len(list(rough.glob("index/unit-*.parquet"))) < n_wanted:
+        while len(list(disturbed.glob("index/unit-*.parquet"))) < n_wanted:
             assert process.poll() is None, "finished before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -194,9 +194,9 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, worke
         process.wait()
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert contents(rough) == contents(quiet)
-    assert verify_store(rough).ok
-    assert not list(rough.rglob("*.partial"))
+    assert contents(disturbed) == contents(undisturbed)
+    assert verify_store(disturbed).ok
+    assert not list(disturbed.rglob("*.partial"))
 
 
 def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: None) -> None:
@@ -229,7 +229,7 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: No
     ],
 )
 def test_another_identity_is_refused(folder: Path, tmp_path: Path, change: str, named: str) -> None:
-    """Another model, layer set, precision or column set on a store is an error that names it."""
+    """Another model, layer set, precision or column set is an error that names the difference."""
     more = ["engine=inline", "model.weights=random"]
     extract(folder, tmp_path / "s", *more)
     before = contents(tmp_path / "s")
@@ -239,7 +239,7 @@ def test_another_identity_is_refused(folder: Path, tmp_path: Path, change: str, 
 
 
 def test_unreadable_files_are_quarantined_by_name(folder: Path, tmp_path: Path) -> None:
-    """Broken files cost themselves only, and the reason is kept."""
+    """Only the broken files are lost, and the reason is stored."""
     mixed = tmp_path / "mixed"
     shutil.copytree(folder, mixed)
     (mixed / "clip-001.wav").write_bytes(b"")
@@ -271,24 +271,24 @@ def test_short_clips_are_padded_and_flagged(tmp_path: Path) -> None:
     assert (store.n_frames("whole.wav"), store.record("whole.wav")["flags"]) == (1, [])
 
 
-def test_a_header_that_lies_defers_what_does_not_fit(
+def test_a_wrong_header_defers_utterances_that_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clips longer than planned move to an appended unit; nothing is lost, shifted or doubled."""
     folder = write_folder(tmp_path / "clips", [2.0] * 12)
-    honest = run.plan_source
+    original = run.plan_source
 
     def halved(*arguments: object, **named: object) -> object:
-        found = honest(*arguments, **named)
+        found = original(*arguments, **named)
         if named.get("stored") or (len(arguments) > 3 and arguments[3] is not None):
             return found
         rows = found.table.drop_columns(["unit", "position"])
         column = rows.column_names.index("n_frames")
-        lying = rows.set_column(column, "n_frames", [[49] * len(rows)])
+        shortened = rows.set_column(column, "n_frames", [[49] * len(rows)])
         from pipeline.store.format.plan import make_plan
 
         return make_plan(
-            lying.cast(found.table.drop_columns(["unit", "position"]).schema), found.source, 512
+            shortened.cast(found.table.drop_columns(["unit", "position"]).schema), found.source, 512
         )
 
     monkeypatch.setattr(run, "plan_source", halved)
@@ -307,7 +307,7 @@ def test_a_header_that_lies_defers_what_does_not_fit(
 
 
 def test_new_rows_extend_the_plan(folder: Path, tmp_path: Path) -> None:
-    """Clips added at the end are extracted into further units; the others stay as they are."""
+    """Clips added at the end are extracted into new units; committed units do not change."""
     growing = tmp_path / "growing"
     write_folder(growing, mixed_lengths(10))
     extract(growing, tmp_path / "s", "engine=inline", "engine.threads=1")
@@ -321,7 +321,7 @@ def test_new_rows_extend_the_plan(folder: Path, tmp_path: Path) -> None:
 
 
 def test_changed_rows_are_refused(tmp_path: Path) -> None:
-    """A file that is another one now is named, and the store stays as it is."""
+    """A changed file is named in the error, and the store does not change."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(8))
     extract(folder, tmp_path / "s", "engine=inline")
     soundfile.write(folder / "clip-005.wav", voice(1.0, 99), 16_000)
@@ -337,7 +337,7 @@ def test_changed_rows_are_refused(tmp_path: Path) -> None:
 def test_a_corpus_that_does_not_fit_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without room on the disk nothing is begun, and the message says how much is missing."""
+    """Without space on the disk nothing is extracted; the message says how much is missing."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(NoSpaceError, match=r"GB are needed in .*, 0\.00 GB are free"):
@@ -345,8 +345,8 @@ def test_a_corpus_that_does_not_fit_is_refused(
     assert not (tmp_path / "s" / "index").exists() or not list((tmp_path / "s/index").iterdir())
 
 
-def test_another_unit_size_is_refused_once_begun(folder: Path, tmp_path: Path) -> None:
-    """`plan.frames_per_unit` is free until the store is begun, then it is fixed."""
+def test_another_unit_size_is_refused_once_the_store_exists(folder: Path, tmp_path: Path) -> None:
+    """`plan.frames_per_unit` may change until the store is created; then it is fixed."""
     run.plan(configured(folder, tmp_path / "s"))
     run.plan(configured(folder, tmp_path / "s", "plan.frames_per_unit=1024"))
     extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=1024")
@@ -360,12 +360,12 @@ def test_a_unit_that_always_fails_does_not_stop_the_others(
     """After `run.max_attempts` the unit is named in the error; all others are committed."""
     from pipeline.extract.worker import Worker
 
-    honest = Worker.extract
+    original = Worker.extract
 
     def failing(self: Worker, task: object) -> object:
         if task.unit == 2:  # type: ignore[attr-defined]
             raise RuntimeError("the GPU fell off")
-        return honest(self, task)  # type: ignore[arg-type]
+        return original(self, task)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "extract", failing)
     with pytest.raises(RunError, match=r"unit 2: .*the GPU fell off"):

@@ -1,4 +1,4 @@
-"""One unit at a time, with an encoder whose values spell utterance, layer and frame."""
+"""The worker, with an encoder whose values spell utterance, layer and frame."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Bench:
 
 
 def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
-    """Whatever the batches, layer and frame of each utterance are found at its place."""
+    """Each utterance has its own layers and frames at its place, whatever the batches."""
     seconds = [1.0, 0.2, 2.5, 0.01, 1.7, 0.9, 3.9]
     bench = Bench(tmp_path, seconds, 768, SpellingEncoder())
     assert bench.extract(0).n_ok == 7
@@ -154,8 +154,8 @@ def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
     assert np.isnan(frames[:, used:]).all()
 
 
-def test_batches_hold_clips_of_like_length(tmp_path: Path) -> None:
-    """Longest first, within the budget of padded frames, whatever the order of the dataset."""
+def test_batches_hold_clips_of_similar_length(tmp_path: Path) -> None:
+    """Longest first, within the limit of padded frames, whatever the order of the dataset."""
     encoder = SpellingEncoder()
     bench = Bench(tmp_path, [0.5, 3.0, 0.5, 3.0, 0.5, 3.0, 0.5], 1024, encoder)
     bench.extract(0)
@@ -193,7 +193,7 @@ def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> 
 
 
 def test_a_recording_counts_once_all_its_pieces_are_there(tmp_path: Path) -> None:
-    """Neither reader nor status takes a recording for done while a piece of it is missing."""
+    """Neither reader nor status counts a recording while one of its pieces is missing."""
     bench = Bench(tmp_path, [30.0], 512, SpellingEncoder())
     facts = {"layers": list(LAYERS), "feature_dim": 3, "sample_rate_hz": 16_000}
     sizes = {
@@ -214,7 +214,7 @@ def test_a_recording_counts_once_all_its_pieces_are_there(tmp_path: Path) -> Non
 
 
 def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> None:
-    """A batch with a value beyond float16 is rerun; its utterances are kept and marked."""
+    """A batch with a value beyond float16 is encoded again; its utterances are kept and flagged."""
     bench = Bench(tmp_path, [1.0, 1.0], 512, SpellingEncoder(broken=[2]))
     report = bench.extract(0)
     assert (report.n_ok, report.n_fp32) == (2, 2)
@@ -226,7 +226,7 @@ def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> 
 def test_what_stays_out_of_range_is_quarantined_with_its_layer(
     tmp_path: Path, seconds: list[float]
 ) -> None:
-    """Only the guilty utterance is lost; its frames are blank, its neighbours are whole."""
+    """Only that utterance is lost; its frames are blank, the other utterances are complete."""
     bench = Bench(tmp_path, seconds, 768, SpellingEncoder(hopeless=[2]))
     report = bench.extract(0)
     assert (report.n_ok, report.n_quarantined) == (2, 1)
@@ -253,7 +253,7 @@ def test_nothing_of_the_unit_before_stays_in_the_buffer(tmp_path: Path) -> None:
 
 
 def test_another_dataset_than_planned_is_refused(tmp_path: Path) -> None:
-    """A node that sees other ids says so instead of writing them."""
+    """A worker whose dataset has other ids raises an error instead of writing."""
     bench = Bench(tmp_path, [0.5, 0.5], 256, SpellingEncoder())
     rows = bench.plan.unit_rows(0)
     renamed = rows.set_column(0, rows.schema.field("id"), pa.array(["a.wav", "b.wav"]))
@@ -264,7 +264,7 @@ def test_another_dataset_than_planned_is_refused(tmp_path: Path) -> None:
 def test_a_unit_is_written_while_the_next_one_is_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one buffer: the next unit waits until the disk's thread needs it no more."""
+    """There is one buffer: the next unit waits until the writing thread has written it."""
     slow = SlotWriter.write
 
     def write(self: SlotWriter, start: int, stop: int) -> None:
@@ -290,8 +290,8 @@ def test_a_unit_is_written_while_the_next_one_is_encoded(
             assert crcs == row["crc32c"]
 
 
-def test_a_write_that_fails_is_its_own_units_failure(tmp_path: Path) -> None:
-    """It is raised for the unit that could not be written; the worker goes on with the next one."""
+def test_a_failed_write_fails_its_own_unit(tmp_path: Path) -> None:
+    """The error is raised for the unit that was not written; the worker does the next one."""
     bench = Bench(tmp_path, [3.5, 3.5], 256, SpellingEncoder())
     blocked = bench.root / bench.layout.shard_key(1, 0)
     blocked.parent.parent.mkdir(parents=True)
@@ -302,18 +302,18 @@ def test_a_write_that_fails_is_its_own_units_failure(tmp_path: Path) -> None:
     assert bench.extract(1).n_ok == 1
 
 
-def test_a_unit_that_fails_leaves_no_half_written_file(tmp_path: Path) -> None:
-    """What was written of it ahead of its commit is removed, and the buffer is free again."""
+def test_a_unit_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
+    """Its partial files are removed, and the buffer can be reused."""
     encoder = SpellingEncoder()
     bench = Bench(tmp_path, [2.5, 1.0, 1.5, 0.5], 256, encoder)
-    honest = encoder.encode_batch
+    original = encoder.encode_batch
     calls = []
 
     def fails(waveforms: Sequence[Tensor], *, precision: str | None = None):
         calls.append(len(waveforms))
         if len(calls) == 2:
             raise RuntimeError("the GPU fell off")
-        return honest(waveforms, precision=precision)
+        return original(waveforms, precision=precision)
 
     encoder.encode_batch = fails  # type: ignore[method-assign]
     bench.worker._filler._max_batch_frames = 60  # one clip to a batch
@@ -324,10 +324,10 @@ def test_a_unit_that_fails_leaves_no_half_written_file(tmp_path: Path) -> None:
     assert bench.extract(0).won
 
 
-def test_freed_memory_goes_back_every_few_batches(
+def test_freed_memory_is_returned_every_few_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU, where malloc would keep what lies between blocks: before batches 1, 9 and 17."""
+    """On a CPU, where malloc would keep fragmented memory: before batches 1, 9 and 17."""
     given_back = []
     encoder = SpellingEncoder()
     monkeypatch.setattr(memory, "give_back", lambda: given_back.append(len(encoder.batches)))
@@ -338,7 +338,7 @@ def test_freed_memory_goes_back_every_few_batches(
 
 
 def test_time_is_reported_by_stage(tmp_path: Path) -> None:
-    """Front end and transformer apart, as far as the encoder enters its clock; in a fixed order."""
+    """In a fixed order; front end and transformer separately if the encoder reports them."""
 
     class Clocked(SpellingEncoder):
         def encode_batch(self, waveforms, *, precision=None):

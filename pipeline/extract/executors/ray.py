@@ -52,7 +52,7 @@ class _Started:
 
 
 class _Actor:
-    """A worker in a process of its own."""
+    """A worker in its own process."""
 
     def __init__(self, make_worker: Callable[[], UnitWorker]) -> None:
         self._make_worker = make_worker
