@@ -20,6 +20,7 @@ from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.tabular import TabularSource
+from pipeline.sources.torchcodec_import import importable_torchcodec
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -75,9 +76,10 @@ def open_hub(config: DatasetConfig) -> TabularSource:
     if not config.name:
         raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
     try:
-        loaded = datasets.load_dataset(
-            config.name, config.config, split=config.split, revision=config.revision
-        )
+        with importable_torchcodec():
+            loaded = datasets.load_dataset(
+                config.name, config.config, split=config.split, revision=config.revision
+            )
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise SourceError(
             f"{describe_location(config)} is not in the local cache and could not be fetched from "

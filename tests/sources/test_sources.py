@@ -20,6 +20,7 @@ from pipeline.config import DatasetConfig
 from pipeline.errors import SourceError
 from pipeline.sources.base import Column, Source
 from pipeline.sources.opening import open_source
+from pipeline.sources.torchcodec_import import importable_torchcodec
 from tests.helpers.audio_files import write
 
 
@@ -65,7 +66,8 @@ def saved(path: Path, **columns) -> Path:
         if name != "audio":
             features[name] = datasets.Value("string")
         rows[name] = values
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(path)
+    table = pa.Table.from_pydict(rows, schema=features.arrow_schema)
+    datasets.Dataset(table).save_to_disk(path)
     return path
 
 
@@ -126,7 +128,8 @@ def test_other_forms_of_metadata(clips, name):
 
 def test_rows_are_those_of_the_audiofolder_loader(clips):
     """For a folder whose every file the loader of `datasets` reads, rows and columns are equal."""
-    theirs = datasets.load_dataset("audiofolder", data_dir=str(clips), split="train")
+    with importable_torchcodec():
+        theirs = datasets.load_dataset("audiofolder", data_dir=str(clips), split="train")
     theirs = theirs.cast_column("audio", datasets.Audio(decode=False))
     ours = open_kind("audiofolder", clips)
     assert [row["path"] for row in theirs["audio"]] == [ours.segment(i).path for i in range(3)]
@@ -164,7 +167,8 @@ def test_labels_are_inferred_from_directories_as_the_loader_does(tmp_path):
     source = open_kind("audiofolder", tmp_path)
     assert source.columns == (Column("label", "int64", ("no", "yes")),)
     assert source.metadata(range(3))["label"].to_pylist() == [0, 1, 1]
-    theirs = datasets.load_dataset("audiofolder", data_dir=str(tmp_path), split="train")
+    with importable_torchcodec():
+        theirs = datasets.load_dataset("audiofolder", data_dir=str(tmp_path), split="train")
     assert tuple(theirs.features["label"].names) == ("no", "yes")
     assert theirs["label"][:] == [0, 1, 1]
     write(tmp_path / "deeper/still/1.wav")
@@ -384,6 +388,19 @@ def test_a_dataset_by_name(tmp_path):
     assert "dataset.split=test|train" in error_text("hub", name=name)
     assert "['train', 'test']" in error_text("hub", name=name, split="dev")
     assert "Available: ['default']" in error_text("hub", name=name, config="small")
+
+
+def test_a_folder_by_name_needs_no_torchcodec(clips, monkeypatch):
+    """`datasets` builds the audio column of a folder where torchcodec cannot be imported."""
+    hidden = ("torchcodec", "torchcodec.decoders", "torchcodec.encoders")
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)
+    by_name = open_kind("hub", name=str(clips), split="train", audio_column="audio")
+    by_path = open_kind("audiofolder", clips)
+    assert by_name.columns == by_path.columns
+    for row in range(3):
+        assert by_name.segment(row).path == by_path.segment(row).path
+    assert all(sys.modules[name] is None for name in hidden)
 
 
 def test_a_name_that_is_neither_cached_nor_on_the_hub(monkeypatch):
