@@ -202,9 +202,8 @@ def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     `to_numpy` would import pandas if it is installed, as most of pyarrow does that touches Python
     objects; that takes as long as all else that opening a store does.
     """
-    if not column.num_chunks:
-        return np.empty(0, column.type.to_pandas_dtype())
-    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
+    chunks = column.chunks or [pa.nulls(0, column.type)]
+    return np.concatenate([np.from_dlpack(chunk) for chunk in chunks])
 
 
 def row_numbers(values: npt.NDArray[np.int64]) -> pa.Array:
