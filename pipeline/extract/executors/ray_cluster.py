@@ -49,10 +49,12 @@ class Metrics:
 
 def draining_nodes(timeout_s: float) -> set[str]:
     """Return the ids of nodes that are about to be removed; empty if Ray does not report them."""
-    from ray._private import worker
+    from ray._private import state, worker
 
     client: Any = getattr(worker.global_worker, "gcs_client", None)
     try:
+        if not hasattr(client, "get_draining_nodes"):  # before Ray 2.60
+            return set(state.state.get_draining_nodes())
         return set(client.get_draining_nodes(timeout=timeout_s))
     except Exception:  # noqa: BLE001  there is no public API; without it such a node counts as lost
         return set()
