@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, WeightsError
 from tests.helpers.encoder_kinds import randomize, speech
 
 transformers = pytest.importorskip("transformers")
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 CHECKPOINTS = {
@@ -54,12 +55,17 @@ def make(folder, model_class, options, normalize, **extractor):
 def test_layers_are_the_hidden_states(tmp_path, checkpoint):
     """Layers 0..N in a mixed batch are `hidden_states` of each clip alone, computed in float64.
 
-    The input is prepared by the checkpoint's own feature extractor. The installed transformers
-    (5.16 and later) leaves the last hidden state of pre-norm models without the final norm; should
-    that change, this test says so.
+    The input is prepared by the checkpoint's own feature extractor. transformers before 5.16 puts
+    the last hidden state of pre-norm models through the final norm; later versions do not. Should
+    that change again, this test says so.
     """
     model_class, options, normalize = CHECKPOINTS[checkpoint]
     model = make(tmp_path, model_class, options, normalize).double()
+    last_block: list[torch.Tensor] = []
+    model.base_model.encoder.layers[-1].register_forward_hook(
+        lambda block, args, out: last_block.append(out[0] if isinstance(out, tuple) else out)
+    )
+    normed = "do_stable_layer_norm" in options and VERSION < (5, 16)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
     encoder = load_hf_encoder(tmp_path, layers="superb", device="cpu")
     waveforms = [speech(12_000, 1), 0.01 * speech(5_000, 2) + 0.05, speech(400, 3)]
@@ -67,7 +73,11 @@ def test_layers_are_the_hidden_states(tmp_path, checkpoint):
         inputs = extractor(waveform.numpy(), sampling_rate=16_000, return_tensors="pt")
         with torch.inference_mode():
             states = model(inputs.input_values.double(), output_hidden_states=True).hidden_states
-        assert relative_errors(found, torch.stack(states)[:, 0]).max() <= 1e-5
+            raw = last_block.pop()
+            last = model.base_model.encoder.layer_norm(raw) if normed else raw
+        assert torch.equal(states[-1], last)
+        expected = torch.stack([*states[:-1], raw])[:, 0]
+        assert relative_errors(found, expected).max() <= 1e-5
 
 
 def test_the_norms_own_epsilon_is_taken_from_the_configuration(tmp_path):
