@@ -143,7 +143,7 @@ GUARDS = (
     Guard(
         "utterance that does not fit float16 stored as it is",
         "extract/stages/encode.py",
-        "            if _fits(half):\n",
+        "            if _fits(stored, self._codec):\n",
         "            if True:\n",
     ),
 )

@@ -22,7 +22,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError
 from pipeline.extract.messages import Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
-from pipeline.extract.stages.encode import Filler
+from pipeline.extract.stages.encode import EncodeStage
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
@@ -80,7 +80,7 @@ class Worker:
         self._decoder = Decoder(self._source, job.decode, encoder, _decode_threads(job, encoder))
         self._watch = Stopwatch(encoder.device)
         self._buffer = UnitBuffer(job.layout)
-        self._filler = Filler(encoder, self._buffer, job.max_batch_frames, self._watch)
+        self._encode_stage = EncodeStage(encoder, self._buffer, job.max_batch_frames, self._watch)
         self._writing = ThreadPoolExecutor(1, "write")
         self._buffer_free: Future[None] | None = None  # done once the buffer can be reused
 
@@ -142,9 +142,9 @@ class Worker:
             unit.writer.check()
             unit.checksums[item.record.position] = self._writing.submit(self._write, unit, item)
 
-        used = self._filler.place(unit.utterances)
+        used = self._encode_stage.place(unit.utterances)
         self._buffer.start(used)
-        self._filler.fill(unit.utterances, on_final)
+        self._encode_stage.encode(unit.utterances, on_final)
         end = self._job.layout.frames_per_unit
         unit.remaining_writes.append(self._writing.submit(unit.writer.write, used, end))
         self._buffer_free = self._writing.submit(unit.writer.complete)
@@ -172,8 +172,8 @@ class Worker:
                     continue
                 marker.set(position, row["id"])
                 item = self._decoder.decode(row)
-                self._filler.place([item])
-                self._filler.fill([item], lambda item: None)
+                self._encode_stage.place([item])
+                self._encode_stage.encode([item], lambda item: None)
 
     def _write(self, unit: _Unit, item: Utterance) -> tuple[int, ...]:
         """Write an utterance's frames, blank or not; return its checksums, if it has any."""

@@ -20,7 +20,7 @@ from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
 from pipeline.encoders.windows import Window, Windowing
 from pipeline.errors import SourceError, StoreError
 from pipeline.extract.planning import plan_source
-from pipeline.extract.stages import malloc as memory
+from pipeline.extract.stages import malloc
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import Layout
@@ -316,7 +316,7 @@ def test_a_unit_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
         return original(waveforms, precision=precision)
 
     encoder.encode_batch = fails  # type: ignore[method-assign]
-    bench.worker._filler._max_batch_frames = 60  # one clip to a batch
+    bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
     with pytest.raises(RuntimeError, match="fell off"):
         bench.extract(0)
     assert not list(bench.root.rglob("*.partial"))
@@ -328,13 +328,13 @@ def test_freed_memory_is_returned_every_few_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, where malloc would keep fragmented memory: before batches 1, 9 and 17."""
-    given_back = []
+    trimmed = []
     encoder = SpellingEncoder()
-    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(len(encoder.batches)))
+    monkeypatch.setattr(malloc, "trim", lambda: trimmed.append(len(encoder.batches)))
     bench = Bench(tmp_path, [1.0] * 17, 1024, encoder)
-    bench.worker._filler._max_batch_frames = 60  # one clip to a batch
+    bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
     assert bench.extract(0).n_ok == 17
-    assert given_back == [0, 8, 16]
+    assert trimmed == [0, 8, 16]
 
 
 def test_time_is_reported_by_stage(tmp_path: Path) -> None:

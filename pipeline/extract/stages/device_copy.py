@@ -1,4 +1,4 @@
-"""Bringing features from the device to the host while the device goes on computing."""
+"""Copy of features from the device to the host, while the device computes the next batch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Arrival = Callable[[], Tensor]
-"""Waits for a transfer and returns the features on the host."""
+PendingCopy = Callable[[], Tensor]
+"""Waits for the copy and returns the features on the host."""
 
 
-class Transfer:
-    """Copies features off a device; at most `depth` transfers may wait at a time.
+class DeviceCopy:
+    """Copies features from a device to the host.
 
-    On CUDA features are rounded to the stored type on the device and copied into pinned memory on
-    a stream of their own, so that the next batch computes meanwhile; two buffers take turns. On the
-    CPU there is nothing to move.
+    On CUDA the features are rounded to the stored dtype on the device and copied into pinned memory
+    on a separate stream, so that the next batch is computed meanwhile. Two buffers alternate. On
+    the CPU nothing is copied.
+
+    Args:
+        device: Device of the features.
+        dtype: Stored dtype.
 
     Attributes:
-        depth: Transfers that may be begun before the first of them is received.
+        depth: Number of copies that may be pending while another one is started.
     """
 
     def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -32,8 +36,8 @@ class Transfer:
         self._turn = 0
         self.depth = 0 if self._stream is None else 1
 
-    def begin(self, features: Tensor) -> Arrival:
-        """Begins to move features of any shape; what arrives is good until the next but one."""
+    def start(self, features: Tensor) -> PendingCopy:
+        """Start copying features of any shape; the result is valid until the next but one copy."""
         if self._stream is None:
             return lambda: features
         rounded = features.to(self._dtype)
@@ -41,15 +45,15 @@ class Transfer:
         self._stream.wait_stream(torch.cuda.current_stream(rounded.device))
         with torch.cuda.stream(self._stream):
             host.copy_(rounded, non_blocking=True)
-            rounded.record_stream(self._stream)  # its memory is not reused before it has been read
+            rounded.record_stream(self._stream)  # its memory is not reused before it is copied
             done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
 
-        def arrive() -> Tensor:
+        def wait() -> Tensor:
             done.synchronize()
             return host
 
-        return arrive
+        return wait
 
     def _pinned(self, n_elements: int) -> Tensor:
         buffer = self._buffers[self._turn]

@@ -1,4 +1,4 @@
-"""From waveforms to the unit's buffer: batches, windows, and values that cannot be stored."""
+"""The encode stage: from waveforms to features in the unit's buffer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
-from pipeline.extract.stages import malloc as memory
+from pipeline.extract.stages import malloc
 from pipeline.extract.stages.decode import Utterance
-from pipeline.extract.stages.device_copy import Arrival, Transfer
+from pipeline.extract.stages.device_copy import DeviceCopy, PendingCopy
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.store.format import records
 from pipeline.store.format.codecs import Codec
@@ -23,13 +23,20 @@ from pipeline.store.format.plan import make_batches
 from pipeline.store.tensors import encode_into, torch_dtype
 from pipeline.store.write.slot import UnitBuffer
 
-_BATCHES_BETWEEN_TRIMS = 8  # at every batch it would take 3 % of the time
-Settled = Callable[[Utterance], None]
-"""Told of each utterance that was placed, once its frames in the buffer are final."""
+_BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
+OnFinal = Callable[[Utterance], None]
+"""Called with each placed utterance once its frames in the buffer are final."""
 
 
-class Filler:
-    """Encodes utterances into the unit's buffer, in batches that the plan alone decides."""
+class EncodeStage:
+    """Encodes utterances into the unit's buffer, in batches that depend on the plan only.
+
+    Args:
+        encoder: The encoder; its `clock` is set.
+        buffer: Destination of the features.
+        max_batch_frames: Bound on the padded frames of a batch.
+        watch: Measures the time of each part.
+    """
 
     def __init__(
         self, encoder: Encoder, buffer: UnitBuffer, max_batch_frames: int, watch: Stopwatch
@@ -38,13 +45,16 @@ class Filler:
         self._codec = buffer.layout.codec
         self._max_batch_frames = max_batch_frames
         self._watch = watch
-        self._transfer = Transfer(encoder.device, torch_dtype(self._codec))
+        self._copy = DeviceCopy(encoder.device, torch_dtype(self._codec))
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
-        """Gives every decoded utterance its frames, in order; returns how many are taken.
+        """Assign frames of the buffer to the decoded utterances, in order.
 
-        A header that lied can make a unit larger than planned: what does not fit is deferred.
+        Wrong headers can make a unit larger than planned: utterances that do not fit are deferred.
+
+        Returns:
+            Number of frames assigned.
         """
         capacity = self._buffer.layout.frames_per_unit
         used = 0
@@ -66,28 +76,28 @@ class Filler:
                 used += item.n_frames
         return used
 
-    def fill(self, utterances: list[Utterance], settled: Settled) -> None:
-        """Encodes what has been placed; waveforms are let go as soon as they are done with."""
+    def encode(self, utterances: list[Utterance], on_final: OnFinal) -> None:
+        """Encode the placed utterances; each waveform is released once it is encoded."""
         placed = [item for item in utterances if item.waveform is not None]
         short = [item for item in placed if not item.is_long]
         lengths = np.array([item.n_frames for item in short], np.int64)
-        waiting: deque[tuple[list[Utterance], Arrival]] = deque()
+        waiting: deque[tuple[list[Utterance], PendingCopy]] = deque()
         for number, batch in enumerate(make_batches(lengths, self._max_batch_frames)):
             if number % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
-                memory.give_back()
+                malloc.trim()
             members = [short[int(i)] for i in batch]
-            waiting.append((members, self._transfer.begin(self._encode(members))))
-            if len(waiting) > self._transfer.depth:
-                self._receive(*waiting.popleft(), settled)
+            waiting.append((members, self._copy.start(self._encode_batch(members))))
+            if len(waiting) > self._copy.depth:
+                self._receive(*waiting.popleft(), on_final)
         while waiting:
-            self._receive(*waiting.popleft(), settled)
+            self._receive(*waiting.popleft(), on_final)
         for item in placed:
             if item.is_long:
                 self._encode_long(item)
                 item.waveform = None
-                settled(item)
+                on_final(item)
 
-    def _encode(self, members: list[Utterance], precision: str | None = None) -> Tensor:
+    def _encode_batch(self, members: list[Utterance], precision: str | None = None) -> Tensor:
         waveforms = [item.waveform for item in members if item.waveform is not None]
         features, lengths = self._encoder.encode_batch(waveforms, precision=precision)
         planned = [item.n_frames for item in members]
@@ -95,22 +105,22 @@ class Filler:
             raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
         return features
 
-    def _receive(self, members: list[Utterance], arrival: Arrival, settled: Settled) -> None:
-        """Puts a batch into the unit; encoded in fp32 if the reduced precision does not hold it."""
-        features = arrival()
+    def _receive(self, members: list[Utterance], pending: PendingCopy, on_final: OnFinal) -> None:
+        """Store a batch in the buffer; one that overflows is encoded again in fp32."""
+        features = pending()
         with self._watch.host("copy"):
             fits = _fits(features, self._codec)
         if not fits:
-            features = self._encode(members, precision="fp32")
+            features = self._encode_batch(members, precision="fp32")
             for item in members:
                 item.flags = (*item.flags, records.FLAG_FP32)
         for i, item in enumerate(members):
             self._store(item, item.start, features[:, i, : item.n_frames])
             item.waveform = None
-            settled(item)
+            on_final(item)
 
     def _encode_long(self, item: Utterance) -> None:
-        """Encodes window by window; a window depends on no other, so pieces join exactly."""
+        """Encode window by window; windows are independent, so pieces join exactly."""
         waveform = item.waveform
         assert waveform is not None  # only decoded utterances are encoded
         stats = self._encoder.utterance_stats(
@@ -124,6 +134,7 @@ class Filler:
     def _encode_window(
         self, waveform: Tensor, window: Window, stats: Any, item: Utterance
     ) -> Tensor:
+        """Encode one window, again in fp32 if it overflows: `[n_layers, n_kept, dim]`."""
         start = item.sample_start
         for precision in (None, "fp32"):
             [(_, features)] = self._encoder.encode_windows(
@@ -136,26 +147,26 @@ class Filler:
         return features
 
     def _store(self, item: Utterance, start: int, features: Tensor) -> None:
-        """Encodes features [n_layers, n_frames, dim] into the unit."""
+        """Store features `[n_layers, n_frames, dim]` in the buffer, or quarantine the utterance."""
         if not item.is_ok:
             return
         with self._watch.host("copy"):
-            here = features.to(torch_dtype(self._codec)).cpu() if features.is_cuda else features
-            if _fits(here, self._codec):
+            stored = features.to(torch_dtype(self._codec)).cpu() if features.is_cuda else features
+            if _fits(stored, self._codec):
                 stop = start + features.shape[1]
-                encode_into(self._codec, here, self._buffer.frames[:, start:stop])
+                encode_into(self._codec, stored, self._buffer.frames[:, start:stop])
                 return
-        item.quarantine(_misfit(features, self._encoder.layers, self._codec))
+        item.quarantine(_overflow_message(features, self._encoder.layers, self._codec))
         self._buffer.blank(item.start, item.start + item.n_frames)
 
 
 def _fits(features: Tensor, codec: Codec) -> bool:
-    """Return whether all values are finite and can be stored; one pass, NaN propagates."""
+    """Return whether all values are finite and can be stored, in one pass: NaN propagates."""
     low, high = torch.aminmax(features)
     return codec.fits(float(low), float(high))
 
 
-def _misfit(features: Tensor, layers: tuple[int, ...], codec: Codec) -> str:
+def _overflow_message(features: Tensor, layers: tuple[int, ...], codec: Codec) -> str:
     for layer, values in zip(layers, features, strict=True):
         if not bool(torch.isfinite(values).all()):
             return f"layer {layer} is not finite, even in fp32"

@@ -1,8 +1,8 @@
-"""Memory that is free again goes back to the system.
+"""Return of freed memory to the system.
 
-A batch on a CPU makes and frees blocks of 5 to 60 MB of ever other sizes. glibc's malloc keeps what
-lies between blocks still in use, and finds no room there for the next larger one: within a unit of
-HuBERT base a worker grew by half a unit's features.
+A batch on a CPU allocates and frees blocks of 5 to 60 MB, of different sizes each time. glibc's
+malloc keeps freed blocks between blocks in use, and they are too small for the next larger block.
+Without trimming, a worker grew by half a unit's features within a unit of HuBERT base.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 
-def give_back() -> None:
-    """Give freed pages back, where the C library can (glibc); elsewhere nothing is done."""
+def trim() -> None:
+    """Return freed pages to the system; does nothing if the C library is not glibc."""
     trim = _find_trim()
     if trim is not None:
         trim(0)

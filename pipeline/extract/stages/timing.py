@@ -1,4 +1,4 @@
-"""Where a unit's time goes, stage by stage."""
+"""Time of a unit, stage by stage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds per stage, for the thread that encodes.
+    """Sums seconds per stage, for the encoding thread.
 
-    On CUDA the stages of the device are timed by events, which are read when all is over: nothing
-    in between waits for the device.
+    On CUDA the stages of the device are timed by events, which are read at the end, so that timing
+    does not synchronise with the device.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -25,16 +25,16 @@ class Stopwatch:
 
     @contextmanager
     def host(self, stage: str) -> Iterator[None]:
-        """Times a block of this thread."""
-        began = time.perf_counter()
+        """Time a block on this thread."""
+        start_s = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - began
+            self._seconds[stage] += time.perf_counter() - start_s
 
     @contextmanager
     def device(self, stage: str) -> Iterator[None]:
-        """Times what a block gives the encoder's device to do."""
+        """Time the work that a block submits to the encoder's device."""
         if not self._on_cuda:
             with self.host(stage):
                 yield
@@ -46,7 +46,7 @@ class Stopwatch:
         self._events.append((stage, first, last))
 
     def take(self) -> dict[str, float]:
-        """The seconds so far; begins anew."""
+        """Return the seconds so far, and reset them."""
         for stage, first, last in self._events:
             last.synchronize()
             self._seconds[stage] += first.elapsed_time(last) / 1000
