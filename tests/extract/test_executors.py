@@ -126,7 +126,7 @@ def local_ray(ray_session: None, by_value: None) -> None:
 Opener = Callable[[Callable[[], Any]], Executor]
 
 
-@pytest.fixture(params=["inline", "ray"])
+@pytest.fixture(params=["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def open_(request: pytest.FixtureRequest) -> Iterator[Opener]:
     """Open an executor with one worker; the parameter is the implementation under test."""
     if request.param == "ray":

@@ -38,14 +38,13 @@ from pipeline.store.format.layout import ledger_key
 from pipeline.store.maintain.status import Status, read_status
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
-from tests.extract.test_run import contents, extract, overrides
 from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
+from tests.helpers.extraction import INLINE, contents, extract, overrides
 from tests.helpers.faulty_decoders import Faulty
 
 N_CLIPS = 24
 CULPRIT = "clip-009.wav"
-INLINE = ("engine=inline", "engine.threads=1")
 RAY = ("engine=ray", "engine.workers=1", "engine.threads=1")
 
 
@@ -256,6 +255,8 @@ def test_a_second_signal_stops_at_once() -> None:
     assert stop.reason == "SIGTERM"
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_sigterm_lets_units_in_flight_finish(
     folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -18,8 +18,10 @@ from pipeline.extract.executors import ray as ray_module
 from pipeline.extract.worker import UnitReport
 from pipeline.store.coordination.worker_failures import read_failures
 from pipeline.store.maintain.verify import verify_store
-from tests.extract.test_run import contents, extract, overrides
 from tests.helpers.corpus import write_folder
+from tests.helpers.extraction import contents, extract, overrides
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 N_CLIPS = 36
 PREEMPTION = 2

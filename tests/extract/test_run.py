@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import tensorstore
@@ -20,16 +19,14 @@ import torch
 import zarr
 
 import pipeline
-from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, SourceError
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.worker import UnitReport
 from pipeline.store.coordination.ledger import read_claims
-from pipeline.store.format.layout import Layout
-from pipeline.store.maintain.status import Status
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
+from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
 
 N_CLIPS = 40
 
@@ -39,59 +36,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("audio") / "clips", mixed_lengths(N_CLIPS))
 
 
-@pytest.fixture(params=["inline", "ray"])
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of the folder; tests must not change it."""
+    store = tmp_path_factory.mktemp("finished") / "s"
+    extract(folder, store, *INLINE)
+    return store
+
+
+@pytest.fixture(params=["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def executor(request: pytest.FixtureRequest) -> list[str]:
     """Overrides that choose an executor."""
     if request.param == "inline":
-        return ["engine=inline", "engine.threads=1"]
+        return list(INLINE)
     request.getfixturevalue("ray_session")
     return ["engine=ray", "engine.workers=2", "engine.threads=1"]
-
-
-def overrides(folder: Path, store: Path, *more: str) -> list[str]:
-    return [
-        "dataset=audiofolder",
-        f"dataset.path={folder}",
-        "model=tiny",
-        f"store={store}",
-        "plan.frames_per_unit=512",
-        *more,
-    ]
-
-
-def configured(folder: Path, store: Path, *more: str) -> Config:
-    return load_config(overrides(folder, store, *more))
-
-
-def extract(folder: Path, store: Path, *more: str) -> Status:
-    return run.extract(configured(folder, store, *more))
-
-
-def contents(path: Path) -> dict[str, object]:
-    """What a resumed run must reproduce: shards, pooled chunks and index rows of each unit.
-
-    A unit that was attempted twice lies in a spare slot, so slot and frame_start may differ; they
-    are made relative to the slot.
-    """
-    store = pipeline.open_store(path)
-    layout = Layout(
-        store.layers,
-        store.feature_dim,
-        store.attributes["frames_per_unit"],
-        store.attributes["utterances_per_slot"],
-    )
-    found: dict[str, object] = {}
-    for file in sorted((path / "index").iterdir()):
-        rows = pq.read_table(file, partitioning=None).to_pylist()
-        slot = rows[0]["slot"]
-        for row in rows:
-            assert row.pop("slot") == slot
-            if row["frame_start"] is not None:
-                row["frame_start"] -= layout.slot_start(slot)
-        found[file.name] = rows
-        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
-            found[f"{file.name} {axis}"] = (path / key).read_bytes()
-    return found
 
 
 def test_every_utterance_equals_its_own_encoding(
@@ -113,11 +72,10 @@ def test_every_utterance_equals_its_own_encoding(
     assert verify_store(tmp_path / "s").ok
 
 
-def test_other_readers_give_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+def test_other_readers_give_the_same_numbers(finished: Path) -> None:
     """zarr-python, tensorstore and a memory map of a shard agree with `store.read`."""
-    extract(folder, tmp_path / "s", "engine=inline")
-    store = pipeline.open_store(tmp_path / "s")
-    path = tmp_path / "s" / "features.zarr" / "frames"
+    store = pipeline.open_store(finished)
+    path = finished / "features.zarr" / "frames"
     by_zarr = zarr.open_array(path, mode="r")
     by_tensorstore = tensorstore.open(
         {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
@@ -143,7 +101,7 @@ def test_other_readers_give_the_same_numbers(folder: Path, tmp_path: Path) -> No
 
 def test_metadata_keeps_order_and_types(folder: Path, tmp_path: Path) -> None:
     """Carried columns come back in the order of the dataset, integers as integers."""
-    extract(folder, tmp_path / "s", "engine=inline", "dataset.columns=[word,speaker]")
+    extract(folder, tmp_path / "s", *INLINE, "dataset.columns=[word,speaker]")
     metadata = pipeline.open_store(tmp_path / "s").metadata
     assert metadata["id"].to_pylist() == [f"clip-{i:03d}.wav" for i in range(N_CLIPS)]
     assert metadata["word"].to_pylist() == [i % 4 for i in range(N_CLIPS)]
@@ -166,22 +124,24 @@ def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_worker_count_and_order_do_not_matter(
-    folder: Path, tmp_path: Path, ray_session: None
+    folder: Path, finished: Path, tmp_path: Path, ray_session: None
 ) -> None:
     """One worker, two workers and the inline executor write the same bytes with equal threads."""
-    extract(folder, tmp_path / "inline", "engine=inline", "engine.threads=1")
     for workers in (1, 2):
         more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
         extract(folder, tmp_path / str(workers), *more)
-        assert contents(tmp_path / str(workers)) == contents(tmp_path / "inline")
+        assert contents(tmp_path / str(workers)) == contents(finished)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_sigkill_of_the_driver_loses_nothing(
+    folder: Path, finished: Path, tmp_path: Path, workers: int
+) -> None:
     """A run that is killed twice and resumed ends byte-identical to an undisturbed run."""
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    disturbed = tmp_path / "disturbed"
     more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
-    extract(folder, undisturbed, "engine=inline", "engine.threads=1")
     command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, disturbed, *more)]
     for n_wanted in (1, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -194,7 +154,7 @@ def test_sigkill_of_the_driver_loses_nothing(folder: Path, tmp_path: Path, worke
         process.wait()
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert contents(disturbed) == contents(undisturbed)
+    assert contents(disturbed) == contents(finished)
     assert verify_store(disturbed).ok
     assert not list(disturbed.rglob("*.partial"))
 
@@ -228,14 +188,12 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: No
         ("dataset.columns=[word]", "source.columns"),
     ],
 )
-def test_another_identity_is_refused(folder: Path, tmp_path: Path, change: str, named: str) -> None:
+def test_another_identity_is_refused(folder: Path, finished: Path, change: str, named: str) -> None:
     """Another model, layer set, precision or column set is an error that names the difference."""
-    more = ["engine=inline", "model.weights=random"]
-    extract(folder, tmp_path / "s", *more)
-    before = contents(tmp_path / "s")
+    before = contents(finished)
     with pytest.raises(IdentityError, match=named):
-        extract(folder, tmp_path / "s", *more, change)
-    assert contents(tmp_path / "s") == before
+        extract(folder, finished, *INLINE, "model.weights=random", change)
+    assert contents(finished) == before
 
 
 def test_unreadable_files_are_quarantined_by_name(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +203,7 @@ def test_unreadable_files_are_quarantined_by_name(folder: Path, tmp_path: Path) 
     (mixed / "clip-001.wav").write_bytes(b"")
     (mixed / "clip-002.wav").write_bytes(b"RIFF this is no wav")
     soundfile.write(mixed / "clip-003.wav", np.full(8000, np.nan, np.float32), 16_000, "FLOAT")
-    status = extract(mixed, tmp_path / "s", "engine=inline")
+    status = extract(mixed, tmp_path / "s", *INLINE)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS - 3, 3)
     lost = {row["id"]: row["reason"] for row in status_rows(tmp_path / "s")}
     assert sorted(lost) == [f"clip-00{i}.wav" for i in (1, 2, 3)]
@@ -265,7 +223,7 @@ def test_short_clips_are_padded_and_flagged(tmp_path: Path) -> None:
     folder.mkdir()
     soundfile.write(folder / "tiny.wav", voice(0.01, 1), 16_000)
     soundfile.write(folder / "whole.wav", voice(0.025, 1), 16_000)
-    extract(folder, tmp_path / "s", "engine=inline")
+    extract(folder, tmp_path / "s", *INLINE)
     store = pipeline.open_store(tmp_path / "s")
     assert (store.n_frames("tiny.wav"), store.record("tiny.wav")["flags"]) == (1, ["padded"])
     assert (store.n_frames("whole.wav"), store.record("whole.wav")["flags"]) == (1, [])
@@ -292,14 +250,14 @@ def test_a_wrong_header_defers_utterances_that_do_not_fit(
         )
 
     monkeypatch.setattr(run, "plan_source", halved)
-    status = extract(folder, tmp_path / "s", "engine=inline")
+    status = extract(folder, tmp_path / "s", *INLINE)
     assert (status.utterances_ok, status.utterances_quarantined) == (12, 0)
     store = pipeline.open_store(tmp_path / "s")
     assert store.ids == [f"clip-{i:03d}.wav" for i in range(12)]
     assert [store.n_frames(i) for i in range(12)] == [99] * 12
     assert verify_store(tmp_path / "s").ok
     monkeypatch.undo()
-    extract(folder, tmp_path / "t", "engine=inline")
+    extract(folder, tmp_path / "t", *INLINE)
     for name in store.ids:
         torch.testing.assert_close(
             store.read(name), pipeline.open_store(tmp_path / "t").read(name), rtol=2e-3, atol=2e-3
@@ -310,10 +268,10 @@ def test_new_rows_extend_the_plan(folder: Path, tmp_path: Path) -> None:
     """Clips added at the end are extracted into new units; committed units do not change."""
     growing = tmp_path / "growing"
     write_folder(growing, mixed_lengths(10))
-    extract(growing, tmp_path / "s", "engine=inline", "engine.threads=1")
+    extract(growing, tmp_path / "s", *INLINE)
     before = contents(tmp_path / "s")
     write_folder(growing, mixed_lengths(14))
-    status = extract(growing, tmp_path / "s", "engine=inline", "engine.threads=1")
+    status = extract(growing, tmp_path / "s", *INLINE)
     assert status.utterances_ok == 14
     after = contents(tmp_path / "s")
     assert {name: after[name] for name in before} == before
@@ -323,15 +281,15 @@ def test_new_rows_extend_the_plan(folder: Path, tmp_path: Path) -> None:
 def test_changed_rows_are_refused(tmp_path: Path) -> None:
     """A changed file is named in the error, and the store does not change."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(8))
-    extract(folder, tmp_path / "s", "engine=inline")
+    extract(folder, tmp_path / "s", *INLINE)
     soundfile.write(folder / "clip-005.wav", voice(1.0, 99), 16_000)
     with pytest.raises(SourceError, match=r"clip-005\.wav"):
-        extract(folder, tmp_path / "s", "engine=inline")
+        extract(folder, tmp_path / "s", *INLINE)
     (folder / "clip-005.wav").unlink()
     lines = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join(lines[:6]) + "\n")
-    with pytest.raises(SourceError, match=r"3 of the 8 planned utterances are gone"):
-        extract(folder, tmp_path / "s", "engine=inline")
+    with pytest.raises(SourceError, match=r"3 of the 8 planned utterances are missing"):
+        extract(folder, tmp_path / "s", *INLINE)
 
 
 def test_a_corpus_that_does_not_fit_is_refused(
@@ -341,7 +299,7 @@ def test_a_corpus_that_does_not_fit_is_refused(
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(NoSpaceError, match=r"GB are needed in .*, 0\.00 GB are free"):
-        extract(folder, tmp_path / "s", "engine=inline")
+        extract(folder, tmp_path / "s", *INLINE)
     assert not (tmp_path / "s" / "index").exists() or not list((tmp_path / "s/index").iterdir())
 
 
@@ -349,9 +307,9 @@ def test_another_unit_size_is_refused_once_the_store_exists(folder: Path, tmp_pa
     """`plan.frames_per_unit` may change until the store is created; then it is fixed."""
     run.plan(configured(folder, tmp_path / "s"))
     run.plan(configured(folder, tmp_path / "s", "plan.frames_per_unit=1024"))
-    extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=1024")
+    extract(folder, tmp_path / "s", *INLINE, "plan.frames_per_unit=1024")
     with pytest.raises(ConfigError, match="was created with 1024"):
-        extract(folder, tmp_path / "s", "engine=inline", "plan.frames_per_unit=512")
+        extract(folder, tmp_path / "s", *INLINE, "plan.frames_per_unit=512")
 
 
 def test_a_unit_that_always_fails_does_not_stop_the_others(
@@ -369,10 +327,10 @@ def test_a_unit_that_always_fails_does_not_stop_the_others(
 
     monkeypatch.setattr(Worker, "extract", failing)
     with pytest.raises(RunError, match=r"unit 2: .*the GPU fell off"):
-        extract(folder, tmp_path / "s", "engine=inline")
+        extract(folder, tmp_path / "s", *INLINE)
     monkeypatch.undo()
     assert not (tmp_path / "s" / "index" / "unit-2.parquet").exists()
-    assert extract(folder, tmp_path / "s", "engine=inline").utterances_ok == N_CLIPS
+    assert extract(folder, tmp_path / "s", *INLINE).utterances_ok == N_CLIPS
 
 
 def test_plan_writes_nothing_but_the_plan(folder: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from pipeline.store.index import read_unit
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
-from tests.extract.test_run import contents, extract
 from tests.helpers.backends import in_memory
 from tests.helpers.corpus import mixed_lengths, write_folder
+from tests.helpers.extraction import contents, extract
 
 INLINE = ("engine=inline", "engine.threads=1")
 UNIT = 3

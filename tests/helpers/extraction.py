@@ -1,0 +1,65 @@
+"""Small extractions with the tiny encoder, and their contents for comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+import pipeline
+from pipeline.config import Config, load_config
+from pipeline.extract import run
+from pipeline.store.format.layout import Layout
+from pipeline.store.maintain.status import Status
+
+INLINE = ("engine=inline", "engine.threads=1")
+"""Overrides for one worker with one thread in this process."""
+
+
+def overrides(folder: Path, store: Path, *more: str) -> list[str]:
+    """Overrides for an extraction of a folder with the tiny encoder, in small units."""
+    return [
+        "dataset=audiofolder",
+        f"dataset.path={folder}",
+        "model=tiny",
+        f"store={store}",
+        "plan.frames_per_unit=512",
+        *more,
+    ]
+
+
+def configured(folder: Path, store: Path, *more: str) -> Config:
+    """Configuration with these overrides."""
+    return load_config(overrides(folder, store, *more))
+
+
+def extract(folder: Path, store: Path, *more: str) -> Status:
+    """Extract a folder with these overrides."""
+    return run.extract(configured(folder, store, *more))
+
+
+def contents(path: Path) -> dict[str, object]:
+    """Return what a resumed run must reproduce: shards, pooled chunks and index rows of each unit.
+
+    A unit that was attempted twice lies in a spare slot, so slot and frame_start may differ; they
+    are made relative to the slot.
+    """
+    store = pipeline.open_store(path)
+    layout = Layout(
+        store.layers,
+        store.feature_dim,
+        store.attributes["frames_per_unit"],
+        store.attributes["utterances_per_slot"],
+    )
+    found: dict[str, object] = {}
+    for file in sorted((path / "index").iterdir()):
+        rows = pq.read_table(file, partitioning=None).to_pylist()
+        slot = rows[0]["slot"]
+        for row in rows:
+            assert row.pop("slot") == slot
+            if row["frame_start"] is not None:
+                row["frame_start"] -= layout.slot_start(slot)
+        found[file.name] = rows
+        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
+            found[f"{file.name} {axis}"] = (path / key).read_bytes()
+    return found
