@@ -1,6 +1,6 @@
-"""Linear probing: which layer carries a task best?
+"""Linear probing: which layer is best for a task?
 
 In: an open store and the configuration of a sweep. Out: trained heads, scores with confidence
-intervals, and a report. `run.py` is a sweep from start to end; contract of its steps: `results.py`.
-`layer_statistics.py` describes layers without labels.
+intervals, and a report. `run.py` is a sweep from start to end; `results.py` is the contract of its
+steps, `tasks/base.py` that of a task. `layer_statistics.py` describes layers without labels.
 """

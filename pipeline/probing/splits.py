@@ -1,8 +1,9 @@
 """Assignment of utterances to train, dev and test.
 
-The corpus's own split is used if a metadata column holds one. Otherwise a split is made, stratified
-by label; if a speaker column is named, all utterances of a speaker go to one part. Speakers in more
-than one part are a common error: a split made here is refused, and the corpus's own gets a warning.
+The corpus's own split is used if a metadata column holds one. Otherwise a new split is made,
+stratified by label; if a speaker column is configured, all utterances of a speaker go to one part.
+Speakers in more than one part are a common mistake: in a new split they raise ConfigError, in the
+corpus's own split they give a warning.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class _Utterances:
     def description(self) -> str:
         """How utterances are assigned."""
         by = f" and by {self.grouped_by}" if self.grouped_by else ""
-        return f"by label{by}, seed {self.config.seed}"
+        return f"stratified by label{by}, seed {self.config.seed}"
 
     def assign(self, positions: IntArray, shares: Sequence[float], keep_first: bool) -> IntArray:
         """Assign utterances to parts.
@@ -204,7 +205,7 @@ def _new_split(utterances: _Utterances) -> Split:
     if config.folds is None:
         parts = utterances.assign(usable, config.ratios, keep_first=True)
         fold = Fold(usable[parts == 0], usable[parts == 1], usable[parts == 2])
-        return Split((fold,), f"made here {utterances.description}")
+        return Split((fold,), f"new split {utterances.description}")
     if isinstance(config.folds, int):
         shares = [1 / config.folds] * config.folds
         parts = utterances.assign(usable, shares, keep_first=False)

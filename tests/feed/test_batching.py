@@ -1,4 +1,4 @@
-"""Which utterances make up the batches of an epoch, on each rank."""
+"""Plan of the batches of an epoch, on each rank."""
 
 from __future__ import annotations
 
@@ -36,41 +36,41 @@ def flat(batches):
 def test_an_epoch_covers_every_utterance_once_within_the_budget(
     lengths, shuffle, window_units, budget, epoch
 ):
-    """Exact cover; no batch of several utterances has more padded frames than allowed."""
-    made = epochs(
+    """Exact cover, and no batch of several utterances exceeds the limit of padded frames."""
+    planned = epochs(
         lengths, shuffle=shuffle, window_units=window_units, max_frames_per_batch=budget
     ).batches(epoch)
-    assert sorted(flat(made)) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * lengths[b].max() <= budget for b in made)
+    assert sorted(flat(planned)) == list(range(len(lengths)))
+    assert all(len(b) == 1 or len(b) * lengths[b].max() <= budget for b in planned)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("drop_last", [False, True])
 @given(lengths=counts, epoch=st.integers(0, 3))
 def test_ranks_share_an_epoch_evenly(world_size, drop_last, lengths, epoch):
-    """Equal numbers of batches; all utterances at least once, or with drop_last at most once."""
-    made = epochs(lengths, world_size=world_size, drop_last=drop_last)
-    n_batches = len(made.batches(epoch))
+    """Ranks have equally many batches; no utterance is missing, or with drop_last repeated."""
+    planned = epochs(lengths, world_size=world_size, drop_last=drop_last)
+    n_batches = len(planned.batches(epoch))
     if drop_last and n_batches < world_size:
         with pytest.raises(ConfigError, match="drop_last"):
-            made.rank_batches(epoch, 0)
+            planned.rank_batches(epoch, 0)
         return
-    shares = [made.rank_batches(epoch, rank) for rank in range(world_size)]
+    shares = [planned.rank_batches(epoch, rank) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    given_out = Counter(tuple(batch.tolist()) for share in shares for batch in share)
+    returned = Counter(tuple(batch.tolist()) for share in shares for batch in share)
     seen = Counter(flat([batch for share in shares for batch in share]))
-    repeated = sum(given_out.values()) - len(given_out)
+    repeated = sum(returned.values()) - len(returned)
     if drop_last:
         assert repeated == 0
         assert max(seen.values()) == 1
-        assert n_batches - len(given_out) < world_size
+        assert n_batches - len(returned) < world_size
     else:
         assert set(seen) == set(range(len(lengths)))
         assert repeated <= world_size - 1
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    """Equal seeds agree, epoch by epoch; other seeds and other epochs do not."""
+    """Equal seeds and epochs give equal orders; different ones give different orders."""
     lengths = np.random.default_rng(0).integers(50, 200, 300)
     orders = {
         (seed, epoch): flat(epochs(lengths, seed=seed).batches(epoch))
@@ -82,14 +82,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_without_shuffling_the_order_is_that_of_the_dataset():
-    """Batches are consecutive runs, the same in each epoch."""
-    made = epochs([100, 200, 300, 50, 50], shuffle=False)
-    assert [b.tolist() for b in made.batches(0)] == [[0, 1], [2], [3, 4]]
-    assert flat(made.batches(7)) == [0, 1, 2, 3, 4]
+    """Batches are runs of consecutive utterances, equal in every epoch."""
+    planned = epochs([100, 200, 300, 50, 50], shuffle=False)
+    assert [b.tolist() for b in planned.batches(0)] == [[0, 1], [2], [3, 4]]
+    assert flat(planned.batches(7)) == [0, 1, 2, 3, 4]
 
 
 def test_bucketing_saves_padding():
-    """On lengths of read speech less than a tenth is padding; in random batches it is over 40 %."""
+    """With lengths as in read speech, padding is below 10 %; in random batches above 40 %."""
     lengths = np.random.default_rng(0).integers(50, 850, 5000)
     batches = epochs(lengths, max_frames_per_batch=20_000).batches(0)
     padded = sum(len(b) * int(lengths[b].max()) for b in batches)
@@ -98,23 +98,23 @@ def test_bucketing_saves_padding():
     assert sum(25 * int(lengths[b].max()) for b in order) > 1.4 * lengths.sum()
 
 
-def test_local_shuffling_keeps_to_its_window_and_mixes_within():
-    """With windows of four units no more than four are in use at a time; pairs mix as stated.
+def test_windowed_shuffling_uses_few_units_at_a_time():
+    """With windows of four units, at most four units are in use at a time.
 
-    Two utterances of a batch share a unit with a chance of about 1/4; the windows of two epochs
-    differ, and the order of the units is not that of the disk.
+    Two utterances of a batch are in the same unit with a probability of about 1/4, and two epochs
+    have different windows.
     """
     lengths, units = np.full(4000, 100), np.arange(4000) // 100
-    made = epochs(lengths, units=units, window_units=4, max_frames_per_batch=2000)
+    planned = epochs(lengths, units=units, window_units=4, max_frames_per_batch=2000)
     windows = []
     for epoch in (0, 1):
-        order = flat(made.batches(epoch))
+        order = flat(planned.batches(epoch))
         windows.append([frozenset(units[order[i : i + 400]]) for i in range(0, 4000, 400)])
         assert all(len(window) == 4 for window in windows[-1])
     assert len(set(windows[0]) & set(windows[1])) < 3
     same = [
         np.mean(np.equal.outer(units[b], units[b])[np.triu_indices(len(b), 1)])
-        for b in made.batches(0)
+        for b in planned.batches(0)
     ]
     assert 0.2 < np.mean(same) < 0.28
     everywhere = epochs(lengths, units=units, max_frames_per_batch=2000).batches(0)
@@ -122,11 +122,11 @@ def test_local_shuffling_keeps_to_its_window_and_mixes_within():
 
 
 def test_crops_are_uniform_and_change_with_the_epoch():
-    """A crop lies anywhere in its utterance, and is the same for the same seed and epoch."""
-    made = epochs([1000] * 400 + [30], max_frames=100)
+    """Crops cover the whole utterance, and differ between epochs."""
+    planned = epochs([1000] * 400 + [30], max_frames=100)
     crops = {}
     for epoch in (0, 1):
-        for spec in made.specs(epoch, 0):
+        for spec in planned.specs(epoch, 0):
             assert (spec.lengths <= 100).all()
             assert spec.padded_frames <= 500
             crops |= {
@@ -139,11 +139,11 @@ def test_crops_are_uniform_and_change_with_the_epoch():
     assert sum(crops[1, p] != first[p] for p in range(400)) > 350
 
 
-def test_what_is_left_of_an_epoch_is_the_rest():
-    """Batch `first` on: the same batches, the same crops."""
-    made = epochs([400] * 50, max_frames=100, world_size=2)
-    whole = list(made.specs(3, 1))
-    rest = list(made.specs(3, 1, first=2))
+def test_the_remaining_specs_are_those_of_the_whole_epoch():
+    """From batch `first` on, batches and crops are those of the whole epoch."""
+    planned = epochs([400] * 50, max_frames=100, world_size=2)
+    whole = list(planned.specs(3, 1))
+    rest = list(planned.specs(3, 1, first=2))
     assert len(rest) == len(whole) - 2
     for a, b in zip(rest, whole[2:], strict=True):
         assert np.array_equal(a.positions, b.positions)
@@ -153,7 +153,7 @@ def test_what_is_left_of_an_epoch_is_the_rest():
 @pytest.mark.parametrize(
     "wrong", [{"max_frames_per_batch": 0}, {"world_size": 0}, {"window_units": 0}, {"seed": -1}]
 )
-def test_numbers_that_make_no_sense_are_refused(wrong):
+def test_numbers_out_of_range_are_refused(wrong):
     """The message names the setting."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         epochs([1], **wrong)

@@ -1,4 +1,4 @@
-"""Batches of real features: what a training loop gets."""
+"""Datasets, loaders and batches of stored features."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def row_of(name):
 
 
 def check(batch, layers):
-    """Every value of a batch is what was put into the store; padding is zero."""
+    """Check that a batch holds the values of the store, and that padding is zero."""
     assert batch.features.shape[:2] == (len(batch), len(layers))
     assert batch.features.shape[2] == int(batch.lengths.max())
     for i, name in enumerate(batch.ids):
@@ -59,9 +59,9 @@ def check(batch, layers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("layers", [(2,), (3, 1)])
 def test_batches_hold_what_was_stored(opened, num_workers, layers):
-    """Features, lengths, ids and columns of every utterance, over two epochs, with reused memory.
+    """Features, lengths, ids and columns are correct in two epochs of different order.
 
-    The two epochs differ in order.
+    The second epoch reuses the memory of the first.
     """
     loader = loader_of(opened, layers, num_workers=num_workers)
     orders = []
@@ -77,8 +77,8 @@ def test_batches_hold_what_was_stored(opened, num_workers, layers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
-    """Memory is used again only when nobody holds the batch, nor a view of it."""
+def test_a_referenced_batch_keeps_its_values(opened, num_workers):
+    """Memory is reused only when neither the batch nor a view of it is referenced."""
     kept = list(loader_of(opened, num_workers=num_workers))
     views = [batch.features[-1] for batch in loader_of(opened, num_workers=num_workers, seed=1)]
     gc.collect()
@@ -89,8 +89,8 @@ def test_a_batch_that_is_kept_keeps_its_values(opened, num_workers):
         assert torch.equal(view, batch.features[-1])
 
 
-def test_memory_is_used_again():
-    """What nobody holds any more is handed out again, whole or in part; what is held is not."""
+def test_unreferenced_memory_is_reused():
+    """Unreferenced memory is reused, in whole or in part; referenced memory is not."""
     pool = BufferPool(np.dtype(np.float16))
     first = pool.take((20, 1000, 1000))
     first.fill(7)
@@ -106,8 +106,8 @@ def test_memory_is_used_again():
     assert any((taken == 7).all() for taken in [pool.take((2, 1000)), pool.take((2, 1000))])
 
 
-def test_buffers_of_workers_come_back(opened):
-    """A buffer is lent once at a time; epochs that are broken off lose none."""
+def test_shared_buffers_are_freed(opened):
+    """A buffer holds one batch at a time, and interrupted epochs lose no buffer."""
     ring = SharedBuffers(2, 100, np.dtype(np.float16))
     numbers = [ring.assign(100), ring.assign(1), ring.assign(1)]
     assert sorted(numbers) == [-1, 0, 1]
@@ -126,8 +126,8 @@ def test_buffers_of_workers_come_back(opened):
     assert loader._buffers.assign(1) >= 0
 
 
-def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
-    """What the loop gets lies in the buffers that the workers fill."""
+def test_batches_of_workers_are_not_copied(opened):
+    """Batches of workers are in the shared buffers."""
     loader = loader_of(opened, num_workers=1)
     places = [batch.features.data_ptr() for batch in loader]
     assert len(places) > 5
@@ -135,8 +135,8 @@ def test_no_batch_is_copied_on_its_way_from_a_worker(opened):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_it_goes_on_in_the_middle_of_an_epoch(opened, num_workers):
-    """A loader that loads the state of another gives exactly the batches that were left."""
+def test_a_loader_resumes_within_an_epoch(opened, num_workers):
+    """A loader with the state of another returns exactly the remaining batches."""
     whole = loader_of(opened, num_workers=num_workers, max_frames=100)
     first, second = list(whole), list(whole)
     stopped = loader_of(opened, num_workers=num_workers, max_frames=100)
@@ -152,13 +152,13 @@ def test_it_goes_on_in_the_middle_of_an_epoch(opened, num_workers):
     assert [b.ids for b in rest] == [b.ids for b in second[4:]]
     assert all(torch.equal(a.features, b.features) for a, b in zip(rest, second[4:], strict=True))
     assert [b.ids for b in rest] != [b.ids for b in first[4:]]
-    stopped.load_state_dict(state)  # also where it was stopped, with batches read ahead
+    stopped.load_state_dict(state)  # also for a loader with batches read ahead
     assert [b.ids for b in stopped] == [b.ids for b in rest]
     assert resumed.epoch == stopped.epoch == 2
 
 
 def test_a_state_of_other_batches_is_refused(opened):
-    """Resuming in the middle of an epoch needs the same batches; the message says what differs."""
+    """Resuming within an epoch needs equal batches; the message says what differs."""
     loader = loader_of(opened)
     next(iter(loader))
     with pytest.raises(ConfigError, match="max_frames_per_batch was 700, is 900"):
@@ -167,13 +167,13 @@ def test_a_state_of_other_batches_is_refused(opened):
         loader_of(opened.select(digit=1)).load_state_dict(loader.state_dict())
     list(loader)
     other = loader_of(opened, max_frames_per_batch=900)
-    other.load_state_dict(loader.state_dict())  # between epochs anything goes
+    other.load_state_dict(loader.state_dict())  # between epochs, other batches are allowed
     assert other.epoch == 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_epochs_are_counted_and_can_be_chosen(opened, num_workers):
-    """Each `iter` is the next epoch, also after a `break`; `set_epoch` picks one."""
+def test_epochs_advance_and_can_be_selected(opened, num_workers):
+    """Each `iter` is the next epoch, also after a `break`; `set_epoch` selects one."""
     loader, other = loader_of(opened), loader_of(opened, num_workers=num_workers)
     orders = [[batch.ids for batch in loader] for _ in range(3)]
     other.set_epoch(2)
@@ -185,8 +185,8 @@ def test_epochs_are_counted_and_can_be_chosen(opened, num_workers):
     assert [batch.ids for batch in other] == orders[2]
 
 
-def test_ranks_see_everything_between_them(opened):
-    """Two loaders, one per rank: as many batches each, every utterance in one of them."""
+def test_ranks_together_see_every_utterance(opened):
+    """Two loaders, one per rank, have equally many batches and all utterances."""
     ranks = [list(loader_of(opened, rank=rank, world_size=2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert {name for batches in ranks for b in batches for name in b.ids} == set(opened.ids)
@@ -194,15 +194,15 @@ def test_ranks_see_everything_between_them(opened):
         loader_of(opened, rank=2, world_size=2)
 
 
-def test_crops_are_read_where_they_start(opened):
-    """A cropped utterance is the stretch that `starts` names, padded to no more than the crop."""
+def test_cropped_utterances_hold_the_named_frames(opened):
+    """A cropped utterance begins at `starts`, and is not padded beyond the crop."""
     for batch in loader_of(opened, max_frames=40, num_workers=1):
         check(batch, (2,))
         assert batch.features.shape[2] <= 40
 
 
-def test_an_utterance_longer_than_the_budget_is_alone(opened):
-    """It does not fit any buffer, and comes through all the same."""
+def test_an_utterance_longer_than_the_limit_is_a_batch_by_itself(opened):
+    """It fits no shared buffer, and is returned nevertheless."""
     for num_workers in (0, 1):
         batches = list(loader_of(opened, max_frames_per_batch=100, num_workers=num_workers))
         assert any(len(b) == 1 and b.features.shape[2] > 100 for b in batches)
@@ -210,14 +210,14 @@ def test_an_utterance_longer_than_the_budget_is_alone(opened):
 
 
 def test_spawned_workers_read_the_same(opened):
-    """Workers that start afresh give the batches of this process, in the same order."""
+    """Spawned workers return the batches of this process, in the same order."""
     here = [b.ids for b in loader_of(opened)]
     batches = list(loader_of(opened, num_workers=1, multiprocessing_context="spawn"))
     assert [b.ids for b in batches] == here
     check(batches[0], (2,))
 
 
-def test_a_damaged_shard_ends_the_loop_in_a_worker_too(tmp_path):
+def test_a_damaged_shard_raises_in_the_training_loop(tmp_path):
     """The error of a worker names the file."""
     make_store(tmp_path / "s", [100, 100, 100])
     loader = loader_of(pipeline.open_store(tmp_path / "s"), num_workers=1)
@@ -226,8 +226,8 @@ def test_a_damaged_shard_ends_the_loop_in_a_worker_too(tmp_path):
         list(loader)
 
 
-def test_a_loader_leaves_the_random_state_alone(opened):
-    """A trainer's own random numbers do not depend on its loader."""
+def test_a_loader_does_not_change_the_random_state(opened):
+    """Random numbers of a trainer do not depend on its loader."""
     torch.manual_seed(0)
     wanted = torch.rand(3)
     torch.manual_seed(0)
@@ -236,7 +236,7 @@ def test_a_loader_leaves_the_random_state_alone(opened):
 
 
 def test_the_dataset_is_a_map_style_torch_dataset(opened):
-    """Any DataLoader takes it, with `collate`; classes come as numbers with names."""
+    """Any DataLoader accepts it, with `collate`; classes are numbers with names."""
     dataset = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"])
     assert dataset.class_names == {"digit": ["zero", "one", "two", "three"]}
     example = dataset[-1]
@@ -252,7 +252,7 @@ def test_the_dataset_is_a_map_style_torch_dataset(opened):
 
 
 def test_random_crops_of_single_examples(opened):
-    """Without a loader, crops follow torch's random state."""
+    """Without a loader, crops use torch's random state."""
     dataset = pipeline.FeatureDataset(opened, [1], max_frames=30)
     position = int(np.argmax(opened.frame_counts))
     starts = {dataset[position].start for _ in range(30)}
@@ -263,9 +263,9 @@ def test_random_crops_of_single_examples(opened):
 
 
 def test_the_final_norm_is_applied_to_batches_and_examples(tmp_path):
-    """As `read(final_norm=True)` does: the last layer alone, in this process and in workers.
+    """As in `read(final_norm=True)`: to the last layer only, in this process and in workers.
 
-    Padding stays zero, whatever the norm's bias.
+    Padding stays zero for any bias of the norm.
     """
     norm = {"layer": 3, "weight": [2.0] * 8, "bias": [0.5] * 8, "eps": 1e-5}
     make_store(tmp_path / "s", LENGTHS[:12], features=noise, attributes={"final_norm": norm})
@@ -285,21 +285,21 @@ def test_the_final_norm_is_applied_to_batches_and_examples(tmp_path):
     assert torch.equal(example.features, store.read(2, [3, 1], final_norm=True))
 
 
-def test_a_final_norm_that_is_not_there_is_refused_at_once(opened):
+def test_a_missing_final_norm_is_refused_at_once(opened):
     """When the dataset is made, not in the first batch."""
     with pytest.raises(StoreError, match="no final norm"):
         pipeline.FeatureDataset(opened, final_norm=True)
 
 
-def test_columns_with_gaps_come_as_lists(opened):
-    """Numbers that are not all there cannot be a tensor."""
+def test_columns_with_nulls_are_lists(opened):
+    """A column of numbers with nulls is a list, not a tensor."""
     batch = next(iter(loader_of(opened, columns=("note", "score"))))
     assert isinstance(batch.columns["note"], list)
     assert batch.columns["score"].dtype == torch.float64
 
 
-def test_the_stream_gives_the_same_batches(opened):
-    """The iterable form, alone and shared by two workers, in the order of the loader."""
+def test_the_stream_has_the_batches_of_the_loader(opened):
+    """Alone, and divided among two workers, in the order of the loader."""
     dataset = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"])
     stream = pipeline.FeatureStream(dataset, pipeline.BatchPolicy(max_frames_per_batch=700))
     loader = loader_of(opened)
@@ -313,7 +313,7 @@ def test_the_stream_gives_the_same_batches(opened):
 
 
 def test_as_a_hugging_face_dataset(opened):
-    """Rows with features that are read on access; classes are ClassLabels; it filters and maps."""
+    """Features are read on access, classes are ClassLabels, and rows can be selected."""
     rows = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"]).to_hf_dataset()
     assert len(rows) == len(opened)
     assert rows.features["digit"].names == ["zero", "one", "two", "three"]
@@ -334,9 +334,9 @@ def test_unknown_columns_and_layers_are_refused(opened):
 
 
 def test_a_trainer_imports_nothing_heavy(opened):
-    """All that training needs comes without Ray, datasets, torchaudio or transformers.
+    """Training imports neither Ray, datasets, torchaudio nor transformers.
 
-    Opening a store and reading does without pandas as well, which pyarrow would import.
+    Opening and reading a store does not import pandas either, which pyarrow would import.
     """
     code = """
 import sys, pipeline

@@ -1,4 +1,4 @@
-"""The linear heads: exact on pooled features, blind to padding, as s3prl has them."""
+"""Linear heads: exact on pooled features, independent of padding, equal to s3prl's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTHS = [30, 7, 120, 55, 1]
 
 @pytest.fixture
 def batch(tmp_path):
-    """Five utterances of three layers of eight features, padded."""
+    """A padded batch of five utterances with three layers of eight features."""
     make_store(tmp_path / "store", LENGTHS, features=noise)
     dataset = pipeline.FeatureDataset(pipeline.open_store(tmp_path / "store"))
     loader = pipeline.make_loader(dataset, max_frames_per_batch=10_000, shuffle=False)
@@ -27,7 +27,7 @@ def pooled(tmp_path, batch):
 
 
 def train(head, features, lengths, labels, steps=5):
-    """Losses and final parameters of a few steps of SGD in float64."""
+    """Train a few steps of SGD in float64; return the losses and the final parameters."""
     head = head.double()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     losses = []
@@ -41,7 +41,7 @@ def train(head, features, lengths, labels, steps=5):
 
 
 class UtteranceModel(torch.nn.Module):
-    """SUPERB's utterance-level model: weighted sum, mean, projection, scores."""
+    """SUPERB's model of utterance tasks: weighted sum, mean, projection, logits."""
 
     def __init__(self):
         super().__init__()
@@ -52,8 +52,8 @@ class UtteranceModel(torch.nn.Module):
         return self.head(self.sum(features), lengths)
 
 
-def test_training_on_pooled_features_is_training_on_frames(batch, pooled):
-    """Loss by loss and weight by weight, the layer weights included, to float32's rounding."""
+def test_training_on_pooled_features_equals_training_on_frames(batch, pooled):
+    """Losses and parameters are equal up to float32 rounding, including the layer weights."""
     labels = torch.tensor([0, 1, 2, 3, 0])
     torch.manual_seed(0)
     on_frames = train(UtteranceModel(), batch.features, batch.lengths, labels)
@@ -63,7 +63,7 @@ def test_training_on_pooled_features_is_training_on_frames(batch, pooled):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_s3prl_order_of_projection_and_mean_makes_no_difference(batch):
+def test_the_order_of_projection_and_mean_does_not_matter(batch):
     """Projecting frames and then averaging them, as s3prl does, gives the same scores."""
     head = pipeline.PooledLinear(8, 4).double()
     frames = batch.features[:, 0].double()
@@ -72,8 +72,8 @@ def test_s3prl_order_of_projection_and_mean_makes_no_difference(batch):
 
 
 @pytest.mark.parametrize("garbage", [7.0, float("nan"), float("inf")])
-def test_padding_never_reaches_a_score_or_a_gradient(batch, garbage):
-    """Whatever stands beyond an utterance's length changes nothing, bit for bit."""
+def test_padding_changes_neither_scores_nor_gradients(batch, garbage):
+    """Values of padding change no bit of scores and gradients."""
     dirty = batch.features.clone()
     dirty[~batch.mask[:, None].expand(-1, 3, -1)] = garbage
     for head in (pipeline.PooledLinear(8, 4), pipeline.FramewiseLinear(8, 5)):
@@ -92,7 +92,7 @@ def test_padding_never_reaches_a_score_or_a_gradient(batch, garbage):
 
 
 def test_frames_beyond_the_length_score_zero(batch):
-    """With lengths given; without them every frame is scored."""
+    """Only with lengths; without them every frame is scored."""
     head = pipeline.FramewiseLinear(8, 5)
     scores = head(batch.features[:, 0], batch.lengths)
     assert scores.shape == (5, 120, 5)
@@ -100,8 +100,8 @@ def test_frames_beyond_the_length_score_zero(batch):
     assert torch.equal(head(batch.features[:, 0])[batch.mask], scores[batch.mask])
 
 
-def test_the_weighted_sum_starts_equal_and_follows_its_scalars(batch):
-    """Softmax of zeros is the mean over layers; a large scalar picks a layer."""
+def test_the_weighted_sum_starts_with_equal_weights_and_follows_its_scalars(batch):
+    """Zero scalars give the mean over layers; a large scalar selects a layer."""
     head = pipeline.WeightedSum(3)
     assert torch.equal(head.scalars, torch.zeros(3))
     assert torch.allclose(head(batch.features), batch.features.float().mean(1), atol=1e-6)
@@ -110,8 +110,8 @@ def test_the_weighted_sum_starts_equal_and_follows_its_scalars(batch):
     assert torch.allclose(head(batch.features), batch.features[:, 2].float())
 
 
-def test_normalising_puts_layers_on_one_scale(batch):
-    """Each layer goes through a LayerNorm without parameters, so its scale does not count."""
+def test_normalising_removes_the_scale_of_a_layer(batch):
+    """LayerNorm without parameters makes the sum independent of the scale of a layer."""
     head = pipeline.WeightedSum(3, normalize=True)
     scaled = batch.features.float() * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
     valid = batch.mask
@@ -120,7 +120,7 @@ def test_normalising_puts_layers_on_one_scale(batch):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 def test_heads_compile_and_script(batch):
-    """torch.compile takes each as one graph, and TorchScript takes it as it is."""
+    """torch.compile makes one graph of each head, and TorchScript compiles it."""
     frames = (batch.features[:, 0], batch.lengths)
     for head, arguments in (
         (pipeline.WeightedSum(3), (batch.features,)),

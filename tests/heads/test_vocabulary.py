@@ -1,4 +1,4 @@
-"""Symbols of transcripts, and the errors between them."""
+"""Vocabularies of transcripts, and error counts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.heads.vocabulary import Vocabulary
 from pipeline.probing.metrics import error_counts, error_rate
 
 TOKENS = ("characters", "words")
-said = st.lists(st.text(max_size=12), min_size=1).filter(lambda texts: "".join(texts).strip())
-spoken = st.text(alphabet="ab ", max_size=9).map(lambda text: " ".join(text.split()))
+raw_texts = st.lists(st.text(max_size=12), min_size=1).filter(lambda texts: "".join(texts).strip())
+normal_texts = st.text(alphabet="ab ", max_size=9).map(lambda text: " ".join(text.split()))
 
 
-@given(said, st.sampled_from(TOKENS))
-def test_a_transcript_survives_as_numbers(texts, tokens):
-    """Decoding the numbers gives the text in its one form; numbers lie between 1 and the size."""
+@given(raw_texts, st.sampled_from(TOKENS))
+def test_a_transcript_survives_encoding_and_decoding(texts, tokens):
+    """Decoding gives the normalised text; numbers are between 1 and the size."""
     vocabulary = Vocabulary.of(texts, tokens)
     for text in texts:
         numbers = vocabulary.encode(text)
@@ -31,22 +31,22 @@ def test_a_transcript_survives_as_numbers(texts, tokens):
         assert vocabulary.normalise(vocabulary.normalise(text)) == vocabulary.normalise(text)
 
 
-@given(said, st.sampled_from(TOKENS))
-def test_it_is_the_same_when_loaded(tmp_path_factory, texts, tokens):
-    """Whatever the symbols are, and whatever the order of the transcripts was."""
+@given(raw_texts, st.sampled_from(TOKENS))
+def test_a_vocabulary_survives_saving_and_loading(tmp_path_factory, texts, tokens):
+    """A loaded vocabulary is equal, and does not depend on the order of the transcripts."""
     vocabulary = Vocabulary.of(texts, tokens)
     path = tmp_path_factory.getbasetemp() / "vocabulary.json"
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary == Vocabulary.of(reversed(texts), tokens)
 
 
-def test_the_example_of_its_docstring_holds():
-    """The one that a reader sees first."""
+def test_the_example_of_the_docstring_is_correct():
+    """The doctest of the module passes."""
     assert doctest.testmod(module).failed == 0
 
 
-def test_characters_have_one_form():
-    """Lower case, composed, one space between words and none around them."""
+def test_characters_are_normalised():
+    """Lower case, composed, one space between words, no space at the ends."""
     vocabulary = Vocabulary.of(["It's  ", "\tCAFE\u0301 au\nLAIT"], "characters")
     assert vocabulary.symbols == tuple(sorted(set("it's café au lait")))
     assert vocabulary.normalise(" Cafe\u0301\n  LAIT") == "caf\u00e9 lait"
@@ -54,22 +54,22 @@ def test_characters_have_one_form():
 
 
 def test_words_keep_their_case():
-    """Phones differ by it; each is one symbol, however it is spelt."""
+    """Case distinguishes phones, and a phone of several characters is one symbol."""
     vocabulary = Vocabulary.of(["S i: o\u0303", "s  @U"], "words")
     assert vocabulary.symbols == ("@U", "S", "i:", "s", "\u00f5")
     assert vocabulary.decode(vocabulary.encode("s @U  S")) == "s @U S"
 
 
-def test_symbols_of_no_training_transcript_are_found():
-    """Counted for the warning; to encode them is an error that names them."""
+def test_unknown_symbols_are_counted_and_refused():
+    """They are counted, and encoding one is an error that names it."""
     vocabulary = Vocabulary.of(["abc"], "characters")
     assert vocabulary.unknown(["ABxx", "cy"]) == {"x": 2, "y": 1}
     with pytest.raises(ConfigError, match="'x'"):
         vocabulary.encode("abx")
 
 
-def test_what_makes_no_vocabulary_is_refused(tmp_path):
-    """No symbols at all, an unknown kind, a file of something else."""
+def test_invalid_vocabularies_are_refused(tmp_path):
+    """Empty transcripts, an unknown kind of symbol, a file without a vocabulary."""
     with pytest.raises(ConfigError, match="empty"):
         Vocabulary.of([" ", ""], "characters")
     with pytest.raises(ConfigError, match="did you mean characters"):
@@ -83,7 +83,7 @@ def test_what_makes_no_vocabulary_is_refused(tmp_path):
 
 
 def distance(first, second):
-    """Edit distance by its definition."""
+    """Return the edit distance by its recursive definition."""
 
     @cache
     def cost(i, j):
@@ -95,18 +95,18 @@ def distance(first, second):
     return cost(len(first), len(second))
 
 
-@given(st.lists(st.tuples(spoken, spoken), max_size=4))
+@given(st.lists(st.tuples(normal_texts, normal_texts), max_size=4))
 def test_errors_are_the_edit_distance_of_each_utterance(pairs):
-    """Over characters, spaces included, or over what stands between spaces; empty ones too."""
-    truth, heard = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    """Of characters, including spaces, or of space-separated tokens; also of empty texts."""
+    references, predictions = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     for metric, cut in (("cer", list), ("wer", str.split), ("per", str.split)):
-        errors, lengths = error_counts(metric, truth, heard)
+        errors, lengths = error_counts(metric, references, predictions)
         assert errors.tolist() == [distance(cut(a), cut(b)) for a, b in pairs]
-        assert lengths.tolist() == [len(cut(a)) for a in truth]
+        assert lengths.tolist() == [len(cut(a)) for a in references]
 
 
-def test_long_utterances_count_for_more():
-    """The rate is that of the corpus, not the mean of its utterances'; unknown metrics are not."""
+def test_long_utterances_weigh_more():
+    """The rate is that of the corpus, not the mean over utterances; unknown metrics are refused."""
     assert error_rate("wer", ["a b c d", "a"], ["a b c d", "b"]) == pytest.approx(1 / 5)
     assert error_rate("cer", ["", ""], ["", "ab"]) == 2
     with pytest.raises(ConfigError, match="did you mean"):

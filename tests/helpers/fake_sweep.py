@@ -1,4 +1,4 @@
-"""Sweeps that nobody trained: made-up results of the shapes that real ones have."""
+"""Invented results of sweeps, in the shape of real ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def class_sweep(n_layers=12, classes=DIGITS, n_test=400, seeds=(0, 1, 2), level=0.75) -> Sweep:
-    """An utterance task: accuracy rises to layer 9 of 12 and falls again."""
+    """Return an utterance task whose accuracy rises to layer 9 of 12 and falls again."""
     random = np.random.default_rng(0)
     layers = tuple(range(1, n_layers + 1))
     heads, scores = [], []
@@ -70,7 +70,7 @@ def class_sweep(n_layers=12, classes=DIGITS, n_test=400, seeds=(0, 1, 2), level=
 
 
 def text_sweep(**options) -> Sweep:
-    """A frame task: character error rates, where lower is better; no confusions."""
+    """Return a frame task with character error rates, where lower is better."""
     made = class_sweep(**options)
     texts = tuple(f"the {DIGITS[i % 10]} of {DIGITS[i % 7]}" for i in range(60))
     predictions = tuple(text.replace("o", "", 1) for text in texts)

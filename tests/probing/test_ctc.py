@@ -1,4 +1,4 @@
-"""CTC heads: what they learn, and that stacking, padding and collapsing change nothing."""
+"""CTC heads: what they learn, and independence of stacking, padding and collapsing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TEXTS = [
 
 
 def spelt(row, layer, n_frames, dim):
-    """Noise, in which one layer spells the text: two frames of each symbol, one of the blank."""
+    """Return noise in which one layer spells the text: per symbol two frames and one blank."""
     frames = noise(row, layer, n_frames, dim) / 4
     if layer == SPELLING:
         for i, symbol in enumerate(TEXTS[row]):
@@ -76,13 +76,13 @@ def specs_of(*layers, lr=0.03, seed=0):
 
 @pytest.fixture(scope="module")
 def trained(store, transcripts):
-    """All candidates, and one of another seed."""
+    """Heads of all candidates, and one with another seed."""
     specs = [*specs_of(SPELLING, seed=1), *specs_of(1, 2, 3, "weighted")]
     return ctc.train_ctc_heads(store, TASK, transcripts, LAYERS, specs, CPU)
 
 
 def plain_loop(store, transcripts, featurize, head, seed=0, steps=40, lr=0.03):
-    """A training loop as anybody would write it: its loss at every step."""
+    """Train one head in plain torch; return its loss at every step."""
     parameters = [*head.parameters(), *featurize.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     dataset = pipeline.FeatureDataset(store.select(id=list(transcripts.train)), layers=store.layers)
@@ -103,7 +103,7 @@ def plain_loop(store, transcripts, featurize, head, seed=0, steps=40, lr=0.03):
 
 
 class Learned(torch.nn.Module):
-    """The weighted sum of a batch that is learned."""
+    """Learned weighted sum of the layers of a batch."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ class Learned(torch.nn.Module):
 
 
 class Fixed(torch.nn.Module):
-    """The weighted sum of a batch by given weights, one utterance after the other."""
+    """Weighted sum of the layers of a batch by given weights, computed by the store."""
 
     def __init__(self, store, weights):
         super().__init__()
@@ -126,21 +126,21 @@ class Fixed(torch.nn.Module):
 
 
 class OneLayer(torch.nn.Module):
-    """The layer that spells."""
+    """The layer that spells the text."""
 
     def forward(self, batch):
         return batch.features[:, LAYERS.index(SPELLING)]
 
 
 def curve_of(store, transcripts, layers, spec, steps=40):
-    """Training loss at every step until dev is without errors, by the trainer of the sweep."""
+    """Train one head with the trainer; return its loss at every step until dev has no errors."""
     task = replace(TASK, steps=steps, eval_every=1, patience=steps)
     (result,) = ctc.train_ctc_heads(store, task, transcripts, layers, [spec], CPU)
     return [loss for _, loss, _ in result.curve]
 
 
-def test_the_layer_that_spells_is_read_and_the_others_are_not(store, transcripts, trained):
-    """Error rate 0 on held-out texts from that layer, and a weighted sum that finds it."""
+def test_only_the_layer_that_spells_is_transcribed(store, transcripts, trained):
+    """That layer has error rate 0 on test, and the weighted sum selects it."""
     truth = tuple(transcripts.test.values())
     assert truth == tuple(TEXTS[i] for i in FOLD.test)
     untrained = ctc.untrained_error_rate(store, TASK, transcripts, SPELLING, CPU)
@@ -160,8 +160,8 @@ def test_the_layer_that_spells_is_read_and_the_others_are_not(store, transcripts
             assert result.layer_weights is None
 
 
-def test_a_head_is_reported_as_it_stood_where_dev_was_best(transcripts, trained):
-    """The best of its curve, and the predictions of that step."""
+def test_a_head_is_reported_at_its_best_dev_score(transcripts, trained):
+    """Step, dev and predictions are those of the best evaluation."""
     for result in trained:
         best = min(dev for _, _, dev in result.curve)
         assert result.dev == best
@@ -169,8 +169,8 @@ def test_a_head_is_reported_as_it_stood_where_dev_was_best(transcripts, trained)
         assert result.test == error_rate("cer", list(transcripts.test.values()), result.predictions)
 
 
-def test_heads_beside_it_change_nothing(store, transcripts, trained, monkeypatch):
-    """To the bit: trained alone, in another order, or as many at a time as memory allows."""
+def test_a_head_does_not_depend_on_the_others(store, transcripts, trained, monkeypatch):
+    """Heads are bit-identical if trained alone, in another order, or in smaller chunks."""
     for wanted in trained[1:]:
         (alone,) = ctc.train_ctc_heads(
             store, TASK, transcripts, LAYERS, specs_of(wanted.layer), CPU
@@ -182,8 +182,8 @@ def test_heads_beside_it_change_nothing(store, transcripts, trained, monkeypatch
     assert one_by_one == [trained[4], trained[3], trained[1]]
 
 
-def test_first_values_are_a_function_of_seed_and_layer(trained):
-    """Of nothing else: torch's random state neither counts nor changes."""
+def test_initial_parameters_depend_on_seed_and_layer_only(trained):
+    """Torch's random state has no effect and does not change."""
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     values = {
@@ -201,7 +201,7 @@ def test_first_values_are_a_function_of_seed_and_layer(trained):
 
 @pytest.mark.parametrize(("layer", "seed"), [(SPELLING, 0), ("weighted", 1)])
 def test_heads_train_as_in_a_plain_loop(store, transcripts, layer, seed):
-    """Loss by loss: FramewiseLinear, WeightedSum and torch's CTCLoss, from the same values."""
+    """The losses are those of FramewiseLinear, WeightedSum and torch's CTCLoss."""
     head = ctc.initial_head(seed, layer, DIM, len(transcripts.vocabulary), TASK.projection)
     featurize = Learned() if layer == "weighted" else OneLayer()
     wanted = plain_loop(store, transcripts, featurize, head, seed)
@@ -211,8 +211,8 @@ def test_heads_train_as_in_a_plain_loop(store, transcripts, layer, seed):
     assert found[-1] < found[0] / 2
 
 
-def test_a_collapsed_store_trains_as_the_weighted_sum_on_the_fly(store, transcripts, tmp_path):
-    """The same losses by the same weights, to float16's rounding of the stored sum."""
+def test_a_collapsed_store_trains_as_the_weighted_sum_does(store, transcripts, tmp_path):
+    """Equal weights give equal losses, up to the rounding of the stored sum."""
     pipeline.collapse(store.root, tmp_path / "collapsed", WEIGHTS)
     collapsed = pipeline.open_store(tmp_path / "collapsed")
     head = ctc.initial_head(0, "collapsed", DIM, len(transcripts.vocabulary), TASK.projection)
@@ -227,8 +227,8 @@ def test_a_collapsed_store_trains_as_the_weighted_sum_on_the_fly(store, transcri
     assert result.test < 0.05
 
 
-def test_padding_changes_no_loss():
-    """An utterance costs the same alone, beside longer ones, and in a wider batch."""
+def test_padding_does_not_change_the_loss():
+    """The loss of an utterance is equal alone, beside longer ones, and in a wider batch."""
     torch.manual_seed(0)
     labels = [(1, 2, 2, 3), (4,), (), (3, 1)]
     lengths = [9, 2, 5, 30]
@@ -243,21 +243,21 @@ def test_padding_changes_no_loss():
         assert torch.allclose(together, torch.stack(alone).mean(0))
 
 
-def test_paths_are_read_as_ctc_has_it():
-    """Runs become one symbol, a blank between two keeps both, blanks go."""
+def test_paths_are_decoded_greedily():
+    """Runs are merged, a blank separates equal symbols, blanks are removed."""
     assert greedy_symbols(np.array([0, 1, 1, 0, 1, 2, 2, 3, 0])) == [1, 1, 2, 3]
     assert greedy_symbols(np.array([0, 0])) == []
     assert min_frames((1, 1, 2, 2, 2)) == 8
 
 
-def test_transcripts_that_do_not_fit_their_frames_are_left_out_of_training(store):
-    """Counted and named in a warning, and not trained on; one symbol less would fit."""
+def test_transcripts_longer_than_their_frames_are_not_trained_on(store):
+    """They are named in a warning and not trained on; one symbol less is accepted."""
     texts = list(TEXTS)
     n_frames = len(TEXTS[3]) * 3
     texts[3] = ("ab" * n_frames)[: n_frames + 1]
-    texts[4] = "a" * (len(TEXTS[4]) * 3 // 2 + 2)  # repeats need blanks between them
+    texts[4] = "a" * (len(TEXTS[4]) * 3 // 2 + 2)  # repeated symbols need blanks
     texts[5] = ("ab" * n_frames)[: len(TEXTS[5]) * 3]
-    texts[40] = "b" * 999  # test is scored on what is there
+    texts[40] = "b" * 999  # test is scored nevertheless
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     assert set(found.train) == {f"utt-{i:04d}" for i in range(32) if i not in (3, 4)}
     (warning,) = found.warnings
@@ -267,8 +267,8 @@ def test_transcripts_that_do_not_fit_their_frames_are_left_out_of_training(store
         frame_data.prepare_transcripts(store, TASK, FOLD, ["ab" * 99] * 48)
 
 
-def test_an_utterance_too_long_for_memory_is_left_out_of_training(store, monkeypatch):
-    """CTC's tables grow with frames × symbols; the warning says to cut it."""
+def test_an_utterance_too_large_for_memory_is_not_trained_on(store, monkeypatch):
+    """CTC's tables grow with frames × symbols; the warning advises to cut the utterance."""
     longest = max(range(32), key=lambda i: len(TEXTS[i]))
     size = frame_data.ctc_bytes(3 * len(TEXTS[longest]), len(TEXTS[longest]))
     monkeypatch.setattr(frame_data, "MAX_CTC_BYTES", size - 1)
@@ -277,8 +277,8 @@ def test_an_utterance_too_long_for_memory_is_left_out_of_training(store, monkeyp
     assert "cut them" in found.warnings[0]
 
 
-def test_symbols_that_training_never_saw_are_errors_and_a_warning(store):
-    """Every head gets them wrong, and nothing breaks."""
+def test_symbols_missing_from_training_are_errors_and_a_warning(store):
+    """No head can predict them; training works nevertheless."""
     texts = [*TEXTS[:40], *("x" * len(text) for text in TEXTS[40:])]
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     total = sum(len(text) for text in texts[40:])
@@ -291,16 +291,16 @@ def test_symbols_that_training_never_saw_are_errors_and_a_warning(store):
     assert result.dev == 0
 
 
-def test_what_cannot_be_trained_on_is_refused(store):
-    """An utterance without a transcript, an empty set."""
+def test_missing_transcripts_and_empty_parts_are_refused(store):
+    """An utterance without a transcript, and an empty part."""
     with pytest.raises(ConfigError, match="utt-0002"):
         frame_data.prepare_transcripts(store, TASK, FOLD, [*TEXTS[:2], None, *TEXTS[3:]])
     with pytest.raises(ConfigError, match="dev"):
         frame_data.prepare_transcripts(store, TASK, replace(FOLD, dev=FOLD.dev[:0]), TEXTS)
 
 
-def test_words_are_symbols_of_their_own(store):
-    """Whatever stands between spaces is one symbol, its error rate per such symbol."""
+def test_tokens_can_be_symbols(store):
+    """A space-separated token is one symbol, and errors are counted per token."""
     task = replace(TASK, tokens="words", metric="per")
     texts = [" ".join(text.replace(" ", "_")) for text in TEXTS]
     found = frame_data.prepare_transcripts(store, task, FOLD, texts)
@@ -310,8 +310,8 @@ def test_words_are_symbols_of_their_own(store):
     assert result.predictions == tuple(texts[40:])
 
 
-def test_a_head_stops_when_it_gets_no_better(store, transcripts):
-    """Some looks at dev after its best error rate and loss, or when no error is left."""
+def test_a_head_stops_without_improvement(store, transcripts):
+    """After `patience` evaluations without improvement, or when dev has no errors."""
     task = replace(TASK, steps=2_000, eval_every=5, patience=2)
     specs = [HeadSpec(1, 0.1, 0, 0), HeadSpec(SPELLING, 0.1, 0, 0)]
     noisy, perfect = ctc.train_ctc_heads(store, task, transcripts, LAYERS, specs, CPU)
@@ -320,8 +320,8 @@ def test_a_head_stops_when_it_gets_no_better(store, transcripts):
     assert perfect.curve[-1][0] == perfect.step
 
 
-def test_a_head_that_falls_silent_first_is_not_stopped(store, transcripts):
-    """The error rate of CTC gets worse before it gets better; the loss on dev keeps it going."""
+def test_a_head_whose_error_rate_rises_at_first_is_not_stopped(store, transcripts):
+    """The error rate rises at first; an improving loss on dev continues training."""
     task = replace(TASK, steps=125, eval_every=5, patience=2)
     (result,) = ctc.train_ctc_heads(store, task, transcripts, LAYERS, specs_of(2, lr=0.003), CPU)
     rates = [dev for _, _, dev in result.curve]
@@ -329,8 +329,8 @@ def test_a_head_that_falls_silent_first_is_not_stopped(store, transcripts):
     assert result.dev < 0.3
 
 
-def test_normalising_makes_the_scale_of_a_layer_irrelevant(store, transcripts, tmp_path):
-    """With it eightfold features train as they are; without it they do not."""
+def test_normalising_removes_the_scale_of_a_layer(store, transcripts, tmp_path):
+    """Features multiplied by eight train equally with `normalize`, and not without."""
     louder = spelt_store(tmp_path / "louder", features=lambda *at: spelt(*at) * np.float16(8))
     for normalize in (True, False):
         task = replace(TASK, steps=10, eval_every=1, normalize=normalize)

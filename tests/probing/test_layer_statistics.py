@@ -1,4 +1,4 @@
-"""What the layers look like without labels: formulas, sample, report and command."""
+"""Layer statistics: formulas, sample, report and command."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.helpers.feature_stores import make_store, noise
 
 
 def matrix(n: int, dim: int, seed: int = 0) -> torch.Tensor:
-    """Correlated features that are not centred."""
+    """Return correlated features that are not centred."""
     random = torch.Generator().manual_seed(seed)
     mixed = torch.randn(n, dim, generator=random) @ torch.randn(dim, dim, generator=random)
     return mixed + torch.randn(dim, generator=random)
 
 
 def hsic_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """CKA by its definition: HSIC of linear kernels, centred by H = I - 11'/n on both sides."""
+    """Return CKA by its definition: HSIC of linear kernels, centred by H = I - 11'/n."""
     n = len(x)
     centre = torch.eye(n, dtype=torch.float64) - 1 / n
     k, m = (centre @ z.double() @ z.double().T @ centre for z in (x, y))
@@ -43,28 +43,28 @@ def hsic_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("n", "dims"), [(200, (12, 30)), (20, (12, 30)), (9, (40, 40))])
-def test_cka_is_that_of_its_definition(n, dims):
-    """By features or by frames, whichever are fewer, against the kernels written out."""
+def test_cka_equals_its_definition(n, dims):
+    """With fewer features or with fewer frames, it equals that of explicit kernels."""
     x, y = matrix(n, dims[0]), matrix(n, dims[1], seed=1)
     y[:, :5] += x[:, :5]
     assert linear_cka(x, y) == pytest.approx(hsic_cka(x, y), rel=1e-9)
     assert linear_cka(y, x) == pytest.approx(linear_cka(x, y), rel=1e-12)
 
 
-def test_cka_is_blind_to_turns_scales_and_shifts_and_to_nothing_else():
-    """1 for a turned, scaled and shifted copy; less for an uneven stretch; 0 for strangers."""
+def test_cka_is_invariant_to_rotation_scale_and_shift_only():
+    """1 for a rotated, scaled and shifted copy; less for a stretched one; 0 if unrelated."""
     x = matrix(500, 16)
-    turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
-    assert linear_cka(x, 3.7 * x.double() @ turn + 5) == pytest.approx(1, abs=1e-12)
+    rotation = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
+    assert linear_cka(x, 3.7 * x.double() @ rotation + 5) == pytest.approx(1, abs=1e-12)
     stretched = x * torch.tensor([100.0] + [1.0] * 15)
     assert linear_cka(x, stretched) < 0.9
-    strangers = torch.randn(20_000, 4), torch.randn(20_000, 4)
-    assert linear_cka(*strangers) < 0.01
+    unrelated = torch.randn(20_000, 4), torch.randn(20_000, 4)
+    assert linear_cka(*unrelated) < 0.01
     assert np.isnan(linear_cka(x, torch.full((500, 3), 0.1)))
 
 
-def test_anisotropy_is_the_mean_over_pairs_of_different_utterances():
-    """Known vectors, and every pair counted one by one."""
+def test_anisotropy_is_the_mean_cosine_over_pairs_of_utterances():
+    """On known vectors, and compared with a loop over all pairs."""
     east, north = [1.0, 0.0], [0.0, 1.0]
     utterance = np.array([0, 0, 1, 1])
     assert mean_cosine(torch.tensor([east] * 4), utterance) == pytest.approx(1)
@@ -82,7 +82,7 @@ def test_anisotropy_is_the_mean_over_pairs_of_different_utterances():
 
 @pytest.mark.parametrize("n", [4000, 30])
 def test_spectrum_of_known_variances(n):
-    """Shares of the eigenvalues of the covariance; dimensions that are used evenly all count."""
+    """It equals the shares of squared singular values, and the rank of even variances."""
     x = matrix(n, 50).double()
     values = torch.linalg.svdvals(x - x.mean(0)).square()
     shares = values / values.sum()
@@ -94,16 +94,16 @@ def test_spectrum_of_known_variances(n):
 
 
 def addressed(row, layer, n_frames, dim):
-    """Features that say where they belong: row, layer, frame, and zeros."""
+    """Return features that encode their address: row, layer, frame, then zeros."""
     values = np.zeros((n_frames, dim), np.float16)
     values[:, 0], values[:, 1], values[:, 2] = row, layer, np.arange(n_frames)
     return values
 
 
-def test_a_sample_holds_whole_slices_of_what_is_stored(tmp_path):
-    """Every frame is one of the store, of the utterance it is said to be of, beside its neighbour.
+def test_a_sample_holds_slices_of_the_store(tmp_path):
+    """Every frame is at its address in the store, and consecutive frames are marked.
 
-    Pieces, short utterances and the ends of long ones included.
+    This includes pieces, short utterances and the ends of long ones.
     """
     make_store(tmp_path, [100, 3, 250, 17, 700, 1], features=addressed, pieces={4: 4}, lost=(2,))
     store = pipeline.open_store(tmp_path)
@@ -121,8 +121,8 @@ def test_a_sample_holds_whole_slices_of_what_is_stored(tmp_path):
     assert 0.8 < sample.follows.mean() < 1
 
 
-def test_all_frames_are_taken_if_they_are_few_and_the_seed_decides_else(tmp_path):
-    """Each frame once; the same seed gives the same frames, another one others."""
+def test_samples_are_complete_or_depend_on_the_seed(tmp_path):
+    """A small store is sampled completely; equal seeds draw equal frames."""
     make_store(tmp_path, [100, 3, 250], features=noise)
     store = pipeline.open_store(tmp_path)
     whole = sample_frames(store, 5000, seed=3)
@@ -133,16 +133,16 @@ def test_all_frames_are_taken_if_they_are_few_and_the_seed_decides_else(tmp_path
     assert not np.array_equal(some.features, other.features)
 
 
-def test_samples_are_spread_evenly_over_frames(tmp_path):
-    """An utterance of a third of the frames gives about a third of the sample."""
+def test_samples_are_uniform_over_frames(tmp_path):
+    """An utterance with a third of the frames has about a third of the sample."""
     make_store(tmp_path, [3200, *[160] * 40], features=noise, frames_per_unit=9728)
     sample = sample_frames(pipeline.open_store(tmp_path), 2400, seed=0)
     assert 0.2 < (sample.utterance == 0).mean() < 0.45
     assert len(np.unique(sample.utterance)) == 41
 
 
-def test_samples_that_cannot_be_drawn_are_refused(tmp_path):
-    """Too few, too many, or a store without frames."""
+def test_impossible_samples_are_refused(tmp_path):
+    """Too few frames, too many frames, or a store without frames."""
     make_store(tmp_path, [100], features=noise)
     store = pipeline.open_store(tmp_path)
     for wrong in (1, MAX_FRAMES + 1):
@@ -153,7 +153,7 @@ def test_samples_that_cannot_be_drawn_are_refused(tmp_path):
 
 
 def layered(row, layer, n_frames, dim):
-    """Layer 1: noise. 2: layer 1 turned. 3: slow, off centre, one huge dimension. 4: constant."""
+    """Layer 1: noise. 2: layer 1 reversed. 3: slow, offset, one outlier. 4: constant."""
     x = noise(row, 1, n_frames, dim).astype(np.float64)
     if layer == 2:
         x = x[:, ::-1]
@@ -184,8 +184,8 @@ def found(made):
     return measure_layers(pipeline.open_store(made), n_frames=1600, seed=0)
 
 
-def test_layers_are_told_apart(made, found):
-    """Each number against what was put into the layer, over the very same frames."""
+def test_the_statistics_of_each_layer(made, found):
+    """Each statistic equals that of the same frames, and reflects how the layer was made."""
     one, two, three, four = found.layers
     sample = sample_frames(pipeline.open_store(made), 1600, seed=0)
     frames = sample.features.astype(np.float64)
@@ -215,7 +215,7 @@ def test_layers_are_told_apart(made, found):
 
 
 def test_cka_of_the_layers(found):
-    """Symmetric, 1 on the diagonal and for a turned layer; a constant layer has none."""
+    """Symmetric, 1 on the diagonal and for a rotated layer, None for a constant layer."""
     cka = np.array(found.cka, float)
     assert np.array_equal(cka, cka.T, equal_nan=True)
     assert cka[0, 1] == pytest.approx(1, abs=1e-9)
@@ -228,7 +228,7 @@ def test_cka_of_the_layers(found):
 
 
 def test_the_report_of_the_layers(found, tmp_path):
-    """Charts, numbers, the warning and what stands out; JSON without NaN; the same bytes again."""
+    """It has charts, numbers, warning and outliers; JSON has no NaN; bytes are reproducible."""
     page = write_layers_report(found, tmp_path / "a")
     write_layers_report(found, tmp_path / "b")
     charts = {
@@ -249,7 +249,7 @@ def test_the_report_of_the_layers(found, tmp_path):
 
 
 def test_the_table_of_the_layers(found):
-    """A row per layer under each heading; what there is not is a dash."""
+    """One row per layer, one cell per heading; an undefined value is a dash."""
     rows = table_rows(found)
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]
     assert all(len(row) == len(HEAD) for row in rows)
@@ -262,7 +262,7 @@ def test_the_table_of_the_layers(found):
     find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
 )
 def test_a_browser_shows_the_layers(found, tmp_path):
-    """Four charts of some size, whose text is all to be seen, and nothing loaded."""
+    """Four charts of some size with all their text visible, and nothing loaded."""
     write_layers_report(found, tmp_path)
     with served(tmp_path) as site:
         seen = measure(site, 1100)
@@ -274,7 +274,7 @@ def test_a_browser_shows_the_layers(found, tmp_path):
 
 
 def test_the_command(made, tmp_path, monkeypatch):
-    """A table for people, JSON for programs, a report beside the other sweeps of the store."""
+    """It prints a table, JSON on request, and writes a report to the folder of the sweeps."""
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["layers", str(made), "n_frames=160", "seed=5", "--json"])
     assert done.exit_code == 0, done.stderr
@@ -292,8 +292,8 @@ def test_the_command(made, tmp_path, monkeypatch):
         assert wrong.partition("=")[0] in done.stderr
 
 
-def test_a_collapsed_store_can_be_looked_at(made, tmp_path):
-    """Its one layer is compared with nothing; where it comes from is known through its parent."""
+def test_the_statistics_of_a_collapsed_store(made, tmp_path):
+    """It has one layer and no comparison; its parent names the source of the weights."""
     pipeline.collapse(made, tmp_path / "out", [0.5, 0.25, 0.25, 0.0])
     store = pipeline.open_store(tmp_path / "out")
     found = measure_layers(store, n_frames=200)

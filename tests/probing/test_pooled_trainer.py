@@ -1,4 +1,4 @@
-"""Stacked heads: they are what plain PyTorch would train, whatever else is in the stack."""
+"""Stacked heads: equal to heads trained in plain torch, for any other heads in the stack."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LAYERS = (3, 6, 9)
 KS = load_sweep_config(["task=ks"]).task
 
 
-def recipe(**settings):
-    """The recipe of ks, smaller."""
+def settings_of_ks(**settings):
+    """Return the settings of ks with smaller numbers."""
     settings = {"steps": 60, "batch": 32, "eval_every": 20, "patience": 9} | settings
     return replace(KS, projection=16, **settings)
 
 
 def make_data(n_classes=(CLASSES,), strength=1.0, **settings):
-    """Utterances whose class shows in layer 6, less in layer 3, and not in layer 9."""
+    """Return utterances with classes visible in layer 6, less in layer 3, not in layer 9."""
     random = torch.Generator().manual_seed(1)
     labels = torch.stack([torch.randint(0, n, (N,), generator=random) for n in n_classes])
     pooled = torch.randn(len(LAYERS), N, DIM, generator=random)
@@ -45,17 +45,17 @@ def make_data(n_classes=(CLASSES,), strength=1.0, **settings):
         pooled[0] += 0.3 * strength * centres[column]
     at = np.arange(N)
     fold = Fold(at[at % 4 < 2], at[at % 4 == 2], at[at % 4 == 3])
-    return PooledData(pooled, LAYERS, labels, tuple(n_classes), (fold,), recipe(**settings))
+    return PooledData(pooled, LAYERS, labels, tuple(n_classes), (fold,), settings_of_ks(**settings))
 
 
 def trained(data, *specs):
-    """Heads, each given as (layer, lr) or (layer, lr, seed)."""
+    """Train heads, each given as (layer, lr) or (layer, lr, seed)."""
     specs = [HeadSpec(*spec, *([0] if len(spec) == 2 else []), 0) for spec in specs]
     return train_pooled_heads(data, specs, CPU)
 
 
 def plain_head(layer, seed, shape):
-    """PyTorch's own modules, with the first values of a head of the stack."""
+    """Return plain modules with the initial parameters of a head of the stack."""
     values = initial_parameters(seed, layer, shape)
     head = PooledLinear(shape.dim, sum(shape.classes), shape.projection)
     mix = WeightedSum(shape.n_layers)
@@ -68,9 +68,10 @@ def plain_head(layer, seed, shape):
 @pytest.mark.parametrize("layer", [6, WEIGHTED])
 @pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
 def test_a_stack_steps_as_autograd_does(layer, n_classes):
-    """Loss by loss and weight by weight: plain modules, cross-entropy, torch's Adam, each head.
+    """Losses and parameters equal those of plain modules, cross-entropy and torch's Adam.
 
-    With few classes the layers are multiplied out, with many (more than the batch) they are not.
+    With few classes, gradients are computed with the multiplied layers; with more classes than
+    utterances in a batch, layer by layer.
     """
     data = make_data(n_classes)
     lrs = (1e-2, 1e-3)
@@ -102,7 +103,7 @@ def test_a_stack_steps_as_autograd_does(layer, n_classes):
 
 
 def test_a_plain_loop_reaches_the_same_accuracy():
-    """Written without any of this code, from other first values: the same within seed noise."""
+    """A loop without this code, from other initial values, agrees within seed noise."""
     data = make_data(strength=0.45, steps=200)
     seeds = range(5)
     stacked = [head.test for head in trained(data, *((6, 1e-3, seed) for seed in seeds))]
@@ -130,8 +131,8 @@ def test_a_plain_loop_reaches_the_same_accuracy():
     assert abs(np.mean(stacked) - np.mean(plain)) < 3 * noise / np.sqrt(len(seeds)) + 0.01
 
 
-def test_the_layer_that_tells_the_classes_wins():
-    """Layer 6 over layer 3, both over layer 9, which is at chance; the weighted sum finds it."""
+def test_the_layer_with_the_classes_is_best():
+    """Layer 6 beats layer 3, layer 9 is at chance, and the weighted sum selects layer 6."""
     heads = trained(make_data(steps=200), *((layer, 1e-2) for layer in (*LAYERS, WEIGHTED)))
     three, six, nine, weighted = (head.test for head in heads)
     assert six > 0.95
@@ -143,8 +144,8 @@ def test_the_layer_that_tells_the_classes_wins():
 
 
 @pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
-def test_a_head_does_not_depend_on_its_neighbours(n_classes):
-    """Alone, or beside heads of other learning rates, layers and seeds: the same bits."""
+def test_a_head_does_not_depend_on_the_others(n_classes):
+    """Alone or beside heads of other learning rates, layers and seeds, it is bit-identical."""
     data = make_data(n_classes)
     many = [(layer, lr, seed) for layer in (6, WEIGHTED) for lr in (1e-1, 1e-3) for seed in (0, 1)]
     together = trained(data, *many)
@@ -153,7 +154,7 @@ def test_a_head_does_not_depend_on_its_neighbours(n_classes):
 
 
 def test_a_stack_may_span_layers():
-    """As on a GPU: heads on several layers, of which some stop, step as they do by themselves."""
+    """As on a GPU: heads on several layers, of which some stop, step as they do alone."""
     data = make_data()
     specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
     together = HeadStack(specs, LAYERS, data.shape, CPU)
@@ -173,7 +174,7 @@ def test_a_stack_may_span_layers():
 
 
 def test_the_number_of_threads_does_not_matter():
-    """Each stack is computed by one thread."""
+    """Each stack is computed in one thread."""
     data = make_data()
     specs = [(layer, 1e-2, seed) for layer in LAYERS for seed in (0, 1)]
     before = torch.get_num_threads()
@@ -188,8 +189,8 @@ def test_the_number_of_threads_does_not_matter():
     assert found[0] == found[1]
 
 
-def test_heads_stop_when_dev_gets_no_better():
-    """Each for itself; those that go on are as if nothing had happened."""
+def test_heads_stop_without_improvement_on_dev():
+    """Heads stop independently; the others are unchanged."""
     patient, hasty = make_data(steps=400), make_data(steps=400, patience=2)
     specs = [(6, 1e-1), (6, 1e-2), (6, 1e-5)]
     ends = []
@@ -203,8 +204,8 @@ def test_heads_stop_when_dev_gets_no_better():
     assert len(set(ends)) > 1
 
 
-def test_test_is_scored_where_dev_was_best():
-    """Not at the end: the predictions are those of the best step."""
+def test_test_is_scored_at_the_best_dev_step():
+    """The predictions are those of the best step, not of the last."""
     data = make_data(strength=0.3, steps=300)
     (head,) = trained(data, (6, 1e-1))
     assert head.step < 300
@@ -216,8 +217,8 @@ def test_test_is_scored_where_dev_was_best():
     assert head.test == (predictions == truth).sum().item() / 100
 
 
-def test_an_utterance_is_right_if_all_its_slots_are():
-    """Intent classification: three columns, one score."""
+def test_an_utterance_is_correct_if_all_its_slots_are():
+    """Intent classification has three label columns and one score."""
     data = make_data((3, 4, 2), strength=0.5, steps=200)
     (head,) = trained(data, (6, 1e-2))
     predictions = np.array(head.predictions)
@@ -227,8 +228,8 @@ def test_an_utterance_is_right_if_all_its_slots_are():
     assert head.test < correct.mean(0).min()
 
 
-def test_a_head_that_diverges_costs_only_itself():
-    """Its best stands, no number of it is NaN, and the others go on."""
+def test_a_diverging_head_does_not_affect_others():
+    """Its best step is reported without NaN, and the other heads are unchanged."""
     data = make_data()
     wild, tame = trained(data, (6, 1e38), (6, 1e-2))
     assert np.isfinite([wild.dev, wild.test, *(loss for _, loss, _ in wild.curve)]).all()
@@ -236,14 +237,14 @@ def test_a_head_that_diverges_costs_only_itself():
 
 
 def test_a_small_train_set_is_one_batch():
-    """Fewer utterances than the batch should have."""
+    """With fewer utterances than a batch, all are in one batch."""
     data = make_data(batch=1000)
     (head,) = trained(data, (6, 1e-2))
     assert head.test > 0.8
 
 
-def test_the_order_of_the_data_is_of_the_seed_and_covers_every_epoch():
-    """Epochs follow each other without a gap, whatever the batch."""
+def test_the_data_order_depends_on_the_seed_and_covers_every_epoch():
+    """Each epoch is a permutation, for any batch size."""
     order = data_order(3, 10, 4)
     batches = [next(order).tolist() for _ in range(10)]
     flat = list(chain(*batches))
@@ -253,8 +254,8 @@ def test_the_order_of_the_data_is_of_the_seed_and_covers_every_epoch():
     assert next(data_order(4, 10, 4)).tolist() != batches[0]
 
 
-def test_first_values_are_those_of_a_linear_layer():
-    """Uniform within one over the root of the fan-in; of seed and layer alone."""
+def test_initial_parameters_are_those_of_a_linear_layer():
+    """Uniform within 1 / sqrt(fan-in), as a function of seed and layer only."""
     shape = HeadShape(64, 256, (10,), 3)
     values = initial_parameters(0, 6, shape)
     for value, fan_in in zip(values, (64, 64, 256, 256), strict=True):
@@ -269,5 +270,5 @@ def test_first_values_are_those_of_a_linear_layer():
 
 
 def test_an_untrained_head_is_at_chance():
-    """A yardstick."""
+    """It is a baseline."""
     assert untrained_accuracy(make_data(), 6) < 0.5

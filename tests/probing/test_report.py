@@ -1,4 +1,4 @@
-"""The report of a sweep: what it says, what it draws, and what a browser makes of it."""
+"""The report of a sweep: its text, its charts, and how a browser shows it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ from pipeline.probing.results import WEIGHTED, Comparison
 from tests.helpers.browser import browse, find_browser, measure, served
 from tests.helpers.fake_sweep import class_sweep, text_sweep
 
-NASTY = ("<script>alert(1)</script>", "$x_1$ & \"co\" 'q'", "tab\tbell\x07\nline", "二", "n" * 80)
-"""Names of classes that would break a page, a chart or a line."""
+HOSTILE_NAMES = (
+    "<script>alert(1)</script>",
+    "$x_1$ & \"co\" 'q'",
+    "tab\tbell\x07\nline",
+    "二",
+    "n" * 80,
+)
+"""Class names that could break a page, a chart or a line."""
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
 )
@@ -38,7 +44,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def class_folder(classes, tmp_path_factory):
-    """A report that nobody may write to."""
+    """A shared report; tests do not change it."""
     folder = tmp_path_factory.mktemp("classes")
     write_report(classes, folder)
     return folder
@@ -46,7 +52,7 @@ def class_folder(classes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text_folder(texts, tmp_path_factory):
-    """A report that nobody may write to."""
+    """A shared report; tests do not change it."""
     folder = tmp_path_factory.mktemp("texts")
     write_report(texts, folder)
     return folder
@@ -54,17 +60,17 @@ def text_folder(texts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small():
-    """A sweep that is drawn fast."""
+    """A sweep that is fast to draw."""
     return class_sweep(n_layers=2, seeds=(0,), classes=("no", "yes"))
 
 
 def words_of(path) -> str:
-    """The text of a page, without its tags."""
+    """Return the text of a page, without tags."""
     return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", path.read_text(), flags=re.S).split())
 
 
 def test_every_candidate_is_in_the_table(classes, class_folder):
-    """With learning rate, dev, test, interval and macro-F1; the best is marked, once."""
+    """With learning rate, dev, test, interval and macro-F1; only the best is marked."""
     html = (class_folder / "report.html").read_text()
     rows = re.findall(r"<tr[^>]*>(?:<td[^>]*>[^<]*</td>)+</tr>", html)
     for score in classes.scores:
@@ -85,7 +91,7 @@ def test_every_candidate_is_in_the_table(classes, class_folder):
 
 
 def test_the_files(class_folder, text_folder):
-    """Every chart lies beside the page as SVG with text in it, and as PNG of some size."""
+    """Every chart is written as SVG with text, and as PNG of some size."""
     names = {"scores", "weights", "curves", "confusion"}
     for folder, expected in ((class_folder, names), (text_folder, names - {"confusion"})):
         found = {path.name for path in folder.iterdir()}
@@ -102,14 +108,14 @@ def test_the_files(class_folder, text_folder):
 
 
 def test_the_same_sweep_gives_the_same_bytes(texts, text_folder, tmp_path):
-    """No dates, no random ids, nothing that counts up."""
+    """The files have no dates, random ids or counters."""
     write_report(texts, tmp_path)
     for path in text_folder.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
-def test_it_needs_nothing_from_outside(class_folder, text_folder):
-    """No reference leaves the page, there is no script, and a policy forbids both."""
+def test_it_is_self_contained(class_folder, text_folder):
+    """It has no external references and no scripts, and a policy forbids both."""
     for folder in (class_folder, text_folder):
         html = (folder / "report.html").read_text()
         assert "default-src 'none'" in html
@@ -124,9 +130,9 @@ def test_it_needs_nothing_from_outside(class_folder, text_folder):
         assert set(used) <= set(ids)
 
 
-def test_what_comes_from_data_is_shown_and_never_obeyed(tmp_path):
-    """Names of classes, ids, stores and warnings cannot become markup, formulas or breaks."""
-    made = class_sweep(classes=NASTY, n_layers=2, seeds=(0,))
+def test_text_from_data_is_escaped(tmp_path):
+    """Class names, ids, stores and warnings do not become markup, formulas or line breaks."""
+    made = class_sweep(classes=HOSTILE_NAMES, n_layers=2, seeds=(0,))
     sweep = replace(made, store='a"<b>', warnings=("<i>beware</i>",), labels=("<u>",))
     path = write_report(sweep, tmp_path)
     html = path.read_text()
@@ -136,16 +142,16 @@ def test_what_comes_from_data_is_shown_and_never_obeyed(tmp_path):
     root = ElementTree.fromstring((tmp_path / "confusion.svg").read_bytes())
     shown = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"$x_1$ & \"co\" 'q'", "tab bell line", "二", "n" * 21 + "…"} <= shown
-    said = ("</td><script>",) * 60
+    predictions = ("</td><script>",) * 60
     texts = text_sweep(n_layers=2, seeds=(0,))
-    heads = tuple(replace(head, predictions=said) for head in texts.heads)
+    heads = tuple(replace(head, predictions=predictions) for head in texts.heads)
     html = write_report(replace(texts, heads=heads), tmp_path).read_text()
     assert "&lt;/td&gt;&lt;script&gt;" in html
     assert "<script" not in html
 
 
-def test_warnings_come_first_and_loud(small, tmp_path):
-    """Before the title, as an alert; none without a reason."""
+def test_warnings_come_first(small, tmp_path):
+    """They precede the title, as an alert; without warnings there is no alert."""
     quiet = write_report(small, tmp_path).read_text()
     assert 'role="alert"' not in quiet
     html = write_report(replace(small, warnings=("weights are RANDOM",)), tmp_path).read_text()
@@ -153,8 +159,8 @@ def test_warnings_come_first_and_loud(small, tmp_path):
     assert html.index("weights are RANDOM") < html.index("<h1")
 
 
-def test_it_says_when_the_data_do_not_tell(classes):
-    """It takes a small p for the best to be called better; being ahead on test is not enough."""
+def test_it_says_whether_a_difference_is_significant(classes):
+    """A better test score without a small p-value is not called significant."""
     assert (
         "p = 0.41, McNemar's test): the difference between layer 9 and layer 10 is not significant"
         in " ".join(significance(classes))
@@ -175,7 +181,7 @@ def test_it_says_when_the_data_do_not_tell(classes):
 
 
 def test_lower_is_better_for_error_rates(texts, text_folder):
-    """A negative difference is an improvement, and the axis says which way is good."""
+    """A negative difference is an improvement, and the axis names the better direction."""
     assert "layer 9 is better by 0.003" in significance(texts)[0]
     assert "test character error rate 0.0" in headline(texts)
     words = words_of(text_folder / "report.html")
@@ -184,19 +190,19 @@ def test_lower_is_better_for_error_rates(texts, text_folder):
     assert "higher is better" not in words
 
 
-def test_text_tasks_show_what_is_said(texts, text_folder):
-    """Some test utterances with what is right and what the best head says, of the right ids."""
+def test_text_tasks_show_predictions(texts, text_folder):
+    """References and predictions of some test utterances belong to their ids."""
     html = (text_folder / "report.html").read_text()
     rows = re.findall(r"<td>(clip-\d+)</td><td>([^<]*)</td><td>([^<]*)</td>", html)
     assert len(rows) == 8
-    for name, right, said in rows:
+    for name, reference, predicted in rows:
         at = texts.test_ids[0].index(name)
-        assert right == texts.truth[0][at]
-        assert said == texts.heads[0].predictions[at]
+        assert reference == texts.truth[0][at]
+        assert predicted == texts.heads[0].predictions[at]
 
 
 def test_many_classes_become_a_list_of_confusions(tmp_path):
-    """Beyond 40 there is no matrix but the most frequent confusions, with names, most first."""
+    """With more than 40 classes, the most frequent confusions are listed instead of drawn."""
     names = [f"speaker {i}" for i in range(120)]
     sweep = class_sweep(n_layers=2, classes=names, n_test=2000, seeds=(0,))
     counts = np.array(sweep.confusion)
@@ -212,7 +218,7 @@ def test_many_classes_become_a_list_of_confusions(tmp_path):
 
 @pytest.mark.parametrize("n_classes", [2, 40])
 def test_few_and_just_enough_classes_are_drawn(n_classes):
-    """Two classes fit, and so do forty: every count is there for two."""
+    """Two and forty classes are drawn; for two, every count is shown."""
     sweep = class_sweep(n_layers=2, classes=[f"c{i}" for i in range(n_classes)])
     svg = confusion_chart(sweep).svg.decode()
     if n_classes == 2:
@@ -221,7 +227,7 @@ def test_few_and_just_enough_classes_are_drawn(n_classes):
 
 
 def test_one_candidate_is_enough(tmp_path):
-    """A collapsed store has one layer without a number: nothing to compare, still a report."""
+    """A collapsed store has one layer without a number, and a report without comparison."""
     made = class_sweep(n_layers=1, seeds=(0,))
     [score] = [replace(s, layer="collapsed") for s in made.scores if s.layer == 1]
     heads = tuple(replace(h, layer="collapsed") for h in made.heads if h.layer == 1)
@@ -241,8 +247,8 @@ def test_one_candidate_is_enough(tmp_path):
     write_report(replace(made, scores=tuple(only_sum), best=WEIGHTED, comparison=None), tmp_path)
 
 
-def test_curves_survive_losses_that_explode(small):
-    """Infinite and undefined points are left out, and change nothing about the rest."""
+def test_curves_leave_out_losses_that_are_not_finite(small):
+    """Infinite and NaN points are left out, and the rest is unchanged."""
     burst = ((1, float("inf"), 0.9), (2, float("nan"), 0.9), (3, 0.5, float("nan")))
     broken = tuple(replace(head, curve=(*burst, *head.curve)) for head in small.heads)
     assert curves_chart(replace(small, heads=broken)).svg == curves_chart(small).svg
@@ -255,8 +261,8 @@ def test_curves_survive_losses_that_explode(small):
     assert "layer 2" not in svg
 
 
-def test_it_says_how_to_go_on(class_folder, small, tmp_path):
-    """Code that reads the best layer, and the command that collapses with the learned weights."""
+def test_it_lists_the_next_steps(class_folder, small, tmp_path):
+    """It has code that reads the best layer, and the command that collapses the store."""
     words = words_of(class_folder / "report.html")
     assert "layers=[9]" in words
     assert "strata collapse features/hubert_base OUT weights=weights.json" in words
@@ -265,15 +271,15 @@ def test_it_says_how_to_go_on(class_folder, small, tmp_path):
     assert "strata layers &#39;my store&#39;" in words
 
 
-def test_table_cells_are_what_they_are():
-    """Floats have three decimals, what is missing is a dash, markup is shown as text."""
+def test_table_cells_are_formatted_and_escaped():
+    """Floats have three decimals, a missing value is a dash, text is escaped once."""
     html = table(["a", "b"], [[0.12345, None], [float("nan"), "<x>"]])
     assert re.findall(r"<td[^>]*>(.*?)</td>", html) == ["0.123", "–", "–", "&lt;x&gt;"]
     assert element("p", element("b", "<x>")) == "<p><b>&lt;x&gt;</b></p>"
 
 
 def test_charts_take_the_colours_of_the_page(class_folder, text_folder):
-    """Every colour is a name, so that the dark page has readable charts too."""
+    """Every colour is a CSS variable, so that charts are readable on a dark page."""
     for folder in (class_folder, text_folder):
         drawn = re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.DOTALL)
         assert len(drawn) >= 3
@@ -284,8 +290,8 @@ def test_charts_take_the_colours_of_the_page(class_folder, text_folder):
 
 
 @pytest.mark.parametrize("colours", [COLOURS, _DARK], ids=["light", "dark"])
-def test_colours_stand_out_from_the_paper(colours):
-    """Contrast as WCAG asks for: 4.5 for text, which labels of lines are too, 3 for drawings."""
+def test_colours_contrast_with_the_paper(colours):
+    """Contrast follows WCAG: 4.5 for text, including labels of lines, 3 for graphics."""
     assert colours.keys() == COLOURS.keys()
     for name in ("ink", "muted", "blue", "green", "purple"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
@@ -293,7 +299,7 @@ def test_colours_stand_out_from_the_paper(colours):
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours by WCAG 2."""
+    """Return the contrast ratio of two colours by WCAG 2."""
     levels = []
     for colour in (one, other):
         parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -304,8 +310,8 @@ def contrast(one: str, other: str) -> float:
 
 @needs_browser
 @pytest.mark.parametrize("kind", ["classes", "texts"])
-def test_a_browser_shows_every_chart_and_asks_for_nothing_else(kind, class_folder, text_folder):
-    """Wide and narrow: charts of some size, no text cut off, nothing loaded but the page."""
+def test_a_browser_shows_every_chart_and_loads_nothing_else(kind, class_folder, text_folder):
+    """In wide and narrow windows, charts have some size, no text is cut, nothing is loaded."""
     folder, n_charts = (class_folder, 4) if kind == "classes" else (text_folder, 3)
     with served(folder) as site:
         for width in (1100, 400):
@@ -326,7 +332,7 @@ def test_a_browser_shows_every_chart_and_asks_for_nothing_else(kind, class_folde
 
 @needs_browser
 def test_a_browser_paints_light_and_dark(class_folder, tmp_path):
-    """The paper, and the blue of the test scores, in the reader's colours."""
+    """Paper and test scores have the colours of the reader's scheme."""
     for flags, colours in (((), COLOURS), (("--force-dark-mode",), _DARK)):
         with served(class_folder) as site:
             shot = tmp_path / "shot.png"
@@ -338,8 +344,8 @@ def test_a_browser_paints_light_and_dark(class_folder, tmp_path):
 
 
 @needs_browser
-def test_the_browser_test_would_notice_a_request(tmp_path):
-    """A page that loads pictures from elsewhere is found out, over http and https."""
+def test_the_browser_test_detects_a_request(tmp_path):
+    """A page that loads pictures over http or https is detected."""
     with served(tmp_path) as site:
         site.pages["/report.html"] = (
             '<img src="http://elsewhere.test/a.png"><img src="https://secret.test/b.png">'

@@ -1,4 +1,4 @@
-"""A whole sweep: it finds what was planted, keeps what it trained, and says what is wrong."""
+"""Sweeps from start to end: results, cache, files, errors and warnings."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import DIM, LAYERS, planted, write_planted
 
 QUICK = ["task.lrs=[1e-2,1e-3]", "seeds=[0,1]", "task.steps=60", "task.eval_every=20"]
-TOLD = {"seconds", "trained", "reused", "store"}
-"""What may differ between two runs of the same sweep."""
+MAY_DIFFER = {"seconds", "trained", "reused", "store"}
+"""Fields that may differ between two runs of the same sweep."""
 
 
 def swept(root, out, *overrides, task="ks"):
-    """A quick sweep of a store."""
+    """Run a quick sweep of a store."""
     return sweep(root, replace(configured(f"task={task}", *overrides), out=str(out)))[0]
 
 
 @cache
 def configured(*overrides):
-    """The configuration; composing it takes longer than some of these sweeps."""
+    """Return a configuration; composing it takes longer than some of these sweeps."""
     return load_sweep_config([*QUICK, *overrides])
 
 
-def told(found):
-    """All that a sweep found, without what may differ."""
-    return {item.name: getattr(found, item.name) for item in fields(found)} | dict.fromkeys(TOLD)
+def comparable(found):
+    """Return the results of a sweep, without the fields that may differ."""
+    return {item.name: getattr(found, item.name) for item in fields(found)} | dict.fromkeys(
+        MAY_DIFFER
+    )
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Layer 2 tells the words; the others tell nothing."""
+    """A store whose layer 2 shows the words; other layers are noise."""
     root = tmp_path_factory.mktemp("planted") / "store"
     write_planted(root, n=160, columns={"speaker": [f"s{row // 20}" for row in range(160)]})
     return root
@@ -51,12 +53,12 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(store, tmp_path_factory):
-    """Its sweep, by speaker."""
+    """Its sweep, with speakers kept apart."""
     return swept(store, tmp_path_factory.mktemp("out") / "ks", "split.speaker=speaker")
 
 
-def test_the_planted_layer_is_found(found):
-    """Dev chooses layer 2, test agrees, and the weights of the sum lean to it."""
+def test_the_layer_with_the_classes_is_best(found):
+    """Layer 2 has the best dev and test scores, and the largest weight."""
     document = summary(found)
     assert document["best_layer"] == 2
     assert found.score(2).test > 0.9
@@ -68,8 +70,8 @@ def test_the_planted_layer_is_found(found):
     assert found.n_train + found.n_dev + found.n_test == 160
 
 
-def test_the_grid_has_a_mean_per_candidate_and_rate(found):
-    """The results that programs read, and the learning rate that dev chose among them."""
+def test_results_have_a_mean_per_candidate_and_learning_rate(found):
+    """`results` has the mean scores, and the best dev score among them is chosen."""
     results = summary(found)["results"]
     assert {(item["layer"], item["lr"]) for item in results} == {
         (layer, lr) for layer in (1, 2, 3, WEIGHTED) for lr in (1e-2, 1e-3)
@@ -89,7 +91,7 @@ def test_the_grid_has_a_mean_per_candidate_and_rate(found):
 
 
 def test_baselines_and_confusions_are_there(found):
-    """Chance, majority, an untrained head and scikit-learn's classifier on the best layer."""
+    """They include chance, majority class, an untrained head and logistic regression."""
     assert found.baselines["chance"] == 0.25
     assert found.baselines["logistic regression, layer 2"] > 0.9
     assert {"majority class", "untrained head, layer 2"} < found.baselines.keys()
@@ -99,23 +101,25 @@ def test_baselines_and_confusions_are_there(found):
     assert accuracy == pytest.approx(found.score(found.best).test)
 
 
-def test_a_second_run_trains_nothing_and_says_the_same(store, tmp_path):
-    """And so does a run from scratch: the same seeds give the same numbers."""
+def test_a_second_run_trains_nothing_and_gives_the_same_results(store, tmp_path):
+    """A second run uses the cache; a run without cache gives the same numbers."""
     first = swept(store, tmp_path / "a", "split.speaker=speaker")
     again = swept(store, tmp_path / "a", "split.speaker=speaker")
     fresh = swept(store, tmp_path / "b", "split.speaker=speaker")
     assert (first.trained, first.reused) == (16, 0)
     assert (again.trained, again.reused) == (0, 16)
-    assert told(again) == told(first) == told(fresh)
+    assert comparable(again) == comparable(first) == comparable(fresh)
 
 
-def test_a_changed_setting_trains_only_what_is_new(store, tmp_path):
-    """More layers, rates or seeds add heads; what is there counts as if trained now."""
+def test_a_changed_setting_trains_only_new_heads(store, tmp_path):
+    """More layers, learning rates or seeds add heads; cached heads count as trained."""
     by = "split.speaker=speaker"
     swept(store, tmp_path / "a", by, "layers=[1,2]", "task.lrs=[1e-2]")
     more = swept(store, tmp_path / "a", by, "layers=[1,2]", "seeds=[0,1,2]")
     assert (more.trained, more.reused) == (12, 6)
-    assert told(more) == told(swept(store, tmp_path / "b", by, "layers=[1,2]", "seeds=[0,1,2]"))
+    assert comparable(more) == comparable(
+        swept(store, tmp_path / "b", by, "layers=[1,2]", "seeds=[0,1,2]")
+    )
     third = swept(store, tmp_path / "a", by)
     assert (third.trained, third.reused) == (4 + 4, 8)  # layer 3, and the sum over other layers
     for other in (["split.seed=1"], ["task.steps=40"], ["task.batch=16"], ["labels=[speaker]"]):
@@ -124,7 +128,7 @@ def test_a_changed_setting_trains_only_what_is_new(store, tmp_path):
 
 
 def test_other_features_are_other_heads(tmp_path):
-    """A store written again with other features, under the same path and ids."""
+    """A store rewritten with other features, at the same path with the same ids."""
     root = tmp_path / "store"
     write_planted(root, n=60)
     swept(root, tmp_path / "out", "layers=[2]")
@@ -133,8 +137,8 @@ def test_other_features_are_other_heads(tmp_path):
     assert swept(root, tmp_path / "out", "layers=[2]").reused == 0
 
 
-def test_a_torn_head_is_trained_again(store, tmp_path):
-    """A cache is never the truth."""
+def test_a_damaged_head_is_trained_again(store, tmp_path):
+    """Damaged and missing entries of the cache are trained again."""
     settings = ("split.speaker=speaker", "layers=[2]")
     first = swept(store, tmp_path, *settings)
     heads = sorted((tmp_path / "heads").iterdir())
@@ -142,11 +146,11 @@ def test_a_torn_head_is_trained_again(store, tmp_path):
     heads[1].unlink()
     again = swept(store, tmp_path, *settings)
     assert (again.trained, again.reused) == (2, 2)
-    assert told(again) == told(first)
+    assert comparable(again) == comparable(first)
 
 
 def test_nothing_is_written_into_the_store(store, tmp_path, monkeypatch):
-    """The output has a place of its own, by default in the working directory."""
+    """The output folder is outside the store, by default in the working directory."""
     before = sorted(store.rglob("*"))
     with pytest.raises(ConfigError, match="is inside the store"):
         swept(store, store / "sweep", "split.speaker=speaker")
@@ -156,8 +160,8 @@ def test_nothing_is_written_into_the_store(store, tmp_path, monkeypatch):
     assert (tmp_path / "sweeps" / "store" / "ks-word" / "sweep.json").is_file()
 
 
-def test_the_weights_are_what_collapse_takes(store, tmp_path):
-    """One per layer of the store, none for the layers that were not swept; then sweep that."""
+def test_collapse_accepts_the_weights(store, tmp_path):
+    """One weight per layer of the store, zero for layers that were not swept."""
     found = swept(store, tmp_path / "out", "split.speaker=speaker", "layers=[2,3]")
     weights = json.loads((tmp_path / "out" / "weights.json").read_text())
     assert weights[0] == 0.0
@@ -175,8 +179,8 @@ def test_the_weights_are_what_collapse_takes(store, tmp_path):
     assert not (tmp_path / "out" / "weights.json").exists()
 
 
-def test_sweep_json_has_everything(store, tmp_path):
-    """Heads with their curves, predictions and all that the summary has; no NaN."""
+def test_sweep_json_is_complete(store, tmp_path):
+    """It has the summary, and heads with curves and predictions, without NaN."""
     found = swept(store, tmp_path, "split.speaker=speaker", "layers=[2]")
     document = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)
     assert document["best_layer"] == 2
@@ -187,7 +191,7 @@ def test_sweep_json_has_everything(store, tmp_path):
 
 
 def test_folds_report_every_utterance_once(store, tmp_path):
-    """Leave-one-speaker-out: as many folds as speakers, and one score over all utterances."""
+    """Leave-one-speaker-out: a fold per speaker, and one score over all utterances."""
     found = swept(
         store,
         tmp_path,
@@ -204,8 +208,8 @@ def test_folds_report_every_utterance_once(store, tmp_path):
     assert np.sum(found.confusion) == 2 * 160
 
 
-def test_three_slots_are_right_together(tmp_path):
-    """Intent classification: what is planted tells two slots, the third is noise."""
+def test_an_utterance_is_correct_if_three_slots_are(tmp_path):
+    """Intent classification: two slots can be learned, the third is noise."""
     noise = np.random.default_rng(0).integers(0, 2, 120)
     columns = {
         "action": [f"a{row % 4 // 2}" for row in range(120)],
@@ -224,8 +228,8 @@ def test_three_slots_are_right_together(tmp_path):
     assert found.baselines["chance"] == 0.125
 
 
-def test_numbers_are_classes_in_their_order(tmp_path):
-    """Digits 0 to 11, not 0, 1, 10, 11, 2; and names of a ClassLabel in place of numbers."""
+def test_numeric_classes_are_in_numeric_order(tmp_path):
+    """Numbers are sorted numerically; classes of a ClassLabel have their names."""
     columns = {"number": [row % 12 for row in range(120)]}
     write_planted(tmp_path / "plain", columns=columns)
     root = tmp_path / "plain"
@@ -263,16 +267,16 @@ def test_numbers_are_classes_in_their_order(tmp_path):
         (["device=cuda", "split.speaker=speaker"], "ks", "torch finds no GPU"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_line(store, tmp_path, overrides, task, message):
-    """What is there, and what to say."""
+def test_a_wrong_setting_is_one_line(store, tmp_path, overrides, task, message):
+    """The message says what exists and what to set."""
     with pytest.raises(ConfigError, match=message) as caught:
         swept(store, tmp_path, *overrides, task=task)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "heads").exists()
 
 
-def test_labels_that_teach_nothing_are_refused(tmp_path):
-    """One class; and speakers of test that train never heard."""
+def test_labels_that_cannot_be_learned_are_refused(tmp_path):
+    """A single class, and speakers that are in test and not in train."""
     where = ["test" if row >= 90 else "train" for row in range(120)]
     columns = {
         "label": ["same"] * 120,
@@ -290,8 +294,8 @@ def test_labels_that_teach_nothing_are_refused(tmp_path):
     assert any("1 classes of 'word' (rare) are in dev or test" in line for line in found.warnings)
 
 
-def test_an_unfinished_store_and_random_weights_are_said(tmp_path):
-    """Before any score is believed."""
+def test_an_incomplete_store_and_random_weights_are_warned_of(tmp_path):
+    """Warnings name the missing utterances and the random weights."""
     write_planted(tmp_path / "empty", units=[])
     with pytest.raises(StoreError, match="no complete utterances yet"):
         swept(tmp_path / "empty", tmp_path / "out")
@@ -308,7 +312,7 @@ def test_an_unfinished_store_and_random_weights_are_said(tmp_path):
 
 
 def spelled_letters(texts, layer=2):
-    """Frames that say which letter they belong to, four per letter, in one layer."""
+    """Return features that show the letters in one layer, four frames per letter."""
     codes = np.random.default_rng(0).standard_normal((27, DIM)) * 3
 
     def features(row, at, n_frames, dim):
@@ -322,8 +326,8 @@ def spelled_letters(texts, layer=2):
     return features
 
 
-def test_a_frame_task_goes_the_same_way(tmp_path):
-    """Speech recognition on planted letters: error rates, lower is better, kept and compared."""
+def test_a_sweep_of_a_frame_task(tmp_path):
+    """Speech recognition: error rates where lower is better, cached and reproducible."""
     random = np.random.default_rng(0)
     texts = ["".join(random.choice(list("abcd"), random.integers(2, 5))) for _ in range(80)]
     make_store(
@@ -345,11 +349,11 @@ def test_a_frame_task_goes_the_same_way(tmp_path):
     assert found.confusion is None
     again = swept(tmp_path / "store", tmp_path / "out", *settings, task="asr")
     assert (again.trained, again.reused) == (0, 3)
-    assert told(again) == told(found)
+    assert comparable(again) == comparable(found)
 
 
-def test_the_folder_of_a_label_with_odd_characters_is_one_name(tmp_path, monkeypatch):
-    """Column names are data: they make no paths."""
+def test_the_output_folder_of_any_label_is_one_name(tmp_path, monkeypatch):
+    """A column name does not become a path."""
     columns = {"../up/word": [f"w{row % 4}" for row in range(60)]}
     write_planted(tmp_path / "store", n=60, columns=columns)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Splits: nothing is in two parts, speakers stay apart, and errors say what to do."""
+"""Splits: exact cover, whole groups, stratification, leakage, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ N = 120
 
 
 def split_of(root, *overrides, task="ks"):
-    """The split that a sweep of a store would use."""
+    """Return the split that a sweep of a store uses."""
     config = configured(f"task={task}", *overrides)
     store = open_store(root)
     return make_split(store, config.task, config.split, read_labels(store, config.task))
@@ -35,23 +35,23 @@ def split_of(root, *overrides, task="ks"):
 
 @cache
 def configured(*overrides):
-    """The configuration; composing it takes longer than most of these splits."""
+    """Return a configuration; composing it takes longer than most of these splits."""
     return load_sweep_config(list(overrides))
 
 
 def store_with(tmp_path, n=N, **columns):
-    """A store with these further columns."""
+    """Write a store with further columns; return its path."""
     write_planted(tmp_path / "store", n=n, columns=columns)
     return tmp_path / "store"
 
 
 def speakers_of(n_speakers, n=N):
-    """Utterances of one speaker lie together, so that each says all words."""
+    """Return the speaker of each utterance, in runs, so that each speaker has all words."""
     return [f"speaker-{row * n_speakers // n}" for row in range(n)]
 
 
 def in_parts(fold):
-    """Train, dev and test as lists."""
+    """Return train, dev and test as lists."""
     return [part.tolist() for part in (fold.train, fold.dev, fold.test)]
 
 
@@ -61,7 +61,7 @@ def in_parts(fold):
     st.integers(0, 3),
 )
 def test_a_stratified_split_keeps_the_shares_of_the_whole_and_of_each_class(classes, shares, seed):
-    """A part is within one utterance of its share in all, and so within two in each class."""
+    """A part is within one utterance of its share, and within two in each class."""
     numbers = np.array(classes)
     parts = stratified_split(numbers, shares, seed, keep_first=False)
     for part, share in enumerate(shares):
@@ -73,7 +73,7 @@ def test_a_stratified_split_keeps_the_shares_of_the_whole_and_of_each_class(clas
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
 def test_the_first_part_has_every_class(classes, seed):
-    """A class of one utterance can be trained, but not tested."""
+    """Also a class with one utterance, which is trained and not tested."""
     numbers = np.array(classes)
     parts = stratified_split(numbers, (0.6, 0.2, 0.2), seed, keep_first=True)
     assert set(numbers[parts == 0]) == set(classes)
@@ -81,7 +81,7 @@ def test_the_first_part_has_every_class(classes, seed):
 
 @given(st.lists(st.integers(0, 6), min_size=20, max_size=60), st.integers(0, 3))
 def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
-    """However unlike the groups are in size."""
+    """For groups of any sizes."""
     numbers = np.unique(groups, return_inverse=True)[1]
     shares = (0.8, 0.1, 0.1)[: numbers.max() + 1]
     parts = stratified_group_split(np.zeros(len(groups), int), numbers, shares, seed)
@@ -90,7 +90,7 @@ def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
 
 
 def test_scikit_learn_refuses_small_classes_that_must_be_split():
-    """Why stratified_split.py has code of its own: classes of one utterance, and many classes."""
+    """A reason for stratified_split.py: classes with one utterance, and many classes."""
     one_alone = np.array([0] * 19 + [1])
     with pytest.raises(ValueError, match="least populated class"):
         next(StratifiedShuffleSplit(1, test_size=0.1).split(one_alone, one_alone))
@@ -110,7 +110,7 @@ def test_scikit_learn_refuses_small_classes_that_must_be_split():
 
 
 def test_scikit_learn_divides_groups_where_utterances_must_be_divided():
-    """Why stratified_split.py has code of its own: speakers of unequal size, and their classes.
+    """A reason for stratified_split.py: speakers of unequal size and their classes.
 
     Over 50 seeds, parts are within 4 % of their shares and train has all classes. GroupShuffleSplit
     misses a share by 20 % or more, and leaves train without a class.
@@ -130,7 +130,7 @@ def test_scikit_learn_divides_groups_where_utterances_must_be_divided():
         return parts
 
     def worst(splits):
-        """Largest distance from a share, and largest number of classes that train lacks."""
+        """Return the largest distance from a share, and the most classes that train lacks."""
         distances = [np.abs(np.bincount(parts) / len(groups) - shares).max() for parts in splits]
         return max(distances), max(5 - len(set(classes[parts == 0])) for parts in splits)
 
@@ -143,8 +143,8 @@ def test_scikit_learn_divides_groups_where_utterances_must_be_divided():
     assert n_missing > 0
 
 
-def test_the_column_split_is_taken_and_dev_is_cut_from_train(tmp_path):
-    """As in corpora with train and test only: test stays as it is, dev is stratified."""
+def test_the_column_split_is_used_and_dev_is_taken_from_train(tmp_path):
+    """For corpora without dev: test is unchanged, dev is stratified."""
     where = ["test" if row % 6 == 0 else "train" for row in range(N)]
     split = split_of(store_with(tmp_path, split=where))
     train, dev, test = in_parts(split.folds[0])
@@ -152,12 +152,12 @@ def test_the_column_split_is_taken_and_dev_is_cut_from_train(tmp_path):
     assert sorted(train + dev) == [row for row in range(N) if row % 6]
     assert len(dev) == pytest.approx(100 / 9, abs=1)
     assert Counter(row % 4 for row in dev).keys() == {0, 1, 2, 3}
-    assert "column split, dev taken from train by label" in split.description
+    assert "column split, dev taken from train stratified by label" in split.description
     assert split.warnings == ()
 
 
-def test_values_of_the_split_column_can_be_named(tmp_path):
-    """Several values may make one part, and the usual names of dev are known."""
+def test_values_of_the_split_column_can_be_configured(tmp_path):
+    """Several values may form one part, and common names of dev are recognised."""
     where = [("clean", "other", "valid", "held", "junk")[row % 5] for row in range(N)]
     root = store_with(tmp_path, part=where)
     fold = split_of(
@@ -168,16 +168,16 @@ def test_values_of_the_split_column_can_be_named(tmp_path):
         split_of(root, "split.column=part")
 
 
-def test_a_split_column_of_one_value_is_no_split(tmp_path):
-    """A store of one split of a hub dataset: a split is made, in the shares asked for."""
+def test_a_split_column_with_one_value_is_not_used(tmp_path):
+    """For one split of a hub dataset, a split with the configured ratios is made."""
     root = store_with(tmp_path, split=["train"] * N)
     split = split_of(root, "split.ratios=[0.5,0.25,0.25]")
     assert [len(part) for part in in_parts(split.folds[0])] == [60, 30, 30]
-    assert split.description.startswith("made here")
+    assert split.description.startswith("new split")
 
 
-def test_a_made_split_covers_all_and_is_a_function_of_its_seed(tmp_path):
-    """Every utterance is in one part; another seed gives another split of the same sizes."""
+def test_a_new_split_covers_all_utterances_and_depends_on_the_seed(tmp_path):
+    """Every utterance is in one part; another seed gives another split of equal sizes."""
     root = store_with(tmp_path)
     first, again, other = (split_of(root, f"split.seed={seed}") for seed in (1, 1, 2))
     parts = in_parts(first.folds[0])
@@ -188,7 +188,7 @@ def test_a_made_split_covers_all_and_is_a_function_of_its_seed(tmp_path):
 
 
 def test_a_random_split_with_known_speakers_is_refused(tmp_path):
-    """The classic error; the message names the speakers and both ways out."""
+    """The message names the speakers and both solutions."""
     root = store_with(tmp_path, speaker_name=speakers_of(6))
     with pytest.raises(ConfigError) as caught:
         split_of(root)
@@ -202,7 +202,7 @@ def test_a_random_split_with_known_speakers_is_refused(tmp_path):
 
 
 def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
-    """In the one split, and in every fold."""
+    """In a single split and in every fold."""
     speakers = speakers_of(6)
     root = store_with(tmp_path, who=speakers)
     for settings in ([], ["split.folds=3"], ["split.folds=groups"]):
@@ -215,7 +215,7 @@ def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
 
 
 def test_folds_test_every_utterance_once(tmp_path):
-    """Leave-one-group-out has a fold per group, whose test set is the group."""
+    """Leave-one-group-out has a fold per group, with the group as its test set."""
     speakers = speakers_of(5)
     root = store_with(tmp_path, session=speakers)
     five = split_of(root, "split.folds=5")
@@ -226,8 +226,8 @@ def test_folds_test_every_utterance_once(tmp_path):
     assert tested == [{f"speaker-{i}"} for i in range(5)]
 
 
-def test_the_corpus_own_leak_is_used_and_said_loudly(tmp_path):
-    """Its split is its split, but a reader must know which speakers are on both sides."""
+def test_shared_speakers_of_the_corpus_are_warned_of(tmp_path):
+    """The corpus's own split is used, and a warning names the shared speakers."""
     where = ["test" if row % 6 == 0 else "train" for row in range(N)]
     root = store_with(tmp_path, split=where, speaker=speakers_of(4))
     (warning,) = split_of(root).warnings
@@ -236,7 +236,7 @@ def test_the_corpus_own_leak_is_used_and_said_loudly(tmp_path):
 
 
 def test_dev_is_speaker_independent_where_the_corpus_is(tmp_path):
-    """Cut at random it would select for speakers that train knows."""
+    """A random dev set would select heads for known speakers."""
     speakers = speakers_of(6)
     where = ["test" if row >= 100 else "train" for row in range(N)]
     split = split_of(store_with(tmp_path, split=where, speaker=speakers))
@@ -245,8 +245,8 @@ def test_dev_is_speaker_independent_where_the_corpus_is(tmp_path):
     assert split.warnings == ()
 
 
-def test_speakers_that_are_the_classes_are_in_every_part(tmp_path):
-    """Speaker identification: keeping speakers apart would leave nothing to learn."""
+def test_speakers_that_are_classes_are_in_every_part(tmp_path):
+    """In speaker identification, parts must share the speakers."""
     root = store_with(tmp_path, speaker=speakers_of(4))
     split = split_of(root, task="sid")
     assert split.warnings == ()
@@ -254,8 +254,8 @@ def test_speakers_that_are_the_classes_are_in_every_part(tmp_path):
         split_of(root, "split.speaker=speaker", task="sid")
 
 
-def test_the_same_recording_on_both_sides_is_warned_of(tmp_path):
-    """By a column of recordings, and by the audio itself, whatever the ids are."""
+def test_shared_recordings_are_warned_of(tmp_path):
+    """By a column of recordings, and by identical audio under different ids."""
     where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
     recordings = [f"tape-{row // 3}" for row in range(N)]
     original = planted([row % 4 for row in range(N)])
@@ -278,8 +278,8 @@ def test_the_same_recording_on_both_sides_is_warned_of(tmp_path):
     assert "(e.g. utt-0006)" in warning
 
 
-def test_clips_that_only_begin_and_end_alike_are_not_warned_of(tmp_path):
-    """A fingerprint is of the ends of a file, which short clips in silence may share."""
+def test_different_audio_with_equal_ends_is_not_warned_of(tmp_path):
+    """A fingerprint covers the ends of a file, which may be the same silence."""
     where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
     root = store_with(tmp_path, split=where)
     plan = read_plan(root)
@@ -290,7 +290,7 @@ def test_clips_that_only_begin_and_end_alike_are_not_warned_of(tmp_path):
 
 
 def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
-    """Null is no class, and neither is an empty cell."""
+    """Neither null nor an empty cell is a class."""
     words = [[None, ""][row % 20 // 10] if row % 10 == 0 else f"w{row % 2}" for row in range(N)]
     root = store_with(tmp_path, word=words)
     split = split_of(root)
@@ -301,7 +301,7 @@ def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
 
 
 def test_too_few_groups_or_utterances_are_refused(tmp_path):
-    """In words, not by a library."""
+    """The message says what to change."""
     root = store_with(tmp_path, who=["a", "b"] * (N // 2))
     with pytest.raises(ConfigError, match=r"who has 2 values \(a, b\), too few for 3 parts"):
         split_of(root, "split.speaker=who")
@@ -311,6 +311,6 @@ def test_too_few_groups_or_utterances_are_refused(tmp_path):
         split_of(store_with(tmp_path / "near", speaker=speakers_of(3)), "split.speaker=speker")
 
 
-def test_the_defaults_are_the_documented_ones():
-    """conf/sweep.yaml spells out what the dataclass has."""
+def test_the_defaults_are_documented():
+    """conf/sweep.yaml has the defaults of the dataclass."""
     assert load_sweep_config(["task=ks"]).split == SplitConfig()

@@ -22,7 +22,7 @@ from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
 
 CASES = {"utterance": "ks", "frames": "asr"}
-"""A task of each kind, whose labels are the words of the store; a new kind is one line."""
+"""Name of a task of each kind, trained on the words of the store. A new kind is one line."""
 N, LAYERS, DIM = 60, (1, 2), 16
 WORDS = [("ab", "cd", "bad", "cab")[row % 4] for row in range(N)]
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ FOLDS = tuple(Fold(at[at % 3 == 0], at[at % 3 == i], at[at % 3 == 3 - i]) for i 
 
 @dataclass
 class Case:
-    """A task, and the heads that it trained, in the order of `specs`."""
+    """A task and its trained heads, in the order of `specs`."""
 
     kind: str
     store: FeatureStore
@@ -69,7 +69,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=sorted(TASK_KINDS))
 def case(request, store):
-    """A task of every kind with trained heads: two layers and the weighted sum, two folds."""
+    """A task of every kind, with heads on two layers and the weighted sum, in two folds."""
     task = make_task(request.param, store)
     specs = [
         HeadSpec(layer, 1e-2, seed, fold)
@@ -95,7 +95,7 @@ def test_every_kind_has_a_case():
     assert CASES.keys() == TASK_KINDS.keys()
 
 
-def test_a_head_says_which_spec_it_is_of(case):
+def test_a_head_has_the_settings_of_its_spec(case):
     """Layer, learning rate, seed and fold; weights for the weighted sum only, summing to one."""
     for spec, head in zip(case.specs, case.heads, strict=True):
         assert HeadSpec(head.layer, head.lr, head.seed, head.fold) == spec
@@ -106,7 +106,7 @@ def test_a_head_says_which_spec_it_is_of(case):
 
 
 def test_predictions_and_references_are_those_of_the_test_utterances(case):
-    """One of each per test utterance of a fold, in its order, and of one form."""
+    """One of each per test utterance of a fold, in its order and of the same type."""
     assert len(case.task.truth) == len(FOLDS)
     for head in case.heads:
         fold, truth = FOLDS[head.fold], case.task.truth[head.fold]
@@ -118,7 +118,7 @@ def test_predictions_and_references_are_those_of_the_test_utterances(case):
 
 
 def test_counts_and_sizes_give_the_test_score(case):
-    """The ratio of their sums is the score of the head; sizes do not depend on the head."""
+    """The ratio of their sums is the test score of the head."""
     for head in case.heads:
         counts, sizes = case.task.counts(head), case.task.sizes(head.fold)
         assert counts.shape == sizes.shape == FOLDS[head.fold].test.shape
@@ -139,7 +139,7 @@ def test_perfect_predictions_have_the_best_score(case):
 
 
 def test_a_head_depends_on_its_spec_only(case):
-    """Trained without the others, it is equal to the bit."""
+    """Trained without the others, it is bit-identical."""
     for number in (3, len(case.specs) - 2):
         spec = case.specs[number]
         alone: dict[HeadSpec, HeadResult] = {}
@@ -148,7 +148,7 @@ def test_a_head_depends_on_its_spec_only(case):
 
 
 def test_extra_scores_and_baselines_are_named_numbers(case):
-    """The same names for all seeds; baselines on any layer that was swept."""
+    """Extra scores have equal names for all runs; baselines exist for every swept layer."""
     runs = [
         [h for h in case.heads if (h.layer, h.seed) == (layer, seed)]
         for layer in LAYERS
@@ -164,7 +164,7 @@ def test_extra_scores_and_baselines_are_named_numbers(case):
 
 
 def test_confusions_count_every_prediction(case):
-    """Square, by the classes of the first label column; or none at all."""
+    """The matrix is square over the classes of the first label column, or None."""
     matrix = case.task.confusion(case.heads)
     if matrix is None:
         return
@@ -173,7 +173,7 @@ def test_confusions_count_every_prediction(case):
 
 
 def test_files_are_written_to_the_folder_only(case, tmp_path):
-    """Whatever a task writes is in the folder that it is given; the store stays as it is."""
+    """A task writes into the given folder, and does not change the store."""
     before = sorted(Path(case.store.root).rglob("*"))
     case.task.write_files(tmp_path)
     assert all(path.stat().st_size for path in tmp_path.iterdir())
@@ -182,6 +182,6 @@ def test_files_are_written_to_the_folder_only(case, tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(TASK_KINDS))
 def test_labels_that_cannot_be_learned_are_refused_before_training(kind, store):
-    """All labels alike and empty: the constructor raises."""
+    """The factory raises for empty labels."""
     with pytest.raises(ConfigError):
         make_task(kind, store, words=[""] * N)
