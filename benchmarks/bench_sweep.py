@@ -1,4 +1,4 @@
-"""Trains the heads of a sweep stacked, and says what it costs without that.
+"""Time the stacked training of a sweep's heads against training them one by one.
 
     OMP_NUM_THREADS=2 python benchmarks/bench_sweep.py [STORE task=ks ...] [--plain-heads 4]
 
@@ -34,7 +34,7 @@ CLIPS, LAYERS, DIM, CLASSES, CLIP_S = 3_000, 12, 768, 10, 0.44
 
 
 def random_data(config: SweepConfig) -> tuple[PooledData, float]:
-    """Features in which the middle layers tell the classes best; and the seconds of audio."""
+    """Return features whose middle layers show the classes best, and their seconds of audio."""
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (1, CLIPS), generator=random)
     centres = torch.randn(CLASSES, DIM, generator=random)[labels[0]]
@@ -49,7 +49,7 @@ def random_data(config: SweepConfig) -> tuple[PooledData, float]:
 
 
 def data_of_store(path: str, config: SweepConfig) -> tuple[PooledData, float]:
-    """The problem that a sweep of a store solves; and its seconds of audio."""
+    """Return the data of a sweep of a store, and its seconds of audio."""
     store = pipeline.open_store(path)
     labels = read_labels(store, config.task, config.labels)
     split = make_split(store, config.task, config.split, labels)
