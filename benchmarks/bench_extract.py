@@ -1,10 +1,10 @@
-"""How fast extraction is, next to what people use now, on the same clips and weights.
+"""Compare the speed of extraction with plain loops, on the same clips and weights.
 
     python benchmarks/bench_extract.py AUDIO_FOLDER [--audio-s 150] [--rounds 3] [--threads 2]
 
 Every method gets the same clips (files, decoded by each method itself), the same HuBERT base
 weights (random, seed 0) and the same number of threads. The methods take turns, round after round,
-so that drift of the machine hits all alike; the table gives medians and ranges.
+so that drift of the machine affects all of them; the table gives medians and ranges.
 
 plain          for clip: torchaudio model.extract_features(clip); torch.save of the 12 layers
 transformers   HubertModel in zero-padded batches of 8 (its features depend on the padding);
@@ -12,12 +12,12 @@ transformers   HubertModel in zero-padded batches of 8 (its features depend on t
 s3prl          its upstream expert hf_hubert on the same batches, where s3prl can be imported
                (`pip install --no-deps s3prl`); torch.save of the 12 layers of each clip
 ours           strata's worker: decode, batch, encode, write and commit the store
-forward        the bare encoder on the very batches the worker makes, nothing written: the ceiling
-matmul         4096³ matrix products: the machine's arithmetic
+forward        the bare encoder on the worker's batches, nothing written: the upper bound
+matmul         4096³ matrix products: the peak of the machine
 
-Padding is the share of the frames computed that belong to no clip: the ones between neighbours in
-the front end, and those that fill a batch up; of these clips, and of every folder given with
---padding-of (from headers alone). Beside it, what a rectangle of the same batches would have.
+Padding is the share of the computed frames that belong to no clip: those between neighbours in the
+front end, and those that fill up a batch. It is printed for these clips and for every folder given
+with --padding-of (from headers only), beside that of a padded rectangle of the same batches.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from pipeline.extract.encoder_setup import BATCH_S
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
 from pipeline.store.write.documents import write_group
@@ -58,7 +59,7 @@ MAX_BATCH_FRAMES = round(BATCH_S["cpu"] * 50)
 
 
 class Bench:
-    """The clips, the models, and one method per row of the table."""
+    """Clips, models, and one method per row of the table."""
 
     def __init__(self, files: list[Path], threads: int, scratch: Path) -> None:
         torch.set_num_threads(threads)
@@ -90,7 +91,14 @@ class Bench:
 
     def _worker(self, precision: str) -> Worker:
         root = self.scratch / precision
-        job = Job(root, self.layout, self.dataset, lambda: None, MAX_BATCH_FRAMES, self.threads)
+        job = Job(
+            open_backend(root),
+            self.layout,
+            self.dataset,
+            lambda: None,
+            MAX_BATCH_FRAMES,
+            self.threads,
+        )
         return Worker(job, self.encoders[precision], self.source)
 
     def plain(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -141,7 +149,7 @@ class Bench:
             encoder.encode_batch(batch)
 
     def batches(self) -> list[list[torch.Tensor]]:
-        """The worker's batches, decoded once and kept."""
+        """Return the worker's batches, decoded once and kept."""
         if not hasattr(self, "_batches"):
             self._batches = []
             for unit in range(self.plan.n_units):
@@ -156,7 +164,7 @@ class Bench:
 
 
 def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
-    """s3prl's upstream around the same model, or None where it cannot be imported."""
+    """Return s3prl's upstream around the same model, or None if s3prl cannot be imported."""
     try:
         from s3prl.upstream.hf_hubert.expert import UpstreamExpert
     except ImportError:
@@ -167,7 +175,7 @@ def s3prl_expert(model: torch.nn.Module, folder: Path) -> Any:
 
 
 def padding(folder: Path) -> dict[str, float]:
-    """Shares of the frames of the worker's batches that belong to no clip."""
+    """Return the shares of the frames of the worker's batches that belong to no clip."""
     windowing = Windowing(GEOMETRY, DEFAULT_MAX_WINDOW_S, DEFAULT_CONTEXT_S)
     plan = plan_source(open_source(DatasetConfig("audiofolder", path=str(folder))), windowing, None)
     own, computed = 0, {"front end": 0, "transformer": 0, "rectangle": 0}
@@ -183,7 +191,7 @@ def padding(folder: Path) -> dict[str, float]:
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
-    """The faster of torch's product and oneDNN's with packed weights (MKL is slow on some CPUs)."""
+    """Return the faster of torch's and oneDNN's packed product (MKL is slow on some CPUs)."""
     a, b = torch.randn(4096, 4096).to(dtype), torch.randn(4096, 4096)
     packed, b = Linear(b, None, dtype), b.to(dtype)
     seconds = []
@@ -197,14 +205,14 @@ def matmul_gflops(dtype: torch.dtype) -> float:
 
 
 def timed(method: Callable[[], None]) -> float:
-    os.sync()  # what the method before left unwritten is not to be waited for by this one
+    os.sync()  # this method must not wait for what the one before left unwritten
     began = time.perf_counter()
     method()
     return time.perf_counter() - began
 
 
 def choose(folder: Path, audio_s: float) -> tuple[list[Path], float]:
-    """Every k-th file, so that about `audio_s` seconds of mixed lengths come together."""
+    """Choose every k-th file, to get about `audio_s` seconds of mixed lengths."""
     files = sorted(folder.rglob("*.flac")) or sorted(folder.rglob("*.wav"))
     lengths = {file: soundfile.info(file).duration for file in files}
     step = max(1, round(sum(lengths.values()) / audio_s))
@@ -269,7 +277,7 @@ def report(
     print(f"{'method':<20}{'× real time':>12}{'range':>18}{'vs plain fp32':>15}")
     for name, runs in seconds.items():
         low, high = audio_s / max(runs), audio_s / min(runs)
-        # Ratios are taken round by round, then their median: drift hits both sides of one.
+        # The median of the ratios of each round: drift affects both sides of a ratio.
         ratio = paired(seconds["plain fp32"], runs)
         print(f"{name:<20}{speed[name]:>12.1f}{f'{low:.1f}–{high:.1f}':>18}{ratio:>15.2f}")
     ratios = {

@@ -1,13 +1,13 @@
-"""Epochs through make_loader against a bare sequential read of the same bytes, and the encoder.
+"""Compare epochs through make_loader with a sequential read of the same bytes, and the encoder.
 
     python benchmarks/bench_feed.py [--gigabytes 2.2] [--rounds 5] [--encoder]
 
-Writes a synthetic store of 12 layers of 768 features, then alternates, round by round and with a
-warm page cache: (a) a sequential read of the same bytes through np.memmap into one buffer that is
-used again; epochs with shuffling and 0, 1 and 2 workers, of one layer and all. The first epoch of
-each loader is left out: it faults in memory that later ones use again. `--encoder` adds (b) the
-frames per second of HuBERT base on this machine (random weights cost as much as trained ones).
-Prints medians with their spread and ratios, and one JSON line.
+The store is synthetic: 12 layers of 768 features. The methods alternate, round by round, with a
+warm page cache: a sequential read of the same bytes through np.memmap into one buffer, and shuffled
+epochs of one layer and of all, with 0, 1 and 2 workers. The first epoch of each loader is left out,
+because it faults in memory that later ones reuse. `--encoder` adds the frames per second of HuBERT
+base on this machine (random weights cost as much as trained ones). Prints medians with their spread
+and ratios, and one JSON line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIM, N_LAYERS = 768, 12
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(root: Path, layers: list[int] | None, frames: int, rounds: int) -> dict:
-    """Rates of the bare read and of each loader, alternating."""
+    """Measure the sequential read and each loader, alternating."""
     store = pipeline.open_store(root)
     dataset = pipeline.FeatureDataset(store, layers, ["label"])
     loaders = {
@@ -72,7 +72,7 @@ def measure(root: Path, layers: list[int] | None, frames: int, rounds: int) -> d
     for loader in loaders.values():
         epoch(loader)
     n_frames = int(store.frame_counts.sum())
-    epochs = N_LAYERS // len(dataset.layers)  # so that all measurements take about as long
+    epochs = N_LAYERS // len(dataset.layers)  # all measurements take about as long
     bare: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     ratios: dict[str, list[float]] = {name: [] for name in loaders}
@@ -111,7 +111,7 @@ def measure(root: Path, layers: list[int] | None, frames: int, rounds: int) -> d
 
 
 def epoch(loader: pipeline.FeatureLoader) -> tuple[float, int, int]:
-    """One epoch: CPU seconds of this process, batches, padded frames."""
+    """Run one epoch; return CPU seconds of this process, batches and padded frames."""
     busy = time.process_time()
     n_batches = padded = 0
     for batch in loader:
@@ -121,7 +121,7 @@ def epoch(loader: pipeline.FeatureLoader) -> tuple[float, int, int]:
 
 
 def sequential(store: pipeline.FeatureStore, layers: list[int] | None) -> float:
-    """Seconds to copy the frames of whole shards, one after the other, to one buffer."""
+    """Return the seconds to copy the frames of all shards, one after the other, to one buffer."""
     per_slot = store.attributes["frames_per_unit"]
     used = np.bincount(store.slots, weights=store.frame_counts).astype(int)
     buffer = np.empty((8192, DIM), np.float16)
@@ -138,7 +138,7 @@ def sequential(store: pipeline.FeatureStore, layers: list[int] | None) -> float:
 
 
 def encoder_frames_per_s() -> float:
-    """Frames per second of HuBERT base on ten-second clips, in fp32."""
+    """Return the frames per second of HuBERT base on ten-second clips, in fp32."""
     encoder = pipeline.load_encoder("hubert_base", weights="random")
     clips = [torch.randn(160_000) for _ in range(4)]
     encoder(clips[:1])

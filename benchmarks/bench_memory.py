@@ -1,11 +1,11 @@
-"""Peak memory of a worker over full units, next to its model and a unit's features.
+"""Measure the peak memory of a worker over full units, beside its model and a unit's features.
 
     python benchmarks/bench_memory.py [--units 2] [--frames 60160] [--model none|hubert_base]
 
-A process of its own makes recordings of mixed lengths, loads the model and does the units as a run
-does: the next one is decoded and the last one written while one is encoded. With `--model none` the
-features come from nowhere in the shape and in the batches of HuBERT base, which takes seconds; with
-a real model, minutes.
+The script makes recordings of mixed lengths, loads the model and extracts the units as a run does:
+while one is encoded, the next is decoded and the last is written. With `--model none` the features
+are constants with the shapes and batches of HuBERT base, which takes seconds; a real model takes
+minutes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from pipeline.encoders.windows import Windowing
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import Layout
 from pipeline.store.write.documents import write_group
 
 
-class Nothing:
-    """Features of the shape of HuBERT base's, without a model."""
+class ConstantEncoder:
+    """Encoder that returns constants with the shapes of HuBERT base."""
 
     layers = tuple(range(1, 13))
     geometry = GEOMETRY
@@ -56,7 +57,7 @@ class Nothing:
         return None
 
     def encode_windows(self, *_: object, **__: object) -> Iterator[tuple[int, Tensor]]:
-        raise NotImplementedError("no recording here is that long")
+        raise NotImplementedError("no recording of this benchmark is that long")
 
 
 def main() -> None:
@@ -80,16 +81,17 @@ def main() -> None:
         dataset = DatasetConfig("audiofolder", path=str(clips))
         source = open_source(dataset)
         plan = plan_source(source, Windowing(GEOMETRY, 60.0, 2.0), arguments.frames)
-        layout = Layout(Nothing.layers, 768, plan.frames_per_unit, plan.utterances_per_slot)
+        layout = Layout(ConstantEncoder.layers, 768, plan.frames_per_unit, plan.utterances_per_slot)
         root = Path(scratch) / "store"
         write_group(root, layout, plan.n_units, {"format_version": 1})
-        encoder = Nothing()
+        encoder = ConstantEncoder()
         if arguments.model != "none":
             encoder = pipeline.load_encoder(
                 arguments.model, "random", precision=arguments.precision
             )
             encoder([torch.randn(16_000)])  # weights in their precision, libraries loaded
-        job = Job(root, layout, dataset, lambda: encoder, MAX_BATCH_FRAMES, os.cpu_count() or 1)
+        n_cpus = os.cpu_count() or 1
+        job = Job(open_backend(root), layout, dataset, lambda: encoder, MAX_BATCH_FRAMES, n_cpus)
         worker = Worker(job, encoder, source)
         before = resident_bytes()
         tasks = [UnitTask(unit, unit, 1, plan.unit_rows(unit)) for unit in range(plan.n_units)]

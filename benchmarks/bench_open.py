@@ -1,10 +1,9 @@
-"""Opens a store of a million utterances: seconds, memory, and seconds of a lookup by id.
+"""Measure how long opening a store of a million utterances takes, its memory, and a lookup by id.
 
     python benchmarks/bench_open.py [--utterances 1000000] [--folder /tmp/strata-bench-open]
 
-The index is synthetic (ids of 36 characters, three carried columns, twelve checksums each); the
-store is opened in a process of its own, so that its peak memory can be told. Prints a table and
-one JSON line.
+The index is synthetic (ids of 36 characters, three carried columns, twelve checksums each). The
+store is opened in a separate process, to measure its peak memory. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ print(json.dumps({
 
 
 def write_index(root: Path, n: int) -> None:
-    """A store that has an index and no features."""
+    """Write a store that has an index and no features."""
     layout = Layout(tuple(range(1, 13)), 768, 59_904, PER_UNIT)
     column = {"name": "label", "type": "int64", "class_names": ["a", "b"]}
     write_group(
@@ -106,7 +105,7 @@ def write_index(root: Path, n: int) -> None:
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--utterances", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)

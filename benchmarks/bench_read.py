@@ -1,16 +1,17 @@
-"""Random reads of utterances against np.memmap, zarr-python, tensorstore, zarrs and others.
+"""Compare random reads of utterances with np.memmap, zarr-python, tensorstore, zarrs and others.
 
     python benchmarks/bench_read.py [--gigabytes 2.2] [--rounds 5] [--reads 200] [--cold]
 
-Writes a synthetic store of 12 layers of 768 features, and the same features for each peer that is
-installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch.load), lhotse
-(`NumpyHdf5Writer`, float16). Then alternates them, round by round, on the same random utterances:
-one layer, all layers, one second of one layer. Each read ends in memory of its own, as a trainer
-needs it; np.memmap copies the same bytes from shards that stay mapped, and is what the others are
-divided by. `--cold` has the system forget the files before each pass, maps the shards anew, reads a
-quarter of the utterances once, and compares the store, np.memmap and zarr-python alone; it says how
-much came from the disk. Prints medians, spread and ratios, in wall-clock and in CPU time (which
-tells more where others use the machine), and one JSON line.
+The store is synthetic: 12 layers of 768 features. The same features are written for each peer that
+is installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch.load), lhotse
+(`NumpyHdf5Writer`, float16). The methods alternate, round by round, on the same random utterances:
+one layer, all layers, one second of one layer. Each read ends in newly allocated memory, as a
+trainer needs it. np.memmap copies the same bytes from shards that stay mapped, and is the baseline.
+
+`--cold` drops the files from the page cache before each pass, maps the shards again, and reads a
+quarter of the utterances once. It compares only the store, np.memmap and zarr-python, and prints
+the share of the bytes that came from the disk. Prints medians, spread and ratios, in wall-clock and
+in CPU time (more reliable on a busy machine), and one JSON line.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Read = Callable[[int, slice, int, int], object]
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[str, Read]:
-    """All that can be read from, by name; the store first, np.memmap second."""
+    """Return the readers to compare, by name: the store first, np.memmap second."""
     root = folder / "store" / "features.zarr" / "frames"
     records = [store.record(i) for i in range(len(store))]
     starts = [record["frame_start"] for record in records]
@@ -115,14 +116,14 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
 
 
 class Mapped:
-    """Copies from shards that stay mapped."""
+    """Reader that copies from shards that stay mapped."""
 
     def __init__(self, root: Path, starts: list[int], capacity: int) -> None:
         self._root, self._starts, self._capacity = root, starts, capacity
         self.maps: dict[tuple[int, int], np.ndarray] = {}
 
     def __call__(self, i: int, layers: slice, first: int, last: int) -> object:
-        """A read; see `Read`."""
+        """Read an utterance; see `Read`."""
         slot, at = divmod(self._starts[i], self._capacity)
         axes = range(N_LAYERS)[layers]
         out = np.empty((len(axes), last - first, DIM), np.float16)
@@ -140,7 +141,7 @@ class Mapped:
 def other_formats(
     store: pipeline.FeatureStore, folder: Path, lengths: list[int]
 ) -> dict[str, Read]:
-    """The same features in other formats, as far as their libraries are installed."""
+    """Write the features in other formats whose libraries are installed; return their readers."""
     peers: dict[str, Read] = {}
     files = folder / "files"
     files.mkdir()
@@ -187,18 +188,18 @@ def other_formats(
 
 
 def check(peers: dict[str, Read], store: pipeline.FeatureStore) -> None:
-    """Makes sure that all read the same."""
+    """Check that all readers return the same values."""
     for name, read in peers.items():
         for layers in (slice(5, 6), slice(None)):
             wanted = store.read(3, store.layers[layers], 10, 40)
             if not torch.equal(read(3, layers, 10, 40), wanted):
-                raise AssertionError(f"{name} reads something else")
+                raise AssertionError(f"{name} returns other values")
 
 
 def measure(
     peers: dict[str, Read], store: pipeline.FeatureStore, options: argparse.Namespace
 ) -> dict:
-    """Rates of each peer for each kind of read, alternating."""
+    """Measure each reader for each kind of read, alternating."""
     random = np.random.default_rng(0)
     lengths = store.frame_counts
     long = np.flatnonzero(lengths > SECOND)
@@ -246,7 +247,7 @@ Times = dict[str, list[float]]
 
 
 def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> dict:
-    """Prints a table; returns its numbers."""
+    """Print a table; return its numbers."""
     print(f"\n{kind}, {n_reads} random reads of {n_bytes / n_reads / 1e6:.2f} MB")
     bare = seconds["np.memmap"]
     ours = statistics.median(seconds["strata"])
@@ -273,7 +274,7 @@ def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> d
 
 
 def forget(folder: Path, maps: dict) -> None:
-    """Has the system drop all files of a folder from memory; what is mapped it would keep."""
+    """Drop all files of a folder from the page cache, after unmapping them."""
     maps.clear()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -284,7 +285,7 @@ def forget(folder: Path, maps: dict) -> None:
 
 
 def disk_bytes() -> int:
-    """Bytes that this process has read from disks, read ahead included."""
+    """Return the bytes that this process has read from disks, read-ahead included."""
     return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.M)[1])
 
 

@@ -1,9 +1,9 @@
-"""How the driver's work grows: plan, restart, status and overhead per unit, 10⁴ to 10⁶ utterances.
+"""Measure how the driver's work grows from 10⁴ to 10⁶ utterances: plan, restart, status, overhead.
 
-The source is synthetic (real wav headers, read from memory), the encoder is never run: units are
-committed by writing the index files that workers would write. Each size runs in a process of its
-own, so that its peak memory is its own. Processor seconds stand beside those of the clock, as these
-grow with whatever else the machine does.
+The source is synthetic (real wav headers, read from memory), and no encoder runs: units are
+committed by writing the index files that workers would write. Each size runs in a separate process,
+to measure its peak memory. CPU seconds are printed beside wall-clock seconds, which grow with the
+load of the machine.
 
 `--files flac` plans a real folder instead: as many hard links to 64 files of noise, in 251 folders.
 
@@ -55,7 +55,7 @@ LAYERS = 12
 
 
 class SyntheticSource:
-    """A dataset of `n` utterances of 1 to 17 s, with a speaker each."""
+    """Source of `n` utterances of 1 to 17 s, each with a speaker."""
 
     skipped: tuple[str, ...] = ()
     skipped_columns: tuple[str, ...] = ()
@@ -75,11 +75,11 @@ class SyntheticSource:
         return len(self._ids)
 
     def ids(self) -> pa.Array:
-        """Ids in order."""
+        """Return the ids in order."""
         return self._ids
 
     def segment(self, row: int) -> Segment:
-        """One of 64 clips."""
+        """Return one of 64 clips."""
         return Segment(f"{row}", data=self._audio[row * 37 % 64])
 
 
@@ -94,22 +94,22 @@ def _wav(n_samples: int) -> bytes:
 
 
 class InstantExecutor:
-    """An executor whose units are done at once: what is left is the driver's own work."""
+    """Executor whose units are done at once, so that only the driver's own work is measured."""
 
     def __init__(self) -> None:
         self._task: UnitTask | None = None
 
     def has_room(self, exclusive: bool = False) -> bool:
-        """Whether it is idle."""
+        """Return whether it is idle."""
         return self._task is None
 
     def submit(self, task: UnitTask, limit_s: float) -> str:
-        """Takes a unit."""
+        """Accept a unit."""
         self._task = task
         return "instant"
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        """Has done it."""
+        """Report the unit as committed."""
         task, self._task = self._task, None
         assert task is not None
         n = len(task.rows)
@@ -120,19 +120,19 @@ class InstantExecutor:
         return [Outcome(task, report=report)]
 
     def close(self) -> None:
-        """Has nothing to end."""
+        """Do nothing."""
 
 
 @contextmanager
 def clock(results: dict[str, Any], name: str) -> Iterator[None]:
-    """Times a block into `results`."""
+    """Time a block into `results`."""
     began = time.perf_counter()
     yield
     results[name] = round(time.perf_counter() - began, 3)
 
 
 def measure_plan(config: Config, results: dict[str, Any]) -> None:
-    """Plans, and says how long it took and what memory it added to that of the imports."""
+    """Plan; measure the time, and the memory beyond that of the imports."""
     before, cpu = peak_mb(), time.process_time()
     with clock(results, "plan_s"):
         results["units"] = run.plan(config).units
@@ -142,12 +142,12 @@ def measure_plan(config: Config, results: dict[str, Any]) -> None:
 
 
 def peak_mb() -> int:
-    """The most memory that this process has had, in MB."""
+    """Return the peak memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def commit_all(root: Path) -> None:
-    """Writes claims and index files of all units as workers would, but without fsync."""
+    """Write claims and index files of all units as workers would, but without fsync."""
     plan = read_plan(root)
     assert plan is not None
     for folder in ("index", "ledger"):
@@ -177,7 +177,7 @@ def commit_all(root: Path) -> None:
 
 
 def measure(n: int) -> dict[str, Any]:
-    """All figures for one size; run in a process of its own."""
+    """Measure one size; run in a separate process."""
     results: dict[str, Any] = {"utterances": n}
     source = SyntheticSource(n)
     run.open_source = lambda config: source  # type: ignore[assignment]
@@ -204,7 +204,7 @@ def measure(n: int) -> dict[str, Any]:
 
 
 def measure_files(n: int, kind: str, work: Path | None) -> dict[str, Any]:
-    """The plan of a real folder; run in a process of its own."""
+    """Measure the plan of a real folder; run in a separate process."""
     results: dict[str, Any] = {"utterances": n}
     run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -215,7 +215,7 @@ def measure_files(n: int, kind: str, work: Path | None) -> dict[str, Any]:
 
 
 def link_files(folder: Path, n: int, kind: str) -> None:
-    """A folder of `n` names for 64 clips of 1 to 3 s."""
+    """Make a folder of `n` hard links to 64 clips of 1 to 3 s."""
     folder.mkdir()
     noise = np.random.default_rng(0).normal(0, 0.05, 48_000)
     sources = [folder / f"clip-{i:02d}.{kind}" for i in range(64)]
@@ -229,7 +229,7 @@ def link_files(folder: Path, n: int, kind: str) -> None:
 
 
 def configured(root: Path, *more: str) -> Config:
-    """What to plan and extract."""
+    """Return the configuration to plan and extract."""
     frames = "plan.frames_per_unit=51200"
     return load_config(
         ["dataset=audiofolder", "model=tiny", f"store={root}", "engine=inline", frames, *more]
@@ -237,7 +237,7 @@ def configured(root: Path, *more: str) -> Config:
 
 
 def overhead_ms(root: Path, config: Config, n_units: int) -> float:
-    """The driver's own time per unit: claim, hand over, settle, log."""
+    """Measure the driver's own time per unit: claim, submit, record, log."""
     attributes = read_attributes(root)
     plan = read_plan(root)
     assert plan is not None
@@ -267,7 +267,7 @@ def overhead_ms(root: Path, config: Config, n_units: int) -> float:
 
 
 def main() -> int:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--files", choices=["wav", "flac", "mp3"], help="plan a real folder")

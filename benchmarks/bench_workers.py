@@ -1,11 +1,11 @@
-"""Few workers with many threads, or many workers with one: which fills the CPUs best?
+"""Compare few workers with many threads and many workers with one thread, on the same CPUs.
 
     python benchmarks/bench_workers.py AUDIO_FOLDER [--audio-s 400] [--rounds 3] [--cpus 2]
 
-Every way to divide the CPUs among workers gets the same clips, in units of like size. Each worker
-is a process of its own (HuBERT base, random weights) that decodes, encodes, writes and commits its
-share of the units, as in a run. The ways take turns, round after round; a worker that waits costs
-nothing. The rule that follows is in pipeline/extract/resources.py.
+Every division of the CPUs among workers gets the same clips, in units of similar size. Each worker
+is a process (HuBERT base, random weights) that decodes, encodes, writes and commits its share of
+the units, as in a run. The divisions take turns, round after round; an idle worker takes no CPU
+time. The rule derived from the result is in pipeline/extract/resources.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pipeline.encoders.windows import Windowing
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.write.documents import write_group
@@ -38,7 +39,7 @@ LAYERS = tuple(range(1, 13))
 
 
 def work(job: Job, plan: Plan, orders: Connection) -> None:
-    """A worker: does the units that it is told to, and says when they are done."""
+    """Run a worker: extract the units in each order, and report when they are done."""
     worker = Worker(job)
     orders.send("ready")
     while units := orders.recv():
@@ -50,11 +51,11 @@ def work(job: Job, plan: Plan, orders: Connection) -> None:
         orders.send("done")
 
 
-class Way:
-    """So many workers with so many threads each."""
+class Division:
+    """A number of workers with the same number of threads each."""
 
-    def __init__(self, n_workers: int, job: Job, plan: Plan) -> None:
-        self.job, self.plan = job, plan
+    def __init__(self, n_workers: int, root: Path, job: Job, plan: Plan) -> None:
+        self.root, self.job, self.plan = root, job, plan
         self.orders = []
         spawn = multiprocessing.get_context("spawn")
         for _ in range(n_workers):
@@ -65,9 +66,9 @@ class Way:
             orders.recv()
 
     def run(self, n_units: int) -> float:
-        """Extracts units into a fresh store; returns the seconds until the last is done."""
-        shutil.rmtree(self.job.root, ignore_errors=True)
-        write_group(self.job.root, self.job.layout, self.plan.n_units, {"format_version": 1})
+        """Extract units into a new store; return the seconds until the last is done."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        write_group(self.root, self.job.layout, self.plan.n_units, {"format_version": 1})
         units = list(range(n_units))
         began = time.perf_counter()
         for i, orders in enumerate(self.orders):
@@ -77,7 +78,7 @@ class Way:
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         for orders in self.orders:
             orders.send([])
 
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     arguments = parser.parse_args()
     files, audio_s = choose(arguments.folder, arguments.audio_s)
-    ways = [n for n in range(1, arguments.cpus + 1) if arguments.cpus % n == 0]
+    divisions = [n for n in range(1, arguments.cpus + 1) if arguments.cpus % n == 0]
     table = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -101,7 +102,7 @@ def main() -> None:
         dataset = DatasetConfig("audiofolder", path=str(scratch / "clips"))
         frames = round(audio_s * 50 / (2 * arguments.cpus))
         plan = plan_source(open_source(dataset), Windowing(GEOMETRY, 60.0, 2.0), frames)
-        n_units = plan.n_units // arguments.cpus * arguments.cpus  # an equal share for each
+        n_units = plan.n_units // arguments.cpus * arguments.cpus  # equal shares
         frames = sum(
             int(plan.unit_rows(unit)["n_frames"].to_numpy().sum()) for unit in range(n_units)
         )
@@ -110,10 +111,11 @@ def main() -> None:
         for precision in arguments.precisions:
             load = partial(pipeline.load_encoder, "hubert_base", "random", precision=precision)
             made = {
-                n: Way(
+                n: Division(
                     n,
+                    scratch / f"store-{n}",
                     Job(
-                        scratch / f"store-{n}",
+                        open_backend(scratch / f"store-{n}"),
                         layout,
                         dataset,
                         load,
@@ -122,16 +124,16 @@ def main() -> None:
                     ),
                     plan,
                 )
-                for n in ways
+                for n in divisions
             }
-            for way in made.values():
-                way.run(n_units)  # warm-up
-            seconds = {n: [] for n in ways}
+            for division in made.values():
+                division.run(n_units)  # warm-up
+            seconds = {n: [] for n in divisions}
             for _ in range(arguments.rounds):
-                for n, way in made.items():
-                    seconds[n].append(way.run(n_units))
-            for way in made.values():
-                way.close()
+                for n, division in made.items():
+                    seconds[n].append(division.run(n_units))
+            for division in made.values():
+                division.close()
             table[precision] = report(precision, seconds, audio_s, n_units, arguments)
     print(json.dumps(table))
 
@@ -143,7 +145,7 @@ def report(
     n_units: int,
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
-    """Prints one line per way; ratios are taken round by round."""
+    """Print one line per division; ratios are taken round by round."""
     print(
         f"{precision}: {audio_s:.0f} s of audio in {n_units} units, {arguments.cpus} CPUs, medians "
         f"of {arguments.rounds} alternating rounds"

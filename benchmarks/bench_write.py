@@ -1,12 +1,12 @@
-"""How fast a unit is written, next to a plain write and to the Zarr libraries.
+"""Compare writing a unit with a plain write and with the Zarr libraries.
 
     python benchmarks/bench_write.py [--frames 19968] [--rounds 5] [--folder DIR]
 
-One unit of 12 layers × frames × 768 float16 is written again and again, the methods taking turns:
+One unit of 12 layers × frames × 768 float16 is written many times; the methods take turns:
 
-plain          one file per layer: write, fsync. The limit.
+plain          one file per layer: write, fsync. The upper bound.
 ours           strata's commit of the unit: shards with their index, pooled means, index file; each
-               synced, renamed, and its folder synced. Checksums and means are taken before.
+               synced, renamed, and its folder synced. Checksums and means are computed before.
 zarr-python    the same array (same shards and inner chunks), one write per layer; not synced
 tensorstore    the same, through tensorstore; not synced by request
 """

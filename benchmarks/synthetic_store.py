@@ -17,7 +17,7 @@ from pipeline.store.write.documents import UnitBuffer, commit_unit, write_group,
 
 
 def speech_lengths(n_frames: int, seed: int = 0) -> np.ndarray:
-    """Frames of utterances as in read speech (1 to 17 s, 12 s the mode), `n_frames` in all."""
+    """Return frames of utterances as in read speech (1 to 17 s, mode 14 s), `n_frames` in all."""
     random = np.random.default_rng(seed)
     lengths = (random.triangular(1.0, 14.0, 17.0, n_frames // 200 + 10) * 50).astype(np.int64)
     return lengths[: int(np.searchsorted(np.cumsum(lengths), n_frames)) + 1]
@@ -30,7 +30,7 @@ def write_store(
     dim: int = 768,
     n_slots_frames: int = 59_904,
 ) -> None:
-    """Writes a store of utterances of these lengths, with a column `label` of ten classes."""
+    """Write a store of utterances of these lengths, with a column `label` of ten classes."""
     n = len(lengths)
     columns = {
         "id": [f"clip-{i:06d}" for i in range(n)],
@@ -98,7 +98,7 @@ def write_store(
 
 
 def warm(root: Path) -> int:
-    """Reads every shard once, so that the page cache has it; returns the bytes."""
+    """Read every file once, to fill the page cache; return the bytes."""
     total = 0
     for folder, _, names in os.walk(root):
         for name in names:

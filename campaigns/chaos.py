@@ -1,9 +1,9 @@
-"""The campaign behind campaigns/chaos: faults at random moments, then a count of what was lost.
+"""Inject faults at random moments, then count what was lost. Run by campaigns/chaos.
 
-Each run extracts the data into a fresh store with real drivers (`strata extract` in processes of
-their own) on a real Ray cluster of two nodes, while workers, drivers, nodes and the disk fail;
-between drivers the store itself is damaged and repaired. In the end the store must verify, hold
-every utterance once, and equal an undisturbed one byte by byte, unit by unit.
+Each run extracts the data into a new store with real drivers (`strata extract` in separate
+processes) on a real Ray cluster of two nodes, while workers, drivers, nodes and the disk fail.
+Between drivers the store itself is damaged and repaired. At the end the store must verify, hold
+every utterance once, and equal an undisturbed store byte by byte, unit by unit.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 
 CONTRADICTIONS = ("another driver took the lease over", "was claimed by somebody else")
-"""What no driver may say as long as the machine is one and its processes can be seen."""
+"""Messages of a driver that has met another one; on one machine there must be none."""
 END_S = 60.0
-"""How long a driver may take to end once it was asked to."""
+"""How long a driver may take to end after a request."""
 ORPHANS_S = 30.0
 """How long workers may outlive their driver."""
 
 
 class Campaign:
-    """Runs until enough faults are injected."""
+    """Runs of the campaign, and what they found."""
 
     def __init__(self, options: argparse.Namespace, disk: Path, may_mount: bool) -> None:
         self.options = options
@@ -67,7 +67,7 @@ class Campaign:
         self.live: dict[str, tuple[int, Callable[[], bool]]] = {
             "worker SIGKILL": (18, lambda: kill(signal.SIGKILL)),
             "worker SIGSEGV": (8, lambda: kill(signal.SIGSEGV)),
-            "worker paused, then goes on": (5, self.pause_worker),
+            "worker paused, then resumed": (5, self.pause_worker),
             "driver SIGKILL": (8, lambda: self.signal_driver(signal.SIGKILL)),
             "driver SIGTERM": (4, lambda: self.signal_driver(signal.SIGTERM)),
             "driver SIGINT": (3, lambda: self.signal_driver(signal.SIGINT)),
@@ -93,7 +93,7 @@ class Campaign:
                 raise SystemExit(f"no fault is called {name!r}; did you mean {', '.join(near)}?")
 
     def command(self, store: Path, *more: str) -> list[str]:
-        """One driver."""
+        """Return the command of a driver."""
         return [
             *(sys.executable, "-m", "pipeline", "extract", "dataset=audiofolder"),
             *(f"dataset.path={self.options.data}", f"dataset.limit={self.options.limit}"),
@@ -102,7 +102,7 @@ class Campaign:
         ]
 
     def start(self) -> None:
-        """Starts a driver on the cluster."""
+        """Start a driver on the cluster."""
         self.drivers += 1
         more = ["engine=ray", "engine.workers=2", f"engine.address={self.nodes.address}"]
         self.said = self.options.work / "driver.log"
@@ -110,7 +110,7 @@ class Campaign:
             self.driver = subprocess.Popen(self.command(self.store, *more), stderr=file)
 
     def ended(self) -> bool:
-        """Whether the driver is gone; takes note of how."""
+        """Return whether the driver has ended; record how."""
         assert self.driver is not None
         code = self.driver.poll()
         if code is None:
@@ -118,18 +118,18 @@ class Campaign:
         self.exits[f"exit {code}"] += 1
         said = self.said.read_text()
         told = "units committed" in said or "run the same command again" in said
-        signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # when all is said and done
+        signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # after its last message
         fine = code in (0, 1, -signal.SIGKILL) or (signalled and told)
         if "Traceback" in said or not fine or "unexpected " in said:
             self.unclean.append(f"exit {code}: {said[-1500:]}")
         if any(words in said for words in CONTRADICTIONS):
-            self.losses.append(f"two drivers were at work: {said[-1500:]}")
+            self.losses.append(f"two drivers were running: {said[-1500:]}")
         if code == 1:
             self.said_at_end[gist(said)] += 1
         return True
 
     def wait_for_end(self, timeout_s: float) -> bool:
-        """Gives the driver time to notice; returns whether it has ended."""
+        """Wait for the driver to end; return whether it has."""
         end = time.monotonic() + timeout_s
         while self.driver is not None and self.driver.poll() is None:
             if time.monotonic() > end:
@@ -138,12 +138,12 @@ class Campaign:
         return True
 
     def must_end(self, why: str) -> None:
-        """A driver that was asked to end has to."""
+        """Wait for a driver that was asked to end; record it if it does not."""
         if not self.wait_for_end(END_S):
             self.unclean.append(f"a driver did not end within {END_S:.0f} s after {why}")
 
     def holder(self) -> str | None:
-        """The driver's run, if the lease is its own and it lives: read here, not by the lease."""
+        """Return the driver's run if the driver lives and holds the lease (read from the file)."""
         assert self.driver is not None
         with suppress(OSError, ValueError):
             lease = json.loads((self.store / LEASE).read_bytes())
@@ -152,7 +152,7 @@ class Campaign:
         return None
 
     def wait_for_work(self) -> None:
-        """Waits until the driver has given out units, mostly: some faults hit a run that starts."""
+        """Usually wait until the driver has submitted units; some faults hit a starting run."""
         if self.rng.random() < 0.2:
             return
         known = len(list(self.store.glob("ledger/slot-*.json")))
@@ -161,7 +161,7 @@ class Campaign:
                 return
             time.sleep(0.02)
 
-    # --- faults while a driver runs; each says whether it happened -------------------------
+    # --- faults while a driver runs; each returns whether it happened ----------------------
 
     def kill_worker(self, number: signal.Signals) -> bool:
         workers = self.nodes.workers()
@@ -185,7 +185,7 @@ class Campaign:
     def signal_driver(self, number: signal.Signals) -> bool:
         assert self.driver is not None
         if number != signal.SIGKILL and self.holder() is None:
-            return False  # before its handlers are there, the interpreter's own ones act
+            return False  # its signal handlers are not installed yet
         self.driver.send_signal(number)
         self.must_end(number.name)
         return True
@@ -209,7 +209,7 @@ class Campaign:
         return True
 
     def second_driver(self) -> bool:
-        """Only if the first one is gone by then may the second one be let in."""
+        """Start a second driver, which must be refused unless the first one has ended by then."""
         before = self.holder()
         if before is None:
             return False
@@ -235,14 +235,14 @@ class Campaign:
     def vanish(self) -> bool:
         assert self.driver is not None
         if self.holder() is None:
-            return False  # a driver that starts now would begin a new store, and rightly
+            return False  # a starting driver would rightly create a new store
         aside = self.disk / "vanished"
         self.store.rename(aside)
-        self.must_end("its store had vanished")
+        self.must_end("its store vanished")
         self.driver.kill()
         self.driver.wait()
         if committed_units(self.store):
-            self.losses.append("a unit was committed in the place of a store that had vanished")
+            self.losses.append("a unit was committed in the place of a vanished store")
         while self.store.exists():
             shutil.rmtree(self.store, ignore_errors=True)
         aside.rename(self.store)
@@ -273,7 +273,7 @@ class Campaign:
     # --- the campaign ----------------------------------------------------------------------
 
     def disturb(self, budget: int) -> None:
-        """Runs drivers on the store until `budget` faults have been injected."""
+        """Run drivers on the store until `budget` faults have been injected."""
         goal = self.faults.total() + budget
         names, weights = list(self.live), [weight for weight, _ in self.live.values()]
         while self.faults.total() < goal:
@@ -291,7 +291,7 @@ class Campaign:
             self.damage()
 
     def damage(self) -> None:
-        """Damages the store at rest, one to four times, and repairs it."""
+        """Damage the store between drivers, one to four times, and repair it."""
         if not committed_units(self.store):
             return
         damager = Damager(self.store, self.rng)
@@ -306,14 +306,14 @@ class Campaign:
         if not garbage:
             return
         if not orphans:
-            self.losses.append(f"repair left garbage, and no worker was there: {garbage[:3]}")
+            self.losses.append(f"repair left garbage without any worker running: {garbage[:3]}")
         if not self.nodes.wait_for_orphans(ORPHANS_S):
             self.unclean.append(f"workers outlive their driver by {ORPHANS_S:.0f} s")
         elif garbage := self.repair():
-            self.losses.append(f"repair left garbage, with all workers gone: {garbage[:3]}")
+            self.losses.append(f"repair left garbage after all workers had ended: {garbage[:3]}")
 
     def repair(self) -> list[Stray]:
-        """Repairs the store, which must be sound then; returns garbage that has come since."""
+        """Repair the store, which must then be sound; return garbage written since."""
         try:
             repair_store(self.store)
             found = verify_store(self.store)
@@ -325,7 +325,7 @@ class Campaign:
         return [stray for stray in found.strays if stray.is_garbage]
 
     def one_run(self, budget: int, quiet: dict[str, Any]) -> None:
-        """A fresh store, faults, and an end in peace."""
+        """Extract into a new store under faults; then let a driver finish, and compare."""
         self.runs += 1
         shutil.rmtree(self.store, ignore_errors=True)
         self.disturb(budget)
@@ -343,33 +343,33 @@ class Campaign:
         self.tell(f"run {self.runs} ends, {len(self.losses)} losses")
 
     def close(self) -> None:
-        """Ends what is still running."""
+        """End what is still running."""
         if self.driver is not None and self.driver.poll() is None:
             self.driver.kill()
             self.driver.wait()
         self.nodes.close()
 
     def tell(self, line: str) -> None:
-        """Says what goes on."""
+        """Print a line of progress."""
         done = len(committed_units(self.store))
         total = self.faults.total()
         print(f"{time.strftime('%H:%M:%S')} {total:4d} faults, {done:3d} units: {line}", flush=True)
 
 
 def gist(said: str) -> str:
-    """The last line that a driver said, without numbers and paths."""
+    """Return the last line that a driver printed, without numbers and paths."""
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
     return re.sub(r"\d+", "#", re.sub(r"\S*/\S*", "PATH", last))[:110]
 
 
 def weighted(text: str) -> tuple[str, int]:
-    """KIND=N of the command line."""
+    """Parse KIND=N of the command line."""
     name, _, weight = text.rpartition("=")
     return name, int(weight)
 
 
 def main() -> int:
-    """Runs the campaign and prints the count."""
+    """Run the campaign and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of audio files")
     parser.add_argument("--faults", type=int, default=200)

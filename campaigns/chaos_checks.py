@@ -1,4 +1,4 @@
-"""What a campaign looks at when a run has ended: whether anything is lost, doubled or left over."""
+"""Checks at the end of a run: is anything lost, duplicated or left over?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
 
 def contents(store: Path) -> dict[str, Any]:
-    """Shards, pooled chunks and index rows by unit, relative to the slot they lie in."""
+    """Return shards, pooled chunks and index rows by unit, relative to their slot."""
     layout = layout_of(read_attributes(store))
     found: dict[str, Any] = {}
     for unit in committed_units(store):
@@ -36,10 +36,10 @@ def contents(store: Path) -> dict[str, Any]:
 
 
 def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
-    """What is lost, doubled or changed in a store, against an undisturbed one.
+    """Return what is lost, duplicated or changed in a store, compared with an undisturbed one.
 
-    The last driver has ended well and its workers are gone, so it must have left nothing behind,
-    but for slots of which it cannot know whose they are; those a repair removes.
+    The last driver has finished and its workers have ended. It must have left nothing, except slots
+    whose owner it cannot know; a repair removes these.
     """
     found = verify_store(store)
     losses = [f"unit {damage.unit}: {damage.problem}" for damage in found.damages]
@@ -59,14 +59,14 @@ def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
     rows = [row for name, rows in now.items() if name.endswith("rows") for row in rows]
     seen = Counter(row["row"] for row in rows)
     planned = plan.table["row"].to_pylist()
-    losses += [f"row {row} is there {seen[row]} times" for row in planned if seen[row] != 1]
+    losses += [f"row {row} is stored {seen[row]} times" for row in planned if seen[row] != 1]
     names = sorted(quiet.keys() | now.keys())
     differing = [name for name in names if quiet.get(name) != now.get(name)]
     return losses + [f"{name} differs from the undisturbed store" for name in differing]
 
 
 def overlaps(store: Path) -> list[str]:
-    """Signs that two drivers were at work at once: in the log, and in what they have claimed."""
+    """Return signs that two drivers ran at the same time: in the log, and in the claims."""
     latest, found = "", []
     began: list[tuple[str, str]] = []
     for event in read_log(store):
@@ -75,10 +75,10 @@ def overlaps(store: Path) -> list[str]:
             latest = run
             began.append((event["time"], run))
         elif run != latest and not run.startswith("repair"):
-            found.append(f"run {run} went on after run {latest} had begun: {event['event']}")
+            found.append(f"run {run} continued after run {latest} had started: {event['event']}")
     times = [time for time, _ in began]
     for claim in read_claims(store):
         at = bisect_right(times, claim.time)
         if claim.unit != LOST and (not at or began[at - 1][1] != claim.run_id):
-            found.append(f"run {claim.run_id} claimed slot {claim.slot} while it was not its turn")
+            found.append(f"run {claim.run_id} claimed slot {claim.slot} during another run")
     return found

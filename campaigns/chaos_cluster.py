@@ -1,4 +1,4 @@
-"""Where a campaign takes place: a Ray cluster of two nodes, and a small disk, on this machine."""
+"""The environment of a campaign: a Ray cluster of two nodes and a small disk, on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 class Nodes:
-    """A Ray cluster of two nodes on this machine; the second may be lost."""
+    """Ray cluster of two nodes on this machine; the second may be lost."""
 
     def __init__(self) -> None:
         import ray
@@ -27,7 +27,7 @@ class Nodes:
         self.address = self.cluster.address
 
     def workers(self) -> list[int]:
-        """Processes of workers of this cluster, and of no other one."""
+        """Return the processes of this cluster's workers."""
         raylets = {
             info.process.pid
             for node in self.cluster.list_all_nodes()
@@ -42,7 +42,7 @@ class Nodes:
         return found
 
     def wait_for_orphans(self, timeout_s: float) -> bool:
-        """Waits until no worker is left; returns whether that is so."""
+        """Wait until no worker is left; return whether that is so."""
         end = time.monotonic() + timeout_s
         while self.workers():
             if time.monotonic() > end:
@@ -51,12 +51,12 @@ class Nodes:
         return True
 
     def lose(self) -> None:
-        """Loses the second node at once; another one takes its place."""
+        """Remove the second node at once, and add a new one."""
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.second = self.cluster.add_node(**NODE)
 
     def drain(self) -> None:
-        """Gives the second node notice, and takes it away a moment later."""
+        """Give the second node notice, and remove it three seconds later."""
         from ray._private.worker import global_worker
 
         deadline_ms = int((time.time() + 30) * 1000)
@@ -67,7 +67,7 @@ class Nodes:
         self.lose()
 
     def close(self) -> None:
-        """Ends it all."""
+        """End the cluster."""
         import ray
 
         ray.shutdown()
@@ -76,7 +76,7 @@ class Nodes:
 
 @contextmanager
 def own_disk(work: Path, megabytes: int) -> Iterator[tuple[Path, bool]]:
-    """A small file system of our own where that is permitted, else a folder."""
+    """Mount a small file system if that is permitted, else make a folder."""
     disk = work / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)]

@@ -1,4 +1,4 @@
-"""What bad disks, bad hands and crashes leave in a store that no driver holds."""
+"""Damage to a store between runs, as bad disks, mistakes and crashes cause it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.store.index import committed_units
 
 
 class Damager:
-    """Does one kind of damage at a time to a store, at a random place."""
+    """Damages a store at a random place. Each kind returns whether it happened."""
 
     def __init__(self, store: Path, rng: random.Random) -> None:
         self.store = store
@@ -41,34 +41,34 @@ class Damager:
         }
 
     def shard(self) -> Path | None:
-        """Any shard."""
+        """Choose a shard."""
         found = sorted((self.store / FRAMES / "c").glob("*/*/0"))
         return self.rng.choice(found) if found else None
 
     def pooled(self) -> Path | None:
-        """Any pooled chunk."""
+        """Choose a pooled chunk."""
         found = sorted((self.store / GROUP / "pooled" / "c").glob("*/0/0/0"))
         return self.rng.choice(found) if found else None
 
     def index(self) -> Path | None:
-        """Any commit."""
+        """Choose a commit."""
         units = committed_units(self.store)
         return self.store / index_key(self.rng.choice(units)) if units else None
 
     def cache(self) -> Path | None:
-        """The compaction of all commits, which may be lost without a loss."""
+        """Return the compaction of all commits, which holds nothing that the commits do not."""
         path = self.store / INDEX_CACHE
         return path if path.exists() else None
 
     def remove(self, path: Path | None) -> bool:
-        """Loses a file."""
+        """Remove a file."""
         if path is None:
             return False
         path.unlink()
         return True
 
     def flip(self, path: Path | None, where: str) -> bool:
-        """Flips one bit."""
+        """Flip one bit."""
         if path is None or not path.stat().st_size:
             return False
         raw = bytearray(path.read_bytes())
@@ -79,7 +79,7 @@ class Damager:
         return True
 
     def truncated_shard(self) -> bool:
-        """Cuts a shard short."""
+        """Truncate a shard."""
         path = self.shard()
         if path is None:
             return False
@@ -88,7 +88,7 @@ class Damager:
         return True
 
     def torn_index(self) -> bool:
-        """Cuts a commit short."""
+        """Truncate a commit."""
         path = self.index()
         if path is None:
             return False
@@ -97,7 +97,7 @@ class Damager:
         return True
 
     def torn_cache(self) -> bool:
-        """Cuts the compaction short, which is no loss."""
+        """Truncate the compaction, which loses nothing."""
         path = self.cache()
         if path is None:
             return False
@@ -105,13 +105,13 @@ class Damager:
         return True
 
     def foreign(self) -> bool:
-        """Puts files there that are none of the store's."""
+        """Add a file that is not the store's."""
         folder = self.rng.choice([INDEX_DIR, LEDGER_DIR, GROUP, f"{FRAMES}/c/0", ""])
         (self.store / folder / f"notes-{self.rng.randrange(10**6)}.txt").write_text("hello")
         return True
 
     def orphan_slot(self) -> bool:
-        """Puts data into a slot that nobody has claimed."""
+        """Write data into a slot that has no claim."""
         claimed = [int(path.stem[5:]) for path in self.claims()]
         slot = max(claimed, default=0) + 5 + self.rng.randrange(5)
         for axis in range(2):
@@ -121,7 +121,7 @@ class Damager:
         return True
 
     def partials(self) -> bool:
-        """Leaves files half-written."""
+        """Add half-written files."""
         for folder in (INDEX_DIR, LEDGER_DIR, f"{FRAMES}/c/1/0", ""):
             path = self.store / folder / f"x.{self.rng.randrange(10**9)}.partial"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class Damager:
         return True
 
     def unreadable_claim(self) -> bool:
-        """Empties a claim, as a power failure may."""
+        """Empty a claim, as a power failure may."""
         paths = self.claims()
         if not paths:
             return False
@@ -137,6 +137,6 @@ class Damager:
         return True
 
     def claims(self) -> list[Path]:
-        """Files of all claims, readable or not."""
+        """Return the files of all claims, readable or not."""
         found = (self.store / LEDGER_DIR).glob("slot-*.json")
         return sorted(path for path in found if "died" not in path.name)

@@ -1,4 +1,4 @@
-"""A short form of the campaign in campaigns/chaos; the long one is run by hand."""
+"""A short form of campaigns/chaos; the long form is run by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _spec.loader.exec_module(checks)
 
 
 def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
-    """Real drivers, workers and nodes die; the store ends equal to an undisturbed one."""
+    """Real drivers, workers and nodes are killed; the store ends equal to an undisturbed one."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(60))
     command = [str(SCRIPT), str(folder), "--faults=10", "--runs=1", "--seed=3", "--disk-mb=60"]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def finished(tmp_path: Path) -> FakeStore:
-    """A store of three units, and the log of a run that took its time."""
+    """A store of three units, and the log of one run."""
     store = make_store(tmp_path / "s", [300, 300, 300])
     RunLog(store.root, "first").write("run_started")
     return store
@@ -56,12 +56,12 @@ def claim(store: FakeStore, run_id: str) -> None:
 
 
 def without_old_claims(found: list[str]) -> list[str]:
-    """`make_store` claims before any run, as its own run."""
+    """Leave out the claims of `make_store`, which come before any run."""
     return [line for line in found if not line.startswith("run run ")]
 
 
 def test_the_campaign_sees_two_drivers_in_log_and_ledger(finished: FakeStore) -> None:
-    """A run that logs or claims after the next one has begun; one after the other is fine."""
+    """A run that logs or claims after the next has started is found; runs in turn are not."""
     claim(finished, "first")
     time.sleep(0.002)
     RunLog(finished.root, "second").write("run_started")
@@ -70,15 +70,15 @@ def test_the_campaign_sees_two_drivers_in_log_and_ledger(finished: FakeStore) ->
     assert without_old_claims(checks.overlaps(finished.root)) == []
     claim(finished, "first")
     assert without_old_claims(checks.overlaps(finished.root)) == [
-        "run first claimed slot 5 while it was not its turn"
+        "run first claimed slot 5 during another run"
     ]
     RunLog(finished.root, "first").write("unit_committed")
-    assert "run first went on after run second had begun" in checks.overlaps(finished.root)[0]
+    assert "run first continued after run second had started" in checks.overlaps(finished.root)[0]
 
 
 @pytest.mark.parametrize("damage", ["half-written", "dead attempt", "flipped bit", "lost unit"])
 def test_the_campaign_sees_what_a_driver_left(finished: FakeStore, damage: str) -> None:
-    """Garbage, damage and gaps count as they are found, not as a repair leaves them."""
+    """Garbage, damage and gaps are counted before a repair removes them."""
     quiet = checks.contents(finished.root)
     assert checks.compare(finished.root, quiet) == []
     shard = finished.path(finished.layout.shard_key(0, 1))
