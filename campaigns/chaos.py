@@ -40,6 +40,10 @@ from pipeline.store.maintain.verify import verify_store
 
 CONTRADICTIONS = ("another driver took the lease over", "was claimed by somebody else")
 """Messages of a driver that has met another one; on one machine there must be none."""
+REFUSED = "is in use by process"
+"""What a second driver prints."""
+ENDED = ("units committed", "run the same command again")
+"""What a driver prints at its end, with all units or without."""
 END_S = 60.0
 """How long a driver may take to end after a request."""
 ORPHANS_S = 30.0
@@ -117,7 +121,7 @@ class Campaign:
             return False
         self.exits[f"exit {code}"] += 1
         said = self.said.read_text()
-        told = "units committed" in said or "run the same command again" in said
+        told = any(words in said for words in ENDED)
         signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # after its last message
         fine = code in (0, 1, -signal.SIGKILL) or (signalled and told)
         if "Traceback" in said or not fine or "unexpected " in said:
@@ -217,7 +221,7 @@ class Campaign:
         done = subprocess.run(
             self.command(self.store, *more), capture_output=True, text=True, check=False
         )
-        if "is in use by process" in done.stderr:
+        if REFUSED in done.stderr:
             return True
         if self.holder() == before:
             self.losses.append(f"a second driver was not refused: {done.stderr[-300:]}")

@@ -17,6 +17,9 @@ from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
+NO_OWNER = ("nobody claimed", "is lost")
+"""What `verify` says of a slot whose owner it cannot know."""
+
 
 def contents(store: Path) -> dict[str, Any]:
     """Return shards, pooled chunks and index rows by unit, relative to their slot."""
@@ -46,7 +49,7 @@ def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
     losses += [
         f"left behind: {stray.path}: {stray.what}"
         for stray in found.strays
-        if stray.is_garbage and not ("nobody claimed" in stray.what or "is lost" in stray.what)
+        if stray.is_garbage and not any(words in stray.what for words in NO_OWNER)
     ]
     repair_store(store)
     found = verify_store(store)

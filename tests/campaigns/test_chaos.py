@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.layout import index_key
@@ -41,6 +43,26 @@ def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
     assert re.search(r"^1\d+ faults in 1 runs", done.stdout, re.MULTILINE)
     assert "losses: 0" in done.stdout
     assert "unclean ends: 0" in done.stdout
+
+
+def test_the_campaign_looks_for_messages_that_exist() -> None:
+    """A message that is worded anew must be changed in the campaign, too."""
+    texts = [
+        node.value
+        for path in Path(pipeline.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    constants = {
+        target.id: ast.literal_eval(node.value)
+        for name in ("chaos.py", "chaos_checks.py")
+        for node in ast.parse(SCRIPT.with_name(name).read_text()).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+    expected = [*constants["CONTRADICTIONS"], constants["REFUSED"], *constants["ENDED"]]
+    for words in [*expected, *constants["NO_OWNER"]]:
+        assert any(words in text for text in texts), words
 
 
 @pytest.fixture

@@ -104,6 +104,15 @@ def test_every_step_of_a_clip_is_where_the_page_says(file: str, function: str) -
     assert found.__module__ == file.replace("/", ".")
 
 
+def test_the_encoder_page_lists_the_encoders_files() -> None:
+    """Every file of the room has a row, and no row is left of a file that is gone."""
+    page = (ROOT / "docs" / "encoder.md").read_text()
+    room = ROOT / "pipeline" / "encoders"
+    files = {path.relative_to(room).as_posix() for path in room.rglob("*.py")}
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M))
+    assert listed == {name for name in files if not name.endswith("__init__.py")}
+
+
 def test_the_arrows_on_the_architecture_page_are_the_tested_ones() -> None:
     """The table of rooms equals `MAY_IMPORT`; what every room may import stands below it."""
     page = (ROOT / "docs" / "architecture.md").read_text()
