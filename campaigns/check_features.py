@@ -1,12 +1,12 @@
-"""Compares a store with stock torchaudio, one clip at a time: the independent check of a whole run.
+"""Compare a store with stock torchaudio, one clip at a time: an independent check of a whole run.
 
     python campaigns/check_features.py STORE AUDIO_FOLDER [--clips 24]
 
 The store must have been made from AUDIO_FOLDER with a torchaudio model and random weights (seed 0).
-For clips of mixed length it decodes and resamples by itself, runs
-`model.extract_features(waveform[None])` with the same state dict, and prints the largest relative
-error per layer, max|a - b| / max|b|: of our encoder in one mixed batch before storage, and of what
-`store.read` returns.
+The script decodes and resamples clips of mixed lengths itself, runs
+`model.extract_features(waveform[None])` with the same weights, and prints the largest relative
+error of each layer, max|a - b| / max|b|, for our encoder in one mixed batch before storage and for
+the stored features.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def main() -> None:
     encoder = pipeline.load_encoder(spec.name, weights="random", layers=store.layers)
     if encoder.identity["weights"] != encoder_facts["weights"]:
         raise SystemExit("the store was not made with random weights of seed 0")
-    stock = encoder._model  # the very torchaudio module, run torchaudio's own way
+    stock = encoder._model  # the same torchaudio module
 
     lengths = np.array([store.n_frames(i) for i in range(len(store))])
     chosen = np.argsort(lengths)[np.linspace(0, len(store) - 1, arguments.clips).astype(int)]
     names = [store.ids[int(i)] for i in chosen]
-    waveforms = [load(arguments.folder / name) for name in names]
+    waveforms = [load(arguments.folder / name, encoder.sample_rate_hz) for name in names]
     ours = encoder(waveforms)
     before = torch.zeros(len(store.layers))
     after = torch.zeros(len(store.layers))
@@ -58,14 +58,14 @@ def main() -> None:
     print(f"largest: {before.max():.1e} before storage, {after.max():.1e} as stored")
 
 
-def load(path: Path) -> torch.Tensor:
+def load(path: Path, rate_hz: int) -> torch.Tensor:
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     waveform = torch.from_numpy(samples.mean(axis=1))
-    return torchaudio.functional.resample(waveform, rate, 16_000)
+    return torchaudio.functional.resample(waveform, rate, rate_hz)
 
 
 def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """[n_layers, n_frames, dim] twice → [n_layers]."""
+    """Compute the relative error of each layer of `[n_layers, n_frames, dim]`: `[n_layers]`."""
     difference = (ours - expected).abs().flatten(1).amax(1)
     return difference / expected.abs().flatten(1).amax(1)
 

@@ -1,10 +1,9 @@
-"""Does a test fail when a guard is taken out? For every trap that the encoder has a guard against.
+"""Mutation test of the encoder's guards: does a test fail when a guard is removed?
 
     python campaigns/check_guards.py [--only NAME]
 
-Works on a copy of the package and of its tests. First the tests must pass there; then, guard by
-guard, one line is replaced by what somebody might write who does not know the trap, and the tests
-must fail. Exits 1 if any guard can go without a test noticing.
+Works on a copy of the package and of its tests. The tests must pass first. Then one guard at a time
+is replaced by a line without it, and the tests must fail. Exits 1 if they pass without some guard.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ TESTS = (
 
 
 class Guard(NamedTuple):
-    """One guard: the trap, and how it is taken out."""
+    """One guard: the trap, and the line with and without the guard."""
 
     trap: str
     file: str
@@ -63,7 +62,7 @@ GUARDS = (
         "        shift = 0.0\n",
     ),
     Guard(
-        "DC offset taken away in float32",
+        "DC offset subtracted in float32",
         "encoders/wav2vec2/frontend.py",
         "samples.to(self._device).double() - stat.shift",
         "samples.to(self._device) - stat.shift",
@@ -99,13 +98,13 @@ GUARDS = (
         "missing = 0",
     ),
     Guard(
-        "positional convolution over the neighbour, in Fourier space",
+        "positional convolution over the neighbour, by FFT",
         "encoders/wav2vec2/position.py",
         "n_blocks += -(-count // step) + 1",
         "n_blocks += -(-count // step)",
     ),
     Guard(
-        "positional convolution over the neighbour, direct",
+        "positional convolution over the neighbour, directly",
         "encoders/wav2vec2/position.py",
         "parts = torch.split(x.to(weight.dtype), list(counts))",
         "parts, counts = (x.to(weight.dtype),), [sum(counts)]",
@@ -135,13 +134,13 @@ GUARDS = (
         "",
     ),
     Guard(
-        "batch that does not fit float16 stored as it is",
+        "batch that overflows stored unchanged",
         "extract/stages/encode.py",
         "        if not fits:\n",
         "        if False:\n",
     ),
     Guard(
-        "utterance that does not fit float16 stored as it is",
+        "utterance that overflows stored unchanged",
         "extract/stages/encode.py",
         "            if _fits(stored, self._codec):\n",
         "            if True:\n",
@@ -151,35 +150,37 @@ GUARDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="guards whose trap contains this")
+    parser.add_argument("--only", help="only guards whose trap contains this text")
     only = parser.parse_args().only or ""
-    unnoticed = []
+    untested = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch)
         for name in ("pipeline", "tests", "conf", "scripts", "benchmarks", "campaigns", "examples"):
             shutil.copytree(ROOT / name, copy / name)
         shutil.copy(ROOT / "pyproject.toml", copy)
         if run_tests(copy) is not None:
-            sys.exit("the tests do not pass as it is")
+            sys.exit("the tests fail on the unchanged code")
         for guard in GUARDS:
             if only not in guard.trap:
                 continue
             path = copy / "pipeline" / guard.file
             whole = path.read_text()
             if whole.count(guard.line) != 1:
-                sys.exit(f"{guard.file} has {whole.count(guard.line)} times {guard.line!r}, not 1")
+                sys.exit(
+                    f"{guard.file} has {guard.line!r} {whole.count(guard.line)} times, not once"
+                )
             path.write_text(whole.replace(guard.line, guard.without))
             failed = run_tests(copy)
             path.write_text(whole)
             print(f"{guard.trap}: {failed or 'NO TEST FAILS'}", flush=True)
             if failed is None:
-                unnoticed.append(guard.trap)
-    if unnoticed:
-        sys.exit(f"{len(unnoticed)} guards can go unnoticed")
+                untested.append(guard.trap)
+    if untested:
+        sys.exit(f"{len(untested)} guards are not tested")
 
 
 def run_tests(copy: Path) -> str | None:
-    """The first test that fails, None if all pass."""
+    """Return the first test that fails; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(f"tests/{name}" for name in TESTS)],

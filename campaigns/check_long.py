@@ -1,10 +1,10 @@
-"""Shows that memory stays bounded for a recording of hours.
+"""Check that memory stays bounded for a recording of hours.
 
     python campaigns/check_long.py RECORDING [--hours 0.5 3] [--model tiny]
 
-Repeats RECORDING (mono flac or wav) to files of the given lengths, extracts each one in a process
-of its own with units of 20 minutes, verifies the store, and prints the peak resident memory beside
-the file's decoded size: the first must not follow the second.
+Repeats RECORDING (mono flac or wav) to files of the given lengths, extracts each file in a new
+process with units of 20 minutes, verifies the store, and prints the peak resident memory and the
+size of the decoded file: the memory must not grow with the size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
                     file.write(samples[: n_samples - start])
             peak_mb = extract(folder, store, arguments.model)
             opened = pipeline.open_store(store)
-            decoded_mb = n_samples / rate_hz * 16_000 * 4 / 1e6
+            decoded_mb = n_samples / rate_hz * opened.geometry.sample_rate_hz * 4 / 1e6
             print(
                 f"{hours:>6g} {opened.record(0)['n_pieces']:>7} {opened.n_frames(0):>9} "
                 f"{decoded_mb:>11.0f} {peak_mb:>15.0f}"
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def extract(folder: Path, store: Path, model: str) -> float:
-    """Extracts and verifies; returns the peak resident memory of the extraction in MB."""
+    """Extract and verify; return the peak resident memory of the extraction in MB."""
     command = [sys.executable, "-m", "pipeline"]
     settings = [f"dataset.path={folder}", f"model={model}", "model.weights=random"]
     more = [f"store={store}", "engine=inline", "plan.frames_per_unit=59904"]

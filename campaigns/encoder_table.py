@@ -1,11 +1,10 @@
-"""Measure how far the encoder's features are from torchaudio's and transformers', and print tables.
+"""Measure the encoder's errors against torchaudio and transformers, and print tables.
 
     python campaigns/encoder_table.py DATA [--only PART] [--models NAME …] [--threads N]
 
 PART is families, precision or windows; all of them by default. DATA has the folders `read_speech`
-and `long` with 16 kHz FLAC files of real speech.
-Weights are random, of the true architectures, from seed 0: rounding and leaks do not need trained
-ones. The error of a layer of an utterance is max |a - b| / max |b| over its frames and features;
+and `long` with 16 kHz FLAC files of real speech. The architectures are the real ones, with random
+weights from seed 0, which suffice to measure rounding and leaks. The error of a layer of an utterance is max |a - b| / max |b| over its frames and features;
 each figure is the largest over the utterances and the layers.
 """
 
@@ -32,7 +31,7 @@ from pipeline.encoders.wav2vec2.huggingface import load_hf_encoder
 transformers.utils.logging.disable_progress_bar()
 
 RATE_HZ = 16_000
-# model → transformers' classes, and how many of the clips it gets
+# model: prefix of transformers' classes, and number of clips
 FAMILIES = {
     "wav2vec2_base": ("Wav2Vec2", 24),
     "hubert_base": ("Hubert", 24),
@@ -45,9 +44,9 @@ FAMILIES = {
 
 
 def real_clips(data: Path, n_clips: int) -> list[torch.Tensor]:
-    """Clips of 0.03–30 s in geometric steps, cut from different recordings, longest ones mixed in.
+    """Cut clips of 0.03–30 s in geometric steps from different recordings, in random order.
 
-    Recordings shorter than a clip are replaced by the long chapter.
+    Clips longer than their recording are cut from the long chapter.
     """
     files = sorted((data / "read_speech").rglob("*.flac"))
     chapter = read(min((data / "long").glob("*.flac"), key=lambda f: f.stat().st_size))
@@ -71,7 +70,7 @@ def read(path: Path) -> torch.Tensor:
 
 
 def by_torchaudio(model, waveform, normalize, dtype=torch.float32):
-    """All layers of one clip by torchaudio's own `extract_features`, alone and unpadded."""
+    """Run torchaudio's `extract_features` on one unpadded clip: all layers."""
     waveform = F.layer_norm(waveform, waveform.shape) if normalize else waveform
     with torch.inference_mode():
         layers, _ = model.extract_features(waveform[None].to(dtype))
@@ -91,7 +90,7 @@ def in_batches(encoder, clips, size=6):
 
 
 def hf_config(name: str, family: str):
-    """Transformers' configuration of the architecture of a bundle."""
+    """Translate the architecture of a bundle to a configuration of transformers."""
     spec = find_model(name)
     params = spec.params
     config = getattr(transformers, f"{family}Config")()
@@ -110,7 +109,7 @@ def hf_config(name: str, family: str):
 
 
 def against_transformers(name: str, family: str, clips) -> float:
-    """Largest error of layers 0..N against `hidden_states` of a checkpoint loaded from a folder."""
+    """Return the largest error of layers 0..N against `hidden_states` of a saved checkpoint."""
     config, normalize = hf_config(name, family)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}Model")(config).eval()

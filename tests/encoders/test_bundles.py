@@ -1,4 +1,4 @@
-"""The registry: every bundle of the family, as the installed torchaudio states it."""
+"""The registry: every bundle of the family, with the settings of the installed torchaudio."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BUNDLES = {
 
 
 def test_every_bundle_has_a_row():
-    """The rows are the bundles in lower case, and `tiny`."""
+    """The names are those of the bundles in lower case, and `tiny`."""
     assert set(registry()) == {name.lower() for name in BUNDLES} | {"tiny"}
     assert {"wav2vec2_base", "hubert_xlarge", "wavlm_base_plus", "mms_fa"} <= set(registry())
 
 
 @pytest.mark.parametrize("name", sorted(BUNDLES))
-def test_settings_are_the_bundles_own(name):
+def test_settings_are_those_of_the_bundle(name):
     """Layers, width, rate and normalisation are read from the bundle object."""
     bundle, spec = BUNDLES[name], registry()[name.lower()]
     assert spec.n_layers == bundle._params["encoder_num_layers"]
@@ -36,8 +36,8 @@ def test_settings_are_the_bundles_own(name):
     assert spec.bundle == name
 
 
-def test_figures_for_people():
-    """Parameters equal those of torchaudio's own factory; base layers take 3.3 GB per hour."""
+def test_parameters_and_bytes_per_hour():
+    """Parameters equal those of torchaudio's factory; base layers take 3.3 GB per hour."""
     spec = find_model("hubert_base")
     stock = torchaudio.models.hubert_base()
     assert spec.n_parameters() == sum(parameter.numel() for parameter in stock.parameters())
@@ -45,7 +45,7 @@ def test_figures_for_people():
 
 
 def test_the_architecture_is_json_and_leaves_training_settings_out():
-    """What enters the identity has no dropout and no output head, and survives JSON unchanged."""
+    """The architecture in the identity has no dropout and no head, and survives JSON."""
     for spec in registry().values():
         settings = spec.architecture()
         assert json.loads(json.dumps(settings)) == settings
@@ -53,13 +53,13 @@ def test_the_architecture_is_json_and_leaves_training_settings_out():
 
 
 def test_fine_tuned_models_share_the_architecture_of_their_base():
-    """Without its head, an ASR model is the architecture it was fine-tuned from."""
+    """Without its head, an ASR model has the architecture of its base."""
     base, tuned = find_model("hubert_large"), find_model("hubert_asr_large")
     assert base.architecture() == tuned.architecture()
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest():
-    """The message names what was probably meant."""
+    """The message suggests the nearest names."""
     with pytest.raises(ConfigError, match="'hubert-base'; did you mean hubert_base"):
         find_model("hubert-base")
     with pytest.raises(ConfigError, match="known: hubert_asr_large"):

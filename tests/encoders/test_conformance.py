@@ -1,4 +1,4 @@
-"""What every encoder must do; see `pipeline.encoders.base.Encoder`."""
+"""Conformance suite of encoders and families; contracts in `pipeline/encoders/base.py`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAMILIES = {
 
 
 def loader(name: str) -> Callable[[], Encoder]:
-    """What loads an encoder of `FAMILIES`, as a worker gets it."""
+    """Return the loader of an encoder of `FAMILIES`, as in a worker's job."""
     family, model = FAMILIES[name]
     settings = resolve_settings(family.describe(model), device="cpu", **WINDOWS)
     return partial(family.load, model, settings)
@@ -40,7 +40,7 @@ def loader(name: str) -> Callable[[], Encoder]:
 
 @dataclass(frozen=True)
 class Case:
-    """One encoder, and the relative error that rounding explains."""
+    """One encoder, and the relative error due to rounding."""
 
     encoder: Encoder
     tolerance: float = 1e-5
@@ -55,27 +55,22 @@ def case(name: str) -> Case:
 
 @pytest.fixture(params=[*FAMILIES, "wavlm_base", "wavlm_large", "hubert_large"])
 def one(request: pytest.FixtureRequest) -> Case:
-    """An encoder of each family; of the small kinds one with position bias, and pre-norm ones."""
+    """One encoder of each family, and small ones with position bias and pre-norm blocks."""
     return case(request.param)
 
 
-def wave(encoder: Encoder, n_samples: int, seed: int = 0) -> torch.Tensor:
-    """A waveform of that many samples, whatever the encoder's rate."""
-    return speech(n_samples, seed)
-
-
-def interesting_lengths(geometry: FrameGeometry) -> list[int]:
-    """Lengths around the borders of the first frames, and some beyond."""
+def border_lengths(geometry: FrameGeometry) -> list[int]:
+    """Lengths around the borders of the first frames, and two longer ones."""
     one, hop = geometry.n_samples(1), geometry.hop_samples
     borders = [one - 1, one, one + 1, one + hop - 1, one + hop, one + hop + 1]
     return sorted({1, *borders, 7 * hop, 50 * hop + 13})
 
 
-def test_as_many_frames_as_the_geometry_says(one: Case) -> None:
-    """For every length around the first frames' borders, alone and in a batch."""
+def test_frame_counts_are_those_of_the_geometry(one: Case) -> None:
+    """For lengths around the borders of the first frames, separately and in a batch."""
     encoder = one.encoder
-    lengths = interesting_lengths(encoder.geometry)
-    waveforms = [wave(encoder, n, seed) for seed, n in enumerate(lengths)]
+    lengths = border_lengths(encoder.geometry)
+    waveforms = [speech(n, seed) for seed, n in enumerate(lengths)]
     features, counts = encoder.encode_batch(waveforms)
     assert counts == [encoder.geometry.n_frames(n) for n in lengths]
     assert features.shape == (len(encoder.layers), len(lengths), max(counts), encoder.dim)
@@ -85,23 +80,23 @@ def test_as_many_frames_as_the_geometry_says(one: Case) -> None:
 
 
 def test_batch_mates_change_nothing(one: Case) -> None:
-    """A loud long and a quiet short neighbour leave an utterance as it is alone."""
+    """Features are the same with a long loud and a short quiet batch-mate as without."""
     encoder = one.encoder
     rate_hz = encoder.geometry.sample_rate_hz
-    mine = wave(encoder, rate_hz, 1)
-    mates = [30 * wave(encoder, 3 * rate_hz, 2), 0.01 * wave(encoder, rate_hz // 10, 3)]
-    alone = encoder.encode_batch([mine])[0][:, 0]
-    for batch, row in (([mine, *mates], 0), ([*mates, mine], 2)):
+    utterance = speech(rate_hz, 1)
+    mates = [30 * speech(3 * rate_hz, 2), 0.01 * speech(rate_hz // 10, 3)]
+    alone = encoder.encode_batch([utterance])[0][:, 0]
+    for batch, row in (([utterance, *mates], 0), ([*mates, utterance], 2)):
         features, counts = encoder.encode_batch(batch)
         errors = relative_errors(features[:, row, : counts[row]], alone)
         assert errors.max() <= one.tolerance
-    assert selfcheck(encoder, [mine, *mates]).ok
+    assert selfcheck(encoder, [utterance, *mates]).ok
 
 
 def test_windows_cover_an_utterance_exactly(one: Case) -> None:
-    """Their kept frames are all frames, in order, as many as the geometry says."""
+    """Together, the windows keep every frame once, in order."""
     encoder = one.encoder
-    waveform = wave(encoder, 11 * encoder.geometry.sample_rate_hz + 17)
+    waveform = speech(11 * encoder.geometry.sample_rate_hz + 17)
     windows = encoder.windows.plan(waveform.numel())
     assert len(windows) > 2
     stats = encoder.utterance_stats(waveform)
@@ -117,9 +112,9 @@ def test_windows_cover_an_utterance_exactly(one: Case) -> None:
 
 
 def test_a_window_needs_only_its_samples_and_the_statistics(one: Case) -> None:
-    """A worker that streams the recording and keeps one window's samples gets the same bits."""
+    """A worker that streams the recording and keeps one window gets identical features."""
     encoder = one.encoder
-    waveform = wave(encoder, 11 * encoder.geometry.sample_rate_hz)
+    waveform = speech(11 * encoder.geometry.sample_rate_hz)
     windows = encoder.windows.plan(waveform.numel())
     together = dict(encoder.encode_windows(waveform, windows, encoder.utterance_stats(waveform)))
     for window in windows[::-1]:
@@ -137,23 +132,23 @@ def test_a_window_needs_only_its_samples_and_the_statistics(one: Case) -> None:
         assert torch.equal(alone, together[start])
 
 
-def test_fp32_may_be_asked_for(one: Case) -> None:
-    """The worker reruns a batch in it, or a window; here it is the encoder's own precision."""
+def test_precision_can_be_fp32(one: Case) -> None:
+    """The worker reruns batches and windows in fp32, which is these encoders' own precision."""
     encoder = one.encoder
     assert encoder.precision in PRECISIONS
-    waveform = wave(encoder, encoder.geometry.sample_rate_hz)
+    waveform = speech(encoder.geometry.sample_rate_hz)
     rerun, _ = encoder.encode_batch([waveform], precision="fp32")
     assert torch.isfinite(rerun).all()
     assert torch.equal(rerun, encoder.encode_batch([waveform], precision=None)[0])
-    long = wave(encoder, 9 * encoder.geometry.sample_rate_hz)
+    long = speech(9 * encoder.geometry.sample_rate_hz)
     [window, *_] = encoder.windows.plan(long.numel())
     stats = encoder.utterance_stats(long)
     [(_, kept)] = encoder.encode_windows(long, [window], stats, precision="fp32")
     assert torch.isfinite(kept).all()
 
 
-def test_it_says_what_it_is(one: Case) -> None:
-    """Ascending layers, a JSON identity with precision and layers, and the origin of weights."""
+def test_attributes_describe_the_encoder(one: Case) -> None:
+    """Layers ascend; the identity is JSON, holds precision and layers, and no device."""
     encoder = one.encoder
     assert list(encoder.layers) == sorted(set(encoder.layers))
     assert json.loads(json.dumps(encoder.identity)) == encoder.identity
@@ -168,8 +163,8 @@ def test_it_says_what_it_is(one: Case) -> None:
         assert encoder.final_norm.keys() == {"weight", "bias", "eps"}
 
 
-def test_the_clock_is_entered_around_its_parts(one: Case) -> None:
-    """Front end and transformer, in this order, once for a batch."""
+def test_the_clock_is_entered_around_each_part(one: Case) -> None:
+    """Front end, then transformer, once per batch."""
     entered = []
 
     @contextmanager
@@ -180,24 +175,24 @@ def test_the_clock_is_entered_around_its_parts(one: Case) -> None:
     encoder, before = one.encoder, one.encoder.clock
     encoder.clock = clock
     try:
-        encoder.encode_batch([wave(encoder, encoder.geometry.sample_rate_hz)])
+        encoder.encode_batch([speech(encoder.geometry.sample_rate_hz)])
     finally:
         encoder.clock = before
     assert entered == ["front_end", "transformer"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_loads_it_pickles(name: str) -> None:
-    """Another process makes the same encoder of it; the family need not be registered there."""
+def test_loaders_pickle(name: str) -> None:
+    """A worker loads the same encoder; the family need not be registered in its process."""
     first, second = loader(name)(), pickle.loads(pickle.dumps(loader(name)))()
     assert first.identity == second.identity
-    waveform = wave(first, first.geometry.sample_rate_hz)
+    waveform = speech(first.geometry.sample_rate_hz)
     assert torch.equal(first.encode_batch([waveform])[0], second.encode_batch([waveform])[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_description_is_that_of_the_encoder(name: str) -> None:
-    """What planning knows without the weights is what the encoder does."""
+def test_descriptions_match_the_encoder(name: str) -> None:
+    """Name, size, layers and geometry are known without weights; unknown models are refused."""
     family, model = FAMILIES[name]
     description, encoder = family.describe(model), loader(name)()
     assert (description.name, description.dim) == (encoder.name, encoder.dim)
@@ -208,7 +203,7 @@ def test_a_description_is_that_of_the_encoder(name: str) -> None:
 
 
 def test_families_are_found_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family that was registered is found; an unknown source is refused with the known ones."""
+    """Registered families are found; the error for an unknown source names the known ones."""
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     with pytest.raises(ConfigError, match="'mine'; expected torchaudio or huggingface"):
         find_family("mine")

@@ -1,4 +1,4 @@
-"""Linear maps of the encoder: oneDNN's fused products and torch's own say the same."""
+"""Linear maps: oneDNN's fused products equal those of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 @pytest.fixture(params=["packed", "plain"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to compute; the packed one only where this machine has it."""
+    """Both implementations; the packed one only if this machine has it."""
     if request.param == "plain":
         monkeypatch.setattr(linear, "can_pack", lambda device, dtype: False)
     elif not can_pack(torch.device("cpu"), torch.float32):
@@ -26,7 +26,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("n_rows", [1, 7, 300])
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_form_is_the_product_in_float64(way, dtype, n_rows, bias) -> None:
-    """Plain, with GELU and with a term added, a product is that in float64 but for rounding."""
+    """Plain, with GELU and with a sum, a product equals that in float64 up to rounding."""
     if way == "packed" and not can_pack(torch.device("cpu"), dtype):
         pytest.skip(f"no fused products in {dtype} on this machine")
     random = torch.Generator().manual_seed(n_rows)
@@ -51,8 +51,8 @@ def test_every_form_is_the_product_in_float64(way, dtype, n_rows, bias) -> None:
             assert error <= TOLERANCE[dtype]
 
 
-def test_rows_that_overlap_in_memory_are_read_as_they_are_seen(way) -> None:
-    """The windows of a strided convolution are views: rows that do not follow each other."""
+def test_rows_may_overlap_in_memory(way) -> None:
+    """The windows of a strided convolution are views whose rows overlap."""
     samples = torch.randn(2_000, generator=torch.Generator().manual_seed(0))
     views = samples.as_strided((100, 16), (19, 1), 5)
     product = Linear(torch.eye(16)[:8], None, torch.float32)
@@ -64,6 +64,6 @@ def test_rows_that_overlap_in_memory_are_read_as_they_are_seen(way) -> None:
 
 
 def test_half_precision_on_a_cpu_is_left_to_torch() -> None:
-    """fp16 products are not packed: few CPUs have them."""
+    """fp16 products are not packed: few CPUs support them."""
     assert not can_pack(torch.device("cpu"), torch.float16)
     assert not can_pack(torch.device("cuda"), torch.float32)

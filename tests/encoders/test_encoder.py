@@ -1,4 +1,4 @@
-"""The encoder against one-by-one torchaudio: batch-mates, layers, weights, identity."""
+"""`SpeechEncoder` against torchaudio, one clip at a time: batches, layers, weights, identity."""
 
 from __future__ import annotations
 
@@ -62,28 +62,28 @@ def assert_equal_to_torchaudio(encoder, waveforms, found):
 
 
 def test_true_hubert_base_in_a_mixed_batch_equals_torchaudio(true_base):
-    """Every layer of every utterance of a padded batch is what torchaudio gives for it alone."""
+    """Every layer of every utterance in a batch equals torchaudio's for the unpadded utterance."""
     waveforms = mixed_batch()
     assert_equal_to_torchaudio(true_base, waveforms, true_base(waveforms))
 
 
 def test_true_hubert_base_in_an_equal_batch_equals_torchaudio(true_base):
-    """Equal lengths take the path without a mask, with the same result."""
+    """Utterances of equal length share attention calls, with the same result."""
     waveforms = [speech(12_000, seed, amplitude=10.0**-seed) for seed in range(3)]
     assert_equal_to_torchaudio(true_base, waveforms, true_base(waveforms))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_batch_mates_change_nothing(name):
-    """For every kind of model, whatever stands beside an utterance and in whatever order."""
+    """For every kind of model, in any order of the batch."""
     encoder = small_encoder(name)
     waveforms = mixed_batch()
     assert_equal_to_torchaudio(encoder, waveforms, encoder(waveforms))
     assert_equal_to_torchaudio(encoder, waveforms[::-1], encoder(waveforms[::-1]))
 
 
-def test_stock_batching_is_off_by_percents(true_base):
-    """The trap itself: torchaudio's own padded batch with `lengths` contaminates short clips."""
+def test_stock_batching_has_errors_of_percents(true_base):
+    """Torchaudio's padded batch with `lengths` contaminates short clips: the trap exists."""
     short, long = speech(8_000, 2), speech(24_000, 1)
     batch = torch.stack([F.pad(short, (0, 16_000)), long])
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_stock_batching_is_off_by_percents(true_base):
 @pytest.mark.parametrize("scores", [1, 2**26])
 @pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large", "hubert_base"])
 def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, monkeypatch):
-    """Equal lengths share an attention call, as far as its scores may be large; nothing changes."""
+    """However many utterances of equal length share an attention call, the features are equal."""
     monkeypatch.setattr("pipeline.encoders.wav2vec2.transformer._SCORES", scores)
     encoder = small_encoder(name)
     waveforms = [speech(6_000, seed) for seed in range(3)] + mixed_batch() + [speech(6_000, 7)]
@@ -104,7 +104,7 @@ def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, mo
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 400))
 def test_spans_cover_all_rows_in_order(counts, scores):
-    """Each span holds whole utterances of one length, no more than its scores allow."""
+    """Each span holds whole utterances of one length, limited by the number of scores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer, "_SCORES", scores)
         spans = transformer.find_spans(counts, n_heads=2)
@@ -117,7 +117,7 @@ def test_spans_cover_all_rows_in_order(counts, scores):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_chosen_layers_are_those_of_the_full_run(name):
-    """Layers 0, 2 and 3 alone equal the same rows of layers 0..N."""
+    """Layers 0, 2 and 3 equal the same rows of layers 0..N."""
     chosen, whole = small_encoder(name, layers=[3, 0, 2]), small_encoder(name, layers="superb")
     assert chosen.layers == (0, 2, 3)
     waveforms = [speech(5_000), speech(9_000, 1)]
@@ -126,7 +126,7 @@ def test_chosen_layers_are_those_of_the_full_run(name):
 
 
 def test_computation_stops_after_the_deepest_layer():
-    """Blocks beyond the deepest layer asked for are never run, so their weights may be nonsense."""
+    """Blocks beyond the deepest chosen layer are not run: their weights may be NaN."""
     encoder = small_encoder("hubert_base", layers=[1, 2])
     encoder._model.encoder.transformer.layers[2] = None
     [features] = encoder([speech(4_000)])
@@ -134,7 +134,7 @@ def test_computation_stops_after_the_deepest_layer():
 
 
 def test_large_models_keep_the_last_layer_raw():
-    """The last layer is the block's output; the final norm is handed over beside it."""
+    """The last layer is the raw output of its block; `final_norm` holds the norm."""
     encoder = small_encoder("wav2vec2_large_lv60k")
     waveform = speech(6_000)
     [features] = encoder([waveform])
@@ -154,7 +154,7 @@ def test_large_models_keep_the_last_layer_raw():
     ["some", "", [], [0, 13], [-1], [1, 1], [1.0], [True]],
 )
 def test_impossible_layers_are_refused(layers):
-    """A misspelt word, an empty choice, a layer the model has not, a repeated or broken number."""
+    """Misspelt words, empty choices, layers that the model lacks, repeated or fractional ones."""
     with pytest.raises(ConfigError, match="expected all, superb, or a list of 0 to 12"):
         choose_layers(layers, 12)
 
@@ -167,8 +167,8 @@ def test_settings_are_checked_before_weights_are_fetched():
         load_encoder("hubert_base", "pretrained", max_window_s=8, context_s=5)
 
 
-def test_random_weights_come_from_the_seed_alone():
-    """The same seed gives the same weights whatever was drawn before, and draws nothing itself."""
+def test_random_weights_depend_on_the_seed_only():
+    """The same seed gives the same weights, and the global generator is not changed."""
     torch.manual_seed(7)
     expected_draw = torch.rand(3)
     torch.manual_seed(7)
@@ -181,7 +181,7 @@ def test_random_weights_come_from_the_seed_alone():
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])
 def test_a_state_dict_from_a_file_is_the_same_encoder(tmp_path, suffix):
-    """Saved and loaded weights give the same digest and the same features, and are not random."""
+    """Saved and loaded weights give the same digest and features, and do not count as random."""
     source = load_encoder("tiny", "random")
     path = tmp_path / f"weights.{suffix}"
     state = source._model.state_dict()
@@ -197,7 +197,7 @@ def test_a_state_dict_from_a_file_is_the_same_encoder(tmp_path, suffix):
 
 
 def test_a_wrapped_model_with_a_head_and_old_names_fits():
-    """The prefix of normalising bundles, a CTC head, and weight_norm's old names are understood."""
+    """Prefixes of normalising bundles, CTC heads and old names of weight_norm are accepted."""
     spec = find_model("tiny")
     state = load_model(spec, "random", 0).model.state_dict()
     at = "encoder.transformer.pos_conv_embed.conv."
@@ -212,7 +212,7 @@ def test_a_wrapped_model_with_a_head_and_old_names_fits():
 
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
-    """Missing, unknown and misshapen weights are named, the first of them, with their shapes."""
+    """The message names the first missing, unknown and misshapen weights, with their shapes."""
     state = load_model(find_model("tiny"), "random", 0).model.state_dict()
     state["encoder.feature_projection.projection.weight"] = torch.zeros(48, 16)
     del state["encoder.feature_projection.projection.bias"]
@@ -228,8 +228,8 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_unreadable_weights_are_one_clear_line(tmp_path, suffix):
-    """A missing, an empty, a corrupt and an unsafe file each end in a WeightsError."""
+def test_unreadable_weights_are_a_one_line_error(tmp_path, suffix):
+    """Missing, empty and corrupt files raise a WeightsError."""
     path = tmp_path / f"weights.{suffix}"
     with pytest.raises(WeightsError, match="there are no weights at"):
         load_encoder("tiny", path)
@@ -241,7 +241,7 @@ def test_unreadable_weights_are_one_clear_line(tmp_path, suffix):
 
 
 def test_a_pickle_that_runs_code_is_not_run(tmp_path):
-    """torch.load reads weights only; anything else in the pickle is an error."""
+    """torch.load reads weights only; other objects in the pickle are an error."""
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(1), "hook": print}, path)
     with pytest.raises(WeightsError, match="cannot read the weights at"):
@@ -249,7 +249,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
 
 
 def test_without_a_network_the_remedies_are_named(monkeypatch):
-    """A failed download says so and names the other ways to get weights."""
+    """The error of a failed download names the other sources of weights."""
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("Name or service not known")
@@ -263,7 +263,7 @@ def test_without_a_network_the_remedies_are_named(monkeypatch):
 
 
 def test_pretrained_weights_go_through_the_bundle(monkeypatch):
-    """Of a fine-tuned, normalising bundle the wrapper and the head are taken off."""
+    """The wrapper and the head of a fine-tuned, normalising bundle are removed."""
     spec = find_model("wav2vec2_asr_large_lv60k_960h")
     small = small_spec(spec.name)
     donor = randomize(small.build())
@@ -282,8 +282,8 @@ def test_pretrained_weights_go_through_the_bundle(monkeypatch):
         assert torch.equal(loaded.model.state_dict()[name], tensor)
 
 
-def test_identity_is_json_and_knows_what_changes_a_feature():
-    """Layers, precision, windows, weights and model are in it; the device is not."""
+def test_identity_is_json_and_holds_all_that_changes_a_feature():
+    """Layers, precision, windows, weights and model change it; it holds no device."""
     base = load_encoder("tiny", "random")
     assert json.loads(json.dumps(base.identity)) == base.identity
     for change in (
@@ -305,8 +305,8 @@ def test_identity_is_json_and_knows_what_changes_a_feature():
         (torch.zeros(400, dtype=torch.float64), "1-dimensional float64"),
     ],
 )
-def test_what_is_not_a_waveform_is_refused(waveform, message):
-    """Empty, multi-channel and double-precision input is the caller's error, and says so."""
+def test_other_tensors_than_waveforms_are_refused(waveform, message):
+    """Empty, multi-channel and float64 tensors raise an EncoderError."""
     encoder = load_encoder("tiny", "random")
     with pytest.raises(EncoderError, match=message):
         encoder([waveform])
@@ -315,7 +315,7 @@ def test_what_is_not_a_waveform_is_refused(waveform, message):
 
 
 def test_features_can_be_trained_on():
-    """What the encoder returns is an ordinary tensor: autograd may save it, and it is writable."""
+    """The encoder returns ordinary tensors, which autograd can save and which are writable."""
     [features] = load_encoder("tiny", "random")([speech(4_000)])
     weights = torch.zeros(12, requires_grad=True)
     (weights.softmax(0)[:, None, None] * features).sum().backward()

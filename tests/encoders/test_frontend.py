@@ -30,7 +30,7 @@ def packed(encoder, waveforms, stats=None, precision="fp32"):
 
 
 def stock(encoder, waveform, dtype=torch.float64):
-    """The same by torchaudio's own stack, alone, by default in float64: `[n_frames, channels]`."""
+    """Frames of one waveform by torchaudio, by default in float64: `[n_frames, channels]`."""
     waveform = F.pad(waveform, (0, max(0, 400 - waveform.numel()))).to(dtype)
     if encoder._spec.normalize_waveform:
         waveform = F.layer_norm(waveform, waveform.shape)
@@ -62,7 +62,7 @@ HARD = {
 @pytest.mark.parametrize("audio", HARD)
 @pytest.mark.parametrize("name", KINDS)
 def test_equals_float64_torchaudio_on_hard_audio(name, audio):
-    """DC offset, silence, zeros and clips shorter than a frame lose no digits in fp32."""
+    """DC offset, silence, zeros and clips shorter than a frame lose no precision in fp32."""
     encoder = small_encoder(name)
     [found] = packed(encoder, [HARD[audio]])
     assert error(found, stock(encoder, HARD[audio])) < 2e-6
@@ -70,7 +70,7 @@ def test_equals_float64_torchaudio_on_hard_audio(name, audio):
 
 @pytest.mark.parametrize("audio", HARD)
 def test_a_waveform_that_is_normalized_for_a_group_norm_equals_torchaudio(audio):
-    """As wav2vec 2.0 base checkpoints of Hugging Face want it: the gain is folded in as well."""
+    """As in wav2vec 2.0 base checkpoints of Hugging Face; the gain is folded in as well."""
     encoder = small_encoder("hubert_base")
     encoder._spec = replace(encoder._spec, normalize_waveform=True)
     [found] = packed(encoder, [HARD[audio]])
@@ -83,7 +83,7 @@ def test_a_waveform_that_is_normalized_for_a_group_norm_equals_torchaudio(audio)
 def test_reduced_precision_survives_hard_audio(name, audio, precision):
     """The waveform is centred and scaled before it is rounded, so quiet or shifted audio is safe.
 
-    Stock bf16 loses a signal of 0.005 on an offset of 0.5 altogether.
+    Stock bf16 loses a signal of 0.005 on an offset of 0.5 entirely.
     """
     encoder = small_encoder(name, precision=precision)
     [found] = packed(encoder, [HARD[audio]], precision=precision)
@@ -93,10 +93,10 @@ def test_reduced_precision_survives_hard_audio(name, audio, precision):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", GROUP_NORM)
-def test_reduced_precision_hears_weak_treble_beside_strong_bass(name, precision):
-    """Kernels blind to bass see a hiss 70 dB below it: GroupNorm brings it back to full strength.
+def test_reduced_precision_keeps_weak_treble_beside_strong_bass(name, precision):
+    """High-pass kernels see only a hiss 70 dB below the bass; GroupNorm scales it to full strength.
 
-    Samples rounded once to bf16 would carry rounding noise far above the hiss.
+    The rounding noise of samples rounded once to bf16 is far above the hiss.
     """
     encoder = small_encoder(name, precision=precision)
     kernels = encoder._model.feature_extractor.conv_layers[0].conv.weight  # [channels, 1, 10]
@@ -113,7 +113,7 @@ def test_reduced_precision_hears_weak_treble_beside_strong_bass(name, precision)
 
 @pytest.mark.parametrize("name", KINDS)
 def test_neighbours_in_the_stream_change_nothing(name):
-    """Frames are the same alone and between louder neighbours, also where the stream is chunked."""
+    """Frames are the same with louder neighbours as without, also across chunks of the stream."""
     encoder = small_encoder(name)
     waveforms = [50 * speech(9_000, 1), speech(30_123, 2), 50 * speech(400, 3), speech(719, 4)]
     encoder._stack("fp32")[0]._chunk_frames = 17
@@ -125,7 +125,7 @@ def test_neighbours_in_the_stream_change_nothing(name):
 
 
 def test_padding_contaminates_stock_group_norm():
-    """The trap itself: torchaudio's own batch, with `lengths`, is off by more than a percent."""
+    """Torchaudio's batch with `lengths` has an error above one percent: the trap exists."""
     encoder = small_encoder("hubert_base")
     short, long = speech(8_000, 1), speech(32_000, 2)
     padded = torch.stack([F.pad(short, (0, 24_000)), long])
@@ -135,7 +135,7 @@ def test_padding_contaminates_stock_group_norm():
 
 
 def test_folded_statistics_are_those_of_the_convolution():
-    """Folding gives each channel of the first layer the mean β and the deviation γ."""
+    """Each channel of the folded first layer has mean β and standard deviation γ."""
     encoder = small_encoder("hubert_base")
     waveform = speech(16_000) + 0.1
     stats = encoder.utterance_stats(waveform)
@@ -150,7 +150,7 @@ def test_folded_statistics_are_those_of_the_convolution():
 
 @pytest.mark.parametrize("chunk", [1, 7, 4_999, 163_840, 400_000])
 def test_moments_do_not_depend_on_how_the_file_is_read(chunk):
-    """Streaming in any chunks gives the same sums to the last bit."""
+    """Streaming in any chunks gives bit-identical sums."""
     waveform = speech(400_000 if chunk > 100 else 3_000)
     accumulator = MomentAccumulator()
     for part in waveform.split(chunk):
@@ -167,7 +167,7 @@ def test_moments_do_not_depend_on_how_the_file_is_read(chunk):
 
 @pytest.mark.parametrize("n_samples", [400, 163_839, 163_845, 163_846, 327_700])
 def test_moments_are_those_of_all_windows(n_samples):
-    """Across block borders no window is lost or counted twice."""
+    """No window across block borders is lost or counted twice."""
     waveform = speech(n_samples) + 0.25
     windows = waveform.double().unfold(0, 10, 5)
     found = moments(waveform)
@@ -179,13 +179,13 @@ def test_moments_are_those_of_all_windows(n_samples):
 
 
 def test_no_samples_have_no_moments():
-    """An empty waveform is an error, not a frame of nothing."""
+    """An empty waveform is an error."""
     with pytest.raises(EncoderError, match="without samples"):
         MomentAccumulator().finish()
 
 
 def test_layer_norm_is_taken_in_float32():
-    """Reduced precision rounds the norm's result, not its sums."""
+    """Reduced precision rounds the result of the norm, not its sums."""
     norm = torch.nn.LayerNorm(64).requires_grad_(False)
     x = (torch.randn(5, 64) + 30).bfloat16()
     found = frontend.normalize_layers(x, norm)

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face form against transformers' own models."""
+"""Hugging Face checkpoints against the models of transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKPOINTS = {
 
 
 def make(folder, model_class, options, normalize, **extractor):
-    """Save a small random checkpoint and return the model it was made of."""
+    """Save a small random checkpoint and return its model."""
     model_type = getattr(transformers, model_class)
     config = model_type.config_class(
         hidden_size=32,
@@ -53,11 +53,11 @@ def make(folder, model_class, options, normalize, **extractor):
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_layers_are_the_hidden_states(tmp_path, checkpoint):
-    """Layers 0..N in a mixed batch are `hidden_states` of each clip alone, computed in float64.
+    """Layers 0..N of a mixed batch equal `hidden_states` of each clip, computed in float64.
 
-    The input is prepared by the checkpoint's own feature extractor. transformers before 5.16 puts
-    the last hidden state of pre-norm models through the final norm; later versions do not. Should
-    that change again, this test says so.
+    The checkpoint's feature extractor prepares the input. transformers before 5.16 applies the
+    final norm to the last hidden state of pre-norm models; later versions do not. This test notices
+    another change.
     """
     model_class, options, normalize = CHECKPOINTS[checkpoint]
     model = make(tmp_path, model_class, options, normalize).double()
@@ -81,7 +81,7 @@ def test_layers_are_the_hidden_states(tmp_path, checkpoint):
 
 
 def test_the_norms_own_epsilon_is_taken_from_the_configuration(tmp_path):
-    """An unusual `layer_norm_eps` is honoured, and is part of the identity."""
+    """An unusual `layer_norm_eps` is used, and is part of the identity."""
     model = make(tmp_path, "HubertModel", {"layer_norm_eps": 0.1}, normalize=False)
     encoder = load_hf_encoder(tmp_path, layers=[3], device="cpu")
     waveform = speech(5_000)
@@ -91,7 +91,7 @@ def test_the_norms_own_epsilon_is_taken_from_the_configuration(tmp_path):
     assert encoder.identity["architecture"]["layer_norm_eps"] == 0.1
 
 
-def test_the_identity_does_not_hold_the_place(tmp_path):
+def test_the_identity_holds_no_path(tmp_path):
     """The same checkpoint in two directories is the same encoder."""
     for folder in ("here", "there"):
         make(tmp_path / folder, "WavLMModel", {}, normalize=True)
@@ -103,8 +103,8 @@ def test_the_identity_does_not_hold_the_place(tmp_path):
     assert not first.is_random
 
 
-def test_pickles_are_read_only_when_asked_for(tmp_path):
-    """A checkpoint with pytorch_model.bin alone is refused, and loads with `allow_pickle`."""
+def test_pickles_are_read_only_with_allow_pickle(tmp_path):
+    """A checkpoint with pytorch_model.bin only is refused, and loads with `allow_pickle`."""
     model = make(tmp_path, "HubertModel", {}, normalize=False)
     reference = load_hf_encoder(tmp_path, device="cpu").identity
     (tmp_path / "model.safetensors").unlink()
@@ -115,7 +115,7 @@ def test_pickles_are_read_only_when_asked_for(tmp_path):
 
 
 def test_remote_code_is_not_run(tmp_path):
-    """A configuration that asks for its own code is refused."""
+    """A configuration with custom code is refused."""
     make(tmp_path, "HubertModel", {}, normalize=False)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
@@ -136,7 +136,7 @@ def test_remote_code_is_not_run(tmp_path):
     ],
 )
 def test_another_architecture_is_refused(tmp_path, change, message):
-    """What this drive of the blocks would compute wrongly is refused by option and value."""
+    """Unsupported options are refused; the message names option and value."""
     make(tmp_path, "HubertModel", {}, normalize=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
@@ -145,7 +145,7 @@ def test_another_architecture_is_refused(tmp_path, change, message):
 
 
 def test_missing_parts_are_named(tmp_path):
-    """No directory, no preprocessor, weights that lack a block, another rate: one line each."""
+    """A missing directory, preprocessor or block, and another rate, each have their message."""
     with pytest.raises(WeightsError, match="cannot load the Hugging Face checkpoint"):
         load_hf_encoder(tmp_path / "nowhere")
     make(tmp_path, "HubertModel", {}, normalize=False)

@@ -1,4 +1,4 @@
-"""Long audio: exact frames, statistics of the whole file, windows that stand alone."""
+"""Long audio: exact frames, statistics of the whole file, independent windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
 
 
 def uneven(n_samples):
-    """A file whose second half is forty times louder, so that local statistics would differ."""
+    """A waveform whose second half is forty times louder, so that local statistics differ."""
     waveform = speech(n_samples, amplitude=0.01)
     waveform[n_samples // 2 :] *= 40
     return waveform
@@ -23,7 +23,7 @@ def uneven(n_samples):
 def test_layer_0_of_windows_equals_that_of_the_whole(name):
     """The input of block 1 is exact, if the context spans the positional convolution's 64 frames.
 
-    All normalisation is by the statistics of the whole file, not of the window.
+    All normalisation uses the statistics of the whole file, not of the window.
     """
     waveform = uneven(16 * 16_000)
     whole = small_encoder(name, layers=[0])
@@ -36,7 +36,7 @@ def test_layer_0_of_windows_equals_that_of_the_whole(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_windows_approach_full_attention(name):
-    """The blocks differ from full attention, little, and frame by frame in the right place."""
+    """The blocks differ little from full attention, and each frame is in its place."""
     waveform = uneven(16 * 16_000)
     encoder = small_encoder(name, max_window_s=8.0, context_s=2.0)
     [found] = encoder([waveform])
@@ -48,8 +48,8 @@ def test_windows_approach_full_attention(name):
     assert (shifted.median(-1).values < correlation.median(-1).values - 0.03).all()
 
 
-def test_each_window_is_the_same_encoded_alone_from_a_part_of_the_file():
-    """A worker that holds one window's samples and the statistics gets the same bits."""
+def test_each_window_can_be_encoded_from_its_own_samples():
+    """A worker with one window's samples and the statistics gets identical features."""
     waveform = uneven(10 * 16_000)
     encoder = small_encoder("hubert_base", max_window_s=4.0, context_s=1.0)
     windows = encoder.windows.plan(waveform.numel())
@@ -71,8 +71,8 @@ def test_each_window_is_the_same_encoded_alone_from_a_part_of_the_file():
         assert torch.equal(alone, together[start])
 
 
-def test_windows_joined_are_the_call():
-    """Calling the encoder on a long file is the same as joining its windows, short ones beside."""
+def test_a_call_joins_the_windows():
+    """Calling the encoder on a long file equals joining its windows, with short files beside it."""
     waveform = uneven(10 * 16_000)
     encoder = small_encoder("wavlm_large", max_window_s=4.0, context_s=1.0)
     short, long = encoder([speech(8_000), waveform])

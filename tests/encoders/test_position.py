@@ -1,4 +1,4 @@
-"""The positional convolution: through Fourier space as by definition."""
+"""The positional convolution: by FFT as by its definition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.encoders.wav2vec2.position import PositionalConvolution
 
 
 def by_definition(conv: torch.nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
-    """One utterance `[frames, dim]` in float64, by torch's own convolution."""
+    """One utterance `[frames, dim]` in float64, by the convolution of torch."""
     y = F.conv1d(
         x.double().T[None],
         conv.weight.double(),
@@ -25,8 +25,8 @@ def by_definition(conv: torch.nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernel", [128, 19, 4])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_each_utterance_is_convolved_by_itself(kernel, groups) -> None:
-    """Of any length, shorter and longer than the kernel and just at the edges of blocks."""
+def test_each_utterance_is_convolved_separately(kernel, groups) -> None:
+    """For lengths below and above the kernel's, and at the borders of blocks."""
     torch.manual_seed(kernel)
     conv = torch.nn.Conv1d(32, 32, kernel, padding=kernel // 2, groups=groups)
     position = PositionalConvolution(SimpleNamespace(conv=conv), torch.float32)
@@ -40,8 +40,8 @@ def test_each_utterance_is_convolved_by_itself(kernel, groups) -> None:
             assert (got - wanted).abs().max() <= 2e-6 * wanted.abs().max()
 
 
-def test_neighbours_are_not_heard() -> None:
-    """An utterance between two others that are a million times louder is as it is alone."""
+def test_neighbours_change_nothing() -> None:
+    """An utterance between two that are a million times louder does not change."""
     torch.manual_seed(0)
     conv = torch.nn.Conv1d(16, 16, 128, padding=64, groups=2)
     position = PositionalConvolution(SimpleNamespace(conv=conv), torch.float32)
@@ -53,7 +53,7 @@ def test_neighbours_are_not_heard() -> None:
 
 
 def test_other_devices_convolve_directly() -> None:
-    """The way of GPUs gives the same; here it is made to run on the CPU."""
+    """The implementation for GPUs gives the same result; here it runs on the CPU."""
     torch.manual_seed(0)
     conv = torch.nn.Conv1d(16, 16, 128, padding=64, groups=2)
     position = PositionalConvolution(SimpleNamespace(conv=conv), torch.float32)

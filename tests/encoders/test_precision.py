@@ -1,4 +1,4 @@
-"""Reduced precision: bounded error, no leak, and a way out when a value does not fit."""
+"""Reduced precision: bounded error, no leak, and a rerun in fp32 after an overflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clips():
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("name", KINDS)
 def test_error_against_fp32_is_that_of_the_format(name, precision):
-    """Each layer stays within a few roundings of fp32, and is really computed in the precision."""
+    """Each layer is within a few roundings of fp32, and differs from it."""
     exact, reduced = small_encoder(name), small_encoder(name, precision=precision)
     for found, expected in zip(reduced(clips()), exact(clips()), strict=True):
         errors = relative_errors(found, expected)
@@ -30,7 +30,7 @@ def test_error_against_fp32_is_that_of_the_format(name, precision):
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("name", KINDS)
 def test_batch_mates_leak_nothing_in_reduced_precision(name, precision):
-    """In a batch the error against fp32 is that of the format, too, and much the same as alone."""
+    """The error against fp32 is about the same in a batch as separately."""
     exact, reduced = small_encoder(name), small_encoder(name, precision=precision)
     for clip, found in zip(clips(), reduced(clips()), strict=True):
         [expected] = exact([clip])
@@ -39,7 +39,7 @@ def test_batch_mates_leak_nothing_in_reduced_precision(name, precision):
         assert relative_errors(found, expected).max() < limit
 
 
-def test_the_positional_convolution_is_right_in_bf16_with_few_channels_in_a_group():
+def test_the_positional_convolution_is_exact_in_bf16_with_few_channels_in_a_group():
     """With 4 channels in a group, which oneDNN's bf16 convolution for AMX sums wrongly."""
     exact = small_encoder("hubert_base", layers=[0])
     reduced = small_encoder("hubert_base", layers=[0], precision="bf16")
@@ -48,17 +48,17 @@ def test_the_positional_convolution_is_right_in_bf16_with_few_channels_in_a_grou
 
 
 def test_a_batch_can_be_rerun_in_fp32():
-    """The rerun is what an fp32 encoder gives, from the same encoder object."""
+    """The rerun equals the features of an fp32 encoder."""
     exact, reduced = small_encoder("hubert_large"), small_encoder("hubert_large", precision="bf16")
     rerun, _ = reduced.encode_batch(clips(), precision="fp32")
     expected, _ = exact.encode_batch(clips())
     assert torch.equal(rerun, expected)
 
 
-def test_misfits_are_found_by_utterance_and_layer():
-    """Non-finite and too large values are named; a value that float16 still holds is no misfit.
+def test_overflows_are_found_by_utterance_and_layer():
+    """Non-finite and too large values are found; the largest float16 value is not one of them.
 
-    What lies beyond an utterance's end is not looked at.
+    Values beyond an utterance's end are ignored.
     """
     encoder = small_encoder("hubert_base", layers=[1, 3, 4])
     features, counts = torch.zeros(3, 5, 10, 32), [10, 10, 4, 10, 10]
@@ -73,8 +73,8 @@ def test_misfits_are_found_by_utterance_and_layer():
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])
-def test_an_overflow_in_float16_is_seen_and_mended_by_fp32(name):
-    """A block whose inner layer exceeds float16 gives non-finite features, and fp32 does not."""
+def test_an_overflow_in_fp16_is_found_and_fixed_by_fp32(name):
+    """A block whose inner layer exceeds float16 gives non-finite features in fp16 only."""
     encoder = small_encoder(name, precision="fp16")
     feed_forward = encoder._model.encoder.transformer.layers[1].feed_forward
     feed_forward.intermediate_dense.bias[0] = 5e4
@@ -87,7 +87,7 @@ def test_an_overflow_in_float16_is_seen_and_mended_by_fp32(name):
 
 
 def test_features_in_float16_are_the_rounded_ones():
-    """`out_dtype` rounds once, at the end; the run itself is unchanged."""
+    """`out_dtype` rounds once, at the end."""
     encoder = small_encoder("wavlm_base")
     wide, _ = encoder.encode_batch(clips())
     narrow, _ = encoder.encode_batch(clips(), out_dtype=torch.float16)
@@ -96,5 +96,5 @@ def test_features_in_float16_are_the_rounded_ones():
 
 
 def test_auto_is_fp32_on_a_cpu():
-    """Without CUDA nothing is rounded unless asked for."""
+    """Without CUDA the default precision is fp32."""
     assert load_encoder("tiny", "random", device="cpu").precision == "fp32"

@@ -1,4 +1,4 @@
-"""The self-check finds what it is for, and passes what is sound."""
+"""The self-check passes sound encoders and finds leaks and overflows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clips():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_sound_encoder_passes(precision):
-    """Errors per layer, as JSON, within what rounding explains."""
+    """Errors per layer are within the tolerance; the result is JSON."""
     encoder = small_encoder("wavlm_base", precision=precision, layers=[0, 4])
     report = selfcheck(encoder, clips())
     assert report.ok
@@ -31,7 +31,7 @@ def test_a_sound_encoder_passes(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_leak_is_found(monkeypatch, precision):
-    """With attention that runs across utterances the check fails, in every precision."""
+    """With attention across utterances the check fails, in every precision."""
     monkeypatch.setattr(
         transformer,
         "find_spans",
@@ -43,7 +43,7 @@ def test_a_leak_is_found(monkeypatch, precision):
 
 
 def test_values_that_do_not_fit_are_counted():
-    """A model whose features exceed float16 is not ok, whatever the rounding."""
+    """A model whose features exceed float16 is not ok."""
     encoder = small_encoder("hubert_large", layers=[4])
     encoder._model.encoder.transformer.layers[3].feed_forward.output_dense.bias[0] = 1e6
     report = selfcheck(encoder, clips())
@@ -51,8 +51,8 @@ def test_values_that_do_not_fit_are_counted():
     assert not report.ok
 
 
-def test_relative_error_is_by_layer_and_shows_what_is_not_finite():
-    """Each layer is measured by its own largest value; NaN stays NaN."""
+def test_relative_errors_are_by_layer_and_keep_nan():
+    """Each layer is relative to its own largest value; NaN stays NaN."""
     reference = torch.ones(3, 2, 2) * torch.tensor([1.0, 10.0, 1.0])[:, None, None]
     found = reference.clone()
     found[0, 1, 1] += 0.5

@@ -18,7 +18,7 @@ def plan_windows(n_samples, max_window_s, context_s):
 
 
 def frames_of_convolutions(n_samples):
-    """The count as the seven convolutions make it, one after the other."""
+    """Count frames by applying the seven convolutions in turn."""
     for kernel, stride in [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)]:
         n_samples = (n_samples - kernel) // stride + 1
     return n_samples
@@ -32,7 +32,7 @@ def test_frame_count_is_that_of_the_convolutions(n_samples):
 
 @pytest.mark.parametrize("n_samples", [1, 79, 80, 320, 399, 400, 719])
 def test_a_short_clip_has_one_frame(n_samples):
-    """Anything up to the second frame's end is one frame, however short."""
+    """Any length below two frames gives one frame."""
     assert n_frames(n_samples) == 1
 
 
@@ -42,7 +42,7 @@ def test_a_short_clip_has_one_frame(n_samples):
     context_share=st.floats(0.0, 0.45),
 )
 def test_windows_keep_each_frame_once(n_samples, max_window_s, context_share):
-    """Kept frames cover the utterance exactly and in order; each lies inside what is encoded."""
+    """Kept frames cover the utterance exactly, in order, and lie within the encoded frames."""
     windows = plan_windows(n_samples, max_window_s, context_share * max_window_s)
     position = 0
     for window in windows:
@@ -55,7 +55,7 @@ def test_windows_keep_each_frame_once(n_samples, max_window_s, context_share):
 
 @given(n_samples=st.integers(1, 60_000_000))
 def test_no_window_is_longer_than_allowed_and_inner_ones_have_their_context(n_samples):
-    """A window feeds at most `max_window_s`; away from the ends it has the context asked for."""
+    """A window has at most `max_window_s`; away from the ends it has the full context."""
     windows = plan_windows(n_samples, max_window_s=30.0, context_s=4.0)
     for window in windows:
         assert window.sample_stop - window.sample_start <= max(30 * 16_000, 400)
@@ -65,7 +65,7 @@ def test_no_window_is_longer_than_allowed_and_inner_ones_have_their_context(n_sa
 
 @given(n_samples=st.integers(400, 60_000_000))
 def test_a_window_of_samples_makes_exactly_its_frames(n_samples):
-    """The samples of a window begin on a frame, lie in the file and make the frames it feeds."""
+    """The samples of a window start at a frame, lie in the file and give exactly its frames."""
     for window in plan_windows(n_samples, max_window_s=30.0, context_s=4.0):
         assert window.sample_start == 320 * window.feed_start
         assert window.sample_stop <= n_samples

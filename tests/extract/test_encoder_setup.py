@@ -1,4 +1,4 @@
-"""Settings that are wrong without a look at the data are refused by every verb, at once."""
+"""Wrong settings are refused by every verb, before any data is read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(config: Config) -> None:
 def test_wrong_settings_are_refused_before_anything_is_read(
     name: str, verb: Callable[[Config], object], tmp_path: Path
 ) -> None:
-    """There is no dataset at all, and the message is about the setting; no store is made."""
+    """The dataset does not exist, but the message is about the setting; no store is created."""
     override, message = WRONG[name]
     store = tmp_path / "store"
     common = ["dataset.path=nowhere", "model=tiny", "engine=inline", f"store={store}"]
@@ -53,7 +53,7 @@ def test_wrong_settings_are_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("verb", ["plan", "extract", "selfcheck"])
 def test_a_wrong_setting_is_a_usage_error(verb: str) -> None:
-    """Exit code 2 and one line, whichever verb it is given to."""
+    """Every verb exits with code 2 and prints one line."""
     done = CliRunner().invoke(
         app, [verb, "dataset.path=nowhere", "store=nowhere", "model=tiny", "extract.precision=fp64"]
     )
@@ -63,7 +63,7 @@ def test_a_wrong_setting_is_a_usage_error(verb: str) -> None:
 
 
 def test_a_plan_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretrained weights are not downloaded, nor are random ones made."""
+    """Pretrained weights are not downloaded, and random ones are not created."""
 
     def load(*arguments: object) -> None:
         raise AssertionError("weights were loaded")
@@ -76,15 +76,15 @@ def test_a_plan_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_precision_follows_the_workers_device(tmp_path: Path) -> None:
-    """A driver without a GPU loads the encoder of workers that have one: the identity is theirs."""
+    """A driver without a GPU loads the encoder in the precision of workers with one."""
     setup = check_settings(load_config(["dataset.path=x", "model=tiny", "engine=inline"]))
     assert setup.loader("cpu")().precision == "fp32"
     encoder = setup.loader("cuda", "cpu")()
     assert (encoder.precision, encoder.device.type) == ("fp16", "cpu")
 
 
-def test_what_a_choice_of_layers_saves_is_one_line(tmp_path: Path) -> None:
-    """Where it stops, and how much less space it takes; nothing if all layers are taken."""
+def test_a_choice_of_layers_is_described_in_one_line(tmp_path: Path) -> None:
+    """The last block and the saved space; None if all layers are extracted."""
 
     def line(layers: str) -> str | None:
         common = ["dataset.path=x", "model=tiny", "engine=inline"]

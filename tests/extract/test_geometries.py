@@ -1,4 +1,4 @@
-"""Encoders of another rate, hop and window run through every verb, each frame in its place."""
+"""Encoders with other rates, hops and windows run through every verb."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ N_CLIPS = 48
 
 @pytest.fixture(params=[NARROW, FIXED_WINDOW], ids=lambda description: description.name)
 def encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EncoderDescription:
-    """An encoder that strata does not know, registered for this test."""
+    """An encoder that Strata does not know, registered for this test."""
     description: EncoderDescription = request.param
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     registry.register_family("fake", FakeFamily(description))
@@ -58,10 +58,10 @@ def configured(encoder: EncoderDescription, folder: Path, store: Path | None, *m
 
 
 def test_every_verb_uses_the_encoders_geometry(encoder: EncoderDescription, tmp_path: Path) -> None:
-    """Plan, extract, read, status, verify, collapse and sweep agree on frames and seconds.
+    """Plan, extract, read, status, verify, collapse and sweep agree; every frame is in its place.
 
-    Clips lie below, at and above one frame, and around the longest window. One recording is longer
-    than a unit: it is decoded block by block and stored in pieces, each by windows.
+    Lengths are below, at and above one frame and the longest window. One recording is longer than a
+    unit, so it is decoded block by block and stored in pieces.
     """
     geometry, rate_hz = encoder.geometry, encoder.geometry.sample_rate_hz
     one, longest = geometry.n_samples(1), round(encoder.max_window_s * rate_hz)
@@ -112,10 +112,10 @@ def test_every_verb_uses_the_encoders_geometry(encoder: EncoderDescription, tmp_
     assert store.pooled().shape == (N_CLIPS, 3, DIM)
 
 
-def test_a_run_is_resumed_and_its_settings_are_its_identity(
+def test_a_second_run_resumes_and_other_settings_are_refused(
     encoder: EncoderDescription, tmp_path: Path
 ) -> None:
-    """A second run does nothing; another window is another store."""
+    """A second run finds everything committed; another context is another identity."""
     rate_hz = encoder.geometry.sample_rate_hz
     write_spelled(tmp_path / "clips", [rate_hz, 2 * rate_hz], encoder.geometry)
     config = configured(encoder, tmp_path / "clips", tmp_path / "store")
@@ -129,7 +129,7 @@ def test_a_run_is_resumed_and_its_settings_are_its_identity(
 def test_a_window_that_the_model_cannot_encode_is_refused(
     encoder: EncoderDescription, tmp_path: Path
 ) -> None:
-    """A fixed window is the longest one; other encoders have no limit."""
+    """A fixed window limits `max_window_s`; other encoders have no limit."""
     rate_hz = encoder.geometry.sample_rate_hz
     write_spelled(tmp_path / "clips", [rate_hz], encoder.geometry)
     config = configured(encoder, tmp_path / "clips", None, "extract.max_window_s=31")

@@ -1,4 +1,4 @@
-"""From headers to a plan: exact lengths, pieces, growth, and what it will cost."""
+"""Planning: exact lengths, pieces, growth of the dataset, and the estimate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def source(folder: Path) -> Source:
 
 
 def test_scan_counts_samples_from_headers(tmp_path: Path) -> None:
-    """Every row has its exact length; an unreadable one counts nothing and keeps its place."""
+    """Every row has its exact length; an unreadable one has 0 samples and keeps its place."""
     lengths = mixed_lengths(12)
     folder = write_folder(tmp_path / "clips", lengths)
     (folder / "clip-004.wav").write_bytes(b"")
@@ -41,7 +41,7 @@ def test_scan_counts_samples_from_headers(tmp_path: Path) -> None:
 
 
 def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
-    """Threads look at chunks of rows; each row's facts end where the row is."""
+    """Threads read chunks of rows; each row gets its own values."""
     n = 2 * SCAN_CHUNK + 5
     for i in range(n):
         write(tmp_path / f"{i:04d}.wav", speechlike(400 + 3 * i))
@@ -57,7 +57,7 @@ def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
 
 
 def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) -> None:
-    """Pieces cover its frames exactly, each within a unit, each starting where a window does."""
+    """Pieces cover its frames exactly; each fits a unit and starts at a window."""
     folder = write_folder(tmp_path / "clips", [1.0, 23.4, 0.5])
     found = plan_source(source(folder), WINDOWING, 512)
     pieces = found.table.filter(pc.equal(found.table["row"], 1)).to_pylist()
@@ -74,14 +74,14 @@ def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) ->
 
 
 def test_a_recording_whose_windows_exceed_a_unit_stays_whole(tmp_path: Path) -> None:
-    """With units smaller than a window it cannot be cut; it is left to be quarantined."""
+    """With units smaller than a window it is not cut, and will be quarantined."""
     folder = write_folder(tmp_path / "clips", [8.0])
     found = plan_source(source(folder), Windowing(GEOMETRY, 40.0, 5.0), 256)
     assert found.table["n_pieces"].to_pylist() == [1]
 
 
 def test_the_same_source_gives_the_same_plan(tmp_path: Path) -> None:
-    """Planning twice gives equal tables, and a stored plan is taken as it is."""
+    """Planning twice gives equal tables, and an unchanged stored plan is returned itself."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(9))
     first = plan_source(source(folder), WINDOWING, None)
     again = plan_source(source(folder), WINDOWING, None)
@@ -90,7 +90,7 @@ def test_the_same_source_gives_the_same_plan(tmp_path: Path) -> None:
 
 
 def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
-    """Growth keeps the rows there are, and cuts a long recording at its end like any other."""
+    """Growth keeps the planned rows, and cuts a long recording at the end like any other."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(5))
     first = plan_source(source(folder), WINDOWING, 512)
     write_folder(folder, [*mixed_lengths(5), 20.0])
@@ -101,7 +101,7 @@ def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Path) -> None:
-    """It was suspended, another one took over, and its plan is the one that counts."""
+    """It was suspended and another driver took over, whose plan must not be overwritten."""
     folder, store = write_folder(tmp_path / "clips", [1.0]), tmp_path / "store"
 
     class TakenOver(Observer):

@@ -1,7 +1,7 @@
-"""Small encoders of every kind in the family, speech-like signals, and the independent reference.
+"""Small encoders of every kind in the family, speech-like signals, and a reference.
 
-The architectures are those of the named bundles with narrower layers, so that each kind of front
-end, block and normalisation is there and a test takes milliseconds.
+The architectures are those of the named bundles with narrower layers: every kind of front end,
+block and normalisation is covered, and a test takes milliseconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = [
 
 
 def small_spec(name):
-    """The architecture of a bundle, narrowed to 4 blocks of 32 channels."""
+    """Narrow the architecture of a bundle to 4 blocks of 32 channels."""
     spec = find_model(name)
     narrow = {
         "extractor_conv_layer_config": [
@@ -54,7 +54,7 @@ def randomize(model):
 
 
 def small_encoder(name, **settings):
-    """An encoder of the kind of the bundle `name`, with random weights."""
+    """Make a small encoder of the kind of the bundle `name`, with random weights."""
     spec = small_spec(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def small_encoder(name, **settings):
 
 
 def speech(n_samples, seed=0, amplitude=0.1):
-    """A voiced, noisy, slowly modulated signal at 16 kHz, float32 `[n_samples]`."""
+    """Make a voiced, noisy, slowly modulated signal at 16 kHz: float32 `[n_samples]`."""
     generator = torch.Generator().manual_seed(seed)
     t = torch.arange(n_samples, dtype=torch.float64) / 16_000
     pitch = 90 + 15 * seed + 20 * torch.sin(2 * torch.pi * 3 * t)
@@ -77,9 +77,9 @@ def speech(n_samples, seed=0, amplitude=0.1):
 
 
 def reference(encoder, waveform):
-    """All blocks of one utterance by torchaudio, alone and unpadded: `[n_layers, frames, dim]`.
+    """Run torchaudio on one unpadded utterance: all blocks, `[n_layers, frames, dim]`.
 
-    The bundle's own wrapper normalises the waveform where the bundle says so.
+    Its own wrapper normalises the waveform if the bundle requires it.
     """
     model = encoder._model
     if encoder._spec.normalize_waveform:
