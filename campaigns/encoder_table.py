@@ -4,8 +4,9 @@
 
 PART is families, precision or windows; all of them by default. DATA has the folders `read_speech`
 and `long` with 16 kHz FLAC files of real speech. The architectures are the real ones, with random
-weights from seed 0, which suffice to measure rounding and leaks. The error of a layer of an utterance is max |a - b| / max |b| over its frames and features;
-each figure is the largest over the utterances and the layers.
+weights from seed 0, which suffice to measure rounding and leaks. The error of a layer of an
+utterance is max |a - b| / max |b| over its frames and features; each figure is the largest over the
+utterances and the layers.
 """
 
 from __future__ import annotations
