@@ -34,11 +34,11 @@ from pipeline.errors import StrataError
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.format.layout import LEASE
 from pipeline.store.index import committed_units
-from pipeline.store.maintain.orphans import Stray
+from pipeline.store.maintain.orphans import Orphan
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 
-CONTRADICTIONS = ("another driver took the lease over", "was claimed by somebody else")
+CONTRADICTIONS = ("another driver took the lease over", "was claimed by another driver")
 """Messages of a driver that has met another one; on one machine there must be none."""
 REFUSED = "is in use by process"
 """What a second driver prints."""
@@ -316,7 +316,7 @@ class Campaign:
         elif garbage := self.repair():
             self.losses.append(f"repair left garbage after all workers had ended: {garbage[:3]}")
 
-    def repair(self) -> list[Stray]:
+    def repair(self) -> list[Orphan]:
         """Repair the store, which must then be sound; return garbage written since."""
         try:
             repair_store(self.store)
@@ -326,7 +326,7 @@ class Campaign:
             return []
         if not found.ok:
             self.losses.append(f"repair left {found.damages[:3]}")
-        return [stray for stray in found.strays if stray.is_garbage]
+        return [orphan for orphan in found.orphans if orphan.is_garbage]
 
     def one_run(self, budget: int, quiet: dict[str, Any]) -> None:
         """Extract into a new store under faults; then let a driver finish, and compare."""

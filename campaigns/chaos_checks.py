@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.store.coordination.ledger import LOST, read_claims
+from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.coordination.run_log import read_log
 from pipeline.store.format.layout import index_key
 from pipeline.store.index import committed_units
@@ -17,7 +17,7 @@ from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
-NO_OWNER = ("nobody claimed", "is lost")
+NO_OWNER = ("without a claim", "is lost")
 """What `verify` says of a slot whose owner it cannot know."""
 
 
@@ -47,13 +47,13 @@ def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
     found = verify_store(store)
     losses = [f"unit {damage.unit}: {damage.problem}" for damage in found.damages]
     losses += [
-        f"left behind: {stray.path}: {stray.what}"
-        for stray in found.strays
-        if stray.is_garbage and not any(words in stray.what for words in NO_OWNER)
+        f"left behind: {orphan.path}: {orphan.what}"
+        for orphan in found.orphans
+        if orphan.is_garbage and not any(words in orphan.what for words in NO_OWNER)
     ]
     repair_store(store)
     found = verify_store(store)
-    losses += [f"after a repair: {s.path}: {s.what}" for s in found.strays if s.is_garbage]
+    losses += [f"after a repair: {s.path}: {s.what}" for s in found.orphans if s.is_garbage]
     plan = read_plan(store)
     assert plan is not None
     if found.units_committed != plan.n_units:
@@ -82,6 +82,6 @@ def overlaps(store: Path) -> list[str]:
     times = [time for time, _ in began]
     for claim in read_claims(store):
         at = bisect_right(times, claim.time)
-        if claim.unit != LOST and (not at or began[at - 1][1] != claim.run_id):
+        if claim.unit != UNKNOWN_UNIT and (not at or began[at - 1][1] != claim.run_id):
             found.append(f"run {claim.run_id} claimed slot {claim.slot} during another run")
     return found

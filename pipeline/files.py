@@ -1,6 +1,6 @@
-"""Durable writes on a file system: a file is there whole, or not at all.
+"""Durable writes on a file system: a file exists completely, or not at all.
 
-What the operating system refuses is raised as a StoreError that names the file, a full disk as a
+An error of the operating system is raised as a StoreError that names the file; a full disk is a
 NoSpaceError.
 """
 
@@ -23,7 +23,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
-    """Writes `parts` one after the other to `path`: temporary name, fsync, rename.
+    """Write `parts` one after the other to `path`: temporary name, fsync, rename.
 
     Raises:
         NoSpaceError: The disk is full.
@@ -36,10 +36,10 @@ def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
 
 
 def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
-    """Creates `path` with all its content, unless it exists.
+    """Create `path` with all its content, unless it exists.
 
     Returns:
-        False if it existed, which leaves it as it was.
+        False if it existed; it is not changed.
 
     Raises:
         NoSpaceError: The disk is full.
@@ -60,14 +60,14 @@ def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
 
 
 class PartialFile:
-    """A file that is filled in any order under a temporary name, until it is published.
+    """A file that is written in any order under a temporary name, and then published.
 
     Attributes:
-        path: The name that it gets.
+        path: Its final name.
 
     Raises:
-        NoSpaceError: The disk is full.
-        StoreError: The file cannot be made; `write` and `publish` raise the same.
+        NoSpaceError: The disk is full; `write` and `publish` raise it, too.
+        StoreError: The file cannot be written; `write` and `publish` raise it, too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class PartialFile:
             self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Writes bytes to their place."""
+        """Write bytes at an offset."""
         with store_errors(self.path):
             view = memoryview(data)
             while len(view):
@@ -85,7 +85,7 @@ class PartialFile:
                 view, offset = view[written:], offset + written
 
     def publish(self) -> None:
-        """Waits until the disk has all of it, and gives it its name."""
+        """Sync the file and rename it to its final name."""
         with store_errors(self.path):
             os.fsync(self._descriptor)
             self._close()
@@ -93,8 +93,8 @@ class PartialFile:
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Removes it, unless it was published."""
-        with suppress(OSError):  # a sweep removes it, and the error that led here matters more
+        """Remove the file, unless it was published."""
+        with suppress(OSError):  # the error that led here matters more; a clean-up removes it
             self._close()
         with suppress(OSError):
             self._partial.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ class PartialFile:
 
 
 def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
-    """Writes a file and waits until the disk has it."""
+    """Write a file and sync it."""
     with path.open("wb", buffering=0) as file:
         for part in parts:
             view = memoryview(part).cast("B")
@@ -116,7 +116,7 @@ def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, if it is there.
+    """Remove a file, if it exists.
 
     Raises:
         StoreError: It cannot be removed.
@@ -126,8 +126,8 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and links in `folder` durable."""
-    with suppress(OSError):  # some network file systems refuse it, and need it not
+    """Make renames and links in `folder` durable."""
+    with suppress(OSError):  # some network file systems refuse this, and do not need it
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -136,7 +136,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, durably."""
+    """Create a folder and its parents, durably."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Raises what the operating system refuses as errors of the store at or around `path`."""
+    """Raise an OSError of the block as a StoreError or NoSpaceError about `path`."""
     try:
         yield
     except OSError as error:
@@ -158,9 +158,9 @@ def store_errors(path: Path) -> Iterator[None]:
 
 
 def _same_file(partial: Path, path: Path) -> bool:
-    """Whether a link that "exists" is this very one.
+    """Return whether an existing link is the one that was just created.
 
-    A network file system whose reply was lost tries again, and meets what it has just made.
+    A network file system repeats a request whose reply was lost, and then finds its own link.
     """
     try:
         return partial.samefile(path)
@@ -169,7 +169,7 @@ def _same_file(partial: Path, path: Path) -> bool:
 
 
 def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:
-    """Exclusive without hard links: not atomic for a reader, but gone again if it fails."""
+    """Create without hard links: exclusive, but not atomic for readers; removed if it fails."""
     try:
         file = path.open("xb", buffering=0)
     except FileExistsError:
@@ -186,14 +186,14 @@ def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no reader looks at; gone afterwards."""
+    """Yield a temporary name beside `path`; remove its file at the end."""
     partial = _partial_name(path)
     with store_errors(path):
         make_folder(path.parent)
         try:
             yield partial
         finally:
-            with suppress(OSError):  # a sweep removes it, and the error that led here matters more
+            with suppress(OSError):  # the error that led here matters more; a clean-up removes it
                 partial.unlink(missing_ok=True)
 
 

@@ -67,11 +67,11 @@ def show_status(console: Console, status: Status) -> None:
 
 
 def show_verification(console: Console, found: Verification, repair: Repair | None) -> None:
-    """Print damaged units, stray files, the verdict, and what was repaired."""
+    """Print damaged units, orphans, the verdict, and what was repaired."""
     for damage in found.damages:
         console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
-    for stray in found.strays:
-        console.print(f"{stray.path}: {stray.what}", markup=False)
+    for orphan in found.orphans:
+        console.print(f"{orphan.path}: {orphan.what}", markup=False)
     verdict = "sound" if found.ok else f"{len(found.damaged_units)} units are DAMAGED"
     console.print(
         f"{found.units_committed} of {found.units_total} units checked, "
@@ -92,7 +92,7 @@ def verification_document(found: Verification, repair: Repair | None) -> dict[st
         "utterances_ok": found.utterances_ok,
         "utterances_quarantined": found.utterances_quarantined,
         "bytes": found.n_bytes,
-        "strays": [asdict(stray) for stray in found.strays],
+        "strays": [asdict(orphan) for orphan in found.orphans],
         "repaired_units": repair.units if repair else [],
     }
 

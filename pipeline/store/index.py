@@ -1,7 +1,7 @@
 """The committed rows of a store: one Parquet file per unit, and their compaction.
 
-`index.parquet` is a cache of the unit files, never the truth: a unit counts as committed if and
-only if its file is there. Whoever takes a commit back removes the cache first.
+`index.parquet` is only a cache of the unit files: a unit is committed if and only if its file
+exists. The cache must be removed before a commit is revoked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_unit(store: Location, unit: int) -> pa.Table:
     """Read the index of one committed unit.
 
     Raises:
-        DamagedError: The file is missing, torn, or of another unit.
+        DamagedError: The file is missing, damaged, or of another unit.
     """
     backend, key = open_backend(store), index_key(unit)
     try:
@@ -57,15 +57,15 @@ def read_index(
 ) -> pa.Table:
     """Read the rows of all committed units, by unit and position.
 
-    Takes what the compaction has and the files of the units that it lacks.
+    Units that the compaction lacks are read from their files.
 
     Args:
         store: The store.
-        without: Columns to leave out.
-        columns: Only these, `unit` among them; None takes all.
+        without: Columns to omit.
+        columns: Columns to read, `unit` among them; None reads all.
 
     Raises:
-        DamagedError: A unit's index is not readable.
+        DamagedError: A unit's index is unreadable.
     """
     backend = open_backend(store)
     units = committed_units(backend)
@@ -89,16 +89,14 @@ def read_index(
 
 
 def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """The pieces of the complete utterances in source order, and where each utterance begins.
-
-    An utterance counts once all its pieces are committed.
+    """Select the pieces of complete utterances: those of which all pieces are committed.
 
     Args:
-        table: With at least row, piece, n_pieces and status.
+        table: Index rows with at least row, piece, n_pieces and status.
 
     Returns:
-        The rows, sorted by source row and piece, and the first row of each utterance with the
-        number of rows at the end: [n_utterances + 1].
+        The pieces, sorted by source row and piece; and the first piece of each utterance, then the
+        number of pieces: [n_utterances + 1].
     """
     done = _is(table["status"], OK)
     pieces = table if pc.all(done).as_py() else table.filter(done)
@@ -116,13 +114,13 @@ def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64
 
 
 def still_quarantined(table: pa.Table) -> pa.Table:
-    """The quarantined utterances among index rows, one row each, by source row.
+    """Select the quarantined utterances, one row each, by source row.
 
-    One that was tried again and is complete now is not among them; of one that was quarantined
-    more than once, the newest record is.
+    Utterances that were retried and are complete are not among them. Of an utterance that was
+    quarantined repeatedly, the newest record is returned.
 
     Args:
-        table: With at least row, unit, status and n_pieces.
+        table: Index rows with at least row, unit, status and n_pieces.
     """
     lost = table.filter(_is(table["status"], QUARANTINED))
     if not len(lost):
@@ -149,10 +147,7 @@ def compact(store: Location) -> pa.Table:
 
 
 def refresh_cache(store: Location) -> None:
-    """Adds to `index.parquet` the units that were committed since; it must not be stale.
-
-    That is so as long as nobody has taken a commit back without removing it.
-    """
+    """Add the units committed since to `index.parquet`, which must not have revoked ones."""
     backend = open_backend(store)
     backend.put(INDEX_CACHE, [parquet_bytes(read_index(backend))])
 
@@ -187,7 +182,7 @@ def _read_cache(
         wanted = columns or [name for name in schema.names if name not in without]
         return parse_parquet(raw, backend.locate(INDEX_CACHE), wanted)
     except (DamagedError, OSError, pa.ArrowException):
-        return None  # a missing or torn cache is no loss
+        return None  # the unit files are complete
 
 
 def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
@@ -197,27 +192,27 @@ def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None
 
 
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column of numbers, none of them null, as an array.
+    """Return a column of numbers without nulls as an array.
 
-    `to_numpy` would import pandas if it is installed, as most of pyarrow does that touches Python
-    objects; that takes as long as all else that opening a store does.
+    `to_numpy` imports pandas if it is installed, which takes as long as the rest of opening a
+    store.
     """
     chunks = column.chunks or [pa.nulls(0, column.type)]
     return np.concatenate([np.from_dlpack(chunk) for chunk in chunks])
 
 
 def row_numbers(values: npt.NDArray[np.int64]) -> pa.Array:
-    """Row numbers for `take`, without pandas."""
+    """Return row numbers for `take`, without pandas."""
     values = np.ascontiguousarray(values, np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def _is(status: pa.ChunkedArray, which: str) -> pa.ChunkedArray:
-    """Where a status is `which`, without pandas; none of them begins another."""
+    """Compare a status column with a status, without pandas; no status is a prefix of another."""
     return pc.starts_with(status, pattern=which)
 
 
 def _has_fields(schema: pa.Schema) -> bool:
-    """Whether all fixed columns are there, with their types."""
+    """Return whether all fixed columns exist with their types."""
     types = dict(zip(schema.names, schema.types, strict=True))
     return all(types.get(item.name) == item.type for item in FIELDS)

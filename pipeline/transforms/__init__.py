@@ -1,4 +1,4 @@
-"""From one store to another, without the encoder.
+"""Transforms of a store into another store, without the encoder.
 
-In: a store. Out: a store: `collapse.py` writes a weighted sum of layers.
+In: a store. Out: a store. `collapse.py` writes a weighted sum of layers.
 """

@@ -1,8 +1,8 @@
-"""A weighted sum of the layers of a store, as a store of one layer: a twelfth of the bytes.
+"""Collapse: the weighted sum of the layers of a store, as a store of one layer.
 
-It is the same format, written unit by unit with the same claims, lease and commits, so it can be
-interrupted and run again, verified, and collapsed further while its parent still grows. Every
-utterance is checked against its checksums as it is read: damage is not passed on.
+The result has the same format, and is written unit by unit with the same claims, lease and commits.
+So a run can be interrupted and resumed, and can start before its parent is complete. Every
+utterance is verified against its checksums when it is read, so damage is not copied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.tensors import encode_into
+from pipeline.store.tensors import decode_into, encode_into
 from pipeline.store.write.documents import (
     UnitBuffer,
     check_format_shape,
@@ -58,19 +58,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class CollapsedUnit:
-    """What became of one unit; the run log has it, in the form of an extraction's.
+    """Report of one unit, with the fields of an extraction's report that the run log needs.
 
     Attributes:
-        unit: The unit.
-        slot: Where it lies.
-        won: False if another driver had committed it before.
+        unit: Number of the unit.
+        slot: Its slot.
+        won: False if another attempt had committed it.
         n_ok: Pieces with features.
-        n_quarantined: Pieces without.
-        n_fp32: 0: it belongs to extraction.
+        n_quarantined: Quarantined pieces.
+        n_fp32: Always 0; extraction uses it.
         audio_s: Seconds of audio in the features.
-        wall_s: Seconds that it took.
+        wall_s: Seconds that the unit took.
         n_bytes: Bytes written.
-        seconds: Where the time went: sum, write.
+        seconds: Seconds per stage: sum, write.
     """
 
     unit: int
@@ -87,16 +87,16 @@ class CollapsedUnit:
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a collapsed store holds at the end of a run.
+    """Result of a run.
 
     Attributes:
-        weights: Of the parent's layers, as they were applied.
-        layers: Those layers.
+        weights: Applied weight of each layer of the parent.
+        layers: Layers of the parent.
         units_total: Units of the plan.
-        units_committed: Units that are done.
-        units_waiting: Units that the parent has not committed either; run again when it has.
-        bytes: Bytes of the features, all committed units together.
-        wall_seconds: Seconds that this run took.
+        units_committed: Committed units of the collapsed store.
+        units_waiting: Units that the parent has not committed yet.
+        bytes: Bytes of all committed units.
+        wall_seconds: Duration of this run.
     """
 
     weights: tuple[float, ...]
@@ -115,7 +115,7 @@ def collapse(
     softmax: bool = False,
     observer: Observer | None = None,
 ) -> Collapse:
-    """Writes the weighted sum over the layers of a store as a store of one layer.
+    """Write the weighted sum over the layers of a store as a store of one layer.
 
     The sum is that of `FeatureStore.weighted_sum`, encoded by the parent's codec. It depends only
     on the parent's bytes and the weights: an interrupted run that is repeated ends with the same
@@ -123,22 +123,22 @@ def collapse(
 
     Args:
         store_path: The store to read.
-        out_path: The store to write, or to go on with.
-        weights: `average`, one number per layer, or where to find them (`read_weights`).
-        softmax: Put the numbers through a softmax first.
+        out_path: The store to write, or to resume.
+        weights: `average`, one number per layer, or a file of weights (`read_weights`).
+        softmax: Apply a softmax to the numbers first.
         observer: Receives the events of the run.
 
     Returns:
-        What the collapsed store holds now.
+        Progress of the collapsed store.
 
     Raises:
-        ConfigError: The weights do not fit the store.
-        IdentityError: `out_path` holds something else.
-        StoreBusyError: Another driver is at work on it.
-        NoSpaceError: The rest does not fit on the disk.
-        DamagedError: The parent is damaged; what was committed before is safe.
+        ConfigError: The weights do not match the layers of the store.
+        IdentityError: `out_path` is another store.
+        StoreBusyError: Another driver is running on `out_path`.
+        NoSpaceError: The missing units do not fit on the disk.
+        DamagedError: The parent is damaged. Committed units are safe.
     """
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     parent, out = open_backend(store_path), open_backend(out_path)
     if parent.uri == out.uri:
         raise ConfigError(f"a store cannot be collapsed into itself ({out}); give another path")
@@ -160,13 +160,13 @@ def collapse(
         if todo:
             index_files.drop_cache(out)
             observer.run_started(len(todo))
-            work = _Collapsing(parent, layout_of(attributes), out, layout, numbers)
+            collapser = _UnitCollapser(parent, layout_of(attributes), out, layout, numbers)
             for unit in todo:
                 n_slots = ledger.n_slots
                 slot = ledger.claim(unit, run_id, "collapse", now()).slot
                 if slot >= n_slots:
                     resize(out, layout, ledger.n_slots)
-                report = work.unit(unit, slot, attributes["sample_rate_hz"])
+                report = collapser.collapse(unit, slot, attributes["sample_rate_hz"])
                 observer.unit_committed(report)
                 lease.check()
             observer.run_ended([])
@@ -184,14 +184,14 @@ def collapse(
         units_committed=n_done,
         units_waiting=waiting,
         bytes=n_done * layout.slot_bytes,
-        wall_seconds=round(time.perf_counter() - began, 3),
+        wall_seconds=round(time.perf_counter() - start_s, 3),
     )
 
 
 def collapsed_identity(
     parent: Identity, layers: Sequence[int], weights: Sequence[float]
 ) -> Identity:
-    """The identity of a collapsed store: its parent's, and what was done to it."""
+    """Return the identity of a collapsed store: its parent's, with the layers and weights."""
     canonical = json.dumps(parent, sort_keys=True, separators=(",", ":"))
     return {
         **parent,
@@ -210,7 +210,7 @@ def _prepare(
     weights: tuple[float, ...],
     parent: Backend,
 ) -> tuple[Layout, Ledger]:
-    """Makes the collapsed store, or makes sure that it is the one that this run would make."""
+    """Create the collapsed store, or check that an existing one is that of this run."""
     layout = Layout(
         (COLLAPSED_LAYER,),
         attributes["feature_dim"],
@@ -219,19 +219,19 @@ def _prepare(
         layout_of(attributes).codec,
     )
     identity = collapsed_identity(attributes["identity"], attributes["layers"], weights)
-    known = read_plan(out)
+    stored_plan = read_plan(out)
     if out.exists(ATTRIBUTES):
         stored = read_attributes(out)
         check_same(stored["identity"], identity, str(out))
         check_format_shape(stored, layout, out)
-    if known is None or not known.table.equals(plan.table):
-        _check_extends(known, plan, out)
+    if stored_plan is None or not stored_plan.table.equals(plan.table):
+        _check_extends(stored_plan, plan, out)
         write_plan(out, plan)
     ledger = Ledger.open(out, plan.n_units)
     if out.exists(ATTRIBUTES):
         resize(out, layout, ledger.n_slots)
         return layout, ledger
-    own = {k: v for k, v in attributes.items() if k != "final_norm"}  # it fits no sum of layers
+    own = {k: v for k, v in attributes.items() if k != "final_norm"}  # of the parent's last layer
     own["layers"] = list(layout.layers)
     own["identity"] = identity
     own["provenance"] = {
@@ -245,9 +245,9 @@ def _prepare(
     return layout, ledger
 
 
-def _check_extends(known: Plan | None, plan: Plan, out: Backend) -> None:
-    """The parent's plan may have grown since, but the units there are must be the same."""
-    if known is not None and not known.table.equals(plan.table.slice(0, len(known.table))):
+def _check_extends(stored: Plan | None, plan: Plan, out: Backend) -> None:
+    """Check that the parent's plan is the stored one, or extends it."""
+    if stored is not None and not stored.table.equals(plan.table.slice(0, len(stored.table))):
         raise StoreError(
             f"store {out} was collapsed from a store with another plan; give another path"
         )
@@ -257,12 +257,13 @@ def _check_space(out: Backend, needed: int) -> None:
     free = out.free_bytes()
     if needed > free:
         raise NoSpaceError(
-            f"{needed / 1e9:.2f} GB to write to {out}, but only {free / 1e9:.2f} GB are free"
+            f"{needed / 1e9:.2f} GB are needed in {out}, {free / 1e9:.2f} GB are free; make "
+            "room, or give another path"
         )
 
 
-class _Collapsing:
-    """Sums one unit after the other, in one unit's memory."""
+class _UnitCollapser:
+    """Sums the layers of one unit at a time, in the memory of one unit."""
 
     def __init__(
         self,
@@ -280,20 +281,20 @@ class _Collapsing:
         self._shards = ShardReader(parent, layout)
         self._buffer = UnitBuffer(collapsed)
 
-    def unit(self, unit: int, slot: int, rate_hz: int) -> CollapsedUnit:
-        """Sums a unit of the parent and commits it to `slot`.
+    def collapse(self, unit: int, slot: int, rate_hz: int) -> CollapsedUnit:
+        """Collapse a unit of the parent and commit it to `slot`.
 
         Raises:
             DamagedError: The parent's unit is damaged.
         """
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         index = index_files.read_unit(self._parent, unit)
         rows = index.to_pylist()
-        ends = [self._within(row)[1] for row in rows if row["status"] == OK]
+        ends = [self._span(row)[1] for row in rows if row["status"] == OK]
         self._buffer.start(max(ends, default=0))
         self._buffer.blank(0, max(ends, default=0))
         done = [self._sum(row, slot) for row in rows]
-        summed = time.perf_counter()
+        summed_s = time.perf_counter()
         outcome = commit_unit(self._out, self._buffer, unit, slot, _as_index(done, index))
         ok = [row for row in done if row["status"] == OK]
         return CollapsedUnit(
@@ -304,38 +305,40 @@ class _Collapsing:
             n_quarantined=sum(row["status"] == QUARANTINED for row in done),
             n_fp32=0,
             audio_s=sum(row["n_samples"] for row in ok if row["piece"] == 0) / rate_hz,
-            wall_s=time.perf_counter() - began,
+            wall_s=time.perf_counter() - start_s,
             n_bytes=outcome.n_bytes,
-            seconds={"sum": summed - began, "write": time.perf_counter() - summed},
+            seconds={"sum": summed_s - start_s, "write": time.perf_counter() - summed_s},
         )
 
-    def _within(self, row: Row) -> tuple[int, int]:
-        """First frame of a piece within its slot, and one past the last."""
+    def _span(self, row: Row) -> tuple[int, int]:
+        """Return the first frame of a piece within its slot, and one past the last."""
         start = row["frame_start"] - self._from.slot_start(row["slot"])
         return start, start + row["n_frames"]
 
     def _sum(self, row: Row, slot: int) -> Row:
-        """Sums a piece into the buffer; its row in the collapsed index."""
+        """Sum a piece into the buffer; return its row of the collapsed index."""
         if row["status"] != OK:
             return row | {"slot": slot}
-        start, stop = self._within(row)
+        start, stop = self._span(row)
         total = torch.zeros((stop - start, self._from.dim), dtype=torch.float32)
+        values = torch.empty_like(total)
         for axis, weight in enumerate(self._weights):
             stored = self._shards.read(axis, row["slot"], start, stop)
-            self._check(stored, axis, row)
+            self._verify(stored, axis, row)
             if weight != 0.0:
-                total.add_(torch.from_numpy(stored).float().mul_(weight))
+                decode_into(self._from.codec, stored, values)
+                total.add_(values.mul_(weight))
         codec, largest = self._to.codec, float(total.abs().max())
         if not codec.fits(-largest, largest):
             reason = f"the weighted sum reaches {largest:.3g}, more than {codec.name} holds"
-            lost = {"status": QUARANTINED, "reason": reason, "n_frames": 0, "slot": slot}
-            return row | lost | {"frame_start": None, "crc32c": None}
+            quarantined = {"status": QUARANTINED, "reason": reason, "n_frames": 0, "slot": slot}
+            return row | quarantined | {"frame_start": None, "crc32c": None}
         encode_into(codec, total, self._buffer.frames[0, start:stop])
         checksums = self._buffer.seal(row["position"], start, stop)
         first = self._to.slot_start(slot) + start
         return row | {"slot": slot, "frame_start": first, "crc32c": list(checksums)}
 
-    def _check(self, stored: Stored, axis: int, row: Row) -> None:
+    def _verify(self, stored: Stored, axis: int, row: Row) -> None:
         if crc32c(stored) != row["crc32c"][axis]:
             key = self._from.shard_key(axis, row["slot"])
             raise DamagedError(
@@ -345,7 +348,7 @@ class _Collapsing:
 
 
 def _as_index(rows: Sequence[Row], parent: pa.Table) -> pa.Table:
-    """The parent's index rows, with what the sum has changed."""
+    """Return the parent's index rows with the changed columns."""
     table = parent
     for name in ("slot", "status", "reason", "frame_start", "n_frames", "crc32c"):
         i = table.schema.get_field_index(name)

@@ -1,4 +1,4 @@
-"""Weights of layers, from wherever they come."""
+"""Layer weights, from numbers, text or a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.errors import ConfigError
 def read_weights(
     weights: str | Path | Sequence[float] | Tensor, n_layers: int, softmax: bool = False
 ) -> tuple[float, ...]:
-    """One weight per layer, as float32 holds them.
+    """Read one weight per layer; return them as rounded to float32.
 
     Args:
         weights: `average`; numbers; `[0.1, 0.9]` as text; or a file: .json with a list, .npy, or
-            .pt with a tensor or the `state_dict` of a model that has a `WeightedSum` (whose
-            softmax is then taken).
+            .pt with a tensor, or with the `state_dict` of a model that has a `WeightedSum`, to
+            whose scalars a softmax is applied.
         n_layers: Layers of the store.
-        softmax: Whether to take the softmax of the numbers.
+        softmax: Whether to apply a softmax to the numbers.
 
     Raises:
         ConfigError: They are not `n_layers` finite numbers.
@@ -44,7 +44,7 @@ def read_weights(
 
 
 def _load_weights(text: str) -> tuple[Tensor, bool]:
-    """Numbers from text or a file, and whether they are the scalars of a `WeightedSum`."""
+    """Read numbers from text or a file; return whether they are scalars of a `WeightedSum`, too."""
     try:
         if text.lstrip().startswith("["):
             return torch.tensor(json.loads(text), dtype=torch.float64), False
@@ -66,5 +66,5 @@ def _load_weights(text: str) -> tuple[Tensor, bool]:
         raise ConfigError(
             f"weights is {text!r}; expected average, a list of numbers, or a file"
         ) from None
-    except Exception as error:  # a file of any content: its library raises what it likes
+    except Exception as error:  # the libraries raise many types for a damaged file
         raise ConfigError(f"weights {text!r} cannot be read: {error}") from error

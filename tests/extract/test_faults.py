@@ -302,7 +302,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     ballast.unlink()
     extract(folder, store, *INLINE)
     assert contents(store) == contents(undisturbed)
-    assert not verify_store(store).strays
+    assert not verify_store(store).orphans
 
 
 def test_a_store_that_became_read_only_ends_the_run(
@@ -378,7 +378,7 @@ def test_a_zombie_worker_corrupts_nothing(folder: Path, undisturbed: Path, tmp_p
     assert not report.won
     assert contents(store) == contents(undisturbed)
     found = verify_store(store)
-    assert (found.ok, found.strays) == (True, ())
+    assert (found.ok, found.orphans) == (True, ())
 
 
 def test_a_second_driver_is_refused(folder: Path, tmp_path: Path) -> None:

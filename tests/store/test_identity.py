@@ -39,7 +39,7 @@ def test_every_difference_is_said_in_words() -> None:
     assert str(caught.value) == (
         "store out/store holds other features: "
         "encoder.layers is [1, 2] there, [6] here; encoder.precision is fp32 there, bf16 here. "
-        "Give the same settings to go on with it, or another store= to start a new one"
+        "Use the same settings to resume it, or another store= to start a new one"
     )
 
 

@@ -72,7 +72,7 @@ for i in range(rounds):
         ledger.claim(i, f"run-{me}", "w", "now")
         print(1)
     except StoreError as error:
-        assert "claimed by somebody else" in str(error)
+        assert "claimed by another driver" in str(error)
         print(0)
 """
 )

@@ -10,7 +10,7 @@ import torch
 
 import pipeline
 from pipeline.store.backend import local
-from pipeline.store.read import merged as gathering
+from pipeline.store.read import merged
 from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [200] * 40
@@ -68,7 +68,7 @@ def test_a_disk_is_asked_for_some_reads_at_a_time(root, diary):
     assert len(places["read"]) == 120
     ahead = np.cumsum([{"fetch": 1, "tried": 0, "read": -1}[what] for what, _, _ in diary])
     assert ahead.min() >= 0
-    assert ahead.max() == gathering._TRIED_AT_ONCE
+    assert ahead.max() == merged._MAX_PENDING
 
 
 def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):

@@ -86,7 +86,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bit of the payload": (lambda s: flip(shard(s), 1000), r"layer 6 of utterance 'clip-\d+.wav'"),
     "bit of a frame that belongs to nobody": (
         lambda s: flip(shard(s), layout_at(s).shard_data_bytes - 2),
-        r"layer 6 has values in frames that belong to nobody",
+        r"layer 6 has values in frames without an utterance",
     ),
     "bit of the shard's index": (lambda s: flip(shard(s), -3), r"5/3/0 is damaged"),
     "missing shard": (lambda s: shard(s).unlink(), r"5/3/0 is missing"),
@@ -124,7 +124,7 @@ def test_damage_is_named_taken_back_and_extracted_again(
     assert status.units_committed == status.units_total
     assert contents(store) == contents(quiet)
     found = verify_store(store)
-    assert (found.ok, found.strays) == (True, ())
+    assert (found.ok, found.orphans) == (True, ())
     assert any(event["event"] == "unit_taken_back" for event in read_log(store))
 
 
@@ -183,13 +183,13 @@ def test_garbage_is_named_and_swept(quiet: Path, store: Path) -> None:
         path.write_bytes(b"half")
     found = verify_store(store)
     assert found.ok
-    named = {stray.path: stray.what for stray in found.strays}
+    named = {orphan.path: orphan.what for orphan in found.orphans}
     assert f"unit {UNIT} is committed in slot {UNIT}" in named[f"slot {dead}"]
-    assert "nobody claimed" in named[f"slot {nobodys}"]
+    assert "without a claim" in named[f"slot {nobodys}"]
     assert sum("half-written" in what for what in named.values()) == 2
     fixed = repair_store(store)
-    assert (fixed.units, len(fixed.swept)) == ([], 5)
-    assert not verify_store(store).strays
+    assert (fixed.units, len(fixed.removed)) == ([], 5)
+    assert not verify_store(store).orphans
     assert contents(store) == contents(quiet)
 
 
@@ -201,7 +201,7 @@ def test_foreign_files_are_named_and_left_alone(store: Path, key: str) -> None:
     (store / key).write_text("mine")
     for found in (verify_store(store), repair_store(store).found):
         assert found.ok
-        assert [(stray.path, stray.is_garbage) for stray in found.strays] == [(key, False)]
+        assert [(orphan.path, orphan.is_garbage) for orphan in found.orphans] == [(key, False)]
     assert (store / key).read_text() == "mine"
 
 
@@ -251,10 +251,10 @@ def test_a_slot_whose_claim_is_lost_is_spared_until_all_is_committed(
     (store / ledger_key(slot)).write_text("")
     path = store / layout_at(store).shard_key(0, slot)
     for _ in range(2):
-        assert repair_store(store).swept == []
+        assert repair_store(store).removed == []
         assert path.exists()
     extract(folder, store, *INLINE)
-    assert [stray.slot for stray in repair_store(store).swept] == [slot]
+    assert [orphan.slot for orphan in repair_store(store).removed] == [slot]
     assert not path.exists()
     assert contents(store) == contents(quiet)
 
@@ -267,7 +267,7 @@ def test_attempts_at_a_unit_that_is_taken_back_are_spared(
     path = store / layout_at(store).shard_key(0, slot)
     flip(shard(store), 1000)
     fixed = repair_store(store)
-    assert (fixed.units, fixed.swept) == ([UNIT], [])
+    assert (fixed.units, fixed.removed) == ([UNIT], [])
     assert path.exists()
     extract(folder, store, *INLINE)
     assert contents(store) == contents(quiet)

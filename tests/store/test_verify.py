@@ -211,18 +211,18 @@ DAMAGES: dict[str, tuple[Callable[[FakeStore], None], list[int], str]] = {
     "frame_start before the slot": (
         relabel(2, change_first(frame_start=-1)),
         [2],
-        "lies outside of slot 2",
+        "is outside of slot 2",
     ),
     "frame_start in the next slot": (
         relabel(2, change_first(frame_start=512)),
         [2],
-        "lies outside of slot 2",
+        "is outside of slot 2",
     ),
     "no frame_start": (relabel(0, change_first(frame_start=None)), [0], "lacks its place"),
     "no checksums": (relabel(0, change_first(crc32c=None)), [0], "lacks .* checksums"),
     "too few checksums": (relabel(0, change_first(crc32c=(1,))), [0], "lacks .* checksums"),
     "n_frames too many": (relabel(2, change_first(n_frames=9)), [2], "wrong checksum|overlaps"),
-    "n_frames zero": (relabel(0, change_first(n_frames=0)), [0], "lies outside"),
+    "n_frames zero": (relabel(0, change_first(n_frames=0)), [0], "is outside"),
     "another id": (relabel(0, change_first(id="utterance-1")), [0], "different id columns"),
     "another row": (relabel(0, change_first(row=1)), [0], "different row columns"),
     "an utterance twice": (

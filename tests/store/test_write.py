@@ -340,19 +340,19 @@ def test_a_unit_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert partials(tmp_path) == []
 
 
-def test_a_slot_that_was_swept_is_not_committed(
+def test_a_slot_whose_data_were_removed_is_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unit was committed elsewhere, this slot swept, and that commit taken back meanwhile."""
+    """Meanwhile the unit was committed elsewhere, this slot cleaned up, and that commit revoked."""
     store = begin_store(tmp_path, [300])
     shard, pooled = store.layout.shard_key(1, 0), store.layout.pooled_key(0)
 
-    def swept_at_the_end(root: Path) -> None:
+    def remove_a_shard(root: Path) -> None:
         if store.path(pooled).exists():  # all files have their names
             store.path(shard).unlink()
 
-    monkeypatch.setattr(slot_module, "check_there", swept_at_the_end)
-    with pytest.raises(StoreError, match="swept while the attempt was still at work"):
+    monkeypatch.setattr(slot_module, "check_exists", remove_a_shard)
+    with pytest.raises(StoreError, match="removed while the attempt was still writing"):
         store.commit(0)
     assert not store.path(index_key(0)).exists()
     assert slot_files(store, 0) == []

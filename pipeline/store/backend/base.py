@@ -31,8 +31,8 @@ __all__ = [
 class ObjectReader(Protocol):
     """One object, open for many reads. Safe to use from several threads, and after a fork.
 
-    An implementation must never return less than it was asked for: a read beyond the end is an
-    EOFError.
+    An implementation must never return less than it was asked for: a read of at least one byte that
+    goes beyond the end is an EOFError.
     """
 
     @property

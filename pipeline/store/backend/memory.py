@@ -208,7 +208,7 @@ class MemoryReader(ObjectReader):
         """Do nothing: it is in memory."""
 
     def _range(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
-        if offset + length > self.size:
+        if length and offset + length > self.size:
             raise EOFError(f"it ends at byte {self.size}")
         return self._content[offset : offset + length]
 

@@ -1,5 +1,5 @@
-"""What keeps concurrent drivers and workers from harming a store.
+"""Coordination of the drivers and workers of a store.
 
-One live driver (`lease.py`), one slot per attempt (`ledger.py`), records of worker failures
-(`worker_failures.py`) and the log of runs (`run_log.py`).
+In: a store. Out: one live driver (`lease.py`), one slot per attempt (`ledger.py`), records of
+worker failures (`worker_failures.py`) and a log of the runs (`run_log.py`).
 """

@@ -1,8 +1,8 @@
-"""Who has attempted what: the claims on slots.
+"""The ledger: claims of attempts on slots.
 
 A claim is the exclusive creation of `ledger/slot-<n>.json` before an attempt starts. Two attempts
-never share a slot, so an orphaned worker that goes on writing can damage nobody. Claims outlive
-the driver, and with them the number of attempts at each unit.
+never share a slot, so a zombie worker cannot corrupt data. Claims outlive the driver, and so does
+the number of attempts at each unit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import FRAMES, LEDGER_DIR, ledger_key
 from pipeline.store.serialization import json_bytes
 
-LOST = -1
-"""The unit of a claim whose content is lost: its slot is taken, and nobody knows for which unit."""
+UNKNOWN_UNIT = -1
+"""Unit of a claim that a repair has found unreadable: its slot stays taken."""
 CLAIM_NAME = re.compile(r"slot-(\d+)\.json")
 
 
@@ -29,11 +29,11 @@ class Claim:
     """One attempt at one unit.
 
     Attributes:
-        slot: Where it writes.
-        unit: What it does; `LOST` if a repair has found the claim unreadable.
-        attempt: 1 for the first attempt at the unit.
-        run_id: Run of the driver that claimed it.
-        worker: Name of the worker it was given to.
+        slot: Slot that the attempt writes to.
+        unit: Its unit, or `UNKNOWN_UNIT`.
+        attempt: Number of the attempt at the unit, from 1.
+        run_id: Run of the driver that made the claim.
+        worker: Kind or name of the worker.
         time: UTC, ISO 8601.
     """
 
@@ -46,64 +46,70 @@ class Claim:
 
 
 class Ledger:
-    """The claims of one store; holds what is on disk and adds to it."""
+    """The claims of one store, as read when it was opened and added since."""
 
     def __init__(self, store: Location, claims: Iterable[Claim], n_units: int) -> None:
-        """Knows `claims` already; slots below `n_units` belong to first attempts."""
+        """Use `open` to read the claims of a store.
+
+        Args:
+            store: The store.
+            claims: Its claims.
+            n_units: Units of the plan; slots below that number belong to first attempts.
+        """
         self._backend = open_backend(store)
         self._n_units = n_units
         self._attempts: Counter[int] = Counter()
         self._slots: set[int] = set()
         self._end = 0  # one past the last slot
         for claim in claims:
-            self._remember(claim)
+            self._add(claim)
 
     @classmethod
     def open(cls, store: Location, n_units: int) -> Ledger:
         """Read the ledger of a store.
 
-        A slot that has data without a claim (one that was damaged and removed) is never given out.
+        A slot with data but without a claim, which was damaged and removed, is never claimed again.
         """
         ledger = cls(store, read_claims(store), n_units)
         for slot in _slots_with_data(store):
-            ledger._take(slot)
+            ledger._add_slot(slot)
         return ledger
 
     def attempts(self, unit: int) -> int:
-        """Attempts at `unit` so far, by this and earlier drivers."""
+        """Return the number of attempts at `unit`, by this and earlier drivers."""
         return self._attempts[unit]
 
     @property
     def n_slots(self) -> int:
-        """Length that the slot axis needs."""
+        """Required length of the slot axis."""
         return max(self._n_units, self._end)
 
     def claim(self, unit: int, run_id: str, worker: str, time: str) -> Claim:
-        """Claims a slot for the next attempt at `unit`: slot `unit` at first, a spare one after.
+        """Claim a slot for the next attempt at `unit`: slot `unit` first, then spare slots.
 
         Raises:
-            StoreError: Somebody else claims slots of this store at the same time.
+            StoreError: Another driver claims slots of this store at the same time.
         """
         attempt = self.attempts(unit) + 1
         slot = unit if attempt == 1 and unit not in self._slots else self.n_slots
         claim = Claim(slot, unit, attempt, run_id, worker, time)
         if not self._backend.put_if_absent(ledger_key(slot), [json_bytes(asdict(claim))]):
             raise StoreError(
-                f"slot {slot} was claimed by somebody else while this run held the store; "
+                f"slot {slot} was claimed by another driver while this run held the store; "
                 "make sure that only one driver runs, then start it again"
             )
-        self._remember(claim)
+        self._add(claim)
         return claim
 
     def grow(self, n_units: int) -> None:
-        """Takes note of further units."""
+        """Extend the slots of first attempts to a plan with more units."""
         self._n_units = max(self._n_units, n_units)
 
-    def _remember(self, claim: Claim) -> None:
+    def _add(self, claim: Claim) -> None:
         self._attempts[claim.unit] += 1
-        self._take(claim.slot)
+        self._add_slot(claim.slot)
 
-    def _take(self, slot: int) -> None:
+    def _add_slot(self, slot: int) -> None:
         self._slots.add(slot)
         self._end = max(self._end, slot + 1)
 
@@ -117,7 +123,7 @@ def read_claims(store: Location) -> list[Claim]:
     """Read all claims of a store, by slot.
 
     Raises:
-        DamagedError: A claim is not readable.
+        DamagedError: A claim is unreadable.
     """
     backend = open_backend(store)
     claims = []

@@ -1,6 +1,6 @@
 """The run log: one JSON object per line, appended by the driver.
 
-It is a diary for people and for `status`; nothing depends on it.
+It is for users and for `status`; extraction does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pipeline.store.format.layout import LOG
 
 
 class RunLog:
-    """Appends what happens in one run."""
+    """Appends the events of one run."""
 
     def __init__(self, store: Location, run_id: str) -> None:
         self._backend = open_backend(store)
         self._run_id = run_id
 
     def write(self, event: str, **facts: Any) -> None:
-        """Appends one event with its facts; a diary that cannot be written stops nobody."""
+        """Append one event with its facts; a log that cannot be written does not stop the run."""
         line = json.dumps({"time": now(), "run_id": self._run_id, "event": event, **facts}) + "\n"
         with suppress(StoreError):
             self._backend.append(LOG, line.encode())
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601 with milliseconds."""
+    """Return the current time in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def read_log(store: Location) -> Iterator[dict[str, Any]]:
-    """The events so far, oldest first; a line torn by a crash is passed over."""
+    """Yield the events, oldest first; lines that a crash cut short are skipped."""
     try:
         lines = open_backend(store).read(LOG).split(b"\n")
     except FileNotFoundError:

@@ -1,5 +1,5 @@
-"""The store format as pure arithmetic: no input, no output.
+"""The store format as pure arithmetic, without input or output.
 
-`layout.py` (shapes, sizes, keys) is the contract; beside it the plan, the identity, the rows of the
-index, and the codecs of frame values.
+In: shapes, rows and attributes. Out: keys, sizes and documents. `layout.py` is the contract. The
+other files are the plan, the identity, the index rows, the frame geometry and the codecs.
 """

@@ -1,7 +1,7 @@
-"""What a store is made from: all that changes a stored byte, and how two of those differ.
+"""Identity of a store: every setting that changes a stored byte; and comparison of identities.
 
-Workers, batch sizes and paths are not identity; the versions of libraries are provenance. The
-utterances themselves stand in the plan and are compared there.
+Workers, batch sizes and paths are not part of the identity. Versions of libraries are provenance.
+The utterances are compared in the plan.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def make_identity(
     encoder: dict[str, Any],
     codec: Codec = DEFAULT_CODEC,
 ) -> Identity:
-    """Joins what the rooms say of themselves into the identity of a store.
+    """Return the identity of a store.
 
     Args:
         source: Dataset kind, name, revision, id rule and carried columns.
         audio: Decoder, mono rule, resampler and their settings.
         encoder: Architecture, weights, layers and precision.
-        codec: How frame values are stored.
+        codec: Format of the frame values.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -41,7 +41,12 @@ def make_identity(
 
 
 def check_same(stored: Identity, wanted: Identity, where: str) -> None:
-    """Makes sure that a store holds what this run would write.
+    """Check that a store holds the features that this run would write.
+
+    Args:
+        stored: Identity in the store.
+        wanted: Identity of this run.
+        where: Location of the store, for the message.
 
     Raises:
         IdentityError: It does not; the message lists every difference.
@@ -50,12 +55,12 @@ def check_same(stored: Identity, wanted: Identity, where: str) -> None:
     if differences:
         raise IdentityError(
             f"store {where} holds other features: {'; '.join(differences)}. "
-            "Give the same settings to go on with it, or another store= to start a new one"
+            "Use the same settings to resume it, or another store= to start a new one"
         )
 
 
 def compare(stored: Identity, wanted: Identity) -> list[str]:
-    """Every setting in which two identities differ, as `key is STORED there, WANTED here`."""
+    """Return every difference of two identities, as `key is STORED there, WANTED here`."""
     old, new = _flatten(stored), _flatten(wanted)
     keys = [*old, *(key for key in new if key not in old)]
     pairs = ((key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys)
@@ -74,13 +79,13 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def _difference(key: str, stored: Any, wanted: Any) -> str:
     old, new = ("nothing" if value is _MISSING else str(value) for value in (stored, wanted))
     pairs = enumerate(zip(old, new, strict=False))
-    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
-    return f"{key} is {_around(old, same)} there, {_around(new, same)} here"
+    n_equal = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return f"{key} is {_excerpt(old, n_equal)} there, {_excerpt(new, n_equal)} here"
 
 
-def _around(text: str, same: int) -> str:
-    """At most about 60 characters of a text, from a little before the place where it differs."""
-    start = max(0, same - 20) if len(text) > 60 else 0
+def _excerpt(text: str, n_equal: int) -> str:
+    """Return about 60 characters of a text, around the first character that differs."""
+    start = max(0, n_equal - 20) if len(text) > 60 else 0
     head = "..." if start else ""
     tail = "..." if len(text) - start > 60 else ""
     return f"{head}{text[start : start + 60]}{tail}"

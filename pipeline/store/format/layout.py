@@ -1,10 +1,9 @@
-"""Where every byte of a store lies: pure arithmetic, no input or output.
+"""Layout of a store: the key, offset and size of everything in it. Pure arithmetic.
 
 A slot holds one attempt at one unit. On the frame axis slot `n` is `[n*S, (n+1)*S)` with
-`S = frames_per_unit`; in the tree it is one shard file per extracted layer and one pooled chunk.
-The Zarr documents are spelled out here so that the files can be written flat, without a Zarr
-library in the way, and still be opened by any of them (Zarr v3 core specification, sharding codec
-ZEP 2).
+`S = frames_per_unit`. Its objects are one shard per extracted layer, and one pooled chunk. The Zarr
+documents are built here, so that shards can be written without a Zarr library and still be opened
+by any of them (Zarr v3 core specification, sharding codec ZEP 2).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LEASE = "lease.json"
 LEASE_LOCK = "lease.lock"
 LOG = "log.jsonl"
 COLLAPSED_LAYER = -1
-"""Number of the only layer of a collapsed store: it is no block's output, so not 0 or above."""
+"""Layer number in a collapsed store: negative, because the layer is not the output of a block."""
 
 _POOLED_BYTES = 4
 _INDEX_ENTRY = struct.Struct("<QQ")
@@ -42,35 +41,35 @@ _CRC = struct.Struct("<I")
 
 
 def index_key(unit: int) -> str:
-    """Path of the commit of `unit`, relative to the store."""
+    """Return the key of the commit of `unit`."""
     return f"{INDEX_DIR}/unit-{unit}.parquet"
 
 
 def ledger_key(slot: int) -> str:
-    """Path of the claim on `slot`, relative to the store."""
+    """Return the key of the claim on `slot`."""
     return f"{LEDGER_DIR}/slot-{slot}.json"
 
 
 def failure_key(slot: int) -> str:
-    """Path of the record of the failed attempt in `slot`, relative to the store."""
+    """Return the key of the record of the failed attempt in `slot`."""
     return f"{LEDGER_DIR}/slot-{slot}.died.json"
 
 
 def marker_key(slot: int) -> str:
-    """Path of the marker of an isolated attempt in `slot`, relative to the store."""
+    """Return the key of the marker of an isolated attempt in `slot`."""
     return f"{LEDGER_DIR}/slot-{slot}.trail"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes, sizes and paths of one store.
+    """Shapes, sizes and keys of one store.
 
     Attributes:
-        layers: Extracted layers in the order of the layer axis, e.g. `(1, ..., 12)`.
+        layers: Layer number at each position of the layer axis, e.g. `(1, ..., 12)`.
         dim: Features per frame.
-        frames_per_unit: Frames a slot has room for; a multiple of 256.
-        utterances_per_slot: Utterances a slot has room for in the pooled array.
-        codec: How frame values are stored.
+        frames_per_unit: Capacity of a slot in frames; a multiple of 256.
+        utterances_per_slot: Capacity of a slot in utterances, in the pooled array.
+        codec: Format of the frame values.
     """
 
     layers: tuple[int, ...]
@@ -125,15 +124,15 @@ class Layout:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes that one slot takes on disk: a shard per layer and the pooled chunk."""
+        """Bytes of one slot: a shard per layer and the pooled chunk."""
         return self.n_layers * self.shard_bytes + self.pooled_data_bytes + _CRC.size
 
     @cached_property
     def shard_index(self) -> bytes:
         """The index at the end of every shard: `(offset, length)` per chunk, then crc32c.
 
-        A shard that ends in exactly these bytes is flat: chunk `i` lies at `i * chunk_bytes`, so
-        the file maps as one little-endian matrix.
+        A shard that ends in exactly these bytes is flat: chunk `i` is at `i * chunk_bytes`, so the
+        shard begins with one little-endian matrix.
         """
         entries = b"".join(
             _INDEX_ENTRY.pack(i * self.chunk_bytes, self.chunk_bytes)
@@ -142,31 +141,31 @@ class Layout:
         return entries + _CRC.pack(google_crc32c.value(entries))
 
     def slot_start(self, slot: int) -> int:
-        """First frame of `slot` on the frame axis."""
+        """Return the first frame of `slot` on the frame axis."""
         return slot * self.frames_per_unit
 
     def shard_key(self, layer_axis: int, slot: int) -> str:
-        """Path of the shard of one layer (by position on the layer axis) and slot."""
+        """Return the key of a shard, given a position on the layer axis and a slot."""
         return f"{FRAMES}/c/{layer_axis}/{slot}/0"
 
     def shard_keys(self, slot: int) -> list[str]:
-        """Paths of all shards of `slot`, in the order of the layer axis."""
+        """Return the keys of all shards of `slot`, in the order of the layer axis."""
         return [self.shard_key(axis, slot) for axis in range(self.n_layers)]
 
     def pooled_key(self, slot: int) -> str:
-        """Path of the pooled chunk of `slot`."""
+        """Return the key of the pooled chunk of `slot`."""
         return f"{POOLED}/c/{slot}/0/0/0"
 
     def frames_shape(self, n_slots: int) -> tuple[int, int, int]:
-        """Shape of the frames array that has room for `n_slots`: [layer, frame, feature]."""
+        """Return the shape of the frames array: [layer, frame, feature]."""
         return (self.n_layers, n_slots * self.frames_per_unit, self.dim)
 
     def pooled_shape(self, n_slots: int) -> tuple[int, int, int, int]:
-        """Shape of the pooled array: [slot, position, layer, feature]."""
+        """Return the shape of the pooled array: [slot, position, layer, feature]."""
         return (n_slots, self.utterances_per_slot, self.n_layers, self.dim)
 
     def frames_document(self, n_slots: int) -> dict[str, Any]:
-        """The zarr.json of the frames array."""
+        """Return the zarr.json of the frames array."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {
             "chunk_shape": [1, CHUNK_FRAMES, self.dim],
@@ -183,7 +182,7 @@ class Layout:
         )
 
     def pooled_document(self, n_slots: int) -> dict[str, Any]:
-        """The zarr.json of the pooled array."""
+        """Return the zarr.json of the pooled array."""
         shape = self.pooled_shape(n_slots)
         return _array_document(
             shape=shape,
@@ -198,7 +197,7 @@ class Layout:
 
 
 def group_document(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The zarr.json of the group."""
+    """Return the zarr.json of the group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 

@@ -1,8 +1,8 @@
 """The plan: an exact cover of the dataset by units. Pure arithmetic on Arrow columns.
 
-Every utterance of the source stands in the plan once per piece, in source order; the rows of a
-unit are consecutive; no unit holds more than `frames_per_unit` frames or `utterances_per_slot`
-utterances. The plan is made once and then only ever extended at its end.
+The plan has one row per piece of every utterance, in source order. The rows of a unit are
+consecutive. No unit has more than `frames_per_unit` frames or `utterances_per_slot` utterances. The
+plan is made once; after that, units are only appended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ IntArray = npt.NDArray[np.int64]
 DEFAULT_FRAMES_PER_UNIT = 59_904
 """20 minutes of 20 ms frames, 234 chunks; 1.1 GB of memory for 12 base layers."""
 SMALL_FRAMES_PER_UNIT = 6_144
-"""About 2 minutes: small corpora are cut no finer than this."""
+"""About 2 minutes: the smallest unit of a small corpus."""
 SMALL_CORPUS_UNITS = 8
-"""A small corpus gets about this many units, so that workers share it and a crash costs little."""
+"""Units of a small corpus, about: enough for several workers, and little to lose in a crash."""
 FRAMES_PER_POOLED_UTTERANCE = 8
-"""A slot has room for one utterance per this many frames, which bounds the pooled array."""
+"""Fewest frames per utterance of a full slot; bounds the pooled array."""
 FRAMES_PER_SPARE_UTTERANCE = 512
-"""A slot has room for an utterance per ten seconds at least, should shorter ones be added later."""
+"""Frames, 10 s, per utterance of a slot's minimal capacity: shorter ones may be appended later."""
 
 SCHEMA = pa.schema(
     [
@@ -53,13 +53,13 @@ _METADATA_KEY = b"strata"
 
 @dataclass(frozen=True)
 class Plan:
-    """Which utterance is done in which unit.
+    """The unit and position of every utterance.
 
     Attributes:
         table: Rows of `SCHEMA`, sorted by unit and position.
-        frames_per_unit: Frames that fit into a unit.
-        utterances_per_slot: Utterances that fit into a unit.
-        source: What the plan was made from: the source's fingerprint and identity.
+        frames_per_unit: Capacity of a unit in frames.
+        utterances_per_slot: Capacity of a unit in utterances.
+        source: Fingerprint of the source that was planned.
     """
 
     table: pa.Table
@@ -69,7 +69,7 @@ class Plan:
 
     @cached_property
     def unit_offsets(self) -> IntArray:
-        """Row at which each unit starts, and the number of rows at the end: [n_units + 1]."""
+        """First row of each unit, then the number of rows: [n_units + 1]."""
         units = self.table["unit"].to_numpy()
         n_units = int(units[-1]) + 1 if len(units) else 0
         return np.searchsorted(units, np.arange(n_units + 1))
@@ -81,24 +81,24 @@ class Plan:
 
     @property
     def n_utterances(self) -> int:
-        """Number of distinct utterances (pieces and deferred rows counted once)."""
-        there = np.zeros(self._n_rows, bool)
-        there[self.table["row"].to_numpy()] = True
-        return int(np.count_nonzero(there))
+        """Number of distinct utterances, without further pieces and deferred rows."""
+        planned = np.zeros(self._n_rows, bool)
+        planned[self.table["row"].to_numpy()] = True
+        return int(np.count_nonzero(planned))
 
     @property
     def n_frames(self) -> int:
-        """Frames planned in all."""
+        """Number of planned frames."""
         return int(pc.sum(self.table["n_frames"]).as_py() or 0)
 
     def unit_rows(self, unit: int) -> pa.Table:
-        """The rows of one unit, in order of position."""
+        """Return the rows of one unit, in order of position."""
         start, stop = self.unit_offsets[unit], self.unit_offsets[unit + 1]
         return self.table.slice(start, stop - start).combine_chunks()
 
     def audio_seconds(self, sample_rate_hz: int) -> float:
-        """Planned duration of the audio, in seconds."""
-        longest = np.zeros(self._n_rows, np.int64)  # deferred rows are planned twice, pieces often
+        """Return the planned duration of the audio, in seconds."""
+        longest = np.zeros(self._n_rows, np.int64)  # pieces and deferred rows repeat
         np.maximum.at(longest, self.table["row"].to_numpy(), self.table["n_samples"].to_numpy())
         return float(longest.sum()) / sample_rate_hz
 
@@ -107,9 +107,10 @@ class Plan:
         return int(pc.max(self.table["row"]).as_py() or 0) + 1
 
     def extended(self, rows: pa.Table) -> Plan:
-        """This plan with `rows` (id, row, n_samples, n_frames, ...) covered by further units.
+        """Return this plan with units for further rows appended; its own units do not change.
 
-        Units there already keep their numbers and their rows.
+        Args:
+            rows: `SCHEMA` without unit and position.
         """
         unit, position = cover(
             rows["n_frames"].to_numpy(), self.frames_per_unit, self.utterances_per_slot
@@ -118,7 +119,7 @@ class Plan:
         return Plan(table, self.frames_per_unit, self.utterances_per_slot, self.source)
 
     def to_arrow(self) -> pa.Table:
-        """The table with everything else in its schema metadata, ready for plan.parquet."""
+        """Return the table of plan.parquet; the other attributes are in its schema metadata."""
         metadata = {
             "format_version": FORMAT_VERSION,
             "frames_per_unit": self.frames_per_unit,
@@ -129,14 +130,14 @@ class Plan:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Plan:
-        """Inverse of `to_arrow`.
+        """Return the plan of a table that `to_arrow` made.
 
         Raises:
             StoreError: The table is not a plan, or one of another format version.
         """
         metadata = table.schema.metadata or {}
         if _METADATA_KEY not in metadata or table.column_names != SCHEMA.names:
-            raise StoreError("plan.parquet was not written by strata; move it away to plan anew")
+            raise StoreError("plan.parquet was not written by strata; move it away to plan again")
         facts = json.loads(metadata[_METADATA_KEY])
         if facts["format_version"] != FORMAT_VERSION:
             raise StoreError(
@@ -148,20 +149,20 @@ class Plan:
 
 
 def make_plan(rows: pa.Table, source: dict[str, Any], frames_per_unit: int | None = None) -> Plan:
-    """Covers the rows of a dataset by units.
+    """Cover the rows of a dataset by units.
 
     Args:
         rows: `SCHEMA` without unit and position, in source order.
-        source: Facts about the source, kept with the plan.
+        source: Fingerprint of the source, stored with the plan.
         frames_per_unit: Frames per unit, rounded up to whole chunks; None chooses it from the
-            corpus (about 20 minutes, less for a small one, and no more than fills the shards).
+            corpus: about 20 minutes, less for a small corpus or where that fills shards better.
 
     Returns:
-        The plan. A slot has room for the utterances of its fullest unit, and for no less than one
-        per `FRAMES_PER_SPARE_UTTERANCE` frames. The pooled array is as wide as that for ever: with
-        whole recordings of 20 minutes it would be one or two, and 10,000 clips of 5 s that are
-        added later would take 5,000 slots of 1.1 GB instead of 86. The floor costs no more than
-        1/256 of a slot's bytes, and nothing where utterances are of ten seconds or less.
+        The plan. Its `utterances_per_slot` is that of the fullest unit, and at least one per
+        `FRAMES_PER_SPARE_UTTERANCE` frames. It can never grow, so without this minimum a corpus of
+        20-minute recordings would have a capacity of one or two, and 10,000 clips of 5 s appended
+        later would need 5,000 slots of 1.1 GB instead of 86. The minimum costs at most 1/256 of a
+        slot, and nothing where utterances are shorter than 10 s.
     """
     n_frames = rows["n_frames"].to_numpy().astype(np.int64)
     if frames_per_unit is None:
@@ -178,17 +179,17 @@ def make_plan(rows: pa.Table, source: dict[str, Any], frames_per_unit: int | Non
 def cover(
     n_frames: npt.NDArray[Any], frames_per_unit: int, utterances_per_unit: int
 ) -> tuple[IntArray, IntArray]:
-    """Cuts a run of utterances into units, greedily and in order.
+    """Assign consecutive utterances to units, greedily and in order.
 
     Args:
-        n_frames: Frames of each utterance, [n_utterances]. One that is longer than a unit takes
-            no room: it is going to be quarantined.
-        frames_per_unit: Frames that fit into a unit.
-        utterances_per_unit: Utterances that fit into a unit.
+        n_frames: Frames of each utterance, [n_utterances]. One that is longer than a unit counts
+            as 0 frames, because it will be quarantined.
+        frames_per_unit: Capacity of a unit in frames.
+        utterances_per_unit: Capacity of a unit in utterances.
 
     Returns:
-        unit and position of each utterance, two int64 arrays [n_utterances]. Every unit from 0 to
-        the last is non-empty and its utterances are consecutive.
+        Unit and position of each utterance, two int64 arrays [n_utterances]. No unit is empty, and
+        the utterances of a unit are consecutive.
     """
     sizes = np.where(n_frames > frames_per_unit, 0, n_frames).astype(np.int64)
     ends = np.cumsum(sizes)
@@ -207,12 +208,13 @@ def cover(
 
 
 def choose_frames_per_unit(n_frames: IntArray) -> int:
-    """Smallest unit that covers the corpus in the number of units its size asks for.
+    """Choose the capacity of a unit in frames.
 
-    A unit is at most 20 minutes; a corpus of less than eight such units is cut into about eight,
-    but no finer than two minutes, and an utterance of up to 20 minutes fits into one unit. The
-    capacity is then the least multiple of 256 frames with which that many units suffice, so that
-    shards are nearly full. Where a recording is longer than 20 minutes, units are of full size.
+    First the number of units is chosen. A unit has at most 20 minutes. A corpus of less than eight
+    such units gets about eight of at least two minutes. An utterance of up to 20 minutes must fit
+    into one unit. The capacity is then the smallest multiple of 256 frames for which that number of
+    units is enough, so that shards are nearly full. If a recording is longer than 20 minutes, units
+    have the full 20 minutes.
     """
     total, longest = int(n_frames.sum()), int(n_frames.max(initial=1))
     if longest > DEFAULT_FRAMES_PER_UNIT:
@@ -233,15 +235,15 @@ def choose_frames_per_unit(n_frames: IntArray) -> int:
 
 
 def make_batches(n_frames: npt.NDArray[Any], max_batch_frames: int) -> list[npt.NDArray[np.int64]]:
-    """Groups utterances of like length; a function of the plan alone, so that resume repeats it.
+    """Group the utterances of a unit by length. Depends on the plan alone, so resume repeats it.
 
     Args:
         n_frames: Planned frames of each utterance of a unit, [n].
-        max_batch_frames: Bound on utterances × longest of a batch. One utterance that is longer
-            by itself is a batch of its own.
+        max_batch_frames: Bound on the padded frames of a batch: utterances × longest. An utterance
+            that exceeds it forms its own batch.
 
     Returns:
-        Indices into `n_frames`, a list of batches, longest utterances first.
+        Batches as indices into `n_frames`, longest utterances first.
     """
     order = np.argsort(-np.asarray(n_frames, np.int64), kind="stable")
     batches = []
@@ -255,7 +257,7 @@ def make_batches(n_frames: npt.NDArray[Any], max_batch_frames: int) -> list[npt.
 
 
 def round_up_to_chunk(n_frames: int) -> int:
-    """The next multiple of 256 frames, at least 256."""
+    """Return the next multiple of 256 frames, at least 256."""
     return max(1, -(-n_frames // CHUNK_FRAMES)) * CHUNK_FRAMES
 
 

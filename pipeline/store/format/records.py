@@ -1,4 +1,4 @@
-"""The rows of the index: what a commit says of each utterance."""
+"""Rows of the index: the record of each utterance of a committed unit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ QUARANTINED = "quarantined"
 DEFERRED = "deferred"
 
 FLAG_PADDED = "padded"  # shorter than the receptive field: zero-padded to one frame
-FLAG_WINDOWED = "windowed"  # longer than max_window_s: encoded in overlapped windows
-FLAG_FP32 = "fp32"  # did not fit the reduced precision: encoded again in fp32
+FLAG_WINDOWED = "windowed"  # longer than max_window_s: encoded in overlapping windows
+FLAG_FP32 = "fp32"  # out of range in the reduced precision: encoded again in fp32
 
 FIELDS = (
     pa.field("id", pa.string(), nullable=False),
@@ -43,17 +43,17 @@ class Record:
     Attributes:
         id: The utterance's id.
         row: Its row in the source dataset.
-        position: Its place in the unit, and in the slot's pooled chunk.
-        status: ok, quarantined, or deferred (decoded longer than planned and did not fit any
-            more; a later unit has it).
-        reason: Why it is quarantined or deferred.
-        piece: Which piece of the utterance this is.
-        n_pieces: How many there are.
+        position: Its position in the unit, and in the slot's pooled chunk.
+        status: ok, quarantined, or deferred to a later unit (decoded longer than planned, and the
+            slot was full).
+        reason: Reason for quarantine or deferral.
+        piece: Number of this piece, from 0.
+        n_pieces: Number of pieces of the utterance.
         frame_start: First frame on the frame axis of the store; None unless ok.
         n_frames: Frames of this piece; 0 when quarantined.
         n_samples: Decoded samples of the whole utterance at the encoder's rate.
-        source_rate_hz: Sample rate of the encoded audio; None if it was never read.
-        flags: What was special.
+        source_rate_hz: Sample rate of the source audio; None if it was not read.
+        flags: `FLAG_*` values that apply.
         crc32c: Checksum of the stored bytes `[n_frames, dim]` of each layer; None unless ok.
     """
 
@@ -73,12 +73,12 @@ class Record:
 
 
 def records_table(records: Sequence[Record], unit: int, slot: int, metadata: pa.Table) -> pa.Table:
-    """The index of one unit: the records, with the carried columns beside them.
+    """Return the index of one unit: its records, and the carried columns.
 
     Args:
         records: In order of position.
         unit: Number of the unit.
-        slot: Where its frames are.
+        slot: Slot that holds its frames.
         metadata: Carried columns of the same utterances, in the same order.
     """
     values: dict[str, list[Any]] = {

@@ -1,4 +1,4 @@
-"""Looking after a store: verify, repair, clean up, status, inspect.
+"""Maintenance of a store: verify, repair, clean up, status, inspect.
 
-In: a store. Out: a report of what is in it, or of what was found and repaired.
+In: a store. Out: a report of its content, or of the damage that was found and repaired.
 """

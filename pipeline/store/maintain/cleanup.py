@@ -1,4 +1,4 @@
-"""Removing what no commit speaks for: slots of attempts that died, and half-written files."""
+"""Removal of what failed attempts have left: slots without a commit, markers and partial files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pipeline.store.write.documents import discard_slot
 
 
 def sweep(store: Location, layout: Layout) -> list[int]:
-    """Removes the garbage of dead attempts.
+    """Remove the leftovers of failed attempts.
 
-    Only for the driver that holds the lease, with no worker of its own at work. A slot is garbage
-    once its unit is committed in another one: an orphan that still writes there can only lose.
-    While a unit is not committed its slots are left alone, since an orphan may yet commit one of
-    them. What counts is read from the unit's own file, never from the compaction. What it costs
-    grows with the attempts that failed, not with the store.
+    The caller must hold the lease and have no running worker. A slot is garbage once its unit is
+    committed in another slot: a zombie worker that still writes to it cannot commit. The slots of
+    uncommitted units are kept, because a zombie worker may still commit one of them. The winning
+    slot is read from the unit's own file, not from the compaction. The cost grows with the number
+    of failed attempts, not with the store.
 
     Returns:
-        The slots that were swept.
+        The slots whose data were removed.
 
     Raises:
         StoreError: The store cannot be written any more.
@@ -51,21 +51,20 @@ def sweep(store: Location, layout: Layout) -> list[int]:
         for claim in claims
         if claim.unit not in committed or winners.get(claim.unit, claim.slot) != claim.slot
     ]
-    swept = []
+    removed = []
     for claim in failed:
         backend.delete(marker_key(claim.slot))
         if claim.unit in winners and slot_has_data(backend, layout, claim.slot):
             discard_slot(backend, layout, claim.slot)
-            swept.append(claim.slot)
+            removed.append(claim.slot)
     unclaimed = slots_on_disk(backend) - {claim.slot for claim in claims}
-    suspects = unclaimed.union(claim.slot for claim in failed)
-    for key in partial_files(backend, layout, suspects):
+    for key in partial_files(backend, layout, unclaimed.union(claim.slot for claim in failed)):
         backend.delete(key)
-    return swept
+    return removed
 
 
 def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Iterator[str]:
-    """Half-written files that a crash has left: beside the documents, and in these slots."""
+    """Yield the partial files that a crash has left beside the documents and in some slots."""
     folders = ["", INDEX_DIR, LEDGER_DIR, GROUP, FRAMES, POOLED]
     for slot in slots:
         keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
@@ -76,13 +75,13 @@ def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Ite
 
 
 def slot_has_data(backend: Backend, layout: Layout, slot: int) -> bool:
-    """Whether there is a shard or a pooled chunk in a slot."""
+    """Return whether a slot has a shard or a pooled chunk."""
     keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
     return any(backend.exists(key) for key in keys)
 
 
 def slots_on_disk(backend: Backend) -> set[int]:
-    """Slots that have a folder, be it empty."""
+    """Return the slots that have a folder, even an empty one."""
     found: set[int] = set()
     for folder in (f"{FRAMES}/c/0", f"{POOLED}/c"):
         with suppress(NotADirectoryError):

@@ -1,4 +1,4 @@
-"""What is in a store, in words and numbers."""
+"""Description of a store, and of one utterance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.store.read.features import FeatureStore
 
 
 def describe_store(store: FeatureStore) -> dict[str, Any]:
-    """Identity, shapes, columns and losses of a store, ready for JSON."""
+    """Return identity, shapes, columns and quarantined utterances of a store, ready for JSON."""
     attributes = store.attributes
     metadata = store.metadata
     return {
@@ -28,7 +28,7 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say of a carried value: dates, bytes and the like as text."""
+    """Return a carried value as JSON can hold it: dates, bytes and the like as text."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
-    """One utterance: its record, its metadata, and shape and range of each layer.
+    """Return the record, the metadata, and the shape and range of each layer of an utterance.
 
     Raises:
         UtteranceNotFoundError: There is no such utterance, or it is quarantined.

@@ -1,4 +1,4 @@
-"""Files in a store that no commit speaks for: leftovers of dead attempts, and foreign ones."""
+"""Objects of a store that belong to no commit: leftovers of failed attempts, and foreign files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend
-from pipeline.store.coordination.ledger import LOST, Claim
+from pipeline.store.coordination.ledger import UNKNOWN_UNIT, Claim
 from pipeline.store.format.layout import (
     FRAMES,
     GROUP,
@@ -32,18 +32,18 @@ _KNOWN = {
 }
 _SHARD = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
 _CHUNK = re.compile(rf"{re.escape(POOLED)}/c/(\d+)/0/0/0")
-_TRAIL = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
+_MARKER = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
 
 
 @dataclass(frozen=True)
-class Stray:
-    """A file that does not belong to what is committed; it does no harm to readers.
+class Orphan:
+    """An object, or the data of a slot, that belongs to no commit. Readers ignore it.
 
     Attributes:
-        path: Relative to the store.
-        what: What it is, in words.
+        path: Its key, or the slot.
+        what: Description.
         is_garbage: Whether a repair may remove it. Foreign files are never removed.
-        slot: The slot it lies in, if it is one's data.
+        slot: The slot, if it is the data of one.
     """
 
     path: str
@@ -53,15 +53,15 @@ class Stray:
 
 
 @dataclass(frozen=True)
-class Attempts:
-    """Who has written to the store, and what has come of it.
+class CommitState:
+    """The attempts at a store's units, and their results.
 
     Attributes:
-        claims: By slot.
-        winners: Slot of each committed unit; None where its index is not readable.
-        damaged: Units whose commit is damaged, so that a repair takes it back.
-        is_complete: Whether every unit of the plan is committed, and none is damaged: then no
-            attempt that is still alive can commit.
+        claims: Claim on each slot.
+        winners: Slot of each committed unit; None if its index is unreadable.
+        damaged: Units whose commit is damaged and would be revoked by a repair.
+        is_complete: Whether every unit of the plan is committed and none is damaged. Then no
+            running attempt can commit any more.
     """
 
     claims: Mapping[int, Claim]
@@ -70,54 +70,57 @@ class Attempts:
     is_complete: bool
 
 
-def find_strays(backend: Backend, layout: Layout, attempts: Attempts) -> list[Stray]:
-    """Walks the whole store."""
-    committed = {slot for slot in attempts.winners.values() if slot is not None}
+def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[Orphan]:
+    """List every object of the store and return those that belong to no commit."""
+    committed = {slot for slot in state.winners.values() if slot is not None}
     found = []
-    orphans: dict[int, int] = {}
-    for path in backend.list():
-        slot = _slot_of(path, layout)
-        if path.endswith(PARTIAL_SUFFIX):
-            found.append(Stray(path, "half-written file of a dead attempt", True))
+    n_files: dict[int, int] = {}  # of slots without a commit
+    for key in backend.list():
+        slot = _slot_of(key, layout)
+        if key.endswith(PARTIAL_SUFFIX):
+            found.append(Orphan(key, "half-written file of a failed attempt", True))
         elif slot is not None:
             if slot not in committed:
-                orphans[slot] = orphans.get(slot, 0) + 1
-        elif _TRAIL.fullmatch(path):
-            found.append(Stray(path, "trail of a dead attempt", True))
-        elif not _is_known(path):
-            found.append(Stray(path, "foreign file; it is left alone", False))
-    return found + [_orphan(slot, n, attempts) for slot, n in orphans.items()]
+                n_files[slot] = n_files.get(slot, 0) + 1
+        elif _MARKER.fullmatch(key):
+            found.append(Orphan(key, "marker of a failed attempt", True))
+        elif not _is_known(key):
+            found.append(Orphan(key, "foreign file; it is never removed", False))
+    return found + [_orphan_slot(slot, n, state) for slot, n in n_files.items()]
 
 
-def _orphan(slot: int, n_files: int, attempts: Attempts) -> Stray:
-    """Says whose slot it is; garbage only if the attempt can but lose, should it still be alive."""
-    path, claim = f"slot {slot}", attempts.claims.get(slot)
-    if claim is None or claim.unit == LOST:
-        what = f"orphan slot of {n_files} files that nobody claimed"
+def _orphan_slot(slot: int, n_files: int, state: CommitState) -> Orphan:
+    """Describe a slot without a commit.
+
+    It is garbage only if its attempt cannot commit any more, even if that is still running.
+    """
+    path, claim = f"slot {slot}", state.claims.get(slot)
+    if claim is None or claim.unit == UNKNOWN_UNIT:
+        what = f"orphan slot of {n_files} files without a claim"
         if claim is not None:
             what = f"{n_files} files of an attempt whose claim is lost"
-        return Stray(path, what, attempts.is_complete, slot)
-    if claim.unit not in attempts.winners:
+        return Orphan(path, what, state.is_complete, slot)
+    if claim.unit not in state.winners:
         what = f"{n_files} files of an attempt at unit {claim.unit}, which is not committed"
-        return Stray(path, what, False, slot)
-    if claim.unit in attempts.damaged:
+        return Orphan(path, what, False, slot)
+    if claim.unit in state.damaged:
         what = f"{n_files} files of an attempt at unit {claim.unit}, whose commit is damaged"
-        return Stray(path, what, False, slot)
-    winner = attempts.winners[claim.unit]
+        return Orphan(path, what, False, slot)
+    winner = state.winners[claim.unit]
     what = f"orphan slot of {n_files} files: unit {claim.unit} is committed in slot {winner}"
-    return Stray(path, what, True, slot)
+    return Orphan(path, what, True, slot)
 
 
-def _slot_of(path: str, layout: Layout) -> int | None:
-    """The slot of which a file is data."""
-    shard = _SHARD.fullmatch(path)
+def _slot_of(key: str, layout: Layout) -> int | None:
+    """Return the slot that an object is data of."""
+    shard = _SHARD.fullmatch(key)
     if shard and int(shard[1]) < layout.n_layers:
         return int(shard[2])
-    chunk = _CHUNK.fullmatch(path)
+    chunk = _CHUNK.fullmatch(key)
     return int(chunk[1]) if chunk else None
 
 
-def _is_known(path: str) -> bool:
-    folder, _, name = path.rpartition("/")
+def _is_known(key: str) -> bool:
+    folder, _, name = key.rpartition("/")
     known = _KNOWN.get(folder)
     return known is not None and known.fullmatch(name) is not None

@@ -1,11 +1,10 @@
-"""Taking back what is damaged, so that the next `extract` writes it anew.
+"""Repair of a store: revoke the commits of damaged units, so that `extract` writes them again.
 
-Only commits are removed here, and garbage: the damaged shards themselves stay until their unit is
-committed in another slot. What the next run writes is byte-identical, as units are a function of
-the plan and the audio alone.
+Only commits and garbage are removed. Damaged shards stay until their unit is committed in another
+slot. The next run writes the same bytes, because a unit depends on the plan and the audio alone.
 
-No driver is at work, but workers of one that was killed may be. So nothing is removed that they
-could still commit, and no slot that they write to is ever given out again.
+During a repair there is no driver, but workers of a killed driver may still run. So nothing is
+removed that they could still commit, and no slot that they may write to is claimed again.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
-from pipeline.store.coordination.ledger import CLAIM_NAME, LOST, Claim, Ledger
+from pipeline.store.coordination.ledger import CLAIM_NAME, UNKNOWN_UNIT, Claim, Ledger
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.format.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
-from pipeline.store.maintain.orphans import Stray
+from pipeline.store.maintain.orphans import Orphan
 from pipeline.store.maintain.verify import Verification, verify_store
 from pipeline.store.serialization import json_bytes
 from pipeline.store.write.documents import (
@@ -36,37 +35,37 @@ from pipeline.store.write.documents import (
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair has found and done.
+    """Result of a repair.
 
     Attributes:
-        found: The check that came before it.
-        units: Units whose commit was taken back.
-        swept: Garbage that was removed.
-        claims: Claims that were unreadable; their slots stay taken.
+        found: The verification before it.
+        units: Units whose commit was revoked.
+        removed: Garbage that was removed.
+        claims: Unreadable claims that were replaced; their slots stay taken.
     """
 
     found: Verification
     units: list[int]
-    swept: list[Stray]
+    removed: list[Orphan]
     claims: list[str]
 
     def summary(self) -> str:
-        """One line for people."""
-        line = f"repaired: {len(self.units)} units taken back, {len(self.swept)} strays removed"
+        """Return one line for the user."""
+        line = f"repaired: {len(self.units)} commits revoked, {len(self.removed)} leftovers removed"
         if self.claims:
-            line += f", {len(self.claims)} unreadable claims written anew"
+            line += f", {len(self.claims)} unreadable claims replaced"
         if self.units:
             line += "; run the same `strata extract` command as before to extract these units again"
         return line
 
 
 def repair_store(store: Location) -> Repair:
-    """Takes back the commit of every damaged unit, and removes garbage.
+    """Revoke the commit of every damaged unit, and remove garbage.
 
     Raises:
         StoreNotFoundError: There is no store.
-        StoreBusyError: A driver is at work on it.
-        DamagedError: The plan or the attributes are damaged; these only a copy can restore.
+        StoreBusyError: A driver is running.
+        DamagedError: The plan or the attributes are damaged; only a copy can restore them.
     """
     backend = open_backend(store)
     attributes = read_attributes(backend)
@@ -80,15 +79,15 @@ def repair_store(store: Location) -> Repair:
         resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
         found = verify_store(backend)
         log = RunLog(backend, run_id)
-        _uncommit(backend, found, log)
-        swept = _remove_garbage(backend, layout, found)
+        _revoke(backend, found, log)
+        removed = _remove_garbage(backend, layout, found)
         units = found.damaged_units
-        log.write("repaired", units=units, swept=[stray.path for stray in swept], claims=claims)
-    return Repair(found, units, swept, claims)
+        log.write("repaired", units=units, swept=[orphan.path for orphan in removed], claims=claims)
+    return Repair(found, units, removed, claims)
 
 
-def _uncommit(backend: Backend, found: Verification, log: RunLog) -> None:
-    """Takes commits back: first the compaction goes, so that nothing remembers them."""
+def _revoke(backend: Backend, found: Verification, log: RunLog) -> None:
+    """Revoke commits; the compaction, which has them too, is removed first."""
     units = found.damaged_units
     if not units:
         return
@@ -100,21 +99,24 @@ def _uncommit(backend: Backend, found: Verification, log: RunLog) -> None:
     backend.sync(INDEX_DIR)
 
 
-def _remove_garbage(backend: Backend, layout: Layout, found: Verification) -> list[Stray]:
-    garbage = [stray for stray in found.strays if stray.is_garbage]
-    for stray in garbage:
-        if stray.slot is not None:
-            discard_slot(backend, layout, stray.slot)
+def _remove_garbage(backend: Backend, layout: Layout, found: Verification) -> list[Orphan]:
+    garbage = [orphan for orphan in found.orphans if orphan.is_garbage]
+    for orphan in garbage:
+        if orphan.slot is not None:
+            discard_slot(backend, layout, orphan.slot)
         else:
-            backend.delete(stray.path)
+            backend.delete(orphan.path)
     return garbage
 
 
 def _replace_unreadable_claims(backend: Backend, run_id: str) -> list[str]:
-    """A claim that cannot be read stops every run; without it the slot would be given out again.
+    """Replace unreadable claims, which stop every run, by claims without a unit.
 
-    The worker that it was made for may still be there: in a slot that a later attempt is given as
-    well, the shards of both would be mixed.
+    They are not removed: the worker of the attempt may still run, and its shards would be mixed
+    with those of another attempt that claims the same slot.
+
+    Returns:
+        Names of the replaced claims.
     """
     replaced = []
     for name in sorted(backend.children(LEDGER_DIR)):
@@ -127,7 +129,7 @@ def _replace_unreadable_claims(backend: Backend, run_id: str) -> list[str]:
         except (ValueError, TypeError):
             readable = False
         if not readable:
-            claim = Claim(slot, LOST, 0, run_id, "", now())
+            claim = Claim(slot, UNKNOWN_UNIT, 0, run_id, "", now())
             backend.put(key, [json_bytes(asdict(claim))])
             replaced.append(name)
     return replaced

@@ -1,4 +1,4 @@
-"""How far a store has come."""
+"""Progress of a store."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a store, as counted from its commits and its run log.
+    """Progress of a store, from its commits and its run log.
 
     Attributes:
         units_total: Units of the plan.
-        units_committed: Units that are done.
+        units_committed: Committed units.
         utterances_total: Utterances of the plan.
-        utterances_ok: Utterances whose features are there.
+        utterances_ok: Utterances with features.
         utterances_quarantined: Utterances that could not be extracted.
-        utterances_fp32: Utterances encoded again in fp32, as a reduced precision did not hold them.
-        audio_seconds: Seconds of audio whose features are there.
-        wall_seconds: Seconds that all runs took.
-        realtime_factor: Audio seconds per wall second of the last run that did anything.
-        eta_seconds: Seconds to go at that rate; None if nothing is running or known.
-        live: Whether a driver is at work.
+        utterances_fp32: Utterances that were encoded again in fp32, because values were out of
+            range in a reduced precision.
+        audio_seconds: Seconds of audio with features.
+        wall_seconds: Duration of all runs.
+        realtime_factor: Audio seconds per wall second of the last run that committed a unit.
+        eta_seconds: Remaining seconds at that rate; None if no driver runs or the rate is unknown.
+        live: Whether a driver is running.
         run_id: The last run.
-        seconds: Where the workers' time went in all runs, by stage (`UnitReport.seconds`).
-        reasons: How often each quarantine reason occurs, most frequent first.
+        seconds: Seconds of the workers in all runs, by stage (`UnitReport.seconds`).
+        reasons: Number of utterances with each quarantine reason, most frequent first.
     """
 
     units_total: int

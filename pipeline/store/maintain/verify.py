@@ -1,4 +1,4 @@
-"""Checking a store: every checksum and every count, against the plan and against itself."""
+"""Verification of a store: every checksum and every count."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import open_array
-from pipeline.store.coordination.ledger import LOST, read_claims
+from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
-from pipeline.store.maintain.orphans import Attempts, Stray, find_strays
+from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.write.documents import (
     check_format_shape,
@@ -39,11 +39,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with one unit.
+    """One problem of one unit.
 
     Attributes:
         unit: The unit.
-        problem: What was found, with the file or utterance it was found in.
+        problem: The problem, with the file or utterance that has it.
     """
 
     unit: int
@@ -52,16 +52,16 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a check.
+    """Result of a verification.
 
     Attributes:
-        damages: All that is wrong; empty for a sound store.
+        damages: All problems; empty for a sound store.
         units_committed: Units that were checked.
         units_total: Units of the plan.
-        utterances_ok: Utterances whose features were checked.
-        utterances_quarantined: Utterances that are accounted for by a reason.
+        utterances_ok: Utterances with features.
+        utterances_quarantined: Utterances with a quarantine reason.
         n_bytes: Bytes of features that were read.
-        strays: Files that no commit speaks for; they are no damage.
+        orphans: Objects that belong to no commit; they are no damage.
     """
 
     damages: tuple[Damage, ...]
@@ -70,11 +70,11 @@ class Verification:
     utterances_ok: int
     utterances_quarantined: int
     n_bytes: int
-    strays: tuple[Stray, ...] = ()
+    orphans: tuple[Orphan, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether the store is sound."""
         return not self.damages
 
     @property
@@ -88,22 +88,27 @@ def verify_store(
 ) -> Verification:
     """Check every committed unit of a store.
 
-    For each unit: its index is readable and has exactly the plan's utterances in the plan's order;
-    its slot is its own; every shard is there, of the right size, and flat (or readable as Zarr);
-    every utterance's frames match their checksum in every layer, no two utterances overlap, and its
-    pooled vector is the mean of its frames; frames that belong to nobody are NaN. Units that are
-    not committed yet are no damage, unless `index.parquet` remembers that they were.
+    A unit is sound if:
+
+    - its index is readable and has the utterances of the plan, in order;
+    - no other unit has or has claimed its slot;
+    - every shard exists, has the right size, and is flat or readable as Zarr;
+    - the frames of every utterance match their checksum in every layer, and overlap no others;
+    - every pooled vector is the mean of its frames;
+    - frames without an utterance are the codec's fill.
+
+    A unit without a commit is no damage, unless `index.parquet` has it.
 
     Args:
         store: The store.
-        progress: Called with each unit when it has been checked.
-        sample: Share of the units, chosen at random and at least one, whose bytes are read; of the
-            others the index, and the presence and size of every file, are checked.
+        progress: Called with each unit that has been checked.
+        sample: Share of the units, at least one and chosen at random, whose bytes are read. Of the
+            others only the index, and the presence and size of every file, are checked.
 
     Raises:
-        ConfigError: `sample` is no share.
+        ConfigError: `sample` is not more than 0 and at most 1.
         StoreNotFoundError: There is no store.
-        DamagedError: What all units share is damaged: the plan, the ledger or the Zarr documents.
+        DamagedError: The plan, the ledger or a Zarr document is damaged, so no unit can be checked.
     """
     backend = open_backend(store)
     attributes = read_attributes(backend)
@@ -137,7 +142,7 @@ def verify_store(
         utterances_ok=check.statuses[OK],
         utterances_quarantined=check.n_quarantined,
         n_bytes=check.n_bytes,
-        strays=tuple(check.strays(units, {damage.unit for damage in damages})),
+        orphans=tuple(check.orphans(units, {damage.unit for damage in damages})),
     )
 
 
@@ -149,7 +154,7 @@ def _chosen(units: list[int], sample: float) -> set[int]:
 
 
 def _check_arrays(backend: Backend, layout: Layout, n_slots: int) -> None:
-    """Makes sure that any Zarr reader finds what is committed."""
+    """Check that the Zarr arrays open and are long enough for the committed units."""
     shapes = {FRAMES: layout.frames_shape(n_slots), POOLED: layout.pooled_shape(n_slots)}
     for key, least in shapes.items():
         try:
@@ -159,10 +164,10 @@ def _check_arrays(backend: Backend, layout: Layout, n_slots: int) -> None:
         else:
             if len(shape) == len(least) and all(a >= b for a, b in zip(shape, least, strict=True)):
                 continue
-            problem = f"has shape {list(shape)}, but what is committed needs {list(least)}"
+            problem = f"has shape {list(shape)}, but the committed units need {list(least)}"
         raise DamagedError(
             f"Zarr array {backend.locate(key)} {problem}; run `strata extract` again, which "
-            "writes its zarr.json anew"
+            "rewrites its zarr.json"
         )
 
 
@@ -176,23 +181,23 @@ class _UnitCheck:
         self.n_bytes = 0
         self._claims = {claim.slot: claim for claim in read_claims(backend)}
         self._claimed = {
-            slot: claim.unit for slot, claim in self._claims.items() if claim.unit != LOST
+            slot: claim.unit for slot, claim in self._claims.items() if claim.unit != UNKNOWN_UNIT
         }
         self._seen: dict[tuple[int, int], int] = {}
-        self._lost: set[int] = set()
+        self._quarantined: set[int] = set()
 
     @property
     def n_quarantined(self) -> int:
-        """Utterances that were quarantined, but for those that a later unit has after all."""
-        return sum((row, 0) not in self._seen for row in self._lost)
+        """Quarantined utterances, without those that a later unit has extracted."""
+        return sum((row, 0) not in self._seen for row in self._quarantined)
 
-    def strays(self, units: list[int], damaged: set[int]) -> list[Stray]:
-        """What else lies in the store, once all units have been checked."""
+    def orphans(self, units: list[int], damaged: set[int]) -> list[Orphan]:
+        """Return the objects without a commit; call it when all units have been checked."""
         slots = {unit: slot for slot, unit in self.slots.items()}
         winners = {unit: slots.get(unit) for unit in units}
         is_complete = len(units) == self._plan.n_units and not damaged
-        attempts = Attempts(self._claims, winners, damaged, is_complete)
-        return find_strays(self._backend, self._layout, attempts)
+        attempts = CommitState(self._claims, winners, damaged, is_complete)
+        return find_orphans(self._backend, self._layout, attempts)
 
     def problems(self, unit: int, deep: bool = True) -> Iterator[str]:
         try:
@@ -203,46 +208,46 @@ class _UnitCheck:
         if unit >= self._plan.n_units:
             yield f"the plan has only {self._plan.n_units} units"
             return
-        yield from self._against_plan(unit, table)
+        yield from self._check_plan(unit, table)
         rows = table.to_pylist()
         for row in rows:
             if row["piece"] == 0:
                 self.statuses[row["status"]] += 1
                 if row["status"] == QUARANTINED:
-                    self._lost.add(row["row"])
+                    self._quarantined.add(row["row"])
             if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
                 yield f"utterance {row['id']!r} is {row['status']} without a reason"
             if row["status"] not in (OK, QUARANTINED, DEFERRED):
                 yield f"utterance {row['id']!r} has the unknown status {row['status']!r}"
         slots = {row["slot"] for row in rows}
         if len(slots) != 1:
-            yield f"its utterances lie in several slots: {sorted(slots)}"
+            yield f"its utterances are in several slots: {sorted(slots)}"
             return
         slot = slots.pop()
-        yield from self._ownership(unit, slot)
+        yield from self._check_slot(unit, slot)
         done = [row for row in rows if row["status"] == OK]
         if not done:
             return
-        yield from self._once(unit, done)
+        yield from self._check_unique(unit, done)
         taken = np.zeros(self._layout.frames_per_unit, bool)
         lost = set()
         for row in done:
-            for problem in self._placement(slot, row, taken):
+            for problem in self._check_place(slot, row, taken):
                 lost.add(row["position"])
                 yield f"utterance {row['id']!r} {problem}"
         placed = [row for row in done if row["position"] not in lost]
-        if not deep and self._looks_whole(slot):
+        if not deep and self._has_right_sizes(slot):
             return
         shards = ShardReader(self._backend, self._layout)
         try:
-            yield from self._checksums(shards, slot, placed, taken)
+            yield from self._check_data(shards, slot, placed, taken)
         except DamagedError as error:
             yield str(error)
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
             yield f"slot {slot} is not readable ({type(error).__name__}: {error})"
 
-    def _looks_whole(self, slot: int) -> bool:
-        """Whether every file of a slot is there and has the size of a flat one."""
+    def _has_right_sizes(self, slot: int) -> bool:
+        """Return whether every object of a slot exists with the size of a flat one."""
         layout = self._layout
         sizes = dict.fromkeys(layout.shard_keys(slot), layout.shard_bytes)
         sizes[layout.pooled_key(slot)] = layout.pooled_data_bytes + 4
@@ -251,47 +256,47 @@ class _UnitCheck:
         except OSError:
             return False
 
-    def _against_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
+    def _check_plan(self, unit: int, table: pa.Table) -> Iterator[str]:
         planned = self._plan.unit_rows(unit)
         for name in ("id", "row", "position", "piece", "n_pieces"):
             if table[name].to_pylist() != planned[name].to_pylist():
                 yield f"its index and the plan have different {name} columns"
 
-    def _ownership(self, unit: int, slot: int) -> Iterator[str]:
+    def _check_slot(self, unit: int, slot: int) -> Iterator[str]:
         other = self.slots.setdefault(slot, unit)
         if other != unit:
             yield f"it shares slot {slot} with unit {other}"
         if self._claimed.get(slot, unit) != unit:
             yield f"slot {slot} was claimed for unit {self._claimed[slot]}"
 
-    def _once(self, unit: int, done: list[Row]) -> Iterator[str]:
+    def _check_unique(self, unit: int, done: list[Row]) -> Iterator[str]:
         for row in done:
             other = self._seen.setdefault((row["row"], row["piece"]), unit)
             if other != unit:
                 yield f"utterance {row['id']!r} is in unit {other} too"
 
-    def _placement(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
-        """Problems with where a row says that its frames are; marks the frames as taken."""
+    def _check_place(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
+        """Check the place of an utterance's frames, and mark them as taken."""
         if row["frame_start"] is None or len(row["crc32c"] or ()) != self._layout.n_layers:
             yield "lacks its place or its checksums"
             return
         start = row["frame_start"] - self._layout.slot_start(slot)
         stop = start + row["n_frames"]
         if not 0 <= start < stop <= len(taken):
-            yield f"lies outside of slot {slot}"
+            yield f"is outside of slot {slot}"
             return
         if taken[start:stop].any():
             yield "overlaps another one"
         taken[start:stop] = True
 
-    def _checksums(
+    def _check_data(
         self, shards: ShardReader, slot: int, done: list[Row], taken: npt.NDArray[np.bool_]
     ) -> Iterator[str]:
         pooled = shards.pooled(slot)
         means = []
         with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
             layers = pool.map(
-                lambda axis: self._layer(shards, slot, axis, done, taken),
+                lambda axis: self._check_layer(shards, slot, axis, done, taken),
                 range(self._layout.n_layers),
             )
             for problems, layer_means in layers:
@@ -304,7 +309,7 @@ class _UnitCheck:
             if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
                 yield f"the pooled vector of utterance {row['id']!r} is not the mean of its frames"
 
-    def _layer(
+    def _check_layer(
         self,
         shards: ShardReader,
         slot: int,
@@ -312,7 +317,7 @@ class _UnitCheck:
         done: list[Row],
         taken: npt.NDArray[np.bool_],
     ) -> tuple[list[str], list[npt.NDArray[np.float32]]]:
-        """Reads one shard: what is wrong with it, and the mean of each utterance."""
+        """Read one shard; return its problems, and the mean of each utterance."""
         layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
         first = self._layout.slot_start(slot)
         problems, means = [], []
@@ -327,7 +332,7 @@ class _UnitCheck:
         edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
         for start, stop in edges.reshape(-1, 2).tolist():
             if not self._layout.codec.is_fill(shards.read(axis, slot, start, stop)):
-                problems.append(f"layer {layer} has values in frames that belong to nobody ({key})")
+                problems.append(f"layer {layer} has values in frames without an utterance ({key})")
         return problems, means
 
 

@@ -1,7 +1,7 @@
-"""Which utterances a reader sees, and where they lie: Arrow columns and arrays, no objects.
+"""The utterances of a reader and their places: Arrow columns and arrays, no objects.
 
-A catalogue is a snapshot of the committed index. It costs some 30 bytes an utterance besides the
-id and the carried columns, so that a store of a million utterances opens in a second.
+A catalogue is a snapshot of the committed index. It takes about 30 bytes per utterance besides the
+id and the carried columns, so a store of a million utterances opens in a second.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.store.format.records import RESERVED_NAMES
 
 IntArray = npt.NDArray[np.int64]
 Span = tuple[int, int, int]
-"""Where frames lie: a slot, the first of them within it, and one past the last."""
+"""Consecutive frames: the slot, the first frame within it, and one past the last."""
 
-_LEFT_OUT = ("crc32c", "flags", "n_samples", "source_rate_hz")
-"""Columns that no read needs; `FeatureStore.record` looks them up."""
-_HASHED_AT_ONCE = 65_536
-_MOST_COMPARED = 2_000
+_OMITTED = ("crc32c", "flags", "n_samples", "source_rate_hz")
+"""Columns that no read needs; `FeatureStore.record` reads them."""
+_HASH_BLOCK = 65_536
+_MAX_COMPARED = 2_000
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Catalogue:
 
     Attributes:
         metadata: `id` and the carried columns, a row per utterance.
-        first_piece: First piece of each utterance, and the number of pieces: [n_utterances + 1].
+        first_piece: First piece of each utterance, then the number of pieces: [n_utterances + 1].
         unit: Unit of each piece, [n_pieces].
         slot: Slot of each piece.
-        start: First frame of each piece within its slot.
+        start: First frame of each piece, within its slot.
         n_frames: Frames of each piece.
-        place: Position of each piece within its unit, and within its slot's pooled chunk.
-        quarantined: `id` and `reason` of the utterances that have no features.
+        place: Position of each piece in its unit, and in its slot's pooled chunk.
+        quarantined: `id` and `reason` of the utterances without features.
     """
 
     metadata: pa.Table
@@ -76,11 +76,11 @@ class Catalogue:
         return np.diff(ends[self.first_piece])
 
     def length(self, position: int) -> int:
-        """Frames of an utterance."""
+        """Return the number of frames of an utterance."""
         return int(self._views[-1][position])
 
     def spans(self, position: int, start: int, stop: int) -> list[Span]:
-        """Where frames `start:stop` of an utterance lie, in order: one span per piece."""
+        """Return where frames `start:stop` of an utterance are, in order: one span per piece."""
         first_piece, slots, starts, counts, _ = self._views
         spans = []
         for piece in range(first_piece[position], first_piece[position + 1]):
@@ -92,32 +92,33 @@ class Catalogue:
         return spans
 
     def find(self, name: str) -> int | None:
-        """Position of an id, or None."""
+        """Return the position of an id, or None."""
         hashes, order = self._hashes
         wanted = np.uint32(zlib.crc32(name.encode()))
         at = int(np.searchsorted(hashes, wanted))
-        while at < len(hashes) and hashes[at] == wanted:  # equal hashes are rare, but they occur
+        while at < len(hashes) and hashes[at] == wanted:  # different ids may have equal hashes
             if self._id_array[int(order[at])].as_py() == name:
                 return int(order[at])
             at += 1
         return None
 
-    def why_missing(self, name: str) -> str:
-        """Says what is known of an id that has no features."""
+    def explain_missing(self, name: str) -> str:
+        """Return why an id has no features: its quarantine reason, or the most similar ids."""
         lost = self.quarantined.filter(pc.equal(self.quarantined["id"], name))
         if len(lost):
             return f"utterance {name!r} is quarantined: {lost['reason'][0].as_py()}"
-        near = self._near(name)
-        hint = f"; near it: {', '.join(repr(item) for item in near)}" if near else ""
+        similar = self._similar(name)
+        hint = f"; similar: {', '.join(repr(item) for item in similar)}" if similar else ""
         return f"no utterance {name!r} among the {len(self):,} committed ones{hint}"
 
     def matching(self, condition: pc.Expression) -> IntArray:
-        """Positions of the utterances for which a condition on the metadata holds, ascending.
+        """Return the positions of the utterances for which a condition holds, ascending.
 
-        Besides `id` and the carried columns, `n_frames` can be asked for.
+        Args:
+            condition: On `id`, the carried columns and `n_frames`.
 
         Raises:
-            StoreError: The condition names a column that is not there, or compares apples to pears.
+            StoreError: The condition names an unknown column, or compares incompatible types.
         """
         table = self.metadata.append_column("n_frames", pa.array(self.frame_counts))
         table = table.append_column("__position", pa.array(np.arange(len(self))))
@@ -131,7 +132,7 @@ class Catalogue:
         return np.asarray(found, np.int64)
 
     def take(self, positions: IntArray) -> Catalogue:
-        """The utterances at `positions`, in that order; those without features are left out."""
+        """Return a catalogue of the utterances at `positions`, in that order."""
         counts = np.diff(self.first_piece)[positions]
         first = np.concatenate([[0], np.cumsum(counts)])
         pieces = np.repeat(self.first_piece[:-1][positions] - first[:-1], counts)
@@ -149,7 +150,7 @@ class Catalogue:
 
     @cached_property
     def _views(self) -> tuple[memoryview, ...]:
-        """Arrays that every read looks into; views give a number in a third of an array's time."""
+        """Arrays that every read indexes; a view returns a number in a third of an array's time."""
         arrays = self.first_piece, self.slot, self.start, self.n_frames, self.frame_counts
         return tuple(array.data for array in arrays)
 
@@ -161,20 +162,22 @@ class Catalogue:
     def _hashes(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         """crc32 of the ids, ascending, and the position of each: 12 bytes an utterance."""
         hashes = np.empty(len(self), np.uint32)
-        for start in range(0, len(self), _HASHED_AT_ONCE):
-            some = self._id_array.slice(start, _HASHED_AT_ONCE).to_pylist()
+        for start in range(0, len(self), _HASH_BLOCK):
+            some = self._id_array.slice(start, _HASH_BLOCK).to_pylist()
             hashes[start : start + len(some)] = [zlib.crc32(name.encode()) for name in some]
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order
 
-    def _near(self, name: str) -> list[str]:
-        """Up to three ids that look like `name`: compared with those that begin as it does."""
+    def _similar(self, name: str) -> list[str]:
+        """Return up to three similar ids, of those with the longest common prefix."""
         candidates: list[str] = []
         for length in range(len(name), -1, -1):
-            like = self.ids.filter(pc.starts_with(self.ids, pattern=name[:length]))
-            candidates = like.slice(0, _MOST_COMPARED).to_pylist()
-            if len(candidates) >= 3 and (near := difflib.get_close_matches(name, candidates, n=3)):
-                return near
+            sharing = self.ids.filter(pc.starts_with(self.ids, pattern=name[:length]))
+            candidates = sharing.slice(0, _MAX_COMPARED).to_pylist()
+            if len(candidates) >= 3 and (
+                similar := difflib.get_close_matches(name, candidates, n=3)
+            ):
+                return similar
         return difflib.get_close_matches(name, candidates, n=3)
 
 
@@ -182,10 +185,10 @@ def read_catalogue(store: Location, frames_per_unit: int) -> Catalogue:
     """Read what is committed in a store.
 
     Raises:
-        DamagedError: The index of a unit is not readable.
+        DamagedError: The index of a unit is unreadable.
     """
-    table = index_files.read_index(store, without=_LEFT_OUT)
-    lost = index_files.still_quarantined(table)
+    table = index_files.read_index(store, without=_OMITTED)
+    quarantined = index_files.still_quarantined(table)
     pieces, first_piece = index_files.complete_utterances(table)
     start = index_files.numbers(pieces["frame_start"])
     names = [name for name in pieces.column_names if name not in RESERVED_NAMES]
@@ -200,7 +203,7 @@ def read_catalogue(store: Location, frames_per_unit: int) -> Catalogue:
         start=(start % frames_per_unit).astype(np.int32),
         n_frames=_numbers(pieces["n_frames"]),
         place=_numbers(pieces["position"]),
-        quarantined=lost.select(["id", "reason"]).combine_chunks(),
+        quarantined=quarantined.select(["id", "reason"]).combine_chunks(),
     )
     del table, pieces
     pa.default_memory_pool().release_unused()

@@ -1,8 +1,7 @@
-"""Reading a store: any layer, any utterance, or a weighted sum, without running the encoder.
+"""The public reader: features of any layer of any utterance, or a weighted sum of layers.
 
-The rooms a trainer imports end here: this module needs torch, zarr and pyarrow, never ray,
-datasets or torchaudio. Only the committed index says what is there; the extent of the arrays says
-nothing.
+A trainer imports this module. It needs torch, zarr and pyarrow, but neither ray, datasets nor
+torchaudio.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pipeline.store.read.pooled import read_pooled
 from pipeline.store.read.utterances import Key, StoreView
 from pipeline.store.tensors import decode_into
 
-_SUMMED_AT_ONCE = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
+_SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
 def open_store(uri: Location) -> FeatureStore:
@@ -46,15 +45,15 @@ def open_store(uri: Location) -> FeatureStore:
 class FeatureStore(StoreView):
     """The committed features of one dataset and one encoder, or a selection of them.
 
-    Utterances come in the order of the source dataset. Only committed, complete utterances are
-    visible: what was committed when the store was opened, or at the last `refresh`. It pickles with
-    exactly this view, opens its files lazily in each process, and may be used before and after a
-    fork, and by several threads.
+    Utterances are in the order of the source dataset. Only complete utterances are visible, as of
+    when the store was opened or last refreshed. A pickled store has the same utterances. Files are
+    opened when they are needed, in each process. A store may be used by several threads, and both
+    before and after a fork.
 
-    `store[3]`, `store[-1]` and `store["clip-1"]` are `read`; `store[10:20]` is `read_many`.
+    `store[3]`, `store[-1]` and `store["clip-1"]` call `read`; `store[10:20]` calls `read_many`.
 
     Attributes:
-        attributes: Of the Zarr group: format version, layers, identity, provenance.
+        attributes: Attributes of the Zarr group: format version, layers, identity, provenance.
     """
 
     @overload
@@ -73,22 +72,22 @@ class FeatureStore(StoreView):
         *,
         final_norm: bool = False,
     ) -> Tensor:
-        """Features of one utterance, as stored.
+        """Read the features of one utterance, as stored.
 
         Args:
-            key: Its id, or its position in `ids` (negative counts from the end).
+            key: Its id, or its position in `ids`; a negative one counts from the end.
             layers: Layers to read, in this order; None reads all.
             start: First frame, as in a slice.
             stop: One past the last frame, as in a slice.
             final_norm: Apply the model's final LayerNorm to its last layer, as s3prl does and
-                Hugging Face did before 5.16. It touches no other layer.
+                Hugging Face did before 5.16. Other layers do not change.
 
         Returns:
             [n_layers, n_frames, dim] of the codec's dtype, float16 in format 1.
 
         Raises:
-            UtteranceNotFoundError: No such utterance; also a KeyError.
-            StoreError: No such layer; or a final norm is asked for and the model has none.
+            UtteranceNotFoundError: There is no such utterance. It is also a KeyError.
+            StoreError: A layer is not in the store, or the model has no final norm.
             DamagedError: A shard is missing or damaged.
         """
         position = self.position(key)
@@ -103,7 +102,7 @@ class FeatureStore(StoreView):
     def read_many(
         self, keys: Sequence[Key] | slice, layers: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Features of several utterances; reads are merged and go in the order of the disk.
+        """Read the features of several utterances; reads are merged and sorted by place on disk.
 
         Args:
             keys: Ids or positions, or a slice of positions.
@@ -125,7 +124,7 @@ class FeatureStore(StoreView):
         self.read_into(list(cuts.values()), axes)
         if len(cuts) == len(positions):
             return [torch.from_numpy(out) for _, _, out in cuts.values()]
-        # one that is asked for twice is read once, but no two tensors share memory
+        # a repeated key is read once, but no two tensors share memory
         given = {position: torch.from_numpy(out) for position, (_, _, out) in cuts.items()}
         return [
             given[position] if position not in positions[:i] else given[position].clone()
@@ -133,14 +132,14 @@ class FeatureStore(StoreView):
         ]
 
     def weighted_sum(self, key: Key, weights: Sequence[float] | Tensor) -> Tensor:
-        """Weighted sum over the layers of one utterance, layer by layer.
+        """Return the weighted sum over the layers of one utterance.
 
-        The sum is taken in float32 in the order of `layers`: it is bit for bit what
-        `w[0] * x[0].float() + w[1] * x[1].float() + ...` gives. Layers of weight zero are not read.
+        The sum is float32, in the order of `layers`, and bit for bit equal to
+        `w[0] * x[0].float() + w[1] * x[1].float() + ...`. Layers of weight zero are not read.
 
         Args:
             key: Its id or position.
-            weights: One number per layer of the store; used as they are, not normalised.
+            weights: One number per layer of the store; they are not normalised.
 
         Returns:
             float32 [n_frames, dim].
@@ -153,14 +152,14 @@ class FeatureStore(StoreView):
         position = self.position(key)
         n_frames = self._catalogue.length(position)
         total = torch.zeros((n_frames, self.feature_dim), dtype=torch.float32)
-        stored = np.empty((1, min(n_frames, _SUMMED_AT_ONCE), self.feature_dim), self.codec.dtype)
+        stored = np.empty((1, min(n_frames, _SUM_BLOCK), self.feature_dim), self.codec.dtype)
         scaled = torch.empty(stored.shape[1:], dtype=torch.float32)
         for span in self._catalogue.spans(position, 0, n_frames):
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
-                    self._shards.announce(axis, *span)
-        for start in range(0, n_frames, _SUMMED_AT_ONCE):
-            n = min(_SUMMED_AT_ONCE, n_frames - start)
+                    self._shards.prefetch(axis, *span)
+        for start in range(0, n_frames, _SUM_BLOCK):
+            n = min(_SUM_BLOCK, n_frames - start)
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
                     cut = (position, start, stored[:, :n])
@@ -170,7 +169,7 @@ class FeatureStore(StoreView):
         return total
 
     def pooled(self, layers: Sequence[int] | None = None) -> Tensor:
-        """Mean over frames of every utterance.
+        """Return the mean over frames of every utterance.
 
         Args:
             layers: As for `read`.
@@ -196,13 +195,13 @@ class FeatureStore(StoreView):
     def read_into(
         self, cuts: Sequence[Cut], axes: Sequence[int], norm: FinalNorm | None = None
     ) -> None:
-        """Reads frames of several utterances straight to where they are wanted.
+        """Read frames of several utterances into given arrays.
 
         Args:
-            cuts: Position, first frame, and destination of each: [n_layers, n_frames, dim] of
-                the codec's dtype.
-            axes: Positions on the layer axis, one per layer of the destinations.
-            norm: Applied to the layer that it belongs to, if that is among them.
+            cuts: Position, first frame and destination of each, [n_layers, n_frames, dim] of the
+                codec's dtype.
+            axes: Position on the layer axis of each layer of the destinations.
+            norm: Applied to its layer, if that is read.
 
         Raises:
             DamagedError: A shard is missing or damaged.

@@ -1,4 +1,4 @@
-"""The final LayerNorm of pre-norm models, which stored layers are without."""
+"""The final LayerNorm of pre-norm models, which is not applied to stored layers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.errors import StoreError
 
 @dataclass(frozen=True)
 class FinalNorm:
-    """A LayerNorm that belongs on top of a model's last layer.
+    """The LayerNorm that follows the last layer of a model.
 
     Attributes:
-        layer: That layer.
+        layer: Number of that layer.
         weight: float32 [dim].
         bias: float32 [dim].
         eps: Added to the variance.
@@ -30,16 +30,16 @@ class FinalNorm:
 
     @classmethod
     def of(cls, attributes: dict[str, Any]) -> FinalNorm:
-        """The norm that a store's attributes carry.
+        """Return the norm in the attributes of a store.
 
         Raises:
-            StoreError: They carry none.
+            StoreError: There is none.
         """
         found = attributes.get("final_norm")
         if found is None:
             raise StoreError(
-                "the store has no final norm: its model norms its last layer itself (post-norm), "
-                "or that layer was not extracted; read it without final_norm"
+                "the store has no final norm: its model normalises its last layer itself "
+                "(post-norm), or that layer was not extracted; read it without final_norm"
             )
         return cls(
             layer=int(found["layer"]),
@@ -49,11 +49,11 @@ class FinalNorm:
         )
 
     def apply(self, features: Tensor, layers: Sequence[int]) -> Tensor:
-        """Norms the model's last layer in place, wherever it stands among `layers`.
+        """Normalise the model's last layer in place, if it is among `layers`.
 
         Args:
             features: As stored, [n_layers, n_frames, dim].
-            layers: What its first axis holds.
+            layers: Layer numbers of the first axis.
 
         Returns:
             `features`; computed in float32, rounded to their dtype.

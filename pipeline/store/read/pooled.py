@@ -1,4 +1,4 @@
-"""Pooled means of utterances, from the chunks that hold those of their pieces."""
+"""Pooled means of utterances, from the means of their pieces."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pipeline.store.read.shards import ShardReader
 def read_pooled(
     shards: ShardReader, catalogue: Catalogue, axes: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Mean over frames of every utterance; each slot's chunk is read once.
+    """Return the mean over frames of every utterance; the chunk of each slot is read once.
 
-    The mean of an utterance in pieces is that of its pieces, weighted by their frames in float64.
+    The mean of an utterance in several pieces is the mean of its pieces weighted by their frames,
+    in float64.
 
     Args:
-        shards: Of the store.
-        catalogue: The utterances.
+        shards: Shards of the store.
+        catalogue: Utterances of the store.
         axes: Positions on the layer axis.
 
     Returns:

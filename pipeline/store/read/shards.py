@@ -1,10 +1,8 @@
-"""Reading the bytes of shards and pooled chunks.
+"""Reads of shards and pooled chunks.
 
-A shard that ends in the index of a flat one is a little-endian matrix at the start of its file;
-that is checked once per shard, and then its frames are read straight into the place where the
-caller wants them. Anything else (a store that another tool has rewritten, with a codec perhaps) is
-read through zarr-python.
-
+A flat shard begins with a little-endian matrix and ends in a known index. That is checked once per
+shard; after that its frames are read directly into the caller's arrays. Any other shard, of a store
+that another tool has rewritten, is read by zarr-python.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class ShardReader:
-    """The frames and pooled means of one store. Safe to use from several threads, and in a fork."""
+    """Frames and pooled means of one store. Safe to use from several threads, and after a fork."""
 
     def __init__(self, store: Location, layout: Layout) -> None:
         self._backend = open_backend(store)
@@ -42,7 +40,7 @@ class ShardReader:
         self._arrays = ZarrArrays(self._backend)
 
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
-        """Frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
+        """Read frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
 
         Raises:
             DamagedError: The shard is missing or cut short.
@@ -52,13 +50,13 @@ class ShardReader:
         return out
 
     def read_into(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
-        """Fills `parts` with consecutive frames of a slot, one layer.
+        """Fill `parts` with consecutive frames of a slot, one layer.
 
         Args:
             axis: Position on the layer axis.
             slot: The slot.
             start: First frame of the first part, within the slot.
-            parts: Where to put them: [n_frames, dim] each, contiguous, of the codec's dtype.
+            parts: Destinations [n_frames, dim] of the codec's dtype, each contiguous.
 
         Raises:
             DamagedError: The shard is missing, cut short, or cannot be read.
@@ -76,10 +74,10 @@ class ShardReader:
             ) from error
 
     def read_cached(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> bool:
-        """As `read_into` if the system has all of it in memory; else tells it to fetch that.
+        """Read as `read_into` does if that takes no waiting; else start fetching the bytes.
 
-        Who has several reads to make tries all of them first: then the disk works on those that
-        failed at the same time, and `read_into` waits for less.
+        To make several reads, try all of them with this method first: the storage then works on the
+        pending ones at the same time, and `read_into` waits less.
 
         Returns:
             Whether `parts` are filled.
@@ -90,14 +88,14 @@ class ShardReader:
             return True
         return shard.read_cached(parts, start * self._frame_bytes)
 
-    def announce(self, axis: int, slot: int, start: int, stop: int) -> None:
-        """Tells the system to fetch frames `start:stop` of a slot, one layer; does not wait."""
+    def prefetch(self, axis: int, slot: int, start: int, stop: int) -> None:
+        """Start fetching frames `start:stop` of a slot, one layer; do not wait."""
         shard = self._shard(axis, slot)
         if shard is not None:
             shard.prefetch(start * self._frame_bytes, (stop - start) * self._frame_bytes)
 
     def pooled(self, slot: int) -> npt.NDArray[np.float32]:
-        """The pooled chunk of a slot: float32 [utterances_per_slot, n_layers, dim].
+        """Read the pooled chunk of a slot: float32 [utterances_per_slot, n_layers, dim].
 
         Raises:
             DamagedError: It is missing, cut short, or its checksum is wrong.
@@ -153,7 +151,7 @@ class ShardReader:
         return index == layout.shard_index
 
     def _check_zarr_reads(self, path: str, axis: int, slot: int) -> None:
-        """Makes sure that a shard which is not flat is at least a Zarr shard."""
+        """Check that zarr-python can read a shard that is not flat."""
         first = self.layout.slot_start(slot)
         try:
             self._arrays[FRAMES][axis, first : first + self.layout.frames_per_unit]

@@ -1,6 +1,6 @@
-"""Which utterances a store has, and what is known of them besides their features.
+"""The utterances of a store: ids, metadata, selections and index records.
 
-Only the committed index says what is there; the extent of the arrays says nothing.
+Only the committed index lists them. The extent of the Zarr arrays does not matter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StoreView:
     """The committed utterances of a store, or a selection of them.
 
     Attributes:
-        attributes: Of the Zarr group: format version, layers, identity, provenance.
+        attributes: Attributes of the Zarr group: format version, layers, identity, provenance.
     """
 
     def __init__(self, uri: Location) -> None:
@@ -45,25 +45,25 @@ class StoreView:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks again which utterances are committed; a selection selects among those."""
+        """Read the index again; a selection applies its conditions to the new utterances, too."""
         catalogue = read_catalogue(self._backend, self._layout.frames_per_unit)
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
         self._catalogue: Catalogue = catalogue
 
     def select(self, condition: pc.Expression | None = None, **equal: Any) -> Self:
-        """The utterances for which something holds, as a store of their own.
+        """Select utterances by their metadata.
 
         Args:
             condition: A pyarrow expression on the metadata, `id` and `n_frames`.
-            **equal: Columns with the value, or the list of values, that they should have. Classes
-                go by number or by name.
+            **equal: Value, or list of values, of a column. Classes may be given by number or name.
 
         Returns:
-            A view: it shares the files, and keeps the order. It may be empty.
+            A store with the selected utterances, in the same order. It shares the open files with
+            this one, and may be empty.
 
         Raises:
-            StoreError: No such column.
+            StoreError: A column is unknown.
 
         Example:
             >>> store.select(split="train", speaker=["ann", "bob"])   # doctest: +SKIP
@@ -106,15 +106,15 @@ class StoreView:
 
     @property
     def backend(self) -> Backend:
-        """The storage that the store lies on."""
+        """Storage of the store."""
         return self._backend
 
     @property
     def root(self) -> Path:
-        """The folder that the store lies in.
+        """Folder of the store.
 
         Raises:
-            StoreError: It does not lie in a folder of this machine; see `backend`.
+            StoreError: The store is not in a folder of this machine; see `backend`.
         """
         path = self._backend.local_path("")
         if path is None:
@@ -142,7 +142,7 @@ class StoreView:
 
     @property
     def codec(self) -> Codec:
-        """How frame values are stored."""
+        """Format of the stored frame values."""
         return self._layout.codec
 
     @property
@@ -152,7 +152,7 @@ class StoreView:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the utterances, in order; a list made anew at each call."""
+        """Ids of the utterances, in order; a new list at each call."""
         return list(self._catalogue.ids.to_pylist())
 
     @property
@@ -162,13 +162,13 @@ class StoreView:
 
     @property
     def class_names(self) -> dict[str, list[str]]:
-        """Names of the classes of each carried ClassLabel column."""
+        """Class names of each carried ClassLabel column."""
         columns = self.attributes["identity"]["source"]["columns"]
         return {item["name"]: item["class_names"] for item in columns if item["class_names"]}
 
     @property
     def quarantined(self) -> pa.Table:
-        """`id` and `reason` of the utterances that could not be extracted; none in a selection."""
+        """`id` and `reason` of the quarantined utterances; empty in a selection."""
         return self._catalogue.quarantined
 
     @property
@@ -178,19 +178,19 @@ class StoreView:
 
     @property
     def slots(self) -> IntArray:
-        """Slot in which each utterance begins, its place on disk: int64 [n_utterances]."""
+        """Slot of the first frame of each utterance: int64 [n_utterances]."""
         return self._catalogue.slot[self._catalogue.first_piece[:-1]].astype(np.int64)
 
     def n_frames(self, key: Key) -> int:
-        """Number of frames of an utterance."""
+        """Return the number of frames of an utterance."""
         return self._catalogue.length(self.position(key))
 
     def record(self, key: Key) -> dict[str, Any]:
-        """Everything that the index says of an utterance (of its first piece).
+        """Return the index record of an utterance, or of its first piece.
 
         Raises:
-            UtteranceNotFoundError: No such utterance.
-            DamagedError: Its commit is gone or not readable.
+            UtteranceNotFoundError: There is no such utterance.
+            DamagedError: Its unit's index is missing or unreadable.
         """
         first = int(self._catalogue.first_piece[self.position(key)])
         unit = index_files.read_unit(self._backend, int(self._catalogue.unit[first]))
@@ -198,19 +198,22 @@ class StoreView:
         return dict(row.to_pylist()[0])
 
     def position(self, key: Key) -> int:
-        """Position of an utterance in `ids`.
+        """Return the position of an utterance in `ids`.
 
         Raises:
-            UtteranceNotFoundError: No such id; the message has its quarantine reason, or near ones.
-            IndexError: No such position.
+            UtteranceNotFoundError: There is no such id; the message has its quarantine reason, or
+                similar ids.
+            IndexError: There is no such position.
         """
         if isinstance(key, str):
             found = self._catalogue.find(key)
             if found is None:
-                raise UtteranceNotFoundError(f"{self._backend}: {self._catalogue.why_missing(key)}")
+                raise UtteranceNotFoundError(
+                    f"{self._backend}: {self._catalogue.explain_missing(key)}"
+                )
             return found
         if isinstance(key, bool) or not isinstance(key, _WHOLE_NUMBERS):
-            raise TypeError(f"an utterance is named by its id or its position, not by {key!r}")
+            raise TypeError(f"the key is {key!r}; expected an id or a position")
         n_utterances = len(self._catalogue)
         position = int(key) + (n_utterances if key < 0 else 0)
         if not 0 <= position < n_utterances:
@@ -218,10 +221,10 @@ class StoreView:
         return position
 
     def axes(self, layers: Sequence[int] | None) -> list[int]:
-        """Where `layers` lie on the layer axis.
+        """Return the positions of `layers` on the layer axis; None stands for all.
 
         Raises:
-            StoreError: No such layer, or none is asked for.
+            StoreError: A layer is not in the store, or `layers` is empty.
         """
         if layers is None:
             return list(range(self._layout.n_layers))

@@ -1,7 +1,7 @@
-"""Writing a store: its frame, and a unit at once.
+"""Documents of a store: its plan and its Zarr metadata; and the commit of a whole unit.
 
-`commit_unit` takes a unit that is in memory as a whole; a worker, whose features come one batch
-after the other, uses `SlotWriter` itself.
+`commit_unit` commits a unit that is completely in memory. A worker, whose features arrive batch by
+batch, uses `SlotWriter`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def write_plan(store: Location, plan: Plan) -> None:
-    """Write plan.parquet, whole or not at all."""
+    """Write plan.parquet atomically."""
     open_backend(store).put(PLAN, [parquet_bytes(plan.to_arrow())])
 
 
@@ -64,8 +64,8 @@ def read_plan(store: Location) -> Plan | None:
     """Read the plan of a store; return None if it has none yet.
 
     Raises:
-        DamagedError: It is not what was written.
-        StoreError: It is of another format version.
+        DamagedError: It was changed after it was written.
+        StoreError: It has another format version, or cannot be read.
     """
     backend = open_backend(store)
     try:
@@ -84,8 +84,8 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
     Args:
         store: The store.
         layout: Its shapes.
-        n_slots: Slots that the arrays have room for.
-        attributes: Of the group.
+        n_slots: Length of the slot axis.
+        attributes: Attributes of the group.
     """
     backend = open_backend(store)
     for folder in (INDEX_DIR, LEDGER_DIR):
@@ -95,7 +95,7 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
 
 
 def resize(store: Location, layout: Layout, n_slots: int) -> None:
-    """Set how many slots the arrays have room for."""
+    """Set the length of the slot axis."""
     backend = open_backend(store)
     documents = {FRAMES: layout.frames_document(n_slots), POOLED: layout.pooled_document(n_slots)}
     for array, document in documents.items():
@@ -109,8 +109,8 @@ def read_attributes(store: Location) -> dict[str, Any]:
 
     Raises:
         StoreNotFoundError: There is no store.
-        DamagedError: Its attributes are not readable.
-        StoreError: There is one of another format version.
+        DamagedError: Its attributes are damaged.
+        StoreError: It has another format version, or cannot be read.
     """
     backend = open_backend(store)
     path = backend.locate(ATTRIBUTES)
@@ -131,10 +131,10 @@ def read_attributes(store: Location) -> dict[str, Any]:
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:
-    """The shapes that a store's attributes spell out.
+    """Return the layout that a store's attributes describe.
 
     Raises:
-        DamagedError: They do not spell out any.
+        DamagedError: They describe none.
         StoreError: Their codec is unknown to this version.
     """
     try:
@@ -153,31 +153,31 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
 
 
 def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Location) -> None:
-    """Makes sure that the plan and the arrays of a store belong together.
+    """Check that a store has the layout that its plan requires.
 
     Raises:
-        IdentityError: They have different shapes.
+        IdentityError: It has another one.
     """
     stored = layout_of(attributes)
     if stored != layout:
-        raise IdentityError(f"store {store} has {stored}, but its plan asks for {layout}")
+        raise IdentityError(f"store {store} has {stored}, but its plan requires {layout}")
 
 
 def commit_unit(
     store: Location, buffer: UnitBuffer, unit: int, slot: int, index: pa.Table
 ) -> CommitOutcome:
-    """Writes a unit into its slot and makes it visible.
+    """Write a unit into its slot and commit it.
 
     Args:
         store: The store.
         buffer: The unit's features.
         unit: Number of the unit.
-        slot: The slot that this attempt has claimed.
+        slot: Slot that this attempt has claimed.
         index: The unit's index rows (`records_table`).
 
     Returns:
-        Whether this attempt won. If another one had committed the unit before, this one's shards
-        are removed again.
+        Whether this attempt won. If another one has committed the unit, the data of this one are
+        removed.
 
     Raises:
         NoSpaceError: The disk is full. Nothing is visible.

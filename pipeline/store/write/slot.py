@@ -1,9 +1,8 @@
-"""One slot: the features of a unit in memory, and the files that they become.
+"""The commit protocol: from a unit's features in memory to a committed slot.
 
-Frames are written as soon as they are final, in any order, into shards under temporary names, so
-that most of a unit is on its way to the disk while the rest of it is still being computed. Nothing
-is visible before `commit`: shards get their names, then the pooled chunk, then the unit's index
-file is created, exclusively and last.
+Frames are written as soon as they are final, in any order, into partial shards, so that most of a
+unit is written while the rest is still being computed. Nothing is visible before `commit`: it
+publishes the shards and the pooled chunk, and last creates the unit's index file exclusively.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from pipeline.store.serialization import parquet_bytes
 
 
 class UnitBuffer:
-    """The features of one unit in memory, laid out as the shards will be.
+    """The features of one unit in memory, laid out as in the shards.
 
-    It is reused from unit to unit: `start` with the number of frames that the unit has, fill in or
-    `blank` each of its utterances, `seal` them, then hand it to a `SlotWriter`.
+    It is reused for every unit: call `start` with the number of frames, fill or `blank` each
+    utterance, `seal` it, and pass the buffer to a `SlotWriter`.
 
     Attributes:
         frames: Stored values [n_layers, frames_per_unit, dim], of the codec's dtype.
@@ -47,21 +46,21 @@ class UnitBuffer:
         )
 
     def start(self, n_frames: int) -> None:
-        """Begins a unit of `n_frames`; what lies beyond them is filled with NaN."""
+        """Begin a unit of `n_frames`; fill the frames after them, and all means."""
         self.pooled.fill(np.nan)
         self.blank(n_frames, self.layout.frames_per_unit)
 
     def blank(self, start: int, stop: int) -> None:
-        """Fills frames with NaN: they belong to nobody."""
+        """Fill frames that belong to no utterance with the codec's fill."""
         self.frames[:, start:stop].fill(self.layout.codec.fill)
 
     def seal(self, position: int, start: int, stop: int) -> tuple[int, ...]:
-        """Pools and checksums an utterance whose frames have been put into their place.
+        """Compute the means and checksums of an utterance whose frames are in the buffer.
 
-        The mean is taken over the stored values, so that it can be verified from them.
+        The means are those of the stored values, so that they can be verified from the store.
 
         Args:
-            position: The utterance's place in the unit.
+            position: Position of the utterance in the unit.
             start: Its first frame, within the slot.
             stop: One past its last frame.
 
@@ -74,22 +73,22 @@ class UnitBuffer:
 
 
 def pool(stored: Stored) -> npt.NDArray[np.float32]:
-    """Mean over frames, [n_layers, n_frames, dim] → [n_layers, dim], summed in float64."""
+    """Return means over frames, [n_layers, n_frames, dim] → [n_layers, dim]; sums are float64."""
     mean = stored.mean(axis=1, dtype=np.float64)
     return np.asarray(mean, np.float32)
 
 
 def crc32c(array: npt.NDArray[Any]) -> int:
-    """Checksum of the bytes of a contiguous array."""
+    """Return the checksum of the bytes of a contiguous array."""
     return int(google_crc32c.value(array))
 
 
 @dataclass(frozen=True)
 class CommitOutcome:
-    """How a commit ended.
+    """Result of a commit.
 
     Attributes:
-        won: Whether this attempt is the one that counts.
+        won: Whether this attempt committed the unit; False if another one had.
         n_bytes: Bytes written to the slot.
     """
 
@@ -98,17 +97,17 @@ class CommitOutcome:
 
 
 class SlotWriter:
-    """Writes one attempt at a unit: `write` all its frames, `complete`, `commit`.
+    """Writes one attempt at a unit: `write` all frames, then `complete`, then `commit`.
 
-    `write` and `complete` raise nothing that the file system says: they keep it for `check` and
-    `commit`, so that they can be left to a thread that nobody waits for. A block that is left
-    without a commit leaves no half-written file.
+    `write` and `complete` keep a StoreError for `check` and `commit` instead of raising it, so that
+    they can run in a thread whose result is not awaited. Leaving the `with` block without a commit
+    removes all partial objects.
 
     Args:
         store: The store.
-        buffer: The unit's features; not looked at any more after `complete`.
+        buffer: The unit's features; not used after `complete`.
         unit: Number of the unit.
-        slot: The slot that this attempt has claimed.
+        slot: Slot that this attempt has claimed.
     """
 
     def __init__(self, store: Location, buffer: UnitBuffer, unit: int, slot: int) -> None:
@@ -130,7 +129,7 @@ class SlotWriter:
         self.discard()
 
     def write(self, start: int, stop: int) -> None:
-        """Puts frames [start, stop) of all layers into the shards; they are final."""
+        """Write frames [start, stop) of all layers, which are final, into the shards."""
         if start == stop or self._error is not None:
             return
         try:
@@ -144,7 +143,7 @@ class SlotWriter:
             self._fail(error)
 
     def complete(self) -> None:
-        """Adds the index of each shard and the pooled chunk; the buffer is free afterwards."""
+        """Write the index of each shard, and the pooled chunk. Then the buffer may be reused."""
         if self._error is not None:
             return
         layout, pooled = self._layout, self._buffer.pooled
@@ -159,26 +158,26 @@ class SlotWriter:
             self._fail(error)
 
     def check(self) -> None:
-        """Raises what has gone wrong so far, as `commit` would."""
+        """Raise the first error of `write` or `complete`, as `commit` does."""
         if self._error is not None:
-            raise self._explained(self._error) from self._error
+            raise self._with_unit(self._error) from self._error
 
     def publish(self) -> None:
-        """Gives all files their names, durably; still nothing is visible."""
+        """Publish all shards and the pooled chunk; the unit is not visible yet."""
         for partial in self._partials.values():
-            check_there(self._backend)
+            check_exists(self._backend)
             partial.publish()
         self._partials = {}
 
     def commit(self, index: pa.Table) -> CommitOutcome:
-        """Makes the unit visible.
+        """Commit the unit.
 
         Args:
             index: Its index rows (`records_table`).
 
         Returns:
-            Whether this attempt won. If another one had committed the unit before, this one's
-            shards are removed again.
+            Whether this attempt won. If another one has committed the unit, the data of this one
+            are removed.
 
         Raises:
             NoSpaceError: The disk is full. Nothing is visible.
@@ -189,42 +188,42 @@ class SlotWriter:
         try:
             published = list(self._partials)
             self.publish()
-            check_there(self._backend)
-            _check_whole(self._backend, published)
+            check_exists(self._backend)
+            _check_complete(self._backend, published)
             won = self._backend.put_if_absent(key, [content])
         except StoreError as error:
             self.discard()
             if not self._backend.exists(key):
                 discard_slot(self._backend, self._layout, self._slot)
-            raise self._explained(error) from error
+            raise self._with_unit(error) from error
         if not won:
             discard_slot(self._backend, self._layout, self._slot)
         return CommitOutcome(won, self._layout.slot_bytes)
 
     def discard(self) -> None:
-        """Removes the half-written files, if there are any."""
+        """Remove the partial objects, if there are any."""
         while self._partials:
             self._partials.popitem()[1].discard()
 
     def _open(self, key: str) -> None:
-        check_there(self._backend)
+        check_exists(self._backend)
         self._partials[key] = self._backend.open_partial(key)
 
     def _fail(self, error: StoreError) -> None:
         self._error = error
         self.discard()
 
-    def _explained(self, error: StoreError) -> StoreError:
+    def _with_unit(self, error: StoreError) -> StoreError:
         return type(error)(
             f"unit {self._unit} ({self._layout.slot_bytes:,} bytes) is not committed: {error}"
         )
 
 
-def check_there(backend: Backend) -> None:
-    """Makes sure that a store which was unmounted is not begun anew below its mount point.
+def check_exists(backend: Backend) -> None:
+    """Check that the store exists: one that was unmounted must not be recreated at its path.
 
     Raises:
-        StoreError: It is gone.
+        StoreError: It does not exist.
     """
     if not backend.exists(ATTRIBUTES):
         raise StoreError(
@@ -233,25 +232,27 @@ def check_there(backend: Backend) -> None:
         )
 
 
-def _check_whole(backend: Backend, keys: Iterable[str]) -> None:
-    """Makes sure that nobody has swept the slot while it was being written.
+def _check_complete(backend: Backend, keys: Iterable[str]) -> None:
+    """Check that no object of the slot was removed while the attempt was still writing.
 
-    A slot is swept once its unit is committed in another one. Should a repair take that commit
-    back, an attempt that was still at work must not put a slot with holes in its place.
+    A clean-up removes the objects of a slot once its unit is committed in another slot. If a repair
+    then revokes that commit, this attempt must not commit an incomplete slot.
 
     Raises:
-        StoreError: A file is gone.
+        StoreError: An object is missing.
     """
     for key in keys:
         if not backend.exists(key):
-            raise StoreError(f"{backend.locate(key)} was swept while the attempt was still at work")
+            raise StoreError(
+                f"{backend.locate(key)} was removed while the attempt was still writing"
+            )
 
 
 def discard_slot(store: Location, layout: Layout, slot: int) -> None:
-    """Removes the shards and the pooled chunk of a slot, as far as they are there."""
+    """Remove the shards and the pooled chunk of a slot, those that exist."""
     backend = open_backend(store)
     for key in (*layout.shard_keys(slot), layout.pooled_key(slot)):
         try:
             backend.delete(key)
         except StoreError:
-            return  # garbage, which the next sweep removes
+            return  # the next clean-up removes the rest
