@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Makes a labelled corpus of spoken words without a network: `demo_corpus.py OUT_DIR`.
+"""Make a labelled corpus of spoken words without a network.
+
+    python examples/demo/corpus.py OUT_DIR
 
 Fourteen words by nine voices in five languages, synthesised by espeak-ng (package
 espeakng-loader) and saved as a Hugging Face dataset: audio (PCM16 wav bytes, 22.05 kHz), id, word,
-voice, language and split. Every voice says every word once for train, for dev and for test, each
-at another speed and pitch.
+voice, language and split. Every voice says every word once for train, dev and test, each at another
+speed and pitch.
 
-The synthesiser carries state from one clip to the next, so the clips are made in a fixed order in
-a process of its own: the dataset is the same to the byte wherever the same espeak-ng runs. The
-directory appears whole or not at all, and one that is already there is left as it is.
+The synthesiser keeps state from one clip to the next, so the clips are made in a fixed order in a
+process of its own: the same espeak-ng gives the same bytes anywhere. The directory appears whole or
+not at all, and an existing one is left unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ WORDS = {
     "fr": "zéro un deux trois quatre cinq six sept huit neuf oui non gauche droite",
     "es": "cero uno dos tres cuatro cinco seis siete ocho nueve sí no izquierda derecha",
 }
-"""The same words in each language's own spelling; the label is the English one."""
+"""The same words in each language's spelling; the label is the English word."""
 
 VOICES = {
     "en-us": ("en-us+m3", "en-us+f2"),
@@ -66,12 +68,12 @@ class Clip:
 
     @property
     def id(self) -> str:
-        """Names the clip, and no other."""
+        """Unique name of the clip."""
         return f"{self.voice}-{self.word}-{self.split}"
 
 
 def clips() -> Iterator[Clip]:
-    """Every clip of the corpus, in the order in which it is made."""
+    """Yield every clip of the corpus, in the order in which they are made."""
     labels = WORDS["en-us"].split()
     for language, words in WORDS.items():
         for voice in VOICES[language]:
@@ -82,7 +84,7 @@ def clips() -> Iterator[Clip]:
 
 @dataclass
 class Synthesiser:
-    """The espeak-ng library of the package espeakng-loader; one in a process."""
+    """The espeak-ng library of the package espeakng-loader. Only one per process."""
 
     rate_hz: int = field(init=False)
 
@@ -95,8 +97,8 @@ class Synthesiser:
         self.rate_hz = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         if self.rate_hz <= 0:
             raise RuntimeError(f"espeak-ng finds no data in {data.decode()}")
-        self._library.espeak_ng_SetRandSeed(0)  # else breathy voices follow the clock
-        self._callback = _CALLBACK(self._collect)  # kept: the library holds only its address
+        self._library.espeak_ng_SetRandSeed(0)  # else breathy voices depend on the time
+        self._callback = _CALLBACK(self._collect)  # kept alive: the library holds only its address
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _collect(self, samples, n_samples, _events) -> int:
@@ -105,7 +107,7 @@ class Synthesiser:
         return 0
 
     def say(self, text: str, voice: str, words_per_minute: int, pitch: int) -> bytes:
-        """Returns little-endian int16 mono samples."""
+        """Synthesise speech; return little-endian int16 mono samples."""
         self._samples.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()):
             raise RuntimeError(f"espeak-ng has no voice {voice}")
@@ -121,7 +123,7 @@ class Synthesiser:
 
 
 def wav(samples: bytes, rate_hz: int) -> bytes:
-    """Puts int16 mono samples into a wav file."""
+    """Return int16 mono samples as a wav file."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -132,7 +134,7 @@ def wav(samples: bytes, rate_hz: int) -> bytes:
 
 
 def make_corpus(out: Path) -> tuple[int, float]:
-    """Synthesises the corpus and saves it to `out`; returns its clips and its seconds of audio."""
+    """Synthesise the corpus and save it to `out`; return its number of clips and seconds."""
     from datasets import Audio, ClassLabel, Dataset, Features, Value, disable_progress_bars
 
     disable_progress_bars()
@@ -170,9 +172,9 @@ def make_corpus(out: Path) -> tuple[int, float]:
 
 
 def main() -> int:
-    """Runs the command line."""
+    """Run the command line."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print("usage: demo_corpus.py OUT_DIR", file=sys.stderr)
+        print("usage: corpus.py OUT_DIR", file=sys.stderr)
         return 2
     out = Path(sys.argv[1]).absolute()
     if (out / "dataset_info.json").exists():

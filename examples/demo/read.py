@@ -1,4 +1,4 @@
-"""Reads one layer and a weighted sum back from the demo's store, and says what it cost."""
+"""Read one layer and a weighted sum from the demo's store, and print size and speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints `pretrained` if HuBERT base's weights are at hand or can be fetched, else `random`."""
+"""Print `pretrained` if HuBERT base's weights exist or can be downloaded, else `random`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.encoders.wav2vec2.encoder import load_encoder
 from pipeline.errors import WeightsError
 
 try:
-    with contextlib.redirect_stdout(sys.stderr):  # torch says there that it downloads
+    with contextlib.redirect_stdout(sys.stderr):  # torch reports its downloads there
         load_encoder("hubert_base", weights="pretrained", device="cpu")
 except WeightsError as error:
     print(f"no pretrained weights: {error}", file=sys.stderr)
     print(
-        "The demo goes on with RANDOM weights: shapes and speed are real, but the features mean\n"
-        "nothing. Run it once with a network to see real ones.",
+        "The demo continues with RANDOM weights: shapes and speed are real, but the features mean\n"
+        "nothing. Run it with a network to get real ones.",
         file=sys.stderr,
     )
     print("random")

@@ -1,4 +1,4 @@
-"""The demo's corpus: labelled, balanced, and the same to the byte every time."""
+"""The demo's corpus is labelled, balanced and reproducible."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(out: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> list[Path]:
-    """Two corpora, made by two processes."""
+    """Make two corpora in two processes."""
     root = tmp_path_factory.mktemp("corpora")
     made = [make(root / name) for name in ("one", "two")]
     assert [(done.returncode, done.stderr) for done in made] == [(0, ""), (0, "")]
@@ -40,7 +40,7 @@ def test_it_is_reproducible_to_the_byte(corpora):
 
 
 def test_every_voice_says_every_word_in_every_split(corpora):
-    """The corpus opens as a source, its labels are balanced, its clips are sound."""
+    """The corpus opens as a source, its labels are balanced, and its clips decode."""
     source = open_source(DatasetConfig("disk", str(corpora[0]), id_column="id"))
     table = source.metadata(range(len(source)))
     assert [column.name for column in source.columns] == ["word", "voice", "language", "split"]
@@ -54,8 +54,8 @@ def test_every_voice_says_every_word_in_every_split(corpora):
     assert all(waveform.abs().max() > 0.05 for waveform in decoded)
 
 
-def test_a_second_run_leaves_it_alone(corpora):
-    """What is there is kept, and said so; a directory of something else is refused."""
+def test_a_second_run_changes_nothing(corpora):
+    """An existing corpus is kept and reported; another directory is refused."""
     before = (corpora[0] / "state.json").stat().st_mtime_ns
     again = make(corpora[0])
     assert again.returncode == 0

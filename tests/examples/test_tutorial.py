@@ -1,4 +1,4 @@
-"""docs/tutorial.md, run from top to bottom on commands spoken by synthetic voices."""
+"""docs/tutorial.md, run from top to bottom on words spoken by synthetic voices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli.app import app
 from pipeline.config import load_sweep_config
-from pipeline.probing.metrics import error_counts
+from pipeline.probing.encoder_description import RANDOM_WARNING
+from pipeline.probing.metrics import PAIRED_TEST, error_counts
 
 pytest.importorskip("espeakng_loader")
 ROOT = Path(__file__).parents[2]
@@ -29,34 +30,34 @@ STAND_INS = {
     "task=": "seeds=[0] task=",
     "task=asr": "task=asr task.lrs=[1e-2] task.steps=60 task.eval_every=30",
 }
-"""What the page says, and what is run for it: all that differs."""
+"""Text of the page's commands, and what is run instead. Nothing else differs."""
 SPEAKERS = {
     "train": {"ann": "f1", "bob": "m1", "cem": "m2", "dan": "m5", "eva": "f2", "fay": "f5"},
     "dev": {"gil": "m3", "hao": "f3"},
     "test": {"ida": "f4", "jon": "m4", "kai": "m7"},
 }
-"""Who is where, and the variant of the synthesiser's English voice that speaks for them."""
+"""Speakers of each split, and the variant of the synthesiser's English voice for each."""
 WORDS = ("go", "no", "stop", "yes")
 TAKES = [(speed, pitch) for pitch in (35, 60) for speed in (115, 130, 150)]
 CHANCE = 1 / len(WORDS)
 
 
 class Block(NamedTuple):
-    """A piece of the page that runs: `text` begins on line `line`."""
+    """A block of code on the page; `text` begins on line `line`."""
 
     language: str
     line: int
     text: str
 
 
-class Walk(NamedTuple):
-    """The page after it was run.
+class PageRun(NamedTuple):
+    """A run of the page.
 
     Attributes:
-        folder: Where.
-        names: What its Python has defined.
-        printed: What its Python has printed.
-        commands: What was run of its shell blocks.
+        folder: Folder that it ran in.
+        names: Names that its Python has defined.
+        printed: Text that its Python has printed.
+        commands: Commands of its shell blocks, as they were run.
     """
 
     folder: Path
@@ -66,7 +67,7 @@ class Walk(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """The page's shell and Python blocks, in order."""
+    """Return the page's shell and Python blocks, in order."""
     page = PAGE.read_text()
     return [
         Block(found[1], page.count("\n", 0, found.start(2)), found[2])
@@ -75,7 +76,7 @@ def blocks() -> list[Block]:
 
 
 def record(clips: Path) -> None:
-    """Fills a folder with recordings and metadata.csv, as the page wants it."""
+    """Fill a folder with recordings and metadata.csv, as the page describes it."""
     demo = importlib.import_module("examples.demo.corpus")
     synthesiser = demo.Synthesiser()
     rows = [("file_name", "speaker", "split", "keyword", "transcript")]
@@ -93,11 +94,11 @@ def record(clips: Path) -> None:
 
 
 def run_shell(text: str) -> list[str]:
-    """Runs the lines of a shell block in this process; returns them as they were run."""
+    """Run the lines of a shell block in this process; return them as they were run."""
     lines = []
     for line in text.splitlines():
-        for said, run in STAND_INS.items():
-            line = line.replace(said, run)
+        for text_on_page, instead in STAND_INS.items():
+            line = line.replace(text_on_page, instead)
         program, *arguments = shlex.split(line)
         assert program == "strata"
         done = CliRunner().invoke(app, arguments)
@@ -107,8 +108,8 @@ def run_shell(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    """Runs every block of the page in order, in one folder and one Python."""
+def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
+    """Run every block of the page in order, in one folder and one Python namespace."""
     folder = tmp_path_factory.mktemp("tutorial")
     record(folder / "clips")
     names: dict[str, Any] = {}
@@ -120,82 +121,88 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
             else:
                 code = compile("\n" * block.line + block.text, PAGE, "exec")
                 exec(code, names)
-    return Walk(folder, names, printed.getvalue(), commands)
+    return PageRun(folder, names, printed.getvalue(), commands)
 
 
-def test_nothing_on_the_page_is_left_out(walk):
-    """Every block has run but drawings and tables, and every stand-in was needed."""
+def test_nothing_on_the_page_is_left_out(page_run):
+    """Every block of code has run, and every stand-in was used."""
     assert {block.language for block in blocks()} == {"bash", "python"}
-    verbs = [command.split()[1] for command in walk.commands]
+    verbs = [command.split()[1] for command in page_run.commands]
     assert set(verbs) == {"plan", "extract", "layers", "sweep", "collapse"}
-    for said, run in STAND_INS.items():
-        assert said in PAGE.read_text()
-        assert any(run in command for command in walk.commands)
+    for text_on_page, instead in STAND_INS.items():
+        assert text_on_page in PAGE.read_text()
+        assert any(instead in command for command in page_run.commands)
 
 
 def test_the_commands_of_the_task_table_are_valid():
-    """Whatever the table says for some kind of label is understood by `strata sweep`."""
-    said = re.findall(r"`(task=[^`]*)`", PAGE.read_text())
-    names = {load_sweep_config(shlex.split(text)).task.name for text in said}
+    """`strata sweep` accepts the settings that the table gives for each kind of label."""
+    settings = re.findall(r"`(task=[^`]*)`", PAGE.read_text())
+    names = {load_sweep_config(shlex.split(text)).task.name for text in settings}
     assert names == {"ks", "er", "sid", "ic", "pr", "asr"}
 
 
-def test_the_twelve_elements_have_the_shape_that_the_page_says(walk):
-    """Twelve layers of one recording, of equal length; only the width is the tiny encoder's."""
-    layers, one, store = (walk.names[name] for name in ("layers", "one", "store"))
+def test_the_twelve_elements_have_the_shape_that_the_page_says(page_run):
+    """Twelve layers of one recording have equal length; only the width is the tiny encoder's."""
+    layers, one, store = (page_run.names[name] for name in ("layers", "one", "store"))
     assert layers.shape == (12, store.record(0)["n_frames"], store.feature_dim)
     assert one.shape == (1, *layers.shape[1:])
-    assert str(tuple(layers.shape)) in walk.printed
+    assert str(tuple(layers.shape)) in page_run.printed
 
 
-def test_no_speaker_is_on_two_sides(walk):
-    """The three parts cover the corpus and share nobody."""
-    parts = [walk.names[name] for name in ("train", "dev", "test")]
+def test_the_output_on_the_page_is_what_is_printed_today() -> None:
+    """The warning and the name of the test in the sample are those of the code."""
+    assert f"\nWARNING: {RANDOM_WARNING}\n" in PAGE.read_text()
+    assert f"({PAIRED_TEST}): no clear difference\n" in PAGE.read_text()
+
+
+def test_no_speaker_is_on_two_sides(page_run):
+    """The three parts cover the corpus and share no speaker."""
+    parts = [page_run.names[name] for name in ("train", "dev", "test")]
     speakers = [set(part.metadata["speaker"].to_pylist()) for part in parts]
     assert [sorted(names) for names in speakers] == [sorted(SPEAKERS[name]) for name in SPEAKERS]
-    assert sum(map(len, parts)) == len(walk.names["store"])
+    assert sum(map(len, parts)) == len(page_run.names["store"])
 
 
-def test_the_classifier_recognises_words_of_strangers(walk):
-    """Well above chance on speakers it never heard, with the layer that dev chose."""
-    scores = walk.names["scores_by_layer"]
+def test_the_classifier_recognises_words_of_new_speakers(page_run):
+    """With the layer selected on dev, it is well above chance on speakers that are not in train."""
+    scores = page_run.names["scores_by_layer"]
     assert set(scores) == {1, 6, 12}
-    assert scores[walk.names["best"]] == max(scores.values())
-    assert walk.names["reported"] > 1.6 * CHANCE
+    assert scores[page_run.names["best"]] == max(scores.values())
+    assert page_run.names["reported"] > 1.6 * CHANCE
 
 
-def test_the_weighted_sum_learns_and_collapses(walk):
-    """Its weights move from equal ones; the stores made with them have one layer."""
-    model, dev = walk.names["model"], walk.names["dev"]
+def test_the_weighted_sum_learns_and_collapses(page_run):
+    """Its weights differ from equal ones; the stores made with them have one layer."""
+    model, dev = page_run.names["model"], page_run.names["dev"]
     weights = model[0].weights()
     assert float(weights.detach().max() - weights.detach().min()) > 0.01
-    assert walk.names["accuracy"](model, dev, dev.pooled()) > 1.6 * CHANCE
-    mine = pipeline.open_store(walk.folder / "features-mine")
+    assert page_run.names["accuracy"](model, dev, dev.pooled()) > 1.6 * CHANCE
+    mine = pipeline.open_store(page_run.folder / "features-mine")
     assert mine.layers == (-1,)
-    expected = walk.names["store"].weighted_sum(0, weights.tolist())
+    expected = page_run.names["store"].weighted_sum(0, weights.tolist())
     torch.testing.assert_close(mine[0][0].float(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_sweeps_leave_a_report_and_weights(walk):
-    """A score per candidate, a page, weights; the quick look's heads are not trained again."""
+def test_sweeps_leave_a_report_and_weights(page_run):
+    """Scores, a report and weights are written; heads of the quick look are not trained again."""
     for folder, n_candidates in (("ks-keyword", 13), ("asr-transcript", 4)):
-        path = walk.folder / "sweeps" / "features" / folder
+        path = page_run.folder / "sweeps" / "features" / folder
         found = json.loads((path / "sweep.json").read_text())
         assert len(found["scores"]) == n_candidates
         assert found["reused"] == (3 * 5 if folder == "ks-keyword" else 0)
         assert not any("LEAKAGE" in warning for warning in found["warnings"])
         assert (path / "report.html").stat().st_size > 10_000
         assert len(json.loads((path / "weights.json").read_text())) == 12
-    assert (walk.folder / "sweeps" / "features" / "layers" / "report.html").exists()
+    assert (page_run.folder / "sweeps" / "features" / "layers" / "report.html").exists()
 
 
-def test_the_transcriber_learns_to_spell(walk):
-    """The CTC loss falls to a fraction, and what it says of a clip is near to that clip's word."""
-    losses = walk.names["losses"]
+def test_the_transcriber_learns_to_spell(page_run):
+    """The CTC loss falls to a fraction; transcripts are closer to their own word than to others."""
+    losses = page_run.names["losses"]
     assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
-    train, transcribe, text = (walk.names[name] for name in ("train", "transcribe", "text"))
-    said = [transcribe(layers[0]) for layers in train.read_many(train.ids, layers=[9])]
+    train, transcribe, text = (page_run.names[name] for name in ("train", "transcribe", "text"))
+    transcripts = [transcribe(layers[0]) for layers in train.read_many(train.ids, layers=[9])]
     others = [WORDS[WORDS.index(word) - 1] for word in text]
-    right, wrong = (error_counts("cer", words, said)[0].sum() for words in (text, others))
-    assert right < 0.85 * sum(map(len, text))  # saying nothing makes as many errors as letters
+    right, wrong = (error_counts("cer", words, transcripts)[0].sum() for words in (text, others))
+    assert right < 0.85 * sum(map(len, text))  # an empty transcript has one error per letter
     assert right < 0.85 * wrong
