@@ -62,7 +62,7 @@ class Campaign:
         self.store = disk / "store"
         self.faults: Counter[str] = Counter()
         self.exits: Counter[str] = Counter()
-        self.said_at_end: Counter[str] = Counter()
+        self.last_lines: Counter[str] = Counter()
         self.losses: list[str] = []
         self.unclean: list[str] = []
         self.runs = self.drivers = 0
@@ -109,8 +109,8 @@ class Campaign:
         """Start a driver on the cluster."""
         self.drivers += 1
         more = ["engine=ray", "engine.workers=2", f"engine.address={self.nodes.address}"]
-        self.said = self.options.work / "driver.log"
-        with self.said.open("w") as file:
+        self.log = self.options.work / "driver.log"
+        with self.log.open("w") as file:
             self.driver = subprocess.Popen(self.command(self.store, *more), stderr=file)
 
     def ended(self) -> bool:
@@ -120,16 +120,16 @@ class Campaign:
         if code is None:
             return False
         self.exits[f"exit {code}"] += 1
-        said = self.said.read_text()
-        told = any(words in said for words in ENDED)
+        output = self.log.read_text()
+        is_final = any(words in output for words in ENDED)
         signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # after its last message
-        fine = code in (0, 1, -signal.SIGKILL) or (signalled and told)
-        if "Traceback" in said or not fine or "unexpected " in said:
-            self.unclean.append(f"exit {code}: {said[-1500:]}")
-        if any(words in said for words in CONTRADICTIONS):
-            self.losses.append(f"two drivers were running: {said[-1500:]}")
+        fine = code in (0, 1, -signal.SIGKILL) or (signalled and is_final)
+        if "Traceback" in output or not fine or "unexpected " in output:
+            self.unclean.append(f"exit {code}: {output[-1500:]}")
+        if any(words in output for words in CONTRADICTIONS):
+            self.losses.append(f"two drivers were running: {output[-1500:]}")
         if code == 1:
-            self.said_at_end[gist(said)] += 1
+            self.last_lines[last_line(output)] += 1
         return True
 
     def wait_for_end(self, timeout_s: float) -> bool:
@@ -225,7 +225,7 @@ class Campaign:
             return True
         if self.holder() == before:
             self.losses.append(f"a second driver was not refused: {done.stderr[-300:]}")
-        self.tell("the first driver ended before the second one came")
+        self.note("the first driver ended before the second one came")
         return True
 
     def second_while_suspended(self) -> bool:
@@ -291,7 +291,7 @@ class Campaign:
                     name = self.rng.choices(names, weights)[0]
                     if self.live[name][1]():
                         self.faults[name] += 1
-                        self.tell(name)
+                        self.note(name)
             self.damage()
 
     def damage(self) -> None:
@@ -304,7 +304,7 @@ class Campaign:
             name = self.rng.choices(names, weights)[0]
             if damager.kinds[name]():
                 self.faults[name] += 1
-                self.tell(name)
+                self.note(name)
         orphans = self.nodes.workers()
         garbage = self.repair()
         if not garbage:
@@ -328,7 +328,7 @@ class Campaign:
             self.losses.append(f"repair left {found.damages[:3]}")
         return [orphan for orphan in found.orphans if orphan.is_garbage]
 
-    def one_run(self, budget: int, quiet: dict[str, Any]) -> None:
+    def one_run(self, budget: int, undisturbed: dict[str, Any]) -> None:
         """Extract into a new store under faults; then let a driver finish, and compare."""
         self.runs += 1
         shutil.rmtree(self.store, ignore_errors=True)
@@ -340,11 +340,11 @@ class Campaign:
             if self.ended() and self.driver.returncode == 0:
                 break
         else:
-            self.losses.append(f"run {self.runs} does not end: {self.said.read_text()[-500:]}")
+            self.losses.append(f"run {self.runs} does not end: {self.log.read_text()[-500:]}")
         if not self.nodes.wait_for_orphans(ORPHANS_S):
             self.unclean.append(f"workers outlive their driver by {ORPHANS_S:.0f} s")
-        self.losses += compare(self.store, quiet) + overlaps(self.store)
-        self.tell(f"run {self.runs} ends, {len(self.losses)} losses")
+        self.losses += compare(self.store, undisturbed) + overlaps(self.store)
+        self.note(f"run {self.runs} ends, {len(self.losses)} losses")
 
     def close(self) -> None:
         """End what is still running."""
@@ -353,16 +353,16 @@ class Campaign:
             self.driver.wait()
         self.nodes.close()
 
-    def tell(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line of progress."""
         done = len(committed_units(self.store))
         total = self.faults.total()
         print(f"{time.strftime('%H:%M:%S')} {total:4d} faults, {done:3d} units: {line}", flush=True)
 
 
-def gist(said: str) -> str:
+def last_line(output: str) -> str:
     """Return the last line that a driver printed, without numbers and paths."""
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "nothing")
     return re.sub(r"\d+", "#", re.sub(r"\S*/\S*", "PATH", last))[:110]
 
 
@@ -399,24 +399,24 @@ def main() -> int:
         with own_disk(options.work, options.disk_mb) as (disk, may_mount):
             campaign = Campaign(options, disk, may_mount)
             try:
-                still = options.work / "quiet"
-                subprocess.run(campaign.command(still, "engine=inline"), check=True)
-                quiet = contents(still)
+                baseline = options.work / "undisturbed"
+                subprocess.run(campaign.command(baseline, "engine=inline"), check=True)
+                undisturbed = contents(baseline)
                 for i in range(options.runs):
                     left = options.faults - campaign.faults.total()
-                    campaign.one_run(-(-left // (options.runs - i)), quiet)
+                    campaign.one_run(-(-left // (options.runs - i)), undisturbed)
                 attempts = len(read_claims(campaign.store))
             finally:
                 campaign.close()
     print(
         f"\n{campaign.faults.total()} faults in {campaign.runs} runs, {campaign.drivers} drivers, "
         f"{time.monotonic() - began:.0f} s, seed {options.seed}; {attempts} attempts at "
-        f"{sum(name.endswith('rows') for name in quiet)} units in the last run"
+        f"{sum(name.endswith('rows') for name in undisturbed)} units in the last run"
     )
     for name, count in campaign.faults.most_common():
         print(f"{count:6d}  {name}")
     print("drivers ended:", ", ".join(f"{n}× {how}" for how, n in campaign.exits.most_common()))
-    for words, count in campaign.said_at_end.most_common():
+    for words, count in campaign.last_lines.most_common():
         print(f"{count:6d}  exit 1: {words}")
     for title, lines in (("unclean ends", campaign.unclean), ("losses", campaign.losses)):
         print(f"{title}: {len(lines)}")

@@ -18,7 +18,7 @@ from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
 NO_OWNER = ("without a claim", "is lost")
-"""What `verify` says of a slot whose owner it cannot know."""
+"""Words of `verify` for a slot whose owner is unknown."""
 
 
 def contents(store: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def contents(store: Path) -> dict[str, Any]:
     return found
 
 
-def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
+def compare(store: Path, undisturbed: dict[str, Any]) -> list[str]:
     """Return what is lost, duplicated or changed in a store, compared with an undisturbed one.
 
     The last driver has finished and its workers have ended. It must have left nothing, except slots
@@ -63,8 +63,8 @@ def compare(store: Path, quiet: dict[str, Any]) -> list[str]:
     seen = Counter(row["row"] for row in rows)
     planned = plan.table["row"].to_pylist()
     losses += [f"row {row} is stored {seen[row]} times" for row in planned if seen[row] != 1]
-    names = sorted(quiet.keys() | now.keys())
-    differing = [name for name in names if quiet.get(name) != now.get(name)]
+    names = sorted(undisturbed.keys() | now.keys())
+    differing = [name for name in names if undisturbed.get(name) != now.get(name)]
     return losses + [f"{name} differs from the undisturbed store" for name in differing]
 
 

@@ -101,8 +101,8 @@ def test_the_campaign_sees_two_drivers_in_log_and_ledger(finished: FakeStore) ->
 @pytest.mark.parametrize("damage", ["half-written", "dead attempt", "flipped bit", "lost unit"])
 def test_the_campaign_sees_what_a_driver_left(finished: FakeStore, damage: str) -> None:
     """Garbage, damage and gaps are counted before a repair removes them."""
-    quiet = checks.contents(finished.root)
-    assert checks.compare(finished.root, quiet) == []
+    undisturbed = checks.contents(finished.root)
+    assert checks.compare(finished.root, undisturbed) == []
     shard = finished.path(finished.layout.shard_key(0, 1))
     if damage == "half-written":
         shard.with_name("0.ab.partial").write_bytes(b"half")
@@ -117,4 +117,4 @@ def test_the_campaign_sees_what_a_driver_left(finished: FakeStore, damage: str) 
         shard.write_bytes(raw)
     else:
         finished.path(index_key(1)).unlink()
-    assert checks.compare(finished.root, quiet) != []
+    assert checks.compare(finished.root, undisturbed) != []
