@@ -1,4 +1,4 @@
-"""A file is there whole, or not at all."""
+"""A file exists completely, or not at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.helpers.fake_store import KILL, MEET, child, finish
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder."""
+    """Return the sorted names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    """The parts one after the other; folders are made; no partial file stays."""
+    """The parts one after the other; folders are created; no half-written file remains."""
     path = tmp_path / "a" / "b"
     write_atomic(path, [b"old and longer than new"])
     write_atomic(path, [b"ne", memoryview(b"w"), b""])
@@ -33,7 +33,7 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 def test_create_exclusive_never_overwrites(tmp_path: Path) -> None:
-    """The second creation says no and leaves the first one as it was."""
+    """The second creation returns False, and the first file does not change."""
     path = tmp_path / "x"
     assert create_exclusive(path, [b"first"])
     assert not create_exclusive(path, [b"second"])
@@ -44,7 +44,7 @@ def test_create_exclusive_never_overwrites(tmp_path: Path) -> None:
 def test_create_exclusive_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the file system has no hard links it is still exclusive."""
+    """It is still exclusive on a file system without hard links."""
 
     def no_links(*args: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -60,7 +60,7 @@ def test_create_exclusive_without_hard_links(
 def test_creation_without_hard_links_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A torn file at the final name would be taken for a commit."""
+    """A truncated file with the final name would be taken for a commit."""
 
     def no_links(*args: object) -> None:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -80,7 +80,7 @@ def test_creation_without_hard_links_that_fails_leaves_nothing(
 def test_a_link_whose_reply_was_lost_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS may answer "exists" to the link that it has just made: that one has won."""
+    """NFS may report that the link exists which it has just created: that is a success."""
     link = os.link
 
     def twice(source: Path, target: Path) -> None:
@@ -107,7 +107,7 @@ for i in range(rounds):
 
 
 def test_of_two_racing_processes_exactly_one_creates(tmp_path: Path) -> None:
-    """200 rounds; the content is the winner's, and both have won some rounds or one all."""
+    """200 rounds; the content is the winner's."""
     rounds = 200
     racers = [child(RACE, tmp_path, me, rounds) for me in (0, 1)]
     won = [finish(racer).split() for racer in racers]
@@ -140,7 +140,7 @@ print(json.dumps(seen))
 
 
 @pytest.mark.parametrize("call", ["write_atomic", "create_exclusive"])
-def test_a_writer_killed_at_any_step_leaves_a_whole_file_or_none(tmp_path: Path, call: str) -> None:
+def test_a_killed_writer_leaves_a_complete_file_or_none(tmp_path: Path, call: str) -> None:
     """SIGKILL before each system call in turn: the file is the old one, the new one, or absent."""
     seen = json.loads(finish(child(KILL_ANYWHERE, tmp_path, call)))
     whole = "a" * 70_000 + "b" * 70_000
@@ -153,7 +153,7 @@ def test_a_writer_killed_at_any_step_leaves_a_whole_file_or_none(tmp_path: Path,
 
 @contextmanager
 def unprivileged_read_only() -> Iterator[Path]:
-    """A folder that the child may look into but not write."""
+    """Yield a folder that the child may read but not write."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "there").write_bytes(b"there")
@@ -165,7 +165,7 @@ def unprivileged_read_only() -> Iterator[Path]:
 
 
 def test_a_read_only_folder_is_one_clear_error() -> None:
-    """It names the file and the reason, and nothing changes."""
+    """The message has the file and the reason, and nothing changes."""
     code = """
 import os, sys
 from pathlib import Path
@@ -195,22 +195,22 @@ for act in (lambda: write_atomic(root / "there", [b"x"]),
     ]
 
 
-def test_a_file_in_the_way_of_a_folder_is_a_store_error(tmp_path: Path) -> None:
-    """A store path that is a file is refused in one line."""
+def test_a_file_in_place_of_a_folder_is_a_store_error(tmp_path: Path) -> None:
+    """A store path that is a file is refused with one line."""
     (tmp_path / "store").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot be written"):
         write_atomic(tmp_path / "store" / "x", [b""])
 
 
-def test_make_folder_makes_all_above(tmp_path: Path) -> None:
-    """And does not mind that they are there."""
+def test_make_folder_creates_parents(tmp_path: Path) -> None:
+    """And accepts existing folders."""
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
 
 
-def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
-    """As an error of the store that names the file; a file that is not there is no error."""
+def test_a_failed_removal_is_a_store_error(tmp_path: Path) -> None:
+    """It names the file; removing a missing file is no error."""
     remove(tmp_path / "nothing")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match="folder cannot be written"):

@@ -37,7 +37,7 @@ NO_REASONS: Mapping[int, str] = {}
 
 @dataclass(frozen=True)
 class FakeStore:
-    """A store that was written here, and what was put into it."""
+    """A store that was written by a test, and its content."""
 
     root: Path
     plan: Plan
@@ -45,16 +45,16 @@ class FakeStore:
     reasons: Mapping[int, str]
 
     def path(self, key: str) -> Path:
-        """A file of the store."""
+        """Return the path of a file of the store."""
         return self.root / key
 
     def features(self, row: int) -> np.ndarray:
-        """What `row` must read back as."""
+        """Return the features that reading `row` must return."""
         n_frames = self.plan.table["n_frames"][row].as_py()
         return spell(row, n_frames, self.layout)
 
     def buffer(self, unit: int) -> tuple[UnitBuffer, list[Record]]:
-        """A unit as a worker would lay it out in slot `unit`."""
+        """Return a unit as a worker lays it out in slot `unit`, and its records."""
         buffer = UnitBuffer(self.layout)
         rows = self.plan.unit_rows(unit).to_pylist()
         good = [row for row in rows if row["row"] not in self.reasons]
@@ -83,13 +83,13 @@ class FakeStore:
         return buffer, records
 
     def commit(self, unit: int, slot: int | None = None) -> CommitOutcome:
-        """Writes a unit into a slot, without a claim."""
+        """Commit a unit into a slot, without a claim."""
         slot = unit if slot is None else slot
         buffer, records = self.buffer(unit)
         return commit_unit(self.root, buffer, unit, slot, self.index(unit, slot, records))
 
     def index(self, unit: int, slot: int, records: Sequence[Record]) -> pa.Table:
-        """The unit's index table, with a speaker and a digit for each utterance."""
+        """Return the unit's index table, with a speaker and a digit for each utterance."""
         first = self.layout.slot_start(slot)
         moved = [
             record
@@ -106,13 +106,13 @@ class FakeStore:
         return records_table(moved, unit, slot, metadata)
 
     def claim(self, unit: int) -> int:
-        """Claims the next slot for a unit."""
+        """Claim the next slot for a unit."""
         ledger = Ledger.open(self.root, self.plan.n_units)
         return ledger.claim(unit, "run", "fake", "2025-01-01T00:00:00.000+00:00").slot
 
 
 def spell(row: int, n_frames: int, layout: Layout) -> np.ndarray:
-    """float16 [n_layers, n_frames, dim]: (row, layer, frame, row + layer, ...), all exact."""
+    """Return float16 [n_layers, n_frames, dim]: (row, layer, frame, row + layer, ...), exact."""
     values = np.empty((layout.n_layers, n_frames, layout.dim), np.float16)
     layers = np.array(layout.layers, np.float16)[:, None]
     frames = np.arange(n_frames, dtype=np.float16)[None]
@@ -122,7 +122,7 @@ def spell(row: int, n_frames: int, layout: Layout) -> np.ndarray:
 
 
 def plan_rows(lengths: Sequence[int], first: int = 0) -> pa.Table:
-    """Rows for `make_plan`: utterance `first + i` has `lengths[i]` frames."""
+    """Return rows for `make_plan`: utterance `first + i` has `lengths[i]` frames."""
     n = len(lengths)
     rows = range(first, first + n)
     columns: dict[str, Any] = {
@@ -143,7 +143,7 @@ def plan_rows(lengths: Sequence[int], first: int = 0) -> pa.Table:
 def begin_store(
     root: Path, lengths: Sequence[int], reasons: Mapping[int, str] = NO_REASONS
 ) -> FakeStore:
-    """A store with a plan and Zarr documents, nothing committed."""
+    """Write a store with a plan and Zarr documents, but without commits."""
     plan = make_plan(plan_rows(lengths), {"fingerprint": "fake"}, FRAMES_PER_UNIT)
     layout = Layout(LAYERS, DIM, plan.frames_per_unit, plan.utterances_per_slot)
     write_plan(root, plan)
@@ -154,7 +154,7 @@ def begin_store(
 def make_store(
     root: Path, lengths: Sequence[int], reasons: Mapping[int, str] = NO_REASONS
 ) -> FakeStore:
-    """A finished store.
+    """Write a complete store.
 
     Args:
         root: Where.
@@ -168,7 +168,7 @@ def make_store(
 
 
 def attributes(layout: Layout) -> dict[str, Any]:
-    """Group attributes as the driver writes them."""
+    """Return group attributes as the driver writes them."""
     columns = [{"name": "speaker", "class_names": None}, {"name": "digit", "class_names": None}]
     return {
         "format_version": FORMAT_VERSION,
@@ -184,7 +184,7 @@ def attributes(layout: Layout) -> dict[str, Any]:
 
 
 def child(code: str, *args: object, wrapper: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """A Python process that runs `code`; tests' helpers can be imported there."""
+    """Start a Python process that runs `code` and can import the helpers of the tests."""
     here = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     command = [*wrapper, sys.executable, "-c", code, *(str(arg) for arg in args)]
     return subprocess.Popen(
@@ -198,7 +198,7 @@ def child(code: str, *args: object, wrapper: Sequence[str] = ()) -> subprocess.P
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> str:
-    """Output of a child that must end well."""
+    """Return the output of a child, which must succeed."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, f"exit {process.returncode}\n{out}\n{err}"
     return out

@@ -1,4 +1,4 @@
-"""Small real stores, written by Strata's own writer, whose values say where they belong."""
+"""Small real stores whose values identify their utterance, layer and frame."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RATE_HZ = 16_000
 
 
 def spelled(row, layer, n_frames, dim):
-    """Features that spell (utterance, layer, frame): float16 [n_frames, dim], exact in float16."""
+    """Return features that encode (utterance, layer, frame): float16 [n_frames, dim], exact."""
     frame = np.arange(n_frames)[:, None]
     return ((row % 64) * 16 + layer + (frame % 32) / 32 + np.zeros((1, dim))).astype(np.float16)
 
 
 def noise(row, layer, n_frames, dim):
-    """Features without a pattern: float16 [n_frames, dim]."""
+    """Return random features: float16 [n_frames, dim]."""
     random = np.random.default_rng([row, layer])
     return random.standard_normal((n_frames, dim)).astype(np.float16)
 
 
 def plan_of(lengths, frames_per_unit, pieces=None):
-    """The plan of utterances `utt-<row>`; `pieces` cuts the rows it names into that many."""
+    """Return the plan of utterances `utt-<row>`; `pieces` maps rows to their number of pieces."""
     rows = []
     for row, n_frames in enumerate(lengths):
         n_pieces = (pieces or {}).get(row, 1)
@@ -48,7 +48,7 @@ def plan_of(lengths, frames_per_unit, pieces=None):
 
 
 def default_columns(n):
-    """Metadata of `n` utterances: speaker (text), digit (a class), score (a number)."""
+    """Return metadata of `n` utterances: speaker (text), digit (class), score (number)."""
     return pa.table(
         {
             "speaker": [f"speaker-{i % 3}" for i in range(n)],
@@ -71,7 +71,7 @@ def make_store(
     attributes=None,
     units=None,
 ):
-    """Writes a store of utterances of `lengths` frames; returns its plan.
+    """Write a store of utterances of `lengths` frames; return its plan.
 
     Rows `lost` are quarantined, those of `pieces` are cut into so many, `attributes` are added to
     the group's, and only `units` are committed if they are given.
@@ -108,7 +108,7 @@ def make_store(
 
 
 def commit_units(root, plan: Plan, layout, columns, features=spelled, lost=(), units=None):
-    """Commits `units` of a plan (all if not given), each into the slot of its own number."""
+    """Commit `units` of a plan (default: all), each into the slot of the same number."""
     buffer = UnitBuffer(layout)
     for unit in range(plan.n_units) if units is None else units:
         planned = plan.unit_rows(unit).to_pylist()

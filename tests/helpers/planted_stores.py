@@ -1,4 +1,4 @@
-"""Stores in which it is known what can be learnt from which layer."""
+"""Stores in which one known layer predicts the classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIM = 16
 
 
 def planted(classes, layer=2, strength=1.5, seed=0):
-    """Features whose mean tells the class in one layer, and nothing in the others."""
+    """Return features whose mean predicts the class in one layer and in no other."""
     random = np.random.default_rng(seed)
     centres = strength * random.standard_normal((max(classes) + 1, DIM))
 
@@ -27,7 +27,7 @@ def planted(classes, layer=2, strength=1.5, seed=0):
 
 
 def write_planted(root, n=120, n_classes=4, columns=None, features=None, **settings):
-    """A store of `n` utterances of 3 frames, whose layer 2 tells `word`; returns the classes."""
+    """Write a store of `n` 3-frame utterances whose layer 2 predicts `word`; return the classes."""
     classes = [row % n_classes for row in range(n)]
     table = {"word": [f"word-{number}" for number in classes]} | (columns or {})
     make_store(

@@ -249,8 +249,8 @@ def test_a_read_beyond_the_end_is_an_error(backend: Backend) -> None:
         assert not reader.read_cached(parts, len(PAYLOAD) - sum(sizes) + 1)
 
 
-def test_read_cached_fills_or_says_that_it_did_not(backend: Backend) -> None:
-    """Whether it does is the backend's affair; `prefetch` may be called for anything."""
+def test_read_cached_returns_whether_it_filled_the_arrays(backend: Backend) -> None:
+    """The backend decides which; `prefetch` accepts any range."""
     backend.put("x", [PAYLOAD])
     reader = backend.open_reader("x")
     reader.prefetch(0, len(PAYLOAD))
@@ -262,7 +262,7 @@ def test_read_cached_fills_or_says_that_it_did_not(backend: Backend) -> None:
 
 
 def test_an_open_reader_outlives_deletion(backend: Backend) -> None:
-    """What was opened can be read to its end."""
+    """An open object can be read to its end."""
     backend.put("x", [PAYLOAD])
     reader = backend.open_reader("x")
     backend.delete("x")
@@ -320,7 +320,7 @@ def test_a_discarded_object_leaves_nothing(backend: Backend) -> None:
 
 
 def test_append_adds_lines_and_ends_one_that_was_cut_short(backend: Backend) -> None:
-    """The line after a torn one begins on its own."""
+    """The next line starts after it."""
     backend.put("other", [b""])
     backend.append("log", b"one\n")
     backend.append("log", b"two\n")
@@ -330,7 +330,7 @@ def test_append_adds_lines_and_ends_one_that_was_cut_short(backend: Backend) -> 
 
 
 def test_lines_of_several_threads_are_not_mixed(backend: Backend) -> None:
-    """Each line is there once and whole."""
+    """Each line is complete and appears once."""
     backend.put("other", [b""])
     lines = [f"{i:04d}".encode() * 50 + b"\n" for i in range(200)]
     with ThreadPoolExecutor(4) as pool:
@@ -391,17 +391,17 @@ def test_of_racing_moves_exactly_one_succeeds(backend: Backend) -> None:
 
 
 def test_restore_keeps_the_time_and_never_replaces(backend: Backend) -> None:
-    """What was moved away by mistake is as old as it was."""
+    """An object that was moved by mistake keeps its time."""
     backend.put("lease", [b"mine"])
     modified_s = backend.modified_s("lease")
-    backend.leases.move("lease", "aside")
-    assert backend.modified_s("aside") == modified_s
-    backend.leases.restore("aside", "lease")
+    backend.leases.move("lease", "removed")
+    assert backend.modified_s("removed") == modified_s
+    backend.leases.restore("removed", "lease")
     assert backend.modified_s("lease") == modified_s
     assert backend.read("lease") == b"mine"
     backend.put("lease", [b"other"])
     with pytest.raises(FileExistsError):
-        backend.leases.restore("aside", "lease")
+        backend.leases.restore("removed", "lease")
     assert backend.read("lease") == b"other"
 
 
@@ -428,8 +428,8 @@ def test_messages_can_name_an_object(backend: Backend) -> None:
     assert backend.locate("a/b").endswith("a/b")
 
 
-def test_there_is_room(backend: Backend) -> None:
-    """Before anything was written, too."""
+def test_an_empty_store_has_room(backend: Backend) -> None:
+    """In an empty store, too."""
     assert backend.free_bytes() > 1000
     assert backend.max_readers >= 1
     assert backend.parallel_reads >= 1
@@ -473,8 +473,8 @@ def test_the_room_in_a_folder_is_that_of_its_disk(tmp_path: Path) -> None:
     assert free == pytest.approx(LocalBackend(tmp_path).free_bytes(), rel=0.2)
 
 
-def test_a_log_is_not_begun_in_a_folder_that_vanished(tmp_path: Path) -> None:
-    """It would hide that the store is gone."""
+def test_a_log_does_not_recreate_a_vanished_folder(tmp_path: Path) -> None:
+    """That would hide that the store is gone."""
     with pytest.raises(StoreError, match=r"log\.jsonl"):
         LocalBackend(tmp_path / "gone").append("log.jsonl", b"line\n")
     assert not (tmp_path / "gone").exists()

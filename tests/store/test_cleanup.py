@@ -1,4 +1,4 @@
-"""Garbage goes; what is committed, or may yet be, stays."""
+"""Clean-up removes garbage, and keeps what is committed or may still be."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def retried(tmp_path: Path) -> FakeStore:
 
 
 def files_of(root: Path) -> dict[Path, bytes]:
-    """Every file with its bytes."""
+    """Return every file with its bytes."""
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_the_slot_of_a_dead_attempt_is_swept(retried: FakeStore) -> None:
-    """And nothing else; a second sweep finds nothing."""
+def test_the_slot_of_a_failed_attempt_is_removed(retried: FakeStore) -> None:
+    """And nothing else; a second clean-up finds nothing."""
     before = files_of(retried.root)
     assert sweep(retried.root, retried.layout) == [0]
     gone = before.keys() - files_of(retried.root).keys()
@@ -48,8 +48,8 @@ def test_the_slot_of_a_dead_attempt_is_swept(retried: FakeStore) -> None:
     assert verify_store(retried.root).ok
 
 
-def test_the_slots_of_a_unit_that_is_not_committed_stay(retried: FakeStore) -> None:
-    """An orphan may be about to commit one of them: a commit without shards would be damage."""
+def test_the_slots_of_an_uncommitted_unit_are_kept(retried: FakeStore) -> None:
+    """A zombie worker may still commit one of them; without its shards that would be damage."""
     retried.path(index_key(0)).unlink()
     before = files_of(retried.root)
     assert sweep(retried.root, retried.layout) == []
@@ -60,8 +60,8 @@ def test_the_slots_of_a_unit_that_is_not_committed_stay(retried: FakeStore) -> N
     assert verify_store(retried.root).ok
 
 
-def test_a_compaction_that_lies_sweeps_nothing(retried: FakeStore) -> None:
-    """Only the unit's own file says which slot counts."""
+def test_a_wrong_compaction_does_not_matter(retried: FakeStore) -> None:
+    """The slot of a unit is read from the unit's own file."""
     compact(retried.root)
     retried.path(index_key(0)).unlink()
     assert retried.commit(0, retried.claim(0)).won  # slot 4; the cache still says slot 3
@@ -74,8 +74,8 @@ def test_a_compaction_that_lies_sweeps_nothing(retried: FakeStore) -> None:
     np.testing.assert_array_equal(reader.read(0).numpy(), retried.features(0))
 
 
-def test_half_written_files_are_swept(retried: FakeStore) -> None:
-    """Wherever a crash has left them."""
+def test_half_written_files_are_removed(retried: FakeStore) -> None:
+    """In every folder where a crash can leave them."""
     sweep(retried.root, retried.layout)
     before = files_of(retried.root)
     shard = retried.layout.shard_key(0, 0)
@@ -94,8 +94,8 @@ def test_half_written_files_are_swept(retried: FakeStore) -> None:
     assert files_of(retried.root) == before
 
 
-def test_a_finished_store_is_left_as_it_is(store: FakeStore) -> None:
-    """Sweeping what has no garbage changes no file."""
+def test_a_sound_store_does_not_change(store: FakeStore) -> None:
+    """Without garbage no file changes."""
     before = files_of(store.root)
     assert sweep(store.root, store.layout) == []
     assert files_of(store.root) == before

@@ -54,7 +54,7 @@ def test_a_stored_value_survives_the_round_trip(codec: Codec, data: st.DataObjec
 @each_codec
 @given(data=st.data())
 def test_a_value_depends_on_no_other(codec: Codec, data: st.DataObject) -> None:
-    """Each frame alone gives the bytes that it has among others."""
+    """A frame that is encoded separately has the same bytes."""
     values = data.draw(finite(codec))
     whole = codec.encode(values)
     for i in range(len(values)):
@@ -84,7 +84,7 @@ def test_the_ends_of_the_range_fit(codec: Codec) -> None:
 
 @each_codec
 @given(data=st.data())
-def test_the_fill_is_told_from_values(codec: Codec, data: st.DataObject) -> None:
+def test_the_fill_is_distinguished_from_values(codec: Codec, data: st.DataObject) -> None:
     """Bit for bit; a single flipped bit of it is found, even if the value is another NaN."""
     shape = data.draw(hnp.array_shapes(max_dims=2, max_side=8))
     blank = np.full(shape, codec.fill, codec.dtype)
@@ -130,7 +130,7 @@ def test_torch_and_numpy_give_the_same_bytes(codec: Codec, data: st.DataObject) 
 
 
 class Halving:
-    """A codec that is no rounding: values in steps of a half, in one byte."""
+    """A codec that does not round to its dtype: values in steps of a half, in one byte."""
 
     name, dtype, bytes_per_value, largest = "int8", np.dtype(np.int8), 1, 63.0
     fill, is_rounding = -128, False
@@ -142,7 +142,7 @@ class Halving:
         return stored.astype(np.float32) / 2
 
 
-def test_a_codec_that_is_no_rounding_is_asked_itself() -> None:
+def test_a_codec_that_does_not_round_encodes_itself() -> None:
     """Torch's own conversion would give other values."""
     codec = Halving()
     out = np.zeros((2, 3), np.int8)
@@ -155,7 +155,7 @@ def test_a_codec_that_is_no_rounding_is_asked_itself() -> None:
 
 @each_codec
 def test_layouts_and_buffers_follow_the_codec(codec: Codec) -> None:
-    """Sizes, metadata, and what is between utterances."""
+    """Sizes, metadata and unused frames."""
     layout = Layout((1, 2), 3, CHUNK_FRAMES, 4, codec)
     assert layout.chunk_bytes == CHUNK_FRAMES * 3 * codec.bytes_per_value
     assert layout.frames_document(1)["data_type"] == codec.name
@@ -176,7 +176,7 @@ def test_the_codec_is_identity() -> None:
 
 
 def test_an_unknown_codec_is_refused() -> None:
-    """With its name, and those that are known."""
+    """The message has its name and the known ones."""
     group = attributes(Layout((1, 2), 3, CHUNK_FRAMES, 4))
     group["identity"] |= {"dtype": "int4"}
     with pytest.raises(StoreError, match="stored as int4; this strata reads float16"):

@@ -1,4 +1,4 @@
-"""A reader gives back exactly what was committed, and only that."""
+"""A reader returns exactly the committed features."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Place = Callable[[Path], Location]
 
 @pytest.fixture(params=["folder", "memory"])
 def place(request: pytest.FixtureRequest) -> Place:
-    """Where a store is read from: the folder that it was written to, or a copy in memory."""
+    """The location that a store is read from: its folder, or a copy in memory."""
     return in_memory if request.param == "memory" else lambda root: root
 
 
-def test_every_utterance_reads_as_it_was_put_in(store: FakeStore, place: Place) -> None:
-    """All layers, one layer, layers in another order, and a cut."""
+def test_every_utterance_is_read_as_it_was_written(store: FakeStore, place: Place) -> None:
+    """All layers, one layer, layers in another order, and a slice of frames."""
     reader = open_store(place(store.root))
     assert reader.ids == [f"utterance-{row}" for row in READABLE]
     assert reader.layers == store.layout.layers
@@ -40,8 +40,8 @@ def test_every_utterance_reads_as_it_was_put_in(store: FakeStore, place: Place) 
         np.testing.assert_array_equal(reader.read(i, start=3, stop=-2), expected[:, 3:-2])
 
 
-def test_read_many_keeps_the_order_asked_for(store: FakeStore, place: Place) -> None:
-    """Also with repeats and across units."""
+def test_read_many_keeps_the_given_order(store: FakeStore, place: Place) -> None:
+    """With repeated keys and across units."""
     reader = open_store(place(store.root))
     rows = [10, 0, 5, 0, 7, 2]
     found = reader.read_many([f"utterance-{row}" for row in rows])
@@ -61,8 +61,8 @@ def test_weighted_sum_and_pooled_agree_with_numpy(store: FakeStore, place: Place
         np.testing.assert_array_equal(pooled[i], features.mean(axis=1).astype(np.float32))
 
 
-def test_metadata_goes_with_its_utterance(store: FakeStore, place: Place) -> None:
-    """Columns and types as carried; the quarantined one is listed with its reason instead."""
+def test_metadata_belongs_to_its_utterance(store: FakeStore, place: Place) -> None:
+    """Columns keep their types; the quarantined utterance is listed with its reason."""
     reader = open_store(place(store.root))
     assert reader.metadata["id"].to_pylist() == reader.ids
     assert reader.metadata["speaker"].to_pylist() == [f"s{row % 3}" for row in READABLE]
@@ -71,7 +71,7 @@ def test_metadata_goes_with_its_utterance(store: FakeStore, place: Place) -> Non
 
 
 def test_only_committed_units_are_visible(tmp_path) -> None:
-    """A unit whose shards are there without a commit does not exist; `refresh` sees it later."""
+    """A unit with shards but without a commit is invisible; `refresh` finds later commits."""
     store = begin_store(tmp_path, [300, 300, 300])
     store.commit(2)
     reader = open_store(tmp_path)
@@ -95,15 +95,15 @@ def test_it_reads_the_same_through_the_compaction(store: FakeStore) -> None:
 
 
 def test_it_pickles(store: FakeStore, place: Place) -> None:
-    """A trainer's workers get it by pickle and read the same."""
+    """The workers of a trainer receive it by pickle and read the same features."""
     reader = pipeline.open_store(place(store.root))
     reader.read(0)
     again = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(again.read(4).numpy(), reader.read(4).numpy())
 
 
-def test_what_is_not_there_is_said(store: FakeStore, tmp_path) -> None:
-    """No store, no such utterance, a quarantined one with its reason."""
+def test_missing_stores_and_utterances_are_reported(store: FakeStore, tmp_path) -> None:
+    """No store, an unknown utterance, a quarantined one with its reason."""
     with pytest.raises(StoreNotFoundError, match="nowhere"):
         open_store(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")

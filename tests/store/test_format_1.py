@@ -1,4 +1,4 @@
-"""A store of format version 1, made by version 0.1.0, reads for ever, through every reader."""
+"""A store of format version 1, made by version 0.1.0, can be read by every reader."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FOLDER / "store", tmp_path / "store"))
 
 
-def test_every_utterance_reads_as_it_was_written() -> None:
+def test_every_utterance_is_read_as_it_was_written() -> None:
     """Features and pooled means have the bytes that version 0.1.0 read."""
     store = pipeline.open_store(FOLDER / "store")
     assert store.ids == list(EXPECTED)
@@ -51,7 +51,7 @@ def test_every_utterance_reads_as_it_was_written() -> None:
 
 
 def test_read_many_slices_and_weighted_sums_agree_with_read() -> None:
-    """Merged reads, parts of an utterance and sums go to the same bytes."""
+    """Merged reads, slices of an utterance and sums use the same bytes."""
     store = pipeline.open_store(FOLDER / "store")
     for name, features in zip(store.ids, store.read_many(store.ids), strict=True):
         assert sha256(features.numpy()) == EXPECTED[name]["features"]
@@ -97,7 +97,7 @@ def test_a_store_that_was_opened_and_pickled_by_0_1_0_opens() -> None:
 
 
 def test_metadata_and_quarantine_are_read() -> None:
-    """Columns keep their types, and the empty file its reason."""
+    """Columns keep their types, and the empty file has its reason."""
     store = pipeline.open_store(FOLDER / "store")
     assert store.metadata.column_names == ["id", "word", "speaker", "score"]
     assert store.metadata["score"].to_pylist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 1.75]
@@ -108,7 +108,7 @@ def test_metadata_and_quarantine_are_read() -> None:
 
 
 def test_batches_for_a_trainer() -> None:
-    """`make_loader` gives the same frames, padded."""
+    """`make_loader` returns the same frames, padded."""
     dataset = pipeline.FeatureDataset(pipeline.open_store(FOLDER / "store"), columns=["word"])
     seen = {}
     for batch in pipeline.make_loader(dataset, max_frames_per_batch=400, shuffle=False):
@@ -119,7 +119,7 @@ def test_batches_for_a_trainer() -> None:
 
 
 def test_it_is_verified_and_described(root: Path) -> None:
-    """`verify` finds it sound; `status` counts what is there."""
+    """`verify` finds it sound; `status` counts its utterances."""
     found = verify_store(root)
     assert (found.ok, found.units_committed, found.utterances_ok) == (True, 4, 7)
     status = read_status(root)

@@ -1,4 +1,4 @@
-"""What a store is made from, and how two of those differ."""
+"""Identities of stores, and their differences."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ENCODER = {"name": "hubert_base", "layers": [1, 2], "precision": "fp32", "weight
 
 
 def identity(**changes: object) -> dict:
-    """An identity with changes in its encoder."""
+    """Return an identity with changes in its encoder."""
     return make_identity(SOURCE, AUDIO, {**ENCODER, **changes})
 
 
-def test_the_same_is_the_same() -> None:
-    """No difference, no error."""
+def test_equal_identities_are_accepted() -> None:
+    """Without an error."""
     assert compare(identity(), identity()) == []
     check_same(identity(), identity(), "here")
 
 
 def test_the_format_and_the_stored_type_are_identity() -> None:
-    """They change stored bytes like everything else that is listed."""
+    """They change stored bytes, like every other setting of the identity."""
     assert identity()["format_version"] == FORMAT_VERSION
     assert identity()["dtype"] == "float16"
 
 
-def test_every_difference_is_said_in_words() -> None:
-    """Key, stored and wanted value of each; and what to do."""
+def test_every_difference_is_reported() -> None:
+    """With key, stored value, wanted value and remedy."""
     with pytest.raises(IdentityError) as caught:
         check_same(identity(), identity(layers=[6], precision="bf16"), "out/store")
     assert str(caught.value) == (
@@ -43,22 +43,22 @@ def test_every_difference_is_said_in_words() -> None:
     )
 
 
-def test_what_one_side_lacks_is_nothing() -> None:
-    """A setting that only one version knows is a difference too."""
+def test_a_missing_setting_is_a_difference() -> None:
+    """A setting that only one version has."""
     assert compare({"a": 1}, {"b": {"c": 2}}) == [
         "a is 1 there, nothing here",
         "b.c is nothing there, 2 here",
     ]
 
 
-def test_tuples_are_lists() -> None:
-    """What went through JSON equals what did not."""
+def test_tuples_equal_lists() -> None:
+    """JSON has no tuples."""
     assert compare({"a": [1, 2]}, {"a": (1, 2)}) == []
 
 
 @pytest.mark.parametrize("at", [5, 70, 400])
-def test_long_values_are_cut_around_what_differs(at: int) -> None:
-    """A list of columns or a hash stays readable, and the two sides never look alike."""
+def test_long_values_are_cut_around_the_difference(at: int) -> None:
+    """A list of columns or a hash stays readable, and the two sides always differ."""
     old = "x" * 500
     new = f"{old[:at]}y{old[at + 1 :]}"
     (line,) = compare({"key": old}, {"key": new})
@@ -70,7 +70,7 @@ def test_long_values_are_cut_around_what_differs(at: int) -> None:
 
 
 def test_a_longer_list_does_not_look_like_the_shorter() -> None:
-    """The end of the shorter one is shown, and what comes after it in the other."""
+    """The message shows the end of the shorter one and the same place of the longer one."""
     columns = [f"column-{i}" for i in range(30)]
     (line,) = compare({"columns": columns}, {"columns": [*columns, "more"]})
     assert "'more'" in line
@@ -86,5 +86,5 @@ documents = st.dictionaries(st.text("abc", min_size=1), values, max_size=4)
 
 @given(documents, documents)
 def test_no_difference_is_overlooked(a: dict, b: dict) -> None:
-    """Compare says nothing if and only if the two are equal."""
+    """`compare` returns nothing if and only if the two are equal."""
     assert (compare(a, b) == []) == (a == b)

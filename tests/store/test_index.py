@@ -27,8 +27,8 @@ from pipeline.store.serialization import parquet_bytes, parse_parquet
 from tests.helpers.fake_store import FakeStore, begin_store
 
 
-def test_rows_come_by_unit_and_position(store: FakeStore) -> None:
-    """All rows of all units with their carried columns and types."""
+def test_rows_are_sorted_by_unit_and_position(store: FakeStore) -> None:
+    """All rows of all units, with the carried columns and their types."""
     table = read_index(store.root)
     assert table["row"].to_pylist() == list(range(11))
     assert table["id"].to_pylist() == [f"utterance-{row}" for row in range(11)]
@@ -38,7 +38,7 @@ def test_rows_come_by_unit_and_position(store: FakeStore) -> None:
     assert table.schema.field("digit").type == pa.int64()
 
 
-def test_nothing_committed_is_an_empty_table(tmp_path: Path) -> None:
+def test_a_store_without_commits_has_an_empty_table(tmp_path: Path) -> None:
     """With all fixed columns, so that readers need no special case."""
     begin_store(tmp_path, [10])
     assert committed_units(tmp_path) == []
@@ -47,8 +47,8 @@ def test_nothing_committed_is_an_empty_table(tmp_path: Path) -> None:
     assert committed_units(tmp_path / "nowhere") == []
 
 
-def test_only_whole_names_count(store: FakeStore) -> None:
-    """Half-written files and copies that people make are no commits."""
+def test_other_names_in_the_index_do_not_count(store: FakeStore) -> None:
+    """Half-written files and copies made by users are no commits."""
     before = committed_units(store.root)
     for name in ("unit-9.parquet.abc.partial", "unit-9.parquet.bak", "unit-x.parquet", "a.parquet"):
         (store.root / "index" / name).write_bytes(b"?")
@@ -57,47 +57,47 @@ def test_only_whole_names_count(store: FakeStore) -> None:
 
 
 def delete(path: Path) -> None:
-    """No cache."""
+    """Remove the cache."""
     path.unlink()
 
 
 def tear(path: Path) -> None:
-    """Half a cache."""
+    """Truncate the cache."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def empty(path: Path) -> None:
-    """A cache without bytes."""
+    """Empty the cache."""
     path.write_bytes(b"")
 
 
 def flip(path: Path) -> None:
-    """A cache in which one bit renames a column."""
+    """Flip a bit that renames a column."""
     raw = bytearray(path.read_bytes())
     raw[raw.rindex(b"speaker")] ^= 1
     path.write_bytes(raw)
 
 
 def shorten(path: Path) -> None:
-    """A cache from before the last two units."""
+    """Write a cache without the last two units."""
     table = parse_parquet(path.read_bytes(), str(path))
     files.write_atomic(path, [parquet_bytes(table.slice(0, 3))])
 
 
 def lengthen(path: Path) -> None:
-    """A cache with a unit that is not committed any more."""
+    """Write a cache with a unit whose commit was revoked."""
     table = parse_parquet(path.read_bytes(), str(path))
     gone = table.set_column(2, FIELDS[2], pa.array([77] * len(table), pa.int32()))
     files.write_atomic(path, [parquet_bytes(pa.concat_tables([table, gone]))])
 
 
 def foreign(path: Path) -> None:
-    """Another table under the name of the cache."""
+    """Write another table under the name of the cache."""
     files.write_atomic(path, [parquet_bytes(pa.table({"unit": pa.array([0], pa.int32())}))])
 
 
 def unsealed(path: Path) -> None:
-    """A cache that another program has rewritten, with other values."""
+    """Rewrite the cache with another program, and with other values."""
     table = parse_parquet(path.read_bytes(), str(path))
     pq.write_table(table.set_column(0, FIELDS[0], pa.array(["?"] * len(table))), path)
 
@@ -106,7 +106,7 @@ def unsealed(path: Path) -> None:
     "change", [delete, tear, empty, flip, shorten, lengthen, foreign, unsealed]
 )
 def test_the_compaction_is_only_a_cache(store: FakeStore, change: Callable) -> None:
-    """Whatever happens to it, the same rows are read."""
+    """The same rows are read, whatever state it is in."""
     truth = read_index(store.root)
     compact(store.root)
     assert is_compact(store.root)
@@ -119,15 +119,15 @@ def test_the_compaction_is_only_a_cache(store: FakeStore, change: Callable) -> N
 
 
 def test_the_compaction_is_used(store: FakeStore) -> None:
-    """Opening a large store reads one file: the unit files are not looked into."""
+    """Opening a large store reads one file and no unit files."""
     truth = compact(store.root)
     for unit in committed_units(store.root):
         (store.root / index_key(unit)).write_bytes(b"")
     assert read_index(store.root).equals(truth)
 
 
-def test_is_compact_tells_a_cache_that_lacks_or_exceeds(store: FakeStore) -> None:
-    """It covers exactly the committed units, or it does not count."""
+def test_is_compact_detects_missing_and_extra_units(store: FakeStore) -> None:
+    """Only a cache of exactly the committed units is compact."""
     assert not is_compact(store.root)
     compact(store.root)
     (store.root / index_key(1)).rename(store.root / "aside")
@@ -149,8 +149,8 @@ def test_compaction_gives_the_same_bytes_whatever_was_cached(store: FakeStore) -
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "swapped", "foreign"])
-def test_a_unit_that_is_not_what_was_committed_is_damaged(store: FakeStore, damage: str) -> None:
-    """It is named, and the remedy is."""
+def test_a_changed_unit_index_is_damaged(store: FakeStore, damage: str) -> None:
+    """The message names the unit and the remedy."""
     path = store.root / index_key(1)
     if damage == "missing":
         path.unlink()
@@ -174,7 +174,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     st.lists(st.floats(width=32) | st.none(), min_size=1, max_size=1),
 )
 def test_records_survive_their_file(tmp_path_factory, rows: list, extra: list) -> None:
-    """Ids, reasons, flags and carried columns come back unchanged, whatever is in them."""
+    """Any ids, reasons, flags and carried columns are read back unchanged."""
     root = tmp_path_factory.mktemp("store")
     records = [
         Record(name, i, i, "quarantined", reason, flags=tuple(flags), crc32c=(0, 2**32 - 1))

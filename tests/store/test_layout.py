@@ -1,4 +1,4 @@
-"""Where every byte lies."""
+"""Keys, offsets and sizes of a store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ layouts = st.builds(
 
 @given(layouts, st.integers(0, 10_000), st.integers(0, 10_000))
 def test_no_two_slots_share_a_file_or_a_frame(layout: Layout, a: int, b: int) -> None:
-    """Each slot has its own files and its own run of frames, next to its neighbours' ones."""
+    """Each slot has its own files, and frames next to those of its neighbours."""
     files = {slot: {*layout.shard_keys(slot), layout.pooled_key(slot)} for slot in (a, b)}
     assert len(files[a]) == layout.n_layers + 1
     assert a == b or not files[a] & files[b]
@@ -38,8 +38,8 @@ def test_no_two_slots_share_a_file_or_a_frame(layout: Layout, a: int, b: int) ->
 
 
 @given(layouts)
-def test_shard_index_is_what_the_sharding_codec_asks_for(layout: Layout) -> None:
-    """The index spells offset and length of each chunk in order, then crc32c of that."""
+def test_the_shard_index_is_that_of_the_sharding_codec(layout: Layout) -> None:
+    """Offset and length of each chunk in order, then their crc32c."""
     raw, n = layout.shard_index, layout.chunks_per_shard
     pairs = np.frombuffer(raw[:-4], "<u8").reshape(n, 2)
     size = 256 * layout.dim * 2
@@ -60,7 +60,7 @@ def test_a_unit_that_is_no_multiple_of_a_chunk_is_refused(frames: int) -> None:
 def test_shards_are_byte_for_byte_what_zarr_python_writes(
     store: FakeStore, tmp_path: Path, n_frames: int
 ) -> None:
-    """zarr-python, given the same documents and numbers, writes the same files, index and all."""
+    """With the same documents and values zarr-python writes the same files, with their index."""
     layout = store.layout
     write_group(tmp_path / "theirs", layout, 2, attributes(layout))
     frames = np.full(layout.frames_shape(2), np.nan, np.float16)
@@ -80,7 +80,7 @@ def test_shards_are_byte_for_byte_what_zarr_python_writes(
 def test_pooled_chunks_are_byte_for_byte_what_zarr_python_writes(
     store: FakeStore, tmp_path: Path
 ) -> None:
-    """The pooled array has no codec but bytes and crc32c, and zarr-python agrees on both."""
+    """The codecs of the pooled array are bytes and crc32c."""
     ours = zarr.open_array(store.path(POOLED), mode="r")[:]
     n_slots = store.plan.n_units
     write_group(tmp_path / "theirs", store.layout, n_slots, attributes(store.layout))
@@ -92,7 +92,7 @@ def test_pooled_chunks_are_byte_for_byte_what_zarr_python_writes(
 
 
 def expected_frames(store: FakeStore) -> np.ndarray:
-    """The whole frames array, from what was put in."""
+    """Return the whole frames array that a fake store must have."""
     shape = store.layout.frames_shape(store.plan.n_units)
     frames = np.full(shape, np.nan, np.float16)
     for unit in range(store.plan.n_units):
@@ -105,10 +105,10 @@ def expected_frames(store: FakeStore) -> np.ndarray:
     return frames
 
 
-def test_zarr_python_opens_it_without_a_warning_and_reads_what_was_put_in(
+def test_zarr_python_reads_the_stored_values_without_a_warning(
     store: FakeStore,
 ) -> None:
-    """A plain Zarr v3 group; frames beyond the utterances of a unit read NaN."""
+    """A plain Zarr v3 group; unused frames of a unit are NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         group = zarr.open_group(store.path(GROUP), mode="r")
@@ -122,7 +122,7 @@ def test_zarr_python_opens_it_without_a_warning_and_reads_what_was_put_in(
 
 
 def test_tensorstore_reads_the_same_numbers(store: FakeStore) -> None:
-    """A second implementation of Zarr agrees, on frames and on pooled means."""
+    """A second implementation of Zarr, on frames and pooled means."""
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store.path(FRAMES))}}
     array = ts.open(spec).result()
     assert array.domain.labels == ("layer", "frame", "feature")
@@ -134,7 +134,7 @@ def test_tensorstore_reads_the_same_numbers(store: FakeStore) -> None:
 
 
 def test_a_shard_maps_as_one_flat_matrix(store: FakeStore) -> None:
-    """np.memmap of [frames_per_unit, dim] at offset 0 is the layer of that unit."""
+    """np.memmap of [frames_per_unit, dim] at offset 0 is one layer of the unit."""
     shape = (store.layout.frames_per_unit, store.layout.dim)
     frames = expected_frames(store)
     for unit in range(store.plan.n_units):
@@ -146,6 +146,6 @@ def test_a_shard_maps_as_one_flat_matrix(store: FakeStore) -> None:
 
 @given(layouts, st.integers(0, 9))
 def test_documents_are_plain_json(layout: Layout, n_slots: int) -> None:
-    """The Zarr documents survive JSON unchanged, whatever the layout."""
+    """The Zarr documents of any layout survive a round trip through JSON."""
     for document in (layout.frames_document(n_slots), layout.pooled_document(n_slots)):
         assert json.loads(json.dumps(document, allow_nan=False)) == document

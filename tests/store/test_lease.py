@@ -33,7 +33,7 @@ with Lease(Path(sys.argv[1]), "run-of-child"):
 
 
 def write_lease(root: Path, age_s: float = 0.0, **changes: object) -> Holder:
-    """A lease as this process would write it, with changes, last refreshed `age_s` ago."""
+    """Write a lease like one of this process, with changes and a heartbeat `age_s` ago."""
     holder = Holder("other", socket.gethostname(), os.getpid(), 0, "")
     holder = Holder(**{**asdict(holder), **changes})
     (root / LEASE).write_text(json.dumps(asdict(holder)))
@@ -43,13 +43,13 @@ def write_lease(root: Path, age_s: float = 0.0, **changes: object) -> Holder:
 
 
 def own_holder(root: Path) -> Holder:
-    """What the lease of this very process says."""
+    """Return the holder that this process writes into a lease."""
     with Lease(root, "probe"):
         return Holder(**json.loads((root / LEASE).read_text()))
 
 
 def test_a_live_holder_is_refused_with_its_name(tmp_path: Path) -> None:
-    """The message names process, host and run; nothing is changed by the attempt."""
+    """The message names process, host and run; the lease does not change."""
     holder = child(HOLD, tmp_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -66,7 +66,7 @@ def test_a_live_holder_is_refused_with_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> None:
-    """Whether its parent has noticed or it is still a zombie."""
+    """Whether its parent has reaped it or it is a zombie."""
     holder = child(HOLD, tmp_path)
     assert holder.stdout is not None
     holder.stdout.readline()
@@ -97,8 +97,8 @@ ctypes.CDLL(None).syscall(exit_thread, 0)
 """
 
 
-def test_a_holder_whose_first_thread_is_dead_is_alive(tmp_path: Path) -> None:
-    """A process that is killed shows as a zombie while another of its threads may still write."""
+def test_a_holder_whose_first_thread_has_ended_is_alive(tmp_path: Path) -> None:
+    """A killed process shows as a zombie while another of its threads may still write."""
     holder = child(LEAVE_A_THREAD, tmp_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -114,7 +114,7 @@ def test_a_holder_whose_first_thread_is_dead_is_alive(tmp_path: Path) -> None:
 
 
 def test_a_stopped_holder_on_this_host_is_alive(tmp_path: Path) -> None:
-    """A suspended driver may go on: age does not matter where its process can be seen."""
+    """A suspended driver may continue: age does not matter if its process is visible."""
     holder = child(HOLD, tmp_path)
     assert holder.stdout is not None
     holder.stdout.readline()
@@ -130,7 +130,7 @@ def test_a_stopped_holder_on_this_host_is_alive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["host", "process_space"])
 def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change: str) -> None:
-    """Another host, or another pid namespace of this one: only the heartbeat counts."""
+    """On another host, or in another pid namespace, only the heartbeat counts."""
     write_lease(tmp_path, age_s=STALE_AFTER_S - 5, **{change: "elsewhere"})
     with pytest.raises(StoreBusyError, match=r"last sign of life 5[56] s ago"):
         Lease(tmp_path, "mine").__enter__()
@@ -139,10 +139,10 @@ def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change:
         pass
 
 
-def test_a_holder_that_is_hidden_here_counts_by_its_heartbeat(
+def test_a_hidden_holder_is_judged_by_its_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's process under hidepid: it is there, but nothing more can be told of it."""
+    """Another user's process under hidepid: it exists, but its start is unknown."""
     own = own_holder(tmp_path)
     monkeypatch.setattr(lease_module, "process_start", lambda pid: 0)
     write_lease(tmp_path, age_s=STALE_AFTER_S - 5, **asdict(own))
@@ -154,7 +154,7 @@ def test_a_holder_that_is_hidden_here_counts_by_its_heartbeat(
 def test_a_process_without_a_trace_in_proc_is_found_by_a_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What /proc does not show may live; only one that takes no signal is gone."""
+    """A process that /proc does not show may run; one that takes no signal is gone."""
     gone = child("")
     finish(gone)
     monkeypatch.setattr(processes, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
@@ -164,7 +164,7 @@ def test_a_process_without_a_trace_in_proc_is_found_by_a_signal(
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
-    """A live process of that number that started at another time is somebody else."""
+    """A process with that pid that started at another time is not the holder."""
     own = own_holder(tmp_path)
     write_lease(tmp_path, **{**asdict(own), "process_start": own.process_start - 1})
     assert live_holder(tmp_path) is None
@@ -173,8 +173,8 @@ def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null"])
-def test_a_lease_that_names_nobody_holds_nothing(tmp_path: Path, content: str) -> None:
-    """Leases are created whole, so this is no lease of a live driver."""
+def test_a_lease_without_a_holder_is_expired(tmp_path: Path, content: str) -> None:
+    """A live driver's lease is complete, because leases are created atomically."""
     (tmp_path / LEASE).write_text(content)
     with Lease(tmp_path, "mine"):
         pass
@@ -207,13 +207,13 @@ for i in range(rounds):
 )
 
 
-@pytest.mark.parametrize("dead", [True, False])
-def test_of_racing_drivers_exactly_one_gets_the_lease(tmp_path: Path, dead: bool) -> None:
-    """Three processes, many rounds, a dead lease or none: one gets it and keeps it."""
+@pytest.mark.parametrize("expired", [True, False])
+def test_of_racing_drivers_exactly_one_gets_the_lease(tmp_path: Path, expired: bool) -> None:
+    """Three processes, many rounds, an expired lease or none: one gets it and keeps it."""
     rounds, n = 40, 3
     for i in range(rounds):
         (tmp_path / f"store-{i}").mkdir()
-        if dead:
+        if expired:
             write_lease(tmp_path / f"store-{i}", age_s=1000, host="elsewhere")
     racers = [child(RACE, tmp_path, me, rounds, n) for me in range(n)]
     got = [finish(racer).split() for racer in racers]
@@ -281,10 +281,10 @@ print(killed)
 """
 
 
-def test_drivers_that_are_killed_and_stopped_are_never_two_at_once(tmp_path: Path) -> None:
-    """Four drivers take the lease in turns for seconds, while they are killed and suspended.
+def test_two_drivers_never_hold_the_lease_at_once(tmp_path: Path) -> None:
+    """Four drivers take the lease in turn for seconds, while they are killed and suspended.
 
-    Whether one is alone is told by a lock of its own, which the kernel drops with its process.
+    A second lock, which the kernel drops with its process, detects two holders.
     """
     killed = int(finish(child(STORM, tmp_path, 7, 3.0, 4)))
     assert not (tmp_path / "two").exists()
@@ -293,8 +293,8 @@ def test_drivers_that_are_killed_and_stopped_are_never_two_at_once(tmp_path: Pat
     assert (tmp_path / "turns").stat().st_size > 5
 
 
-def test_a_fork_does_not_give_the_lease_back(tmp_path: Path) -> None:
-    """A child that unwinds the driver's blocks, as after an error, leaves the lease to it."""
+def test_a_fork_does_not_release_the_lease(tmp_path: Path) -> None:
+    """A child that leaves the driver's `with` block, as after an error, keeps the lease."""
     with Lease(tmp_path, "mine") as lease:
         pid = os.fork()
         if pid == 0:
@@ -305,7 +305,7 @@ def test_a_fork_does_not_give_the_lease_back(tmp_path: Path) -> None:
 
 
 def test_a_fork_does_not_keep_the_store_locked(tmp_path: Path) -> None:
-    """A child that was forked in the moment of the lock has a copy of the open file."""
+    """A child that was forked while the lock was held has a copy of the open file."""
     with Lease(tmp_path, "mine") as lease, lease._locked():
         pid = os.fork()
         if pid == 0:
@@ -321,7 +321,7 @@ def test_a_fork_does_not_keep_the_store_locked(tmp_path: Path) -> None:
 
 
 def test_check_notices_a_take_over_and_exit_respects_it(tmp_path: Path) -> None:
-    """Who lost the lease must stop, and must not remove the new holder's."""
+    """A driver that lost the lease stops, and does not remove the new one."""
     with Lease(tmp_path, "mine") as lease:
         lease.check()
         write_lease(tmp_path, host="elsewhere")
@@ -330,8 +330,8 @@ def test_check_notices_a_take_over_and_exit_respects_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / LEASE).read_text())["host"] == "elsewhere"
 
 
-def test_the_heartbeat_goes_on_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease is refreshed while it is held; its thread ends with it."""
+def test_the_heartbeat_refreshes_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease is refreshed; the thread ends with the lease."""
     monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.02)
     with Lease(tmp_path, "mine"):
         os.utime(tmp_path / LEASE, (0, 0))
@@ -342,10 +342,10 @@ def test_the_heartbeat_goes_on_and_ends(tmp_path: Path, monkeypatch: pytest.Monk
     assert not [t for t in threading.enumerate() if t.name == "strata-lease"]
 
 
-def test_the_heartbeat_does_not_keep_another_one_alive(
+def test_the_heartbeat_does_not_refresh_another_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver that lost its lease leaves the new one's file alone."""
+    """A driver that lost its lease does not touch the new one."""
     monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.02)
     with Lease(tmp_path, "mine"):
         time.sleep(0.05)
@@ -354,28 +354,28 @@ def test_the_heartbeat_does_not_keep_another_one_alive(
         assert time.time() - (tmp_path / LEASE).stat().st_mtime > 900
 
 
-def test_an_error_inside_gives_the_lease_back(tmp_path: Path) -> None:
-    """Also when the run fails."""
+def test_an_error_releases_the_lease(tmp_path: Path) -> None:
+    """When the run fails."""
     with pytest.raises(RuntimeError), Lease(tmp_path, "mine"):
         raise RuntimeError
     assert live_holder(tmp_path) is None
     assert not (tmp_path / LEASE).exists()
 
 
-def test_a_slow_judge_cannot_remove_a_live_lease(
+def test_a_slow_take_over_cannot_remove_a_live_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One driver dawdles between judging a lease dead and taking it over; two more come by.
+    """A driver pauses between finding a lease expired and taking it over; two more start.
 
-    Without the lock the second one takes the lease, the dawdler then sets that live one aside, and
-    the third finds none: two would be at work.
+    Without the lock the second driver takes the lease, the slow one then removes that live lease,
+    and the third takes it: two would run.
     """
     write_lease(tmp_path, age_s=1000, host="elsewhere")
-    judge = lease_module.live_holder
+    original = lease_module.live_holder
 
     def slow(store: Location, name: str = LEASE, now_s: float | None = None) -> Holder | None:
-        found = judge(store, name, now_s)
-        if threading.current_thread().name == "dawdler":
+        found = original(store, name, now_s)
+        if threading.current_thread().name == "slow":
             time.sleep(0.5)
         return found
 
@@ -387,7 +387,7 @@ def test_a_slow_judge_cannot_remove_a_live_lease(
         with contextlib.suppress(StoreBusyError):
             held.append(lease.__enter__())
 
-    drivers = [threading.Thread(target=driver, name=n) for n in ("dawdler", "second", "third")]
+    drivers = [threading.Thread(target=driver, name=n) for n in ("slow", "second", "third")]
     for thread, wait_s in zip(drivers, (0.1, 0.65, 0), strict=True):
         thread.start()
         time.sleep(wait_s)

@@ -33,8 +33,8 @@ def test_first_attempts_take_their_own_slot_and_later_ones_a_spare(tmp_path: Pat
 
 
 @given(st.lists(st.integers(0, 4), max_size=25), st.integers(1, 3))
-def test_no_slot_is_given_twice(tmp_path_factory: pytest.TempPathFactory, units, batch) -> None:
-    """Whatever is claimed, by however many drivers one after the other, while the plan grows."""
+def test_no_slot_is_claimed_twice(tmp_path_factory: pytest.TempPathFactory, units, batch) -> None:
+    """For any claims, by several drivers one after the other, while the plan grows."""
     root = tmp_path_factory.mktemp("store")
     slots = []
     for i, unit in enumerate(units):
@@ -50,7 +50,7 @@ def test_no_slot_is_given_twice(tmp_path_factory: pytest.TempPathFactory, units,
 
 
 def test_attempts_survive_the_driver(tmp_path: Path) -> None:
-    """A new driver counts on from the ledger."""
+    """A new driver continues the count from the ledger."""
     Ledger.open(tmp_path, 2).claim(1, "first", "w", NOW)
     again = Ledger.open(tmp_path, 2)
     assert (again.attempts(0), again.attempts(1)) == (0, 1)
@@ -79,7 +79,7 @@ for i in range(rounds):
 
 
 def test_of_two_racing_drivers_one_gets_the_slot(tmp_path: Path) -> None:
-    """The other one is told that somebody else claims slots; the claim names the winner."""
+    """The other one gets an error; the claim names the winner."""
     rounds = 100
     racers = [child(RACE, tmp_path, me, rounds) for me in (0, 1)]
     won = [finish(racer).split() for racer in racers]
@@ -93,7 +93,7 @@ def test_of_two_racing_drivers_one_gets_the_slot(tmp_path: Path) -> None:
     "content", ["", "{", "[]", "{}", '{"slot": 1}', "slot 4 under the name of slot 0"]
 )
 def test_an_unreadable_claim_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
-    """A claim that cannot be read might hide an attempt: no guessing."""
+    """An unreadable claim may belong to an attempt, so the run stops."""
     Ledger.open(tmp_path, 5).claim(4, "r", "w", NOW)
     path = tmp_path / ledger_key(0)
     if content.startswith("slot"):
@@ -103,16 +103,16 @@ def test_an_unreadable_claim_is_refused_with_its_name(tmp_path: Path, content: s
         Ledger.open(tmp_path, 5)
 
 
-def test_other_files_in_the_ledger_are_passed_over(tmp_path: Path) -> None:
-    """Partial files of a crash and notes of people do not count."""
+def test_other_files_in_the_ledger_are_skipped(tmp_path: Path) -> None:
+    """Half-written files of a crash and notes of users do not count."""
     Ledger.open(tmp_path, 1).claim(0, "r", "w", NOW)
     for name in ("slot-1.json.abc.partial", "slot-x.json", "notes.txt"):
         (tmp_path / "ledger" / name).write_text("?")
     assert [claim.slot for claim in read_claims(tmp_path)] == [0]
 
 
-def test_a_claim_spells_who_when_and_what(tmp_path: Path) -> None:
-    """It is plain JSON, for people too."""
+def test_a_claim_is_plain_json(tmp_path: Path) -> None:
+    """With slot, unit, attempt, run, worker and time."""
     Ledger.open(tmp_path, 1).claim(0, "run-7", "actor-2", NOW)
     assert json.loads((tmp_path / ledger_key(0)).read_text()) == {
         "slot": 0,
@@ -124,16 +124,16 @@ def test_a_claim_spells_who_when_and_what(tmp_path: Path) -> None:
     }
 
 
-def test_a_slot_with_data_is_never_given_out_though_its_claim_is_gone(store: FakeStore) -> None:
-    """Whoever removes a damaged claim must not have a committed slot written over."""
+def test_a_slot_with_data_is_never_claimed_again(store: FakeStore) -> None:
+    """Removing a damaged claim must not let an attempt overwrite a committed slot."""
     n_units = store.plan.n_units
     store.path(ledger_key(n_units - 1)).unlink()
     ledger = Ledger.open(store.root, n_units)
     assert ledger.claim(n_units - 1, "r", "w", NOW).slot == n_units
 
 
-def test_a_full_or_missing_folder_is_a_store_error(tmp_path: Path) -> None:
-    """A ledger that cannot be written stops the run in one line."""
+def test_an_unwritable_ledger_is_a_store_error(tmp_path: Path) -> None:
+    """It stops the run with one line."""
     (tmp_path / "ledger").write_text("in the way")
     with pytest.raises(StoreError, match=r"slot-0\.json"):
         Ledger(tmp_path, (), 1).claim(0, "r", "w", NOW)

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extraction_to_memory_writes_the_same_store(folder: Path, tmp_path: Path) -> None:
-    """Features, index and plan have the bytes that they have in a folder; nothing is on disk."""
+    """Features, index and plan have the same bytes as in a folder; nothing is written to disk."""
     config = load_config(
         [
             "dataset=audiofolder",
@@ -58,7 +58,7 @@ def test_extraction_to_memory_writes_the_same_store(folder: Path, tmp_path: Path
 
 
 def test_a_store_in_memory_has_no_folder(store) -> None:
-    """`root` is an error that says so; everything else works."""
+    """`root` raises an error; everything else works."""
     opened = pipeline.open_store(in_memory(store.root))
     with pytest.raises(StoreError, match=r"memory://.* is not in a folder"):
         _ = opened.root

@@ -1,4 +1,4 @@
-"""Many reads at once: in the order of the disk, which is asked for all of them before any waits."""
+"""Merged reads: sorted by place on disk, and all requested before the first one is waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.store.read import merged
 from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [200] * 40
-"""An utterance per unit, so that no two of them lie side by side."""
+"""One utterance per unit, so that no two of them are adjacent."""
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def diary(monkeypatch):
-    """What the system is asked for, in order: (what, file, offset).
+def requests(monkeypatch):
+    """Requests to the system, in order: (kind, file, offset).
 
     "tried" is a read that does not wait, "fetch" is advice, "read" is a read that waits. No file
     is in memory here.
@@ -49,30 +49,30 @@ def diary(monkeypatch):
     return entries
 
 
-def test_all_layers_are_asked_for_before_any_is_waited_for(root, diary):
-    """So a disk works on all of them; a read that is alone is made without further ado."""
+def test_all_layers_are_asked_for_before_any_is_waited_for(root, requests):
+    """So a disk works on all of them; a single read is made directly."""
     store = pipeline.open_store(root)
     assert np.array_equal(store.read(3)[1].numpy(), noise(3, 2, 200, 8))
-    assert [what for what, _, _ in diary] == ["tried", "fetch"] * 3 + ["read"] * 3
-    diary.clear()
+    assert [what for what, _, _ in requests] == ["tried", "fetch"] * 3 + ["read"] * 3
+    requests.clear()
     store.read(3, [2], 10, 60)
-    assert [what for what, _, _ in diary] == ["read"]
+    assert [what for what, _, _ in requests] == ["read"]
 
 
-def test_a_disk_is_asked_for_some_reads_at_a_time(root, diary):
-    """Each read is made once, in the order in which it was asked for."""
+def test_a_disk_is_asked_for_some_reads_at_a_time(root, requests):
+    """Each read is made once, in the order of the requests."""
     found = pipeline.open_store(root).read_many(range(40))
     assert all(np.array_equal(t[2].numpy(), noise(i, 3, 200, 8)) for i, t in enumerate(found))
-    places = {what: [place for w, *place in diary if w == what] for what in ("fetch", "read")}
+    places = {what: [place for w, *place in requests if w == what] for what in ("fetch", "read")}
     assert places["fetch"] == places["read"]
     assert len(places["read"]) == 120
-    ahead = np.cumsum([{"fetch": 1, "tried": 0, "read": -1}[what] for what, _, _ in diary])
+    ahead = np.cumsum([{"fetch": 1, "tried": 0, "read": -1}[what] for what, _, _ in requests])
     assert ahead.min() >= 0
     assert ahead.max() == merged._MAX_PENDING
 
 
 def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):
-    """Only what is missing is fetched and waited for, the part that was there included."""
+    """Only missing reads are fetched and waited for, each as a whole."""
     store = pipeline.open_store(root)
     wanted = store.read_many(range(8), [1])
     real, waited = os.preadv, []
@@ -90,15 +90,15 @@ def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):
     assert waited == [store._shards._shard(0, 5).descriptor]
 
 
-def test_a_weighted_sum_asks_for_all_layers_that_count(root, diary):
+def test_a_weighted_sum_asks_for_all_layers_that_count(root, requests):
     """Layers of weight zero are neither fetched nor read."""
     store = pipeline.open_store(root)
     store.weighted_sum(5, [0.5, 0.0, 2.0])
-    assert [what for what, _, _ in diary] == ["fetch"] * 2 + ["read"] * 2
+    assert [what for what, _, _ in requests] == ["fetch"] * 2 + ["read"] * 2
 
 
 def forget(root):
-    """Has the system drop the store's files from memory."""
+    """Make the system drop the store's files from memory."""
     for path in root.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -118,8 +118,8 @@ def test_what_is_not_in_memory_is_read_from_the_disk(root):
     assert np.array_equal(warm[7][1].numpy(), noise(7, 2, 200, 8))
 
 
-def test_systems_that_take_no_advice_read_the_same(root, diary, monkeypatch):
-    """posix_fadvise is not everywhere."""
+def test_systems_that_take_no_advice_read_the_same(root, requests, monkeypatch):
+    """Some systems have no posix_fadvise."""
     wanted = pipeline.open_store(root)[:]
     monkeypatch.delattr(local.os, "posix_fadvise")
     store = pipeline.open_store(root)

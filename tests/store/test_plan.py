@@ -29,7 +29,7 @@ capacities = st.integers(1, 2_000)
 
 
 def greedy(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Units of row numbers, written as plainly as possible: the oracle."""
+    """Return units as lists of row numbers: the reference implementation."""
     most = max(1, capacity // FRAMES_PER_POOLED_UTTERANCE)
     units: list[list[int]] = []
     used = 0
@@ -44,7 +44,7 @@ def greedy(lengths: list[int], capacity: int) -> list[list[int]]:
 
 
 def check_cover(plan: Plan, lengths: list[int]) -> None:
-    """Asserts that a plan covers the rows exactly once, in order, within its capacity."""
+    """Assert that a plan covers the rows exactly once, in order, within its capacity."""
     assert plan.table["row"].to_pylist() == list(range(len(lengths)))
     assert plan.table["n_frames"].to_pylist() == lengths
     rows: list[int] = []
@@ -63,7 +63,7 @@ def check_cover(plan: Plan, lengths: list[int]) -> None:
 
 @given(corpora, capacities)
 def test_a_plan_is_an_exact_cover_in_order(lengths: list[int], capacity: int) -> None:
-    """Every utterance in exactly one unit, units consecutive, none too full, none empty."""
+    """Every utterance is in one unit; units are consecutive, not empty, and within capacity."""
     plan = make_plan(plan_rows(lengths), {}, capacity)
     assert capacity <= plan.frames_per_unit < capacity + 256
     check_cover(plan, lengths)
@@ -74,7 +74,7 @@ def test_a_plan_is_an_exact_cover_in_order(lengths: list[int], capacity: int) ->
 
 
 def test_clips_after_whole_recordings_fill_their_units() -> None:
-    """A corpus of two recordings of 19 minutes, then 1,000 clips of 5 s: nine units, not 500."""
+    """Two recordings of 19 minutes, then 1,000 clips of 5 s, take nine units, not 500."""
     plan = make_plan(plan_rows([57_000, 57_000]), {}, 59_904)
     grown = plan.extended(plan_rows([249] * 1_000, first=2))
     assert grown.n_units == 2 + 9
@@ -83,8 +83,8 @@ def test_clips_after_whole_recordings_fill_their_units() -> None:
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=40) | st.lists(st.integers(1, 600), max_size=400))
-def test_the_chosen_unit_is_the_smallest_that_does(lengths: list[int]) -> None:
-    """Never above 20 minutes, holds every utterance of up to that, and no smaller one suffices."""
+def test_the_chosen_capacity_is_the_smallest_sufficient_one(lengths: list[int]) -> None:
+    """At most 20 minutes, enough for every utterance of up to that, and not smaller."""
     array = np.array(lengths, np.int64)
     chosen = choose_frames_per_unit(array)
     assert chosen <= DEFAULT_FRAMES_PER_UNIT
@@ -102,7 +102,7 @@ def test_the_chosen_unit_is_the_smallest_that_does(lengths: list[int]) -> None:
 
 
 @given(corpora, corpora, capacities)
-def test_extending_keeps_the_units_there_are(old: list[int], new: list[int], capacity: int) -> None:
+def test_extending_keeps_existing_units(old: list[int], new: list[int], capacity: int) -> None:
     """New rows get new units at the end; old units keep number, rows and positions."""
     before = make_plan(plan_rows(old), {"a": 1}, capacity)
     after = before.extended(plan_rows(new, first=len(old)))
@@ -115,7 +115,7 @@ def test_extending_keeps_the_units_there_are(old: list[int], new: list[int], cap
 
 @given(corpora, capacities)
 def test_a_plan_survives_its_file(lengths: list[int], capacity: int) -> None:
-    """plan.parquet gives back the same plan, with capacity and source facts."""
+    """plan.parquet has the plan, its capacities and the source fingerprint."""
     plan = make_plan(plan_rows(lengths), {"fingerprint": "ü", "n": 3}, capacity)
     again = Plan.from_arrow(plan.to_arrow())
     assert again == plan
@@ -126,20 +126,20 @@ def test_a_plan_survives_its_file(lengths: list[int], capacity: int) -> None:
     "folder", ["split=train", "a b", "_hidden", ".hidden", "50%", "x#y?z", "ü:"]
 )
 def test_a_plan_is_read_from_any_folder(tmp_path: Path, folder: str) -> None:
-    """No character of the store's path changes the plan (Parquet readers know `key=value`)."""
+    """The store's path does not change the plan (some Parquet readers parse `key=value`)."""
     plan = make_plan(plan_rows([1, 2, 300]), {}, 256)
     write_plan(tmp_path / folder, plan)
     assert read_plan(tmp_path / folder) == plan
 
 
 def test_no_plan_is_none(tmp_path: Path) -> None:
-    """A store without a plan is one that has not begun."""
+    """Of a store that was not planned yet."""
     assert read_plan(tmp_path) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "foreign", "version", "columns"])
-def test_a_plan_that_is_not_what_was_written_is_refused(tmp_path: Path, damage: str) -> None:
-    """A torn, flipped, foreign or newer plan is one clear error, not another plan."""
+def test_a_changed_plan_is_refused(tmp_path: Path, damage: str) -> None:
+    """A truncated, flipped, foreign or newer plan is one clear error."""
     plan = make_plan(plan_rows([10, 20, 30]), {}, 256)
     write_plan(tmp_path, plan)
     path = tmp_path / "plan.parquet"
@@ -167,7 +167,7 @@ def test_a_plan_that_is_not_what_was_written_is_refused(tmp_path: Path, damage: 
 
 @given(st.lists(st.integers(0, 900), min_size=1, max_size=60), st.integers(1, 3_000))
 def test_batches_partition_a_unit_and_respect_the_budget(lengths: list[int], most: int) -> None:
-    """Each utterance in one batch; utterances × longest within the budget, or alone."""
+    """Each utterance is in one batch, within the budget or in a batch of its own."""
     batches = make_batches(np.array(lengths), most)
     assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -180,7 +180,7 @@ def test_batches_partition_a_unit_and_respect_the_budget(lengths: list[int], mos
 
 
 def test_a_deferred_utterance_is_counted_once() -> None:
-    """An utterance that a later unit has again is one utterance, of its true duration."""
+    """An utterance of two units is one utterance, with its true duration."""
     plan = make_plan(plan_rows([50, 60]), {}, 256)
     again = plan_rows([50, 90]).slice(1)
     plan = plan.extended(again)

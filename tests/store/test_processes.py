@@ -30,7 +30,7 @@ def root(tmp_path):
 
 
 def rewritten(root):
-    """The same store as another tool might rewrite it: compressed, so no shard is flat."""
+    """Rewrite the store as another tool might: compressed, so that no shard is flat."""
     frames = zarr.open_array(root / "features.zarr" / "frames", mode="r")
     values, shape, shards, chunks = frames[...], frames.shape, frames.shards, frames.chunks
     zarr.create_array(
@@ -45,7 +45,7 @@ def rewritten(root):
 
 
 def read_all(store, results):
-    """Puts the sum over everything, or the error, into a queue."""
+    """Put the sum of all features, or the error, into a queue."""
     try:
         results.put([float(tensor.double().sum()) for tensor in store[:]])
     except Exception as error:  # noqa: BLE001 - the parent compares it
@@ -55,7 +55,7 @@ def read_all(store, results):
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "through zarr"])
 def test_workers_read_after_the_parent_has_read(root, start, flat):
-    """A store that was read from before the fork reads the same in the child.
+    """A store that was used before the fork reads the same in the child.
 
     Through zarr-python too, whose event loop thread does not survive a fork.
     """
@@ -76,7 +76,7 @@ def test_workers_read_after_the_parent_has_read(root, start, flat):
 
 
 def test_a_zarr_handle_belongs_to_the_process_that_opened_it(root, monkeypatch):
-    """Another process opens its own, whatever zarr-python does about forks by itself."""
+    """Another process opens its own array, whatever zarr-python does about forks."""
     rewritten(root)
     store = pipeline.open_store(root)
     opened = []
@@ -91,7 +91,7 @@ def test_a_zarr_handle_belongs_to_the_process_that_opened_it(root, monkeypatch):
 
 
 def test_shards_that_are_not_flat_read_the_same(root):
-    """What another tool has compressed is read through zarr-python, pieces and slices alike."""
+    """Shards that another tool has compressed are read by zarr-python, in pieces and slices."""
     before = pipeline.open_store(root)
     wanted = before[:]
     rewritten(root)
@@ -114,7 +114,7 @@ def test_other_zarr_readers_see_the_same_frames(root):
 
 
 def test_threads_share_a_reader_that_closes_files(root, monkeypatch):
-    """A file that the cache drops while another thread reads it stays open for that thread."""
+    """A file that is dropped from the cache stays open for a thread that is reading it."""
     monkeypatch.setattr("pipeline.store.backend.local.MAX_READERS", 1)
     store = pipeline.open_store(root)
     wanted = store[:]
@@ -134,7 +134,7 @@ def test_threads_share_a_reader_that_closes_files(root, monkeypatch):
 
 
 def fill_up(others):
-    """Opens files until the system refuses one."""
+    """Open files until the system refuses one."""
     while True:
         try:
             others.append(open(os.devnull))  # noqa: PTH123, SIM115
@@ -143,7 +143,7 @@ def fill_up(others):
 
 
 def test_many_shards_fit_under_a_low_limit_on_open_files(tmp_path):
-    """A store of more shards than a process may open files is read all the same.
+    """A store with more shards than the process may open files can be read.
 
     Even where other files take what the reader counts on: it closes its own and tries again.
     """
@@ -170,7 +170,7 @@ def test_many_shards_fit_under_a_low_limit_on_open_files(tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "index", "after the check"])
 def test_a_damaged_shard_is_an_error_that_names_it(root, damage):
-    """No fill values, no signal: DamagedError with the path, also if it is cut after the check."""
+    """DamagedError with the path, not fill values or a signal; also if cut after the check."""
     store = pipeline.open_store(root)
     shard = root / "features.zarr" / "frames" / "c" / "1" / "1" / "0"
     raw = shard.read_bytes()
@@ -192,7 +192,7 @@ def test_a_damaged_shard_is_an_error_that_names_it(root, damage):
 
 
 def test_an_unreadable_file_is_an_error_that_names_it(root):
-    """A file that cannot be read, here a folder in its place, is damage as well."""
+    """Such as a folder in place of the file."""
     shard = root / "features.zarr" / "frames" / "c" / "0" / "0" / "0"
     shard.unlink()
     shard.mkdir()
@@ -202,7 +202,7 @@ def test_an_unreadable_file_is_an_error_that_names_it(root):
 
 @pytest.mark.parametrize("damage", ["missing", "byte", "cut"])
 def test_a_damaged_pooled_chunk_is_an_error_that_names_it(root, damage):
-    """Pooled means are checked against their checksum."""
+    """Pooled means are verified against their checksum."""
     chunk = root / "features.zarr" / "pooled" / "c" / "1" / "0" / "0" / "0"
     raw = chunk.read_bytes()
     chunk.unlink()
@@ -215,7 +215,7 @@ def test_a_damaged_pooled_chunk_is_an_error_that_names_it(root, damage):
 
 
 def test_a_short_read_is_completed(root, monkeypatch):
-    """The system may return fewer bytes than asked for; the rest is asked for again."""
+    """The system may return fewer bytes than requested; the rest is requested again."""
     store = pipeline.open_store(root)
     wanted = store.read_many([0, 1])
     real = local.os.preadv
@@ -229,7 +229,7 @@ def test_a_short_read_is_completed(root, monkeypatch):
 
 
 def test_shards_are_checked_once_and_kept_open(root):
-    """A reader opens a shard once; a fresh reader of a selection shares it."""
+    """A reader opens a shard once; a selection shares it."""
     store = pipeline.open_store(root)
     store[:]
     before = store._shards._shard.cache_info().misses

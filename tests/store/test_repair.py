@@ -1,4 +1,4 @@
-"""Damage is found and named, taken back unit by unit, and extracted again byte for byte."""
+"""Damage is found and named; its units are revoked, and extracted again byte for byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.extraction import contents, extract
 
 INLINE = ("engine=inline", "engine.threads=1")
 UNIT = 3
-"""The unit that is damaged; it lies in its own slot."""
+"""The damaged unit; it is in the slot of the same number."""
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +35,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quiet(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound store."""
-    store = tmp_path_factory.mktemp("quiet") / "s"
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound store that was never disturbed."""
+    store = tmp_path_factory.mktemp("undisturbed") / "s"
     extract(folder, store, *INLINE)
     return store
 
 
 @pytest.fixture
-def store(quiet: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
-    return shutil.copytree(quiet, tmp_path / "s")
+def store(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of it that tests damage."""
+    return shutil.copytree(undisturbed, tmp_path / "s")
 
 
 def layout_at(store: Path) -> Layout:
@@ -68,12 +68,12 @@ def read_units(store: Path) -> int:
     return plan.n_units
 
 
-def at_work(store: Path) -> int:
-    """The slot of an attempt at the unit that has one shard so far, of a driver that is gone."""
+def running_attempt(store: Path) -> int:
+    """Return the slot of a running attempt of a killed driver; it has one shard so far."""
     slot = Ledger.open(store, read_units(store)).claim(UNIT, "dead", "ray", "then").slot
     path = store / layout_at(store).shard_key(0, slot)
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"at work")
+    path.write_bytes(b"running")
     return slot
 
 
@@ -105,10 +105,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_named_taken_back_and_extracted_again(
-    folder: Path, quiet: Path, store: Path, kind: str
+def test_damage_is_named_revoked_and_extracted_again(
+    folder: Path, undisturbed: Path, store: Path, kind: str
 ) -> None:
-    """Exactly the damaged unit, and byte for byte as it was."""
+    """Exactly the damaged unit, and with the same bytes."""
     damage, named = DAMAGES[kind]
     damage(store)
     found = verify_store(store)
@@ -122,14 +122,14 @@ def test_damage_is_named_taken_back_and_extracted_again(
     assert set(copy.list()) == set(LocalBackend(store).list())
     status = extract(folder, store, *INLINE)
     assert status.units_committed == status.units_total
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     found = verify_store(store)
     assert (found.ok, found.orphans) == (True, ())
     assert any(event["event"] == "unit_taken_back" for event in read_log(store))
 
 
-def test_several_units_at_once(folder: Path, quiet: Path, store: Path) -> None:
-    """Each is taken back, no other is touched."""
+def test_several_units_at_once(folder: Path, undisturbed: Path, store: Path) -> None:
+    """All of them are revoked, and no other unit changes."""
     layout = layout_at(store)
     flip(store / layout.shard_key(0, 0), 10)
     (store / layout.shard_key(7, 2)).unlink()
@@ -137,43 +137,43 @@ def test_several_units_at_once(folder: Path, quiet: Path, store: Path) -> None:
     untouched = {unit: (store / index_key(unit)).stat().st_mtime_ns for unit in (1,)}
     assert repair_store(store).units == [0, 2, 3]
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     assert {u: (store / index_key(u)).stat().st_mtime_ns for u in untouched} == untouched
 
 
 def test_a_stale_compaction_does_not_outlive_a_repair(
-    folder: Path, quiet: Path, store: Path
+    folder: Path, undisturbed: Path, store: Path
 ) -> None:
-    """Readers must not find the old place of a unit that is extracted again."""
+    """Readers must not use the old place of a unit that is extracted again."""
     assert (store / INDEX_CACHE).exists()
     flip(shard(store), 1000)
     repair_store(store)
     assert not (store / INDEX_CACHE).exists()
     extract(folder, store, *INLINE)
     assert read_unit(store, UNIT)["slot"][0].as_py() != UNIT
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
 def test_a_commit_removed_by_hand_does_not_leave_a_stale_compaction(
-    folder: Path, quiet: Path, store: Path
+    folder: Path, undisturbed: Path, store: Path
 ) -> None:
-    """Whoever removes an index file without the compaction gets the unit's new place, too."""
+    """If only the index file was removed, readers use the unit's new place, too."""
     (store / index_key(UNIT)).unlink()
     extract(folder, store, *INLINE)
     from pipeline.store.index import read_index
 
     rows = read_index(store).to_pylist()
     assert {row["slot"] for row in rows if row["unit"] == UNIT} != {UNIT}
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
-def test_garbage_is_named_and_swept(quiet: Path, store: Path) -> None:
-    """Half-written files, orphan slots and trails go; they are no damage."""
+def test_garbage_is_named_and_removed(undisturbed: Path, store: Path) -> None:
+    """Half-written files, orphan slots and markers; they are no damage."""
     layout = layout_at(store)
     n_units = len(list((store / "index").iterdir()))
     dead = Ledger.open(store, n_units).claim(UNIT, "dead", "ray", "then").slot
-    nobodys = dead + 3
-    for slot in (dead, nobodys):
+    unclaimed = dead + 3
+    for slot in (dead, unclaimed):
         path = store / layout.shard_key(0, slot)
         path.parent.mkdir(parents=True)
         path.write_bytes(b"orphan")
@@ -185,19 +185,19 @@ def test_garbage_is_named_and_swept(quiet: Path, store: Path) -> None:
     assert found.ok
     named = {orphan.path: orphan.what for orphan in found.orphans}
     assert f"unit {UNIT} is committed in slot {UNIT}" in named[f"slot {dead}"]
-    assert "without a claim" in named[f"slot {nobodys}"]
+    assert "without a claim" in named[f"slot {unclaimed}"]
     assert sum("half-written" in what for what in named.values()) == 2
     fixed = repair_store(store)
     assert (fixed.units, len(fixed.removed)) == ([], 5)
     assert not verify_store(store).orphans
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
 @pytest.mark.parametrize(
     "key", ["notes.txt", "index/copy of unit-1.parquet", "ledger/x", "features.zarr/frames/c/0/a"]
 )
-def test_foreign_files_are_named_and_left_alone(store: Path, key: str) -> None:
-    """What Strata did not write it does not remove."""
+def test_foreign_files_are_named_and_kept(store: Path, key: str) -> None:
+    """A repair removes only files that Strata wrote."""
     (store / key).write_text("mine")
     for found in (verify_store(store), repair_store(store).found):
         assert found.ok
@@ -205,8 +205,8 @@ def test_foreign_files_are_named_and_left_alone(store: Path, key: str) -> None:
     assert (store / key).read_text() == "mine"
 
 
-def test_an_unreadable_claim_is_written_anew(folder: Path, quiet: Path, store: Path) -> None:
-    """It would stop every run; deaths beside it are none, and stay."""
+def test_an_unreadable_claim_is_replaced(folder: Path, undisturbed: Path, store: Path) -> None:
+    """It would stop every run. Failure records in the same folder are no claims, and stay."""
     (store / ledger_key(1)).write_text("")
     record_failure(store, WorkerFailure(1, 1, DIED, "SIGSEGV", None, None, "r", "t"))
     with pytest.raises(DamagedError, match="--repair"):
@@ -215,16 +215,16 @@ def test_an_unreadable_claim_is_written_anew(folder: Path, quiet: Path, store: P
     assert fixed.claims == ["slot-1.json"]
     assert "1 unreadable claims" in fixed.summary()
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     assert verify_store(store).ok
     assert repair_store(store).claims == []
 
 
 @pytest.mark.parametrize("content", ["", '{"slot": 99, "unit": 1}'])
-def test_a_slot_whose_claim_is_lost_is_never_given_out_again(
-    folder: Path, quiet: Path, store: Path, content: str
+def test_a_slot_whose_claim_is_lost_is_never_claimed_again(
+    folder: Path, undisturbed: Path, store: Path, content: str
 ) -> None:
-    """Its worker may not have written yet: two attempts in one slot would mix their shards."""
+    """Its worker may still write: two attempts in one slot would mix their shards."""
     (store / index_key(UNIT)).unlink()
     n_units = read_units(store)
     slot = Ledger.open(store, n_units).claim(UNIT, "dead", "ray", "then").slot
@@ -232,18 +232,18 @@ def test_a_slot_whose_claim_is_lost_is_never_given_out_again(
     repair_store(store)
     assert Ledger.open(store, n_units).claim(UNIT, "next", "ray", "then").slot == slot + 1
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_slot_whose_claim_is_lost_is_spared_until_all_is_committed(
-    folder: Path, quiet: Path, store: Path, missing: bool
+def test_a_slot_whose_claim_is_lost_is_kept_until_all_is_committed(
+    folder: Path, undisturbed: Path, store: Path, missing: bool
 ) -> None:
-    """Half the shards of a worker that may yet commit must not be swept away.
+    """Shards of a worker that may still commit must not be removed.
 
     A unit that this very repair takes back is one that may yet be committed.
     """
-    slot = at_work(store)
+    slot = running_attempt(store)
     if missing:
         (store / index_key(UNIT)).unlink()
     else:
@@ -256,32 +256,30 @@ def test_a_slot_whose_claim_is_lost_is_spared_until_all_is_committed(
     extract(folder, store, *INLINE)
     assert [orphan.slot for orphan in repair_store(store).removed] == [slot]
     assert not path.exists()
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
 
 
-def test_attempts_at_a_unit_that_is_taken_back_are_spared(
-    folder: Path, quiet: Path, store: Path
-) -> None:
-    """As long as the unit was committed they could but lose; now one of them may commit."""
-    slot = at_work(store)
+def test_attempts_at_a_revoked_unit_are_kept(folder: Path, undisturbed: Path, store: Path) -> None:
+    """They could not commit before; now one of them may."""
+    slot = running_attempt(store)
     path = store / layout_at(store).shard_key(0, slot)
     flip(shard(store), 1000)
     fixed = repair_store(store)
     assert (fixed.units, fixed.removed) == ([UNIT], [])
     assert path.exists()
     extract(folder, store, *INLINE)
-    assert contents(store) == contents(quiet)
+    assert contents(store) == contents(undisturbed)
     assert not path.exists()
 
 
-def test_a_store_at_work_is_not_repaired(store: Path) -> None:
-    """A live driver's attempts are none of a repair's business."""
+def test_a_store_with_a_running_driver_is_not_repaired(store: Path) -> None:
+    """The repair is refused."""
     with Lease(store, "driver"), pytest.raises(StoreBusyError):
         repair_store(store)
 
 
-def test_a_sample_reads_some_units_and_looks_at_all(store: Path) -> None:
-    """Missing and cut files are found anywhere, flipped bits only where bytes are read."""
+def test_a_sample_reads_some_units_and_checks_the_files_of_all(store: Path) -> None:
+    """Missing and truncated files are found in all units, flipped bits only in the sample."""
     whole = verify_store(store)
     some = verify_store(store, sample=0.3)
     assert some.ok

@@ -23,7 +23,7 @@ TABLE = pa.table(
 
 
 def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
-    """Also in another process and however the columns are chunked: commits are byte-identical."""
+    """In another process and with other column chunks, too: commits are byte-identical."""
     chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)])
     assert bytes(parquet_bytes(chunked.combine_chunks())) == bytes(parquet_bytes(TABLE))
     code = "import sys; sys.path.insert(0, sys.argv[1]); import hashlib\n"
@@ -39,7 +39,7 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_sealed_file_is_plain_parquet(tmp_path: Path) -> None:
-    """Any Parquet reader opens it; read_parquet gives back the table with its own metadata."""
+    """Any Parquet reader opens it; `read_parquet` returns the table with its own metadata."""
     backend = LocalBackend(tmp_path)
     backend.put("t.parquet", [parquet_bytes(TABLE.replace_schema_metadata({"k": "v"}))])
     assert pq.read_table(tmp_path / "t.parquet").equals(TABLE)
@@ -55,7 +55,7 @@ SEALED = bytes(parquet_bytes(TABLE))
 
 @given(st.integers(0, len(SEALED) - 1), st.integers(0, 7))
 def test_any_flipped_bit_is_found(position: int, bit: int) -> None:
-    """Parquet alone misses most flips in its footer; the seal misses none."""
+    """Parquet alone misses most flips in its footer; the checksum misses none."""
     raw = bytearray(SEALED)
     raw[position] ^= 1 << bit
     with pytest.raises(DamagedError):
@@ -63,14 +63,14 @@ def test_any_flipped_bit_is_found(position: int, bit: int) -> None:
 
 
 @given(st.integers(0, len(SEALED) - 1))
-def test_any_cut_is_found(length: int) -> None:
-    """A torn file is damaged, however much of it is there."""
+def test_any_truncation_is_found(length: int) -> None:
+    """At any length."""
     with pytest.raises(DamagedError):
         parse_parquet(SEALED[:length], "t")
 
 
 def test_a_foreign_parquet_file_is_not_trusted(tmp_path: Path) -> None:
-    """A file without a seal was not written by strata, or its seal was hit."""
+    """A file without the checksum was not written by strata, or its checksum was damaged."""
     pq.write_table(TABLE.slice(0, 2), tmp_path / "t")
     with pytest.raises(DamagedError, match=r"/t .*not written by strata"):
         read_parquet(LocalBackend(tmp_path), "t")

@@ -1,4 +1,4 @@
-"""How far a store has come, as told by its commits and its run log."""
+"""Progress of a store, from its commits and its run log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT = {"audio_s": 12.0, "n_fp32": 2, "seconds": {"encode": 3.0, "write": 0.5}
 
 
 def log(root: Path, *events: tuple[str, str, float]) -> None:
-    """A run log of (run, event, second) lines."""
+    """Append (run, event, second) lines to a run log."""
     with (root / LOG).open("a") as file:
         for run_id, event, second in events:
             time = f"2025-01-01T00:00:{second:06.3f}+00:00"
@@ -28,7 +28,7 @@ def log(root: Path, *events: tuple[str, str, float]) -> None:
 
 
 def test_counts_come_from_the_commits(store: FakeStore) -> None:
-    """Whatever the log says or does not say."""
+    """Whatever is in the log."""
     found = read_status(store.root)
     assert (found.units_total, found.units_committed) == (5, 5)
     assert (found.utterances_total, found.utterances_ok, found.utterances_quarantined) == (
@@ -44,7 +44,7 @@ def test_counts_come_from_the_commits(store: FakeStore) -> None:
 
 
 def test_times_come_from_the_log(store: FakeStore) -> None:
-    """Rate of the last run that did anything; sums over all runs."""
+    """The rate of the last run that committed a unit; sums over all runs."""
     log(store.root, ("a", "run_started", 0), ("a", "unit_committed", 6), ("a", "run_ended", 8))
     log(store.root, ("b", "run_started", 10), ("b", "unit_committed", 12), ("c", "run_started", 20))
     found = read_status(store.root)
@@ -56,7 +56,7 @@ def test_times_come_from_the_log(store: FakeStore) -> None:
 
 
 def test_a_live_run_has_an_eta(tmp_path: Path) -> None:
-    """The rest of the audio at the last rate, while a driver holds the lease."""
+    """Remaining audio at the last rate, while a driver holds the lease."""
     store = begin_store(tmp_path, [300, 300])
     store.commit(0)
     log(tmp_path, ("a", "run_started", 0), ("a", "unit_committed", 2))
@@ -67,22 +67,22 @@ def test_a_live_run_has_an_eta(tmp_path: Path) -> None:
     assert found.eta_seconds == pytest.approx((320 * 300 + 80) / 16_000 / 6)
 
 
-def test_a_log_of_which_only_one_line_is_left_does_no_harm(store: FakeStore) -> None:
-    """No time has passed between the first and the last line that can be read."""
+def test_a_log_with_one_readable_line(store: FakeStore) -> None:
+    """No time passes between its first and last line, so there is no rate."""
     log(store.root, ("a", "unit_committed", 2))
     found = read_status(store.root)
     assert found.realtime_factor is None
     assert found.wall_seconds == 0
 
 
-def test_no_store_is_said(tmp_path: Path) -> None:
+def test_a_missing_store_is_reported(tmp_path: Path) -> None:
     """A path without a store has no status."""
     with pytest.raises(StoreNotFoundError):
         read_status(tmp_path)
 
 
-def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
-    """What is written after a crash begins on a line of its own."""
+def test_only_the_torn_line_is_lost(tmp_path: Path) -> None:
+    """The first event after a crash starts on a new line."""
     RunLog(tmp_path, "a").write("run_started", units=1)
     with (tmp_path / LOG).open("a") as file:
         file.write('{"time": "2025-01-01T00:00')
@@ -96,8 +96,8 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     ]
 
 
-def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
-    """On a full disk the error of the unit counts, not that of the diary."""
+def test_an_unwritable_log_does_not_stop_a_run(tmp_path: Path) -> None:
+    """On a full disk the error of the unit is reported, not that of the log."""
     (tmp_path / LOG).symlink_to("/dev/full")
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")

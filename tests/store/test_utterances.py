@@ -1,4 +1,4 @@
-"""What a reader sees of a store: keys, selections, snapshots, layers."""
+"""The utterances of a reader: keys, selections, snapshots, layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def expected(position, layers=(1, 2, 3), dim=8):
 
 
 def test_pieces_are_joined_in_every_layer(opened):
-    """An utterance in four pieces, in four units, reads as one."""
+    """An utterance in four pieces, in four units, is read as one."""
     assert np.array_equal(opened.read("utt-0005").numpy(), expected(5))
     assert opened.n_frames("utt-0005") == 700
 
@@ -55,7 +55,7 @@ def test_pieces_are_joined_in_every_layer(opened):
     layers=st.none() | st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=4),
 )
 def test_slices_of_frames_are_those_of_numpy(opened, position, start, stop, layers):
-    """Any slice of any layers, in any order, of any utterance is what NumPy would give."""
+    """Any slice of any layers, in any order, of any utterance."""
     read = opened.read(position, layers, start, stop)
     assert np.array_equal(read.numpy(), expected(position, layers or (1, 2, 3))[:, start:stop])
 
@@ -71,16 +71,16 @@ def test_indices_count_from_either_end_and_slice(opened):
             opened.read(wrong)
 
 
-def test_what_is_asked_for_twice_is_not_shared(opened):
-    """Equal keys in `read_many` give equal tensors of their own."""
+def test_repeated_keys_do_not_share_memory(opened):
+    """Equal keys in `read_many` give equal, separate tensors."""
     first, _, second = opened.read_many([3, 1, "utt-0003"])
     assert torch.equal(first, second)
     first.zero_()
     assert np.array_equal(second.numpy(), expected(3))
 
 
-def test_side_by_side_utterances_are_one_read(root, monkeypatch):
-    """A batch that is contiguous on disk costs one read per layer, whatever its order."""
+def test_adjacent_utterances_are_one_read(root, monkeypatch):
+    """A batch that is contiguous on disk takes one read per layer, in any order."""
     opened, reads = pipeline.open_store(root), []
     real = local.os.preadv
 
@@ -95,8 +95,8 @@ def test_side_by_side_utterances_are_one_read(root, monkeypatch):
     assert [offset for _, _, offset in reads] == [0, 0, 0]
 
 
-def test_a_missing_id_is_a_key_error_with_near_ones(opened):
-    """A typo is answered with the ids that look like it; a quarantined id with its reason."""
+def test_a_missing_id_is_a_key_error_with_similar_ids(opened):
+    """The message has similar ids, or the quarantine reason of the id."""
     with pytest.raises(KeyError, match="utt-0003"):
         opened.read("utt-003")
     with pytest.raises(UtteranceNotFoundError, match="no sound in it"):
@@ -105,8 +105,8 @@ def test_a_missing_id_is_a_key_error_with_near_ones(opened):
     assert "utt-0006" not in opened
 
 
-def test_ids_with_equal_hashes_are_told_apart(tmp_path, monkeypatch):
-    """Lookup compares the id itself: hashes that collide change nothing."""
+def test_ids_with_equal_hashes_are_distinguished(tmp_path, monkeypatch):
+    """A lookup compares the ids, too, so collisions do not matter."""
     make_store(tmp_path / "s", [5, 6, 7])
     monkeypatch.setattr(pipeline.store.read.catalogue.zlib, "crc32", lambda _: 7)
     store = pipeline.open_store(tmp_path / "s")
@@ -116,7 +116,7 @@ def test_ids_with_equal_hashes_are_told_apart(tmp_path, monkeypatch):
 
 
 def test_select_by_values_lists_classes_and_expressions(opened):
-    """A selection is a store of its own, in the same order; selections nest."""
+    """A selection is a store in the same order; selections can be nested."""
     some = opened.select(speaker=["speaker-0", "speaker-1"], digit="one")
     assert some.ids == ["utt-0001", "utt-0009"]
     assert np.array_equal(some.read(1).numpy(), expected(8))
@@ -131,7 +131,7 @@ def test_select_by_values_lists_classes_and_expressions(opened):
 
 
 def test_select_refuses_unknown_columns_and_classes(opened):
-    """The message names the columns, or the classes, that there are."""
+    """The message lists the existing columns or classes."""
     with pytest.raises(StoreError, match=r"speeker.*speaker"):
         opened.select(speeker="x")
     with pytest.raises(StoreError, match="speaker"):
@@ -141,7 +141,7 @@ def test_select_refuses_unknown_columns_and_classes(opened):
 
 
 def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
-    """While a job runs, a reader sees the units that were committed when it looked."""
+    """During a run a reader has the units that were committed when it was opened or refreshed."""
     root = tmp_path / "s"
     lengths = [200, 200, 200, 200]
     plan = make_store(root, lengths, units=[0, 2])
@@ -163,13 +163,13 @@ def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
 
 
 def test_an_utterance_with_a_missing_piece_is_not_visible(tmp_path):
-    """Only complete utterances count."""
+    """Only complete utterances are visible."""
     make_store(tmp_path / "s", [700, 100], pieces={0: 4}, units=[0, 1, 3, 4])
     assert pipeline.open_store(tmp_path / "s").ids == ["utt-0001"]
 
 
 def test_weighted_sum_is_the_naive_float32_sum_to_the_last_bit(opened):
-    """Blocks, pieces and the order on disk leave no trace in the sum."""
+    """Blocks, pieces and the order on disk do not change the sum."""
     weights = torch.tensor([0.3, -1.7, 0.123])
     for position in (3, 5, 8):
         layers = torch.from_numpy(expected(position)).float()
@@ -180,7 +180,7 @@ def test_weighted_sum_is_the_naive_float32_sum_to_the_last_bit(opened):
 
 
 def test_pooled_is_the_mean_over_frames(opened):
-    """Of every utterance and layer, also of one in pieces; layers in the order asked for."""
+    """Of every utterance and layer, in pieces or not; layers in the given order."""
     pooled = opened.pooled([3, 1])
     for position in range(len(ROWS)):
         mean = expected(position, (3, 1)).mean(1, dtype=np.float64)
@@ -188,7 +188,7 @@ def test_pooled_is_the_mean_over_frames(opened):
 
 
 def test_the_record_is_what_was_committed(opened):
-    """`record` has what the reader leaves out of its memory: checksums, samples, flags."""
+    """`record` has the columns that a reader does not keep: checksums, samples, flags."""
     record = opened.record("utt-0003")
     assert record["n_samples"] == 400 + 320 * 249
     assert len(record["crc32c"]) == 3
@@ -196,7 +196,7 @@ def test_the_record_is_what_was_committed(opened):
 
 
 def test_the_final_norm_is_applied_to_the_last_layer_alone(tmp_path):
-    """`final_norm=True` gives what s3prl takes for the last layer of a pre-norm model."""
+    """`final_norm=True` returns the last layer of a pre-norm model as s3prl does."""
     weight, bias = np.linspace(0.5, 2, 8), np.linspace(-1, 1, 8)
     norm = {"layer": 3, "weight": weight.tolist(), "bias": bias.tolist(), "eps": 1e-5}
     make_store(tmp_path / "s", [30, 20], features=noise, attributes={"final_norm": norm})
@@ -210,7 +210,7 @@ def test_the_final_norm_is_applied_to_the_last_layer_alone(tmp_path):
     assert torch.equal(store.read(1, [3, 1], final_norm=True), normed[[2, 0]])
 
 
-def test_a_final_norm_that_is_not_there_is_said(opened):
+def test_a_missing_final_norm_is_reported(opened):
     """A post-norm model has none."""
     with pytest.raises(StoreError, match="no final norm"):
         opened.read(0, final_norm=True)

@@ -1,4 +1,4 @@
-"""Verification finds what has been done to a store, and names it."""
+"""Verification finds every damage to a store, and names it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.fake_store import FakeStore, begin_store, make_store, plan_ro
 
 
 def test_a_sound_store_is_sound(store: FakeStore) -> None:
-    """With the right counts; the compaction changes nothing."""
+    """With the right counts, with or without a compaction."""
     found = verify_store(store.root)
     frames = sum(store.features(row).shape[1] for row in range(11) if row != 3)
     assert found == Verification((), 5, 5, 10, 1, frames * 3 * 4 * 2)
@@ -39,8 +39,8 @@ def test_a_sound_store_is_sound(store: FakeStore) -> None:
     assert verify_store(store.root) == found
 
 
-def test_units_that_are_missing_are_no_damage(tmp_path: Path) -> None:
-    """A store that is not finished is sound so far."""
+def test_missing_units_are_no_damage(tmp_path: Path) -> None:
+    """An unfinished store is sound."""
     store = begin_store(tmp_path, [300] * 3)
     assert verify_store(tmp_path) == Verification((), 0, 3, 0, 0, 0)
     store.commit(1)
@@ -49,29 +49,29 @@ def test_units_that_are_missing_are_no_damage(tmp_path: Path) -> None:
 
 
 def flip(path: Path, at: int, bit: int = 0) -> None:
-    """Flips one bit of a file."""
+    """Flip one bit of a file."""
     raw = bytearray(path.read_bytes())
     raw[at] ^= 1 << bit
     path.write_bytes(raw)
 
 
 def flip_payload(store: FakeStore) -> None:
-    """Frame 150 of unit 0 is in utterance 1."""
+    """Flip a bit of frame 150 of unit 0, which is in utterance 1."""
     flip(store.path(store.layout.shard_key(1, 0)), 150 * store.layout.dim * 2 + 3)
 
 
 def flip_shard_index(store: FakeStore) -> None:
-    """The index at the end of a shard."""
+    """Flip a bit of the index at the end of a shard."""
     flip(store.path(store.layout.shard_key(2, 0)), -7)
 
 
 def flip_shard_index_crc(store: FakeStore) -> None:
-    """The checksum of the index at the end of a shard."""
+    """Flip a bit of the checksum of that index."""
     flip(store.path(store.layout.shard_key(2, 0)), -1)
 
 
 def flip_beyond_the_last_frame(store: FakeStore) -> None:
-    """Unit 2 has 264 frames; those beyond are NaN in every layer."""
+    """Change a frame after the 264 frames of unit 2, which is NaN."""
     path = store.path(store.layout.shard_key(0, 2))
     matrix = np.memmap(path, "<f2", mode="r+", shape=(512, 4))
     assert np.isnan(matrix[500]).all()
@@ -80,56 +80,56 @@ def flip_beyond_the_last_frame(store: FakeStore) -> None:
 
 
 def truncate_shard(store: FakeStore) -> None:
-    """A shard without its last byte."""
+    """Remove the last byte of a shard."""
     path = store.path(store.layout.shard_key(0, 0))
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def empty_shard(store: FakeStore) -> None:
-    """A shard of no bytes, which Zarr might take for one that was never written."""
+    """Empty a shard, which Zarr may take for one that was never written."""
     store.path(store.layout.shard_key(0, 0)).write_bytes(b"")
 
 
 def lengthen_shard(store: FakeStore) -> None:
-    """A shard with something behind its index."""
+    """Append bytes to a shard."""
     with store.path(store.layout.shard_key(0, 0)).open("ab") as file:
         file.write(b"x")
 
 
 def remove_shard(store: FakeStore) -> None:
-    """Zarr reads a missing shard as fill, without an error."""
+    """Remove a shard, which Zarr then reads as fill."""
     store.path(store.layout.shard_key(1, 0)).unlink()
 
 
 def swap_shards(store: FakeStore) -> None:
-    """Two layers of one unit, each with a right index and right sizes."""
+    """Swap two layers of one unit, whose sizes and indexes are equal."""
     a, b = (store.path(store.layout.shard_key(axis, 0)) for axis in (0, 2))
     swap(a, b)
 
 
 def flip_pooled(store: FakeStore) -> None:
-    """A bit of the pooled chunk."""
+    """Flip a bit of the pooled chunk."""
     flip(store.path(store.layout.pooled_key(0)), 5)
 
 
 def truncate_pooled(store: FakeStore) -> None:
-    """A pooled chunk without its checksum."""
+    """Remove the checksum of the pooled chunk."""
     path = store.path(store.layout.pooled_key(0))
     path.write_bytes(path.read_bytes()[:-4])
 
 
 def empty_pooled(store: FakeStore) -> None:
-    """A pooled chunk of no bytes."""
+    """Empty the pooled chunk."""
     store.path(store.layout.pooled_key(0)).write_bytes(b"")
 
 
 def remove_pooled(store: FakeStore) -> None:
-    """A pooled chunk that is gone."""
+    """Remove the pooled chunk."""
     store.path(store.layout.pooled_key(0)).unlink()
 
 
 def wrong_pooled(store: FakeStore) -> None:
-    """A pooled vector that is off by one bit, with a right checksum."""
+    """Change a pooled vector by one bit, with a right checksum."""
     path = store.path(store.layout.pooled_key(0))
     values = np.frombuffer(path.read_bytes()[:-4], np.float32).copy()
     values[9] = np.nextafter(values[9], np.float32(np.inf))
@@ -137,31 +137,31 @@ def wrong_pooled(store: FakeStore) -> None:
 
 
 def tear_unit_index(store: FakeStore) -> None:
-    """Half a commit."""
+    """Truncate a commit."""
     path = store.path(index_key(0))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def flip_unit_index(store: FakeStore) -> None:
-    """One bit in the name of a carried column, which no Parquet checksum covers."""
+    """Flip a bit in the name of a carried column, which no Parquet checksum covers."""
     path = store.path(index_key(0))
     flip(path, path.read_bytes().rindex(b"speaker"))
 
 
 def swap(a: Path, b: Path) -> None:
-    """Exchanges two files."""
+    """Swap two files."""
     raw = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(raw)
 
 
 def swap_unit_indexes(store: FakeStore) -> None:
-    """Two commits under each other's name."""
+    """Swap two commits."""
     swap(store.path(index_key(0)), store.path(index_key(2)))
 
 
 def relabel(unit: int, change: Callable[[list[Record]], list[Record]], slot: int | None = None):
-    """A commit that lies, sealed as if the writer had made it so."""
+    """Return a function that writes a wrong commit with a right checksum."""
 
     def damage(store: FakeStore) -> None:
         _, records = store.buffer(unit)
@@ -176,7 +176,7 @@ def relabel(unit: int, change: Callable[[list[Record]], list[Record]], slot: int
 
 
 def change_first(**changes: object) -> Callable[[list[Record]], list[Record]]:
-    """The first record of a unit with other facts."""
+    """Return a function that changes the first record of a unit."""
     return lambda records: [replace(records[0], **changes), *records[1:]]
 
 
@@ -184,7 +184,7 @@ DAMAGES: dict[str, tuple[Callable[[FakeStore], None], list[int], str]] = {
     "payload bit": (flip_payload, [0], "layer 6 of utterance 'utterance-1' has a wrong checksum"),
     "shard index bit": (flip_shard_index, [0], r"c/2/0/0 is damaged"),
     "shard index crc bit": (flip_shard_index_crc, [0], r"c/2/0/0 is damaged"),
-    "value in nobody's frame": (flip_beyond_the_last_frame, [2], "layer 1 has values in frames"),
+    "value in an unused frame": (flip_beyond_the_last_frame, [2], "layer 1 has values in frames"),
     "truncated shard": (truncate_shard, [0], "c/0/0/0|utterance-0"),
     "empty shard": (empty_shard, [0], "c/0/0/0|utterance-0|slot 0 is not readable"),
     "lengthened shard": (lengthen_shard, [0], "c/0/0/0|utterance-0"),
@@ -252,7 +252,7 @@ DAMAGES: dict[str, tuple[Callable[[FakeStore], None], list[int], str]] = {
 
 
 def verify_in_memory(root: Path) -> Verification:
-    """Checks a copy of the store in memory; what it finds, with paths as in the folder."""
+    """Verify a copy of the store in memory; return the result with paths of the folder."""
     backend = in_memory(root)
     found = verify_store(backend)
     damages = tuple(
@@ -261,8 +261,8 @@ def verify_in_memory(root: Path) -> Verification:
     return replace(found, damages=damages)
 
 
-def in_other_words(found: Verification) -> Verification:
-    """Without what zarr-python says of a shard, and where it stops reading one."""
+def without_zarr_messages(found: Verification) -> Verification:
+    """Return the result without the messages of zarr-python, which differ between backends."""
     kept = [re.sub(r" \(\w+: .*\)$", "", item.problem) for item in found.damages]
     damages = [Damage(item.unit, text) for item, text in zip(found.damages, kept, strict=True)]
     return replace(found, damages=tuple(damages))
@@ -270,19 +270,19 @@ def in_other_words(found: Verification) -> Verification:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DAMAGES)
-def test_it_finds(store: FakeStore, name: str) -> None:
-    """Each damage is found in its unit alone, and said in words."""
+def test_damage_is_found(store: FakeStore, name: str) -> None:
+    """Each damage is found in its unit only, and described."""
     damage, units, pattern = DAMAGES[name]
     damage(store)
     found = verify_store(store.root)
     assert not found.ok
     assert found.damaged_units == units
-    assert in_other_words(verify_in_memory(store.root)) == in_other_words(found)
+    assert without_zarr_messages(verify_in_memory(store.root)) == without_zarr_messages(found)
     assert any(re.search(pattern, item.problem) for item in found.damages), found.damages
 
 
 def test_any_flipped_byte_of_a_unit_is_found(tmp_path: Path) -> None:
-    """Bytes all over every file of a unit: nothing that was committed is unprotected."""
+    """Random bytes of every file of a unit: no committed byte is unprotected."""
     store = make_store(tmp_path, [255, 200])
     random = np.random.default_rng(0)
     keys = (*store.layout.shard_keys(0), store.layout.pooled_key(0), index_key(0))
@@ -294,7 +294,7 @@ def test_any_flipped_byte_of_a_unit_is_found(tmp_path: Path) -> None:
         places = {*random.integers(0, size, 10).tolist(), 0, size - 1}
         for at in places:
             if key.startswith(FRAMES) and owned <= at < store.layout.shard_data_bytes:
-                continue  # a NaN that belongs to nobody may be another NaN
+                continue  # an unused frame; covered by another test
             flip(path, at, int(random.integers(8)))
             assert verify_store(tmp_path).damaged_units == [0], (key, at)
             path.write_bytes(sound)
@@ -309,8 +309,8 @@ def test_all_damaged_units_are_listed(store: FakeStore) -> None:
     assert verify_store(store.root).damaged_units == [0, 4]
 
 
-def test_progress_is_told_for_every_unit(store: FakeStore) -> None:
-    """Also for damaged ones."""
+def test_progress_is_called_for_every_unit(store: FakeStore) -> None:
+    """For damaged ones, too."""
     tear_unit_index(store)
     seen: list[int] = []
     verify_store(store.root, seen.append)
@@ -327,7 +327,7 @@ def test_a_slot_that_was_claimed_for_another_unit_is_found(store: FakeStore) -> 
 
 
 def test_a_commit_beyond_the_plan_is_found(store: FakeStore) -> None:
-    """A unit that the plan does not know."""
+    """A unit that is not in the plan."""
     _, records = store.buffer(0)
     table = store.index(9, 9, records)
     files.write_atomic(store.path(index_key(9)), [parquet_bytes(table)])
@@ -337,7 +337,7 @@ def test_a_commit_beyond_the_plan_is_found(store: FakeStore) -> None:
 
 
 def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
-    """Deferred and done later is right; done twice is a duplicate."""
+    """Deferred and then extracted is sound; extracted twice is a duplicate."""
     store = begin_store(tmp_path, [300, 300])
     plan = store.plan.extended(plan_rows([300, 300]).slice(1))
     write_plan(tmp_path, plan)
@@ -373,7 +373,7 @@ def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
 def test_zarr_documents_that_hide_the_features_are_damage(
     store: FakeStore, key: str, damage: str
 ) -> None:
-    """Strata itself would not notice; every other reader of the array would."""
+    """Strata does not use them, but every other reader of the arrays does."""
     path = store.path(f"{key}/zarr.json")
     if damage == "missing":
         path.unlink()
@@ -409,8 +409,8 @@ def test_a_store_that_another_tool_has_rewritten_is_sound(store: FakeStore) -> N
     np.testing.assert_array_equal(reader.read("utterance-7").numpy(), store.features(7))
 
 
-def test_no_plan_and_no_store_are_said(store: FakeStore, tmp_path: Path) -> None:
-    """One clear error each."""
+def test_a_missing_plan_or_store_is_reported(store: FakeStore, tmp_path: Path) -> None:
+    """With one clear error."""
     with pytest.raises(StoreNotFoundError):
         verify_store(tmp_path / "none")
     store.path(PLAN).unlink()
@@ -418,8 +418,8 @@ def test_no_plan_and_no_store_are_said(store: FakeStore, tmp_path: Path) -> None
         verify_store(store.root)
 
 
-def test_a_flipped_plan_is_said(store: FakeStore) -> None:
-    """The plan is what commits are checked against, so it is sealed too."""
+def test_a_flipped_bit_of_the_plan_is_found(store: FakeStore) -> None:
+    """Commits are compared with the plan, so it has a checksum, too."""
     path = store.path(PLAN)
     flip(path, path.stat().st_size // 3)
     with pytest.raises(StoreError, match=r"plan\.parquet has a wrong checksum"):

@@ -1,4 +1,4 @@
-"""The commit: a unit is visible whole, or not at all."""
+"""The commit: a unit is completely visible, or not at all."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_st
 
 
 def slot_files(store: FakeStore, slot: int) -> list[str]:
-    """Files of a slot that are there."""
+    """Return the keys of a slot's files that exist."""
     keys = (*store.layout.shard_keys(slot), store.layout.pooled_key(slot))
     return [key for key in keys if store.path(key).exists()]
 
 
 def partials(root: Path) -> list[Path]:
-    """Half-written files."""
+    """Return the half-written files."""
     return list(root.rglob("*.partial"))
 
 
 def test_a_commit_leaves_shards_pooled_and_index_and_nothing_else(tmp_path: Path) -> None:
-    """Every file of the slot has the size that the layout says; no partial file stays."""
+    """Every file of the slot has the size that the layout says; no half-written file remains."""
     store = begin_store(tmp_path, [300, 300])
     outcome = store.commit(1, slot=1)
     assert outcome.won
@@ -56,8 +56,8 @@ def test_a_commit_leaves_shards_pooled_and_index_and_nothing_else(tmp_path: Path
     assert partials(tmp_path) == []
 
 
-def test_the_second_commit_of_a_unit_loses_and_its_slot_is_gone(tmp_path: Path) -> None:
-    """The first one stays as it was, to the byte."""
+def test_the_second_commit_of_a_unit_loses_and_its_slot_is_removed(tmp_path: Path) -> None:
+    """The bytes of the first one do not change."""
     store = begin_store(tmp_path, [300])
     store.commit(0, slot=0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -86,7 +86,7 @@ for unit in range(plan.n_units):
 
 
 def test_of_two_racing_commits_exactly_one_wins(tmp_path: Path) -> None:
-    """50 rounds of two processes: the loser's slot is gone, the store is sound."""
+    """50 rounds of two processes: the loser's slot is removed, the store is sound."""
     n = 50
     store = begin_store(tmp_path, [300] * n)
     racers = [child(RACE, tmp_path, me) for me in (0, 1)]
@@ -120,8 +120,8 @@ print(n)
 )
 
 
-def test_a_commit_killed_at_any_step_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    """SIGKILL before each system call of the commit in turn; each unit is then done again."""
+def test_a_commit_killed_at_any_step_is_complete_or_invisible(tmp_path: Path) -> None:
+    """SIGKILL before each system call of the commit in turn; then each unit is committed again."""
     steps = int(finish(child(KILL_COMMIT, tmp_path)))
     assert 30 < steps < 199
     store = begin_store(tmp_path, [300] * 200)
@@ -196,7 +196,7 @@ print(json.dumps({
 
 
 def namespace() -> list[str] | None:
-    """A wrapper that mounts a 400 kB file system of its own at $1, where that is permitted."""
+    """Return a command that mounts a 400 kB file system at $1, where that is permitted."""
     script = (
         'mount -t tmpfs -o size=400k none "$0" && head -c 90000 /dev/zero > "$0/room" && exec "$@"'
     )
@@ -211,8 +211,8 @@ def namespace() -> list[str] | None:
     return None
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_visible(tmp_path: Path) -> None:
-    """A real small file system: NoSpaceError, the slot freed; all goes on once there is room."""
+def test_a_full_disk_is_reported_and_leaves_nothing_visible(tmp_path: Path) -> None:
+    """A real small file system: NoSpaceError, the slot is removed; with room, commits succeed."""
     wrapper = namespace()
     if wrapper is None:
         pytest.skip("mounting a small file system is not permitted here")
@@ -261,14 +261,14 @@ assert store.commit(1).won
 
 
 @pytest.mark.parametrize("limit", [1000, 4200])
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path, limit: int) -> None:
-    """The shard (1,000 bytes) or the unit's index (4,200) cannot be finished; then it can."""
+def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    """The shard (1,000 bytes) or the unit's index (4,200) exceeds a limit, which is then lifted."""
     assert "unit 1 (" in finish(child(LIMITED, tmp_path, limit))
     assert verify_store(tmp_path).ok
 
 
-def test_what_a_unit_does_not_use_is_nan(tmp_path: Path) -> None:
-    """Also when the buffer held a fuller unit before."""
+def test_unused_frames_are_nan(tmp_path: Path) -> None:
+    """Also if the unit before had more frames."""
     store = begin_store(tmp_path, [500, 100])
     full, _ = store.buffer(0)
     full.start(100)
@@ -290,7 +290,7 @@ def test_what_a_unit_does_not_use_is_nan(tmp_path: Path) -> None:
 def test_pooling_a_layer_alone_gives_the_same_bits(
     n_layers: int, n_frames: int, dim: int, seed: int, scale: float
 ) -> None:
-    """The writer pools all layers at once, the verifier one at a time, out of another memory."""
+    """The writer pools all layers at once, the verifier one at a time and from other memory."""
     random = np.random.default_rng(seed)
     buffer = UnitBuffer(Layout(tuple(range(n_layers)), dim, 1024, 1))
     values = scale * random.standard_normal((n_layers, n_frames, dim))
@@ -303,14 +303,14 @@ def test_pooling_a_layer_alone_gives_the_same_bits(
 
 
 def slot_writer(store: FakeStore, unit: int, slot: int) -> tuple[SlotWriter, pa.Table]:
-    """A writer of a unit that is in memory, and its index."""
+    """Return a writer of a unit, and the unit's index."""
     buffer, records = store.buffer(unit)
     return SlotWriter(store.root, buffer, unit, slot), store.index(unit, slot, records)
 
 
 def test_frames_may_come_in_any_order(tmp_path: Path) -> None:
-    """A unit that is written bit by bit has the bytes of one that is written at once."""
-    for name in ("at once", "bit by bit"):
+    """A unit that is written in parts has the bytes of one that is written at once."""
+    for name in ("at once", "in parts"):
         store = begin_store(tmp_path / name, [300])
         if name == "at once":
             store.commit(0)
@@ -326,11 +326,11 @@ def test_frames_may_come_in_any_order(tmp_path: Path) -> None:
     keys = [index_key(0), *slot_files(store, 0)]
     assert len(keys) == 5
     for key in keys:
-        assert len({(tmp_path / n / key).read_bytes() for n in ("at once", "bit by bit")}) == 1
+        assert len({(tmp_path / n / key).read_bytes() for n in ("at once", "in parts")}) == 1
 
 
-def test_a_unit_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    """Half-written shards are gone when the block is left, and were never visible."""
+def test_leaving_the_block_without_a_commit_leaves_nothing(tmp_path: Path) -> None:
+    """Half-written shards are removed and were never visible."""
     store = begin_store(tmp_path, [300])
     writer, _ = slot_writer(store, 0, 0)
     with writer:
@@ -359,8 +359,8 @@ def test_a_slot_whose_data_were_removed_is_not_committed(
 
 
 @pytest.mark.parametrize("when", ["before it is written", "before it is committed"])
-def test_a_store_that_vanishes_is_not_begun_anew(tmp_path: Path, when: str) -> None:
-    """Whenever it happens it is said at the commit, and nothing is made in its place."""
+def test_a_store_that_vanishes_is_not_recreated(tmp_path: Path, when: str) -> None:
+    """The commit reports it, and nothing is created at its path."""
     store = begin_store(tmp_path / "s", [300])
     writer, index = slot_writer(store, 0, 0)
     if when == "before it is written":
@@ -374,8 +374,8 @@ def test_a_store_that_vanishes_is_not_begun_anew(tmp_path: Path, when: str) -> N
     assert not store.root.exists()
 
 
-def test_no_store_is_said(tmp_path: Path) -> None:
-    """Nothing there, an empty folder, a file."""
+def test_a_missing_store_is_reported(tmp_path: Path) -> None:
+    """No folder, an empty folder, a file."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none", tmp_path, tmp_path / "file"):
         with pytest.raises(StoreNotFoundError, match="no store at"):
@@ -385,15 +385,15 @@ def test_no_store_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '"x"', '{"attributes": null}', '{"attributes": [1]}', "\xff"]
 )
-def test_unreadable_attributes_are_said(store: FakeStore, text: str) -> None:
-    """The group's zarr.json is what makes a store; without it nothing is guessed."""
+def test_unreadable_attributes_are_reported(store: FakeStore, text: str) -> None:
+    """Without the group's zarr.json nothing is known about a store."""
     (store.root / GROUP / "zarr.json").write_text(text, encoding="latin-1")
     with pytest.raises(DamagedError, match="restore it from a copy"):
         read_attributes(store.root)
 
 
 def test_another_format_version_is_refused(store: FakeStore) -> None:
-    """By number, both of them."""
+    """The message has both versions."""
     path = store.root / GROUP / "zarr.json"
     document = json.loads(path.read_text())
     document["attributes"]["format_version"] = 2
@@ -403,8 +403,8 @@ def test_another_format_version_is_refused(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["layers", "feature_dim", "frames_per_unit", "utterances_per_slot"])
-def test_attributes_that_spell_no_layout_are_said(store: FakeStore, key: str) -> None:
-    """A key that is missing, or a number that makes no sense."""
+def test_attributes_without_a_layout_are_reported(store: FakeStore, key: str) -> None:
+    """A missing key, or an invalid number."""
     good = attributes(store.layout)
     assert layout_of(good) == store.layout
     for bad in ({k: v for k, v in good.items() if k != key}, {**good, key: 0}, {**good, key: []}):
@@ -413,15 +413,15 @@ def test_attributes_that_spell_no_layout_are_said(store: FakeStore, key: str) ->
 
 
 def test_a_plan_of_another_shape_is_refused(store: FakeStore) -> None:
-    """A plan that was copied from elsewhere does not fit the arrays."""
+    """A plan that was copied from another store does not match the arrays."""
     layout = store.layout
     other = Layout(layout.layers, layout.dim, 2 * layout.frames_per_unit, 3)
     with pytest.raises(IdentityError, match="frames_per_unit=1024"):
         check_format_shape(attributes(layout), other, store.root)
 
 
-def test_resizing_keeps_what_is_there(store: FakeStore) -> None:
-    """More slots, same numbers; the attributes stay."""
+def test_resizing_keeps_data_and_attributes(store: FakeStore) -> None:
+    """More slots, the same values and attributes."""
     before = {path: path.read_bytes() for path in store.root.rglob("c/**/*") if path.is_file()}
     named = read_attributes(store.root)
     resize(store.root, store.layout, 40)
@@ -432,8 +432,8 @@ def test_resizing_keeps_what_is_there(store: FakeStore) -> None:
         assert shape[axis] == 40 * (store.layout.frames_per_unit if key == FRAMES else 1)
 
 
-def test_a_store_moves(store: FakeStore, tmp_path: Path) -> None:
-    """Nothing in it knows where it is."""
+def test_a_store_can_be_moved(store: FakeStore, tmp_path: Path) -> None:
+    """It does not contain its own path."""
     moved = tmp_path / "split=train" / "a b#c"
     moved.parent.mkdir()
     shutil.move(store.root, moved)
@@ -443,8 +443,8 @@ def test_a_store_moves(store: FakeStore, tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.read("utterance-7").numpy(), store.features(7))
 
 
-def test_a_group_is_only_there_when_its_arrays_are(tmp_path: Path) -> None:
-    """The group document comes last, so a store that opens is complete."""
+def test_the_group_document_is_written_last(tmp_path: Path) -> None:
+    """So a store that opens has its arrays."""
     layout = Layout((1,), 4, 256, 1)
     (tmp_path / FRAMES).mkdir(parents=True)
     (tmp_path / POOLED).write_text("in the way")
@@ -454,8 +454,8 @@ def test_a_group_is_only_there_when_its_arrays_are(tmp_path: Path) -> None:
         read_attributes(tmp_path)
 
 
-def test_two_stores_of_the_same_are_byte_identical(tmp_path: Path) -> None:
-    """Shards, pooled chunks and unit indexes are functions of what is put in."""
+def test_equal_stores_are_byte_identical(tmp_path: Path) -> None:
+    """Shards, pooled chunks and unit indexes depend on the features and records alone."""
     for name in ("a", "b"):
         store = begin_store(tmp_path / name, [300, 200, 400])
         for unit in (1, 0) if name == "a" else (0, 1):

@@ -1,4 +1,4 @@
-"""Collapsing: a weighted sum of the layers as a store of its own."""
+"""Collapse: the weighted sum of the layers of a store, as a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parent(tmp_path):
 
 
 def shards_of(root):
-    """The bytes of every unit's shard and pooled chunk, by unit, whatever its slot."""
+    """Return the shard and the pooled chunk of every unit, whatever its slot."""
     found = {}
     for path in sorted((root / "index").glob("unit-*.parquet")):
         slot = pq.read_table(path)["slot"][0].as_py()
@@ -43,7 +43,7 @@ def shards_of(root):
 
 
 def test_it_holds_the_weighted_sum_and_verifies(parent, tmp_path):
-    """Every utterance is the store's own weighted sum in float16; metadata and losses carry over.
+    """Every utterance is the parent's weighted sum in float16; metadata and quarantine are kept.
 
     The one layer has a number that no block has.
     """
@@ -69,8 +69,8 @@ def test_it_holds_the_weighted_sum_and_verifies(parent, tmp_path):
     ).abs().max() < 1e-2
 
 
-def test_it_says_where_it_comes_from(parent, tmp_path):
-    """Identity names parent and weights; provenance carries the parent's. No final norm remains."""
+def test_it_records_its_parent(parent, tmp_path):
+    """In identity (parent and weights) and provenance. The final norm is dropped."""
     pipeline.collapse(parent, tmp_path / "out", "average")
     attributes = pipeline.open_store(tmp_path / "out").attributes
     recorded = attributes["identity"]["collapse"]
@@ -83,8 +83,8 @@ def test_it_says_where_it_comes_from(parent, tmp_path):
 
 
 @pytest.mark.parametrize("step", ["shards", "commit"])
-def test_interrupted_and_run_again_it_ends_with_the_same_bytes(parent, tmp_path, monkeypatch, step):
-    """Killed in the third unit, before or after its shards are written: the rest is done alone."""
+def test_a_resumed_run_ends_with_the_same_bytes(parent, tmp_path, monkeypatch, step):
+    """Killed in the third unit, before or after its shards are written: only the rest is redone."""
     pipeline.collapse(parent, tmp_path / "whole", WEIGHTS)
     out = tmp_path / "out"
     real = pipeline.transforms.collapse.commit_unit
@@ -111,12 +111,12 @@ def test_interrupted_and_run_again_it_ends_with_the_same_bytes(parent, tmp_path,
     assert shards_of(out) == shards_of(tmp_path / "whole")
     assert verify_store(out).ok
     before = {path: path.stat().st_mtime_ns for path in out.rglob("0")}
-    pipeline.collapse(parent, out, WEIGHTS)  # nothing left: nothing written
+    pipeline.collapse(parent, out, WEIGHTS)  # complete: nothing is written
     assert {path: path.stat().st_mtime_ns for path in out.rglob("0")} == before
 
 
-def test_a_parent_that_grows_is_followed(tmp_path):
-    """Only what the parent has committed is summed; the next run takes the rest."""
+def test_a_growing_parent_is_followed(tmp_path):
+    """Only committed units of the parent are summed; the next run sums the rest."""
     lengths = [200, 200, 200]
     plan = make_store(tmp_path / "parent", lengths, features=noise, units=[0, 2])
     first = pipeline.collapse(tmp_path / "parent", tmp_path / "out", WEIGHTS)
@@ -129,7 +129,7 @@ def test_a_parent_that_grows_is_followed(tmp_path):
 
 
 def test_other_weights_are_another_store(parent, tmp_path):
-    """A store is never mixed: other weights are refused with the difference."""
+    """Other weights are refused, and the message has the difference."""
     pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
     with pytest.raises(IdentityError, match="collapse"):
         pipeline.collapse(parent, tmp_path / "out", "average")
@@ -139,8 +139,8 @@ def test_other_weights_are_another_store(parent, tmp_path):
         pipeline.collapse(parent, parent, WEIGHTS)
 
 
-def test_damage_is_not_passed_on(parent, tmp_path):
-    """A flipped bit in the parent ends the run with the file's name; layers of weight 0 count."""
+def test_damage_is_not_copied(parent, tmp_path):
+    """A flipped bit in the parent ends the run with the file's name, even with weight 0."""
     shard = parent / "features.zarr/frames/c/0/1/0"
     raw = bytearray(shard.read_bytes())
     raw[5] ^= 1
@@ -149,8 +149,8 @@ def test_damage_is_not_passed_on(parent, tmp_path):
         pipeline.collapse(parent, tmp_path / "out", [0, 0.5, 0.5])
 
 
-def test_a_sum_that_float16_does_not_hold_is_quarantined(tmp_path):
-    """Its reason says so, and the others are there."""
+def test_a_sum_beyond_float16_is_quarantined(tmp_path):
+    """With the reason; the other utterances have features."""
     make_store(
         tmp_path / "parent",
         [20, 30],
@@ -165,7 +165,7 @@ def test_a_sum_that_float16_does_not_hold_is_quarantined(tmp_path):
 
 
 def test_one_driver_at_a_time_and_room_on_the_disk(parent, tmp_path, monkeypatch):
-    """A second driver is refused, and so is what does not fit."""
+    """A second driver is refused, and so is a run that does not fit."""
     with Lease(tmp_path / "out", "other"), pytest.raises(StoreBusyError):
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
     usage = type("Usage", (), {"free": 10})
@@ -174,8 +174,8 @@ def test_one_driver_at_a_time_and_room_on_the_disk(parent, tmp_path, monkeypatch
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
 
 
-def test_weights_come_from_many_places(tmp_path):
-    """Numbers, text, files, and the state of a trained weighted sum, softmaxed."""
+def test_weights_are_read_from_numbers_text_and_files(tmp_path):
+    """And from the state of a trained weighted sum, with a softmax."""
     (tmp_path / "w.json").write_text(json.dumps(WEIGHTS))
     np.save(tmp_path / "w.npy", np.array(WEIGHTS))
     torch.save(torch.tensor(WEIGHTS), tmp_path / "w.pt")
@@ -200,6 +200,6 @@ def test_weights_come_from_many_places(tmp_path):
     "wrong", [[1.0, 2.0], [1.0, 2.0, float("nan")], "avrage", "[1, 2", "[[1, 2, 3]]"]
 )
 def test_weights_that_do_not_fit_are_refused(wrong):
-    """Too few, not finite, no file, no list."""
+    """Too few, not finite, not a file, not a list."""
     with pytest.raises(ConfigError, match="weights"):
         read_weights(wrong, 3)
