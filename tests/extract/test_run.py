@@ -152,8 +152,8 @@ def test_sigkill_of_the_driver_loses_nothing(
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
     assert contents(disturbed) == contents(finished)
     assert verify_store(disturbed).ok
     assert not list(disturbed.rglob("*.partial"))
