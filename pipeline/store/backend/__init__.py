@@ -1,6 +1,5 @@
-"""Where the bytes of a store lie: objects under keys, on a file system or in memory.
+"""Storage of stores: objects under keys, on a file system or in memory.
 
-In: keys and bytes. Out: bytes. `base.py` is the contract, `opening.py` makes a backend of a path,
-and each other file is one kind of storage. Nothing outside this folder touches the file system for
-a store.
+In: keys and bytes. Out: bytes. `base.py` is the contract, `opening.py` returns the backend of a
+path, `local.py` and `memory.py` are implementations. Only this room accesses the files of a store.
 """

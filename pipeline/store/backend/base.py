@@ -1,8 +1,8 @@
 """The contract of a storage backend.
 
 A store is a set of objects. An object has a key: a relative path with forward slashes, such as
-`index/unit-3.parquet`. What a key means is `store/format`'s business, where its bytes lie is the
-backend's. `tests/store/test_backends.py` holds every implementation to this contract.
+`index/unit-3.parquet`. `store/format` defines the keys; a backend stores the bytes.
+`tests/store/test_backends.py` tests every implementation against this contract.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class LocalBackend(Backend):
         """Read a whole file."""
         try:
             return (self._root / key).read_bytes()
-        except NotADirectoryError as error:  # a file lies where one of its folders should
+        except NotADirectoryError as error:  # a file in place of one of its folders
             raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
 
     def open_reader(self, key: str) -> LocalReader:

@@ -1,8 +1,8 @@
 """One live driver per store: a lease with a heartbeat.
 
-The lease is a small file that names its holder and is touched while the holder runs. A lease is
-expired when its process is known to be gone (same host and pid namespace) or, where that cannot be
-told (another host, a process that the system hides), when its heartbeat is older than
+The lease is a small file that names its holder and is touched while the holder runs. A lease has
+expired when its process is known to be gone (same host and pid namespace). Where that is unknown
+(another host, a process that the system hides), it has expired when its heartbeat is older than
 `STALE_AFTER_S`. An expired lease is taken over.
 
 Taking, taking over and releasing a lease happen under a lock on `lease.lock`: between the decision

@@ -1,7 +1,7 @@
 """Codecs: how frame values are stored.
 
-The codec of a store is part of its identity. `tests/store/test_codecs.py` holds every
-implementation to the contract of `Codec`.
+The codec of a store is part of its identity. `tests/store/test_codecs.py` tests every
+implementation against the contract of `Codec`.
 """
 
 from __future__ import annotations
