@@ -17,6 +17,21 @@ settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Distribute tests over processes (`pytest -n 2 --dist loadgroup`).
+
+    The tests of a module stay in one process, and share its fixtures. All tests that use Ray stay
+    in one process and run first: two sessions at once would compete for memory and for the CPUs,
+    and they take longest.
+    """
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        group = "ray" if item.get_closest_marker("ray") else module
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Refuse connections to other machines: tests run without a network."""
