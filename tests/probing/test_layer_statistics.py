@@ -258,6 +258,7 @@ def test_the_table_of_the_layers(found):
     assert rows[3][HEAD.index("rank")] == rows[3][HEAD.index("next")] == "–"
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(
     find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
 )

@@ -308,6 +308,7 @@ def contrast(one: str, other: str) -> float:
     return (max(levels) + 0.05) / (min(levels) + 0.05)
 
 
+@pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("kind", ["classes", "texts"])
 def test_a_browser_shows_every_chart_and_loads_nothing_else(kind, class_folder, text_folder):
@@ -330,6 +331,7 @@ def test_a_browser_shows_every_chart_and_loads_nothing_else(kind, class_folder, 
         }
 
 
+@pytest.mark.browser
 @needs_browser
 def test_a_browser_paints_light_and_dark(class_folder, tmp_path):
     """Paper and test scores have the colours of the reader's scheme."""
@@ -343,6 +345,7 @@ def test_a_browser_paints_light_and_dark(class_folder, tmp_path):
             assert (pixels == wanted).all(1).sum() > least, name
 
 
+@pytest.mark.browser
 @needs_browser
 def test_the_browser_test_detects_a_request(tmp_path):
     """A page that loads pictures over http or https is detected."""
