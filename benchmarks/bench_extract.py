@@ -50,9 +50,9 @@ from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.documents import write_group
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
-from pipeline.store.write.documents import write_group
 
 HF_BATCH = 8
 MAX_BATCH_FRAMES = round(BATCH_S["cpu"] * 50)

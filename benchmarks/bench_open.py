@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import files
+from pipeline.store.documents import write_group
 from pipeline.store.format.identity import make_identity
 from pipeline.store.format.layout import FORMAT_VERSION, INDEX_CACHE, Layout, index_key
 from pipeline.store.format.records import FIELDS, OK
 from pipeline.store.serialization import parquet_bytes
-from pipeline.store.write.documents import write_group
 
 PER_UNIT = 100
 FRAMES = 590

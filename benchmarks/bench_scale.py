@@ -42,13 +42,13 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
+from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import index_key, ledger_key
 from pipeline.store.format.records import FIELDS
 from pipeline.store.index import compact, drop_cache
 from pipeline.store.maintain.status import read_status
 from pipeline.store.serialization import json_bytes, parquet_bytes
-from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
 SPEAKERS = 251
 LAYERS = 12

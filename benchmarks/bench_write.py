@@ -28,9 +28,11 @@ import pyarrow as pa
 import tensorstore
 import zarr
 
+from pipeline.store.documents import write_group
 from pipeline.store.format.layout import FRAMES, Layout
 from pipeline.store.format.records import Record, records_table
-from pipeline.store.write.documents import UnitBuffer, commit_unit, write_group
+from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.slot import commit_unit
 
 LAYERS = tuple(range(1, 13))
 DIM = 768

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.coordination.run_log import read_log
+from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.layout import index_key
 from pipeline.store.index import committed_units
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 
 NO_OWNER = ("without a claim", "is lost")
 """Words of `verify` for a slot whose owner is unknown."""

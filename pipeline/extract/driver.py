@@ -27,10 +27,10 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
+from pipeline.store.documents import resize, write_plan
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
-from pipeline.store.write.documents import resize, write_plan
 
 POLL_S = 1.0
 GRACE_S = 20.0

@@ -37,11 +37,11 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
+from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.format.layout import GROUP, Layout
 from pipeline.store.format.plan import Plan, round_up_to_chunk
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.maintain.status import Status, read_status
-from pipeline.store.write.documents import read_plan, write_plan
 
 Decode = Callable[[Segment, int], Decoded]
 

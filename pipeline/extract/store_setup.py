@@ -20,15 +20,10 @@ from pipeline.sources.base import Source
 from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
+from pipeline.store.documents import check_format_shape, read_attributes, resize, write_group
 from pipeline.store.format.identity import Identity, check_same, make_identity
 from pipeline.store.format.layout import ATTRIBUTES, FORMAT_VERSION, Layout
 from pipeline.store.format.plan import Plan
-from pipeline.store.write.documents import (
-    check_format_shape,
-    read_attributes,
-    resize,
-    write_group,
-)
 
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
 _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")

@@ -29,7 +29,8 @@ from pipeline.sources.opening import open_source
 from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
 from pipeline.store.format import records
 from pipeline.store.format.records import Record, records_table
-from pipeline.store.write.slot import CommitOutcome, SlotWriter, UnitBuffer
+from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.slot import CommitOutcome, SlotWriter
 
 __all__ = ["Job", "UnitReport", "UnitTask", "Worker"]
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.probing.labels import Fold, first_few, read_texts
+from pipeline.store.documents import read_plan
 from pipeline.store.read.features import FeatureStore
-from pipeline.store.write.documents import read_plan
 
 SPEAKER_PREFIXES = ("speaker", "spk")
 RECORDING_PREFIXES = ("recording", "source")

@@ -1,4 +1,4 @@
-"""Old path of `Catalogue`, which stores pickled by version 0.1.0 name."""
+"""Compatibility import for stores pickled by version 0.1.0."""
 
 from pipeline.store.read.catalogue import Catalogue
 

@@ -1,4 +1,4 @@
-"""Old path of `Layout`, which stores pickled by version 0.1.0 name."""
+"""Compatibility import for stores pickled by version 0.1.0."""
 
 from pipeline.store.format.layout import Layout
 

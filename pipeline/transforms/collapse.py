@@ -31,6 +31,15 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.documents import (
+    check_format_shape,
+    layout_of,
+    read_attributes,
+    read_plan,
+    resize,
+    write_group,
+    write_plan,
+)
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
@@ -39,18 +48,8 @@ from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into
-from pipeline.store.write.documents import (
-    UnitBuffer,
-    check_format_shape,
-    commit_unit,
-    crc32c,
-    layout_of,
-    read_attributes,
-    read_plan,
-    resize,
-    write_group,
-    write_plan,
-)
+from pipeline.store.write.buffer import UnitBuffer, crc32c
+from pipeline.store.write.slot import commit_unit
 from pipeline.transforms.layer_weights import read_weights
 
 Row = dict[str, Any]

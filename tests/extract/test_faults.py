@@ -34,10 +34,10 @@ from pipeline.store.coordination.worker_failures import (
     read_failures,
     record_failure,
 )
+from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.layout import ledger_key
 from pipeline.store.maintain.status import Status, read_status
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, contents, extract, overrides

@@ -23,13 +23,14 @@ from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
+from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import open_store
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.documents import write_group, write_plan
-from pipeline.store.write.slot import SlotWriter, crc32c
+from pipeline.store.write.buffer import crc32c
+from pipeline.store.write.slot import SlotWriter
 
 LAYERS = (1, 2, 3)
 WINDOWING = Windowing(GEOMETRY, max_window_s=4.0, context_s=0.5)

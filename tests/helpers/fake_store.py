@@ -18,16 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.layout import FORMAT_VERSION, Layout
 from pipeline.store.format.plan import SCHEMA, Plan, make_plan
 from pipeline.store.format.records import OK, QUARANTINED, Record, records_table
-from pipeline.store.write.documents import (
-    CommitOutcome,
-    UnitBuffer,
-    commit_unit,
-    write_group,
-    write_plan,
-)
+from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.slot import CommitOutcome, commit_unit
 
 LAYERS = (1, 6, 12)
 DIM = 4

@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store import index as index_files
+from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.identity import make_identity
 from pipeline.store.format.layout import FORMAT_VERSION, Layout
 from pipeline.store.format.plan import SCHEMA, Plan, make_plan
 from pipeline.store.format.records import OK, QUARANTINED, Record, records_table
-from pipeline.store.write.documents import UnitBuffer, commit_unit, write_group, write_plan
+from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.slot import commit_unit
 
 RATE_HZ = 16_000
 

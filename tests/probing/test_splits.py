@@ -19,8 +19,8 @@ from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import make_split
 from pipeline.probing.stratified_split import stratified_group_split, stratified_split
+from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.read.features import open_store
-from pipeline.store.write.documents import read_plan, write_plan
 from tests.helpers.planted_stores import planted, write_planted
 
 N = 120

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.store.documents import resize
 from pipeline.store.format.layout import FRAMES, INDEX_DIR, LEDGER_DIR, POOLED, index_key
 from pipeline.store.index import compact, read_unit
 from pipeline.store.maintain.cleanup import sweep
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.read.features import open_store
-from pipeline.store.write.documents import commit_unit, resize
+from pipeline.store.write.slot import commit_unit
 from tests.helpers.fake_store import FakeStore, begin_store
 
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import StoreError
+from pipeline.store.documents import layout_of
 from pipeline.store.format.codecs import DEFAULT_CODEC, FLOAT16, Codec, codec_of
 from pipeline.store.format.identity import make_identity
 from pipeline.store.format.layout import CHUNK_FRAMES, Layout
 from pipeline.store.tensors import decode_into, encode_into, torch_dtype
-from pipeline.store.write.documents import layout_of
-from pipeline.store.write.slot import UnitBuffer
+from pipeline.store.write.buffer import UnitBuffer
 from tests.helpers.fake_store import attributes
 
 CODECS = (FLOAT16,)

@@ -15,8 +15,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.store.documents import write_group
 from pipeline.store.format.layout import FRAMES, GROUP, POOLED, Layout
-from pipeline.store.write.documents import write_group
 from tests.helpers.fake_store import FakeStore, attributes
 
 layouts = st.builds(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
+from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import (
     DEFAULT_FRAMES_PER_UNIT,
@@ -21,7 +22,6 @@ from pipeline.store.format.plan import (
     make_plan,
 )
 from pipeline.store.serialization import parquet_bytes
-from pipeline.store.write.documents import read_plan, write_plan
 from tests.helpers.fake_store import plan_rows
 
 corpora = st.lists(st.integers(0, 3_000), max_size=80)

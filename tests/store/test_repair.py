@@ -15,11 +15,11 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import read_log
 from pipeline.store.coordination.worker_failures import DIED, WorkerFailure, record_failure
+from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.layout import INDEX_CACHE, Layout, index_key, ledger_key, marker_key
 from pipeline.store.index import read_unit
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.write.documents import layout_of, read_attributes, read_plan
 from tests.helpers.backends import in_memory
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import contents, extract

@@ -15,13 +15,15 @@ import zarr
 
 from pipeline import files
 from pipeline.errors import DamagedError, StoreError, StoreNotFoundError
+from pipeline.store.documents import write_plan
 from pipeline.store.format.layout import FRAMES, PLAN, POOLED, index_key, ledger_key
 from pipeline.store.format.records import DEFERRED, OK, Record
 from pipeline.store.index import compact
 from pipeline.store.maintain.verify import Damage, Verification, verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.serialization import parquet_bytes
-from pipeline.store.write.documents import commit_unit, crc32c, write_plan
+from pipeline.store.write.buffer import crc32c
+from pipeline.store.write.slot import commit_unit
 from tests.helpers.backends import in_memory
 from tests.helpers.fake_store import FakeStore, begin_store, make_store, plan_rows
 
@@ -356,7 +358,7 @@ def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
             records, deferred = [late], records
         index = store.index(unit, store.claim(unit), records)
         assert commit_unit(tmp_path, buffer, unit, unit, index).won
-    from pipeline.store.write.documents import resize
+    from pipeline.store.documents import resize
 
     resize(tmp_path, store.layout, 3)
     assert verify_store(tmp_path).ok

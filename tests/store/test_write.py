@@ -14,21 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
+from pipeline.store.documents import (
+    check_format_shape,
+    layout_of,
+    read_attributes,
+    resize,
+    write_group,
+)
 from pipeline.store.format.layout import FRAMES, GROUP, POOLED, Layout, index_key
 from pipeline.store.index import committed_units, read_unit
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.write import slot as slot_module
-from pipeline.store.write.documents import (
-    UnitBuffer,
-    check_format_shape,
-    crc32c,
-    layout_of,
-    pool,
-    read_attributes,
-    resize,
-    write_group,
-)
+from pipeline.store.write.buffer import UnitBuffer, crc32c, pool
 from pipeline.store.write.slot import SlotWriter
 from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
 
@@ -73,7 +71,7 @@ RACE = (
 import sys
 from pathlib import Path
 from tests.helpers.fake_store import FakeStore, Layout, LAYERS, DIM
-from pipeline.store.write.documents import read_plan
+from pipeline.store.documents import read_plan
 root, me = Path(sys.argv[1]), int(sys.argv[2])
 plan = read_plan(root)
 layout = Layout(LAYERS, DIM, plan.frames_per_unit, plan.utterances_per_slot)
@@ -149,7 +147,7 @@ from pipeline.store.format.layout import Layout
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.read.features import open_store
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.write.documents import resize
+from pipeline.store.documents import resize
 root = Path(sys.argv[1]) / "store"
 store = begin_store(root, [500] * 40)
 filler = Path(sys.argv[1]) / "filler"

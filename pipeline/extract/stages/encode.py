@@ -21,7 +21,7 @@ from pipeline.store.format import records
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.plan import make_batches
 from pipeline.store.tensors import encode_into, torch_dtype
-from pipeline.store.write.slot import UnitBuffer
+from pipeline.store.write.buffer import UnitBuffer
 
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
 OnFinal = Callable[[Utterance], None]

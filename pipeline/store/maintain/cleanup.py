@@ -19,7 +19,7 @@ from pipeline.store.format.layout import (
     Layout,
     marker_key,
 )
-from pipeline.store.write.documents import discard_slot
+from pipeline.store.write.slot import discard_slot
 
 
 def sweep(store: Location, layout: Layout) -> list[int]:

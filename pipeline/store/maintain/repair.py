@@ -20,17 +20,12 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import CLAIM_NAME, UNKNOWN_UNIT, Claim, Ledger
 from pipeline.store.coordination.run_log import RunLog, now
+from pipeline.store.documents import layout_of, read_attributes, read_plan, resize
 from pipeline.store.format.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
 from pipeline.store.maintain.orphans import Orphan
 from pipeline.store.maintain.verify import Verification, verify_store
 from pipeline.store.serialization import json_bytes
-from pipeline.store.write.documents import (
-    discard_slot,
-    layout_of,
-    read_attributes,
-    read_plan,
-    resize,
-)
+from pipeline.store.write.slot import discard_slot
 
 
 @dataclass(frozen=True)

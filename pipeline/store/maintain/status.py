@@ -15,7 +15,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.run_log import read_log
-from pipeline.store.write.documents import read_attributes, read_plan
+from pipeline.store.documents import read_attributes, read_plan
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
 

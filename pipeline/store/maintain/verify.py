@@ -19,20 +19,14 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import open_array
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
+from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.documents import (
-    check_format_shape,
-    crc32c,
-    layout_of,
-    pool,
-    read_attributes,
-    read_plan,
-)
+from pipeline.store.write.buffer import crc32c, pool
 
 Row = dict[str, Any]
 

@@ -18,12 +18,12 @@ from pipeline.errors import StoreError, UtteranceNotFoundError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.documents import layout_of, read_attributes
 
 Key = str | int
 _WHOLE_NUMBERS = (int, np.integer)

@@ -1,16 +1,10 @@
-"""Documents of a store: its plan and its Zarr metadata; and the commit of a whole unit.
-
-`commit_unit` commits a unit that is completely in memory. A worker, whose features arrive batch by
-batch, uses `SlotWriter`.
-"""
+"""Documents of a store: its plan, its Zarr metadata, and the attributes of its group."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
 from pipeline.store.backend.base import Location
@@ -29,30 +23,6 @@ from pipeline.store.format.layout import (
 )
 from pipeline.store.format.plan import Plan
 from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
-from pipeline.store.write.slot import (
-    CommitOutcome,
-    SlotWriter,
-    UnitBuffer,
-    crc32c,
-    discard_slot,
-    pool,
-)
-
-__all__ = [
-    "CommitOutcome",
-    "UnitBuffer",
-    "check_format_shape",
-    "commit_unit",
-    "crc32c",
-    "discard_slot",
-    "layout_of",
-    "pool",
-    "read_attributes",
-    "read_plan",
-    "resize",
-    "write_group",
-    "write_plan",
-]
 
 
 def write_plan(store: Location, plan: Plan) -> None:
@@ -161,29 +131,3 @@ def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Locati
     stored = layout_of(attributes)
     if stored != layout:
         raise IdentityError(f"store {store} has {stored}, but its plan requires {layout}")
-
-
-def commit_unit(
-    store: Location, buffer: UnitBuffer, unit: int, slot: int, index: pa.Table
-) -> CommitOutcome:
-    """Write a unit into its slot and commit it.
-
-    Args:
-        store: The store.
-        buffer: The unit's features.
-        unit: Number of the unit.
-        slot: Slot that this attempt has claimed.
-        index: The unit's index rows (`records_table`).
-
-    Returns:
-        Whether this attempt won. If another one has committed the unit, the data of this one are
-        removed.
-
-    Raises:
-        NoSpaceError: The disk is full. Nothing is visible.
-        StoreError: The store cannot be written.
-    """
-    with SlotWriter(store, buffer, unit, slot) as writer:
-        writer.write(0, buffer.layout.frames_per_unit)
-        writer.complete()
-        return writer.commit(index)
