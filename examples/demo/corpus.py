@@ -137,6 +137,8 @@ def make_corpus(out: Path) -> tuple[int, float]:
     """Synthesise the corpus and save it to `out`; return its number of clips and seconds."""
     from datasets import Audio, ClassLabel, Dataset, Features, Value, disable_progress_bars
 
+    from pipeline.sources.torchcodec_import import importable_torchcodec
+
     disable_progress_bars()
     synthesiser, seconds, rows = Synthesiser(), 0.0, []
     pause = bytes(2 * round(PAUSE_S * synthesiser.rate_hz))
@@ -164,7 +166,9 @@ def make_corpus(out: Path) -> tuple[int, float]:
     )
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        Dataset.from_list(rows, features=features).save_to_disk(temporary / "corpus")
+        with importable_torchcodec():
+            dataset = Dataset.from_list(rows, features=features)
+        dataset.save_to_disk(temporary / "corpus")
         (temporary / "corpus").rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
