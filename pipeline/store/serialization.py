@@ -78,8 +78,20 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     if crc != int(seal[1], 16):
         raise DamagedError(f"{name} has a wrong checksum")
     try:
-        table = pq.ParquetFile(pa.BufferReader(raw)).read(None if columns is None else [*columns])
+        content = pa.BufferReader(_arrow_buffer(raw))
+        table = pq.ParquetFile(content).read(None if columns is None else [*columns])
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"{name} is not a Parquet file: {error}") from error
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
     return table.replace_schema_metadata(metadata or None)
+
+
+def _arrow_buffer(raw: bytes) -> pa.Buffer:
+    """Copy bytes into memory that belongs to Arrow.
+
+    A thread of Arrow that is the last to release a buffer of Python needs the interpreter's lock,
+    and aborts the process if the interpreter is exiting.
+    """
+    buffer = pa.allocate_buffer(len(raw))
+    memoryview(buffer).cast("B")[:] = raw
+    return buffer
