@@ -40,7 +40,7 @@ from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.format.layout import GROUP, Layout
 from pipeline.store.format.plan import Plan, round_up_to_chunk
-from pipeline.store.maintain.cleanup import sweep
+from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.status import Status, read_status
 
 Decode = Callable[[Segment, int], Decoded]
@@ -247,7 +247,7 @@ def _finalise(backend: Backend, layout: Layout, failures: Mapping[int, Exception
     Raises:
         RunError: Units were given up.
     """
-    sweep(backend, layout)
+    remove_leftovers(backend, layout)
     if not index_files.is_compact(backend):
         index_files.refresh_cache(backend)
     if failures:

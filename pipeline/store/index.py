@@ -1,4 +1,4 @@
-"""The committed rows of a store: one Parquet file per unit, and their compaction.
+"""The committed rows of a store: one Parquet file per unit, and a cache of them.
 
 `index.parquet` is only a cache of the unit files: a unit is committed if and only if its file
 exists. The cache must be removed before a commit is revoked.
@@ -57,7 +57,7 @@ def read_index(
 ) -> pa.Table:
     """Read the rows of all committed units, by unit and position.
 
-    Units that the compaction lacks are read from their files.
+    Units that the cache lacks are read from their files.
 
     Args:
         store: The store.
@@ -147,25 +147,25 @@ def compact(store: Location) -> pa.Table:
 
 
 def refresh_cache(store: Location) -> None:
-    """Add the units committed since to `index.parquet`, which must not have revoked ones."""
+    """Add newly committed units to `index.parquet`, which must not hold revoked ones."""
     backend = open_backend(store)
     backend.put(INDEX_CACHE, [parquet_bytes(read_index(backend))])
 
 
 def cached_units(store: Location) -> set[int]:
-    """Return the units that the compaction covers."""
+    """Return the units that the cache covers."""
     cached = _read_cache(open_backend(store), columns=["unit"])
     return set() if cached is None else set(pc.unique(cached["unit"]).to_pylist())
 
 
 def is_compact(store: Location) -> bool:
-    """Return whether the compaction covers exactly the committed units."""
+    """Return whether the cache covers exactly the committed units."""
     backend = open_backend(store)
     return backend.exists(INDEX_CACHE) and sorted(cached_units(backend)) == committed_units(backend)
 
 
 def drop_cache(store: Location) -> None:
-    """Remove the compaction, durably; the unit files stay."""
+    """Remove the cache, durably; the unit files stay."""
     backend = open_backend(store)
     backend.delete(INDEX_CACHE)
     backend.sync("")

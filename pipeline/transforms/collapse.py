@@ -45,7 +45,7 @@ from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
-from pipeline.store.maintain.cleanup import sweep
+from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into
 from pipeline.store.write.buffer import UnitBuffer, crc32c
@@ -169,7 +169,7 @@ def collapse(
                 observer.unit_committed(report)
                 lease.check()
             observer.run_ended([])
-        sweep(out, layout)
+        remove_leftovers(out, layout)
         if not index_files.is_compact(out):
             index_files.compact(out)
     n_done = len(index_files.committed_units(out))

@@ -10,7 +10,7 @@ import pytest
 from pipeline.store.documents import resize
 from pipeline.store.format.layout import FRAMES, INDEX_DIR, LEDGER_DIR, POOLED, index_key
 from pipeline.store.index import compact, read_unit
-from pipeline.store.maintain.cleanup import sweep
+from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.write.slot import commit_unit
@@ -39,13 +39,13 @@ def files_of(root: Path) -> dict[Path, bytes]:
 def test_the_slot_of_a_failed_attempt_is_removed(retried: FakeStore) -> None:
     """And nothing else; a second clean-up finds nothing."""
     before = files_of(retried.root)
-    assert sweep(retried.root, retried.layout) == [0]
+    assert remove_leftovers(retried.root, retried.layout) == [0]
     gone = before.keys() - files_of(retried.root).keys()
     assert gone == {
         retried.path(key)
         for key in (*retried.layout.shard_keys(0)[:2], retried.layout.pooled_key(0))
     }
-    assert sweep(retried.root, retried.layout) == []
+    assert remove_leftovers(retried.root, retried.layout) == []
     assert verify_store(retried.root).ok
 
 
@@ -53,11 +53,11 @@ def test_the_slots_of_an_uncommitted_unit_are_kept(retried: FakeStore) -> None:
     """A zombie worker may still commit one of them; without its shards that would be damage."""
     retried.path(index_key(0)).unlink()
     before = files_of(retried.root)
-    assert sweep(retried.root, retried.layout) == []
+    assert remove_leftovers(retried.root, retried.layout) == []
     assert files_of(retried.root) == before
     buffer, records = retried.buffer(0)
     assert commit_unit(retried.root, buffer, 0, 0, retried.index(0, 0, records)).won
-    assert sweep(retried.root, retried.layout) == [3]
+    assert remove_leftovers(retried.root, retried.layout) == [3]
     assert verify_store(retried.root).ok
 
 
@@ -67,7 +67,7 @@ def test_a_wrong_compaction_does_not_matter(retried: FakeStore) -> None:
     retried.path(index_key(0)).unlink()
     assert retried.commit(0, retried.claim(0)).won  # slot 4; the cache still says slot 3
     resize(retried.root, retried.layout, 5)
-    assert sweep(retried.root, retried.layout) == [0, 3]
+    assert remove_leftovers(retried.root, retried.layout) == [0, 3]
     assert read_unit(retried.root, 0)["slot"].to_pylist() == [4]
     compact(retried.root)
     assert verify_store(retried.root).ok
@@ -77,7 +77,7 @@ def test_a_wrong_compaction_does_not_matter(retried: FakeStore) -> None:
 
 def test_half_written_files_are_removed(retried: FakeStore) -> None:
     """In every folder where a crash can leave them."""
-    sweep(retried.root, retried.layout)
+    remove_leftovers(retried.root, retried.layout)
     before = files_of(retried.root)
     shard = retried.layout.shard_key(0, 0)
     for key in (
@@ -91,12 +91,12 @@ def test_half_written_files_are_removed(retried: FakeStore) -> None:
         path = retried.path(f"{key}.0123.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-    sweep(retried.root, retried.layout)
+    remove_leftovers(retried.root, retried.layout)
     assert files_of(retried.root) == before
 
 
 def test_a_sound_store_does_not_change(store: FakeStore) -> None:
     """Without garbage no file changes."""
     before = files_of(store.root)
-    assert sweep(store.root, store.layout) == []
+    assert remove_leftovers(store.root, store.layout) == []
     assert files_of(store.root) == before

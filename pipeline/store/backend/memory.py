@@ -22,8 +22,8 @@ _open_stores: WeakValueDictionary[str, MemoryBackend] = WeakValueDictionary()
 class MemoryBackend(Backend):
     """A store in a dictionary.
 
-    A pickle of it names it: it can be loaded in this process, and in a fork of it, but nowhere
-    else.
+    A pickle holds only the URI, so it loads only in this process or a fork. A fork has its own
+    copy: the parent does not see its writes. Extract with `engine=inline`.
     """
 
     max_readers = 1024
@@ -33,8 +33,8 @@ class MemoryBackend(Backend):
         self._uri = f"memory://{uuid.uuid4().hex}"
         self._objects: dict[str, bytes] = {}
         self._modified_s: dict[str, float] = {}
-        self._lock = threading.RLock()
-        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.RLock()
+        self._named_locks: dict[str, threading.Lock] = {}
         _open_stores[self._uri] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -45,16 +45,16 @@ class MemoryBackend(Backend):
 
     @property
     def uri(self) -> str:
-        """A name that is unique to it."""
+        """The URI, unique in this process."""
         return self._uri
 
     def locate(self, key: str) -> str:
-        """Return its name and the key."""
+        """Return the URI of an object."""
         return f"{self._uri}/{key}"
 
     def read(self, key: str) -> bytes:
         """Read a whole object."""
-        with self._lock:
+        with self._guard:
             return self._get(key)
 
     def open_reader(self, key: str) -> MemoryReader:
@@ -71,14 +71,14 @@ class MemoryBackend(Backend):
 
     def modified_s(self, key: str) -> float:
         """Return when an object was last written or touched."""
-        with self._lock:
+        with self._guard:
             self._get(key)
             return self._modified_s[key]
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """List the keys below a folder."""
         start = prefix and prefix.rstrip("/") + "/"
-        with self._lock:
+        with self._guard:
             keys = [key for key in self._objects if key.startswith(start)]
         yield from keys
 
@@ -94,19 +94,19 @@ class MemoryBackend(Backend):
     def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
         """Create an object."""
         content = b"".join(parts)
-        with self._lock:
+        with self._guard:
             if key in self._objects:
                 return False
             self._set(key, content)
             return True
 
     def open_partial(self, key: str) -> _PartialObject:
-        """Begin an object."""
+        """Open an object for writing in any order."""
         return _PartialObject(self, key)
 
     def append(self, key: str, line: bytes) -> None:
         """Append a line."""
-        with self._lock:
+        with self._guard:
             before = self._objects.get(key, b"")
             end = b"\n" if before and not before.endswith(b"\n") else b""
             self._set(key, before + end + line)
@@ -116,7 +116,7 @@ class MemoryBackend(Backend):
 
     def delete(self, key: str) -> None:
         """Delete an object, if it exists."""
-        with self._lock:
+        with self._guard:
             self._objects.pop(key, None)
             self._modified_s.pop(key, None)
 
@@ -124,7 +124,7 @@ class MemoryBackend(Backend):
         """Do nothing: there is nothing to make durable."""
 
     def free_bytes(self) -> int:
-        """Return a number that no store reaches; memory itself is the limit."""
+        """Return 2**62: the limit is unknown."""
         return 1 << 62
 
     @property
@@ -134,9 +134,9 @@ class MemoryBackend(Backend):
 
     @contextmanager
     def lock(self, key: str, timeout_s: float) -> Iterator[float]:
-        """Exclude other threads."""
-        with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
+        """Hold a named lock against other threads; yield the time in seconds since the epoch."""
+        with self._guard:
+            lock = self._named_locks.setdefault(key, threading.Lock())
         if not lock.acquire(timeout=timeout_s):
             raise TimeoutError(f"{self.locate(key)} is locked by another thread")
         try:
@@ -146,19 +146,19 @@ class MemoryBackend(Backend):
 
     def touch(self, key: str) -> None:
         """Set an object's modification time to now."""
-        with self._lock:
+        with self._guard:
             self._set(key, self._get(key))
 
     def move(self, key: str, new: str) -> None:
         """Rename an object."""
-        with self._lock:
+        with self._guard:
             modified_s = self.modified_s(key)
             self._set(new, self._get(key), modified_s)
             self.delete(key)
 
     def restore(self, key: str, new: str) -> None:
         """Copy an object to a second key, unless that is taken."""
-        with self._lock:
+        with self._guard:
             if new in self._objects:
                 raise FileExistsError(self.locate(new))
             self._set(new, self._get(key), self._modified_s[key])
@@ -170,7 +170,7 @@ class MemoryBackend(Backend):
             raise FileNotFoundError(2, "no such object", self.locate(key)) from None
 
     def _set(self, key: str, content: bytes, modified_s: float | None = None) -> None:
-        with self._lock:
+        with self._guard:
             self._objects[key] = content
             self._modified_s[key] = time.time() if modified_s is None else modified_s
 
@@ -205,7 +205,7 @@ class MemoryReader(ObjectReader):
         return True
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Do nothing: it is in memory."""
+        """Do nothing: the object is in memory."""
 
     def _range(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
         if length and offset + length > self.size:
@@ -229,7 +229,7 @@ class _PartialObject(PartialObject):
         self._content[offset : offset + len(view)] = view
 
     def publish(self) -> None:
-        """Make it an object."""
+        """Publish the bytes under the key."""
         self._backend.put(self._key, [bytes(self._content)])
 
     def discard(self) -> None:
@@ -238,14 +238,15 @@ class _PartialObject(PartialObject):
 
 
 def find_store(uri: str) -> MemoryBackend:
-    """Return a store in this process's memory by its name.
+    """Return the store in this process's memory that has a URI.
 
     Raises:
-        StoreNotFoundError: It is another process's, or was dropped.
+        StoreNotFoundError: The store belongs to another process, or was dropped.
     """
     found = _open_stores.get(uri)
     if found is None:
         raise StoreNotFoundError(
-            f"{uri} is a store in the memory of another process; write it to a folder instead"
+            f"no store {uri} in this process: it was dropped, or belongs to another process; write "
+            "the store to a folder instead"
         )
     return found

@@ -31,9 +31,9 @@ class Claim:
     Attributes:
         slot: Slot that the attempt writes to.
         unit: Its unit, or `UNKNOWN_UNIT`.
-        attempt: Number of the attempt at the unit, from 1.
+        attempt: Number of the attempt at the unit, from 1; 0 if the unit is unknown.
         run_id: Run of the driver that made the claim.
-        worker: Kind or name of the worker.
+        worker: Kind of the executor ("inline", "ray"), or "collapse".
         time: UTC, ISO 8601.
     """
 
@@ -46,7 +46,7 @@ class Claim:
 
 
 class Ledger:
-    """The claims of one store, as read when it was opened and added since."""
+    """Claims of one store: those read at opening, and those made through this object."""
 
     def __init__(self, store: Location, claims: Iterable[Claim], n_units: int) -> None:
         """Use `open` to read the claims of a store.
@@ -85,7 +85,9 @@ class Ledger:
         return max(self._n_units, self._end)
 
     def claim(self, unit: int, run_id: str, worker: str, time: str) -> Claim:
-        """Claim a slot for the next attempt at `unit`: slot `unit` first, then spare slots.
+        """Claim a slot for the next attempt at `unit`.
+
+        The first attempt takes slot `unit`, every later one a new slot at the end.
 
         Raises:
             StoreError: Another driver claims slots of this store at the same time.

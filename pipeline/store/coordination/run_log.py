@@ -1,6 +1,14 @@
-"""The run log: one JSON object per line, appended by the driver.
+"""The run log: one JSON object per line, appended by `extract`, `collapse` and `repair`.
 
-It is for users and for `status`; extraction does not depend on it.
+It is for users and for `status`; extraction does not depend on it. Every event has `time`, `run_id`
+(12 hex digits, or `repair-` and 8) and `event`; the other fields depend on the event:
+
+    run_started      units (how many), command
+    unit_committed   report (fields of `UnitReport`)
+    unit_failed      unit, slot, cause, error
+    run_ended        failed (units), stopped (the signal, or empty)
+    unit_taken_back  unit, problems: its commit was revoked by a repair
+    repaired         units, swept (orphans removed), claims (replaced)
 """
 
 from __future__ import annotations

@@ -50,6 +50,9 @@ def ledger_key(slot: int) -> str:
     return f"{LEDGER_DIR}/slot-{slot}.json"
 
 
+# The names `.died.json` and `.trail` are fixed by format 1; they are older than the terms.
+
+
 def failure_key(slot: int) -> str:
     """Return the key of the record of the failed attempt in `slot`."""
     return f"{LEDGER_DIR}/slot-{slot}.died.json"

@@ -14,7 +14,7 @@ DEFERRED = "deferred"
 
 FLAG_PADDED = "padded"  # shorter than the receptive field: zero-padded to one frame
 FLAG_WINDOWED = "windowed"  # longer than max_window_s: encoded in overlapping windows
-FLAG_FP32 = "fp32"  # out of range in the reduced precision: encoded again in fp32
+FLAG_FP32 = "fp32"  # its batch was out of range in the reduced precision: encoded again in fp32
 
 FIELDS = (
     pa.field("id", pa.string(), nullable=False),
@@ -34,6 +34,7 @@ FIELDS = (
     pa.field("crc32c", pa.list_(pa.uint32())),  # of the stored bytes, one per layer
 )
 RESERVED_NAMES = frozenset(item.name for item in FIELDS)
+"""Names that columns of a dataset must not have."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Record:
         piece: Number of this piece, from 0.
         n_pieces: Number of pieces of the utterance.
         frame_start: First frame on the frame axis of the store; None unless ok.
-        n_frames: Frames of this piece; 0 when quarantined.
-        n_samples: Decoded samples of the whole utterance at the encoder's rate.
+        n_frames: Frames of this piece; 0 unless ok.
+        n_samples: Decoded samples of the whole utterance at the encoder's rate; 0 if it was not
+            decoded.
         source_rate_hz: Sample rate of the source audio; None if it was not read.
         flags: `FLAG_*` values that apply.
         crc32c: Checksum of the stored bytes `[n_frames, dim]` of each layer; None unless ok.

@@ -1,4 +1,4 @@
-"""Removal of what failed attempts have left: slots without a commit, markers and partial files."""
+"""Removal of what failed attempts leave: data in slots, markers and partial files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.store.format.layout import (
 from pipeline.store.write.slot import discard_slot
 
 
-def sweep(store: Location, layout: Layout) -> list[int]:
+def remove_leftovers(store: Location, layout: Layout) -> list[int]:
     """Remove the leftovers of failed attempts.
 
     The caller must hold the lease and have no running worker. A slot is garbage once its unit is
     committed in another slot: a zombie worker that still writes to it cannot commit. The slots of
     uncommitted units are kept, because a zombie worker may still commit one of them. The winning
-    slot is read from the unit's own file, not from the compaction. The cost grows with the number
+    slot is read from the unit's own file, not from `index.parquet`. The cost grows with the number
     of failed attempts, not with the store.
 
     Returns:

@@ -1,4 +1,8 @@
-"""Objects of a store that belong to no commit: leftovers of failed attempts, and foreign files."""
+"""Orphans: objects of a store that belong to no commit.
+
+An orphan is left by a failed attempt, or it is foreign. A repair removes an orphan only if no
+worker can commit it any more; foreign files are never removed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from pipeline.store.format.layout import (
     Layout,
 )
 
-_KNOWN = {
+_KNOWN_NAMES = {
     "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG)))),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
     LEDGER_DIR: re.compile(r"slot-\d+\.(died\.)?json"),
@@ -33,6 +37,7 @@ _KNOWN = {
 _SHARD = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
 _CHUNK = re.compile(rf"{re.escape(POOLED)}/c/(\d+)/0/0/0")
 _MARKER = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
+_OLD_LEASE = re.compile(rf"{re.escape(LEASE)}\.[^/]+\.dead")
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,10 @@ class Orphan:
     """An object, or the data of a slot, that belongs to no commit. Readers ignore it.
 
     Attributes:
-        path: Its key, or the slot.
-        what: Description.
-        is_garbage: Whether a repair may remove it. Foreign files are never removed.
-        slot: The slot, if it is the data of one.
+        path: Key of the object, or "slot <n>" for the data of a slot.
+        what: Description, for the user.
+        is_garbage: Whether a repair may remove it.
+        slot: Number of the slot; None for a single object.
     """
 
     path: str
@@ -54,7 +59,7 @@ class Orphan:
 
 @dataclass(frozen=True)
 class CommitState:
-    """The attempts at a store's units, and their results.
+    """Claims and commits of a store.
 
     Attributes:
         claims: Claim on each slot.
@@ -84,6 +89,8 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
                 n_files[slot] = n_files.get(slot, 0) + 1
         elif _MARKER.fullmatch(key):
             found.append(Orphan(key, "marker of a failed attempt", True))
+        elif _OLD_LEASE.fullmatch(key):
+            found.append(Orphan(key, "old lease of a driver; it is never removed", False))
         elif not _is_known(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
     return found + [_orphan_slot(slot, n, state) for slot, n in n_files.items()]
@@ -92,7 +99,8 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
 def _orphan_slot(slot: int, n_files: int, state: CommitState) -> Orphan:
     """Describe a slot without a commit.
 
-    It is garbage only if its attempt cannot commit any more, even if that is still running.
+    The slot is garbage if no worker can commit it any more, running or not: its unit is committed
+    in another slot, or every unit is committed.
     """
     path, claim = f"slot {slot}", state.claims.get(slot)
     if claim is None or claim.unit == UNKNOWN_UNIT:
@@ -122,5 +130,5 @@ def _slot_of(key: str, layout: Layout) -> int | None:
 
 def _is_known(key: str) -> bool:
     folder, _, name = key.rpartition("/")
-    known = _KNOWN.get(folder)
+    known = _KNOWN_NAMES.get(folder)
     return known is not None and known.fullmatch(name) is not None

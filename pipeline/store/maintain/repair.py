@@ -1,7 +1,8 @@
 """Repair of a store: revoke the commits of damaged units, so that `extract` writes them again.
 
 Only commits and garbage are removed. Damaged shards stay until their unit is committed in another
-slot. The next run writes the same bytes, because a unit depends on the plan and the audio alone.
+slot. The next run writes the same bytes if the device, the thread count and the batch size are the
+same.
 
 During a repair there is no driver, but workers of a killed driver may still run. So nothing is
 removed that they could still commit, and no slot that they may write to is claimed again.
@@ -82,7 +83,7 @@ def repair_store(store: Location) -> Repair:
 
 
 def _revoke(backend: Backend, found: Verification, log: RunLog) -> None:
-    """Revoke commits; the compaction, which has them too, is removed first."""
+    """Revoke commits. Delete `index.parquet` first, because it lists them too."""
     units = found.damaged_units
     if not units:
         return
@@ -124,7 +125,9 @@ def _replace_unreadable_claims(backend: Backend, run_id: str) -> list[str]:
         except (ValueError, TypeError):
             readable = False
         if not readable:
-            claim = Claim(slot, UNKNOWN_UNIT, 0, run_id, "", now())
+            claim = Claim(
+                slot=slot, unit=UNKNOWN_UNIT, attempt=0, run_id=run_id, worker="", time=now()
+            )
             backend.put(key, [json_bytes(asdict(claim))])
             replaced.append(name)
     return replaced
