@@ -488,5 +488,5 @@ def test_the_memory_of_a_store_that_was_dropped_is_gone() -> None:
     backend = MemoryBackend()
     pickled = pickle.dumps(backend)
     del backend
-    with pytest.raises(StoreNotFoundError, match="memory of another process"):
+    with pytest.raises(StoreNotFoundError, match="in this process: it was dropped"):
         pickle.loads(pickled)
