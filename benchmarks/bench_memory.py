@@ -26,7 +26,7 @@ from torch import Tensor
 import pipeline
 from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.planning import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker

@@ -93,7 +93,7 @@ GUARDS = (
     ),
     Guard(
         "clip shorter than a frame without its zeros",
-        "encoders/wav2vec2/statistics.py",
+        "encoders/wav2vec2/moments.py",
         "missing = max(0, RECEPTIVE_FIELD_SAMPLES - self._n_samples)",
         "missing = 0",
     ),

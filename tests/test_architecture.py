@@ -50,7 +50,7 @@ CONFINED = {
     "omegaconf": {"config/loading.py"},
     "matplotlib": {"probing/report/charts.py"},
     "soundfile": {"audio/backends/soundfile.py"},
-    "torchcodec": {"audio/backends/torchcodec.py", "sources/torchcodec_import.py"},
+    "torchcodec": {"audio/backends/torchcodec.py", "sources/torchcodec_stand_in.py"},
     "transformers": {"encoders/wav2vec2/huggingface.py"},
 }
 LAZY = {"feed/hf.py"}

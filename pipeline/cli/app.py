@@ -98,8 +98,9 @@ def verify(
         typer.Option("--repair", help="Un-commit damaged units, so that extract redoes them."),
     ] = False,
     sample: Annotated[
-        float, typer.Option("--sample", help="Share of units whose bytes are read; 1 reads all.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--sample", help="Share of units whose bytes are read; default: all units."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -108,11 +109,14 @@ def verify(
         from pipeline.store.maintain.repair import repair_store
         from pipeline.store.maintain.verify import verify_store
 
+        if repair and sample is not None:
+            raise ConfigError("--repair reads every unit; leave --sample out")
         repaired = repair_store(store) if repair else None
-        found = repaired.found if repaired else verify_store(store, sample=sample)
-        tables.show_verification(console, found, repaired)
-        print_json(tables.verification_document(found, repaired))
-    if not found.ok and not repaired:
+        share = 1.0 if sample is None else sample
+        verification = repaired.found if repaired else verify_store(store, sample=share)
+        tables.show_verification(console, verification, repaired)
+        print_json(tables.verification_document(verification, repaired))
+    if not verification.ok and not repaired:
         raise typer.Exit(EXIT_ERROR)
 
 

@@ -7,7 +7,7 @@ value of the wrong type raises a ConfigError that names the nearest correct one.
 `schema.py` and `sweep_schema.py`. Nothing here reads the dataset or the store.
 """
 
-from pipeline.config.checking import build, nearest
+from pipeline.config.checking import build, did_you_mean
 from pipeline.config.loading import config_folder, load_config, load_sweep_config, plain_overrides
 from pipeline.config.schema import (
     Config,
@@ -33,8 +33,8 @@ __all__ = [
     "TaskConfig",
     "build",
     "config_folder",
+    "did_you_mean",
     "load_config",
     "load_sweep_config",
-    "nearest",
     "plain_overrides",
 ]

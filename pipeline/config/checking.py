@@ -29,7 +29,7 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     hints = type_hints(typing.cast("Any", kind))
     for key in values:
         if key not in hints:
-            raise ConfigError(f"unknown setting {prefix}{key}{nearest(key, hints)}")
+            raise ConfigError(f"unknown setting {prefix}{key}{did_you_mean(key, hints)}")
     arguments = {
         key: _convert(hint, values[key], f"{prefix}{key}")
         for key, hint in hints.items()
@@ -48,7 +48,7 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         raise ConfigError(f"missing setting {', '.join(missing)}") from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint at the known words closest to a misspelt one, to append to a message."""
     options = sorted(known)
     close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config.checking import build, nearest, type_hints
+from pipeline.config.checking import build, did_you_mean, type_hints
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -73,7 +73,7 @@ def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str,
     for override in overrides:
         key, equals, value = override.partition("=")
         if key not in known:
-            raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
+            raise ConfigError(f"unknown setting {key}{did_you_mean(key, known)}")
         if not equals or not value:
             raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
         values[key] = value
@@ -141,9 +141,9 @@ def _check_keys(
         if key in chosen:
             options = [path.stem for path in (folder / key).glob("*.yaml")]
             if value not in options:
-                raise ConfigError(f"no {key} is called {value!r}{nearest(value, options)}")
+                raise ConfigError(f"no {key} is called {value!r}{did_you_mean(value, options)}")
         elif key not in known:
-            raise ConfigError(f"unknown setting {key}{nearest(key, known)}")
+            raise ConfigError(f"unknown setting {key}{did_you_mean(key, known)}")
 
 
 def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.config.checking import nearest
+from pipeline.config.checking import did_you_mean
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SplitConfig, SweepConfig
 from pipeline.errors import ConfigError
@@ -18,7 +18,13 @@ _LEAST = {
     "run.max_attempts": 1,
 }
 """Smallest valid value of each whole number of plan and extract."""
-_LEAST_OF_SWEEP = {"task.steps": 0, "task.batch": 1, "task.eval_every": 0, "task.patience": 1}
+_LEAST_OF_SWEEP = {
+    "task.steps": 0,
+    "task.batch": 1,
+    "task.eval_every": 0,
+    "task.patience": 1,
+    "task.projection": 1,
+}
 
 
 def check_ranges(config: Config) -> None:
@@ -56,7 +62,7 @@ def check_sweep(config: SweepConfig) -> None:
         raise ConfigError(f"layers is {config.layers!r}; expected all or a list as in [1,6,12]")
     devices = ("auto", "cpu", "cuda")
     if config.device not in devices:
-        raise ConfigError(f"device is {config.device!r}{nearest(config.device, devices)}")
+        raise ConfigError(f"device is {config.device!r}{did_you_mean(config.device, devices)}")
     _check_split(config.split)
 
 

@@ -1,11 +1,10 @@
-"""Check of the settings, and the configured encoder before its weights are loaded."""
+"""Resolution of the encoder settings, without loading weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
@@ -16,8 +15,8 @@ from pipeline.extract.resources import check_engine
 from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
-"""Default audio seconds of a padded batch. On CPUs 15 to 60 are equally fast; memory grows with
-them."""
+"""Default audio seconds of a padded batch. On CPUs 15 to 60 s are equally fast; memory
+grows with the batch."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class EncoderSetup:
     Attributes:
         config: The configuration.
         family: Family that loads the encoder.
-        description: What is known of the encoder.
+        description: Properties of the encoder.
         layers: Layers to extract, ascending.
-        windows: How long utterances are cut.
+        windows: Windowing of utterances longer than `max_window_s`.
     """
 
     config: Config
@@ -40,58 +39,52 @@ class EncoderSetup:
 
     @property
     def geometry(self) -> FrameGeometry:
-        """Which samples a frame sees."""
+        """Sample rate, hop and receptive field of the frames."""
         return self.description.geometry
 
     def loader(self, device: str, local_device: str | None = None) -> Callable[[], Encoder]:
-        """Return a function that loads the encoder in any process; it pickles.
+        """Return a function that loads the encoder in any process; it is picklable.
 
         Args:
-            device: Device of the workers; decides the precision where it is "auto".
-            local_device: Device to load on, if it is another one.
+            device: "cpu" or "cuda", the device of the workers; resolves the precision "auto".
+            local_device: Device to load on; None for `device`.
         """
         precision = choose_precision(self.config.extract.precision, device)
         settings = EncoderSettings(self.layers, precision, local_device or device, self.windows)
         return partial(self.family.load, self.config.model, settings)
 
     def batch_frames(self, device: str) -> int:
-        """Return the bound on the padded frames of a batch."""
+        """Return the maximum of utterances × frames of the longest one in a batch.
+
+        Args:
+            device: "cpu" or "cuda", the device of the workers.
+        """
         seconds = self.config.extract.max_batch_s or BATCH_S[device]
         return max(1, round(seconds * self.geometry.frame_rate_hz))
 
-    def final_norm(self, encoder: Encoder) -> dict[str, Any] | None:
-        """Return the norm that a pre-norm model's last layer has not been through, for JSON."""
-        norm = encoder.final_norm
-        if norm is None or self.description.n_layers not in encoder.layers:
-            return None
-        return {
-            "layer": self.description.n_layers,
-            "weight": norm["weight"].tolist(),
-            "bias": norm["bias"].tolist(),
-            "eps": norm["eps"],
-        }
+    def describe_savings(self) -> str | None:
+        """Describe the computation and space that the chosen layers save, in one line.
 
-    def describe_layers(self) -> str | None:
-        """Report in one line what a choice of layers saves; None if all layers are extracted."""
+        Returns:
+            None if layers 1 to N are all extracted.
+        """
         n_layers, deepest = self.description.n_layers, max(self.layers)
-        if len(self.layers) >= n_layers:
+        if set(range(1, n_layers + 1)) <= set(self.layers):
             return None
         blocks = (
             f"stops after block {deepest} of {n_layers}"
             if deepest < n_layers
             else f"runs all {n_layers} blocks"
         )
-        space = 1 - len(self.layers) / n_layers
-        return (
-            f"layers {list(self.layers)}: {blocks} and takes {space:.0%} less space than all of "
-            "them"
-        )
+        saved = 1 - len(self.layers) / n_layers
+        space = f"{saved:.0%} less space than" if saved else "as much space as"
+        return f"layers {list(self.layers)}: {blocks} and takes {space} layers 1 to {n_layers}"
 
 
-def check_settings(config: Config) -> EncoderSetup:
-    """Check every setting that can be checked without data or weights.
+def resolve_encoder_setup(config: Config) -> EncoderSetup:
+    """Check the settings that need neither data nor weights, and resolve layers and windows.
 
-    Every verb that takes such settings calls this first.
+    Every verb with these settings calls this function first.
 
     Raises:
         ConfigError: A setting is wrong.

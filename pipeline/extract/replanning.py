@@ -6,7 +6,7 @@ newest record of an utterance counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
-from pipeline.store.coordination.worker_failures import forget_failures
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
@@ -32,60 +31,63 @@ def deferred_rows(store: Location, plan: Plan, geometry: FrameGeometry) -> pa.Ta
         store: The store.
         plan: The plan of the store.
         geometry: Geometry of the encoder.
+
+    Returns:
+        Table with the schema of the plan, sorted by source row and piece.
     """
     columns = ["row", "piece", "unit", "status", "n_samples"]
     table = index_files.read_index(store, columns=columns)
     deferred = table.filter(pc.equal(table["status"], DEFERRED)).to_pylist()
     if not deferred:
         return plan.table.slice(0, 0)
-    sources = pa.array(sorted({row["row"] for row in deferred}), pa.int64())
-    planned = plan.table.filter(pc.is_in(plan.table["row"], value_set=sources)).to_pylist()
+    planned = _with_rows(plan.table, [record["row"] for record in deferred]).to_pylist()
     latest = {(row["row"], row["piece"]): row for row in planned}  # the plan is sorted by unit
-    rows = []
+    added = []
     for record in deferred:
-        row = latest[record["row"], record["piece"]]
-        if row["unit"] > record["unit"]:
+        planned_row = latest[record["row"], record["piece"]]
+        if planned_row["unit"] > record["unit"]:
             continue
-        if row["n_pieces"] == 1:
+        if planned_row["n_pieces"] == 1:  # a piece of a cut recording keeps its planned length
             n_samples = record["n_samples"]
-            row = row | {"n_samples": n_samples, "n_frames": geometry.n_frames(n_samples)}
-        rows.append(row)
-    rows.sort(key=lambda row: (row["row"], row["piece"]))
-    return pa.Table.from_pylist(rows, schema=plan.table.schema)
+            planned_row |= {"n_samples": n_samples, "n_frames": geometry.n_frames(n_samples)}
+        added.append(planned_row)
+    added.sort(key=lambda planned_row: (planned_row["row"], planned_row["piece"]))
+    return pa.Table.from_pylist(added, schema=plan.table.schema)
 
 
-def quarantined_rows(store: Location, plan: Plan) -> list[int]:
-    """Return the source rows to retry: quarantined, with no later unit and no stored piece.
+def rows_to_retry(store: Location, plan: Plan) -> list[int]:
+    """Return the source rows of quarantined utterances that can be planned again, ascending.
 
-    The recorded failures of their units are removed, so that the retry does not start isolated.
+    These have no later unit and no stored piece. The retry gets a new unit, so recorded failures
+    of the old unit do not affect it; they stay, because a revoked unit must be extracted as before.
+
+    Args:
+        store: The store.
+        plan: The plan of the store.
     """
-    table = index_files.read_index(store, columns=["row", "unit", "status"])
-    quarantined = table.filter(pc.equal(table["status"], QUARANTINED))
-    if not len(quarantined):
-        return []
-    with_features = set(table.filter(pc.equal(table["status"], OK))["row"].to_pylist())
-    rows, units = plan.table["row"].to_numpy(), plan.table["unit"].to_numpy()
-    latest = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
-    np.maximum.at(latest, rows, units)
-    unit_of = dict(zip(*_rows_and_units(quarantined), strict=True))  # later units win
-    retried = sorted(
-        row for row, unit in unit_of.items() if row not in with_features and latest[row] <= unit
+    index = index_files.read_index(store, columns=["row", "unit", "status"])
+    quarantined = _latest_unit_by_row(index.filter(pc.equal(index["status"], QUARANTINED)))
+    with_features = set(index.filter(pc.equal(index["status"], OK))["row"].to_pylist())
+    planned = _latest_unit_by_row(_with_rows(plan.table, quarantined))
+    return sorted(
+        source_row
+        for source_row, unit in quarantined.items()
+        if source_row not in with_features and planned[source_row] <= unit
     )
-    forget_failures(store, {unit_of[row] for row in retried})
-    return retried
 
 
 def refresh_plan(stored: Plan, rows: pa.Table, retried: Sequence[int]) -> Plan:
-    """Update the stored plan with the current headers of the rows to retry.
+    """Update the columns `REFRESHED` of the stored plan for the utterances to retry.
 
     Args:
         stored: The stored plan.
         rows: Result of `scan`, one row per utterance.
         retried: Source rows to retry.
     """
-    row = stored.table["row"].to_numpy()
-    is_retried = np.isin(row, np.array(retried, np.int64)) & (row < len(rows))
-    current = rows.take(pa.array(np.where(is_retried, row, 0)))
+    source_rows = stored.table["row"].to_numpy()
+    is_retried = np.isin(source_rows, np.array(retried, np.int64)) & (source_rows < len(rows))
+    # Row 0 is a placeholder where `if_else` takes the stored value.
+    current = rows.take(pa.array(np.where(is_retried, source_rows, 0)))
     table = stored.table
     for name in REFRESHED:
         column = table.column_names.index(name)
@@ -96,6 +98,13 @@ def refresh_plan(stored: Plan, rows: pa.Table, retried: Sequence[int]) -> Plan:
     return Plan(table, stored.frames_per_unit, stored.utterances_per_slot, stored.source)
 
 
-def _rows_and_units(quarantined: pa.Table) -> tuple[list[int], list[int]]:
-    ordered = quarantined.sort_by("unit")
-    return ordered["row"].to_pylist(), ordered["unit"].to_pylist()
+def _with_rows(table: pa.Table, source_rows: Iterable[int]) -> pa.Table:
+    """Return the rows of a table whose column `row` is one of `source_rows`."""
+    values = pa.array(sorted(set(source_rows)), pa.int64())
+    return table.filter(pc.is_in(table["row"], value_set=values))
+
+
+def _latest_unit_by_row(table: pa.Table) -> dict[int, int]:
+    """Return the highest unit of each source row, from the columns `row` and `unit`."""
+    latest = table.group_by("row").aggregate([("unit", "max")])
+    return dict(zip(latest["row"].to_pylist(), latest["unit_max"].to_pylist(), strict=True))

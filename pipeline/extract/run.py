@@ -1,6 +1,6 @@
-"""A run: plan if needed, extract what is missing, finalise. It is always safe to run again.
+"""One run of `plan` or `extract`. Running it again is always safe.
 
-Progress is on disk: what is left to do is the plan minus the committed units.
+Progress is on disk: the units to extract are those of the plan that are not committed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError
 from pipeline.events import Observer, ObserverGroup
 from pipeline.extract.driver import Driver, LeasedStore, failure_message
-from pipeline.extract.encoder_setup import EncoderSetup, check_settings
+from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
-from pipeline.extract.replanning import quarantined_rows
+from pipeline.extract.replanning import rows_to_retry
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
-from pipeline.extract.store_setup import cpu_threads_of, make_layout, set_up_store
+from pipeline.extract.store_setup import cpu_threads_of, is_created, make_layout, set_up_store
 from pipeline.extract.worker import Worker
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
@@ -38,18 +38,19 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.documents import read_plan, write_plan
-from pipeline.store.format.layout import GROUP, Layout
+from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan, round_up_to_chunk
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.status import Status, read_status
 
 Decode = Callable[[Segment, int], Decoded]
+"""Decodes the audio of a segment to a waveform at a sample rate in Hz."""
 
 
 def plan(config: Config, observer: Observer | None = None) -> Estimate:
-    """Scan the dataset and estimate the extraction; write nothing but the plan.
+    """Scan the dataset and estimate the extraction.
 
-    With `store` set the plan is written there, and `extract` follows it.
+    With `store` set, the plan is written there, and nothing else; `extract` follows it.
 
     Args:
         config: What to extract, and where to.
@@ -59,26 +60,32 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
         Utterances, hours, units, frames and bytes.
 
     Raises:
+        ConfigError: A setting is wrong, or does not fit the plan that the store has.
+        SourceError: The dataset cannot be opened, or planned utterances are missing or changed.
+        WeightsError: The configuration of a Hugging Face checkpoint cannot be fetched.
+        StoreBusyError: Another driver is using the store.
         NoSpaceError: The features do not fit on the store's disk.
     """
     observer = observer or Observer()
     config = _with_absolute_paths(config)
-    setup = check_settings(config)
+    setup = resolve_encoder_setup(config)
     source = _open_source(config, observer)
     backend = open_backend(config.store) if config.store else None
     if backend is None:
-        wanted = config.plan.frames_per_unit
-        found = plan_source(source, setup.windows, wanted, progress=observer.headers_scanned)
+        frames_per_unit = config.plan.frames_per_unit
+        current_plan = plan_source(
+            source, setup.windows, frames_per_unit, progress=observer.headers_scanned
+        )
     else:
         with Lease(backend, _new_run_id()) as lease:
-            found = _obtain_plan(setup, source, backend, lease, observer)
-    layout = make_layout(setup, found)
+            current_plan = _obtain_plan(setup, source, backend, lease, observer)
+    layout = make_layout(setup, current_plan)
     if backend is not None:
-        done = len(index_files.committed_units(backend))
-        check_space(found.n_units - done, layout, backend)
-    return estimate(
-        found, layout, setup.geometry.sample_rate_hz, Path() if backend is None else backend
-    )
+        n_committed = len(index_files.committed_units(backend))
+        check_space(current_plan.n_units - n_committed, layout, backend)
+    # Without a store the free space is that of the working directory.
+    location = Path() if backend is None else backend
+    return estimate(current_plan, layout, setup.geometry.sample_rate_hz, location)
 
 
 def extract(
@@ -94,34 +101,39 @@ def extract(
         config: What to extract, where to, and how.
         observer: Receives the events of the run.
         stop: Lets a signal handler stop the run.
-        decode: Decodes audio in the workers; it must pickle.
+        decode: Decodes audio in the workers; must be picklable.
         backend: The store to write; None opens `config.store`.
 
     Returns:
         The state of the store at the end.
 
     Raises:
-        ConfigError: No store is given, or the resources do not exist.
+        ConfigError: A setting is wrong, no store is given, or the resources do not exist.
+        SourceError: The dataset cannot be opened, or planned utterances are missing or changed.
+        WeightsError: The weights cannot be found or read, or do not fit the model.
         IdentityError: The store holds other features.
         StoreBusyError: Another driver is using the store.
+        StoreError: The store cannot be written.
         NoSpaceError: The missing features do not fit on the disk.
         RunError: Units failed in every attempt, or the run was stopped; committed units are safe.
     """
     observer = observer or Observer()
     config = _with_absolute_paths(config)
     backend = _open_store(config) if backend is None else backend
-    setup = check_settings(config)
+    setup = resolve_encoder_setup(config)
     find_resources(config.engine)  # refuse missing resources before a long scan
     run_id = _new_run_id()
     with Lease(backend, run_id) as lease:
         source = _open_source(config, observer)
-        found = _obtain_plan(setup, source, backend, lease, observer)
-        resources = find_resources(config.engine, found.n_units, cpu_threads_of(backend))
-        layout, make_worker = _prepare(setup, backend, found, source, resources, observer, decode)
+        current_plan = _obtain_plan(setup, source, backend, lease, observer)
+        resources = find_resources(config.engine, current_plan.n_units, cpu_threads_of(backend))
+        layout, make_worker = _prepare(
+            setup, backend, current_plan, source, resources, observer, decode
+        )
         driver = Driver(
             config,
             LeasedStore(backend, layout, setup.geometry, lease, run_id),
-            found,
+            current_plan,
             ObserverGroup(RunLogObserver(RunLog(backend, run_id)), observer),
             partial(open_executor, config.engine, resources, make_worker),
             stop or Stop(),
@@ -132,7 +144,7 @@ def extract(
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Return the configuration with absolute paths, so that workers elsewhere read the same."""
+    """Make paths absolute, so that workers with another working directory open the same files."""
     dataset = config.dataset
     if dataset.path is not None:
         dataset = replace(dataset, path=str(Path(dataset.path).expanduser().absolute()))
@@ -151,12 +163,12 @@ def _open_store(config: Config) -> Backend:
 
 
 def _open_source(config: Config, observer: Observer) -> Source:
-    """Open the dataset and report what of it is skipped."""
+    """Open the dataset; report skipped files and columns."""
     source = open_source(config.dataset)
-    for names, what in ((source.skipped, "files"), (source.skipped_columns, "columns")):
+    for names, kind in ((source.skipped, "files"), (source.skipped_columns, "columns")):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            observer.note(f"{len(names)} {what} of the dataset are skipped: {shown}")
+            observer.note(f"{len(names)} {kind} of the dataset are skipped: {shown}")
     return source
 
 
@@ -171,44 +183,46 @@ def _obtain_plan(
     """
     config = setup.config
     stored = read_plan(backend)
-    wanted = config.plan.frames_per_unit
-    if stored is not None and wanted and round_up_to_chunk(wanted) != stored.frames_per_unit:
-        if backend.children(GROUP):
+    capacity = config.plan.frames_per_unit
+    if stored is not None and capacity and round_up_to_chunk(capacity) != stored.frames_per_unit:
+        if is_created(backend):
             raise ConfigError(
-                f"plan.frames_per_unit is {wanted}, but store {backend} was created with "
+                f"plan.frames_per_unit is {capacity}, but store {backend} was created with "
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    retried = quarantined_rows(backend, stored) if stored and config.retry_quarantined else []
+    retried = rows_to_retry(backend, stored) if stored and config.retry_quarantined else []
     if retried:
         observer.note(f"{len(retried)} quarantined utterances will be retried")
-    found = plan_source(source, setup.windows, wanted, stored, observer.headers_scanned, retried)
-    if found is not stored:
+    current_plan = plan_source(
+        source, setup.windows, capacity, stored, observer.headers_scanned, retried
+    )
+    if current_plan is not stored:
         lease.check()  # a scan takes long; another driver's plan must not be overwritten
-        write_plan(backend, found)
-    return found
+        write_plan(backend, current_plan)
+    return current_plan
 
 
 def _prepare(
     setup: EncoderSetup,
     backend: Backend,
-    found: Plan,
+    current_plan: Plan,
     source: Source,
     resources: Resources,
     observer: Observer,
     decode: Decode,
 ) -> tuple[Layout, Callable[[], Worker]]:
-    """Load the encoder, set up the store, and return its layout and what creates a worker.
+    """Load the encoder, set up the store, and return its layout and a worker's constructor.
 
-    The driver needs the encoder for its identity and self-check. Only an inline worker shares it;
-    for other workers it is freed here, because a GPU has no room for two.
+    The driver needs the encoder for the identity and the self-check of the store. An inline worker
+    shares this encoder. For other workers it is freed, because a GPU has no room for two.
     """
     config = setup.config
     is_inline = config.engine.kind == "inline"
     if is_inline:
         torch.set_num_threads(resources.threads)  # before any computation: bits depend on it
     encoder = _load_encoder(setup, resources, observer)
-    layout = set_up_store(setup, backend, found, source, encoder, resources, observer)
+    layout = set_up_store(setup, backend, current_plan, source, encoder, resources, observer)
     job = Job(
         backend=backend,
         layout=layout,
@@ -228,16 +242,17 @@ def _prepare(
 
 def _load_encoder(setup: EncoderSetup, resources: Resources, observer: Observer) -> Encoder:
     """Load the encoder on the workers' device, or on the CPU if the driver lacks that device."""
-    here = resources.device if resources.device == "cpu" or torch.cuda.is_available() else "cpu"
-    encoder = setup.loader(resources.device, here)()
+    is_available = resources.device == "cpu" or torch.cuda.is_available()
+    local_device = resources.device if is_available else "cpu"
+    encoder = setup.loader(resources.device, local_device)()
     if encoder.is_random:
         observer.note(
             "WARNING: the encoder's weights are RANDOM; the features mean nothing. "
             "For real features set model.weights=pretrained or model.weights=PATH"
         )
-    saved = setup.describe_layers()
-    if saved:
-        observer.note(saved)
+    savings = setup.describe_savings()
+    if savings:
+        observer.note(savings)
     return encoder
 
 

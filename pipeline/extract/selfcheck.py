@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.selfcheck import SelfCheck, selfcheck
 from pipeline.errors import AudioError, SourceError
-from pipeline.extract.encoder_setup import check_settings
+from pipeline.extract.encoder_setup import resolve_encoder_setup
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 
@@ -49,7 +49,7 @@ def full_selfcheck(config: Config, device: str) -> SelfCheck:
         ConfigError: A setting is wrong.
         SourceError: None of the first rows of the dataset is readable.
     """
-    encoder = check_settings(config).loader(device)()
+    encoder = resolve_encoder_setup(config).loader(device)()
     rate_hz, longest_s = encoder.geometry.sample_rate_hz, encoder.windows.max_window_s
     if config.dataset.path or config.dataset.name:
         source = open_source(config.dataset)

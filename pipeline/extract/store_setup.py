@@ -30,8 +30,8 @@ _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
 """Provenance on which the last bits of the features depend."""
 
 
-def _is_created(backend: Backend) -> bool:
-    """Whether the store's arrays exist, so that its shapes and identity are fixed."""
+def is_created(backend: Backend) -> bool:
+    """Return whether the store's attributes exist, which fix its shapes and identity."""
     return backend.exists(ATTRIBUTES)
 
 
@@ -43,10 +43,10 @@ def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:
 
 def cpu_threads_of(backend: Backend) -> int | None:
     """Return the threads per worker of an existing store made on CPUs, else None."""
-    if not _is_created(backend):
+    if not is_created(backend):
         return None
-    before = read_attributes(backend)["provenance"]
-    return int(before["threads_per_worker"]) if before["device"] == "cpu" else None
+    provenance = read_attributes(backend)["provenance"]
+    return int(provenance["threads_per_worker"]) if provenance["device"] == "cpu" else None
 
 
 def set_up_store(
@@ -66,8 +66,8 @@ def set_up_store(
         plan: Its plan.
         source: The dataset.
         encoder: The loaded encoder.
-        resources: What the workers get.
-        observer: Receives notes on what differs from the run that created the store.
+        resources: Number, threads and device of the workers.
+        observer: Receives a note for each setting that changes the rounding of later features.
 
     Returns:
         The shapes of the store's arrays.
@@ -78,7 +78,7 @@ def set_up_store(
     layout = make_layout(setup, plan)
     identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
-    if not _is_created(backend):
+    if not is_created(backend):
         n_slots = Ledger.open(backend, plan.n_units).n_slots
         attributes = _attributes(setup, layout, identity, encoder, provenance)
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
@@ -89,10 +89,10 @@ def set_up_store(
     check_format_shape(stored, layout, backend)
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
     for name in _AFFECTS_ROUNDING:
-        before, now_ = stored["provenance"][name], provenance[name]
-        if before != now_:
+        before, current = stored["provenance"][name], provenance[name]
+        if before != current:
             observer.note(
-                f"{name} is {now_}, but the store was created with {before}: features agree "
+                f"{name} is {current}, but the store was created with {before}: features agree "
                 "within rounding, not to the last bit"
             )
     return layout
@@ -114,9 +114,29 @@ def _attributes(
         "frame_rate_hz": encoder.geometry.frame_rate_hz,
         "sample_rate_hz": encoder.geometry.sample_rate_hz,
         "geometry": encoder.geometry.to_dict(),
-        "final_norm": setup.final_norm(encoder),
+        "final_norm": _final_norm(setup, encoder),
         "identity": identity,
         "provenance": dict(provenance),
+    }
+
+
+def _final_norm(setup: EncoderSetup, encoder: Encoder) -> dict[str, Any] | None:
+    """Return the final LayerNorm of a pre-norm model, JSON-able.
+
+    The stored features of the last layer precede this norm. `weight` and `bias` are lists of `dim`
+    numbers.
+
+    Returns:
+        None for post-norm models, or if the last layer is not extracted.
+    """
+    norm, last_layer = encoder.final_norm, setup.description.n_layers
+    if norm is None or last_layer not in encoder.layers:
+        return None
+    return {
+        "layer": last_layer,
+        "weight": norm["weight"].tolist(),
+        "bias": norm["bias"].tolist(),
+        "eps": norm["eps"],
     }
 
 
@@ -147,17 +167,17 @@ def _selfcheck(
             "no self-check: this process has no GPU; run `strata selfcheck` on a node that has one"
         )
         return None
-    found = quick_selfcheck(encoder, source)
-    if found is None:
+    result = quick_selfcheck(encoder, source)
+    if result is None:
         return None
-    if not found.ok:
+    if not result.ok:
         observer.note(
-            f"WARNING: the self-check found relative errors of {max(found.alone_vs_batch):.1e} "
-            f"(single clip against batch) and {max(found.precision_vs_fp32):.1e} "
-            f"({found.precision} against fp32), more than {found.tolerance:g}; see "
+            f"WARNING: the self-check found relative errors of {max(result.alone_vs_batch):.1e} "
+            f"(single clip against batch) and {max(result.precision_vs_fp32):.1e} "
+            f"({result.precision} against fp32), more than {result.tolerance:g}; see "
             "`strata selfcheck`"
         )
-    return asdict(found)
+    return asdict(result)
 
 
 def _as_json(identity: Identity) -> Identity:

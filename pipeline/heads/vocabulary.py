@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from pipeline import files
-from pipeline.config import nearest
+from pipeline.config import did_you_mean
 from pipeline.errors import ConfigError
 
 Tokens = Literal["characters", "words"]
@@ -148,4 +148,4 @@ def _tokens(value: str | None) -> Tokens:
     for known in get_args(Tokens):
         if value == known:
             return cast("Tokens", known)
-    raise ConfigError(f"tokens is {value!r}{nearest(str(value), get_args(Tokens))}")
+    raise ConfigError(f"tokens is {value!r}{did_you_mean(str(value), get_args(Tokens))}")

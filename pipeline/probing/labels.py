@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import TaskConfig, nearest
+from pipeline.config import TaskConfig, did_you_mean
 from pipeline.errors import ConfigError
 from pipeline.store.read.features import FeatureStore
 
@@ -110,7 +110,7 @@ def read_texts(store: FeatureStore, column: str) -> list[str | None]:
     """
     names = [name for name in store.metadata.column_names if name != "id"]
     if column not in names:
-        raise ConfigError(f"the store has no column {column!r}{nearest(column, names)}")
+        raise ConfigError(f"the store has no column {column!r}{did_you_mean(column, names)}")
     classes = store.class_names.get(column)
     values = store.metadata[column].to_pylist()
     nested = next((value for value in values if isinstance(value, list | dict | bytes)), None)

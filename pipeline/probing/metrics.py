@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import nearest
+from pipeline.config import did_you_mean
 from pipeline.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ def error_counts(
         "per": jiwer.process_words,
     }
     if metric not in process:
-        raise ConfigError(f"metric is {metric!r}{nearest(metric, process)}")
+        raise ConfigError(f"metric is {metric!r}{did_you_mean(metric, process)}")
     if not len(references):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     aligned = process[metric](list(references), list(predictions))

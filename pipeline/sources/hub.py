@@ -20,7 +20,7 @@ from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.tabular import TabularSource
-from pipeline.sources.torchcodec_import import importable_torchcodec
+from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig

@@ -132,6 +132,7 @@ def test_too_many_quarantined_exits_with_3(tmp_path: Path) -> None:
         (["extract", "engine.workers=many"], 2, "engine.workers is 'many'; expected a whole"),
         (["status", "/no/such/store"], 1, "no store at /no/such/store"),
         (["verify", "/no/such/store"], 1, "no store at /no/such/store"),
+        (["verify", "x", "--repair", "--sample", "0.1"], 2, "leave --sample out"),
     ],
 )
 def test_a_wrong_command_is_one_clear_line(arguments: list[str], code: int, words: str) -> None:

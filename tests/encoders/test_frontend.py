@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pipeline.encoders.wav2vec2 import frontend
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, moments
+from pipeline.encoders.wav2vec2.moments import MomentAccumulator, compute_moments
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 
@@ -19,7 +19,7 @@ GROUP_NORM = ["hubert_base", "wav2vec2_large", "wavlm_base"]
 
 def packed(encoder, waveforms, stats=None, precision="fp32"):
     """Front-end frames of each waveform, `[n_frames, channels]`."""
-    stack = encoder._stack(precision)[0]
+    stack = encoder._modules_for(precision)[0]
     stats = stats or [encoder.utterance_stats(waveform) for waveform in waveforms]
     with torch.inference_mode():
         frames, starts = stack(waveforms, stats)
@@ -116,7 +116,7 @@ def test_neighbours_in_the_stream_change_nothing(name):
     """Frames are the same with louder neighbours as without, also across chunks of the stream."""
     encoder = small_encoder(name)
     waveforms = [50 * speech(9_000, 1), speech(30_123, 2), 50 * speech(400, 3), speech(719, 4)]
-    encoder._stack("fp32")[0]._chunk_frames = 17
+    encoder._modules_for("fp32")[0]._chunk_frames = 17
     together = packed(encoder, waveforms)
     for found, waveform in zip(together, waveforms, strict=True):
         [alone] = packed(encoder, [waveform])
@@ -155,7 +155,7 @@ def test_moments_do_not_depend_on_how_the_file_is_read(chunk):
     accumulator = MomentAccumulator()
     for part in waveform.split(chunk):
         accumulator.update(part)
-    streamed, whole = accumulator.finish(), moments(waveform)
+    streamed, whole = accumulator.finish(), compute_moments(waveform)
     assert (streamed.n_samples, streamed.sample_sum, streamed.square_sum, streamed.n_windows) == (
         whole.n_samples,
         whole.sample_sum,
@@ -170,7 +170,7 @@ def test_moments_are_those_of_all_windows(n_samples):
     """No window across block borders is lost or counted twice."""
     waveform = speech(n_samples) + 0.25
     windows = waveform.double().unfold(0, 10, 5)
-    found = moments(waveform)
+    found = compute_moments(waveform)
     assert found.n_windows == windows.shape[0]
     assert found.variance == pytest.approx(waveform.double().var(correction=0).item(), rel=1e-9)
     torch.testing.assert_close(found.window_mean, windows.mean(0), rtol=1e-10, atol=1e-12)

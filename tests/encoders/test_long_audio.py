@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.encoders.selfcheck import relative_errors
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
 

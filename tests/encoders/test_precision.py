@@ -70,6 +70,7 @@ def test_overflows_are_found_by_utterance_and_layer():
     expected = [3, 4, None, None, 1]
     assert find_overflows(features, counts, encoder.layers) == expected
     assert find_overflows(features.half(), counts, encoder.layers)[2:] == expected[2:]
+    assert encoder.misfits(features, counts) == expected
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])

@@ -13,7 +13,7 @@ from pipeline.config import Config, load_config
 from pipeline.encoders.wav2vec2.families import TorchaudioFamily
 from pipeline.errors import ConfigError
 from pipeline.extract import run
-from pipeline.extract.encoder_setup import check_settings
+from pipeline.extract.encoder_setup import resolve_encoder_setup
 from pipeline.extract.selfcheck import full_selfcheck
 from tests.helpers.corpus import write_folder
 
@@ -77,24 +77,30 @@ def test_a_plan_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_precision_follows_the_workers_device(tmp_path: Path) -> None:
     """A driver without a GPU loads the encoder in the precision of workers with one."""
-    setup = check_settings(load_config(["dataset.path=x", "model=tiny", "engine=inline"]))
+    setup = resolve_encoder_setup(load_config(["dataset.path=x", "model=tiny", "engine=inline"]))
     assert setup.loader("cpu")().precision == "fp32"
     encoder = setup.loader("cuda", "cpu")()
     assert (encoder.precision, encoder.device.type) == ("fp16", "cpu")
 
 
 def test_a_choice_of_layers_is_described_in_one_line(tmp_path: Path) -> None:
-    """The last block and the saved space; None if all layers are extracted."""
+    """The last block and the saved space; None if layers 1 to N are all extracted."""
 
     def line(layers: str) -> str | None:
         common = ["dataset.path=x", "model=tiny", "engine=inline"]
-        return check_settings(load_config([*common, f"extract.layers={layers}"])).describe_layers()
+        return resolve_encoder_setup(
+            load_config([*common, f"extract.layers={layers}"])
+        ).describe_savings()
 
     assert line("all") is None
     assert line("superb") is None
     assert line("[1,6]") == (
-        "layers [1, 6]: stops after block 6 of 12 and takes 83% less space than all of them"
+        "layers [1, 6]: stops after block 6 of 12 and takes 83% less space than layers 1 to 12"
     )
     assert line("[12]") == (
-        "layers [12]: runs all 12 blocks and takes 92% less space than all of them"
+        "layers [12]: runs all 12 blocks and takes 92% less space than layers 1 to 12"
+    )
+    assert line("[0,1,2,3,4,5,6,7,8,9,10,11]") == (
+        "layers [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]: stops after block 11 of 12 and takes as "
+        "much space as layers 1 to 12"
     )

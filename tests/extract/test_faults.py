@@ -21,7 +21,7 @@ from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.encoder_setup import check_settings
+from pipeline.extract.encoder_setup import resolve_encoder_setup
 from pipeline.extract.stop import Stop
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.backend.opening import open_backend
@@ -36,11 +36,12 @@ from pipeline.store.coordination.worker_failures import (
 )
 from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.layout import ledger_key
+from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.status import Status, read_status
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
-from tests.helpers.extraction import INLINE, contents, extract, overrides
+from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
 from tests.helpers.faulty_decoders import Faulty
 
 N_CLIPS = 24
@@ -342,7 +343,7 @@ def test_a_vanished_store_is_not_created_again(
 def worker_at(folder: Path, store: Path) -> Worker:
     """A worker as an executor creates it."""
     config = load_config(overrides(folder, store, *INLINE))
-    setup = check_settings(config)
+    setup = resolve_encoder_setup(config)
     return Worker(
         Job(
             backend=open_backend(store),
@@ -453,11 +454,42 @@ class TestRetryQuarantined:
         assert "empty" in quarantined(store)[CULPRIT]
         assert verify_store(store).utterances_quarantined == 1
 
-    def test_a_culprit_is_retried(self, folder: Path, tmp_path: Path) -> None:
-        """Its recorded failures are removed; otherwise it would be quarantined without a retry."""
+    @pytest.fixture
+    def with_culprit(self, folder: Path, tmp_path: Path) -> Path:
+        """A store with an utterance that was quarantined because its unit failed twice."""
         store = tmp_path / "s"
         faulty_extract(folder, store, Faulty(CULPRIT, "memory"), *INLINE)
-        assert read_failures(store)
-        status = extract(folder, store, *INLINE, "retry_quarantined=true")
+        return store
+
+    def test_a_culprit_is_retried(self, folder: Path, with_culprit: Path) -> None:
+        """It is planned in a new unit, which the failures of its old unit do not isolate."""
+        failures = read_failures(with_culprit)
+        assert failures
+        status = extract(folder, with_culprit, *INLINE, "retry_quarantined=true")
         assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
-        assert not read_failures(store)
+        assert read_failures(with_culprit) == failures
+
+    def test_a_revoked_unit_is_extracted_as_before(self, folder: Path, with_culprit: Path) -> None:
+        """The failures of a unit outlive a retry, so its second commit has no second culprit."""
+        extract(folder, with_culprit, *INLINE, "retry_quarantined=true")
+        before = contents(with_culprit)
+        [unit] = read_failures(with_culprit)
+        (with_culprit / f"index/unit-{unit}.parquet").write_bytes(b"damaged")
+        assert repair_store(with_culprit).units == [unit]
+        status = extract(folder, with_culprit, *INLINE)
+        assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
+        assert contents(with_culprit) == before
+
+    def test_planning_writes_only_the_plan(self, folder: Path, with_culprit: Path) -> None:
+        """`plan` with `retry_quarantined` leaves every other file of the store as it is."""
+
+        def files() -> dict[str, bytes]:
+            paths = (path for path in with_culprit.rglob("*") if path.is_file())
+            return {str(path.relative_to(with_culprit)): path.read_bytes() for path in paths}
+
+        before = files()
+        retry = configured(folder, with_culprit, *INLINE, "retry_quarantined=true")
+        assert run.plan(retry).units == read_status(with_culprit).units_total
+        changed = {name for name, data in files().items() if before.get(name) != data}
+        assert changed - {"lease.lock"} == {"plan.parquet"}
+        assert files().keys() >= before.keys()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator
+from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Window, Windowing
 from pipeline.errors import SourceError, StoreError
 from pipeline.extract.planning import plan_source

@@ -20,7 +20,7 @@ from pipeline.config import DatasetConfig
 from pipeline.errors import SourceError
 from pipeline.sources.base import Column, Source
 from pipeline.sources.opening import open_source
-from pipeline.sources.torchcodec_import import importable_torchcodec
+from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 from tests.helpers.audio_files import write
 
 

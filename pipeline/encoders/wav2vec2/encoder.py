@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Clock, EncoderSettings
+from pipeline.encoders.selfcheck import find_overflows
 from pipeline.encoders.settings import PRECISIONS, resolve_settings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
 from pipeline.encoders.wav2vec2.frontend import Frontend, UtteranceStats
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.statistics import MomentAccumulator, Moments, moments
+from pipeline.encoders.wav2vec2.moments import MomentAccumulator, Moments, compute_moments
 from pipeline.encoders.wav2vec2.transformer import Transformer
 from pipeline.encoders.wav2vec2.weights import LoadedModel, load_model
 from pipeline.encoders.windows import Window
@@ -102,7 +103,7 @@ class SpeechEncoder:
         self.is_random = loaded.source == "random"
         self._spec = spec
         self._model = loaded.model.to(self.device)
-        self._stacks: dict[str, tuple[Frontend, Transformer]] = {}
+        self._modules: dict[str, tuple[Frontend, Transformer]] = {}
         self.final_norm = self._find_final_norm()
         self.identity: dict[str, Any] = {
             "model": spec.name,
@@ -203,7 +204,7 @@ class SpeechEncoder:
                 f"max_window_s={self.windows.max_window_s:g}; encode it with encode_windows"
             )
         with torch.inference_mode():
-            frontend, transformer = self._stack(precision or self.precision)
+            frontend, transformer = self._modules_for(precision or self.precision)
             with self.clock("front_end"):
                 if stats is None:
                     stats = [self.utterance_stats(waveform) for waveform in waveforms]
@@ -226,8 +227,8 @@ class SpeechEncoder:
             utterance: All its samples, float32 `[n_samples]` at 16 kHz, or the moments of these
                 (`statistics_accumulator`).
         """
-        sums = moments(utterance) if isinstance(utterance, Tensor) else utterance
-        return self._stack(self.precision)[0].stats(sums)
+        sums = compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
+        return self._modules_for(self.precision)[0].stats(sums)
 
     def encode_windows(
         self,
@@ -264,17 +265,30 @@ class SpeechEncoder:
             count = window.keep_stop - window.keep_start
             yield window.keep_start, features[:, 0, first : first + count]
 
-    def _stack(self, precision: str) -> tuple[Frontend, Transformer]:
+    def misfits(self, features: Tensor, counts: Sequence[int]) -> list[int | None]:
+        """Find the utterances of a batch that exceed the range of the stored dtype, float16.
+
+        Args:
+            features: `[n_layers, batch, max_frames, dim]`, from `encode_batch`.
+            counts: Number of frames of each utterance, from `encode_batch`.
+
+        Returns:
+            For each utterance the first layer with a value that is not finite or beyond ±65504;
+            None if there is none.
+        """
+        return find_overflows(features, counts, self.layers)
+
+    def _modules_for(self, precision: str) -> tuple[Frontend, Transformer]:
         """Return the model in a precision, prepared on first use."""
         if precision not in PRECISIONS:
             raise ConfigError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
-        if precision not in self._stacks:
+        if precision not in self._modules:
             dtype = PRECISIONS[precision]
-            self._stacks[precision] = (
+            self._modules[precision] = (
                 Frontend(self._model, self._spec, dtype),
                 Transformer(self._model, self._spec, dtype, depth=self.layers[-1]),
             )
-        return self._stacks[precision]
+        return self._modules[precision]
 
     def _find_final_norm(self) -> dict[str, Any] | None:
         if not self._spec.pre_norm:

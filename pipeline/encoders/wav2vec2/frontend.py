@@ -30,7 +30,7 @@ from torch import Tensor
 from pipeline.encoders.kernels.cpu import Linear, gelu_, round_up_rows
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY, HOP_SAMPLES
-from pipeline.encoders.wav2vec2.statistics import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
+from pipeline.encoders.wav2vec2.moments import KERNEL_SAMPLES, STRIDE_SAMPLES, Moments
 
 _SILENCE_VARIANCE = 1e-10  # 100 dB below full scale; quieter waveforms get no larger scale
 _CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames computed at once, which bounds the activations

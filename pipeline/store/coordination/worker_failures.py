@@ -12,7 +12,7 @@ from __future__ import annotations
 import faulthandler
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -113,14 +113,6 @@ def read_failures(store: Location) -> dict[int, list[WorkerFailure]]:
             failure = WorkerFailure(**json.loads(backend.read(f"{LEDGER_DIR}/{name}")))
             found.setdefault(failure.unit, []).append(failure)
     return {unit: sorted(items, key=lambda item: item.slot) for unit, items in found.items()}
-
-
-def forget_failures(store: Location, units: Iterable[int]) -> None:
-    """Remove the failures of some units, so that their utterances are tried again."""
-    backend, forgotten = open_backend(store), set(units)
-    for unit, failures in read_failures(backend).items():
-        for failure in failures if unit in forgotten else ():
-            backend.delete(failure_key(failure.slot))
 
 
 class UtteranceMarker:

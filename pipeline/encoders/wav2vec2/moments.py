@@ -140,7 +140,7 @@ class MomentAccumulator:
         self._window_products += windows.T @ windows
 
 
-def moments(waveform: Tensor) -> Moments:
+def compute_moments(waveform: Tensor) -> Moments:
     """Compute the moments of a whole waveform, float32 `[n]` at 16 kHz."""
     accumulator = MomentAccumulator()
     accumulator.update(waveform)

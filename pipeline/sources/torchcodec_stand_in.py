@@ -42,7 +42,7 @@ def importable_torchcodec() -> Iterator[None]:
 
     A torchcodec that cannot be imported is replaced by a stand-in that decodes nothing.
     """
-    if _imports():
+    if _is_importable():
         yield
         return
     replaced = {name: sys.modules[name] for name in _MODULES if name in sys.modules}
@@ -55,7 +55,7 @@ def importable_torchcodec() -> Iterator[None]:
         sys.modules.update(replaced)
 
 
-def _imports() -> bool:
+def _is_importable() -> bool:
     """Return whether torchcodec can be imported."""
     try:
         importlib.import_module("torchcodec.decoders")
