@@ -137,7 +137,7 @@ def make_corpus(out: Path) -> tuple[int, float]:
     """Synthesise the corpus and save it to `out`; return its number of clips and seconds."""
     from datasets import Audio, ClassLabel, Dataset, Features, Value, disable_progress_bars
 
-    from pipeline.sources.torchcodec_import import importable_torchcodec
+    from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
     disable_progress_bars()
     synthesiser, seconds, rows = Synthesiser(), 0.0, []
