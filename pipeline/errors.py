@@ -21,6 +21,8 @@ cross process borders, so each takes its message as its only argument and pickle
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class StrataError(Exception):
     """Base of every deliberate error. `str(error)` is one line fit to show to the user."""
@@ -79,3 +81,9 @@ class UtteranceNotFoundError(StrataError, KeyError):
 
 class RunError(StrataError):
     """The run ended before every unit was committed."""
+
+
+def first_few(values: Sequence[object]) -> str:
+    """Return the first five values as text, for a message."""
+    listed = ", ".join(str(value) for value in values[:5])
+    return listed + (", ..." if len(values) > 5 else "")

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pipeline.encoders.selfcheck import SelfCheck
     from pipeline.extract.planning import Estimate
-    from pipeline.probing.results import LayerScore, Sweep
+    from pipeline.probing.results import CandidateScore, Sweep
     from pipeline.store.maintain.repair import Repair
     from pipeline.store.maintain.status import Status
     from pipeline.store.maintain.verify import Verification
@@ -202,7 +202,7 @@ def _table(found: Sweep) -> Table:
     return table
 
 
-def _cells(score: LayerScore, extras: list[str]) -> list[str]:
+def _cells(score: CandidateScore, extras: list[str]) -> list[str]:
     return [
         str(score.layer),
         f"{score.lr:g}",

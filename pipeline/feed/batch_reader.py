@@ -1,4 +1,4 @@
-"""Reading of one batch, into memory that earlier batches have used.
+"""Batch reader that reuses the memory of earlier batches.
 
 Reading into new memory takes about twice as long, because the system zeroes every page first. So
 the memory of a batch is reused as soon as neither the batch nor a view of it is referenced.
@@ -25,7 +25,7 @@ _MAX_SPARE = 4
 
 
 class BatchReader(Dataset[Tensor | int]):
-    """Read the features of the batch of a spec. Runs in the process of a loader or in its workers.
+    """Map from batch specs to features. Runs in the process of a loader or in its workers.
 
     Ids and columns are not read here: they are in memory, and passing them between processes takes
     longer than collecting them where they are used.
@@ -36,7 +36,8 @@ class BatchReader(Dataset[Tensor | int]):
 
         Args:
             dataset: The utterances.
-            buffers: Shared memory that the specs refer to by index; see `SharedBuffers`.
+            buffers: Shared memory that the specs refer to by index, [size] each; see
+                `SharedBuffers`.
         """
         self._dataset = dataset
         self._buffers = buffers
@@ -82,7 +83,7 @@ class BufferPool:
         self._spare: list[Stored] = []
 
     def take(self, shape: Sequence[int]) -> Stored:
-        """Return an uninitialised array. Its memory returns to the pool when it is unreferenced."""
+        """Return an uninitialised array; its memory is reused when no reference to it is left."""
         size = math.prod(shape)
         fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
         if fitting:
@@ -127,7 +128,7 @@ class SharedBuffers:
         return number
 
     def receive(self, number: int, shape: Sequence[int]) -> Tensor:
-        """Return the batch in a buffer. The buffer is free when the batch is unreferenced."""
+        """Return the batch in a buffer, which is free when no reference to the batch is left."""
         self._assigned.discard(number)
         free = self._free
 
@@ -137,13 +138,13 @@ class SharedBuffers:
         return torch.from_numpy(borrow(self.buffers[number].numpy(), shape, release))
 
     def reclaim(self) -> None:
-        """Free the buffers of workers that were told to stop, whose batches are not received."""
+        """Free the buffers of batches that are never received, because an epoch was interrupted."""
         self._free.extend(self._assigned)
         self._assigned.clear()
 
 
 class _Borrowed:
-    """Owner of the arrays over some memory, as NumPy sees it; collected with the last of them."""
+    """Base object of all arrays over some memory; Python deletes it after the last of them."""
 
     def __init__(self, memory: Stored) -> None:
         self.__array_interface__ = memory.__array_interface__
@@ -155,8 +156,8 @@ def borrow(memory: Stored, shape: Sequence[int], release: Callable[[], object]) 
     Args:
         memory: One-dimensional memory.
         shape: Shape of the array.
-        release: Called when neither the array nor anything that shares its memory, tensors
-            included, is referenced.
+        release: Called when no reference is left to the array, its views or tensors that share its
+            memory.
     """
     borrowed = _Borrowed(memory)
     weakref.finalize(borrowed, _release, memory, release).atexit = False

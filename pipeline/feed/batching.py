@@ -1,7 +1,8 @@
 """Plan of the batches of an epoch: arithmetic on frame counts, without reading.
 
-Batches are a function of the frame counts, the policy and the epoch. So every rank computes the
-same batches and takes its share, and a resumed loader continues with exactly the remaining ones.
+The batches depend only on frame counts, storage slots, `max_frames`, the policy and the epoch. So
+every rank computes the same batches and takes its share, and a resumed loader continues with
+exactly the remaining batches.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pipeline.errors import ConfigError
 IntArray = npt.NDArray[np.int64]
 
 POOL_BATCHES = 64
-"""Batches cut from one pool of utterances sorted by length: more pad less, and shuffle less."""
-_ORDER, _CROPS = 0, 1  # random streams of an epoch
+"""Number of batches per length-sorted pool. Larger pools reduce padding and also randomness."""
+_ORDER, _CROPS = 0, 1  # random streams of an epoch: order of the utterances, starts of the crops
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class BatchPolicy:
 
     Attributes:
         max_frames_per_batch: Limit of the padded frames of a batch: utterances × longest. A longer
-            utterance is a batch by itself.
+            utterance forms a batch of one.
         shuffle: Whether each epoch has another order; else the order of the dataset.
-        seed: Seed of the order and of the crops, equal on all ranks.
-        window_units: Shuffle within windows of this many storage units, and shuffle the windows;
-            None shuffles all utterances.
+        seed: Seed of the order and of the crops, at least 0; equal on all ranks.
+        window_units: Number of storage units per shuffle window: utterances are shuffled within a
+            window, and the windows are shuffled. None shuffles all utterances.
         world_size: Number of ranks.
         drop_last: Drop the last batches if the ranks cannot share them evenly. Otherwise up to
             world_size - 1 batches are repeated.
@@ -59,10 +60,11 @@ class BatchSpec:
     """Utterances of one batch.
 
     Attributes:
-        positions: Positions in the dataset, [batch].
-        starts: First frame of each utterance, [batch]; 0 unless it is cropped.
-        lengths: Frames of each utterance, [batch].
-        buffer: Index of the shared buffer that a worker reads the batch into; -1 for none.
+        positions: Positions in the dataset, int64 [batch].
+        starts: First frame of each utterance, int64 [batch]; 0 unless it is cropped.
+        lengths: Frames of each utterance after cropping, int64 [batch].
+        buffer: Index of the shared buffer that a worker reads the batch into, set by
+            `FeatureLoader.assigned_specs`; -1 for none.
     """
 
     positions: IntArray
@@ -77,22 +79,24 @@ class BatchSpec:
 
 
 class EpochBatches:
-    """Batches of any epoch over utterances of known lengths."""
+    """Deterministic batch plan: for an epoch and a rank, which utterances form each batch."""
 
     def __init__(
         self,
         frame_counts: IntArray,
-        units: IntArray,
+        slots: IntArray,
         policy: BatchPolicy,
         max_frames: int | None = None,
     ) -> None:
-        """Check the policy.
+        """Store the lengths and check the policy.
 
         Args:
-            frame_counts: Frames of each utterance, [n_utterances].
-            units: Storage unit of each utterance, [n_utterances].
+            frame_counts: Frames of each utterance, int64 [n_utterances].
+            slots: Storage slot of each utterance's first frame, int64 [n_utterances]. A committed
+                unit is one slot. Used for `window_units` only.
             policy: How to divide an epoch.
-            max_frames: Longer utterances are cropped to this many frames, at random.
+            max_frames: Maximum number of frames of an utterance; a longer one is cropped at a
+                random place. None crops nothing.
 
         Raises:
             ConfigError: A number of the policy is out of range.
@@ -101,11 +105,11 @@ class EpochBatches:
         self.policy = policy
         self._frame_counts = frame_counts
         self._lengths = np.minimum(frame_counts, max_frames) if max_frames else frame_counts
-        self._units = units
+        self._slots = slots
         self._cached: tuple[int, list[IntArray]] | None = None  # epoch and its batches
 
     def rank_batches(self, epoch: int, rank: int) -> list[IntArray]:
-        """Return the batches of one rank, as positions.
+        """Return the positions of each batch of one rank, int64 [batch].
 
         All ranks have the same number of batches. Without `drop_last` every utterance is in at
         least one batch, and at most world_size - 1 batches are repeated.
@@ -134,12 +138,17 @@ class EpochBatches:
             yield BatchSpec(positions, starts[positions], self._lengths[positions])
 
     def batches(self, epoch: int) -> list[IntArray]:
-        """Return all batches of an epoch, in order. Every utterance is in exactly one batch."""
+        """Return the positions of each batch of an epoch; every utterance is in exactly one."""
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, self._cut(epoch))
         return self._cached[1]
 
     def _cut(self, epoch: int) -> list[IntArray]:
+        """Shuffle, sort each pool by length, cut it into batches, shuffle the batches of a window.
+
+        Returns:
+            Positions of each batch, int64 [batch].
+        """
         n = len(self._lengths)
         if not self.policy.shuffle:
             return cut_in_order(np.arange(n), self._lengths, self.policy.max_frames_per_batch)
@@ -154,28 +163,31 @@ class EpochBatches:
         return batches
 
     def _windows(self, random: np.random.Generator) -> Iterator[IntArray]:
-        """Yield the shuffled utterances of each window of units; one window without windows."""
+        """Yield the shuffled positions of each shuffle window.
+
+        Without `window_units`, all utterances form one window.
+        """
         n, width = len(self._lengths), self.policy.window_units
         if width is None:
             yield random.permutation(n)
             return
-        units, inverse = np.unique(self._units, return_inverse=True)
-        unit_order = random.permutation(len(units))
-        window = unit_order[inverse] // width  # of each utterance
+        slots, slot_index = np.unique(self._slots, return_inverse=True)
+        slot_order = random.permutation(len(slots))
+        window = slot_order[slot_index] // width  # [n_utterances]
         order = random.permutation(n)
         order = order[np.argsort(window[order], kind="stable")]
-        bounds = np.searchsorted(window[order], np.arange(1, -(-len(units) // width)))
+        bounds = np.searchsorted(window[order], np.arange(1, -(-len(slots) // width)))
         yield from np.split(order, bounds)
 
     def _pools(self, window: IntArray) -> list[IntArray]:
-        """Divide shuffled utterances into pools of about `POOL_BATCHES` batches."""
+        """Divide the positions of a window into pools of about `POOL_BATCHES` batches."""
         frames = np.cumsum(self._lengths[window])
         per_pool = POOL_BATCHES * self.policy.max_frames_per_batch
         n_pools = max(1, round(int(frames[-1]) / per_pool)) if len(frames) else 1
         return np.array_split(window, n_pools)
 
     def _crops(self, epoch: int) -> IntArray:
-        """Return the first frame of each utterance in an epoch, [n_utterances]."""
+        """Return the first frame of each utterance in an epoch, int64 [n_utterances]."""
         spare = self._frame_counts - self._lengths
         if not spare.any():
             return np.zeros(len(spare), np.int64)
@@ -187,12 +199,12 @@ def cut_in_order(order: IntArray, lengths: IntArray, max_frames: int) -> list[In
     """Cut utterances into batches of at most `max_frames` padded frames, in a given order.
 
     Args:
-        order: Positions, in order.
-        lengths: Frames of each utterance, by position.
-        max_frames: Limit of utterances × longest; a longer utterance is a batch by itself.
+        order: Positions, in order, int64 [n].
+        lengths: Frames of each utterance, by position, int64 [n_utterances].
+        max_frames: Limit of utterances × longest; a longer utterance forms a batch of one.
 
     Returns:
-        Positions of each batch.
+        Positions of each batch, int64 [batch].
     """
     sizes = lengths[order]
     batches = []

@@ -112,7 +112,8 @@ class FeatureDataset(Dataset[Example]):
             store: The store, or a selection of it.
             layers: Layers to read, in this order; None reads all.
             columns: Metadata columns to return with every utterance.
-            max_frames: Longer utterances are cropped to this many frames, at random.
+            max_frames: Maximum number of frames of an utterance; a longer one is cropped at a
+                random place. None crops nothing.
             final_norm: Apply the model's final LayerNorm to its last layer, as
                 `FeatureStore.read` does.
 
@@ -186,7 +187,11 @@ class FeatureDataset(Dataset[Example]):
         ]
 
     def batch_shape(self, lengths: IntArray) -> tuple[int, int, int, int]:
-        """Return the shape of the features of a batch: [batch, n_layers, n_frames, dim]."""
+        """Return the shape of the features of a batch: [batch, n_layers, n_frames, dim].
+
+        Args:
+            lengths: Frames of each utterance after cropping, int64 [batch].
+        """
         longest = int(lengths.max(initial=0))
         return (len(lengths), len(self._axes), longest, self.store.feature_dim)
 
@@ -194,8 +199,8 @@ class FeatureDataset(Dataset[Example]):
         """Read utterances into a batch and zero the padding.
 
         Args:
-            positions: Positions of the utterances, [batch].
-            starts: First frame of each utterance, [batch].
+            positions: Positions of the utterances, int64 [batch].
+            starts: First frame of each utterance, int64 [batch].
             out: Destination, float16 [batch, n_layers, n_frames, dim].
         """
         lengths = np.minimum(self.store.frame_counts[positions] - starts, out.shape[2])
@@ -208,7 +213,7 @@ class FeatureDataset(Dataset[Example]):
         self.store.read_into(cuts, self._axes, self._norm)
 
     def describe(self, positions: IntArray) -> tuple[list[str], dict[str, Any]]:
-        """Return the ids and columns of a batch."""
+        """Return the ids and columns of a batch, from positions int64 [batch]."""
         return self._ids.take(row_numbers(positions)).to_pylist(), self._take(positions)
 
     def to_hf_dataset(self) -> datasets.Dataset:

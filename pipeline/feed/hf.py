@@ -1,4 +1,4 @@
-"""Stored features as a Hugging Face dataset. Only this file of the room imports `datasets`."""
+"""Stored features as a Hugging Face dataset. The only file of `feed` that imports `datasets`."""
 
 from __future__ import annotations
 

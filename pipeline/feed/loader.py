@@ -43,21 +43,22 @@ def make_loader(
     Args:
         dataset: The utterances.
         max_frames_per_batch: Limit of the padded frames of a batch: utterances × longest. A longer
-            utterance is a batch by itself (`FeatureDataset(max_frames=...)` crops it).
+            utterance forms a batch of one (`FeatureDataset(max_frames=...)` crops it).
         shuffle: Whether each epoch has another order, a function of `seed` and the epoch; else
             batches are cut in the order of the dataset.
-        seed: Seed of the order and of the crops, equal on all ranks.
-        rank: Rank of this process.
+        seed: Seed of the order and of the crops, at least 0; equal on all ranks.
+        rank: Rank of this process, from 0.
         world_size: Number of ranks. All ranks have the same number of batches, and every utterance
             is in a batch of some rank.
         num_workers: Processes that read ahead; 0 reads a batch when it is requested.
         drop_last: Drop the last batches if the ranks cannot share them evenly. Otherwise up to
             world_size - 1 batches are repeated.
-        window_units: Shuffle within windows of this many storage units (an hour of audio is about
-            three), for disks and object stores that are slow at random reads. The windows of an
-            epoch follow each other, so at most this many shards per layer are in use at a time, and
-            each epoch has other windows. Two utterances of a batch are in the same unit with a
-            probability of about 1 / window_units, instead of 1 / n_units.
+        window_units: Number of storage units per shuffle window (an hour of audio is about three
+            units), for disks and file systems that are slow at random reads. Utterances are
+            shuffled within a window. Windows are read one after another, so at most this many
+            shards per layer are in use at a time; each epoch draws new windows. Two utterances of
+            a batch are in the same unit with a probability of about 1 / window_units, instead of
+            1 / n_units.
         pin_memory: Return batches in pinned memory, for non-blocking copies to a GPU.
         prefetch_factor: Batches that each worker reads ahead.
         multiprocessing_context: Start method of the workers: fork, spawn or forkserver; None is the
@@ -81,7 +82,7 @@ def make_loader(
 
 @dataclass(frozen=True)
 class WorkerPolicy:
-    """How batches are read ahead; without effect on the batches.
+    """How batches are read ahead. The batches do not depend on it.
 
     Attributes:
         num_workers: Worker processes; 0 reads in the calling process.
@@ -145,7 +146,10 @@ class FeatureLoader:
         self._started = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the loader: plain numbers, equal on ranks that are in step."""
+        """Return the state of the loader, JSON-able.
+
+        Ranks that have returned equally many batches have equal states.
+        """
         return {
             "epoch": self.epoch,
             "batches_done": self._n_done,
@@ -155,6 +159,9 @@ class FeatureLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of a loader with the same batches.
+
+        Args:
+            state: Result of `state_dict`.
 
         Raises:
             ConfigError: The state is within an epoch, and this loader has other batches.
@@ -240,10 +247,10 @@ class FeatureLoader:
 
 
 class FeatureStream(IterableDataset[Batch]):
-    """Iterable dataset of the batches of a `FeatureLoader`, for loops that make their DataLoader.
+    """Iterable dataset of the batches of a `FeatureLoader`, for a trainer with its own DataLoader.
 
     Use `DataLoader(stream, batch_size=None, num_workers=2)`; the workers divide the batches. The
-    order changes only with `set_epoch`, which also reaches running workers.
+    order changes only with `set_epoch`, which also sets the epoch of running workers.
 
     Example:
         >>> stream = FeatureStream(dataset, BatchPolicy(max_frames_per_batch=20_000))
@@ -274,10 +281,11 @@ class FeatureStream(IterableDataset[Batch]):
 
 
 class _SpecSampler:
-    """Sampler of the DataLoader of a loader.
+    """Sampler that gives the specs of a loader to its DataLoader.
 
-    It refers to the loader weakly. So the workers of an unreferenced loader stop at once, and not
-    when a garbage collection, possibly in a forked worker of another loader, finds the cycle.
+    The reference to the loader is weak. So the workers of a deleted loader stop at once. With a
+    reference cycle they would stop in a later garbage collection, possibly one in a forked worker
+    of another loader.
     """
 
     def __init__(self, loader: FeatureLoader) -> None:

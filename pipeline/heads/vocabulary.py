@@ -16,7 +16,7 @@ from pipeline.config import did_you_mean
 from pipeline.errors import ConfigError
 
 Tokens = Literal["characters", "words"]
-"""Kind of symbol: a character, or a space-separated token, e.g. a phone."""
+"""Kind of symbol: a character, or a word, i.e. a space-separated token, e.g. a phone."""
 
 BLANK = 0
 """Number of the blank, CTC's symbol for no output."""
@@ -30,8 +30,8 @@ class Vocabulary:
     distinguishes phones in some alphabets. Both are in Unicode's composed form (NFC).
 
     Attributes:
-        tokens: characters or words.
-        symbols: All symbols but the blank, in the order of their code points.
+        tokens: "characters" or "words".
+        symbols: All symbols except the blank, in the order of their code points.
 
     Example:
         >>> vocabulary = Vocabulary.of(["Abba", "a  cab"], "characters")
@@ -51,8 +51,8 @@ class Vocabulary:
         """Collect the symbols of the training transcripts.
 
         Args:
-            transcripts: Transcripts of the corpus, not normalised.
-            tokens: characters or words.
+            transcripts: Training transcripts, not normalised.
+            tokens: "characters" or "words".
 
         Raises:
             ConfigError: `tokens` has another value, or all transcripts are empty.
@@ -67,10 +67,10 @@ class Vocabulary:
         """Number of symbols, including the blank."""
         return len(self.symbols) + 1
 
-    def normalise(self, text: str) -> str:
-        """Return the form in which transcripts are compared: `decode(encode(text))`.
+    def normalize(self, text: str) -> str:
+        """Return the normal form in which transcripts are compared: that of `decode(encode(text))`.
 
-        Symbols that are not in the vocabulary are kept.
+        Unlike `encode`, keep symbols that are not in the vocabulary.
         """
         return self._join(split(text, self.tokens))
 

@@ -11,7 +11,7 @@ RANDOM_WARNING = (
 
 
 def describe_encoder(attributes: Mapping[str, Any]) -> str:
-    """Return model, weights and precision of a store, and the weighted sum of a collapsed store.
+    """Return model, weights and precision of a store, and the layers of a collapsed store, as text.
 
     Args:
         attributes: Attributes of the store.
@@ -43,5 +43,5 @@ def weights_source(attributes: Mapping[str, Any]) -> str | None:
 
 
 def encoder_warnings(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a reader must know before any result from this store."""
+    """Return the warnings to show before any result from this store."""
     return (RANDOM_WARNING,) if weights_source(attributes) == "random" else ()

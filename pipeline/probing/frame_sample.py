@@ -13,9 +13,9 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.store.read.features import FeatureStore
 
 MAX_FRAMES = 200_000
-"""Largest sample: it is held in memory, and more frames do not change the statistics."""
+"""Largest sample. It is in memory, and more frames hardly change the statistics."""
 SLICE_FRAMES = 8
-"""Consecutive frames of a slice. Slices are drawn, so that consecutive frames can be compared."""
+"""Frames of a slice. Slices are drawn, not frames, so that consecutive frames can be compared."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class FrameSample:
     Attributes:
         features: float16 [n_layers, n_frames, dim].
         utterance: Position of the utterance of each frame: int64 [n_frames].
-        follows: Whether a frame follows the previous one in its utterance: bool [n_frames].
+        follows: Whether a frame is the successor, in the same utterance, of the previous frame of
+            the sample: bool [n_frames].
     """
 
     features: npt.NDArray[Any]
@@ -61,7 +62,7 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     owner = np.searchsorted(ends, drawn, side="right")
     start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
     length = np.minimum(SLICE_FRAMES, counts[owner] - start)
-    at = np.concatenate([[0], np.cumsum(length)])  # of each slice in the sample
+    at = np.concatenate([[0], np.cumsum(length)])  # offsets of the slices, [n_slices + 1]
     features = np.empty((len(store.layers), int(at[-1]), store.feature_dim), store.codec.dtype)
     cuts = [(int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]]) for i in range(n_slices)]
     store.read_into(cuts, store.axes(None))

@@ -1,9 +1,9 @@
 """Cache of trained heads on disk, so that a changed sweep trains only the heads that are new.
 
-The file name of a head is a hash of everything that determines it: the identity of the store; the
-utterances of each part, with their labels and the checksums of their features; the settings of the
-task; the layer, learning rate and seed. Entries are never invalidated: a changed setting gives
-another name.
+The file name is a hash of: trainer version, store identity, label columns, task settings, the
+utterances, labels and feature checksums of each part, layer (for a weighted sum: all its layers),
+learning rate, seed. Device and library versions are not hashed: they change only rounding. Entries
+are never invalidated: a changed setting gives another name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ VERSION = 1
 """Version of the trainers. Increase it when the same settings give different heads."""
 
 _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
+"""Task settings without effect, or hashed in another form: label columns, parts, own rate."""
 _INDEX_COLUMNS = ["id", "row", "unit", "piece", "n_pieces", "status", "crc32c"]
 
 
@@ -48,12 +49,12 @@ class HeadCache:
         """Compute the part of the hashed settings that all heads share.
 
         Args:
-            folder: Folder of the cache; made when a head is saved.
+            folder: Folder of the cache; created when a head is saved.
             store: The features.
             task: Settings of the task.
             labels: Labels of every utterance.
             folds: The folds.
-            layers: Layers under a weighted sum.
+            layers: Layers that the weighted sum combines.
         """
         self.folder = folder
         settings = {key: value for key, value in asdict(task).items() if key not in _NOT_HASHED}
@@ -70,7 +71,7 @@ class HeadCache:
         """Return a cached head, or None."""
         try:
             stored = json.loads(self._path(spec).read_text(encoding="utf-8"))
-            return _head_of(stored, spec)
+            return _parse_head(stored, spec)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: train it again
 
@@ -96,13 +97,14 @@ class HeadCache:
 
 
 def _fold_digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list[str]:
-    """Return a digest per fold, of its utterances with their features and labels."""
+    """Return a SHA-256 per fold, of its utterances with their feature checksums and labels."""
     table = index_files.read_index(store.root, columns=_INDEX_COLUMNS)
+    # first_piece: offsets into `pieces`, int64 [n_utterances + 1]
     pieces, first_piece = index_files.complete_utterances(table)
-    checksums = pieces["crc32c"].to_pylist()
+    checksums = pieces["crc32c"].to_pylist()  # [n_pieces][n_layers]
     utterances = [
-        [name, checksums[start:stop], [column[i] for column in labels.texts]]
-        for i, (name, start, stop) in enumerate(
+        [utterance_id, checksums[start:stop], [column[i] for column in labels.texts]]
+        for i, (utterance_id, start, stop) in enumerate(
             zip(store.ids, first_piece[:-1].tolist(), first_piece[1:].tolist(), strict=True)
         )
     ]
@@ -115,7 +117,7 @@ def _fold_digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) ->
     return digests
 
 
-def _head_of(stored: dict[str, Any], spec: HeadSpec) -> HeadResult:
+def _parse_head(stored: dict[str, Any], spec: HeadSpec) -> HeadResult:
     """Build a head from its JSON."""
     predictions: list[Any] = stored["predictions"]
     are_texts = bool(predictions) and isinstance(predictions[0], str)

@@ -81,7 +81,7 @@ def read_labels(
     Args:
         store: The store.
         task: The task.
-        given: Label columns to use instead of the task's.
+        given: Label columns that replace those of the task; None uses those of the task.
 
     Raises:
         ConfigError: The store lacks the columns, or a frame task has more than one.
@@ -177,9 +177,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def first_few(values: Sequence[object]) -> str:
-    """Return the first five values as text, for messages."""
-    listed = ", ".join(str(value) for value in values[:5])
-    return listed + (", ..." if len(values) > 5 else "")

@@ -81,7 +81,7 @@ class StoreStatistics:
     Attributes:
         store: Path of the store.
         encoder: Description of the encoder.
-        warnings: What a reader must know before the statistics.
+        warnings: Warnings to show before the statistics.
         n_frames: Frames in the sample.
         n_utterances: Utterances in the sample.
         seed: Seed of the sample.
@@ -179,9 +179,13 @@ def _cross_norm(x: Tensor, y: Tensor) -> float:
 def _all_cka(
     features: npt.NDArray[Any], note: Callable[[str], None]
 ) -> tuple[tuple[float | None, ...], ...]:
-    """Return the CKA of each pair of layers, of [n_layers, n_frames, dim].
+    """Return the CKA of each pair of layers, [n_layers][n_layers]; None for a constant layer.
 
-    At most two layers are held in float64 at a time.
+    At most two layers are in memory in float64 at a time.
+
+    Args:
+        features: [n_layers, n_frames, dim].
+        note: Called with progress lines.
     """
     n = len(features)
     start_s = time.perf_counter()

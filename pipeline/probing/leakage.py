@@ -1,4 +1,4 @@
-"""Leakage checks: speakers, recordings or audio that several parts of a split share."""
+"""Leakage checks: speakers, recordings or audio clips in more than one part of a split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.probing.labels import Fold, first_few, read_texts
+from pipeline.errors import first_few
+from pipeline.probing.labels import Fold, read_texts
 from pipeline.store.documents import read_plan
 from pipeline.store.read.features import FeatureStore
 
@@ -15,7 +16,8 @@ SPEAKER_PREFIXES = ("speaker", "spk")
 RECORDING_PREFIXES = ("recording", "source")
 
 _N_EXAMPLES = 5
-_SAME_AUDIO = 0.02  # relative distance of mean features; bf16 rounding stays below it
+_MAX_DISTANCE = 0.02
+"""Largest relative L2 distance of the mean features of identical audio; above bf16's rounding."""
 
 
 def find_column(store: FeatureStore, prefixes: Iterable[str]) -> str | None:
@@ -29,7 +31,7 @@ def shared_values(values: Sequence[Hashable | None], folds: Sequence[Fold]) -> l
     """Return the values that occur in more than one part of a fold.
 
     Args:
-        values: Value of each utterance of the store; None is never shared.
+        values: Value of each utterance of the store, [n_utterances]; None is never returned.
         folds: The folds.
     """
     shared: dict[Hashable, None] = {}
@@ -41,8 +43,14 @@ def shared_values(values: Sequence[Hashable | None], folds: Sequence[Fold]) -> l
     return list(shared)
 
 
-def speaker_warning(values: Sequence[str | None], folds: Sequence[Fold], column: str) -> list[str]:
-    """Return a warning about speakers that several parts share, if there are any."""
+def speaker_warnings(values: Sequence[str | None], folds: Sequence[Fold], column: str) -> list[str]:
+    """Return a warning about speakers in more than one part; an empty list if there are none.
+
+    Args:
+        values: Speaker of each utterance of the store, [n_utterances].
+        folds: The folds.
+        column: Column of the speakers.
+    """
     shared = shared_values(values, folds)
     if not shared:
         return []
@@ -54,8 +62,8 @@ def speaker_warning(values: Sequence[str | None], folds: Sequence[Fold], column:
     ]
 
 
-def source_warnings(store: FeatureStore, folds: Sequence[Fold]) -> list[str]:
-    """Return warnings about recordings, and about identical audio, that several parts share."""
+def recording_and_audio_warnings(store: FeatureStore, folds: Sequence[Fold]) -> list[str]:
+    """Return warnings about recordings, and about identical audio, in more than one part."""
     warnings = []
     column = find_column(store, RECORDING_PREFIXES)
     if column is not None and (shared := shared_values(read_texts(store, column), folds)):
@@ -63,51 +71,56 @@ def source_warnings(store: FeatureStore, folds: Sequence[Fold]) -> list[str]:
             f"LEAKAGE: {len(shared)} values of {column!r} ({first_few(shared)}) are in more than "
             "one part of the split"
         )
-    audio = _audio_keys(store, folds)
-    shared = shared_values(audio, folds)
-    if shared:
-        examples = [store.ids[audio.index(key)] for key in shared[:_N_EXAMPLES]]
+    clip_ids = _clip_ids(store, folds)
+    if shared := shared_values(clip_ids, folds):
         warnings.append(
-            f"LEAKAGE: {len(shared)} recordings occur more than once, in different parts of the "
-            f"split (e.g. {first_few(examples)})"
+            f"LEAKAGE: {len(shared)} audio clips occur in more than one part of the split "
+            f"(e.g. {first_few(shared[:_N_EXAMPLES])})"
         )
     return warnings
 
 
-def _audio_keys(store: FeatureStore, folds: Sequence[Fold]) -> list[Hashable | None]:
-    """Return a key per utterance that is equal for identical audio; None if no part shares it.
+def _clip_ids(store: FeatureStore, folds: Sequence[Fold]) -> list[str | None]:
+    """Return, for each utterance, the id of the first utterance with identical audio.
 
-    Files with equal fingerprint and size are only candidates: a fingerprint covers the two ends of
-    a file, and short clips may share their silence. Identical audio has identical mean features
-    except for rounding.
+    Equal fingerprint and size only give candidates. The fingerprint covers the first and last
+    4 KiB, so equal-sized files that begin and end with the same silence collide, and so do segments
+    of one file. Candidates are identical if their mean features are equal except for rounding.
+
+    Returns:
+        [n_utterances]; None if the fingerprint is in one part only, or unknown.
     """
     fingerprints = _fingerprints(store)
-    candidates = set(shared_values(fingerprints, folds))
-    rows = [row for row, mark in enumerate(fingerprints) if mark in candidates]
-    keys: list[Hashable | None] = [None] * len(fingerprints)
-    if not rows:
-        return keys
-    ids = pa.array([store.ids[row] for row in rows])
+    shared_fingerprints = set(shared_values(fingerprints, folds))
+    positions = [i for i, item in enumerate(fingerprints) if item in shared_fingerprints]
+    clip_ids: list[str | None] = [None] * len(fingerprints)
+    if not positions:
+        return clip_ids
+    ids = pa.array([store.ids[i] for i in positions])
     selection = store.select(pc.is_in(pc.field("id"), ids))
-    pooled = selection.pooled(layers=store.layers[:1])[:, 0]  # [n_candidates, dim]
+    pooled = selection.pooled(layers=store.layers[:1])[:, 0]  # [n_positions, dim]
     means = dict(zip(selection.ids, pooled, strict=True))
-    distinct: dict[Hashable, list[str]] = {}  # ids of different audio with one fingerprint
-    for row in rows:
-        own_id = store.ids[row]
-        known, mean = distinct.setdefault(fingerprints[row], []), means[own_id]
-        same = (key for key in known if (means[key] - mean).norm() < _SAME_AUDIO * mean.norm())
-        keys[row] = key = next(same, own_id)
-        if key == own_id:
-            known.append(key)
-    return keys
+    distinct: dict[Hashable, list[str]] = {}  # ids of different clips, by fingerprint
+    for i in positions:
+        ids_seen, mean = distinct.setdefault(fingerprints[i], []), means[store.ids[i]]
+        limit = _MAX_DISTANCE * mean.norm()
+        identical = (seen for seen in ids_seen if (means[seen] - mean).norm() < limit)
+        clip_id = next(identical, store.ids[i])
+        if clip_id == store.ids[i]:
+            ids_seen.append(clip_id)
+        clip_ids[i] = clip_id
+    return clip_ids
 
 
 def _fingerprints(store: FeatureStore) -> list[Hashable | None]:
-    """Return fingerprint and size in bytes of each utterance's audio; None if unknown."""
+    """Return (fingerprint, size in bytes) of each utterance's audio; None if unknown."""
     plan = read_plan(store.root)
     if plan is None:
         return [None] * len(store)
     known = plan.table.filter(pc.not_equal(plan.table["fingerprint"], 0))
     columns = (known[name].to_pylist() for name in ("id", "fingerprint", "n_bytes"))
-    by_id = {name: (mark, size) for name, mark, size in zip(*columns, strict=True)}
-    return [by_id.get(name) for name in store.ids]
+    by_id = {
+        utterance_id: (fingerprint, size)
+        for utterance_id, fingerprint, size in zip(*columns, strict=True)
+    }
+    return [by_id.get(utterance_id) for utterance_id in store.ids]

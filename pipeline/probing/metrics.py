@@ -1,10 +1,10 @@
 """Metrics on test predictions, their confidence intervals, and significance tests.
 
 A score is a ratio over test utterances: `counts.sum() / sizes.sum()`. For an accuracy, a count is 1
-if the prediction is correct and every size is 1. For an error rate, a count is the number of edits
-and a size is the number of reference symbols.
+if the prediction is correct, else 0, and every size is 1. For an error rate, a count is the number
+of errors and a size is the number of reference symbols.
 
-With several seeds, `counts` is their mean per utterance. The seeds are tested on the same
+With several seeds, `counts` is the mean over seeds, per utterance. All seeds are tested on the same
 utterances, so the bootstrap draws utterances only, and more seeds do not narrow an interval. The
 deviation between seeds is reported separately.
 
@@ -30,8 +30,10 @@ N_RESAMPLES = 2_000
 N_FLIPS = 20_000
 """Random sign flips of a paired test."""
 PAIRED_TEST = "paired sign-flip test over utterances"
+"""Name of the test of `paired_p_value`, for `Comparison.test`."""
 
-_CELLS_PER_CHUNK = 1 << 22  # resamples × utterances drawn at once
+_CELLS_PER_CHUNK = 1 << 22
+"""Largest number of resamples × utterances that is drawn at once: 32 MiB of float64."""
 
 
 def error_counts(
@@ -39,10 +41,11 @@ def error_counts(
 ) -> tuple[IntArray, IntArray]:
     """Count the errors of each utterance.
 
-    Texts are compared as they are; normalise both first (`Vocabulary.normalise`).
+    Texts are compared unchanged; normalise both first (`Vocabulary.normalize`).
 
     Args:
-        metric: cer counts characters, spaces included; wer and per count space-separated tokens.
+        metric: "cer" counts characters, including spaces; "wer" and "per" count space-separated
+            tokens.
         references: Reference transcripts, [n_utterances].
         predictions: Predicted transcripts, [n_utterances].
 
@@ -78,16 +81,21 @@ def error_counts(
 
 
 def error_rate(metric: str, references: Sequence[str], predictions: Sequence[str]) -> float:
-    """Return the error rate of a corpus: all errors divided by all reference symbols.
+    """Return the error rate of a corpus: total errors divided by total reference symbols.
 
     Long utterances weigh more. If all references are empty, the result is the number of errors.
     """
     errors, lengths = error_counts(metric, references, predictions)
-    return ratio(errors, lengths)
+    return overall_score(errors, lengths)
 
 
-def ratio(counts: npt.NDArray[np.generic], sizes: npt.NDArray[np.generic]) -> float:
-    """Return the score of a set of utterances. A total size of 0 counts as 1."""
+def overall_score(counts: npt.NDArray[np.generic], sizes: npt.NDArray[np.generic]) -> float:
+    """Return `counts.sum() / sizes.sum()`. A total size of 0 counts as 1.
+
+    Args:
+        counts: [n_utterances].
+        sizes: [n_utterances].
+    """
     return float(counts.sum()) / max(1.0, float(sizes.sum()))
 
 
@@ -113,26 +121,27 @@ def bootstrap_intervals(
     scores = []
     for start in range(0, N_RESAMPLES, n_per_chunk):
         n_rows = min(n_per_chunk, N_RESAMPLES - start)
-        # how often each utterance is drawn: [n_rows, n_utterances]
+        # number of times that each utterance is drawn: [n_rows, n_utterances]
         times = random.multinomial(n, np.full(n, 1 / n), size=n_rows).astype(np.float64)
         scores.append(times @ counts.T / np.maximum(1.0, times @ sizes)[:, None])
     tail = (1 - level) / 2
     return np.quantile(np.concatenate(scores), [tail, 1 - tail], axis=0).T
 
 
-def paired_p_value(counts: FloatArray, others: FloatArray, seed: int = 0) -> float:
+def paired_p_value(counts_a: FloatArray, counts_b: FloatArray, seed: int = 0) -> float:
     """Return the two-sided p-value of the difference of two candidates on the same utterances.
 
     Under the null hypothesis the two are exchangeable in each utterance, so each difference is
-    equally likely to have either sign. For one seed and accuracies this is McNemar's exact test, up
-    to the number of flips. Differences of equal size are flipped together, as a binomial.
+    equally likely to have either sign. For accuracies of one seed this approximates McNemar's exact
+    test, with `N_FLIPS` random flips. For the k differences of one size, the k random signs are
+    drawn as one binomial(k, 0.5).
 
     Args:
-        counts: Counts of one candidate, [n_utterances].
-        others: Counts of the other candidate, [n_utterances].
+        counts_a: Counts of one candidate, [n_utterances].
+        counts_b: Counts of the other candidate, [n_utterances].
         seed: Seed of the flips.
     """
-    differences = np.round(counts - others, 9)
+    differences = np.round(counts_a - counts_b, 9)
     sizes, n_of_size = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     random = np.random.default_rng(seed)
     total = np.zeros(N_FLIPS)
@@ -146,8 +155,8 @@ def macro_f1(references: IntArray, predictions: IntArray) -> float:
     """Return the F1 score, averaged over classes and then over label columns.
 
     Args:
-        references: Classes, [n_utterances, n_columns].
-        predictions: Predicted classes, [n_utterances, n_columns].
+        references: Classes, int64 [n_utterances, n_columns].
+        predictions: Predicted classes, int64 [n_utterances, n_columns].
     """
     from sklearn.metrics import f1_score
 
@@ -156,12 +165,15 @@ def macro_f1(references: IntArray, predictions: IntArray) -> float:
 
 
 def confusion_matrix(references: IntArray, predictions: IntArray, n_classes: int) -> IntArray:
-    """Count how often each class was predicted as each class: [reference, prediction].
+    """Count each pair of reference and predicted class.
 
     Args:
-        references: Classes, [n].
-        predictions: Predicted classes, [n].
+        references: Classes, int64 [n].
+        predictions: Predicted classes, int64 [n].
         n_classes: Number of classes.
+
+    Returns:
+        int64 [n_classes, n_classes]: references by row, predictions by column.
     """
     matrix = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(matrix, (references, predictions), 1)

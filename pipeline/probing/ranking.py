@@ -13,15 +13,15 @@ from pipeline.probing.metrics import (
     FloatArray,
     IntArray,
     bootstrap_intervals,
+    overall_score,
     paired_p_value,
-    ratio,
     seed_deviation,
 )
-from pipeline.probing.results import WEIGHTED, Comparison, HeadResult, Layer, LayerScore
+from pipeline.probing.results import WEIGHTED, Candidate, CandidateScore, Comparison, HeadResult
 from pipeline.probing.tasks.base import Task
 
-Runs = list[list[HeadResult]]
-"""Heads of one candidate at one learning rate: one list per seed, in the order of the folds."""
+HeadsBySeed = list[list[HeadResult]]
+"""Heads of one candidate at one learning rate, [n_seeds][n_folds], by seed and by fold."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,30 @@ class Ranking:
     Attributes:
         scores: One per candidate, in the order of the sweep.
         best: The candidate with the best dev score.
-        comparison: Paired test of the best two candidates; None if there is only one.
+        comparison: Paired test of the best two candidates by dev; None if there is only one.
         chosen: Heads of each candidate at the learning rate with the best dev score.
     """
 
-    scores: tuple[LayerScore, ...]
-    best: Layer
+    scores: tuple[CandidateScore, ...]
+    best: Candidate
     comparison: Comparison | None
-    chosen: dict[Layer, Runs]
+    chosen: dict[Candidate, HeadsBySeed]
 
 
-def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Layer]) -> Ranking:
+def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate]) -> Ranking:
     """Score and rank the candidates.
 
     Args:
-        task: What the heads learned.
+        task: The task that the heads learned.
         heads: All heads of the sweep.
         candidates: The candidates, in the order of the sweep. The first wins a tie.
     """
     sign = 1.0 if task.higher_is_better else -1.0
-    chosen = {layer: _best_rate(heads, layer, sign) for layer in candidates}
+    chosen = {layer: _heads_at_best_lr(heads, layer, sign) for layer in candidates}
+    # utterances: the test utterances of all folds, fold after fold
     sizes = np.concatenate([task.sizes(head.fold) for head in chosen[candidates[0]][0]])
-    counts = {layer: _counts(task, runs) for layer, runs in chosen.items()}
-    means = np.stack([counts[layer].mean(0) for layer in candidates])
+    counts = {layer: _counts(task, by_seed) for layer, by_seed in chosen.items()}
+    means = np.stack([counts[layer].mean(0) for layer in candidates])  # [candidates, utterances]
     intervals = bootstrap_intervals(means, sizes)
     scores = tuple(
         _score(task, layer, chosen[layer], counts[layer], sizes, intervals[i])
@@ -71,30 +72,14 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Layer]) -
     return Ranking(scores, best.layer, comparison, chosen)
 
 
-def mean_scores(heads: Sequence[HeadResult]) -> list[dict[str, object]]:
-    """Return the mean scores over seeds and folds, per candidate and learning rate."""
-    groups: dict[tuple[Layer, float], list[HeadResult]] = defaultdict(list)
-    for head in heads:
-        groups[head.layer, head.lr].append(head)
-    return [
-        {
-            "layer": layer,
-            "lr": lr,
-            "dev": float(np.mean([head.dev for head in group])),
-            "test": float(np.mean([head.test for head in group])),
-        }
-        for (layer, lr), group in groups.items()
-    ]
-
-
-def best_layer(scores: Sequence[LayerScore], higher_is_better: bool) -> Layer:
-    """Return the single layer with the best dev score, ignoring the weighted sum."""
+def best_single_layer(scores: Sequence[CandidateScore], higher_is_better: bool) -> Candidate:
+    """Return the candidate with the best dev score, without the weighted sum."""
     layers = [score for score in scores if score.layer != WEIGHTED]
     ordered = sorted(layers, key=lambda score: score.dev, reverse=higher_is_better)
     return ordered[0].layer
 
 
-def _best_rate(heads: Sequence[HeadResult], layer: Layer, sign: float) -> Runs:
+def _heads_at_best_lr(heads: Sequence[HeadResult], layer: Candidate, sign: float) -> HeadsBySeed:
     """Return the heads of a candidate at the learning rate with the best mean dev score."""
     by_rate: dict[float, list[HeadResult]] = defaultdict(list)
     for head in heads:
@@ -107,23 +92,38 @@ def _best_rate(heads: Sequence[HeadResult], layer: Layer, sign: float) -> Runs:
     return list(by_seed.values())
 
 
-def _counts(task: Task, runs: Runs) -> FloatArray:
+def _counts(task: Task, by_seed: HeadsBySeed) -> FloatArray:
     """Return the counts of each seed, fold after fold: [n_seeds, n_utterances]."""
-    return np.stack([np.concatenate([task.counts(head) for head in heads]) for heads in runs])
+    return np.stack([np.concatenate([task.counts(head) for head in folds]) for folds in by_seed])
 
 
 def _score(
-    task: Task, layer: Layer, runs: Runs, counts: FloatArray, sizes: IntArray, interval: FloatArray
-) -> LayerScore:
-    heads = [head for run in runs for head in run]
-    extras = [task.extra(run) for run in runs]
-    return LayerScore(
+    task: Task,
+    layer: Candidate,
+    by_seed: HeadsBySeed,
+    counts: FloatArray,
+    sizes: IntArray,
+    interval: FloatArray,
+) -> CandidateScore:
+    """Score a candidate.
+
+    Args:
+        task: The task.
+        layer: The candidate.
+        by_seed: Its heads at the chosen learning rate.
+        counts: [n_seeds, n_utterances].
+        sizes: [n_utterances].
+        interval: Lower and upper bound, [2].
+    """
+    heads = [head for folds in by_seed for head in folds]
+    extras = [task.extra(folds) for folds in by_seed]
+    return CandidateScore(
         layer=layer,
         lr=heads[0].lr,
         dev=float(np.mean([head.dev for head in heads])),
-        test=ratio(counts.mean(0), sizes),
+        test=overall_score(counts.mean(0), sizes),
         low=float(interval[0]),
         high=float(interval[1]),
-        seed_sd=seed_deviation([ratio(seed_counts, sizes) for seed_counts in counts]),
+        seed_sd=seed_deviation([overall_score(seed_counts, sizes) for seed_counts in counts]),
         extra={name: float(np.mean([extra[name] for extra in extras])) for name in extras[0]},
     )

@@ -1,20 +1,23 @@
 """Heads and sweep results as plain values: the contract between trainers, ranking and report.
 
 A candidate is one layer of the store, or the learned weighted sum of all swept layers. A head is
-one candidate trained at one learning rate, from one seed, on one fold. Scores are fractions (0.93,
-not 93).
+one candidate trained at one learning rate, from one seed, on one fold. Fields named `layer` hold a
+candidate. Scores are fractions (0.93, not 93).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from pipeline.store.format.layout import COLLAPSED_LAYER
 
-Layer = int | Literal["weighted", "collapsed"]
-"""A candidate: a layer number, the weighted sum, or the only layer of a collapsed store."""
+Candidate = int | Literal["weighted", "collapsed"]
+"""A layer number, "weighted" for the weighted sum, or "collapsed" for a collapsed store's layer."""
 
 WEIGHTED: Literal["weighted"] = "weighted"
 
@@ -22,12 +25,12 @@ Predictions = tuple[tuple[int, ...], ...] | tuple[str, ...]
 """One item per utterance: the class in each label column, or a transcript."""
 
 
-def candidate_of(stored: int) -> Layer:
+def candidate_of(stored: int) -> Candidate:
     """Return the candidate of a layer number of a store."""
     return "collapsed" if stored == COLLAPSED_LAYER else stored
 
 
-def stored_layer(candidate: Layer) -> int:
+def stored_layer(candidate: Candidate) -> int:
     """Return the layer number, in the store, of a candidate that is a single layer."""
     return COLLAPSED_LAYER if isinstance(candidate, str) else candidate
 
@@ -43,7 +46,7 @@ class HeadSpec:
         fold: Index of the fold.
     """
 
-    layer: Layer
+    layer: Candidate
     lr: float
     seed: int
     fold: int
@@ -67,7 +70,7 @@ class HeadResult:
         layer_weights: Weight of each swept layer, for a weighted sum; else None.
     """
 
-    layer: Layer
+    layer: Candidate
     lr: float
     seed: int
     fold: int
@@ -82,25 +85,26 @@ class HeadResult:
 OnHead = Callable[[HeadSpec, HeadResult], None]
 """Called with each head as soon as it is trained."""
 Note = Callable[[str], None]
-"""Called with progress lines for people."""
+"""Called with progress lines for the terminal."""
 
 
 @dataclass(frozen=True)
-class LayerScore:
+class CandidateScore:
     """Scores of a candidate over seeds and folds, at the learning rate with the best dev score.
 
     Attributes:
         layer: The candidate.
         lr: The learning rate with the best mean dev score.
-        dev: Mean dev score.
-        test: Mean test score.
+        dev: Dev score, mean over the heads.
+        test: Test score over the test utterances of all folds together, with counts averaged over
+            seeds. Folds with more test utterances weigh more; `mean_scores` weighs heads equally.
         low: Lower bound of the 95 % bootstrap interval of the test score, over test utterances.
         high: Upper bound of that interval.
         seed_sd: Standard deviation of the test score over seeds; 0 for one seed.
         extra: Further test scores by name: macro_f1, or wer beside cer.
     """
 
-    layer: Layer
+    layer: Candidate
     lr: float
     dev: float
     test: float
@@ -122,8 +126,8 @@ class Comparison:
         test: Name of the paired test.
     """
 
-    best: Layer
-    second: Layer
+    best: Candidate
+    second: Candidate
     difference: float
     p_value: float
     test: str
@@ -137,7 +141,7 @@ class Sweep:
         task: Name of the task, e.g. ks.
         store: Path of the store, as given.
         encoder: Description of the encoder; names random weights.
-        warnings: What a reader must know before the scores: random weights, leakage, small splits.
+        warnings: Warnings to show before the scores: random weights, leakage, small splits.
         labels: Label columns.
         metric: accuracy, cer, wer or per.
         higher_is_better: Direction of the metric.
@@ -157,9 +161,9 @@ class Sweep:
         layer_weights: Learned weights, mean over the heads of the chosen learning rate; None
             without a weighted sum.
         confusion: Test counts of the best candidate, [reference][prediction], in the first label
-            column, summed over seeds and folds; None for frame tasks.
+            column, summed over the heads of the chosen learning rate; None for frame tasks.
         heads: All heads, for learning curves and the JSON.
-        seconds: Wall time by stage: read, train, score.
+        seconds: Wall time in seconds by stage: "read", "train", "score".
         trained: Number of heads trained in this run.
         reused: Number of heads taken from the cache.
     """
@@ -179,8 +183,8 @@ class Sweep:
     classes: tuple[tuple[str, ...], ...]
     test_ids: tuple[tuple[str, ...], ...]
     truth: tuple[Predictions, ...]
-    scores: tuple[LayerScore, ...]
-    best: Layer
+    scores: tuple[CandidateScore, ...]
+    best: Candidate
     comparison: Comparison | None
     baselines: dict[str, float]
     layer_weights: tuple[float, ...] | None
@@ -190,6 +194,26 @@ class Sweep:
     trained: int
     reused: int
 
-    def score(self, layer: Layer) -> LayerScore:
+    def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""
         return next(score for score in self.scores if score.layer == layer)
+
+
+def mean_scores(heads: Sequence[HeadResult]) -> list[dict[str, object]]:
+    """Return the plain mean of the heads' scores, per candidate and learning rate.
+
+    Every head weighs the same. `CandidateScore.test` is computed over all test utterances together,
+    so the two differ if folds have different sizes.
+    """
+    groups: dict[tuple[Candidate, float], list[HeadResult]] = defaultdict(list)
+    for head in heads:
+        groups[head.layer, head.lr].append(head)
+    return [
+        {
+            "layer": layer,
+            "lr": lr,
+            "dev": float(np.mean([head.dev for head in group])),
+            "test": float(np.mean([head.test for head in group])),
+        }
+        for (layer, lr), group in groups.items()
+    ]

@@ -1,4 +1,4 @@
-"""A sweep: which layer of a store is best for a task, and is a weighted sum of layers better?
+"""A sweep: find the best layer of a store for a task, and compare it with a weighted sum of layers.
 
 A head is trained for each candidate (every layer and the weighted sum) × learning rate × seed ×
 fold. Dev selects the step of each head, and the learning rate and rank of each candidate. Test is
@@ -26,14 +26,15 @@ from pipeline.events import Observer
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.head_cache import HeadCache
 from pipeline.probing.labels import Labels, read_labels
-from pipeline.probing.ranking import Ranking, best_layer, mean_scores, rank
+from pipeline.probing.ranking import Ranking, best_single_layer, rank
 from pipeline.probing.results import (
     WEIGHTED,
+    Candidate,
     HeadResult,
     HeadSpec,
-    Layer,
     Sweep,
     candidate_of,
+    mean_scores,
 )
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.tasks.base import Task, TaskFactory
@@ -51,7 +52,8 @@ TASK_KINDS: dict[str, TaskFactory] = {"utterance": UtteranceTask, "frames": Fram
 """Implementations of `Task` by `task.kind`."""
 
 _JSON_KEYS = {"baselines": "yardsticks"}  # fields of `Sweep` that have another name in the JSON
-_MIN_TEST = 100  # test utterances below which a warning is given
+_MIN_TEST = 100
+"""Number of test utterances below which a warning is given."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class _SweepPlan:
         layers: Swept layers of the store.
         labels: Labels of every utterance.
         split: The folds.
-        task: What the heads learn.
+        task: The task that the heads learn.
         specs: Settings of the heads.
         folder: Output folder.
     """
@@ -104,7 +106,7 @@ def sweep(
     heads, n_reused = _train(plan, observer or Observer())
     times.append(time.perf_counter())
     ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
-    layer = best_layer(ranking.scores, plan.task.higher_is_better)
+    layer = best_single_layer(ranking.scores, plan.task.higher_is_better)
     baselines = plan.task.baselines(layer)
     times.append(time.perf_counter())
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
@@ -128,14 +130,14 @@ def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> P
 
 
 def summary(result: Sweep) -> dict[str, Any]:
-    """Return the results for programs, ready for JSON: without the heads and the references."""
+    """Return the output of `--json`: the results without heads, references and test ids."""
     document = {
         _JSON_KEYS.get(item.name, item.name): getattr(result, item.name) for item in fields(result)
     }
     for name in ("heads", "truth", "test_ids"):
         del document[name]
     return {
-        "best_layer": best_layer(result.scores, result.higher_is_better),
+        "best_layer": best_single_layer(result.scores, result.higher_is_better),
         "results": mean_scores(result.heads),
         **document,
         "scores": [asdict(score) for score in result.scores],
@@ -156,7 +158,7 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _SweepPlan:
     config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
     task = kind(store, config.task, labels, split.folds, layers, _device(config.device))
-    candidates: list[Layer] = [candidate_of(layer) for layer in layers]
+    candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
     if config.weighted and len(layers) > 1:
         candidates.append(WEIGHTED)
     specs = tuple(
@@ -209,7 +211,7 @@ def _result(
     n_reused: int,
 ) -> Sweep:
     ids, folds = plan.store.ids, plan.split.folds
-    chosen = [head for run in ranking.chosen[ranking.best] for head in run]
+    chosen = [head for folds in ranking.chosen[ranking.best] for head in folds]
     return Sweep(
         task=plan.config.task.name,
         store=plan.path,
@@ -260,12 +262,12 @@ def _mean_weights(ranking: Ranking) -> tuple[float, ...] | None:
     """Average the learned layer weights over the chosen heads of the weighted sum."""
     if WEIGHTED not in ranking.chosen:
         return None
-    weights = [head.layer_weights for run in ranking.chosen[WEIGHTED] for head in run]
+    weights = [head.layer_weights for folds in ranking.chosen[WEIGHTED] for head in folds]
     return tuple(np.mean([item for item in weights if item is not None], axis=0).tolist())
 
 
 def _warnings(plan: _SweepPlan) -> list[str]:
-    """Return what a reader must know before the scores, most severe first."""
+    """Return the warnings to show before the scores, most severe first."""
     warnings = list(encoder_warnings(plan.store.attributes))
     status = read_status(plan.store.root)
     missing = status.utterances_total - status.utterances_ok - status.utterances_quarantined

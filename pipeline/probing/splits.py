@@ -1,9 +1,9 @@
 """Assignment of utterances to train, dev and test.
 
-The corpus's own split is used if a metadata column holds one. Otherwise a new split is made,
-stratified by label; if a speaker column is configured, all utterances of a speaker go to one part.
-Speakers in more than one part are a common mistake: in a new split they raise ConfigError, in the
-corpus's own split they give a warning.
+The corpus's own split is used if a metadata column has one. Otherwise a random split is drawn,
+stratified by label; with `split.speaker`, all utterances of a speaker are in one part. If the task
+is speaker-independent, speakers in more than one part raise ConfigError in a random split, and give
+a warning in the corpus's own split.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import SplitConfig, TaskConfig
-from pipeline.errors import ConfigError
-from pipeline.probing.labels import Fold, IntArray, Labels, first_few, read_texts
+from pipeline.errors import ConfigError, first_few
+from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.probing.leakage import (
     SPEAKER_PREFIXES,
     find_column,
+    recording_and_audio_warnings,
     shared_values,
-    source_warnings,
-    speaker_warning,
+    speaker_warnings,
 )
 from pipeline.probing.stratified_split import stratified_group_split, stratified_split
 from pipeline.store.read.features import FeatureStore
@@ -35,8 +35,8 @@ class Split:
 
     Attributes:
         folds: One fold, or those of a cross-validation.
-        description: How the folds were made.
-        warnings: Problems of the folds.
+        description: Text that describes how the folds were made.
+        warnings: Warnings about the folds.
     """
 
     folds: tuple[Fold, ...]
@@ -51,9 +51,9 @@ class _Utterances:
     Attributes:
         config: Settings of the split.
         usable: Positions of the utterances that have all labels, ascending.
-        classes: Class of every utterance of the store, to stratify by.
+        classes: Class of every utterance of the store, to stratify by: int64 [n_utterances].
         grouped_by: Column whose values must not be shared between parts; None for no constraint.
-        groups: Value of that column for every utterance.
+        groups: Value of that column for every utterance, [n_utterances]; empty without a column.
     """
 
     config: SplitConfig
@@ -64,7 +64,7 @@ class _Utterances:
 
     @property
     def description(self) -> str:
-        """How utterances are assigned."""
+        """Text that describes how utterances are assigned."""
         by = f" and by {self.grouped_by}" if self.grouped_by else ""
         return f"stratified by label{by}, seed {self.config.seed}"
 
@@ -72,12 +72,12 @@ class _Utterances:
         """Assign utterances to parts.
 
         Args:
-            positions: Positions of the utterances.
+            positions: Positions of the utterances, int64 [n].
             shares: Share of each part; they sum to one.
             keep_first: Whether part 0 must have every class; without effect on groups.
 
         Returns:
-            Part of each utterance.
+            Part of each utterance, int64 [n].
         """
         seed, classes = self.config.seed, self.classes[positions]
         if self.grouped_by is None:
@@ -97,12 +97,13 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
 
     Args:
         store: The store.
-        task: The task; says whether parts may share speakers.
+        task: Settings of the task. With `speaker_independent`, parts must not share speakers.
         config: Settings of the split.
-        labels: Labels of every utterance; utterances that lack one are left out.
+        labels: Labels of every utterance; utterances without a label in every column are left out.
 
     Raises:
-        ConfigError: The split is impossible, or would share speakers between parts.
+        ConfigError: The split is impossible; or the task is speaker-independent, and a random split
+            has speakers in more than one part.
     """
     if config.speaker in labels.columns:
         raise ConfigError(
@@ -123,13 +124,13 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
         warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
-    return replace(split, warnings=(*warnings, *source_warnings(store, split.folds)))
+    return replace(split, warnings=(*warnings, *recording_and_audio_warnings(store, split.folds)))
 
 
 def _utterances(
     store: FeatureStore, task: TaskConfig, config: SplitConfig, labels: Labels
 ) -> _Utterances:
-    """Collect what a split depends on."""
+    """Collect the usable utterances with their classes and groups."""
     usable = np.flatnonzero(labels.labelled())
     if not len(usable):
         raise ConfigError(
@@ -142,7 +143,7 @@ def _utterances(
 
 
 def _split_column(store: FeatureStore, config: SplitConfig) -> str | None:
-    """Return the column with the corpus's own split, if it is to be used."""
+    """Return the column with the corpus's own split; None if a random split is to be drawn."""
     if config.column != "auto":
         return config.column
     if config.folds is not None or _SPLIT_COLUMN not in store.metadata.column_names:
@@ -200,7 +201,7 @@ def _group_if_corpus_does(
 
 
 def _new_split(utterances: _Utterances) -> Split:
-    """Make a split by ratios, or the folds of a cross-validation."""
+    """Draw a random split by ratios, or the folds of a cross-validation."""
     config, usable = utterances.config, utterances.usable
     if config.folds is None:
         parts = utterances.assign(usable, config.ratios, keep_first=True)
@@ -223,7 +224,7 @@ def _new_split(utterances: _Utterances) -> Split:
 
 
 def _take_dev(utterances: _Utterances, train: IntArray) -> tuple[IntArray, IntArray]:
-    """Split train into train and dev, by the ratio of the settings."""
+    """Split train into train and dev; dev gets ratios[1] / (ratios[0] + ratios[1])."""
     ratios = utterances.config.ratios
     share = ratios[1] / (ratios[0] + ratios[1])
     parts = utterances.assign(train, (1 - share, share), keep_first=True)
@@ -235,7 +236,7 @@ def _as_set(value: str | tuple[str, ...]) -> set[str | None]:
 
 
 def _check_parts(fold: Fold, number: int, split: Split) -> None:
-    """Refuse a fold with an empty part."""
+    """Raise ConfigError if a part of a fold is empty."""
     for name in ("train", "dev", "test"):
         if not len(getattr(fold, name)):
             where = f" of fold {number}" if len(split.folds) > 1 else ""
@@ -248,14 +249,17 @@ def _check_parts(fold: Fold, number: int, split: Split) -> None:
 def _check_speakers(
     store: FeatureStore, task: TaskConfig, split: Split, column: str | None, refuse: bool
 ) -> list[str]:
-    """Refuse or warn of speakers that parts share.
+    """Return warnings about speakers in more than one part.
 
     Args:
         store: The store.
         task: The task.
         split: The split.
         column: Speaker column; None if parts may share speakers.
-        refuse: Whether shared speakers are an error; else a warning.
+        refuse: Whether to raise instead.
+
+    Raises:
+        ConfigError: `refuse` is set, and a speaker is in more than one part.
     """
     if column is None:
         return []
@@ -268,4 +272,4 @@ def _check_speakers(
             f"split.speaker={column} to keep each in one part, or task.speaker_independent=false "
             "to allow it"
         )
-    return speaker_warning(speakers, split.folds, column)
+    return speaker_warnings(speakers, split.folds, column)

@@ -1,4 +1,4 @@
-"""Stratified splits into parts of given shares, with whole groups if needed, by a seed.
+"""Random stratified splits into parts of given shares, optionally by whole groups.
 
 scikit-learn has no splitter for this (tests/probing/test_splits.py, `test_scikit_learn_...`):
 
@@ -29,13 +29,14 @@ def stratified_split(
     """Assign utterances to parts so that each class is divided as the whole is.
 
     Args:
-        classes: Class of each utterance, [n].
+        classes: Class of each utterance, int64 [n].
         shares: Share of each part; they sum to one.
         seed: Seed of the assignment.
-        keep_first: Assign the first utterance of each class to part 0, so that it has all classes.
+        keep_first: Whether the first utterance of each class goes to part 0, so that part 0 has all
+            classes.
 
     Returns:
-        Part of each utterance, [n].
+        Part of each utterance, int64 [n].
     """
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(classes))
@@ -54,16 +55,16 @@ def stratified_split(
 def stratified_group_split(
     classes: IntArray, groups: IntArray, shares: Sequence[float], seed: int
 ) -> IntArray:
-    """Assign whole groups to parts: of many random orders, use the one nearest to the shares.
+    """Assign whole groups to parts: of 200 random assignments, use the one closest to the shares.
 
     Args:
-        classes: Class of each utterance, [n].
-        groups: Group of each utterance, from 0, [n].
-        shares: Share of each part, no more than there are groups; they sum to one.
-        seed: Seed of the random orders.
+        classes: Class of each utterance, int64 [n].
+        groups: Group of each utterance, from 0, int64 [n].
+        shares: Share of each part, at most as many as groups; they sum to one.
+        seed: Seed of the random assignments.
 
     Returns:
-        Part of each utterance, [n]. Every part has at least one group.
+        Part of each utterance, int64 [n]. Every part has at least one group.
     """
     random = np.random.default_rng(seed)
     n_groups = int(groups.max()) + 1
@@ -85,7 +86,16 @@ def stratified_group_split(
 def _assign_in_order(
     order: IntArray, sizes: npt.NDArray[np.float64], shares: Sequence[float]
 ) -> IntArray:
-    """Assign each group to the part that lacks most; the last groups to parts that are empty."""
+    """Assign each group, in order, to the part that lacks most; the last groups to empty parts.
+
+    Args:
+        order: Groups, int64 [n_groups].
+        sizes: Utterances of each group, [n_groups].
+        shares: Share of each part.
+
+    Returns:
+        Part of each group, int64 [n_groups].
+    """
     missing = np.multiply(shares, sizes.sum())
     parts = np.empty(len(order), np.int64)
     empty = set(range(len(shares)))

@@ -15,11 +15,11 @@ from pipeline.feed.batching import BatchPolicy, EpochBatches
 counts = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(lambda x: np.array(x))
 
 
-def epochs(lengths, max_frames=None, units=None, **policy):
+def epochs(lengths, max_frames=None, slots=None, **policy):
     lengths = np.asarray(lengths, np.int64)
-    units = np.arange(len(lengths)) // 10 if units is None else units
+    slots = np.arange(len(lengths)) // 10 if slots is None else slots
     policy = BatchPolicy(**({"max_frames_per_batch": 500} | policy))
-    return EpochBatches(lengths, units, policy, max_frames)
+    return EpochBatches(lengths, slots, policy, max_frames)
 
 
 def flat(batches):
@@ -98,27 +98,27 @@ def test_bucketing_saves_padding():
     assert sum(25 * int(lengths[b].max()) for b in order) > 1.4 * lengths.sum()
 
 
-def test_windowed_shuffling_uses_few_units_at_a_time():
-    """With windows of four units, at most four units are in use at a time.
+def test_windowed_shuffling_uses_few_slots_at_a_time():
+    """With shuffle windows of four slots, at most four slots are in use at a time.
 
     Two utterances of a batch are in the same unit with a probability of about 1/4, and two epochs
     have different windows.
     """
-    lengths, units = np.full(4000, 100), np.arange(4000) // 100
-    planned = epochs(lengths, units=units, window_units=4, max_frames_per_batch=2000)
+    lengths, slots = np.full(4000, 100), np.arange(4000) // 100
+    planned = epochs(lengths, slots=slots, window_units=4, max_frames_per_batch=2000)
     windows = []
     for epoch in (0, 1):
         order = flat(planned.batches(epoch))
-        windows.append([frozenset(units[order[i : i + 400]]) for i in range(0, 4000, 400)])
+        windows.append([frozenset(slots[order[i : i + 400]]) for i in range(0, 4000, 400)])
         assert all(len(window) == 4 for window in windows[-1])
     assert len(set(windows[0]) & set(windows[1])) < 3
     same = [
-        np.mean(np.equal.outer(units[b], units[b])[np.triu_indices(len(b), 1)])
+        np.mean(np.equal.outer(slots[b], slots[b])[np.triu_indices(len(b), 1)])
         for b in planned.batches(0)
     ]
     assert 0.2 < np.mean(same) < 0.28
-    everywhere = epochs(lengths, units=units, max_frames_per_batch=2000).batches(0)
-    assert np.mean([len(set(units[b])) for b in everywhere]) > 14
+    everywhere = epochs(lengths, slots=slots, max_frames_per_batch=2000).batches(0)
+    assert np.mean([len(set(slots[b])) for b in everywhere]) > 14
 
 
 def test_crops_are_uniform_and_change_with_the_epoch():

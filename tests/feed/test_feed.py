@@ -202,7 +202,7 @@ def test_cropped_utterances_hold_the_named_frames(opened):
 
 
 def test_an_utterance_longer_than_the_limit_is_a_batch_by_itself(opened):
-    """It fits no shared buffer, and is returned nevertheless."""
+    """An utterance that fits no shared buffer is returned in a batch of one."""
     for num_workers in (0, 1):
         batches = list(loader_of(opened, max_frames_per_batch=100, num_workers=num_workers))
         assert any(len(b) == 1 and b.features.shape[2] > 100 for b in batches)
@@ -263,7 +263,7 @@ def test_random_crops_of_single_examples(opened):
 
 
 def test_the_final_norm_is_applied_to_batches_and_examples(tmp_path):
-    """As in `read(final_norm=True)`: to the last layer only, in this process and in workers.
+    """Batches equal `read(final_norm=True)`: last layer only, in this process and in workers.
 
     Padding stays zero for any bias of the norm.
     """
@@ -299,7 +299,7 @@ def test_columns_with_nulls_are_lists(opened):
 
 
 def test_the_stream_has_the_batches_of_the_loader(opened):
-    """Alone, and divided among two workers, in the order of the loader."""
+    """One process or two workers yield the batches of the loader, in its order."""
     dataset = pipeline.FeatureDataset(opened, [2], ["digit", "speaker"])
     stream = pipeline.FeatureStream(dataset, pipeline.BatchPolicy(max_frames_per_batch=700))
     loader = loader_of(opened)

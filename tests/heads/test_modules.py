@@ -92,7 +92,7 @@ def test_padding_changes_neither_scores_nor_gradients(batch, garbage):
 
 
 def test_frames_beyond_the_length_score_zero(batch):
-    """Only with lengths; without them every frame is scored."""
+    """With lengths, padding scores zero; without lengths every frame is scored."""
     head = pipeline.FramewiseLinear(8, 5)
     scores = head(batch.features[:, 0], batch.lengths)
     assert scores.shape == (5, 120, 5)

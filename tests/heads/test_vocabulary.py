@@ -27,8 +27,8 @@ def test_a_transcript_survives_encoding_and_decoding(texts, tokens):
     for text in texts:
         numbers = vocabulary.encode(text)
         assert all(1 <= number < len(vocabulary) for number in numbers)
-        assert vocabulary.decode(numbers) == vocabulary.normalise(text)
-        assert vocabulary.normalise(vocabulary.normalise(text)) == vocabulary.normalise(text)
+        assert vocabulary.decode(numbers) == vocabulary.normalize(text)
+        assert vocabulary.normalize(vocabulary.normalize(text)) == vocabulary.normalize(text)
 
 
 @given(raw_texts, st.sampled_from(TOKENS))
@@ -49,7 +49,7 @@ def test_characters_are_normalised():
     """Lower case, composed, one space between words, no space at the ends."""
     vocabulary = Vocabulary.of(["It's  ", "\tCAFE\u0301 au\nLAIT"], "characters")
     assert vocabulary.symbols == tuple(sorted(set("it's café au lait")))
-    assert vocabulary.normalise(" Cafe\u0301\n  LAIT") == "caf\u00e9 lait"
+    assert vocabulary.normalize(" Cafe\u0301\n  LAIT") == "caf\u00e9 lait"
     assert vocabulary.decode((*vocabulary.encode("a"), 1, 1, *vocabulary.encode("u"))) == "a u"
 
 
@@ -61,7 +61,7 @@ def test_words_keep_their_case():
 
 
 def test_unknown_symbols_are_counted_and_refused():
-    """They are counted, and encoding one is an error that names it."""
+    """Unknown symbols are counted, and encoding one is an error that names it."""
     vocabulary = Vocabulary.of(["abc"], "characters")
     assert vocabulary.unknown(["ABxx", "cy"]) == {"x": 2, "y": 1}
     with pytest.raises(ConfigError, match="'x'"):
@@ -69,7 +69,7 @@ def test_unknown_symbols_are_counted_and_refused():
 
 
 def test_invalid_vocabularies_are_refused(tmp_path):
-    """Empty transcripts, an unknown kind of symbol, a file without a vocabulary."""
+    """Empty transcripts, an unknown kind of symbol and a file without vocabulary are errors."""
     with pytest.raises(ConfigError, match="empty"):
         Vocabulary.of([" ", ""], "characters")
     with pytest.raises(ConfigError, match="did you mean characters"):
@@ -97,7 +97,7 @@ def distance(first, second):
 
 @given(st.lists(st.tuples(normal_texts, normal_texts), max_size=4))
 def test_errors_are_the_edit_distance_of_each_utterance(pairs):
-    """Of characters, including spaces, or of space-separated tokens; also of empty texts."""
+    """Errors are the edit distance of characters or tokens; also for empty texts."""
     references, predictions = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     for metric, cut in (("cer", list), ("wer", str.split), ("per", str.split)):
         errors, lengths = error_counts(metric, references, predictions)
@@ -106,7 +106,7 @@ def test_errors_are_the_edit_distance_of_each_utterance(pairs):
 
 
 def test_long_utterances_weigh_more():
-    """The rate is that of the corpus, not the mean over utterances; unknown metrics are refused."""
+    """The error rate is over the corpus, not a mean over utterances; unknown metrics raise."""
     assert error_rate("wer", ["a b c d", "a"], ["a b c d", "b"]) == pytest.approx(1 / 5)
     assert error_rate("cer", ["", ""], ["", "ab"]) == 2
     with pytest.raises(ConfigError, match="did you mean"):

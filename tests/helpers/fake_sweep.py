@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.probing.results import WEIGHTED, Comparison, HeadResult, LayerScore, Sweep
+from pipeline.probing.results import WEIGHTED, CandidateScore, Comparison, HeadResult, Sweep
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -30,7 +30,7 @@ def class_sweep(n_layers=12, classes=DIGITS, n_test=400, seeds=(0, 1, 2), level=
         extra = {"macro_f1": mean - 0.011}
         sd = float(np.std(own))
         scores.append(
-            LayerScore(layer, 1e-3, mean + 0.006, mean, mean - half, mean + half, sd, extra)
+            CandidateScore(layer, 1e-3, mean + 0.006, mean, mean - half, mean + half, sd, extra)
         )
     ranked = sorted(scores, key=lambda score: -score.dev)
     first, second = ranked[0], ranked[1]

@@ -140,7 +140,7 @@ def curve_of(store, transcripts, layers, spec, steps=40):
 
 
 def test_only_the_layer_that_spells_is_transcribed(store, transcripts, trained):
-    """That layer has error rate 0 on test, and the weighted sum selects it."""
+    """The layer that spells has error rate 0 on test, and the largest weight of the sum."""
     truth = tuple(transcripts.test.values())
     assert truth == tuple(TEXTS[i] for i in FOLD.test)
     untrained = ctc.untrained_error_rate(store, TASK, transcripts, SPELLING, CPU)
@@ -170,7 +170,7 @@ def test_a_head_is_reported_at_its_best_dev_score(transcripts, trained):
 
 
 def test_a_head_does_not_depend_on_the_others(store, transcripts, trained, monkeypatch):
-    """Heads are bit-identical if trained alone, in another order, or in smaller chunks."""
+    """Heads are bit-identical if trained separately, in another order, or in smaller chunks."""
     for wanted in trained[1:]:
         (alone,) = ctc.train_ctc_heads(
             store, TASK, transcripts, LAYERS, specs_of(wanted.layer), CPU
@@ -228,7 +228,7 @@ def test_a_collapsed_store_trains_as_the_weighted_sum_does(store, transcripts, t
 
 
 def test_padding_does_not_change_the_loss():
-    """The loss of an utterance is equal alone, beside longer ones, and in a wider batch."""
+    """The loss of an utterance is equal in a batch of one, with longer ones, and with padding."""
     torch.manual_seed(0)
     labels = [(1, 2, 2, 3), (4,), (), (3, 1)]
     lengths = [9, 2, 5, 30]
@@ -251,7 +251,7 @@ def test_paths_are_decoded_greedily():
 
 
 def test_transcripts_longer_than_their_frames_are_not_trained_on(store):
-    """They are named in a warning and not trained on; one symbol less is accepted."""
+    """A warning names utterances with too many symbols; one symbol less is accepted."""
     texts = list(TEXTS)
     n_frames = len(TEXTS[3]) * 3
     texts[3] = ("ab" * n_frames)[: n_frames + 1]
@@ -278,7 +278,7 @@ def test_an_utterance_too_large_for_memory_is_not_trained_on(store, monkeypatch)
 
 
 def test_symbols_missing_from_training_are_errors_and_a_warning(store):
-    """No head can predict them; training works nevertheless."""
+    """A warning names symbols of dev and test that train lacks; training works nevertheless."""
     texts = [*TEXTS[:40], *("x" * len(text) for text in TEXTS[40:])]
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     total = sum(len(text) for text in texts[40:])
@@ -292,7 +292,7 @@ def test_symbols_missing_from_training_are_errors_and_a_warning(store):
 
 
 def test_missing_transcripts_and_empty_parts_are_refused(store):
-    """An utterance without a transcript, and an empty part."""
+    """A missing transcript and an empty part raise ConfigError."""
     with pytest.raises(ConfigError, match="utt-0002"):
         frame_data.prepare_transcripts(store, TASK, FOLD, [*TEXTS[:2], None, *TEXTS[3:]])
     with pytest.raises(ConfigError, match="dev"):
@@ -311,7 +311,7 @@ def test_tokens_can_be_symbols(store):
 
 
 def test_a_head_stops_without_improvement(store, transcripts):
-    """After `patience` evaluations without improvement, or when dev has no errors."""
+    """A head stops after `patience` evaluations without improvement, or at dev error rate 0."""
     task = replace(TASK, steps=2_000, eval_every=5, patience=2)
     specs = [HeadSpec(1, 0.1, 0, 0), HeadSpec(SPELLING, 0.1, 0, 0)]
     noisy, perfect = ctc.train_ctc_heads(store, task, transcripts, LAYERS, specs, CPU)

@@ -82,7 +82,7 @@ def test_anisotropy_is_the_mean_cosine_over_pairs_of_utterances():
 
 @pytest.mark.parametrize("n", [4000, 30])
 def test_spectrum_of_known_variances(n):
-    """It equals the shares of squared singular values, and the rank of even variances."""
+    """The spectrum is that of the squared singular values; equal variances give the full rank."""
     x = matrix(n, 50).double()
     values = torch.linalg.svdvals(x - x.mean(0)).square()
     shares = values / values.sum()
@@ -142,7 +142,7 @@ def test_samples_are_uniform_over_frames(tmp_path):
 
 
 def test_impossible_samples_are_refused(tmp_path):
-    """Too few frames, too many frames, or a store without frames."""
+    """Too few frames, too many frames, and a store without frames raise an error."""
     make_store(tmp_path, [100], features=noise)
     store = pipeline.open_store(tmp_path)
     for wrong in (1, MAX_FRAMES + 1):
@@ -228,7 +228,7 @@ def test_cka_of_the_layers(found):
 
 
 def test_the_report_of_the_layers(found, tmp_path):
-    """It has charts, numbers, warning and outliers; JSON has no NaN; bytes are reproducible."""
+    """The report has charts, numbers, warning, outliers; no NaN in JSON; reproducible bytes."""
     page = write_layers_report(found, tmp_path / "a")
     write_layers_report(found, tmp_path / "b")
     charts = {
@@ -275,7 +275,7 @@ def test_a_browser_shows_the_layers(found, tmp_path):
 
 
 def test_the_command(made, tmp_path, monkeypatch):
-    """It prints a table, JSON on request, and writes a report to the folder of the sweeps."""
+    """`strata layers` prints a table, with --json JSON, and writes a report under sweeps/."""
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["layers", str(made), "n_frames=160", "seed=5", "--json"])
     assert done.exit_code == 0, done.stderr
@@ -294,7 +294,7 @@ def test_the_command(made, tmp_path, monkeypatch):
 
 
 def test_the_statistics_of_a_collapsed_store(made, tmp_path):
-    """It has one layer and no comparison; its parent names the source of the weights."""
+    """A collapsed store has one layer and no CKA; the source of the weights is the parent's."""
     pipeline.collapse(made, tmp_path / "out", [0.5, 0.25, 0.25, 0.0])
     store = pipeline.open_store(tmp_path / "out")
     found = measure_layers(store, n_frames=200)

@@ -145,7 +145,7 @@ def test_the_layer_with_the_classes_is_best():
 
 @pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
 def test_a_head_does_not_depend_on_the_others(n_classes):
-    """Alone or beside heads of other learning rates, layers and seeds, it is bit-identical."""
+    """A head trained separately or with heads of other settings is bit-identical."""
     data = make_data(n_classes)
     many = [(layer, lr, seed) for layer in (6, WEIGHTED) for lr in (1e-1, 1e-3) for seed in (0, 1)]
     together = trained(data, *many)
@@ -154,7 +154,7 @@ def test_a_head_does_not_depend_on_the_others(n_classes):
 
 
 def test_a_stack_may_span_layers():
-    """As on a GPU: heads on several layers, of which some stop, step as they do alone."""
+    """Heads on several layers, as on a GPU, of which some stop, step as in separate stacks."""
     data = make_data()
     specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
     together = HeadStack(specs, LAYERS, data.shape, CPU)
@@ -174,7 +174,7 @@ def test_a_stack_may_span_layers():
 
 
 def test_the_number_of_threads_does_not_matter():
-    """Each stack is computed in one thread."""
+    """Results are bit-identical for any number of threads: a stack is computed in one thread."""
     data = make_data()
     specs = [(layer, 1e-2, seed) for layer in LAYERS for seed in (0, 1)]
     before = torch.get_num_threads()
@@ -229,7 +229,7 @@ def test_an_utterance_is_correct_if_all_its_slots_are():
 
 
 def test_a_diverging_head_does_not_affect_others():
-    """Its best step is reported without NaN, and the other heads are unchanged."""
+    """The best step of a diverging head has no NaN, and the other heads are unchanged."""
     data = make_data()
     wild, tame = trained(data, (6, 1e38), (6, 1e-2))
     assert np.isfinite([wild.dev, wild.test, *(loss for _, loss, _ in wild.curve)]).all()
@@ -244,7 +244,7 @@ def test_a_small_train_set_is_one_batch():
 
 
 def test_the_data_order_depends_on_the_seed_and_covers_every_epoch():
-    """Each epoch is a permutation, for any batch size."""
+    """Each epoch is a permutation, for any batch size; equal seeds give equal orders."""
     order = data_order(3, 10, 4)
     batches = [next(order).tolist() for _ in range(10)]
     flat = list(chain(*batches))
@@ -270,5 +270,5 @@ def test_initial_parameters_are_those_of_a_linear_layer():
 
 
 def test_an_untrained_head_is_at_chance():
-    """It is a baseline."""
+    """Without training, the accuracy is below 0.5."""
     assert untrained_accuracy(make_data(), 6) < 0.5

@@ -70,7 +70,7 @@ def words_of(path) -> str:
 
 
 def test_every_candidate_is_in_the_table(classes, class_folder):
-    """With learning rate, dev, test, interval and macro-F1; only the best is marked."""
+    """A row has learning rate, dev, test, interval and macro-F1; only the best is marked."""
     html = (class_folder / "report.html").read_text()
     rows = re.findall(r"<tr[^>]*>(?:<td[^>]*>[^<]*</td>)+</tr>", html)
     for score in classes.scores:
@@ -115,7 +115,7 @@ def test_the_same_sweep_gives_the_same_bytes(texts, text_folder, tmp_path):
 
 
 def test_it_is_self_contained(class_folder, text_folder):
-    """It has no external references and no scripts, and a policy forbids both."""
+    """The page has no external references and no scripts, and a policy forbids both."""
     for folder in (class_folder, text_folder):
         html = (folder / "report.html").read_text()
         assert "default-src 'none'" in html
@@ -151,7 +151,7 @@ def test_text_from_data_is_escaped(tmp_path):
 
 
 def test_warnings_come_first(small, tmp_path):
-    """They precede the title, as an alert; without warnings there is no alert."""
+    """Warnings precede the title, as an alert; without warnings there is no alert."""
     quiet = write_report(small, tmp_path).read_text()
     assert 'role="alert"' not in quiet
     html = write_report(replace(small, warnings=("weights are RANDOM",)), tmp_path).read_text()
@@ -262,7 +262,7 @@ def test_curves_leave_out_losses_that_are_not_finite(small):
 
 
 def test_it_lists_the_next_steps(class_folder, small, tmp_path):
-    """It has code that reads the best layer, and the command that collapses the store."""
+    """The page has code that reads the best layer, and the command that collapses the store."""
     words = words_of(class_folder / "report.html")
     assert "layers=[9]" in words
     assert "strata collapse features/hubert_base OUT weights=weights.json" in words

@@ -53,7 +53,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(store, tmp_path_factory):
-    """Its sweep, with speakers kept apart."""
+    """The sweep of `store`, with every speaker in one part."""
     return swept(store, tmp_path_factory.mktemp("out") / "ks", "split.speaker=speaker")
 
 
@@ -91,7 +91,7 @@ def test_results_have_a_mean_per_candidate_and_learning_rate(found):
 
 
 def test_baselines_and_confusions_are_there(found):
-    """They include chance, majority class, an untrained head and logistic regression."""
+    """Baselines are chance, majority class, an untrained head and logistic regression."""
     assert found.baselines["chance"] == 0.25
     assert found.baselines["logistic regression, layer 2"] > 0.9
     assert {"majority class", "untrained head, layer 2"} < found.baselines.keys()
@@ -128,7 +128,7 @@ def test_a_changed_setting_trains_only_new_heads(store, tmp_path):
 
 
 def test_other_features_are_other_heads(tmp_path):
-    """A store rewritten with other features, at the same path with the same ids."""
+    """Heads are trained again if a store at the same path has other features for the same ids."""
     root = tmp_path / "store"
     write_planted(root, n=60)
     swept(root, tmp_path / "out", "layers=[2]")
@@ -180,7 +180,7 @@ def test_collapse_accepts_the_weights(store, tmp_path):
 
 
 def test_sweep_json_is_complete(store, tmp_path):
-    """It has the summary, and heads with curves and predictions, without NaN."""
+    """sweep.json has the summary, and heads with curves and predictions, without NaN."""
     found = swept(store, tmp_path, "split.speaker=speaker", "layers=[2]")
     document = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)
     assert document["best_layer"] == 2

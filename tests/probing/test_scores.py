@@ -12,8 +12,8 @@ from pipeline.probing.metrics import (
     bootstrap_intervals,
     confusion_matrix,
     macro_f1,
+    overall_score,
     paired_p_value,
-    ratio,
     seed_deviation,
 )
 
@@ -38,7 +38,7 @@ def test_the_interval_of_an_error_rate_weights_long_utterances():
     sizes = np.array([10] * 50 + [500])
     wrong = np.where(sizes == 500, 500.0, 0.0)
     ((low, high),) = bootstrap_intervals(wrong[None], sizes)
-    assert ratio(wrong, sizes) == 0.5
+    assert overall_score(wrong, sizes) == 0.5
     assert low == 0.0
     assert 0.7 < high < 0.9
 
@@ -62,7 +62,7 @@ def test_more_seeds_do_not_narrow_an_interval():
 
 @pytest.mark.parametrize(("only_one", "only_other"), [(9, 1), (30, 18), (5, 5), (12, 0)])
 def test_the_paired_test_of_accuracies_is_mcnemars(only_one, only_other):
-    """It equals the exact binomial test on the utterances that only one candidate gets right."""
+    """The p-value is that of the exact binomial test where one candidate is right, one wrong."""
     one = np.array([1.0] * only_one + [0.0] * only_other + [1.0] * 40)
     other = np.array([0.0] * only_one + [1.0] * only_other + [1.0] * 40)
     exact = binomtest(only_one, only_one + only_other).pvalue
@@ -112,7 +112,7 @@ def test_the_confusion_matrix_has_truth_in_its_rows():
 
 
 def test_the_deviation_of_one_seed_is_zero():
-    """That of several seeds is the sample standard deviation."""
+    """The deviation of several seeds is the sample standard deviation."""
     assert seed_deviation([0.7]) == 0.0
     assert seed_deviation([0.6, 0.8]) == pytest.approx(0.1 * 2**0.5)
 

@@ -73,7 +73,7 @@ def test_a_stratified_split_keeps_the_shares_of_the_whole_and_of_each_class(clas
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
 def test_the_first_part_has_every_class(classes, seed):
-    """Also a class with one utterance, which is trained and not tested."""
+    """A class with one utterance is in train, not in test."""
     numbers = np.array(classes)
     parts = stratified_split(numbers, (0.6, 0.2, 0.2), seed, keep_first=True)
     assert set(numbers[parts == 0]) == set(classes)
@@ -81,7 +81,7 @@ def test_the_first_part_has_every_class(classes, seed):
 
 @given(st.lists(st.integers(0, 6), min_size=20, max_size=60), st.integers(0, 3))
 def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
-    """For groups of any sizes."""
+    """Every group is in one part and every part has a group, for groups of any sizes."""
     numbers = np.unique(groups, return_inverse=True)[1]
     shares = (0.8, 0.1, 0.1)[: numbers.max() + 1]
     parts = stratified_group_split(np.zeros(len(groups), int), numbers, shares, seed)
@@ -90,7 +90,7 @@ def test_groups_stay_whole_and_no_part_is_empty(groups, seed):
 
 
 def test_scikit_learn_refuses_small_classes_that_must_be_split():
-    """A reason for stratified_split.py: classes with one utterance, and many classes."""
+    """scikit-learn raises for classes with one utterance, and for parts smaller than n_classes."""
     one_alone = np.array([0] * 19 + [1])
     with pytest.raises(ValueError, match="least populated class"):
         next(StratifiedShuffleSplit(1, test_size=0.1).split(one_alone, one_alone))
@@ -144,7 +144,7 @@ def test_scikit_learn_divides_groups_where_utterances_must_be_divided():
 
 
 def test_the_column_split_is_used_and_dev_is_taken_from_train(tmp_path):
-    """For corpora without dev: test is unchanged, dev is stratified."""
+    """If the corpus has no dev, test is unchanged and dev is a stratified part of train."""
     where = ["test" if row % 6 == 0 else "train" for row in range(N)]
     split = split_of(store_with(tmp_path, split=where))
     train, dev, test = in_parts(split.folds[0])
@@ -169,7 +169,7 @@ def test_values_of_the_split_column_can_be_configured(tmp_path):
 
 
 def test_a_split_column_with_one_value_is_not_used(tmp_path):
-    """For one split of a hub dataset, a split with the configured ratios is made."""
+    """A store of one split of a hub dataset gets a random split with the configured ratios."""
     root = store_with(tmp_path, split=["train"] * N)
     split = split_of(root, "split.ratios=[0.5,0.25,0.25]")
     assert [len(part) for part in in_parts(split.folds[0])] == [60, 30, 30]
@@ -202,7 +202,7 @@ def test_a_random_split_with_known_speakers_is_refused(tmp_path):
 
 
 def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
-    """In a single split and in every fold."""
+    """A speaker is in one part, in a single split and in every fold."""
     speakers = speakers_of(6)
     root = store_with(tmp_path, who=speakers)
     for settings in ([], ["split.folds=3"], ["split.folds=groups"]):
@@ -255,7 +255,7 @@ def test_speakers_that_are_classes_are_in_every_part(tmp_path):
 
 
 def test_shared_recordings_are_warned_of(tmp_path):
-    """By a column of recordings, and by identical audio under different ids."""
+    """Warnings name shared recordings, and identical audio under different ids."""
     where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
     recordings = [f"tape-{row // 3}" for row in range(N)]
     original = planted([row % 4 for row in range(N)])
@@ -274,7 +274,7 @@ def test_shared_recordings_are_warned_of(tmp_path):
     at = plan.table.schema.get_field_index("fingerprint")
     write_plan(root, replace(plan, table=plan.table.set_column(at, "fingerprint", marks)))
     warning = split_of(root).warnings[1]
-    assert "1 recordings occur more than once" in warning
+    assert "1 audio clips occur in more than one part" in warning
     assert "(e.g. utt-0006)" in warning
 
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import Fold, Labels, read_labels
-from pipeline.probing.metrics import ratio
+from pipeline.probing.metrics import overall_score
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS
 from pipeline.probing.tasks.base import Task
@@ -106,7 +106,7 @@ def test_a_head_has_the_settings_of_its_spec(case):
 
 
 def test_predictions_and_references_are_those_of_the_test_utterances(case):
-    """One of each per test utterance of a fold, in its order and of the same type."""
+    """A fold has one prediction and one reference per test utterance, of the same type."""
     assert len(case.task.truth) == len(FOLDS)
     for head in case.heads:
         fold, truth = FOLDS[head.fold], case.task.truth[head.fold]
@@ -118,28 +118,28 @@ def test_predictions_and_references_are_those_of_the_test_utterances(case):
 
 
 def test_counts_and_sizes_give_the_test_score(case):
-    """The ratio of their sums is the test score of the head."""
+    """The sum of the counts divided by the sum of the sizes is the test score of the head."""
     for head in case.heads:
         counts, sizes = case.task.counts(head), case.task.sizes(head.fold)
         assert counts.shape == sizes.shape == FOLDS[head.fold].test.shape
         assert counts.dtype == np.float64
         assert (counts >= 0).all()
         assert (sizes > 0).all()
-        assert ratio(counts, sizes) == pytest.approx(head.test)
+        assert overall_score(counts, sizes) == pytest.approx(head.test)
 
 
 def test_perfect_predictions_have_the_best_score(case):
-    """All correct if higher is better, no errors otherwise."""
+    """Perfect predictions score 1 if higher is better, else 0."""
     head = case.heads[0]
     perfect = HeadResult(
         **{**vars(head), "predictions": case.task.truth[head.fold]},
     )
     expected = 1.0 if case.task.higher_is_better else 0.0
-    assert ratio(case.task.counts(perfect), case.task.sizes(head.fold)) == expected
+    assert overall_score(case.task.counts(perfect), case.task.sizes(head.fold)) == expected
 
 
 def test_a_head_depends_on_its_spec_only(case):
-    """Trained without the others, it is bit-identical."""
+    """A head trained without the others is bit-identical."""
     for number in (3, len(case.specs) - 2):
         spec = case.specs[number]
         alone: dict[HeadSpec, HeadResult] = {}

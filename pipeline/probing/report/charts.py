@@ -66,8 +66,8 @@ _MAX_TICKS = 26
 _MAX_LABELLED = 16
 """Largest number of rows of a heat map whose cells show their numbers."""
 _INVALID_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
-_MAX_LEVEL_LABEL = 3  # characters of a label that fits under a cell without rotation
-_DARK_CELL = 0.55  # opacity of a cell above which its number is light
+_MAX_LEVEL_LABEL = 3  # characters; a longer label under a cell is rotated
+_DARK_CELL = 0.55  # opacity; the number of a darker cell is light
 
 
 @dataclass(frozen=True)

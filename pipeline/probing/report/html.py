@@ -73,7 +73,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|–")
-_MAX_LINE = 32  # characters of a table cell above which its column is wrapped
+_MAX_LINE = 32  # characters; a column with a longer cell is wrapped
 
 
 def join(parts: Iterable[object]) -> Markup:
@@ -164,7 +164,7 @@ def section(title: str, *content: object) -> Markup:
 
 
 def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) -> Path:
-    """Write report.html, and each chart as SVG and PNG beside it.
+    """Write report.html, and each chart as SVG and PNG in the same folder.
 
     Returns:
         Path of report.html.

@@ -16,7 +16,7 @@ from pipeline.probing.report.charts import (
     legend_above,
     render,
 )
-from pipeline.probing.results import WEIGHTED, HeadResult, Layer, LayerScore, Sweep
+from pipeline.probing.results import WEIGHTED, Candidate, CandidateScore, HeadResult, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +43,14 @@ def metric_name(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
 
-def candidate_name(layer: Layer) -> str:
+def candidate_name(layer: Candidate) -> str:
     """Return the name of a candidate."""
     if layer == WEIGHTED:
         return "weighted sum"
     return f"layer {layer}" if isinstance(layer, int) else "collapsed layer"
 
 
-def candidate_in_sentence(layer: Layer) -> str:
+def candidate_in_sentence(layer: Candidate) -> str:
     """Return the name of a candidate, with an article if the name needs one."""
     name = candidate_name(layer)
     return name if isinstance(layer, int) else f"the {name}"
@@ -95,7 +95,7 @@ def scores_chart(sweep: Sweep) -> Chart:
     return render("scores", alt, 3.9, plot)
 
 
-def _draw_scores(axes: Axes, places: list[int], scores: list[LayerScore]) -> None:
+def _draw_scores(axes: Axes, places: list[int], scores: list[CandidateScore]) -> None:
     """Draw the test scores with their intervals, and the dev scores."""
     dev = Line("dev", [score.dev for score in scores], "orange", "s", hollow=True)
     test = Line("test, 95 % interval", [score.test for score in scores])
@@ -236,7 +236,7 @@ def curves_chart(sweep: Sweep) -> Chart:
     return render("curves", alt, 3.2, plot)
 
 
-def best_heads(sweep: Sweep) -> dict[Layer, HeadResult]:
+def best_heads(sweep: Sweep) -> dict[Candidate, HeadResult]:
     """Return the head of each candidate with the best dev score, at the chosen learning rate."""
     sign = 1 if sweep.higher_is_better else -1
     heads = {}
@@ -251,7 +251,7 @@ def _finite(head: HeadResult) -> list[tuple[int, float, float]]:
     return [point for point in head.curve if all(math.isfinite(value) for value in point)]
 
 
-def _highlighted(sweep: Sweep) -> list[Layer]:
+def _highlighted(sweep: Sweep) -> list[Candidate]:
     """Return the best candidate, the second, the weighted sum and the worst, without repeats."""
     sign = -1 if sweep.higher_is_better else 1
     ranked = [score.layer for score in sorted(sweep.scores, key=lambda score: sign * score.dev)]

@@ -25,7 +25,7 @@ from pipeline.probing.report.sweep_charts import (
     draw_charts,
     metric_name,
 )
-from pipeline.probing.results import WEIGHTED, Layer, Sweep
+from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
 SIGNIFICANCE_LEVEL = 0.05
 """p-value below which a difference is called significant."""
@@ -34,7 +34,11 @@ _N_EXAMPLES = 8
 
 
 def write_report(sweep: Sweep, folder: Path) -> Path:
-    """Write report.html, and its charts as SVG and PNG beside it. Equal sweeps give equal bytes.
+    """Write report.html and its charts as SVG and PNG. Equal sweeps give equal bytes.
+
+    Args:
+        sweep: Results of the sweep.
+        folder: Folder of all files.
 
     Returns:
         Path of report.html.
@@ -121,7 +125,7 @@ def significance(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _capitalised(layer: Layer) -> str:
+def _capitalised(layer: Candidate) -> str:
     name = candidate_in_sentence(layer)
     return name[0].upper() + name[1:]
 

@@ -1,4 +1,4 @@
-"""Base of all tasks: what a sweep needs to train, score and describe heads."""
+"""Contract of a task: how a sweep trains, scores and describes heads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from pipeline.config import TaskConfig
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.metrics import FloatArray, IntArray
-from pipeline.probing.results import HeadResult, HeadSpec, Layer, Note, OnHead, Predictions
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
 from pipeline.store.read.features import FeatureStore
 
 
 class Task(Protocol):
-    """What heads learn, and how they are scored.
+    """Training and scoring of heads for one kind of label.
 
     An implementation must
 
-    - be made by a `TaskFactory` that raises ConfigError if the labels cannot be learned;
-    - train every head as a function of its spec alone, so that the heads trained beside it do not
-      change it and a cached head can be reused;
+    - be created by a `TaskFactory` that raises ConfigError if the labels cannot be learned;
+    - train every head as a function of its spec only, independent of the other heads in the call,
+      so that a cached head can be reused;
     - return one prediction per test utterance of the fold, in the order of `truth`;
     - score with `counts` and `sizes`, so that `counts(head).sum() / sizes(head.fold).sum()` is the
       test score of the head;
@@ -31,7 +31,7 @@ class Task(Protocol):
     tests/probing/test_tasks.py checks this for every implementation.
 
     Attributes:
-        warnings: What a reader must know before the scores.
+        warnings: Warnings to show before the scores.
         classes: Class names of each label column; for transcripts the symbols.
         truth: References of the test utterances, per fold.
         higher_is_better: Direction of the metric.
@@ -46,25 +46,25 @@ class Task(Protocol):
         """Train heads. Call `on_head` once per spec, as soon as its head is trained."""
 
     def sizes(self, fold: int) -> IntArray:
-        """Return the weight of each test utterance, [n_test]: 1, or its number of symbols."""
+        """Return the size of each test utterance, int64 [n_test]: 1, or its number of symbols."""
 
     def counts(self, head: HeadResult) -> FloatArray:
-        """Return the correct predictions, or the errors, in each test utterance: [n_test]."""
+        """Return the number of correct predictions, or of errors, per test utterance: [n_test]."""
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return further test scores of the heads of one seed, given in the order of the folds."""
 
-    def baselines(self, layer: Layer) -> dict[str, float]:
+    def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return reference test scores by name; some are computed on `layer`."""
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...] | None:
         """Return [reference][prediction] counts in the first label column; None if undefined."""
 
     def write_files(self, folder: Path) -> None:
-        """Write the files that users of the heads need beside the results, if there are any."""
+        """Write the files that users of the heads need in addition to the results, if any."""
 
 
 TaskFactory = Callable[
     [FeatureStore, TaskConfig, Labels, tuple[Fold, ...], Sequence[int], torch.device], Task
 ]
-"""Makes a task of store, settings, labels of every utterance, folds, swept layers and device."""
+"""Creates a task from store, settings, labels of all utterances, folds, swept layers, device."""

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.config import TaskConfig
 from pipeline.probing.labels import Fold, Labels
-from pipeline.probing.metrics import FloatArray, IntArray, error_counts, ratio
-from pipeline.probing.results import HeadResult, HeadSpec, Layer, Note, OnHead, stored_layer
+from pipeline.probing.metrics import FloatArray, IntArray, error_counts, overall_score
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, stored_layer
 from pipeline.probing.tasks.base import Task
 from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
 from pipeline.probing.trainers.frame_data import prepare_transcripts
@@ -88,9 +88,9 @@ class FrameTask(Task):
             return {}
         pairs = [self._errors("wer", head) for head in heads]
         errors, words = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return {"wer": ratio(errors, words)}
+        return {"wer": overall_score(errors, words)}
 
-    def baselines(self, layer: Layer) -> dict[str, float]:
+    def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the error rates of an untrained head and of empty predictions."""
         rate = untrained_error_rate(
             self._store, self._task, self._transcripts[0], stored_layer(layer), self._device

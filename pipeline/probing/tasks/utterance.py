@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from pipeline.config import TaskConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 from pipeline.probing.baselines import chance, logistic_regression, majority
-from pipeline.probing.labels import Classes, Fold, Labels, classes_of, first_few
+from pipeline.probing.labels import Classes, Fold, Labels, classes_of
 from pipeline.probing.metrics import FloatArray, IntArray, confusion_matrix, macro_f1
-from pipeline.probing.results import HeadResult, HeadSpec, Layer, Note, OnHead, candidate_of
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.tasks.base import Task
 from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
 from pipeline.store.read.features import FeatureStore
@@ -81,7 +81,7 @@ class UtteranceTask(Task):
         """Return the macro-F1."""
         return {"macro_f1": macro_f1(*self._over_folds(heads))}
 
-    def baselines(self, layer: Layer) -> dict[str, float]:
+    def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the scores of chance, majority class, an untrained head, logistic regression."""
         axis = self._data.layers.index(layer)
         scores = {
@@ -112,11 +112,14 @@ class UtteranceTask(Task):
 def _check_classes(
     classes: Classes, columns: Sequence[str], folds: Sequence[Fold], task: TaskConfig
 ) -> tuple[str, ...]:
-    """Check that there is something to learn, and warn of classes that train lacks.
+    """Check the classes of each label column.
+
+    Returns:
+        Warnings about classes of dev or test that train lacks.
 
     Raises:
-        ConfigError: A column has one class only; or train lacks a class of dev or test in a task
-            that is not speaker-independent.
+        ConfigError: A column has one class only; or train lacks a class of dev or test, and the
+            task is not speaker-independent.
     """
     warnings = []
     for axis, (column, names) in enumerate(zip(columns, classes.names, strict=True)):

@@ -7,7 +7,7 @@ fraction of the cost. Plain reference: `test_heads_train_as_in_a_plain_loop` in
 tests/probing/test_ctc.py trains both layers, with torch's CTCLoss, and compares the losses.
 
 The features of a batch are read once for all heads of a seed, and converted from the stored dtype
-to float32. A head does not depend on the heads trained beside it: its initial parameters depend on
+to float32. A head does not depend on the other heads in training: its initial parameters depend on
 its seed and layer, and the data order on its seed. On a CPU, with equal numbers of threads, the
 result is bit-identical.
 """
@@ -27,11 +27,12 @@ from pipeline.feed.dataset import Batch
 from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
 from pipeline.heads.modules import FramewiseLinear, WeightedSum
 from pipeline.probing.metrics import error_rate
-from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Layer, Note, stored_layer
+from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, stored_layer
 from pipeline.probing.trainers.frame_data import FrameData, Transcripts
 from pipeline.store.read.features import FeatureStore
 
-_CHUNK_BYTES = 1 << 28  # scores and CTC tables of the heads whose loss is computed at once
+_CHUNK_BYTES = 1 << 28
+"""Memory for the scores and CTC tables of the heads whose loss is computed at once."""
 
 
 def train_ctc_heads(
@@ -91,8 +92,10 @@ def untrained_error_rate(
     return _error_rate(data, transcripts.test, texts)
 
 
-def initial_head(seed: int, layer: Layer, dim: int, vocab: int, projection: int) -> FramewiseLinear:
-    """Return a head before training, initialised as by torch, from its seed and layer."""
+def initial_head(
+    seed: int, layer: Candidate, dim: int, vocab: int, projection: int
+) -> FramewiseLinear:
+    """Return a head before training: torch's initialisation, seeded by seed and layer."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(zlib.crc32(f"{seed} {layer}".encode()))
         return FramewiseLinear(dim, vocab, projection)
@@ -129,8 +132,8 @@ class _Head:
     Attributes:
         spec: Its settings.
         active: Whether training continues.
-        best: The head at its best dev error rate; before the first evaluation, untrained.
-        best_dev: That error rate.
+        best: The head at its best dev error rate; before the first evaluation, the untrained head.
+        best_dev: Best dev error rate.
     """
 
     def __init__(self, spec: HeadSpec, data: FrameData) -> None:
@@ -157,7 +160,7 @@ class _Head:
         self.best = self.snapshot()
 
     def linear_map(self) -> LinearMap:
-        """Return the head as one linear map, through which autograd reaches its parameters."""
+        """Return the head as one linear map, differentiable with respect to its parameters."""
         projector, output = self._linear.projector, self._linear.output
         assert isinstance(projector, nn.Linear)
         weight = output.weight @ projector.weight  # [vocab, dim]
@@ -170,16 +173,17 @@ class _Head:
         return self.linear_map()
 
     def step(self, loss: Tensor) -> None:
-        """Update the parameters by their gradients."""
+        """Update the parameters by their gradients, and record the training loss."""
         self._losses.append(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
     def record(self, step: int, dev: float, dev_loss: float) -> None:
-        """Record the error rate and the loss on dev, and stop if neither improves any more.
+        """Record the error rate and the loss on dev; stop after `patience` without improvement.
 
-        The error rate selects the step. The loss also counts as an improvement because the error
-        rate rises at first: CTC predicts fewer and fewer symbols before it predicts correct ones.
+        The error rate selects the step. A lower loss also counts as an improvement, because the
+        error rate rises at first: CTC predicts fewer and fewer symbols before it predicts correct
+        ones.
         """
         loss = float(torch.stack(self._losses).mean())
         self._losses = []

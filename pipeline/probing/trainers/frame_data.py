@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 from pipeline.feed.dataset import Batch, FeatureDataset
 from pipeline.feed.loader import FeatureLoader, make_loader
 from pipeline.heads.ctc import Target, ctc_bytes, min_frames
 from pipeline.heads.vocabulary import Vocabulary
-from pipeline.probing.labels import Fold, IntArray, first_few
+from pipeline.probing.labels import Fold, IntArray
 from pipeline.store.read.features import FeatureStore
 
 MAX_CTC_BYTES = 1 << 30
-"""Largest CTC tables of one utterance and head; they grow with frames × symbols."""
+"""Largest size of the CTC tables of one utterance and head; it grows with frames × symbols."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Transcripts:
         dev: Text of each dev utterance, by id.
         dev_targets: Target symbols of the dev utterances for which CTC is defined, by id.
         test: Text of each test utterance, by id.
-        warnings: What a reader must know before the scores.
+        warnings: Warnings to show before the scores.
     """
 
     vocabulary: Vocabulary
@@ -76,7 +76,7 @@ class FrameData:
             yield from loader
 
     def batches(self, ids: Collection[str], shuffle: bool = False, seed: int = 0) -> FeatureLoader:
-        """Return a loader of utterances; without `shuffle` in the order of the store."""
+        """Return a loader of the utterances `ids`; without `shuffle` in the order of the store."""
         return make_loader(
             FeatureDataset(self._store.select(id=list(ids)), layers=self.layers),
             max_frames_per_batch=self.task.batch,
@@ -100,7 +100,7 @@ def prepare_transcripts(
 
     CTC cannot align a transcript with more symbols than frames, and its tables for a very long
     utterance do not fit in memory. Such utterances are dropped from training, not from dev and
-    test. A symbol that occurs in dev or test only counts as an error of every head.
+    test. A symbol of dev or test that no training transcript has counts as an error of every head.
 
     Args:
         store: The store.
@@ -134,9 +134,9 @@ def prepare_transcripts(
     return Transcripts(
         vocabulary=vocabulary,
         train=usable,
-        dev={key: vocabulary.normalise(text) for key, text in dev.items()},
+        dev={key: vocabulary.normalize(text) for key, text in dev.items()},
         dev_targets=_without(dev_targets, _unusable(store, dev_targets)),
-        test={key: vocabulary.normalise(text) for key, text in test.items()},
+        test={key: vocabulary.normalize(text) for key, text in test.items()},
         warnings=tuple(warnings),
     )
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.probing.results import WEIGHTED, HeadSpec, Layer
+from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
 
 
 class HeadShape(NamedTuple):
@@ -34,7 +34,7 @@ class HeadShape(NamedTuple):
         dim: Features per utterance.
         projection: Width of the first linear layer.
         classes: Number of classes of each label column. The logits of all columns are concatenated.
-        n_layers: Layers under a weighted sum.
+        n_layers: Number of layers that a weighted sum combines.
     """
 
     dim: int
@@ -53,7 +53,8 @@ class LinearMaps(NamedTuple):
     """Heads as one linear map each, from pooled features to logits.
 
     Attributes:
-        axes: Index of each head's layer on the layer axis; a single index if all heads share it.
+        axes: Index of each head's layer on the layer axis, [n_heads]; a single index if all heads
+            read the same layer; empty for weighted sums.
         mix: Weights of all layers, [n_heads, n_layers], for weighted sums; else None.
         weight: [n_heads, n_classes, dim].
         bias: [n_heads, n_classes, 1].
@@ -68,8 +69,8 @@ class LinearMaps(NamedTuple):
         """Select the layers that the heads read, for some utterances.
 
         Args:
-            pooled: Features of all utterances, [n_layers, n_utterances, dim].
-            rows: Positions of the utterances, [n].
+            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
+            rows: Positions of the utterances, int64 [n].
 
         Returns:
             [n_selected, n, dim]: one layer for all heads, one per head, or all for weighted sums.
@@ -81,7 +82,11 @@ class LinearMaps(NamedTuple):
         return torch.stack([pooled[axis][rows] for axis in self.axes])
 
     def inputs(self, selected: Tensor) -> Tensor:
-        """Return the input of each head, [n_heads, n, dim], from [n_selected, n, dim]."""
+        """Return the input of each head, [n_heads, n, dim].
+
+        Args:
+            selected: Result of `select_layers`, [n_selected, n, dim].
+        """
         if self.mix is None:
             return selected.expand(len(self.weight), -1, -1)
         return torch.stack([torch.mv(selected.flatten(1).T, mix) for mix in self.mix]).view(
@@ -111,7 +116,7 @@ class HeadStack:
     def __init__(
         self,
         specs: Sequence[HeadSpec],
-        layers: Sequence[Layer],
+        layers: Sequence[Candidate],
         shape: HeadShape,
         device: torch.device,
     ) -> None:
@@ -119,7 +124,7 @@ class HeadStack:
 
         Args:
             specs: Settings of the heads.
-            layers: Candidates on the layer axis of the features.
+            layers: Candidate at each index of the layer axis of the features.
             shape: Sizes of each head.
             device: Device of the parameters.
         """
@@ -157,9 +162,9 @@ class HeadStack:
         """Take one step of Adam on the mean cross-entropy of a batch, summed over label columns.
 
         Args:
-            pooled: Features of all utterances, [n_layers, n_utterances, dim].
-            labels: Classes of all utterances, [n_columns, n_utterances].
-            rows: Positions of the utterances of the batch, [batch].
+            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
+            labels: Classes of all utterances, int64 [n_columns, n_utterances].
+            rows: Positions of the utterances of the batch, int64 [batch].
 
         Returns:
             The loss of each head before the step, [n_heads].
@@ -187,7 +192,8 @@ class HeadStack:
             labels: [n_columns, batch].
 
         Returns:
-            The losses, and two factors of the gradient with respect to the inputs.
+            The losses, [n_heads], and two factors whose product is the gradient with respect to the
+            inputs: [n_heads, batch, k] and [n_heads, k, dim].
         """
         project, project_bias, output = self._parameters[:3]
         loss, errors = self._loss(maps.logits(inputs), labels)
@@ -216,7 +222,15 @@ class HeadStack:
         return loss, (hidden_gradient, project)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy of each head and its gradient with respect to the logits."""
+        """Return the cross-entropy of each head and its gradient with respect to the logits.
+
+        Args:
+            logits: [n_heads, n_classes, batch].
+            labels: [n_columns, batch].
+
+        Returns:
+            [n_heads] and [n_heads, n_classes, batch].
+        """
         n = logits.shape[2]
         loss = logits.new_zeros(len(logits))
         errors = torch.empty_like(logits)
@@ -229,7 +243,13 @@ class HeadStack:
         return loss, errors.div_(n)
 
     def _mix_gradients(self, mix: Tensor, input_gradient: Tensor, selected: Tensor) -> None:
-        """Fill the gradient of the scalars whose softmax weighs the layers."""
+        """Fill the gradient of the scalars whose softmax gives the weights of the layers.
+
+        Args:
+            mix: Weights of the layers, [n_heads, n_layers].
+            input_gradient: Gradient with respect to the inputs, [n_heads, batch, dim].
+            selected: Features of the batch, [n_layers, batch, dim].
+        """
         layers = selected.flatten(1)
         weight_gradient = torch.stack([torch.mv(layers, head.flatten()) for head in input_gradient])
         pairs = zip(mix, weight_gradient, strict=True)
@@ -237,6 +257,7 @@ class HeadStack:
         torch.mul(mix, weight_gradient - means.unsqueeze(1), out=self._gradients[4])
 
     def _product_is_cheaper(self, batch: int) -> bool:
+        """Return whether `_gradients_of_product` takes fewer multiplications for a batch size."""
         dim, projection, classes, _ = self.shape
         both, product = projection * (dim + sum(classes)), dim * sum(classes)
         return projection * product + batch * product < batch * both
@@ -270,7 +291,7 @@ def matmul_per_head(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
 
     On a CPU one product per head, and likewise one sum per head elsewhere in this file: batched
     products and sums round differently for different numbers of heads, and a head must not depend
-    on the heads trained beside it.
+    on the other heads in training.
     """
     if left.is_cuda:
         return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
@@ -281,7 +302,7 @@ def matmul_per_head(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
     return out
 
 
-def initial_parameters(seed: int, layer: Layer, shape: HeadShape) -> list[Tensor]:
+def initial_parameters(seed: int, layer: Candidate, shape: HeadShape) -> list[Tensor]:
     """Draw the parameters of a head before training, as `nn.Linear` does, from seed and layer.
 
     Returns:

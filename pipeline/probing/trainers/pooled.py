@@ -1,12 +1,12 @@
 """Trainer of utterance tasks: linear heads on pooled features, all layers and settings at once.
 
-Features are read once. Heads on the same layer from the same seed form a stack (`HeadStack`) and
-are trained on the same batches. On a CPU, stacks train in parallel, one per thread: a single stack
-of all heads took a quarter more time, waiting for memory at every step. Each stack computes in one
-thread, so the results do not depend on the number of threads. On a GPU, a stack holds all layers of
-a seed.
+Features are read once. Heads of one layer, seed and fold form a stack (`HeadStack`) and are trained
+on the same batches. On a CPU, stacks train in parallel, one per thread: a single stack of all heads
+took a quarter more time, limited by memory bandwidth. Each stack computes in one thread, so the
+results do not depend on the number of threads. On a GPU, the heads of one seed and fold form two
+stacks: one on single layers, one on weighted sums.
 
-A head does not depend on the heads trained beside it: its initial parameters depend on its seed and
+A head does not depend on the other heads in training: its initial parameters depend on its seed and
 layer, and the data order on its seed.
 """
 
@@ -26,11 +26,13 @@ from torch import Tensor
 
 from pipeline.config import TaskConfig
 from pipeline.probing.labels import Fold
-from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Layer, OnHead
+from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, OnHead
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
 
-_MAX_LOGITS = 1 << 24  # computed at once
-_MIN_STEPS, _MIN_EPOCHS, _N_EVALUATIONS = 640, 20, 32  # defaults of a task without steps
+_MAX_LOGITS = 1 << 24
+"""Largest number of logits (heads × classes × utterances) that is computed at once."""
+_MIN_STEPS, _MIN_EPOCHS, _N_EVALUATIONS = 640, 20, 32
+"""With `steps=0`: 640 steps, or 20 epochs if that is more. With `eval_every=0`: 32 evaluations."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PooledData:
 
     Attributes:
         pooled: Features, float32 [n_layers, n_utterances, dim].
-        layers: Candidates on the layer axis.
+        layers: Candidate at each index of the layer axis.
         labels: Class of each utterance in each label column, int64 [n_columns, n_utterances].
         n_classes: Number of classes of each column.
         folds: The folds.
@@ -47,7 +49,7 @@ class PooledData:
     """
 
     pooled: Tensor
-    layers: tuple[Layer, ...]
+    layers: tuple[Candidate, ...]
     labels: Tensor
     n_classes: tuple[int, ...]
     folds: tuple[Fold, ...]
@@ -64,7 +66,12 @@ class PooledData:
         return HeadShape(dim, self.task.projection, self.n_classes, n_layers)
 
     def predictions(self, maps: LinearMaps, positions: Tensor) -> Tensor:
-        """Return the predicted classes of utterances: [n_heads, n_columns, n]."""
+        """Return the predicted classes of utterances: int64 [n_heads, n_columns, n].
+
+        Args:
+            maps: The heads.
+            positions: Positions of the utterances, int64 [n].
+        """
         n_per_chunk = max(1, _MAX_LOGITS // maps.weight[:, :, 0].numel())
         chunks = []
         for chunk in torch.split(positions, n_per_chunk):
@@ -74,7 +81,12 @@ class PooledData:
         return torch.cat(chunks, 2)
 
     def accuracy(self, predictions: Tensor, positions: Tensor) -> list[float]:
-        """Return the fraction of utterances that are correct in all columns, per head."""
+        """Return the fraction of utterances that are correct in all columns, per head.
+
+        Args:
+            predictions: int64 [n_heads, n_columns, n].
+            positions: Positions of the utterances, int64 [n].
+        """
         correct = (predictions == self.labels[:, positions]).all(1)
         return [count / len(positions) for count in correct.sum(1).tolist()]
 
@@ -114,18 +126,21 @@ def train_pooled_heads(
 
 
 def resolve_steps(task: TaskConfig, n_train: int) -> TaskConfig:
-    """Return the task with default numbers of steps and evaluations for a training set.
+    """Replace `steps` and `eval_every` by their defaults for a training set, where they are 0.
+
+    An epoch is taken as `n_train / task.batch` steps. This is exact for utterance tasks only: in
+    frame tasks `batch` counts frames, so set `steps` explicitly there.
 
     Args:
-        task: Settings of the task; given numbers are kept.
-        n_train: Training utterances.
+        task: Settings of the task.
+        n_train: Number of training utterances.
     """
     steps_per_epoch = math.ceil(n_train / min(task.batch, n_train))
     steps = task.steps or max(_MIN_STEPS, _MIN_EPOCHS * steps_per_epoch)
     return replace(task, steps=steps, eval_every=task.eval_every or max(1, steps // _N_EVALUATIONS))
 
 
-def untrained_accuracy(data: PooledData, layer: Layer) -> float:
+def untrained_accuracy(data: PooledData, layer: Candidate) -> float:
     """Return the test accuracy of a head before training, in the first fold: a baseline."""
     spec = HeadSpec(layer, lr=1.0, seed=0, fold=0)
     maps = HeadStack([spec], data.layers, data.shape, data.pooled.device).linear_maps()
@@ -154,9 +169,9 @@ class _Head:
     Attributes:
         spec: Its settings.
         step: Step with the best dev accuracy.
-        dev: That accuracy.
-        best: The head at that step.
-        evaluations_since_best: Evaluations without improvement.
+        dev: Dev accuracy at `step`.
+        best: The head at `step`.
+        evaluations_since_best: Evaluations since `step`.
     """
 
     def __init__(self, spec: HeadSpec, dev: float, best: LinearMaps) -> None:
