@@ -21,11 +21,11 @@ class CommittedUnit(Protocol):
 
     @property
     def n_ok(self) -> int:
-        """Utterances or pieces with features."""
+        """Number of utterances or pieces with features."""
 
     @property
     def n_quarantined(self) -> int:
-        """Utterances or pieces that were quarantined."""
+        """Number of utterances or pieces that were quarantined."""
 
     @property
     def audio_s(self) -> float:
@@ -33,7 +33,7 @@ class CommittedUnit(Protocol):
 
     @property
     def wall_s(self) -> float:
-        """Seconds that the unit took."""
+        """Wall seconds from the start of the unit to its commit."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -43,8 +43,7 @@ class CommittedUnit(Protocol):
 class Observer:
     """Receives the events of a run and ignores them; subclasses override what they show or record.
 
-    An exception raised by an observer is not caught: it ends the run like any other error. Units
-    committed before it are safe.
+    An exception raised by an observer is not caught and ends the run. Committed units are safe.
     """
 
     def note(self, line: str) -> None:
@@ -54,72 +53,85 @@ class Observer:
         """Receive the number of audio headers read so far."""
 
     def planned(self, plan: Plan, done: int, audio_s: float) -> None:
-        """Receive the plan, the number of its units that are committed, and its audio seconds."""
+        """Receive the plan.
+
+        Args:
+            plan: The plan.
+            done: Number of its units that are committed.
+            audio_s: Seconds of audio in the plan.
+        """
 
     def run_started(self, n_units: int) -> None:
-        """Receive the number of units to do; not called if there are none."""
+        """Receive the number of units to extract; not called if there are none."""
 
     def unit_committed(self, report: CommittedUnit) -> None:
         """Receive the report of a unit that was just committed, with its seconds per stage."""
 
     def unit_failed(self, unit: int, slot: int, cause: str, error: Exception) -> None:
-        """Receive an attempt that failed: its unit, slot, category of failure and exception."""
+        """Receive a failed attempt.
+
+        Args:
+            unit: Number of the unit.
+            slot: Slot of the attempt.
+            cause: Category of the failure: died, hung, failed, lost or shared.
+            error: The exception.
+        """
 
     def run_ended(self, failed: Sequence[int], stopped: str | None = None) -> None:
-        """Receive the end of a run that was started, whether it succeeded or not.
+        """Receive the end of a run that was started, successful or not.
 
         Args:
             failed: Units that were given up, in order.
-            stopped: Signal that stopped the run, empty if none did; None if the run cannot be
-                stopped by signals.
+            stopped: Name of the signal that stopped the run; empty for no signal; None if signals
+                cannot stop the run.
         """
 
     def head_trained(self, done: int, total: int) -> None:
-        """Receive the number of trained heads of a sweep, of all its heads."""
+        """Receive the number of trained heads of a sweep and the total number."""
 
 
 class ObserverGroup(Observer):
-    """Passes each event on to several observers, in the given order."""
+    """Passes each event to several observers, in the given order."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def note(self, line: str) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.note(line)
 
     def headers_scanned(self, done: int) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.headers_scanned(done)
 
     def planned(self, plan: Plan, done: int, audio_s: float) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.planned(plan, done, audio_s)
 
     def run_started(self, n_units: int) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.run_started(n_units)
 
     def unit_committed(self, report: CommittedUnit) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.unit_committed(report)
 
     def unit_failed(self, unit: int, slot: int, cause: str, error: Exception) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.unit_failed(unit, slot, cause, error)
 
     def run_ended(self, failed: Sequence[int], stopped: str | None = None) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.run_ended(failed, stopped)
 
     def head_trained(self, done: int, total: int) -> None:
-        """Pass the event on."""
+        """Pass the event to each observer."""
         for observer in self._observers:
             observer.head_trained(done, total)

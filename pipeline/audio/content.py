@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ByteRange(io.RawIOBase):
-    """A byte range of a file, read as a file of its own; unbuffered.
+    """A byte range of a file, read like a separate file; unbuffered.
 
     Args:
         file: The file; closed with this one.
@@ -67,7 +67,8 @@ def open_bytes(segment: Segment) -> EncodedFile:
         segment: The segment.
 
     Returns:
-        An unbuffered binary file at its start: its position is where the decoder has read to.
+        An unbuffered binary file, positioned at byte 0. Its later position is the end of the bytes
+        that the decoder has read.
 
     Raises:
         AudioError: The bytes do not exist, or there are none.
@@ -81,7 +82,7 @@ def open_bytes(segment: Segment) -> EncodedFile:
 
 
 def sample_range(segment: Segment, n_file_samples: int) -> tuple[int, int]:
-    """Return the first sample of a segment and the one after its last, at the native rate.
+    """Return the first sample of a segment and the sample after its last one, at the native rate.
 
     Args:
         segment: The segment.

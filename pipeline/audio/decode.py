@@ -1,8 +1,8 @@
 """Decoding of a segment to one float32 waveform at the target rate.
 
 soundfile reads wav, flac, ogg (vorbis, opus), mp3, aiff and the like without any system package.
-Files that it cannot open go to torchcodec where FFmpeg's libraries are installed. The texts of an
-AudioError contain no paths: they are stored as they are.
+torchcodec decodes the other files if FFmpeg's libraries are installed. The texts of an AudioError
+contain no paths, because the index of the store records them.
 
 A header can be wrong about the length:
 
@@ -36,12 +36,12 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
     """Decode one segment to mono at the target rate.
 
     The result depends on this segment only. It equals `torchaudio.functional.resample` of the
-    segment's samples, averaged over channels (or of its channel), bit for bit; so a segment
-    equals the same samples in a file of their own.
+    segment's samples, averaged over channels (or of its channel), bit for bit. So a segment
+    equals the same samples in a separate file.
 
     Args:
         segment: The segment.
-        sample_rate_hz: Rate of the waveform.
+        sample_rate_hz: Sample rate of the waveform.
 
     Raises:
         AudioError: The audio is missing, empty or damaged, holds no samples or a non-finite one;
@@ -53,27 +53,27 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
     """
     with open_bytes(segment) as handle:
         try:
-            mono, rate_hz, n_channels = soundfile.decode(segment, handle)
+            native = soundfile.decode(segment, handle)
         except UnsupportedError as error:
-            mono, rate_hz, n_channels = torchcodec.decode(segment, handle, error)
-    check_resampling(len(mono), rate_hz, sample_rate_hz)
-    waveform = resample(mono, rate_hz, sample_rate_hz)
+            native = torchcodec.decode(segment, handle, error)
+    check_resampling(len(native.mono), native.rate_hz, sample_rate_hz)
+    waveform = resample(native.mono, native.rate_hz, sample_rate_hz)
     _check_finite(waveform)
-    return Decoded(waveform, rate_hz, n_channels)
+    return Decoded(waveform, native.rate_hz, native.n_channels)
 
 
 def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tensor]:
     """Decode one segment of any length in bounded memory.
 
-    The concatenated blocks equal the waveform of `decode` to float32 rounding. An mp3, and files
-    that only FFmpeg can read, are decoded whole.
+    The concatenated blocks equal the waveform of `decode` within float32 rounding. An mp3 or a file
+    that only FFmpeg can read is decoded whole.
 
     Args:
         segment: The segment.
-        sample_rate_hz: Rate of the waveform.
+        sample_rate_hz: Sample rate of the waveform.
 
     Yields:
-        float32 [n], mono, about ten seconds each.
+        float32 `[n_samples]`, mono, about ten seconds each.
 
     Raises:
         AudioError: As for `decode`; blocks before the damage have been yielded by then.

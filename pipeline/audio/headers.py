@@ -3,7 +3,7 @@
 Opening a file with libsndfile takes 25 µs for a wav and 70 µs for a flac, for every file of the
 corpus that is planned; here it takes one or two. Only unambiguous headers are read: for a header
 that is unusual, inconsistent or incomplete the result is None, and libsndfile decides. Damage
-behind the first 4 KiB of a flac, in its metadata or its samples, is found when it is decoded.
+after the first 4 KiB of a flac, in its metadata or its samples, is found when it is decoded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_header(head: bytes, n_bytes: int) -> Header | None:
 
 
 def _wav(head: bytes, n_bytes: int) -> Header | None:
-    """Read PCM in chunks `fmt `, optionally `LIST`, and `data`, which ends with the file."""
+    """Read PCM: the chunks `fmt `, optionally `LIST`, and `data`, which ends with the file."""
     if head[8:20] != b"WAVEfmt \x10\0\0\0" or len(head) < 44:
         return None
     kind, n_channels, rate_hz, _, frame_bytes, bits = _FORMAT.unpack_from(head, 20)
@@ -108,7 +108,7 @@ def _are_comments(block: bytes, size: int) -> bool:
     """Return whether a block of comments is complete and its texts fill it."""
     if len(block) < size:
         return False
-    at = 4 + int.from_bytes(block[:4], "little")  # behind the encoder's name
+    at = 4 + int.from_bytes(block[:4], "little")  # after the encoder's name
     n_comments = int.from_bytes(block[at : at + 4], "little")
     at += 4
     while n_comments and at + 4 <= size:

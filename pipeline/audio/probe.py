@@ -16,7 +16,7 @@ from pipeline.audio.types import Header, Probe, UnsupportedError
 if TYPE_CHECKING:
     from pipeline.sources.base import Segment
 
-_END_BYTES = 4096  # of either end of the encoded bytes that go into their fingerprint
+_END_BYTES = 4096  # of each end of the encoded bytes that the fingerprint covers
 
 
 def probe(segment: Segment, sample_rate_hz: int) -> Probe:
@@ -26,7 +26,7 @@ def probe(segment: Segment, sample_rate_hz: int) -> Probe:
 
     Args:
         segment: The segment.
-        sample_rate_hz: Rate of the waveform that `decode` will be called for.
+        sample_rate_hz: Sample rate that `decode` will be called with.
 
     Raises:
         AudioError: The audio is missing, empty, or holds no samples; the segment does not lie
@@ -34,7 +34,7 @@ def probe(segment: Segment, sample_rate_hz: int) -> Probe:
     """
     with open_bytes(segment) as handle:
         head, n_bytes, fingerprint = _fingerprint(handle)
-        header = read_header(head, n_bytes) or _ask_decoder(segment, handle)
+        header = read_header(head, n_bytes) or _decoder_header(segment, handle)
     rate_hz, n_channels, n_file_samples = header
     check_channel(segment, n_channels)
     start, stop = sample_range(segment, n_file_samples)
@@ -43,7 +43,8 @@ def probe(segment: Segment, sample_rate_hz: int) -> Probe:
     return Probe(n_samples, rate_hz, n_channels, n_bytes, fingerprint)
 
 
-def _ask_decoder(segment: Segment, handle: EncodedFile) -> Header:
+def _decoder_header(segment: Segment, handle: EncodedFile) -> Header:
+    """Read a header with the first library that can open the file."""
     try:
         return soundfile.probe(handle)
     except UnsupportedError as error:

@@ -30,7 +30,7 @@ RESAMPLER: dict[str, Any] = {
 
 
 def resample(mono: NDArray[np.float32], source_rate_hz: int, sample_rate_hz: int) -> torch.Tensor:
-    """Resample a waveform: float32 [n_source] → float32 [n_samples]."""
+    """Resample a waveform: float32 `[n_source]` → float32 `[n_samples]`."""
     waveform = torch.from_numpy(mono)
     if source_rate_hz == sample_rate_hz:
         return waveform
@@ -47,12 +47,12 @@ def resample_blocks(
     cut where an output coincides with an input, and overlap by the width of the filter.
 
     Args:
-        blocks: float32 [n] each, at the source rate; copied before the next one is taken.
+        blocks: float32 `[n]` each, at the source rate; each is copied before the next is requested.
         source_rate_hz: Rate of the blocks.
         sample_rate_hz: Rate of the result.
 
     Yields:
-        float32 [n], about ten seconds each.
+        float32 `[n]`, about ten seconds each.
     """
     divisor = math.gcd(source_rate_hz, sample_rate_hz)
     up, down = sample_rate_hz // divisor, source_rate_hz // divisor
@@ -102,7 +102,7 @@ def check_resampling(n_source: int, source_rate_hz: int, sample_rate_hz: int) ->
 def _resample_middle(
     source: NDArray[np.float32], overlap: int, step: int, up: int, down: int
 ) -> torch.Tensor:
-    """Resample a stretch; keep what belongs to the `step` source samples after the overlap."""
+    """Resample a stretch; keep the output of the `step` source samples after the overlap."""
     waveform = torch.from_numpy(source)
     if up != down:
         waveform = _resampler(down, up)(waveform)

@@ -1,11 +1,13 @@
-"""What the audio functions return, and what passes between them and the backends."""
+"""Results of the audio functions and of the backends."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 class UnsupportedError(Exception):
@@ -13,10 +15,10 @@ class UnsupportedError(Exception):
 
 
 class Header(NamedTuple):
-    """What a sound file states about itself.
+    """Facts that the header of a sound file states.
 
     Attributes:
-        rate_hz: Native sample rate.
+        rate_hz: Native sample rate in Hz.
         n_channels: Number of channels.
         n_samples: Samples per channel.
     """
@@ -26,14 +28,28 @@ class Header(NamedTuple):
     n_samples: int
 
 
+class NativeAudio(NamedTuple):
+    """Decoded samples of a segment before resampling.
+
+    Attributes:
+        mono: float32 `[n_samples]` at the native rate: the mean over channels, or one channel.
+        rate_hz: Native sample rate in Hz.
+        n_channels: Number of channels of the file.
+    """
+
+    mono: NDArray[np.float32]
+    rate_hz: int
+    n_channels: int
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What is known of a segment without decoding it.
+    """Facts about a segment that are known without decoding it.
 
     Attributes:
         n_samples: Length of the waveform that `decode` returns, in samples at the target rate.
-        source_rate_hz: Rate before resampling.
-        n_channels: Channels of the file.
+        source_rate_hz: Native sample rate in Hz.
+        n_channels: Number of channels of the file.
         n_bytes: Size of the encoded audio.
         fingerprint: crc32c of the first and last 4 KiB of the encoded bytes and of their number,
             as uint32. Detects a changed file without reading all of it.
@@ -51,10 +67,10 @@ class Decoded:
     """The decoded samples of a segment.
 
     Attributes:
-        waveform: [n_samples] float32, mono, finite, at the target rate. Integers are scaled to
+        waveform: float32 `[n_samples]`, mono, finite, at the target rate. Integers are scaled to
             [-1, 1); float files keep their values, also those beyond ±1.
-        source_rate_hz: Rate before resampling.
-        n_channels: Channels of the file.
+        source_rate_hz: Native sample rate in Hz.
+        n_channels: Number of channels of the file.
     """
 
     waveform: torch.Tensor

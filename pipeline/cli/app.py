@@ -51,9 +51,9 @@ def plan(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = Fa
 
         config = load_config(overrides or [])
         with RunProgress(console) as progress:
-            found = run.plan(config, progress)
-        tables.show_estimate(console, found)
-        print_json(asdict(found))
+            estimate = run.plan(config, progress)
+        tables.show_estimate(console, estimate)
+        print_json(asdict(estimate))
 
 
 @app.command()
@@ -85,9 +85,9 @@ def status(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
     with reported(as_json, debug) as print_json:
         from pipeline.store.maintain.status import read_status
 
-        found = read_status(store)
-        tables.show_status(console, found)
-        print_json(asdict(found))
+        store_status = read_status(store)
+        tables.show_status(console, store_status)
+        print_json(asdict(store_status))
 
 
 @app.command()
@@ -164,11 +164,11 @@ def collapse(
         if softmax not in ("true", "false"):
             raise ConfigError(f"softmax is {softmax!r}; expected true or false")
         with RunProgress(console) as progress:
-            done = collapse_store(
+            result = collapse_store(
                 store, out, given["weights"], softmax=softmax == "true", observer=progress
             )
-        tables.show_facts(console, asdict(done))
-        print_json(asdict(done))
+        tables.show_facts(console, asdict(result))
+        print_json(asdict(result))
 
 
 @app.command()
@@ -193,12 +193,12 @@ def layers(
         n_frames, seed = _whole(given, "n_frames", N_FRAMES), _whole(given, "seed", 0)
         out = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
         with RunProgress(console) as progress:
-            found = measure_layers(open_store(store), n_frames, seed, progress.note)
-            for warning in found.warnings:
+            statistics = measure_layers(open_store(store), n_frames, seed, progress.note)
+            for warning in statistics.warnings:
                 progress.note(f"WARNING: {warning}")
-        page = write_layers_report(found, out)
-        tables.show_layers(console, HEAD, table_rows(found), page)
-        print_json(asdict(found) | {"report": str(page)})
+        page = write_layers_report(statistics, out)
+        tables.show_layers(console, HEAD, table_rows(statistics), page)
+        print_json(asdict(statistics) | {"report": str(page)})
 
 
 @app.command()
@@ -219,10 +219,10 @@ def sweep(
         from pipeline.probing.run import sweep as sweep_store
 
         with SweepProgress(console) as progress:
-            found, folder = sweep_store(store, config, progress)
-        page = write_report(found, folder)
-        tables.show_sweep(console, found, page)
-        print_json(summary(found) | {"report": str(page)})
+            result, folder = sweep_store(store, config, progress)
+        page = write_report(result, folder)
+        tables.show_sweep(console, result, page)
+        print_json(summary(result) | {"report": str(page)})
 
 
 @app.command()
@@ -236,16 +236,16 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
 @app.command()
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Compare encoding clips one by one, in a batch and in fp32; print the largest differences."""
+    """Encode clips separately, in a batch and in fp32; print the largest relative differences."""
     with reported(as_json, debug) as print_json:
         from pipeline.extract.resources import find_resources
         from pipeline.extract.selfcheck import full_selfcheck
 
         config = load_config(["engine=inline", *(overrides or [])])
-        found = full_selfcheck(config, find_resources(config.engine).device)
-        tables.show_selfcheck(console, found)
-        print_json(asdict(found))
-    if not found.ok:
+        result = full_selfcheck(config, find_resources(config.engine).device)
+        tables.show_selfcheck(console, result)
+        print_json(asdict(result))
+    if not result.ok:
         raise typer.Exit(EXIT_ERROR)
 
 

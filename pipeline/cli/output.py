@@ -60,9 +60,9 @@ def reported(as_json: bool, debug: bool) -> Iterator[PrintJson]:
 def signals_to(request: Callable[[str], None]) -> Iterator[None]:
     """Call `request` with the signal's name on Ctrl-C and SIGTERM.
 
-    If a signal came, the default handlers are set afterwards, so that a further one ends the
-    process at once: Ray's shutdown, which is all that is left then, does not survive a
-    KeyboardInterrupt.
+    After a signal the default handlers are restored at the end of the block, so that a further
+    signal ends the process at once. Only Ray's shutdown is left then, and a KeyboardInterrupt would
+    break it.
     """
     requested = False
 

@@ -1,4 +1,4 @@
-"""Results of the verbs: what is printed at the end, and the objects of `--json`."""
+"""Printed results of the verbs, and some JSON objects of `--json`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def show_estimate(console: Console, found: Estimate) -> None:
+def show_estimate(console: Console, estimate: Estimate) -> None:
     """Print the size of a plan."""
     console.print(
-        f"{found.utterances:,} utterances, {found.hours:.2f} h of audio → {found.units:,} units of "
-        f"{found.frames_per_unit:,} frames, {found.frames:,} frames, {found.bytes / 1e9:.2f} GB on "
-        f"disk ({found.free_bytes / 1e9:.1f} GB free)"
+        f"{estimate.utterances:,} utterances, {estimate.hours:.2f} h of audio → "
+        f"{estimate.units:,} units of {estimate.frames_per_unit:,} frames, "
+        f"{estimate.frames:,} frames, {estimate.bytes / 1e9:.2f} GB on disk "
+        f"({estimate.free_bytes / 1e9:.1f} GB free)"
     )
-    if found.unreadable:
-        console.print(f"{found.unreadable} have no readable header and will be quarantined")
+    if estimate.unreadable:
+        console.print(f"{estimate.unreadable} have no readable header and will be quarantined")
 
 
 def show_status(console: Console, status: Status) -> None:
@@ -66,33 +67,33 @@ def show_status(console: Console, status: Status) -> None:
         console.print(f"run {status.run_id} is running")
 
 
-def show_verification(console: Console, found: Verification, repair: Repair | None) -> None:
+def show_verification(console: Console, verification: Verification, repair: Repair | None) -> None:
     """Print damaged units, orphans, the verdict, and what was repaired."""
-    for damage in found.damages:
+    for damage in verification.damages:
         console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
-    for orphan in found.orphans:
+    for orphan in verification.orphans:
         console.print(f"{orphan.path}: {orphan.what}", markup=False)
-    verdict = "sound" if found.ok else f"{len(found.damaged_units)} units are DAMAGED"
+    verdict = "sound" if verification.ok else f"{len(verification.damaged_units)} units are DAMAGED"
     console.print(
-        f"{found.units_committed} of {found.units_total} units checked, "
-        f"{found.utterances_ok} utterances, {found.n_bytes / 1e9:.2f} GB: {verdict}"
+        f"{verification.units_committed} of {verification.units_total} units checked, "
+        f"{verification.utterances_ok} utterances, {verification.n_bytes / 1e9:.2f} GB: {verdict}"
     )
     if repair:
         console.print(repair.summary())
 
 
-def verification_document(found: Verification, repair: Repair | None) -> dict[str, Any]:
+def verification_document(verification: Verification, repair: Repair | None) -> dict[str, Any]:
     """Return the JSON object of `verify`."""
     return {
-        "ok": found.ok,
-        "damaged_units": found.damaged_units,
-        "problems": [asdict(damage) for damage in found.damages],
-        "units_committed": found.units_committed,
-        "units_total": found.units_total,
-        "utterances_ok": found.utterances_ok,
-        "utterances_quarantined": found.utterances_quarantined,
-        "bytes": found.n_bytes,
-        "strays": [asdict(orphan) for orphan in found.orphans],
+        "ok": verification.ok,
+        "damaged_units": verification.damaged_units,
+        "problems": [asdict(damage) for damage in verification.damages],
+        "units_committed": verification.units_committed,
+        "units_total": verification.units_total,
+        "utterances_ok": verification.utterances_ok,
+        "utterances_quarantined": verification.utterances_quarantined,
+        "bytes": verification.n_bytes,
+        "strays": [asdict(orphan) for orphan in verification.orphans],
         "repaired_units": repair.units if repair else [],
     }
 
@@ -127,7 +128,7 @@ def show_layers(
 
 
 def model_rows() -> list[dict[str, Any]]:
-    """Return name, size and cost of the encoders that are known by name."""
+    """Return name, size and storage of the encoders that have a short name."""
     from pipeline.encoders.wav2vec2.bundles import registry
 
     return [
@@ -143,7 +144,7 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print the encoders that are known by name."""
+    """Print the encoders that have a short name."""
     table = Table("model", "layers", "dim", "parameters", "GB per audio hour", box=None)
     for row in rows:
         count = f"{row['parameters'] / 1e6:,.1f} M"
@@ -153,50 +154,51 @@ def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print("and any Hugging Face checkpoint of the family: model=hf model.name=ID_OR_DIR")
 
 
-def show_selfcheck(console: Console, found: SelfCheck) -> None:
+def show_selfcheck(console: Console, result: SelfCheck) -> None:
     """Print the largest relative error of each layer and the verdict."""
     from pipeline.store.format.codecs import DEFAULT_CODEC
 
-    table = Table("layer", "alone vs batch", f"{found.precision} vs fp32", box=None)
-    for row in zip(found.layers, found.alone_vs_batch, found.precision_vs_fp32, strict=True):
+    table = Table("layer", "single vs batch", f"{result.precision} vs fp32", box=None)
+    for row in zip(result.layers, result.alone_vs_batch, result.precision_vs_fp32, strict=True):
         table.add_row(str(row[0]), f"{row[1]:.1e}", f"{row[2]:.1e}")
     console.print(table)
-    verdict = "within" if found.ok else "NOT within"
+    verdict = "within" if result.ok else "NOT within"
     console.print(
-        f"{found.model} in {found.precision}, {found.n_waveforms} clips, {found.audio_s:.1f} s: "
-        f"largest relative errors per layer, {verdict} the {found.tolerance:g} that rounding "
-        f"explains; {found.n_misfits} clips do not fit {DEFAULT_CODEC.name}"
+        f"{result.model} in {result.precision}, {result.n_waveforms} clips, "
+        f"{result.audio_s:.1f} s: largest relative errors per layer, {verdict} the "
+        f"{result.tolerance:g} that rounding explains; {result.n_misfits} clips do not fit "
+        f"{DEFAULT_CODEC.name}"
     )
 
 
-def show_sweep(console: Console, found: Sweep, page: Path) -> None:
+def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     """Print the scores, their uncertainty and baselines, and the path of the report."""
-    folds = f", {len(found.test_ids)} folds" if len(found.test_ids) > 1 else ""
+    folds = f", {len(sweep.test_ids)} folds" if len(sweep.test_ids) > 1 else ""
     console.print(
-        f"{found.task} on {', '.join(found.labels)}: {found.n_train:,} utterances to train, "
-        f"{found.n_dev:,} dev, {found.n_test:,} test{folds} ({found.split})",
+        f"{sweep.task} on {', '.join(sweep.labels)}: {sweep.n_train:,} utterances to train, "
+        f"{sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
         markup=False,
     )
-    console.print(f"features: {found.encoder}; scores: {found.metric}, dev chooses", markup=False)
-    console.print(_table(found))
-    console.print(_comparison(found), markup=False)
-    for name, value in found.baselines.items():
+    console.print(f"features: {sweep.encoder}; scores: {sweep.metric}, dev chooses", markup=False)
+    console.print(_table(sweep))
+    console.print(_comparison(sweep), markup=False)
+    for name, value in sweep.baselines.items():
         console.print(f"  {name}: {value:.3f}", markup=False)
-    for warning in found.warnings:
+    for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
-    spent = ", ".join(f"{stage} {duration(taken)}" for stage, taken in found.seconds.items())
-    console.print(f"{found.trained} heads trained, {found.reused} reused; {spent}")
+    spent = ", ".join(f"{stage} {duration(taken)}" for stage, taken in sweep.seconds.items())
+    console.print(f"{sweep.trained} heads trained, {sweep.reused} reused; {spent}")
     console.print(f"report: {page}", markup=False)
 
 
-def _table(found: Sweep) -> Table:
-    extras = list(found.scores[0].extra)
+def _table(sweep: Sweep) -> Table:
+    extras = list(sweep.scores[0].extra)
     table = Table(box=None, pad_edge=False)
     names = ("layer", "lr", "dev", "test", "95 % interval", "± seeds")
     for name in (*names, *(extra.replace("_", "-") for extra in extras), ""):
         table.add_column(name, justify="right", no_wrap=True)
-    for score in found.scores:
-        best = score.layer == found.best
+    for score in sweep.scores:
+        best = score.layer == sweep.best
         cells = [*_cells(score, extras), "best" if best else ""]
         table.add_row(*(Text(cell, style="bold" if best else "") for cell in cells))
     return table
@@ -214,16 +216,16 @@ def _cells(score: CandidateScore, extras: list[str]) -> list[str]:
     ]
 
 
-def _comparison(found: Sweep) -> str:
-    if found.comparison is None:
+def _comparison(sweep: Sweep) -> str:
+    if sweep.comparison is None:
         return "One candidate only: nothing to compare."
     best, second = (
         "the weighted sum" if layer == "weighted" else f"layer {layer}"
-        for layer in (found.comparison.best, found.comparison.second)
+        for layer in (sweep.comparison.best, sweep.comparison.second)
     )
-    sure = "a real difference" if found.comparison.p_value < 0.05 else "no clear difference"
+    sure = "a real difference" if sweep.comparison.p_value < 0.05 else "no clear difference"
     return (
-        f"{best} against {second}, the best two on dev: test {found.metric} differs by "
-        f"{found.comparison.difference:+.3f}, p = {found.comparison.p_value:.3g} "
-        f"({found.comparison.test}): {sure}"
+        f"{best} against {second}, the best two on dev: test {sweep.metric} differs by "
+        f"{sweep.comparison.difference:+.3f}, p = {sweep.comparison.p_value:.3g} "
+        f"({sweep.comparison.test}): {sure}"
     )

@@ -49,7 +49,7 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the known words closest to a misspelt one, to append to a message."""
+    """Return a hint with the known words closest to a misspelt one, to append to a message."""
     options = sorted(known)
     close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
     if close:
@@ -71,29 +71,29 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         converted = _try_convert(option, value)
-        if converted is not _MISFIT:
+        if converted is not _NO_MATCH:
             return converted
     expected = " or ".join(_type_name(option) for option in options)
     raise ConfigError(f"{name} is {value!r}; expected {expected}")
 
 
-_MISFIT = object()
+_NO_MATCH = object()
 
 
 def _try_convert(option: Any, value: Any) -> Any:
     if option is types.NoneType:
-        return None if value is None else _MISFIT
+        return None if value is None else _NO_MATCH
     if typing.get_origin(option) is tuple:
         item = typing.get_args(option)[0]
         if not isinstance(value, list | tuple):
-            return _MISFIT
+            return _NO_MATCH
         items = tuple(_try_convert(item, part) for part in value)
-        return _MISFIT if _MISFIT in items else items
+        return _NO_MATCH if _NO_MATCH in items else items
     if option is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if option is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)  # the name of a folder or a label may be 2024
-    return value if type(value) is option else _MISFIT
+    return value if type(value) is option else _NO_MATCH
 
 
 def _type_name(option: Any) -> str:

@@ -86,11 +86,11 @@ def config_folder() -> Path:
     Raises:
         ConfigError: There is no such folder.
     """
-    here = Path(__file__).resolve().parents[1]
-    for folder in (here / "conf", here.parent / "conf"):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(f"no conf/config.yaml in or beside {here}; the installation is incomplete")
+    raise ConfigError(f"no conf/config.yaml in or beside {package}; the installation is incomplete")
 
 
 def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Sequence[str]) -> T:

@@ -10,15 +10,15 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SplitConfig, SweepConfig
 from pipeline.errors import ConfigError
 
-_LEAST = {
+_MINIMA = {
     "dataset.limit": 1,
     "plan.frames_per_unit": 1,
     "engine.workers": 1,
     "engine.threads": 1,
     "run.max_attempts": 1,
 }
-"""Smallest valid value of each whole number of plan and extract."""
-_LEAST_OF_SWEEP = {
+"""Smallest valid value of each whole number in the settings of plan and extract."""
+_MINIMA_OF_SWEEP = {
     "task.steps": 0,
     "task.batch": 1,
     "task.eval_every": 0,
@@ -33,7 +33,7 @@ def check_ranges(config: Config) -> None:
     Raises:
         ConfigError: A value is out of range; the message says what was expected.
     """
-    _check_least(config, _LEAST)
+    _check_minima(config, _MINIMA)
     limit_s = config.run.unit_timeout_s
     if limit_s is not None and limit_s <= 0:
         raise ConfigError(f"run.unit_timeout_s is {limit_s}; expected seconds, more than 0")
@@ -50,7 +50,7 @@ def check_sweep(config: SweepConfig) -> None:
     Raises:
         ConfigError: A value is out of range; the message says what was expected.
     """
-    _check_least(config, _LEAST_OF_SWEEP)
+    _check_minima(config, _MINIMA_OF_SWEEP)
     for name, numbers in (("seeds", config.seeds), ("task.lrs", config.task.lrs)):
         if not numbers or len(set(numbers)) < len(numbers):
             raise ConfigError(f"{name} is {list(numbers)}; expected one or more different numbers")
@@ -90,9 +90,10 @@ def _check_split(split: SplitConfig) -> None:
         )
 
 
-def _check_least(config: Any, least: dict[str, int]) -> None:
-    for name, bound in least.items():
+def _check_minima(config: Any, minima: dict[str, int]) -> None:
+    """Refuse whole numbers below their minimum, by dotted name."""
+    for name, minimum in minima.items():
         group, _, key = name.partition(".")
         value = getattr(getattr(config, group), key)
-        if value is not None and value < bound:
-            raise ConfigError(f"{name} is {value}; expected at least {bound}")
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name} is {value}; expected at least {minimum}")

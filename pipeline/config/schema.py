@@ -10,14 +10,16 @@ class DatasetConfig:
     """Dataset with the audio.
 
     Attributes:
-        kind: audiofolder, hub, disk (saved by `save_to_disk`) or manifest (csv, json, parquet).
+        kind: "audiofolder", "hub", "disk" (saved by `save_to_disk`) or "manifest" (csv, tsv, json,
+            jsonl or parquet).
         path: Folder, saved dataset or manifest.
         name: Name of a hub dataset.
         config: Configuration of a hub dataset.
         split: Split to read; None if there is only one.
         revision: Revision of a hub dataset.
         audio_column: Column with the audio; in a manifest, column with its path.
-        id_column: Column with the utterance id; None uses the file's path or name, or the row.
+        id_column: Column with the utterance id; None uses the file's path or name, or the number of
+            the row.
         columns: Columns to copy into the index; None copies every column of plain values.
         limit: Number of rows to read from the start; None reads all.
     """
@@ -39,9 +41,9 @@ class ModelConfig:
     """Encoder.
 
     Attributes:
-        name: Name in the registry, e.g. hubert_base; for huggingface a hub id or directory.
-        source: torchaudio (the registry) or huggingface.
-        weights: For the registry's models: pretrained, random, or the path of a state dict.
+        name: Short name, e.g. "hubert_base"; for "huggingface" a hub id or directory.
+        source: "torchaudio" (models with a short name) or "huggingface".
+        weights: For models with a short name: "pretrained", "random", or the path of a state dict.
         seed: Seed of random weights.
         revision: Branch, tag or commit of a hub checkpoint.
         allow_pickle: Whether a checkpoint without safetensors may be read from a pickle.
@@ -60,9 +62,9 @@ class ExtractConfig:
     """Layers, precision, batches and windows.
 
     Attributes:
-        layers: all, superb (0 and all), or a list of layers.
-        precision: fp32, bf16, fp16, or auto (fp32 on CPU, fp16 on CUDA).
-        max_batch_s: Audio seconds of a padded batch; None depends on the device.
+        layers: "all" (1..N), "superb" (0..N), or a list of layers.
+        precision: "fp32", "bf16", "fp16", or "auto" (fp32 on CPU, fp16 on CUDA).
+        max_batch_s: Audio seconds of a padded batch; None: 20 on CPU, 320 on CUDA.
         max_window_s: Longer utterances are encoded in overlapping windows of this many seconds;
             None uses the encoder's default.
         context_s: Seconds of context on each side of a window, encoded and dropped; None uses the
@@ -92,10 +94,10 @@ class EngineConfig:
     """Executor and its workers.
 
     Attributes:
-        kind: inline (this process) or ray.
-        workers: Number of workers; None starts one per GPU, else one per CPU.
+        kind: "inline" (this process) or "ray".
+        workers: Number of workers; None starts one per GPU, or one per CPU as memory allows.
         threads: CPU threads per worker; None divides the CPUs among the workers.
-        device: auto, cpu or cuda.
+        device: "auto", "cpu" or "cuda".
         address: Address of a Ray cluster; None uses RAY_ADDRESS, else starts a local one.
     """
 
@@ -112,9 +114,10 @@ class RunConfig:
 
     Attributes:
         max_quarantined: Share of quarantined utterances above which the exit code is 3.
-        max_attempts: Failed attempts at a unit, in one run, after which it is given up; an attempt
-            that identifies the culprit utterance does not count.
-        unit_timeout_s: Seconds after which a unit counts as hung; None depends on its audio.
+        max_attempts: Failed attempts at a unit, in one run, after which the run gives it up; an
+            attempt that identifies the culprit utterance does not count.
+        unit_timeout_s: Seconds after which a unit counts as hung; None depends on its audio and on
+            the speed of the run.
     """
 
     max_quarantined: float = 0.01

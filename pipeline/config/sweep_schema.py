@@ -10,20 +10,22 @@ class TaskConfig:
     """Recipe of a task.
 
     Attributes:
-        name: Short name: ks, sid, ic, er, pr or asr.
-        kind: utterance (a class per utterance, on pooled features) or frames (CTC).
+        name: Short name: "ks", "sid", "ic", "er", "pr" or "asr".
+        kind: "utterance" (a class per utterance, on pooled features) or "frames" (CTC).
         labels: Columns that may hold the labels; the first one in the store is used.
-        slots: Whether every column of `labels` is a slot with its own classes; an utterance is
-            correct only if all its slots are.
-        metric: accuracy; cer, wer or per for frames.
-        speaker_independent: Whether a speaker must not be in two parts of a split.
+        slots: Whether every column of `labels` is an intent slot with its own classes; an utterance
+            is correct if all its intent slots are. Not a storage slot.
+        metric: "accuracy"; "cer", "wer" or "per" for frames.
+        speaker_independent: Whether train, dev and test must have disjoint speakers.
         lrs: Learning rates of Adam.
-        steps: Most optimiser steps; 0 depends on the training set.
-        batch: Utterances per step; in frame tasks, frames per step (utterances × longest).
-        eval_every: Steps between two evaluations on dev; 0 depends on the steps.
+        steps: Maximum number of optimiser steps. 0: 640, or 20 epochs of train if that is more. Set
+            it for frame tasks, whose `batch` counts frames.
+        batch: Utterances per step if `kind` is utterance; frames per step (utterances × frames of
+            the longest one) if it is frames.
+        eval_every: Steps between two evaluations on dev. 0: steps / 32, at least 1.
         patience: Evaluations without a better dev score after which a head stops.
         projection: Width of the linear projection before the classes.
-        tokens: For frame tasks, the symbols of the labels: characters, or words (separated by
+        tokens: For frame tasks, the symbols of the labels: "characters", or "words" (separated by
             spaces, e.g. phones).
         normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
             without parameters, as in SUPERB.
@@ -50,16 +52,17 @@ class SplitConfig:
     """Split into train, dev (for selection) and test (for the report).
 
     Attributes:
-        column: Column with the corpus's split; auto uses a column named split if there is one,
-            None makes a random split.
+        column: Column with the corpus's split. "auto": the column `split`, if `folds` is None and
+            the column has values of both `train` and `test`; otherwise a random split. None: a
+            random split.
         train: Values of `column` for training.
-        dev: Values of `column` for dev; without any, dev is cut from train.
+        dev: Values of `column` for dev; if no utterance has one, dev is cut from train.
         test: Values of `column` for test.
-        speaker: Column whose values are kept in one part of a random split.
-        folds: Number of cross-validation folds, or groups: each value of `speaker` is the test set
-            once.
-        ratios: Shares of train, dev and test in a random split; where dev is cut from train, its
-            share of both.
+        speaker: Column whose values must not be shared between train, dev and test.
+        folds: An integer k for k-fold cross-validation, or "groups": leave-one-group-out over the
+            values of `speaker`. None: one split.
+        ratios: Shares of train, dev and test in a random split. When dev is cut from train, dev
+            gets ratios[1] / (ratios[0] + ratios[1]) of train.
         seed: Seed of a random split.
     """
 
@@ -79,11 +82,11 @@ class SweepConfig:
 
     Attributes:
         task: Recipe of the task.
-        layers: all, or a list of layers.
+        layers: "all", or a list of layers.
         weighted: Whether to train on the learned weighted sum of these layers too.
         seeds: Seeds of initial values and data order; heads are trained for each seed.
         labels: Label columns that replace the recipe's.
-        device: auto, cpu or cuda.
+        device: "auto", "cpu" or "cuda".
         out: Folder of the results; None uses sweeps/STORE/TASK-LABELS.
         split: Split of the corpus.
     """

@@ -1,8 +1,8 @@
 """The contract of an encoder, and of a family of encoders.
 
-An encoder turns waveforms into hidden layers. A family knows one kind of checkpoint: it describes a
-model without its weights, so that planning costs nothing, and it loads the encoder in whichever
-process needs it. `tests/encoders/test_conformance.py` checks both.
+An encoder turns waveforms into hidden layers. A family handles one kind of checkpoint: it describes
+a model without its weights, so that planning loads none, and it loads the encoder in the process of
+a worker. `tests/encoders/test_conformance.py` checks both.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipeline.encoders.windows import Window, Windowing
 from pipeline.store.format.geometry import FrameGeometry
 
 Clock = Callable[[str], AbstractContextManager[None]]
-"""Times the part of an encoder that it is given the name of."""
+"""`clock(stage)`: context manager that times a stage of a batch: `front_end`, `transformer`."""
 
 
 class StatisticsAccumulator(Protocol):
-    """Sums what the windows of a recording must know of all of it, block by block."""
+    """Accumulator of the utterance-wide statistics of a recording that arrives block by block."""
 
     def update(self, samples: Tensor) -> None:
-        """Add the next samples, float32 `[n]`, n ≥ 0."""
+        """Add the next samples, float32 `[n]` at the encoder's rate, n ≥ 0."""
 
     def finish(self) -> Any:
-        """Return the sums, for `Encoder.utterance_stats`. Called once, last."""
+        """Return the argument for `Encoder.utterance_stats`. Called once, last."""
 
 
 class Encoder(Protocol):
@@ -38,30 +38,30 @@ class Encoder(Protocol):
 
     An implementation must
 
-    - give an utterance the same features in every batch, up to the rounding of matrix products of
-      another size;
+    - give an utterance the same features in every batch, except for rounding: the batch size
+      changes the order of floating-point sums;
     - return `geometry.n_frames(n_samples)` frames for `n_samples` samples;
-    - encode any window of `windows` from the window's samples and the utterance's statistics, with
-      the same result whichever other windows are encoded;
-    - return raw outputs of the layers, whatever normalisation follows the last one;
-    - name in `identity` all that changes a feature, and nothing else;
-    - enter `clock` around each of its parts.
+    - encode each window of `windows` from the window's samples and the utterance's statistics,
+      independently of the other windows;
+    - return the raw output of each block, without a norm that follows the last block;
+    - name in `identity` everything that changes a feature by more than rounding, and nothing else;
+    - enter `clock` around the two stages of every batch.
 
     Attributes:
         name: Name of the model.
-        geometry: Which samples a frame sees.
+        geometry: Sample rate, hop and receptive field of the frames.
         layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i.
         dim: Size of a feature vector.
         device: Device of the computation.
         precision: Precision of the matrix products, a key of `settings.PRECISIONS`.
-        windows: How long utterances are cut.
-        identity: All that changes a feature, ready for JSON.
+        windows: Windowing of utterances longer than `max_window_s`.
+        identity: Everything that changes a feature by more than rounding, JSON-able.
         weights_source: Origin of the weights: "pretrained", "random", ... Not part of the identity.
         is_random: Whether the weights are random, so that the features mean nothing.
-        final_norm: Norm that the last layer has not been through: `weight` and `bias` (float32
-            `[dim]`) and `eps`. None if there is none.
-        clock: Entered with `front_end` or `transformer` around these parts of every batch. The
-            worker sets it.
+        final_norm: Final LayerNorm of a pre-norm model, which is not applied to the last layer:
+            `weight` and `bias` (float32 `[dim]`) and `eps`. None for other models.
+        clock: Context manager that times one stage, `front_end` or `transformer`, of each batch.
+            The worker sets it.
     """
 
     name: str
@@ -83,25 +83,28 @@ class Encoder(Protocol):
         """Encode one batch.
 
         Args:
-            waveforms: float32 `[n_samples]` each, none longer than `windows.max_window_s`.
-            precision: Used instead of the encoder's own; must accept "fp32".
+            waveforms: At least one; float32 `[n_samples]` each, at least 1 sample and at most
+                `windows.max_window_s`, at `geometry.sample_rate_hz`, nominally in [-1, 1], on any
+                device.
+            precision: Replaces the encoder's precision; "fp32" must be accepted.
 
         Returns:
-            Features `[n_layers, batch, max_frames, dim]` on `device`, and the number of frames of
-            each utterance. Values beyond that number are undefined.
+            Features, floating-point `[n_layers, batch, max_frames, dim]` on `device`, and the
+            number of frames of each utterance. Values beyond that number are undefined.
         """
 
     def statistics_accumulator(self) -> StatisticsAccumulator:
         """Return a new accumulator for a recording that is decoded block by block.
 
-        Called from other threads than the encoder's.
+        Called in the decoding threads.
         """
 
     def utterance_stats(self, utterance: Any) -> Any:
-        """Return what the windows of an utterance must know of all of it.
+        """Compute the utterance-wide statistics that each window needs.
 
         Args:
-            utterance: All its samples, float32 `[n_samples]`, or the sums of an accumulator.
+            utterance: All samples, float32 `[n_samples]`, or the result of
+                `StatisticsAccumulator.finish`.
         """
 
     def encode_windows(
@@ -116,11 +119,11 @@ class Encoder(Protocol):
         """Encode windows of a long utterance, one at a time.
 
         Args:
-            waveform: float32 samples that contain the samples of these windows.
+            waveform: float32 `[n_samples]` that contains the samples of these windows.
             windows: Windows from `self.windows`, all or some.
             stats: Result of `utterance_stats` for the whole utterance.
             sample_start: Position of `waveform[0]` in the utterance.
-            precision: Used instead of the encoder's own; must accept "fp32".
+            precision: Replaces the encoder's precision; "fp32" must be accepted.
 
         Yields:
             First frame that the window keeps, and its features `[n_layers, n_kept, dim]` on
@@ -130,13 +133,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """What is known of an encoder without its weights.
+    """Properties of an encoder that are known without its weights.
 
     Attributes:
         name: Name of the model.
         n_layers: Number of blocks; layers 0 to `n_layers` can be extracted.
         dim: Size of a feature vector.
-        geometry: Which samples a frame sees.
+        geometry: Sample rate, hop and receptive field of the frames.
         max_window_s: Default of the longest window, in seconds.
         context_s: Default context on each side of a window, in seconds.
         window_limit_s: Longest window that the model can encode; None if there is no limit.
@@ -153,13 +156,13 @@ class EncoderDescription:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings of an encoder, checked and without "auto".
+    """Checked settings of an encoder, without "auto".
 
     Attributes:
         layers: Layers to return, ascending.
         precision: Precision of the matrix products, a key of `settings.PRECISIONS`.
-        device: A device name of torch.
-        windows: How long utterances are cut.
+        device: Device name of torch: "cpu", "cuda" or "cuda:N".
+        windows: Windowing of utterances longer than `max_window_s`.
     """
 
     layers: tuple[int, ...]
@@ -171,7 +174,7 @@ class EncoderSettings:
 class EncoderFamily(Protocol):
     """One kind of checkpoint, as named by `model.source`.
 
-    An implementation must pickle, and `describe` must not load weights.
+    An implementation must be picklable, and `describe` must not load weights.
     """
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
@@ -187,7 +190,7 @@ class EncoderFamily(Protocol):
 
         Args:
             model: The model.
-            settings: Result of `resolve_settings` for this model's description.
+            settings: Checked settings, without "auto".
 
         Raises:
             WeightsError: The weights cannot be read or do not fit the model.

@@ -47,17 +47,17 @@ class SelfCheck:
     ok: bool
 
 
-def relative_errors(found: Tensor, reference: Tensor) -> Tensor:
-    """Compute the relative error of each layer, max |found - reference| / max |reference|.
+def relative_errors(features: Tensor, reference: Tensor) -> Tensor:
+    """Compute the relative error of each layer, max |features - reference| / max |reference|.
 
     Args:
-        found: `[n_layers, n_frames, dim]`.
-        reference: `[n_layers, n_frames, dim]`.
+        features: Floating-point `[n_layers, n_frames, dim]`.
+        reference: Floating-point, of the same shape.
 
     Returns:
-        `[n_layers]`; NaN for a layer with a value that is not finite.
+        float64 `[n_layers]`; NaN for a layer with a value that is not finite.
     """
-    difference = (found.double() - reference.double()).abs().amax((1, 2))
+    difference = (features.double() - reference.double()).abs().amax((1, 2))
     return difference / reference.double().abs().amax((1, 2)).clamp_min(1e-30)
 
 
@@ -67,7 +67,7 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     Args:
         encoder: The encoder, in the precision to check.
         waveforms: A few waveforms of mixed lengths, float32 `[n_samples]` at the encoder's rate.
-            Longer ones than `max_window_s` are cut.
+            Waveforms longer than `max_window_s` are truncated.
     """
     rate_hz = encoder.geometry.sample_rate_hz
     longest = round(encoder.windows.max_window_s * rate_hz)
@@ -76,13 +76,13 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     overflows = find_overflows(batch, counts, encoder.layers)
     batch_errors, precision_errors = [], []
     for row, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
-        alone = encoder.encode_batch([waveform])[0][:, 0]
-        batch_errors.append(relative_errors(batch[:, row, :count], alone))
+        separate = encoder.encode_batch([waveform])[0][:, 0]  # [n_layers, n_frames, dim]
+        batch_errors.append(relative_errors(batch[:, row, :count], separate))
         if encoder.precision == "fp32":
             precision_errors.append(torch.zeros_like(batch_errors[-1]))
         else:
             exact = encoder.encode_batch([waveform], precision="fp32")[0][:, 0]
-            precision_errors.append(relative_errors(alone, exact))
+            precision_errors.append(relative_errors(separate, exact))
     batch_worst = torch.stack(batch_errors).amax(0)
     precision_worst = torch.stack(precision_errors).amax(0)
     tolerance = _TOLERANCE[encoder.precision]
@@ -108,7 +108,7 @@ def find_overflows(
     """Find the utterances of a batch that exceed the range of the stored dtype.
 
     Args:
-        features: `[n_layers, batch, max_frames, dim]`.
+        features: Floating-point `[n_layers, batch, max_frames, dim]`.
         counts: Number of frames of each utterance.
         layers: Layers of `features`.
 

@@ -1,4 +1,4 @@
-"""Settings that every encoder has: layers, precision, device and windows."""
+"""Resolution of the settings of an encoder: layers, precision, device and windows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resolve_settings(
         context_s: Context on each side of a window in seconds; None for the encoder's default.
 
     Raises:
-        ConfigError: A setting is not one of these, or does not fit the encoder.
+        ConfigError: A setting is unknown or out of range.
     """
     device = choose_device(device)
     return EncoderSettings(
@@ -46,7 +46,7 @@ def resolve_settings(
 
 
 def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
-    """Turn a choice of layers into their numbers, ascending.
+    """Return the chosen layers, ascending.
 
     Args:
         layers: "all" for 1..N, "superb" for 0..N, or numbers in 0..N.
@@ -87,7 +87,7 @@ def choose_device(device: str) -> str:
     """Resolve "auto" for this process.
 
     Raises:
-        ConfigError: torch knows no such device.
+        ConfigError: torch has no such device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,10 +100,10 @@ def choose_device(device: str) -> str:
 def choose_windows(
     description: EncoderDescription, max_window_s: float | None, context_s: float | None
 ) -> Windowing:
-    """Fill in the encoder's defaults.
+    """Return the windowing, with the encoder's defaults for None.
 
     Raises:
-        ConfigError: A length is out of range, or the context leaves nothing of the window to keep.
+        ConfigError: A length is out of range, or two contexts fill the window.
     """
     longest = description.max_window_s if max_window_s is None else float(max_window_s)
     context = description.context_s if context_s is None else float(context_s)

@@ -12,12 +12,12 @@ from pipeline.store.format.geometry import FrameGeometry
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames to keep, and the longer run to encode so that they have context.
+    """Consecutive frames to keep, and the longer run of frames to encode, with context.
 
     Attributes:
         feed_start: First frame to encode.
         feed_stop: End (exclusive) of the frames to encode.
-        keep_start: First frame to keep. The windows of an utterance keep each frame exactly once.
+        keep_start: First frame to keep. The windows of an utterance keep every frame exactly once.
         keep_stop: End (exclusive) of the frames to keep.
         sample_start: First sample to encode; a multiple of the hop.
         sample_stop: End (exclusive) of the samples to encode. It is beyond the utterance where the
@@ -34,15 +34,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Windowing:
-    """How an encoder treats long utterances.
+    """Windowing of utterances longer than `max_window_s`.
 
     Attributes:
-        geometry: Which samples a frame sees.
+        geometry: Sample rate, hop and receptive field of the frames.
         max_window_s: Longest window, context included, in seconds.
         context_s: Context on each side of a window that is encoded and discarded, in seconds.
 
     Raises:
-        ConfigError: A length is out of range, or the context leaves nothing of the window to keep.
+        ConfigError: A length is out of range, or two contexts fill the window.
     """
 
     geometry: FrameGeometry
@@ -72,7 +72,7 @@ class Windowing:
         return round(self.context_s * self.geometry.frame_rate_hz)
 
     def plan(self, n_samples: int) -> tuple[Window, ...]:
-        """Cover an utterance by as few windows as possible, of equal length.
+        """Cover an utterance by as few windows as possible, of equal length within one frame.
 
         Any boundary between two windows may also be the boundary between two stored pieces: a
         window depends on its own samples and on the statistics of the whole utterance, not on other
@@ -82,8 +82,8 @@ class Windowing:
             n_samples: Length of the utterance at the encoder's rate, at least 1.
 
         Returns:
-            Windows in order. The frames they keep are `0 … n_frames(n_samples) - 1`, each exactly
-            once. An utterance of at most `max_window_s` is one window without context.
+            Windows in order. They keep the frames `0 … n_frames(n_samples) - 1`, each exactly once.
+            An utterance of at most `max_window_s` is one window without context.
         """
         total = self.geometry.n_frames(n_samples)
         if total <= self.max_window_frames:

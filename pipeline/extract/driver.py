@@ -1,6 +1,7 @@
 """The driver's loop: claim a slot for each unit, submit it, record the outcome, retry.
 
-`run.py` does what comes before and after (plan, identity, cleanup); an executor runs the workers.
+`run.py` makes the plan and the store before the loop, and cleans up after it. An executor runs the
+workers.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ POLL_S = 1.0
 GRACE_S = 20.0
 """Seconds that a run waits for the units in flight when it is stopped."""
 COMPACT_EVERY_S, COMPACT_UNITS = 60.0, 500
-"""Least time and least number of new units between two compactions of the index in a long run, so
-that readers and `status` open quickly."""
+"""Minimum time and minimum number of new units between two compactions of the index, which let
+readers and `status` open quickly during a long run."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class LeasedStore:
     """The store that a run writes to.
 
     Attributes:
-        backend: Its bytes.
-        layout: Its array shapes.
+        backend: Storage of the store.
+        layout: Shapes of its arrays.
         geometry: Frame rate of its features.
         lease: The lease that the run holds.
         run_id: Id of the run, for claims and failures.
@@ -65,10 +66,10 @@ class Driver:
 
     Attributes:
         config: Configuration of the run.
-        store: Where to write.
+        store: The store to write to.
         plan: The store's plan; it grows by deferred utterances.
         observer: Receives the events of the run; the run log is among its observers.
-        open_executor: Starts the executor, given the number of units to do.
+        open_executor: Starts the executor, given the number of units to extract.
         stop: Request to stop.
         failures: Units that were given up, with their last error.
     """
@@ -104,7 +105,7 @@ class Driver:
         if not todo:
             return
         check_space(len(todo), self.store.layout, backend)
-        if index_files.cached_units(backend).intersection(todo):  # a commit was taken back
+        if index_files.cached_units(backend).intersection(todo):  # a commit was revoked
             index_files.drop_cache(backend)
         self.observer.run_started(len(todo))
         ledger = Ledger.open(backend, self.plan.n_units)
@@ -209,7 +210,7 @@ class Driver:
         self.observer.unit_committed(report)
 
     def _compact_if_due(self) -> None:
-        """Compact the index now and then, so that readers open a growing store quickly."""
+        """Compact the index if enough time has passed and enough units are new."""
         due = time.monotonic() - self._compacted_s > COMPACT_EVERY_S
         if due and self._n_new >= COMPACT_UNITS:
             index_files.refresh_cache(self.store.backend)
@@ -247,10 +248,10 @@ class Driver:
                 in_flight -= 1
                 if outcome.report is not None:
                     self._record_commit(outcome.report)
-        done = len(index_files.committed_units(self.store.backend))
+        n_committed = len(index_files.committed_units(self.store.backend))
         raise RunError(
-            f"stopped by {self.stop.reason}; {done} of {self.plan.n_units} units are committed and "
-            "safe: run the same command again to continue"
+            f"stopped by {self.stop.reason}; {n_committed} of {self.plan.n_units} units are "
+            "committed and safe: run the same command again to continue"
         )
 
 

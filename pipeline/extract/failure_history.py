@@ -1,4 +1,4 @@
-"""Worker failures of each unit: which units run separately, are isolated, or are given up."""
+"""Failed attempts at each unit; they decide which units run exclusively or are isolated."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class FailureHistory:
         self._shared.add(unit)
 
     def add(self, outcome: Outcome) -> WorkerFailure:
-        """Record a failed attempt, in the ledger too, with the utterance that its worker tried.
+        """Record a failed attempt, also in the ledger, with the utterance that its worker tried.
 
-        The attempt counts towards run.max_attempts unless the utterance is known or another unit
+        The attempt counts towards `run.max_attempts` unless the utterance is known or another unit
         may be the culprit.
         """
         task = outcome.task

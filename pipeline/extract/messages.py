@@ -19,14 +19,14 @@ from pipeline.store.format.layout import Layout
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to extract any unit of a run; small and picklable.
+    """Settings that a worker needs to extract any unit of a run; small and picklable.
 
     Attributes:
         backend: The store.
         layout: Shapes of its arrays.
-        dataset: Where the audio is.
-        load_encoder: Loads the encoder, in the worker's process.
-        max_batch_frames: Most padded frames in a batch.
+        dataset: Dataset with the audio.
+        load_encoder: Loads the encoder in the worker's process.
+        max_batch_frames: Maximum of utterances × frames of the longest one in a batch.
         threads: CPU threads of a worker.
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
     """
@@ -48,8 +48,9 @@ class UnitTask:
         unit: Number of the unit.
         slot: Slot to write to.
         attempt: Number of the attempt, from 1.
-        rows: The unit's rows of the plan.
-        isolation: For a unit whose workers failed repeatedly: try its utterances separately first.
+        rows: The unit's rows of the plan, in the order of their positions.
+        isolation: Utterances to try one at a time before the unit is extracted; None for a unit
+            that did not fail repeatedly.
         exclusive: Whether its worker must hold no other unit, so that a failure of the
             worker has one culprit.
     """
@@ -69,7 +70,7 @@ class UnitReport:
     Attributes:
         unit: Number of the unit.
         slot: Slot that was written.
-        won: Whether this attempt committed the unit; False if another attempt had before.
+        won: Whether this attempt committed the unit; False if another attempt was first.
         n_ok: Utterances with features.
         n_quarantined: Quarantined utterances.
         n_deferred: Utterances moved to a later unit.
@@ -78,8 +79,8 @@ class UnitReport:
         wall_s: Seconds from the unit's turn at the encoder to its commit.
         n_bytes: Bytes written.
         worker: Host and process of the worker, as `host:pid`.
-        seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the unit before
-            to be written), front_end, transformer (on CUDA the device's time), copy. In parallel
+        seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the previous
+            unit's writes), front_end, transformer (on CUDA the device's time), copy. In parallel
             threads: decode, write (with checksums and means).
     """
 

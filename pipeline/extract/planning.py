@@ -47,7 +47,7 @@ class Estimate:
         hours: Hours of audio.
         units: Number of units.
         frames: Frames of one layer.
-        bytes: Bytes of the finished store.
+        bytes: Bytes of the features of all units.
         free_bytes: Free bytes on the disk of the store.
         frames_per_unit: Capacity of a unit in frames.
     """
@@ -151,15 +151,17 @@ def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) 
         is not cut: it cannot be extracted with units of this size.
     """
     long = np.flatnonzero(rows["n_frames"].to_numpy() > frames_per_unit)
-    parts, done = [], 0
-    for at in long.tolist():
-        pieces = _pieces(rows.slice(at, 1).to_pylist()[0], frames_per_unit, windowing)
-        parts += [rows.slice(done, at - done), pa.Table.from_pylist(pieces, schema=rows.schema)]
-        done = at + 1
-    return pa.concat_tables([*parts, rows.slice(done)]).combine_chunks()
+    parts, n_handled = [], 0
+    for i in long.tolist():
+        pieces = _pieces(rows.slice(i, 1).to_pylist()[0], frames_per_unit, windowing)
+        before = rows.slice(n_handled, i - n_handled)
+        parts += [before, pa.Table.from_pylist(pieces, schema=rows.schema)]
+        n_handled = i + 1
+    return pa.concat_tables([*parts, rows.slice(n_handled)]).combine_chunks()
 
 
 def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[dict[str, Any]]:
+    """Cut one recording into pieces of whole windows, each of at most `capacity` frames."""
     spans: list[tuple[int, int]] = []
     for window in windowing.plan(row["n_samples"]):
         start, stop = window.keep_start, window.keep_stop
@@ -175,14 +177,14 @@ def _pieces(row: dict[str, Any], capacity: int, windowing: Windowing) -> list[di
     ]
 
 
-def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Location) -> Estimate:
+def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, store: Location) -> Estimate:
     """Estimate the size of a plan.
 
     Args:
         plan: The plan.
         layout: Shapes of the store.
         sample_rate_hz: Sample rate of the encoder.
-        where: The store, which need not exist.
+        store: The store, which need not exist.
     """
     first = pc.equal(plan.table["piece"], 0)
     unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
@@ -193,7 +195,7 @@ def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, where: Location) -
         units=plan.n_units,
         frames=plan.n_frames,
         bytes=plan.n_units * layout.slot_bytes,
-        free_bytes=open_backend(where).free_bytes(),
+        free_bytes=open_backend(store).free_bytes(),
         frames_per_unit=plan.frames_per_unit,
     )
 
@@ -221,11 +223,11 @@ def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDAr
 
 def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, int, int, int]:
     try:
-        found = probe(source.segment(row), geometry.sample_rate_hz)
+        header = probe(source.segment(row), geometry.sample_rate_hz)
     except AudioError:
-        return 0, 0, 0, 0  # the worker fails on it too, and quarantines it with the reason
-    n_frames = geometry.n_frames(found.n_samples)
-    return found.n_samples, n_frames, found.n_bytes, found.fingerprint
+        return 0, 0, 0, 0  # the worker gets the same error and quarantines the utterance
+    n_frames = geometry.n_frames(header.n_samples)
+    return header.n_samples, n_frames, header.n_bytes, header.fingerprint
 
 
 def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
@@ -234,24 +236,25 @@ def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
     first_pieces = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
         [("row", "ascending"), ("unit", "ascending")]
     )
-    row = first_pieces["row"].to_numpy()  # deferred rows are planned twice
-    once = first_pieces.filter(pa.array(np.diff(row, prepend=-1) != 0))
-    n_known = len(once)
+    source_rows = first_pieces["row"].to_numpy()
+    is_first = np.diff(source_rows, prepend=-1) != 0  # deferred and retried rows occur again
+    earlier = first_pieces.filter(pa.array(is_first))
+    n_known = len(earlier)
     if len(rows) < n_known:
         raise SourceError(
             f"{n_known - len(rows)} of the {n_known} planned utterances are missing from the "
             "dataset; restore the dataset, or choose another store="
         )
-    now = rows.slice(0, n_known)
+    current = rows.slice(0, n_known)
     for name in COMPARED:
-        same = pc.equal(once[name].combine_chunks(), now[name].combine_chunks())
+        same = pc.equal(earlier[name].combine_chunks(), current[name].combine_chunks())
         if not pc.all(same).as_py():
-            at = pc.index(same, False).as_py()
+            i = pc.index(same, False).as_py()
             changed = n_known - pc.sum(same).as_py()
             raise SourceError(
                 f"{changed} of the {n_known} planned utterances have changed, first at row "
-                f"{at}: {name} was {once[name][at].as_py()!r}, now {now[name][at].as_py()!r} "
-                f"(utterance {once['id'][at].as_py()!r}); restore the dataset, or choose another "
+                f"{i}: {name} was {earlier[name][i].as_py()!r}, now {current[name][i].as_py()!r} "
+                f"(utterance {earlier['id'][i].as_py()!r}); restore the dataset, or choose another "
                 "store="
             )
     return n_known

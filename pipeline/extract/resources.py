@@ -30,7 +30,7 @@ class Resources:
 
 
 def check_engine(config: EngineConfig) -> None:
-    """Check the settings of the engine, without regard to the machine or the cluster.
+    """Check the settings of the engine, independently of the machine and the cluster.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -49,7 +49,9 @@ def check_engine(config: EngineConfig) -> None:
 def find_resources(
     config: EngineConfig, n_units: int | None = None, threads_before: int | None = None
 ) -> Resources:
-    """Choose workers, threads and device; connects to the Ray cluster, if any, and starts nothing.
+    """Choose workers, threads and device.
+
+    Connects to the configured Ray cluster, if any; starts no local one.
 
     Without a GPU there is one worker per CPU, limited by memory and by the number of units. The
     remaining CPUs become threads (benchmarks/bench_workers.py compares the two).

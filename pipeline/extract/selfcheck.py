@@ -83,8 +83,8 @@ def dataset_clips(
     Args:
         source: The dataset.
         sample_rate_hz: Sample rate of the clips.
-        n_clips: Largest number of clips.
-        longest_s: Largest length of a clip in seconds; no more of a recording is decoded.
+        n_clips: Maximum number of clips.
+        longest_s: Maximum length of a clip in seconds; the rest of a recording is not decoded.
 
     Returns:
         Clips, float32 `[n_samples]` each.
@@ -101,10 +101,11 @@ def dataset_clips(
 
 
 def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Tensor:
-    blocks, held = [], 0
+    """Decode the first samples of a row: float32, at most `[n_samples]`."""
+    blocks, n_decoded = [], 0
     for block in decode_blocks(source.segment(row), sample_rate_hz):
         blocks.append(block)
-        held += len(block)
-        if held >= n_samples:
+        n_decoded += len(block)
+        if n_decoded >= n_samples:
             break
     return torch.cat(blocks)[:n_samples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Stop:
-    """Asks a run to stop: the first request lets units in flight end, the second stops at once.
+    """Request to stop a run: the first lets units in flight end, the second stops at once.
 
     Attributes:
         reason: Name of the first request's signal, e.g. SIGTERM; empty if there was no request.
@@ -21,6 +21,6 @@ class Stop:
         Raises:
             KeyboardInterrupt: This is the second request, or there is nothing to wait for.
         """
-        again, self.reason = bool(self.reason), self.reason or reason
-        if again or not self.is_graceful:
+        is_second, self.reason = bool(self.reason), self.reason or reason
+        if is_second or not self.is_graceful:
             raise KeyboardInterrupt

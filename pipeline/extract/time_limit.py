@@ -1,4 +1,4 @@
-"""Time limits of units: after which time a unit counts as hung."""
+"""Time limits of units. A unit that exceeds its limit counts as hung."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ MIN_LIMIT_S = 300.0
 LIMIT_PER_AUDIO_S = 20.0
 """Limit per second of audio before any unit has been committed."""
 LIMIT_PER_SLOWEST = 10.0
-"""Limit as a multiple of the slowest unit's time per second of audio, after that."""
+"""Limit as a multiple of the slowest unit's time per second of audio, after the first commit."""
 ISOLATION_FACTOR = 3.0
-"""Factor for an isolated unit: each utterance is encoded separately, too."""
+"""Factor for an isolated unit, whose utterances are also encoded one at a time."""
 
 
 class TimeLimit:
-    """Limit in seconds: the configured one, or one that follows the speed of the workers."""
+    """Time limit of a unit: the configured one, or one adapted to the speed of the workers."""
 
     def __init__(self, configured_s: float | None) -> None:
         self._configured_s = configured_s

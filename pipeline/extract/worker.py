@@ -1,8 +1,8 @@
-"""A worker: decode, encode, write and commit one unit after another. It knows no executor.
+"""A worker: decode, encode, write and commit one unit after another, in any executor.
 
 A worker holds one unit's features in memory and returns only small reports. While it encodes a
-unit, other threads decode the next one, write those features that are final, and commit the unit
-before. The stored bytes depend only on the plan and the audio: a unit gives the same bytes in any
+unit, other threads decode the next unit, write final features, and commit the previous unit. The
+stored bytes depend only on the plan and the audio: a unit gives the same bytes in any
 worker with the same number of threads.
 """
 
@@ -45,11 +45,11 @@ class _Unit:
     Attributes:
         task: The attempt.
         writer: Writes the buffer to the attempt's slot.
-        start_s: When the unit's turn came.
+        start_s: `time.perf_counter()` when the worker began to extract the unit.
         utterances: Its decoded utterances, in order.
         checksums: Checksums of each utterance that is being written, by position.
-        remaining_writes: Writes of what belongs to no utterance.
-        seconds: Seconds per stage.
+        remaining_writes: Writes of the frames after the last utterance, and the completion of all.
+        seconds: Seconds per stage of `STAGES`.
         write_s: Seconds of writing; only the writing thread changes it.
     """
 
@@ -72,7 +72,13 @@ class Worker:
     def __init__(
         self, job: Job, encoder: Encoder | None = None, source: Source | None = None
     ) -> None:
-        """Load the encoder and open the source, where they are not given."""
+        """Start a worker.
+
+        Args:
+            job: What to extract, and how.
+            encoder: A loaded encoder; None loads it.
+            source: The opened dataset; None opens it.
+        """
         torch.set_num_threads(job.threads)
         self._job = job
         encoder = encoder if encoder is not None else job.load_encoder()
@@ -83,12 +89,12 @@ class Worker:
         self._buffer = UnitBuffer(job.layout)
         self._encode_stage = EncodeStage(encoder, self._buffer, job.max_batch_frames, self._watch)
         self._writing = ThreadPoolExecutor(1, "write")
-        self._buffer_free: Future[None] | None = None  # done once the buffer can be reused
+        self._buffer_free: Future[None] | None = None  # completes when the buffer is free
 
     def prefetch(self, task: UnitTask) -> None:
         """Start decoding a unit before `extract` or `begin` is called for it; thread-safe.
 
-        An isolated unit is not prefetched: its utterances are tried one by one.
+        An isolated unit is not prefetched: its utterances are first tried one at a time.
         """
         if task.isolation is None:
             self._decoder.begin(task)
@@ -165,7 +171,7 @@ class Worker:
             )
 
     def _try_each(self, task: UnitTask, isolation: Isolation) -> None:
-        """Decode and encode each utterance separately, to find the one that fails the worker."""
+        """Decode and encode each utterance separately, to find the culprit."""
         with UtteranceMarker(self._job.backend, task.slot) as marker:
             for row in task.rows.to_pylist():
                 position = row["position"]
@@ -194,11 +200,11 @@ class Worker:
         with unit.writer:
             for written in unit.remaining_writes:
                 written.result()
-            done = [self._finish(item, unit) for item in unit.utterances]
-            outcome = unit.writer.commit(records_table(done, task.unit, task.slot, metadata))
+            finished = [self._finish(item, unit) for item in unit.utterances]
+            outcome = unit.writer.commit(records_table(finished, task.unit, task.slot, metadata))
         unit.seconds["write"] = unit.write_s + time.perf_counter() - start_s
         unit.seconds["decode"] = sum(item.decode_s for item in unit.utterances)
-        return _report(unit, done, outcome, self._frame_rate_hz)
+        return _report(unit, finished, outcome, self._frame_rate_hz)
 
     def _finish(self, item: Utterance, unit: _Unit) -> Record:
         """Return an utterance's index record, with its place in the store and its checksums."""
@@ -216,15 +222,15 @@ class Worker:
 
 
 def _decode_threads(job: Job, encoder: Encoder) -> int:
-    """Use half of the threads for decoding on a CPU, which also encodes, and all beside a GPU."""
+    """Return the number of decoding threads: half on a CPU, which also encodes; all with a GPU."""
     return job.threads if encoder.device.type == "cuda" else max(1, job.threads // 2)
 
 
 def _report(
-    unit: _Unit, done: list[Record], outcome: CommitOutcome, frame_rate_hz: float
+    unit: _Unit, finished: list[Record], outcome: CommitOutcome, frame_rate_hz: float
 ) -> UnitReport:
-    statuses = Counter(record.status for record in done)
-    frames = sum(record.n_frames for record in done if record.status == records.OK)
+    statuses = Counter(record.status for record in finished)
+    frames = sum(record.n_frames for record in finished if record.status == records.OK)
     return UnitReport(
         unit=unit.task.unit,
         slot=unit.task.slot,
@@ -232,7 +238,7 @@ def _report(
         n_ok=statuses[records.OK],
         n_quarantined=statuses[records.QUARANTINED],
         n_deferred=statuses[records.DEFERRED],
-        n_fp32=sum(records.FLAG_FP32 in record.flags for record in done),
+        n_fp32=sum(records.FLAG_FP32 in record.flags for record in finished),
         audio_s=frames / frame_rate_hz,
         wall_s=time.perf_counter() - unit.start_s,
         n_bytes=outcome.n_bytes,

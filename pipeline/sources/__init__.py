@@ -1,5 +1,6 @@
 """Datasets as records: the utterances, the location of their audio, and their columns.
 
 In: the dataset's configuration. Out: a `Source` of `Segment` records, with a fingerprint and the
-columns to carry. Contract: `base.py`. Nothing here decodes audio; only `hub.py` imports `datasets`.
+columns to carry. Contract: `base.py`. This package decodes no audio, and only its `hub.py` imports
+`datasets`.
 """

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The undecoded audio of one utterance: some bytes, and a stretch of samples in them.
+    """The undecoded audio of one utterance: encoded bytes, and a range of their samples.
 
-    The default is a whole file.
+    The defaults mean a whole file.
 
     Attributes:
         id: Id of the utterance.
         path: Absolute path of the local file that holds the bytes; None if there is none.
         data: The encoded bytes, if the source holds them in memory. They take precedence over
             `path`, and the byte range does not apply to them.
-        container: What kind of file `path` is: the audio itself, or a file that embeds it.
+        container: Kind of the file at `path`: the audio itself, or a file that embeds it.
         byte_offset: First encoded byte within the file.
         byte_length: Number of encoded bytes; -1 = up to the end of the file.
         start_sample: First sample, at the native rate.
@@ -67,7 +67,7 @@ class Column:
 
 
 class Source(Protocol):
-    """A dataset of utterances in a fixed order. Made by `opening.open_source`.
+    """A dataset of utterances in a fixed order, opened by `opening.open_source`.
 
     An implementation must
 
@@ -79,7 +79,7 @@ class Source(Protocol):
 
     @property
     def config(self) -> DatasetConfig:
-        """Configuration that the source was opened with; it pickles."""
+        """Configuration that the source was opened with; picklable."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -112,7 +112,7 @@ class Source(Protocol):
         """Return the ids of all rows, in order. They are unique and not empty."""
 
     def segment(self, row: int) -> Segment:
-        """Return the audio of one row. Its `id` is that of `ids()`."""
+        """Return the audio of one row. Its `id` equals `ids()[row]`."""
 
     def metadata(self, rows: Sequence[int]) -> pa.Table:
         """Return the carried columns.

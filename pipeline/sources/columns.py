@@ -131,7 +131,7 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
     """Find the audio of every row.
 
     Returns:
-        Absolute paths, and encoded bytes if any row has them (None if not). Bytes take precedence
+        Absolute paths, and encoded bytes (None if no row has any). Bytes take precedence
         over paths. Relative paths start from the root.
 
     Raises:
@@ -162,7 +162,7 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
 def make_ids(
     config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, data: pa.ChunkedArray | None
 ) -> tuple[str, pa.StringArray]:
-    """Make the id of every row: the value of `id_column`, or the file's path, or the row number.
+    """Make the id of every row from `id_column`, the file's path, or the row number.
 
     Row numbers are used for bytes whose names are missing or repeated. They are never used for
     files: a file that is listed twice is a mistake in the list.

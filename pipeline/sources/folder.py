@@ -191,7 +191,7 @@ def _read_metadata(
     for file in metadata_files:
         table, file_class_names, state = hub.arrow_of(hub.read_table(root / file))
         require_column("file_name", table.column_names, str(root / file))
-        paths = _normalised(table.column("file_name"), f"file_name in {root / file}")
+        paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")
         directory = file.rpartition("/")[0]
         if directory:
             paths = pc.binary_join_element_wise(directory, paths, "/")
@@ -209,7 +209,7 @@ def _read_metadata(
     return pa.concat_tables(tables), class_names, json.dumps(states)
 
 
-def _normalised(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def _normalized_paths(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Normalise relative paths; refuse empty ones and those that lead out of the folder."""
     if not is_text(paths.type):
         raise SourceError(f"{name} is {paths.type}, not text")

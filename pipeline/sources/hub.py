@@ -1,6 +1,6 @@
 """Datasets and tables that `datasets` loads: saved to disk, found on the hub, or read from a file.
 
-The only importer of `datasets`. It loads Arrow tables and decodes no audio.
+In this package only this file imports `datasets`. It loads Arrow tables and decodes no audio.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
-_LOAD_ERRORS = (  # what load_dataset and load_from_disk were seen to raise, and their bases
+_LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and their bases
     datasets.exceptions.DatasetsError,
     pa.ArrowException,
     OSError,
@@ -53,7 +53,7 @@ def open_disk(config: DatasetConfig) -> TabularSource:
     """Open a dataset that `save_to_disk` wrote to `dataset.path`.
 
     Raises:
-        SourceError: There is none, or it has not the split; see also `TabularSource`.
+        SourceError: There is no such dataset or split; see also `TabularSource`.
     """
     path = existing_path(config, directory=True)
     try:
@@ -151,7 +151,7 @@ def arrow_of(dataset: datasets.Dataset) -> tuple[pa.Table, dict[str, tuple[str, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and logs of `datasets`; an error is raised all the same."""
+    """Silence progress bars and logs of `datasets`; errors are raised as usual."""
     were_off, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

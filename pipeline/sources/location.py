@@ -1,4 +1,4 @@
-"""The place that a configuration names, checked and described."""
+"""Path or name of the configured dataset, checked and described."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
 
     Args:
         config: Configuration of the dataset.
-        directory: Whether the path must be a directory, or else a file.
+        directory: Whether the path must be a directory; otherwise it must be a file.
 
     Raises:
         SourceError: The path is not set, does not exist, or is of the other kind.

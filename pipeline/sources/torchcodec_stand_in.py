@@ -1,8 +1,8 @@
-"""torchcodec, or a stand-in where it cannot be imported.
+"""Context manager that lets `datasets` run without a working torchcodec.
 
-`datasets` imports torchcodec for every audio column that it builds, even if the values are files
-or encoded bytes, which it only copies. That import fails without FFmpeg before torchcodec 0.16, and
-beside a torch for another CUDA version or for the CPU only.
+`datasets` imports torchcodec for every audio column, even if no audio is decoded. The import fails
+without FFmpeg before torchcodec 0.16, and beside a torch for another CUDA version or for the CPU
+only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _MODULES = ("torchcodec", "torchcodec.decoders", "torchcodec.encoders")
 
 
 class _Absent:
-    """Stands for every class of torchcodec; no object is an instance of it."""
+    """Placeholder for any class of torchcodec. `isinstance(x, _Absent)` is always False."""
 
 
 class _StandIn(ModuleType):
-    """A module that has every public name."""
+    """Module in which every public name is `_Absent`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

@@ -321,3 +321,9 @@ def test_features_can_be_trained_on():
     (weights.softmax(0)[:, None, None] * features).sum().backward()
     features.mul_(2)
     assert weights.grad is not None
+
+
+def test_a_batch_without_waveforms_is_refused():
+    """The error names the expected number."""
+    with pytest.raises(EncoderError, match="expected at least 1"):
+        small_encoder("hubert_base").encode_batch([])

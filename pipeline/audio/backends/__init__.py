@@ -1,4 +1,4 @@
-"""Decoders, one file for each library; only that file imports it.
+"""Decoders, one file for each library; in `pipeline.audio` only that file imports the library.
 
 `soundfile` reads what libsndfile reads; `torchcodec` reads the rest where FFmpeg is installed.
 """

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from pipeline.audio.content import beyond_end, check_channel, sample_range
-from pipeline.audio.types import Header, UnsupportedError
+from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 from pipeline.sources.base import Segment
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 _BLOCK_SAMPLES = 1 << 13
 _MAX_RESERVED_SAMPLES = 1 << 26  # the buffer grows beyond this: a header may state any length
-_UNKNOWN_SAMPLES = 1 << 62  # libsndfile's length of a flac that states none
+_UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports this length or more if a flac states none
 _MP3_FRAME_SAMPLES = 1152
 _EXACT_SEEK_SUBTYPES = frozenset(
     ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 )
 """Encodings (wav, flac and the like) whose samples after a seek equal those of decoding from the
 start. After a seek, mp3 and opus differ in the last bits, and within the last page of a vorbis file
-the samples can be others."""
+the samples can differ."""
 
 _WHOLE_FILE = Segment("")
 
 
-class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc] # soundfile has no types
-    """A sound file that is read forward.
+class _NoReseekFile(soundfile.SoundFile):  # type: ignore[misc] # soundfile has no types
+    """Sound file without soundfile's extra seek after each block. An explicit `seek` still works.
 
-    soundfile seeks after every block of a seekable file, which takes time and replaces
-    libsndfile's description of a damaged flac by "psf_fseek() failed".
+    The extra seek is slow, and replaces libsndfile's error for a damaged flac by "psf_fseek()
+    failed".
     """
 
     def seekable(self) -> bool:
@@ -49,14 +49,14 @@ def open_file(handle: EncodedFile) -> soundfile.SoundFile:
     """Open a sound file.
 
     Args:
-        handle: Its encoded bytes, at their start. Closing the sound file leaves it open.
+        handle: Encoded file, positioned at byte 0. It stays open when the sound file is closed.
 
     Raises:
         UnsupportedError: libsndfile cannot open it.
     """
     source = handle.fileno() if isinstance(handle, io.FileIO) else handle
     try:
-        return _ForwardFile(source, closefd=False)
+        return _NoReseekFile(source, closefd=False)
     except soundfile.LibsndfileError as error:
         raise UnsupportedError(_reason(error)) from error
 
@@ -65,7 +65,7 @@ def probe(handle: EncodedFile) -> Header:
     """Read the header of a file; decode the file if it does not state its length.
 
     Args:
-        handle: Its encoded bytes, at their start.
+        handle: Encoded file, positioned at byte 0.
 
     Raises:
         UnsupportedError: libsndfile cannot open it.
@@ -78,19 +78,16 @@ def probe(handle: EncodedFile) -> Header:
         return Header(file.samplerate, file.channels, n_samples)
 
 
-def decode(segment: Segment, handle: EncodedFile) -> tuple[NDArray[np.float32], int, int]:
+def decode(segment: Segment, handle: EncodedFile) -> NativeAudio:
     """Decode a segment.
 
     Args:
         segment: Its samples and channel.
-        handle: The encoded bytes, at their start.
-
-    Returns:
-        float32 [n_samples], mono, at the native rate; that rate; channels of the file.
+        handle: Encoded file, positioned at byte 0.
 
     Raises:
         UnsupportedError: libsndfile cannot read all samples.
-        AudioError: The file is damaged, or the segment does not lie within it.
+        AudioError: The file is damaged, or it lacks the segment's channel or samples.
     """
     with open_file(handle) as file:
         rate_hz, n_channels, n_stated = file.samplerate, file.channels, file.frames
@@ -98,24 +95,24 @@ def decode(segment: Segment, handle: EncodedFile) -> tuple[NDArray[np.float32], 
         mono = _read_mono(segment, file)
     if is_mp3 and segment.stop_sample == -1:
         _check_mp3_end(handle, n_stated)
-    return mono, rate_hz, n_channels
+    return NativeAudio(mono, rate_hz, n_channels)
 
 
 def mono_blocks(segment: Segment, file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
     """Read the samples of a segment block by block, as mono.
 
-    Never reads beyond the stated length: libsndfile takes a tag behind the last flac frame for a
-    damaged frame.
+    Reads at most the stated length: libsndfile takes a tag after the last flac frame for a damaged
+    frame.
 
     Args:
         segment: Its samples and channel.
         file: An open file that has not been read from.
 
     Yields:
-        float32 [n], valid until the next block.
+        float32 `[n]`, valid until the next block is requested.
 
     Raises:
-        AudioError: The file is damaged, or the segment does not lie within it.
+        AudioError: The file is damaged, or it lacks the segment's channel or samples.
     """
     n_stated, n_channels = file.frames, file.channels
     check_channel(segment, n_channels)
@@ -128,18 +125,20 @@ def mono_blocks(segment: Segment, file: soundfile.SoundFile) -> Iterator[NDArray
         try:
             read = file.read(out=block[:n_asked])
         except soundfile.LibsndfileError as error:
-            raise _stopped(n_read, n_stated, _reason(error)) from error
+            raise _decode_error(n_read, n_stated, _reason(error)) from error
         n_read += len(read)
-        samples = read[max(0, start - n_read + len(read)) :]
+        n_skipped = max(0, start - (n_read - len(read)))  # samples before the segment
+        samples = read[n_skipped:]
         if segment.channel is not None:
             yield samples[:, segment.channel]
         elif n_channels == 1:
             yield samples[:, 0]
         else:
             yield np.mean(samples, axis=1, out=mean[: len(samples)])
-        if len(read) < n_asked:
+        if len(read) < n_asked:  # the file ends here
             if file.format != "MP3" and n_stated < _UNKNOWN_SAMPLES:
-                raise _stopped(n_read, n_stated, "the file is damaged or incomplete")
+                raise _decode_error(n_read, n_stated, "the file is damaged or incomplete")
+            # The stated length was an estimate or unknown, so the segment may exceed the true one.
             if segment.stop_sample != -1 or n_read <= start > 0:
                 raise beyond_end(segment, n_read)
             return
@@ -154,7 +153,7 @@ def versions() -> dict[str, str]:
 
 
 def _read_mono(segment: Segment, file: soundfile.SoundFile) -> NDArray[np.float32]:
-    """Read the samples of a segment: float32 [n_samples], mono."""
+    """Read the samples of a segment: float32 `[n_samples]`, mono."""
     start, stop = sample_range(segment, file.frames)
     mono = np.empty(min(stop - start, _MAX_RESERVED_SAMPLES), np.float32)
     n_read = 0
@@ -179,12 +178,13 @@ def _seek(file: soundfile.SoundFile, start: int) -> int:
 
 
 def _check_mp3_end(handle: EncodedFile, n_stated: int) -> None:
-    """Refuse an mp3 with audio behind the estimated end, where libsndfile stops.
+    """Refuse an mp3 with audio after the estimated end, where libsndfile stops.
 
     A complete mp3 is followed by nothing or by a tag, neither of which opens as an mp3. The last
     frames may stay unread if they hold nothing but the encoder's padding.
     """
     n_unread = 0
+    # The handle stands where libsndfile stopped reading.
     with contextlib.suppress(UnsupportedError), open_file(io.BytesIO(handle.read())) as rest:
         n_unread = rest.frames
     if n_unread > 2 * _MP3_FRAME_SAMPLES:
@@ -194,7 +194,7 @@ def _check_mp3_end(handle: EncodedFile, n_stated: int) -> None:
         )
 
 
-def _stopped(n_read: int, n_stated: int, reason: str) -> AudioError:
+def _decode_error(n_read: int, n_stated: int, reason: str) -> AudioError:
     stated = "an unknown number" if n_stated >= _UNKNOWN_SAMPLES else n_stated
     return AudioError(f"decoding stopped after sample {n_read} of {stated}: {reason}")
 

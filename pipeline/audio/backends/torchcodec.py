@@ -10,13 +10,10 @@ import wave
 from typing import TYPE_CHECKING, Any
 
 from pipeline.audio.content import ByteRange, EncodedFile, check_channel, sample_range
-from pipeline.audio.types import Header, UnsupportedError
+from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.sources.base import Segment
 
 
@@ -25,8 +22,8 @@ def probe(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Hea
 
     Args:
         segment: The segment.
-        handle: Its encoded bytes.
-        error: Why soundfile cannot read it.
+        handle: Its encoded file.
+        error: Reason why soundfile cannot read the file.
 
     Raises:
         AudioError: FFmpeg is not installed, or cannot read the file either.
@@ -40,22 +37,17 @@ def probe(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Hea
     return Header(header.sample_rate, header.num_channels, n_samples)
 
 
-def decode(
-    segment: Segment, handle: EncodedFile, error: UnsupportedError
-) -> tuple[NDArray[np.float32], int, int]:
-    """Decode a segment; the whole file is decoded for it.
+def decode(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> NativeAudio:
+    """Decode the whole file, and return the samples of a segment.
 
     Args:
         segment: The segment.
-        handle: Its encoded bytes.
-        error: Why soundfile cannot read it.
-
-    Returns:
-        float32 [n_samples], mono, at the native rate; that rate; channels of the file.
+        handle: Its encoded file.
+        error: Reason why soundfile cannot read the file.
 
     Raises:
-        AudioError: FFmpeg is not installed, or cannot read the file either; or the segment does
-            not lie within it.
+        AudioError: FFmpeg is not installed or cannot read the file either, or the file lacks the
+            segment's channel or samples.
     """
     decoded = _decode(_open(segment, handle, error))
     samples = decoded.data  # [channels, samples]
@@ -64,7 +56,7 @@ def decode(
     start, stop = sample_range(segment, n_file_samples)
     samples = samples[:, start:stop]
     mono = samples.mean(dim=0) if segment.channel is None else samples[segment.channel]
-    return mono.numpy(), int(decoded.sample_rate), int(n_channels)
+    return NativeAudio(mono.numpy(), int(decoded.sample_rate), int(n_channels))
 
 
 def versions() -> dict[str, Any]:
@@ -78,7 +70,7 @@ def versions() -> dict[str, Any]:
 
 @functools.cache
 def _missing() -> str | None:
-    """Return what is missing for torchcodec to decode; None if nothing is."""
+    """Return the name of the library that torchcodec lacks for decoding; None if it can decode."""
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:
         file.setnchannels(1)
@@ -113,7 +105,7 @@ def _open(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Any
 
 
 def _decode(decoder: Any) -> Any:
-    """Decode all samples; their `data` is float32 [channels, samples]."""
+    """Decode all samples; their `data` is float32 `[channels, samples]`."""
     try:
         return decoder.get_all_samples()
     except (RuntimeError, ValueError) as error:

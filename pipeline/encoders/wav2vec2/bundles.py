@@ -181,7 +181,7 @@ def registry() -> Mapping[str, ModelSpec]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """Look a model up by its short name.
+    """Look up a model by its short name.
 
     Raises:
         ConfigError: There is no such model; the message names the nearest ones.

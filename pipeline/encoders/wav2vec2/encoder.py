@@ -44,14 +44,14 @@ def load_encoder(
             path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
         layers: "all" for 1..N, "superb" for 0..N, or a list of layers.
         precision: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on CUDA.
-        device: "cpu", "cuda", "cuda:1"…, or "auto": CUDA where available.
+        device: "cpu", "cuda", "cuda:1" …, or "auto": CUDA where available.
         seed: Seed of random weights.
         max_window_s: Longest window in seconds; longer utterances are encoded in overlapping
             windows. None for 40.
         context_s: Context on each side of a window in seconds, encoded and discarded. None for 5.
 
     Raises:
-        ConfigError: A setting is not one of these.
+        ConfigError: A setting is unknown or out of range.
         WeightsError: The weights cannot be found or read, or do not fit the model.
 
     Example:
@@ -68,8 +68,8 @@ def load_encoder(
 class SpeechEncoder:
     """Encoder of the wav2vec 2.0 family: returns raw block outputs per utterance.
 
-    A feature depends on its own utterance only, up to the rounding of matrix products of another
-    size. Load one with `load_encoder`.
+    The other utterances of a batch do not affect a feature, except for rounding: the batch size
+    changes the order of floating-point sums. Load an encoder with `load_encoder`.
 
     Attributes:
         name: Short name of the model.
@@ -79,14 +79,14 @@ class SpeechEncoder:
         n_model_layers: Number of blocks of the model.
         precision: "fp32", "bf16" or "fp16".
         device: Device of the computation.
-        windows: How long utterances are cut.
+        windows: Windowing of utterances longer than `max_window_s`.
         weights_source: "pretrained", "random", "file" or "huggingface"; not part of the identity.
         is_random: Whether the weights are random, so that the features mean nothing.
         final_norm: For pre-norm models, `weight` and `bias` (float32 `[dim]`) and `eps` of the
             final norm, which is not applied to the last layer. None for post-norm models.
-        identity: All that changes a feature, ready for JSON.
-        clock: Entered with `front_end` and `transformer` around these parts of every batch. Does
-            nothing by default.
+        identity: Everything that changes a feature by more than rounding, JSON-able.
+        clock: `clock(stage)`: context manager that times one stage, `front_end` or `transformer`,
+            of each batch. The default does nothing.
     """
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, settings: EncoderSettings) -> None:
@@ -139,10 +139,11 @@ class SpeechEncoder:
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Encode any number of utterances of any length.
 
-        They are batched by length; long ones are encoded window by window.
+        Short utterances are batched by length; long ones are encoded window by window.
 
         Args:
-            waveforms: float32 `[n_samples]` each, at 16 kHz, at least 1 sample.
+            waveforms: float32 `[n_samples]` each, at 16 kHz, at least 1 sample, nominally in
+                [-1, 1], on any device.
 
         Returns:
             Features of each utterance, float32 `[n_layers, n_frames, dim]` on the CPU.
@@ -181,10 +182,11 @@ class SpeechEncoder:
         """Encode one batch: the worker's hot path.
 
         Args:
-            waveforms: float32 `[n_samples]` each, at 16 kHz, none longer than `max_window_s`.
-            stats: For windows, the `utterance_stats` of the utterance of each. None if the
-                waveforms are whole utterances.
-            precision: Used instead of the encoder's own; "fp32" reruns a batch that overflowed.
+            waveforms: At least one; float32 `[n_samples]` each, at 16 kHz, at least 1 sample and at
+                most `max_window_s`, nominally in [-1, 1], on any device.
+            stats: One per waveform: statistics of the whole utterance that the waveform is a window
+                of. None if the waveforms are whole utterances.
+            precision: Replaces the encoder's precision; "fp32" reruns a batch that overflowed.
             out_dtype: Dtype of the features.
 
         Returns:
@@ -192,8 +194,11 @@ class SpeechEncoder:
             frames of each utterance. Values beyond that number are undefined.
 
         Raises:
-            EncoderError: A waveform is empty, too long, or not one-dimensional float32.
+            EncoderError: There are no waveforms, or a waveform is empty, too long, or not
+                one-dimensional float32.
         """
+        if not waveforms:
+            raise EncoderError("the batch has no waveforms; expected at least 1")
         for waveform in waveforms:
             _check(waveform)
         counts = [self.geometry.n_frames(waveform.numel()) for waveform in waveforms]
@@ -208,12 +213,13 @@ class SpeechEncoder:
             with self.clock("front_end"):
                 if stats is None:
                     stats = [self.utterance_stats(waveform) for waveform in waveforms]
+                # frames: [n_rows, channels]; starts: first row of each waveform
                 frames, starts = frontend(waveforms, stats)
             with self.clock("transformer"):
                 return transformer(frames, starts, counts, self.layers, out_dtype), counts
 
     def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
-        """Return the windows of an utterance of `n_samples`."""
+        """Return the windows of an utterance of `n_samples` samples at 16 kHz."""
         return self.windows.plan(n_samples)
 
     def statistics_accumulator(self) -> MomentAccumulator:
@@ -221,14 +227,18 @@ class SpeechEncoder:
         return MomentAccumulator()
 
     def utterance_stats(self, utterance: Tensor | Moments) -> UtteranceStats:
-        """Return what the windows of an utterance must know of all of it.
+        """Compute the utterance-wide statistics that each window needs.
+
+        These are the shift and scale of the samples, and the folded GroupNorm of the first
+        convolution.
 
         Args:
-            utterance: All its samples, float32 `[n_samples]` at 16 kHz, or the moments of these
-                (`statistics_accumulator`).
+            utterance: All samples, float32 `[n_samples]` at 16 kHz, or their moments, from
+                `statistics_accumulator`.
         """
-        sums = compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
-        return self._modules_for(self.precision)[0].stats(sums)
+        moments = compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
+        frontend, _ = self._modules_for(self.precision)
+        return frontend.stats(moments)
 
     def encode_windows(
         self,
@@ -245,16 +255,16 @@ class SpeechEncoder:
         The features of a window do not depend on the other windows.
 
         Args:
-            waveform: float32 samples at 16 kHz that contain the samples of these windows.
+            waveform: float32 `[n_samples]` at 16 kHz that contains the samples of these windows.
             windows: Windows from `plan_windows`, all or some.
             stats: Result of `utterance_stats` for the whole utterance.
             sample_start: Position of `waveform[0]` in the utterance.
-            precision: Used instead of the encoder's own.
+            precision: Replaces the encoder's precision.
             out_dtype: Dtype of the features.
 
         Yields:
-            First frame that the window keeps, and its features `[n_layers, n_kept, dim]` on the
-            encoder's device.
+            First frame that the window keeps, and the kept features `[n_layers, n_kept, dim]` on
+            the encoder's device.
         """
         for window in windows:
             low, high = window.sample_start - sample_start, window.sample_stop - sample_start
@@ -279,7 +289,7 @@ class SpeechEncoder:
         return find_overflows(features, counts, self.layers)
 
     def _modules_for(self, precision: str) -> tuple[Frontend, Transformer]:
-        """Return the model in a precision, prepared on first use."""
+        """Return front end and transformer in a precision, prepared on first use."""
         if precision not in PRECISIONS:
             raise ConfigError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
         if precision not in self._modules:

@@ -1,4 +1,4 @@
-"""The wav2vec 2.0 family's two sources of checkpoints: torchaudio and Hugging Face."""
+"""Encoder families of wav2vec 2.0 checkpoints: torchaudio and Hugging Face."""
 
 from __future__ import annotations
 

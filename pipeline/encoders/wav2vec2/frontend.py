@@ -1,9 +1,10 @@
 """The convolution stack, from waveforms to 512 channels every 20 ms, as matrix products.
 
 Utterances are concatenated to one stream without padding. Each starts at a multiple of 320 samples,
-so its frames see no samples of another utterance; the one frame between two neighbours, which sees
-both, is computed and dropped. Activations are `[time, channels]`. A convolution of kernel k and
-stride s is then one matrix product for every s taps, on views of its input without a copy.
+so the receptive fields of its frames contain no samples of another utterance. The one frame between
+two neighbours, whose receptive field contains samples of both, is computed and dropped. Activations
+are `[time, channels]`. A convolution of kernel k and stride s is then one matrix product for every
+s taps, on views of its input without a copy.
 
 The GroupNorm of the base models' first layer is folded into the weights of that layer, for each
 utterance, in closed form. With w_c the kernel of channel c, µ and Σ the mean and covariance of the
@@ -38,7 +39,7 @@ _CHUNK_FRAMES = {"cpu": 128, "cuda": 4096}  # frames computed at once, which bou
 
 @dataclass(frozen=True)
 class UtteranceStats:
-    """Statistics of a whole utterance that the features of each of its windows depend on.
+    """Utterance-wide statistics that each window of the utterance needs.
 
     Attributes:
         shift: Offset subtracted from the samples.
@@ -127,8 +128,9 @@ class Frontend:
         """Encode waveforms, or windows of waveforms.
 
         Args:
-            waveforms: float32 `[n_samples]` each, at least 1 sample.
-            stats: Statistics of the utterance of each waveform.
+            waveforms: float32 `[n_samples]` each at 16 kHz, at least 1 sample, on any device.
+            stats: One per waveform: statistics of the whole utterance that the waveform is a window
+                of.
 
         Returns:
             Frames of all waveforms, `[≥ Σ (n_frames + 1), channels]` in the dtype of the matrix

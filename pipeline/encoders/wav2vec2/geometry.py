@@ -1,7 +1,7 @@
-"""What every model of the family has in common: its convolution stack, hence its frames.
+"""Convolution stack and frame geometry, the same for every model of the family.
 
-One frame every 320 samples, and each frame sees 400 of them. The first convolution has a kernel of
-10 samples and a stride of 5.
+The hop is 320 samples, and the receptive field of a frame is 400 samples. The first convolution has
+a kernel of 10 samples and a stride of 5.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Waveform normalisation uses the mean and the variance of the samples. The GroupNorm of the base
 models' first convolution uses the mean and the variance over time of each channel. The convolution
-is linear, so both follow from the mean and the covariance of its input windows. The moments are
-summed in float64 from the waveform only, so they can be streamed over a file of any length and do
-not depend on padding or on other utterances of the batch.
+is linear: with the mean µ and the covariance Σ of its input windows, channel c with kernel w_c has
+mean w_c·µ and variance w_cᵀΣw_c (used in `frontend.py`). The moments are summed in float64 from the
+waveform only, so they can be streamed over a file of any length and do not depend on padding or on
+other utterances of the batch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, RECE
 from pipeline.errors import EncoderError
 
 KERNEL_SAMPLES, STRIDE_SAMPLES = CONV_KERNELS[0], CONV_STRIDES[0]  # of the first convolution
-_BLOCK_SAMPLES = (
-    STRIDE_SAMPLES * 2**15
-)  # 10 s: the order of the sums must not depend on the caller's chunks
+_BLOCK_SAMPLES = STRIDE_SAMPLES * 2**15
+"""10 s. Blocks of fixed size keep the order of the sums independent of the caller's chunks."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Moments:
 class MomentAccumulator:
     """Sums the moments of a waveform that arrives in chunks.
 
-    The result is bit-identical however the waveform is cut.
+    The chunk sizes do not change the result: it is bit-identical.
 
     Example:
         >>> accumulator = MomentAccumulator()
@@ -81,7 +81,8 @@ class MomentAccumulator:
 
     def __init__(self) -> None:
         """Start without samples."""
-        self._rest = torch.zeros(0)  # the last block's overlap, then samples of no whole block
+        # Samples not yet in a full block, after the last KERNEL - STRIDE samples of the last block.
+        self._rest = torch.zeros(0)
         self._n_samples = 0
         self._n_windows = 0
         self._samples = torch.zeros(2, dtype=torch.float64)  # sum, sum of squares
@@ -103,7 +104,7 @@ class MomentAccumulator:
             self._rest = self._rest[_BLOCK_SAMPLES:]
 
     def finish(self) -> Moments:
-        """Return the moments of all samples. Call it once, last.
+        """Return the moments of all samples. Call once, last.
 
         A clip shorter than one frame is padded with zeros to one.
 

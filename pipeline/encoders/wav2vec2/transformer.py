@@ -2,7 +2,7 @@
 
 The residual stream, the norms and the gates stay in float32; only the inputs of matrix products are
 cast to the precision. A batch is the concatenated rows of its utterances, without padding.
-Attention runs over each utterance separately, or over neighbours of equal length together, and
+Attention runs over each utterance separately, or over neighbours of equal length in one call, and
 needs no mask.
 """
 
@@ -199,14 +199,14 @@ class Transformer:
             position_bias = self._relative.compute_bias(longest, longest)  # [heads, frames, frames]
         shape = len(layers), len(counts), max(counts), x.shape[1]
         out = torch.empty(shape, dtype=out_dtype, device=x.device)
-        wanted = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
+        out_by_layer = {layer: out[i].flatten(0, 1) for i, layer in enumerate(layers)}
         out.flatten(1, 2).index_fill_(1, outside, 0.0)
-        if 0 in wanted:
-            wanted[0].index_copy_(0, inside, x[:n_frames].to(out_dtype))
+        if 0 in out_by_layer:
+            out_by_layer[0].index_copy_(0, inside, x[:n_frames].to(out_dtype))
         for number, block in enumerate(self._blocks[: layers[-1]], start=1):
             x = block(x, spans, position_bias)
-            if number in wanted:
-                wanted[number].index_copy_(0, inside, x[:n_frames].to(out_dtype))
+            if number in out_by_layer:
+                out_by_layer[number].index_copy_(0, inside, x[:n_frames].to(out_dtype))
         return out
 
 

@@ -1,4 +1,4 @@
-"""Contract of an executor: what runs units on workers and reports how each attempt ended."""
+"""Contract of an executor, which runs units on workers and reports how each attempt ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import StrataError
 from pipeline.extract.messages import UnitReport, UnitTask
 
 UNITS_PER_WORKER = 2
-"""Units that a worker holds: the one that it encodes, and the next one, which it decodes."""
+"""Units that a worker has to extract: it encodes one and decodes the next."""
 
 
 class Cause(StrEnum):
@@ -25,9 +25,9 @@ class Cause(StrEnum):
     FAILED = "failed"
     """It raised an exception."""
     LOST = "lost"
-    """Its node went away; the unit is not to blame."""
+    """Its node was lost; the unit is not the cause."""
     SHARED = "shared"
-    """Its worker was stopped because of another unit that hung; this unit is not to blame."""
+    """Its worker was stopped because another unit hung; this unit is not the cause."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Outcome:
 
     Attributes:
         task: The attempt.
-        report: What was done; None if the attempt failed.
-        error: Why it failed. A `StrataError` would be raised again by a retry.
+        report: Report of the unit; None if the attempt failed.
+        error: Reason of the failure; None on success. A retry would raise a `StrataError` again.
         cause: Category of the failure; None on success.
         detail: The exceeded limit or the exception, for the record of the failure.
         is_ambiguous: Whether the dead worker held another unit too, so either may be the culprit.
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class UnitWorker(Protocol):
-    """What an executor needs of a worker; `pipeline.extract.worker.Worker` implements it."""
+    """Interface of a worker; `pipeline.extract.worker.Worker` implements it."""
 
     def prefetch(self, task: UnitTask) -> None:
         """Start decoding a unit; called from any thread."""
@@ -72,15 +72,15 @@ class Executor(Protocol):
 
     An implementation must
 
-    - give a worker at most `UNITS_PER_WORKER` units, and work on them in the order of submission;
-    - give a unit that is `exclusive` to a worker without units, and no other unit to that worker
-      until it ends;
+    - give a worker at most `UNITS_PER_WORKER` units, and extract them in the order of submission;
+    - give an `exclusive` unit to a worker without units, and no other unit to that worker until the
+      exclusive one ends;
     - return exactly one `Outcome` for each submitted unit, in any order, until it is closed;
     - return a unit's exceptions as outcomes: a `StrataError` with its type, any other exception as
       a `RuntimeError` with its text and `Cause.FAILED`;
     - never retry: the driver decides, and claims a new slot for each attempt;
-    - raise from `poll` only what no unit causes, such as a worker that cannot be created;
-    - know nothing of the store: of a task it reads only `exclusive`.
+    - raise from `poll` only errors that no unit causes, such as a worker that cannot be created;
+    - not access the store; `exclusive` is the only field of a task that it reads.
     """
 
     def has_room(self, exclusive: bool = False) -> bool:
@@ -91,8 +91,8 @@ class Executor(Protocol):
 
         Args:
             task: The unit.
-            limit_s: Time limit in seconds, counted from when the unit is the worker's first. An
-                executor that cannot stop a worker ignores it.
+            limit_s: Time limit in seconds, from the moment at which the unit is the worker's first.
+                An executor that cannot stop a worker ignores it.
 
         Returns:
             Name of the worker.
@@ -105,7 +105,7 @@ class Executor(Protocol):
 
         Raises:
             RunError: Workers cannot be started.
-            StrataError: A worker cannot be created on any node, e.g. for lack of weights.
+            StrataError: A worker cannot be created on any node, e.g. because weights are missing.
         """
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def can_take(held: Sequence[UnitTask], exclusive: bool) -> bool:
 
 
 def attempt(extract: Callable[[UnitTask], UnitReport], task: UnitTask) -> Outcome:
-    """Run one unit and return its errors as values, so that they keep types across processes."""
+    """Run one unit and return errors as values, so that they keep their types across processes."""
     try:
         return Outcome(task, report=extract(task))
     except StrataError as error:

@@ -20,10 +20,10 @@ def open_executor(
     """Start an executor.
 
     Args:
-        config: Which one.
+        config: Settings of the engine; `kind` selects the executor.
         resources: Number of workers, their threads and device.
-        make_worker: Creates a worker, in the thread that will use it; it must pickle for Ray.
-        n_units: Units to do; an executor starts no more workers than this.
+        make_worker: Creates a worker, in the thread that will use it; picklable for Ray.
+        n_units: Units to extract, the maximum number of workers; None for no maximum.
     """
     if config.kind == "inline":
         return InlineExecutor(make_worker)

@@ -1,4 +1,4 @@
-"""A Ray actor as the driver's process sees it: its node, its units and their time."""
+"""State of a Ray actor in the driver's process: its node, its units and their start time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class RemoteActor:
         handle: Ray's handle.
         node: Id of its node; empty until it is ready.
         in_flight: Its units by Ray reference, in the order of submission.
-        since_s: When its first unit became the first; the unit's time counts from then.
+        since_s: `time.monotonic()` when its first unit became the first; the time limit counts from
+            then.
     """
 
     name: str

@@ -85,8 +85,8 @@ def find_machine(config: EngineConfig) -> Machine:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus, memory = (math.floor(total.get(name, 0)) for name in ("CPU", "GPU", "memory"))
         return Machine(max(1, cpus), gpus, memory)
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Machine(here or 1, torch.cuda.device_count(), _memory_bytes())
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Machine(n_cpus or 1, torch.cuda.device_count(), _memory_bytes())
 
 
 def _memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""Decoding of a unit's utterances, on threads beside the encoder."""
+"""Decoding of a unit's utterances, in threads that run while the encoder computes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ class Utterance:
     """An utterance, or a piece of one, while its unit is processed.
 
     Attributes:
-        record: What the index will hold of it.
-        waveform: float32 [n_samples]; None if it is quarantined.
-        sample_start: Sample of the utterance at which the waveform starts.
+        record: Its index record.
+        waveform: float32 `[n_samples]` at the encoder's rate; None if it is quarantined, deferred
+            or already encoded.
+        sample_start: Position of `waveform[0]` in the utterance, in samples.
         windows: Windows of the waveform.
-        statistics: Sums over the whole utterance, for a piece.
+        statistics: For a piece, the result of `StatisticsAccumulator.finish` for the whole
+            recording; else None.
         start: First frame within the slot.
         n_frames: Number of frames.
         flags: Flags of the record.
-        decode_s: Time that decoding took.
+        decode_s: Seconds that decoding took.
     """
 
     record: Record
@@ -60,7 +62,7 @@ class Utterance:
         return self.record.status == records.OK
 
     def quarantine(self, reason: str) -> None:
-        """Exclude it from the store's features, for a reason that the index holds."""
+        """Exclude it from the store's features; the index records the reason."""
         self.record = replace(self.record, status=records.QUARANTINED, reason=reason)
 
 
@@ -71,7 +73,7 @@ class Decoder:
         source: The dataset.
         decode: Function that decodes a segment at a sample rate.
         encoder: Encoder that determines the sample rate and the windows.
-        n_threads: Number of utterances decoded at once.
+        n_threads: Number of utterances decoded in parallel.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class Decoder:
         return item
 
     def close(self) -> None:
-        """Cancel what has not been started."""
+        """Cancel the decodings that have not started."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _whole(self, record: Record) -> Utterance:
@@ -155,7 +157,7 @@ class Decoder:
         )
 
     def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
-        """Decode a recording block by block; keep the piece's samples and the sums over all."""
+        """Decode a recording block by block; keep the piece's samples and the statistics of all."""
         segment, rate_hz = self._source.segment(record.row), self._encoder.geometry.sample_rate_hz
         first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
         windows = tuple(

@@ -37,7 +37,7 @@ class DeviceCopy:
         self.depth = 0 if self._stream is None else 1
 
     def start(self, features: Tensor) -> PendingCopy:
-        """Start copying features of any shape; the result is valid until the next but one copy."""
+        """Start copying features of any shape; the copy is valid until the next but one starts."""
         if self._stream is None:
             return lambda: features
         rounded = features.to(self._dtype)

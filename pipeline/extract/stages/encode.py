@@ -34,7 +34,7 @@ class EncodeStage:
     Args:
         encoder: The encoder; its `clock` is set.
         buffer: Destination of the features.
-        max_batch_frames: Bound on the padded frames of a batch.
+        max_batch_frames: Maximum of utterances × frames of the longest one in a batch.
         watch: Measures the time of each part.
     """
 
@@ -98,6 +98,7 @@ class EncodeStage:
                 on_final(item)
 
     def _encode_batch(self, members: list[Utterance], precision: str | None = None) -> Tensor:
+        """Encode short utterances as one batch: `[n_layers, batch, max_frames, dim]`."""
         waveforms = [item.waveform for item in members if item.waveform is not None]
         features, lengths = self._encoder.encode_batch(waveforms, precision=precision)
         planned = [item.n_frames for item in members]
@@ -106,7 +107,7 @@ class EncodeStage:
         return features
 
     def _receive(self, members: list[Utterance], pending: PendingCopy, on_final: OnFinal) -> None:
-        """Store a batch in the buffer; one that overflows is encoded again in fp32."""
+        """Store a batch in the buffer; encode all of it again in fp32 if a value overflows."""
         features = pending()
         with self._watch.host("copy"):
             fits = _fits(features, self._codec)
@@ -120,7 +121,7 @@ class EncodeStage:
             on_final(item)
 
     def _encode_long(self, item: Utterance) -> None:
-        """Encode window by window; windows are independent, so pieces join exactly."""
+        """Encode a long utterance; its windows are independent, so pieces join exactly."""
         waveform = item.waveform
         assert waveform is not None  # only decoded utterances are encoded
         stats = self._encoder.utterance_stats(

@@ -1,4 +1,4 @@
-"""Time of a unit, stage by stage."""
+"""Seconds that a unit spends in each stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stopwatch:
         self._events.append((stage, first, last))
 
     def take(self) -> dict[str, float]:
-        """Return the seconds so far, and reset them."""
+        """Return the seconds of each stage since the last call, and reset them."""
         for stage, first, last in self._events:
             last.synchronize()
             self._seconds[stage] += first.elapsed_time(last) / 1000
