@@ -54,16 +54,16 @@ def _wav(head: bytes, n_bytes: int) -> Header | None:
         or not (0 < n_channels <= _MAX_CHANNELS and 0 < rate_hz <= _MAX_RATE_HZ)
     ):
         return None
-    at = 36
-    while at + 8 <= len(head):
-        name, size = _CHUNK.unpack_from(head, at)
-        at += 8
+    offset = 36
+    while offset + 8 <= len(head):
+        name, size = _CHUNK.unpack_from(head, offset)
+        offset += 8
         if name == b"data":
-            is_whole = size > 0 and size % frame_bytes == 0 and at + size + size % 2 == n_bytes
+            is_whole = size > 0 and size % frame_bytes == 0 and offset + size + size % 2 == n_bytes
             return Header(rate_hz, n_channels, size // frame_bytes) if is_whole else None
-        if name != b"LIST" or not _is_info(head[at : at + size], size):
+        if name != b"LIST" or not _is_info(head[offset : offset + size], size):
             return None
-        at += size
+        offset += size
     return None
 
 
@@ -71,10 +71,10 @@ def _is_info(chunk: bytes, size: int) -> bool:
     """Return whether the content of a LIST is a complete INFO that its texts fill."""
     if len(chunk) < size or chunk[:4] != b"INFO":
         return False
-    at = 4
-    while at + 8 <= size:
-        at += 8 + (int.from_bytes(chunk[at + 4 : at + 8], "little") + 1) // 2 * 2
-    return at == size
+    offset = 4
+    while offset + 8 <= size:
+        offset += 8 + (int.from_bytes(chunk[offset + 4 : offset + 8], "little") + 1) // 2 * 2
+    return offset == size
 
 
 def _flac(head: bytes, n_bytes: int) -> Header | None:
@@ -86,20 +86,22 @@ def _flac(head: bytes, n_bytes: int) -> Header | None:
     bits, n_samples = (packed >> 36 & 0x1F) + 1, packed & (1 << 36) - 1
     if not (rate_hz and n_samples and bits in _FLAC_BITS):
         return None
-    at, last = 42, head[4] >= 0x80
-    while not last and at + 4 <= len(head):
-        kind, size = head[at] & 0x7F, int.from_bytes(head[at + 1 : at + 4], "big")
-        last = head[at] >= 0x80
-        at += 4
+    offset, last = 42, head[4] >= 0x80
+    while not last and offset + 4 <= len(head):
+        kind, size = head[offset] & 0x7F, int.from_bytes(head[offset + 1 : offset + 4], "big")
+        last = head[offset] >= 0x80
+        offset += 4
         is_plain = (
             kind == _FLAC_PADDING
             or (kind == _FLAC_SEEK_TABLE and size % _FLAC_SEEK_POINT_BYTES == 0)
-            or (kind == _FLAC_COMMENTS and _are_comments(head[at : at + size], size))
+            or (kind == _FLAC_COMMENTS and _are_comments(head[offset : offset + size], size))
         )
         if not is_plain:
             return None
-        at += size
-    if at + 2 > n_bytes or (at + 2 <= len(head) and last and head[at : at + 2] not in _FLAC_SYNC):
+        offset += size
+    if offset + 2 > n_bytes or (
+        offset + 2 <= len(head) and last and head[offset : offset + 2] not in _FLAC_SYNC
+    ):
         return None
     return Header(rate_hz, n_channels, n_samples)
 
@@ -108,10 +110,10 @@ def _are_comments(block: bytes, size: int) -> bool:
     """Return whether a block of comments is complete and its texts fill it."""
     if len(block) < size:
         return False
-    at = 4 + int.from_bytes(block[:4], "little")  # after the encoder's name
-    n_comments = int.from_bytes(block[at : at + 4], "little")
-    at += 4
-    while n_comments and at + 4 <= size:
-        at += 4 + int.from_bytes(block[at : at + 4], "little")
+    offset = 4 + int.from_bytes(block[:4], "little")  # after the encoder's name
+    n_comments = int.from_bytes(block[offset : offset + 4], "little")
+    offset += 4
+    while n_comments and offset + 4 <= size:
+        offset += 4 + int.from_bytes(block[offset : offset + 4], "little")
         n_comments -= 1
-    return at == size and not n_comments
+    return offset == size and not n_comments

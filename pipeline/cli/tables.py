@@ -186,8 +186,8 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
         console.print(f"  {name}: {value:.3f}", markup=False)
     for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
-    spent = ", ".join(f"{stage} {duration(taken)}" for stage, taken in sweep.seconds.items())
-    console.print(f"{sweep.trained} heads trained, {sweep.reused} reused; {spent}")
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
+    console.print(f"{sweep.trained} heads trained, {sweep.reused} reused; {stages}")
     console.print(f"report: {page}", markup=False)
 
 

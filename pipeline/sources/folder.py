@@ -92,7 +92,7 @@ def list_files(root: Path) -> list[str]:
     Raises:
         SourceError: A directory cannot be read, or a name is not UTF-8.
     """
-    found: list[str] = []
+    files: list[str] = []
     pending = [""]
     try:
         while pending:
@@ -104,15 +104,15 @@ def list_files(root: Path) -> list[str]:
                     if entry.is_dir():
                         pending.append(f"{prefix}{entry.name}/")
                     else:
-                        found.append(prefix + entry.name)
-        for start in range(0, len(found), _BLOCK_NAMES):
-            "".join(found[start : start + _BLOCK_NAMES]).encode()
+                        files.append(prefix + entry.name)
+        for start in range(0, len(files), _BLOCK_NAMES):
+            "".join(files[start : start + _BLOCK_NAMES]).encode()
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from error
     except UnicodeEncodeError as error:
-        name = next(name for name in found if not _is_utf8(name))
+        name = next(name for name in files if not _is_utf8(name))
         raise SourceError(f"a file name under {root} is not UTF-8: {name!r}; rename it") from error
-    return sorted(found)
+    return sorted(files)
 
 
 def is_audio(file: str) -> bool:

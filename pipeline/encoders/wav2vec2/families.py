@@ -29,7 +29,7 @@ class TorchaudioFamily:
     def _spec(self, model: ModelConfig) -> ModelSpec:
         if model.name is None:
             raise ConfigError(
-                "no model.name is given; say model=hubert_base, or see `strata models`"
+                "no model.name is given; set model=hubert_base, or see `strata models`"
             )
         return find_model(model.name)
 

@@ -181,8 +181,8 @@ class Frontend:
         stats: Sequence[UtteranceStats],
     ) -> Tensor:
         """Apply the first layer to frames `start … stop-1` of the stream: `[time, channels]`."""
-        own = stream[start * HOP_SAMPLES :][: GEOMETRY.n_samples(stop - start)]
-        windows = _windows(own, self._dtype)
+        samples = stream[start * HOP_SAMPLES :][: GEOMETRY.n_samples(stop - start)]
+        windows = _windows(samples, self._dtype)
         weight, bias = self._first.conv.weight[:, 0], self._first.conv.bias
         if not self._spec.group_norm:
             y = windows @ _kernels(weight, bias, self._dtype).T

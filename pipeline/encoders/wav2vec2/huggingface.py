@@ -238,9 +238,11 @@ def torchaudio_names(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, 
     }
     if spec.kind == "wavlm":
         for i in range(spec.n_layers):
-            at = f"encoder.transformer.layers.{i}.attention."
+            prefix = f"encoder.transformer.layers.{i}.attention."
             for part in ("weight", "bias"):
-                stack = [renamed.pop(f"{at}{letter}_proj.{part}") for letter in "qkv"]
-                renamed[f"{at}attention.in_proj_{part}"] = torch.cat(stack)
-                renamed[f"{at}attention.out_proj.{part}"] = renamed.pop(f"{at}out_proj.{part}")
+                stack = [renamed.pop(f"{prefix}{letter}_proj.{part}") for letter in "qkv"]
+                renamed[f"{prefix}attention.in_proj_{part}"] = torch.cat(stack)
+                renamed[f"{prefix}attention.out_proj.{part}"] = renamed.pop(
+                    f"{prefix}out_proj.{part}"
+                )
     return renamed

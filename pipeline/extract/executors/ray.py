@@ -106,10 +106,10 @@ class RayExecutor:
         if self._owns_ray:
             connect(config, resources.n_workers * resources.threads)
         gpus = 1 if resources.device == "cuda" else 0
-        once: Any = ray.remote(
+        actor_class: Any = ray.remote(
             num_cpus=resources.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
-        self._actor_class: Any = once.options(max_concurrency=UNITS_PER_WORKER)
+        self._actor_class: Any = actor_class.options(max_concurrency=UNITS_PER_WORKER)
         self._make_worker = ray.put(make_worker)
         self._n_workers = min(resources.n_workers, n_units or resources.n_workers)
         self._n_unsubmitted: float = math.inf if n_units is None else n_units
@@ -233,9 +233,9 @@ class RayExecutor:
         """Kill an actor; return the outcomes that it had finished, and its other units."""
         self._ready.remove(remote)
         references = list(remote.in_flight)
-        done, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        ended, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         outcomes = []
-        for reference in done:
+        for reference in ended:
             with suppress(self._ray.exceptions.RayError):
                 outcomes.append(self._ray.get(reference))
                 remote.end(reference)
@@ -260,8 +260,8 @@ class RayExecutor:
             late = remote.overdue
             if late is None:
                 continue
-            done, dropped = self._kill_actor(remote)
-            outcomes += done
+            finished, dropped = self._kill_actor(remote)
+            outcomes += finished
             limit = f"{late.limit_s:.0f} s"
             error = RuntimeError(f"{remote.name} did not end within {limit} and was stopped")
             for unit in dropped:

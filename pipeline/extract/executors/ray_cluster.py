@@ -129,8 +129,8 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise RunError(f"cannot start {where}: {error}") from error
+        cluster = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise RunError(f"cannot start {cluster}: {error}") from error
     finally:
         if handler is not None:  # ray.init installs its own, which exits without a message
             signal.signal(signal.SIGTERM, handler)

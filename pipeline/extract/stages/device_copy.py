@@ -46,11 +46,11 @@ class DeviceCopy:
         with torch.cuda.stream(self._stream):
             host.copy_(rounded, non_blocking=True)
             rounded.record_stream(self._stream)  # its memory is not reused before it is copied
-            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(self._stream)
+            copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(self._stream)
 
         def wait() -> Tensor:
-            done.synchronize()
+            copied.synchronize()
             return host
 
         return wait
