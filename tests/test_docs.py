@@ -30,6 +30,7 @@ def test_every_public_name_has_a_page(name: str) -> None:
     assert f"[`{name}`]({name}.md)" in (ROOT / "docs" / "api" / "index.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Links, anchors, included files and the docstrings of the API are sound."""
     pytest.importorskip("mkdocs")
@@ -45,6 +46,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert [link for link in links if "squidfunk" not in link] == []  # shown without a network
 
 
+@pytest.mark.slow
 def test_a_broken_link_or_docstring_fails_the_build(tmp_path: Path) -> None:
     """A link without a target and a parameter that a function does not have, both reported."""
     pytest.importorskip("mkdocs")

@@ -28,6 +28,8 @@ checks = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(checks)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
     """Real drivers, workers and nodes are killed; the store ends equal to an undisturbed one."""
     folder = write_folder(tmp_path / "clips", mixed_lengths(60))

@@ -14,6 +14,8 @@ from pipeline.config import DatasetConfig
 from pipeline.sources.opening import open_source
 
 pytest.importorskip("espeakng_loader")
+
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "corpus.py"
 
 

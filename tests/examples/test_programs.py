@@ -63,6 +63,7 @@ def test_a_layer_is_read(folder):
     assert "pooled means (160, 3, 16)" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["digit", "word"])
 def test_the_linear_head_learns(folder, label):
     """Classes are told apart, of numbers or of text, and layer 2 gets the most weight."""
@@ -72,6 +73,7 @@ def test_the_linear_head_learns(folder, label):
     assert np.argmax(weights) == 1
 
 
+@pytest.mark.slow
 def test_lightning_takes_a_loader(folder):
     """Five epochs of a LightningModule bring the loss well below chance (1.39)."""
     out = run(folder, "lightning_head.py", "digit")
@@ -79,11 +81,13 @@ def test_lightning_takes_a_loader(folder):
     assert loss_of(out) < 1.0
 
 
+@pytest.mark.slow
 def test_the_hugging_face_trainer_takes_a_dataset(folder):
     """Five epochs of transformers.Trainer bring the loss well below chance (1.39)."""
     assert loss_of(run(folder, "hf_trainer.py", "digit")) < 1.0
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(folder):
     """Run by torchrun with gloo, both ranks end, with the same number of batches."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -93,6 +97,7 @@ def test_two_processes_train_together(folder):
     assert found["0"] == found["1"]
 
 
+@pytest.mark.slow
 def test_ctc_transcribes_unseen_utterances(folder):
     """The two letters of nine test utterances in ten come out right, in their order."""
     out = run(folder, "ctc.py", "text", "2")

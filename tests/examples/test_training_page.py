@@ -47,12 +47,14 @@ def test_reading_works_as_shown(run):
     assert run("Read") == ""
 
 
+@pytest.mark.slow
 def test_training_on_pooled_features_learns(run):
     """On pooled means alone, the digits are told apart."""
     out = run("Utterance tasks need only the pooled means")
     assert float(re.search(r"accuracy ([\d.]+)", out)[1]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_store_collapses(run):
     """The average of the layers becomes a store of one."""
     assert "layers (-1,)" in run("A store of one layer")

@@ -23,6 +23,8 @@ from pipeline.probing.encoder_description import RANDOM_WARNING
 from pipeline.probing.metrics import PAIRED_TEST, error_counts
 
 pytest.importorskip("espeakng_loader")
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 STAND_INS = {

@@ -209,6 +209,7 @@ def test_an_utterance_longer_than_the_limit_is_a_batch_by_itself(opened):
         assert sum(len(b) for b in batches) == len(opened)
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_same(opened):
     """Spawned workers return the batches of this process, in the same order."""
     here = [b.ids for b in loader_of(opened)]
@@ -226,6 +227,7 @@ def test_a_damaged_shard_raises_in_the_training_loop(tmp_path):
         list(loader)
 
 
+@pytest.mark.slow
 def test_a_loader_does_not_change_the_random_state(opened):
     """Random numbers of a trainer do not depend on its loader."""
     torch.manual_seed(0)

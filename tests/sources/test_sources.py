@@ -537,6 +537,7 @@ def test_the_fingerprint_follows_a_saved_dataset(tmp_path):
     assert open_kind("disk", tmp_path / "saved").fingerprint != first
 
 
+@pytest.mark.slow
 def test_processes_open_the_same_source_at_once(clips):
     """Two new processes with one empty cache agree on rows, ids and fingerprint."""
     config = DatasetConfig("audiofolder", str(clips))
@@ -550,6 +551,7 @@ def _facts(config: DatasetConfig) -> tuple[str, tuple[str, ...], str]:
     return source.fingerprint, tuple(source.ids().to_pylist()), json.dumps(source.identity)
 
 
+@pytest.mark.slow
 def test_opening_prints_nothing(clips):
     """Neither success nor failure prints, and the caller's settings are restored."""
     level, was_off = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()

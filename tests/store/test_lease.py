@@ -281,6 +281,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_two_drivers_never_hold_the_lease_at_once(tmp_path: Path) -> None:
     """Four drivers take the lease in turn for seconds, while they are killed and suspended.
 
