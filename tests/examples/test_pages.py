@@ -105,19 +105,19 @@ def test_every_step_of_a_clip_is_where_the_page_says(file: str, function: str) -
 
 
 def test_the_encoder_page_lists_the_encoders_files() -> None:
-    """Every file of the room has a row, and no row is left of a file that is gone."""
+    """Every file of `pipeline/encoders` has a row, and every row has a file."""
     page = (ROOT / "docs" / "encoder.md").read_text()
-    room = ROOT / "pipeline" / "encoders"
-    files = {path.relative_to(room).as_posix() for path in room.rglob("*.py")}
+    folder = ROOT / "pipeline" / "encoders"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M))
     assert listed == {name for name in files if not name.endswith("__init__.py")}
 
 
-def test_the_arrows_on_the_architecture_page_are_the_tested_ones() -> None:
-    """The table of rooms equals `MAY_IMPORT`; what every room may import stands below it."""
+def test_the_imports_on_the_architecture_page_are_the_tested_ones() -> None:
+    """The table of packages equals `MAY_IMPORT`, without the modules that all may import."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     table = re.findall(r"^\| `([\w/]+)` \| [^|]* \| (.*) \|$", page, re.M)
-    shown = {name: set(re.findall(r"`([\w/]+)`", arrows)) for name, arrows in table}
+    shown = {name: set(re.findall(r"`([\w/]+)`", imports)) for name, imports in table}
     assert shown.pop("cli") == set()
     assert shown == {name: MAY_IMPORT[name] - BOTTOM for name in MAY_IMPORT.keys() - BOTTOM}
 
