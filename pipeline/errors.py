@@ -3,7 +3,7 @@
     StrataError
     ├── ConfigError              correct the command or the configuration (exit code 2)
     ├── SourceError              correct the dataset or its description
-    ├── AudioError               one utterance cannot be decoded; it is quarantined, the run goes on
+    ├── AudioError               one utterance cannot be decoded; it is quarantined
     ├── EncoderError             the encoder cannot be built or run
     │   └── WeightsError         the weights are missing, unreadable or of another architecture
     ├── StoreError               the store cannot be used as asked
@@ -15,8 +15,8 @@
     ├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
     └── RunError                 the run could not finish; what was committed is safe, run it again
 
-A message says what went wrong, with which value, what was expected, and what to do. All of these
-cross process borders, so each takes its message as its only argument and pickles.
+A message says what went wrong, with which value, what was expected, and what to do. They
+are sent between processes, so each class must be picklable and takes only its message as argument.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StoreNotFoundError(StoreError):
 
 
 class IdentityError(StoreError):
-    """The store holds features of another source, encoder or precision."""
+    """The store's identity (source, audio, encoder, precision, ...) differs from the run's."""
 
 
 class StoreBusyError(StoreError):

@@ -29,8 +29,8 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     """Every class is drawn once, below its base."""
     drawn: dict[str, str | None] = {}
     path: list[str] = []
-    for line in errors.__doc__.splitlines():
-        found = re.match(r"([│├└─ ]*)([A-Z]\w+Error)\b", line)
+    for line in errors.__doc__.splitlines():  # the tree is indented, as a block of text
+        found = re.match(r"([│├└─ ]*)([A-Z]\w+Error)\b", line.removeprefix("    "))
         if not found or (found[2] == "StrataError" and drawn):
             continue
         depth = len(found[1]) // 4

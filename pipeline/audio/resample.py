@@ -1,4 +1,4 @@
-"""Resampling of whole waveforms and of blocks, by `torchaudio.functional.resample`."""
+"""Resampling of whole waveforms and of blocks, equal to `torchaudio.functional.resample`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ def check_resampling(n_source: int, source_rate_hz: int, sample_rate_hz: int) ->
 def _resample_middle(
     source: NDArray[np.float32], overlap: int, step: int, up: int, down: int
 ) -> torch.Tensor:
-    """Resample a stretch; keep the output of the `step` source samples after the overlap."""
+    """Resample a block; keep the output of the `step` source samples after the left overlap.
+
+    All of the rest is kept if `step` is `len(source)`.
+    """
     waveform = torch.from_numpy(source)
     if up != down:
         waveform = _resampler(down, up)(waveform)
@@ -112,7 +115,7 @@ def _resample_middle(
 
 @functools.lru_cache(maxsize=16)
 def _resampler(source_rate_hz: int, sample_rate_hz: int) -> torch.nn.Module:
-    """Return the resampler of a pair of rates; making its kernel costs more than a short clip."""
+    """Return the cached resampler of a pair of rates: its kernel takes longer than a short clip."""
     resampler: torch.nn.Module = torchaudio.transforms.Resample(
         source_rate_hz, sample_rate_hz, dtype=torch.float32, **RESAMPLER
     )

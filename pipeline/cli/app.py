@@ -99,12 +99,12 @@ def verify(
     ] = False,
     sample: Annotated[
         float | None,
-        typer.Option("--sample", help="Share of units whose bytes are read; default: all units."),
+        typer.Option("--sample", help="Share of units to check completely; default: 1."),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check every checksum and count of a store; with --repair, un-commit damaged units."""
+    """Check the units of a store against their checksums; with --repair, un-commit damaged ones."""
     with reported(as_json, debug) as print_json:
         from pipeline.store.maintain.repair import repair_store
         from pipeline.store.maintain.verify import verify_store
@@ -186,7 +186,7 @@ def layers(
     """Compare the layers without labels: norms, directions, CKA between layers."""
     with reported(as_json, debug) as print_json:
         from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
-        from pipeline.probing.report.layers_report import HEAD, table_rows, write_layers_report
+        from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
         from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
@@ -197,7 +197,7 @@ def layers(
             for warning in statistics.warnings:
                 progress.note(f"WARNING: {warning}")
         page = write_layers_report(statistics, out)
-        tables.show_layers(console, HEAD, table_rows(statistics), page)
+        tables.show_layers(console, COLUMNS, table_rows(statistics), page)
         print_json(asdict(statistics) | {"report": str(page)})
 
 
@@ -236,7 +236,7 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
 @app.command()
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Encode clips separately, in a batch and in fp32; print the largest relative differences."""
+    """Compare separate with batched encoding, and the precision with fp32, on a few clips."""
     with reported(as_json, debug) as print_json:
         from pipeline.extract.resources import find_resources
         from pipeline.extract.selfcheck import full_selfcheck

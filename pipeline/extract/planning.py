@@ -1,4 +1,4 @@
-"""Planning: scan the headers of a source, cover it by units, and estimate the size."""
+"""Planning: scan the headers of a source, assign its utterances to units, and estimate the size."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
         [("row", "ascending"), ("unit", "ascending")]
     )
     source_rows = first_pieces["row"].to_numpy()
-    is_first = np.diff(source_rows, prepend=-1) != 0  # deferred and retried rows occur again
+    is_first = np.diff(source_rows, prepend=-1) != 0  # not deferred or retried
     earlier = first_pieces.filter(pa.array(is_first))
     n_known = len(earlier)
     if len(rows) < n_known:

@@ -46,7 +46,7 @@ from pipeline.store.read.features import FeatureStore, open_store
 from pipeline.store.serialization import json_bytes
 
 HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
-"""Files of the output folder, beside those of the task and the report."""
+"""Files and folders in the output folder, beside those of the task and the report."""
 
 TASK_KINDS: dict[str, TaskFactory] = {"utterance": UtteranceTask, "frames": FrameTask}
 """Implementations of `Task` by `task.kind`."""
@@ -86,7 +86,9 @@ class _SweepPlan:
 def sweep(
     store_path: str | Path, config: SweepConfig, observer: Observer | None = None
 ) -> tuple[Sweep, Path]:
-    """Train the heads that are not cached, score all, and write `sweep.json` and `weights.json`.
+    """Train the heads that are not cached, score all heads, and write the results.
+
+    `weights.json` is written only if there is a weighted sum.
 
     Args:
         store_path: The store; it is not changed.

@@ -65,8 +65,8 @@ class _Utterances:
     @property
     def description(self) -> str:
         """Text that describes how utterances are assigned."""
-        by = f" and by {self.grouped_by}" if self.grouped_by else ""
-        return f"stratified by label{by}, seed {self.config.seed}"
+        separate = f", no {self.grouped_by} in two parts" if self.grouped_by else ""
+        return f"stratified by label{separate}, seed {self.config.seed}"
 
     def assign(self, positions: IntArray, shares: Sequence[float], keep_first: bool) -> IntArray:
         """Assign utterances to parts.

@@ -72,7 +72,7 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     if not seals:
         raise DamagedError(f"{name} is cut short, or was not written by strata")
     seal = seals[-1]
-    view = np.frombuffer(raw, np.uint8)  # checked without a copy: an index may be large
+    view = np.frombuffer(raw, np.uint8)
     crc = google_crc32c.value(view[: seal.start(1)])
     crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
     if crc != int(seal[1], 16):

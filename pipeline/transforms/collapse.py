@@ -66,7 +66,7 @@ class CollapsedUnit:
         n_ok: Pieces with features.
         n_quarantined: Quarantined pieces.
         n_fp32: Always 0; extraction uses it.
-        audio_s: Seconds of audio in the features.
+        audio_s: Seconds of audio of the utterances whose first piece is in this unit.
         wall_s: Seconds that the unit took.
         n_bytes: Bytes written.
         seconds: Seconds per stage: sum, write.
@@ -132,7 +132,7 @@ def collapse(
 
     Raises:
         ConfigError: The weights do not match the layers of the store.
-        IdentityError: `out_path` is another store.
+        IdentityError: The store at `out_path` was made from another parent, or with other weights.
         StoreBusyError: Another driver is running on `out_path`.
         NoSpaceError: The missing units do not fit on the disk.
         DamagedError: The parent is damaged. Committed units are safe.
@@ -190,7 +190,7 @@ def collapse(
 def collapsed_identity(
     parent: Identity, layers: Sequence[int], weights: Sequence[float]
 ) -> Identity:
-    """Return the identity of a collapsed store: its parent's, with the layers and weights."""
+    """Return the identity of a collapsed store: the parent's, its hash, layers and weights."""
     canonical = json.dumps(parent, sort_keys=True, separators=(",", ":"))
     return {
         **parent,

@@ -22,7 +22,7 @@ from pipeline.probing.layer_statistics import (
     measure_layers,
     spectrum,
 )
-from pipeline.probing.report.layers_report import HEAD, table_rows, write_layers_report
+from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
 from tests.helpers.browser import find_browser, measure, served
 from tests.helpers.feature_stores import make_store, noise
 
@@ -252,10 +252,10 @@ def test_the_table_of_the_layers(found):
     """One row per layer, one cell per heading; an undefined value is a dash."""
     rows = table_rows(found)
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]
-    assert all(len(row) == len(HEAD) for row in rows)
-    assert rows[0][HEAD.index("next")] == "1.000"
-    assert rows[1][HEAD.index("next")] == f"{found.cka[1][2]:.3f}" != "1.000"
-    assert rows[3][HEAD.index("rank")] == rows[3][HEAD.index("next")] == "–"
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    assert rows[0][COLUMNS.index("next")] == "1.000"
+    assert rows[1][COLUMNS.index("next")] == f"{found.cka[1][2]:.3f}" != "1.000"
+    assert rows[3][COLUMNS.index("rank")] == rows[3][COLUMNS.index("next")] == "–"
 
 
 @pytest.mark.browser

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -490,3 +491,25 @@ def test_the_memory_of_a_store_that_was_dropped_is_gone() -> None:
     del backend
     with pytest.raises(StoreNotFoundError, match="in this process: it was dropped"):
         pickle.loads(pickled)
+
+
+# Opening
+
+
+@pytest.mark.parametrize("location", [None, 5, b"/tmp"])
+def test_what_is_no_location_is_a_type_error(location: Any) -> None:
+    """`open_store(None)` must not fail with the name of an internal method."""
+    with pytest.raises(TypeError, match=r"os\.PathLike|path as text"):
+        open_backend(location)
+
+
+def test_a_file_in_place_of_a_folder_is_a_missing_object(tmp_path: Path) -> None:
+    """Every way to look for an object below it says so, as the contract asks."""
+    backend = LocalBackend(tmp_path)
+    (tmp_path / "ledger").write_text("a file")
+    for look in (backend.read, backend.size, backend.modified_s, backend.open_reader):
+        with pytest.raises(FileNotFoundError):
+            look("ledger/slot-0.json")
+    assert not backend.exists("ledger/slot-0.json")
+    assert list(backend.children("ledger")) == []
+    assert list(backend.list("ledger")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -157,3 +158,19 @@ def test_it_is_resumed(root: Path, tmp_path: Path) -> None:
     assert after.ids == before.ids
     for name in before.ids:
         torch.testing.assert_close(after.read(name), before.read(name), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("reader", "FeatureStore"),
+        ("catalogue", "Catalogue"),
+        ("layout", "Layout"),
+        ("norm", "FinalNorm"),
+    ],
+)
+def test_classes_that_old_pickles_name_are_there(old: str, name: str) -> None:
+    """Also the final norm, which a pickle of 0.1.0 holds if it was used before."""
+    found = getattr(importlib.import_module(f"pipeline.store.{old}"), name)
+    assert found.__name__ == name
+    assert found.__module__ != f"pipeline.store.{old}"

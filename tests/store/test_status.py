@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreNotFoundError
+from pipeline.store.coordination import run_log
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.run_log import RunLog, read_log
 from pipeline.store.format.layout import LOG
@@ -106,3 +107,15 @@ def test_an_unwritable_log_does_not_stop_a_run(tmp_path: Path) -> None:
     RunLog(tmp_path, "a").write("unit_failed", error="no space left")
     (tmp_path / LOG).unlink()
     assert list(read_log(tmp_path)) == []
+
+
+def test_a_long_log_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that cross the border of two parts are whole; a line that was cut short is skipped."""
+    monkeypatch.setattr(run_log, "_PART_BYTES", 7)
+    log = run_log.RunLog(tmp_path, "run")
+    for number in range(20):
+        log.write("counted", number=number)
+    with (tmp_path / LOG).open("ab") as file:
+        file.write(b'{"time": "cut sho')
+    assert [event["number"] for event in run_log.read_log(tmp_path)] == list(range(20))
+    assert list(run_log.read_log(tmp_path / "nowhere")) == []

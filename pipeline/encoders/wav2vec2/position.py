@@ -1,11 +1,12 @@
-"""The positional convolution: a grouped convolution over 128 frames, added to the input of block 1.
+"""The positional convolution: grouped, over 128 frames, added to the transformer's input.
 
-On CPUs it is computed by FFT, always in float32. That takes a thirtieth of the arithmetic of the
-direct form, which took a twentieth of the encoder's time. Utterances are placed in one stream with
-zeros between them, and the stream is cut into overlapping blocks (overlap-save: Oppenheim and
+On CPUs it is computed by FFT, always in float32. The FFT form needs 1/30 of the arithmetic of the
+direct form, which accounted for 1/20 of the encoder's time. Utterances are placed in one stream
+with zeros between them, and the stream is cut into overlapping blocks (overlap-save: Oppenheim and
 Schafer, "Discrete-Time Signal Processing", section 8.7), so no utterance is padded to the length of
-another. No block holds frames of two utterances, because the rounding error of a loud one would
-reach the other. On other devices it is the convolution of torch on a padded rectangle.
+another. An unused block separates neighbours, so that no output is computed from a block that holds
+two utterances: the rounding error of a loud one would reach the other. On other devices the
+convolution is torch's, on a zero-padded batch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PositionalConvolution:
 
         Args:
             module: torchaudio's `ConvolutionalPositionalEmbedding`, float32.
-            dtype: Dtype of the products on other devices than CPUs.
+            dtype: Dtype of the computation on other devices than CPUs.
         """
         weight: Tensor = module.conv.weight.detach()  # [dim, dim / groups, kernel]
         self._n_groups: int = module.conv.groups
@@ -65,7 +66,7 @@ class PositionalConvolution:
         dim, size = x.shape[1], 2 * self._kernel
         step = size - self._kernel + 1  # output frames of a block
         positions, n_blocks = [], 0
-        for count in counts:  # its own blocks, and an empty one that separates neighbours
+        for count in counts:  # its own blocks, and one whose output is not used
             positions.append(torch.arange(count) + n_blocks * step)
             n_blocks += -(-count // step) + 1
         rows = torch.cat(positions)

@@ -1,8 +1,8 @@
 """Charts: style and drawing. Only this file uses matplotlib.
 
-Every colour is one of `COLOURS`, so that a page can replace it by a light or a dark one. The
+Every colour is one of `COLOURS`, so that a page can use the colours of its light or dark theme. The
 colours are distinguishable with colour blindness (after Okabe and Ito, Color Universal Design,
-2008), and markers and labels repeat what the colours show. Equal values give equal bytes.
+2008), and markers and labels repeat what the colours show. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS = {
     "green": "#00805d",
     "purple": "#aa4499",
 }
-"""Light colours by name."""
+"""Colours of the light theme, by name."""
 
 WIDTH = 7.6
 """Width of a chart in inches."""
@@ -66,7 +66,7 @@ _MAX_TICKS = 26
 _MAX_LABELLED = 16
 """Largest number of rows of a heat map whose cells show their numbers."""
 _INVALID_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
-_MAX_LEVEL_LABEL = 3  # characters; a longer label under a cell is rotated
+_MAX_HORIZONTAL_LABEL = 3  # characters; a longer label under a cell is rotated
 _DARK_CELL = 0.55  # opacity; the number of a darker cell is light
 
 
@@ -104,7 +104,7 @@ class Scale:
     power: float = 1.0
 
     def opacities(self, values: object) -> np.ndarray:
-        """Return opacities from 0 to 1; 0 for a value that is not finite."""
+        """Return opacities from 0 to 1: values outside the scale are clipped, NaN is 0."""
         part = (np.array(values, np.float64) - self.low) / (self.high - self.low)
         return np.nan_to_num(np.clip(part, 0.0, 1.0)) ** self.power
 
@@ -255,14 +255,14 @@ def heat_map(
         _shade(axes, np.stack([columns, rows], 1)[:, None] + corners, opacities[rows, columns])
         if n <= _MAX_LABELLED:
             _write_numbers(axes, opacities, numbers)
-        _label_cells(axes, names, rotated=longest > _MAX_LEVEL_LABEL)
+        _label_cells(axes, names, rotated=longest > _MAX_HORIZONTAL_LABEL)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n - 0.5) if upwards else (n - 0.5, -0.5))
         axes.set(ylabel=axis_names[0], xlabel=axis_names[1], aspect="equal")
         axes.grid(visible=False)
         _scale_bar(axes.inset_axes((1.03, 0.0, 0.14 / side, 1.0)), scale)
 
     room = 0.08 * longest
-    below = room if longest > _MAX_LEVEL_LABEL else 0.1
+    below = room if longest > _MAX_HORIZONTAL_LABEL else 0.1
     return render(name, alt, side + 0.5 + below, plot, side + 1.3 + room)
 
 

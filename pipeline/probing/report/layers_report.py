@@ -29,8 +29,8 @@ _MEANINGS = {
     "layer": "layer number",
     "norm": "mean L2 norm of a frame",
     "sd": "standard deviation of the norm over frames",
-    "max |x|": "largest absolute value of a feature in the sample",
-    "dim": "dimension of that feature",
+    "max |x|": "largest absolute component of a frame in the sample",
+    "dim": "dimension of that component",
     "anisotropy": "mean cosine of two frames of different utterances. 0: directions are "
     "distributed evenly; 1: all frames have one direction, and cosines are not informative "
     "(Ethayarajh, 2019)",
@@ -41,7 +41,7 @@ _MEANINGS = {
     "next": "linear CKA (centred kernel alignment) with the layer of the next row: 1 if one is a "
     "rotated and scaled copy of the other (Kornblith et al., 2019)",
 }
-HEAD = tuple(_MEANINGS)
+COLUMNS = tuple(_MEANINGS)
 """Columns of the table of layers; together they fit into 80 characters."""
 _SCALE_STEP = 0.05  # the scale of the CKA map starts at a multiple of this
 
@@ -68,7 +68,7 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
             section("Norms", figure(norms), *_paragraphs(_outliers(statistics))),
             section("Directions", figure(directions)),
             section("Variance", figure(variance)),
-            section("All numbers", table(HEAD, table_rows(statistics)), facts(_MEANINGS)),
+            section("All numbers", table(COLUMNS, table_rows(statistics)), facts(_MEANINGS)),
             section("The sample", _sample(statistics)),
         ]
     )
@@ -76,7 +76,7 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
 
 
 def table_rows(statistics: StoreStatistics) -> list[list[str]]:
-    """Return the cells of the table of layers, one row per layer, with the columns of `HEAD`."""
+    """Return the cells of the table of layers, one row per layer, with the columns of `COLUMNS`."""
     following = [row[i + 1] for i, row in enumerate(statistics.cka[:-1])]
     return [
         [
@@ -168,10 +168,10 @@ def _similarity(statistics: StoreStatistics) -> list[str]:
     adjacent = [pair for pair in pairs if index_of[pair[1]] - index_of[pair[2]] == 1]
     if len(adjacent) > 1:
         value, upper, lower = min(adjacent)
-        largest = f"largest between {lower} and {upper} ({value:.3f})"
+        least = f"least similar between {lower} and {upper} (CKA {value:.3f})"
         value, upper, lower = max(adjacent)
-        smallest = f"smallest between {lower} and {upper} ({value:.3f})"
-        lines.append(f"The change from one layer to the next is {largest} and {smallest}.")
+        most = f"most similar between {lower} and {upper} (CKA {value:.3f})"
+        lines.append(f"Adjacent layers are {least} and {most}.")
     return lines
 
 
@@ -196,7 +196,7 @@ def _sample(statistics: StoreStatistics) -> Markup:
     return facts(
         {
             "store": statistics.store,
-            "frames": f"{statistics.n_frames:,} of {statistics.n_utterances:,} utterances, in "
+            "frames": f"{statistics.n_frames:,} from {statistics.n_utterances:,} utterances, in "
             f"slices of up to {SLICE_FRAMES} consecutive frames, drawn uniformly over all frames",
             "seed": statistics.seed,
         }

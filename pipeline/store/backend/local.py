@@ -26,6 +26,7 @@ MAX_READERS = 256
 _MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
 _n_bytes = attrgetter("nbytes")
+_MISSING = (FileNotFoundError, NotADirectoryError)  # the latter: a file in place of a folder
 
 
 class LocalBackend(Backend):
@@ -73,14 +74,13 @@ class LocalBackend(Backend):
 
     def read(self, key: str) -> bytes:
         """Read a whole file."""
-        try:
+        with _missing_is_not_found():
             return (self._root / key).read_bytes()
-        except NotADirectoryError as error:  # a file in place of one of its folders
-            raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
 
     def open_reader(self, key: str) -> LocalReader:
         """Open a file for reading."""
-        return LocalReader(self._root / key)
+        with _missing_is_not_found():
+            return LocalReader(self._root / key)
 
     def exists(self, key: str) -> bool:
         """Return whether there is a file."""
@@ -88,18 +88,20 @@ class LocalBackend(Backend):
 
     def size(self, key: str) -> int:
         """Return the size of a file."""
-        return (self._root / key).stat().st_size
+        with _missing_is_not_found():
+            return (self._root / key).stat().st_size
 
     def modified_s(self, key: str) -> float:
         """Return the modification time of a file."""
-        return (self._root / key).stat().st_mtime
+        with _missing_is_not_found():
+            return (self._root / key).stat().st_mtime
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Walk a folder; symbolic links are listed, not followed."""
         pending = [prefix and prefix.rstrip("/") + "/"]
         while pending:
             folder = pending.pop()
-            with suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+            with suppress(*_MISSING), os.scandir(self._root / folder) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{folder}{entry.name}/")
@@ -110,7 +112,7 @@ class LocalBackend(Backend):
         """List a folder."""
         try:
             return os.listdir(self._root / folder)  # noqa: PTH208 - names, without a Path for each
-        except FileNotFoundError:
+        except _MISSING:
             return []
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
@@ -246,6 +248,15 @@ class LocalReader(ObjectReader):
         """Advise the system that a range will be read."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+@contextmanager
+def _missing_is_not_found() -> Iterator[None]:
+    """Raise FileNotFoundError, too, where a file takes the place of one of an object's folders."""
+    try:
+        yield
+    except NotADirectoryError as error:
+        raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
 
 
 def _first(parts: Sequence[npt.NDArray[Any]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 import uuid
@@ -193,9 +194,10 @@ class MemoryReader(ObjectReader):
     def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
         """Copy bytes into arrays."""
         for part in parts:
-            view = np.frombuffer(part.data.cast("B"), np.uint8)
-            view[:] = self._range(offset, len(view))
-            offset += len(view)
+            if part.nbytes:
+                view = np.frombuffer(part.data.cast("B"), np.uint8)
+                view[:] = self._range(offset, len(view))
+                offset += len(view)
 
     def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
         """Read at once, unless the object is too short."""
@@ -208,6 +210,8 @@ class MemoryReader(ObjectReader):
         """Do nothing: the object is in memory."""
 
     def _range(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
+        if offset < 0 or length < 0:
+            raise OSError(errno.EINVAL, f"no range of an object: {length} bytes from {offset}")
         if length and offset + length > self.size:
             raise EOFError(f"it ends at byte {self.size}")
         return self._content[offset : offset + length]

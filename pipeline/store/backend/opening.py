@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 from pipeline.errors import StoreNotFoundError
 from pipeline.store.backend.base import Backend, Location
@@ -17,10 +18,13 @@ def open_backend(location: Location) -> Backend:
 
     Raises:
         StoreNotFoundError: No backend knows this kind of URI.
+        TypeError: The location is neither a path nor a backend.
     """
-    if not isinstance(location, str | os.PathLike):
-        return location
+    if hasattr(location, "put_if_absent"):
+        return cast("Backend", location)
     text = os.fspath(location)
+    if not isinstance(text, str):
+        raise TypeError(f"a store is a path as text or a backend, not {type(location).__name__}")
     if "://" in text:
         raise StoreNotFoundError(f"{text}: only stores on a file system can be opened so far")
     return LocalBackend(text)

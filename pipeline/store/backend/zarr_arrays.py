@@ -30,7 +30,7 @@ def open_array(backend: Backend, key: str) -> Any:
 class ZarrArrays:
     """The arrays of one store, each opened once per process.
 
-    zarr-python's event loop does not survive a fork.
+    A forked process opens them again, because zarr-python's event loop does not survive a fork.
     """
 
     def __init__(self, backend: Backend) -> None:

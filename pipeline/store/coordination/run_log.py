@@ -20,9 +20,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.store.backend.base import Location
+from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import LOG
+
+_PART_BYTES = 1 << 20
 
 
 class RunLog:
@@ -46,14 +48,23 @@ def now() -> str:
 
 def read_log(store: Location) -> Iterator[dict[str, Any]]:
     """Yield the events, oldest first; lines that a crash cut short are skipped."""
-    try:
-        lines = open_backend(store).read(LOG).split(b"\n")
-    except FileNotFoundError:
-        return
-    for line in lines:
+    for line in _lines(open_backend(store)):
         try:
             event = json.loads(line.decode(errors="replace"))
         except ValueError:
             continue
         if isinstance(event, dict) and event.keys() >= {"time", "run_id", "event"}:
             yield event
+
+
+def _lines(backend: Backend) -> Iterator[bytes]:
+    """Yield the lines of the log, read in parts: the log of a long run is large."""
+    try:
+        reader = backend.open_reader(LOG)
+    except FileNotFoundError:
+        return
+    rest, size = b"", reader.size
+    for start in range(0, size, _PART_BYTES):
+        *lines, rest = (rest + reader.read(start, min(_PART_BYTES, size - start))).split(b"\n")
+        yield from lines
+    yield rest

@@ -40,6 +40,8 @@ class FrameGeometry:
         numbers = (self.sample_rate_hz, self.hop_samples, self.receptive_field_samples)
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
             raise ValueError(f"{self} is no geometry: expected whole numbers of at least 1")
+        if not isinstance(self.pads_end, bool):
+            raise ValueError(f"{self} is no geometry: expected true or false for pads_end")
 
     @property
     def frame_rate_hz(self) -> float:

@@ -95,7 +95,8 @@ class StoreView:
         return isinstance(name, str) and self._catalogue.find(name) is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+        left_out = ("_shards", "final_norm")  # opened, or read from the attributes, when needed
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_root" in state:  # pickled by version 0.1.0
