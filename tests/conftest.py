@@ -17,7 +17,6 @@ settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Distribute tests over processes (`pytest -n 2 --dist loadgroup`).
 
