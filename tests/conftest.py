@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,18 +19,47 @@ settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Distribute tests over processes (`pytest -n 2 --dist loadgroup`).
+def module_of(nodeid: str) -> str:
+    """`tests/store/test_plan.py::test_x[1]` → tests/store/test_plan.py."""
+    return nodeid.partition("::")[0]
 
-    The tests of a module stay in one process, and share its fixtures. All tests that use Ray stay
-    in one process and run first: two sessions at once would compete for memory and for the CPUs,
-    and they take longest.
+
+ROOT = Path(__file__).parents[1]
+RAY_MODULES = frozenset(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("tests/**/test_*.py")
+    if re.search(r"\bray_session\b|\bmark\.ray\b", path.read_text(encoding="utf-8"))
+)
+"""Modules with tests that use Ray."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the shared Ray; run the modules that use Ray first.
+
+    They take longest.
     """
     for item in items:
-        module = item.nodeid.partition("::")[0]
-        group = "ray" if item.get_closest_marker("ray") else module
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+            item.add_marker("slow")
+    items.sort(key=lambda item: module_of(item.nodeid) not in RAY_MODULES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests over processes by module, all modules that use Ray to one process.
+
+    The tests of a module share its fixtures. Two Ray sessions at once would compete for memory and
+    for the CPUs.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = module_of(nodeid)
+            return "ray" if module in RAY_MODULES else module
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,14 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the shared Ray."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker("ray")
-            item.add_marker("slow")
-
-
 @pytest.fixture(scope="session")
 def _ray_until_the_end() -> Iterator[None]:
     yield
