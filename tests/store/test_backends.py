@@ -5,6 +5,7 @@ A new backend is one more line in `BACKENDS`.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import threading
 import time
@@ -114,8 +115,8 @@ def test_a_reader_never_sees_a_part_of_a_put(backend: Backend) -> None:
     seen = set()
 
     def write() -> None:
-        for i in range(10_000):
-            backend.put("x", [whole[i % 2][:20_000], whole[i % 2][20_000:]])
+        for content in itertools.cycle(whole):
+            backend.put("x", [content[:20_000], content[20_000:]])
             if time.monotonic() > end:
                 return
 
