@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -91,7 +94,6 @@ def slow_decode(audio, rate_hz):
 @pytest.fixture(autouse=True)
 def by_value() -> Iterator[None]:
     """Ship this module's functions to workers, which cannot import it."""
-    import sys
 
     import ray
 
@@ -147,11 +149,38 @@ def test_a_draining_node_gets_no_further_unit(
     cluster.remove_node(second)
 
 
+DRIVER = """
+import sys
+from pipeline.config import load_config
+from pipeline.extract import run
+run.extract(load_config(sys.argv[1:]))
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_metrics_are_exported(folder: Path, tmp_path: Path, cluster: Any) -> None:
-    """Units, audio seconds and real-time factor per worker, where Prometheus looks for them."""
+    """Units, audio seconds and real-time factor per worker, where Prometheus looks for them.
+
+    The driver is a new process: before 2.60, Ray exports the metrics of a process only for the
+    first session in it. It lives until the metrics have been read.
+    """
+    settings = overrides(folder, tmp_path / "s", *RAY, "plan.frames_per_unit=256")
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *settings],
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "done\n"
+        _check_metrics()
+
+
+def _check_metrics() -> None:
     import ray
 
-    run.extract(configured(folder, tmp_path / "s"))
     wanted = {"ray_strata_units", "ray_strata_audio_seconds", "ray_strata_realtime_factor"}
     end = time.monotonic() + 60
     while True:
