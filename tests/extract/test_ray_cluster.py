@@ -94,7 +94,6 @@ def slow_decode(audio, rate_hz):
 @pytest.fixture(autouse=True)
 def by_value() -> Iterator[None]:
     """Ship this module's functions to workers, which cannot import it."""
-
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
