@@ -205,7 +205,8 @@ def child(folder: str, job: str, *arguments: str) -> None:
     import pipeline
 
     seconds = JOBS[job][0](Path(folder), *arguments)
-    print(json.dumps({"seconds": seconds, "package": pipeline.__file__}))
+    print(json.dumps({"seconds": seconds, "package": pipeline.__file__}), flush=True)
+    os._exit(0)  # without the exit handlers: version 0.1.0 could abort there
 
 
 def main() -> None:
