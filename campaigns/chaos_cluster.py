@@ -22,8 +22,9 @@ class Nodes:
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
-        self.second = self.cluster.add_node(**NODE)
+        # before there is a second node: the node that this process connects to cannot be removed
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        self.second = self.cluster.add_node(**NODE)
         self.address = self.cluster.address
 
     def workers(self) -> list[int]:
