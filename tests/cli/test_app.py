@@ -197,6 +197,7 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in strata("status", "/no/such/store", "--debug").stderr
 
 
+@pytest.mark.slow
 def test_models_lists_the_registry() -> None:
     """`models` lists every encoder with its size and cost; each has a conf/model file."""
     rows = last_json(strata("models", "--json"))["models"]

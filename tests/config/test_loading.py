@@ -186,6 +186,7 @@ def test_text_is_taken_literally(value: str) -> None:
 
 @settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@pytest.mark.slow
 def test_any_path_survives(value: str) -> None:
     """Any text is kept; only null and quotes around the whole value have a meaning."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

@@ -134,6 +134,7 @@ def test_batches_of_workers_are_not_copied(opened):
     assert set(places) <= {buffer.data_ptr() for buffer in loader._buffers.buffers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_resumes_within_an_epoch(opened, num_workers):
     """A loader with the state of another returns exactly the remaining batches."""
@@ -335,6 +336,7 @@ def test_unknown_columns_and_layers_are_refused(opened):
         pipeline.FeatureDataset(opened, columns="digit")
 
 
+@pytest.mark.slow
 def test_a_trainer_imports_nothing_heavy(opened):
     """Training imports neither Ray, datasets, torchaudio nor transformers.
 

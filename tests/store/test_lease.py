@@ -207,6 +207,7 @@ for i in range(rounds):
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expired", [True, False])
 def test_of_racing_drivers_exactly_one_gets_the_lease(tmp_path: Path, expired: bool) -> None:
     """Three processes, many rounds, an expired lease or none: one gets it and keeps it."""

@@ -52,6 +52,7 @@ def read_all(store, results):
         results.put(repr(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "through zarr"])
 def test_workers_read_after_the_parent_has_read(root, start, flat):

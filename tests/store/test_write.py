@@ -209,6 +209,7 @@ def namespace() -> list[str] | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_and_leaves_nothing_visible(tmp_path: Path) -> None:
     """A real small file system: NoSpaceError, the slot is removed; with room, commits succeed."""
     wrapper = namespace()
