@@ -228,8 +228,7 @@ class Backend(Protocol):
     def append(self, key: str, line: bytes) -> None:
         r"""Append a line, which ends in `\n`; end a line first that a crash has cut short.
 
-        Lines of several writers must not be mixed; an empty line may come between them. Durability
-        is not required.
+        Lines of several writers must not be mixed. Durability is not required.
         """
 
     def delete(self, key: str) -> None:
