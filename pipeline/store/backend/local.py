@@ -25,6 +25,7 @@ MAX_READERS = 256
 
 _MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
+_APPEND_TIMEOUT_S = 1.0
 _n_bytes = attrgetter("nbytes")
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the latter: a file in place of a folder
 
@@ -128,9 +129,16 @@ class LocalBackend(Backend):
         return files.PartialFile(self._root / key)
 
     def append(self, key: str, line: bytes) -> None:
-        """Append a line by one write; the store's folder must exist."""
+        """Append a line by one write; the store's folder must exist.
+
+        The file is locked meanwhile, so that the line of another writer is not taken for one that a
+        crash has cut short. A writer that is suspended holds up the others for a moment only.
+        """
         path = self._root / key
         with files.store_errors(path), path.open("ab+", buffering=0) as file:
+            with suppress(TimeoutError):
+                _flock(file.fileno(), _APPEND_TIMEOUT_S)
+            file.seek(0, os.SEEK_END)
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = b"\n" + line  # a crash has cut the line before short
             file.write(line)
