@@ -22,7 +22,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError
 from pipeline.extract.messages import Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
-from pipeline.extract.stages.encode import EncodeStage
+from pipeline.extract.stages.encode import EncodeStage, Means
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
@@ -87,7 +87,7 @@ class Worker:
         self._decoder = Decoder(self._source, job.decode, encoder, _decode_threads(job, encoder))
         self._watch = Stopwatch(encoder.device)
         self._buffer = UnitBuffer(job.layout)
-        self._encode_stage = EncodeStage(encoder, self._buffer, job.max_batch_frames, self._watch)
+        self._encode_stage = EncodeStage(encoder, job.layout, job.max_batch_frames, self._watch)
         self._writing = ThreadPoolExecutor(1, "write")
         self._buffer_free: Future[None] | None = None  # completes when the buffer is free
 
@@ -145,13 +145,14 @@ class Worker:
     def _encode(self, unit: _Unit) -> None:
         """Encode a unit; submit each utterance for writing as soon as its features are final."""
 
-        def on_final(item: Utterance) -> None:
+        def on_final(item: Utterance, means: Means | None) -> None:
             unit.writer.check()
-            unit.checksums[item.record.position] = self._writing.submit(self._write, unit, item)
+            written = self._writing.submit(self._write, unit, item, means)
+            unit.checksums[item.record.position] = written
 
         used = self._encode_stage.place(unit.utterances)
         self._buffer.start(used)
-        self._encode_stage.encode(unit.utterances, on_final)
+        self._encode_stage.encode(unit.utterances, self._buffer, on_final)
         end = self._job.layout.frames_per_unit
         unit.remaining_writes.append(self._writing.submit(unit.writer.write, used, end))
         self._buffer_free = self._writing.submit(unit.writer.complete)
@@ -180,15 +181,15 @@ class Worker:
                 marker.set(position, row["id"])
                 item = self._decoder.decode(row)
                 self._encode_stage.place([item])
-                self._encode_stage.encode([item], lambda item: None)
+                self._encode_stage.encode([item], self._buffer, lambda item, means: None)
 
-    def _write(self, unit: _Unit, item: Utterance) -> tuple[int, ...]:
+    def _write(self, unit: _Unit, item: Utterance, means: Means | None) -> tuple[int, ...]:
         """Write an utterance's frames, blank or not; return its checksums, if it has any."""
         start_s = time.perf_counter()
         start, stop = item.start, item.start + item.n_frames
         checksums: tuple[int, ...] = ()
         if item.is_ok:
-            checksums = self._buffer.seal(item.record.position, start, stop)
+            checksums = self._buffer.seal(item.record.position, start, stop, means)
         unit.writer.write(start, stop)
         unit.write_s += time.perf_counter() - start_s
         return checksums

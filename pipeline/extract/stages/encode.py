@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,44 +20,47 @@ from pipeline.extract.stages.device_copy import DeviceCopy, PendingCopy
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.store.format import records
 from pipeline.store.format.codecs import Codec
+from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
 from pipeline.store.tensors import encode_into, torch_dtype
 from pipeline.store.write.buffer import UnitBuffer
 
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
-OnFinal = Callable[[Utterance], None]
-"""Called with each placed utterance once its frames in the buffer are final."""
+Means = npt.NDArray[np.float32]
+OnFinal = Callable[[Utterance, Means | None], None]
+"""Called with each placed utterance once its frames in the buffer are final, and with the means of
+its frames, float32 `[n_layers, dim]`, if the device has computed them."""
 
 
 class EncodeStage:
-    """Encodes utterances into the unit's buffer, in batches that depend on the plan only.
+    """Encodes utterances into a unit's buffer, in batches that depend on the plan only.
 
     Args:
         encoder: The encoder; its `clock` is set.
-        buffer: Destination of the features.
+        layout: Shapes of the store's arrays.
         max_batch_frames: Maximum of utterances × frames of the longest one in a batch.
         watch: Measures the time of each part.
     """
 
     def __init__(
-        self, encoder: Encoder, buffer: UnitBuffer, max_batch_frames: int, watch: Stopwatch
+        self, encoder: Encoder, layout: Layout, max_batch_frames: int, watch: Stopwatch
     ) -> None:
-        self._encoder, self._buffer = encoder, buffer
-        self._codec = buffer.layout.codec
+        self._encoder, self._layout = encoder, layout
+        self._codec = layout.codec
         self._max_batch_frames = max_batch_frames
         self._watch = watch
         self._copy = DeviceCopy(encoder.device, torch_dtype(self._codec))
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
-        """Assign frames of the buffer to the decoded utterances, in order.
+        """Assign frames of a unit to the decoded utterances, in order.
 
         Wrong headers can make a unit larger than planned: utterances that do not fit are deferred.
 
         Returns:
             Number of frames assigned.
         """
-        capacity = self._buffer.layout.frames_per_unit
+        capacity = self._layout.frames_per_unit
         used = 0
         for item in utterances:
             if item.waveform is None:
@@ -76,8 +80,8 @@ class EncodeStage:
                 used += item.n_frames
         return used
 
-    def encode(self, utterances: list[Utterance], on_final: OnFinal) -> None:
-        """Encode the placed utterances; each waveform is released once it is encoded."""
+    def encode(self, utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> None:
+        """Encode the placed utterances into `buffer`; each waveform is released afterwards."""
         placed = [item for item in utterances if item.waveform is not None]
         short = [item for item in placed if not item.is_long]
         lengths = np.array([item.n_frames for item in short], np.int64)
@@ -88,14 +92,14 @@ class EncodeStage:
             members = [short[int(i)] for i in batch]
             waiting.append((members, self._copy.start(self._encode_batch(members))))
             if len(waiting) > self._copy.depth:
-                self._receive(*waiting.popleft(), on_final)
+                self._receive(*waiting.popleft(), buffer, on_final)
         while waiting:
-            self._receive(*waiting.popleft(), on_final)
+            self._receive(*waiting.popleft(), buffer, on_final)
         for item in placed:
             if item.is_long:
-                self._encode_long(item)
+                self._encode_long(item, buffer)
                 item.waveform = None
-                on_final(item)
+                on_final(item, None)
 
     def _encode_batch(self, members: list[Utterance], precision: str | None = None) -> Tensor:
         """Encode short utterances as one batch: `[n_layers, batch, max_frames, dim]`."""
@@ -106,7 +110,13 @@ class EncodeStage:
             raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
         return features
 
-    def _receive(self, members: list[Utterance], pending: PendingCopy, on_final: OnFinal) -> None:
+    def _receive(
+        self,
+        members: list[Utterance],
+        pending: PendingCopy,
+        buffer: UnitBuffer,
+        on_final: OnFinal,
+    ) -> None:
         """Store a batch in the buffer; encode all of it again in fp32 if a value overflows."""
         features = pending()
         with self._watch.host("copy"):
@@ -116,11 +126,11 @@ class EncodeStage:
             for item in members:
                 item.flags = (*item.flags, records.FLAG_FP32)
         for i, item in enumerate(members):
-            self._store(item, item.start, features[:, i, : item.n_frames])
+            self._store(item, item.start, features[:, i, : item.n_frames], buffer)
             item.waveform = None
-            on_final(item)
+            on_final(item, None)
 
-    def _encode_long(self, item: Utterance) -> None:
+    def _encode_long(self, item: Utterance, buffer: UnitBuffer) -> None:
         """Encode a long utterance; its windows are independent, so pieces join exactly."""
         waveform = item.waveform
         assert waveform is not None  # only decoded utterances are encoded
@@ -130,7 +140,7 @@ class EncodeStage:
         first = item.windows[0].keep_start
         for window in item.windows:
             features = self._encode_window(waveform, window, stats, item)
-            self._store(item, item.start + window.keep_start - first, features)
+            self._store(item, item.start + window.keep_start - first, features, buffer)
 
     def _encode_window(
         self, waveform: Tensor, window: Window, stats: Any, item: Utterance
@@ -147,7 +157,7 @@ class EncodeStage:
                 item.flags = (*item.flags, records.FLAG_FP32)
         return features
 
-    def _store(self, item: Utterance, start: int, features: Tensor) -> None:
+    def _store(self, item: Utterance, start: int, features: Tensor, buffer: UnitBuffer) -> None:
         """Store features `[n_layers, n_frames, dim]` in the buffer, or quarantine the utterance."""
         if not item.is_ok:
             return
@@ -155,10 +165,10 @@ class EncodeStage:
             stored = features.to(torch_dtype(self._codec)).cpu() if features.is_cuda else features
             if _fits(stored, self._codec):
                 stop = start + features.shape[1]
-                encode_into(self._codec, stored, self._buffer.frames[:, start:stop])
+                encode_into(self._codec, stored, buffer.frames[:, start:stop])
                 return
         item.quarantine(_overflow_message(features, self._encoder.layers, self._codec))
-        self._buffer.blank(item.start, item.start + item.n_frames)
+        buffer.blank(item.start, item.start + item.n_frames)
 
 
 def _fits(features: Tensor, codec: Codec) -> bool:

@@ -41,7 +41,13 @@ class UnitBuffer:
         """Fill frames that belong to no utterance with the codec's fill."""
         self.frames[:, start:stop].fill(self.layout.codec.fill)
 
-    def seal(self, position: int, start: int, stop: int) -> tuple[int, ...]:
+    def seal(
+        self,
+        position: int,
+        start: int,
+        stop: int,
+        means: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[int, ...]:
         """Compute the means and checksums of an utterance whose frames are in the buffer.
 
         The means are those of the stored values, so that they can be verified from the store.
@@ -50,12 +56,13 @@ class UnitBuffer:
             position: Position of the utterance in the unit.
             start: Its first frame, within the slot.
             stop: One past its last frame.
+            means: Means of its stored values, float32 `[n_layers, dim]`; None computes them.
 
         Returns:
             crc32c of the stored bytes of each layer.
         """
         stored = self.frames[:, start:stop]
-        self.pooled[position] = pool(stored)
+        self.pooled[position] = pool(stored) if means is None else means
         return tuple(crc32c(layer) for layer in stored)
 
 
