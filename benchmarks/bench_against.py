@@ -12,7 +12,7 @@ read-one, read-all           random utterances of a warm store: one layer, all l
 read-many                    batches of 32 utterances by `read_many`, one layer
 feed-0, feed-2               shuffled epochs of one layer, without and with 2 loader workers
 open                         opening a store of 20,000 utterances
-sweep                        heads on every layer and the weighted sum, one seed, pooled features
+sweep                        26 heads on the pooled features of 300 utterances, report included
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 
 NEW_TREE = Path(__file__).resolve().parents[1]
 LAYER = 6
@@ -126,7 +129,8 @@ def sweep(folder: Path) -> float:
 
     app = getattr(module, "app", module)
     out = folder / f"sweep-{os.getpid()}"
-    arguments = ["sweep", str(folder / "labelled"), "task=ks", "labels=[word]", "seeds=[0]"]
+    arguments = ["sweep", str(folder / "labelled"), "task=ks", "labels=[word]"]
+    arguments += ["seeds=[0]", "task.lrs=[1e-2,1e-3]", "task.steps=160", "task.patience=160"]
     began = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
         done = CliRunner().invoke(app, [*arguments, f"out={out}", "--json"])
@@ -150,36 +154,33 @@ JOBS: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
 }
 
 
-def prepare(folder: Path) -> None:
-    """Write the stores that the reading jobs share, with the new version."""
-    import numpy as np
-    import pyarrow as pa
+def noise(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
+    """Return the features of an utterance of the store that is read: noise."""
+    generator = np.random.default_rng([row, layer])
+    return generator.standard_normal((n_frames, dim), np.float32).astype(np.float16)
 
+
+def labelled(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
+    """Return the features of an utterance of the store that is swept: ten classes and noise."""
+    mean = np.random.default_rng([row % 10, layer]).standard_normal(dim)
+    deviations = np.random.default_rng([row, layer, 1]).standard_normal((n_frames, dim))
+    return (0.3 * mean + deviations).astype(np.float16)
+
+
+def prepare(folder: Path, jobs: Sequence[str]) -> None:
+    """Write the stores that the jobs read, with the new version."""
     from tests.helpers.feature_stores import make_store
 
-    draw = np.random.default_rng(0)
-    lengths = draw.integers(25, 800, 800).tolist()
-
-    def features(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
-        generator = np.random.default_rng([row, layer])
-        return generator.standard_normal((n_frames, dim), np.float32).astype(np.float16)
-
-    layers = tuple(range(1, 13))
-    settings = {"layers": layers, "frames_per_unit": 20_480}
-    make_store(folder / "store", lengths, dim=192, features=features, **settings)
-    make_store(folder / "many", [1] * 20_000, layers=(1,), dim=2, frames_per_unit=5_120)
-    words = [f"word-{i % 10}" for i in range(1500)]
-
-    def labelled(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
-        generator = np.random.default_rng([row % 10, layer])
-        centre = generator.standard_normal(dim)
-        noise = np.random.default_rng([row, layer, 1]).standard_normal((n_frames, dim))
-        return (0.3 * centre + noise).astype(np.float16)
-
-    columns = pa.table({"word": words})
-    make_store(
-        folder / "labelled", [4] * 1500, dim=768, features=labelled, columns=columns, **settings
-    )
+    settings = {"layers": tuple(range(1, 13)), "frames_per_unit": 20_480}
+    if any(job.startswith(("read", "feed")) for job in jobs):
+        lengths = np.random.default_rng(0).integers(25, 800, 800).tolist()
+        make_store(folder / "store", lengths, dim=192, features=noise, **settings)
+    if "open" in jobs:
+        make_store(folder / "many", [1] * 20_000, layers=(1,), dim=2, frames_per_unit=5_120)
+    if "sweep" in jobs:
+        columns = pa.table({"word": [f"word-{i % 10}" for i in range(300)]})
+        settings |= {"features": labelled, "columns": columns}
+        make_store(folder / "labelled", [4] * 300, dim=768, **settings)
 
 
 def measure(tree: Path, folder: Path, job: str, arguments: list[str]) -> float:
@@ -225,7 +226,7 @@ def main() -> None:
     sys.path.insert(0, str(NEW_TREE))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepare(folder)
+        prepare(folder, given.only)
         print(f"{'job':14} {'old s':>8} {'new s':>8} {'new/old':>8}  of each round")
         for job in given.only:
             names = {"AUDIO": str(audio), "CLIPS": str(given.clips)}
