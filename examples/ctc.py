@@ -17,6 +17,9 @@ import torch
 
 import pipeline
 
+if len(sys.argv) != 4:
+    print("usage: ctc.py STORE TEXT LAYER", file=sys.stderr)
+    sys.exit(2)
 store = pipeline.open_store(sys.argv[1])
 column, layer = sys.argv[2], int(sys.argv[3])
 values = store.metadata[column].to_pylist()

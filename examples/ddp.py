@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pipeline
 
+if len(sys.argv) != 3:
+    print("usage: ddp.py STORE LABEL", file=sys.stderr)
+    sys.exit(2)
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 store = pipeline.open_store(sys.argv[1])

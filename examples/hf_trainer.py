@@ -19,6 +19,10 @@ import transformers
 
 import pipeline
 
+if len(sys.argv) != 3:
+    print("usage: hf_trainer.py STORE LABEL", file=sys.stderr)
+    sys.exit(2)
+
 
 class Probe(torch.nn.Module):
     """A weighted sum of the layers, and a linear head on its mean over frames."""

@@ -19,6 +19,10 @@ import torch
 
 import pipeline
 
+if len(sys.argv) != 3:
+    print("usage: lightning_head.py STORE LABEL", file=sys.stderr)
+    sys.exit(2)
+
 
 class Probe(lightning.LightningModule):
     """A weighted sum of the layers, and a linear head on its mean over frames."""

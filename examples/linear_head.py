@@ -16,6 +16,9 @@ import torch
 
 import pipeline
 
+if len(sys.argv) != 3:
+    print("usage: linear_head.py STORE LABEL", file=sys.stderr)
+    sys.exit(2)
 store = pipeline.open_store(sys.argv[1])
 classes, numbers = np.unique(store.metadata[sys.argv[2]].to_numpy(), return_inverse=True)
 number = dict(zip(store.ids, numbers.tolist(), strict=True))  # of each utterance's class

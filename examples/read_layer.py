@@ -11,6 +11,9 @@ import sys
 
 import pipeline
 
+if len(sys.argv) != 2:
+    print("usage: read_layer.py STORE", file=sys.stderr)
+    sys.exit(2)
 store = pipeline.open_store(sys.argv[1])
 print(f"{len(store)} utterances, layers {store.layers}, {store.feature_dim} features per frame")
 

@@ -1,4 +1,9 @@
-"""Read one layer and a weighted sum from the demo's store, and print size and speed."""
+"""Read one layer and a weighted sum from the demo's store, and print size and speed.
+
+    python examples/demo/read.py STORE
+
+`scripts/demo` runs it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from pathlib import Path
 import pipeline
 from pipeline.store.maintain.status import read_status
 
+if len(sys.argv) != 2:
+    print("usage: read.py STORE", file=sys.stderr)
+    sys.exit(2)
 path = Path(sys.argv[1])
 store = pipeline.open_store(path)
 print(store)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def error_line(done: Done) -> str:
     assert "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """`--version` prints the version in pyproject.toml on stdout; no verb is needed."""
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    done = strata("--version")
+    assert (done.returncode, done.stdout) == (0, f"strata {pyproject['project']['version']}\n")
 
 
 def test_plan_json_has_the_promised_keys(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,29 @@ def test_every_program_says_how_to_run_it(name: str) -> None:
     """Its docstring has the command, with the program's own name."""
     docstring = (ROOT / "examples" / name).read_text().split('"""')[1]
     assert re.search(rf"^    (python|torchrun .*) examples/{name} STORE", docstring, re.M)
+
+
+SLOW_TO_IMPORT = {"hf_trainer.py", "lightning_head.py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_IMPORT else name
+        for name in [*PROGRAMS, "demo/read.py"]
+    ],
+)
+def test_without_arguments_a_program_prints_its_usage(name, monkeypatch, capsys):
+    """One line on stderr with the arguments of the docstring; exit code 2."""
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    docstring = (ROOT / "examples" / name).read_text().split('"""')[1]
+    [arguments] = re.findall(rf"examples/{name}((?: [A-Z]+)+)$", docstring, re.M)
+    assert printed.err == f"usage: {Path(name).name}{arguments}\n"
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
