@@ -1,4 +1,4 @@
-"""Fixtures that many rooms need."""
+"""Fixtures that tests of several packages use, and the order of the tests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
-    """The store that `store` copies: nobody may write to it."""
+    """The store that the fixture `store` copies; read-only."""
     lengths = [100, 200, 212, 300, 256, 7, 1, 500, 12, 130, 140]
     return make_store(tmp_path_factory.mktemp("made") / "store", lengths, {3: "the file is empty"})
 

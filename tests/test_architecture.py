@@ -1,4 +1,4 @@
-"""Imports point one way, and heavy libraries live in one file each."""
+"""Which package may import which, and which file may import a heavy library."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 import pipeline
 from tests.helpers.fake_store import FakeStore
 
-HOUSE = Path(pipeline.__file__).parent
-FILES = sorted(HOUSE.rglob("*.py"))
+ROOT = Path(pipeline.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
     """Path within the package."""
-    return path.relative_to(HOUSE).as_posix()
+    return path.relative_to(ROOT).as_posix()
 
 
 BOTTOM = {"errors", "events", "files"}
@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probing": {"feed", "heads", "store", "store/format", "config", *BOTTOM},
     "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},
 }
-"""Rooms, and which others each may import: cli → probing, transforms, feed, extract → heads,
+"""The packages that each package may import: cli → probing, transforms, feed, extract → heads,
 encoders, audio, sources, store → config → errors. What is not listed (`cli`, the public names) may
 import everything."""
 CONFINED = {
@@ -54,9 +54,9 @@ CONFINED = {
     "transformers": {"encoders/wav2vec2/huggingface.py"},
 }
 LAZY = {"feed/hf.py"}
-"""Bridges to a confined library, which are loaded only when somebody calls them."""
+"""Modules that import a confined library, and that no other module imports when it is loaded."""
 PURE = (
-    *sorted(name_of(path) for path in (HOUSE / "store" / "format").glob("*.py")),
+    *sorted(name_of(path) for path in (ROOT / "store" / "format").glob("*.py")),
     "encoders/windows.py",
 )
 INPUT_OUTPUT = {
@@ -67,7 +67,7 @@ INPUT_OUTPUT = {
 
 def module_of(path: Path) -> str:
     """`pipeline/store/index.py` → pipeline.store.index; a folder's `__init__.py` is the folder."""
-    parts = path.relative_to(HOUSE.parent).with_suffix("").parts
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -104,7 +104,7 @@ def _imports(tree: ast.AST, path: Path, lazy: bool) -> Iterator[str]:
         yield from _imports(node, path, lazy)
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     """`pipeline.store.index` → store; `pipeline.store.format.plan` → store/format."""
     parts = module.split(".")[1:]
     return "store/format" if parts[:2] == ["store", "format"] else (parts or [""])[0]
@@ -112,32 +112,32 @@ def room(module: str) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
-    """Rooms import only those that `MAY_IMPORT` lists for them."""
-    own = room(module_of(path))
+    """A package imports only those that `MAY_IMPORT` lists for it."""
+    own = package_of(module_of(path))
     if own not in MAY_IMPORT:
         return
-    found = {room(name) for name in imports(path) if name.split(".")[0] == "pipeline"}
+    found = {package_of(name) for name in imports(path) if name.split(".")[0] == "pipeline"}
     assert found - {"", own} <= MAY_IMPORT[own]
 
 
-def test_every_room_is_known() -> None:
-    """A new room needs a place in the order, and a docstring that says what it is."""
-    folders = {path.parent for path in FILES} - {HOUSE}
-    assert {path.relative_to(HOUSE).parts[0] for path in folders} <= {*MAY_IMPORT, "cli"}
+def test_every_package_is_listed() -> None:
+    """A new package needs an entry in `MAY_IMPORT` and a docstring."""
+    folders = {path.parent for path in FILES} - {ROOT}
+    assert {path.relative_to(ROOT).parts[0] for path in folders} <= {*MAY_IMPORT, "cli"}
     for folder in folders:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
-def test_the_order_of_rooms_has_no_circle() -> None:
-    """`MAY_IMPORT` itself points one way."""
+def test_the_allowed_imports_have_no_cycle() -> None:
+    """`MAY_IMPORT` itself allows no import cycle."""
     left = dict(MAY_IMPORT)
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
-        assert free, f"a circle among {sorted(left)}"
+        assert free, f"a cycle among {sorted(left)}"
         left = {name: needs for name, needs in left.items() if name not in free}
 
 
-def test_rooms_are_small() -> None:
+def test_folders_and_files_are_small() -> None:
     """No folder has more than about a dozen modules, and no module more than 400 lines."""
     for folder in {path.parent for path in FILES}:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
@@ -159,7 +159,7 @@ MAY_USE_FILES = {
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_backends_touch_the_file_system(path: Path) -> None:
-    """A store lies behind its backend, wherever it is written, read, kept or transformed."""
+    """Every other module of `store` and `transforms` accesses a store through its backend."""
     name = name_of(path)
     if not name.startswith(("store/", "transforms/")) or name.startswith("store/backend/"):
         return
@@ -171,7 +171,7 @@ def test_only_backends_touch_the_file_system(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_heavy_libraries_are_confined(path: Path) -> None:
-    """One file each, so that one file changes when the library does."""
+    """Few files import each, so that few change when the library does."""
     for name in imports(path):
         allowed = CONFINED.get(name.split(".")[0])
         assert allowed is None or name_of(path) in allowed, name
@@ -179,7 +179,7 @@ def test_heavy_libraries_are_confined(path: Path) -> None:
 
 @pytest.mark.parametrize("library", sorted(CONFINED))
 def test_confined_libraries_are_used_where_they_may_be(library: str) -> None:
-    """Else the rule above would hold nothing."""
+    """Each confined library has a user; else its entry in `CONFINED` would be out of date."""
     users = {name_of(p) for p in FILES for name in imports(p) if name.split(".")[0] == library}
     assert users <= CONFINED[library]
     assert users
@@ -187,9 +187,9 @@ def test_confined_libraries_are_used_where_they_may_be(library: str) -> None:
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_do_no_input_or_output(name: str) -> None:
-    """Arithmetic only: they import nothing that could, and open nothing."""
-    tree = ast.parse((HOUSE / name).read_text(encoding="utf-8"))
-    found = set(imports(HOUSE / name))
+    """They import no module that does input or output, and do not call `open` or the like."""
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    found = set(imports(ROOT / name))
     assert not {
         item for item in found if item in INPUT_OUTPUT or item.split(".")[0] in INPUT_OUTPUT
     }
@@ -231,8 +231,8 @@ def test_only_the_codec_names_float16(path: Path) -> None:
     assert [text for text in found if CODEC_NAMES.fullmatch(text)] == []
 
 
-def test_no_import_circle() -> None:
-    """Modules can be put in an order in which each imports only earlier ones, lazily too."""
+def test_modules_have_no_import_cycle() -> None:
+    """Modules can be sorted so that each imports only earlier ones, counting lazy imports."""
     graph = {}
     names = {module_of(path): path for path in FILES}
     for name, path in names.items():
@@ -240,7 +240,7 @@ def test_no_import_circle() -> None:
             graph[name] = {found for found in imports(path) if found in names} - {name}
     while graph:
         free = {name for name, needs in graph.items() if not needs & graph.keys()}
-        assert free, f"a circle among {sorted(graph)}"
+        assert free, f"a cycle among {sorted(graph)}"
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
@@ -256,8 +256,8 @@ def test_reading_imports_nothing_heavy(name: str) -> None:
 TRAINER = """
 import importlib, pkgutil, sys
 import pipeline, pipeline.feed, pipeline.heads, pipeline.probing, pipeline.store
-for room in (pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing):
-    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+for package in (pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name not in sys.argv[2:]:
             importlib.import_module(module.name)
 store = pipeline.open_store(sys.argv[1])
@@ -271,9 +271,9 @@ print(sorted(heavy & sys.modules.keys()))
 """
 
 
-def test_a_trainer_pays_only_for_what_it_uses(store: FakeStore) -> None:
-    """Opening, reading, verifying and training load no ray, datasets or torchaudio, ever."""
-    lazy = [module_of(HOUSE / name) for name in LAZY]
+def test_a_trainer_loads_no_heavy_library(store: FakeStore) -> None:
+    """Opening, reading, verifying and training never load ray, datasets or torchaudio."""
+    lazy = [module_of(ROOT / name) for name in LAZY]
     done = subprocess.run(
         [sys.executable, "-c", TRAINER, str(store.root), *lazy], capture_output=True, text=True
     )
@@ -283,7 +283,7 @@ def test_a_trainer_pays_only_for_what_it_uses(store: FakeStore) -> None:
 
 @pytest.mark.parametrize("name", pipeline.__all__)
 def test_public_names_are_there(name: str) -> None:
-    """What `__all__` promises can be imported."""
+    """Every name in `__all__` can be imported."""
     assert getattr(pipeline, name).__module__.startswith("pipeline.")
 
 

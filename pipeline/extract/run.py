@@ -17,7 +17,7 @@ from pipeline.audio.decode import decode as decode_audio
 from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, first_few
 from pipeline.events import Observer, ObserverGroup
 from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
@@ -167,8 +167,7 @@ def _open_source(config: Config, observer: Observer) -> Source:
     source = open_source(config.dataset)
     for names, kind in ((source.skipped, "files"), (source.skipped_columns, "columns")):
         if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            observer.note(f"{len(names)} {kind} of the dataset are skipped: {shown}")
+            observer.note(f"{len(names)} {kind} of the dataset are skipped: {first_few(names)}")
     return source
 
 
