@@ -123,10 +123,7 @@ def _parse_head(stored: dict[str, Any], spec: HeadSpec) -> HeadResult:
     are_texts = bool(predictions) and isinstance(predictions[0], str)
     weights = stored["layer_weights"]
     return HeadResult(
-        layer=spec.layer,
-        lr=spec.lr,
-        seed=spec.seed,
-        fold=spec.fold,
+        **asdict(spec),
         step=stored["step"],
         dev=stored["dev"],
         test=stored["test"],

@@ -37,7 +37,7 @@ from pipeline.probing.results import (
     mean_scores,
 )
 from pipeline.probing.splits import Split, make_split
-from pipeline.probing.tasks.base import Task, TaskFactory
+from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.trainers.pooled import resolve_steps
@@ -159,7 +159,8 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _SweepPlan:
     n_train = max(len(fold.train) for fold in split.folds)
     config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
-    task = kind(store, config.task, labels, split.folds, layers, _device(config.device))
+    device = _device(config.device)
+    task = kind(TaskData(store, config.task, labels, split.folds, layers, device))
     candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
     if config.weighted and len(layers) > 1:
         candidates.append(WEIGHTED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.probing.labels import Fold, Labels, read_labels
 from pipeline.probing.metrics import overall_score
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS
-from pipeline.probing.tasks.base import Task
+from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.store.read.features import FeatureStore, open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
@@ -49,7 +49,7 @@ def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
     )
     labels = read_labels(store, config.task, config.labels)
     labels = Labels(labels.columns, (tuple(words),), labels.orders)
-    return TASK_KINDS[kind](store, config.task, labels, FOLDS, LAYERS, CPU)
+    return TASK_KINDS[kind](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,7 @@ def test_counts_and_sizes_give_the_test_score(case):
 def test_perfect_predictions_have_the_best_score(case):
     """Perfect predictions score 1 if higher is better, else 0."""
     head = case.heads[0]
-    perfect = HeadResult(
-        **{**vars(head), "predictions": case.task.truth[head.fold]},
-    )
+    perfect = replace(head, predictions=case.task.truth[head.fold])
     expected = 1.0 if case.task.higher_is_better else 0.0
     assert overall_score(case.task.counts(perfect), case.task.sizes(head.fold)) == expected
 

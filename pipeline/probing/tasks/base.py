@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,27 @@ from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.metrics import FloatArray, IntArray
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
 from pipeline.store.read.features import FeatureStore
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is created from.
+
+    Attributes:
+        store: The store.
+        config: Settings of the task.
+        labels: Labels of every utterance of the store.
+        folds: The folds.
+        layers: Swept layers of the store.
+        device: Device to train on.
+    """
+
+    store: FeatureStore
+    config: TaskConfig
+    labels: Labels
+    folds: tuple[Fold, ...]
+    layers: tuple[int, ...]
+    device: torch.device
 
 
 class Task(Protocol):
@@ -64,7 +86,5 @@ class Task(Protocol):
         """Write the files that users of the heads need in addition to the results, if any."""
 
 
-TaskFactory = Callable[
-    [FeatureStore, TaskConfig, Labels, tuple[Fold, ...], Sequence[int], torch.device], Task
-]
-"""Creates a task from store, settings, labels of all utterances, folds, swept layers, device."""
+TaskFactory = Callable[[TaskData], Task]
+"""Creates a task of one kind."""

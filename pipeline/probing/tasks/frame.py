@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pipeline.config import TaskConfig
-from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.metrics import FloatArray, IntArray, error_counts, overall_score
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, stored_layer
-from pipeline.probing.tasks.base import Task
+from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
 from pipeline.probing.trainers.frame_data import prepare_transcripts
-from pipeline.store.read.features import FeatureStore
 
 VOCABULARY = "vocabulary.json"
 
@@ -25,32 +21,21 @@ class FrameTask(Task):
 
     higher_is_better = False
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        task: TaskConfig,
-        labels: Labels,
-        folds: tuple[Fold, ...],
-        layers: Sequence[int],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, data: TaskData) -> None:
         """Prepare the transcripts of each fold.
 
         Args:
-            store: The store.
-            task: Settings of the task.
-            labels: Transcripts of every utterance of the store, in one column.
-            folds: The folds.
-            layers: Swept layers of the store.
-            device: Device to train on.
+            data: What to learn from; the labels are transcripts, in one column.
 
         Raises:
             ConfigError: A transcript is missing, a part is empty, or no transcript can be trained
                 on.
         """
-        self._store, self._task, self._layers, self._device = store, task, layers, device
-        texts = labels.texts[0]
-        self._transcripts = [prepare_transcripts(store, task, fold, texts) for fold in folds]
+        self._data, self._config = data, data.config
+        texts = data.labels.texts[0]
+        self._transcripts = [
+            prepare_transcripts(data.store, data.config, fold, texts) for fold in data.folds
+        ]
         warnings = [line for transcripts in self._transcripts for line in transcripts.warnings]
         self.warnings = tuple(dict.fromkeys(warnings))
         self.vocabulary = self._transcripts[0].vocabulary
@@ -62,12 +47,12 @@ class FrameTask(Task):
         for fold, seed in dict.fromkeys((spec.fold, spec.seed) for spec in specs):
             group = [spec for spec in specs if (spec.fold, spec.seed) == (fold, seed)]
             heads = train_ctc_heads(
-                self._store,
-                self._task,
+                self._data.store,
+                self._config,
                 self._transcripts[fold],
-                self._layers,
+                self._data.layers,
                 group,
-                self._device,
+                self._data.device,
                 note,
             )
             for spec, head in zip(group, heads, strict=True):
@@ -76,15 +61,15 @@ class FrameTask(Task):
     def sizes(self, fold: int) -> IntArray:
         """Return the number of symbols of each test utterance."""
         texts = self._references(fold)
-        return error_counts(self._task.metric, texts, texts)[1]
+        return error_counts(self._config.metric, texts, texts)[1]
 
     def counts(self, head: HeadResult) -> FloatArray:
         """Return the number of errors in each test utterance."""
-        return self._errors(self._task.metric, head)[0].astype(np.float64)
+        return self._errors(self._config.metric, head)[0].astype(np.float64)
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return the word error rate, if the metric is the character error rate."""
-        if self._task.metric != "cer":
+        if self._config.metric != "cer":
             return {}
         pairs = [self._errors("wer", head) for head in heads]
         errors, words = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -93,7 +78,11 @@ class FrameTask(Task):
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the error rates of an untrained head and of empty predictions."""
         rate = untrained_error_rate(
-            self._store, self._task, self._transcripts[0], stored_layer(layer), self._device
+            self._data.store,
+            self._config,
+            self._transcripts[0],
+            stored_layer(layer),
+            self._data.device,
         )
         return {f"untrained head, layer {layer}": rate, "saying nothing": 1.0}
 

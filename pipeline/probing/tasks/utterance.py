@@ -11,12 +11,11 @@ import torch
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError, first_few
 from pipeline.probing.baselines import chance, logistic_regression, majority
-from pipeline.probing.labels import Classes, Fold, Labels, classes_of
+from pipeline.probing.labels import Classes, Fold, classes_of
 from pipeline.probing.metrics import FloatArray, IntArray, confusion_matrix, macro_f1
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
-from pipeline.probing.tasks.base import Task
+from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
-from pipeline.store.read.features import FeatureStore
 
 
 class UtteranceTask(Task):
@@ -24,49 +23,36 @@ class UtteranceTask(Task):
 
     higher_is_better = True
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        task: TaskConfig,
-        labels: Labels,
-        folds: tuple[Fold, ...],
-        layers: Sequence[int],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, data: TaskData) -> None:
         """Check the labels and read the pooled features.
 
         Args:
-            store: The store.
-            task: Settings of the task.
-            labels: Labels of every utterance of the store.
-            folds: The folds.
-            layers: Swept layers of the store.
-            device: Device to train on.
+            data: What to learn from.
 
         Raises:
             ConfigError: A column has fewer than two classes, or a class to be recognised is
                 missing from train.
         """
-        self._task, self._folds, self._device = task, folds, device
-        self._classes = classes_of(labels)
+        self._folds, self._device = data.folds, data.device
+        self._classes = classes_of(data.labels)
         self.classes = self._classes.names
-        self.warnings = _check_classes(self._classes, labels.columns, folds, task)
+        self.warnings = _check_classes(self._classes, data.labels.columns, data.folds, data.config)
         numbers = self._classes.numbers
         self.truth = tuple(
-            tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in folds
+            tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in data.folds
         )
-        self._data = PooledData(
-            pooled=store.pooled(list(layers)).transpose(0, 1).contiguous(),
-            layers=tuple(candidate_of(layer) for layer in layers),
+        self._pooled_data = PooledData(
+            pooled=data.store.pooled(data.layers).transpose(0, 1).contiguous(),
+            layers=tuple(candidate_of(layer) for layer in data.layers),
             labels=torch.from_numpy(numbers.T.copy()),
             n_classes=tuple(len(names) for names in self.classes),
-            folds=folds,
-            task=task,
+            folds=data.folds,
+            task=data.config,
         )
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
-        train_pooled_heads(self._data, specs, self._device, on_head)
+        train_pooled_heads(self._pooled_data, specs, self._device, on_head)
 
     def sizes(self, fold: int) -> IntArray:
         """Return 1 for each test utterance."""
@@ -83,13 +69,13 @@ class UtteranceTask(Task):
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the scores of chance, majority class, an untrained head, logistic regression."""
-        axis = self._data.layers.index(layer)
+        axis = self._pooled_data.layers.index(layer)
         scores = {
             "chance": chance(self._classes),
             "majority class": majority(self._classes, self._folds),
-            f"untrained head, layer {layer}": untrained_accuracy(self._data, layer),
+            f"untrained head, layer {layer}": untrained_accuracy(self._pooled_data, layer),
         }
-        vectors = self._data.pooled[axis].numpy()
+        vectors = self._pooled_data.pooled[axis].numpy()
         score = logistic_regression(vectors, self._classes, self._folds)
         return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -201,10 +201,7 @@ class _Head:
         """Return the head at its best dev error rate."""
         mix = self.best.mix
         return HeadResult(
-            layer=self.spec.layer,
-            lr=self.spec.lr,
-            seed=self.spec.seed,
-            fold=self.spec.fold,
+            **asdict(self.spec),
             step=self._best_step,
             dev=self.best_dev,
             test=test,

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import torch
@@ -200,10 +200,7 @@ class _Head:
         predictions = data.predictions(self.best, test)
         mix = self.best.mix
         return HeadResult(
-            layer=self.spec.layer,
-            lr=self.spec.lr,
-            seed=self.spec.seed,
-            fold=self.spec.fold,
+            **asdict(self.spec),
             step=self.step,
             dev=self.dev,
             test=data.accuracy(predictions, test)[0],
