@@ -9,13 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import NoSpaceError, StoreError
 
 Buffer = bytes | memoryview
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Calls a function with each item, perhaps in several threads, as the built-in `map` does."""
 PARTIAL_SUFFIX = ".partial"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,18 +65,20 @@ def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
 class PartialFile:
     """A file that is written in any order under a temporary name, and then published.
 
+    Several threads may write to it. None may be writing when it is published or discarded.
+
     Attributes:
         path: Its final name.
 
     Raises:
-        NoSpaceError: The disk is full; `write` and `publish` raise it, too.
-        StoreError: The file cannot be written; `write` and `publish` raise it, too.
+        NoSpaceError: The disk is full; `write` and `flush` raise it, too.
+        StoreError: The file cannot be written; all methods but `discard` raise it, too.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._partial = path, _partial_name(path)
         with store_errors(path):
-            make_folder(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)  # `publish` makes the folders durable
             self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: Buffer, offset: int) -> None:
@@ -84,13 +89,16 @@ class PartialFile:
                 written = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
 
-    def publish(self) -> None:
-        """Sync the file and rename it to its final name."""
+    def flush(self) -> None:
+        """Make the bytes durable."""
         with store_errors(self.path):
             os.fsync(self._descriptor)
+
+    def rename(self) -> None:
+        """Give the file its final name."""
+        with store_errors(self.path):
             self._close()
             self._partial.replace(self.path)
-            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the file, unless it was published."""
@@ -103,6 +111,38 @@ class PartialFile:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def publish(partials: Sequence[PartialFile], root: Path, run: Map = map) -> None:
+    """Give files their final names, durably, with all folders between `root` and them.
+
+    The bytes of all files are durable before the first one gets its name. A folder is synced once,
+    however many of the files are in it.
+
+    Args:
+        partials: The files, below `root`.
+        root: A folder that exists durably.
+        run: Syncs several files at a time.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: A file or folder cannot be written.
+    """
+    _all(run(PartialFile.flush, partials))
+    for partial in partials:
+        partial.rename()
+    folders = {
+        folder
+        for partial in partials
+        for folder in partial.path.parents
+        if folder.is_relative_to(root)
+    }
+    _all(run(sync_folder, folders))
+
+
+def _all(results: Iterable[Any]) -> None:
+    for _ in results:
+        pass
 
 
 def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
@@ -126,13 +166,23 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and links in `folder` durable."""
-    with suppress(OSError):  # some network file systems refuse this, and do not need it
-        descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames and links in `folder` durable.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreError: The disk reports a failure.
+    """
+    with store_errors(folder):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno in (errno.EIO, *_FULL):
+                raise
+            # some network file systems refuse to sync a folder, and do not need it
 
 
 def make_folder(folder: Path) -> None:

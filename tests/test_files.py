@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import stat
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.files import create_exclusive, make_folder, remove, write_atomic
+from pipeline.files import (
+    PartialFile,
+    create_exclusive,
+    make_folder,
+    publish,
+    remove,
+    write_atomic,
+)
 from tests.helpers.fake_store import KILL, MEET, child, finish
 
 
@@ -215,3 +224,55 @@ def test_a_failed_removal_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match="folder cannot be written"):
         remove(tmp_path / "folder")
+
+
+def test_files_are_durable_before_they_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes are synced, then the files are renamed, then each folder is synced once."""
+    steps: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_fsync(descriptor: int) -> None:
+        steps.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    def record_replace(self: Path, target: Path) -> Path:
+        steps.append(("rename", str(target)))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    root = tmp_path / "store"
+    paths = [root / name / "0" for name in ("a/1", "a/2", "b/1")]
+    partials = [PartialFile(path) for path in paths]
+    for partial in partials:
+        partial.write(b"bytes", 0)
+    with ThreadPoolExecutor(3) as threads:
+        publish(partials, root, threads.map)
+    assert [path.read_bytes() for path in paths] == [b"bytes"] * 3
+    assert [kind for kind, _ in steps] == ["sync"] * 3 + ["rename"] * 3 + ["sync"] * 6
+    assert {name for _, name in steps[:3]}.isdisjoint(map(str, paths))
+    folders = [root / name for name in ("a/1", "a/2", "b/1", "a", "b", "")]
+    assert {name for _, name in steps[6:]} == {str(folder) for folder in folders}
+
+
+@pytest.mark.parametrize("failing", ["file", "folder"])
+def test_a_sync_that_fails_is_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Of a file: no file has its name. Of a folder: the error names the folder."""
+    fsync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").is_dir() == (failing == "folder"):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    partials = [PartialFile(tmp_path / name) for name in "ab"]
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(StoreError, match="cannot be written: Input/output error"):
+        publish(partials, tmp_path)
+    for partial in partials:
+        partial.discard()
+    assert names(tmp_path) == ([] if failing == "file" else ["a", "b"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import google_crc32c
+from crc32c import crc32c
 
 from pipeline.audio.backends import soundfile, torchcodec
 from pipeline.audio.content import EncodedFile, check_channel, open_bytes, sample_range
@@ -58,4 +58,4 @@ def _fingerprint(handle: EncodedFile) -> tuple[bytes, int, int]:
     handle.seek(max(0, n_bytes - _END_BYTES))
     tail = handle.read(_END_BYTES)
     handle.seek(0)
-    return head, n_bytes, int(google_crc32c.value(head + tail + n_bytes.to_bytes(8, "little")))
+    return head, n_bytes, int(crc32c(head + tail + n_bytes.to_bytes(8, "little")))

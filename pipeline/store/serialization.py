@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from pipeline.errors import DamagedError
 from pipeline.store.backend.base import Backend
@@ -38,7 +37,7 @@ def parquet_bytes(table: pa.Table) -> memoryview:
         writer.add_key_value_metadata({_SEAL_KEY: _OPEN_SEAL})
     raw = bytearray(sink.getvalue())
     at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
-    raw[at : at + 8] = b"%08x" % google_crc32c.value(bytes(raw))
+    raw[at : at + 8] = b"%08x" % crc32c(bytes(raw))
     return memoryview(raw)
 
 
@@ -72,9 +71,9 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     if not seals:
         raise DamagedError(f"{name} is cut short, or was not written by strata")
     seal = seals[-1]
-    view = np.frombuffer(raw, np.uint8)
-    crc = google_crc32c.value(view[: seal.start(1)])
-    crc = google_crc32c.extend(google_crc32c.extend(crc, b"0" * 8), view[seal.end(1) :])
+    view = memoryview(raw)
+    crc = crc32c(view[: seal.start(1)])
+    crc = crc32c(view[seal.end(1) :], crc32c(b"0" * 8, crc))
     if crc != int(seal[1], 16):
         raise DamagedError(f"{name} has a wrong checksum")
     try:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from crc32c import crc32c
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DamagedError, NoSpaceError, StoreError
@@ -48,7 +49,7 @@ from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into
-from pipeline.store.write.buffer import UnitBuffer, crc32c
+from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import commit_unit
 from pipeline.transforms.layer_weights import read_weights
 
@@ -338,7 +339,7 @@ class _UnitCollapser:
         return row | {"slot": slot, "frame_start": first, "crc32c": list(checksums)}
 
     def _verify(self, stored: Stored, axis: int, row: Row) -> None:
-        if crc32c(stored) != row["crc32c"][axis]:
+        if crc32c(stored.data) != row["crc32c"][axis]:
             key = self._from.shard_key(axis, row["slot"])
             raise DamagedError(
                 f"{self._parent.locate(key)}: utterance {row['id']!r} has a wrong checksum; "

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from crc32c import crc32c
 from torch import Tensor
 
 from pipeline.config import DatasetConfig
@@ -29,7 +30,6 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import open_store
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.buffer import crc32c
 from pipeline.store.write.slot import SlotWriter
 
 LAYERS = (1, 2, 3)

@@ -295,7 +295,7 @@ def test_a_partial_object_is_invisible_until_it_is_published(backend: Backend) -
     partial.write(b" ", 5)
     assert not backend.exists("a/x")
     assert all(key.endswith(PARTIAL_SUFFIX) for key in backend.list())
-    partial.publish()
+    backend.publish([partial])
     partial.discard()  # of a published object: nothing happens
     assert contents(backend) == {"a/x": b"hello world"}
 
@@ -305,7 +305,7 @@ def test_a_partial_object_that_is_published_replaces_an_older_one(backend: Backe
     backend.put("x", [b"older and longer"])
     partial = backend.open_partial("x")
     partial.write(b"new", 0)
-    partial.publish()
+    backend.publish([partial])
     assert contents(backend) == {"x": b"new"}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zarr
+from crc32c import crc32c
 
 from pipeline import files
 from pipeline.errors import DamagedError, StoreError, StoreNotFoundError
@@ -22,7 +23,6 @@ from pipeline.store.index import compact
 from pipeline.store.maintain.verify import Damage, Verification, verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.serialization import parquet_bytes
-from pipeline.store.write.buffer import crc32c
 from pipeline.store.write.slot import commit_unit
 from tests.helpers.backends import in_memory
 from tests.helpers.fake_store import FakeStore, begin_store, make_store, plan_rows

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +30,7 @@ from pipeline.store.index import committed_units, read_unit
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.write import slot as slot_module
-from pipeline.store.write.buffer import UnitBuffer, crc32c, pool
+from pipeline.store.write.buffer import UnitBuffer, pool
 from pipeline.store.write.slot import SlotWriter
 from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
 
@@ -326,6 +330,61 @@ def test_frames_may_come_in_any_order(tmp_path: Path) -> None:
     assert len(keys) == 5
     for key in keys:
         assert len({(tmp_path / n / key).read_bytes() for n in ("at once", "in parts")}) == 1
+
+
+def test_several_threads_may_write_a_unit(tmp_path: Path) -> None:
+    """Parts of frames and of layers, in any thread: the bytes of a unit that one thread wrote."""
+    for name, n_threads in (("one", 1), ("several", 4)):
+        store = begin_store(tmp_path / name, [300])
+        buffer, records = store.buffer(0)
+        with ThreadPoolExecutor(n_threads) as threads:
+            writer = SlotWriter(store.root, buffer, 0, 0, run=threads.map)
+            for start in range(0, 512, 8):
+                for axis in range(store.layout.n_layers):
+                    threads.submit(writer.write, start, start + 8, slice(axis, axis + 1))
+        writer.complete()
+        with ThreadPoolExecutor(n_threads) as threads:
+            writer._run = threads.map
+            assert writer.commit(store.index(0, 0, records)).won
+    for key in [index_key(0), *slot_files(store, 0)]:
+        assert len({(tmp_path / name / key).read_bytes() for name in ("one", "several")}) == 1
+
+
+def test_a_unit_may_keep_its_means_only(tmp_path: Path) -> None:
+    """No shard is written; the pooled chunk and the index are those of a complete unit."""
+    for name, keeps in (("all", True), ("means", False)):
+        store = begin_store(tmp_path / name, [300])
+        buffer, records = store.buffer(0)
+        writer = SlotWriter(store.root, buffer, 0, 0, keep_frames=keeps)
+        writer.write(0, 512)
+        writer.complete()
+        assert writer.commit(store.index(0, 0, records)).n_bytes == writer.n_bytes
+    pooled = store.layout.pooled_key(0)
+    assert slot_files(store, 0) == [pooled]
+    assert store.path(pooled).stat().st_size == writer.n_bytes
+    for key in (pooled, index_key(0)):
+        assert len({(tmp_path / name / key).read_bytes() for name in ("all", "means")}) == 1
+
+
+def test_a_failing_disk_is_reported_with_the_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that fails: nothing of the unit is visible or left, and a later attempt commits."""
+    store = begin_store(tmp_path, [300])
+    fsync, calls = os.fsync, []
+
+    def fails_third(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_third)
+    with pytest.raises(StoreError, match=r"unit 0 \(.* is not committed: .*Input/output error"):
+        store.commit(0)
+    assert committed_units(tmp_path) == slot_files(store, 0) == partials(tmp_path) == []
+    assert store.commit(0, slot=0).won
+    assert verify_store(tmp_path).ok
 
 
 def test_leaving_the_block_without_a_commit_leaves_nothing(tmp_path: Path) -> None:

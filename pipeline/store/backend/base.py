@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from pipeline.files import PARTIAL_SUFFIX, Buffer
+from pipeline.files import PARTIAL_SUFFIX, Buffer, Map
 
 __all__ = [
     "PARTIAL_SUFFIX",
@@ -23,6 +23,7 @@ __all__ = [
     "Buffer",
     "LeaseOperations",
     "Location",
+    "Map",
     "ObjectReader",
     "PartialObject",
 ]
@@ -72,17 +73,18 @@ class ObjectReader(Protocol):
 
 
 class PartialObject(Protocol):
-    """An object that is written in any order and is invisible until it is published.
+    """An object that is written in any order and is invisible until `Backend.publish`.
 
-    `write` and `publish` raise a NoSpaceError if the storage is full, and a StoreError for any
-    other failure.
+    Several threads may write to it. None may be writing when it is published or discarded.
     """
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Write bytes to their place; `data` may be reused as soon as this returns."""
+        """Write bytes to their place; `data` may be reused as soon as this returns.
 
-    def publish(self) -> None:
-        """Make the object visible under its key, whole and durably; replace an older one."""
+        Raises:
+            NoSpaceError: The storage is full.
+            StoreError: The bytes cannot be written.
+        """
 
     def discard(self) -> None:
         """Drop what was written, unless it was published. Never raises."""
@@ -224,6 +226,20 @@ class Backend(Protocol):
 
     def open_partial(self, key: str) -> PartialObject:
         """Begin an object whose bytes come in any order."""
+
+    def publish(self, partials: Sequence[Any], run: Map = map) -> None:
+        """Make objects visible under their keys, whole and durably; replace older ones.
+
+        When it returns, all are visible and durable. When it raises, any of them may be visible.
+
+        Args:
+            partials: Results of `open_partial`.
+            run: Calls a function with each of several items, perhaps in parallel threads.
+
+        Raises:
+            NoSpaceError: The storage is full.
+            StoreError: An object cannot be published.
+        """
 
     def append(self, key: str, line: bytes) -> None:
         r"""Append a line, which ends in `\n`; end a line first that a crash has cut short.

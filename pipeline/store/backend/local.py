@@ -18,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from pipeline import files
-from pipeline.store.backend.base import Backend, Buffer, ObjectReader
+from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
 
 MAX_READERS = 256
 """Files that one reader of a store keeps open, if the process may open four times as many."""
@@ -127,6 +127,10 @@ class LocalBackend(Backend):
     def open_partial(self, key: str) -> files.PartialFile:
         """Begin a file under a temporary name."""
         return files.PartialFile(self._root / key)
+
+    def publish(self, partials: Sequence[files.PartialFile], run: Map = map) -> None:
+        """Sync all files, rename them, then sync each folder once."""
+        files.publish(partials, self._root, run)
 
     def append(self, key: str, line: bytes) -> None:
         """Append a line by one write; the store's folder must exist.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreNotFoundError
-from pipeline.store.backend.base import Backend, Buffer, ObjectReader, PartialObject
+from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader, PartialObject
 
 _open_stores: WeakValueDictionary[str, MemoryBackend] = WeakValueDictionary()
 
@@ -103,7 +103,12 @@ class MemoryBackend(Backend):
 
     def open_partial(self, key: str) -> _PartialObject:
         """Open an object for writing in any order."""
-        return _PartialObject(self, key)
+        return _PartialObject(key)
+
+    def publish(self, partials: Sequence[_PartialObject], run: Map = map) -> None:
+        """Publish the bytes under their keys."""
+        for partial in partials:
+            self.put(partial.key, [bytes(partial.content)])
 
     def append(self, key: str, line: bytes) -> None:
         """Append a line."""
@@ -218,27 +223,24 @@ class MemoryReader(ObjectReader):
 
 
 class _PartialObject(PartialObject):
-    """Bytes that become an object of a MemoryBackend when they are published."""
+    """Bytes that become an object when they are published."""
 
-    def __init__(self, backend: MemoryBackend, key: str) -> None:
-        self._backend, self._key = backend, key
-        self._content = bytearray()
+    def __init__(self, key: str) -> None:
+        self.key, self.content = key, bytearray()
+        self._guard = threading.Lock()
 
     def write(self, data: Buffer, offset: int) -> None:
         """Copy bytes to their place."""
         view = memoryview(data).cast("B")
-        missing = offset + len(view) - len(self._content)
-        if missing > 0:
-            self._content.extend(bytes(missing))
-        self._content[offset : offset + len(view)] = view
-
-    def publish(self) -> None:
-        """Publish the bytes under the key."""
-        self._backend.put(self._key, [bytes(self._content)])
+        with self._guard:
+            missing = offset + len(view) - len(self.content)
+            if missing > 0:
+                self.content.extend(bytes(missing))
+            self.content[offset : offset + len(view)] = view
 
     def discard(self) -> None:
         """Drop the bytes."""
-        self._content = bytearray()
+        self.content = bytearray()
 
 
 def find_store(uri: str) -> MemoryBackend:

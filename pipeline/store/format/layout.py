@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import google_crc32c
+from crc32c import crc32c
 
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
 
@@ -126,9 +126,14 @@ class Layout:
         return self.utterances_per_slot * self.n_layers * self.dim * _POOLED_BYTES
 
     @property
+    def pooled_bytes(self) -> int:
+        """Bytes of one pooled chunk: the means, then their checksum."""
+        return self.pooled_data_bytes + _CRC.size
+
+    @property
     def slot_bytes(self) -> int:
         """Bytes of one slot: a shard per layer and the pooled chunk."""
-        return self.n_layers * self.shard_bytes + self.pooled_data_bytes + _CRC.size
+        return self.n_layers * self.shard_bytes + self.pooled_bytes
 
     @cached_property
     def shard_index(self) -> bytes:
@@ -141,7 +146,7 @@ class Layout:
             _INDEX_ENTRY.pack(i * self.chunk_bytes, self.chunk_bytes)
             for i in range(self.chunks_per_shard)
         )
-        return entries + _CRC.pack(google_crc32c.value(entries))
+        return entries + _CRC.pack(crc32c(entries))
 
     def slot_start(self, slot: int) -> int:
         """Return the first frame of `slot` on the frame axis."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from crc32c import crc32c
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
@@ -26,7 +27,7 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.buffer import crc32c, pool
+from pipeline.store.write.buffer import pool
 
 Row = dict[str, Any]
 
@@ -318,7 +319,7 @@ class _UnitCheck:
         for row in done:
             start = row["frame_start"] - first
             stored = np.ascontiguousarray(shards.read(axis, slot, start, start + row["n_frames"]))
-            if crc32c(stored) != row["crc32c"][axis]:
+            if crc32c(stored.data) != row["crc32c"][axis]:
                 problems.append(
                     f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
                 )

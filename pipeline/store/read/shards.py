@@ -11,9 +11,9 @@ import errno
 from collections.abc import Sequence
 from functools import lru_cache
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from pipeline.errors import DamagedError, StoreError
 from pipeline.store.backend.base import Location, ObjectReader
@@ -109,7 +109,7 @@ class ShardReader:
         size = self.layout.pooled_data_bytes
         if len(raw) != size + 4:
             return self._pooled_by_zarr(slot, path)
-        checksum = google_crc32c.value(np.frombuffer(raw, np.uint8, size))
+        checksum = crc32c(memoryview(raw)[:size])
         if checksum != int.from_bytes(raw[size:], "little"):
             raise DamagedError(f"{path} has a wrong checksum; run `strata verify`")
         return np.frombuffer(raw, np.float32, size // 4).reshape(self.layout.pooled_shape(1)[1:])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import Layout
+
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+"""Returns a new contiguous array of a shape and dtype, with undefined content."""
+ALL_LAYERS = slice(None)
 
 
 class UnitBuffer:
@@ -18,14 +23,18 @@ class UnitBuffer:
     It is reused for every unit: call `start` with the number of frames, fill or `blank` each
     utterance, `seal` it, and pass the buffer to a `SlotWriter`.
 
+    Args:
+        layout: Shapes of the store's arrays.
+        allocate: Allocates `frames`. A device copies straight into page-locked memory only.
+
     Attributes:
         frames: Stored values [n_layers, frames_per_unit, dim], of the codec's dtype.
         pooled: float32 [utterances_per_slot, n_layers, dim].
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, allocate: Allocate = np.empty) -> None:
         self.layout = layout
-        self.frames: Stored = np.empty(
+        self.frames: Stored = allocate(
             (layout.n_layers, layout.frames_per_unit, layout.dim), layout.codec.dtype
         )
         self.pooled: npt.NDArray[np.float32] = np.empty(
@@ -61,17 +70,27 @@ class UnitBuffer:
         Returns:
             crc32c of the stored bytes of each layer.
         """
-        stored = self.frames[:, start:stop]
-        self.pooled[position] = pool(stored) if means is None else means
-        return tuple(crc32c(layer) for layer in stored)
+        self.pool(position, start, stop, means)
+        return self.checksums(start, stop)
+
+    def pool(
+        self,
+        position: int,
+        start: int,
+        stop: int,
+        means: npt.NDArray[np.float32] | None = None,
+        layers: slice = ALL_LAYERS,
+    ) -> None:
+        """Compute the means of an utterance as `seal` does, of some positions on the layer axis."""
+        pooled = self.pooled[position, layers]
+        pooled[...] = pool(self.frames[layers, start:stop]) if means is None else means[layers]
+
+    def checksums(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> tuple[int, ...]:
+        """Return crc32c of frames [start, stop), of some positions on the layer axis."""
+        return tuple(crc32c(layer.data) for layer in self.frames[layers, start:stop])
 
 
 def pool(stored: Stored) -> npt.NDArray[np.float32]:
     """Return means over frames, [n_layers, n_frames, dim] → [n_layers, dim]; sums are float64."""
     mean = stored.mean(axis=1, dtype=np.float64)
     return np.asarray(mean, np.float32)
-
-
-def crc32c(array: npt.NDArray[Any]) -> int:
-    """Return the checksum of the bytes of a contiguous array."""
-    return int(google_crc32c.value(array))

@@ -7,19 +7,21 @@ publishes the shards and the pooled chunk, and last creates the unit's index fil
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
+from crc32c import crc32c
 
 from pipeline.errors import StoreError
-from pipeline.store.backend.base import Backend, Location, PartialObject
+from pipeline.store.backend.base import Backend, Location, Map, PartialObject
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import ATTRIBUTES, Layout, index_key
 from pipeline.store.serialization import parquet_bytes
-from pipeline.store.write.buffer import UnitBuffer, crc32c
+from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,35 @@ class CommitOutcome:
 class SlotWriter:
     """Writes one attempt at a unit: `write` all frames, then `complete`, then `commit`.
 
-    `write` and `complete` keep a StoreError for `check` and `commit` instead of raising it, so that
-    they can run in a thread whose result is not awaited. Leaving the `with` block without a commit
-    removes all partial objects.
+    `write` may run in several threads at a time. It and `complete` keep a StoreError for `check`
+    and `commit` instead of raising it, so that they can run in a thread whose result is not
+    awaited. Leaving the `with` block without a commit removes all partial objects; no thread may
+    be writing then.
 
     Args:
         store: The store.
         buffer: The unit's features; not used after `complete`.
         unit: Number of the unit.
         slot: Slot that this attempt has claimed.
+        keep_frames: Whether to write the frames; without them only the pooled means are kept.
+        run: Syncs several objects at a time.
     """
 
-    def __init__(self, store: Location, buffer: UnitBuffer, unit: int, slot: int) -> None:
+    def __init__(
+        self,
+        store: Location,
+        buffer: UnitBuffer,
+        unit: int,
+        slot: int,
+        keep_frames: bool = True,
+        run: Map = map,
+    ) -> None:
         self._backend, self._buffer = open_backend(store), buffer
         self._layout = buffer.layout
         self._unit, self._slot = unit, slot
+        self._shard_keys = self._layout.shard_keys(slot) if keep_frames else []
+        self._run = run
+        self._opening = threading.Lock()
         self._partials: dict[str, PartialObject] = {}  # by key, until they are published
         self._error: StoreError | None = None
 
@@ -67,19 +83,21 @@ class SlotWriter:
     ) -> None:
         self.discard()
 
-    def write(self, start: int, stop: int) -> None:
-        """Write frames [start, stop) of all layers, which are final, into the shards."""
-        if start == stop or self._error is not None:
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the attempt writes to its slot."""
+        return self._layout.pooled_bytes + len(self._shard_keys) * self._layout.shard_bytes
+
+    def write(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> None:
+        """Write frames [start, stop), which are final, of some positions on the layer axis."""
+        if start == stop or not self._shard_keys or self._error is not None:
             return
         try:
-            if not self._partials:
-                for key in self._layout.shard_keys(self._slot):
-                    self._open(key)
-            partials = self._partials.values()
-            for partial, layer in zip(partials, self._buffer.frames, strict=True):
-                partial.write(layer[start:stop].data.cast("B"), start * layer.strides[0])
+            shards = self._open_shards()[layers]
+            for shard, frames in zip(shards, self._buffer.frames[layers], strict=True):
+                shard.write(frames[start:stop].data.cast("B"), start * frames.strides[0])
         except StoreError as error:
-            self._fail(error)
+            self._error = error
 
     def complete(self) -> None:
         """Write the index of each shard, and the pooled chunk. Then the buffer may be reused."""
@@ -87,14 +105,13 @@ class SlotWriter:
             return
         layout, pooled = self._layout, self._buffer.pooled
         try:
-            for partial in self._partials.values():
-                partial.write(layout.shard_index, layout.shard_data_bytes)
-            chunk = self._backend.open_partial(layout.pooled_key(self._slot))
-            self._partials[layout.pooled_key(self._slot)] = chunk
+            for shard in self._open_shards():
+                shard.write(layout.shard_index, layout.shard_data_bytes)
+            chunk = self._open(layout.pooled_key(self._slot))
             chunk.write(pooled.data.cast("B"), 0)
-            chunk.write(crc32c(pooled).to_bytes(4, "little"), layout.pooled_data_bytes)
+            chunk.write(crc32c(pooled.data).to_bytes(4, "little"), layout.pooled_data_bytes)
         except StoreError as error:
-            self._fail(error)
+            self._error = error
 
     def check(self) -> None:
         """Raise the first error of `write` or `complete`, as `commit` does."""
@@ -103,9 +120,8 @@ class SlotWriter:
 
     def publish(self) -> None:
         """Publish all shards and the pooled chunk; the unit is not visible yet."""
-        for partial in self._partials.values():
-            check_exists(self._backend)
-            partial.publish()
+        check_exists(self._backend)
+        self._backend.publish(list(self._partials.values()), self._run)
         self._partials = {}
 
     def commit(self, index: pa.Table) -> CommitOutcome:
@@ -137,25 +153,25 @@ class SlotWriter:
             raise self._with_unit(error) from error
         if not won:
             discard_slot(self._backend, self._layout, self._slot)
-        return CommitOutcome(won, self._layout.slot_bytes)
+        return CommitOutcome(won, self.n_bytes)
 
     def discard(self) -> None:
         """Remove the partial objects, if there are any."""
         while self._partials:
             self._partials.popitem()[1].discard()
 
-    def _open(self, key: str) -> None:
-        check_exists(self._backend)
-        self._partials[key] = self._backend.open_partial(key)
+    def _open_shards(self) -> list[PartialObject]:
+        """Return all shards; the first call opens them."""
+        with self._opening:
+            return [self._partials.get(key) or self._open(key) for key in self._shard_keys]
 
-    def _fail(self, error: StoreError) -> None:
-        self._error = error
-        self.discard()
+    def _open(self, key: str) -> PartialObject:
+        check_exists(self._backend)
+        partial = self._partials[key] = self._backend.open_partial(key)
+        return partial
 
     def _with_unit(self, error: StoreError) -> StoreError:
-        return type(error)(
-            f"unit {self._unit} ({self._layout.slot_bytes:,} bytes) is not committed: {error}"
-        )
+        return type(error)(f"unit {self._unit} ({self.n_bytes:,} bytes) is not committed: {error}")
 
 
 def check_exists(backend: Backend) -> None:
