@@ -41,9 +41,10 @@ import transformers
 import pipeline
 from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
-from pipeline.encoders.kernels.cpu import Linear
-from pipeline.encoders.wav2vec2 import frontend, transformer
+from pipeline.encoders.kernels.base import Pack
+from pipeline.encoders.kernels.cpu import CpuKernels
 from pipeline.encoders.wav2vec2.geometry import DEFAULT_CONTEXT_S, DEFAULT_MAX_WINDOW_S, GEOMETRY
+from pipeline.encoders.wav2vec2.stream import Stream
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.encoder_setup import BATCH_S
 from pipeline.extract.planning import plan_source
@@ -146,7 +147,8 @@ class Bench:
     def forward(self, precision: str) -> None:
         encoder = self.encoders[precision]
         for batch in self.batches():
-            encoder.encode_batch(batch)
+            for _ in encoder.encode_batch(batch):
+                pass
 
     def batches(self) -> list[list[torch.Tensor]]:
         """Return the worker's batches, decoded once and kept."""
@@ -183,9 +185,10 @@ def padding(folder: Path) -> dict[str, float]:
         lengths = plan.unit_rows(unit)["n_frames"].to_numpy()
         for batch in make_batches(lengths, MAX_BATCH_FRAMES):
             counts = [int(n) for n in lengths[batch]]
-            own += sum(counts)
-            computed["front end"] += frontend.n_rows(counts)
-            computed["transformer"] += transformer.n_rows(counts)
+            pack = Pack(counts, "cpu", CpuKernels.row_multiple)
+            own += pack.n_frames
+            computed["front end"] += Stream(pack, [], 1, CpuKernels.row_multiple, gap=1).n_rows
+            computed["transformer"] += pack.n_rows
             computed["rectangle"] += len(counts) * max(counts)
     return {name: 1 - own / n for name, n in computed.items()}
 
@@ -193,7 +196,7 @@ def padding(folder: Path) -> dict[str, float]:
 def matmul_gflops(dtype: torch.dtype) -> float:
     """Return the faster of torch's and oneDNN's packed product (MKL is slow on some CPUs)."""
     a, b = torch.randn(4096, 4096).to(dtype), torch.randn(4096, 4096)
-    packed, b = Linear(b, None, dtype), b.to(dtype)
+    packed, b = CpuKernels().linear(b, None, dtype), b.to(dtype)
     seconds = []
     for product in (lambda: a @ b, lambda: packed(a)):
         product()

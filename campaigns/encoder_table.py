@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from pipeline.encoders.clips import encode_clips
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.encoder import load_encoder
@@ -85,8 +86,7 @@ def worst(pairs) -> float:
 def in_batches(encoder, clips, size=6):
     features = []
     for i in range(0, len(clips), size):
-        batch, counts = encoder.encode_batch(clips[i : i + size])
-        features += [batch[:, row, :count] for row, count in enumerate(counts)]
+        features += encode_clips(encoder, clips[i : i + size])
     return features
 
 
@@ -136,7 +136,7 @@ def families(data: Path, names) -> None:
         clips = real_clips(data, n_clips)
         encoder = load_encoder(name, "random")
         batched = in_batches(encoder, clips)
-        alone = [encoder.encode_batch([clip])[0][:, 0] for clip in clips]
+        alone = [encode_clips(encoder, [clip])[0] for clip in clips]
         spec = find_model(name)
         reference = [by_torchaudio(encoder._model, c, spec.normalize_waveform) for c in clips]
         figures = [
@@ -157,10 +157,10 @@ def precision(data: Path) -> None:
         clips = real_clips(data, 12)
         n = find_model(name).n_layers
         encoder = load_encoder(name, "random", layers=[0, 1, n // 2, n])
-        exact = [encoder.encode_batch([clip])[0][:, 0] for clip in clips]
+        exact = [encode_clips(encoder, [clip])[0] for clip in clips]
         for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
             encoder = load_encoder(name, "random", layers=[0, 1, n // 2, n], precision=short)
-            alone = [encoder.encode_batch([clip])[0][:, 0] for clip in clips]
+            alone = [encode_clips(encoder, [clip])[0] for clip in clips]
             leak = worst(zip(in_batches(encoder, clips), alone, strict=True))
             errors = [relative_errors(a, b) for a, b in zip(alone, exact, strict=True)]
             normalize = find_model(name).normalize_waveform
@@ -184,7 +184,7 @@ def windows(data: Path) -> None:
     for name in ("hubert_base", "wavlm_base_plus"):
         whole = load_encoder(name, "random", max_window_s=1000)
         started = time.perf_counter()
-        reference = whole.encode_batch([clip])[0][:, 0]
+        [reference] = encode_clips(whole, [clip])
         seconds = time.perf_counter() - started
         print(
             f"| {name} | {clip.numel() / RATE_HZ:.0f}, whole | – | 0 | 0 | {seconds:.1f} |",

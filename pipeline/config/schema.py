@@ -64,7 +64,7 @@ class ExtractConfig:
     Attributes:
         layers: "all" (1..N), "superb" (0..N), or a list of layers.
         precision: "fp32", "bf16", "fp16", or "auto" (fp32 on CPU, fp16 on CUDA).
-        max_batch_s: Audio seconds of a padded batch; None: 20 on CPU, 320 on CUDA.
+        max_batch_s: Audio seconds of a batch; None: 20 on CPU, 320 on CUDA.
         max_window_s: Longer utterances are encoded in overlapping windows of this many seconds;
             None uses the encoder's default.
         context_s: Seconds of context on each side of a window, encoded and dropped; None uses the

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.encoders.windows import Window, Windowing
+from pipeline.encoders.windows import Windowing
 from pipeline.store.format.geometry import FrameGeometry
 
 Clock = Callable[[str], AbstractContextManager[None]]
@@ -41,11 +41,12 @@ class Encoder(Protocol):
     - give an utterance the same features in every batch, except for rounding: the batch size
       changes the order of floating-point sums;
     - return `geometry.n_frames(n_samples)` frames for `n_samples` samples;
-    - encode each window of `windows` from the window's samples and the utterance's statistics,
-      independently of the other windows;
+    - encode each window of `windows` from the window's samples and the utterance's statistics, as
+      an utterance of its own;
     - return the raw output of each block, without a norm that follows the last block;
     - name in `identity` everything that changes a feature by more than rounding, and nothing else;
-    - enter `clock` around the two stages of every batch.
+    - enter `clock` around the computation of the two stages of every batch, never while the caller
+      uses a layer.
 
     Attributes:
         name: Name of the model.
@@ -78,19 +79,28 @@ class Encoder(Protocol):
     clock: Clock
 
     def encode_batch(
-        self, waveforms: Sequence[Tensor], *, precision: str | None = None
-    ) -> tuple[Tensor, list[int]]:
-        """Encode one batch.
+        self,
+        waveforms: Sequence[Tensor],
+        *,
+        stats: Sequence[Any | None] | None = None,
+        precision: str | None = None,
+    ) -> Iterator[Tensor]:
+        """Encode one batch of clips: whole utterances, or windows of utterances.
+
+        The caller may use a layer, e.g. copy it off the device, while the next one is computed.
+        `clips.py` has functions that collect the layers.
 
         Args:
             waveforms: At least one; float32 `[n_samples]` each, at least 1 sample and at most
                 `windows.max_window_s`, at `geometry.sample_rate_hz`, nominally in [-1, 1], on any
                 device.
+            stats: For each clip that is a window the statistics of its utterance, from
+                `utterance_stats`, else None. None if all clips are whole utterances.
             precision: Replaces the encoder's precision; "fp32" must be accepted.
 
-        Returns:
-            Features, floating-point `[n_layers, batch, max_frames, dim]` on `device`, and the
-            number of frames of each utterance. Values beyond that number are undefined.
+        Yields:
+            For each layer of `layers` the packed frames of the clips, one clip after another:
+            floating-point `[sum of n_frames, dim]` on `device`. They are not changed later.
         """
 
     def statistics_accumulator(self) -> StatisticsAccumulator:
@@ -105,29 +115,6 @@ class Encoder(Protocol):
         Args:
             utterance: All samples, float32 `[n_samples]`, or the result of
                 `StatisticsAccumulator.finish`.
-        """
-
-    def encode_windows(
-        self,
-        waveform: Tensor,
-        windows: Sequence[Window],
-        stats: Any,
-        *,
-        sample_start: int = 0,
-        precision: str | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Encode windows of a long utterance, one at a time.
-
-        Args:
-            waveform: float32 `[n_samples]` that contains the samples of these windows.
-            windows: Windows from `self.windows`, all or some.
-            stats: Result of `utterance_stats` for the whole utterance.
-            sample_start: Position of `waveform[0]` in the utterance.
-            precision: Replaces the encoder's precision; "fp32" must be accepted.
-
-        Yields:
-            First frame that the window keeps, and its features `[n_layers, n_kept, dim]` on
-            `device`.
         """
 
 

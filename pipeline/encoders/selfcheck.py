@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Encoder
+from pipeline.encoders.clips import encode_clips
 from pipeline.store.format.codecs import DEFAULT_CODEC
 
 # Largest relative errors due to rounding. A leak between batch-mates exceeds them.
-_TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 6e-2}
+_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,20 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     rate_hz = encoder.geometry.sample_rate_hz
     longest = round(encoder.windows.max_window_s * rate_hz)
     waveforms = [waveform[:longest] for waveform in waveforms]
-    batch, counts = encoder.encode_batch(waveforms)
-    overflows = find_overflows(batch, counts, encoder.layers)
+    batch = encode_clips(encoder, waveforms)
     batch_errors, precision_errors = [], []
-    for row, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
-        separate = encoder.encode_batch([waveform])[0][:, 0]  # [n_layers, n_frames, dim]
-        batch_errors.append(relative_errors(batch[:, row, :count], separate))
+    for waveform, together in zip(waveforms, batch, strict=True):
+        [separate] = encode_clips(encoder, [waveform])  # [n_layers, n_frames, dim]
+        batch_errors.append(relative_errors(together, separate))
         if encoder.precision == "fp32":
             precision_errors.append(torch.zeros_like(batch_errors[-1]))
         else:
-            exact = encoder.encode_batch([waveform], precision="fp32")[0][:, 0]
+            [exact] = encode_clips(encoder, [waveform], precision="fp32")
             precision_errors.append(relative_errors(separate, exact))
     batch_worst = torch.stack(batch_errors).amax(0)
     precision_worst = torch.stack(precision_errors).amax(0)
     tolerance = _TOLERANCE[encoder.precision]
-    n_misfits = sum(layer is not None for layer in overflows)
+    n_misfits = sum(find_overflow(features, encoder.layers) is not None for features in batch)
     within = bool((batch_worst <= tolerance).all() and (precision_worst <= tolerance).all())
     return SelfCheck(
         model=encoder.name,
@@ -102,29 +102,18 @@ def selfcheck(encoder: Encoder, waveforms: Sequence[Tensor]) -> SelfCheck:
     )
 
 
-def find_overflows(
-    features: Tensor, counts: Sequence[int], layers: Sequence[int]
-) -> list[int | None]:
-    """Find the utterances of a batch that exceed the range of the stored dtype.
+def find_overflow(features: Tensor, layers: Sequence[int]) -> int | None:
+    """Find the first layer that exceeds the range of the stored dtype.
 
     Args:
-        features: Floating-point `[n_layers, batch, max_frames, dim]`.
-        counts: Number of frames of each utterance.
+        features: Floating-point `[n_layers, n_frames, dim]`.
         layers: Layers of `features`.
 
     Returns:
-        For each utterance the first layer with a value that is not finite or cannot be stored;
-        None if there is none.
+        The first layer with a value that is not finite or cannot be stored; None if there is none.
     """
-    with torch.inference_mode():
-        lengths = torch.tensor(counts, device=features.device)
-        inside = torch.arange(features.shape[2], device=features.device) < lengths[:, None]
-        rows = [
-            ~(layer.abs().amax(-1) <= DEFAULT_CODEC.largest) & inside  # NaN compares false
-            for layer in features
-        ]
-        bad = torch.stack([row.any(-1) for row in rows]).T.tolist()  # [batch, n_layers]
-    return [
-        next((layer for layer, wrong in zip(layers, row, strict=True) if wrong), None)
-        for row in bad
-    ]
+    largest = features.abs().amax((1, 2)).tolist()  # NaN propagates
+    for layer, value in zip(layers, largest, strict=True):
+        if not value <= DEFAULT_CODEC.largest:
+            return layer
+    return None

@@ -11,8 +11,16 @@ from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions, and the dtype of the matrix products in each."""
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Precisions, and the dtype of the matrix products in each. "tf32" rounds the factors of float32
+products to 10 bits, on CUDA only; "fp32" never does."""
+REFERENCE_PRECISION = "fp64"
+"""Precision of the reference that errors are taken against; not offered for extraction."""
 
 
 def resolve_settings(
@@ -28,7 +36,8 @@ def resolve_settings(
     Args:
         description: The encoder.
         layers: "all" for 1..N, "superb" for 0..N, or the layers themselves.
-        precision: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on CUDA.
+        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
+            CUDA.
         device: "cpu", "cuda", "cuda:1"…, or "auto": CUDA where available.
         max_window_s: Longest window in seconds; None for the encoder's default.
         context_s: Context on each side of a window in seconds; None for the encoder's default.
@@ -74,13 +83,24 @@ def choose_precision(precision: str, device: str) -> str:
     """Resolve "auto" for a device.
 
     Raises:
-        ConfigError: The precision is unknown.
+        ConfigError: The precision is unknown, or the device does not have it.
     """
+    check_precision(precision)
     if precision == "auto":
         return "fp16" if device.startswith("cuda") else "fp32"
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision={precision!r} is not one of auto, {', '.join(PRECISIONS)}")
+    if precision == "tf32" and not device.startswith("cuda"):
+        raise ConfigError(f"precision=tf32 needs a CUDA device, not {device}; use fp32")
     return precision
+
+
+def check_precision(precision: str) -> None:
+    """Check the name of a precision.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    if precision != "auto" and precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r} is not one of auto, {', '.join(PRECISIONS)}")
 
 
 def choose_device(device: str) -> str:

@@ -9,14 +9,19 @@ from functools import partial
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
 from pipeline.encoders.registry import find_family
-from pipeline.encoders.settings import choose_layers, choose_precision, choose_windows
+from pipeline.encoders.settings import (
+    check_precision,
+    choose_layers,
+    choose_precision,
+    choose_windows,
+)
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.resources import check_engine
 from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
-"""Default audio seconds of a padded batch. On CPUs 15 to 60 s are equally fast; memory
-grows with the batch."""
+"""Default audio seconds of a batch. On CPUs 15 to 60 s are equally fast; memory grows with the
+batch."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class EncoderSetup:
         return partial(self.family.load, self.config.model, settings)
 
     def batch_frames(self, device: str) -> int:
-        """Return the maximum of utterances × frames of the longest one in a batch.
+        """Return the maximum of frames in a batch.
 
         Args:
             device: "cpu" or "cuda", the device of the workers.
@@ -94,7 +99,7 @@ def resolve_encoder_setup(config: Config) -> EncoderSetup:
     model, extract = config.model, config.extract
     family = find_family(model.source)
     description = family.describe(model)
-    choose_precision(extract.precision, "cpu")
+    check_precision(extract.precision)
     return EncoderSetup(
         config,
         family,

@@ -26,7 +26,7 @@ class Job:
         layout: Shapes of its arrays.
         dataset: Dataset with the audio.
         load_encoder: Loads the encoder in the worker's process.
-        max_batch_frames: Maximum of utterances × frames of the longest one in a batch.
+        max_batch_frames: Maximum of frames in a batch.
         threads: CPU threads of a worker.
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
     """

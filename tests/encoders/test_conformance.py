@@ -15,6 +15,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.encoders import registry
 from pipeline.encoders.base import Encoder
+from pipeline.encoders.clips import encode_clips, encode_windows
 from pipeline.encoders.registry import find_family, register_family
 from pipeline.encoders.selfcheck import relative_errors, selfcheck
 from pipeline.encoders.settings import PRECISIONS, resolve_settings
@@ -71,12 +72,18 @@ def test_frame_counts_are_those_of_the_geometry(one: Case) -> None:
     encoder = one.encoder
     lengths = border_lengths(encoder.geometry)
     waveforms = [speech(n, seed) for seed, n in enumerate(lengths)]
-    features, counts = encoder.encode_batch(waveforms)
-    assert counts == [encoder.geometry.n_frames(n) for n in lengths]
-    assert features.shape == (len(encoder.layers), len(lengths), max(counts), encoder.dim)
+    counts = [encoder.geometry.n_frames(n) for n in lengths]
+    layers = list(encoder.encode_batch(waveforms))
+    assert [layer.shape for layer in layers] == [(sum(counts), encoder.dim)] * len(encoder.layers)
     for waveform, count in zip(waveforms, counts, strict=True):
-        alone, [n_frames] = encoder.encode_batch([waveform])
-        assert n_frames == count == alone.shape[2]
+        assert {len(layer) for layer in encoder.encode_batch([waveform])} == {count}
+
+
+def test_a_layer_stays_as_it_is_while_the_next_ones_are_computed(one: Case) -> None:
+    """The caller may copy it meanwhile."""
+    layers = one.encoder.encode_batch([speech(one.encoder.geometry.sample_rate_hz)])
+    pairs = [(layer, layer.clone()) for layer in layers]
+    assert all(torch.equal(kept, copy) for kept, copy in pairs)
 
 
 def test_batch_mates_change_nothing(one: Case) -> None:
@@ -85,10 +92,9 @@ def test_batch_mates_change_nothing(one: Case) -> None:
     rate_hz = encoder.geometry.sample_rate_hz
     utterance = speech(rate_hz, 1)
     mates = [30 * speech(3 * rate_hz, 2), 0.01 * speech(rate_hz // 10, 3)]
-    alone = encoder.encode_batch([utterance])[0][:, 0]
-    for batch, row in (([utterance, *mates], 0), ([*mates, utterance], 2)):
-        features, counts = encoder.encode_batch(batch)
-        errors = relative_errors(features[:, row, : counts[row]], alone)
+    [alone] = encode_clips(encoder, [utterance])
+    for batch, place in (([utterance, *mates], 0), ([*mates, utterance], 2)):
+        errors = relative_errors(encode_clips(encoder, batch)[place], alone)
         assert errors.max() <= one.tolerance
     assert selfcheck(encoder, [utterance, *mates]).ok
 
@@ -102,7 +108,7 @@ def test_windows_cover_an_utterance_exactly(one: Case) -> None:
     stats = encoder.utterance_stats(waveform)
     at = 0
     for (start, features), window in zip(
-        encoder.encode_windows(waveform, windows, stats), windows, strict=True
+        encode_windows(encoder, waveform, windows, stats), windows, strict=True
     ):
         assert start == window.keep_start == at
         n_kept = window.keep_stop - window.keep_start
@@ -116,13 +122,15 @@ def test_a_window_needs_only_its_samples_and_the_statistics(one: Case) -> None:
     encoder = one.encoder
     waveform = speech(11 * encoder.geometry.sample_rate_hz)
     windows = encoder.windows.plan(waveform.numel())
-    together = dict(encoder.encode_windows(waveform, windows, encoder.utterance_stats(waveform)))
+    stats = encoder.utterance_stats(waveform)
+    together = dict(encode_windows(encoder, waveform, windows, stats))
     for window in windows[::-1]:
         accumulator = encoder.statistics_accumulator()
         for block in waveform.split(12_345):
             accumulator.update(block)
         part = waveform[window.sample_start : window.sample_stop]
-        [(start, alone)] = encoder.encode_windows(
+        [(start, alone)] = encode_windows(
+            encoder,
             part,
             [window],
             encoder.utterance_stats(accumulator.finish()),
@@ -132,18 +140,36 @@ def test_a_window_needs_only_its_samples_and_the_statistics(one: Case) -> None:
         assert torch.equal(alone, together[start])
 
 
+def test_windows_may_share_a_batch(one: Case) -> None:
+    """With each other and with whole utterances, each with its own statistics."""
+    encoder = one.encoder
+    waveform = speech(11 * encoder.geometry.sample_rate_hz)
+    windows = encoder.windows.plan(waveform.numel())
+    stats = encoder.utterance_stats(waveform)
+    whole = 0.3 * speech(encoder.geometry.sample_rate_hz, 4) + 0.2
+    parts = [waveform[window.sample_start : window.sample_stop] for window in windows]
+    found = encode_clips(encoder, [*parts, whole], stats=[stats] * len(parts) + [None])
+    [alone] = encode_clips(encoder, [whole])
+    assert relative_errors(found[-1], alone).max() <= one.tolerance
+    kept = encode_windows(encoder, waveform, windows, stats)
+    for features, window, (_, separate) in zip(found[:-1], windows, kept, strict=True):
+        first = window.keep_start - window.feed_start
+        part = features[:, first : first + separate.shape[1]]
+        assert relative_errors(part, separate).max() <= one.tolerance
+
+
 def test_precision_can_be_fp32(one: Case) -> None:
     """The worker reruns batches and windows in fp32, which is these encoders' own precision."""
     encoder = one.encoder
     assert encoder.precision in PRECISIONS
     waveform = speech(encoder.geometry.sample_rate_hz)
-    rerun, _ = encoder.encode_batch([waveform], precision="fp32")
+    [rerun] = encode_clips(encoder, [waveform], precision="fp32")
     assert torch.isfinite(rerun).all()
-    assert torch.equal(rerun, encoder.encode_batch([waveform], precision=None)[0])
+    assert torch.equal(rerun, encode_clips(encoder, [waveform], precision=None)[0])
     long = speech(9 * encoder.geometry.sample_rate_hz)
     [window, *_] = encoder.windows.plan(long.numel())
     stats = encoder.utterance_stats(long)
-    [(_, kept)] = encoder.encode_windows(long, [window], stats, precision="fp32")
+    [(_, kept)] = encode_windows(encoder, long, [window], stats, precision="fp32")
     assert torch.isfinite(kept).all()
 
 
@@ -164,21 +190,25 @@ def test_attributes_describe_the_encoder(one: Case) -> None:
 
 
 def test_the_clock_is_entered_around_each_part(one: Case) -> None:
-    """Front end, then transformer, once per batch."""
-    entered = []
+    """Front end, then transformer, and never while the caller has a layer."""
+    entered, inside = [], []
 
     @contextmanager
     def clock(stage: str) -> Iterator[None]:
         entered.append(stage)
+        inside.append(stage)
         yield
+        inside.pop()
 
     encoder, before = one.encoder, one.encoder.clock
     encoder.clock = clock
     try:
-        encoder.encode_batch([speech(encoder.geometry.sample_rate_hz)])
+        for _ in encoder.encode_batch([speech(encoder.geometry.sample_rate_hz)]):
+            assert not inside
     finally:
         encoder.clock = before
-    assert entered == ["front_end", "transformer"]
+    assert entered[0] == "front_end"
+    assert set(entered[1:]) == {"transformer"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -187,7 +217,8 @@ def test_loaders_pickle(name: str) -> None:
     first, second = loader(name)(), pickle.loads(pickle.dumps(loader(name)))()
     assert first.identity == second.identity
     waveform = speech(first.geometry.sample_rate_hz)
-    assert torch.equal(first.encode_batch([waveform])[0], second.encode_batch([waveform])[0])
+    pairs = zip(first.encode_batch([waveform]), second.encode_batch([waveform]), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -16,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from pipeline.encoders.clips import encode_clips
+from pipeline.encoders.kernels import cpu
+from pipeline.encoders.kernels.cuda import CudaKernels
+from pipeline.encoders.kernels.reference import ReferenceKernels
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.settings import choose_layers
-from pipeline.encoders.wav2vec2 import transformer
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.encoder import load_encoder
 from pipeline.encoders.wav2vec2.weights import fill_model, load_model
@@ -96,7 +99,7 @@ def test_stock_batching_has_errors_of_percents(true_base):
 @pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large", "hubert_base"])
 def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, monkeypatch):
     """However many utterances of equal length share an attention call, the features are equal."""
-    monkeypatch.setattr("pipeline.encoders.wav2vec2.transformer._SCORES", scores)
+    monkeypatch.setattr("pipeline.encoders.kernels.cpu._SCORES", scores)
     encoder = small_encoder(name)
     waveforms = [speech(6_000, seed) for seed in range(3)] + mixed_batch() + [speech(6_000, 7)]
     assert_equal_to_torchaudio(encoder, waveforms, encoder(waveforms))
@@ -106,13 +109,13 @@ def test_neighbours_of_equal_length_attend_together_or_in_parts(name, scores, mo
 def test_spans_cover_all_rows_in_order(counts, scores):
     """Each span holds whole utterances of one length, limited by the number of scores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "_SCORES", scores)
-        spans = transformer.find_spans(counts, n_heads=2)
-    assert [span.n_frames for span in spans for _ in range(span.n_utterances)] == counts
-    edges = [0, *np.cumsum([span.n_utterances * span.n_frames for span in spans]).tolist()]
+        patch.setattr(cpu, "_SCORES", scores)
+        spans = cpu.find_spans(tuple(counts), n_heads=2)
+    assert [span.n_frames for span in spans for _ in range(span.n_clips)] == counts
+    edges = [0, *np.cumsum([span.n_clips * span.n_frames for span in spans]).tolist()]
     assert [span.rows for span in spans] == [slice(*edge) for edge in pairwise(edges)]
     for span in spans:
-        assert span.n_utterances == 1 or 2 * span.n_utterances * span.n_frames**2 <= scores
+        assert span.n_clips == 1 or 2 * span.n_clips * span.n_frames**2 <= scores
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -327,3 +330,33 @@ def test_a_batch_without_waveforms_is_refused():
     """The error names the expected number."""
     with pytest.raises(EncoderError, match="expected at least 1"):
         small_encoder("hubert_base").encode_batch([])
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_operations_of_gpus_give_the_same_features(name, precision):
+    """The whole GPU path, run on the CPU, against the plain one in float64."""
+    waveforms = [speech(20_000), 30 * speech(30_123, 2), speech(160, 3), speech(719, 4) + 0.4]
+    encoder, plain = small_encoder(name), small_encoder(name)
+    encoder._kernels, plain._kernels = CudaKernels(), ReferenceKernels()
+    limit = {"fp64": 1e-12, "fp32": 3e-6, "bf16": 6e-2, "fp16": 6e-3}[precision]
+    expected = encode_clips(plain, waveforms, precision="fp64")
+    for found, exact in zip(
+        encode_clips(encoder, waveforms, precision=precision), expected, strict=True
+    ):
+        assert relative_errors(found, exact).max() <= limit
+
+
+def test_the_operations_of_gpus_take_windows_of_long_audio():
+    """Windows come with the moments of their utterance; whole clips of the batch have their own."""
+    waveform, clip = speech(5 * 16_000), 0.1 * speech(9_000, 1) + 0.2
+    encoder = small_encoder("hubert_base", max_window_s=2.0, context_s=0.5)
+    stats = encoder.utterance_stats(waveform)
+    window = encoder.windows.plan(len(waveform))[1]
+    batch = [clip, waveform[window.sample_start : window.sample_stop]]
+    expected = encode_clips(encoder, batch, stats=[None, stats], precision="fp64")
+    encoder = small_encoder("hubert_base", max_window_s=2.0, context_s=0.5)
+    encoder._kernels = CudaKernels()
+    found = encode_clips(encoder, batch, stats=[None, stats], precision="fp64")
+    for one, other in zip(found, expected, strict=True):
+        assert relative_errors(one, other).max() <= 1e-11

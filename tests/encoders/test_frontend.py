@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.encoders.wav2vec2 import frontend
+from pipeline.encoders.kernels.base import Pack
+from pipeline.encoders.wav2vec2 import moments as moments_module
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.moments import MomentAccumulator, compute_moments
+from pipeline.encoders.wav2vec2.layer_norm import LayerNorm
+from pipeline.encoders.wav2vec2.moments import (
+    MomentAccumulator,
+    Moments,
+    compute_moments,
+    sum_moments,
+)
+from pipeline.encoders.wav2vec2.stream import Stream
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 
@@ -20,13 +28,11 @@ GROUP_NORM = ["hubert_base", "wav2vec2_large", "wavlm_base"]
 def packed(encoder, waveforms, stats=None, precision="fp32"):
     """Front-end frames of each waveform, `[n_frames, channels]`."""
     stack = encoder._modules_for(precision)[0]
-    stats = stats or [encoder.utterance_stats(waveform) for waveform in waveforms]
+    pack = Pack([GEOMETRY.n_frames(waveform.numel()) for waveform in waveforms], "cpu", 32)
     with torch.inference_mode():
-        frames, starts = stack(waveforms, stats)
-    return [
-        frames[start : start + GEOMETRY.n_frames(waveform.numel())]
-        for start, waveform in zip(starts, waveforms, strict=True)
-    ]
+        frames = stack(waveforms, stats or [None] * len(waveforms), pack)
+    assert not frames[pack.n_frames :].any()
+    return list(frames[: pack.n_frames].split(list(pack.counts)))
 
 
 def stock(encoder, waveform, dtype=torch.float64):
@@ -62,10 +68,15 @@ HARD = {
 @pytest.mark.parametrize("audio", HARD)
 @pytest.mark.parametrize("name", KINDS)
 def test_equals_float64_torchaudio_on_hard_audio(name, audio):
-    """DC offset, silence, zeros and clips shorter than a frame lose no precision in fp32."""
+    """DC offset, silence, zeros and clips shorter than a frame lose no precision in fp32.
+
+    The error is below 2e-6, or below that of torchaudio in float32 on the same CPU.
+    """
     encoder = small_encoder(name)
     [found] = packed(encoder, [HARD[audio]])
-    assert error(found, stock(encoder, HARD[audio])) < 2e-6
+    exact = stock(encoder, HARD[audio])
+    limit = max(2e-6, error(stock(encoder, HARD[audio], torch.float32), exact))
+    assert error(found, exact) < limit
 
 
 @pytest.mark.parametrize("audio", HARD)
@@ -116,7 +127,7 @@ def test_neighbours_in_the_stream_change_nothing(name):
     """Frames are the same with louder neighbours as without, also across chunks of the stream."""
     encoder = small_encoder(name)
     waveforms = [50 * speech(9_000, 1), speech(30_123, 2), 50 * speech(400, 3), speech(719, 4)]
-    encoder._modules_for("fp32")[0]._chunk_frames = 17
+    encoder._modules_for("fp32")[0].chunk_rows = 17
     together = packed(encoder, waveforms)
     for found, waveform in zip(together, waveforms, strict=True):
         [alone] = packed(encoder, [waveform])
@@ -138,10 +149,10 @@ def test_folded_statistics_are_those_of_the_convolution():
     """Each channel of the folded first layer has mean β and standard deviation γ."""
     encoder = small_encoder("hubert_base")
     waveform = speech(16_000) + 0.1
-    stats = encoder.utterance_stats(waveform)
-    weight, bias = (part.double() for part in stats.folded)
-    windows = ((waveform.double() - stats.shift) * stats.scale).unfold(0, 10, 5)
-    channels = windows @ weight.T + bias  # [windows, channels]
+    moments = Moments.stack([encoder.utterance_stats(waveform)])
+    folded = encoder._modules_for("fp32")[0].fold(moments)
+    windows = ((waveform.double() - folded.shift) * folded.scale).unfold(0, 10, 5)
+    channels = windows @ folded.weight[0].T + folded.bias[0]  # [windows, channels]
     norm = encoder._model.feature_extractor.conv_layers[0].layer_norm
     torch.testing.assert_close(channels.mean(0), norm.bias.double(), rtol=0, atol=1e-6)
     deviation = channels.std(0, correction=0)
@@ -155,14 +166,8 @@ def test_moments_do_not_depend_on_how_the_file_is_read(chunk):
     accumulator = MomentAccumulator()
     for part in waveform.split(chunk):
         accumulator.update(part)
-    streamed, whole = accumulator.finish(), compute_moments(waveform)
-    assert (streamed.n_samples, streamed.sample_sum, streamed.square_sum, streamed.n_windows) == (
-        whole.n_samples,
-        whole.sample_sum,
-        whole.square_sum,
-        whole.n_windows,
-    )
-    assert torch.equal(streamed.window_products, whole.window_products)
+    streamed, whole = asdict(accumulator.finish()), asdict(compute_moments(waveform))
+    assert all(torch.equal(streamed[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("n_samples", [400, 163_839, 163_845, 163_846, 327_700])
@@ -178,6 +183,26 @@ def test_moments_are_those_of_all_windows(n_samples):
     torch.testing.assert_close(found.window_covariance, covariance, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("clip_rows", [1, 8])
+def test_moments_of_a_batch_are_those_of_each_clip(clip_rows, monkeypatch):
+    """As a GPU sums them: across chunks, for clips shorter than a frame, and with an offset."""
+    monkeypatch.setattr(moments_module, "_ROWS_AT_ONCE", 16)
+    lengths = [1, 9, 400, 719, 720, 8_000, 33_333]
+    waveforms = [speech(n, seed) + 0.3 * seed for seed, n in enumerate(lengths)]
+    pack = Pack([GEOMETRY.n_frames(n) for n in lengths], "cpu")
+    stream = Stream(pack, lengths, clip_rows, row_multiple=1, gap=2)
+    found = sum_moments(
+        stream.fill(waveforms),
+        torch.tensor(lengths),
+        torch.from_numpy(stream.clip_of_row),
+        torch.from_numpy(stream.row_in_clip),
+        320,
+    )
+    expected = Moments.stack([compute_moments(waveform) for waveform in waveforms])
+    for name, values in asdict(expected).items():
+        torch.testing.assert_close(getattr(found, name), values, rtol=1e-12, atol=1e-12)
+
+
 def test_no_samples_have_no_moments():
     """An empty waveform is an error."""
     with pytest.raises(EncoderError, match="without samples"):
@@ -188,6 +213,6 @@ def test_layer_norm_is_taken_in_float32():
     """Reduced precision rounds the result of the norm, not its sums."""
     norm = torch.nn.LayerNorm(64).requires_grad_(False)
     x = (torch.randn(5, 64) + 30).bfloat16()
-    found = frontend.normalize_layers(x, norm)
+    found = LayerNorm(norm, torch.bfloat16)(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, norm(x.float()).bfloat16())

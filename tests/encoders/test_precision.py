@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.encoders.selfcheck import find_overflows, relative_errors
+from pipeline.encoders.clips import encode_clips
+from pipeline.encoders.selfcheck import find_overflow, relative_errors
 from pipeline.encoders.wav2vec2.encoder import load_encoder
+from pipeline.errors import ConfigError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 
 LIMITS = {"bf16": 5e-2, "fp16": 6e-3}
@@ -50,27 +52,26 @@ def test_the_positional_convolution_is_exact_in_bf16_with_few_channels_in_a_grou
 def test_a_batch_can_be_rerun_in_fp32():
     """The rerun equals the features of an fp32 encoder."""
     exact, reduced = small_encoder("hubert_large"), small_encoder("hubert_large", precision="bf16")
-    rerun, _ = reduced.encode_batch(clips(), precision="fp32")
-    expected, _ = exact.encode_batch(clips())
-    assert torch.equal(rerun, expected)
+    rerun = encode_clips(reduced, clips(), precision="fp32")
+    for found, expected in zip(rerun, encode_clips(exact, clips()), strict=True):
+        assert torch.equal(found, expected)
 
 
-def test_overflows_are_found_by_utterance_and_layer():
-    """Non-finite and too large values are found; the largest float16 value is not one of them.
-
-    Values beyond an utterance's end are ignored.
-    """
-    encoder = small_encoder("hubert_base", layers=[1, 3, 4])
-    features, counts = torch.zeros(3, 5, 10, 32), [10, 10, 4, 10, 10]
-    features[1, 0, 9, 0] = float("nan")
-    features[2, 1, 0, 5] = -65_505.0
-    features[0, 2, 4:] = float("inf")
-    features[0, 3, 0, 0] = 65_504.0
-    features[:, 4, 2, 2] = float("-inf")
-    expected = [3, 4, None, None, 1]
-    assert find_overflows(features, counts, encoder.layers) == expected
-    assert find_overflows(features.half(), counts, encoder.layers)[2:] == expected[2:]
-    assert encoder.misfits(features, counts) == expected
+@pytest.mark.parametrize(
+    ("layer", "value", "expected"),
+    [
+        (1, float("nan"), 3),
+        (1, -65_505.0, 3),
+        (2, float("inf"), 4),
+        (0, float("-inf"), 1),
+        (0, 65_504.0, None),
+    ],
+)
+def test_an_overflow_is_found_by_layer(layer, value, expected):
+    """Non-finite and too large values are found; the largest float16 value is not one of them."""
+    features = torch.zeros(3, 10, 32)
+    features[layer, 9, 0] = value
+    assert find_overflow(features, [1, 3, 4]) == expected
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])
@@ -81,19 +82,18 @@ def test_an_overflow_in_fp16_is_found_and_fixed_by_fp32(name):
     feed_forward.intermediate_dense.bias[0] = 5e4
     feed_forward.output_dense.weight[0, 0] = 2.0
     feed_forward.output_dense.bias[0] = -1e5
-    features, counts = encoder.encode_batch(clips())
-    assert find_overflows(features, counts, encoder.layers) == [2, 2, 2]
-    rerun, counts = encoder.encode_batch(clips(), precision="fp32")
-    assert find_overflows(rerun, counts, encoder.layers) == [None, None, None]
+    features = encode_clips(encoder, clips())
+    assert [find_overflow(part, encoder.layers) for part in features] == [2, 2, 2]
+    rerun = encode_clips(encoder, clips(), precision="fp32")
+    assert [find_overflow(part, encoder.layers) for part in rerun] == [None, None, None]
 
 
-def test_features_in_float16_are_the_rounded_ones():
-    """`out_dtype` rounds once, at the end."""
-    encoder = small_encoder("wavlm_base")
-    wide, _ = encoder.encode_batch(clips())
-    narrow, _ = encoder.encode_batch(clips(), out_dtype=torch.float16)
-    assert narrow.dtype == torch.float16
-    assert torch.equal(narrow, wide.half())
+def test_tf32_needs_a_gpu():
+    """It is a precision of its own, which a CPU does not have."""
+    with pytest.raises(ConfigError, match="tf32 needs a CUDA device, not cpu"):
+        load_encoder("tiny", "random", precision="tf32", device="cpu")
+    with pytest.raises(ConfigError, match="tf32 needs a CUDA device"):
+        small_encoder("hubert_base").encode_batch(clips(), precision="tf32")
 
 
 def test_auto_is_fp32_on_a_cpu():

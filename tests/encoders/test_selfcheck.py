@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from pipeline.encoders.kernels import cpu
 from pipeline.encoders.selfcheck import relative_errors, selfcheck
-from pipeline.encoders.wav2vec2 import transformer
 from tests.helpers.encoder_kinds import small_encoder, speech
 
 
@@ -33,9 +33,9 @@ def test_a_sound_encoder_passes(precision):
 def test_a_leak_is_found(monkeypatch, precision):
     """With attention across utterances the check fails, in every precision."""
     monkeypatch.setattr(
-        transformer,
+        cpu,
         "find_spans",
-        lambda counts, n_heads: [transformer.Span(slice(0, sum(counts)), 1, sum(counts))],
+        lambda counts, n_heads: [cpu.Span(slice(0, sum(counts)), 1, sum(counts))],
     )
     report = selfcheck(small_encoder("hubert_base", precision=precision), clips())
     assert not report.ok

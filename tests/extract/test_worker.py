@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
-from pipeline.encoders.windows import Window, Windowing
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import SourceError, StoreError
 from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc
@@ -31,13 +31,14 @@ from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import open_store
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.write.slot import SlotWriter
+from tests.helpers.fake_encoders import read_spelled, spelled
 
 LAYERS = (1, 2, 3)
 WINDOWING = Windowing(GEOMETRY, max_window_s=4.0, context_s=0.5)
 
 
 class SpellingEncoder:
-    """Features [tag, layer, frame]: the tag is the clip's constant sample value × 1000.
+    """Features [tag, layer, frame], both read from the samples: see `fake_encoders.spelled`.
 
     Attributes:
         broken: Tags that give infinity in the reduced precision.
@@ -55,15 +56,15 @@ class SpellingEncoder:
         self.batches: list[list[int]] = []
 
     def encode_batch(
-        self, waveforms: Sequence[Tensor], *, precision: str | None = None
-    ) -> tuple[Tensor, list[int]]:
-        counts = [GEOMETRY.n_frames(len(waveform)) for waveform in waveforms]
-        tags = [round(float(waveform[0]) * 1000) for waveform in waveforms]
-        self.batches.append(tags)
-        features = torch.zeros(len(LAYERS), len(waveforms), max(counts), 3)
-        for i, (tag, count) in enumerate(zip(tags, counts, strict=True)):
-            features[:, i, :count] = self._spell(tag, 0, count, precision)
-        return features, counts
+        self,
+        waveforms: Sequence[Tensor],
+        *,
+        stats: Sequence[object] | None = None,
+        precision: str | None = None,
+    ) -> Iterator[Tensor]:
+        clips = [self._spell(waveform, precision) for waveform in waveforms]
+        self.batches.append([int(clip[0, 0, 0]) for clip in clips])
+        yield from torch.cat(clips, dim=1)
 
     def statistics_accumulator(self) -> MomentAccumulator:
         return MomentAccumulator()
@@ -71,30 +72,14 @@ class SpellingEncoder:
     def utterance_stats(self, utterance: object) -> None:
         return None
 
-    def encode_windows(
-        self,
-        waveform: Tensor,
-        windows: Sequence[Window],
-        stats: None,
-        *,
-        sample_start: int = 0,
-        precision: str | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        for window in windows:
-            assert window.sample_start >= sample_start
-            assert window.sample_stop <= sample_start + len(waveform)
-            tag = round(float(waveform[window.sample_start - sample_start]) * 1000)
-            yield (
-                window.keep_start,
-                self._spell(tag, window.keep_start, window.keep_stop, precision),
-            )
-
-    def _spell(self, tag: int, start: int, stop: int, precision: str | None) -> Tensor:
-        features = torch.empty(len(LAYERS), stop - start, 3)
+    def _spell(self, waveform: Tensor, precision: str | None) -> Tensor:
+        n_frames = GEOMETRY.n_frames(len(waveform))
+        tag, frame = read_spelled(waveform[:: GEOMETRY.hop_samples][:n_frames])
+        features = torch.empty(len(LAYERS), n_frames, 3)
         features[:, :, 0] = tag
         features[:, :, 1] = torch.tensor(LAYERS)[:, None]
-        features[:, :, 2] = torch.arange(start, stop)
-        if tag in self.hopeless or (tag in self.broken and precision != "fp32"):
+        features[:, :, 2] = frame
+        if int(tag[0]) in self.hopeless or (int(tag[0]) in self.broken and precision != "fp32"):
             features[1, 0, 0] = torch.inf
         return features
 
@@ -112,7 +97,7 @@ class Bench:
         folder = tmp_path / "clips"
         folder.mkdir()
         for i, length in enumerate(seconds):
-            samples = np.full(round(length * 16_000), (i + 1) / 1000, np.float32)
+            samples = spelled(i + 1, round(length * 16_000), GEOMETRY)
             soundfile.write(folder / f"{i:02d}.wav", samples, 16_000, "FLOAT")
         self.root = tmp_path / "store"
         dataset = DatasetConfig("audiofolder", path=str(folder))
@@ -155,12 +140,12 @@ def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
     assert np.isnan(frames[:, used:]).all()
 
 
-def test_batches_hold_clips_of_similar_length(tmp_path: Path) -> None:
-    """Longest first, within the limit of padded frames, whatever the order of the dataset."""
+def test_batches_hold_consecutive_clips(tmp_path: Path) -> None:
+    """In the order of the dataset, within the limit of frames; nothing is padded."""
     encoder = SpellingEncoder()
     bench = Bench(tmp_path, [0.5, 3.0, 0.5, 3.0, 0.5, 3.0, 0.5], 1024, encoder)
     bench.extract(0)
-    assert encoder.batches == [[2, 4], [6, 1], [3, 5, 7]]
+    assert encoder.batches == [[1, 2, 3, 4, 5], [6, 7]]
 
 
 def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> None:
@@ -310,11 +295,11 @@ def test_a_unit_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     original = encoder.encode_batch
     calls = []
 
-    def fails(waveforms: Sequence[Tensor], *, precision: str | None = None):
+    def fails(waveforms: Sequence[Tensor], **settings):
         calls.append(len(waveforms))
         if len(calls) == 2:
             raise RuntimeError("the GPU fell off")
-        return original(waveforms, precision=precision)
+        return original(waveforms, **settings)
 
     encoder.encode_batch = fails  # type: ignore[method-assign]
     bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
@@ -342,12 +327,12 @@ def test_time_is_reported_by_stage(tmp_path: Path) -> None:
     """In a fixed order; front end and transformer separately if the encoder reports them."""
 
     class Clocked(SpellingEncoder):
-        def encode_batch(self, waveforms, *, precision=None):
+        def encode_batch(self, waveforms, **settings):
             with self.clock("front_end"):
                 time.sleep(0.01)
             with self.clock("transformer"):
                 time.sleep(0.03)
-            return super().encode_batch(waveforms, precision=precision)
+            return super().encode_batch(waveforms, **settings)
 
     bench = Bench(tmp_path, [1.0, 1.0], 256, Clocked())
     seconds = bench.extract(0).seconds

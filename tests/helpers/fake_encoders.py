@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
-from pipeline.encoders.windows import Window
 from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
 
@@ -83,8 +82,14 @@ class FakeEncoder:
         self._fixed_window_s = description.window_limit_s
 
     def encode_batch(
-        self, waveforms: Sequence[Tensor], *, precision: str | None = None
-    ) -> tuple[Tensor, list[int]]:
+        self,
+        waveforms: Sequence[Tensor],
+        *,
+        stats: Sequence[int | None] | None = None,
+        precision: str | None = None,
+    ) -> Iterator[Tensor]:
+        for waveform, n_samples in zip(waveforms, stats or [], strict=stats is not None):
+            assert n_samples is None or len(waveform) <= n_samples
         counts = [self.geometry.n_frames(len(waveform)) for waveform in waveforms]
         assert max(counts) <= self.windows.max_window_frames
         n_padded = self.geometry.n_samples(max(counts))
@@ -95,13 +100,14 @@ class FakeEncoder:
         with self.clock("front_end"):
             padded = torch.stack([F.pad(w, (0, n_padded - len(w))) for w in waveforms])
             first = padded[:, :: self.geometry.hop_samples][:, : max(counts)]  # [batch, frames]
-            spelled = (first.double() * _SCALE).round().long()
-        with self.clock("transformer"):
-            features = torch.stack([self._layer(spelled, layer) for layer in self.layers])
-        return features, counts
+            tags, frames = read_spelled(first)
+        inside = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        for layer in self.layers:
+            with self.clock("transformer"):
+                features = self._layer(tags[inside], frames[inside], layer)
+            yield features
 
-    def _layer(self, spelled: Tensor, layer: int) -> Tensor:
-        tag, frame = spelled // 2**16, spelled % 2**16
+    def _layer(self, tag: Tensor, frame: Tensor, layer: int) -> Tensor:
         numbers = [tag, torch.full_like(tag, layer), frame // 1024, frame % 1024]
         classes = F.one_hot(tag % N_CLASSES, N_CLASSES) * (layer == 2)
         return torch.cat([torch.stack(numbers, dim=-1), classes], dim=-1).float()
@@ -112,25 +118,6 @@ class FakeEncoder:
     def utterance_stats(self, utterance: Tensor | int) -> int:
         """Length of the whole utterance in samples."""
         return utterance.numel() if isinstance(utterance, Tensor) else utterance
-
-    def encode_windows(
-        self,
-        waveform: Tensor,
-        windows: Sequence[Window],
-        stats: int,
-        *,
-        sample_start: int = 0,
-        precision: str | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        for window in windows:
-            low, high = window.sample_start - sample_start, window.sample_stop - sample_start
-            assert low >= 0
-            assert min(window.sample_stop, stats) - sample_start <= len(waveform)
-            features, [count] = self.encode_batch([waveform[low:high]], precision=precision)
-            assert count == window.feed_stop - window.feed_start
-            first = window.keep_start - window.feed_start
-            n_kept = window.keep_stop - window.keep_start
-            yield window.keep_start, features[:, 0, first : first + n_kept]
 
 
 class LengthAccumulator:
@@ -165,6 +152,12 @@ def spelled(tag: int, n_samples: int, geometry: FrameGeometry) -> npt.NDArray[np
     """A waveform that spells a tag below 64 and its own frames: float32 [n_samples]."""
     frame = np.arange(n_samples) // geometry.hop_samples
     return ((tag * 2**16 + frame) / _SCALE).astype(np.float32)
+
+
+def read_spelled(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Tags and frames that samples of `spelled` hold, int64 of the same shape."""
+    numbers = (samples.double() * _SCALE).round().long()
+    return numbers // 2**16, numbers % 2**16
 
 
 def expected(tag: int, n_samples: int, layers: Sequence[int], geometry: FrameGeometry) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear maps with a fused GELU or sum.
+"""The operations on CPUs: products by oneDNN, the positional convolution by FFT.
 
 On x86 CPUs the weights are reordered once into the layout of oneDNN; `F.linear` reorders them at
 every call, or uses MKL for float32. With the sizes of these models oneDNN's kernels were 10 to 15 %
@@ -10,73 +10,120 @@ sum after the product is computed while the result is in the cache. On other mac
 from __future__ import annotations
 
 import platform
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 32
+from pipeline.encoders.kernels.base import Linear, Pack, PositionalConvolution, PositionBias
+from pipeline.encoders.kernels.fft import FourierConvolution
+from pipeline.encoders.kernels.reference import PlainLinear, ReferenceKernels
+
+_SCORES = 2**26  # of one attention call: 256 MB in float32 if they are materialised (WavLM)
 
 
-def round_up_rows(rows: int) -> int:
-    """Round up the number of rows of a batch: oneDNN caches a kernel for every new size."""
-    return -(-rows // _ROWS) * _ROWS
-
-
-def gelu_(x: Tensor) -> Tensor:
-    """Apply GELU (by the error function) in place."""
-    result: Tensor = torch.ops.aten.gelu_(x)
-    return result
-
-
-class Linear:
-    """`x Wᵀ + b`, with an optional GELU or sum."""
+class PackedLinear:
+    """A linear map with weights in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        """Prepare the weights.
-
-        Args:
-            weight: float32 `[out, in]`.
-            bias: float32 `[out]` or None.
-            dtype: Dtype of the product, which accumulates in float32.
-        """
-        self.dtype = dtype
         self.n_out = weight.shape[0]
-        self.bias = None if bias is None else bias.to(dtype)
-        self._packed = can_pack(weight.device, dtype)
+        self._dtype = dtype
+        self._bias = None if bias is None else bias.to(dtype)
         with torch.inference_mode():
-            weight = weight.to(dtype)
-            self._weight = (
-                torch.ops.mkldnn._reorder_linear_weight(weight) if self._packed else weight
-            )
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """Map `[rows, in]` of any dtype to `[rows, out]` in the dtype of the product."""
-        x = x.to(self.dtype)
-        if self._packed:
-            attribute, algorithm = ("gelu", "none") if gelu else ("none", "")  # "none": exact GELU
-            packed = torch.ops.mkldnn._linear_pointwise
-            result: Tensor = packed(x, self._weight, self.bias, attribute, [], algorithm)
-            return result
-        y = F.linear(x, self._weight, self.bias)
-        return gelu_(y) if gelu else y
+        attribute, algorithm = ("gelu", "none") if gelu else ("none", "")  # "none": exact GELU
+        packed = torch.ops.mkldnn._linear_pointwise
+        result: Tensor = packed(
+            x.to(self._dtype), self._weight, self._bias, attribute, [], algorithm
+        )
+        return result
 
     def add(self, x: Tensor, term: Tensor) -> Tensor:
-        """Map `[rows, in]` and add `term`.
+        """Map `[rows, in]` and add `term`, which may be overwritten."""
+        packed = torch.ops.mkldnn._linear_pointwise.binary
+        result: Tensor = packed(x, term, self._weight, self._bias, "add")
+        return result
 
-        Args:
-            x: `[rows, in]` in the dtype of the product.
-            term: `[rows, out]` in the same dtype; may be overwritten.
 
-        Returns:
-            `[rows, out]`.
-        """
-        if self._packed:
-            packed_sum = torch.ops.mkldnn._linear_pointwise.binary
-            result: Tensor = packed_sum(x, term, self._weight, self.bias, "add")
-            return result
-        y = term.addmm_(x, self._weight.T)
-        return y if self.bias is None else y.add_(self.bias)
+class CpuKernels(ReferenceKernels):
+    """The operations on a CPU."""
+
+    row_multiple = 32  # oneDNN keeps a kernel for every size of a product
+
+    def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:  # type: ignore[override]
+        """Prepare a linear map; by oneDNN where it has fused products."""
+        if can_pack(weight.device, dtype):
+            return PackedLinear(weight, bias, dtype)
+        return PlainLinear(weight, bias, dtype)
+
+    def positional_convolution(
+        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+    ) -> PositionalConvolution:
+        """Prepare a grouped convolution: by FFT, in float32 for every dtype but float64."""
+        if dtype == torch.float64:
+            return super().positional_convolution(weight, bias, n_groups, dtype)
+        return FourierConvolution(weight, bias, n_groups)
+
+    def attention(
+        self,
+        projected: Tensor,
+        pack: Pack,
+        n_heads: int,
+        gates: Tensor | None = None,
+        bias: PositionBias | None = None,
+    ) -> Tensor:
+        """Attend clip by clip, or neighbours of equal length in one call; no mask is needed."""
+        dim = projected.shape[1] // 3
+        table = None if bias is None else bias(pack.longest)
+        mixed = projected.new_empty(projected.shape[0], dim)
+        mixed[pack.n_frames :] = 0.0
+        for span in find_spans(pack.counts, n_heads):
+            shape = span.n_clips, span.n_frames
+            heads = projected[span.rows].view(*shape, 3, n_heads, dim // n_heads)
+            query, key, value = heads.permute(2, 0, 3, 1, 4)  # [clips, heads, frames, head_dim]
+            mask = None
+            if gates is not None and table is not None:
+                gate = gates[span.rows].view(*shape, n_heads).transpose(1, 2)[..., None]
+                mask = (gate * table[:, : span.n_frames, : span.n_frames]).to(query.dtype)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            mixed[span.rows] = attended.transpose(1, 2).reshape(-1, dim)
+        return mixed
+
+
+class Span(NamedTuple):
+    """Neighbouring clips of equal length, which share one attention call."""
+
+    rows: slice
+    n_clips: int
+    n_frames: int
+
+
+def find_spans(counts: tuple[int, ...], n_heads: int) -> list[Span]:
+    """Group neighbours of equal length, up to the size of one attention call.
+
+    Args:
+        counts: Number of frames of each clip.
+        n_heads: Number of attention heads.
+
+    Returns:
+        Spans that cover all rows in order.
+    """
+    spans: list[Span] = []
+    start = 0
+    for n_frames, equal in groupby(counts):
+        n_left = len(list(equal))
+        n_most = max(1, _SCORES // (n_heads * n_frames**2))
+        while n_left:
+            n_clips = min(n_left, n_most)
+            stop = start + n_clips * n_frames
+            spans.append(Span(slice(start, stop), n_clips, n_frames))
+            start, n_left = stop, n_left - n_clips
+    return spans
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

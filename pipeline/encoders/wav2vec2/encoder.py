@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,25 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Clock, EncoderSettings
-from pipeline.encoders.selfcheck import find_overflows
-from pipeline.encoders.settings import PRECISIONS, resolve_settings
+from pipeline.encoders.clips import encode_clips, encode_windows
+from pipeline.encoders.kernels import kernels_for
+from pipeline.encoders.kernels.base import Pack
+from pipeline.encoders.settings import (
+    PRECISIONS,
+    REFERENCE_PRECISION,
+    choose_precision,
+    resolve_settings,
+)
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
-from pipeline.encoders.wav2vec2.frontend import Frontend, UtteranceStats
+from pipeline.encoders.wav2vec2.frontend import Frontend
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator, Moments, compute_moments
 from pipeline.encoders.wav2vec2.transformer import Transformer
 from pipeline.encoders.wav2vec2.weights import LoadedModel, load_model
 from pipeline.encoders.windows import Window
-from pipeline.errors import ConfigError, EncoderError
+from pipeline.errors import EncoderError
 
-_CALL_FRAMES = 3000  # padded frames of one batch of `SpeechEncoder.__call__`: one minute
+_CALL_FRAMES = 3000  # frames of one batch of `SpeechEncoder.__call__`: one minute
 
 
 def load_encoder(
@@ -43,7 +51,8 @@ def load_encoder(
         weights: "pretrained" (downloaded by torchaudio), "random" (features mean nothing), or the
             path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
         layers: "all" for 1..N, "superb" for 0..N, or a list of layers.
-        precision: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on CUDA.
+        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
+            CUDA.
         device: "cpu", "cuda", "cuda:1" …, or "auto": CUDA where available.
         seed: Seed of random weights.
         max_window_s: Longest window in seconds; longer utterances are encoded in overlapping
@@ -77,7 +86,7 @@ class SpeechEncoder:
         layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i.
         dim: Size of a feature vector.
         n_model_layers: Number of blocks of the model.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         device: Device of the computation.
         windows: Windowing of utterances longer than `max_window_s`.
         weights_source: "pretrained", "random", "file" or "huggingface"; not part of the identity.
@@ -103,6 +112,7 @@ class SpeechEncoder:
         self.is_random = loaded.source == "random"
         self._spec = spec
         self._model = loaded.model.to(self.device)
+        self._kernels = kernels_for(self.device)
         self._modules: dict[str, tuple[Frontend, Transformer]] = {}
         self.final_norm = self._find_final_norm()
         self.identity: dict[str, Any] = {
@@ -139,7 +149,7 @@ class SpeechEncoder:
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Encode any number of utterances of any length.
 
-        Short utterances are batched by length; long ones are encoded window by window.
+        Short utterances are batched; long ones are encoded window by window.
 
         Args:
             waveforms: float32 `[n_samples]` each, at 16 kHz, at least 1 sample, nominally in
@@ -161,39 +171,35 @@ class SpeechEncoder:
                 continue
             parts = self.encode_windows(waveform, windows, self.utterance_stats(waveform))
             results[i] = torch.cat([features.cpu() for _, features in parts], dim=1)
-        short.sort(key=lambda i: -waveforms[i].numel())
-        while short:
-            longest = self.geometry.n_frames(waveforms[short[0]].numel())
-            n_together = max(1, _CALL_FRAMES // longest)
-            batch, short = short[:n_together], short[n_together:]
-            features, counts = self.encode_batch([waveforms[i] for i in batch])
-            for row, (i, count) in enumerate(zip(batch, counts, strict=True)):
-                results[i] = features[:, row, :count].cpu().clone()
+        for batch in _cut(short, [self.geometry.n_frames(len(waveforms[i])) for i in short]):
+            encoded = encode_clips(self, [waveforms[i] for i in batch])
+            results |= {i: part.cpu().clone() for i, part in zip(batch, encoded, strict=True)}
         return [results[i] for i in range(len(waveforms))]
 
     def encode_batch(
         self,
         waveforms: Sequence[Tensor],
         *,
-        stats: Sequence[UtteranceStats] | None = None,
+        stats: Sequence[Moments | None] | None = None,
         precision: str | None = None,
-        out_dtype: torch.dtype = torch.float32,
-    ) -> tuple[Tensor, list[int]]:
-        """Encode one batch: the worker's hot path.
+    ) -> Iterator[Tensor]:
+        """Encode one batch of clips, layer by layer: the worker's hot path.
+
+        Nothing waits for the device. A layer is yielded when it has been submitted to the device.
 
         Args:
             waveforms: At least one; float32 `[n_samples]` each, at 16 kHz, at least 1 sample and at
                 most `max_window_s`, nominally in [-1, 1], on any device.
-            stats: One per waveform: statistics of the whole utterance that the waveform is a window
-                of. None if the waveforms are whole utterances.
+            stats: For each waveform that is a window the statistics of its utterance, from
+                `utterance_stats`, else None. None if the waveforms are whole utterances.
             precision: Replaces the encoder's precision; "fp32" reruns a batch that overflowed.
-            out_dtype: Dtype of the features.
 
-        Returns:
-            Features `[n_layers, batch, max_frames, dim]` on the encoder's device, and the number of
-            frames of each utterance. Values beyond that number are undefined.
+        Yields:
+            For each layer of `layers` the frames of all waveforms, one after another: float32
+            `[n_frames, dim]` on the encoder's device.
 
         Raises:
+            ConfigError: The precision is unknown, or the device does not have it.
             EncoderError: There are no waveforms, or a waveform is empty, too long, or not
                 one-dimensional float32.
         """
@@ -208,15 +214,29 @@ class SpeechEncoder:
                 f"a waveform of {longest_s:.1f} s is longer than "
                 f"max_window_s={self.windows.max_window_s:g}; encode it with encode_windows"
             )
-        with torch.inference_mode():
-            frontend, transformer = self._modules_for(precision or self.precision)
-            with self.clock("front_end"):
-                if stats is None:
-                    stats = [self.utterance_stats(waveform) for waveform in waveforms]
-                # frames: [n_rows, channels]; starts: first row of each waveform
-                frames, starts = frontend(waveforms, stats)
-            with self.clock("transformer"):
-                return transformer(frames, starts, counts, self.layers, out_dtype), counts
+        precision = precision or self.precision
+        modules = self._modules_for(precision)
+        moments = [None] * len(waveforms) if stats is None else stats
+        return self._encode(waveforms, moments, counts, precision, *modules)
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        waveforms: Sequence[Tensor],
+        moments: Sequence[Moments | None],
+        counts: Sequence[int],
+        precision: str,
+        frontend: Frontend,
+        transformer: Transformer,
+    ) -> Iterator[Tensor]:
+        """Yield the chosen layers of one batch."""
+        pack = Pack(counts, self.device, self._kernels.row_multiple)
+        clock = partial(self._stage, precision)
+        with clock("front_end"):
+            frames = frontend(waveforms, moments, pack)
+        for layer, features in enumerate(transformer(frames, pack, clock)):
+            if layer in self.layers:
+                yield features
 
     def plan_windows(self, n_samples: int) -> tuple[Window, ...]:
         """Return the windows of an utterance of `n_samples` samples at 16 kHz."""
@@ -226,77 +246,57 @@ class SpeechEncoder:
         """Return a new accumulator, for a recording that is decoded block by block."""
         return MomentAccumulator()
 
-    def utterance_stats(self, utterance: Tensor | Moments) -> UtteranceStats:
+    def utterance_stats(self, utterance: Tensor | Moments) -> Moments:
         """Compute the utterance-wide statistics that each window needs.
-
-        These are the shift and scale of the samples, and the folded GroupNorm of the first
-        convolution.
 
         Args:
             utterance: All samples, float32 `[n_samples]` at 16 kHz, or their moments, from
                 `statistics_accumulator`.
         """
-        moments = compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
-        frontend, _ = self._modules_for(self.precision)
-        return frontend.stats(moments)
+        return compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
 
     def encode_windows(
         self,
         waveform: Tensor,
         windows: Sequence[Window],
-        stats: UtteranceStats,
+        stats: Moments,
         *,
         sample_start: int = 0,
         precision: str | None = None,
-        out_dtype: torch.dtype = torch.float32,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Encode windows of a long utterance, one at a time, which bounds the memory.
+        """Encode windows of a long utterance, one at a time; see `clips.encode_windows`."""
+        return encode_windows(
+            self, waveform, windows, stats, sample_start=sample_start, precision=precision
+        )
 
-        The features of a window do not depend on the other windows.
+    @contextmanager
+    def _stage(self, precision: str, stage: str) -> Iterator[None]:
+        """Time a stage, with float32 products on CUDA as the precision says.
 
-        Args:
-            waveform: float32 `[n_samples]` at 16 kHz that contains the samples of these windows.
-            windows: Windows from `plan_windows`, all or some.
-            stats: Result of `utterance_stats` for the whole utterance.
-            sample_start: Position of `waveform[0]` in the utterance.
-            precision: Replaces the encoder's precision.
-            out_dtype: Dtype of the features.
-
-        Yields:
-            First frame that the window keeps, and the kept features `[n_layers, n_kept, dim]` on
-            the encoder's device.
+        The setting is the process's: a trainer that uses TF32 gets it back after the stage.
         """
-        for window in windows:
-            low, high = window.sample_start - sample_start, window.sample_stop - sample_start
-            features, _ = self.encode_batch(
-                [waveform[low:high]], stats=[stats], precision=precision, out_dtype=out_dtype
-            )
-            first = window.keep_start - window.feed_start
-            count = window.keep_stop - window.keep_start
-            yield window.keep_start, features[:, 0, first : first + count]
-
-    def misfits(self, features: Tensor, counts: Sequence[int]) -> list[int | None]:
-        """Find the utterances of a batch that exceed the range of the stored dtype, float16.
-
-        Args:
-            features: `[n_layers, batch, max_frames, dim]`, from `encode_batch`.
-            counts: Number of frames of each utterance, from `encode_batch`.
-
-        Returns:
-            For each utterance the first layer with a value that is not finite or beyond ±65504;
-            None if there is none.
-        """
-        return find_overflows(features, counts, self.layers)
+        if self.device.type != "cuda":
+            with self.clock(stage):
+                yield
+            return
+        settings = torch.backends.cuda.matmul
+        before = settings.fp32_precision
+        settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try:
+            with self.clock(stage):
+                yield
+        finally:
+            settings.fp32_precision = before
 
     def _modules_for(self, precision: str) -> tuple[Frontend, Transformer]:
         """Return front end and transformer in a precision, prepared on first use."""
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
         if precision not in self._modules:
-            dtype = PRECISIONS[precision]
+            if precision != REFERENCE_PRECISION:
+                precision = choose_precision(precision, self.device.type)
+            dtype = PRECISIONS.get(precision, torch.float64)
             self._modules[precision] = (
-                Frontend(self._model, self._spec, dtype),
-                Transformer(self._model, self._spec, dtype, depth=self.layers[-1]),
+                Frontend(self._model, self._spec, self._kernels, dtype),
+                Transformer(self._model, self._spec, self._kernels, dtype, depth=self.layers[-1]),
             )
         return self._modules[precision]
 
@@ -305,6 +305,20 @@ class SpeechEncoder:
             return None
         norm: Any = self._model.get_submodule("encoder.transformer.layer_norm")
         return {"weight": norm.weight.cpu(), "bias": norm.bias.cpu(), "eps": norm.eps}
+
+
+def _cut(clips: Sequence[int], n_frames: Sequence[int]) -> Iterator[list[int]]:
+    """Cut clips into batches of up to `_CALL_FRAMES` frames, in order."""
+    batch: list[int] = []
+    n_together = 0
+    for clip, count in zip(clips, n_frames, strict=True):
+        if batch and n_together + count > _CALL_FRAMES:
+            yield batch
+            batch, n_together = [], 0
+        batch.append(clip)
+        n_together += count
+    if batch:
+        yield batch
 
 
 def _no_clock(stage: str) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The steps of a worker on one unit: decode, encode, copy off the device, and their timing.
+"""The steps of a worker on one unit: decode, encode, receive, and their timing.
 
 In: the plan's rows of one unit. Out: features in the unit's buffer, with a record per utterance.
 """

@@ -1,10 +1,15 @@
-"""The encode stage: from waveforms to features in the unit's buffer."""
+"""The encode stage: from waveforms to features in the unit's buffer.
+
+The unit of the encoder is a clip: a whole utterance, or a window of a long one. Batches are
+consecutive clips, in the order of the plan, so the kept frames of a batch are contiguous in the
+buffer, and a batch depends on the plan alone.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +18,11 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Encoder
-from pipeline.encoders.windows import Window
+from pipeline.encoders.clips import encode_clips
+from pipeline.errors import EncoderError
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages.decode import Utterance
-from pipeline.extract.stages.device_copy import DeviceCopy, PendingCopy
+from pipeline.extract.stages.receive import PendingBatch, open_receiver
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.store.format import records
 from pipeline.store.format.codecs import Codec
@@ -28,8 +34,36 @@ from pipeline.store.write.buffer import UnitBuffer
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
 Means = npt.NDArray[np.float32]
 OnFinal = Callable[[Utterance, Means | None], None]
-"""Called with each placed utterance once its frames in the buffer are final, and with the means of
-its frames, float32 `[n_layers, dim]`, if the device has computed them."""
+"""Called with each placed utterance, in order, once its frames in the buffer are final, and with
+the means of its frames, float32 `[n_layers, dim]`, if the device has computed them."""
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A whole utterance or one of its windows.
+
+    Attributes:
+        item: The utterance.
+        waveform: Its samples.
+        stats: Statistics of the utterance if this is a window, else None.
+        n_frames: Frames that the encoder returns.
+        kept: The frames to store; the others are context.
+        start: Place of the first kept frame in the buffer.
+        is_last: Whether the utterance is complete with this clip.
+    """
+
+    item: Utterance
+    waveform: Tensor
+    stats: Any
+    n_frames: int
+    kept: slice
+    start: int
+    is_last: bool
+
+    @property
+    def n_kept(self) -> int:
+        """Number of frames to store."""
+        return len(range(self.kept.start, self.kept.stop))
 
 
 class EncodeStage:
@@ -38,8 +72,11 @@ class EncodeStage:
     Args:
         encoder: The encoder; its `clock` is set.
         layout: Shapes of the store's arrays.
-        max_batch_frames: Maximum of utterances × frames of the longest one in a batch.
+        max_batch_frames: Maximum of frames in a batch.
         watch: Measures the time of each part.
+
+    Attributes:
+        n_split: Batches that were split because the device was out of memory.
     """
 
     def __init__(
@@ -49,7 +86,8 @@ class EncodeStage:
         self._codec = layout.codec
         self._max_batch_frames = max_batch_frames
         self._watch = watch
-        self._copy = DeviceCopy(encoder.device, torch_dtype(self._codec))
+        self._receiver = open_receiver(encoder.device, self._codec)
+        self.n_split = 0
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
@@ -82,93 +120,127 @@ class EncodeStage:
 
     def encode(self, utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> None:
         """Encode the placed utterances into `buffer`; each waveform is released afterwards."""
-        placed = [item for item in utterances if item.waveform is not None]
-        short = [item for item in placed if not item.is_long]
-        lengths = np.array([item.n_frames for item in short], np.int64)
-        waiting: deque[tuple[list[Utterance], PendingCopy]] = deque()
+        clips = deque(self._cut(utterances))
+        lengths = np.array([clip.n_frames for clip in clips], np.int64)
+        waiting: deque[tuple[list[_Clip], PendingBatch]] = deque()
         for number, batch in enumerate(make_batches(lengths, self._max_batch_frames)):
             if number % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
                 malloc.trim()
-            members = [short[int(i)] for i in batch]
-            waiting.append((members, self._copy.start(self._encode_batch(members))))
-            if len(waiting) > self._copy.depth:
-                self._receive(*waiting.popleft(), buffer, on_final)
+            members = [clips.popleft() for _ in range(batch.start, batch.stop)]
+            for started in self._start(members, buffer):
+                waiting.append(started)
+                if len(waiting) > self._receiver.depth:
+                    self._finish(*waiting.popleft(), buffer, on_final)
         while waiting:
-            self._receive(*waiting.popleft(), buffer, on_final)
-        for item in placed:
-            if item.is_long:
-                self._encode_long(item, buffer)
-                item.waveform = None
-                on_final(item, None)
+            self._finish(*waiting.popleft(), buffer, on_final)
 
-    def _encode_batch(self, members: list[Utterance], precision: str | None = None) -> Tensor:
-        """Encode short utterances as one batch: `[n_layers, batch, max_frames, dim]`."""
-        waveforms = [item.waveform for item in members if item.waveform is not None]
-        features, lengths = self._encoder.encode_batch(waveforms, precision=precision)
-        planned = [item.n_frames for item in members]
-        if list(lengths) != planned:
-            raise AssertionError(f"the encoder returned {lengths} frames, expected {planned}")
-        return features
-
-    def _receive(
-        self,
-        members: list[Utterance],
-        pending: PendingCopy,
-        buffer: UnitBuffer,
-        on_final: OnFinal,
-    ) -> None:
-        """Store a batch in the buffer; encode all of it again in fp32 if a value overflows."""
-        features = pending()
-        with self._watch.host("copy"):
-            fits = _fits(features, self._codec)
-        if not fits:
-            features = self._encode_batch(members, precision="fp32")
-            for item in members:
-                item.flags = (*item.flags, records.FLAG_FP32)
-        for i, item in enumerate(members):
-            self._store(item, item.start, features[:, i, : item.n_frames], buffer)
-            item.waveform = None
-            on_final(item, None)
-
-    def _encode_long(self, item: Utterance, buffer: UnitBuffer) -> None:
-        """Encode a long utterance; its windows are independent, so pieces join exactly."""
-        waveform = item.waveform
-        assert waveform is not None  # only decoded utterances are encoded
-        stats = self._encoder.utterance_stats(
-            waveform if item.statistics is None else item.statistics
-        )
-        first = item.windows[0].keep_start
-        for window in item.windows:
-            features = self._encode_window(waveform, window, stats, item)
-            self._store(item, item.start + window.keep_start - first, features, buffer)
-
-    def _encode_window(
-        self, waveform: Tensor, window: Window, stats: Any, item: Utterance
-    ) -> Tensor:
-        """Encode one window, again in fp32 if it overflows: `[n_layers, n_kept, dim]`."""
-        start = item.sample_start
-        for precision in (None, "fp32"):
-            [(_, features)] = self._encoder.encode_windows(
-                waveform, [window], stats, sample_start=start, precision=precision
+    def _cut(self, utterances: list[Utterance]) -> Iterator[_Clip]:
+        """Cut the placed utterances into clips."""
+        for item in utterances:
+            waveform, n_frames = item.waveform, item.n_frames
+            if waveform is None:
+                continue
+            item.waveform = None  # the clips hold the samples from here on
+            if not item.is_long:
+                whole = slice(0, n_frames)
+                yield _Clip(item, waveform, None, n_frames, whole, item.start, is_last=True)
+                continue
+            stats = self._encoder.utterance_stats(
+                waveform if item.statistics is None else item.statistics
             )
-            if _fits(features, self._codec):
-                break
-            if precision is None and records.FLAG_FP32 not in item.flags:
-                item.flags = (*item.flags, records.FLAG_FP32)
-        return features
+            for window in item.windows:
+                low = window.sample_start - item.sample_start
+                yield _Clip(
+                    item=item,
+                    waveform=waveform[low : window.sample_stop - item.sample_start],
+                    stats=stats,
+                    n_frames=window.feed_stop - window.feed_start,
+                    kept=slice(
+                        window.keep_start - window.feed_start, window.keep_stop - window.feed_start
+                    ),
+                    start=item.start + window.keep_start - item.windows[0].keep_start,
+                    is_last=window is item.windows[-1],
+                )
 
-    def _store(self, item: Utterance, start: int, features: Tensor, buffer: UnitBuffer) -> None:
-        """Store features `[n_layers, n_frames, dim]` in the buffer, or quarantine the utterance."""
-        if not item.is_ok:
+    def _start(
+        self, batch: list[_Clip], buffer: UnitBuffer
+    ) -> Iterator[tuple[list[_Clip], PendingBatch]]:
+        """Start to encode a batch; if the device is out of memory, one half after the other."""
+        layers = self._encoder.encode_batch(
+            [clip.waveform for clip in batch], stats=[clip.stats for clip in batch]
+        )
+        counts = [clip.n_kept for clip in batch]
+        first = batch[0].start
+        out = buffer.frames[:, first : first + sum(counts)]
+        try:
+            yield batch, self._receiver.receive(layers, _kept_frames(batch), counts, out)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise _out_of_memory(self._encoder, batch[0]) from error
+        else:
             return
+        self.n_split += 1
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        yield from self._start(batch[:middle], buffer)
+        yield from self._start(batch[middle:], buffer)
+
+    def _finish(
+        self, batch: list[_Clip], pending: PendingBatch, buffer: UnitBuffer, on_final: OnFinal
+    ) -> None:
+        """Wait for a batch; encode all of it again in fp32 if a value cannot be stored."""
         with self._watch.host("copy"):
-            stored = features.to(torch_dtype(self._codec)).cpu() if features.is_cuda else features
-            if _fits(stored, self._codec):
-                stop = start + features.shape[1]
-                encode_into(self._codec, stored, buffer.frames[:, start:stop])
-                return
-        item.quarantine(_overflow_message(features, self._encoder.layers, self._codec))
-        buffer.blank(item.start, item.start + item.n_frames)
+            received = pending()
+        means = received.means
+        if not received.fits(self._codec):
+            means = None
+            self._encode_again(batch, buffer)
+        for i, clip in enumerate(batch):
+            if not clip.is_last:
+                continue
+            item = clip.item
+            if not item.is_ok:
+                buffer.blank(item.start, item.start + item.n_frames)
+            on_final(item, None if means is None or item.is_long else means[i])
+
+    def _encode_again(self, batch: list[_Clip], buffer: UnitBuffer) -> None:
+        """Encode a batch in fp32; quarantine the utterances that cannot be stored even so."""
+        encoded = encode_clips(
+            self._encoder,
+            [clip.waveform for clip in batch],
+            stats=[clip.stats for clip in batch],
+            precision="fp32",
+        )
+        for clip, features in zip(batch, encoded, strict=True):
+            item = clip.item
+            if records.FLAG_FP32 not in item.flags:
+                item.flags = (*item.flags, records.FLAG_FP32)
+            kept = features[:, clip.kept]
+            if not _fits(kept, self._codec):
+                item.quarantine(_overflow_message(kept, self._encoder.layers, self._codec))
+                continue
+            stored = kept.to(torch_dtype(self._codec)).cpu() if kept.is_cuda else kept
+            out = buffer.frames[:, clip.start : clip.start + clip.n_kept]
+            encode_into(self._codec, stored, out)
+
+
+def _kept_frames(batch: list[_Clip]) -> npt.NDArray[np.int64] | None:
+    """Return the packed frames that a batch stores; None for all."""
+    if all(clip.n_kept == clip.n_frames for clip in batch):
+        return None
+    parts, first = [], 0
+    for clip in batch:
+        parts.append(np.arange(first + clip.kept.start, first + clip.kept.stop))
+        first += clip.n_frames
+    return np.concatenate(parts)
+
+
+def _out_of_memory(encoder: Encoder, clip: _Clip) -> EncoderError:
+    seconds = len(clip.waveform) / encoder.geometry.sample_rate_hz
+    return EncoderError(
+        f"{encoder.device} is out of memory with one clip of {seconds:.1f} s; free memory "
+        "there, or lower extract.max_window_s"
+    )
 
 
 def _fits(features: Tensor, codec: Codec) -> bool:

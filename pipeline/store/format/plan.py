@@ -234,25 +234,26 @@ def choose_frames_per_unit(n_frames: IntArray) -> int:
     return high
 
 
-def make_batches(n_frames: npt.NDArray[Any], max_batch_frames: int) -> list[npt.NDArray[np.int64]]:
-    """Group the utterances of a unit by length. Depends on the plan alone, so resume repeats it.
+def make_batches(n_frames: npt.NDArray[Any], max_batch_frames: int) -> list[range]:
+    """Cut the clips of a unit into batches. Depends on the plan alone, so resume repeats it.
 
     Args:
-        n_frames: Planned frames of each utterance of a unit, [n].
-        max_batch_frames: Bound on the padded frames of a batch: utterances × longest. An utterance
-            that exceeds it forms its own batch.
+        n_frames: Frames of each clip of a unit, [n].
+        max_batch_frames: Bound on the frames of a batch. A clip that exceeds it is a batch of its
+            own.
 
     Returns:
-        Batches as indices into `n_frames`, longest utterances first.
+        Consecutive clips of each batch, as indices into `n_frames`.
     """
-    order = np.argsort(-np.asarray(n_frames, np.int64), kind="stable")
-    batches = []
-    start = 0
-    while start < len(order):
-        longest = max(1, int(n_frames[order[start]]))
-        stop = start + max(1, max_batch_frames // longest)
-        batches.append(order[start:stop])
-        start = stop
+    batches: list[range] = []
+    start = total = 0
+    for i, count in enumerate(np.asarray(n_frames).tolist()):
+        if i > start and total + count > max_batch_frames:
+            batches.append(range(start, i))
+            start, total = i, 0
+        total += count
+    if start < len(n_frames):
+        batches.append(range(start, len(n_frames)))
     return batches
 
 

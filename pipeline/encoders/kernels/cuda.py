@@ -1,0 +1,117 @@
+"""The operations on GPUs: a few large products per batch, and no synchronisation with the device.
+
+Everything but `varlen_attn` also runs on a CPU, where the tests compare it with the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.encoders.kernels.base import (
+    Pack,
+    PositionalConvolution,
+    PositionBias,
+    to_device,
+)
+from pipeline.encoders.kernels.grouping import PaddedGroup, PaddedGroups, pad_in_groups
+from pipeline.encoders.kernels.reference import ReferenceKernels
+from pipeline.encoders.kernels.toeplitz import ToeplitzConvolution
+
+
+class CudaKernels(ReferenceKernels):
+    """The operations on a GPU."""
+
+    sums_on_device = True
+    clip_rows = 8  # frames of the first convolution that share a copy of their clip's matrix
+    chunk_rows = 4096  # 0.3 GB of activations of the first convolution
+
+    def __init__(self) -> None:
+        self._groups: tuple[Pack, PaddedGroups] | None = None  # of the last batch
+
+    def positional_convolution(
+        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+    ) -> PositionalConvolution:
+        """Prepare a grouped convolution as a block Toeplitz product."""
+        return ToeplitzConvolution(weight, bias, n_groups, dtype)
+
+    def clip_products(
+        self, windows: Tensor, factors: Tensor, owners: npt.NDArray[np.int64], out: Tensor
+    ) -> None:
+        """Multiply all blocks in one batched product, each with a copy of its clip's matrix."""
+        chosen = to_device(torch.from_numpy(np.ascontiguousarray(owners)), windows.device)
+        blocks = windows.view(len(owners), -1, windows.shape[1])
+        torch.bmm(blocks, factors[chosen], out=out.view(len(owners), -1, out.shape[1]))
+
+    def attention(
+        self,
+        projected: Tensor,
+        pack: Pack,
+        n_heads: int,
+        gates: Tensor | None = None,
+        bias: PositionBias | None = None,
+    ) -> Tensor:
+        """Attend by `varlen_attn`; in padded groups of like length where it does not serve.
+
+        It takes no position bias and no float32, and torch has it from version 2.10.
+        """
+        varlen = _find_varlen_attention()
+        if gates is None and varlen is not None and projected.is_cuda and is_half(projected):
+            heads = projected.view(len(projected), 3, n_heads, -1)
+            query, key, value = heads.unbind(1)
+            offsets, longest = pack.offsets, pack.longest
+            attended: Tensor = varlen(query, key, value, offsets, offsets, longest, longest)
+            return attended.flatten(1)
+        padded = self._pad(pack)
+        table = None if bias is None else bias(padded.n_frames).to(projected.dtype)
+        parts = [_attend(projected, group, n_heads, gates, table) for group in padded.groups]
+        return torch.cat(parts).index_select(0, padded.places)
+
+    def _pad(self, pack: Pack) -> PaddedGroups:
+        """Return the groups of a pack, which all its layers share."""
+        if self._groups is None or self._groups[0] is not pack:
+            self._groups = pack, pad_in_groups(pack)
+        return self._groups[1]
+
+
+def _attend(
+    projected: Tensor,
+    group: PaddedGroup,
+    n_heads: int,
+    gates: Tensor | None,
+    table: Tensor | None,
+) -> Tensor:
+    """Attend within the clips of one group: `[n_clips * n_frames, dim]`."""
+    n_clips, n_frames = group.rows.shape
+    heads = projected[group.rows].view(n_clips, n_frames, 3, n_heads, -1)
+    query, key, value = heads.permute(2, 0, 3, 1, 4)  # [clips, heads, frames, head_dim]
+    mask = projected.new_zeros(n_clips, 1, 1, n_frames)
+    mask = mask.masked_fill_(group.is_padding[:, None, None], -torch.inf)
+    if gates is not None and table is not None:
+        gate = gates[group.rows].transpose(1, 2)[..., None].to(projected.dtype)
+        mask = torch.addcmul(mask, gate, table[:, :n_frames, :n_frames])
+    if is_half(projected):
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    else:  # the fused kernels may compute float32 products in TF32
+        scores = query @ key.mT * query.shape[-1] ** -0.5 + mask
+        attended = scores.softmax(dim=-1) @ value
+    return attended.transpose(1, 2).reshape(n_clips * n_frames, -1)
+
+
+def is_half(x: Tensor) -> bool:
+    """Return whether the values have 16 bits."""
+    return torch.finfo(x.dtype).bits == 16
+
+
+def _find_varlen_attention() -> Any:
+    """Return torch's attention over packed clips, or None before torch 2.10."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
