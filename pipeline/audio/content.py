@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AudioError
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
     from pipeline.sources.base import Segment
+
+
+_MAX_COPIED_BYTES = 1 << 26
 
 
 class ByteRange(io.RawIOBase):
@@ -26,6 +31,16 @@ class ByteRange(io.RawIOBase):
     def __init__(self, file: io.FileIO, start: int, n_bytes: int) -> None:
         self._file, self._start, self._n_bytes = file, start, n_bytes
         self._position = 0
+
+    def copy_to(self, descriptor: int) -> None:
+        """Copy all bytes of the range to another file, within the kernel."""
+        n_copied = 0
+        while n_copied < self._n_bytes:
+            first, n_left = self._start + n_copied, self._n_bytes - n_copied
+            n = os.sendfile(descriptor, self._file.fileno(), first, n_left)
+            if n == 0:
+                raise AudioError("the file became shorter while it was read")
+            n_copied += n
 
     def readable(self) -> bool:
         """Return True."""
@@ -79,6 +94,37 @@ def open_bytes(segment: Segment) -> EncodedFile:
         raise AudioError("the file is empty (0 bytes)")
     handle.seek(0)
     return handle
+
+
+@contextmanager
+def with_descriptor(encoded: EncodedFile) -> Iterator[EncodedFile]:
+    """Provide encoded bytes as a file with a descriptor, which C code reads without Python.
+
+    libsndfile would otherwise call back into Python, and wait for its lock, for every 8 KiB. Bytes
+    and byte ranges of up to 64 MiB are copied to an anonymous file in memory.
+
+    Args:
+        encoded: Result of `open_bytes`, positioned at byte 0.
+
+    Yields:
+        An unbuffered file with these bytes, positioned at byte 0; `encoded` itself if it has a
+        descriptor, is larger, or the system has no anonymous files.
+    """
+    if isinstance(encoded, io.FileIO) or not hasattr(os, "memfd_create"):
+        yield encoded
+        return
+    n_bytes = encoded.seek(0, os.SEEK_END)
+    encoded.seek(0)
+    if n_bytes > _MAX_COPIED_BYTES:
+        yield encoded
+        return
+    with io.FileIO(os.memfd_create("audio"), "r+") as copy:
+        if isinstance(encoded, ByteRange):
+            encoded.copy_to(copy.fileno())
+        else:
+            copy.write(encoded.getbuffer())
+        copy.seek(0)
+        yield copy
 
 
 def sample_range(segment: Segment, n_file_samples: int) -> tuple[int, int]:

@@ -16,14 +16,14 @@ A header can be wrong about the length:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from pipeline.audio.backends import soundfile, torchcodec
-from pipeline.audio.content import open_bytes, sample_range
+from pipeline.audio.content import open_bytes, sample_range, with_descriptor
 from pipeline.audio.resample import check_resampling, resample, resample_blocks
 from pipeline.audio.types import Decoded, UnsupportedError
 from pipeline.errors import AudioError
@@ -51,11 +51,12 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
         >>> decode(Segment("clip", "/data/clip.flac"), 16000).waveform.shape
         torch.Size([35040])
     """
-    with open_bytes(segment) as handle:
+    with open_bytes(segment) as encoded:
         try:
-            native = soundfile.decode(segment, handle)
+            with with_descriptor(encoded) as handle:
+                native = soundfile.decode(segment, handle)
         except UnsupportedError as error:
-            native = torchcodec.decode(segment, handle, error)
+            native = torchcodec.decode(segment, encoded, error)
     check_resampling(len(native.mono), native.rate_hz, sample_rate_hz)
     waveform = resample(native.mono, native.rate_hz, sample_rate_hz)
     _check_finite(waveform)
@@ -65,8 +66,8 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
 def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tensor]:
     """Decode one segment of any length in bounded memory.
 
-    The concatenated blocks equal the waveform of `decode` within float32 rounding. An mp3 or a file
-    that only FFmpeg can read is decoded whole.
+    The concatenated blocks equal the waveform of `decode` within float32 rounding. An mp3 or a
+    file that only FFmpeg can read is decoded whole.
 
     Args:
         segment: The segment.
@@ -78,7 +79,7 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tenso
     Raises:
         AudioError: As for `decode`; blocks before the damage have been yielded by then.
     """
-    with open_bytes(segment) as handle:
+    with open_bytes(segment) as encoded, with_descriptor(encoded) as handle:
         try:
             file = soundfile.open_file(handle)
         except UnsupportedError:
@@ -90,13 +91,15 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tenso
                 return
             start, stop = sample_range(segment, file.frames)
             check_resampling(stop - start, file.samplerate, sample_rate_hz)
-            mono = soundfile.mono_blocks(segment, file)
+            mono = soundfile.mono_blocks(segment, handle, file)
             for block in resample_blocks(mono, file.samplerate, sample_rate_hz):
                 _check_finite(block)
                 yield block
 
 
 def _check_finite(waveform: torch.Tensor) -> None:
-    low, high = torch.aminmax(waveform)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    samples = waveform.numpy()  # torch would start threads for this one pass
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(samples)  # not finite if a sample is not, or if it overflows
+    if not (np.isfinite(total) or np.isfinite(samples).all()):
         raise AudioError("the audio holds samples that are not finite (NaN or infinity)")

@@ -47,7 +47,7 @@ def resample_blocks(
     cut where an output coincides with an input, and overlap by the width of the filter.
 
     Args:
-        blocks: float32 `[n]` each, at the source rate; each is copied before the next is requested.
+        blocks: float32 `[n]` each, at the source rate; their lengths do not change the result.
         source_rate_hz: Rate of the blocks.
         sample_rate_hz: Rate of the result.
 
@@ -62,15 +62,17 @@ def resample_blocks(
     parts: list[NDArray[np.float32]] = [np.zeros(overlap, np.float32)]  # torchaudio pads with zeros
     n_held, n_read, n_out = overlap, 0, 0
     for block in blocks:
-        parts.append(block.copy())
+        parts.append(block)
         n_held, n_read = n_held + len(block), n_read + len(block)
         if n_held < overlap + step + overlap:
             continue
         source = np.concatenate(parts)
-        yield _resample_middle(source[: step + 2 * overlap], overlap, step, up, down)
-        n_out += step // down * up
-        parts = [source[step:]]
-        n_held -= step
+        while n_held >= overlap + step + overlap:
+            yield _resample_middle(source[: step + 2 * overlap], overlap, step, up, down)
+            n_out += step // down * up
+            source = source[step:]
+            n_held -= step
+        parts = [source]
     total = resampled_length(n_read, source_rate_hz, sample_rate_hz)
     rest = np.concatenate(parts)
     if total > n_out:

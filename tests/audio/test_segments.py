@@ -12,7 +12,9 @@ import soundfile
 import torch
 import torchaudio
 
-from pipeline.audio.content import ByteRange, open_bytes
+from pipeline.audio import content
+from pipeline.audio.backends import soundfile as backend
+from pipeline.audio.content import ByteRange, open_bytes, with_descriptor
 from pipeline.audio.decode import decode, decode_blocks
 from pipeline.audio.probe import probe
 from pipeline.errors import AudioError
@@ -187,6 +189,74 @@ def test_blocks_of_a_segment_are_its_waveform(tmp_path, name):
         joined, whole = torch.cat(blocks), decode(segment, RATE_HZ).waveform
         assert joined.shape == whole.shape
         assert torch.allclose(joined, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_the_size_of_reads_changes_nothing(tmp_path, monkeypatch, name, n_channels):
+    """A file that takes several calls of libsndfile equals one that takes a single call."""
+    path = write(tmp_path / f"a.{name}", speechlike(48_017, n_channels), 24_000)
+    segments = [
+        replace(encoded, start_sample=start, stop_sample=stop)
+        for encoded in encodings(path, tmp_path)
+        for start, stop in ((0, -1), (13_001, -1), (9000, 45_000))
+    ]
+    once = [decode(segment, RATE_HZ).waveform for segment in segments]
+    monkeypatch.setattr(backend, "_LARGE_BLOCK", 10_000)
+    monkeypatch.setattr(backend, "_MAX_RESERVED_SAMPLES", 20_000)
+    for segment, waveform in zip(segments, once, strict=True):
+        assert torch.equal(decode(segment, RATE_HZ).waveform, waveform)
+
+
+@pytest.mark.parametrize("n_channels", [2, 3, 7, 8, 20])
+def test_mono_is_the_mean_of_numpy(tmp_path, n_channels):
+    """Bit for bit, for any number of channels, also where the order of additions matters."""
+    sound = speechlike(5000, n_channels) * np.logspace(-3, 3, n_channels, dtype=np.float32)
+    path = write(tmp_path / "a.wav", sound.astype(np.float32), subtype="FLOAT")
+    assert np.array_equal(
+        decode(Segment("clip", str(path)), RATE_HZ).waveform.numpy(), native(path).mean(axis=1)
+    )
+
+
+@pytest.mark.parametrize("name", ["flac", "ogg", "opus"])
+def test_damage_is_named_the_same_by_reads_of_any_size(tmp_path, monkeypatch, name):
+    """The error has the sample at which small reads stop, also after whole blocks were read."""
+    encoded = write(tmp_path / f"a.{name}", speechlike(96_000)).read_bytes()
+    texts = []
+    for block in (backend._SMALL_BLOCK, 1 << 15, 1 << 20):
+        monkeypatch.setattr(backend, "_LARGE_BLOCK", block)
+        for at in (len(encoded) // 3, len(encoded) // 2):
+            damaged = Segment("clip", data=encoded[:at] + bytes(300) + encoded[at + 300 :])
+            texts.append(error_text(damaged))
+            assert error_text(damaged, lambda *args: list(decode_blocks(*args))) == texts[-1]
+    assert texts[:2] == texts[2:4] == texts[4:]
+    first, second = (int(text.split()[4]) for text in texts[:2])
+    assert 0 < first <= second < 96_000
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bytes_that_are_not_copied_are_read_where_they_are(tmp_path, monkeypatch, name):
+    """Large byte ranges and bytes in memory are decoded without a copy, to the same samples."""
+    path = write(tmp_path / f"a.{name}", speechlike(20_000))
+    whole, *others = encodings(path, tmp_path)
+    expected = decode(whole, RATE_HZ).waveform
+    for limit in (path.stat().st_size, path.stat().st_size - 1):
+        monkeypatch.setattr(content, "_MAX_COPIED_BYTES", limit)
+        for segment in others:
+            with open_bytes(segment) as encoded, with_descriptor(encoded) as file:
+                assert (file is encoded) == (limit < path.stat().st_size)
+                assert file.read() == path.read_bytes()
+            assert torch.equal(decode(segment, RATE_HZ).waveform, expected)
+
+
+def test_a_byte_range_that_shrinks_while_it_is_copied_is_refused(tmp_path):
+    """The error says so, instead of a decoder's error about half a file."""
+    path = write(tmp_path / "a.wav", speechlike(20_000))
+    segment = Segment("clip", str(path), byte_offset=44, byte_length=20_000)
+    with open_bytes(segment) as encoded:
+        os.truncate(path, 5000)
+        with pytest.raises(AudioError, match="shorter while it was read"), with_descriptor(encoded):
+            pass
 
 
 @pytest.mark.parametrize("read", [probe, decode])
