@@ -63,10 +63,10 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
     return Decoded(waveform, native.rate_hz, native.n_channels)
 
 
-def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tensor]:
+def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
     """Decode one segment of any length in bounded memory.
 
-    The concatenated blocks equal the waveform of `decode` within float32 rounding. An mp3 or a
+    The concatenated waveforms equal the waveform of `decode` within float32 rounding. An mp3 or a
     file that only FFmpeg can read is decoded whole.
 
     Args:
@@ -74,7 +74,7 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tenso
         sample_rate_hz: Sample rate of the waveform.
 
     Yields:
-        float32 `[n_samples]`, mono, about ten seconds each.
+        Consecutive blocks of about ten seconds.
 
     Raises:
         AudioError: As for `decode`; blocks before the damage have been yielded by then.
@@ -83,18 +83,18 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[torch.Tenso
         try:
             file = soundfile.open_file(handle)
         except UnsupportedError:
-            yield decode(segment, sample_rate_hz).waveform
+            yield decode(segment, sample_rate_hz)
             return
         with file:
             if file.format == "MP3":  # only its end shows whether it is complete
-                yield decode(segment, sample_rate_hz).waveform
+                yield decode(segment, sample_rate_hz)
                 return
             start, stop = sample_range(segment, file.frames)
             check_resampling(stop - start, file.samplerate, sample_rate_hz)
             mono = soundfile.mono_blocks(segment, handle, file)
             for block in resample_blocks(mono, file.samplerate, sample_rate_hz):
                 _check_finite(block)
-                yield block
+                yield Decoded(block, file.samplerate, file.channels)
 
 
 def _check_finite(waveform: torch.Tensor) -> None:

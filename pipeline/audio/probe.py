@@ -33,14 +33,24 @@ def probe(segment: Segment, sample_rate_hz: int) -> Probe:
             within it; or no decoder can open it.
     """
     with open_bytes(segment) as handle:
-        head, n_bytes, fingerprint = _fingerprint(handle)
+        head, n_bytes, checksum = _fingerprint(handle)
         header = read_header(head, n_bytes) or _decoder_header(segment, handle)
     rate_hz, n_channels, n_file_samples = header
     check_channel(segment, n_channels)
     start, stop = sample_range(segment, n_file_samples)
     check_resampling(stop - start, rate_hz, sample_rate_hz)
     n_samples = resampled_length(stop - start, rate_hz, sample_rate_hz)
-    return Probe(n_samples, rate_hz, n_channels, n_bytes, fingerprint)
+    return Probe(n_samples, rate_hz, n_channels, n_bytes, checksum)
+
+
+def fingerprint(segment: Segment) -> tuple[int, int]:
+    """Return `n_bytes` and `fingerprint` of `Probe`, without reading the header.
+
+    Raises:
+        AudioError: The audio is missing or empty.
+    """
+    with open_bytes(segment) as handle:
+        return _fingerprint(handle)[1:]
 
 
 def _decoder_header(segment: Segment, handle: EncodedFile) -> Header:

@@ -104,8 +104,8 @@ def _start(source: Source, row: int, sample_rate_hz: int, n_samples: int) -> Ten
     """Decode the first samples of a row: float32, at most `[n_samples]`."""
     blocks, n_decoded = [], 0
     for block in decode_blocks(source.segment(row), sample_rate_hz):
-        blocks.append(block)
-        n_decoded += len(block)
+        blocks.append(block.waveform)
+        n_decoded += len(block.waveform)
         if n_decoded >= n_samples:
             break
     return torch.cat(blocks)[:n_samples]

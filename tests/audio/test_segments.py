@@ -184,7 +184,7 @@ def test_blocks_of_a_segment_are_its_waveform(tmp_path, name):
     path = write(tmp_path / f"a.{name}", speechlike(27 * 8000, 2), 8000)
     for encoded in encodings(path, tmp_path):
         segment = replace(encoded, start_sample=9001, stop_sample=200_000, channel=1)
-        blocks = list(decode_blocks(segment, RATE_HZ))
+        blocks = [block.waveform for block in decode_blocks(segment, RATE_HZ)]
         assert len(blocks) > 2 or name == "mp3"
         joined, whole = torch.cat(blocks), decode(segment, RATE_HZ).waveform
         assert joined.shape == whole.shape

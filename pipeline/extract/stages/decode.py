@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from pipeline.audio.decode import decode_blocks
-from pipeline.audio.probe import probe
 from pipeline.audio.types import Decoded
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
 from pipeline.extract.messages import UnitTask
+from pipeline.extract.stages.recording import RecordingReader
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
@@ -34,7 +34,7 @@ class Utterance:
         sample_start: Position of `waveform[0]` in the utterance, in samples.
         windows: Windows of the waveform.
         statistics: For a piece, the result of `StatisticsAccumulator.finish` for the whole
-            recording; else None.
+            recording, shared by its pieces; else None.
         start: First frame within the slot.
         n_frames: Number of frames.
         flags: Flags of the record.
@@ -84,17 +84,24 @@ class Decoder:
         n_threads: int,
     ) -> None:
         self._source, self._decode, self._encoder = source, decode, encoder
-        self._pool = ThreadPoolExecutor(n_threads, "decode")
+        self._recordings = RecordingReader(encoder)
+        libraries = ThreadpoolController()
+        self._pool = ThreadPoolExecutor(
+            n_threads, "decode", initializer=lambda: _use_one_thread(libraries)
+        )
         self._futures: dict[int, list[Future[Utterance]]] = {}
+        self._cut_rows: dict[int, set[int]] = {}  # source rows of the pieces of each begun slot
 
     def begin(self, task: UnitTask) -> None:
         """Start to decode a unit, unless it has been started. Errors are raised by `take`."""
         if task.slot in self._futures:
             return
         culprits = task.isolation.culprits if task.isolation else {}
+        rows = task.rows.to_pylist()
+        self._cut_rows[task.slot] = {row["row"] for row in rows if row["n_pieces"] > 1}
+        self._recordings.keep(set().union(*list(self._cut_rows.values())))
         self._futures[task.slot] = [
-            self._pool.submit(self.decode, row, culprits.get(row["position"]))
-            for row in task.rows.to_pylist()
+            self._pool.submit(self.decode, row, culprits.get(row["position"])) for row in rows
         ]
 
     def take(self, task: UnitTask) -> list[Utterance]:
@@ -106,6 +113,7 @@ class Decoder:
         finally:
             for future in futures:
                 future.cancel()
+            del self._cut_rows[task.slot]
 
     def decode(self, row: dict[str, Any], quarantine_reason: str | None = None) -> Utterance:
         """Decode one utterance, or quarantine it.
@@ -138,7 +146,8 @@ class Decoder:
         return item
 
     def close(self) -> None:
-        """Cancel the decodings that have not started."""
+        """Cancel the decodings that have not started, and drop the recordings."""
+        self._recordings.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _whole(self, record: Record) -> Utterance:
@@ -157,37 +166,19 @@ class Decoder:
         )
 
     def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
-        """Decode a recording block by block; keep the piece's samples and the statistics of all."""
-        segment, rate_hz = self._source.segment(record.row), self._encoder.geometry.sample_rate_hz
-        first, last = row["piece_start"], row["piece_start"] + row["n_frames"]
-        windows = tuple(
-            window
-            for window in self._encoder.windows.plan(row["n_samples"])
-            if first <= window.keep_start < last
-        )
-        low, high = windows[0].sample_start, windows[-1].sample_stop
-        statistics = self._encoder.statistics_accumulator()
-        kept: list[Tensor] = []
-        n_samples = 0
-        for block in decode_blocks(segment, rate_hz):
-            statistics.update(block)
-            overlap = block[max(0, low - n_samples) : max(0, high - n_samples)]
-            if len(overlap):
-                kept.append(overlap.clone())
-            n_samples += len(block)
-        if n_samples != row["n_samples"]:
-            raise AudioError(
-                f"the header says {row['n_samples']} samples at {rate_hz} Hz, decoding gave "
-                f"{n_samples}; a recording longer than a unit must say its length: rewrite the file"
-            )
+        piece = self._recordings.read(self._source.segment(record.row), row)
         return Utterance(
-            replace(
-                record, n_samples=n_samples, source_rate_hz=probe(segment, rate_hz).source_rate_hz
-            ),
-            torch.cat(kept),
-            sample_start=low,
-            windows=windows,
-            statistics=statistics.finish(),
+            replace(record, n_samples=row["n_samples"], source_rate_hz=piece.source_rate_hz),
+            piece.waveform,
+            sample_start=piece.sample_start,
+            windows=piece.windows,
+            statistics=piece.statistics,
             n_frames=row["n_frames"],
             flags=(records.FLAG_WINDOWED,),
         )
+
+
+def _use_one_thread(libraries: ThreadpoolController) -> None:
+    """Compute in one thread: torch would start threads for each of the decoding threads."""
+    torch.get_num_threads()  # else torch's own setting would replace the limit later
+    libraries.limit(limits=1, user_api="openmp")
