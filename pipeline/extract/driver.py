@@ -87,6 +87,7 @@ class Driver:
         self._limit = TimeLimit(self.config.run.unit_timeout_s)
         self._compacted_s = time.monotonic()
         self._n_new = 0  # units committed since the last compaction
+        self._told_of_memory = False
 
     def run(self) -> None:
         """Extract the missing units, then the units of deferred utterances.
@@ -206,6 +207,12 @@ class Driver:
 
     def _record_commit(self, report: UnitReport) -> None:
         self._n_new += 1
+        if report.n_halved and not self._told_of_memory:
+            self._told_of_memory = True
+            self.observer.note(
+                "the device was out of memory with a batch; it was encoded in halves, and nothing "
+                "is lost. To encode faster, lower extract.max_batch_s or free memory there"
+            )
         self._limit.observe(report.audio_s, report.wall_s)
         self.observer.unit_committed(report)
 

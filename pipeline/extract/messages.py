@@ -79,6 +79,7 @@ class UnitReport:
         wall_s: Seconds from the unit's turn at the encoder to its commit.
         n_bytes: Bytes written.
         worker: Host and process of the worker, as `host:pid`.
+        n_halved: Batches that were halved because the device was out of memory.
         seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the previous
             unit's writes), front_end, transformer (on CUDA the device's time), copy. In parallel
             threads: decode, write (with checksums and means).
@@ -95,4 +96,5 @@ class UnitReport:
     wall_s: float
     n_bytes: int
     worker: str
+    n_halved: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

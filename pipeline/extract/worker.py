@@ -51,6 +51,7 @@ class _Unit:
         remaining_writes: Writes of the frames after the last utterance, and the completion of all.
         seconds: Seconds per stage of `STAGES`.
         write_s: Seconds of writing; only the writing thread changes it.
+        n_halved: Batches that were halved because the device was out of memory.
     """
 
     task: UnitTask
@@ -61,6 +62,7 @@ class _Unit:
     remaining_writes: list[Future[None]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     write_s: float = 0.0
+    n_halved: int = 0
 
 
 class Worker:
@@ -152,7 +154,7 @@ class Worker:
 
         used = self._encode_stage.place(unit.utterances)
         self._buffer.start(used)
-        self._encode_stage.encode(unit.utterances, self._buffer, on_final)
+        unit.n_halved = self._encode_stage.encode(unit.utterances, self._buffer, on_final)
         end = self._job.layout.frames_per_unit
         unit.remaining_writes.append(self._writing.submit(unit.writer.write, used, end))
         self._buffer_free = self._writing.submit(unit.writer.complete)
@@ -244,5 +246,6 @@ def _report(
         wall_s=time.perf_counter() - unit.start_s,
         n_bytes=outcome.n_bytes,
         worker=f"{socket.gethostname()}:{os.getpid()}",
+        n_halved=unit.n_halved,
         seconds={stage: unit.seconds[stage] for stage in STAGES if stage in unit.seconds},
     )

@@ -19,9 +19,10 @@ from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
-from pipeline.errors import SourceError, StoreError
+from pipeline.errors import EncoderError, SourceError, StoreError
 from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc
+from pipeline.extract.stages.encode import count_fitting_frames
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.documents import write_group, write_plan
@@ -321,6 +322,48 @@ def test_freed_memory_is_returned_every_few_batches(
     bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
     assert bench.extract(0).n_ok == 17
     assert trimmed == [0, 8, 16]
+
+
+class SmallMemory(SpellingEncoder):
+    """An encoder whose device holds only so many frames at once."""
+
+    def __init__(self, max_frames: int) -> None:
+        super().__init__()
+        self.max_frames = max_frames
+
+    def encode_batch(self, waveforms: Sequence[Tensor], **settings: object) -> Iterator[Tensor]:
+        layers = list(super().encode_batch(waveforms, **settings))
+        yield layers[0]
+        if len(layers[0]) > self.max_frames:  # as late as possible
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from layers[1:]
+
+
+def test_a_batch_that_does_not_fit_the_device_is_halved(tmp_path: Path) -> None:
+    """Until it fits; no clip is lost, and the report counts the batches."""
+    seconds = [1.0, 0.5, 1.0, 0.5, 1.0]
+    bench = Bench(tmp_path, seconds, 256, SmallMemory(80))
+    report = bench.extract(0)
+    assert (report.n_ok, report.n_halved) == (5, 2)
+    (tmp_path / "plenty").mkdir()
+    plenty = Bench(tmp_path / "plenty", seconds, 256, SpellingEncoder())
+    assert plenty.extract(0).n_halved == 0
+    np.testing.assert_array_equal(bench.frames(0), plenty.frames(0))
+
+
+def test_a_clip_that_does_not_fit_the_device_is_an_error(tmp_path: Path) -> None:
+    """It names the device, the length of the clip and the remedy."""
+    bench = Bench(tmp_path, [0.5, 1.0], 256, SmallMemory(40))
+    with pytest.raises(EncoderError, match=r"cpu is out of memory with one clip of 1.0 s.*max_win"):
+        bench.extract(0)
+
+
+def test_the_batch_is_bounded_by_the_free_memory() -> None:
+    """More memory holds more frames; one frame is always tried."""
+    small, large = (count_fitting_frames(n * 10**9, 12, 768) for n in (4, 80))
+    assert 10_000 < small < 64_000 < large
+    assert count_fitting_frames(10**9, 12, 768) == 1
+    assert count_fitting_frames(4 * 10**9, 24, 1024) < small
 
 
 def test_time_is_reported_by_stage(tmp_path: Path) -> None:

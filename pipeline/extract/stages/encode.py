@@ -7,6 +7,7 @@ buffer, and a batch depends on the plan alone.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from pipeline.store.format.plan import make_batches
 from pipeline.store.tensors import encode_into, torch_dtype
 from pipeline.store.write.buffer import UnitBuffer
 
+_FIXED_BYTES = 2 * 10**9
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
 Means = npt.NDArray[np.float32]
 OnFinal = Callable[[Utterance, Means | None], None]
@@ -72,11 +74,8 @@ class EncodeStage:
     Args:
         encoder: The encoder; its `clock` is set.
         layout: Shapes of the store's arrays.
-        max_batch_frames: Maximum of frames in a batch.
+        max_batch_frames: Maximum of frames in a batch; fewer if the device's memory is small.
         watch: Measures the time of each part.
-
-    Attributes:
-        n_split: Batches that were split because the device was out of memory.
     """
 
     def __init__(
@@ -84,10 +83,10 @@ class EncodeStage:
     ) -> None:
         self._encoder, self._layout = encoder, layout
         self._codec = layout.codec
-        self._max_batch_frames = max_batch_frames
+        self._max_batch_frames = min(max_batch_frames, _fitting_frames(encoder.device, layout))
         self._watch = watch
         self._receiver = open_receiver(encoder.device, self._codec)
-        self.n_split = 0
+        self._n_halved = 0
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
@@ -118,8 +117,13 @@ class EncodeStage:
                 used += item.n_frames
         return used
 
-    def encode(self, utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> None:
-        """Encode the placed utterances into `buffer`; each waveform is released afterwards."""
+    def encode(self, utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> int:
+        """Encode the placed utterances into `buffer`; each waveform is released afterwards.
+
+        Returns:
+            Number of batches that were halved because the device was out of memory.
+        """
+        self._n_halved = 0
         clips = deque(self._cut(utterances))
         lengths = np.array([clip.n_frames for clip in clips], np.int64)
         waiting: deque[tuple[list[_Clip], PendingBatch]] = deque()
@@ -133,6 +137,7 @@ class EncodeStage:
                     self._finish(*waiting.popleft(), buffer, on_final)
         while waiting:
             self._finish(*waiting.popleft(), buffer, on_final)
+        return self._n_halved
 
     def _cut(self, utterances: list[Utterance]) -> Iterator[_Clip]:
         """Cut the placed utterances into clips."""
@@ -179,7 +184,7 @@ class EncodeStage:
                 raise _out_of_memory(self._encoder, batch[0]) from error
         else:
             return
-        self.n_split += 1
+        self._n_halved += 1
         torch.cuda.empty_cache()
         middle = len(batch) // 2
         yield from self._start(batch[:middle], buffer)
@@ -222,6 +227,26 @@ class EncodeStage:
             stored = kept.to(torch_dtype(self._codec)).cpu() if kept.is_cuda else kept
             out = buffer.frames[:, clip.start : clip.start + clip.n_kept]
             encode_into(self._codec, stored, out)
+
+
+def _fitting_frames(device: torch.device, layout: Layout) -> int:
+    """Return the frames of a batch that the device's free memory holds."""
+    if device.type != "cuda":
+        return sys.maxsize
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return count_fitting_frames(free_bytes, layout.n_layers, layout.dim)
+
+
+def count_fitting_frames(free_bytes: int, n_layers: int, dim: int) -> int:
+    """Return the frames of a batch that fit into memory beside the model.
+
+    A block holds about 16 float32 values for each frame and feature at its peak, and the layers of
+    two batches wait for their copies. Memory that does not grow with the batch (the front end's
+    chunk, the scores of an attention group) takes `_FIXED_BYTES`. At least 1 is returned: whether
+    one clip fits is seen when it is encoded.
+    """
+    per_frame = 16 * 4 * dim + 2 * 2 * n_layers * dim
+    return max(1, (free_bytes - _FIXED_BYTES) // per_frame)
 
 
 def _kept_frames(batch: list[_Clip]) -> npt.NDArray[np.int64] | None:
