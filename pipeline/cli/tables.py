@@ -59,6 +59,8 @@ def show_status(console: Console, status: Status) -> None:
         total = sum(status.seconds.values()) or 1.0
         parts = ", ".join(f"{stage} {spent / total:.0%}" for stage, spent in status.seconds.items())
         console.print(f"workers' time: {parts}")
+    if status.limited_by:
+        console.print(status.limited_by)
     if status.utterances_fp32:
         console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
     for reason, count in list(status.reasons.items())[:10]:

@@ -29,6 +29,8 @@ class Job:
         max_batch_frames: Maximum of frames in a batch.
         threads: CPU threads of a worker.
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
+        keep_frames: Whether frames are stored. Without them a store holds pooled means only, which
+            no reader supports yet; benchmarks measure it.
     """
 
     backend: Backend
@@ -38,6 +40,7 @@ class Job:
     max_batch_frames: int
     threads: int
     decode: Callable[[Segment, int], Decoded] = decode
+    keep_frames: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class UnitReport:
         n_bytes: Bytes written.
         worker: Host and process of the worker, as `host:pid`.
         n_halved: Batches that were halved because the device was out of memory.
-        seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the previous
-            unit's writes), front_end, transformer (on CUDA the device's time), copy. In parallel
-            threads: decode, write (with checksums and means).
+        seconds: Seconds per stage. In the encoding thread: wait (for audio, or for the writes of
+            an earlier unit), front_end, transformer (on CUDA the device's time), copy. In parallel
+            threads: decode, seal (checksums and means), write, commit (with the sync of the files).
+        threads: Threads of the stages that have several.
     """
 
     unit: int
@@ -98,3 +102,4 @@ class UnitReport:
     worker: str
     n_halved: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    threads: dict[str, int] = field(default_factory=dict)

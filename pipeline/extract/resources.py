@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.extract.executors.ray_cluster import find_machine
+from pipeline.store.format.layout import Layout
 
 WORKER_BYTES = 6 * 10**9
-"""Memory per worker that limits the default number of workers. It suffices for a large model (24
-layers of 1,024 features: 1.3 GB of weights, 2.9 GB of features of a unit, 1.5 GB of
-activations)."""
+"""Memory per worker that is assumed before the plan is made."""
+_PROCESS_BYTES = 1_300_000_000
+"""Libraries, and the activations of a batch on a CPU; less for small models."""
+_FLOAT_BYTES = 4  # of a sample and of a weight
+_MAX_HOP_SAMPLES = 320
+_WEIGHT_COPIES = 2  # as loaded, and as laid out for the CPU's products
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,23 @@ class Resources:
     n_workers: int
     threads: int
     device: str
+
+
+def worker_bytes(layout: Layout | None = None) -> int:
+    """Return the memory that a worker on a CPU needs at most.
+
+    It holds the features of one unit, the audio of two, and the model, whose size is that of the
+    transformer blocks up to the deepest layer: about 12 · dim² weights each.
+
+    Args:
+        layout: Shapes of the store's arrays; None before planning.
+    """
+    if layout is None:
+        return WORKER_BYTES
+    features = layout.n_layers * layout.shard_data_bytes + layout.pooled_data_bytes
+    audio = 2 * layout.frames_per_unit * _MAX_HOP_SAMPLES * _FLOAT_BYTES
+    model = 12 * layout.dim**2 * max(layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
+    return features + audio + model + _PROCESS_BYTES
 
 
 def check_engine(config: EngineConfig) -> None:
@@ -47,7 +68,10 @@ def check_engine(config: EngineConfig) -> None:
 
 
 def find_resources(
-    config: EngineConfig, n_units: int | None = None, threads_before: int | None = None
+    config: EngineConfig,
+    n_units: int | None = None,
+    threads_before: int | None = None,
+    layout: Layout | None = None,
 ) -> Resources:
     """Choose workers, threads and device.
 
@@ -63,6 +87,7 @@ def find_resources(
         threads_before: Threads per worker that the store was started with, on CPUs. Resuming uses
             the same number, which keeps the features bit-identical, unless `config.threads` is set
             or there are too few CPUs.
+        layout: Shapes of the store's arrays, which determine the memory of a worker.
 
     Raises:
         ConfigError: A setting is wrong, or exceeds the machine.
@@ -83,7 +108,7 @@ def find_resources(
     if device == "cuda":
         n_fitting = gpus
     else:
-        n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // WORKER_BYTES)
+        n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // worker_bytes(layout))
     if n_units is not None:
         n_fitting = min(n_fitting, n_units)
     n_workers = config.workers or max(1, n_fitting)

@@ -126,7 +126,12 @@ def extract(
     with Lease(backend, run_id) as lease:
         source = _open_source(config, observer)
         current_plan = _obtain_plan(setup, source, backend, lease, observer)
-        resources = find_resources(config.engine, current_plan.n_units, cpu_threads_of(backend))
+        resources = find_resources(
+            config.engine,
+            current_plan.n_units,
+            cpu_threads_of(backend),
+            make_layout(setup, current_plan),
+        )
         layout, make_worker = _prepare(
             setup, backend, current_plan, source, resources, observer, decode
         )

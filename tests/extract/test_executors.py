@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, RunError, SourceError, WeightsError
 from pipeline.extract import resources
 from pipeline.extract.executors import ray as ray_module
-from pipeline.extract.executors.base import UNITS_PER_WORKER, Cause, Executor, Outcome
+from pipeline.extract.executors.base import Cause, Executor, Outcome, units_per_worker
+from pipeline.extract.executors.encoding_thread import EncodingThread
 from pipeline.extract.executors.inline import InlineExecutor
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.executors.ray import RayExecutor
@@ -29,6 +30,7 @@ from pipeline.extract.executors.ray_cluster import Machine
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.store.coordination import worker_failures
+from pipeline.store.format.layout import Layout
 
 ONE = Resources(1, 1, "cpu")
 LONG_S = 60.0
@@ -42,10 +44,6 @@ class ScriptedWorker:
 
     def prefetch(self, task: UnitTask) -> None:
         """Decode nothing."""
-
-    def extract(self, task: UnitTask) -> UnitReport:
-        """Run the unit's script."""
-        return self.begin(task).result()
 
     def begin(self, task: UnitTask) -> Future[UnitReport]:
         """Run the unit's script; the report's `n_bytes` counts the units started."""
@@ -67,6 +65,9 @@ class ScriptedWorker:
         future: Future[UnitReport] = Future()
         future.set_result(UnitReport(task.unit, task.slot, True, 1, 0, 0, 0, 1.0, 1.0, number, "w"))
         return future
+
+    def interrupt(self) -> None:
+        """Nothing to interrupt."""
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -180,14 +181,14 @@ class TestConformance:
         """The unit that it encodes and the next one; there is room again when one has ended."""
         executor = open_(ScriptedWorker)
         wait_for_room(executor)
-        for unit in range(UNITS_PER_WORKER):
+        for unit in range(units_per_worker("cpu")):
             assert executor.has_room()
             executor.submit(task(unit, sleep_s=0.5), LONG_S)
         assert not executor.has_room()
         ended = executor.poll(30.0)
         assert ended
         assert executor.has_room()
-        while len(ended) < UNITS_PER_WORKER:
+        while len(ended) < units_per_worker("cpu"):
             ended += executor.poll(30.0)
 
     def test_an_exclusive_unit_has_its_worker_to_itself(self, open_: Opener) -> None:
@@ -308,9 +309,82 @@ def test_a_unit_over_its_limit_is_stopped_and_the_other_is_not_blamed(local_ray:
         executor.close()
 
 
+class ListingWorker(ScriptedWorker):
+    """Worker that lists the units in the order in which they are encoded, and commits slowly.
+
+    Attributes:
+        begun: Units that were encoded.
+        commits: Future reports of these units, which the test sets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+        self.commits: list[Future[UnitReport]] = []
+
+    def begin(self, task: UnitTask) -> Future[UnitReport]:
+        """Encode a unit; its commit is left to the test."""
+        self.begun.append(task.unit)
+        self.commits.append(Future())
+        return self.commits[-1]
+
+    def commit(self, n: int) -> None:
+        """Complete the oldest `n` commits."""
+        for _ in range(n):
+            future = self.commits.pop(0)
+            future.set_result(UnitReport(0, 0, True, 1, 0, 0, 0, 1.0, 1.0, 1, "w"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for another thread."""
+    end_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+def test_an_actor_encodes_in_the_order_of_submission() -> None:
+    """Whichever of the threads that serve the calls runs first."""
+    worker = ListingWorker()
+    actor = ray_module._Actor(lambda: worker)
+    actor._worker = EncodingThread(actor._make_worker)
+    with ThreadPoolExecutor(3) as calls:
+        outcomes = {}
+        for unit in (2, 1, 0):
+            outcomes[unit] = calls.submit(actor.extract, task(unit), unit)
+            time.sleep(0.05)
+        wait_until(lambda: len(worker.begun) == 3)
+        worker.commit(3)
+        assert [outcomes[unit].result().task.unit for unit in range(3)] == [0, 1, 2]
+    assert worker.begun == [0, 1, 2]
+    actor._worker.close()
+
+
+def test_inline_a_unit_is_encoded_while_the_one_before_is_committed() -> None:
+    """With room for three units on a GPU, a third one is decoded meanwhile."""
+    worker = ListingWorker()
+    executor = InlineExecutor(lambda: worker, units_per_worker("cuda"))
+    for unit in range(3):
+        executor.submit(task(unit), LONG_S)
+    assert not executor.has_room()
+    assert executor.poll(0.0) == []
+    wait_until(lambda: worker.begun == [0, 1, 2])
+    worker.commit(1)
+    assert [outcome.task.unit for outcome in executor.poll(LONG_S)] == [0]
+    assert executor.has_room()
+    worker.commit(2)
+    assert [outcome.task.unit for outcome in executor.poll(LONG_S)] == [1, 2]
+    executor.close()
+
+
+def test_a_gpu_worker_has_a_unit_more() -> None:
+    """One that is committed, one that is encoded and one that is decoded."""
+    assert [units_per_worker(device) for device in ("cpu", "cuda")] == [2, 3]
+
+
 def test_the_inline_executor_creates_its_worker_when_it_is_needed() -> None:
     """A finished store costs no buffer; the worker's own errors are not a unit's."""
-    executor = InlineExecutor(no_weights)
+    executor = InlineExecutor(no_weights, 2)
     assert executor.has_room()
     assert executor.poll(1.0) == []
     executor.submit(task(0), 1.0)
@@ -338,11 +412,11 @@ def test_a_worker_holds_its_current_unit_and_the_next(kind: str) -> None:
 
     def holder(*held: UnitTask) -> Callable[[bool], bool]:
         if kind == "inline":
-            executor = InlineExecutor(ScriptedWorker)
+            executor = InlineExecutor(ScriptedWorker, 2)
             for one in held:
                 executor.submit(one, 1.0)
             return executor.has_room
-        remote = RemoteActor("actor-1", None)
+        remote = RemoteActor("actor-1", None, 2)
         for one in held:
             remote.add(object(), UnitInFlight(one, 1.0))
         return remote.can_take
@@ -360,7 +434,7 @@ def test_the_time_of_a_unit_runs_from_when_it_is_the_first(
     """A waiting unit is never overdue; the current one is, by its own limit."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    remote = RemoteActor("actor-1", None)
+    remote = RemoteActor("actor-1", None, 2)
     remote.add("first", UnitInFlight(task(0), 50.0))
     remote.add("second", UnitInFlight(task(1), 10.0))
     now = 149.0
@@ -429,3 +503,23 @@ def test_threads_follow_the_units_and_the_existing_store(
     monkeypatch.setattr(resources, "find_machine", lambda config: Machine(16, 0, 10**12))
     config = EngineConfig(**{"kind": "ray", **settings})
     assert find_resources(config, n_units, before) == Resources(*expected, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("layout", "gigabytes"),
+    [
+        (Layout(tuple(range(1, 13)), 768, 60_160, 60), (3.0, 3.6)),
+        (Layout((12,), 768, 60_160, 60), (2.0, 2.5)),
+        (Layout(tuple(range(1, 25)), 1024, 60_160, 60), (6.5, 7.2)),
+        (Layout(tuple(range(1, 13)), 768, 180_480, 180), (5.2, 6.2)),
+    ],
+    ids=["base", "one layer", "large", "long units"],
+)
+def test_memory_of_a_worker_follows_the_layout(
+    layout: Layout, gigabytes: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer workers where layers, features or units are larger; the large model took 6.5 GB."""
+    needed = resources.worker_bytes(layout)
+    assert gigabytes[0] <= needed / 1e9 <= gigabytes[1]
+    monkeypatch.setattr(resources, "find_machine", lambda config: Machine(64, 0, 10 * needed))
+    assert find_resources(EngineConfig("ray"), layout=layout).n_workers == 10

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from pipeline.errors import NoSpaceError, SourceError, StoreBusyError, StoreErro
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.encoder_setup import resolve_encoder_setup
+from pipeline.extract.executors import encoding_thread
 from pipeline.extract.stop import Stop
 from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
 from pipeline.store.backend.opening import open_backend
@@ -42,7 +43,7 @@ from pipeline.store.maintain.verify import verify_store
 from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
-from tests.helpers.faulty_decoders import Faulty
+from tests.helpers.faulty_decoders import Faulty, Waiting
 
 N_CLIPS = 24
 CULPRIT = "clip-009.wav"
@@ -94,16 +95,20 @@ def quarantined(store: Path) -> dict[str, str]:
 
 
 class AfterFirst(Observer):
-    """Calls a function when the first unit is committed."""
+    """Calls a function when the first unit is committed; the second one is decoded after that.
 
-    def __init__(self, act) -> None:
-        self.act = act
-        self.done = False
+    Attributes:
+        decode: Decoder of the run.
+    """
+
+    def __init__(self, act: Callable[[], object], undisturbed: Path, scratch: Path) -> None:
+        self.act, self.acted = act, scratch / "acted"
+        self.decode = Waiting(first_clip(undisturbed, 1), self.acted)
 
     def unit_committed(self, report: UnitReport) -> None:
-        if not self.done:
-            self.done = True
+        if not self.acted.exists():
             self.act()
+            self.acted.touch()
 
 
 def unit_of(store: Path, name: str) -> int:
@@ -230,17 +235,20 @@ def test_only_an_utterance_that_failed_twice_is_a_culprit() -> None:
 
 
 def test_an_interrupt_drops_the_current_unit(
-    folder: Path, undisturbed: Path, tmp_path: Path
+    folder: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inline the first Ctrl-C stops the run at once; it can be resumed."""
+    """Inline the first Ctrl-C stops the run at once, even while a file hangs; it can be resumed."""
 
     def interrupt() -> None:
         stop.request("SIGINT")
 
     stop = Stop()
+    monkeypatch.setattr(encoding_thread, "STOP_S", 0.2)
+    watching = AfterFirst(interrupt, undisturbed, tmp_path)
     config = load_config(overrides(folder, tmp_path / "s", *INLINE))
     with pytest.raises(KeyboardInterrupt):
-        run.extract(config, AfterFirst(interrupt), stop)
+        run.extract(config, watching, stop, watching.decode)
+    watching.acted.touch()  # the thread of the dropped unit goes on, and must not commit it
     assert read_status(tmp_path / "s").units_committed == 1
     extract(folder, tmp_path / "s", *INLINE)
     assert contents(tmp_path / "s") == contents(undisturbed)
@@ -296,8 +304,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
             file.write(b"\0" * free)
 
     config = load_config(overrides(folder, store, *INLINE))
+    watching = AfterFirst(fill, undisturbed, tmp_path)
     with pytest.raises(NoSpaceError, match="make room and run the same command again"):
-        run.extract(config, AfterFirst(fill))
+        run.extract(config, watching, decode=watching.decode)
     found = verify_store(store)
     assert (found.ok, found.units_committed) == (True, 1)
     ballast.unlink()
@@ -307,7 +316,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 
 
 def test_a_store_that_became_read_only_ends_the_run(
-    folder: Path, undisturbed: Path, small_disk: Path
+    folder: Path, undisturbed: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     """One clear error that names the file; the run resumes once the store is writable."""
     store = small_disk / "s"
@@ -316,8 +325,9 @@ def test_a_store_that_became_read_only_ends_the_run(
         subprocess.run(["mount", "-o", f"remount,{how}", str(small_disk)], check=True)
 
     config = load_config(overrides(folder, store, *INLINE))
+    watching = AfterFirst(lambda: remount("ro"), undisturbed, tmp_path)
     with pytest.raises(StoreError, match="Read-only file system"):
-        run.extract(config, AfterFirst(lambda: remount("ro")))
+        run.extract(config, watching, decode=watching.decode)
     remount("rw")
     (store / "lease.json").unlink()  # its process lives on: this one
     assert verify_store(store).ok
@@ -331,8 +341,9 @@ def test_a_vanished_store_is_not_created_again(
     """No second store is written below the mount point of an unmounted one."""
     store, elsewhere = tmp_path / "s", tmp_path / "elsewhere"
     config = load_config(overrides(folder, store, *INLINE))
+    watching = AfterFirst(lambda: store.rename(elsewhere), undisturbed, tmp_path)
     with pytest.raises(StoreError, match="has vanished"):
-        run.extract(config, AfterFirst(lambda: store.rename(elsewhere)))
+        run.extract(config, watching, decode=watching.decode)
     assert not store.exists()
     elsewhere.rename(store)
     (store / "lease.json").unlink()  # its process lives on: this one
@@ -382,7 +393,7 @@ def test_a_zombie_worker_corrupts_nothing(folder: Path, undisturbed: Path, tmp_p
     assert (found.ok, found.orphans) == (True, ())
 
 
-def test_a_second_driver_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_second_driver_is_refused(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """The error names host, process and age of the first driver, which continues."""
     config = load_config(overrides(folder, tmp_path / "s", *INLINE))
     messages = []
@@ -392,7 +403,8 @@ def test_a_second_driver_is_refused(folder: Path, tmp_path: Path) -> None:
             run.extract(config)
         messages.append(str(caught.value))
 
-    status = run.extract(config, AfterFirst(start_second_driver))
+    watching = AfterFirst(start_second_driver, undisturbed, tmp_path)
+    status = run.extract(config, watching, decode=watching.decode)
     assert status.utterances_ok == N_CLIPS
     host = os.uname().nodename
     assert f"in use by process {os.getpid()} on {host}" in messages[0]

@@ -22,7 +22,7 @@ import pipeline
 from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, SourceError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.worker import UnitReport
+from pipeline.extract.worker import STAGES, UnitReport
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
@@ -60,7 +60,7 @@ def test_every_utterance_equals_its_own_encoding(
     status = extract(folder, tmp_path / "s", *executor)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert status.units_committed == status.units_total > 4
-    assert {"decode", "wait", "front_end", "transformer", "copy", "write"} == status.seconds.keys()
+    assert set(STAGES) == status.seconds.keys()
     store = pipeline.open_store(tmp_path / "s")
     encoder = pipeline.load_encoder("tiny", weights="random")
     for name in store.ids:
@@ -318,14 +318,14 @@ def test_a_unit_that_always_fails_does_not_stop_the_others(
     """After `run.max_attempts` the unit is named in the error; all others are committed."""
     from pipeline.extract.worker import Worker
 
-    original = Worker.extract
+    original = Worker.begin
 
     def failing(self: Worker, task: object) -> object:
         if task.unit == 2:  # type: ignore[attr-defined]
             raise RuntimeError("the GPU fell off")
         return original(self, task)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Worker, "extract", failing)
+    monkeypatch.setattr(Worker, "begin", failing)
     with pytest.raises(RunError, match=r"unit 2: .*the GPU fell off"):
         extract(folder, tmp_path / "s", *INLINE)
     monkeypatch.undo()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +26,11 @@ from pipeline.encoders.windows import Windowing
 from pipeline.errors import EncoderError, SourceError, StoreError
 from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc
-from pipeline.extract.stages.encode import count_fitting_frames
-from pipeline.extract.worker import Job, UnitReport, UnitTask, Worker
+from pipeline.extract.stages import write as write_stage
+from pipeline.extract.stages.decode import Utterance
+from pipeline.extract.stages.encode import OnFinal, count_fitting_frames
+from pipeline.extract.stages.timing import StoppedError
+from pipeline.extract.worker import STAGES, Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.layout import Layout
@@ -31,6 +38,7 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import open_store
 from pipeline.store.read.shards import ShardReader
+from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
 from tests.helpers.fake_encoders import read_spelled, spelled
 
@@ -248,24 +256,36 @@ def test_another_dataset_than_planned_is_refused(tmp_path: Path) -> None:
         bench.worker.extract(UnitTask(0, 0, 1, renamed))
 
 
+@pytest.mark.parametrize("n_buffers", [1, 2])
 def test_a_unit_is_written_while_the_next_one_is_encoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_buffers: int
 ) -> None:
-    """There is one buffer: the next unit waits until the writing thread has written it."""
+    """With one buffer the next unit waits until it is written; with two it does not."""
     slow = SlotWriter.write
 
-    def write(self: SlotWriter, start: int, stop: int) -> None:
+    def write(self: SlotWriter, *part: Any) -> None:
         time.sleep(0.02)
-        slow(self, start, stop)
+        slow(self, *part)
 
     monkeypatch.setattr(SlotWriter, "write", write)
+    monkeypatch.setattr(write_stage, "n_buffers", lambda device: n_buffers)
+    monkeypatch.setattr(write_stage, "PART_BYTES", 1000)  # several parts per utterance
     bench = Bench(tmp_path, [1.0, 2.0, 1.5, 2.5, 0.5, 3.0], 256, SpellingEncoder())
     assert bench.plan.n_units > 2
     tasks = [UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(bench.plan.n_units)]
     for task in tasks:
         bench.worker.prefetch(task)
+    buffers: list[UnitBuffer] = []
+    encode = bench.worker._encode_stage.encode
+
+    def encode_into(utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> None:
+        buffers.append(buffer)
+        encode(utterances, buffer, on_final)
+
+    bench.worker._encode_stage.encode = encode_into  # type: ignore[method-assign]
     reports = [future.result() for future in [bench.worker.begin(task) for task in tasks]]
     assert sum(report.n_ok for report in reports) == 6
+    assert len({id(buffer) for buffer in buffers}) == n_buffers
     for unit in range(bench.plan.n_units):
         frames = bench.frames(unit)
         for row in bench.rows(unit):
@@ -275,6 +295,89 @@ def test_a_unit_is_written_while_the_next_one_is_encoded(
             assert (frames[:, start:stop, 2] == np.arange(row["n_frames"])).all()
             crcs = [crc32c(np.ascontiguousarray(layer[start:stop])) for layer in frames]
             assert crcs == row["crc32c"]
+
+
+@pytest.mark.parametrize("n_buffers", [1, 2])
+def test_the_device_waits_for_the_disk_only_without_a_free_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_buffers: int
+) -> None:
+    """While a unit cannot be written, as many units are encoded as there are buffers."""
+    resumed = threading.Event()
+    write = SlotWriter.write
+
+    def waits(self: SlotWriter, *part: Any) -> None:
+        assert resumed.wait(30)
+        write(self, *part)
+
+    monkeypatch.setattr(SlotWriter, "write", waits)
+    monkeypatch.setattr(write_stage, "n_buffers", lambda device: n_buffers)
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [3.5] * 4, 256, encoder)
+    tasks = [UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(4)]
+    with ThreadPoolExecutor(1) as thread:
+        begun = thread.submit(lambda: [bench.worker.begin(task) for task in tasks])
+        time.sleep(0.5)
+        n_encoded = len(encoder.batches)
+        resumed.set()
+        assert sum(report.result().n_ok for report in begun.result()) == 4
+    assert n_encoded == n_buffers
+
+
+def test_an_interrupted_worker_drops_the_unit_that_it_encodes(tmp_path: Path) -> None:
+    """After the current batch; what was encoded before is committed, nothing half-written stays."""
+    encoder = SpellingEncoder()
+    bench = Bench(tmp_path, [1.0, 2.5, 1.0, 1.0, 1.0], 256, encoder)
+    first, second = (UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(2))
+    report = bench.worker.begin(first)
+    original, n_before = encoder.encode_batch, len(encoder.batches)
+
+    def interrupted(waveforms: Sequence[Tensor], **settings: Any):
+        bench.worker.interrupt()
+        return original(waveforms, **settings)
+
+    encoder.encode_batch = interrupted  # type: ignore[method-assign]
+    bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
+    with pytest.raises(StoppedError):
+        bench.worker.begin(second)
+    bench.worker.close()
+    assert len(encoder.batches) == n_before + 1
+    assert report.result().won
+    assert [path.name for path in (bench.root / "index").iterdir()] == ["unit-0.parquet"]
+    assert not list(bench.root.rglob("*.partial"))
+
+
+def test_means_of_the_device_are_kept(tmp_path: Path) -> None:
+    """Means that the encode stage passes on are stored; they are not computed again."""
+    bench = Bench(tmp_path, [1.0, 1.5], 256, SpellingEncoder())
+    encode = bench.worker._encode_stage.encode
+
+    def with_means(utterances: list[Utterance], buffer: UnitBuffer, on_final: OnFinal) -> None:
+        encode(
+            utterances,
+            buffer,
+            lambda item, means: on_final(item, np.full((len(LAYERS), 3), item.n_frames, "f4")),
+        )
+
+    bench.worker._encode_stage.encode = with_means  # type: ignore[method-assign]
+    bench.extract(0)
+    pooled = ShardReader(bench.root, bench.layout).pooled(0)
+    assert [pooled[i].tolist() for i in range(2)] == [[[n] * 3] * len(LAYERS) for n in (49, 74)]
+
+
+def test_a_unit_may_keep_its_means_only(tmp_path: Path) -> None:
+    """`keep_frames=False`: no shard and no checksum, and the same means."""
+    pooled = []
+    for name, keeps in (("all", True), ("means", False)):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name, [1.0, 1.5], 256, SpellingEncoder())
+        worker = Worker(replace(bench.job, keep_frames=keeps), SpellingEncoder(), bench.source)
+        report = worker.extract(UnitTask(0, 0, 1, bench.plan.unit_rows(0)))
+        assert report.n_ok == 2
+        pooled.append((bench.root / bench.layout.pooled_key(0)).read_bytes())
+    assert pooled[0] == pooled[1]
+    assert report.n_bytes == bench.layout.pooled_bytes
+    assert not list(bench.root.glob("features.zarr/frames/c/*"))
+    assert [row["crc32c"] for row in bench.rows(0)] == [None, None]
 
 
 def test_a_failed_write_fails_its_own_unit(tmp_path: Path) -> None:
@@ -379,7 +482,8 @@ def test_time_is_reported_by_stage(tmp_path: Path) -> None:
 
     bench = Bench(tmp_path, [1.0, 1.0], 256, Clocked())
     seconds = bench.extract(0).seconds
-    assert list(seconds) == ["decode", "wait", "front_end", "transformer", "copy", "write"]
+    assert tuple(seconds) == STAGES
+    assert STAGES[:5] == ("decode", "wait", "front_end", "transformer", "copy")
     assert 0.01 <= seconds["front_end"] < seconds["transformer"]
     assert seconds["transformer"] >= 0.03
     assert min(seconds.values()) > 0

@@ -42,3 +42,23 @@ class Faulty:
         if self.fault == "memory":
             raise MemoryError("cannot allocate 64 GiB")
         raise AudioError(self.fault)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A decoder that waits at one utterance until a file exists.
+
+    Attributes:
+        name: Id of the utterance.
+        until: The file.
+    """
+
+    name: str
+    until: Path
+
+    def __call__(self, segment: Segment, rate_hz: int) -> Decoded:
+        end_s = time.monotonic() + 60
+        while segment.id == self.name and not self.until.exists():
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        return decode(segment, rate_hz)

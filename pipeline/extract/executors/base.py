@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,8 +11,19 @@ from typing import Protocol
 from pipeline.errors import StrataError
 from pipeline.extract.messages import UnitReport, UnitTask
 
-UNITS_PER_WORKER = 2
-"""Units that a worker has to extract: it encodes one and decodes the next."""
+
+def units_per_worker(device: str) -> int:
+    """Return the maximum number of units that a worker has at a time.
+
+    On a CPU two: one is encoded; the other is decoded or, if it is the older one, committed. On a
+    GPU, where a unit may take less time to encode than to commit, three: one is committed, one
+    encoded and one decoded, so that no stage waits for the driver. More would make a failure of
+    the worker cost more.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return 3 if device == "cuda" else 2
 
 
 class Cause(StrEnum):
@@ -57,14 +68,14 @@ class UnitWorker(Protocol):
     def prefetch(self, task: UnitTask) -> None:
         """Start decoding a unit; called from any thread."""
 
-    def extract(self, task: UnitTask) -> UnitReport:
-        """Extract a unit and commit it."""
-
     def begin(self, task: UnitTask) -> Future[UnitReport]:
         """Encode a unit; the future completes when the unit is committed."""
 
+    def interrupt(self) -> None:
+        """Make `begin` raise after the current batch; called from any thread."""
+
     def close(self) -> None:
-        """Stop the worker's threads."""
+        """Commit the encoded units and stop the worker's threads."""
 
 
 class Executor(Protocol):
@@ -72,7 +83,7 @@ class Executor(Protocol):
 
     An implementation must
 
-    - give a worker at most `UNITS_PER_WORKER` units, and extract them in the order of submission;
+    - give a worker at most `units_per_worker` units, and encode them in the order of submission;
     - give an `exclusive` unit to a worker without units, and no other unit to that worker until the
       exclusive one ends;
     - return exactly one `Outcome` for each submitted unit, in any order, until it is closed;
@@ -101,7 +112,7 @@ class Executor(Protocol):
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Return the attempts that ended; wait at most `timeout_s` for the first one.
 
-        An executor without parallel workers runs one unit here, however long it takes.
+        An inline executor also creates its worker here, however long it takes.
 
         Raises:
             RunError: Workers cannot be started.
@@ -112,17 +123,17 @@ class Executor(Protocol):
         """Stop the workers and drop the units in flight, without outcomes."""
 
 
-def can_take(held: Sequence[UnitTask], exclusive: bool) -> bool:
-    """Whether a worker that holds the units `held` can take another one."""
+def can_take(held: Sequence[UnitTask], exclusive: bool, n_units: int) -> bool:
+    """Whether a worker that has the units `held`, of at most `n_units`, can take another one."""
     if not held:
         return True
-    return len(held) < UNITS_PER_WORKER and not exclusive and not any(t.exclusive for t in held)
+    return len(held) < n_units and not exclusive and not any(task.exclusive for task in held)
 
 
-def attempt(extract: Callable[[UnitTask], UnitReport], task: UnitTask) -> Outcome:
-    """Run one unit and return errors as values, so that they keep their types across processes."""
+def attempt(task: UnitTask, report: Future[UnitReport]) -> Outcome:
+    """Wait for a unit; return errors as values, so that they keep their types across processes."""
     try:
-        return Outcome(task, report=extract(task))
+        return Outcome(task, report=report.result())
     except StrataError as error:
         return Outcome(task, error=error, cause=Cause.FAILED, detail=type(error).__name__)
     except Exception as error:  # noqa: BLE001  the worker's boundary: the driver decides

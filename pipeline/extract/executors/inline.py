@@ -3,48 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from pipeline.extract.executors.base import Outcome, UnitWorker, attempt, can_take
-from pipeline.extract.messages import UnitTask
+from pipeline.extract.executors.encoding_thread import EncodingThread
+from pipeline.extract.messages import UnitReport, UnitTask
 
 
 class InlineExecutor:
-    """Runs units in this process, one at a time; a unit that hangs is not stopped.
+    """Runs units in this process with one worker; a unit that hangs is not stopped.
 
-    While a unit is encoded, the next one is decoded. A unit is committed before the next one is
-    encoded, so an interrupt drops one unit at most.
+    While a unit is encoded, the unit before it is committed and the next one is decoded. So an
+    interrupt drops one unit that was being encoded, and what was decoded of the next ones.
     """
 
-    def __init__(self, make_worker: Callable[[], UnitWorker]) -> None:
-        self._make_worker = make_worker
-        self._worker: UnitWorker | None = None
-        self._tasks: deque[UnitTask] = deque()
+    def __init__(self, make_worker: Callable[[], UnitWorker], units_per_worker: int) -> None:
+        self._make_worker, self._units_per_worker = make_worker, units_per_worker
+        self._worker: EncodingThread | None = None
+        self._tasks: list[UnitTask] = []  # in the order of submission
+        self._reports: dict[int, Future[UnitReport]] = {}  # of those that the worker has, by slot
 
     def has_room(self, exclusive: bool = False) -> bool:
         """Whether another unit can be submitted."""
-        return can_take(self._tasks, exclusive)
+        return can_take(self._tasks, exclusive, self._units_per_worker)
 
     def submit(self, task: UnitTask, limit_s: float) -> str:
-        """Queue a unit for `poll`; the time limit is ignored."""
+        """Give a unit to the worker, if that exists already; the time limit is ignored."""
         self._tasks.append(task)
+        if self._worker is not None:
+            self._reports[task.slot] = self._worker.submit(task)
         return f"inline-{os.getpid()}"
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        """Run the oldest unit, however long it takes; the first call creates the worker."""
+        """Wait for the first unit that ends; the first call creates the worker."""
         if not self._tasks:
             return []
         if self._worker is None:
-            self._worker = self._make_worker()
-        for task in self._tasks:
-            self._worker.prefetch(task)
-        task = self._tasks.popleft()
-        return [attempt(self._worker.extract, task)]
+            self._worker = EncodingThread(self._make_worker)
+            self._reports = {task.slot: self._worker.submit(task) for task in self._tasks}
+        wait(self._reports.values(), timeout_s, FIRST_COMPLETED)
+        ended = [task for task in self._tasks if self._reports[task.slot].done()]
+        outcomes = [attempt(task, self._reports.pop(task.slot)) for task in ended]
+        self._tasks = [task for task in self._tasks if task.slot in self._reports]
+        return outcomes
 
     def close(self) -> None:
-        """Stop the worker and drop the queued units."""
-        if self._worker is not None:
-            self._worker.close()
-        self._worker = None
-        self._tasks.clear()
+        """Stop the worker and drop the units that are not encoded."""
+        worker, self._worker = self._worker, None
+        self._tasks, self._reports = [], {}
+        if worker is not None:
+            worker.close()

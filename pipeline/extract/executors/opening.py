@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.config import EngineConfig
-from pipeline.extract.executors.base import Executor, UnitWorker
+from pipeline.extract.executors.base import Executor, UnitWorker, units_per_worker
 from pipeline.extract.executors.inline import InlineExecutor
 from pipeline.extract.executors.ray import RayExecutor
 from pipeline.extract.resources import Resources
@@ -26,5 +26,5 @@ def open_executor(
         n_units: Units to extract, the maximum number of workers; None for no maximum.
     """
     if config.kind == "inline":
-        return InlineExecutor(make_worker)
+        return InlineExecutor(make_worker, units_per_worker(resources.device))
     return RayExecutor(config, resources, make_worker, n_units)

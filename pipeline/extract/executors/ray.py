@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,16 @@ from typing import Any
 from pipeline.config import EngineConfig
 from pipeline.errors import RunError, StrataError
 from pipeline.extract.executors.base import (
-    UNITS_PER_WORKER,
     Cause,
     Outcome,
     UnitWorker,
     attempt,
+    units_per_worker,
 )
+from pipeline.extract.executors.encoding_thread import EncodingThread
 from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
 from pipeline.extract.executors.ray_cluster import Metrics, connect, draining_nodes
-from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.extract.messages import UnitTask
 from pipeline.extract.resources import Resources
 
 MAX_FAILED_STARTS = 4
@@ -56,10 +57,9 @@ class _Actor:
 
     def __init__(self, make_worker: Callable[[], UnitWorker]) -> None:
         self._make_worker = make_worker
-        self._worker: UnitWorker | None = None
-        # PyTorch keeps a thread pool per calling thread, and results depend on it: one thread
-        # creates the worker and encodes, whichever of Ray's threads serves the call.
-        self._encoding = ThreadPoolExecutor(1, "encode")
+        self._worker: EncodingThread | None = None
+        self._turn = threading.Condition()
+        self._n_taken = 0
 
     def start(self) -> _Started:
         """Create the worker: open the source and load the encoder."""
@@ -68,28 +68,35 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         name = f"{socket.gethostname()}:{os.getpid()}"
         try:
-            self._worker = self._encoding.submit(self._make_worker).result()
+            self._worker = EncodingThread(self._make_worker)
         except StrataError as error:
             return _Started(node, name, error)
         return _Started(node, name)
 
-    def extract(self, task: UnitTask) -> Outcome:
-        """Run a unit; up to `UNITS_PER_WORKER` calls overlap, and units are encoded in order."""
-        return attempt(self._extract, task)
+    def extract(self, task: UnitTask, number: int) -> Outcome:
+        """Run a unit, while other calls run in other threads.
 
-    def _extract(self, task: UnitTask) -> UnitReport:
+        Ray starts these threads in any order: a unit waits until those before it are taken.
+
+        Args:
+            task: The unit.
+            number: Number of units that were sent to this actor before.
+        """
         assert self._worker is not None  # units are sent only after `start` has returned
-        self._worker.prefetch(task)
-        committed = self._encoding.submit(self._worker.begin, task).result()
-        return committed.result()
+        with self._turn:
+            self._turn.wait_for(lambda: self._n_taken == number)
+            report = self._worker.submit(task)
+            self._n_taken += 1
+            self._turn.notify_all()
+        return attempt(task, report)
 
 
 class RayExecutor:
     """Runs units in Ray actors; a dead actor is replaced.
 
-    An actor encodes one unit and decodes the next one. Units are sent only to actors that have
-    started, so a failed start costs no attempt, and on a cluster that shrank no unit waits for a
-    node.
+    An actor has up to `units_per_worker` units, in different stages. Units are sent only to actors
+    that have started, so a failed start costs no attempt, and on a cluster that shrank no unit
+    waits for a node.
     """
 
     def __init__(
@@ -109,7 +116,8 @@ class RayExecutor:
         actor_class: Any = ray.remote(
             num_cpus=resources.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
-        self._actor_class: Any = actor_class.options(max_concurrency=UNITS_PER_WORKER)
+        self._units_per_worker = units_per_worker(resources.device)
+        self._actor_class: Any = actor_class.options(max_concurrency=self._units_per_worker)
         self._make_worker = ray.put(make_worker)
         self._n_workers = min(resources.n_workers, n_units or resources.n_workers)
         self._n_unsubmitted: float = math.inf if n_units is None else n_units
@@ -130,7 +138,8 @@ class RayExecutor:
         """Send a unit to an actor that has room for it."""
         remote = self._choose(task.exclusive)
         assert remote is not None  # submit is called only where there is room
-        remote.add(remote.handle.extract.remote(task), UnitInFlight(task, limit_s))
+        reference = remote.handle.extract.remote(task, remote.n_sent)
+        remote.add(reference, UnitInFlight(task, limit_s))
         self._n_unsubmitted -= 1
         return remote.name
 
@@ -186,7 +195,9 @@ class RayExecutor:
         while len(self._starting) + len(self._ready) < self._n_workers:
             self._n_started += 1
             handle = self._actor_class.remote(self._make_worker)
-            self._starting[handle.start.remote()] = RemoteActor(f"actor-{self._n_started}", handle)
+            name = f"actor-{self._n_started}"
+            remote = RemoteActor(name, handle, self._units_per_worker)
+            self._starting[handle.start.remote()] = remote
 
     def _on_ready(self, reference: Any) -> None:
         """Handle the end of an actor's start: it is ready, dead, or without a worker."""

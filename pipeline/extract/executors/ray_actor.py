@@ -25,27 +25,32 @@ class RemoteActor:
     Attributes:
         name: Name for messages.
         handle: Ray's handle.
+        n_units: Maximum number of units that it has at a time.
         node: Id of its node; empty until it is ready.
         in_flight: Its units by Ray reference, in the order of submission.
+        n_sent: Number of units that were sent to it so far.
         since_s: `time.monotonic()` when its first unit became the first; the time limit counts from
             then.
     """
 
     name: str
     handle: Any
+    n_units: int
     node: str = ""
     in_flight: dict[Any, UnitInFlight] = field(default_factory=dict)
+    n_sent: int = 0
     since_s: float = 0.0
 
     def can_take(self, exclusive: bool) -> bool:
         """Whether it can take another unit."""
-        return can_take([unit.task for unit in self.in_flight.values()], exclusive)
+        return can_take([unit.task for unit in self.in_flight.values()], exclusive, self.n_units)
 
     def add(self, reference: Any, unit: UnitInFlight) -> None:
         """Record a unit that was sent."""
         if not self.in_flight:
             self.since_s = time.monotonic()
         self.in_flight[reference] = unit
+        self.n_sent += 1
 
     def end(self, reference: Any) -> UnitTask:
         """Remove a unit that has ended."""

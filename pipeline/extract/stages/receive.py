@@ -136,15 +136,16 @@ class DeviceReceiver:
         rows = None if kept is None else to_device(torch.from_numpy(kept), self._device)
         clip_of_frame = np.repeat(np.arange(len(counts)), counts)
         owners = to_device(torch.from_numpy(clip_of_frame), self._device)
-        shares = to_device(1.0 / torch.tensor(counts, dtype=torch.float64), self._device)
+        n_frames = to_device(torch.tensor(counts, dtype=torch.float64), self._device)[:, None]
         clips = torch.arange(len(counts), device=self._device)
-        averaging = (owners == clips[:, None]) * shares[:, None]  # [n_clips, n_kept], float64
+        summing = (owners == clips[:, None]).double()  # [n_clips, n_kept]
         ranges, means = [], []
         for features, stored in zip(layers, out, strict=True):
             values = features if rows is None else features.index_select(0, rows)
             ranges.append(torch.stack(torch.aminmax(values)))
             rounded = values.to(self._dtype)
-            means.append((averaging @ rounded.double()).float())
+            # The sums are exact, as `verify` requires: these values are multiples of 2⁻²⁴.
+            means.append((summing @ rounded.double() / n_frames).float())
             self._stream.copy(rounded, torch.from_numpy(stored))
         facts = [torch.stack(ranges).float(), torch.stack(means, dim=1)]
         on_host = [torch.empty(x.shape, pin_memory=self._device.type == "cuda") for x in facts]

@@ -11,8 +11,12 @@ from typing import Any
 import torch
 
 
+class StoppedError(Exception):
+    """The worker is closing; the unit that it is encoding is dropped."""
+
+
 class Stopwatch:
-    """Sums seconds per stage, for the encoding thread.
+    """Sums seconds per stage, for the encoding thread, and stops that thread between stages.
 
     On CUDA the stages of the device are timed by events, which are read at the end, so that timing
     does not synchronise with the device.
@@ -22,10 +26,17 @@ class Stopwatch:
         self._on_cuda = torch.device(device).type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, Any, Any]] = []
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let the next stage raise StoppedError; called from any thread."""
+        self._is_stopped = True
 
     @contextmanager
     def host(self, stage: str) -> Iterator[None]:
         """Time a block on this thread."""
+        if self._is_stopped:
+            raise StoppedError("the worker is closing")
         start_s = time.perf_counter()
         try:
             yield
@@ -39,6 +50,8 @@ class Stopwatch:
             with self.host(stage):
                 yield
             return
+        if self._is_stopped:
+            raise StoppedError("the worker is closing")
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         first.record()
         yield

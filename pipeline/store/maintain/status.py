@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
+from pipeline.store.coordination.limiting_stage import StageTotals
 from pipeline.store.coordination.run_log import read_log
 from pipeline.store.documents import read_attributes, read_plan
 
@@ -40,6 +41,8 @@ class Status:
         run_id: The last run.
         seconds: Seconds of the workers in all runs, by stage (`UnitReport.seconds`).
         reasons: Number of utterances with each quarantine reason, most frequent first.
+        limited_by: The stage that limits the last run that committed a unit, in words; None if
+            that is unknown.
     """
 
     units_total: int
@@ -56,17 +59,25 @@ class Status:
     run_id: str | None
     seconds: dict[str, float]
     reasons: dict[str, int]
+    limited_by: str | None = None
 
 
 @dataclass
 class _Run:
     began: datetime
     last: datetime
-    audio_s: float = 0.0
+    last_commit: datetime | None = None
+    totals: StageTotals = field(default_factory=StageTotals)
 
     @property
     def wall_s(self) -> float:
         return (self.last - self.began).total_seconds()
+
+    @property
+    def limited_by(self) -> str | None:
+        if self.last_commit is None:
+            return None
+        return self.totals.limited_by((self.last_commit - self.began).total_seconds())
 
 
 def read_status(store: Location) -> Status:
@@ -84,10 +95,13 @@ def read_status(store: Location) -> Status:
     done = pieces.take(pa.array(first_piece[:-1]))
     lost = index_files.still_quarantined(table)
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
-    runs, seconds, n_fp32 = _read_runs(backend)
+    runs, n_fp32 = _read_runs(backend)
+    seconds: Counter[str] = Counter()
+    for run in runs.values():
+        seconds.update(run.totals.seconds)
     live = live_holder(backend) is not None
-    busy = [run for run in runs.values() if run.audio_s > 0 and run.wall_s > 0]
-    rate = busy[-1].audio_s / busy[-1].wall_s if busy else None
+    busy = [run for run in runs.values() if run.totals.audio_s > 0 and run.wall_s > 0]
+    rate = busy[-1].totals.audio_s / busy[-1].wall_s if busy else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
         units_total=plan.n_units if plan else 0,
@@ -104,12 +118,13 @@ def read_status(store: Location) -> Status:
         run_id=next(reversed(runs), None),
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
         reasons=dict(Counter(lost["reason"].to_pylist()).most_common()),
+        limited_by=busy[-1].limited_by if busy else None,
     )
 
 
-def _read_runs(backend: Backend) -> tuple[dict[str, _Run], Counter[str], int]:
+def _read_runs(backend: Backend) -> tuple[dict[str, _Run], int]:
+    """Return the runs of the log, oldest first, and the number of utterances encoded in fp32."""
     runs: dict[str, _Run] = {}
-    seconds: Counter[str] = Counter()
     n_fp32 = 0
     for event in read_log(backend):
         time = datetime.fromisoformat(event["time"])
@@ -117,7 +132,7 @@ def _read_runs(backend: Backend) -> tuple[dict[str, _Run], Counter[str], int]:
         run.last = time
         if event["event"] == "unit_committed":
             report: dict[str, Any] = event["report"]
-            run.audio_s += report["audio_s"]
+            run.last_commit = time
+            run.totals.add(report)
             n_fp32 += report["n_fp32"]
-            seconds.update(report["seconds"])
-    return runs, seconds, n_fp32
+    return runs, n_fp32
