@@ -112,6 +112,8 @@ class Encoder(Protocol):
     def utterance_stats(self, utterance: Any) -> Any:
         """Compute the utterance-wide statistics that each window needs.
 
+        Called in the decoding threads.
+
         Args:
             utterance: All samples, float32 `[n_samples]`, or the result of
                 `StatisticsAccumulator.finish`.

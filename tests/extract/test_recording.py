@@ -44,6 +44,9 @@ class PieceEncoder:
     def statistics_accumulator(self) -> MomentAccumulator:
         return MomentAccumulator()
 
+    def utterance_stats(self, utterance: object) -> object:
+        return utterance
+
 
 class Recordings:
     """A planned folder of recordings, and a reader of their pieces.

@@ -1,10 +1,12 @@
 """The operations on CPUs: products by oneDNN, the positional convolution by FFT.
 
-On x86 CPUs the weights are reordered once into the layout of oneDNN; `F.linear` reorders them at
-every call, or uses MKL for float32. With the sizes of these models oneDNN's kernels were 10 to 15 %
-faster on one CPU with AVX-512, and twice as fast in float32 on another (torch 2.14). A GELU or a
-sum after the product is computed while the result is in the cache. On other machines it is
-`F.linear` followed by these operations.
+On x86 CPUs with AVX-512 the weights are reordered once into the layout of oneDNN; `F.linear`
+reorders them at every call, or uses MKL for float32. With the sizes of these models oneDNN's
+kernels were 10 to 15 % faster on one such CPU, and twice as fast in float32 on another (torch
+2.14). A GELU or a sum after the product is computed while the result is in the cache. On other
+machines it is `F.linear` followed by these operations: on a CPU with AVX2 only, MKL was 5 to 10 %
+faster, and products with oneDNN's fused GELU took 1.4 to 1.5 times as long
+(`benchmarks/bench_products.py`).
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ class CpuKernels(ReferenceKernels):
     row_multiple = 32  # oneDNN keeps a kernel for every size of a product
 
     def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:  # type: ignore[override]
-        """Prepare a linear map; by oneDNN where it has fused products."""
-        if can_pack(weight.device, dtype):
+        """Prepare a linear map; by oneDNN where that is faster."""
+        if can_pack(weight.device, dtype) and is_packing_faster():
             return PackedLinear(weight, bias, dtype)
         return PlainLinear(weight, bias, dtype)
 
@@ -124,6 +126,15 @@ def find_spans(counts: tuple[int, ...], n_heads: int) -> list[Span]:
             spans.append(Span(slice(start, stop), n_clips, n_frames))
             start, n_left = stop, n_left - n_clips
     return spans
+
+
+def is_packing_faster() -> bool:
+    """Return whether oneDNN's packed products are the faster ones on this CPU.
+
+    It depends on the kind of CPU alone, not on a measurement: the bits of a feature depend on it.
+    """
+    capability: str = torch.backends.cpu.get_cpu_capability()
+    return capability.startswith(("AVX512", "AVX10"))
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -33,8 +33,8 @@ class Utterance:
             or already encoded.
         sample_start: Position of `waveform[0]` in the utterance, in samples.
         windows: Windows of the waveform.
-        statistics: For a piece, the result of `StatisticsAccumulator.finish` for the whole
-            recording, shared by its pieces; else None.
+        statistics: If it is long, the result of `Encoder.utterance_stats` for the whole
+            utterance; else None.
         start: First frame within the slot.
         n_frames: Number of frames.
         flags: Flags of the record.
@@ -151,16 +151,17 @@ class Decoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _whole(self, record: Record) -> Utterance:
-        geometry = self._encoder.geometry
+        encoder, geometry = self._encoder, self._encoder.geometry
         decoded = self._decode(self._source.segment(record.row), geometry.sample_rate_hz)
         n_samples = len(decoded.waveform)
-        windows = self._encoder.windows.plan(n_samples)
+        windows = encoder.windows.plan(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []
         flags += [records.FLAG_WINDOWED] if len(windows) > 1 else []
         return Utterance(
             replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz),
             decoded.waveform,
             windows=windows,
+            statistics=encoder.utterance_stats(decoded.waveform) if len(windows) > 1 else None,
             n_frames=geometry.n_frames(n_samples),
             flags=tuple(flags),
         )
@@ -172,7 +173,7 @@ class Decoder:
             piece.waveform,
             sample_start=piece.sample_start,
             windows=piece.windows,
-            statistics=piece.statistics,
+            statistics=self._encoder.utterance_stats(piece.statistics),
             n_frames=row["n_frames"],
             flags=(records.FLAG_WINDOWED,),
         )

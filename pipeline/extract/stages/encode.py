@@ -150,15 +150,12 @@ class EncodeStage:
                 whole = slice(0, n_frames)
                 yield _Clip(item, waveform, None, n_frames, whole, item.start, is_last=True)
                 continue
-            stats = self._encoder.utterance_stats(
-                waveform if item.statistics is None else item.statistics
-            )
             for window in item.windows:
                 low = window.sample_start - item.sample_start
                 yield _Clip(
                     item=item,
                     waveform=waveform[low : window.sample_stop - item.sample_start],
-                    stats=stats,
+                    stats=item.statistics,
                     n_frames=window.feed_stop - window.feed_start,
                     kept=slice(
                         window.keep_start - window.feed_start, window.keep_stop - window.feed_start
