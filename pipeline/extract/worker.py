@@ -87,7 +87,9 @@ class Worker:
         n_decode_threads = _decode_threads(job, encoder)
         self._decoder = Decoder(self._source, job.decode, encoder, n_decode_threads)
         self._watch = Stopwatch(encoder.device)
-        self._encode_stage = EncodeStage(encoder, job.layout, job.max_batch_frames, self._watch)
+        self._encode_stage = EncodeStage(
+            encoder, job.layout, job.max_batch_frames, self._watch, job.keep_frames
+        )
         self._write_stage = WriteStage(job, encoder.device)
         self._threads = {"decode": n_decode_threads, "write": self._write_stage.n_threads}
 

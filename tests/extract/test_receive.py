@@ -99,6 +99,18 @@ def test_two_batches_can_be_pending(device: str) -> None:
         assert np.array_equal(stored, expected.half().numpy())
 
 
+def test_frames_that_are_not_kept_stay_on_the_device() -> None:
+    """Range and means are the same."""
+    receiver, stored = (
+        DeviceReceiver(torch.device("cpu"), FLOAT16),
+        np.empty((3, 12, 6), np.float16),
+    )
+    with_frames = receiver.receive(features(), None, COUNTS, stored)()
+    without = receiver.receive(features(), None, COUNTS, None)()
+    assert np.array_equal(without.means, with_frames.means)
+    assert np.array_equal(without.lowest, with_frames.lowest)
+
+
 def test_the_device_decides() -> None:
     """A CPU copies nothing, so nothing is pending there."""
     receiver = open_receiver(torch.device("cpu"), FLOAT16)

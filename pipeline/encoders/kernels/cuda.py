@@ -61,7 +61,7 @@ class CudaKernels(ReferenceKernels):
         It takes no position bias and no float32, and torch has it from version 2.10.
         """
         varlen = _find_varlen_attention()
-        if gates is None and varlen is not None and projected.is_cuda and is_half(projected):
+        if varlen is not None and gates is None and can_use_varlen(projected, n_heads):
             heads = projected.view(len(projected), 3, n_heads, -1)
             query, key, value = heads.unbind(1)
             offsets, longest = pack.offsets, pack.longest
@@ -101,6 +101,15 @@ def _attend(
         scores = query @ key.mT * query.shape[-1] ** -0.5 + mask
         attended = scores.softmax(dim=-1) @ value
     return attended.transpose(1, 2).reshape(n_clips * n_frames, -1)
+
+
+def can_use_varlen(projected: Tensor, n_heads: int) -> bool:
+    """Return whether `varlen_attn` takes such a tensor: it is FlashAttention 2."""
+    head_dim = projected.shape[1] // (3 * n_heads)
+    is_supported = is_half(projected) and head_dim % 8 == 0 and head_dim <= 256
+    if not is_supported or not projected.is_cuda:
+        return False
+    return torch.cuda.get_device_capability(projected.device) >= (8, 0)
 
 
 def is_half(x: Tensor) -> bool:

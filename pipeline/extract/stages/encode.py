@@ -76,16 +76,24 @@ class EncodeStage:
         layout: Shapes of the store's arrays.
         max_batch_frames: Maximum of frames in a batch; fewer if the device's memory is small.
         watch: Measures the time of each part.
+        keep_frames: Whether the frames are stored. If not, they stay on a device that computes the
+            means.
     """
 
     def __init__(
-        self, encoder: Encoder, layout: Layout, max_batch_frames: int, watch: Stopwatch
+        self,
+        encoder: Encoder,
+        layout: Layout,
+        max_batch_frames: int,
+        watch: Stopwatch,
+        keep_frames: bool = True,
     ) -> None:
         self._encoder, self._layout = encoder, layout
         self._codec = layout.codec
         self._max_batch_frames = min(max_batch_frames, _fitting_frames(encoder.device, layout))
         self._watch = watch
         self._receiver = open_receiver(encoder.device, self._codec)
+        self._needs_frames = keep_frames or not self._receiver.has_means
         self._n_halved = 0
         encoder.clock = watch.device
 
@@ -168,24 +176,35 @@ class EncodeStage:
         self, batch: list[_Clip], buffer: UnitBuffer
     ) -> Iterator[tuple[list[_Clip], PendingBatch]]:
         """Start to encode a batch; if the device is out of memory, one half after the other."""
-        layers = self._encoder.encode_batch(
-            [clip.waveform for clip in batch], stats=[clip.stats for clip in batch]
-        )
-        counts = [clip.n_kept for clip in batch]
-        first = batch[0].start
-        out = buffer.frames[:, first : first + sum(counts)]
-        try:
-            yield batch, self._receiver.receive(layers, _kept_frames(batch), counts, out)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise _out_of_memory(self._encoder, batch[0]) from error
-        else:
+        pending = self._receive(batch, buffer)
+        if pending is not None:
+            yield batch, pending
             return
         self._n_halved += 1
         torch.cuda.empty_cache()
         middle = len(batch) // 2
         yield from self._start(batch[:middle], buffer)
         yield from self._start(batch[middle:], buffer)
+
+    def _receive(self, batch: list[_Clip], buffer: UnitBuffer) -> PendingBatch | None:
+        """Start to encode a batch; return None if the device is out of memory.
+
+        Raises:
+            EncoderError: The device is out of memory with a single clip.
+        """
+        layers = self._encoder.encode_batch(
+            [clip.waveform for clip in batch], stats=[clip.stats for clip in batch]
+        )
+        counts = [clip.n_kept for clip in batch]
+        out = None
+        if self._needs_frames or any(clip.item.is_long for clip in batch):
+            out = buffer.frames[:, batch[0].start : batch[0].start + sum(counts)]
+        try:
+            return self._receiver.receive(layers, _kept_frames(batch), counts, out)
+        except torch.OutOfMemoryError as error:
+            if len(batch) > 1:
+                return None
+            raise _out_of_memory(self._encoder, batch[0]) from error
 
     def _finish(
         self, batch: list[_Clip], pending: PendingBatch, buffer: UnitBuffer, on_final: OnFinal

@@ -54,16 +54,18 @@ class Receiver(Protocol):
 
     Attributes:
         depth: Number of batches that may be pending while another one is received.
+        has_means: Whether it computes means, so that the frames need not be stored for them.
     """
 
     depth: int
+    has_means: bool
 
     def receive(
         self,
         layers: Iterable[Tensor],
         kept: npt.NDArray[np.int64] | None,
         counts: Sequence[int],
-        out: Stored,
+        out: Stored | None,
     ) -> PendingBatch:
         """Store the layers of a batch; values that cannot be stored become undefined.
 
@@ -71,7 +73,8 @@ class Receiver(Protocol):
             layers: Packed frames of each layer, `[n_frames, dim]`.
             kept: The frames to store, ascending; None for all.
             counts: Stored frames of each clip.
-            out: Destination of the kept frames, `[n_layers, n_kept, dim]`.
+            out: Destination of the kept frames, `[n_layers, n_kept, dim]`. None stores nothing;
+                only a receiver with means accepts it.
         """
 
 
@@ -86,6 +89,7 @@ class HostReceiver:
     """Receives features that are on the host, or copies them there at once."""
 
     depth = 0
+    has_means = False
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -95,9 +99,10 @@ class HostReceiver:
         layers: Iterable[Tensor],
         kept: npt.NDArray[np.int64] | None,
         counts: Sequence[int],
-        out: Stored,
+        out: Stored | None,
     ) -> PendingBatch:
         """Store each layer while it is in the cache."""
+        assert out is not None  # it computes no means
         rows = None if kept is None else torch.from_numpy(kept)
         ranges = []
         for features, stored in zip(layers, out, strict=True):
@@ -119,6 +124,7 @@ class DeviceReceiver:
     """
 
     depth = 1
+    has_means = True
 
     def __init__(self, device: torch.device, codec: Codec) -> None:
         self._device = device
@@ -130,7 +136,7 @@ class DeviceReceiver:
         layers: Iterable[Tensor],
         kept: npt.NDArray[np.int64] | None,
         counts: Sequence[int],
-        out: Stored,
+        out: Stored | None,
     ) -> PendingBatch:
         """Start the copy of each layer as soon as it is computed."""
         rows = None if kept is None else to_device(torch.from_numpy(kept), self._device)
@@ -140,13 +146,14 @@ class DeviceReceiver:
         clips = torch.arange(len(counts), device=self._device)
         summing = (owners == clips[:, None]).double()  # [n_clips, n_kept]
         ranges, means = [], []
-        for features, stored in zip(layers, out, strict=True):
+        for i, features in enumerate(layers):
             values = features if rows is None else features.index_select(0, rows)
             ranges.append(torch.stack(torch.aminmax(values)))
             rounded = values.to(self._dtype)
             # The sums are exact, as `verify` requires: these values are multiples of 2⁻²⁴.
             means.append((summing @ rounded.double() / n_frames).float())
-            self._stream.copy(rounded, torch.from_numpy(stored))
+            if out is not None:
+                self._stream.copy(rounded, torch.from_numpy(out[i]))
         facts = [torch.stack(ranges).float(), torch.stack(means, dim=1)]
         on_host = [torch.empty(x.shape, pin_memory=self._device.type == "cuda") for x in facts]
         for fact, copy in zip(facts, on_host, strict=True):
@@ -182,7 +189,7 @@ class _CopyStream:
         """Return a function that waits until all copies started so far are done."""
         if self._stream is None:
             return lambda: None
-        copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         copied.record(self._stream)
         wait: Callable[[], None] = copied.synchronize
         return wait
