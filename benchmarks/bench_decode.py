@@ -19,14 +19,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import soundfile
-import threadpoolctl
 
 from pipeline.audio.decode import decode
+from pipeline.extract.stages.decode import decoding_pool
 from pipeline.sources.base import Segment
 
 SAMPLE_RATE_HZ = 16_000
@@ -100,10 +99,7 @@ def decode_speeds(
         × real time of each round, by method.
     """
     speeds: dict[str, list[float]] = {name: [] for name in methods}
-    limits = threadpoolctl.ThreadpoolController()
-    with ThreadPoolExecutor(
-        n_threads, initializer=lambda: limits.limit(limits=1, user_api="openmp")
-    ) as pool:
+    with decoding_pool(n_threads) as pool:
         for number in range(rounds + 1):
             for name in methods:
                 start_s = time.perf_counter()

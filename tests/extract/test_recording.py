@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.__config__ import parallel_info
 
 from pipeline.audio.decode import decode_blocks
 from pipeline.audio.types import Decoded
@@ -397,14 +399,16 @@ def test_units_without_a_piece_drop_the_recording(tmp_path, monkeypatch):
 
 
 def test_decoding_threads_start_no_threads_of_torch(tmp_path, monkeypatch):
-    """Each computes alone; the caller's number of threads stays."""
+    """Each computes alone, sums and products; the caller's number of threads stays."""
     write(tmp_path / "clips" / "a.flac", speechlike(RATE_HZ))
     recordings = Recordings(tmp_path / "clips", monkeypatch)
-    found = []
+    found: list[int] = []
+    products: list[str] = []
 
     def counting(segment, rate_hz):
         torch.ones(10**6).sum()
         found.append(torch.get_num_threads())
+        products.extend(re.findall(r"mkl_get_max_threads\(\) : (\d+)", parallel_info()))
         return next(iter(decode_blocks(segment, rate_hz)))
 
     n_threads = torch.get_num_threads()
@@ -414,6 +418,9 @@ def test_decoding_threads_start_no_threads_of_torch(tmp_path, monkeypatch):
         worker.take(UnitTask(0, 0, 1, recordings.plan.unit_rows(0)))
         worker.close()
         assert found == [1]
+        assert products in ([], ["1"])  # [] without MKL
         assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(n_threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pipeline.audio.types import Decoded
@@ -85,10 +85,7 @@ class Decoder:
     ) -> None:
         self._source, self._decode, self._encoder = source, decode, encoder
         self._recordings = RecordingReader(encoder)
-        libraries = ThreadpoolController()
-        self._pool = ThreadPoolExecutor(
-            n_threads, "decode", initializer=lambda: _use_one_thread(libraries)
-        )
+        self._pool = decoding_pool(n_threads)
         self._futures: dict[int, list[Future[Utterance]]] = {}
         self._cut_rows: dict[int, set[int]] = {}  # source rows of the pieces of each begun slot
 
@@ -179,7 +176,23 @@ class Decoder:
         )
 
 
-def _use_one_thread(libraries: ThreadpoolController) -> None:
-    """Compute in one thread: torch would start threads for each of the decoding threads."""
-    torch.get_num_threads()  # else torch's own setting would replace the limit later
-    libraries.limit(limits=1, user_api="openmp")
+def decoding_pool(n_threads: int) -> ThreadPoolExecutor:
+    """Start threads in each of which torch computes in that thread alone.
+
+    Otherwise torch starts `torch.get_num_threads()` threads for each of them. The number is a
+    property of a thread, but setting it also changes the default for threads to come, so it is set
+    back once all have started.
+    """
+    default = torch.get_num_threads()
+    all_started = threading.Barrier(n_threads)
+
+    def limit() -> None:
+        torch.get_num_threads()  # sets the default, which would otherwise replace the limit later
+        torch.set_num_threads(1)
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(n_threads, "decode")
+    for started in [pool.submit(limit) for _ in range(n_threads)]:
+        started.result()
+    torch.set_num_threads(default)
+    return pool
