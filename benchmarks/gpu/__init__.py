@@ -1,0 +1,1 @@
+"""Parts of bench_gpu.py: clips, limits of the machine, Strata's stages, peers, report."""
