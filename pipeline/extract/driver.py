@@ -62,7 +62,7 @@ class LeasedStore:
 
 @dataclass
 class Driver:
-    """Runs units on an executor until each is committed or given up.
+    """Runs units on an executor until each is committed, or has failed `run.max_attempts` times.
 
     Attributes:
         config: Configuration of the run.
@@ -71,7 +71,7 @@ class Driver:
         observer: Receives the events of the run; the run log is among its observers.
         open_executor: Starts the executor, given the number of units to extract.
         stop: Request to stop.
-        failures: Units that were given up, with their last error.
+        failures: Units that failed `run.max_attempts` times, with their last error.
     """
 
     config: Config
@@ -195,7 +195,7 @@ class Driver:
         failure = self._history.add(outcome)
         if failure.position is not None:
             self.observer.note(
-                f"utterance {failure.id!r} of unit {unit} is a suspect: {failure.detail}"
+                f"utterance {failure.id!r} of unit {unit} may be the cause: {failure.detail}"
             )
         n_attempts = self._history.n_attempts[unit]
         if n_attempts < self.config.run.max_attempts:
@@ -263,7 +263,7 @@ class Driver:
 
 
 def failure_message(failures: Mapping[int, Exception], store: Location) -> str:
-    """Describe the units that were given up, in one line."""
+    """Describe the units that failed in every attempt, in one line."""
     unit, error = next(iter(failures.items()))
     units = ", ".join(str(number) for number in sorted(failures)[:10])
     return (

@@ -37,8 +37,8 @@ class FailureHistory:
     def is_exclusive(self, unit: int) -> bool:
         """Whether a unit must run without another unit in its worker.
 
-        A worker failure is charged to every unit that the worker held. From then on each of them
-        runs exclusively, so that a further failure has one culprit.
+        A worker failure is recorded for every unit that the worker had. From then on, each of these
+        units runs exclusively, so that the next failure has one possible cause.
         """
         return bool(self._failures.get(unit)) or unit in self._shared
 
@@ -51,10 +51,10 @@ class FailureHistory:
         self._shared.add(unit)
 
     def add(self, outcome: Outcome) -> WorkerFailure:
-        """Record a failed attempt, also in the ledger, with the utterance that its worker tried.
+        """Record a failed attempt, also in the ledger, with the utterance that its worker was at.
 
-        The attempt counts towards `run.max_attempts` unless the utterance is known or another unit
-        may be the culprit.
+        The attempt counts towards `run.max_attempts`, unless this utterance is known or another
+        unit may be the cause.
         """
         task = outcome.task
         position, name, signal = take_marker(self._backend, task.slot)

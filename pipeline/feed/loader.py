@@ -44,7 +44,7 @@ def make_loader(
         dataset: The utterances.
         max_frames_per_batch: Limit of the padded frames of a batch: utterances × longest. A longer
             utterance forms a batch of one (`FeatureDataset(max_frames=...)` crops it).
-        shuffle: Whether each epoch has another order, a function of `seed` and the epoch; else
+        shuffle: Whether each epoch has a new order, a function of `seed` and the epoch. Otherwise
             batches are cut in the order of the dataset.
         seed: Seed of the order and of the crops, at least 0; equal on all ranks.
         rank: Rank of this process, from 0.
@@ -98,7 +98,7 @@ class WorkerPolicy:
 
 
 class FeatureLoader:
-    """Iterable over the batches of one rank. Each `iter` is the next epoch, in another order.
+    """Iterable over the batches of one rank. Each iteration over it is one epoch, in a new order.
 
     `set_epoch` selects an epoch. `state_dict` records how many batches of it were returned, and a
     loader that loads this state continues with exactly the remaining batches.
@@ -136,7 +136,7 @@ class FeatureLoader:
         return self._batches()
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch of the next `iter`.
+        """Select the epoch of the next iteration.
 
         It starts at its first batch, unless a state of this epoch was just loaded.
         """
@@ -265,7 +265,7 @@ class FeatureStream(IterableDataset[Batch]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch of the next `iter`."""
+        """Select the epoch of the next iteration."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -283,9 +283,9 @@ class FeatureStream(IterableDataset[Batch]):
 class _SpecSampler:
     """Sampler that gives the specs of a loader to its DataLoader.
 
-    The reference to the loader is weak. So the workers of a deleted loader stop at once. With a
-    reference cycle they would stop in a later garbage collection, possibly one in a forked worker
-    of another loader.
+    The reference to the loader is weak, so that there is no reference cycle: the workers of a
+    deleted loader stop immediately. With a cycle they would stop in a later garbage collection,
+    which may happen in a forked worker of another loader.
     """
 
     def __init__(self, loader: FeatureLoader) -> None:

@@ -2,8 +2,8 @@
 
 The corpus's own split is used if a metadata column has one. Otherwise a random split is drawn,
 stratified by label; with `split.speaker`, all utterances of a speaker are in one part. If the task
-is speaker-independent, speakers in more than one part raise ConfigError in a random split, and give
-a warning in the corpus's own split.
+is speaker-independent, a speaker in more than one part raises ConfigError in a random split, and
+gives a warning in the corpus's own split.
 """
 
 from __future__ import annotations
@@ -111,16 +111,17 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
             "in train and in test. Leave split.speaker out"
         )
     speaker = config.speaker or find_column(store, SPEAKER_PREFIXES)
-    unshared = speaker if task.speaker_independent and speaker not in labels.columns else None
+    # column whose values must not be shared between parts
+    separated = speaker if task.speaker_independent and speaker not in labels.columns else None
     utterances = _utterances(store, task, config, labels)
     column = _split_column(store, config)
     if column:
-        split = _split_by_column(store, utterances, column, unshared)
+        split = _split_by_column(store, utterances, column, separated)
     else:
         split = _new_split(utterances)
     for number, fold in enumerate(split.folds):
         _check_parts(fold, number, split)
-    warnings = _check_speakers(store, task, split, unshared, refuse=column is None)
+    warnings = _check_speakers(store, task, split, separated, refuse=column is None)
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
         warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
@@ -155,7 +156,7 @@ def _split_column(store: FeatureStore, config: SplitConfig) -> str | None:
 
 
 def _split_by_column(
-    store: FeatureStore, utterances: _Utterances, column: str, unshared: str | None
+    store: FeatureStore, utterances: _Utterances, column: str, separated: str | None
 ) -> Split:
     """Use the corpus's own split, and take dev from train if the corpus has none."""
     values, config = read_texts(store, column), utterances.config
@@ -179,9 +180,9 @@ def _split_by_column(
         description += f" ({n_unused} utterances with other values are not used)"
     if len(parts["dev"]):
         return Split((Fold(parts["train"], parts["dev"], parts["test"]),), description)
-    if utterances.grouped_by is None and unshared is not None:
+    if utterances.grouped_by is None and separated is not None:
         utterances = _group_if_corpus_does(
-            store, utterances, unshared, parts["train"], parts["test"]
+            store, utterances, separated, parts["train"], parts["test"]
         )
     train, dev = _take_dev(utterances, parts["train"])
     description += f", dev taken from train {utterances.description}"

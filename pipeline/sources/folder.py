@@ -1,9 +1,9 @@
 """An audio folder: its files, splits and labels, or the rows of its metadata.
 
-Columns and labels are those that `datasets`' audiofolder loader makes. The files are listed here
-because that loader ignores extensions that it does not know (.aac, .m4a) and, as soon as one path
-contains train, dev or test, every path that does not. No audio file is opened, so a file that
-cannot be decoded is found and can be reported.
+Columns and labels are those that the audiofolder loader of `datasets` makes. The files are listed
+here, because that loader ignores two kinds of files: those with an extension that it does not know
+(.aac, .m4a); and, if the path of any file contains train, dev or test, every file whose path does
+not. No audio file is opened here, so a file that cannot be decoded is listed, and reported later.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _read_metadata(
 
 
 def _normalized_paths(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Normalise relative paths; refuse empty ones and those that lead out of the folder."""
+    """Normalise relative paths; refuse empty ones and those that point outside of the folder."""
     if not is_text(paths.type):
         raise SourceError(f"{name} is {paths.type}, not text")
     paths = paths.cast(pa.string())
@@ -219,8 +219,8 @@ def _normalized_paths(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     outside = paths.filter(pc.match_substring_regex(paths, r"^/|://|(^|/)\.\.(/|$)"))
     if len(outside):
         raise SourceError(
-            f"{name} leads out of the folder: {first_values(outside)}; use dataset=manifest for "
-            "such files"
+            f"{name} points outside of the folder: {first_values(outside)}; use dataset=manifest "
+            "for such files"
         )
     return pc.replace_substring_regex(paths, r"(^|/)(\.?/)+", r"\1")
 

@@ -1,8 +1,9 @@
 """Collapse: the weighted sum of the layers of a store, as a store of one layer.
 
-The result has the same format, and is written unit by unit with the same claims, lease and commits.
-So a run can be interrupted and resumed, and can start before its parent is complete. Every
-utterance is verified against its checksums when it is read, so damage is not copied.
+The parent is the store that is read. The collapsed store has the same format, and is written unit
+by unit with the same claims, lease and commits. So a run can be interrupted and resumed, and can
+start before the parent is complete. Every utterance is verified against its checksums when it is
+read, so damage is not copied.
 """
 
 from __future__ import annotations
@@ -257,8 +258,8 @@ def _check_space(out: Backend, needed: int) -> None:
     free = out.free_bytes()
     if needed > free:
         raise NoSpaceError(
-            f"{needed / 1e9:.2f} GB are needed in {out}, {free / 1e9:.2f} GB are free; make "
-            "room, or give another path"
+            f"{needed / 1e9:.2f} GB are needed in {out}, {free / 1e9:.2f} GB are free; free "
+            "space, or give another path"
         )
 
 

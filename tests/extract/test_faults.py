@@ -408,7 +408,7 @@ def test_a_second_driver_is_refused(folder: Path, undisturbed: Path, tmp_path: P
     assert status.utterances_ok == N_CLIPS
     host = os.uname().nodename
     assert f"in use by process {os.getpid()} on {host}" in messages[0]
-    assert "last sign of life" in messages[0]
+    assert "last heartbeat" in messages[0]
 
 
 def test_a_killed_driver_is_no_failure_of_a_unit(

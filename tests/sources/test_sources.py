@@ -215,9 +215,9 @@ def test_metadata_in_each_directory(tmp_path):
     ("rows", "words"),
     [
         ("gone.wav,1\nwav/a.wav,2\n", "gone.wav"),
-        ("../clips/wav/a.wav,1\n", "leads out of the folder"),
-        ("/etc/passwd,1\n", "leads out of the folder"),
-        ("file:///etc/passwd,1\n", "leads out of the folder"),
+        ("../clips/wav/a.wav,1\n", "points outside of the folder"),
+        ("/etc/passwd,1\n", "points outside of the folder"),
+        ("file:///etc/passwd,1\n", "points outside of the folder"),
         (",1\n", "file_name"),
         ("wav/a.wav,1\n./wav/a.wav,2\n", "not unique: 1 ids occur more than once (wav/a.wav)"),
         ("wav/a.wav,1,surplus\n", "more fields than its header"),

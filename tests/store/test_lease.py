@@ -132,7 +132,7 @@ def test_a_stopped_holder_on_this_host_is_alive(tmp_path: Path) -> None:
 def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change: str) -> None:
     """On another host, or in another pid namespace, only the heartbeat counts."""
     write_lease(tmp_path, age_s=STALE_AFTER_S - 5, **{change: "elsewhere"})
-    with pytest.raises(StoreBusyError, match=r"last sign of life 5[56] s ago"):
+    with pytest.raises(StoreBusyError, match=r"last heartbeat 5[56] s ago"):
         Lease(tmp_path, "mine").__enter__()
     write_lease(tmp_path, age_s=STALE_AFTER_S + 5, **{change: "elsewhere"})
     with Lease(tmp_path, "mine"):
@@ -327,7 +327,7 @@ def test_check_notices_a_take_over_and_exit_respects_it(tmp_path: Path) -> None:
     with Lease(tmp_path, "mine") as lease:
         lease.check()
         write_lease(tmp_path, host="elsewhere")
-        with pytest.raises(StoreBusyError, match="took the lease over"):
+        with pytest.raises(StoreBusyError, match="has taken over the lease"):
             lease.check()
     assert json.loads((tmp_path / LEASE).read_text())["host"] == "elsewhere"
 

@@ -84,7 +84,7 @@ class FrameTask(Task):
             stored_layer(layer),
             self._data.device,
         )
-        return {f"untrained head, layer {layer}": rate, "saying nothing": 1.0}
+        return {f"untrained head, layer {layer}": rate, "empty predictions": 1.0}
 
     def confusion(self, heads: Sequence[HeadResult]) -> None:
         """Return None: transcripts have no confusion matrix."""

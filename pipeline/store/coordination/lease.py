@@ -1,14 +1,14 @@
 """One live driver per store: a lease with a heartbeat.
 
-The lease is a small file that names its holder and is touched while the holder runs. A lease has
-expired when its process is known to be gone (same host and pid namespace). Where that is unknown
-(another host, a process that the system hides), it has expired when its heartbeat is older than
-`STALE_AFTER_S`. An expired lease is taken over.
+The lease is a small file that names its holder. The holder updates its modification time every
+`HEARTBEAT_S` (the heartbeat). On the holder's host, a lease has expired when the holder's process
+has ended. Elsewhere, or if the system hides that process, it has expired when its heartbeat is
+older than `STALE_AFTER_S`. A driver that finds an expired lease takes it over.
 
-Taking, taking over and releasing a lease happen under a lock on `lease.lock`: between the decision
-that a lease is expired and its removal no live lease can take its place. Where a file system has no
-locks, the exclusive creation of the lease file still decides, with a window of milliseconds. The
-lock is held for these moments only.
+A lease is taken, taken over and released under a lock on `lease.lock`. So a driver that has found
+an expired lease cannot remove a live one that another driver has put in its place. On file systems
+without locks, the exclusive creation of the lease file decides between two drivers; the check for
+expiry then has a race of a few milliseconds. The lock is not held between these operations.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Lease:
                 if holder is not None:
                     raise StoreBusyError(
                         f"store {self._backend} is in use by process {holder.pid} on "
-                        f"{holder.host} (run {holder.run_id}, last sign of life "
+                        f"{holder.host} (run {holder.run_id}, last heartbeat "
                         f"{_age_s(self._backend, LEASE, now_s):.0f} s ago); "
                         "wait for it, or stop it and run again"
                     )
@@ -118,12 +118,12 @@ class Lease:
             if not self._backend.exists(LEASE):
                 raise StoreError(
                     f"store {self._backend} has vanished, or its {LEASE} was removed (is it "
-                    "still mounted?); what was committed is safe there: bring it back and run the "
+                    "still mounted?); what was committed is safe there: mount it and run the "
                     "same command again"
                 )
             raise StoreBusyError(
-                f"store {self._backend}: another driver took the lease over, "
-                "as this one showed no sign of life for too long; let that one finish"
+                f"store {self._backend}: another driver has taken over the lease, because this "
+                f"one's heartbeat was more than {STALE_AFTER_S:.0f} s old; let that one finish"
             )
 
     def _is_mine(self) -> bool:

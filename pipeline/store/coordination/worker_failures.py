@@ -116,7 +116,7 @@ def read_failures(store: Location) -> dict[int, list[WorkerFailure]]:
 
 
 class UtteranceMarker:
-    """Names the utterance that an isolated attempt is trying, in a file that outlives its process.
+    """Names the utterance that an isolated attempt is at, in a file that outlives its process.
 
     The marker is removed when the `with` block ends well, and left when it ends in an error or the
     process dies. Where the store's objects are files of this machine, Python's fault handler
@@ -150,7 +150,7 @@ class UtteranceMarker:
             self._backend.delete(self._key)
 
     def set(self, position: int, name: str) -> None:
-        """Name the utterance that is tried next: its position in the unit, and its id."""
+        """Name the utterance that is encoded next: its position in the unit, and its id."""
         line = json.dumps({"position": position, "id": name}).encode() + b"\n"
         if self._path is None or self._file is None:
             self._backend.put(self._key, [line])

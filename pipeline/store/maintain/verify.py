@@ -56,7 +56,7 @@ class Verification:
         utterances_ok: Utterances with features.
         utterances_quarantined: Utterances with a quarantine reason.
         n_bytes: Bytes of features that were read.
-        orphans: Objects that belong to no commit; they are no damage.
+        orphans: Objects that belong to no commit; they are not damage.
     """
 
     damages: tuple[Damage, ...]
@@ -90,9 +90,9 @@ def verify_store(
     - every shard exists, has the right size, and is flat or readable as Zarr;
     - the frames of every utterance match their checksum in every layer, and overlap no others;
     - every pooled vector is the mean of its frames;
-    - frames without an utterance are the codec's fill.
+    - frames without an utterance have the codec's fill value.
 
-    A unit without a commit is no damage, unless `index.parquet` has it.
+    A unit without a commit is not damage, unless `index.parquet` lists it.
 
     Args:
         store: The store.
@@ -122,7 +122,7 @@ def verify_store(
     deep = _chosen(units, sample)
     damages = [
         Damage(
-            unit, f"{backend.locate(index_key(unit))} is missing, but index.parquet has the unit"
+            unit, f"{backend.locate(index_key(unit))} is missing, but index.parquet lists the unit"
         )
         for unit in sorted(index_files.cached_units(backend).difference(units))
     ]
@@ -225,12 +225,12 @@ class _UnitCheck:
             return
         yield from self._check_unique(unit, done)
         taken = np.zeros(self._layout.frames_per_unit, bool)
-        lost = set()
+        misplaced = set()
         for row in done:
-            for problem in self._check_place(slot, row, taken):
-                lost.add(row["position"])
+            for problem in self._check_range(slot, row, taken):
+                misplaced.add(row["position"])
                 yield f"utterance {row['id']!r} {problem}"
-        placed = [row for row in done if row["position"] not in lost]
+        placed = [row for row in done if row["position"] not in misplaced]
         if not deep and self._has_right_sizes(slot):
             return
         shards = ShardReader(self._backend, self._layout)
@@ -270,18 +270,18 @@ class _UnitCheck:
             if other != unit:
                 yield f"utterance {row['id']!r} is in unit {other} too"
 
-    def _check_place(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
-        """Check the place of an utterance's frames, and mark them as taken."""
+    def _check_range(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
+        """Check the range of an utterance's frames, and mark these frames as taken."""
         if row["frame_start"] is None or len(row["crc32c"] or ()) != self._layout.n_layers:
-            yield "lacks its place or its checksums"
+            yield "has no frame_start, or not one checksum per layer"
             return
         start = row["frame_start"] - self._layout.slot_start(slot)
         stop = start + row["n_frames"]
         if not 0 <= start < stop <= len(taken):
-            yield f"is outside of slot {slot}"
+            yield f"has no valid range of frames in slot {slot}"
             return
         if taken[start:stop].any():
-            yield "overlaps another one"
+            yield "overlaps another utterance"
         taken[start:stop] = True
 
     def _check_data(
