@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+@cache
+def imports(path: Path, *, lazy: bool = True) -> tuple[str, ...]:
     """Full names of the modules that a file imports.
 
     Args:
@@ -79,7 +81,7 @@ def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
         lazy: Also inside of functions, and by `import_module`. What only type checkers see never
             counts.
     """
-    yield from _imports(ast.parse(path.read_text(encoding="utf-8")), path, lazy)
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), path, lazy))
 
 
 def _imports(tree: ast.AST, path: Path, lazy: bool) -> Iterator[str]:
@@ -271,6 +273,7 @@ print(sorted(heavy & sys.modules.keys()))
 """
 
 
+@pytest.mark.slow
 def test_a_trainer_loads_no_heavy_library(store: FakeStore) -> None:
     """Opening, reading, verifying and training never load ray, datasets or torchaudio."""
     lazy = [module_of(ROOT / name) for name in LAZY]

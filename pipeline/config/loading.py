@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,10 +103,6 @@ def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Seq
         groups: Groups of the file, with the default option of each.
         overrides: As on the command line.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     folder = config_folder()
     chosen = dict(groups)
     for override in overrides:
@@ -116,16 +113,29 @@ def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Seq
     known = _text_settings(typing.cast("Any", kind))
     texts = [item for item in overrides if item.partition("=")[0] in known]
     others = [item for item in overrides if item not in texts]
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(root, others)
-        merged = _plain(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    merged = copy.deepcopy(_merge(folder, root, tuple(others)))
     for override in texts:
         key, _, value = override.partition("=")
         _put_text(merged, key, value)
     return build(kind, merged)
+
+
+@cache
+def _merge(folder: Path, root: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose a file, its groups and overrides by Hydra.
+
+    Cached, because it takes 0.1 s and programs compose many configurations that differ only in
+    text settings. So conf/ is read once per process.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            return _plain(compose(root, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def _check_keys(
@@ -148,14 +158,12 @@ def _check_keys(
 
 def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:
     """Return the dotted names of all settings of a file and its chosen options."""
-    from omegaconf import OmegaConf
-
     keys = list(chosen)
     documents = {group: folder / group / f"{name}.yaml" for group, name in chosen.items()}
     for prefix, path in {"": folder / f"{root}.yaml", **documents}.items():
         if not path.is_file():
             continue
-        for key, value in _plain(OmegaConf.load(path)).items():
+        for key, value in _read(path).items():
             name = f"{prefix}.{key}" if prefix else key
             if key in ("defaults", "hydra"):
                 continue
@@ -164,6 +172,13 @@ def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]
             else:
                 keys.append(name)
     return keys
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return _plain(OmegaConf.load(path))
 
 
 def _plain(document: Any) -> dict[str, Any]:

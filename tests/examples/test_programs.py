@@ -77,6 +77,7 @@ def test_every_program_is_shown_in_the_docs(name: str) -> None:
     assert f"\n--8<--\nexamples/{name}\n--8<--\n```" in pages
 
 
+@pytest.mark.slow
 def test_a_layer_is_read(folder):
     """One layer, all of them, the weighted sum and the pooled means have the store's shapes."""
     out = run(folder, "read_layer.py")

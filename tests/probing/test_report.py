@@ -13,8 +13,13 @@ from PIL import Image
 
 from pipeline.probing.report.charts import COLOURS
 from pipeline.probing.report.html import _DARK, element, table
-from pipeline.probing.report.sweep_charts import confusion_chart, curves_chart
-from pipeline.probing.report.sweep_report import headline, significance, write_report
+from pipeline.probing.report.sweep_charts import (
+    confusion_chart,
+    curves_chart,
+    draw_charts,
+    scores_chart,
+)
+from pipeline.probing.report.sweep_report import headline, report_body, significance, write_report
 from pipeline.probing.results import WEIGHTED, Comparison
 from tests.helpers.browser import browse, find_browser, measure, served
 from tests.helpers.fake_sweep import class_sweep, text_sweep
@@ -64,9 +69,15 @@ def small():
     return class_sweep(n_layers=2, seeds=(0,), classes=("no", "yes"))
 
 
-def words_of(path) -> str:
+@pytest.fixture(scope="module")
+def small_charts(small):
+    """Its charts, for tests of the text around them."""
+    return draw_charts(small)
+
+
+def words_of(html: str) -> str:
     """Return the text of a page, without tags."""
-    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", path.read_text(), flags=re.S).split())
+    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.S).split())
 
 
 def test_every_candidate_is_in_the_table(classes, class_folder):
@@ -130,7 +141,7 @@ def test_it_is_self_contained(class_folder, text_folder):
         assert set(used) <= set(ids)
 
 
-def test_text_from_data_is_escaped(tmp_path):
+def test_text_from_data_is_escaped(small_charts, tmp_path):
     """Class names, ids, stores and warnings do not become markup, formulas or line breaks."""
     made = class_sweep(classes=HOSTILE_NAMES, n_layers=2, seeds=(0,))
     sweep = replace(made, store='a"<b>', warnings=("<i>beware</i>",), labels=("<u>",))
@@ -145,16 +156,15 @@ def test_text_from_data_is_escaped(tmp_path):
     predictions = ("</td><script>",) * 60
     texts = text_sweep(n_layers=2, seeds=(0,))
     heads = tuple(replace(head, predictions=predictions) for head in texts.heads)
-    html = write_report(replace(texts, heads=heads), tmp_path).read_text()
+    html = report_body(replace(texts, heads=heads), small_charts)
     assert "&lt;/td&gt;&lt;script&gt;" in html
     assert "<script" not in html
 
 
-def test_warnings_come_first(small, tmp_path):
+def test_warnings_come_first(small, small_charts):
     """Warnings precede the title, as an alert; without warnings there is no alert."""
-    quiet = write_report(small, tmp_path).read_text()
-    assert 'role="alert"' not in quiet
-    html = write_report(replace(small, warnings=("weights are RANDOM",)), tmp_path).read_text()
+    assert 'role="alert"' not in report_body(small, small_charts)
+    html = report_body(replace(small, warnings=("weights are RANDOM",)), small_charts)
     assert 'role="alert"' in html
     assert html.index("weights are RANDOM") < html.index("<h1")
 
@@ -184,7 +194,7 @@ def test_lower_is_better_for_error_rates(texts, text_folder):
     """A negative difference is an improvement, and the axis names the better direction."""
     assert "layer 9 is better by 0.003" in significance(texts)[0]
     assert "test character error rate 0.0" in headline(texts)
-    words = words_of(text_folder / "report.html")
+    words = words_of((text_folder / "report.html").read_text())
     assert "character error rate (lower is better)" in words
     assert "test word error rate" in words
     assert "higher is better" not in words
@@ -240,11 +250,14 @@ def test_one_candidate_is_enough(tmp_path):
         layer_weights=None,
         baselines={},
     )
-    words = words_of(write_report(sweep, tmp_path))
+    words = words_of(write_report(sweep, tmp_path).read_text())
     assert "The collapsed layer has the best dev score" in words
     assert "strata collapse" not in words
     only_sum = [s for s in made.scores if s.layer == WEIGHTED]
-    write_report(replace(made, scores=tuple(only_sum), best=WEIGHTED, comparison=None), tmp_path)
+    alone = replace(made, scores=tuple(only_sum), best=WEIGHTED, comparison=None)
+    assert "The weighted sum has the best dev score" in report_body(
+        alone, {"scores": scores_chart(alone), "curves": curves_chart(alone)}
+    )
 
 
 def test_curves_leave_out_losses_that_are_not_finite(small):
@@ -261,12 +274,12 @@ def test_curves_leave_out_losses_that_are_not_finite(small):
     assert "layer 2" not in svg
 
 
-def test_it_lists_the_next_steps(class_folder, small, tmp_path):
+def test_it_lists_the_next_steps(class_folder, small, small_charts):
     """The page has code that reads the best layer, and the command that collapses the store."""
-    words = words_of(class_folder / "report.html")
+    words = words_of((class_folder / "report.html").read_text())
     assert "layers=[9]" in words
     assert "strata collapse features/hubert_base OUT weights=weights.json" in words
-    words = words_of(write_report(replace(small, best=WEIGHTED, store="my store"), tmp_path))
+    words = words_of(report_body(replace(small, best=WEIGHTED, store="my store"), small_charts))
     assert "store.weighted_sum(store.ids[0], weights)" in words
     assert "strata layers &#39;my store&#39;" in words
 

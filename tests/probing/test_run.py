@@ -113,18 +113,18 @@ def test_a_second_run_trains_nothing_and_gives_the_same_results(store, tmp_path)
 
 def test_a_changed_setting_trains_only_new_heads(store, tmp_path):
     """More layers, learning rates or seeds add heads; cached heads count as trained."""
-    by = "split.speaker=speaker"
-    swept(store, tmp_path / "a", by, "layers=[1,2]", "task.lrs=[1e-2]")
-    more = swept(store, tmp_path / "a", by, "layers=[1,2]", "seeds=[0,1,2]")
+    short, by = "task.steps=20", "split.speaker=speaker"
+    swept(store, tmp_path / "a", short, by, "layers=[1,2]", "task.lrs=[1e-2]")
+    more = swept(store, tmp_path / "a", short, by, "layers=[1,2]", "seeds=[0,1,2]")
     assert (more.trained, more.reused) == (12, 6)
     assert comparable(more) == comparable(
-        swept(store, tmp_path / "b", by, "layers=[1,2]", "seeds=[0,1,2]")
+        swept(store, tmp_path / "b", short, by, "layers=[1,2]", "seeds=[0,1,2]")
     )
-    third = swept(store, tmp_path / "a", by)
+    third = swept(store, tmp_path / "a", short, by)
     assert (third.trained, third.reused) == (4 + 4, 8)  # layer 3, and the sum over other layers
-    for other in (["split.seed=1"], ["task.steps=40"], ["task.batch=16"], ["labels=[speaker]"]):
+    for other in (["split.seed=1"], ["task.steps=10"], ["task.batch=16"], ["labels=[speaker]"]):
         label = [] if "labels=[speaker]" in other else [by]
-        assert swept(store, tmp_path / "a", *label, *other).reused == 0
+        assert swept(store, tmp_path / "a", short, *label, *other).reused == 0
 
 
 def test_other_features_are_other_heads(tmp_path):

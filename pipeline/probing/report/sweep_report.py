@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.probing.report.charts import Chart
 from pipeline.probing.report.html import (
     element,
     facts,
@@ -47,12 +49,17 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
         StoreError: A file cannot be written.
     """
     charts = draw_charts(sweep)
+    title = f"{_title(sweep)} {sweep.encoder}"
+    return write_page(folder, title, report_body(sweep, charts), charts.values())
+
+
+def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
+    """Return the body of the page, with the charts that `draw_charts` drew."""
     figures = {name: figure(chart, _CAPTIONS[name]) for name, chart in charts.items()}
-    title = f"Which layer is best for {sweep.task}?"
-    body = join(
+    return join(
         [
             warnings_box(sweep.warnings),
-            element("h1", title),
+            element("h1", _title(sweep)),
             element("p", headline(sweep), kind="lead"),
             *(element("p", line) for line in significance(sweep)),
             section("Scores by layer", figures["scores"], _scores(sweep), _baselines(sweep)),
@@ -63,7 +70,6 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
             section("Settings", _facts(sweep)),
         ]
     )
-    return write_page(folder, f"{title} {sweep.encoder}", body, charts.values())
 
 
 _CAPTIONS = {
@@ -77,6 +83,10 @@ _CAPTIONS = {
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
     "confusion": "Test utterances of the best candidate, over all seeds and folds.",
 }
+
+
+def _title(sweep: Sweep) -> str:
+    return f"Which layer is best for {sweep.task}?"
 
 
 def headline(sweep: Sweep) -> str:
