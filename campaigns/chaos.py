@@ -38,7 +38,7 @@ from pipeline.store.maintain.orphans import Orphan
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 
-CONTRADICTIONS = ("another driver took the lease over", "was claimed by another driver")
+CONTRADICTIONS = ("another driver has taken over the lease", "was claimed by another driver")
 """Messages of a driver that has met another one; on one machine there must be none."""
 REFUSED = "is in use by process"
 """What a second driver prints."""

@@ -110,7 +110,7 @@ def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Pa
             lease.write_text(lease.read_text().replace('"host": "', '"host": "not '))
 
     config = load_config([f"dataset.path={folder}", "model=tiny", f"store={store}"])
-    with pytest.raises(StoreBusyError, match="took the lease over"):
+    with pytest.raises(StoreBusyError, match="has taken over the lease"):
         run.plan(config, TakenOver())
     assert not (store / PLAN).exists()
 
