@@ -32,7 +32,7 @@ class CudaKernels(ReferenceKernels):
     chunk_rows = 4096  # 0.3 GB of activations of the first convolution
 
     def __init__(self) -> None:
-        self._groups: tuple[Pack, PaddedGroups] | None = None  # of the last batch
+        self._prepared: tuple[Pack, PaddedGroups, Tensor | None] | None = None
 
     def positional_convolution(
         self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
@@ -67,16 +67,19 @@ class CudaKernels(ReferenceKernels):
             offsets, longest = pack.offsets, pack.longest
             attended: Tensor = varlen(query, key, value, offsets, offsets, longest, longest)
             return attended.flatten(1)
-        padded = self._pad(pack)
-        table = None if bias is None else bias(padded.n_frames).to(projected.dtype)
+        padded, table = self._prepare(pack, bias, projected.dtype)
         parts = [_attend(projected, group, n_heads, gates, table) for group in padded.groups]
         return torch.cat(parts).index_select(0, padded.places)
 
-    def _pad(self, pack: Pack) -> PaddedGroups:
-        """Return the groups of a pack, which all its layers share."""
-        if self._groups is None or self._groups[0] is not pack:
-            self._groups = pack, pad_in_groups(pack)
-        return self._groups[1]
+    def _prepare(
+        self, pack: Pack, bias: PositionBias | None, dtype: torch.dtype
+    ) -> tuple[PaddedGroups, Tensor | None]:
+        """Return the groups of a pack and the position bias, which all layers share."""
+        if self._prepared is None or self._prepared[0] is not pack:
+            padded = pad_in_groups(pack)
+            table = None if bias is None else bias(padded.n_frames).to(dtype)
+            self._prepared = pack, padded, table
+        return self._prepared[1:]
 
 
 def _attend(
