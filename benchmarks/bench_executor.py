@@ -37,7 +37,7 @@ from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 
 MAX_BATCH_FRAMES = 1000
-THREADS = 2
+THREADS = 1
 
 
 def main() -> None:

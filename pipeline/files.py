@@ -6,11 +6,14 @@ NoSpaceError.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,10 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Calls a function with each item, perhaps in several threads, as the built-in `map` does."""
 PARTIAL_SUFFIX = ".partial"
 
+_WRITEBACK_BYTES = 4 << 20
+"""Bytes after which the system is told to start writing a file to the disk. Otherwise the disk is
+idle until the file is synced: a unit that is written at once took 1.5 times as long."""
+_SYNC_FILE_RANGE_WRITE = 2  # start to write what is dirty, do not wait
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -80,14 +87,19 @@ class PartialFile:
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)  # `publish` makes the folders durable
             self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._n_dirty = 0  # bytes since the last start of a writeback, about
 
     def write(self, data: Buffer, offset: int) -> None:
         """Write bytes at an offset."""
         with store_errors(self.path):
             view = memoryview(data)
             while len(view):
-                written = os.pwrite(self._descriptor, view, offset)
+                written = os.pwrite(self._descriptor, view[:_WRITEBACK_BYTES], offset)
                 view, offset = view[written:], offset + written
+                self._n_dirty += written
+                if self._n_dirty >= _WRITEBACK_BYTES:
+                    self._n_dirty = 0
+                    _start_writeback(self._descriptor)
 
     def flush(self) -> None:
         """Make the bytes durable."""
@@ -138,6 +150,23 @@ def publish(partials: Sequence[PartialFile], root: Path, run: Map = map) -> None
         if folder.is_relative_to(root)
     }
     _all(run(sync_folder, folders))
+
+
+def _start_writeback(descriptor: int) -> None:
+    """Start to write a file to the disk, without waiting; a later fsync reports errors."""
+    sync_file_range = _find_sync_file_range()
+    if sync_file_range is not None:
+        sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _find_sync_file_range() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return function
 
 
 def _all(results: Iterable[Any]) -> None:

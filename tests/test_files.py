@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.errors import StoreError
 from pipeline.files import (
     PartialFile,
@@ -178,6 +179,7 @@ def test_a_read_only_folder_is_one_clear_error() -> None:
     code = """
 import os, sys
 from pathlib import Path
+from pipeline import files
 from pipeline.errors import StoreError
 from pipeline.files import create_exclusive, write_atomic
 from pipeline.store.coordination.lease import Lease
@@ -276,3 +278,27 @@ def test_a_sync_that_fails_is_a_store_error(
     for partial in partials:
         partial.discard()
     assert names(tmp_path) == ([] if failing == "file" else ["a", "b"])
+
+
+def test_the_disk_starts_before_the_file_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every few megabytes of a file, whatever the size of the writes."""
+    started = []
+    real = files._start_writeback
+
+    def record(descriptor: int) -> None:
+        started.append(os.fstat(descriptor).st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(files, "_start_writeback", record)
+    content = os.urandom(5 << 20)
+    large, small = PartialFile(tmp_path / "large"), PartialFile(tmp_path / "small")
+    large.write(content + content, 0)
+    assert started == [4 << 20, 8 << 20]
+    for start in range(0, len(content), 1 << 18):
+        small.write(content[start : start + (1 << 18)], start)
+    assert started[2:] == [4 << 20]
+    publish([large, small], tmp_path)
+    assert (tmp_path / "large").read_bytes() == content + content
+    assert (tmp_path / "small").read_bytes() == content
