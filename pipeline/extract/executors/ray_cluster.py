@@ -119,6 +119,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         assert n_cpus is not None  # a local cluster is started only for workers
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the priority of an inline worker
         ray.init(
             address="local",
             num_cpus=n_cpus,
