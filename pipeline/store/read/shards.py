@@ -8,8 +8,9 @@ that another tool has rewritten, is read by zarr-python.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,10 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class ShardReader:
-    """Frames and pooled means of one store. Safe to use from several threads, and after a fork."""
+    """Frames and pooled means of one store. Safe to use from several threads, and after a fork.
+
+    Its files are closed when it is dropped, or by `close`.
+    """
 
     def __init__(self, store: Location, layout: Layout) -> None:
         self._backend = open_backend(store)
@@ -36,8 +40,22 @@ class ShardReader:
         self.dtype = layout.codec.dtype
         self._frame_bytes = layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
-        self._shard = lru_cache(maxsize=self._backend.max_readers)(self._open)
+        # A cache that referred to this reader would keep its files open until a garbage collection.
+        opening = WeakMethod(self._open)
+        cache = lru_cache(maxsize=self._backend.max_readers)
+        self._opened = cache(lambda axis, slot: opening()(axis, slot))  # type: ignore[misc]
+        self._shard: Callable[[int, int], ObjectReader | None] = self._opened
         self._arrays = ZarrArrays(self._backend)
+
+    def close(self) -> None:
+        """Release the open files, once no other thread reads from them; later reads raise."""
+        backend = self._backend
+
+        def refuse(axis: int, slot: int) -> ObjectReader:
+            raise StoreError(f"the store {backend} is closed; open it again with open_store")
+
+        self._shard = refuse
+        self._opened.cache_clear()
 
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
         """Read frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
@@ -126,11 +144,13 @@ class ShardReader:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
             raise DamagedError(f"shard {path} cannot be opened ({error})") from error
         key = (axis, slot)
-        if key not in self._flat:
-            self._flat[key] = self._is_flat(shard, path)
-            if not self._flat[key]:
+        is_flat = self._flat.get(key)
+        if is_flat is None:
+            is_flat = self._is_flat(shard, path)
+            if not is_flat:
                 self._check_zarr_reads(path, axis, slot)
-        return shard if self._flat[key] else None
+            self._flat[key] = is_flat  # not before the check: other threads rely on it
+        return shard if is_flat else None
 
     def _open_reader(self, key: str) -> ObjectReader:
         try:
@@ -138,7 +158,7 @@ class ShardReader:
         except OSError as error:
             if error.errno not in _TOO_MANY:
                 raise
-        self._shard.cache_clear()
+        self._opened.cache_clear()
         return self._backend.open_reader(key)
 
     def _is_flat(self, shard: ObjectReader, path: str) -> bool:
@@ -156,15 +176,18 @@ class ShardReader:
         try:
             self._arrays[FRAMES][axis, first : first + self.layout.frames_per_unit]
         except Exception as error:  # zarr raises whatever its codecs raise
-            del self._flat[axis, slot]
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _read_by_zarr(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
         first = self.layout.slot_start(slot) + start
         array = self._arrays[FRAMES]
-        for part in parts:
-            part[...] = array[axis, first : first + len(part)]
-            first += len(part)
+        try:
+            for part in parts:
+                part[...] = array[axis, first : first + len(part)]
+                first += len(part)
+        except Exception as error:  # zarr raises whatever its codecs raise
+            path = self._backend.locate(self.layout.shard_key(axis, slot))
+            raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _pooled_by_zarr(self, slot: int, path: str) -> npt.NDArray[np.float32]:
         try:

@@ -77,6 +77,7 @@ class StoreView:
             values = list(value) if isinstance(value, list | tuple | set | range) else [value]
             conditions.append(pc.field(name).isin([self._class_number(name, v) for v in values]))
         view = copy(self)
+        view._shards = self._shards  # `copy` leaves it out, as pickling does
         for item in conditions:
             view._catalogue = view._catalogue.take(view._catalogue.matching(item))
         view._conditions = (*self._conditions, *conditions)
@@ -87,6 +88,19 @@ class StoreView:
             f"<{type(self).__name__} {self._backend}: {len(self):,} utterances, "
             f"layers {list(self.layers)}, dim {self.feature_dim}>"
         )
+
+    def close(self) -> None:
+        """Close the store's files, those of its selections too; reading frames then raises.
+
+        Not needed when a store is dropped: its files are closed with it. `with` does it as well.
+        """
+        self._shards.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._catalogue)

@@ -1,0 +1,83 @@
+"""The files that a reader opens: closed with it, and the same for all threads."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from pipeline.errors import StoreError
+from pipeline.store.read.features import open_store
+from tests.helpers.feature_stores import make_store
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_dropped_store_closes_its_files(tmp_path: Path) -> None:
+    """At once, without the garbage collector, also after a selection was used."""
+    make_store(tmp_path / "store", [20, 30, 40], layers=(1, 2, 3))
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_files()
+        for _ in range(3):
+            store = open_store(tmp_path / "store")
+            view = store.select(pc.field("n_frames") > 25)
+            view.read(0)
+            store.read_many([0, 1, 2])
+            assert open_files() > before
+            del store, view
+            assert open_files() == before
+    finally:
+        gc.enable()
+
+
+def test_a_store_can_be_closed(tmp_path: Path) -> None:
+    """By `close` or `with`; then reading says so, and other stores of the same folder go on."""
+    make_store(tmp_path / "store", [20, 30], layers=(1, 2))
+    other = open_store(tmp_path / "store")
+    with open_store(tmp_path / "store") as store:
+        expected = store.read(0)
+        view = store.select(pc.field("n_frames") > 25)
+    for closed in (store, view):
+        with pytest.raises(StoreError, match="is closed; open it again"):
+            closed.read(0)
+    store.close()
+    assert len(store) == 2
+    assert torch.equal(other.read(0), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(store)).read(0), expected)
+
+
+def test_threads_that_read_a_damaged_shard_all_get_the_same_error(tmp_path: Path) -> None:
+    """Whichever opens it first, and for as long as the store is open."""
+    make_store(tmp_path / "store", [200], layers=(1,))
+    [shard] = (path for path in (tmp_path / "store").rglob("c/0/0/0") if "frames" in path.parts)
+    shard.write_bytes(shard.read_bytes()[:-7])
+    kinds = set()
+    for _ in range(20):
+        store = open_store(tmp_path / "store")
+        barrier = threading.Barrier(16)
+
+        def read(store=store, barrier=barrier) -> None:
+            barrier.wait()
+            for _ in range(4):
+                try:
+                    store.read(0)
+                    kinds.add("read")
+                except Exception as error:  # noqa: BLE001  the kind is the question
+                    kinds.add(type(error).__name__)
+
+        threads = [threading.Thread(target=read) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert kinds == {"DamagedError"}
