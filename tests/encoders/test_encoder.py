@@ -64,6 +64,7 @@ def assert_equal_to_torchaudio(encoder, waveforms, found):
         assert relative_errors(features[blocks], expected).max() <= LIMIT
 
 
+@pytest.mark.slow
 def test_true_hubert_base_in_a_mixed_batch_equals_torchaudio(true_base):
     """Every layer of every utterance in a batch equals torchaudio's for the unpadded utterance."""
     waveforms = mixed_batch()

@@ -227,6 +227,7 @@ def test_cka_of_the_layers(found):
     assert four.anisotropy == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_report_of_the_layers(found, tmp_path):
     """The report has charts, numbers, warning, outliers; no NaN in JSON; reproducible bytes."""
     page = write_layers_report(found, tmp_path / "a")

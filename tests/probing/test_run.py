@@ -111,6 +111,7 @@ def test_a_second_run_trains_nothing_and_gives_the_same_results(store, tmp_path)
     assert comparable(again) == comparable(first) == comparable(fresh)
 
 
+@pytest.mark.slow
 def test_a_changed_setting_trains_only_new_heads(store, tmp_path):
     """More layers, learning rates or seeds add heads; cached heads count as trained."""
     short, by = "task.steps=20", "split.speaker=speaker"

@@ -87,6 +87,7 @@ for unit in range(plan.n_units):
 )
 
 
+@pytest.mark.slow
 def test_of_two_racing_commits_exactly_one_wins(tmp_path: Path) -> None:
     """50 rounds of two processes: the loser's slot is removed, the store is sound."""
     n = 50
@@ -122,6 +123,7 @@ print(n)
 )
 
 
+@pytest.mark.slow
 def test_a_commit_killed_at_any_step_is_complete_or_invisible(tmp_path: Path) -> None:
     """SIGKILL before each system call of the commit in turn; then each unit is committed again."""
     steps = int(finish(child(KILL_COMMIT, tmp_path)))
