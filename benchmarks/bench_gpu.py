@@ -56,7 +56,8 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp16", "bf16", "tf32", "fp32")}
 """Precisions of the encoder alone, and of the error; the first is that of the workers."""
 WARM_CLIPS = {"cpu": 2, "cuda": 8}
 MEMORY_FOLDER = Path("/dev/shm")
-N_ERROR_CLIPS, ERROR_CLIP_S = 3, 10
+ERROR_CLIPS = {"cpu": (2, 4), "cuda": (3, 10)}
+"""Number and seconds of the clips that are computed in float64, which takes long."""
 
 
 class Bench:
@@ -123,7 +124,7 @@ class Bench:
         gflop = gflop_per_second_of_audio(self.spec)
         for precision in self.precisions:
             tflops = product_tflops(self.device, precision, self.product_size)
-            self._add_limit(f"products, {precision}", tflops * 1e3 / gflop, f"{tflops:.2f} TFLOP/s")
+            self._add_limit(f"products, {precision}", tflops * 1e3 / gflop, f"{tflops:.3g} TFLOP/s")
         if self.device == "cuda":
             speed = copy_gb_per_s()
             factor = speed * 1e9 / self.bytes_per_audio_s
@@ -152,15 +153,16 @@ class Bench:
     def measure_errors(self) -> None:
         """Compare each precision with float64 on the CPU, on a few clips."""
         rate_hz = self.spec.sample_rate_hz
-        step = max(1, len(self.clips.files) // N_ERROR_CLIPS)
-        files = self.clips.files[::step][:N_ERROR_CLIPS]
-        waveforms = [read_clip(file, rate_hz)[: ERROR_CLIP_S * rate_hz] for file in files]
+        n_clips, clip_s = ERROR_CLIPS[self.device]
+        files = self.clips.files[:: max(1, len(self.clips.files) // n_clips)][:n_clips]
+        waveforms = [read_clip(file, rate_hz)[: clip_s * rate_hz] for file in files]
         model = self.spec.build()
         model.load_state_dict(torch.load(self.weights))
         reference = reference_layers(model, [normalized(self.spec, one) for one in waveforms])
         for precision in self.precisions:
             encoder = self.extraction.load_encoder(precision)
             self.report.errors[precision] = errors(reference, encoder, waveforms)
+            print(f"  error of {precision}: {self.report.errors[precision]:.1e}", file=sys.stderr)
 
     def measure_methods(self) -> None:
         """Run Strata and its peers in alternating rounds."""

@@ -51,9 +51,10 @@ def alternate(methods: list[Method], n_rounds: int, deadline: Deadline) -> None:
     method may have fewer runs than others, or none.
     """
     for method in methods:
-        method.prepare()
-        method.warm_up()
-        method.prepare()
+        if deadline.left_s() > 0:
+            method.prepare()
+            method.warm_up()
+            method.prepare()
     for number in range(n_rounds):
         for method in methods:
             needed_s = method.seconds[-1] if method.seconds else 0.0
