@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import urllib.error
 from dataclasses import replace
@@ -331,6 +332,17 @@ def test_a_batch_without_waveforms_is_refused():
     """The error names the expected number."""
     with pytest.raises(EncoderError, match="expected at least 1"):
         small_encoder("hubert_base").encode_batch([])
+
+
+@pytest.mark.parametrize("entries", [{"args": argparse.Namespace(arch="hubert")}, {"cfg": None}])
+def test_a_checkpoint_of_fairseq_is_named_as_one(tmp_path, entries):
+    """The error names the remedy, and shows nothing of torch's advice to trust the file."""
+    path = tmp_path / "hubert_base_ls960.pt"
+    torch.save({**entries, "model": {"encoder.layers.0.fc1.bias": torch.zeros(8)}}, path)
+    with pytest.raises(WeightsError, match=r"fairseq.*model=hf model.name=.*state dict") as caught:
+        load_model(find_model("hubert_base"), path, 0)
+    assert str(path) in str(caught.value)
+    assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])

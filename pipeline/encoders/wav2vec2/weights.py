@@ -16,8 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
-from pipeline.errors import WeightsError
+from pipeline.errors import WeightsError, first_few
 
+_UNSAFE = "Unsupported global"  # torch's words for a pickle with other objects
+_OTHER_FORM = (
+    "use the Hugging Face form of the model (model=hf model.name=...), or convert the "
+    "weights to a state dict with torchaudio's names"
+)
 _SHOWN = 3  # names listed in a message; the others are counted
 # Names of weight_norm's two tensors before torch 2.0, as in published checkpoints.
 _LEGACY_NAMES = {
@@ -175,8 +180,18 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except unreadable as error:
+        if isinstance(error, UnpicklingError) and _UNSAFE in str(error):
+            raise WeightsError(
+                f"cannot read the weights at {path}: it holds other objects than tensors, as a "
+                f"checkpoint of fairseq does; {_OTHER_FORM}"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"cannot read the weights at {path}: {reason}") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        raise WeightsError(
+            f"{path} holds a training checkpoint with the entries {first_few(list(state))}, as "
+            f"fairseq writes it; {_OTHER_FORM}"
+        )
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise WeightsError(f"{path} does not hold a state dict (a mapping of names to tensors)")
     return state
