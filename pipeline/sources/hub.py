@@ -5,7 +5,9 @@ In this package only this file imports `datasets`. It loads Arrow tables and dec
 
 from __future__ import annotations
 
+import csv
 import glob
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ _CSV = {
 }
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {**_CSV, "sep": "\t"}),
+    ".tsv": ("csv", {**_CSV, "sep": "\t", "quoting": csv.QUOTE_NONE}),  # quotes are text there
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -122,6 +124,9 @@ def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) 
 def read_table(path: Path) -> datasets.Dataset:
     """Read csv, tsv, json, jsonl or parquet through `datasets` and its cache.
 
+    The cache of `datasets` knows a file by its path and modification time. Here each content has a
+    cache folder of its own, so that a file that was replaced is read again whatever its time says.
+
     Raises:
         SourceError: The file is of another type, damaged, or has no rows.
     """
@@ -130,7 +135,11 @@ def read_table(path: Path) -> datasets.Dataset:
     builder, options = _READERS[path.suffix.lower()]
     try:
         dataset = datasets.load_dataset(
-            builder, data_files=[glob.escape(str(path))], split="train", **options
+            builder,
+            data_files=[glob.escape(str(path))],
+            split="train",
+            cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "strata" / _digest(path)),
+            **options,
         )
     except _LOAD_ERRORS as error:
         cause = one_line(error.__cause__ or error)
@@ -139,7 +148,30 @@ def read_table(path: Path) -> datasets.Dataset:
         raise SourceError(f"{path} cannot be read: {cause}") from error
     if "__index_level_0__" in dataset.column_names:  # pandas took the extra fields for an index
         raise SourceError(f"{path} has rows with more fields than its header")
+    if path.suffix.lower() == ".tsv":
+        _check_lines(path, len(dataset))
     return dataset
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of a file's content: 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _check_lines(path: Path, n_rows: int) -> None:
+    """Check that each line of a tab-separated list, where no field can hold a break, is a row.
+
+    Raises:
+        SourceError: It is not.
+    """
+    with path.open("rb") as file:
+        n_lines = sum(not line.isspace() for line in file)
+    if n_lines != n_rows + 1:
+        raise SourceError(
+            f"{path} has {n_lines - 1} lines after its header, but was read as {n_rows} rows: a "
+            "field holds a line break or a carriage return; remove it"
+        )
 
 
 def arrow_of(dataset: datasets.Dataset) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:

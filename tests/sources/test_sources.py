@@ -275,6 +275,38 @@ def test_a_link_to_its_parent_is_not_followed(tmp_path):
 # --- manifests --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["audiofolder", "manifest"])
+def test_a_table_that_was_replaced_is_read_again(clips, kind):
+    """Although its path, size and modification time are those of the table before."""
+    table = clips / "metadata.csv"
+    path = clips if kind == "audiofolder" else table
+    settings = {} if kind == "audiofolder" else {"audio_column": "file_name"}
+    before = table.stat()
+    speakers = []
+    for name in ("anna", "cora"):
+        table.write_text(table.read_text().replace("anna", name))
+        os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns))
+        source = open_kind(kind, path, **settings)
+        speakers.append(source.metadata([0])["speaker"].to_pylist())
+    assert speakers == [["anna"], ["cora"]]
+
+
+def test_quotes_in_a_tab_separated_list_are_text(clips):
+    """Speech corpora do not quote there: a quotation mark that never closes swallows no row."""
+    words = ["plain", '"an opening quote', "plain again", 'closing at last"', '""']
+    rows = "".join(f"{i}\twav/a.wav\t{word}\n" for i, word in enumerate(words))
+    (clips / "train.tsv").write_text("key\tpath\tsentence\n" + rows)
+    source = open_kind("manifest", clips / "train.tsv", audio_column="path", id_column="key")
+    assert source.metadata(list(range(5)))["sentence"].to_pylist() == words
+
+
+def test_a_line_break_within_a_tab_separated_field_is_refused(clips):
+    """A carriage return would end the row."""
+    (clips / "train.tsv").write_bytes(b"path\tsentence\nwav/a.wav\tone\rtwo\nwav/b.wav\tthree\n")
+    message = error_text("manifest", clips / "train.tsv", audio_column="path")
+    assert "has 2 lines after its header, but was read as 3 rows" in message
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_manifests(tmp_path, suffix):
     """Every format of table; relative paths start from the table's folder."""
