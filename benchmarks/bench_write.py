@@ -2,7 +2,8 @@
 
     python benchmarks/bench_write.py [--frames 19968] [--rounds 5] [--folder DIR] [--threads 1 2 4]
 
-One unit of 12 layers × frames × 768 float16 is written many times; the methods take turns:
+One unit of 12 layers × frames × 768 float16 is written many times; the methods take turns, in
+another order in each round, and each finds the disk idle:
 
 plain, n       one file per layer, from n threads: write, fsync. The best one is the upper bound.
 ours, n        strata's commit of the unit: shards with their index, pooled means, index file; each
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -135,13 +137,15 @@ def main() -> None:
     calls |= {"stage": methods.stage, "tensorstore": methods.tensorstore}
     calls["zarr-python"] = methods.zarr_python
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     for _ in range(arguments.rounds):
-        for name, call in calls.items():
+        for name, call in order.sample(list(calls.items()), len(calls)):
             folder = Path(tempfile.mkdtemp(dir=arguments.folder))
             began = time.perf_counter()
             call(folder)
             seconds[name].append(time.perf_counter() - began)
             shutil.rmtree(folder)
+            os.sync()
     table = show(seconds, methods.buffer.frames.nbytes)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         table["empty unit"] = empty_units(Path(folder))
