@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,6 +27,8 @@ class Job:
         layout: Shapes of its arrays.
         dataset: Dataset with the audio.
         load_encoder: Loads the encoder in the worker's process.
+        encoder_identity: Identity of the encoder that the store was set up for; None checks
+            nothing.
         max_batch_frames: Maximum of frames in a batch.
         threads: CPU threads of a worker.
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
@@ -41,6 +44,7 @@ class Job:
     threads: int
     decode: Callable[[Segment, int], Decoded] = decode
     keep_frames: bool = True
+    encoder_identity: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ def _prepare(
         max_batch_frames=setup.batch_frames(resources.device),
         threads=resources.threads,
         decode=decode,
+        encoder_identity=encoder.identity,
     )
     if is_inline:
         return layout, partial(Worker, job, encoder, source)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.encoders.base import Encoder
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, WeightsError
 from pipeline.extract.messages import Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import EncodeStage
@@ -31,6 +31,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
 from pipeline.store.format import records
+from pipeline.store.format.identity import compare
 from pipeline.store.format.records import Record, records_table
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import CommitOutcome
@@ -77,10 +78,14 @@ class Worker:
             job: What to extract, and how.
             encoder: A loaded encoder; None loads it.
             source: The opened dataset; None opens it.
+
+        Raises:
+            WeightsError: The loaded encoder is not that of the store.
         """
         torch.set_num_threads(job.threads)
         self._job = job
         encoder = encoder if encoder is not None else job.load_encoder()
+        _check_identity(encoder, job)
         self._device = encoder.device
         self._frame_rate_hz = encoder.geometry.frame_rate_hz
         self._source = source if source is not None else open_source(job.dataset)
@@ -225,6 +230,19 @@ class Worker:
             n_halved=unit.n_halved,
             seconds={stage: unit.seconds[stage] for stage in STAGES if stage in unit.seconds},
             threads=self._threads,
+        )
+
+
+def _check_identity(encoder: Encoder, job: Job) -> None:
+    """Check that the weights are still those that the driver read."""
+    if job.encoder_identity is None:
+        return
+    differences = compare(job.encoder_identity, encoder.identity)
+    if differences:
+        raise WeightsError(
+            f"this worker's encoder is not that of the store: {'; '.join(differences)}. Were the "
+            "weights replaced during the run, or do nodes hold different files? Restore them, and "
+            "run the same command again"
         )
 
 

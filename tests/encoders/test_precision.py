@@ -92,8 +92,6 @@ def test_tf32_needs_a_gpu():
     """It is a precision of its own, which a CPU does not have."""
     with pytest.raises(ConfigError, match="tf32 needs a CUDA device, not cpu"):
         load_encoder("tiny", "random", precision="tf32", device="cpu")
-    with pytest.raises(ConfigError, match="tf32 needs a CUDA device"):
-        small_encoder("hubert_base").encode_batch(clips(), precision="tf32")
 
 
 def test_auto_is_fp32_on_a_cpu():

@@ -23,7 +23,7 @@ from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
-from pipeline.errors import EncoderError, SourceError, StoreError
+from pipeline.errors import EncoderError, SourceError, StoreError, WeightsError
 from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages import write as write_stage
@@ -425,6 +425,18 @@ def test_freed_memory_is_returned_every_few_batches(
     bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
     assert bench.extract(0).n_ok == 17
     assert trimmed == [0, 8, 16]
+
+
+def test_a_worker_refuses_other_weights_than_the_store_was_set_up_for(tmp_path: Path) -> None:
+    """They were replaced between the driver's start and the worker's, or the nodes differ."""
+    encoder = SpellingEncoder()
+    encoder.identity = {"weights": {"sha256": "new"}, "precision": "fp32"}
+    bench = Bench(tmp_path, [1.0], 256, encoder)
+    same = replace(bench.job, encoder_identity=dict(encoder.identity))
+    Worker(same, encoder, bench.source).close()
+    other = {"weights": {"sha256": "old"}, "precision": "fp32"}
+    with pytest.raises(WeightsError, match=r"weights.sha256 is old there, new here.*replaced"):
+        Worker(replace(bench.job, encoder_identity=other), encoder, bench.source)
 
 
 class SmallMemory(SpellingEncoder):

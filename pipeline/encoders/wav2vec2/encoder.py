@@ -18,7 +18,7 @@ from pipeline.encoders.kernels.base import Pack
 from pipeline.encoders.settings import (
     PRECISIONS,
     REFERENCE_PRECISION,
-    choose_precision,
+    check_precision,
     resolve_settings,
 )
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
@@ -199,7 +199,7 @@ class SpeechEncoder:
             `[n_frames, dim]` on the encoder's device.
 
         Raises:
-            ConfigError: The precision is unknown, or the device does not have it.
+            ConfigError: The precision is unknown.
             EncoderError: There are no waveforms, or a waveform is empty, too long, or not
                 one-dimensional float32.
         """
@@ -292,7 +292,7 @@ class SpeechEncoder:
         """Return front end and transformer in a precision, prepared on first use."""
         if precision not in self._modules:
             if precision != REFERENCE_PRECISION:
-                precision = choose_precision(precision, self.device.type)
+                check_precision(precision)
             dtype = PRECISIONS.get(precision, torch.float64)
             self._modules[precision] = (
                 Frontend(self._model, self._spec, self._kernels, dtype),
