@@ -131,11 +131,11 @@ class Worker:
         try:
             self._encode(unit)
             metadata = self._source.metadata(rows)
+            return self._write_stage.commit(lambda: self._commit(unit, metadata))
         except BaseException:
             self._wait_for_device()
             unit.write.abort()
             raise
-        return self._write_stage.commit(lambda: self._commit(unit, metadata))
 
     def interrupt(self) -> None:
         """Make `begin` raise after the current batch; called from any thread."""

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def slow_decode(segment: Segment, rate_hz: int) -> Decoded:
-    time.sleep(0.2)
+    time.sleep(0.1)
     return decode(segment, rate_hz)
 
 

@@ -316,7 +316,10 @@ def test_the_device_waits_for_the_disk_only_without_a_free_buffer(
     tasks = [UnitTask(u, u, 1, bench.plan.unit_rows(u)) for u in range(4)]
     with ThreadPoolExecutor(1) as thread:
         begun = thread.submit(lambda: [bench.worker.begin(task) for task in tasks])
-        time.sleep(0.5)
+        end_s = time.monotonic() + 30
+        while len(encoder.batches) < n_buffers and time.monotonic() < end_s:
+            time.sleep(0.01)
+        time.sleep(0.2)  # no other unit is encoded
         n_encoded = len(encoder.batches)
         resumed.set()
         assert sum(report.result().n_ok for report in begun.result()) == 4
