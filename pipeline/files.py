@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ Buffer = bytes | memoryview
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Calls a function with each item, perhaps in several threads, as the built-in `map` does."""
 PARTIAL_SUFFIX = ".partial"
+_PARTIAL = re.compile(rf"(.+)\.[0-9a-f]{{32}}{re.escape(PARTIAL_SUFFIX)}", re.DOTALL)
 
 _WRITEBACK_BYTES = 4 << 20
 """Bytes after which the system is told to start writing a file to the disk. Otherwise the disk is
@@ -274,6 +276,12 @@ def _partial(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # the error that led here matters more; a clean-up removes it
                 partial.unlink(missing_ok=True)
+
+
+def final_name(partial: str) -> str | None:
+    """Return the final name of a partial file from its name; None if it is not named like one."""
+    match = _PARTIAL.fullmatch(partial)
+    return match[1] if match else None
 
 
 def _partial_name(path: Path) -> Path:

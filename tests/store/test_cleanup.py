@@ -88,7 +88,7 @@ def test_half_written_files_are_removed(retried: FakeStore) -> None:
         f"{POOLED}/c/7/0/0/0",
         shard,
     ):
-        path = retried.path(f"{key}.0123.partial")
+        path = retried.path(f"{key}.{'01' * 16}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     remove_leftovers(retried.root, retried.layout)

@@ -18,6 +18,7 @@ from pipeline.store.coordination.worker_failures import DIED, WorkerFailure, rec
 from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.layout import INDEX_CACHE, Layout, index_key, ledger_key, marker_key
 from pipeline.store.index import read_unit
+from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.backends import in_memory
@@ -178,7 +179,10 @@ def test_garbage_is_named_and_removed(undisturbed: Path, store: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"orphan")
     (store / marker_key(dead)).write_text("{}")
-    half = [store / "index" / "unit-9.parquet.0a.partial", shard(store).with_name("0.1b.partial")]
+    half = [
+        store / "index" / f"unit-9.parquet.{'0a' * 16}.partial",
+        shard(store).with_name(f"0.{'1b' * 16}.partial"),
+    ]
     for path in half:
         path.write_bytes(b"half")
     found = verify_store(store)
@@ -194,11 +198,28 @@ def test_garbage_is_named_and_removed(undisturbed: Path, store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["notes.txt", "index/copy of unit-1.parquet", "ledger/x", "features.zarr/frames/c/0/a"]
+    "key",
+    [
+        "notes.txt",
+        "index/copy of unit-1.parquet",
+        "ledger/x",
+        "features.zarr/frames/c/0/a",
+        "thesis.partial",
+        "plan.parquet.partial",
+        f"plan.parquet.{'0a' * 15}.partial",
+        f"plan.parquet.{'XY' * 16}.partial",
+        f"index/unit-1.parquet.bak.{'0a' * 16}.partial",
+        f"notes/plan.parquet.{'0a' * 16}.partial",
+        f"features.zarr/frames/c/0/0/mine.{'0a' * 16}.partial",
+        "plan.parquet~",
+        ".plan.parquet.swp",
+    ],
 )
 def test_foreign_files_are_named_and_kept(store: Path, key: str) -> None:
-    """A repair removes only files that Strata wrote."""
+    """A repair and a clean-up remove only files that Strata wrote, whatever others are named."""
+    (store / key).parent.mkdir(exist_ok=True)
     (store / key).write_text("mine")
+    remove_leftovers(store, layout_at(store))
     for found in (verify_store(store), repair_store(store).found):
         assert found.ok
         assert [(orphan.path, orphan.is_garbage) for orphan in found.orphans] == [(key, False)]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from pipeline.files import PARTIAL_SUFFIX, Buffer, Map
+from pipeline.files import PARTIAL_SUFFIX, Buffer, Map, final_name
 
 __all__ = [
     "PARTIAL_SUFFIX",
@@ -26,6 +26,7 @@ __all__ = [
     "Map",
     "ObjectReader",
     "PartialObject",
+    "final_name",
 ]
 
 
@@ -203,7 +204,7 @@ class Backend(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """List every key below a folder (`""`: the store), in any order.
 
-        Half-written objects may be among them; their names end in `PARTIAL_SUFFIX`.
+        Half-written objects may be among them; `final_name` knows their names.
         """
 
     def children(self, folder: str) -> Sequence[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from pipeline.store import index as index_files
-from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend, Location
+from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.format.layout import (
@@ -19,6 +19,7 @@ from pipeline.store.format.layout import (
     Layout,
     marker_key,
 )
+from pipeline.store.maintain.orphans import is_partial
 from pipeline.store.write.slot import discard_slot
 
 
@@ -70,8 +71,9 @@ def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Ite
         keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
         folders += [key.rpartition("/")[0] for key in keys]
     for folder in folders:
-        names = [name for name in backend.children(folder) if name.endswith(PARTIAL_SUFFIX)]
-        yield from (f"{folder}/{name}" if folder else name for name in names)
+        names = backend.children(folder)
+        found = (f"{folder}/{name}" if folder else name for name in names)
+        yield from (key for key in found if is_partial(key, layout))
 
 
 def slot_has_data(backend: Backend, layout: Layout, slot: int) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend
+from pipeline.store.backend.base import Backend, final_name
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, Claim
 from pipeline.store.format.layout import (
     FRAMES,
@@ -82,7 +82,7 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
     n_files: dict[int, int] = {}  # of slots without a commit
     for key in backend.list():
         slot = _slot_of(key, layout)
-        if key.endswith(PARTIAL_SUFFIX):
+        if is_partial(key, layout):
             found.append(Orphan(key, "half-written file of a failed attempt", True))
         elif slot is not None:
             if slot not in committed:
@@ -94,6 +94,15 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
         elif not _is_known(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
     return found + [_orphan_slot(slot, n, state) for slot, n in n_files.items()]
+
+
+def is_partial(key: str, layout: Layout) -> bool:
+    """Return whether a key is that of a half-written object of a store.
+
+    Any other object with such a suffix, of a browser or of rsync, is foreign.
+    """
+    final = final_name(key)
+    return final is not None and (_is_known(final) or _slot_of(final, layout) is not None)
 
 
 def _orphan_slot(slot: int, n_files: int, state: CommitState) -> Orphan:
