@@ -105,7 +105,7 @@ def main() -> None:
             f"{n_ok} utterances in {plan.n_units} units of {features / 1e9:.2f} GB; "
             f"{before / 1e9:.2f} GB before the first, peak memory {peak / 1e9:.2f} GB: "
             f"{(peak - before) / features:.2f} units' features, {(peak - before) / bound:.2f} of"
-            f" the bound, {bound / 1e9:.2f} GB (features: {arguments.buffers}, audio: {n_held} units)"
+            f" the bound, {bound / 1e9:.2f} GB ({arguments.buffers} buffers, {n_held} units' audio)"
         )
         print({stage: round(s, 2) for stage, s in reports[-1].result().seconds.items()})
 
