@@ -18,14 +18,16 @@ from pipeline.cli.output import (
     signals_to,
 )
 from pipeline.cli.progress import RunProgress, SweepProgress
+from pipeline.cli.streams import open_standard_streams
+from pipeline.cli.usage import Verbs
 from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
     name="strata",
+    cls=Verbs,
     help="Extract all layers of a speech encoder once; read any of them at any time.",
     epilog="Exit codes: 0 done, 1 error, 2 usage, 3 done but too many utterances are quarantined.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -41,6 +43,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an 
 
 def main() -> None:
     """Entry point of the command `strata`."""
+    open_standard_streams()
     app()
 
 
@@ -65,20 +68,19 @@ def _options(
 @app.command()
 def plan(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Scan the dataset and print its size, units and disk space; write only the plan."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.extract import run
 
         config = load_config(overrides or [])
         with RunProgress(console) as progress:
             estimate = run.plan(config, progress)
-        tables.show_estimate(console, estimate)
-        print_json(asdict(estimate))
+        answer(lambda out: tables.show_estimate(out, estimate), asdict(estimate))
 
 
 @app.command()
 def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Extract what is missing; safe to run again at any time."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.extract import run
         from pipeline.extract.stop import Stop
 
@@ -86,27 +88,27 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
         stop = Stop()
         with RunProgress(console) as progress, signals_to(stop.request):
             status = run.extract(config, progress, stop)
-        tables.show_status(console, status)
-        print_json(asdict(status))
-    known = status.utterances_ok + status.utterances_quarantined
-    if status.utterances_quarantined > config.run.max_quarantined * known:
-        share = status.utterances_quarantined / known
-        console.print(
-            f"{share:.1%} of the utterances are quarantined, more than run.max_quarantined="
-            f"{config.run.max_quarantined:g}; see `strata inspect {config.store}`"
-        )
-        raise typer.Exit(EXIT_QUARANTINED)
+        known = status.utterances_ok + status.utterances_quarantined
+        limit = config.run.max_quarantined
+        is_too_many = status.utterances_quarantined > limit * known
+        if is_too_many:
+            share = status.utterances_quarantined / known
+            progress.note(
+                f"{share:.1%} of the utterances are quarantined, more than run.max_quarantined="
+                f"{limit:g}; see `strata inspect {config.store}`"
+            )
+        code = EXIT_QUARANTINED if is_too_many else 0
+        answer(lambda out: tables.show_status(out, status), asdict(status), code)
 
 
 @app.command()
 def status(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
     """Print the progress of a store."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.store.maintain.status import read_status
 
         store_status = read_status(store)
-        tables.show_status(console, store_status)
-        print_json(asdict(store_status))
+        answer(lambda out: tables.show_status(out, store_status), asdict(store_status))
 
 
 @app.command()
@@ -124,7 +126,7 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check the units of a store against their checksums; with --repair, un-commit damaged ones."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.store.maintain.repair import repair_store
         from pipeline.store.maintain.verify import verify_store
 
@@ -133,10 +135,11 @@ def verify(
         repaired = repair_store(store) if repair else None
         share = 1.0 if sample is None else sample
         verification = repaired.found if repaired else verify_store(store, sample=share)
-        tables.show_verification(console, verification, repaired)
-        print_json(tables.verification_document(verification, repaired))
-    if not verification.ok and not repaired:
-        raise typer.Exit(EXIT_ERROR)
+        answer(
+            lambda out: tables.show_verification(out, verification, repaired),
+            tables.verification_document(verification, repaired),
+            0 if verification.ok or repaired else EXIT_ERROR,
+        )
 
 
 @app.command()
@@ -149,7 +152,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Print what a store or one of its utterances contains."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.store.maintain.inspection import describe_store, describe_utterance
         from pipeline.store.read.features import open_store
 
@@ -157,8 +160,7 @@ def inspect(
         facts = (
             describe_store(opened) if utterance is None else describe_utterance(opened, utterance)
         )
-        tables.show_facts(console, facts)
-        print_json(facts)
+        answer(lambda out: tables.show_facts(out, facts), facts)
 
 
 @app.command()
@@ -173,7 +175,7 @@ def collapse(
     debug: Debug = False,
 ) -> None:
     """Write the weighted sum of a store's layers as a store with one layer."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.transforms.collapse import collapse as collapse_store
 
         given = plain_overrides(overrides or [], {"weights", "softmax"})
@@ -186,8 +188,7 @@ def collapse(
             result = collapse_store(
                 store, out, given["weights"], softmax=softmax == "true", observer=progress
             )
-        tables.show_facts(console, asdict(result))
-        print_json(asdict(result))
+        answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
 @app.command()
@@ -203,21 +204,23 @@ def layers(
     debug: Debug = False,
 ) -> None:
     """Compare the layers without labels: norms, directions, CKA between layers."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
         from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
         from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
         n_frames, seed = _whole(given, "n_frames", N_FRAMES), _whole(given, "seed", 0)
-        out = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
+        folder = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
         with RunProgress(console) as progress:
             statistics = measure_layers(open_store(store), n_frames, seed, progress.note)
             for warning in statistics.warnings:
                 progress.note(f"WARNING: {warning}")
-        page = write_layers_report(statistics, out)
-        tables.show_layers(console, COLUMNS, table_rows(statistics), page)
-        print_json(asdict(statistics) | {"report": str(page)})
+        page = write_layers_report(statistics, folder)
+        answer(
+            lambda out: tables.show_layers(out, COLUMNS, table_rows(statistics), page),
+            asdict(statistics) | {"report": str(page)},
+        )
 
 
 @app.command()
@@ -231,7 +234,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Train small heads on every layer and on their weighted sum, and rank the layers."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         config = load_sweep_config(overrides or [])
         from pipeline.probing.report.sweep_report import write_report
         from pipeline.probing.run import summary
@@ -240,32 +243,31 @@ def sweep(
         with SweepProgress(console) as progress:
             result, folder = sweep_store(store, config, progress)
         page = write_report(result, folder)
-        tables.show_sweep(console, result, page)
-        print_json(summary(result) | {"report": str(page)})
+        answer(
+            lambda out: tables.show_sweep(out, result, page),
+            summary(result) | {"report": str(page)},
+        )
 
 
 @app.command()
 def models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the encoders that can be chosen by name."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         rows = tables.model_rows()
-        tables.show_models(console, rows)
-        print_json({"models": rows})
+        answer(lambda out: tables.show_models(out, rows), {"models": rows})
 
 
 @app.command()
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Compare separate with batched encoding, and the precision with fp32, on a few clips."""
-    with reported(as_json, debug) as print_json:
+    with reported(as_json, debug) as answer:
         from pipeline.extract.resources import find_resources
         from pipeline.extract.selfcheck import full_selfcheck
 
         config = load_config(["engine=inline", *(overrides or [])])
         result = full_selfcheck(config, find_resources(config.engine).device)
-        tables.show_selfcheck(console, result)
-        print_json(asdict(result))
-    if not result.ok:
-        raise typer.Exit(EXIT_ERROR)
+        code = 0 if result.ok else EXIT_ERROR
+        answer(lambda out: tables.show_selfcheck(out, result), asdict(result), code)
 
 
 def _whole(given: dict[str, str], name: str, default: int) -> int:

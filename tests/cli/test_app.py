@@ -73,15 +73,15 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_plan_json_has_the_promised_keys(folder: Path) -> None:
-    """`plan --json` prints one object with the fixed keys; without --json stdout is empty."""
+    """`plan --json` prints one object with the fixed keys; without --json, a line for people."""
     done = strata("plan", f"dataset.path={folder}", "model=tiny", "--json")
     found = last_json(done)
     assert done.returncode == 0
     assert {"utterances", "hours", "units", "frames", "bytes"} <= found.keys()
     assert found["utterances"] == 6
-    quiet = strata("plan", f"dataset.path={folder}", "model=tiny")
-    assert quiet.stdout == ""
-    assert "6 utterances" in quiet.stderr
+    text = strata("plan", f"dataset.path={folder}", "model=tiny")
+    assert text.stdout.startswith("6 utterances, ")
+    assert text.stderr == ""
 
 
 def test_status_verify_and_inspect(store: Path) -> None:
@@ -103,6 +103,21 @@ def test_status_verify_and_inspect(store: Path) -> None:
     assert one["id"] == "clip-003.wav"
     assert [item["layer"] for item in one["layers"]] == list(range(1, 13))
     assert one["layers"][0]["shape"] == [one["n_frames"], 48]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("status", "1 of 1 units committed"),
+        ("verify", "1 of 1 units checked, 6 utterances"),
+        ("inspect", "layers: "),
+    ],
+)
+def test_answers_are_on_stdout(store: Path, verb: str, words: str) -> None:
+    """Without --json the answer is text on stdout, and stderr is empty."""
+    done = strata(verb, str(store))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert words in done.stdout
 
 
 def test_verify_exits_with_1_on_damage(folder: Path, tmp_path: Path) -> None:
@@ -189,6 +204,7 @@ def test_random_weights_print_a_warning(folder: Path, tmp_path: Path) -> None:
     """The warning says that the features mean nothing."""
     done = strata("extract", f"dataset.path={folder}", f"store={tmp_path / 's'}", *COMMON)
     assert "RANDOM" in done.stderr
+    assert done.stdout.startswith("1 of 1 units committed")
 
 
 def test_module_and_command_are_the_same() -> None:

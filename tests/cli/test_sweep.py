@@ -67,11 +67,12 @@ def test_sweep_prints_a_table_and_an_object(first):
     assert any(str(report) in line for line in lines)
 
 
-def test_without_json_stdout_is_empty(store, first):
+def test_without_json_stdout_has_the_table(store, first):
     """A second sweep reuses the trained heads."""
     done = strata("sweep", store, "task=ks", f"out={first[0]}", *QUICK)
-    assert done.stdout == ""
-    assert "0 heads trained, 4 reused" in done.stderr
+    assert "0 heads trained, 4 reused" in done.stdout
+    assert any(line.rstrip().endswith(" best") for line in done.stdout.splitlines())
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
