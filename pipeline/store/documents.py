@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from crc32c import crc32c
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
 from pipeline.store.backend.base import Location
@@ -12,6 +14,8 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
 from pipeline.store.format.layout import (
     ATTRIBUTES,
+    CHECKSUM,
+    COLLAPSED_LAYER,
     FORMAT_VERSION,
     FRAMES,
     INDEX_DIR,
@@ -61,7 +65,9 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
     for folder in (INDEX_DIR, LEDGER_DIR):
         backend.ensure_folder(folder)
     resize(backend, layout, n_slots)
-    backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
+    own = {name: value for name, value in attributes.items() if name != CHECKSUM}
+    checked = own | {CHECKSUM: {"crc32c": _checksum(own, sorted(own)), "of": sorted(own)}}
+    backend.put(ATTRIBUTES, [json_bytes(group_document(checked))])
 
 
 def resize(store: Location, layout: Layout, n_slots: int) -> None:
@@ -97,7 +103,39 @@ def read_attributes(store: Location) -> dict[str, Any]:
         raise StoreError(
             f"store {backend} has format version {version}; this strata reads {FORMAT_VERSION}"
         )
+    _check_attributes(attributes, path)
     return dict(attributes)
+
+
+def _check_attributes(attributes: dict[str, Any], path: str) -> None:
+    """Check the attributes against their checksum, and the layers against the identity.
+
+    Stores of earlier versions have no checksum. Attributes that another tool has added are not
+    covered by it.
+
+    Raises:
+        DamagedError: They differ.
+    """
+    try:
+        expected = attributes.get(CHECKSUM)
+        is_same = expected is None or _checksum(attributes, expected["of"]) == expected["crc32c"]
+        encoder = attributes.get("identity", {}).get("encoder", {})
+        layers = list(attributes.get("layers", []))
+        if is_same and layers != [COLLAPSED_LAYER]:
+            is_same = layers == list(encoder.get("layers", layers))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged ({error!r}); restore it from a copy") from error
+    if not is_same:
+        raise DamagedError(
+            f"{path} was changed after it was written, or is damaged: its attributes do not match "
+            "their checksum or the identity; restore it from a copy"
+        )
+
+
+def _checksum(attributes: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Return crc32c of some attributes as JSON, independent of spaces and order."""
+    chosen = {name: attributes[name] for name in names}
+    return int(crc32c(json.dumps(chosen, sort_keys=True, separators=(",", ":")).encode()))
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:

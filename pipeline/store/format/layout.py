@@ -32,6 +32,8 @@ LEDGER_DIR = "ledger"
 LEASE = "lease.json"
 LEASE_LOCK = "lease.lock"
 LOG = "log.jsonl"
+CHECKSUM = "checksum"
+"""Attribute with the checksum of the others; stores of earlier versions have none."""
 COLLAPSED_LAYER = -1
 """Layer number in a collapsed store: negative, because the layer is not the output of a block."""
 

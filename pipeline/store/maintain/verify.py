@@ -18,11 +18,11 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.backend.zarr_arrays import open_array
+from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
 from pipeline.store.format.codecs import Stored
-from pipeline.store.format.layout import FRAMES, POOLED, Layout, index_key
+from pipeline.store.format.layout import CHUNK_FRAMES, FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
@@ -130,6 +130,10 @@ def verify_store(
         damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
         progress(unit)
     _check_arrays(backend, layout, 1 + max(check.slots, default=-1))
+    damaged = {damage.unit for damage in damages}
+    sound = [slot for slot, unit in check.slots.items() if unit not in damaged]
+    if sound:
+        _check_other_readers(backend, layout, min(sound))
     return Verification(
         damages=tuple(damages),
         units_committed=len(units),
@@ -163,6 +167,30 @@ def _check_arrays(backend: Backend, layout: Layout, n_slots: int) -> None:
         raise DamagedError(
             f"Zarr array {backend.locate(key)} {problem}; run `strata extract` again, which "
             "rewrites its zarr.json"
+        )
+
+
+def _check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
+    """Check that any Zarr reader gets the values of a sound slot, by its first frames and means."""
+    shards, arrays = ShardReader(backend, layout), ZarrArrays(backend)
+    first, axes = layout.slot_start(slot), range(layout.n_layers)
+    expected = {
+        FRAMES: np.stack([shards.read(axis, slot, 0, CHUNK_FRAMES) for axis in axes]),
+        POOLED: shards.pooled(slot),
+    }
+    places = {FRAMES: np.s_[:, first : first + CHUNK_FRAMES], POOLED: np.s_[slot]}
+    for key, values in expected.items():
+        try:
+            found = np.asarray(arrays[key][places[key]])
+        except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
+            problem = f"cannot be read ({error})"
+        else:
+            if found.dtype == values.dtype and found.tobytes() == values.tobytes():
+                continue
+            problem = "has other values for other readers"
+        raise DamagedError(
+            f"Zarr array {backend.locate(key)} {problem}: its zarr.json was changed; run "
+            "`strata extract` again, which rewrites it"
         )
 
 
