@@ -54,7 +54,7 @@ AUDIO_S = {"cpu": 60.0, "cuda": 7200.0}
 LIMIT_S = {"cpu": 270.0, "cuda": 450.0}
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp16", "bf16", "tf32", "fp32")}
 """Precisions of the encoder alone, and of the error; the first is that of the workers."""
-WARM_CLIPS = {"cpu": 2, "cuda": 8}
+WARM_CLIPS = {"cpu": 1, "cuda": 8}
 MEMORY_FOLDER = Path("/dev/shm")
 ERROR_CLIPS = {"cpu": (2, 4), "cuda": (3, 10)}
 """Number and seconds of the clips that are computed in float64, which takes long."""

@@ -20,7 +20,7 @@ from gpu.clips import Clips, read_clip
 from gpu.limits import DTYPES, synchronize
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 
-HF_BATCH = {"cpu": 8, "cuda": 32}
+HF_BATCH = {"cpu": 4, "cuda": 32}
 HF_CLASSES = {
     "hubert": (transformers.HubertModel, transformers.HubertConfig),
     "wavlm": (transformers.WavLMModel, transformers.WavLMConfig),

@@ -38,6 +38,9 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.write.buffer import UnitBuffer
 
 UNIT_LIMIT_S = 3600.0
+UNIT_FRAMES = {"cpu": 2048, "cuda": None}
+"""Frames per unit. On a CPU those of the longest clip, so that a minute of audio is several units;
+None for the default of `strata extract`."""
 
 
 class Extraction:
@@ -64,7 +67,8 @@ class Extraction:
         self.device, self.threads = device, threads
         self.setup = self.setup_for(precision)
         self.source = open_source(self.setup.config.dataset)
-        self.plan: Plan = plan_source(self.source, self.setup.windows, None)
+        frames_per_unit = UNIT_FRAMES[device]
+        self.plan: Plan = plan_source(self.source, self.setup.windows, frames_per_unit)
         self.layout = Layout(
             self.setup.layers,
             self.setup.description.dim,
