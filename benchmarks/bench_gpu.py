@@ -186,8 +186,9 @@ class Bench:
         finally:
             for worker in workers.values():
                 worker.close()
+        ran = {method.name for method in methods if method.seconds}
         self.report.stages = {
-            name: worker.stages() for name, worker in workers.items() if worker.wall_s
+            name: worker.stages() for name, worker in workers.items() if name in ran
         }
 
     @property
