@@ -124,7 +124,7 @@ class Campaign:
         is_final = any(words in output for words in ENDED)
         signalled = code in (-signal.SIGTERM, -signal.SIGINT)  # after its last message
         fine = code in (0, 1, -signal.SIGKILL) or (signalled and is_final)
-        if "Traceback" in output or not fine or "unexpected " in output:
+        if "Traceback" in output or not fine or "error: unexpected " in output:
             self.unclean.append(f"exit {code}: {output[-1500:]}")
         if any(words in output for words in CONTRADICTIONS):
             self.losses.append(f"two drivers were running: {output[-1500:]}")

@@ -12,7 +12,9 @@ from pipeline.store.format.layout import (
     INDEX_CACHE,
     INDEX_DIR,
     LEDGER_DIR,
+    PLAN,
     index_key,
+    ledger_key,
 )
 from pipeline.store.index import committed_units
 
@@ -122,8 +124,8 @@ class Damager:
 
     def partials(self) -> bool:
         """Add half-written files."""
-        for folder in (INDEX_DIR, LEDGER_DIR, f"{FRAMES}/c/1/0", ""):
-            path = self.store / folder / f"x.{self.rng.randrange(10**9)}.partial"
+        for key in (index_key(0), ledger_key(0), f"{FRAMES}/c/1/0/0", PLAN):
+            path = self.store / f"{key}.{self.rng.getrandbits(128):032x}.partial"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"half")
         return True

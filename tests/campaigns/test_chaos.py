@@ -107,7 +107,7 @@ def test_the_campaign_sees_what_a_driver_left(finished: FakeStore, damage: str) 
     assert checks.compare(finished.root, undisturbed) == []
     shard = finished.path(finished.layout.shard_key(0, 1))
     if damage == "half-written":
-        shard.with_name("0.ab.partial").write_bytes(b"half")
+        shard.with_name(f"0.{'ab' * 16}.partial").write_bytes(b"half")
     elif damage == "dead attempt":
         slot = finished.claim(1)
         orphan = finished.path(finished.layout.shard_key(0, slot))
