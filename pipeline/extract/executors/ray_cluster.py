@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +103,33 @@ def _address(config: EngineConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS") or None
 
 
+def check_importable(folders: Sequence[Path]) -> None:
+    """Check that no file in the way hides this package from Ray's workers.
+
+    Args:
+        folders: Folders that Ray puts in front of its workers' search path: the working directory,
+            and the folder of the script.
+
+    Raises:
+        RunError: One of them holds another module of this name.
+    """
+    package = Path(__file__).resolve().parents[2] / "__init__.py"
+    for folder in folders:
+        for other in (folder / "pipeline.py", folder / "pipeline" / "__init__.py"):
+            if other.is_file() and other.resolve() != package:
+                raise RunError(
+                    f"{other} hides the package of strata from Ray's workers, which look there "
+                    "first; rename it, run in another folder, or use engine=inline"
+                )
+
+
 def connect(config: EngineConfig, n_cpus: int | None) -> None:
     """Connect to the configured cluster, or start a local one with `n_cpus` CPUs.
 
     Raises:
-        RunError: Ray cannot be reached or started.
+        RunError: Ray cannot be reached or started, or its workers would import another `pipeline`.
     """
+    check_importable([Path.cwd(), Path(sys.argv[0]).resolve().parent])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
