@@ -50,11 +50,15 @@ def show_status(console: Console, status: Status) -> None:
         f"{status.units_committed:,} of {status.units_total:,} units committed, "
         f"{status.utterances_ok:,} of {status.utterances_total:,} utterances, "
         f"{status.utterances_quarantined:,} quarantined, {status.audio_seconds / 3600:.3f} h of "
-        f"audio in {duration(status.wall_seconds)}"
+        f"audio; all runs took {duration(status.wall_seconds)}"
     )
-    if status.realtime_factor:
+    if status.realtime_factor and status.last_run_audio_seconds is not None:
         eta = f", {duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
-        console.print(f"{status.realtime_factor:.1f}× real time{eta}")
+        console.print(
+            f"last run: {status.last_run_audio_seconds / 3600:.3f} h of audio in "
+            f"{duration(status.last_run_wall_seconds)}, {status.realtime_factor:.1f}× real time"
+            f"{eta}"
+        )
     if status.seconds:
         total = sum(status.seconds.values()) or 1.0
         parts = ", ".join(f"{stage} {spent / total:.0%}" for stage, spent in status.seconds.items())
@@ -65,6 +69,11 @@ def show_status(console: Console, status: Status) -> None:
         console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
     for reason, count in list(status.reasons.items())[:10]:
         console.print(f"  quarantined {count}: {reason}", markup=False)
+    if status.log_lines_skipped or status.clock_steps:
+        console.print(
+            f"log.jsonl: {status.log_lines_skipped:,} damaged lines are skipped and the clock was "
+            f"set {status.clock_steps:,} times; only times and speeds depend on it"
+        )
     if status.live:
         console.print(f"run {status.run_id} is running")
 

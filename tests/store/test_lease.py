@@ -32,6 +32,11 @@ with Lease(Path(sys.argv[1]), "run-of-child"):
 """
 
 
+WRONG_TYPES = json.dumps(
+    {"run_id": 1, "host": 2, "pid": "x", "process_start": [], "process_space": None}
+)
+
+
 def write_lease(root: Path, age_s: float = 0.0, **changes: object) -> Holder:
     """Write a lease like one of this process, with changes and a heartbeat `age_s` ago."""
     holder = Holder("other", socket.gethostname(), os.getpid(), 0, "")
@@ -139,6 +144,32 @@ def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change:
         pass
 
 
+def test_a_heartbeat_in_the_future_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock was set back: a holder elsewhere that is dead does not lock the store for years."""
+    monkeypatch.setattr(lease_module, "STALE_AFTER_S", 1.0)
+    monkeypatch.setattr(lease_module, "WATCH_S", 0.05)
+    write_lease(tmp_path, age_s=-1e8, host="elsewhere")
+    began = time.monotonic()
+    with Lease(tmp_path, "mine"):
+        assert time.monotonic() - began > 1.0
+        assert json.loads((tmp_path / LEASE).read_text())["run_id"] == "mine"
+
+
+def test_a_holder_with_a_heartbeat_in_the_future_that_beats_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next heartbeat shows it, and the age in the message is not negative."""
+    monkeypatch.setattr(lease_module, "WATCH_S", 0.05)
+    write_lease(tmp_path, age_s=-1e8, host="elsewhere")
+    beat = threading.Timer(0.3, lambda: os.utime(tmp_path / LEASE, (4e9, 4e9)))
+    beat.start()
+    with pytest.raises(StoreBusyError, match="last heartbeat 0 s ago"):
+        Lease(tmp_path, "mine").__enter__()
+    beat.join()
+
+
 def test_a_hidden_holder_is_judged_by_its_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +203,7 @@ def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     assert live_holder(tmp_path) == own
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null", "[" * 9999, WRONG_TYPES])
 def test_a_lease_without_a_holder_is_expired(tmp_path: Path, content: str) -> None:
     """A live driver's lease is complete, because leases are created atomically."""
     (tmp_path / LEASE).write_text(content)

@@ -3,7 +3,8 @@
 The lease is a small file that names its holder. The holder updates its modification time every
 `HEARTBEAT_S` (the heartbeat). On the holder's host, a lease has expired when the holder's process
 has ended. Elsewhere, or if the system hides that process, it has expired when its heartbeat is
-older than `STALE_AFTER_S`. A driver that finds an expired lease takes it over.
+older than `STALE_AFTER_S`, or lies in the future (a clock was set back) and has not changed for
+that long while a driver waited. A driver that finds an expired lease takes it over.
 
 A lease is taken, taken over and released under a lock on `lease.lock`. So a driver that has found
 an expired lease cannot remove a live one that another driver has put in its place. On file systems
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +35,8 @@ from pipeline.store.serialization import json_bytes
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 LOCK_TIMEOUT_S = 10.0
+WATCH_S = 0.5
+"""Seconds between two looks at a heartbeat that lies in the future."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,20 @@ class Lease:
         self._holder = Holder(
             run_id, socket.gethostname(), pid, process_start(pid), process_space()
         )
+        self._abandoned_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="strata-lease", daemon=True)
 
     def __enter__(self) -> Self:
         content = [json_bytes(asdict(self._holder))]
+        self._watch_future_heartbeat()
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
                 if self._backend.put_if_absent(LEASE, content):
                     self._thread.start()
                     return self
                 holder = live_holder(self._backend, now_s=now_s)
-                if holder is not None:
+                if holder is not None and not self._is_abandoned(LEASE):
                     raise StoreBusyError(
                         f"store {self._backend} is in use by process {holder.pid} on "
                         f"{holder.host} (run {holder.run_id}, last heartbeat "
@@ -156,10 +161,39 @@ class Lease:
         expired = f"{LEASE}.{self._holder.run_id}.dead"
         with suppress(FileNotFoundError):
             self._operations.move(LEASE, expired)
-            if live_holder(self._backend, expired, now_s) is not None:
+            holder = live_holder(self._backend, expired, now_s)
+            if holder is not None and not self._is_abandoned(expired):
                 with suppress(FileExistsError):
                     self._operations.restore(expired, LEASE)
             self._backend.delete(expired)
+
+    def _watch_future_heartbeat(self) -> None:
+        """Watch a heartbeat in the future, whose age says nothing, until it changes or is stale."""
+        if self._heartbeat_s(LEASE) is None:
+            return
+        with self._locked() as now_s:
+            if live_holder(self._backend, now_s=now_s) is None or not self._is_future(now_s):
+                return
+            heartbeat_s = self._heartbeat_s(LEASE)
+        end_s = time.monotonic() + STALE_AFTER_S
+        while self._heartbeat_s(LEASE) == heartbeat_s:
+            if time.monotonic() > end_s:
+                self._abandoned_s = heartbeat_s
+                return
+            time.sleep(WATCH_S)
+
+    def _is_future(self, now_s: float) -> bool:
+        heartbeat_s = self._heartbeat_s(LEASE)
+        return heartbeat_s is not None and heartbeat_s > now_s + STALE_AFTER_S
+
+    def _is_abandoned(self, key: str) -> bool:
+        """Whether a heartbeat is the one that did not change while it was watched."""
+        return self._abandoned_s is not None and self._heartbeat_s(key) == self._abandoned_s
+
+    def _heartbeat_s(self, key: str) -> float | None:
+        with suppress(FileNotFoundError):
+            return self._backend.modified_s(key)
+        return None
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -191,15 +225,19 @@ def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) 
 
 
 def _age_s(backend: Backend, key: str, now_s: float) -> float:
-    """Return the seconds since the last heartbeat; infinite if the lease is gone."""
+    """Return the seconds since the last heartbeat, at least 0; infinite if the lease is gone."""
     try:
-        return now_s - backend.modified_s(key)
+        return max(0.0, now_s - backend.modified_s(key))
     except FileNotFoundError:
         return float("inf")
 
 
 def _read(backend: Backend, key: str) -> Holder | None:
     try:
-        return Holder(**json.loads(backend.read(key)))
-    except (FileNotFoundError, ValueError, TypeError):
+        holder = Holder(**json.loads(backend.read(key)))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+    is_sound = all(
+        type(getattr(holder, item.name)).__name__ == item.type for item in fields(Holder)
+    )
+    return holder if is_sound else None

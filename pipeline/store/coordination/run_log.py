@@ -1,7 +1,8 @@
 """The run log: one JSON object per line, appended by `extract`, `collapse` and `repair`.
 
 It is for users and for `status`; extraction does not depend on it. Every event has `time`, `run_id`
-(12 hex digits, or `repair-` and 8) and `event`; the other fields depend on the event:
+(12 hex digits, or `repair-` and 8), `elapsed_s` (seconds since the run began, by a clock that
+nobody sets) and `event`; the other fields depend on the event:
 
     run_started      units (how many), command
     unit_committed   report (fields of `UnitReport`)
@@ -14,7 +15,8 @@ It is for users and for `status`; extraction does not depend on it. Every event 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +27,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import LOG
 
 _PART_BYTES = 1 << 20
+_LONGEST_LINE_BYTES = 1 << 24
 
 
 class RunLog:
@@ -33,10 +36,17 @@ class RunLog:
     def __init__(self, store: Location, run_id: str) -> None:
         self._backend = open_backend(store)
         self._run_id = run_id
+        self._start_s = time.monotonic()
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with its facts; a log that cannot be written does not stop the run."""
-        line = json.dumps({"time": now(), "run_id": self._run_id, "event": event, **facts}) + "\n"
+        common = {
+            "time": now(),
+            "run_id": self._run_id,
+            "elapsed_s": round(time.monotonic() - self._start_s, 3),
+            "event": event,
+        }
+        line = json.dumps(common | facts) + "\n"
         with suppress(StoreError):
             self._backend.append(LOG, line.encode())
 
@@ -46,25 +56,46 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def read_log(store: Location) -> Iterator[dict[str, Any]]:
-    """Yield the events, oldest first; lines that a crash cut short are skipped."""
-    for line in _lines(open_backend(store)):
-        try:
-            event = json.loads(line.decode(errors="replace"))
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.keys() >= {"time", "run_id", "event"}:
-            yield event
+def read_log(
+    store: Location, on_skipped: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, Any]]:
+    """Yield the events, oldest first, with the fields that each has; other lines are skipped.
+
+    Args:
+        store: The store.
+        on_skipped: Called for each line that is skipped, and if the log cannot be read on.
+    """
+    try:
+        for line in _lines(open_backend(store)):
+            event = _parse(line)
+            if event is not None:
+                yield event
+            elif line.strip():
+                on_skipped()
+    except FileNotFoundError:
+        return
+    except (OSError, StoreError):
+        on_skipped()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and event.keys() >= {"time", "run_id", "event"}
+    return event if is_event else None
 
 
 def _lines(backend: Backend) -> Iterator[bytes]:
-    """Yield the lines of the log, read in parts: the log of a long run is large."""
-    try:
-        reader = backend.open_reader(LOG)
-    except FileNotFoundError:
-        return
+    """Yield the lines of the log, read in parts: the log of a long run is large.
+
+    Of a line that is longer than any event, as a crash may leave, only the end is yielded.
+    """
+    reader = backend.open_reader(LOG)
     rest, size = b"", reader.size
     for start in range(0, size, _PART_BYTES):
         *lines, rest = (rest + reader.read(start, min(_PART_BYTES, size - start))).split(b"\n")
         yield from lines
+        rest = rest[-_LONGEST_LINE_BYTES:]
     yield rest

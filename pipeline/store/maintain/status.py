@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import index as index_files
-from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
-from pipeline.store.coordination.limiting_stage import StageTotals
-from pipeline.store.coordination.run_log import read_log
+from pipeline.store.coordination.run_history import read_history
 from pipeline.store.documents import read_attributes, read_plan
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
@@ -35,7 +32,9 @@ class Status:
             range in a reduced precision.
         audio_seconds: Seconds of audio with features.
         wall_seconds: Duration of all runs.
-        realtime_factor: Audio seconds per wall second of the last run that committed a unit.
+        last_run_audio_seconds: Seconds of audio that the last run that committed a unit extracted.
+        last_run_wall_seconds: Duration of that run.
+        realtime_factor: Audio seconds per wall second of that run.
         eta_seconds: Remaining seconds at that rate; None if no driver runs or the rate is unknown.
         live: Whether a driver is running.
         run_id: The last run.
@@ -43,6 +42,8 @@ class Status:
         reasons: Number of utterances with each quarantine reason, most frequent first.
         limited_by: The stage that limits the last run that committed a unit, in words; None if
             that is unknown.
+        log_lines_skipped: Damaged lines of the run log; the times above lack them.
+        clock_steps: Lines of the run log at which the clock was set.
     """
 
     units_total: int
@@ -53,6 +54,8 @@ class Status:
     utterances_fp32: int
     audio_seconds: float
     wall_seconds: float
+    last_run_audio_seconds: float | None
+    last_run_wall_seconds: float | None
     realtime_factor: float | None
     eta_seconds: float | None
     live: bool
@@ -60,24 +63,8 @@ class Status:
     seconds: dict[str, float]
     reasons: dict[str, int]
     limited_by: str | None = None
-
-
-@dataclass
-class _Run:
-    began: datetime
-    last: datetime
-    last_commit: datetime | None = None
-    totals: StageTotals = field(default_factory=StageTotals)
-
-    @property
-    def wall_s(self) -> float:
-        return (self.last - self.began).total_seconds()
-
-    @property
-    def limited_by(self) -> str | None:
-        if self.last_commit is None:
-            return None
-        return self.totals.limited_by((self.last_commit - self.began).total_seconds())
+    log_lines_skipped: int = 0
+    clock_steps: int = 0
 
 
 def read_status(store: Location) -> Status:
@@ -95,13 +82,15 @@ def read_status(store: Location) -> Status:
     done = pieces.take(pa.array(first_piece[:-1]))
     lost = index_files.still_quarantined(table)
     audio_s = (pc.sum(done["n_samples"]).as_py() or 0) / rate_hz
-    runs, n_fp32 = _read_runs(backend)
+    history = read_history(backend)
+    runs = history.runs
     seconds: Counter[str] = Counter()
     for run in runs.values():
         seconds.update(run.totals.seconds)
     live = live_holder(backend) is not None
     busy = [run for run in runs.values() if run.totals.audio_s > 0 and run.wall_s > 0]
-    rate = busy[-1].totals.audio_s / busy[-1].wall_s if busy else None
+    last = busy[-1] if busy else None
+    rate = last.totals.audio_s / last.wall_s if last else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
         units_total=plan.n_units if plan else 0,
@@ -109,30 +98,18 @@ def read_status(store: Location) -> Status:
         utterances_total=plan.n_utterances if plan else 0,
         utterances_ok=len(done),
         utterances_quarantined=len(lost),
-        utterances_fp32=n_fp32,
+        utterances_fp32=history.n_fp32,
         audio_seconds=round(audio_s, 3),
         wall_seconds=round(sum(run.wall_s for run in runs.values()), 3),
+        last_run_audio_seconds=round(last.totals.audio_s, 3) if last else None,
+        last_run_wall_seconds=round(last.wall_s, 3) if last else None,
         realtime_factor=rate,
         eta_seconds=max(0.0, left_s) / rate if live and rate else None,
         live=live,
         run_id=next(reversed(runs), None),
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
         reasons=dict(Counter(lost["reason"].to_pylist()).most_common()),
-        limited_by=busy[-1].limited_by if busy else None,
+        limited_by=last.limited_by if last else None,
+        log_lines_skipped=history.n_skipped,
+        clock_steps=history.n_clock_steps,
     )
-
-
-def _read_runs(backend: Backend) -> tuple[dict[str, _Run], int]:
-    """Return the runs of the log, oldest first, and the number of utterances encoded in fp32."""
-    runs: dict[str, _Run] = {}
-    n_fp32 = 0
-    for event in read_log(backend):
-        time = datetime.fromisoformat(event["time"])
-        run = runs.setdefault(event["run_id"], _Run(time, time))
-        run.last = time
-        if event["event"] == "unit_committed":
-            report: dict[str, Any] = event["report"]
-            run.last_commit = time
-            run.totals.add(report)
-            n_fp32 += report["n_fp32"]
-    return runs, n_fp32
