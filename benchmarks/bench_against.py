@@ -130,6 +130,7 @@ def sweep(folder: Path) -> float:
     app = getattr(module, "app", module)
     out = folder / f"sweep-{os.getpid()}"
     arguments = ["sweep", str(folder / "labelled"), "task=ks", "labels=[word]"]
+    arguments += ["task.speaker_independent=false"]
     arguments += ["seeds=[0]", "task.lrs=[1e-2,1e-3]", "task.steps=160", "task.patience=160"]
     began = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):

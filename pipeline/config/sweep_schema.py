@@ -58,7 +58,10 @@ class SplitConfig:
         train: Values of `column` for training.
         dev: Values of `column` for dev; if no utterance has one, dev is cut from train.
         test: Values of `column` for test.
-        speaker: Column whose values must not be shared between train, dev and test.
+        speaker: Column whose values must not be shared between train, dev and test. "none": a
+            speaker may be in several parts. None: a speaker-independent task looks for a column
+            with a usual name, and refuses a random split that has its values in several parts, or
+            that finds none.
         folds: An integer k for k-fold cross-validation, or "groups": leave-one-group-out over the
             values of `speaker`. None: one split.
         ratios: Shares of train, dev and test in a random split. When dev is cut from train, dev

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.config import TaskConfig, did_you_mean
 from pipeline.errors import ConfigError
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
+
+_MAX_NUMERIC_NAMES = 10  # texts that are numbers with decimals, and yet names of classes
 
 UNLABELLED = -1
 """Class number of an utterance without a label."""
@@ -84,7 +87,8 @@ def read_labels(
         given: Label columns that replace those of the task; None uses those of the task.
 
     Raises:
-        ConfigError: The store lacks the columns, or a frame task has more than one.
+        ConfigError: The store lacks the columns, a frame task has more than one, or the labels of
+            an utterance task are real numbers.
     """
     columns = _label_columns(store, task, given)
     if task.kind == "frames" and len(columns) != 1:
@@ -93,6 +97,9 @@ def read_labels(
     texts = [read_texts(store, column) for column in columns]
     if task.kind == "utterance":  # an empty cell may be a transcript, but is no class
         texts = [[text if text and text.strip() else None for text in column] for column in texts]
+        for column, values in zip(columns, texts, strict=True):
+            is_float = pa.types.is_floating(store.metadata.schema.field(column).type)
+            _refuse_real_numbers(task, column, values, is_float)
     return Labels(
         columns=columns,
         texts=tuple(tuple(column) for column in texts),
@@ -158,6 +165,28 @@ def _label_columns(
         f"task {task.name} looks for {'all' if task.slots else 'one'} of the columns {wanted}; the "
         f"store has {_list(existing)}. Set {hint}"
     )
+
+
+def _refuse_real_numbers(
+    task: TaskConfig, column: str, texts: Sequence[str | None], is_float: bool
+) -> None:
+    """Raise ConfigError for scores and measurements, which are no classes.
+
+    Those are numbers with decimals. A few of them, written as text, may be the names of classes.
+    """
+    present = {text for text in texts if text is not None}
+    if not present or not all(map(_is_number, present)):
+        return
+    numbers = sorted(map(float, present))
+    if all(number.is_integer() for number in numbers):
+        return
+    if is_float or len(numbers) > _MAX_NUMERIC_NAMES:
+        raise ConfigError(
+            f"column {column!r} holds real numbers ({len(numbers)} different ones from "
+            f"{numbers[0]:g} to {numbers[-1]:g}), and task {task.name} learns classes; there is no "
+            "task of regression yet. Set labels=[COLUMN] to a column of classes; if these numbers "
+            "are the names of classes, extract from a table in which they have other names"
+        )
 
 
 def _list(names: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 
 A head is trained for each candidate (every layer and the weighted sum) × learning rate × seed ×
 fold. Dev selects the step of each head, and the learning rate and rank of each candidate. Test is
-only reported. Trained heads are cached in the output folder, so a changed sweep trains only the
-heads that are new.
+only reported. A sweep with other settings gets an output folder of its own. Trained heads are
+cached in the folder that was asked for, so a changed sweep trains only the heads that are new.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import torch
 from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.events import Observer
+from pipeline.events import Observer, announced
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.head_cache import HeadCache
 from pipeline.probing.labels import Labels, read_labels
+from pipeline.probing.output_folder import claim_folder, source_of
 from pipeline.probing.ranking import Ranking, best_single_layer, rank
 from pipeline.probing.results import (
     WEIGHTED,
@@ -70,6 +71,7 @@ class _SweepPlan:
         task: The task that the heads learn.
         specs: Settings of the heads.
         folder: Output folder.
+        heads: Folder of the cached heads.
     """
 
     store: FeatureStore
@@ -81,6 +83,7 @@ class _SweepPlan:
     task: Task
     specs: tuple[HeadSpec, ...]
     folder: Path
+    heads: Path
 
 
 def sweep(
@@ -102,10 +105,12 @@ def sweep(
         ConfigError: The store lacks the labels or layers, or cannot be split as configured.
         StoreError: There is no such store, it is empty, or the output cannot be written.
     """
+    observer = observer or Observer()
     times = [time.perf_counter()]
-    plan = _prepare(store_path, config)
+    with announced(observer, "reading the features and the labels"):
+        plan = _prepare(store_path, config, observer)
     times.append(time.perf_counter())
-    heads, n_reused = _train(plan, observer or Observer())
+    heads, n_reused = _train(plan, observer)
     times.append(time.perf_counter())
     ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
     layer = best_single_layer(ranking.scores, plan.task.higher_is_better)
@@ -118,7 +123,7 @@ def sweep(
 
 
 def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> Path:
-    """Return the output folder of a sweep.
+    """Return the output folder that is asked for.
 
     Raises:
         ConfigError: The folder is inside the store.
@@ -147,14 +152,15 @@ def summary(result: Sweep) -> dict[str, Any]:
     }
 
 
-def _prepare(store_path: str | Path, config: SweepConfig) -> _SweepPlan:
-    """Read labels and features, split the utterances, and list the heads."""
+def _prepare(store_path: str | Path, config: SweepConfig, observer: Observer) -> _SweepPlan:
+    """Read labels and features, split the utterances, list the heads, and claim the folder."""
     store = open_store(store_path)
     if not len(store):
         raise StoreError(f"{store_path} has no complete utterances yet; run `strata extract` first")
     layers = _layers(store, config)
     labels = read_labels(store, config.task, config.labels)
-    folder = output_folder(store, config, labels)
+    asked = output_folder(store, config, labels)
+    settings = _settings(store, config, layers, labels)
     split = make_split(store, config.task, config.split, labels)
     n_train = max(len(fold.train) for fold in split.folds)
     config = replace(config, task=resolve_steps(config.task, n_train))
@@ -171,8 +177,25 @@ def _prepare(store_path: str | Path, config: SweepConfig) -> _SweepPlan:
         for seed in config.seeds
         for fold in range(len(split.folds))
     )
-    path = str(store_path)
-    return _SweepPlan(store, path, config, layers, labels, split, task, specs, folder)
+    folder, note = claim_folder(asked, settings)
+    if note:
+        observer.note(note)
+    path, heads = str(store_path), asked / HEADS
+    return _SweepPlan(store, path, config, layers, labels, split, task, specs, folder, heads)
+
+
+def _settings(
+    store: FeatureStore, config: SweepConfig, layers: Sequence[int], labels: Labels
+) -> dict[str, Any]:
+    """Return all that distinguishes the results of a sweep from those of others."""
+    return source_of(store) | {
+        "task": asdict(config.task),
+        "labels": labels.columns,
+        "layers": layers,
+        "weighted": config.weighted,
+        "seeds": config.seeds,
+        "split": asdict(config.split),
+    }
 
 
 def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]:
@@ -182,7 +205,7 @@ def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]
         All heads, in the order of the specs, and the number of cached ones.
     """
     cache = HeadCache(
-        plan.folder / HEADS,
+        plan.heads,
         plan.store,
         plan.config.task,
         plan.labels,

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, StoreError
+from pipeline.events import Observer
 from pipeline.probing.results import WEIGHTED
 from pipeline.probing.run import summary, sweep
 from pipeline.store.read.features import open_store
@@ -26,14 +27,14 @@ MAY_DIFFER = {"seconds", "trained", "reused", "store"}
 
 
 def swept(root, out, *overrides, task="ks"):
-    """Run a quick sweep of a store."""
+    """Run a quick sweep of a store; a speaker may be in several parts if no column is given."""
     return sweep(root, replace(configured(f"task={task}", *overrides), out=str(out)))[0]
 
 
 @cache
 def configured(*overrides):
     """Return a configuration; composing it takes longer than some of these sweeps."""
-    return load_sweep_config([*QUICK, *overrides])
+    return load_sweep_config([*QUICK, "split.speaker=none", *overrides])
 
 
 def comparable(found):
@@ -175,9 +176,57 @@ def test_collapse_accepts_the_weights(store, tmp_path):
     assert one.comparison is None
     assert one.layer_weights is None
     assert one.scores[0].test > 0.8
-    single = swept(store, tmp_path / "out", "split.speaker=speaker", "layers=[2]")
+
+
+def test_another_sweep_gets_another_folder(store, tmp_path):
+    """Its report and weights do not replace those of the first one; the same sweep resumes."""
+    out, by = tmp_path / "out", "split.speaker=speaker"
+    notes = []
+    observer = Observer()
+    observer.note = notes.append
+
+    def folder_of(*overrides):
+        config = replace(configured("task=ks", *overrides), out=str(out))
+        return sweep(store, config, observer)
+
+    _, first = folder_of(by, "layers=[2,3]")
+    before = {path: path.read_bytes() for path in first.iterdir() if path.is_file()}
+    single, second = folder_of(by, "layers=[2]")
+    assert (first, second) == (out, tmp_path / "out-2")
     assert single.layer_weights is None
-    assert not (tmp_path / "out" / "weights.json").exists()
+    assert (single.trained, single.reused) == (0, 4)
+    assert not (second / "weights.json").exists()
+    [note] = notes
+    assert note == f"{out} has the results of another sweep (other layers); these go to {second}"
+    assert folder_of(by, "layers=[2]")[1] == second
+    assert folder_of("layers=[2]", "split.seed=1")[1] == tmp_path / "out-3"
+    assert "(other layers, split.seed, split.speaker)" in notes[-1]
+    assert {path: path.read_bytes() for path in before} == before
+    again, third = folder_of(by, "layers=[2,3]")
+    assert (third, again.trained) == (first, 0)
+    assert (second / "sweep.json").is_file()
+
+
+def test_results_without_settings_are_not_overwritten(store, tmp_path):
+    """Version 0.1.0 did not write down what its results are of; damaged settings say nothing."""
+    for number, content in enumerate([None, "{", "[]"]):
+        out = tmp_path / f"out{number}"
+        out.mkdir()
+        (out / "sweep.json").write_text("{}")
+        if content:
+            (out / "settings.json").write_text(content)
+        swept(store, out, "layers=[2]", "seeds=[0]")
+        assert (out / "sweep.json").read_text() == "{}"
+        assert (tmp_path / f"out{number}-2" / "sweep.json").is_file()
+
+
+def test_another_store_of_the_same_name_gets_another_folder(store, tmp_path, monkeypatch):
+    """The default folder has the name of the store only."""
+    write_planted(tmp_path / "store", n=60)
+    monkeypatch.chdir(tmp_path)
+    settings = ("task=ks", "layers=[2]", "seeds=[0]")
+    folders = [sweep(root, configured(*settings))[1] for root in (store, tmp_path / "store")]
+    assert folders == [Path("sweeps/store/ks-word"), Path("sweeps/store/ks-word-2")]
 
 
 def test_sweep_json_is_complete(store, tmp_path):
@@ -292,7 +341,88 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path):
     odd = {"word": ["rare" if row == 119 else f"w{row % 2}" for row in range(120)], "split": where}
     write_planted(tmp_path / "rare", columns=odd)
     found = swept(tmp_path / "rare", tmp_path / "out", "layers=[2]")
-    assert any("1 classes of 'word' (rare) are in dev or test" in line for line in found.warnings)
+    assert (
+        "1 classes of 'word' (rare) are in dev or test and not in train: no head can predict them, "
+        "and the 1 of 30 test utterances that have them count as errors"
+    ) in found.warnings
+    single = "1 of 3 classes of 'word' have one utterance only"
+    assert any(line.startswith(single) for line in found.warnings)
+    new = {"word": [f"new{row % 2}" if row >= 90 else f"w{row % 2}" for row in range(120)]}
+    write_planted(tmp_path / "new", columns=new | {"split": where})
+    with pytest.raises(ConfigError, match="every score would be 0"):
+        swept(tmp_path / "new", tmp_path / "out", "layers=[2]")
+
+
+def test_classes_that_a_fold_does_not_train_are_counted(tmp_path):
+    """Over all folds together; scikit-learn's own warnings do not appear."""
+    columns = {
+        "word": [f"w{row}" if row < 40 else f"w{row % 2}" for row in range(120)],
+        "who": [f"p{row % 3}" for row in range(120)],
+    }
+    write_planted(tmp_path / "store", columns=columns)
+    settings = ("split.folds=groups", "split.speaker=who", "layers=[2]", "seeds=[0]")
+    found = swept(tmp_path / "store", tmp_path / "out", *settings)
+    [line] = [line for line in found.warnings if "not in train" in line]
+    assert "classes of 'word' (w10, w11, w12, w13, w14, ...) are in dev or test" in line
+    assert "not in train in a fold: " in line
+    assert "the 38 of 120 test utterances" in line
+    assert any("38 of 40 classes of 'word' have one utterance only" in w for w in found.warnings)
+
+
+SCORES = np.random.default_rng(0).uniform(1, 5, 120).round(2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        SCORES,
+        SCORES.astype(np.float32),
+        [str(value) for value in SCORES],
+        [None if row % 9 == 0 else value for row, value in enumerate(SCORES)],
+        [row % 4 / 2 for row in range(120)],
+    ],
+)
+def test_real_numbers_are_not_classes(tmp_path, values):
+    """Scores are refused in one line until there is a task of regression."""
+    write_planted(tmp_path / "store", columns={"emotion": pa.array(values)})
+    with pytest.raises(ConfigError, match="column 'emotion' holds real numbers") as caught:
+        swept(tmp_path / "store", tmp_path / "out", task="er")
+    assert "labels=[COLUMN]" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [float(row % 4) for row in range(120)],
+        [None if row % 9 == 0 else float(row % 4) for row in range(120)],
+        [row % 4 for row in range(120)],
+        ["1.5" if row % 2 else "2.0" for row in range(120)],
+        ["nan-1.5" if row % 2 else "2.5" for row in range(120)],
+    ],
+)
+def test_numbers_may_be_classes(tmp_path, values):
+    """Whole numbers in any type, and a few decimal numbers that are written as text."""
+    write_planted(tmp_path / "store", columns={"emotion": pa.array(values)})
+    assert swept(tmp_path / "store", tmp_path / "out", "layers=[2]", "seeds=[0]", task="er")
+
+
+def test_left_out_transcripts_are_counted_over_all_folds(tmp_path):
+    """One line for the corpus, not one per fold."""
+    texts = ["a" * 9 if row in (3, 40) else "ab"[row % 2] for row in range(60)]
+    make_store(
+        tmp_path / "store",
+        [4] * 60,
+        layers=LAYERS,
+        dim=DIM,
+        columns=pa.table({"text": texts, "who": [f"p{row % 4}" for row in range(60)]}),
+    )
+    settings = ("layers=[1]", "seeds=[0]", "task.lrs=[1e-2]", "task.steps=2", "task.batch=200")
+    settings = (*settings, "split.folds=groups", "split.speaker=who")
+    found = swept(tmp_path / "store", tmp_path / "out", *settings, task="asr")
+    left_out = [line for line in found.warnings if "left out of training" in line]
+    [line] = left_out
+    assert line.startswith("2 utterances are left out of training (utt-00")
 
 
 def test_an_incomplete_store_and_random_weights_are_warned_of(tmp_path):
@@ -358,6 +488,6 @@ def test_the_output_folder_of_any_label_is_one_name(tmp_path, monkeypatch):
     columns = {"../up/word": [f"w{row % 4}" for row in range(60)]}
     write_planted(tmp_path / "store", n=60, columns=columns)
     monkeypatch.chdir(tmp_path)
-    config = load_sweep_config(["task=ks", *QUICK, "layers=[2]"])
+    config = configured("task=ks", "layers=[2]")
     _, folder = sweep("store", replace(config, labels=("../up/word",)))
     assert folder == Path("sweeps/store/ks-.._up_word")

@@ -18,12 +18,15 @@ from pipeline.config import SplitConfig, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import make_split
-from pipeline.probing.stratified_split import stratified_group_split, stratified_split
+from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
 from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.read.features import open_store
 from tests.helpers.planted_stores import planted, write_planted
 
 N = 120
+
+
+FREE = "split.speaker=none"
 
 
 def split_of(root, *overrides, task="ks"):
@@ -110,7 +113,7 @@ def test_scikit_learn_refuses_small_classes_that_must_be_split():
 
 
 def test_scikit_learn_divides_groups_where_utterances_must_be_divided():
-    """A reason for stratified_split.py: speakers of unequal size and their classes.
+    """A reason for splits/stratified.py: speakers of unequal size and their classes.
 
     Over 50 seeds, parts are within 4 % of their shares and train has all classes. GroupShuffleSplit
     misses a share by 20 % or more, and leaves train without a class.
@@ -153,6 +156,7 @@ def test_the_column_split_is_used_and_dev_is_taken_from_train(tmp_path):
     assert len(dev) == pytest.approx(100 / 9, abs=1)
     assert Counter(row % 4 for row in dev).keys() == {0, 1, 2, 3}
     assert "column split, dev taken from train stratified by label" in split.description
+    assert split.description.endswith("; speakers unknown")
     assert split.warnings == ()
 
 
@@ -171,7 +175,7 @@ def test_values_of_the_split_column_can_be_configured(tmp_path):
 def test_a_split_column_with_one_value_is_not_used(tmp_path):
     """A store of one split of a hub dataset gets a random split with the configured ratios."""
     root = store_with(tmp_path, split=["train"] * N)
-    split = split_of(root, "split.ratios=[0.5,0.25,0.25]")
+    split = split_of(root, FREE, "split.ratios=[0.5,0.25,0.25]")
     assert [len(part) for part in in_parts(split.folds[0])] == [60, 30, 30]
     assert split.description.startswith("new split")
 
@@ -179,7 +183,7 @@ def test_a_split_column_with_one_value_is_not_used(tmp_path):
 def test_a_new_split_covers_all_utterances_and_depends_on_the_seed(tmp_path):
     """Every utterance is in one part; another seed gives another split of equal sizes."""
     root = store_with(tmp_path)
-    first, again, other = (split_of(root, f"split.seed={seed}") for seed in (1, 1, 2))
+    first, again, other = (split_of(root, FREE, f"split.seed={seed}") for seed in (1, 1, 2))
     parts = in_parts(first.folds[0])
     assert sorted(chain(*parts)) == list(range(N))
     assert in_parts(again.folds[0]) == parts
@@ -196,9 +200,69 @@ def test_a_random_split_with_known_speakers_is_refused(tmp_path):
     assert "speaker-0" in message
     assert "split.speaker=speaker_name" in message
     assert "task.speaker_independent=false" in message
-    assert split_of(root, "task.speaker_independent=false").warnings == ()
+    assert "split.speaker=none" in message
+    for allowed in ("task.speaker_independent=false", FREE):
+        assert split_of(root, allowed).warnings == ()
     with pytest.raises(ConfigError, match="into several parts"):
         split_of(root, "split.folds=3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("actor", "Actor_ID", "subject", "talker", "participant", "session", "client_id"),
+        *("spk_id", "spkID", "spkid", "SpeakerName", "speakers", "reader", "SPEAKER", "speaker.no"),
+    ],
+)
+def test_usual_names_of_the_speaker_column_are_known(tmp_path, name):
+    """A random split that mixes the speakers is refused, whatever their column is called."""
+    root = store_with(tmp_path, **{name: speakers_of(6)})
+    with pytest.raises(ConfigError, match="6 speakers") as caught:
+        split_of(root)
+    assert f"split.speaker={name}" in str(caught.value)
+    assert split_of(root, f"split.speaker={name}").warnings == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["speaker_gender", "spk_age", "reading", "actors_guild", "userland"]
+)
+def test_other_columns_are_not_taken_for_the_speaker(tmp_path, name):
+    """A property of the speaker is not the speaker."""
+    root = store_with(tmp_path, **{name: speakers_of(6)})
+    with pytest.raises(ConfigError, match="no column of the store is known to hold the speaker"):
+        split_of(root)
+
+
+def test_the_best_known_name_is_the_speaker(tmp_path):
+    """A session or a voice may have several speakers."""
+    root = store_with(tmp_path, session=["a"] * N, voice=["b"] * N, speaker_id=speakers_of(6))
+    with pytest.raises(ConfigError, match=r"split\.speaker=speaker_id"):
+        split_of(root)
+
+
+def test_a_random_split_without_a_known_speaker_column_asks(tmp_path):
+    """The message lists the columns that group utterances as speakers do, and both answers."""
+    root = store_with(
+        tmp_path,
+        who=speakers_of(6),
+        room=[row % 2 for row in range(N)],
+        group_of_word=[row % 4 // 2 for row in range(N)],
+        take=[f"t{row}" for row in range(N)],
+        level=[row / 7 for row in range(N)],
+        constant=["x"] * N,
+        split=["train"] * N,
+    )
+    for settings in ([], ["split.folds=3"], ["split.column=null"]):
+        with pytest.raises(ConfigError) as caught:
+            split_of(root, *settings)
+        message = str(caught.value)
+        assert "as speakers do: who with 6 values, room with 2 values, group_of_word" in message
+        assert not any(name in message for name in ("take", "level", "constant"))
+        assert "split.speaker=COLUMN" in message
+        assert "split.speaker=none" in message
+    assert split_of(root, FREE).warnings == ()
+    assert split_of(root, "split.speaker=who").warnings == ()
+    assert split_of(root, "task.speaker_independent=false").warnings == ()
 
 
 def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
@@ -218,7 +282,7 @@ def test_folds_test_every_utterance_once(tmp_path):
     """Leave-one-group-out has a fold per group, with the group as its test set."""
     speakers = speakers_of(5)
     root = store_with(tmp_path, session=speakers)
-    five = split_of(root, "split.folds=5")
+    five = split_of(root, FREE, "split.folds=5")
     assert sorted(row for fold in five.folds for row in fold.test.tolist()) == list(range(N))
     assert [len(fold.test) for fold in five.folds] == [24] * 5
     groups = split_of(root, "split.folds=groups", "split.speaker=session")
@@ -232,6 +296,7 @@ def test_shared_speakers_of_the_corpus_are_warned_of(tmp_path):
     root = store_with(tmp_path, split=where, speaker=speakers_of(4))
     (warning,) = split_of(root).warnings
     assert warning.startswith("LEAKAGE: 4 of 4 values of 'speaker' (speaker-0, speaker-1")
+    assert split_of(root, FREE).warnings == ()
     assert split_of(root, "task.speaker_independent=false").warnings == ()
 
 
@@ -293,7 +358,7 @@ def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
     """Neither null nor an empty cell is a class."""
     words = [[None, ""][row % 20 // 10] if row % 10 == 0 else f"w{row % 2}" for row in range(N)]
     root = store_with(tmp_path, word=words)
-    split = split_of(root)
+    split = split_of(root, FREE)
     assert "12 utterances have no label and are left out" in split.warnings
     assert not any(row % 10 == 0 for part in in_parts(split.folds[0]) for row in part)
     with pytest.raises(ConfigError, match="no utterance has a label in word"):
@@ -306,9 +371,24 @@ def test_too_few_groups_or_utterances_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"who has 2 values \(a, b\), too few for 3 parts"):
         split_of(root, "split.speaker=who")
     with pytest.raises(ConfigError, match="no utterance is left for dev"):
-        split_of(store_with(tmp_path / "tiny", n=3))
+        split_of(store_with(tmp_path / "tiny", n=3), FREE)
     with pytest.raises(ConfigError, match="the store has no column 'speker'; did you mean"):
         split_of(store_with(tmp_path / "near", speaker=speakers_of(3)), "split.speaker=speker")
+
+
+def test_messages_about_folds_speak_of_the_corpus(tmp_path):
+    """Not of the part of it that one fold trains on."""
+    root = store_with(tmp_path, who=["a", "b"] * (N // 2))
+    for folds in ("2", "groups"):
+        with pytest.raises(ConfigError) as caught:
+            split_of(root, "split.speaker=who", f"split.folds={folds}")
+        assert "who has 2 values (a, b), of which 1 is outside the test set" in str(caught.value)
+    where = ["train" if row % 2 else "test" for row in range(N)]
+    own = store_with(tmp_path / "own", who=["a", "b"] * (N // 2), split=where)
+    with pytest.raises(ConfigError, match=r"who has 2 values \(a, b\), of which 1 is in train"):
+        split_of(own, "split.speaker=who")
+    with pytest.raises(ConfigError, match="no utterance is left for dev in 2 of 2 folds"):
+        split_of(store_with(tmp_path / "tiny", n=4), FREE, "split.folds=2")
 
 
 def test_the_defaults_are_documented():

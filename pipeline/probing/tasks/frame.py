@@ -11,7 +11,7 @@ from pipeline.probing.metrics import FloatArray, IntArray, error_counts, overall
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, stored_layer
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
-from pipeline.probing.trainers.frame_data import prepare_transcripts
+from pipeline.probing.trainers.frame_data import prepare_transcripts, transcript_warnings
 
 VOCABULARY = "vocabulary.json"
 
@@ -36,8 +36,7 @@ class FrameTask(Task):
         self._transcripts = [
             prepare_transcripts(data.store, data.config, fold, texts) for fold in data.folds
         ]
-        warnings = [line for transcripts in self._transcripts for line in transcripts.warnings]
-        self.warnings = tuple(dict.fromkeys(warnings))
+        self.warnings = tuple(transcript_warnings(self._transcripts))
         self.vocabulary = self._transcripts[0].vocabulary
         self.classes = (self.vocabulary.symbols,)
         self.truth = tuple(tuple(part.test.values()) for part in self._transcripts)

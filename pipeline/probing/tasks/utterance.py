@@ -52,7 +52,7 @@ class UtteranceTask(Task):
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
-        train_pooled_heads(self._pooled_data, specs, self._device, on_head)
+        train_pooled_heads(self._pooled_data, specs, self._device, on_head, note)
 
     def sizes(self, fold: int) -> IntArray:
         """Return 1 for each test utterance."""
@@ -101,11 +101,12 @@ def _check_classes(
     """Check the classes of each label column.
 
     Returns:
-        Warnings about classes of dev or test that train lacks.
+        Warnings about classes of dev or test that train lacks, and about classes with one
+        utterance.
 
     Raises:
         ConfigError: A column has one class only; or train lacks a class of dev or test, and the
-            task is not speaker-independent.
+            task is not speaker-independent, or it lacks those of all test utterances.
     """
     warnings = []
     for axis, (column, names) in enumerate(zip(columns, classes.names, strict=True)):
@@ -114,21 +115,45 @@ def _check_classes(
                 f"column {column!r} has one class only, {names[0]!r}; nothing to learn"
             )
         numbers = classes.numbers[:, axis]
-        unseen: set[int] = set()
-        for fold in folds:
-            evaluated = {*numbers[fold.dev].tolist(), *numbers[fold.test].tolist()}
-            unseen |= evaluated - set(numbers[fold.train].tolist())
-        if not unseen:
-            continue
-        listed = first_few([names[number] for number in sorted(unseen)])
-        if not task.speaker_independent:
-            raise ConfigError(
-                f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in "
-                f"train; task {task.name} cannot learn them. Give another split.column, or "
-                "split.column=null to make a split"
+        warnings += _unseen_classes(numbers, names, column, folds, task)
+        n_single = int((np.unique(numbers[numbers >= 0], return_counts=True)[1] == 1).sum())
+        if n_single:
+            warnings.append(
+                f"{n_single} of {len(names)} classes of {column!r} have one utterance only, so "
+                "they are never both trained on and tested"
             )
-        warnings.append(
-            f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in train: "
-            "no head can predict them"
-        )
     return tuple(warnings)
+
+
+def _unseen_classes(
+    numbers: IntArray, names: Sequence[str], column: str, folds: Sequence[Fold], task: TaskConfig
+) -> list[str]:
+    """Return a warning about the classes of a column that train lacks, if there are any."""
+    unseen: set[int] = set()
+    n_lost = 0
+    for fold in folds:
+        trained = np.unique(numbers[fold.train])
+        evaluated = np.concatenate([numbers[fold.dev], numbers[fold.test]])
+        unseen.update(np.setdiff1d(evaluated, trained).tolist())
+        n_lost += int((~np.isin(numbers[fold.test], trained)).sum())
+    if not unseen:
+        return []
+    n_test = sum(len(fold.test) for fold in folds)
+    listed = first_few([names[number] for number in sorted(unseen)])
+    what = f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in train"
+    if len(folds) > 1:
+        what += " in a fold"
+    if not task.speaker_independent:
+        raise ConfigError(
+            f"{what}; task {task.name} cannot learn them. Give another split.column, or "
+            "split.column=null to make a split"
+        )
+    if n_lost == n_test:
+        raise ConfigError(
+            f"{what}, and no test utterance is of another class: every score would be 0. Give "
+            "another split or other labels"
+        )
+    return [
+        f"{what}: no head can predict them, and the {n_lost} of {n_test} test utterances that "
+        "have them count as errors"
+    ]

@@ -14,6 +14,7 @@ result is bit-identical.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
+from pipeline.events import rough_duration
 from pipeline.feed.dataset import Batch
 from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
 from pipeline.heads.modules import FramewiseLinear, WeightedSum
@@ -31,6 +33,8 @@ from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, 
 from pipeline.probing.trainers.frame_data import FrameData, Transcripts
 from pipeline.store.read.features import FeatureStore
 
+_N_TIMED = 3
+"""Steps that are timed to estimate the duration."""
 _CHUNK_BYTES = 1 << 28
 """Memory for the scores and CTC tables of the heads whose loss is computed at once."""
 
@@ -214,11 +218,20 @@ class _Head:
 def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> None:
     """Train the heads of one seed until each has stopped or reached the last step."""
     task, batches = data.task, data.epochs(seed)
+    start_s = 0.0
     for step in range(1, task.steps + 1):
         active = [head for head in heads if head.active]
         if not active:
             return
         _step(active, next(batches), data)
+        if step == 1:  # takes longer than the others
+            start_s = _finished_s(data.device)
+        if step == 1 + _N_TIMED:
+            limit_s = (_finished_s(data.device) - start_s) / _N_TIMED * task.steps
+            note(
+                f"seed {seed}, {len(heads)} heads: training takes at most about "
+                f"{rough_duration(limit_s)}, without the evaluations"
+            )
         if step % task.eval_every == 0 or step == task.steps:
             _evaluate(active, data, step)
             best = min(heads, key=lambda head: head.best_dev)
@@ -226,6 +239,13 @@ def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> No
                 f"seed {seed}, step {step} of {task.steps}, {len(active)} heads; best on dev: "
                 f"{task.metric} {best.best_dev:.3f} (layer {best.spec.layer}, lr {best.spec.lr:g})"
             )
+
+
+def _finished_s(device: torch.device) -> float:
+    """Wait for the device, and return the time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _step(heads: Sequence[_Head], batch: Batch, data: FrameData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,7 +33,9 @@ class Transcripts:
         dev: Text of each dev utterance, by id.
         dev_targets: Target symbols of the dev utterances for which CTC is defined, by id.
         test: Text of each test utterance, by id.
-        warnings: Warnings to show before the scores.
+        short: Ids of training utterances that are left out: more symbols than frames.
+        large: Ids of training utterances that are left out: CTC would take too much memory.
+        unknown: Number of each symbol of dev and of test that no training transcript has.
     """
 
     vocabulary: Vocabulary
@@ -40,7 +43,9 @@ class Transcripts:
     dev: dict[str, str]
     dev_targets: dict[str, Target]
     test: dict[str, str]
-    warnings: tuple[str, ...]
+    short: tuple[str, ...]
+    large: tuple[str, ...]
+    unknown: dict[str, Counter[str]]
 
 
 class FrameData:
@@ -125,20 +130,34 @@ def prepare_transcripts(
             f"nothing to train on: of {len(train)} transcripts {len(short)} have more symbols than "
             f"frames ({first_few(short)}), {len(large)} take too much memory ({first_few(large)})"
         )
-    warnings = [
-        *_dropped(short, "their transcripts have more symbols than frames"),
-        *_dropped(large, "CTC over so many frames and symbols takes too much memory; cut them"),
-        *_unseen(vocabulary, "dev", dev),
-        *_unseen(vocabulary, "test", test),
-    ]
     return Transcripts(
         vocabulary=vocabulary,
         train=usable,
         dev={key: vocabulary.normalize(text) for key, text in dev.items()},
         dev_targets=_without(dev_targets, _unusable(store, dev_targets)),
         test={key: vocabulary.normalize(text) for key, text in test.items()},
-        warnings=tuple(warnings),
+        short=tuple(short),
+        large=tuple(large),
+        unknown={
+            "dev": vocabulary.unknown(dev.values()),
+            "test": vocabulary.unknown(test.values()),
+        },
     )
+
+
+def transcript_warnings(folds: Sequence[Transcripts]) -> list[str]:
+    """Return the warnings about the transcripts of all folds together, to show before the scores.
+
+    An utterance that several folds leave out is counted once.
+    """
+    short = list(dict.fromkeys(chain(*(fold.short for fold in folds))))
+    large = list(dict.fromkeys(chain(*(fold.large for fold in folds))))
+    return [
+        *_dropped(short, "their transcripts have more symbols than frames"),
+        *_dropped(large, "CTC over so many frames and symbols takes too much memory; cut them"),
+        *_unseen("dev", folds),
+        *_unseen("test", folds),
+    ]
 
 
 def _unusable(store: FeatureStore, targets: Mapping[str, Target]) -> tuple[list[str], list[str]]:
@@ -180,13 +199,14 @@ def _dropped(ids: list[str], reason: str) -> list[str]:
     return [f"{len(ids)} utterances are left out of training ({first_few(ids)}): {reason}"]
 
 
-def _unseen(vocabulary: Vocabulary, part: str, texts: Mapping[str, str]) -> list[str]:
+def _unseen(part: str, folds: Sequence[Transcripts]) -> list[str]:
     """Return a warning about symbols that no training transcript has, if there are any."""
-    unknown = vocabulary.unknown(texts.values())
+    unknown: Counter[str] = sum((fold.unknown[part] for fold in folds), Counter())
     if not unknown:
         return []
     listed = first_few(sorted(map(repr, unknown)))
+    where = " of the same fold" if len(folds) > 1 else ""
     return [
-        f"{unknown.total()} symbols of {part} ({listed}) are in no training transcript; no head "
-        "can predict them, and they count as errors"
+        f"{unknown.total()} symbols of {part} ({listed}) are in no training transcript{where}; no "
+        "head can predict them, and they count as errors"
     ]

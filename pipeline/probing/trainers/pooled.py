@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,14 +26,18 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TaskConfig
+from pipeline.events import rough_duration
 from pipeline.probing.labels import Fold
-from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, OnHead
+from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
 
 _MAX_LOGITS = 1 << 24
 """Largest number of logits (heads × classes × utterances) that is computed at once."""
 _MIN_STEPS, _MIN_EPOCHS, _N_EVALUATIONS = 640, 20, 32
 """With `steps=0`: 640 steps, or 20 epochs if that is more. With `eval_every=0`: 32 evaluations."""
+_N_TIMED = 2
+"""Steps of each kind of stack that are timed to estimate the duration."""
+_NOTE_FROM_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def train_pooled_heads(
     specs: Sequence[HeadSpec],
     device: torch.device,
     on_head: OnHead = lambda spec, result: None,
+    note: Note = lambda line: None,
 ) -> list[HeadResult]:
     """Train heads, select the step of each on dev, and score it on test.
 
@@ -104,6 +110,7 @@ def train_pooled_heads(
         specs: Settings of the heads.
         device: Device to train on.
         on_head: Called with each head as soon as its stack is trained, in no particular order.
+        note: Called once with the expected duration, if it is long.
 
     Returns:
         A result per spec, in their order.
@@ -112,8 +119,16 @@ def train_pooled_heads(
     results: dict[HeadSpec, HeadResult] = {}
     on_cpu = device.type == "cpu"
     stop = threading.Event()
-    with _single_threaded(torch.get_num_threads() if on_cpu else 1) as pool:
-        jobs = [pool.submit(_train, data, stack, stop) for stack in _stacks(specs, on_cpu)]
+    n_threads = torch.get_num_threads() if on_cpu else 1
+    with _single_threaded(n_threads) as pool:
+        stacks = _stacks(specs, on_cpu)
+        limit_s = pool.submit(_work_s, data, stacks).result() / n_threads
+        if limit_s > _NOTE_FROM_S:
+            note(
+                f"training takes at most about {rough_duration(limit_s)}; heads that improve no "
+                "more stop early"
+            )
+        jobs = [pool.submit(_train, data, stack, stop) for stack in stacks]
         try:
             for job in as_completed(jobs):
                 for spec, result in job.result().items():
@@ -123,6 +138,29 @@ def train_pooled_heads(
             stop.set()
             pool.shutdown(cancel_futures=True)
     return [results[spec] for spec in specs]
+
+
+def _work_s(data: PooledData, stacks: Sequence[Sequence[HeadSpec]]) -> float:
+    """Estimate the seconds of one thread if every head takes all steps, from a few timed steps."""
+    by_kind: dict[tuple[bool, int], float] = {}
+    total_s = 0.0
+    for stack in stacks:
+        kind = (stack[0].layer == WEIGHTED, len(stack))
+        if kind not in by_kind:
+            by_kind[kind] = _step_s(data, stack)
+        total_s += by_kind[kind] * data.task.steps
+    return total_s
+
+
+def _step_s(data: PooledData, specs: Sequence[HeadSpec]) -> float:
+    """Return the seconds of a training step of a stack."""
+    train = torch.from_numpy(data.folds[specs[0].fold].train).to(data.pooled.device)
+    stack = HeadStack(specs, data.layers, data.shape, data.pooled.device)
+    order = data_order(specs[0].seed, len(train), data.task.batch)
+    _take_steps(data, stack, train, order, 1)
+    start_s = time.perf_counter()
+    _take_steps(data, stack, train, order, _N_TIMED)
+    return (time.perf_counter() - start_s) / _N_TIMED
 
 
 def resolve_steps(task: TaskConfig, n_train: int) -> TaskConfig:

@@ -3,7 +3,8 @@
 The corpus's own split is used if a metadata column has one. Otherwise a random split is drawn,
 stratified by label; with `split.speaker`, all utterances of a speaker are in one part. If the task
 is speaker-independent, a speaker in more than one part raises ConfigError in a random split, and
-gives a warning in the corpus's own split.
+gives a warning in the corpus's own split. A random split for such a task needs to know the column
+of the speakers, or `split.speaker=none`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy as np
 from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
-from pipeline.probing.leakage import (
-    SPEAKER_PREFIXES,
-    find_column,
+from pipeline.probing.splits.leakage import (
     recording_and_audio_warnings,
     shared_values,
     speaker_warnings,
 )
-from pipeline.probing.stratified_split import stratified_group_split, stratified_split
+from pipeline.probing.splits.speakers import (
+    NO_SPEAKER,
+    ask_for_speaker,
+    find_speaker_column,
+    grouping_columns,
+)
+from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
 from pipeline.store.read.features import FeatureStore
 
 _SPLIT_COLUMN = "split"  # usual name of the column with a corpus's own split
@@ -68,26 +73,34 @@ class _Utterances:
         separate = f", no {self.grouped_by} in two parts" if self.grouped_by else ""
         return f"stratified by label{separate}, seed {self.config.seed}"
 
-    def assign(self, positions: IntArray, shares: Sequence[float], keep_first: bool) -> IntArray:
+    def assign(
+        self, positions: IntArray, shares: Sequence[float], keep_first: bool, where: str = ""
+    ) -> IntArray:
         """Assign utterances to parts.
 
         Args:
             positions: Positions of the utterances, int64 [n].
             shares: Share of each part; they sum to one.
             keep_first: Whether part 0 must have every class; without effect on groups.
+            where: What the positions are if not all usable ones, for the message of an error.
 
         Returns:
             Part of each utterance, int64 [n].
+
+        Raises:
+            ConfigError: There are fewer groups than parts.
         """
         seed, classes = self.config.seed, self.classes[positions]
         if self.grouped_by is None:
             return stratified_split(classes, shares, seed, keep_first)
         names, groups = np.unique([self.groups[i] for i in positions], return_inverse=True)
         if len(names) < len(shares):
+            values = sorted({self.groups[i] for i in self.usable.tolist()})
+            left = f"of which {len(names)} is {where}, " if where else ""
             raise ConfigError(
-                f"{self.grouped_by} has {len(names)} values ({first_few(names.tolist())}), too few "
+                f"{self.grouped_by} has {len(values)} values ({first_few(values)}), {left}too few "
                 f"for {len(shares)} parts. Give another split.speaker or split.column, or "
-                "task.speaker_independent=false and no split.speaker to split at random"
+                f"split.speaker={NO_SPEAKER} to split at random"
             )
         return stratified_group_split(classes, groups.astype(np.int64), shares, seed)
 
@@ -103,24 +116,31 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
 
     Raises:
         ConfigError: The split is impossible; or the task is speaker-independent, and a random split
-            has speakers in more than one part.
+            has speakers in more than one part, or it is not known which column has the speakers.
     """
+    is_free = config.speaker == NO_SPEAKER
+    if is_free:
+        config = replace(config, speaker=None)
     if config.speaker in labels.columns:
         raise ConfigError(
             f"split.speaker={config.speaker} is what task {task.name} learns: no class would be "
             "in train and in test. Leave split.speaker out"
         )
-    speaker = config.speaker or find_column(store, SPEAKER_PREFIXES)
+    is_independent = task.speaker_independent and not is_free
+    speaker = config.speaker or find_speaker_column(store)
     # column whose values must not be shared between parts
-    separated = speaker if task.speaker_independent and speaker not in labels.columns else None
+    separated = speaker if is_independent and speaker not in labels.columns else None
     utterances = _utterances(store, task, config, labels)
     column = _split_column(store, config)
     if column:
         split = _split_by_column(store, utterances, column, separated)
+        if is_independent and speaker is None:
+            split = replace(split, description=f"{split.description}; speakers unknown")
+    elif is_independent and speaker is None:
+        raise ConfigError(ask_for_speaker(task.name, grouping_columns(store, labels)))
     else:
         split = _new_split(utterances)
-    for number, fold in enumerate(split.folds):
-        _check_parts(fold, number, split)
+    _check_parts(split)
     warnings = _check_speakers(store, task, split, separated, refuse=column is None)
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
@@ -184,7 +204,7 @@ def _split_by_column(
         utterances = _group_if_corpus_does(
             store, utterances, separated, parts["train"], parts["test"]
         )
-    train, dev = _take_dev(utterances, parts["train"])
+    train, dev = _take_dev(utterances, parts["train"], "in train, from which dev is taken")
     description += f", dev taken from train {utterances.description}"
     return Split((Fold(train, dev, parts["test"]),), description)
 
@@ -219,16 +239,16 @@ def _new_split(utterances: _Utterances) -> Split:
             raise ConfigError(f"split.folds=groups: {config.speaker} is {names[0]} everywhere")
     folds = []
     for part in range(int(parts.max()) + 1):
-        train, dev = _take_dev(utterances, usable[parts != part])
+        train, dev = _take_dev(utterances, usable[parts != part], "outside the test set of a fold")
         folds.append(Fold(train, dev, usable[parts == part]))
     return Split(tuple(folds), f"{description}, dev taken from train {utterances.description}")
 
 
-def _take_dev(utterances: _Utterances, train: IntArray) -> tuple[IntArray, IntArray]:
+def _take_dev(utterances: _Utterances, train: IntArray, where: str) -> tuple[IntArray, IntArray]:
     """Split train into train and dev; dev gets ratios[1] / (ratios[0] + ratios[1])."""
     ratios = utterances.config.ratios
     share = ratios[1] / (ratios[0] + ratios[1])
-    parts = utterances.assign(train, (1 - share, share), keep_first=True)
+    parts = utterances.assign(train, (1 - share, share), True, where)
     return train[parts == 0], train[parts == 1]
 
 
@@ -236,11 +256,12 @@ def _as_set(value: str | tuple[str, ...]) -> set[str | None]:
     return {value} if isinstance(value, str) else set(value)
 
 
-def _check_parts(fold: Fold, number: int, split: Split) -> None:
-    """Raise ConfigError if a part of a fold is empty."""
+def _check_parts(split: Split) -> None:
+    """Raise ConfigError if a part is empty, in any fold."""
     for name in ("train", "dev", "test"):
-        if not len(getattr(fold, name)):
-            where = f" of fold {number}" if len(split.folds) > 1 else ""
+        n_empty = sum(not len(getattr(fold, name)) for fold in split.folds)
+        if n_empty:
+            where = f" in {n_empty} of {len(split.folds)} folds" if len(split.folds) > 1 else ""
             raise ConfigError(
                 f"no utterance is left for {name}{where} ({split.description}); give more "
                 "utterances, other split.ratios or fewer split.folds"
@@ -270,7 +291,7 @@ def _check_speakers(
         raise ConfigError(
             f"task {task.name} should be independent of the speaker, and a random split puts "
             f"{len(shared)} speakers ({first_few(shared)}) into several parts. Set "
-            f"split.speaker={column} to keep each in one part, or task.speaker_independent=false "
-            "to allow it"
+            f"split.speaker={column} to keep each in one part, or split.speaker={NO_SPEAKER} "
+            "(or task.speaker_independent=false) to allow it"
         )
     return speaker_warnings(speakers, split.folds, column)

@@ -12,7 +12,6 @@ from pipeline.probing.labels import Fold, read_texts
 from pipeline.store.documents import read_plan
 from pipeline.store.read.features import FeatureStore
 
-SPEAKER_PREFIXES = ("speaker", "spk")
 RECORDING_PREFIXES = ("recording", "source")
 
 _N_EXAMPLES = 5

@@ -1,0 +1,91 @@
+"""The folder of a sweep's results: no sweep overwrites those of another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.store.read.features import FeatureStore
+from pipeline.store.serialization import json_bytes
+
+SETTINGS = "settings.json"
+"""What the results in a folder are of. Its exclusive creation claims the folder."""
+_RESULTS = ("sweep.json", "layers.json", "report.html", "weights.json")
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
+    """Claim a folder for the results of a sweep.
+
+    The same settings get the same folder again. A folder with other results is left alone, and
+    `folder-2`, `folder-3`, ... are tried.
+
+    Args:
+        folder: The folder that is asked for.
+        settings: All that distinguishes the sweep from others, as JSON values.
+
+    Returns:
+        The folder, and a note that says why it is another one; empty if it is not.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    settings = json.loads(json.dumps(settings))
+    for candidate in _candidates(folder):
+        path = candidate / SETTINGS
+        if not path.exists() and not any((candidate / name).exists() for name in _RESULTS):
+            files.create_exclusive(path, [json_bytes(settings)])
+        if _read(path) == settings:
+            return candidate, "" if candidate == folder else _note(folder, candidate, settings)
+    raise AssertionError  # the candidates do not end
+
+
+def source_of(store: FeatureStore) -> dict[str, str]:
+    """Return the settings that name the features: the store's path and a hash of its identity."""
+    identity = json.dumps(store.attributes["identity"], sort_keys=True)
+    return {
+        "store": str(store.root.resolve()),
+        "identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
+    }
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    yield folder
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    for number in count(2):
+        yield named.with_name(f"{named.name}-{number}")
+
+
+def _read(path: Path) -> Any:
+    """Return the settings in a folder; None if there are none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _note(folder: Path, candidate: Path, settings: Mapping[str, Any]) -> str:
+    """Say why results go elsewhere, with the names of the settings that differ."""
+    other = _read(folder / SETTINGS)
+    differs = ""
+    if isinstance(other, dict):
+        ours, theirs = _flat(settings), _flat(other)
+        names = sorted({*ours, *theirs}, key=str)
+        unequal = [name for name in names if ours.get(name) != theirs.get(name)]
+        differs = f" (other {', '.join(unequal)})"
+    return f"{folder} has the results of another sweep{differs}; these go to {candidate}"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": item for name, item in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,102 @@
+"""The metadata column that holds the speaker."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.probing.labels import Labels, read_texts
+from pipeline.store.read.features import FeatureStore
+
+NO_SPEAKER = "none"
+"""Value of `split.speaker` that allows one speaker in several parts."""
+
+# In the order of preference. Those of a session or a voice are at least the speakers.
+_WORDS = (
+    *("speaker", "spk", "spkr", "actor", "actress", "talker", "subject", "subj", "participant"),
+    *("reader", "narrator", "performer", "client", "contributor", "informant", "interviewee"),
+    *("patient", "person", "user", "session", "voice"),
+)
+_AFFIXES = frozenset(
+    (
+        "id",
+        "uid",
+        "uuid",
+        "name",
+        "no",
+        "nr",
+        "num",
+        "number",
+        "code",
+        "key",
+        "index",
+        "idx",
+        "hash",
+    )
+)
+_TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def find_speaker_column(store: FeatureStore) -> str | None:
+    """Return the column whose name says that it holds the speaker; None without one.
+
+    `Speaker`, `spk_id`, `speakerID` and `client_id` do, `speaker_gender` does not.
+    """
+    found = [(rank, name) for name in _names(store) if (rank := _rank(name)) is not None]
+    return min(found, key=lambda item: item[0])[1] if found else None
+
+
+def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int]]:
+    """Return columns that group the utterances as speakers do, and their number of values.
+
+    They have several values, with several utterances and usually several labels each. Those with
+    most values come first.
+    """
+    found = []
+    classes = labels.joined()
+    for name in _names(store):
+        kind = store.metadata.schema.field(name).type
+        if name in (*labels.columns, "split") or not (_is_text(kind) or pa.types.is_integer(kind)):
+            continue
+        labels_of = defaultdict(set)
+        for value, label in zip(read_texts(store, name), classes, strict=True):
+            labels_of[value].add(label)
+        n_mixed = sum(len(seen) > 1 for seen in labels_of.values())
+        if 2 <= len(labels_of) <= len(store) / 2 and 2 * n_mixed > len(labels_of):
+            found.append((name, len(labels_of)))
+    return sorted(found, key=lambda item: -item[1])
+
+
+def ask_for_speaker(task: str, candidates: Sequence[tuple[str, int]]) -> str:
+    """Return the message that asks for the column of the speakers."""
+    listed = ", ".join(f"{name} with {n_values} values" for name, n_values in candidates[:5])
+    hint = f"; columns that group the utterances as speakers do: {listed}" if listed else ""
+    return (
+        f"task {task} should be independent of the speaker, and no column of the store is known to "
+        f"hold the speaker. Set split.speaker=COLUMN to keep each speaker in one part{hint}; or "
+        f"split.speaker={NO_SPEAKER} to allow a speaker in several parts"
+    )
+
+
+def _names(store: FeatureStore) -> list[str]:
+    return [name for name in store.metadata.column_names if name != "id"]
+
+
+def _rank(name: str) -> int | None:
+    """Return the position in `_WORDS` of the word that a name consists of, or None."""
+    tokens = [token.lower() for token in _TOKEN.findall(name)]
+    words = [token for token in tokens if token not in _AFFIXES]
+    if len(words) != 1:
+        return None
+    [word] = words
+    for form in (word, word.removesuffix("id"), word.removesuffix("s")):
+        if form in _WORDS:
+            return _WORDS.index(form)
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
