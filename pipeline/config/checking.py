@@ -74,7 +74,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         if converted is not _NO_MATCH:
             return converted
     expected = " or ".join(_type_name(option) for option in options)
-    raise ConfigError(f"{name} is {value!r}; expected {expected}")
+    raise ConfigError(f"{name} is {value!r:.80}; expected {expected}")
 
 
 _NO_MATCH = object()
@@ -90,7 +90,7 @@ def _try_convert(option: Any, value: Any) -> Any:
         items = tuple(_try_convert(item, part) for part in value)
         return _NO_MATCH if _NO_MATCH in items else items
     if option is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 10**300 else _NO_MATCH
     if option is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)  # the name of a folder or a label may be 2024
     return value if type(value) is option else _NO_MATCH

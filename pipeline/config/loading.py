@@ -136,6 +136,9 @@ def _merge(folder: Path, root: str, overrides: tuple[str, ...]) -> dict[str, Any
             return _plain(compose(root, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or a deep list
+        longest = max(overrides, key=len)
+        raise ConfigError(f"{longest[:60]!r} ... cannot be read: it is too long") from error
 
 
 def _check_keys(

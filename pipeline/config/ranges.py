@@ -1,8 +1,13 @@
-"""Checks of values that have the right type but are out of range or contradict each other."""
+"""Ranges of the settings, and checks of values that contradict each other.
+
+`RANGES` has every number of `Config` and `SweepConfig`. A maximum is far above any sensible value,
+and below those that would take hours or all memory.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.checking import did_you_mean
@@ -10,21 +15,71 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SplitConfig, SweepConfig
 from pipeline.errors import ConfigError
 
-_MINIMA = {
-    "dataset.limit": 1,
-    "plan.frames_per_unit": 1,
-    "engine.workers": 1,
-    "engine.threads": 1,
-    "run.max_attempts": 1,
+_MAX_SEED = 2**32 - 1
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Range:
+    """Valid values of a number, or of each number of a list.
+
+    Attributes:
+        minimum: Smallest valid value, or with `is_open` the largest invalid one below it.
+        maximum: Largest valid value.
+        unit: What the numbers are, for messages; empty for a plain number.
+        is_open: Whether the minimum itself is invalid.
+        max_items: Largest number of items, for a list.
+    """
+
+    minimum: float
+    maximum: float
+    unit: str = ""
+    is_open: bool = False
+    max_items: int = 1000
+
+    def __contains__(self, value: float) -> bool:
+        """Whether a number is valid; NaN never is."""
+        is_above = self.minimum < value if self.is_open else self.minimum <= value
+        return is_above and value <= self.maximum
+
+    def __str__(self) -> str:
+        if self.unit in ("a share", "whole numbers"):
+            return f"{self.unit} from {self.minimum:,} to {self.maximum:,}"
+        unit = f"{self.unit} " if self.unit == "numbers" else f"{self.unit}, " if self.unit else ""
+        if self.is_open:
+            lower = f"more than {self.minimum:g}"
+        else:
+            lower = f"{self.minimum:,} or more" if unit else f"at least {self.minimum:,}"
+        return f"{unit}{lower} and at most {self.maximum:,}"
+
+
+RANGES: Mapping[str, Range] = {
+    "dataset.limit": Range(1, 10**12),
+    "model.seed": Range(0, 2**63 - 1),
+    "plan.frames_per_unit": Range(1, _DAY_S * 50),
+    "engine.workers": Range(1, 10_000),
+    "engine.threads": Range(1, 1024),
+    "extract.layers": Range(0, 1000),
+    "extract.max_batch_s": Range(0, _DAY_S, "seconds", is_open=True),
+    "extract.max_window_s": Range(1, 3600, "seconds"),
+    "extract.context_s": Range(0, 600, "seconds"),
+    "run.max_attempts": Range(1, 1000),
+    "run.unit_timeout_s": Range(0, 365 * _DAY_S, "seconds", is_open=True),
+    "run.max_quarantined": Range(0, 1, "a share"),
+    "task.steps": Range(0, 1_000_000),
+    "task.batch": Range(1, 10_000_000),
+    "task.eval_every": Range(0, 1_000_000),
+    "task.patience": Range(1, 1_000_000),
+    "task.projection": Range(1, 65_536),
+    "task.lrs": Range(0, 100, "numbers", is_open=True, max_items=100),
+    "layers": Range(-1, 1000),
+    "seeds": Range(0, _MAX_SEED, "whole numbers"),
+    "split.seed": Range(0, _MAX_SEED),
+    "split.folds": Range(2, 1000),
+    "split.ratios": Range(0, 1, "shares", is_open=True),
 }
-"""Smallest valid value of each whole number in the settings of plan and extract."""
-_MINIMA_OF_SWEEP = {
-    "task.steps": 0,
-    "task.batch": 1,
-    "task.eval_every": 0,
-    "task.patience": 1,
-    "task.projection": 1,
-}
+"""Range of each numeric setting by its dotted name. null, and texts such as `all`, are valid too
+where the setting has them."""
 
 
 def check_ranges(config: Config) -> None:
@@ -33,15 +88,7 @@ def check_ranges(config: Config) -> None:
     Raises:
         ConfigError: A value is out of range; the message says what was expected.
     """
-    _check_minima(config, _MINIMA)
-    limit_s = config.run.unit_timeout_s
-    if limit_s is not None and limit_s <= 0:
-        raise ConfigError(f"run.unit_timeout_s is {limit_s}; expected seconds, more than 0")
-    batch_s, share = config.extract.max_batch_s, config.run.max_quarantined
-    if batch_s is not None and not 0 < batch_s < float("inf"):
-        raise ConfigError(f"extract.max_batch_s is {batch_s}; expected seconds, more than 0")
-    if not 0 <= share <= 1:
-        raise ConfigError(f"run.max_quarantined is {share}; expected a share from 0 to 1")
+    _check_numbers(config)
 
 
 def check_sweep(config: SweepConfig) -> None:
@@ -50,28 +97,58 @@ def check_sweep(config: SweepConfig) -> None:
     Raises:
         ConfigError: A value is out of range; the message says what was expected.
     """
-    _check_minima(config, _MINIMA_OF_SWEEP)
     for name, numbers in (("seeds", config.seeds), ("task.lrs", config.task.lrs)):
         if not numbers or len(set(numbers)) < len(numbers):
-            raise ConfigError(f"{name} is {list(numbers)}; expected one or more different numbers")
-    if any(not 0 < lr < math.inf for lr in config.task.lrs):
-        raise ConfigError(f"task.lrs is {list(config.task.lrs)}; expected numbers more than 0")
-    if any(seed < 0 for seed in config.seeds):
-        raise ConfigError(f"seeds is {list(config.seeds)}; expected whole numbers from 0")
+            raise ConfigError(
+                f"{name} is {_shown(numbers)}; expected one or more different numbers"
+            )
     if config.layers == () or (isinstance(config.layers, str) and config.layers != "all"):
         raise ConfigError(f"layers is {config.layers!r}; expected all or a list as in [1,6,12]")
     devices = ("auto", "cpu", "cuda")
     if config.device not in devices:
         raise ConfigError(f"device is {config.device!r}{did_you_mean(config.device, devices)}")
     _check_split(config.split)
+    _check_numbers(config)
+
+
+def check_number(name: str, value: float, expected: Range) -> None:
+    """Check one number.
+
+    Args:
+        name: Name of the setting, for the message.
+        value: The number.
+        expected: Its range.
+
+    Raises:
+        ConfigError: It is out of range.
+    """
+    if value not in expected:
+        raise ConfigError(f"{name} is {_shown(value)}; expected {expected}")
+
+
+def _check_numbers(config: Config | SweepConfig) -> None:
+    """Check every number of a configuration that `RANGES` names."""
+    for name, expected in RANGES.items():
+        value: Any = config
+        for key in name.split("."):
+            value = getattr(value, key, None)
+        if isinstance(value, int | float):
+            check_number(name, value, expected)
+        elif isinstance(value, tuple):
+            if len(value) > expected.max_items:
+                raise ConfigError(
+                    f"{name} has {len(value):,} items; expected at most {expected.max_items:,}"
+                )
+            if any(item not in expected for item in value):
+                raise ConfigError(f"{name} is {_shown(value)}; expected {expected}")
 
 
 def _check_split(split: SplitConfig) -> None:
     shares = split.ratios
-    if len(shares) != 3 or any(not 0 < share < 1 for share in shares):
+    if len(shares) != 3 or any(share not in RANGES["split.ratios"] for share in shares):
         raise ConfigError(
-            f"split.ratios is {list(shares)}; expected three shares between 0 and 1, of train, dev "
-            "and test"
+            f"split.ratios is {_shown(shares)}; expected three shares between 0 and 1, of train, "
+            "dev and test"
         )
     if abs(sum(shares) - 1) > 1e-6:
         raise ConfigError(f"split.ratios is {list(shares)}; expected shares that sum to 1")
@@ -80,9 +157,7 @@ def _check_split(split: SplitConfig) -> None:
         return
     if isinstance(folds, str) and folds != "groups":
         raise ConfigError(f"split.folds is {folds!r}; expected a whole number, groups or null")
-    if isinstance(folds, int) and folds < 2:
-        raise ConfigError(f"split.folds is {folds}; expected at least 2")
-    if folds == "groups" and split.speaker is None:
+    if folds == "groups" and split.speaker in (None, "none"):
         raise ConfigError("split.folds=groups needs split.speaker=COLUMN, whose values are groups")
     if split.column not in (None, "auto"):
         raise ConfigError(
@@ -90,10 +165,7 @@ def _check_split(split: SplitConfig) -> None:
         )
 
 
-def _check_minima(config: Any, minima: dict[str, int]) -> None:
-    """Refuse whole numbers below their minimum, by dotted name."""
-    for name, minimum in minima.items():
-        group, _, key = name.partition(".")
-        value = getattr(getattr(config, group), key)
-        if value is not None and value < minimum:
-            raise ConfigError(f"{name} is {value}; expected at least {minimum}")
+def _shown(value: Any) -> str:
+    """Return a value for a message; long ones are cut."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

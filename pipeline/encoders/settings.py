@@ -21,6 +21,9 @@ PRECISIONS = {
 products to 10 bits, on CUDA only; "fp32" never does."""
 REFERENCE_PRECISION = "fp64"
 """Precision of the reference that errors are taken against; not offered for extraction."""
+_MIN_KEPT = 0.1
+"""Smallest share of a window that is kept. With less, a plan has millions of windows per day of
+audio, and nearly all of the computation is for context."""
 
 
 def resolve_settings(
@@ -123,7 +126,7 @@ def choose_windows(
     """Return the windowing, with the encoder's defaults for None.
 
     Raises:
-        ConfigError: A length is out of range, or two contexts fill the window.
+        ConfigError: A length is out of range, or two contexts fill the window, or nearly so.
     """
     longest = description.max_window_s if max_window_s is None else float(max_window_s)
     context = description.context_s if context_s is None else float(context_s)
@@ -133,4 +136,11 @@ def choose_windows(
             f"max_window_s is {longest:g}; expected at most {limit:g}, the longest window of "
             f"{description.name}"
         )
-    return Windowing(description.geometry, longest, context)
+    windowing = Windowing(description.geometry, longest, context)
+    kept_s = longest - 2 * context
+    if kept_s < _MIN_KEPT * longest:
+        raise ConfigError(
+            f"max_window_s={longest:g} keeps {kept_s:g} s between two contexts of {context:g} s; "
+            f"make it at least {2 * context / (1 - _MIN_KEPT):.3g} s"
+        )
+    return windowing

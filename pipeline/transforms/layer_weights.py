@@ -35,7 +35,7 @@ def read_weights(
         softmax = softmax or scalars
     else:
         numbers = torch.as_tensor(weights).detach().cpu()
-    if numbers.shape != (n_layers,) or not bool(torch.isfinite(numbers).all()):
+    if numbers.shape != (n_layers,) or not bool(torch.isfinite(numbers.float()).all()):
         raise ConfigError(
             f"weights are {numbers.tolist()}; expected {n_layers} finite numbers, one per layer"
         )
