@@ -1,15 +1,21 @@
 """Events of an extraction, a collapse or a sweep, and the interface of their observers.
 
-Progress bars, the run log and tests are observers. Events are delivered in the driver's thread.
+Progress bars, the run log and tests are observers. Events are delivered in the driver's thread;
+only the notes of `announced` come from another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pipeline.store.format.plan import Plan
+
+ANNOUNCE_AFTER_S = 2.0
+"""Seconds after which a step that usually is quick says that it is running."""
 
 
 class CommittedUnit(Protocol):
@@ -135,3 +141,22 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.head_trained(done, total)
+
+
+def rough_duration(seconds: float) -> str:
+    """Return a duration that is only estimated, for a note: 40 s, 8 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def announced(observer: Observer, what: str) -> Iterator[None]:
+    """Note what is being done if the block takes longer than `ANNOUNCE_AFTER_S`."""
+    timer = threading.Timer(ANNOUNCE_AFTER_S, observer.note, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -21,6 +21,7 @@ from pipeline.cli.progress import RunProgress, SweepProgress
 from pipeline.cli.streams import open_standard_streams
 from pipeline.cli.usage import Verbs
 from pipeline.config import load_config, load_sweep_config, plain_overrides
+from pipeline.config.ranges import RANGES, Range, check_number
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
@@ -83,10 +84,13 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
     with reported(as_json, debug) as answer:
         from pipeline.extract import run
         from pipeline.extract.stop import Stop
+        from pipeline.store.coordination.run_history import read_history
 
         config = load_config(overrides or [])
         stop = Stop()
-        with RunProgress(console) as progress, signals_to(stop.request):
+        last = read_history(config.store).last_busy if config.store else None
+        progress = RunProgress(console, last.speed if last else None)
+        with progress, signals_to(stop.request):
             status = run.extract(config, progress, stop)
         known = status.utterances_ok + status.utterances_quarantined
         limit = config.run.max_quarantined
@@ -102,13 +106,20 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
 
 
 @app.command()
-def status(store: Store, as_json: AsJson = False, debug: Debug = False) -> None:
+def status(
+    store: Store,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Print every reason of quarantine.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Print the progress of a store."""
     with reported(as_json, debug) as answer:
         from pipeline.store.maintain.status import read_status
 
         store_status = read_status(store)
-        answer(lambda out: tables.show_status(out, store_status), asdict(store_status))
+        answer(lambda out: tables.show_status(out, store_status, show_all), asdict(store_status))
 
 
 @app.command()
@@ -205,17 +216,25 @@ def layers(
 ) -> None:
     """Compare the layers without labels: norms, directions, CKA between layers."""
     with reported(as_json, debug) as answer:
+        from pipeline.probing.frame_sample import MAX_FRAMES
         from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
+        from pipeline.probing.output_folder import claim_folder, source_of
         from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
         from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
-        n_frames, seed = _whole(given, "n_frames", N_FRAMES), _whole(given, "seed", 0)
+        n_frames = _whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
+        seed = _whole(given, "seed", 0, RANGES["split.seed"])
         folder = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
+        opened = open_store(store)
+        settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
         with RunProgress(console) as progress:
-            statistics = measure_layers(open_store(store), n_frames, seed, progress.note)
+            statistics = measure_layers(opened, n_frames, seed, progress.note)
             for warning in statistics.warnings:
                 progress.note(f"WARNING: {warning}")
+            folder, note = claim_folder(folder, settings)
+            if note:
+                progress.note(note)
         page = write_layers_report(statistics, folder)
         answer(
             lambda out: tables.show_layers(out, COLUMNS, table_rows(statistics), page),
@@ -270,8 +289,9 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
         answer(lambda out: tables.show_selfcheck(out, result), asdict(result), code)
 
 
-def _whole(given: dict[str, str], name: str, default: int) -> int:
+def _whole(given: dict[str, str], name: str, default: int, expected: Range) -> int:
     text = given.get(name, str(default))
-    if not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"{name} is {text!r}; expected a whole number from 0 on")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ConfigError(f"{name} is {text[:40]!r}; expected a whole number, {expected}")
+    check_number(name, int(text), expected)
     return int(text)

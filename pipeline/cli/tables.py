@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
     from pipeline.store.maintain.repair import Repair
     from pipeline.store.maintain.status import Status
     from pipeline.store.maintain.verify import Verification
+
+
+MAX_REASONS = 10
+"""Reasons of quarantine that `status` prints without `--all`."""
+MAX_LINES = 50
+"""Damaged units, and files that belong to none, that `verify` prints without `--json`."""
+_DIFFERS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,._]*")
 
 
 def duration(seconds: float | None) -> str:
@@ -44,8 +53,15 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
         console.print(f"{estimate.unreadable} have no readable header and will be quarantined")
 
 
-def show_status(console: Console, status: Status) -> None:
-    """Print the progress of a store."""
+def show_status(console: Console, status: Status, all_reasons: bool = False) -> None:
+    """Print the progress of a store.
+
+    Args:
+        console: Where to print.
+        status: The progress.
+        all_reasons: Whether to print every reason of quarantine, instead of the most frequent ones,
+            where reasons that differ in names and numbers count as one.
+    """
     console.print(
         f"{status.units_committed:,} of {status.units_total:,} units committed, "
         f"{status.utterances_ok:,} of {status.utterances_total:,} utterances, "
@@ -67,8 +83,15 @@ def show_status(console: Console, status: Status) -> None:
         console.print(status.limited_by)
     if status.utterances_fp32:
         console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
-    for reason, count in list(status.reasons.items())[:10]:
-        console.print(f"  quarantined {count}: {reason}", markup=False)
+    reasons = list(status.reasons.items()) if all_reasons else grouped_reasons(status.reasons)
+    listed = reasons if all_reasons else reasons[:MAX_REASONS]
+    for reason, count in listed:
+        console.print(f"  quarantined {count:,}: {reason}", markup=False)
+    if len(listed) < len(reasons):
+        rest = sum(count for _, count in reasons[MAX_REASONS:])
+        console.print(f"  quarantined {rest:,}: for {len(reasons) - len(listed):,} other reasons")
+    if len(listed) < len(status.reasons):
+        console.print(f"  `strata status STORE --all` lists all {len(status.reasons):,} reasons")
     if status.log_lines_skipped or status.clock_steps:
         console.print(
             f"log.jsonl: {status.log_lines_skipped:,} damaged lines are skipped and the clock was "
@@ -78,12 +101,35 @@ def show_status(console: Console, status: Status) -> None:
         console.print(f"run {status.run_id} is running")
 
 
+def grouped_reasons(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Group reasons that differ only in numbers and quoted names; the most frequent come first.
+
+    Args:
+        reasons: Number of utterances with each reason.
+
+    Returns:
+        Each reason and its number of utterances. What differs within a group is shown as an
+        ellipsis.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for reason in reasons:
+        groups[_DIFFERS.sub("…", reason)].append(reason)
+    counts = [
+        (members[0] if len(members) == 1 else pattern, sum(reasons[item] for item in members))
+        for pattern, members in groups.items()
+    ]
+    return sorted(counts, key=lambda item: -item[1])
+
+
 def show_verification(console: Console, verification: Verification, repair: Repair | None) -> None:
     """Print damaged units, orphans, the verdict, and what was repaired."""
-    for damage in verification.damages:
-        console.print(f"unit {damage.unit}: {damage.problem}", style="red", markup=False)
-    for orphan in verification.orphans:
-        console.print(f"{orphan.path}: {orphan.what}", markup=False)
+    damages = [f"unit {damage.unit}: {damage.problem}" for damage in verification.damages]
+    orphans = [f"{orphan.path}: {orphan.what}" for orphan in verification.orphans]
+    for lines, style in ((damages, "red"), (orphans, None)):
+        for line in lines[:MAX_LINES]:
+            console.print(line, style=style, markup=False)
+        if len(lines) > MAX_LINES:
+            console.print(f"... and {len(lines) - MAX_LINES:,} more; `--json` lists all")
     verdict = "sound" if verification.ok else f"{len(verification.damaged_units)} units are DAMAGED"
     console.print(
         f"{verification.units_committed} of {verification.units_total} units checked, "

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.errors import RunError, StrataError
-from pipeline.events import Observer
+from pipeline.events import Observer, announced
 from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.failure_history import FailureHistory
 from pipeline.extract.messages import UnitReport, UnitTask
@@ -111,7 +111,8 @@ class Driver:
         self.observer.run_started(len(todo))
         ledger = Ledger.open(backend, self.plan.n_units)
         self._history.load()
-        executor = self.open_executor(len(todo))
+        with announced(self.observer, f"starting engine={self.config.engine.kind}"):
+            executor = self.open_executor(len(todo))
         try:
             self.stop.is_graceful = self.config.engine.kind != "inline"
             while todo:

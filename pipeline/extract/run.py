@@ -18,7 +18,7 @@ from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError, first_few
-from pipeline.events import Observer, ObserverGroup
+from pipeline.events import Observer, ObserverGroup, announced
 from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
@@ -169,7 +169,8 @@ def _open_store(config: Config) -> Backend:
 
 def _open_source(config: Config, observer: Observer) -> Source:
     """Open the dataset; report skipped files and columns."""
-    source = open_source(config.dataset)
+    with announced(observer, "opening the dataset"):
+        source = open_source(config.dataset)
     for names, kind in ((source.skipped, "files"), (source.skipped_columns, "columns")):
         if names:
             observer.note(f"{len(names)} {kind} of the dataset are skipped: {first_few(names)}")
@@ -249,7 +250,8 @@ def _load_encoder(setup: EncoderSetup, resources: Resources, observer: Observer)
     """Load the encoder on the workers' device, or on the CPU if the driver lacks that device."""
     is_available = resources.device == "cpu" or torch.cuda.is_available()
     local_device = resources.device if is_available else "cpu"
-    encoder = setup.loader(resources.device, local_device)()
+    with announced(observer, "loading the encoder and hashing its weights"):
+        encoder = setup.loader(resources.device, local_device)()
     if encoder.is_random:
         observer.note(
             "WARNING: the encoder's weights are RANDOM; the features mean nothing. "

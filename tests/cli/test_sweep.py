@@ -65,6 +65,8 @@ def test_sweep_prints_a_table_and_an_object(first):
     assert any("the best two on dev: test accuracy differs by" in line for line in lines)
     assert any("logistic regression, layer 2" in line for line in lines)
     assert any(str(report) in line for line in lines)
+    assert lines[0] == "4 heads to train"
+    assert lines[1].startswith("4 heads trained in ")
 
 
 def test_without_json_stdout_has_the_table(store, first):
@@ -72,7 +74,7 @@ def test_without_json_stdout_has_the_table(store, first):
     done = strata("sweep", store, "task=ks", f"out={first[0]}", *QUICK)
     assert "0 heads trained, 4 reused" in done.stdout
     assert any(line.rstrip().endswith(" best") for line in done.stdout.splitlines())
-    assert done.stderr == ""
+    assert done.stderr == "0 heads to train; 4 are cached\n"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ class LoggedRun:
     _last_time: datetime | None = None
 
     @property
+    def speed(self) -> float:
+        """Audio seconds per wall second; 0 if no time has passed."""
+        return self.totals.audio_s / self.wall_s if self.wall_s > 0 else 0.0
+
+    @property
     def limited_by(self) -> str | None:
         """The stage that limits the run, in words; None if that is unknown."""
         return None if self.commit_s is None else self.totals.limited_by(self.commit_s)
@@ -77,6 +82,12 @@ class RunHistory:
     runs: dict[str, LoggedRun] = field(default_factory=dict)
     n_fp32: int = 0
     n_skipped: int = 0
+
+    @property
+    def last_busy(self) -> LoggedRun | None:
+        """The last run that committed a unit and took time."""
+        busy = [run for run in self.runs.values() if run.totals.audio_s > 0 and run.wall_s > 0]
+        return busy[-1] if busy else None
 
     @property
     def n_clock_steps(self) -> int:

@@ -88,9 +88,8 @@ def read_status(store: Location) -> Status:
     for run in runs.values():
         seconds.update(run.totals.seconds)
     live = live_holder(backend) is not None
-    busy = [run for run in runs.values() if run.totals.audio_s > 0 and run.wall_s > 0]
-    last = busy[-1] if busy else None
-    rate = last.totals.audio_s / last.wall_s if last else None
+    last = history.last_busy
+    rate = last.speed if last else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
         units_total=plan.n_units if plan else 0,
