@@ -35,3 +35,30 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
 def describe_location(config: DatasetConfig) -> str:
     """Return the setting that names the dataset, with its value, for messages."""
     return f"dataset.name={config.name}" if config.kind == "hub" else f"dataset.path={config.path}"
+
+
+def check_reachable(config: DatasetConfig, file: str | None) -> None:
+    """Check that a dataset has not gone away, after one of its files could not be read.
+
+    Nothing can be concluded about the files of a dataset whose folder was unmounted or moved.
+
+    Args:
+        config: Configuration of the dataset.
+        file: Path of the file; None if the audio is in the dataset's own files.
+
+    Raises:
+        SourceError: `dataset.path` is missing; or it, or a folder that once held the file's folder,
+            is empty, as a mount point is while nothing is mounted.
+    """
+    root = Path(config.path).expanduser() if config.path else None
+    folders = [] if root is None or root.is_file() else [root]
+    if file is not None and not Path(file).exists():
+        parents = Path(file).absolute().parents
+        nearest = next(parent for parent in parents if parent.is_dir())
+        folders += [nearest] if nearest != parents[0] else []
+    away = next((f for f in folders if not f.is_dir() or not any(f.iterdir())), None)
+    if away is not None:
+        raise SourceError(
+            f"{away} is gone or empty (is it still mounted?), so nothing is concluded about the "
+            f"files of {describe_location(config)}: bring it back and run the same command again"
+        )

@@ -442,6 +442,27 @@ def test_a_worker_refuses_other_weights_than_the_store_was_set_up_for(tmp_path: 
         Worker(replace(bench.job, encoder_identity=other), encoder, bench.source)
 
 
+@pytest.mark.parametrize("is_mount_point", [False, True])
+def test_a_dataset_that_went_away_is_no_reason_to_quarantine(
+    tmp_path: Path, is_mount_point: bool
+) -> None:
+    """The unit stays open; a single file that is missing is quarantined."""
+    bench = Bench(tmp_path, [1.0, 1.0], 256, SpellingEncoder())
+    folder = tmp_path / "clips"
+    folder.rename(tmp_path / "away")
+    if is_mount_point:
+        folder.mkdir()
+    with pytest.raises(SourceError, match=r"clips is gone or empty .*still mounted.*run the same"):
+        bench.extract(0)
+    assert not list((bench.root / "index").iterdir())
+    if is_mount_point:
+        folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    (folder / "00.wav").unlink()
+    report = bench.extract(0)
+    assert (report.n_ok, report.n_quarantined) == (1, 1)
+
+
 class SmallMemory(SpellingEncoder):
     """An encoder whose device holds only so many frames at once."""
 

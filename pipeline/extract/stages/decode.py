@@ -19,6 +19,7 @@ from pipeline.errors import AudioError
 from pipeline.extract.messages import UnitTask
 from pipeline.extract.stages.recording import RecordingReader
 from pipeline.sources.base import Segment, Source
+from pipeline.sources.location import check_reachable
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
 
@@ -121,6 +122,9 @@ class Decoder:
 
         Returns:
             The utterance, quarantined if it is unreadable.
+
+        Raises:
+            SourceError: It is unreadable because the whole dataset is gone.
         """
         record = Record(
             id=row["id"],
@@ -138,6 +142,7 @@ class Decoder:
         try:
             item = self._piece(record, row) if record.n_pieces > 1 else self._whole(record)
         except AudioError as error:
+            check_reachable(self._source.config, self._source.segment(record.row).path)
             item.quarantine(str(error))
         item.decode_s = time.perf_counter() - start_s
         return item
