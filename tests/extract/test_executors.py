@@ -19,6 +19,7 @@ import pytest
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, RunError, SourceError, WeightsError
 from pipeline.extract import resources
+from pipeline.extract.executors import encoding_thread
 from pipeline.extract.executors import ray as ray_module
 from pipeline.extract.executors.base import Cause, Executor, Outcome, units_per_worker
 from pipeline.extract.executors.encoding_thread import EncodingThread
@@ -325,6 +326,7 @@ class ListingWorker(ScriptedWorker):
     def begin(self, task: UnitTask) -> Future[UnitReport]:
         """Encode a unit; its commit is left to the test."""
         self.begun.append(task.unit)
+        time.sleep(task.rows["sleep_s"][0].as_py())
         self.commits.append(Future())
         return self.commits[-1]
 
@@ -375,6 +377,21 @@ def test_inline_a_unit_is_encoded_while_the_one_before_is_committed() -> None:
     worker.commit(2)
     assert [outcome.task.unit for outcome in executor.poll(LONG_S)] == [1, 2]
     executor.close()
+
+
+def test_closing_waits_for_the_unit_that_is_encoded_and_for_no_other() -> None:
+    """Units that were dropped do not keep the worker from closing at once."""
+    worker = ListingWorker()
+    executor = InlineExecutor(lambda: worker, 3)
+    executor.submit(task(0, sleep_s=0.5), LONG_S)
+    executor.submit(task(1), LONG_S)
+    executor.submit(task(2), LONG_S)
+    executor.poll(0.0)
+    wait_until(lambda: worker.begun == [0])
+    start_s = time.monotonic()
+    executor.close()
+    assert time.monotonic() - start_s < encoding_thread.STOP_S / 2
+    assert worker.begun == [0]
 
 
 def test_a_gpu_worker_has_a_unit_more() -> None:

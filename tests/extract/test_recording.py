@@ -27,6 +27,7 @@ from pipeline.extract.planning import plan_source
 from pipeline.extract.stages import recording
 from pipeline.extract.stages.decode import Decoder
 from pipeline.extract.stages.recording import MAX_HELD_BYTES, Piece, RecordingReader
+from pipeline.extract.stages.timing import StoppedError
 from pipeline.sources.opening import open_source
 from pipeline.store.format import records
 from tests.helpers.audio_files import flac_with_length, speechlike, write
@@ -326,9 +327,9 @@ def test_an_unexpected_error_does_not_stick(one, held, monkeypatch):
         assert torch.equal(one.read(reader, row).waveform, expected(one, row)[1])
 
 
-def test_closing_ends_a_read_in_progress(one, monkeypatch):
-    """A worker that stops does not wait for hours of audio to be decoded."""
-    reader = one.reader()
+def test_closing_ends_a_decoding_in_progress(one, monkeypatch):
+    """A worker that stops does not wait for hours of audio, and quarantines no piece of it."""
+    worker = decoder(one, n_threads=1)
     reached, closed = threading.Event(), threading.Event()
 
     def slow(*args: Any) -> Iterator[Decoded]:
@@ -338,13 +339,14 @@ def test_closing_ends_a_read_in_progress(one, monkeypatch):
             assert closed.wait(10)
 
     monkeypatch.setattr(recording, "decode_blocks", slow)
-    with ThreadPoolExecutor(1) as pool:
-        read = pool.submit(one.read, reader, one.rows[0])
-        assert reached.wait(10)
-        reader.close()
-        closed.set()
-        with pytest.raises(AudioError, match="worker was closed"):
-            read.result(10)
+    task = UnitTask(0, 0, 1, one.plan.unit_rows(0))
+    assert len(task.rows) == 1
+    worker.begin(task)
+    assert reached.wait(10)
+    worker.close()
+    closed.set()
+    with pytest.raises(StoppedError):
+        worker.take(task)
 
 
 def test_dropped_recordings_leave_no_open_file(one):

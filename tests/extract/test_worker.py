@@ -417,6 +417,28 @@ def test_a_unit_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     assert bench.extract(0).won
 
 
+def test_a_worker_without_memory_for_a_unit_fails_every_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for a buffer that does not exist; with memory it goes on."""
+    bench = Bench(tmp_path, [1.0], 256, SpellingEncoder())
+
+    def fails(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        raise MemoryError
+
+    stage = bench.worker._write_stage
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_allocate", fails)
+        for _ in range(3):
+            with ThreadPoolExecutor(1) as thread, pytest.raises(MemoryError):
+                try:
+                    thread.submit(bench.extract, 0).result(10)
+                except TimeoutError:
+                    stage._free.put(UnitBuffer(bench.layout))
+                    raise
+    assert bench.extract(0).won
+
+
 def test_freed_memory_is_returned_every_few_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

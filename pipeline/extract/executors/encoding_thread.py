@@ -31,22 +31,23 @@ class EncodingThread:
         except BaseException:
             self._thread.shutdown(wait=False)
             raise
-        self._begun: Future[Future[UnitReport]] | None = None
+        self._begun: list[Future[Future[UnitReport]]] = []  # in the order of submission
 
     def submit(self, task: UnitTask) -> Future[UnitReport]:
         """Start to decode a unit; it is encoded after those that were submitted before."""
         self._worker.prefetch(task)
         report: Future[UnitReport] = Future()
-        self._begun = self._thread.submit(self._worker.begin, task)
-        self._begun.add_done_callback(lambda begun: _pass_on(begun, report))
+        begun = self._thread.submit(self._worker.begin, task)
+        self._begun = [*(earlier for earlier in self._begun if not earlier.done()), begun]
+        begun.add_done_callback(lambda begun: _pass_on(begun, report))
         return report
 
     def close(self) -> None:
         """Drop the units that are not encoded, and commit the others."""
         self._worker.interrupt()
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._begun is not None:
-            wait([self._begun], STOP_S)
+        # `wait` never takes a future that `shutdown` has cancelled for a done one.
+        wait([begun for begun in self._begun if not begun.cancelled()], STOP_S)
         self._worker.close()
 
 

@@ -23,6 +23,7 @@ from pipeline.audio.types import Decoded
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
+from pipeline.extract.stages.timing import StoppedError
 from pipeline.sources.base import Segment
 
 MAX_HELD_BYTES = 1 << 28
@@ -83,6 +84,7 @@ class RecordingReader:
         Raises:
             AudioError: The recording cannot be decoded, has another length than planned, or has
                 changed since it was planned or while its pieces were read.
+            StoppedError: The reader was closed.
         """
         last = row["piece_start"] + row["n_frames"]
         windows, next_low = [], row["n_samples"]
@@ -104,7 +106,7 @@ class RecordingReader:
                 del self._recordings[row]
 
     def close(self) -> None:
-        """Drop all recordings; a read in progress ends with an error."""
+        """Drop all recordings; a read in progress raises StoppedError."""
         self._closed.set()
         self.keep(())
 
@@ -245,7 +247,7 @@ def _blocks_until(
     """Decode a recording until the worker is closed. Refers to no recording, which refers to it."""
     for block in decode_blocks(segment, sample_rate_hz):
         if closed.is_set():
-            raise AudioError("the worker was closed while it decoded the recording")
+            raise StoppedError("the worker is closing")
         yield block
 
 

@@ -75,8 +75,8 @@ class WriteStage:
     def begin(self, task: UnitTask) -> UnitWrite:
         """Wait for a free buffer and begin to write a unit. End with `commit` or `abort`."""
         if self._free.empty() and self._n_unallocated:
-            self._n_unallocated -= 1
             buffer = UnitBuffer(self._job.layout, self._allocate)
+            self._n_unallocated -= 1  # not if there is no memory: `get` would wait for ever
         else:
             buffer = self._free.get()
         keeps = self._job.keep_frames
