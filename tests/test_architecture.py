@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store/format": {"errors"},
     "store": {"store/format", *BOTTOM},
     "sources": {"store/format", "config", *BOTTOM},
-    "audio": {"sources", *BOTTOM},
+    "audio": {"sources", "store/format", *BOTTOM},
     "encoders": {"store/format", "config", *BOTTOM},
     "heads": {"config", *BOTTOM},
     "feed": {"heads", "store", "store/format", "config", *BOTTOM},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
 
 _MAX_COPIED_BYTES = 1 << 26
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class ByteRange(io.RawIOBase):
@@ -26,15 +35,21 @@ class ByteRange(io.RawIOBase):
         file: The file; closed with this one.
         start: First byte.
         n_bytes: Number of bytes; all of them must exist.
+        head: Bytes that precede the range.
     """
 
-    def __init__(self, file: io.FileIO, start: int, n_bytes: int) -> None:
-        self._file, self._start, self._n_bytes = file, start, n_bytes
+    def __init__(self, file: io.FileIO, start: int, n_bytes: int, head: bytes = b"") -> None:
+        self._file, self._head = file, head
+        self._start, self._n_bytes = start - len(head), len(head) + n_bytes
         self._position = 0
 
+    def part(self, start: int, n_bytes: int, head: bytes) -> ByteRange:
+        """Return a part of this range, which has no head, with a head of its own."""
+        return ByteRange(self._file, self._start + start, n_bytes, head)
+
     def copy_to(self, descriptor: int) -> None:
-        """Copy all bytes of the range to another file, within the kernel."""
-        n_copied = 0
+        """Copy all bytes to another file; those of the range within the kernel."""
+        n_copied = os.write(descriptor, self._head) if self._head else 0
         while n_copied < self._n_bytes:
             first, n_left = self._start + n_copied, self._n_bytes - n_copied
             n = os.sendfile(descriptor, self._file.fileno(), first, n_left)
@@ -60,6 +75,11 @@ class ByteRange(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Read into a buffer, up to the end of the range; return the number of bytes read."""
+        if self._position < len(self._head):
+            part = self._head[self._position : self._position + len(memoryview(buffer))]
+            memoryview(buffer)[: len(part)] = part
+            self._position += len(part)
+            return len(part)
         n_left = max(0, self._n_bytes - self._position)
         self._file.seek(self._start + self._position)
         n_read = self._file.readinto(memoryview(buffer)[:n_left])
@@ -86,7 +106,7 @@ def open_bytes(segment: Segment) -> EncodedFile:
         that the decoder has read.
 
     Raises:
-        AudioError: The bytes do not exist, or there are none.
+        AudioError: The bytes do not exist, there are none, or the path is not a regular file.
     """
     handle = _open(segment)
     if handle.seek(0, os.SEEK_END) == 0:
@@ -166,15 +186,29 @@ def check_channel(segment: Segment, n_channels: int) -> None:
         )
 
 
+def _open_regular(path: str) -> io.FileIO:
+    """Open a regular file; refuse anything else at once, without waiting for a writer of a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        reason = "it is a socket" if error.errno == errno.ENXIO else error.strerror
+        raise AudioError(f"the file cannot be opened: {reason}") from error
+    except ValueError as error:  # a null character in the path
+        raise AudioError(f"the file cannot be opened: {error}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
+        raise AudioError(f"it is not a regular file, but {kind}")
+    return io.FileIO(descriptor)
+
+
 def _open(segment: Segment) -> EncodedFile:
     if segment.data is not None:
         return io.BytesIO(segment.data)
     if segment.path is None:
         raise AudioError("the dataset has neither a path nor bytes for this audio")
-    try:
-        file = io.FileIO(segment.path)
-    except OSError as error:
-        raise AudioError(f"the file cannot be opened: {error.strerror}") from error
+    file = _open_regular(segment.path)
     start, n_bytes = segment.byte_offset, segment.byte_length
     if start == 0 and n_bytes == -1:
         return file

@@ -4,26 +4,35 @@ soundfile reads wav, flac, ogg (vorbis, opus), mp3, aiff and the like without an
 torchcodec decodes the other files if FFmpeg's libraries are installed. The texts of an AudioError
 contain no paths, because the index of the store records them.
 
-A header can be wrong about the length:
+A header can be wrong about the length. The header, the size of the file and the decoded samples are
+compared, unless the segment ends before the file:
 
-- wav, aiff, au: the file ends early. libsndfile counts the samples that exist, and so do `probe`
-  and `decode`. The same holds for an ogg that is cut off: its last page counts the samples.
+- wav, aiff, au, caf, w64, nist, ogg, mp3: the file ends early. The samples that exist are decoded,
+  with the flag `truncated`.
 - flac, or a page lost within an ogg: there are fewer samples than stated, and later ones may have
   moved. `decode` raises AudioError with the sample at which it stopped.
-- mp3 lengths are estimates without a Xing header. Fewer samples than estimated are accepted.
-  Where libsndfile would stop before the end, `decode` uses FFmpeg or raises.
+- A wav of more than 4 GiB, whose 32-bit size has wrapped around, is read to its end, with the flag
+  `longer_than_header`; one that was written to a pipe, with `length_unverified`.
+- Other files that go on after the stated end, such as two that were joined: up to 4 KiB are
+  flagged `longer_than_header`, for more `decode` raises AudioError.
+- mp3 without a Xing header: the length is an estimate. Where libsndfile would stop before the end,
+  `decode` uses FFmpeg or raises.
+- Formats that state no length, or whose length is not compared, are flagged `length_unverified`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline.audio.backends import soundfile, torchcodec
-from pipeline.audio.content import open_bytes, sample_range, with_descriptor
+from pipeline.audio.containers import check_size
+from pipeline.audio.content import EncodedFile, open_bytes, sample_range, with_descriptor
 from pipeline.audio.resample import check_resampling, resample, resample_blocks
 from pipeline.audio.types import Decoded, UnsupportedError
 from pipeline.errors import AudioError
@@ -31,13 +40,17 @@ from pipeline.errors import AudioError
 if TYPE_CHECKING:
     from pipeline.sources.base import Segment
 
+_MAX_SAMPLES = 1 << 31  # 8 GiB; an mp3 of 13 hours
+_MIN_SAMPLES_BOUND = 1 << 26  # 256 MiB
+_MAX_SAMPLES_PER_BYTE = 128
+
 
 def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
     """Decode one segment to mono at the target rate.
 
-    The result depends on this segment only. It equals `torchaudio.functional.resample` of the
-    segment's samples, averaged over channels (or of its channel), bit for bit. So a segment
-    equals the same samples in a separate file.
+    The result depends on this segment only: it is the resampling of the segment's samples,
+    averaged over channels (or of its channel). So a segment equals the same samples in a separate
+    file.
 
     Args:
         segment: The segment.
@@ -45,22 +58,25 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
 
     Raises:
         AudioError: The audio is missing, empty or damaged, holds no samples or a non-finite one;
-            the segment does not lie within it; or no decoder can open it.
+            the segment does not lie within it, or has far more samples than speech in so many
+            bytes; or no decoder can open it.
 
     Example:
         >>> decode(Segment("clip", "/data/clip.flac"), 16000).waveform.shape
         torch.Size([35040])
     """
     with open_bytes(segment) as encoded:
+        checked = check_size(encoded, segment.stop_sample == -1)
         try:
-            with with_descriptor(encoded) as handle:
-                native = soundfile.decode(segment, handle)
+            max_samples = _max_samples(encoded)
+            with with_descriptor(checked.file) as handle:
+                native = soundfile.decode(segment, handle, max_samples)
         except UnsupportedError as error:
             native = torchcodec.decode(segment, encoded, error)
     check_resampling(len(native.mono), native.rate_hz, sample_rate_hz)
     waveform = resample(native.mono, native.rate_hz, sample_rate_hz)
     _check_finite(waveform)
-    return Decoded(waveform, native.rate_hz, native.n_channels)
+    return Decoded(waveform, native.rate_hz, native.n_channels, checked.flags + native.flags)
 
 
 def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
@@ -79,7 +95,9 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
     Raises:
         AudioError: As for `decode`; blocks before the damage have been yielded by then.
     """
-    with open_bytes(segment) as encoded, with_descriptor(encoded) as handle:
+    with open_bytes(segment) as encoded, ExitStack() as stack:
+        checked = check_size(encoded, segment.stop_sample == -1)
+        handle = stack.enter_context(with_descriptor(checked.file))
         try:
             file = soundfile.open_file(handle)
         except UnsupportedError:
@@ -90,11 +108,20 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
                 yield decode(segment, sample_rate_hz)
                 return
             start, stop = sample_range(segment, file.frames)
-            check_resampling(stop - start, file.samplerate, sample_rate_hz)
-            mono = soundfile.mono_blocks(segment, handle, file)
+            n_known = 1 if file.frames >= soundfile.UNKNOWN_SAMPLES else stop - start
+            check_resampling(n_known, file.samplerate, sample_rate_hz)
+            flags = list(checked.flags)
+            mono = soundfile.mono_blocks(segment, handle, file, flags)
             for block in resample_blocks(mono, file.samplerate, sample_rate_hz):
                 _check_finite(block)
-                yield Decoded(block, file.samplerate, file.channels)
+                yield Decoded(block, file.samplerate, file.channels, tuple(flags))
+
+
+def _max_samples(encoded: EncodedFile) -> int:
+    """Return a bound on the samples held in memory, far above those of speech of this size."""
+    n_bytes = encoded.seek(0, os.SEEK_END)
+    encoded.seek(0)
+    return min(_MAX_SAMPLES, max(_MIN_SAMPLES_BOUND, n_bytes * _MAX_SAMPLES_PER_BYTE))
 
 
 def _check_finite(waveform: torch.Tensor) -> None:

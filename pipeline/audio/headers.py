@@ -12,6 +12,8 @@ import struct
 
 from pipeline.audio.types import Header
 
+HEADER_BYTES = 4096
+"""Bytes at the start of a file in which its header is looked for."""
 _WAV_PCM = 1
 _WAV_BITS = (8, 16, 24, 32)
 _FLAC_BITS = (8, 16, 24)  # what libsndfile reads

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import soxr
 import torchaudio
 
 from pipeline.audio.backends import soundfile, torchcodec
-from pipeline.audio.resample import RESAMPLER
+from pipeline.audio.resample import RESAMPLER, SOXR_RESAMPLER
 
 AUDIO_IDENTITY: dict[str, Any] = {
     "decoders": ["soundfile", "torchcodec"],
@@ -15,6 +16,17 @@ AUDIO_IDENTITY: dict[str, Any] = {
     "resampler": {"name": "torchaudio.functional.resample", "dtype": "float32", **RESAMPLER},
 }
 """What determines the samples of a waveform; part of a store's identity."""
+SOXR_KEY = "resampler_for_large_factors"
+"""Key of `SOXR_RESAMPLER` in the identity of a store that was created with such audio."""
+
+
+def audio_identity(uses_soxr: bool) -> dict[str, Any]:
+    """Return what determines the samples of the waveforms of a store.
+
+    Args:
+        uses_soxr: Whether a file of the store is resampled by soxr.
+    """
+    return AUDIO_IDENTITY | ({SOXR_KEY: SOXR_RESAMPLER} if uses_soxr else {})
 
 
 def audio_provenance() -> dict[str, Any]:
@@ -23,11 +35,12 @@ def audio_provenance() -> dict[str, Any]:
     They may change which files are readable, not what a layer is.
 
     Returns:
-        JSON-able: soundfile, libsndfile, torchaudio, torchcodec (None if not installed) and
+        JSON-able: soundfile, libsndfile, torchaudio, soxr, torchcodec (None if not installed) and
         ffmpeg, which is true if torchcodec found FFmpeg's libraries.
     """
     return {
         **soundfile.versions(),
         "torchaudio": torchaudio.__version__,
+        "soxr": soxr.__version__,
         **torchcodec.versions(),
     }

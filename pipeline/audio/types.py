@@ -35,11 +35,13 @@ class NativeAudio(NamedTuple):
         mono: float32 `[n_samples]` at the native rate: the mean over channels, or one channel.
         rate_hz: Native sample rate in Hz.
         n_channels: Number of channels of the file.
+        flags: `FLAG_*` values of `pipeline.store.format.records` that apply.
     """
 
     mono: NDArray[np.float32]
     rate_hz: int
     n_channels: int
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,11 @@ class Decoded:
             [-1, 1); float files keep their values, also those beyond ±1.
         source_rate_hz: Native sample rate in Hz.
         n_channels: Number of channels of the file.
+        flags: `FLAG_*` values of `pipeline.store.format.records` that apply to the segment. Of
+            blocks, the last one has them all.
     """
 
     waveform: torch.Tensor
     source_rate_hz: int
     n_channels: int
+    flags: tuple[str, ...] = ()

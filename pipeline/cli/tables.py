@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.store.format.records import AUDIO_FLAGS
+
 if TYPE_CHECKING:
     from pipeline.encoders.selfcheck import SelfCheck
     from pipeline.extract.planning import Estimate
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 MAX_REASONS = 10
-"""Reasons of quarantine that `status` prints without `--all`."""
+"""Reasons of quarantine that `plan` prints, and `status` without `--all`."""
 MAX_LINES = 50
 """Damaged units, and files that belong to none, that `verify` prints without `--json`."""
 _DIFFERS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,._]*")
@@ -50,7 +52,13 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
         f"({estimate.free_bytes / 1e9:.1f} GB free)"
     )
     if estimate.unreadable:
-        console.print(f"{estimate.unreadable} have no readable header and will be quarantined")
+        console.print(f"{estimate.unreadable:,} cannot be read and will be quarantined:")
+    for group in estimate.reasons[:MAX_REASONS]:
+        names = ", ".join(group.ids) + (", …" if group.count > len(group.ids) else "")
+        console.print(f"  {group.count:,}: {group.reason} ({names})", markup=False)
+    n_more = len(estimate.reasons) - MAX_REASONS
+    if n_more > 0:
+        console.print(f"  and {n_more} other reasons")
 
 
 def show_status(console: Console, status: Status, all_reasons: bool = False) -> None:
@@ -81,6 +89,10 @@ def show_status(console: Console, status: Status, all_reasons: bool = False) -> 
         console.print(f"workers' time: {parts}")
     if status.limited_by:
         console.print(status.limited_by)
+    flags = {flag: count for flag, count in status.flags.items() if flag in AUDIO_FLAGS}
+    if flags:
+        shown = ", ".join(f"{count:,} {flag}" for flag, count in flags.items())
+        console.print(f"flagged: {shown}", markup=False)
     if status.utterances_fp32:
         console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
     reasons = list(status.reasons.items()) if all_reasons else grouped_reasons(status.reasons)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.audio.identity import SOXR_KEY
 from pipeline.audio.probe import probe
+from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError, NoSpaceError, SourceError
 from pipeline.extract.replanning import refresh_plan
@@ -33,8 +37,28 @@ SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
 PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 """Plan columns read from the headers."""
+RATE = "source_rate_hz"
+"""Column of a scan that is not in the plan: the native sample rate, 0 if unreadable."""
 COMPARED = ("id", "n_samples", "n_bytes", "fingerprint")
 """Plan columns that must not change between runs."""
+
+
+_NAMED = 5  # utterances named for each reason
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Utterances that cannot be read, for like reasons.
+
+    Attributes:
+        reason: The reason of the first; that of others may differ in its numbers.
+        count: Number of utterances.
+        ids: Ids of the first ones.
+    """
+
+    reason: str
+    count: int
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,13 +67,14 @@ class Estimate:
 
     Attributes:
         utterances: Number of utterances.
-        unreadable: Number of utterances without a readable header; they will be quarantined.
+        unreadable: Number of utterances that cannot be read; they will be quarantined.
         hours: Hours of audio.
         units: Number of units.
         frames: Frames of one layer.
         bytes: Bytes of the features of all units.
         free_bytes: Free bytes on the disk of the store.
         frames_per_unit: Capacity of a unit in frames.
+        reasons: Why utterances cannot be read, most frequent first.
     """
 
     utterances: int
@@ -60,6 +85,7 @@ class Estimate:
     bytes: int
     free_bytes: int
     frames_per_unit: int
+    reasons: tuple[Unreadable, ...] = ()
 
 
 def scan(
@@ -73,10 +99,12 @@ def scan(
         progress: Called with the number of headers read so far.
 
     Returns:
-        Rows for `make_plan`, in source order. An unreadable header counts as 0 samples.
+        Rows for `make_plan`, in source order, with the column `RATE`; 0 samples for an unreadable
+        header.
     """
     n = len(source)
-    probed = np.zeros((len(PROBED), n), np.int64)
+    names = (*PROBED, RATE)
+    probed = np.zeros((len(names), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         starts = range(0, n, SCAN_CHUNK)
         chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
@@ -87,13 +115,14 @@ def scan(
     columns = {
         "id": source.ids(),
         "row": np.arange(n),
-        **dict(zip(PROBED, probed, strict=True)),
+        **dict(zip(names, probed, strict=True)),
         "piece": np.zeros(n, np.int32),
         "n_pieces": np.ones(n, np.int32),
         "piece_start": np.zeros(n, np.int64),
     }
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
-    return pa.table({k: pa.array(v, SCHEMA.field(k).type) for k, v in columns.items()}, schema)
+    fields = SCHEMA.append(pa.field(RATE, pa.int64(), nullable=False))
+    schema = pa.schema([fields.field(name) for name in columns])
+    return pa.table({k: pa.array(v, schema.field(k).type) for k, v in columns.items()}, schema)
 
 
 def plan_source(
@@ -120,10 +149,14 @@ def plan_source(
     Raises:
         SourceError: Rows of the stored plan are missing or have changed, other than `retried`.
     """
-    facts = {"fingerprint": source.fingerprint}
-    if stored is not None and stored.source == facts and not retried:
+    facts: dict[str, Any] = {"fingerprint": source.fingerprint}
+    if stored is not None and stored.source["fingerprint"] == source.fingerprint and not retried:
         return stored
     rows = scan(source, windowing.geometry, progress)
+    rate_hz = windowing.geometry.sample_rate_hz
+    if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
+        facts[SOXR_KEY] = SOXR_RESAMPLER
+    rows = rows.drop_columns([RATE])
     if stored is None:
         if frames_per_unit is None:
             frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
@@ -200,6 +233,31 @@ def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, store: Location) -
     )
 
 
+def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Unreadable, ...]:
+    """Probe the utterances again that the plan holds as unreadable; group them by their reasons.
+
+    Args:
+        source: The dataset.
+        plan: Its plan.
+        sample_rate_hz: Sample rate of the encoder.
+
+    Returns:
+        Most frequent reason first.
+    """
+    unreadable = plan.table.filter(pc.equal(plan.table["n_samples"], 0))
+    rows = pc.unique(unreadable["row"]).to_pylist()
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        reasons = list(pool.map(lambda row: _reason(source, row, sample_rate_hz), rows))
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, reason in enumerate(reasons):
+        members[re.sub(r"\d+", "0", reason)].append(i)
+    groups = []
+    for group in sorted(members.values(), key=len, reverse=True):
+        ids = source.ids().take(pa.array([rows[i] for i in group[:_NAMED]])).to_pylist()
+        groups.append(Unreadable(reasons[group[0]], len(group), tuple(ids)))
+    return tuple(groups)
+
+
 def check_space(n_units: int, layout: Layout, store: Location) -> None:
     """Check that `n_units` more units fit on the disk.
 
@@ -215,19 +273,28 @@ def check_space(n_units: int, layout: Layout, store: Location) -> None:
 
 
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
-    """Read `PROBED` of a chunk of rows: int64 `[4, n]`; zeros for an unreadable header."""
+    """Read `PROBED` and `RATE` of a chunk of rows: int64 `[5, n]`; zeros if unreadable."""
     stop = min(start + SCAN_CHUNK, len(source))
     probed = [_probe_row(source, row, geometry) for row in range(start, stop)]
     return np.array(probed, np.int64).T
 
 
-def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, int, int, int]:
+def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, ...]:
     try:
         header = probe(source.segment(row), geometry.sample_rate_hz)
     except AudioError:
-        return 0, 0, 0, 0  # the worker gets the same error and quarantines the utterance
+        return 0, 0, 0, 0, 0  # the worker gets the same error and quarantines the utterance
     n_frames = geometry.n_frames(header.n_samples)
-    return header.n_samples, n_frames, header.n_bytes, header.fingerprint
+    return header.n_samples, n_frames, header.n_bytes, header.fingerprint, header.source_rate_hz
+
+
+def _reason(source: Source, row: int, sample_rate_hz: int) -> str:
+    """Return why an utterance cannot be read."""
+    try:
+        probe(source.segment(row), sample_rate_hz)
+    except AudioError as error:
+        return str(error)
+    return "it could not be read when it was planned: retry_quarantined=true plans it again"
 
 
 def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
@@ -246,8 +313,11 @@ def _check_unchanged(stored: Plan, rows: pa.Table) -> int:
             "dataset; restore the dataset, or choose another store="
         )
     current = rows.slice(0, n_known)
+    was_unreadable = pc.equal(earlier["n_bytes"].combine_chunks(), 0)
     for name in COMPARED:
         same = pc.equal(earlier[name].combine_chunks(), current[name].combine_chunks())
+        if name != "id":
+            same = pc.or_(same, was_unreadable)
         if not pc.all(same).as_py():
             i = pc.index(same, False).as_py()
             changed = n_known - pc.sum(same).as_py()

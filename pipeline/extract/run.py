@@ -23,7 +23,13 @@ from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
-from pipeline.extract.planning import Estimate, check_space, estimate, plan_source
+from pipeline.extract.planning import (
+    Estimate,
+    check_space,
+    estimate,
+    find_unreadable,
+    plan_source,
+)
 from pipeline.extract.replanning import rows_to_retry
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
@@ -85,7 +91,9 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
         check_space(current_plan.n_units - n_committed, layout, backend)
     # Without a store the free space is that of the working directory.
     location = Path() if backend is None else backend
-    return estimate(current_plan, layout, setup.geometry.sample_rate_hz, location)
+    rate_hz = setup.geometry.sample_rate_hz
+    reasons = find_unreadable(source, current_plan, rate_hz)
+    return replace(estimate(current_plan, layout, rate_hz, location), reasons=reasons)
 
 
 def extract(

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.audio.identity import AUDIO_IDENTITY, audio_provenance
+from pipeline.audio.identity import SOXR_KEY, audio_identity, audio_provenance
 from pipeline.encoders.base import Encoder
 from pipeline.events import Observer
 from pipeline.extract.encoder_setup import EncoderSetup
@@ -76,7 +76,8 @@ def set_up_store(
         IdentityError: The store holds other features.
     """
     layout = make_layout(setup, plan)
-    identity = make_identity(source.identity, AUDIO_IDENTITY, encoder.identity)
+    audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
+    identity = make_identity(source.identity, audio, encoder.identity)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
     if not is_created(backend):
         n_slots = Ledger.open(backend, plan.n_units).n_slots
@@ -85,6 +86,8 @@ def set_up_store(
         write_group(backend, layout, n_slots, attributes)
         return layout
     stored = read_attributes(backend)
+    if SOXR_KEY not in stored["identity"].get("audio", {}):
+        audio.pop(SOXR_KEY, None)  # such files were added later; the plan names the resampler
     check_same(stored["identity"], _as_json(identity), str(backend))
     check_format_shape(stored, layout, backend)
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, first_values, is_text, require_column
-from pipeline.sources.location import describe_location, existing_path
+from pipeline.sources.location import describe_location, existing_path, require_regular
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def list_files(root: Path) -> list[str]:
     """List every file below a directory, in the order of their paths.
 
     Hidden files and directories (.name, __name) are left out. Links are followed, except to a
-    directory that contains the link.
+    directory that contains the link. A directory that is named like an audio file but holds none
+    is listed, too, so that it is reported.
 
     Args:
         root: The directory.
@@ -93,6 +94,7 @@ def list_files(root: Path) -> list[str]:
         SourceError: A directory cannot be read, or a name is not UTF-8.
     """
     files: list[str] = []
+    audio_named: list[str] = []  # directories
     pending = [""]
     try:
         while pending:
@@ -103,6 +105,8 @@ def list_files(root: Path) -> list[str]:
                         continue
                     if entry.is_dir():
                         pending.append(f"{prefix}{entry.name}/")
+                        if is_audio(entry.name):
+                            audio_named.append(prefix + entry.name)
                     else:
                         files.append(prefix + entry.name)
         for start in range(0, len(files), _BLOCK_NAMES):
@@ -112,7 +116,7 @@ def list_files(root: Path) -> list[str]:
     except UnicodeEncodeError as error:
         name = next(name for name in files if not _is_utf8(name))
         raise SourceError(f"a file name under {root} is not UTF-8: {name!r}; rename it") from error
-    return sorted(files)
+    return sorted(files + _without_audio(audio_named, files))
 
 
 def is_audio(file: str) -> bool:
@@ -177,6 +181,18 @@ def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[
     return table.append_column("label", label), {"label": labels}
 
 
+def _without_audio(directories: list[str], files: list[str]) -> list[str]:
+    """Return the directories that hold no audio file, at any depth."""
+    if not directories:
+        return []
+    holding: set[str] = set()
+    for file in files:
+        if is_audio(file):
+            parts = file.split("/")
+            holding.update("/".join(parts[:n]) for n in range(1, len(parts)))
+    return [directory for directory in directories if directory not in holding]
+
+
 def _read_metadata(
     root: Path, metadata_files: list[str]
 ) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:
@@ -189,6 +205,7 @@ def _read_metadata(
     states: list[str] = []
     class_names: dict[str, tuple[str, ...]] = {}
     for file in metadata_files:
+        require_regular(root / file)
         table, file_class_names, state = hub.arrow_of(hub.read_table(root / file))
         require_column("file_name", table.column_names, str(root / file))
         paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")

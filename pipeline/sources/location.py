@@ -19,7 +19,7 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
         directory: Whether the path must be a directory; otherwise it must be a file.
 
     Raises:
-        SourceError: The path is not set, does not exist, or is of the other kind.
+        SourceError: The path is not set, does not exist, or is of another kind.
     """
     if not config.path:
         raise SourceError(f"dataset={config.kind} needs dataset.path")
@@ -29,7 +29,19 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
     if path.is_dir() != directory:
         need = "a directory" if directory else "a csv, tsv, json, jsonl or parquet file"
         raise SourceError(f"{describe_location(config)}: dataset={config.kind} needs {need}")
+    if not directory:
+        require_regular(path)
     return path.absolute()
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a pipe, a socket or a device in the place of a table, which may never end.
+
+    Raises:
+        SourceError: The path is not a regular file.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path} is not a regular file; save the table as a file")
 
 
 def describe_location(config: DatasetConfig) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
 
+from pipeline.audio.identity import SOXR_KEY
 from pipeline.config import DatasetConfig, load_config
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.planning import SCAN_CHUNK, estimate, plan_source, scan
+from pipeline.extract.planning import SCAN_CHUNK, estimate, find_unreadable, plan_source, scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import LEASE, PLAN, Layout
@@ -54,6 +56,56 @@ def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
     assert rows["id"].to_pylist() == [f"{i:04d}.wav" for i in range(n)]
     assert len(set(rows["fingerprint"].to_pylist())) == n
     assert seen == [SCAN_CHUNK, 2 * SCAN_CHUNK, n]
+
+
+def plain_folder(folder: Path, n: int) -> Path:
+    """Write clips of one second, without metadata."""
+    for i in range(n):
+        write(folder / f"clip-{i:03d}.wav", speechlike(16_000))
+    return folder
+
+
+def test_what_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
+    """Like reasons are counted together, the most frequent first, and the rest is planned."""
+    folder = plain_folder(tmp_path / "clips", 12)
+    for i in (1, 2, 3):
+        write(folder / f"clip-{i:03d}.wav", speechlike(100), i)
+    (folder / "clip-005.wav").unlink()
+    os.mkfifo(folder / "clip-005.wav")
+    (folder / "empty.wav").mkdir()
+    opened = source(folder)
+    groups = find_unreadable(opened, plan_source(opened, WINDOWING, None), 16_000)
+    assert [(group.count, group.ids) for group in groups] == [
+        (3, ("clip-001.wav", "clip-002.wav", "clip-003.wav")),
+        (1, ("clip-005.wav",)),
+        (1, ("empty.wav",)),
+    ]
+    for group, words in zip(groups, ("rate is 1 Hz", "named pipe", "directory"), strict=True):
+        assert words in group.reason
+
+
+def test_the_plan_names_the_resampler_of_unusual_rates(tmp_path: Path) -> None:
+    """Only a plan with such a file does, and an appended one too; it then stays as it is."""
+    folder = plain_folder(tmp_path / "clips", 3)
+    first = plan_source(source(folder), WINDOWING, None)
+    assert list(first.source) == ["fingerprint"]
+    write(folder / "x.wav", speechlike(24_414), 24_414)
+    grown = plan_source(source(folder), WINDOWING, None, first)
+    assert SOXR_KEY in grown.source
+    assert grown.table["n_samples"].to_pylist()[-1] == 16_000
+    assert plan_source(source(folder), WINDOWING, None, grown) is grown
+
+
+def test_a_file_that_became_readable_does_not_stop_an_appended_dataset(tmp_path: Path) -> None:
+    """It stays as planned, until it is retried, and the appended file is planned."""
+    folder = plain_folder(tmp_path / "clips", 3)
+    readable = (folder / "clip-001.wav").read_bytes()
+    (folder / "clip-001.wav").write_bytes(b"no sound")
+    first = plan_source(source(folder), WINDOWING, None)
+    (folder / "clip-001.wav").write_bytes(readable)
+    write(folder / "x.wav", speechlike(16_000))
+    grown = plan_source(source(folder), WINDOWING, None, first)
+    assert grown.table["n_samples"].to_pylist() == [16_000, 0, 16_000, 16_000]
 
 
 def test_a_long_recording_becomes_pieces_at_window_boundaries(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,12 @@ import numpy as np
 import soundfile
 
 from pipeline.audio.content import beyond_end, check_channel, sample_range
+from pipeline.audio.levels import Levels
+from pipeline.audio.streams import flac_end, mp3_end, ogg_end
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 from pipeline.sources.base import Segment
+from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +33,8 @@ _LARGE_BLOCK = 1 << 20  # samples × channels, 4 MiB: a mono clip of 65 s at 16 
 _SMALL_BLOCK = 1 << 13  # samples per channel; an error names a multiple of it
 _MAX_RESERVED_SAMPLES = 1 << 26  # the buffer grows beyond this: a header may state any length
 _MAX_SUMMED_CHANNELS = 7  # up to here np.mean adds channel by channel
-_UNKNOWN_SAMPLES = 1 << 62  # libsndfile reports this length or more if a flac states none
+UNKNOWN_SAMPLES = 1 << 62
+"""libsndfile reports this length or more if a flac states none."""
 _MP3_FRAME_SAMPLES = 1152
 _EXACT_SEEK_SUBTYPES = frozenset(
     ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
@@ -37,6 +42,9 @@ _EXACT_SEEK_SUBTYPES = frozenset(
 """Encodings (wav, flac and the like) whose samples after a seek equal those of decoding from the
 start. After a seek, mp3 and opus differ in the last bits, and within the last page of a vorbis file
 the samples can differ."""
+
+_COMPARED_FORMATS = frozenset(("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "MP3"))
+"""Formats whose ends `containers.py` and `mp3_end` have compared."""
 
 _WHOLE_FILE = Segment("")
 
@@ -69,44 +77,76 @@ def open_file(handle: EncodedFile) -> soundfile.SoundFile:
 
 
 def probe(handle: EncodedFile) -> Header:
-    """Read the header of a file; decode the file if it does not state its length.
+    """Read the header of a file.
 
     Args:
         handle: Encoded file, positioned at byte 0.
 
+    Returns:
+        The header; its length is at least `UNKNOWN_SAMPLES` if the file does not state it.
+
     Raises:
         UnsupportedError: libsndfile cannot open it.
-        AudioError: It does not state its length and is damaged.
     """
     with open_file(handle) as file:
-        n_samples = file.frames
-        if n_samples >= _UNKNOWN_SAMPLES:
-            n_samples = sum(len(block) for block in mono_blocks(_WHOLE_FILE, handle, file))
+        return Header(file.samplerate, file.channels, file.frames)
+
+
+def count(handle: EncodedFile, limit_s: float) -> Header:
+    """Read the header of a file, but count its samples by decoding it.
+
+    Args:
+        handle: Encoded file.
+        limit_s: Time limit in seconds.
+
+    Raises:
+        UnsupportedError: libsndfile cannot open it.
+        AudioError: It is damaged, holds fewer samples than its header states (other than an mp3),
+            or takes longer than the limit.
+    """
+    handle.seek(0)
+    stop_s = time.monotonic() + limit_s
+    with open_file(handle) as file:
+        n_samples = 0
+        for block in mono_blocks(_WHOLE_FILE, handle, file, []):
+            n_samples += len(block)
+            if time.monotonic() > stop_s:
+                raise AudioError(
+                    f"its length is not known: the header states {_stated(file.frames)} samples, "
+                    f"and counting them takes more than {limit_s:g} s"
+                )
         return Header(file.samplerate, file.channels, n_samples)
 
 
-def decode(segment: Segment, handle: EncodedFile) -> NativeAudio:
+def decode(segment: Segment, handle: EncodedFile, max_samples: int) -> NativeAudio:
     """Decode a segment.
 
     Args:
         segment: Its samples and channel.
         handle: Encoded file, positioned at byte 0.
+        max_samples: Bound on its samples, which are held in memory.
+
+    Returns:
+        The samples; the flags are those of `mono_blocks`.
 
     Raises:
         UnsupportedError: libsndfile cannot read all samples.
-        AudioError: The file is damaged, or it lacks the segment's channel or samples.
+        AudioError: The file is damaged, it lacks the segment's channel or samples, or the segment
+            has more samples than the bound.
     """
     with open_file(handle) as file:
         rate_hz, n_channels, n_stated = file.samplerate, file.channels, file.frames
         is_mp3 = file.format == "MP3"
-        mono = _read_mono(segment, handle, file)
+        flags: list[str] = []
+        mono = _read_mono(segment, handle, file, flags, max_samples)
     if is_mp3 and segment.stop_sample == -1:
         _check_mp3_end(handle, n_stated)
-    return NativeAudio(mono, rate_hz, n_channels)
+        flags += mp3_end(handle, segment.start_sample + len(mono), n_stated)
+    return NativeAudio(mono, rate_hz, n_channels, tuple(flags))
 
 
 def mono_blocks(
-    segment: Segment, handle: EncodedFile, file: soundfile.SoundFile
+    segment: Segment, handle: EncodedFile, file: soundfile.SoundFile, flags: list[str]
 ) -> Iterator[NDArray[np.float32]]:
     """Read the samples of a segment block by block, as mono.
 
@@ -114,24 +154,31 @@ def mono_blocks(
         segment: Its samples and channel.
         handle: Encoded file.
         file: `open_file(handle)`, not read from yet.
+        flags: Gets the flags of the samples and of the end of the file, other than an mp3, when
+            all blocks have been read.
 
     Yields:
         float32 `[n]`, C-contiguous, which nothing else refers to: up to 4 MiB of decoded samples.
 
     Raises:
-        AudioError: The file is damaged, or it lacks the segment's channel or samples.
+        AudioError: The file is damaged, it lacks the segment's channel or samples, or several
+            streams are joined in it.
     """
     n_yielded = 0
+    levels = Levels()
     try:
-        for block in _blocks(segment, file, max(1, _LARGE_BLOCK // file.channels)):
+        for block in _blocks(segment, file, max(1, _LARGE_BLOCK // file.channels), levels):
             yield block
             n_yielded += len(block)
-        return
     except AudioError:
         handle.seek(0)
+    else:
+        flags += levels.flags(is_mean=file.channels > 1 and segment.channel is None)
+        flags += _end_flags(handle, file) if segment.stop_sample == -1 else ()
+        return
     with open_file(handle) as again:
         n_repeated = 0
-        for block in _blocks(segment, again, _SMALL_BLOCK):
+        for block in _blocks(segment, again, _SMALL_BLOCK, Levels()):
             n_repeated += len(block)
             n_new = min(len(block), n_repeated - n_yielded)
             if n_new > 0:
@@ -147,11 +194,15 @@ def versions() -> dict[str, str]:
 
 
 def _read_mono(
-    segment: Segment, handle: EncodedFile, file: soundfile.SoundFile
+    segment: Segment,
+    handle: EncodedFile,
+    file: soundfile.SoundFile,
+    flags: list[str],
+    max_samples: int,
 ) -> NDArray[np.float32]:
     """Read the samples of a segment: float32 `[n_samples]`, mono."""
     start, stop = sample_range(segment, file.frames)
-    blocks = mono_blocks(segment, handle, file)
+    blocks = mono_blocks(segment, handle, file, flags)
     mono = next(blocks, np.empty(0, np.float32))
     n_read = len(mono)
     for block in blocks:
@@ -162,16 +213,18 @@ def _read_mono(
             mono = whole
         mono[n_read : n_read + len(block)] = block
         n_read += len(block)
+        if n_read > max_samples:
+            raise AudioError(f"it holds more than {max_samples} samples, too many for its size")
     return mono[:n_read]
 
 
 def _blocks(
-    segment: Segment, file: soundfile.SoundFile, block_samples: int
+    segment: Segment, file: soundfile.SoundFile, block_samples: int, levels: Levels
 ) -> Iterator[NDArray[np.float32]]:
     """Read the samples of a segment in blocks of up to `block_samples` samples per channel.
 
-    Reads at most the stated length: libsndfile takes a tag after the last flac frame for a damaged
-    frame.
+    Adds them to `levels`. Reads at most the stated length: libsndfile takes a tag after the last
+    flac frame for a damaged frame.
     """
     n_stated = file.frames
     check_channel(segment, file.channels)
@@ -186,9 +239,11 @@ def _blocks(
         n_read += len(read)
         n_skipped = max(0, start - (n_read - len(read)))  # samples before the segment
         if n_skipped < len(read):
-            yield _mono(read[n_skipped:], segment.channel)
+            mono = _mono(read[n_skipped:], segment.channel)
+            levels.add(read[n_skipped:], mono)
+            yield mono
         if len(read) < n_asked:  # the file ends here
-            if file.format != "MP3" and n_stated < _UNKNOWN_SAMPLES:
+            if file.format != "MP3" and n_stated < UNKNOWN_SAMPLES:
                 raise _decode_error(n_read, n_stated, "the file is damaged or incomplete")
             # The stated length was an estimate or unknown, so the segment may exceed the true one.
             if segment.stop_sample != -1 or n_read <= start > 0:
@@ -213,9 +268,19 @@ def _mono(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.float
     return mean
 
 
+def _end_flags(handle: EncodedFile, file: soundfile.SoundFile) -> tuple[str, ...]:
+    """Compare the end of the file with the length that it states."""
+    if file.format == "FLAC":
+        unknown = (FLAG_LENGTH_UNVERIFIED,) if file.frames >= UNKNOWN_SAMPLES else ()
+        return unknown + flac_end(handle, file.frames)
+    if file.format == "OGG":
+        return ogg_end(handle)
+    return () if file.format in _COMPARED_FORMATS else (FLAG_LENGTH_UNVERIFIED,)
+
+
 def _seek(file: soundfile.SoundFile, start: int) -> int:
     """Move towards a sample; return the sample reached, 0 if only decoding forward is exact."""
-    if file.subtype not in _EXACT_SEEK_SUBTYPES or file.frames >= _UNKNOWN_SAMPLES:
+    if file.subtype not in _EXACT_SEEK_SUBTYPES or file.frames >= UNKNOWN_SAMPLES:
         return 0
     try:
         return int(file.seek(start))
@@ -245,8 +310,11 @@ def _check_mp3_end(handle: EncodedFile, n_stated: int) -> None:
 
 
 def _decode_error(n_read: int, n_stated: int, reason: str) -> AudioError:
-    stated = "an unknown number" if n_stated >= _UNKNOWN_SAMPLES else n_stated
-    return AudioError(f"decoding stopped after sample {n_read} of {stated}: {reason}")
+    return AudioError(f"decoding stopped after sample {n_read} of {_stated(n_stated)}: {reason}")
+
+
+def _stated(n_samples: int) -> str:
+    return "an unknown number" if n_samples >= UNKNOWN_SAMPLES else str(n_samples)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

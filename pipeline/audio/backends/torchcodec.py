@@ -10,11 +10,19 @@ import wave
 from typing import TYPE_CHECKING, Any
 
 from pipeline.audio.content import ByteRange, EncodedFile, check_channel, sample_range
+from pipeline.audio.levels import Levels
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
+from pipeline.store.format.records import (
+    FLAG_LENGTH_UNVERIFIED,
+    FLAG_LONGER_THAN_HEADER,
+    FLAG_TRUNCATED,
+)
 
 if TYPE_CHECKING:
     from pipeline.sources.base import Segment
+
+_TOLERANCE_S = 0.2  # encoders pad both ends
 
 
 def probe(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Header:
@@ -40,6 +48,8 @@ def probe(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Hea
 def decode(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> NativeAudio:
     """Decode the whole file, and return the samples of a segment.
 
+    The flags compare the decoded length with the duration that the header states.
+
     Args:
         segment: The segment.
         handle: Its encoded file.
@@ -49,14 +59,21 @@ def decode(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Na
         AudioError: FFmpeg is not installed or cannot read the file either, or the file lacks the
             segment's channel or samples.
     """
-    decoded = _decode(_open(segment, handle, error))
+    decoder = _open(segment, handle, error)
+    decoded = _decode(decoder)
     samples = decoded.data  # [channels, samples]
     n_channels, n_file_samples = samples.shape
     check_channel(segment, n_channels)
     start, stop = sample_range(segment, n_file_samples)
     samples = samples[:, start:stop]
     mono = samples.mean(dim=0) if segment.channel is None else samples[segment.channel]
-    return NativeAudio(mono.numpy(), int(decoded.sample_rate), int(n_channels))
+    levels = Levels()
+    levels.add(samples.T.numpy(), mono.numpy())
+    flags = levels.flags(is_mean=n_channels > 1 and segment.channel is None)
+    if segment.stop_sample == -1:
+        stated_s = decoder.metadata.duration_seconds_from_header
+        flags += _length_flags(stated_s, n_file_samples / decoded.sample_rate)
+    return NativeAudio(mono.numpy(), int(decoded.sample_rate), int(n_channels), flags)
 
 
 def versions() -> dict[str, Any]:
@@ -102,6 +119,14 @@ def _open(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Any
         return importlib.import_module("torchcodec.decoders").AudioDecoder(encoded)
     except (RuntimeError, ValueError) as ffmpeg_error:
         raise AudioError(f"neither soundfile ({error}) nor FFmpeg can read it") from ffmpeg_error
+
+
+def _length_flags(stated_s: float | None, decoded_s: float) -> tuple[str, ...]:
+    if not stated_s:
+        return (FLAG_LENGTH_UNVERIFIED,)
+    if decoded_s < stated_s - _TOLERANCE_S:
+        return (FLAG_TRUNCATED,)
+    return (FLAG_LONGER_THAN_HEADER,) if decoded_s > stated_s + _TOLERANCE_S else ()
 
 
 def _decode(decoder: Any) -> Any:

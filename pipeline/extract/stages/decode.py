@@ -159,6 +159,7 @@ class Decoder:
         windows = encoder.windows.plan(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []
         flags += [records.FLAG_WINDOWED] if len(windows) > 1 else []
+        flags += decoded.flags
         return Utterance(
             replace(record, n_samples=n_samples, source_rate_hz=decoded.source_rate_hz),
             decoded.waveform,
@@ -177,7 +178,7 @@ class Decoder:
             windows=piece.windows,
             statistics=self._encoder.utterance_stats(piece.statistics),
             n_frames=row["n_frames"],
-            flags=(records.FLAG_WINDOWED,),
+            flags=(records.FLAG_WINDOWED, *piece.flags),
         )
 
 

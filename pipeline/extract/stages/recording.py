@@ -48,6 +48,7 @@ class Piece:
         statistics: Result of `StatisticsAccumulator.finish` for the whole recording; shared by
             its pieces, which do not change it.
         source_rate_hz: Native sample rate in Hz.
+        flags: Flags of the recording's audio.
     """
 
     waveform: Tensor
@@ -55,6 +56,7 @@ class Piece:
     windows: tuple[Window, ...]
     statistics: Any
     source_rate_hz: int
+    flags: tuple[str, ...]
 
 
 class RecordingReader:
@@ -97,7 +99,14 @@ class RecordingReader:
         low, high = windows[0].sample_start, windows[-1].sample_stop
         recording = self._recording(segment, row)
         waveform = recording.read(segment, low, min(high, row["n_samples"]), next_low)
-        return Piece(waveform, low, tuple(windows), recording.statistics, recording.source_rate_hz)
+        return Piece(
+            waveform,
+            low,
+            tuple(windows),
+            recording.statistics,
+            recording.source_rate_hz,
+            recording.flags,
+        )
 
     def keep(self, rows: Collection[int]) -> None:
         """Drop all recordings except those of the given source rows."""
@@ -131,8 +140,9 @@ class _Recording:
     Attributes:
         planned: Samples, bytes and fingerprint of the plan.
         held_bytes: Bytes of samples that the first pass keeps; 0: only those of one piece.
-        statistics: See `Piece`; set by the first successful `read`, as is `source_rate_hz`.
+        statistics: See `Piece`; set by the first successful `read`, as are the following.
         source_rate_hz: Native sample rate in Hz.
+        flags: Flags of the recording's audio.
     """
 
     def __init__(
@@ -145,6 +155,7 @@ class _Recording:
         self.planned, self.held_bytes = planned, held_bytes
         self.statistics: Any = None
         self.source_rate_hz = 0
+        self.flags: tuple[str, ...] = ()
         self._encoder, self._closed = encoder, closed
         self._lock = threading.Lock()
         self._file_state: tuple[int, int] | None = None
@@ -210,7 +221,7 @@ class _Recording:
                 at = max(0, n_samples - first)
                 kept[at : at + len(part)] = part
             n_samples += len(block)
-            self.source_rate_hz = decoded.source_rate_hz
+            self.source_rate_hz, self.flags = decoded.source_rate_hz, decoded.flags
         if n_samples != n_planned:
             raise AudioError(
                 f"the header says {n_planned} samples at "

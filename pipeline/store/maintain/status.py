@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.run_history import read_history
 from pipeline.store.documents import read_attributes, read_plan
 
-_COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples")
+_COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples", "flags")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Status:
             that is unknown.
         log_lines_skipped: Damaged lines of the run log; the times above lack them.
         clock_steps: Lines of the run log at which the clock was set.
+        flags: Number of utterances with features that have each flag, most frequent first.
     """
 
     units_total: int
@@ -65,6 +66,7 @@ class Status:
     limited_by: str | None = None
     log_lines_skipped: int = 0
     clock_steps: int = 0
+    flags: dict[str, int] = field(default_factory=dict)
 
 
 def read_status(store: Location) -> Status:
@@ -111,4 +113,5 @@ def read_status(store: Location) -> Status:
         limited_by=last.limited_by if last else None,
         log_lines_skipped=history.n_skipped,
         clock_steps=history.n_clock_steps,
+        flags=dict(Counter(pc.list_flatten(done["flags"]).to_pylist()).most_common()),
     )

@@ -1,0 +1,223 @@
+"""The ends of compressed streams: flac, ogg and mp3 that were cut, or joined end to end.
+
+These formats have no size in their header. libsndfile stops without an error at the end of the
+first of several streams, and at the end of an ogg or mp3 that was cut.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.audio.containers import MAX_TRAILING_BYTES, trailing
+from pipeline.audio.content import EncodedFile
+from pipeline.errors import AudioError
+from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED, FLAG_TRUNCATED
+
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\0\0\x22")
+_FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9]")
+_READ_AHEAD_BYTES = 1 << 15  # more than libsndfile reads beyond the last frame
+_OGG_FIRST_PAGE = re.compile(rb"OggS\0[\x02\x03\x06\x07]")
+_OGG_HEADER_BYTES, _OGG_LAST_PAGE = 27, 4
+_OGG_MAX_PAGE_BYTES = 27 + 255 + 255 * 255
+_BLOCK_BYTES = 1 << 20
+_MPEG_KBIT_S = {  # Layer III, by the version: 1, or 2 and 2.5
+    1: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_MPEG_HZ = (44_100, 48_000, 32_000)  # version 1; halved for 2, quartered for 2.5
+
+
+class _FlacFrame(NamedTuple):
+    start: int  # sample
+    stop: int
+    kind: bytes  # equal in all frames of a stream
+    head: bytes
+
+
+class _MpegFrame(NamedTuple):
+    n_bytes: int
+    n_samples: int
+
+
+def flac_end(handle: EncodedFile, n_stated: int) -> tuple[str, ...]:
+    """Look behind the last sample of a flac that was just decoded.
+
+    libsndfile has read ahead, so that frames before its position may be behind the stated end.
+
+    Args:
+        handle: The file, positioned where libsndfile has stopped to read.
+        n_stated: Samples that the header states.
+
+    Raises:
+        AudioError: Another flac is joined to it, or frames or many other bytes follow.
+    """
+    position = handle.tell()
+    start = _after_id3(handle)
+    first = max(start + 4, position - _READ_AHEAD_BYTES)
+    read = _read(handle, first, position - first)
+    if _FLAC_START.search(read):
+        raise AudioError("two flac streams are joined end to end; split the file")
+    n_block = int.from_bytes(_read(handle, start + 8, 2), "big")
+    heads = (read[found.start() : found.start() + 16] for found in _FLAC_FRAME.finditer(read))
+    frames = [frame for frame in (_flac_frame(head, n_block) for head in heads) if frame]
+    # Other bytes can look like a frame, but hardly like the successor of a frame.
+    ends = {(frame.stop, frame.kind) for frame in frames}
+    for frame in frames:
+        follows = (frame.start, frame.kind) in ends or (frame.start == 0 and n_stated < n_block)
+        if frame.stop > n_stated and follows and _has_crc8(frame.head):
+            raise AudioError(f"the header states {n_stated} samples, and more follow")
+    return trailing(_before_tags(handle) - position)
+
+
+def ogg_end(handle: EncodedFile) -> tuple[str, ...]:
+    """Look at the pages of an ogg.
+
+    Raises:
+        AudioError: Several streams are joined end to end, or bytes follow the last page.
+    """
+    end = 0  # of the first pages of all streams that are played at once
+    for first in _ogg_first_pages(handle):
+        if first != end:
+            raise AudioError("several ogg streams are joined end to end; split the file")
+        end = _page_end(handle, first)
+    n_bytes = _before_tags(handle)
+    at = max(0, n_bytes - _OGG_MAX_PAGE_BYTES - MAX_TRAILING_BYTES)
+    tail = _read(handle, at, n_bytes - at)
+    last = tail.rfind(b"OggS")
+    if last < 0:
+        return trailing(len(tail))
+    end = _page_end(handle, at + last)
+    is_last = len(tail) > last + 5 and tail[last + 5] & _OGG_LAST_PAGE
+    return trailing(n_bytes - end) if is_last and end <= n_bytes else (FLAG_TRUNCATED,)
+
+
+def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
+    """Compare an mp3 with its Xing header; without one, look whether its last frame is whole.
+
+    Args:
+        handle: The file.
+        n_read: Samples that were decoded.
+        n_stated: Samples that libsndfile has taken from the header, or estimated.
+    """
+    at = _after_id3(handle)
+    head = _read(handle, at, 64)
+    frame = _mpeg_frame(head, 0)
+    if frame is None:
+        return (FLAG_LENGTH_UNVERIFIED,)
+    xing = max(head.find(b"Xing"), head.find(b"Info"))
+    if 0 <= xing < 56 and head[xing + 7] & 1:
+        return (FLAG_TRUNCATED,) if n_read + frame.n_samples < n_stated else ()
+    encoded = _read(handle, at, _before_tags(handle) - at)
+    at = 0
+    while frame is not None:
+        at += frame.n_bytes
+        frame = _mpeg_frame(encoded, at)
+    return () if at == len(encoded) else (FLAG_TRUNCATED,)
+
+
+def _flac_frame(head: bytes, n_block: int) -> _FlacFrame | None:
+    """Read the header of a flac frame, without its CRC-8; None if it is none.
+
+    Args:
+        head: 16 bytes that begin with the header.
+        n_block: Samples of a block, if all blocks but the last are equal.
+    """
+    if len(head) < 16 or head[2] >> 4 == 0 or head[4] == 0xFF or head[4] >> 6 == 0b10:
+        return None
+    n_number = max(1, 8 - (head[4] ^ 0xFF).bit_length())
+    number = head[4] & (0xFF >> n_number) if n_number > 1 else head[4]
+    for byte in head[5 : 4 + n_number]:
+        number = number << 6 | byte & 0x3F
+    size, at = head[2] >> 4, 4 + n_number
+    n_size = {6: 1, 7: 2}.get(size, 0)
+    if n_size:
+        n_samples = int.from_bytes(head[at : at + n_size], "big") + 1
+    else:
+        n_samples = 192 if size == 1 else 576 << size - 2 if size < 6 else 256 << size - 8
+    end = at + n_size + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    start = number if head[1] & 1 else number * n_block
+    kind = bytes((head[1], head[2] & 15, head[3] & 15))
+    return _FlacFrame(start, start + n_samples, kind, head[: end + 1])
+
+
+def _has_crc8(head: bytes) -> bool:
+    """Return whether the last byte is the CRC-8 of the others."""
+    crc = 0
+    for byte in head:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+    return crc == 0
+
+
+def _ogg_first_pages(handle: EncodedFile) -> Iterator[int]:
+    """Find the first page of every stream, in order."""
+    handle.seek(0)
+    start, before = 0, b""
+    while block := handle.read(_BLOCK_BYTES):
+        searched = before + block
+        for found in _OGG_FIRST_PAGE.finditer(searched):
+            position = handle.tell()
+            yield start - len(before) + found.start()
+            handle.seek(position)
+        start += len(block)
+        before = searched[-5:]  # shorter than what is searched for
+
+
+def _page_end(handle: EncodedFile, at: int) -> int:
+    """Return the byte after an ogg page; beyond the file if its header is cut."""
+    header = _read(handle, at, _OGG_HEADER_BYTES + 255)
+    sizes = header[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + header[26]] if len(header) > 26 else b""
+    if len(header) < _OGG_HEADER_BYTES or len(sizes) < header[26]:
+        return handle.seek(0, io.SEEK_END) + 1
+    return at + _OGG_HEADER_BYTES + len(sizes) + sum(sizes)
+
+
+def _after_id3(handle: EncodedFile) -> int:
+    """Return the first byte after the ID3 tags at the start of a file."""
+    at = 0
+    while len(head := _read(handle, at, 10)) == 10 and head.startswith(b"ID3"):
+        a, b, c, d = head[6:]
+        at += 10 + (a << 21 | b << 14 | c << 7 | d)
+    return at
+
+
+def _before_tags(handle: EncodedFile) -> int:
+    """Return the first byte of the ID3v1 and APE tags at the end of a file, or its size."""
+    end = handle.seek(0, io.SEEK_END)
+    if end >= 128 and _read(handle, end - 128, 3) == b"TAG":
+        end -= 128
+    footer = _read(handle, end - 32, 32) if end >= 32 else b""
+    if footer.startswith(b"APETAGEX"):
+        n_bytes, _, flags = struct.unpack("<12xIII8x", footer)
+        end = max(0, end - n_bytes - (32 if flags >> 31 else 0))
+    return end
+
+
+def _read(handle: EncodedFile, offset: int, n_bytes: int) -> bytes:
+    """Read a range, as far as the file goes."""
+    handle.seek(offset)
+    parts = []
+    while n_bytes > 0 and (part := handle.read(n_bytes)):
+        parts.append(part)
+        n_bytes -= len(part)
+    return b"".join(parts)
+
+
+def _mpeg_frame(encoded: bytes, at: int) -> _MpegFrame | None:
+    """Read the header of a frame of Layer III; None if there is none, or its size is free."""
+    head = encoded[at : at + 4]
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return None
+    version = {3: 1, 2: 2, 0: 4}.get(head[1] >> 3 & 3)  # 4: version 2.5
+    rate, bits = head[2] >> 2 & 3, head[2] >> 4
+    if version is None or rate == 3 or bits in (0, 15):
+        return None
+    kbit_s = _MPEG_KBIT_S[min(version, 2)][bits - 1]
+    n_samples = 1152 if version == 1 else 576
+    n_bytes = n_samples // 8 * kbit_s * 1000 // (_MPEG_HZ[rate] // version) + (head[2] >> 1 & 1)
+    return _MpegFrame(n_bytes, n_samples)

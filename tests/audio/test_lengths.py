@@ -1,0 +1,236 @@
+"""Header, file size and samples that disagree: flagged or refused, never short in silence."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pipeline.audio.decode import decode, decode_blocks
+from pipeline.audio.probe import probe
+from pipeline.errors import AudioError
+from pipeline.sources.base import Segment
+from tests.helpers.audio_files import flac_with_length, mp3_without_length, speechlike
+
+RATE_HZ = 16_000
+N = 48_000
+TRUNCATED, LONGER, UNVERIFIED = ("truncated",), ("longer_than_header",), ("length_unverified",)
+COMPARED = [
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "W64",
+    "AIFF",
+    "AU",
+    "NIST",
+    "CAF",
+    "FLAC",
+    "OGG",
+    "OPUS",
+    "MP3",
+]
+NOT_COMPARED = ["AVR", "IRCAM", "MAT4", "MAT5", "PAF", "PVF", "SVX", "VOC"]
+
+
+def encoded(kind: str, sound: np.ndarray | None = None) -> bytes:
+    """Encode three seconds in the default encoding of a format."""
+    buffer = io.BytesIO()
+    kind, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, None)
+    sound = speechlike(N) if sound is None else sound
+    soundfile.write(buffer, sound, RATE_HZ, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def clip(source: bytes | Path) -> Segment:
+    return (
+        Segment("clip", data=source) if isinstance(source, bytes) else Segment("clip", str(source))
+    )
+
+
+def outcome(source: bytes | Path) -> tuple[int, tuple[str, ...]] | str:
+    """Return samples and flags, or the error; check that decoding in blocks gives the same."""
+    try:
+        decoded = decode(clip(source), RATE_HZ)
+    except AudioError as error:
+        with pytest.raises(AudioError):
+            list(decode_blocks(clip(source), RATE_HZ))
+        return str(error)
+    blocks = list(decode_blocks(clip(source), RATE_HZ))
+    assert torch.equal(torch.cat([block.waveform for block in blocks]), decoded.waveform)
+    assert blocks[-1].flags == decoded.flags
+    return len(decoded.waveform), decoded.flags
+
+
+def wav(n_stated: int, n_there: int, riff: int | None = None, rest: bytes = b"") -> bytes:
+    """Make a 16-bit wav that states `n_stated` bytes of samples and holds `n_there`."""
+    samples = (speechlike(n_there // 2) * 32767).astype("<i2").tobytes()
+    return wav_head(n_stated, riff) + samples + rest
+
+
+def wav_head(n_stated: int, riff: int | None = None) -> bytes:
+    riff = (36 + n_stated) % 2**32 if riff is None else riff
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+    return (
+        struct.pack("<4sI4s", b"RIFF", riff, b"WAVE")
+        + form
+        + struct.pack("<4sI", b"data", n_stated % 2**32)
+    )
+
+
+def rf64_head(n_stated: int) -> bytes:
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, n_stated + 72, n_stated, n_stated // 2, 0)
+    return b"RF64\xff\xff\xff\xffWAVE" + sizes + form + b"data\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_a_whole_file_has_no_flag(kind: str) -> None:
+    """Every sample is there and nothing is said, with tags behind the compressed streams, too."""
+    whole = encoded(kind)
+    variants = [whole, whole + b"TAG" + bytes(125)] if kind in ("FLAC", "OGG", "MP3") else [whole]
+    for variant in variants:
+        assert outcome(variant) == (N, ())
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 0.99])
+def test_a_file_that_is_cut_is_flagged_or_refused(kind: str, share: float) -> None:
+    """What is left of it is never taken for the whole."""
+    whole = encoded(kind)
+    found = outcome(whole[: int(len(whole) * share)])
+    if isinstance(found, str):
+        assert kind in ("CAF", "FLAC") or share < 0.5
+    else:
+        assert found[0] < N
+        assert found[1] == TRUNCATED
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_files_that_are_joined_are_refused(kind: str) -> None:
+    """The second one would be lost."""
+    whole = encoded(kind)
+    assert isinstance(outcome(whole + whole), str)
+    assert isinstance(outcome(whole + encoded(kind, speechlike(2 * N, seed=1))), str)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "AIFF", "AU", "CAF", "OGG", "OPUS"])
+def test_a_few_bytes_too_many_are_flagged(kind: str) -> None:
+    """The stated samples are decoded, and the flag says that there is more."""
+    assert outcome(encoded(kind) + bytes(range(1, 200)) * 4) == (N, LONGER)
+
+
+@pytest.mark.parametrize("kind", [*COMPARED[:8], "OGG"])
+def test_many_bytes_too_many_are_refused(kind: str) -> None:
+    """They may be audio that the header does not cover."""
+    assert isinstance(outcome(encoded(kind) + b"\x01\x80" * 5000), str)
+
+
+@pytest.mark.parametrize("kind", NOT_COMPARED)
+@pytest.mark.parametrize("share", [0.5, 1, 2])
+def test_formats_that_are_not_compared_say_so(kind: str, share: float) -> None:
+    """Whatever is read of them carries the flag."""
+    whole = encoded(kind)
+    found = outcome((whole + whole)[: int(len(whole) * share)])
+    assert isinstance(found, str) or found[1] == UNVERIFIED
+
+
+@pytest.mark.parametrize("n_stated", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 2**32 - 1])
+def test_a_wav_that_was_written_to_a_pipe_is_read_to_its_end(n_stated: int) -> None:
+    """Its header states no size, and the flag says that it may have been longer."""
+    raw = wav(n_stated, 2 * N, riff=0 if n_stated == 0 else 2**32 - 1)
+    assert outcome(raw) == (N, UNVERIFIED)
+    assert probe(clip(raw), RATE_HZ).n_samples == N
+    assert outcome(wav(0, 0)) == "the file holds no samples"
+    for size in (0, 2**64 - 200):
+        raw = rf64_head(0)[:28] + struct.pack("<Q", size) + rf64_head(0)[36:] + raw[44:]
+        assert outcome(raw)[1] == UNVERIFIED
+
+
+def test_chunks_behind_the_samples_are_no_audio() -> None:
+    """A list of names behind the samples is neither read nor flagged; a second wav is refused."""
+    chunk = b"LIST" + struct.pack("<I", 10_000) + bytes(10_000)
+    assert outcome(wav(2 * N, 2 * N, rest=chunk)) == (N, ())
+    assert outcome(wav(0, 0, rest=chunk)) == "the file holds no samples"
+    assert "joined" in outcome(wav(2 * N, 2 * N, rest=wav(2 * N, 2 * N)))
+
+
+@pytest.mark.parametrize(
+    "head", [wav_head, lambda n: wav_head(0, 0), lambda n: wav_head(2**32 - 1), rf64_head]
+)
+def test_a_wav_beyond_4_gib_is_read_to_its_end(tmp_path: Path, head) -> None:
+    """Its size wraps around, is unknown, or is that of RF64; `probe` and a segment see the end."""
+    n_bytes = 2**32 + 30 * 2 * RATE_HZ
+    path = tmp_path / "day.wav"
+    last = (speechlike(RATE_HZ) * 32767).astype("<i2")
+    with path.open("wb") as file:  # sparse
+        file.write(head(n_bytes))
+        file.seek(n_bytes - last.nbytes, io.SEEK_CUR)
+        file.write(last.tobytes())
+    n_samples = n_bytes // 2
+    assert probe(clip(path), RATE_HZ).n_samples == n_samples
+    segment = Segment("clip", str(path), start_sample=n_samples - RATE_HZ)
+    decoded = decode(segment, RATE_HZ)
+    assert np.array_equal(decoded.waveform.numpy(), last.astype(np.float32) / 2**15)
+    assert len(decoded.flags) == (0 if head is rf64_head else 1)
+    with path.open("ab") as file:
+        file.write(bytes(5000))
+    if head in (wav_head, rf64_head):
+        with pytest.raises(AudioError, match="rewrite the file"):
+            probe(clip(path), RATE_HZ)
+
+
+def test_a_wrapped_size_within_other_files(tmp_path: Path) -> None:
+    """A header without a size is corrected for bytes and for a byte range of a file, too."""
+    raw = wav(0, 2 * N)
+    (tmp_path / "shard.tar").write_bytes(bytes(777) + raw + bytes(99))
+    embedded = Segment(
+        "clip", str(tmp_path / "shard.tar"), byte_offset=777, byte_length=len(raw), container="tar"
+    )
+    decoded = decode(embedded, RATE_HZ)
+    assert decoded.flags == UNVERIFIED
+    assert torch.equal(decoded.waveform, decode(clip(wav(2 * N, 2 * N)), RATE_HZ).waveform)
+
+
+def test_a_flac_with_another_length() -> None:
+    """A length that is not stated is counted and flagged; one that is too small is refused."""
+    whole = encoded("FLAC")
+    assert outcome(flac_with_length(whole, 0)) == (N, UNVERIFIED)
+    for n_stated in (1, N // 2, N - 2 * 4096, N - 1):
+        assert isinstance(outcome(flac_with_length(whole, n_stated)), str)
+
+
+def test_an_mp3_without_a_length() -> None:
+    """Its last frame shows whether it was cut."""
+    whole = mp3_without_length(speechlike(N), mode="CONSTANT")
+    assert outcome(whole)[1] == ()
+    assert outcome(whole[: len(whole) // 2 + 20])[1] == TRUNCATED
+
+
+def test_a_segment_with_an_end_has_no_flag() -> None:
+    """The rest of its file does not matter."""
+    whole = encoded("OGG")
+    for source in (whole[: len(whole) * 3 // 4], wav(2 * N, N), wav(0, N)):
+        segment = Segment("clip", data=source, start_sample=10, stop_sample=500)
+        assert decode(segment, RATE_HZ).flags == ()
+        assert len(decode(segment, RATE_HZ).waveform) == 490
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OPUS", "MP3"])
+def test_silence_and_channels_that_cancel_are_flagged(kind: str) -> None:
+    """Channels of opposite sign give a mean without sound; each of them has sound."""
+    sound = speechlike(N)
+    opposite = encoded(kind, np.stack([sound, -sound], axis=1))
+    assert decode(clip(opposite), RATE_HZ).flags == ("cancelled",)
+    assert decode(Segment("clip", data=opposite, channel=1), RATE_HZ).flags == ()
+    assert list(decode_blocks(clip(opposite), RATE_HZ))[-1].flags == ("cancelled",)
+    noise = np.random.default_rng(0).standard_normal((N, 8 if kind != "MP3" else 2)) * 0.1
+    assert decode(clip(encoded(kind, noise.astype(np.float32))), RATE_HZ).flags == ()
+    for n_channels in (1, 2):
+        zeros = np.zeros((N, n_channels), np.float32)
+        is_lossless = kind in ("WAV", "FLAC")
+        assert decode(clip(encoded(kind, zeros)), RATE_HZ).flags == ("silent",) or not is_lossless
