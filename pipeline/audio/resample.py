@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _BLOCK_S = 10  # of audio in a block of `resample_blocks`
 _MAX_KERNEL_ELEMENTS = 1 << 25  # 128 MiB; 44.1 kHz to 16 kHz needs 76,000
 _MIN_RATE_HZ = 100
+_MAX_RATE_HZ = 10_000_000  # soxr needs seconds for a short file of a higher rate
 _MAX_SAMPLES = 1 << 36  # 49 days at 16 kHz
 _FILTER_WIDTH = 6
 _ROLLOFF = 0.99
@@ -118,8 +119,11 @@ def check_resampling(n_source: int, source_rate_hz: int, sample_rate_hz: int) ->
     """Raise AudioError if there are no samples, too many, or if the rate is not one of audio."""
     if n_source <= 0:
         raise AudioError("the file holds no samples")
-    if source_rate_hz < _MIN_RATE_HZ:
-        raise AudioError(f"the sample rate is {source_rate_hz} Hz, less than {_MIN_RATE_HZ} Hz")
+    if not _MIN_RATE_HZ <= source_rate_hz <= _MAX_RATE_HZ:
+        raise AudioError(
+            f"the sample rate is {source_rate_hz} Hz, not one of audio: it is below {_MIN_RATE_HZ} "
+            f"or above {_MAX_RATE_HZ} Hz"
+        )
     n_samples = n_source * sample_rate_hz // source_rate_hz
     if n_samples > _MAX_SAMPLES:
         raise AudioError(

@@ -317,11 +317,12 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch):
     assert sum(len(block.waveform) for block in blocks) == 4_000_000
 
 
-def test_a_rate_that_is_not_one_of_audio_is_refused(tmp_path):
+@pytest.mark.parametrize("rate_hz", [1, 99, 10_000_001, 2**31 - 1])
+def test_a_rate_that_is_not_one_of_audio_is_refused(tmp_path, rate_hz):
     """A file at 1 Hz would be 16,000 times as long as its samples."""
-    path = write(tmp_path / "a.wav", speechlike(1000), 1)
+    path = write(tmp_path / "a.wav", speechlike(1000), rate_hz)
     for read in (probe, decode, lambda *args: list(decode_blocks(*args))):
-        with pytest.raises(AudioError, match="sample rate is 1 Hz"):
+        with pytest.raises(AudioError, match=f"sample rate is {rate_hz} Hz"):
             read(clip(path), RATE_HZ)
 
 

@@ -533,6 +533,21 @@ def test_paths_that_cannot_be_opened(tmp_path):
     assert "audiofolder, manifest, disk, hub" in error_text("folder", tmp_path)
 
 
+def test_a_table_that_is_a_pipe_is_refused_at_once(tmp_path):
+    """Nothing waits for a writer, whether the pipe is a manifest or the metadata of a folder."""
+    write(tmp_path / "clips/a.wav")
+    os.mkfifo(tmp_path / "clips/metadata.csv")
+    assert "not a regular file" in error_text("audiofolder", tmp_path / "clips")
+    assert "not a regular file" in error_text("manifest", tmp_path / "clips/metadata.csv")
+
+
+def test_a_directory_named_like_an_audio_file_is_reported(tmp_path):
+    """One without audio is listed, so that it is quarantined by name; others are searched."""
+    write(tmp_path / "holds.wav/a.wav")
+    (tmp_path / "empty.wav").mkdir()
+    assert open_kind("audiofolder", tmp_path).ids().to_pylist() == ["empty.wav", "holds.wav/a.wav"]
+
+
 def test_the_identity_holds_no_paths(clips, tmp_path):
     """The identity of moved content is equal; that of other columns is not."""
     first = open_kind("audiofolder", clips)
