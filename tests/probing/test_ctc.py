@@ -260,7 +260,7 @@ def test_transcripts_longer_than_their_frames_are_not_trained_on(store):
     texts[40] = "b" * 999  # test is scored nevertheless
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     assert set(found.train) == {f"utt-{i:04d}" for i in range(32) if i not in (3, 4)}
-    (warning,) = found.warnings
+    (warning,) = frame_data.transcript_warnings([found])
     assert warning.startswith("2 utterances are left out of training (utt-0003, utt-0004)")
     assert found.test["utt-0040"] == texts[40]
     with pytest.raises(ConfigError, match="nothing to train on"):
@@ -274,7 +274,7 @@ def test_an_utterance_too_large_for_memory_is_not_trained_on(store, monkeypatch)
     monkeypatch.setattr(frame_data, "MAX_CTC_BYTES", size - 1)
     found = frame_data.prepare_transcripts(store, TASK, FOLD, TEXTS)
     assert f"utt-{longest:04d}" not in found.train
-    assert "cut them" in found.warnings[0]
+    assert "cut them" in frame_data.transcript_warnings([found])[0]
 
 
 def test_symbols_missing_from_training_are_errors_and_a_warning(store):
@@ -282,7 +282,7 @@ def test_symbols_missing_from_training_are_errors_and_a_warning(store):
     texts = [*TEXTS[:40], *("x" * len(text) for text in TEXTS[40:])]
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     total = sum(len(text) for text in texts[40:])
-    assert found.warnings == (
+    assert tuple(frame_data.transcript_warnings([found])) == (
         f"{total} symbols of test ('x') are in no training transcript; no head can "
         "predict them, and they count as errors",
     )
