@@ -12,7 +12,9 @@ from pipeline.config import Config, SweepConfig, load_config, load_sweep_config
 from pipeline.config.ranges import RANGES
 from pipeline.errors import ConfigError
 
-ABSURD = ["-1e9", "-5", "nan", "inf", "-inf", "1e15", "1e308", "9" * 30, "9" * 400, "9" * 5000]
+ABSURD = ["-5", "nan", "9" * 30]
+MORE = ["-1e9", "inf", "-inf", "1e15", "1e308", "9" * 400, "9" * 5000]
+VALUES = [*ABSURD, *(pytest.param(value, marks=pytest.mark.slow) for value in MORE)]
 
 
 def numbers_of(kind: type, prefix: str = "") -> set[str]:
@@ -51,7 +53,7 @@ def test_every_number_has_a_range() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RANGES))
-@pytest.mark.parametrize("value", ABSURD, ids=lambda value: value[:12])
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{value[:6]}x{len(value)}")
 def test_absurd_values_are_refused_with_the_range(name: str, value: str) -> None:
     """One line that names the setting and what was expected."""
     with pytest.raises(ConfigError) as caught:
