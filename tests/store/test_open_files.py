@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -81,3 +83,12 @@ def test_threads_that_read_a_damaged_shard_all_get_the_same_error(tmp_path: Path
         for thread in threads:
             thread.join()
     assert kinds == {"DamagedError"}
+
+
+def test_a_program_that_ends_with_an_open_store_prints_nothing(tmp_path: Path) -> None:
+    """A variable of the script keeps it until the interpreter has cleared the modules."""
+    make_store(tmp_path / "store", [20, 30], layers=(1, 2))
+    script = "import sys, pipeline; store = pipeline.open_store(sys.argv[1]); store.read(0)"
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -9,7 +9,7 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
@@ -218,9 +218,9 @@ class LocalReader(ObjectReader):
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)  # at the end of the process `os` may be gone
 
     @property
     def size(self) -> int:
