@@ -511,6 +511,26 @@ def test_a_batch_that_does_not_fit_the_device_is_halved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bench.frames(0), plenty.frames(0))
 
 
+def test_a_batch_that_does_not_fit_in_fp32_is_halved(tmp_path: Path) -> None:
+    """It fits in the reduced precision, but one of its values does not."""
+
+    class SmallInFp32(SpellingEncoder):
+        def encode_batch(self, waveforms: Sequence[Tensor], **settings) -> Iterator[Tensor]:
+            layers = list(super().encode_batch(waveforms, **settings))
+            if settings.get("precision") == "fp32" and len(layers[0]) > 80:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield from layers
+
+    seconds = [1.0, 0.5, 1.0, 0.5, 1.0]
+    bench = Bench(tmp_path, seconds, 256, SmallInFp32(broken=[4]))
+    report = bench.extract(0)
+    assert (report.n_ok, report.n_fp32, report.n_halved) == (5, 5, 2)
+    (tmp_path / "plenty").mkdir()
+    plenty = Bench(tmp_path / "plenty", seconds, 256, SpellingEncoder())
+    plenty.extract(0)
+    np.testing.assert_array_equal(bench.frames(0), plenty.frames(0))
+
+
 def test_a_clip_that_does_not_fit_the_device_is_an_error(tmp_path: Path) -> None:
     """It names the device, the length of the clip and the remedy."""
     bench = Bench(tmp_path, [0.5, 1.0], 256, SmallMemory(40))

@@ -85,9 +85,11 @@ class _Actor:
         assert self._worker is not None  # units are sent only after `start` has returned
         with self._turn:
             self._turn.wait_for(lambda: self._n_taken == number)
-            report = self._worker.submit(task)
-            self._n_taken += 1
-            self._turn.notify_all()
+            try:
+                report = self._worker.submit(task)
+            finally:  # else the units after this one would wait for ever
+                self._n_taken += 1
+                self._turn.notify_all()
         return attempt(task, report)
 
 

@@ -225,13 +225,18 @@ class EncodeStage:
             on_final(item, None if means is None or item.is_long else means[i])
 
     def _encode_again(self, batch: list[_Clip], buffer: UnitBuffer) -> None:
-        """Encode a batch in fp32; quarantine the utterances that cannot be stored even so."""
-        encoded = encode_clips(
-            self._encoder,
-            [clip.waveform for clip in batch],
-            stats=[clip.stats for clip in batch],
-            precision="fp32",
-        )
+        """Encode a batch in fp32; quarantine the utterances that cannot be stored even so.
+
+        If the device is out of memory, one half is encoded after the other.
+        """
+        encoded = self._encode_in_fp32(batch)
+        if encoded is None:
+            self._n_halved += 1
+            torch.cuda.empty_cache()
+            middle = len(batch) // 2
+            self._encode_again(batch[:middle], buffer)
+            self._encode_again(batch[middle:], buffer)
+            return
         for clip, features in zip(batch, encoded, strict=True):
             item = clip.item
             if records.FLAG_FP32 not in item.flags:
@@ -243,6 +248,24 @@ class EncodeStage:
             stored = kept.to(torch_dtype(self._codec)).cpu() if kept.is_cuda else kept
             out = buffer.frames[:, clip.start : clip.start + clip.n_kept]
             encode_into(self._codec, stored, out)
+
+    def _encode_in_fp32(self, batch: list[_Clip]) -> list[Tensor] | None:
+        """Encode a batch in fp32; return None if the device is out of memory.
+
+        Raises:
+            EncoderError: The device is out of memory with a single clip.
+        """
+        try:
+            return encode_clips(
+                self._encoder,
+                [clip.waveform for clip in batch],
+                stats=[clip.stats for clip in batch],
+                precision="fp32",
+            )
+        except torch.OutOfMemoryError as error:
+            if len(batch) > 1:
+                return None
+            raise _out_of_memory(self._encoder, batch[0]) from error
 
 
 def _fitting_frames(device: torch.device, layout: Layout) -> int:
