@@ -67,7 +67,11 @@ def test_the_run_log_keeps_its_events_and_keys(tmp_path: Path) -> None:
     observer.run_ended([])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [list(line)[:3] for line in lines] == [["time", "run_id", "event"]] * 5
-    events = [{k: v for k, v in line.items() if k not in ("time", "run_id")} for line in lines]
+    assert [list(line)[-1] for line in lines] == ["elapsed_s"] * 5
+    events = [
+        {k: v for k, v in line.items() if k not in ("time", "run_id", "elapsed_s")}
+        for line in lines
+    ]
     command = events[0].pop("command")
     assert isinstance(command, list)
     assert events == [

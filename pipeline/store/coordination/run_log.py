@@ -40,13 +40,9 @@ class RunLog:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with its facts; a log that cannot be written does not stop the run."""
-        common = {
-            "time": now(),
-            "run_id": self._run_id,
-            "elapsed_s": round(time.monotonic() - self._start_s, 3),
-            "event": event,
-        }
-        line = json.dumps(common | facts) + "\n"
+        common = {"time": now(), "run_id": self._run_id, "event": event}
+        elapsed = {"elapsed_s": round(time.monotonic() - self._start_s, 3)}
+        line = json.dumps(common | facts | elapsed) + "\n"
         with suppress(StoreError):
             self._backend.append(LOG, line.encode())
 
