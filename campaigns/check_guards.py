@@ -21,7 +21,7 @@ TESTS = (
     "encoders/test_encoder.py",
     "encoders/test_long_audio.py",
     "encoders/test_frontend.py",
-    "encoders/test_position.py",
+    "encoders/test_positional_convolution.py",
     "encoders/test_precision.py",
     "extract/test_worker.py",
 )
@@ -142,8 +142,8 @@ GUARDS = (
     Guard(
         "utterance that overflows stored unchanged",
         "extract/stages/encode.py",
-        "            if _fits(stored, self._codec):\n",
-        "            if True:\n",
+        "            if not _fits(kept, self._codec):\n",
+        "            if False:\n",
     ),
 )
 

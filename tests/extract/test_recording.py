@@ -189,7 +189,7 @@ def test_a_piece_can_be_changed_without_changing_another(one):
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "cursor"])
 def test_pieces_are_read_by_several_threads(one, held):
-    """All are right; a recording that is held is decoded once, whoever comes first."""
+    """All pieces are right. A recording that is held is decoded once, in any order of threads."""
     reader = one.reader(MAX_HELD_BYTES if held else 0)
     with ThreadPoolExecutor(4) as pool:
         pieces = list(pool.map(lambda row: one.read(reader, row), one.rows))

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError, StoreNotFoundError
-from pipeline.store.backend.base import PARTIAL_SUFFIX, Backend
+from pipeline.store.backend.base import Backend, final_name
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.memory import MemoryBackend
 from pipeline.store.backend.opening import open_backend
@@ -294,7 +294,7 @@ def test_a_partial_object_is_invisible_until_it_is_published(backend: Backend) -
     buffer[:] = b"-----"
     partial.write(b" ", 5)
     assert not backend.exists("a/x")
-    assert all(key.endswith(PARTIAL_SUFFIX) for key in backend.list())
+    assert all(final_name(key) for key in backend.list())
     backend.publish([partial])
     partial.discard()  # of a published object: nothing happens
     assert contents(backend) == {"a/x": b"hello world"}

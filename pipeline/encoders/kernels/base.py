@@ -81,13 +81,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Linear(Protocol):
-    """`x Wᵀ + b`, with an optional GELU or sum.
-
-    Attributes:
-        n_out: Number of output features.
-    """
-
-    n_out: int
+    """`x Wᵀ + b`, with an optional GELU or sum."""
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """Map `[rows, in]` of any dtype to `[rows, out]` in the dtype of the product."""

@@ -30,7 +30,6 @@ class PackedLinear:
     """A linear map with weights in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.n_out = weight.shape[0]
         self._dtype = dtype
         self._bias = None if bias is None else bias.to(dtype)
         with torch.inference_mode():
@@ -57,7 +56,7 @@ class CpuKernels(ReferenceKernels):
 
     row_multiple = 32  # oneDNN keeps a kernel for every size of a product
 
-    def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:  # type: ignore[override]
+    def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
         """Prepare a linear map; by oneDNN where that is faster."""
         if can_pack(weight.device, dtype) and is_packing_faster():
             return PackedLinear(weight, bias, dtype)

@@ -14,14 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoders.kernels.base import Pack, PositionalConvolution, PositionBias, wide_dtype
+from pipeline.encoders.kernels.base import (
+    Linear,
+    Pack,
+    PositionalConvolution,
+    PositionBias,
+    wide_dtype,
+)
 
 
 class PlainLinear:
     """`F.linear`, then GELU or a sum."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.n_out = weight.shape[0]
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
 
@@ -50,7 +55,7 @@ class ReferenceKernels:
     clip_rows = 1
     chunk_rows = 128
 
-    def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> PlainLinear:
+    def linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
         """Prepare a linear map."""
         return PlainLinear(weight, bias, dtype)
 

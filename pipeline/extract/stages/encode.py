@@ -11,7 +11,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,12 @@ from pipeline.store.format import records
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
-from pipeline.store.tensors import encode_into, torch_dtype
+from pipeline.store.tensors import encode_into
 from pipeline.store.write.buffer import UnitBuffer
 
 _FIXED_BYTES = 2 * 10**9
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
+T = TypeVar("T")
 Means = npt.NDArray[np.float32]
 OnFinal = Callable[[Utterance, Means | None], None]
 """Called with each placed utterance, in order, once its frames in the buffer are final, and with
@@ -139,7 +141,7 @@ class EncodeStage:
             if number % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
                 malloc.trim()
             members = [clips.popleft() for _ in range(batch.start, batch.stop)]
-            for started in self._start(members, buffer):
+            for started in self._in_parts(members, partial(self._receive, buffer=buffer)):
                 waiting.append(started)
                 if len(waiting) > self._receiver.depth:
                     self._finish(*waiting.popleft(), buffer, on_final)
@@ -172,26 +174,33 @@ class EncodeStage:
                     is_last=window is item.windows[-1],
                 )
 
-    def _start(
-        self, batch: list[_Clip], buffer: UnitBuffer
-    ) -> Iterator[tuple[list[_Clip], PendingBatch]]:
-        """Start to encode a batch; if the device is out of memory, one half after the other."""
-        pending = self._receive(batch, buffer)
-        if pending is not None:
-            yield batch, pending
-            return
-        self._n_halved += 1
-        torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        yield from self._start(batch[:middle], buffer)
-        yield from self._start(batch[middle:], buffer)
+    def _in_parts(
+        self, batch: list[_Clip], encode: Callable[[list[_Clip]], T]
+    ) -> Iterator[tuple[list[_Clip], T]]:
+        """Encode a batch; if the device is out of memory, one half after the other.
 
-    def _receive(self, batch: list[_Clip], buffer: UnitBuffer) -> PendingBatch | None:
-        """Start to encode a batch; return None if the device is out of memory.
+        Yields:
+            Each part of the batch, with the result of `encode`.
 
         Raises:
             EncoderError: The device is out of memory with a single clip.
         """
+        try:
+            result = encode(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise _out_of_memory(self._encoder, batch[0]) from error
+        else:
+            yield batch, result
+            return
+        self._n_halved += 1
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        yield from self._in_parts(batch[:middle], encode)
+        yield from self._in_parts(batch[middle:], encode)
+
+    def _receive(self, batch: list[_Clip], buffer: UnitBuffer) -> PendingBatch:
+        """Start to encode a batch into the buffer."""
         layers = self._encoder.encode_batch(
             [clip.waveform for clip in batch], stats=[clip.stats for clip in batch]
         )
@@ -199,12 +208,7 @@ class EncodeStage:
         out = None
         if self._needs_frames or any(clip.item.is_long for clip in batch):
             out = buffer.frames[:, batch[0].start : batch[0].start + sum(counts)]
-        try:
-            return self._receiver.receive(layers, _kept_frames(batch), counts, out)
-        except torch.OutOfMemoryError as error:
-            if len(batch) > 1:
-                return None
-            raise _out_of_memory(self._encoder, batch[0]) from error
+        return self._receiver.receive(layers, _kept_frames(batch), counts, out)
 
     def _finish(
         self, batch: list[_Clip], pending: PendingBatch, buffer: UnitBuffer, on_final: OnFinal
@@ -215,7 +219,8 @@ class EncodeStage:
         means = received.means
         if not received.fits(self._codec):
             means = None
-            self._encode_again(batch, buffer)
+            for part, encoded in self._in_parts(batch, self._encode_in_fp32):
+                self._store(part, encoded, buffer)
         for i, clip in enumerate(batch):
             if not clip.is_last:
                 continue
@@ -224,19 +229,17 @@ class EncodeStage:
                 buffer.blank(item.start, item.start + item.n_frames)
             on_final(item, None if means is None or item.is_long else means[i])
 
-    def _encode_again(self, batch: list[_Clip], buffer: UnitBuffer) -> None:
-        """Encode a batch in fp32; quarantine the utterances that cannot be stored even so.
+    def _encode_in_fp32(self, batch: list[_Clip]) -> list[Tensor]:
+        """Encode a batch in fp32: features of each clip, context included."""
+        return encode_clips(
+            self._encoder,
+            [clip.waveform for clip in batch],
+            stats=[clip.stats for clip in batch],
+            precision="fp32",
+        )
 
-        If the device is out of memory, one half is encoded after the other.
-        """
-        encoded = self._encode_in_fp32(batch)
-        if encoded is None:
-            self._n_halved += 1
-            torch.cuda.empty_cache()
-            middle = len(batch) // 2
-            self._encode_again(batch[:middle], buffer)
-            self._encode_again(batch[middle:], buffer)
-            return
+    def _store(self, batch: list[_Clip], encoded: list[Tensor], buffer: UnitBuffer) -> None:
+        """Store clips that were encoded in fp32; quarantine what cannot be stored even so."""
         for clip, features in zip(batch, encoded, strict=True):
             item = clip.item
             if records.FLAG_FP32 not in item.flags:
@@ -245,27 +248,8 @@ class EncodeStage:
             if not _fits(kept, self._codec):
                 item.quarantine(_overflow_message(kept, self._encoder.layers, self._codec))
                 continue
-            stored = kept.to(torch_dtype(self._codec)).cpu() if kept.is_cuda else kept
             out = buffer.frames[:, clip.start : clip.start + clip.n_kept]
-            encode_into(self._codec, stored, out)
-
-    def _encode_in_fp32(self, batch: list[_Clip]) -> list[Tensor] | None:
-        """Encode a batch in fp32; return None if the device is out of memory.
-
-        Raises:
-            EncoderError: The device is out of memory with a single clip.
-        """
-        try:
-            return encode_clips(
-                self._encoder,
-                [clip.waveform for clip in batch],
-                stats=[clip.stats for clip in batch],
-                precision="fp32",
-            )
-        except torch.OutOfMemoryError as error:
-            if len(batch) > 1:
-                return None
-            raise _out_of_memory(self._encoder, batch[0]) from error
+            encode_into(self._codec, kept.cpu(), out)
 
 
 def _fitting_frames(device: torch.device, layout: Layout) -> int:

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from pipeline.files import PARTIAL_SUFFIX, Buffer, Map, final_name
+from pipeline.files import Buffer, Map, final_name
 
 __all__ = [
-    "PARTIAL_SUFFIX",
     "Backend",
     "Buffer",
     "LeaseOperations",
