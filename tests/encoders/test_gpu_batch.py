@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +18,27 @@ from pipeline.store.format.codecs import FLOAT16
 from tests.helpers.encoder_kinds import small_encoder, speech
 
 FILL = Stream.fill
-SYNCHRONISING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal")
+SYNCHRONISING = (
+    "_local_scalar_dense",  # item(), float(), int(), bool(), `if` and `range` of a tensor
+    "item",
+    "is_nonzero",
+    "nonzero",  # also where() with one argument and argwhere()
+    "unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "unique_dim_consecutive",
+    "masked_select",
+    "equal",
+    "allclose",
+    "bincount",
+    "repeat_interleave without output_size",
+    "index by mask",
+)
+"""Operations of which the host must know the result, or its shape, before it goes on."""
+VALUES = torch.arange(6.0)
+MASK = VALUES > 2
+COUNTS = torch.tensor([1, 2, 1, 3, 0, 1])
 
 
 class OperationCount(TorchDispatchMode):
@@ -28,11 +49,29 @@ class OperationCount(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[str(func.name()).removeprefix("aten::").split(".")[0]] += 1
+        self.calls[_name(func, args, kwargs or {})] += 1
         return func(*args, **(kwargs or {}))
 
+    @property
+    def waits(self) -> list[str]:
+        """Operations among them for which the host waits for the device."""
+        return [operation for operation in SYNCHRONISING if self.calls[operation]]
 
-def count_operations(name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+
+def _name(func: Any, args: Any, kwargs: dict[str, Any]) -> str:
+    """Return the name of an operation; where it waits only for some arguments, with these."""
+    name, _, overload = str(func.name()).removeprefix("aten::").partition(".")
+    if name in ("index", "index_put", "index_put_"):
+        masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+        # One value for all of a mask is a masked_fill, which needs no count.
+        if masks and not (name != "index" and args[2].numel() == 1):
+            return "index by mask"
+    if name == "repeat_interleave" and overload == "Tensor" and kwargs.get("output_size") is None:
+        return "repeat_interleave without output_size"
+    return name
+
+
+def count_operations(name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch) -> OperationCount:
     """Encode and receive a batch of about 8 s as on a GPU; count the operations."""
     encoder = small_encoder(name, precision="fp16")
     encoder._kernels = CudaKernels()
@@ -50,7 +89,7 @@ def count_operations(name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch) -
     receiver = DeviceReceiver(torch.device("cpu"), FLOAT16)
     with OperationCount() as count:
         receiver.receive(encoder.encode_batch(waveforms), None, counts, stored)()
-    return count.calls
+    return count
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])
@@ -62,7 +101,7 @@ def test_the_number_of_operations_does_not_depend_on_the_clips(
     monkeypatch.setattr(
         cuda, "_find_varlen_attention", lambda: lambda query, key, value, *rest: query + key + value
     )
-    few, many = (count_operations(name, n, monkeypatch) for n in (2, 40))
+    few, many = (count_operations(name, n, monkeypatch).calls for n in (2, 40))
     assert few == many
     assert sum(few.values()) < 450
 
@@ -70,5 +109,54 @@ def test_the_number_of_operations_does_not_depend_on_the_clips(
 @pytest.mark.parametrize("name", ["hubert_base", "wavlm_base", "hubert_large", "wavlm_large"])
 def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No value is read on the host before the end of the batch, with any kind of attention."""
-    calls = count_operations(name, 7, monkeypatch)
-    assert not [operation for operation in SYNCHRONISING if calls[operation]]
+    assert not count_operations(name, 7, monkeypatch).waits
+
+
+def assign_by_mask() -> None:
+    """Assign several values by a mask."""
+    VALUES.clone()[MASK] = torch.ones(3)
+
+
+WAITING: dict[str, Callable[[], object]] = {
+    "item": lambda: VALUES[1].item(),
+    "float": lambda: float(VALUES[1]),
+    "int": lambda: int(COUNTS[1]),
+    "bool": lambda: bool(MASK[0]),
+    "if": lambda: 1 if VALUES.sum() > 1 else 0,
+    "range": lambda: range(COUNTS[1]),
+    "mask": lambda: VALUES[MASK],
+    "second mask": lambda: VALUES.view(1, 6)[:, MASK],
+    "assigned by a mask": assign_by_mask,
+    "masked_select": lambda: VALUES.masked_select(MASK),
+    "nonzero": lambda: MASK.nonzero(),
+    "where": lambda: torch.where(MASK),
+    "argwhere": lambda: torch.argwhere(MASK),
+    "unique": lambda: VALUES.unique(),
+    "unique of a dimension": lambda: torch.unique(VALUES.view(2, 3), dim=0),
+    "unique_consecutive": lambda: VALUES.unique_consecutive(),
+    "repeat_interleave": lambda: VALUES.repeat_interleave(COUNTS),
+    "repeat_interleave of counts": lambda: torch.repeat_interleave(COUNTS),
+    "bincount": lambda: torch.bincount(COUNTS),
+    "equal": lambda: torch.equal(VALUES, VALUES),
+    "allclose": lambda: torch.allclose(VALUES, VALUES),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_counted(name: str) -> None:
+    """Each operation that would wait for a device is noticed by the test above."""
+    with OperationCount() as count:
+        WAITING[name]()
+    assert len(count.waits) == 1
+
+
+def test_what_does_not_wait_is_not_counted() -> None:
+    """Of the same operations, those whose shapes the host knows."""
+    with OperationCount() as count:
+        VALUES[COUNTS]
+        VALUES.repeat_interleave(2)
+        VALUES.repeat_interleave(COUNTS, output_size=8)
+        VALUES.clone()[MASK] = 0.0
+        torch.where(MASK, VALUES, 0.0)
+    assert sum(count.calls.values()) >= 5
+    assert not count.waits

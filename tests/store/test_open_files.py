@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gc
 import pickle
+import re
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
+from crc32c import crc32c
 
-from pipeline.errors import StoreError
+from pipeline.errors import DamagedError, StoreError
 from pipeline.store.read.features import open_store
-from tests.helpers.feature_stores import make_store
+from tests.helpers.feature_stores import make_store, spelled
 
 
 def open_files() -> int:
@@ -83,6 +87,52 @@ def test_threads_that_read_a_damaged_shard_all_get_the_same_error(tmp_path: Path
         for thread in threads:
             thread.join()
     assert kinds == {"DamagedError"}
+
+
+def swap_chunks(shard: Path, n_bytes: int) -> None:
+    """Swap the two chunks of a shard and list them so: still a sound shard of Zarr, but not flat."""
+    raw = shard.read_bytes()
+    first, second = raw[:n_bytes], raw[n_bytes : 2 * n_bytes]
+    index = struct.pack("<4Q", n_bytes, n_bytes, 0, n_bytes)
+    content = second + first + index + struct.pack("<I", crc32c(index))
+    assert len(content) == len(raw)
+    shard.write_bytes(content)
+
+
+def flip_index(shard: Path) -> None:
+    """Flip a bit in the checksum of the shard's index."""
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+
+
+def cut(shard: Path) -> None:
+    """Remove all but the first bytes of the shard."""
+    with shard.open("r+b") as file:
+        file.truncate(100)
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+@pytest.mark.parametrize("damage", [flip_index, cut])
+def test_a_shard_that_is_damaged_after_it_was_checked_is_named(
+    tmp_path: Path, damage, is_flat: bool
+) -> None:
+    """In one read and in merged ones. Nothing of the index of a flat shard is read again."""
+    make_store(tmp_path / "store", [500], layers=(1, 2), frames_per_unit=512)
+    shard = tmp_path / "store/features.zarr/frames/c/1/0/0"
+    if not is_flat:
+        swap_chunks(shard, 256 * 8 * 2)
+    store = open_store(tmp_path / "store")
+    expected = spelled(0, 2, 500, 8)
+    assert np.array_equal(store.read(0, [2])[0].numpy(), expected)
+    damage(shard)
+    if is_flat and damage is flip_index:
+        assert np.array_equal(store.read(0, [2])[0].numpy(), expected)
+        return
+    named = f"{re.escape(str(shard))} .*run `strata verify`"
+    for read in (lambda: store.read(0, [2]), lambda: store.read_many([0]), lambda: store[0]):
+        with pytest.raises(DamagedError, match=named):
+            read()
 
 
 def test_a_program_that_ends_with_an_open_store_prints_nothing(tmp_path: Path) -> None:
