@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -23,25 +22,22 @@ if len(sys.argv) != 3:
     sys.exit(2)
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
-store = pipeline.open_store(sys.argv[1])
-classes, numbers = np.unique(store.metadata[sys.argv[2]].to_numpy(), return_inverse=True)
-number = dict(zip(store.ids, numbers.tolist(), strict=True))  # of each utterance's class
-train = pipeline.FeatureDataset(store.select(split="train"))
+store, label = pipeline.open_store(sys.argv[1]), sys.argv[2]
+train = pipeline.FeatureDataset(store.select(split="train"), classes=[label])
 loader = pipeline.make_loader(train, max_frames_per_batch=1_000, rank=rank, world_size=world_size)
 
 torch.manual_seed(0)
 model = DistributedDataParallel(
     torch.nn.Sequential(
         pipeline.WeightedSum(len(store.layers)),
-        pipeline.FramewiseLinear(store.feature_dim, len(classes)),
+        pipeline.FramewiseLinear(store.feature_dim, len(train.class_names[label])),
     )
 )
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for _epoch in range(3):
     for batch in loader:  # every rank gets the same number of batches
         scores = model(batch.features)  # [batch, n_frames, n_classes]
-        labels = torch.tensor([number[name] for name in batch.ids])
-        labels = labels[:, None].expand(batch.mask.shape)
+        labels = batch.columns[label][:, None].expand(batch.mask.shape)
         loss = torch.nn.functional.cross_entropy(scores[batch.mask], labels[batch.mask])
         optimizer.zero_grad()
         loss.backward()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import torch
 import transformers
 
@@ -40,15 +39,14 @@ class Probe(torch.nn.Module):
 def collate(examples):
     """Make of examples the arguments of `Probe.forward`."""
     batch = pipeline.collate(examples)
-    labels = torch.tensor([number[name] for name in batch.ids])
+    labels = batch.columns[label]
     return {"features": batch.features, "lengths": batch.lengths, "labels": labels}
 
 
-store = pipeline.open_store(sys.argv[1])
-classes, numbers = np.unique(store.metadata[sys.argv[2]].to_numpy(), return_inverse=True)
-number = dict(zip(store.ids, numbers.tolist(), strict=True))  # of each utterance's class
+store, label = pipeline.open_store(sys.argv[1]), sys.argv[2]
+train = pipeline.FeatureDataset(store.select(split="train"), classes=[label])
 trainer = transformers.Trainer(
-    model=Probe(len(store.layers), store.feature_dim, len(classes)),
+    model=Probe(len(store.layers), store.feature_dim, len(train.class_names[label])),
     args=transformers.TrainingArguments(
         output_dir="probe",
         num_train_epochs=5,
@@ -60,7 +58,7 @@ trainer = transformers.Trainer(
         remove_unused_columns=False,
         disable_tqdm=True,
     ),
-    train_dataset=pipeline.FeatureDataset(store.select(split="train")),
+    train_dataset=train,
     data_collator=collate,
 )
 print(f"loss {trainer.train().training_loss:.3f}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 
 import lightning
-import numpy as np
 import torch
 
 import pipeline
@@ -27,16 +26,14 @@ if len(sys.argv) != 3:
 class Probe(lightning.LightningModule):
     """A weighted sum of the layers, and a linear head on its mean over frames."""
 
-    def __init__(self, n_layers: int, dim: int, n_classes: int, number: dict[str, int]) -> None:
+    def __init__(self, n_layers: int, dim: int, n_classes: int) -> None:
         super().__init__()
         self.featurizer = pipeline.WeightedSum(n_layers)
         self.head = pipeline.PooledLinear(dim, n_classes)
-        self.number = number
 
     def training_step(self, batch, _):
         scores = self.head(self.featurizer(batch.features), batch.lengths)
-        labels = torch.tensor([self.number[name] for name in batch.ids], device=self.device)
-        loss = torch.nn.functional.cross_entropy(scores, labels)
+        loss = torch.nn.functional.cross_entropy(scores, batch.columns[label])
         self.log("loss", loss, batch_size=len(batch))
         return loss
 
@@ -44,10 +41,8 @@ class Probe(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
-store = pipeline.open_store(sys.argv[1])
-classes, numbers = np.unique(store.metadata[sys.argv[2]].to_numpy(), return_inverse=True)
-number = dict(zip(store.ids, numbers.tolist(), strict=True))  # of each utterance's class
-train = pipeline.FeatureDataset(store.select(split="train"))
+store, label = pipeline.open_store(sys.argv[1]), sys.argv[2]
+train = pipeline.FeatureDataset(store.select(split="train"), classes=[label])
 loader = pipeline.make_loader(train, max_frames_per_batch=2_000)
 trainer = lightning.Trainer(
     max_epochs=5,
@@ -56,5 +51,6 @@ trainer = lightning.Trainer(
     enable_checkpointing=False,
     enable_progress_bar=False,
 )
-trainer.fit(Probe(len(store.layers), store.feature_dim, len(classes), number), loader)
+n_classes = len(train.class_names[label])
+trainer.fit(Probe(len(store.layers), store.feature_dim, n_classes), loader)
 print(f"loss {trainer.callback_metrics['loss']:.3f}, epochs {trainer.current_epoch}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import torch
 
 import pipeline
@@ -19,23 +18,20 @@ import pipeline
 if len(sys.argv) != 3:
     print("usage: linear_head.py STORE LABEL", file=sys.stderr)
     sys.exit(2)
-store = pipeline.open_store(sys.argv[1])
-classes, numbers = np.unique(store.metadata[sys.argv[2]].to_numpy(), return_inverse=True)
-number = dict(zip(store.ids, numbers.tolist(), strict=True))  # of each utterance's class
-train = pipeline.FeatureDataset(store.select(split="train"))
-test = pipeline.FeatureDataset(store.select(split="test"))
+store, label = pipeline.open_store(sys.argv[1]), sys.argv[2]
+train = pipeline.FeatureDataset(store.select(split="train"), classes=[label])
+test = pipeline.FeatureDataset(store.select(split="test"), classes=[label])
 
 torch.manual_seed(0)
 featurizer = pipeline.WeightedSum(len(store.layers))
-head = pipeline.PooledLinear(store.feature_dim, len(classes))
+head = pipeline.PooledLinear(store.feature_dim, len(train.class_names[label]))
 optimizer = torch.optim.Adam([*featurizer.parameters(), *head.parameters()], lr=1e-2)
 
 loader = pipeline.make_loader(train, max_frames_per_batch=2_000)
 for epoch in range(5):
     for batch in loader:  # features [batch, n_layers, n_frames, dim], lengths [batch]
         scores = head(featurizer(batch.features), batch.lengths)
-        labels = torch.tensor([number[name] for name in batch.ids])
-        loss = torch.nn.functional.cross_entropy(scores, labels)
+        loss = torch.nn.functional.cross_entropy(scores, batch.columns[label])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -45,6 +41,5 @@ correct = 0
 with torch.no_grad():
     for batch in pipeline.make_loader(test, max_frames_per_batch=2_000, shuffle=False):
         scores = head(featurizer(batch.features), batch.lengths)
-        labels = torch.tensor([number[name] for name in batch.ids])
-        correct += int((scores.argmax(1) == labels).sum())
+        correct += int((scores.argmax(1) == batch.columns[label]).sum())
 print(f"accuracy {correct / len(test):.3f}, weights {featurizer.weights().tolist()}")

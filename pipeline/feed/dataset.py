@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.feed.classes import class_numbers
 from pipeline.store.format.codecs import Stored
 from pipeline.store.index import row_numbers
 from pipeline.store.read.features import FeatureStore
@@ -104,6 +105,7 @@ class FeatureDataset(Dataset[Example]):
         columns: Sequence[str] = (),
         max_frames: int | None = None,
         *,
+        classes: Sequence[str] | Mapping[str, Sequence[str]] = (),
         final_norm: bool = False,
     ) -> None:
         """Check layers and columns; features are read on access.
@@ -114,17 +116,23 @@ class FeatureDataset(Dataset[Example]):
             columns: Metadata columns to return with every utterance.
             max_frames: Maximum number of frames of an utterance; a longer one is cropped at a
                 random place. None crops nothing.
+            classes: Columns of text or whole numbers to return as class numbers, which are int64
+                and begin with 0. `class_names` has the names, sorted over the whole store, so that
+                train and test have equal numbers. A mapping gives the names of each column itself.
             final_norm: Apply the model's final LayerNorm to its last layer, as
                 `FeatureStore.read` does.
 
         Raises:
-            ConfigError: `columns` is not a list of names, or `max_frames` is below 1.
+            ConfigError: `columns` or `classes` is not a list of names, a column of classes holds
+                something else or has no value for an utterance, or `max_frames` is below 1.
             StoreError: The store lacks a layer or column, or `final_norm` is set and the store has
                 no final norm.
         """
-        if isinstance(columns, str):
-            raise ConfigError(f"columns is {columns!r}; expected a list of names")
-        unknown = [name for name in columns if name not in store.metadata.column_names]
+        for setting, value in (("columns", columns), ("classes", classes)):
+            if isinstance(value, str):
+                raise ConfigError(f"{setting} is {value!r}; expected a list of names")
+        names = dict.fromkeys((*columns, *classes))
+        unknown = [name for name in names if name not in store.metadata.column_names]
         if unknown:
             known = ", ".join(store.metadata.column_names)
             raise StoreError(f"no columns {unknown} in the store; it has {known}")
@@ -136,7 +144,14 @@ class FeatureDataset(Dataset[Example]):
         self._axes = store.axes(self.layers)
         self._norm = store.final_norm if final_norm else None
         self._ids = store.metadata["id"].combine_chunks()
-        self._columns = {name: _column(store.metadata[name]) for name in columns}
+        numbered = class_numbers(store, classes)
+        self._columns = {
+            name: numbered[name][1] if name in numbered else _column(store.metadata[name])
+            for name in names
+        }
+        known_names = store.class_names
+        self._class_names = {name: known_names[name] for name in names if name in known_names}
+        self._class_names |= {name: numbered[name][0] for name in numbered}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -151,8 +166,24 @@ class FeatureDataset(Dataset[Example]):
     @property
     def class_names(self) -> dict[str, list[str]]:
         """Class names, by class number, of each column that holds classes."""
-        names = self.store.class_names
-        return {name: names[name] for name in self._columns if name in names}
+        return {name: list(names) for name, names in self._class_names.items()}
+
+    def column(self, name: str) -> Tensor | list[Any]:
+        """Return a column of every utterance, as batches have it.
+
+        Args:
+            name: One of `columns`.
+
+        Returns:
+            Tensor [n_utterances] of numbers or class numbers, else a list.
+
+        Raises:
+            StoreError: The dataset has no such column.
+        """
+        if name not in self._columns:
+            raise StoreError(f"no column {name!r} in the dataset; it has {list(self._columns)}")
+        values: Tensor | list[Any] = self._take(np.arange(len(self)))[name]
+        return values
 
     def __len__(self) -> int:
         return len(self.store)

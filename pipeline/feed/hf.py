@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from pipeline.feed.dataset import FeatureDataset
@@ -16,6 +17,10 @@ _POSITION = "position"
 def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
     """Return a dataset of ids and columns whose features are read when a row is accessed."""
     table = dataset.store.metadata.select(["id", *dataset.columns])
+    for name in dataset.class_names:
+        values = dataset.column(name)
+        numbers = pa.array(values if isinstance(values, list) else values.numpy(), pa.int64())
+        table = table.set_column(table.column_names.index(name), name, numbers)
     table = table.append_column(_POSITION, [np.arange(len(table))])
     rows = datasets.Dataset(table)
     for name, names in dataset.class_names.items():

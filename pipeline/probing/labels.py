@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import TaskConfig, did_you_mean
 from pipeline.errors import ConfigError
+from pipeline.feed.classes import in_class_order, is_number
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
@@ -134,8 +135,7 @@ def classes_of(labels: Labels) -> Classes:
         if order is not None:
             ordered = [name for name in order if name in present]
         else:
-            numeric = all(map(_is_number, present))
-            ordered = sorted(present, key=lambda name: (float(name) if numeric else 0.0, name))
+            ordered = in_class_order(present)
         number_of = {name: i for i, name in enumerate(ordered)}
         names.append(tuple(ordered))
         numbers.append([UNLABELLED if text is None else number_of[text] for text in column])
@@ -175,7 +175,7 @@ def _refuse_real_numbers(
     Those are numbers with decimals. A few of them, written as text, may be the names of classes.
     """
     present = {text for text in texts if text is not None}
-    if not present or not all(map(_is_number, present)):
+    if not present or not all(map(is_number, present)):
         return
     numbers = sorted(map(float, present))
     if all(number.is_integer() for number in numbers):
@@ -199,10 +199,3 @@ def _text(value: Any, classes: Sequence[str] | None) -> str | None:
     if classes is not None and isinstance(value, int):
         return classes[value] if 0 <= value < len(classes) else None
     return str(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

@@ -227,6 +227,8 @@ def test_the_last_override_counts() -> None:
     """Overrides win over the settings of an option, whatever their order."""
     config = load_config(["store=a", "dataset.path=p", "dataset=disk", "store=b"])
     assert (config.store, config.dataset.kind, config.dataset.path) == ("b", "disk", "p")
+    repeated = ["engine.workers=1", "engine=inline", "engine.workers=2", "engine.workers=1"]
+    assert load_config(repeated).engine.workers == 1
 
 
 def test_a_configuration_cannot_be_changed() -> None:

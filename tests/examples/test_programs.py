@@ -1,33 +1,30 @@
-"""Every program of examples/, run as its docstring says, on a small real store."""
+"""The programs of examples/, run as their docstrings say, on a small real store."""
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.pages import ROOT, run_program
+
 PROGRAMS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-def run(folder: Path, name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
-    """Run a program in a process of its own; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "examples" / name), "features", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    """Run a program on the store in this process; return what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.chdir(folder)
+        run_program(monkeypatch, f"examples/{name}", "features", *arguments)
+        return capfd.readouterr().out
+
+    return run
 
 
 def loss_of(printed: str) -> float:
@@ -36,8 +33,9 @@ def loss_of(printed: str) -> float:
 
 
 def test_every_program_is_run_by_a_test_here() -> None:
-    """None goes untested, and each is run under its own name."""
-    assert set(PROGRAMS) == set(re.findall(r'run\(folder, "(\w+\.py)"', Path(__file__).read_text()))
+    """Each under its own name; the test of the training page runs torchrun's."""
+    run = re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text())
+    assert set(PROGRAMS) == {"ddp.py", *run}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -78,9 +76,9 @@ def test_every_program_is_shown_in_the_docs(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_layer_is_read(folder):
+def test_a_layer_is_read(run):
     """One layer, all of them, the weighted sum and the pooled means have the store's shapes."""
-    out = run(folder, "read_layer.py")
+    out = run("read_layer.py")
     assert "160 utterances, layers (1, 2, 3), 16 features" in out
     n_frames = int(re.search(r"utt-0000: (\d+) frames, of all layers ([\d,]+) bytes", out)[1])
     assert f"{3 * n_frames * 16 * 2:,} bytes" in out
@@ -90,42 +88,32 @@ def test_a_layer_is_read(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["digit", "word"])
-def test_the_linear_head_learns(folder, label):
+def test_the_linear_head_learns(run, label):
     """Classes are told apart, of numbers or of text, and layer 2 gets the most weight."""
-    out = run(folder, "linear_head.py", label)
+    out = run("linear_head.py", label)
     assert float(re.search(r"accuracy ([\d.]+)", out)[1]) > 0.9
     weights = [float(w) for w in re.search(r"weights \[(.*)\]", out)[1].split(",")]
     assert np.argmax(weights) == 1
 
 
 @pytest.mark.slow
-def test_lightning_takes_a_loader(folder):
+def test_lightning_takes_a_loader(run):
     """Five epochs of a LightningModule bring the loss well below chance (1.39)."""
-    out = run(folder, "lightning_head.py", "digit")
+    out = run("lightning_head.py", "digit")
     assert "epochs 5" in out
     assert loss_of(out) < 1.0
 
 
 @pytest.mark.slow
-def test_the_hugging_face_trainer_takes_a_dataset(folder):
+def test_the_hugging_face_trainer_takes_a_dataset(run):
     """Five epochs of transformers.Trainer bring the loss well below chance (1.39)."""
-    assert loss_of(run(folder, "hf_trainer.py", "digit")) < 1.0
+    assert loss_of(run("hf_trainer.py", "digit")) < 1.0
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(folder):
-    """Run by torchrun with gloo, both ranks end, with the same number of batches."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    out = run(folder, "ddp.py", "digit", launcher=launcher)
-    found = dict(re.findall(r"rank (\d): (\d+) batches", out))
-    assert set(found) == {"0", "1"}
-    assert found["0"] == found["1"]
-
-
-@pytest.mark.slow
-def test_ctc_transcribes_unseen_utterances(folder):
+def test_ctc_transcribes_unseen_utterances(run):
     """The two letters of nine test utterances in ten come out right, in their order."""
-    out = run(folder, "ctc.py", "text", "2")
+    out = run("ctc.py", "text", "2")
     correct, total = re.search(r"(\d+) of (\d+) transcripts without an error", out).groups()
     assert int(total) == 40
     assert int(correct) > 0.9 * int(total)

@@ -21,11 +21,11 @@ from pipeline.cli.app import app
 from pipeline.config import load_sweep_config
 from pipeline.probing.encoder_description import RANDOM_WARNING
 from pipeline.probing.metrics import PAIRED_TEST, error_counts
+from tests.helpers.pages import ROOT, blocks
 
 pytest.importorskip("espeakng_loader")
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 STAND_INS = {
     "model=hubert_base": "model=tiny engine=inline engine.threads=1",
@@ -44,14 +44,6 @@ TAKES = [(speed, pitch) for pitch in (35, 60) for speed in (115, 130, 150)]
 CHANCE = 1 / len(WORDS)
 
 
-class Block(NamedTuple):
-    """A block of code on the page; `text` begins on line `line`."""
-
-    language: str
-    line: int
-    text: str
-
-
 class PageRun(NamedTuple):
     """A run of the page.
 
@@ -66,15 +58,6 @@ class PageRun(NamedTuple):
     names: dict[str, Any]
     printed: str
     commands: list[str]
-
-
-def blocks() -> list[Block]:
-    """Return the page's shell and Python blocks, in order."""
-    page = PAGE.read_text()
-    return [
-        Block(found[1], page.count("\n", 0, found.start(2)), found[2])
-        for found in re.finditer(r"^```(\w+)\n(.*?)^```$", page, re.S | re.M)
-    ]
 
 
 def record(clips: Path) -> None:
@@ -117,7 +100,7 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
     names: dict[str, Any] = {}
     commands, printed = [], io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        for block in blocks():
+        for block in blocks(PAGE):
             if block.language == "bash":
                 commands += run_shell(block.text)
             else:
@@ -128,7 +111,7 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
 
 def test_nothing_on_the_page_is_left_out(page_run):
     """Every block of code has run, and every stand-in was used."""
-    assert {block.language for block in blocks()} == {"bash", "python"}
+    assert {block.language for block in blocks(PAGE)} == {"bash", "python"}
     verbs = [command.split()[1] for command in page_run.commands]
     assert set(verbs) == {"plan", "extract", "layers", "sweep", "collapse"}
     for text_on_page, instead in STAND_INS.items():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -125,9 +128,90 @@ def test_select_by_values_lists_classes_and_expressions(opened):
     long = opened.select(pc.field("n_frames") > 90).select(pc.field("score") < 4)
     assert long.ids == ["utt-0001", "utt-0003", "utt-0005"]
     assert np.array_equal(long["utt-0005"].numpy(), expected(5))
-    assert len(opened.select(speaker="nobody")) == 0
     with pytest.raises(KeyError):
         some.read("utt-0000")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"speaker": "speaker-7"}, "has speaker='speaker-7'; did you mean 'speaker-2' or"),
+        ({"speaker": "nobody"}, "speaker='nobody'; there are speaker-0, speaker-1, speaker-2"),
+        ({"speaker": ["speaker-0", "x", "y"]}, "no committed utterance has speaker='x', 'y';"),
+        ({"digit": 9}, "digit=9; there are 0, 1, 2, 3"),
+        ({"n_frames": 10_000}, "n_frames=10000; there are "),
+        ({"score": None}, "score=None; there are 0.0, 0.5"),
+    ],
+)
+def test_a_value_that_no_utterance_has_gives_a_warning(opened, values, words):
+    """Once, with similar values or those that there are; the rest is selected."""
+    with pytest.warns(UserWarning, match=re.escape(words)) as caught:
+        some = opened.select(**values)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert Path(caught[0].filename) == Path(__file__)
+    n_expected = (opened.metadata["speaker"].to_pylist()).count("speaker-0")
+    assert len(some) == (n_expected if isinstance(values.get("speaker"), list) else 0)
+
+
+def test_a_selection_may_be_empty(opened, recwarn):
+    """Without a warning, if each value is that of some utterance; also after pickling."""
+    first = opened.select(digit=0)
+    for store in (first, pickle.loads(pickle.dumps(first)), pickle.loads(pickle.dumps(opened))):
+        assert len(store.select(digit=[1, "two"], id="utt-0000")) == 0
+    assert len(opened.select(speaker=[])) == 0
+    assert not recwarn.list
+
+
+def test_values_are_given_one_by_one_or_as_any_collection(opened):
+    """Lists, sets, NumPy and Arrow arrays and tensors; also scalars of NumPy."""
+    expected = opened.select(digit=[1, 2]).ids
+    for values in ({1, 2}, (1, 2), range(1, 3), np.array([1, 2]), torch.tensor([1, 2])):
+        assert opened.select(digit=values).ids == expected
+    assert opened.select(digit=pa.array([1, 2])).ids == expected
+    assert opened.select(digit=[np.int64(1), "two"]).ids == expected
+    assert opened.select(digit=np.int32(1)).ids == opened.select(digit="one").ids
+    speakers = opened.metadata["speaker"].unique()
+    assert opened.select(speaker=speakers).ids == opened.ids
+    assert opened.select(score=1).ids == opened.select(score=1.0).ids != []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"speaker": 3}, "cannot select by speaker=3: the column holds text; write '3'"),
+        ({"speaker": [["a"]]}, "cannot select by speaker=['a']: the column holds text"),
+        ({"speaker": b"a"}, "the column holds text"),
+        ({"digit": 1.5}, "cannot select by digit=1.5: the column holds whole numbers"),
+        ({"digit": True}, "the column holds whole numbers"),
+        ({"digit": float("nan")}, "the column holds whole numbers"),
+        ({"digit": 10**30}, "the column holds whole numbers"),
+        ({"digit": {"a": 1}}, "the column holds whole numbers"),
+        ({"score": "high"}, "cannot select by score='high': the column holds numbers"),
+        ({"n_frames": "many"}, "cannot select by n_frames='many': the column holds whole numbers"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(opened, values, words):
+    """In one line that says what the column holds."""
+    with pytest.raises(StoreError, match=re.escape(words)) as caught:
+        opened.select(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_are_no_values_to_select_by(tmp_path):
+    """A column of lists is refused in one line, whatever the value."""
+    columns = pa.table({"tags": [["a"], ["b", "c"]]})
+    make_store(tmp_path / "s", [5, 6], columns=columns)
+    for value in ("a", ["a"], [["a"]]):
+        with pytest.raises(StoreError, match=r"tags, which holds list<.*; give a pyarrow"):
+            pipeline.open_store(tmp_path / "s").select(tags=value)
+
+
+@pytest.mark.parametrize("condition", ["train", True, ["utt-0000"], lambda row: True])
+def test_a_condition_is_an_expression(opened, condition):
+    """Anything else is refused in one line."""
+    with pytest.raises(StoreError, match=r"expected a pyarrow expression, or .*split='train'"):
+        opened.select(condition)
 
 
 def test_select_refuses_unknown_columns_and_classes(opened):
@@ -146,7 +230,8 @@ def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
     lengths = [200, 200, 200, 200]
     plan = make_store(root, lengths, units=[0, 2])
     store = pipeline.open_store(root)
-    selected = store.select(digit=[1, 2])
+    with pytest.warns(UserWarning, match="digit=1; there are 0, 2"):
+        selected = store.select(digit=[1, 2])
     layout = Layout((1, 2, 3), 8, plan.frames_per_unit, plan.utterances_per_slot)
     before = pickle.dumps(store)
     commit_units(root, plan, layout, default_columns(4), units=[1])

@@ -5,6 +5,7 @@ Only the committed index lists them. The extent of the Zarr arrays does not matt
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
+from pipeline.store.read.selection import absent_values, listed, typed_values
 from pipeline.store.read.shards import ShardReader
 
 Key = str | int
@@ -47,6 +49,7 @@ class StoreView:
     def refresh(self) -> None:
         """Read the index again; a selection applies its conditions to the new utterances, too."""
         catalogue = read_catalogue(self._backend, self._layout.frames_per_unit)
+        self._whole: Catalogue | None = catalogue
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
         self._catalogue: Catalogue = catalogue
@@ -56,28 +59,38 @@ class StoreView:
 
         Args:
             condition: A pyarrow expression on the metadata, `id` and `n_frames`.
-            **equal: Value, or list of values, of a column. Classes may be given by number or name.
+            **equal: Value, or several values, of a column. Classes may be given by number or name;
+                None stands for no value.
 
         Returns:
             A store with the selected utterances, in the same order. It shares the open files with
-            this one, and may be empty.
+            this one, and may be empty. A value that no committed utterance of the store has gives a
+            warning.
 
         Raises:
-            StoreError: A column is unknown.
+            StoreError: A column is unknown, a value has not the type of its column, or the
+                condition is no expression.
 
         Example:
             >>> store.select(split="train", speaker=["ann", "bob"])   # doctest: +SKIP
             >>> store.select(pc.field("n_frames") < 1000)             # doctest: +SKIP
         """
+        if condition is not None and not isinstance(condition, pc.Expression):
+            raise StoreError(
+                f"cannot select by {condition!r:.60}; expected a pyarrow expression, or values of "
+                "columns as in split='train'"
+            )
         conditions = [] if condition is None else [condition]
         for name, value in equal.items():
-            if name not in (*self._catalogue.metadata.column_names, "n_frames"):
-                known = ", ".join(self._catalogue.metadata.column_names)
-                raise StoreError(f"no column {name!r} in {self._backend}; the columns are {known}")
-            values = list(value) if isinstance(value, list | tuple | set | range) else [value]
-            conditions.append(pc.field(name).isin([self._class_number(name, v) for v in values]))
+            column = self.whole_column(name)
+            values = [self._class_number(name, item) for item in listed(value)]
+            wanted = typed_values(name, values, column.type)
+            if absent := absent_values(name, wanted, column):
+                warnings.warn(f"{self._backend}: {absent}", stacklevel=2)
+            conditions.append(pc.field(name).isin(wanted))
         view = copy(self)
         view._shards = self._shards  # `copy` leaves it out, as pickling does
+        view._whole = self._whole
         for item in conditions:
             view._catalogue = view._catalogue.take(view._catalogue.matching(item))
         view._conditions = (*self._conditions, *conditions)
@@ -109,7 +122,7 @@ class StoreView:
         return isinstance(name, str) and self._catalogue.find(name) is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_shards", "final_norm")  # opened, or read from the attributes, when needed
+        left_out = ("_shards", "_whole", "final_norm")  # opened or read when needed
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,6 +130,7 @@ class StoreView:
             state = state | {"_backend": open_backend(state["_root"])}
             del state["_root"]
         self.__dict__.update(state)
+        self._whole = None
         self._shards = ShardReader(self._backend, self._layout)
 
     @property
@@ -180,6 +194,27 @@ class StoreView:
         """Class names of each carried ClassLabel column."""
         columns = self.attributes["identity"]["source"]["columns"]
         return {item["name"]: item["class_names"] for item in columns if item["class_names"]}
+
+    def whole_column(self, name: str) -> pa.ChunkedArray:
+        """Return a metadata column, or `n_frames`, of all committed utterances, selected or not.
+
+        Raises:
+            StoreError: There is no such column.
+        """
+        if self._whole is None:  # pickling leaves it out
+            is_whole = not self._conditions
+            self._whole = (
+                self._catalogue
+                if is_whole
+                else read_catalogue(self._backend, self._layout.frames_per_unit)
+            )
+        metadata = self._whole.metadata
+        if name == "n_frames" and name not in metadata.column_names:
+            return pa.chunked_array([self._whole.frame_counts])
+        if name not in metadata.column_names:
+            known = ", ".join(metadata.column_names)
+            raise StoreError(f"no column {name!r} in {self._backend}; the columns are {known}")
+        return metadata[name]
 
     @property
     def quarantined(self) -> pa.Table:
