@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pipeline
 from pipeline.audio.identity import AUDIO_IDENTITY, SOXR_KEY
 from pipeline.extract import run
 from pipeline.store.documents import read_attributes
+from pipeline.store.format.plan import Plan
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import voice, write_folder
 from tests.helpers.extraction import INLINE, configured, extract
@@ -75,3 +78,30 @@ def test_plan_names_what_it_cannot_read(folder: Path, tmp_path: Path) -> None:
     assert (estimate.utterances, estimate.unreadable) == (5, 2)
     assert estimate.hours == pytest.approx(3 / 3600)
     assert {group.ids for group in estimate.reasons} == {("slow.wav",), ("pipe.wav",)}
+
+
+def test_a_file_that_changes_after_it_was_planned_is_not_stored_under_that_plan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sound, of the same or another length, is quarantined; on request it is planned anew."""
+    plan = run.plan_source
+    same, longer, kept = sorted(path.name for path in folder.glob("*.wav"))
+
+    def plan_then_replace(*args: Any, **more: Any) -> Plan:
+        made = plan(*args, **more)
+        write(folder / same, voice(1.0, 7))
+        write(folder / longer, voice(1.5, 8))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "plan_source", plan_then_replace)
+        status = extract(folder, tmp_path / "s", *INLINE)
+    assert (status.utterances_ok, status.utterances_quarantined) == (1, 2)
+    assert "has changed since it was planned" in next(iter(status.reasons))
+    assert pipeline.open_store(tmp_path / "s").ids == [kept]
+    status = extract(folder, tmp_path / "s", *INLINE, "retry_quarantined=true")
+    assert (status.utterances_ok, status.utterances_quarantined) == (3, 0)
+    extract(folder, tmp_path / "fresh", *INLINE)
+    store, fresh = (pipeline.open_store(tmp_path / name) for name in ("s", "fresh"))
+    for name in (same, longer, kept):
+        assert torch.equal(store.read(name), fresh.read(name))

@@ -17,7 +17,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
 from pipeline.extract.messages import UnitTask
-from pipeline.extract.stages.recording import RecordingReader
+from pipeline.extract.stages.recording import RecordingReader, check_unchanged
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.location import check_reachable
 from pipeline.store.format import records
@@ -140,7 +140,7 @@ class Decoder:
             return item
         start_s = time.perf_counter()
         try:
-            item = self._piece(record, row) if record.n_pieces > 1 else self._whole(record)
+            item = self._piece(record, row) if record.n_pieces > 1 else self._whole(record, row)
         except AudioError as error:
             check_reachable(self._source.config, self._source.segment(record.row).path)
             item.quarantine(str(error))
@@ -152,9 +152,11 @@ class Decoder:
         self._recordings.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _whole(self, record: Record) -> Utterance:
+    def _whole(self, record: Record, row: dict[str, Any]) -> Utterance:
         encoder, geometry = self._encoder, self._encoder.geometry
-        decoded = self._decode(self._source.segment(record.row), geometry.sample_rate_hz)
+        segment = self._source.segment(record.row)
+        decoded = self._decode(segment, geometry.sample_rate_hz)
+        check_unchanged(segment, row)  # afterwards: a file replaced in between is noticed, too
         n_samples = len(decoded.waveform)
         windows = encoder.windows.plan(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []

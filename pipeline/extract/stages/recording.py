@@ -37,6 +37,20 @@ _CHANGED_SINCE_PLANNED = (
 )
 
 
+def check_unchanged(segment: Segment, row: dict[str, Any]) -> None:
+    """Compare the encoded audio with what was planned, if it could be read then.
+
+    Args:
+        segment: The audio.
+        row: Its row of the plan.
+
+    Raises:
+        AudioError: Its size, or its first or last 4 KiB, have changed; or it is missing.
+    """
+    if row["n_bytes"] and fingerprint(segment) != (row["n_bytes"], row["fingerprint"]):
+        raise AudioError(_CHANGED_SINCE_PLANNED)
+
+
 @dataclass(frozen=True)
 class Piece:
     """The decoded samples of a piece.
