@@ -31,7 +31,6 @@ _WRITEBACK_BYTES = 4 << 20
 idle until the file is synced: a unit that is written at once took 1.5 times as long."""
 _SYNC_FILE_RANGE_WRITE = 2  # start to write what is dirty, do not wait
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
@@ -41,34 +40,10 @@ def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
         NoSpaceError: The disk is full.
         StoreError: The file cannot be written.
     """
-    with _partial(path) as partial:
+    with partial_file(path) as partial:
         write_synced(partial, parts)
         partial.replace(path)
     sync_folder(path.parent)
-
-
-def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
-    """Create `path` with all its content, unless it exists.
-
-    Returns:
-        False if it existed; it is not changed.
-
-    Raises:
-        NoSpaceError: The disk is full.
-        StoreError: The file cannot be written.
-    """
-    with _partial(path) as partial:
-        write_synced(partial, parts)
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            return _same_file(partial, path)
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            return _create_in_place(path, parts)
-    sync_folder(path.parent)
-    return True
 
 
 class PartialFile:
@@ -85,7 +60,7 @@ class PartialFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, _partial_name(path)
+        self.path, self._partial = path, partial_name(path)
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)  # `publish` makes the folders durable
             self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -176,9 +151,9 @@ def _all(results: Iterable[Any]) -> None:
         pass
 
 
-def write_synced(path: Path, parts: Sequence[Buffer]) -> None:
-    """Write a file and sync it."""
-    with path.open("wb", buffering=0) as file:
+def write_synced(path: Path, parts: Sequence[Buffer], mode: str = "wb") -> None:
+    """Write a file and sync it; mode `xb` is a FileExistsError if it exists."""
+    with path.open(mode, buffering=0) as file:
         for part in parts:
             view = memoryview(part).cast("B")
             while len(view):
@@ -238,37 +213,10 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _same_file(partial: Path, path: Path) -> bool:
-    """Return whether an existing link is the one that was just created.
-
-    A network file system repeats a request whose reply was lost, and then finds its own link.
-    """
-    try:
-        return partial.samefile(path)
-    except FileNotFoundError:
-        return False
-
-
-def _create_in_place(path: Path, parts: Sequence[Buffer]) -> bool:
-    """Create without hard links: exclusive, but not atomic for readers; removed if it fails."""
-    try:
-        file = path.open("xb", buffering=0)
-    except FileExistsError:
-        return False
-    file.close()
-    try:
-        write_synced(path, parts)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return True
-
-
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
+def partial_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; remove its file at the end."""
-    partial = _partial_name(path)
+    partial = partial_name(path)
     with store_errors(path):
         make_folder(path.parent)
         try:
@@ -284,5 +232,6 @@ def final_name(partial: str) -> str | None:
     return match[1] if match else None
 
 
-def _partial_name(path: Path) -> Path:
+def partial_name(path: Path) -> Path:
+    """Return a temporary name beside `path` that no other file has."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")

@@ -24,10 +24,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-BOTTOM = {"errors", "events", "files"}
+BOTTOM = {"errors", "events", "exclusive", "files"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "events": {"errors"},
+    "exclusive": {"errors", "files"},
     "files": {"errors"},
     "config": {"errors"},
     "store/format": {"errors"},

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline.exclusive import create_exclusive
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.serialization import json_bytes
 
@@ -38,7 +38,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
     for candidate in _candidates(folder):
         path = candidate / SETTINGS
         if not path.exists() and not any((candidate / name).exists() for name in _RESULTS):
-            files.create_exclusive(path, [json_bytes(settings)])
+            create_exclusive(path, [json_bytes(settings)])
         if _read(path) == settings:
             return candidate, "" if candidate == folder else _note(folder, candidate, settings)
     raise AssertionError  # the candidates do not end

@@ -98,6 +98,17 @@ class LeaseOperations(Protocol):
     numbered object per lease and a heartbeat object beside it.
     """
 
+    def check(self) -> None:
+        """Check that the storage keeps the promises of `Backend`, as far as a trial shows it.
+
+        Called by a driver before it takes the lease. Creates the store's folder if need be, and
+        leaves nothing else.
+
+        Raises:
+            NoSpaceError: The storage is full.
+            StoreError: The store cannot be written, or the storage lacks something; it is named.
+        """
+
     def lock(self, key: str, timeout_s: float) -> AbstractContextManager[float]:
         """Exclude other processes while the `with` block runs.
 
@@ -126,6 +137,7 @@ class LeaseOperations(Protocol):
 
         Raises:
             FileNotFoundError: It does not exist any more.
+            StoreError: The storage refuses.
         """
 
     def restore(self, key: str, new: str) -> None:

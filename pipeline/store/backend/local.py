@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from pipeline import files
+from pipeline import exclusive, files
+from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
+from pipeline.store.backend.folder_check import check_folder
 
 MAX_READERS = 256
 """Files that one reader of a store keeps open, if the process may open four times as many."""
@@ -75,8 +77,12 @@ class LocalBackend(Backend):
 
     def read(self, key: str) -> bytes:
         """Read a whole file."""
+        path = self._root / key
         with _missing_is_not_found():
-            return (self._root / key).read_bytes()
+            content = path.read_bytes()
+        if not content and exclusive.is_reserved(path):
+            raise FileNotFoundError(errno.ENOENT, "not created yet", str(path))
+        return content
 
     def open_reader(self, key: str) -> LocalReader:
         """Open a file for reading."""
@@ -85,7 +91,8 @@ class LocalBackend(Backend):
 
     def exists(self, key: str) -> bool:
         """Return whether there is a file."""
-        return (self._root / key).is_file()
+        path = self._root / key
+        return path.is_file() and not exclusive.is_reserved(path)
 
     def size(self, key: str) -> int:
         """Return the size of a file."""
@@ -93,9 +100,17 @@ class LocalBackend(Backend):
             return (self._root / key).stat().st_size
 
     def modified_s(self, key: str) -> float:
-        """Return the modification time of a file."""
+        """Return the modification time of a file.
+
+        It is opened, because network file systems ask the server then: an old time in a cache
+        would make the heartbeat of another host look old.
+        """
         with _missing_is_not_found():
-            return (self._root / key).stat().st_mtime
+            descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Walk a folder; symbolic links are listed, not followed."""
@@ -110,19 +125,24 @@ class LocalBackend(Backend):
                         yield f"{folder}{entry.name}"
 
     def children(self, folder: str) -> Sequence[str]:
-        """List a folder."""
+        """List a folder; names that are only reserved are left out."""
+        path = self._root / folder
         try:
-            return os.listdir(self._root / folder)  # noqa: PTH208 - names, without a Path for each
+            names = os.listdir(path)  # noqa: PTH208 - names, without a Path for each
         except _MISSING:
             return []
+        finals = {exclusive.reserved_name(name) for name in names} - {None}
+        if finals:
+            names = [n for n in names if n not in finals or not exclusive.is_reserved(path / n)]
+        return names
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Write a file: temporary name, fsync, rename."""
         files.write_atomic(self._root / key, parts)
 
     def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
-        """Create a file: temporary name, fsync, hard link."""
-        return files.create_exclusive(self._root / key, parts)
+        """Create a file: temporary name, fsync, hard link or what replaces it."""
+        return exclusive.create_exclusive(self._root / key, parts)
 
     def open_partial(self, key: str) -> files.PartialFile:
         """Begin a file under a temporary name."""
@@ -154,7 +174,11 @@ class LocalBackend(Backend):
 
     def delete(self, key: str) -> None:
         """Delete a file, if it exists."""
-        files.remove(self._root / key)
+        path = self._root / key
+        if exclusive.reserved_name(path.name) is not None:
+            with files.store_errors(path):
+                exclusive.drop_reservation(path)
+        files.remove(path)
 
     def sync(self, folder: str) -> None:
         """Sync a folder."""
@@ -199,11 +223,21 @@ class LocalBackend(Backend):
 
     def move(self, key: str, new: str) -> None:
         """Rename a file."""
-        (self._root / key).rename(self._root / new)
+        path = self._root / key
+        try:
+            path.rename(self._root / new)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{path} cannot be renamed: {error.strerror or error}") from error
 
     def restore(self, key: str, new: str) -> None:
-        """Link a file to a second name."""
-        (self._root / new).hardlink_to(self._root / key)
+        """Link a file to a second name, or copy it where there are no links."""
+        exclusive.link_exclusive(self._root / key, self._root / new)
+
+    def check(self) -> None:
+        """Try what a driver needs in the store's folder."""
+        check_folder(self._root)
 
 
 class LocalReader(ObjectReader):

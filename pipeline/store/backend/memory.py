@@ -138,6 +138,9 @@ class MemoryBackend(Backend):
         """This backend."""
         return self
 
+    def check(self) -> None:
+        """Do nothing: memory lacks nothing."""
+
     @contextmanager
     def lock(self, key: str, timeout_s: float) -> Iterator[float]:
         """Hold a named lock against other threads; yield the time in seconds since the epoch."""

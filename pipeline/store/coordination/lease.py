@@ -36,7 +36,8 @@ HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 LOCK_TIMEOUT_S = 10.0
 WATCH_S = 0.5
-"""Seconds between two looks at a heartbeat that lies in the future."""
+"""Seconds between two looks at a heartbeat that lies in the future, or at an unreadable lease."""
+READ_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Lease:
 
     def __enter__(self) -> Self:
         content = [json_bytes(asdict(self._holder))]
+        self._operations.check()
         self._watch_future_heartbeat()
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
@@ -117,9 +119,9 @@ class Lease:
 
         Raises:
             StoreBusyError: Another driver has taken it over.
-            StoreError: The store is gone.
+            StoreError: The store is gone, or its lease cannot be read.
         """
-        if not self._is_mine():
+        if not self._still_mine():
             if not self._backend.exists(LEASE):
                 raise StoreError(
                     f"store {self._backend} has vanished, or its {LEASE} was removed (is it "
@@ -130,6 +132,25 @@ class Lease:
                 f"store {self._backend}: another driver has taken over the lease, because this "
                 f"one's heartbeat was more than {STALE_AFTER_S:.0f} s old; let that one finish"
             )
+
+    def _still_mine(self) -> bool:
+        """Whether the lease is this driver's; an error of the storage may pass within seconds.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        for attempt in range(1, READ_ATTEMPTS + 1):
+            try:
+                return _read(self._backend, LEASE) == self._holder
+            except OSError as error:
+                if attempt == READ_ATTEMPTS:
+                    raise StoreError(
+                        f"{self._backend.locate(LEASE)} cannot be read: "
+                        f"{error.strerror or error}; what was committed is safe: when the storage "
+                        "is well again, run the same command again"
+                    ) from error
+                time.sleep(WATCH_S)
+        raise AssertionError  # the loop returns or raises
 
     def _is_mine(self) -> bool:
         try:
