@@ -27,7 +27,7 @@ from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job, UnitTask
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.resources import Resources
 from pipeline.extract.worker import Worker
 from pipeline.sources.opening import open_source

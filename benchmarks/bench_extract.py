@@ -47,7 +47,7 @@ from pipeline.encoders.wav2vec2.geometry import DEFAULT_CONTEXT_S, DEFAULT_MAX_W
 from pipeline.encoders.wav2vec2.stream import Stream
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.encoder_setup import BATCH_S
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.opening import open_backend

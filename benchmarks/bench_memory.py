@@ -31,7 +31,7 @@ from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.executors.base import units_per_worker
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.stages import write
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source

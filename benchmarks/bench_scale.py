@@ -60,6 +60,7 @@ class SyntheticSource:
     skipped: tuple[str, ...] = ()
     skipped_columns: tuple[str, ...] = ()
     columns: tuple[Any, ...] = ()
+    origin = "synthetic"
 
     def __init__(self, n: int) -> None:
         parts = [

@@ -27,7 +27,7 @@ import pipeline
 from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.worker import Job, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.opening import open_backend

@@ -22,7 +22,7 @@ from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.base import Executor
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job, UnitTask
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.resources import find_resources
 from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import EncodeStage

@@ -17,7 +17,7 @@ from pipeline.store.format.records import AUDIO_FLAGS
 
 if TYPE_CHECKING:
     from pipeline.encoders.selfcheck import SelfCheck
-    from pipeline.extract.planning import Estimate
+    from pipeline.extract.planning.estimate import Estimate
     from pipeline.probing.results import CandidateScore, Sweep
     from pipeline.store.maintain.repair import Repair
     from pipeline.store.maintain.status import Status

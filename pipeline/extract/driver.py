@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
@@ -19,8 +20,8 @@ from pipeline.events import Observer, announced
 from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.failure_history import FailureHistory
 from pipeline.extract.messages import UnitReport, UnitTask
-from pipeline.extract.planning import check_space
-from pipeline.extract.replanning import deferred_rows
+from pipeline.extract.planning.estimate import check_space
+from pipeline.extract.planning.replanning import deferred_rows
 from pipeline.extract.stop import Stop
 from pipeline.extract.time_limit import TimeLimit
 from pipeline.store import index as index_files
@@ -71,6 +72,7 @@ class Driver:
         observer: Receives the events of the run; the run log is among its observers.
         open_executor: Starts the executor, given the number of units to extract.
         stop: Request to stop.
+        labels: Returns the columns to carry of given source rows; None lets workers read them.
         failures: Units that failed `run.max_attempts` times, with their last error.
     """
 
@@ -80,6 +82,7 @@ class Driver:
     observer: Observer
     open_executor: Callable[[int], Executor]
     stop: Stop = field(default_factory=Stop)
+    labels: Callable[[Sequence[int]], pa.Table] | None = None
     failures: dict[int, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,7 +162,8 @@ class Driver:
         rows = self.plan.unit_rows(unit)
         isolation = self._history.isolation(unit)
         exclusive = self._history.is_exclusive(unit)
-        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive)
+        labels = self.labels(rows["row"].to_pylist()) if self.labels else None
+        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive, labels)
         audio_s = self._audio_s(pc.sum(rows["n_frames"]).as_py())
         executor.submit(task, self._limit.limit_s(audio_s, isolated=isolation is not None))
 

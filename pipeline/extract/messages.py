@@ -60,6 +60,9 @@ class UnitTask:
             that did not fail repeatedly.
         exclusive: Whether its worker must hold no other unit, so that a failure of the
             worker has one culprit.
+        labels: Columns of the dataset to carry, of the same rows. They are those of the driver's
+            table: a worker that opens the dataset later may find another one. None takes the
+            worker's own.
     """
 
     unit: int
@@ -68,6 +71,7 @@ class UnitTask:
     rows: pa.Table
     isolation: Isolation | None = None
     exclusive: bool = False
+    labels: pa.Table | None = None
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,11 @@ from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
-from pipeline.extract.planning import (
-    Estimate,
-    check_space,
-    estimate,
-    find_unreadable,
-    plan_source,
-)
-from pipeline.extract.replanning import rows_to_retry
+from pipeline.extract.planning.comparison import check_columns, check_labels
+from pipeline.extract.planning.estimate import Estimate, check_space, estimate
+from pipeline.extract.planning.planner import plan_source
+from pipeline.extract.planning.replanning import Unstored, find_unstored
+from pipeline.extract.planning.scan import find_unreadable
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
 from pipeline.extract.store_setup import cpu_threads_of, is_created, make_layout, set_up_store
@@ -43,7 +40,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
-from pipeline.store.documents import read_plan, write_plan
+from pipeline.store.documents import read_attributes, read_plan, write_plan
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan, round_up_to_chunk
 from pipeline.store.maintain.cleanup import remove_leftovers
@@ -150,6 +147,7 @@ def extract(
             ObserverGroup(RunLogObserver(RunLog(backend, run_id)), observer),
             partial(open_executor, config.engine, resources, make_worker),
             stop or Stop(),
+            source.metadata,
         )
         driver.run()
         _finalise(backend, layout, driver.failures)
@@ -192,7 +190,8 @@ def _obtain_plan(
 
     Raises:
         ConfigError: The store has units of another size.
-        SourceError: Planned utterances are missing or have changed.
+        IdentityError: The dataset has other columns than the store.
+        SourceError: Planned utterances are missing or have changed, or their labels have.
     """
     config = setup.config
     stored = read_plan(backend)
@@ -204,12 +203,19 @@ def _obtain_plan(
                 f"{stored.frames_per_unit}; leave it out, or give another store="
             )
         stored = None
-    retried = rows_to_retry(backend, stored) if stored and config.retry_quarantined else []
-    if retried:
-        observer.note(f"{len(retried)} quarantined utterances will be retried")
+    unstored = Unstored()
+    if stored is not None:
+        if is_created(backend):
+            identity = read_attributes(backend)["identity"]
+            check_columns(identity.get("source", {}), source, backend)
+        unstored = find_unstored(backend, stored, config.retry_quarantined)
+    if unstored.retried:
+        observer.note(f"{len(unstored.retried)} quarantined utterances will be retried")
     current_plan = plan_source(
-        source, setup.windows, capacity, stored, observer.headers_scanned, retried
+        source, setup.windows, capacity, stored, observer.headers_scanned, unstored
     )
+    if stored is not None:
+        check_labels(backend, source)
     if current_plan is not stored:
         lease.check()  # a scan takes long; another driver's plan must not be overwritten
         write_plan(backend, current_plan)

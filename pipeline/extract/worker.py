@@ -130,7 +130,7 @@ class Worker:
             unit = _Unit(task, self._write_stage.begin(task), start_s)
         try:
             self._encode(unit)
-            metadata = self._source.metadata(rows)
+            metadata = self._source.metadata(rows) if task.labels is None else task.labels
             return self._write_stage.commit(lambda: self._commit(unit, metadata))
         except BaseException:
             self._wait_for_device()

@@ -82,6 +82,10 @@ class Source(Protocol):
         """Configuration that the source was opened with; picklable."""
 
     @property
+    def origin(self) -> str:
+        """What the rows come from, for messages: files of a table, or the dataset's setting."""
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Columns of `metadata`, in order. None has a name that the store's index reserves."""
 

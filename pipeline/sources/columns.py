@@ -36,6 +36,7 @@ class Rows:
         root: Directory that relative paths start from; None if there is none.
         state: Fingerprint that `datasets` gives the table.
         skipped: Files of the dataset that are not utterances.
+        tables: Paths of the files that hold the rows; empty if there are none.
     """
 
     table: pa.Table
@@ -44,6 +45,7 @@ class Rows:
     root: str | None
     state: str
     skipped: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
     def first(self, n: int) -> Rows:
         """Return the first `n` rows."""

@@ -73,7 +73,8 @@ def open_folder(config: DatasetConfig) -> TabularSource:
         raise SourceError(
             f"{describe_location(config)} holds no audio file ({len(skipped)} other files)"
         )
-    rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped))
+    tables = tuple(str(root / file) for file in metadata_files)
+    rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
     return TabularSource(config, rows)
 
 
@@ -206,7 +207,7 @@ def _read_metadata(
     class_names: dict[str, tuple[str, ...]] = {}
     for file in metadata_files:
         require_regular(root / file)
-        table, file_class_names, state = hub.arrow_of(hub.read_table(root / file))
+        table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
         require_column("file_name", table.column_names, str(root / file))
         paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")
         directory = file.rpartition("/")[0]
@@ -214,7 +215,7 @@ def _read_metadata(
             paths = pc.binary_join_element_wise(directory, paths, "/")
         place = table.schema.get_field_index("file_name")
         tables.append(table.set_column(place, "file_name", paths))
-        states.append(state)
+        states.append(hub.table_state(root / file))
         class_names.update(file_class_names)
     schemas = [table.schema.remove_metadata() for table in tables]
     for file, schema in zip(metadata_files, schemas, strict=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
+from pipeline.sources.table_cache import cache_folder, content_digest
 from pipeline.sources.tabular import TabularSource
 from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
@@ -77,10 +77,15 @@ def open_hub(config: DatasetConfig) -> TabularSource:
     """
     if not config.name:
         raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
+    local = Path(config.name)
     try:
         with importable_torchcodec():
             loaded = datasets.load_dataset(
-                config.name, config.config, split=config.split, revision=config.revision
+                config.name,
+                config.config,
+                split=config.split,
+                revision=config.revision,
+                cache_dir=_cache_dir(local) if local.is_dir() else None,
             )
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise SourceError(
@@ -124,8 +129,7 @@ def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) 
 def read_table(path: Path) -> datasets.Dataset:
     """Read csv, tsv, json, jsonl or parquet through `datasets` and its cache.
 
-    The cache of `datasets` knows a file by its path and modification time. Here each content has a
-    cache folder of its own, so that a file that was replaced is read again whatever its time says.
+    A file that was replaced is read again whatever its time says; see `table_cache.py`.
 
     Raises:
         SourceError: The file is of another type, damaged, or has no rows.
@@ -138,7 +142,7 @@ def read_table(path: Path) -> datasets.Dataset:
             builder,
             data_files=[glob.escape(str(path))],
             split="train",
-            cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "strata" / _digest(path)),
+            cache_dir=_cache_dir(path),
             **options,
         )
     except _LOAD_ERRORS as error:
@@ -153,10 +157,13 @@ def read_table(path: Path) -> datasets.Dataset:
     return dataset
 
 
-def _digest(path: Path) -> str:
-    """Return a digest of a file's content: 32 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+def table_state(path: Path) -> str:
+    """Return a digest of a table's content, and its modification time."""
+    return f"{content_digest(path)} {path.stat().st_mtime_ns}"
+
+
+def _cache_dir(path: Path) -> str:
+    return str(cache_folder(Path(datasets.config.HF_DATASETS_CACHE) / "strata", path))
 
 
 def _check_lines(path: Path, n_rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.sources import hub
@@ -19,4 +20,5 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
         SourceError: The table is missing or cannot be read, or see `TabularSource`.
     """
     path = existing_path(config, directory=False)
-    return TabularSource(config, hub.rows_of(hub.read_table(path), config, str(path.parent)))
+    rows = hub.rows_of(hub.read_table(path), config, str(path.parent))
+    return TabularSource(config, replace(rows, state=hub.table_state(path), tables=(str(path),)))

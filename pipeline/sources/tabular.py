@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_few
 from pipeline.sources import columns
 from pipeline.sources.base import Segment
 from pipeline.sources.fingerprint import fingerprint
@@ -39,6 +39,7 @@ class TabularSource:
         if not len(rows.table):
             raise SourceError(f"{describe_location(config)} has no rows")
         self.config = config
+        self.origin = first_few(rows.tables) if rows.tables else describe_location(config)
         self.skipped = rows.skipped
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         self._state = rows.state

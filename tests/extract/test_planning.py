@@ -15,7 +15,9 @@ from pipeline.encoders.windows import Windowing
 from pipeline.errors import StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract import run
-from pipeline.extract.planning import SCAN_CHUNK, estimate, find_unreadable, plan_source, scan
+from pipeline.extract.planning.estimate import estimate
+from pipeline.extract.planning.planner import plan_source
+from pipeline.extract.planning.scan import SCAN_CHUNK, find_unreadable, scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import LEASE, PLAN, Layout

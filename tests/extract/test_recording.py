@@ -23,7 +23,7 @@ from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import AudioError
 from pipeline.extract.messages import UnitTask
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.stages import recording
 from pipeline.extract.stages.decode import Decoder
 from pipeline.extract.stages.recording import MAX_HELD_BYTES, Piece, RecordingReader

@@ -185,7 +185,7 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: No
         ("model=wavlm_base_plus", "encoder.model"),
         ("extract.layers=[1,6]", "encoder.layers"),
         ("extract.precision=bf16", "encoder.precision"),
-        ("dataset.columns=[word]", "source.columns"),
+        ("dataset.columns=[word]", r"speaker is missing.*set dataset\.columns=\[word,speaker\]"),
     ],
 )
 def test_another_identity_is_refused(folder: Path, finished: Path, change: str, named: str) -> None:

@@ -24,7 +24,7 @@ from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import EncoderError, SourceError, StoreError, WeightsError
-from pipeline.extract.planning import plan_source
+from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages import write as write_stage
 from pipeline.extract.stages.decode import Utterance

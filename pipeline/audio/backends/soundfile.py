@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -47,6 +49,9 @@ _COMPARED_FORMATS = frozenset(("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF
 """Formats whose ends `containers.py` and `mp3_end` have compared."""
 
 _WHOLE_FILE = Segment("")
+_MP3 = (b"\xff\xfb\x10\xc4" + bytes(100)) * 4  # silence: four frames of 32 kbit/s
+_first_use = threading.Lock()
+_is_prepared = False
 
 
 class _NoReseekFile(soundfile.SoundFile):  # type: ignore[misc] # soundfile has no types
@@ -69,11 +74,39 @@ def open_file(handle: EncodedFile) -> soundfile.SoundFile:
     Raises:
         UnsupportedError: libsndfile cannot open it.
     """
+    if not _is_prepared:
+        _prepare()
     source = handle.fileno() if isinstance(handle, io.FileIO) else handle
     try:
         return _NoReseekFile(source, closefd=False)
     except soundfile.LibsndfileError as error:
         raise UnsupportedError(_reason(error)) from error
+
+
+def _prepare() -> None:
+    """Use each function of libsndfile once, in one thread, while the others wait.
+
+    cffi makes the types and functions of a library when they are first used, and since 2.0 without
+    a lock (python-cffi#271): threads that did so at once have ended the process. mpg123 makes its
+    tables at its first file. After a fork the child has what its parent has made.
+    """
+    global _is_prepared
+    with _first_use:
+        if _is_prepared:
+            return
+        _NoReseekFile(io.BytesIO(_MP3)).close()
+        with tempfile.TemporaryFile(buffering=0) as file:
+            soundfile.write(file.fileno(), np.zeros(64), 16_000, format="WAV", closefd=False)
+            file.seek(0)
+            try:
+                _NoReseekFile(io.BytesIO(b"no sound"))
+            except soundfile.LibsndfileError as error:
+                _reason(error)
+            with _NoReseekFile(file.fileno(), closefd=False) as opened:
+                opened.read(out=np.empty((8, opened.channels), np.float32))
+                opened.seek(0)
+                _ = opened.samplerate, opened.frames, opened.format, opened.subtype
+        _is_prepared = True
 
 
 def probe(handle: EncodedFile) -> Header:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import io
+import threading
 import wave
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,17 @@ def versions() -> dict[str, Any]:
     return {"torchcodec": torchcodec, "ffmpeg": _missing() is None}
 
 
-@functools.cache
+_first_use = threading.Lock()
+
+
 def _missing() -> str | None:
+    """Return what `_find_missing` finds, once: other threads wait for the first one."""
+    with _first_use:
+        return _find_missing()
+
+
+@functools.cache
+def _find_missing() -> str | None:
     """Return the name of the library that torchcodec lacks for decoding; None if it can decode."""
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:

@@ -7,6 +7,7 @@ newest record of an utterance counts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,22 @@ from pipeline.store.backend.base import Location
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+
+
+@dataclass(frozen=True)
+class Unstored:
+    """Source rows of the stored plan that have no features, so that their audio may change.
+
+    Attributes:
+        retried: Quarantined utterances to plan again.
+        quarantined: All quarantined utterances that can be planned again.
+        pending: Whole utterances of which no unit is committed.
+    """
+
+    retried: Sequence[int] = ()
+    quarantined: Sequence[int] = ()
+    pending: Sequence[int] = ()
+
 
 REFRESHED = ("n_samples", "n_bytes", "fingerprint")
 """Plan columns that may change for an utterance without features."""
@@ -53,6 +70,24 @@ def deferred_rows(store: Location, plan: Plan, geometry: FrameGeometry) -> pa.Ta
         added.append(planned_row)
     added.sort(key=lambda planned_row: (planned_row["row"], planned_row["piece"]))
     return pa.Table.from_pylist(added, schema=plan.table.schema)
+
+
+def find_unstored(store: Location, plan: Plan, retry: bool) -> Unstored:
+    """Find the source rows whose audio may change without changing features of the store.
+
+    Args:
+        store: The store.
+        plan: The plan of the store.
+        retry: Whether quarantined utterances are planned again.
+    """
+    quarantined = rows_to_retry(store, plan)
+    units = pa.array(index_files.committed_units(store), pa.int32())
+    begun = plan.table.filter(pc.is_in(plan.table["unit"], value_set=units))["row"]
+    whole = plan.table.filter(pc.equal(plan.table["n_pieces"], 1))["row"]
+    pending = whole.filter(pc.invert(pc.is_in(whole, value_set=begun.combine_chunks())))
+    return Unstored(
+        quarantined if retry else (), quarantined, sorted(pc.unique(pending).to_pylist())
+    )
 
 
 def rows_to_retry(store: Location, plan: Plan) -> list[int]:

@@ -1,0 +1,78 @@
+"""Size of a plan, and whether it fits on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from pipeline.errors import NoSpaceError
+from pipeline.extract.planning.scan import Unreadable
+from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.layout import Layout
+from pipeline.store.format.plan import Plan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Size of a plan.
+
+    Attributes:
+        utterances: Number of utterances.
+        unreadable: Number of utterances that cannot be read; they will be quarantined.
+        hours: Hours of audio.
+        units: Number of units.
+        frames: Frames of one layer.
+        bytes: Bytes of the features of all units.
+        free_bytes: Free bytes on the disk of the store.
+        frames_per_unit: Capacity of a unit in frames.
+        reasons: Why utterances cannot be read, most frequent first.
+    """
+
+    utterances: int
+    unreadable: int
+    hours: float
+    units: int
+    frames: int
+    bytes: int
+    free_bytes: int
+    frames_per_unit: int
+    reasons: tuple[Unreadable, ...] = ()
+
+
+def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, store: Location) -> Estimate:
+    """Estimate the size of a plan.
+
+    Args:
+        plan: The plan.
+        layout: Shapes of the store.
+        sample_rate_hz: Sample rate of the encoder.
+        store: The store, which need not exist.
+    """
+    first = pc.equal(plan.table["piece"], 0)
+    unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
+    return Estimate(
+        utterances=plan.n_utterances,
+        unreadable=unreadable,
+        hours=plan.audio_seconds(sample_rate_hz) / 3600,
+        units=plan.n_units,
+        frames=plan.n_frames,
+        bytes=plan.n_units * layout.slot_bytes,
+        free_bytes=open_backend(store).free_bytes(),
+        frames_per_unit=plan.frames_per_unit,
+    )
+
+
+def check_space(n_units: int, layout: Layout, store: Location) -> None:
+    """Check that `n_units` more units fit on the disk.
+
+    Raises:
+        NoSpaceError: They do not fit; the message reports the needed and the free space.
+    """
+    needed, free = n_units * layout.slot_bytes, open_backend(store).free_bytes()
+    if needed > free:
+        raise NoSpaceError(
+            f"{needed / 1e9:.2f} GB are needed in {store}, {free / 1e9:.2f} GB are free; make "
+            "room, choose another store=, or extract fewer layers with extract.layers=[...]"
+        )

@@ -1,0 +1,131 @@
+"""Scan of a dataset: the header of every utterance, read in threads."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.audio.probe import probe
+from pipeline.errors import AudioError
+from pipeline.sources.base import Source
+from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.plan import SCHEMA, Plan
+
+SCAN_THREADS = 32  # they wait for the file system, which may be remote
+SCAN_CHUNK = 128
+PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
+"""Plan columns read from the headers."""
+RATE = "source_rate_hz"
+"""Column of a scan that is not in the plan: the native sample rate, 0 if unreadable."""
+
+_NAMED = 5  # utterances named for each reason
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Utterances that cannot be read, for like reasons.
+
+    Attributes:
+        reason: The reason of the first; that of others may differ in its numbers.
+        count: Number of utterances.
+        ids: Ids of the first ones.
+    """
+
+    reason: str
+    count: int
+    ids: tuple[str, ...]
+
+
+def scan(
+    source: Source, geometry: FrameGeometry, progress: Callable[[int], None] = lambda done: None
+) -> pa.Table:
+    """Read the header of every utterance.
+
+    Args:
+        source: The dataset.
+        geometry: Geometry of the encoder; samples are counted at its rate.
+        progress: Called with the number of headers read so far.
+
+    Returns:
+        Rows for `make_plan`, in source order, with the column `RATE`; 0 samples for an unreadable
+        header.
+    """
+    n = len(source)
+    names = (*PROBED, RATE)
+    probed = np.zeros((len(names), n), np.int64)
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        starts = range(0, n, SCAN_CHUNK)
+        chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
+        for start, chunk in zip(starts, chunks, strict=True):
+            stop = start + chunk.shape[1]
+            probed[:, start:stop] = chunk
+            progress(stop)
+    columns = {
+        "id": source.ids(),
+        "row": np.arange(n),
+        **dict(zip(names, probed, strict=True)),
+        "piece": np.zeros(n, np.int32),
+        "n_pieces": np.ones(n, np.int32),
+        "piece_start": np.zeros(n, np.int64),
+    }
+    fields = SCHEMA.append(pa.field(RATE, pa.int64(), nullable=False))
+    schema = pa.schema([fields.field(name) for name in columns])
+    return pa.table({k: pa.array(v, schema.field(k).type) for k, v in columns.items()}, schema)
+
+
+def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Unreadable, ...]:
+    """Probe the utterances again that the plan holds as unreadable; group them by their reasons.
+
+    Args:
+        source: The dataset.
+        plan: Its plan.
+        sample_rate_hz: Sample rate of the encoder.
+
+    Returns:
+        Most frequent reason first.
+    """
+    unreadable = plan.table.filter(pc.equal(plan.table["n_samples"], 0))
+    rows = pc.unique(unreadable["row"]).to_pylist()
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        reasons = list(pool.map(lambda row: _reason(source, row, sample_rate_hz), rows))
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, reason in enumerate(reasons):
+        members[re.sub(r"\d+", "0", reason)].append(i)
+    groups = []
+    for group in sorted(members.values(), key=len, reverse=True):
+        ids = source.ids().take(pa.array([rows[i] for i in group[:_NAMED]])).to_pylist()
+        groups.append(Unreadable(reasons[group[0]], len(group), tuple(ids)))
+    return tuple(groups)
+
+
+def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
+    """Read `PROBED` and `RATE` of a chunk of rows: int64 `[5, n]`; zeros if unreadable."""
+    stop = min(start + SCAN_CHUNK, len(source))
+    probed = [_probe_row(source, row, geometry) for row in range(start, stop)]
+    return np.array(probed, np.int64).T
+
+
+def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, ...]:
+    try:
+        header = probe(source.segment(row), geometry.sample_rate_hz)
+    except AudioError:
+        return 0, 0, 0, 0, 0  # the worker gets the same error and quarantines the utterance
+    n_frames = geometry.n_frames(header.n_samples)
+    return header.n_samples, n_frames, header.n_bytes, header.fingerprint, header.source_rate_hz
+
+
+def _reason(source: Source, row: int, sample_rate_hz: int) -> str:
+    """Return why an utterance cannot be read."""
+    try:
+        probe(source.segment(row), sample_rate_hz)
+    except AudioError as error:
+        return str(error)
+    return "it could not be read when it was planned: retry_quarantined=true plans it again"
