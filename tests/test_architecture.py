@@ -47,7 +47,12 @@ encoders, audio, sources, store → config → errors. What is not listed (`cli`
 import everything."""
 CONFINED = {
     "datasets": {"sources/hub.py", "feed/hf.py"},
-    "ray": {"extract/executors/ray.py", "extract/executors/ray_cluster.py"},
+    "ray": {
+        "extract/executors/ray.py",
+        "extract/executors/ray_access.py",
+        "extract/executors/ray_cluster.py",
+    },
+    "grpc": {"extract/executors/ray_access.py"},
     "hydra": {"config/loading.py"},
     "omegaconf": {"config/loading.py"},
     "matplotlib": {"probing/report/charts.py"},

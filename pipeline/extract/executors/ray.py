@@ -27,7 +27,7 @@ from pipeline.extract.executors.base import (
 )
 from pipeline.extract.executors.encoding_thread import EncodingThread
 from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
-from pipeline.extract.executors.ray_cluster import Metrics, connect, draining_nodes
+from pipeline.extract.executors.ray_cluster import Metrics, connect, disconnect, draining_nodes
 from pipeline.extract.messages import UnitTask
 from pipeline.extract.resources import Resources
 
@@ -177,7 +177,7 @@ class RayExecutor:
             self._ray.kill(remote.handle)
         self._starting, self._ready = {}, []
         if self._owns_ray:
-            self._ray.shutdown()
+            disconnect()
 
     def _choose(self, exclusive: bool) -> RemoteActor | None:
         """Return an idle actor, else the actor whose first unit has run longest, else None.

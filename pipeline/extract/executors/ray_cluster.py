@@ -19,6 +19,13 @@ import torch
 from pipeline.config import EngineConfig
 from pipeline.errors import RunError
 from pipeline.extract.executors.base import Outcome
+from pipeline.extract.executors.ray_access import (
+    LOOPBACK,
+    REMEDY,
+    forget_token,
+    match_token,
+    private_ray,
+)
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Size of Ray's shared memory; features never pass through it."""
@@ -100,7 +107,9 @@ def _memory_bytes() -> int:
 
 
 def _address(config: EngineConfig) -> str | None:
-    return config.address or os.environ.get("RAY_ADDRESS") or None
+    """Return the address of a cluster; None for a Ray of this run's own."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 def check_importable(folders: Sequence[Path]) -> None:
@@ -139,22 +148,38 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
     handler = signal.getsignal(signal.SIGTERM) if in_main else None
     try:
         if address:
+            match_token(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         assert n_cpus is not None  # a local cluster is started only for workers
         os.environ.setdefault("RAY_worker_niceness", "0")  # the priority of an inline worker
-        ray.init(
-            address="local",
-            num_cpus=n_cpus,
-            num_gpus=torch.cuda.device_count(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        cluster = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise RunError(f"cannot start {cluster}: {error}") from error
+        with private_ray():
+            ray.init(
+                address="local",
+                num_cpus=n_cpus,
+                num_gpus=torch.cuda.device_count(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=LOOPBACK,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())
+        if not address:
+            raise RunError(f"cannot start a local Ray: {reason}") from error
+        raise RunError(
+            f"cannot connect to the Ray cluster at {address}: {reason}. Is it running, with the "
+            f"same version of Ray, and can this machine reach it? If it asks for a token, {REMEDY}"
+        ) from error
     finally:
         if handler is not None:  # ray.init installs its own, which exits without a message
             signal.signal(signal.SIGTERM, handler)
+
+
+def disconnect() -> None:
+    """Shut down the Ray to which `connect` has connected this process."""
+    import ray
+
+    ray.shutdown()
+    forget_token()
