@@ -83,6 +83,11 @@ class RunError(StrataError):
     """The run ended before every unit was committed."""
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, for a message: 1 unit, 2,000 units."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def first_few(values: Sequence[object]) -> str:
     """Return the first five values as text, for a message."""
     listed = ", ".join(str(value) for value in values[:5])

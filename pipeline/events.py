@@ -55,8 +55,8 @@ class Observer:
     def note(self, line: str) -> None:
         """Receive a message for the user, one line; warnings start with `WARNING`."""
 
-    def headers_scanned(self, done: int) -> None:
-        """Receive the number of audio headers read so far."""
+    def headers_scanned(self, done: int, total: int) -> None:
+        """Receive the number of audio headers read so far, from 0 on, and of all."""
 
     def planned(self, plan: Plan, done: int, audio_s: float) -> None:
         """Receive the plan.
@@ -95,6 +95,9 @@ class Observer:
     def head_trained(self, done: int, total: int) -> None:
         """Receive the number of trained heads of a sweep and the total number."""
 
+    def unit_checked(self, done: int, total: int) -> None:
+        """Receive the number of units that a verification has checked, from 0 on, and of all."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -107,10 +110,10 @@ class ObserverGroup(Observer):
         for observer in self._observers:
             observer.note(line)
 
-    def headers_scanned(self, done: int) -> None:
+    def headers_scanned(self, done: int, total: int) -> None:
         """Pass the event to each observer."""
         for observer in self._observers:
-            observer.headers_scanned(done)
+            observer.headers_scanned(done, total)
 
     def planned(self, plan: Plan, done: int, audio_s: float) -> None:
         """Pass the event to each observer."""
@@ -141,6 +144,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.head_trained(done, total)
+
+    def unit_checked(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.unit_checked(done, total)
 
 
 def rough_duration(seconds: float) -> str:

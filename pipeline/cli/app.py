@@ -17,12 +17,13 @@ from pipeline.cli.output import (
     reported,
     signals_to,
 )
-from pipeline.cli.progress import RunProgress, SweepProgress
+from pipeline.cli.progress import Notes, RunProgress, SweepProgress, VerifyProgress
 from pipeline.cli.streams import open_standard_streams
 from pipeline.cli.usage import Verbs
 from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.config.ranges import RANGES, Range, check_number
 from pipeline.errors import ConfigError
+from pipeline.events import announced
 
 app = typer.Typer(
     name="strata",
@@ -39,7 +40,12 @@ Overrides = Annotated[
 ]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+All = Annotated[bool, typer.Option("--all", help="Print all items of long lists.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+
+
+IMPORTING = "importing torch and other libraries"
+"""What takes long after the machine has started, or on a network file system."""
 
 
 def main() -> None:
@@ -67,26 +73,33 @@ def _options(
 
 
 @app.command()
-def plan(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def plan(
+    overrides: Overrides = None,
+    show_all: All = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Scan the dataset and print its size, units and disk space; write only the plan."""
     with reported(as_json, debug) as answer:
-        from pipeline.extract import run
-
         config = load_config(overrides or [])
+        with announced(Notes(console), IMPORTING):
+            from pipeline.extract import run
+
         with RunProgress(console) as progress:
             estimate = run.plan(config, progress)
-        answer(lambda out: tables.show_estimate(out, estimate), asdict(estimate))
+        answer(lambda out: tables.show_estimate(out, estimate, show_all), asdict(estimate))
 
 
 @app.command()
 def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Extract what is missing; safe to run again at any time."""
     with reported(as_json, debug) as answer:
-        from pipeline.extract import run
-        from pipeline.extract.stop import Stop
-        from pipeline.store.coordination.run_history import read_history
-
         config = load_config(overrides or [])
+        with announced(Notes(console), IMPORTING):
+            from pipeline.extract import run
+            from pipeline.extract.stop import Stop
+            from pipeline.store.coordination.run_history import read_history
+
         stop = Stop()
         last = read_history(config.store).last_busy if config.store else None
         progress = RunProgress(console, last.speed if last else None)
@@ -102,24 +115,28 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
                 f"{limit:g}; see `strata inspect {config.store}`"
             )
         code = EXIT_QUARANTINED if is_too_many else 0
-        answer(lambda out: tables.show_status(out, status), asdict(status), code)
+        answer(
+            lambda out: tables.show_status(out, status, store=config.store or "STORE"),
+            asdict(status),
+            code,
+        )
 
 
 @app.command()
 def status(
-    store: Store,
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Print every reason of quarantine.")
-    ] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    store: Store, show_all: All = False, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Print the progress of a store."""
     with reported(as_json, debug) as answer:
-        from pipeline.store.maintain.status import read_status
+        with announced(Notes(console), IMPORTING):
+            from pipeline.store.maintain.status import read_status
 
-        store_status = read_status(store)
-        answer(lambda out: tables.show_status(out, store_status, show_all), asdict(store_status))
+        with announced(Notes(console), "reading the index"):
+            store_status = read_status(store)
+        answer(
+            lambda out: tables.show_status(out, store_status, show_all, store),
+            asdict(store_status),
+        )
 
 
 @app.command()
@@ -133,21 +150,26 @@ def verify(
         float | None,
         typer.Option("--sample", help="Share of units to check completely; default: 1."),
     ] = None,
+    show_all: All = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Check the units of a store against their checksums; with --repair, un-commit damaged ones."""
     with reported(as_json, debug) as answer:
-        from pipeline.store.maintain.repair import repair_store
-        from pipeline.store.maintain.verify import verify_store
-
         if repair and sample is not None:
             raise ConfigError("--repair reads every unit; leave --sample out")
-        repaired = repair_store(store) if repair else None
+        with announced(Notes(console), IMPORTING):
+            from pipeline.store.maintain.repair import repair_store
+            from pipeline.store.maintain.verify import verify_store
+
         share = 1.0 if sample is None else sample
-        verification = repaired.found if repaired else verify_store(store, sample=share)
+        with VerifyProgress(console) as progress:
+            repaired = repair_store(store, progress.unit_checked) if repair else None
+            verification = (
+                repaired.found if repaired else verify_store(store, progress.unit_checked, share)
+            )
         answer(
-            lambda out: tables.show_verification(out, verification, repaired),
+            lambda out: tables.show_verification(out, verification, repaired, show_all, store),
             tables.verification_document(verification, repaired),
             0 if verification.ok or repaired else EXIT_ERROR,
         )
@@ -159,19 +181,24 @@ def inspect(
     utterance: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Id of an utterance.")
     ] = None,
+    show_all: All = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Print what a store or one of its utterances contains."""
     with reported(as_json, debug) as answer:
-        from pipeline.store.maintain.inspection import describe_store, describe_utterance
-        from pipeline.store.read.features import open_store
+        with announced(Notes(console), IMPORTING):
+            from pipeline.store.maintain.inspection import describe_store, describe_utterance
+            from pipeline.store.read.features import open_store
 
-        opened = open_store(store)
-        facts = (
-            describe_store(opened) if utterance is None else describe_utterance(opened, utterance)
-        )
-        answer(lambda out: tables.show_facts(out, facts), facts)
+        with announced(Notes(console), "reading the index"):
+            opened = open_store(store)
+        if utterance is None:
+            facts = describe_store(opened)
+            answer(lambda out: tables.show_store(out, facts, show_all, store), facts)
+        else:
+            facts = describe_utterance(opened, utterance)
+            answer(lambda out: tables.show_facts(out, facts), facts)
 
 
 @app.command()
@@ -187,7 +214,8 @@ def collapse(
 ) -> None:
     """Write the weighted sum of a store's layers as a store with one layer."""
     with reported(as_json, debug) as answer:
-        from pipeline.transforms.collapse import collapse as collapse_store
+        with announced(Notes(console), IMPORTING):
+            from pipeline.transforms.collapse import collapse as collapse_store
 
         given = plain_overrides(overrides or [], {"weights", "softmax"})
         if "weights" not in given:
@@ -216,11 +244,12 @@ def layers(
 ) -> None:
     """Compare the layers without labels: norms, directions, CKA between layers."""
     with reported(as_json, debug) as answer:
-        from pipeline.probing.frame_sample import MAX_FRAMES
-        from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
-        from pipeline.probing.output_folder import claim_folder, source_of
-        from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
-        from pipeline.store.read.features import open_store
+        with announced(Notes(console), IMPORTING):
+            from pipeline.probing.frame_sample import MAX_FRAMES
+            from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
+            from pipeline.probing.output_folder import claim_folder, source_of
+            from pipeline.probing.report import layers_report
+            from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
         n_frames = _whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
@@ -229,15 +258,18 @@ def layers(
         opened = open_store(store)
         settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
         with RunProgress(console) as progress:
-            statistics = measure_layers(opened, n_frames, seed, progress.note)
+            with announced(progress, "measuring the layers"):
+                statistics = measure_layers(opened, n_frames, seed, progress.note)
             for warning in statistics.warnings:
                 progress.note(f"WARNING: {warning}")
             folder, note = claim_folder(folder, settings)
             if note:
                 progress.note(note)
-        page = write_layers_report(statistics, folder)
+            with announced(progress, "writing the report"):
+                page = layers_report.write_layers_report(statistics, folder)
+        rows = layers_report.table_rows(statistics)
         answer(
-            lambda out: tables.show_layers(out, COLUMNS, table_rows(statistics), page),
+            lambda out: tables.show_layers(out, layers_report.COLUMNS, rows, page),
             asdict(statistics) | {"report": str(page)},
         )
 
@@ -255,13 +287,15 @@ def sweep(
     """Train small heads on every layer and on their weighted sum, and rank the layers."""
     with reported(as_json, debug) as answer:
         config = load_sweep_config(overrides or [])
-        from pipeline.probing.report.sweep_report import write_report
-        from pipeline.probing.run import summary
-        from pipeline.probing.run import sweep as sweep_store
+        with announced(Notes(console), IMPORTING):
+            from pipeline.probing.report.sweep_report import write_report
+            from pipeline.probing.run import summary
+            from pipeline.probing.run import sweep as sweep_store
 
         with SweepProgress(console) as progress:
             result, folder = sweep_store(store, config, progress)
-        page = write_report(result, folder)
+            with announced(progress, "writing the report"):
+                page = write_report(result, folder)
         answer(
             lambda out: tables.show_sweep(out, result, page),
             summary(result) | {"report": str(page)},
@@ -272,7 +306,8 @@ def sweep(
 def models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the encoders that can be chosen by name."""
     with reported(as_json, debug) as answer:
-        rows = tables.model_rows()
+        with announced(Notes(console), IMPORTING):
+            rows = tables.model_rows()
         answer(lambda out: tables.show_models(out, rows), {"models": rows})
 
 
@@ -280,11 +315,13 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Compare separate with batched encoding, and the precision with fp32, on a few clips."""
     with reported(as_json, debug) as answer:
-        from pipeline.extract.resources import find_resources
-        from pipeline.extract.selfcheck import full_selfcheck
-
         config = load_config(["engine=inline", *(overrides or [])])
-        result = full_selfcheck(config, find_resources(config.engine).device)
+        with announced(Notes(console), IMPORTING):
+            from pipeline.extract.resources import find_resources
+            from pipeline.extract.selfcheck import full_selfcheck
+
+        with announced(Notes(console), "loading the encoder and encoding the clips"):
+            result = full_selfcheck(config, find_resources(config.engine).device)
         code = 0 if result.ok else EXIT_ERROR
         answer(lambda out: tables.show_selfcheck(out, result), asdict(result), code)
 

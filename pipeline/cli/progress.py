@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cli.tables import duration
+from pipeline.errors import counted
 from pipeline.events import CommittedUnit, Observer
 
 if TYPE_CHECKING:
@@ -19,14 +20,28 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 60.0
 """Seconds between two lines of progress where there is no terminal, e.g. in the log of a job."""
+EARLY_S = 5.0
+"""Seconds after which the time left is stated for the first time."""
 
 
-class TerminalObserver(Observer):
+class Notes(Observer):
+    """Prints notes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def note(self, line: str) -> None:
+        """Print a line; warnings are red."""
+        style = "bold red" if line.startswith("WARNING") else None
+        self._console.print(line, style=style, markup=False)
+
+
+class TerminalObserver(Notes):
     """Prints notes and draws progress bars; without a terminal it prints lines."""
 
     def __init__(self, console: Console, *further: TextColumn) -> None:
         """Prepare the bars; `further` columns come after the usual ones."""
-        self._console = console
+        super().__init__(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,24 +69,69 @@ class TerminalObserver(Observer):
         self._progress.stop()
         self._end.set()
 
-    def note(self, line: str) -> None:
-        """Print a line; warnings are red."""
-        style = "bold red" if line.startswith("WARNING") else None
-        self._console.print(line, style=style, markup=False)
-
     def state(self) -> str | None:
         """Return the progress in one line; None before there is any."""
 
-    def line(self, text: str) -> None:
+    def line(self, text: str | None) -> None:
         """Print a line of progress where there is no terminal."""
-        if not self._console.is_terminal:
+        if text and not self._console.is_terminal:
             self._console.print(text, markup=False)
 
     def _print_lines(self) -> None:
         while not self._end.wait(LINE_EVERY_S):
-            text = self.state()
-            if text:
-                self.line(text)
+            self.line(self.state())
+
+
+class Count:
+    """Lines about things that are done one by one: at the start, while it takes long, at the end.
+
+    A first line about the time left is due after `EARLY_S`.
+    """
+
+    def __init__(self, noun: str, verb: str, participle: str) -> None:
+        """Remember the words, e.g. head, train, trained."""
+        self._noun, self._verb, self._participle = noun, verb, participle
+        self._start_s = time.monotonic()
+        self._n_before = -1
+        self._done = self._total = 0
+        self._is_early_due = True
+
+    def update(self, done: int, total: int) -> str | None:
+        """Set the numbers; return a line to print, or None.
+
+        Args:
+            done: Number of things done; in the first call, those that need not be done.
+            total: Number of all.
+        """
+        is_first = self._n_before < 0 or done < self._done  # another round
+        self._done, self._total = done, total
+        if is_first:
+            self._start_s, self._n_before = time.monotonic(), done
+            cached = f"; {done:,} are cached" if done else ""
+            return f"{counted(total - done, self._noun)} to {self._verb}{cached}"
+        if done == total:
+            number = counted(total - self._n_before, self._noun)
+            return f"{number} {self._participle} in {duration(self._seconds())}"
+        if self._is_early_due and self._seconds() > EARLY_S:
+            return self.state()
+        return None
+
+    def state(self) -> str | None:
+        """Return the number of things done and the time left; None before there is any."""
+        if self._n_before < 0:
+            return None
+        self._is_early_due = False
+        n_done, n_left = self._done - self._n_before, self._total - self._done
+        left = ""
+        if n_done:
+            left = f", about {duration(self._seconds() * n_left / n_done)} left"
+        return (
+            f"{self._done:,} of {self._total:,} {self._noun}s {self._participle} after "
+            f"{duration(self._seconds())}{left}"
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start_s
 
 
 class RunProgress(TerminalObserver):
@@ -91,12 +151,13 @@ class RunProgress(TerminalObserver):
         self._start_s = time.monotonic()
         self._audio_s = 0.0
         self._planned_audio_s = 0.0
-        self._n_headers = self._n_done = self._n_units = self._n_new = 0
+        self._n_done = self._n_units = self._n_new = 0
+        self._scan = Count("header", "read", "read")
 
-    def headers_scanned(self, done: int) -> None:
+    def headers_scanned(self, done: int, total: int) -> None:
         """Show the number of headers read."""
-        self._n_headers = done
-        self._progress.update(self._headers, completed=done, visible=True)
+        self.line(self._scan.update(done, total))
+        self._progress.update(self._headers, completed=done, total=total, visible=True)
 
     def planned(self, plan: Plan, done: int, audio_s: float) -> None:
         """Start the bar of units."""
@@ -129,15 +190,16 @@ class RunProgress(TerminalObserver):
         seconds = time.monotonic() - self._start_s
         failures = f"; {len(failed):,} failed" if failed else ""
         self.line(
-            f"{'stopped' if stopped else 'ended'} after {duration(seconds)}: {self._n_new:,} new "
-            f"units, {self._n_done:,} of {self._n_units:,} are committed{failures}"
+            f"{'stopped' if stopped else 'ended'} after {duration(seconds)}: "
+            f"{counted(self._n_new, 'new unit')}, {self._n_done:,} of {self._n_units:,} "
+            f"committed{failures}"
         )
 
     def state(self) -> str | None:
         """Return the number of units, the speed and the time left, or the number of headers."""
         if self._n_units:
             return f"{self._n_done:,} of {self._n_units:,} units: {self._detail()}"
-        return f"{self._n_headers:,} headers read" if self._n_headers else None
+        return self._scan.state()
 
     def _detail(self) -> str:
         seconds = time.monotonic() - self._start_s
@@ -148,40 +210,41 @@ class RunProgress(TerminalObserver):
         return f"{self._audio_s / 3600:.2f} h audio, {rate:.1f}× real time, {duration(left_s)} left"
 
 
-class SweepProgress(TerminalObserver):
+class CountProgress(TerminalObserver):
+    """Shows the number of things done, of one kind."""
+
+    def __init__(self, console: Console, count: Count, name: str) -> None:
+        """Prepare the bar, called `name`."""
+        super().__init__(console)
+        self._bar = self._progress.add_task(name, total=None)
+        self._count = count
+
+    def state(self) -> str | None:
+        """Return the number of things done and the time left."""
+        return self._count.state()
+
+    def _update(self, done: int, total: int) -> None:
+        self._progress.update(self._bar, completed=done, total=total)
+        self.line(self._count.update(done, total))
+
+
+class SweepProgress(CountProgress):
     """Shows the number of trained heads of a sweep."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._heads = self._progress.add_task("heads", total=None)
-        self._start_s = time.monotonic()
-        self._n_cached = -1
-        self._done = self._total = 0
+        super().__init__(console, Count("head", "train", "trained"), "heads")
 
     def head_trained(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number of cached heads."""
-        is_first = self._n_cached < 0
-        self._done, self._total = done, total
-        self._progress.update(self._heads, completed=done, total=total)
-        if is_first:
-            self._start_s, self._n_cached = time.monotonic(), done
-            cached = f"; {done:,} are cached" if done else ""
-            self.line(f"{total - done:,} heads to train{cached}")
-        elif done == total:
-            self.line(f"{total - self._n_cached:,} heads trained in {duration(self._seconds())}")
+        self._update(done, total)
 
-    def state(self) -> str | None:
-        """Return the number of trained heads and the time left."""
-        if self._n_cached < 0:
-            return None
-        n_trained, n_left = self._done - self._n_cached, self._total - self._done
-        left = ""
-        if n_trained:
-            left = f", about {duration(self._seconds() * n_left / n_trained)} left"
-        return (
-            f"{self._done:,} of {self._total:,} heads trained after {duration(self._seconds())}"
-            f"{left}"
-        )
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._start_s
+class VerifyProgress(CountProgress):
+    """Shows the number of units that a verification has checked."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Count("unit", "check", "checked"), "units")
+
+    def unit_checked(self, done: int, total: int) -> None:
+        """Advance the bar."""
+        self._update(done, total)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.reasons import Reason, show_alike, show_reasons
+from pipeline.errors import counted
 from pipeline.store.format.records import AUDIO_FLAGS
 
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
     from pipeline.store.maintain.verify import Verification
 
 
-MAX_REASONS = 10
-"""Reasons of quarantine that `plan` prints, and `status` without `--all`."""
-MAX_LINES = 50
-"""Damaged units, and files that belong to none, that `verify` prints without `--json`."""
-_DIFFERS = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,._]*")
+MAX_ITEMS = 20
+"""Items of a list that `inspect` prints without `--all`."""
 
 
 def duration(seconds: float | None) -> str:
@@ -43,67 +41,74 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def show_estimate(console: Console, estimate: Estimate) -> None:
-    """Print the size of a plan."""
+def hours(seconds: float) -> str:
+    """Format a length of audio: 25.3 s, 3.10 min, 960.00 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.2f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} h"
+
+
+def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) -> None:
+    """Print the size of a plan, and why utterances cannot be read.
+
+    Args:
+        console: Where to print.
+        estimate: The size.
+        show_all: Whether to print every utterance that cannot be read, with its reason.
+    """
     console.print(
-        f"{estimate.utterances:,} utterances, {estimate.hours:.2f} h of audio → "
-        f"{estimate.units:,} units of {estimate.frames_per_unit:,} frames, "
+        f"{counted(estimate.utterances, 'utterance')}, {estimate.hours:.2f} h of audio → "
+        f"{counted(estimate.units, 'unit')} of {estimate.frames_per_unit:,} frames, "
         f"{estimate.frames:,} frames, {estimate.bytes / 1e9:.2f} GB on disk "
         f"({estimate.free_bytes / 1e9:.1f} GB free)"
     )
     if estimate.unreadable:
         console.print(f"{estimate.unreadable:,} cannot be read and will be quarantined:")
-    for group in estimate.reasons[:MAX_REASONS]:
-        names = ", ".join(group.ids) + (", …" if group.count > len(group.ids) else "")
-        console.print(f"  {group.count:,}: {group.reason} ({names})", markup=False)
-    n_more = len(estimate.reasons) - MAX_REASONS
-    if n_more > 0:
-        console.print(f"  and {n_more} other reasons")
+    reasons = [Reason(item.reason, item.count, item.ids) for item in estimate.reasons]
+    show_reasons(console, reasons, show_all, "strata plan ... --all")
 
 
-def show_status(console: Console, status: Status, all_reasons: bool = False) -> None:
+def show_status(
+    console: Console, status: Status, show_all: bool = False, store: Path | str = "STORE"
+) -> None:
     """Print the progress of a store.
 
     Args:
         console: Where to print.
         status: The progress.
-        all_reasons: Whether to print every reason of quarantine, instead of the most frequent ones,
+        show_all: Whether to print every reason of quarantine, instead of the most frequent ones,
             where reasons that differ in names and numbers count as one.
+        store: Path of the store, for the command that prints every reason.
     """
     console.print(
         f"{status.units_committed:,} of {status.units_total:,} units committed, "
         f"{status.utterances_ok:,} of {status.utterances_total:,} utterances, "
-        f"{status.utterances_quarantined:,} quarantined, {status.audio_seconds / 3600:.3f} h of "
+        f"{status.utterances_quarantined:,} quarantined, {hours(status.audio_seconds)} of "
         f"audio; all runs took {duration(status.wall_seconds)}"
     )
     if status.realtime_factor and status.last_run_audio_seconds is not None:
         eta = f", {duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
         console.print(
-            f"last run: {status.last_run_audio_seconds / 3600:.3f} h of audio in "
+            f"last run: {hours(status.last_run_audio_seconds)} of audio in "
             f"{duration(status.last_run_wall_seconds)}, {status.realtime_factor:.1f}× real time"
             f"{eta}"
         )
+    if status.limited_by:
+        console.print(f"last run: {status.limited_by}")
     if status.seconds:
         total = sum(status.seconds.values()) or 1.0
         parts = ", ".join(f"{stage} {spent / total:.0%}" for stage, spent in status.seconds.items())
-        console.print(f"workers' time: {parts}")
-    if status.limited_by:
-        console.print(status.limited_by)
+        console.print(f"workers' time in all runs: {parts}")
     flags = {flag: count for flag, count in status.flags.items() if flag in AUDIO_FLAGS}
     if flags:
         shown = ", ".join(f"{count:,} {flag}" for flag, count in flags.items())
         console.print(f"flagged: {shown}", markup=False)
     if status.utterances_fp32:
-        console.print(f"{status.utterances_fp32} utterances were encoded again in fp32")
-    reasons = list(status.reasons.items()) if all_reasons else grouped_reasons(status.reasons)
-    listed = reasons if all_reasons else reasons[:MAX_REASONS]
-    for reason, count in listed:
-        console.print(f"  quarantined {count:,}: {reason}", markup=False)
-    if len(listed) < len(reasons):
-        rest = sum(count for _, count in reasons[MAX_REASONS:])
-        console.print(f"  quarantined {rest:,}: for {len(reasons) - len(listed):,} other reasons")
-    if len(listed) < len(status.reasons):
-        console.print(f"  `strata status STORE --all` lists all {len(status.reasons):,} reasons")
+        console.print(f"encoded again in fp32: {counted(status.utterances_fp32, 'utterance')}")
+    reasons = [Reason(reason, count) for reason, count in status.reasons.items()]
+    show_reasons(console, reasons, show_all, f"strata status {store} --all", "quarantined ")
+    if reasons:
+        console.print(f"  `strata inspect {store} --all` names each quarantined utterance")
     if status.log_lines_skipped or status.clock_steps:
         console.print(
             f"log.jsonl: {status.log_lines_skipped:,} damaged lines are skipped and the clock was "
@@ -113,39 +118,35 @@ def show_status(console: Console, status: Status, all_reasons: bool = False) -> 
         console.print(f"run {status.run_id} is running")
 
 
-def grouped_reasons(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Group reasons that differ only in numbers and quoted names; the most frequent come first.
+def show_verification(
+    console: Console,
+    verification: Verification,
+    repair: Repair | None,
+    show_all: bool = False,
+    store: Path | str = "STORE",
+) -> None:
+    """Print damaged units, orphans, the verdict, and what was repaired.
 
     Args:
-        reasons: Number of utterances with each reason.
-
-    Returns:
-        Each reason and its number of utterances. What differs within a group is shown as an
-        ellipsis.
+        console: Where to print.
+        verification: The result.
+        repair: The repair; None if there was none.
+        show_all: Whether to print every problem, instead of the first ones of each kind.
+        store: Path of the store, for the command that prints every problem.
     """
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for reason in reasons:
-        groups[_DIFFERS.sub("…", reason)].append(reason)
-    counts = [
-        (members[0] if len(members) == 1 else pattern, sum(reasons[item] for item in members))
-        for pattern, members in groups.items()
-    ]
-    return sorted(counts, key=lambda item: -item[1])
-
-
-def show_verification(console: Console, verification: Verification, repair: Repair | None) -> None:
-    """Print damaged units, orphans, the verdict, and what was repaired."""
-    damages = [f"unit {damage.unit}: {damage.problem}" for damage in verification.damages]
-    orphans = [f"{orphan.path}: {orphan.what}" for orphan in verification.orphans]
-    for lines, style in ((damages, "red"), (orphans, None)):
-        for line in lines[:MAX_LINES]:
-            console.print(line, style=style, markup=False)
-        if len(lines) > MAX_LINES:
-            console.print(f"... and {len(lines) - MAX_LINES:,} more; `--json` lists all")
-    verdict = "sound" if verification.ok else f"{len(verification.damaged_units)} units are DAMAGED"
+    command = f"strata verify {store} --all"
+    damages = [(f"unit {damage.unit}", damage.problem) for damage in verification.damages]
+    show_alike(console, damages, show_all, command, "red")
+    orphans = [(orphan.path, orphan.what) for orphan in verification.orphans]
+    show_alike(console, orphans, show_all, command)
+    n_damaged = len(verification.damaged_units)
+    verdict = "sound" if verification.ok else f"{counted(n_damaged, 'unit')} DAMAGED"
+    lost = verification.utterances_quarantined
+    quarantined = f" and {lost:,} quarantined" if lost else ""
     console.print(
-        f"{verification.units_committed} of {verification.units_total} units checked, "
-        f"{verification.utterances_ok} utterances, {verification.n_bytes / 1e9:.2f} GB: {verdict}"
+        f"{verification.units_committed:,} of {verification.units_total:,} units checked, "
+        f"{verification.utterances_ok:,} utterances{quarantined}, "
+        f"{verification.n_bytes / 1e9:.2f} GB: {verdict}"
     )
     if repair:
         console.print(repair.summary())
@@ -167,20 +168,56 @@ def verification_document(verification: Verification, repair: Repair | None) -> 
     }
 
 
-def show_facts(console: Console, facts: dict[str, Any], indent: str = "") -> None:
-    """Print nested facts, one a line."""
+def show_facts(
+    console: Console, facts: dict[str, Any], show_all: bool = True, indent: str = ""
+) -> None:
+    """Print nested facts, one a line.
+
+    Args:
+        console: Where to print.
+        facts: The facts.
+        show_all: Whether to print all items of long lists.
+        indent: Text before each line.
+    """
     for key, value in facts.items():
+        n_items = len(value) if isinstance(value, list) else 0
+        items = value if show_all or n_items <= MAX_ITEMS else value[:MAX_ITEMS]
+        more = f"... and {n_items - len(items):,} more; --all lists them" if n_items else ""
         if isinstance(value, dict):
             console.print(f"{indent}{key}", style="bold", markup=False)
-            show_facts(console, value, indent + "  ")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            show_facts(console, value, show_all, indent + "  ")
+        elif n_items and isinstance(value[0], dict):
             console.print(f"{indent}{key}", style="bold", markup=False)
-            for item in value:
-                line = "  ".join(f"{name} {shown}" for name, shown in item.items())
+            for item in items:
+                line = "  ".join(f"{name} {_cut(part, show_all)}" for name, part in item.items())
                 console.print(f"{indent}  {line}", markup=False)
+            if len(items) < n_items:
+                console.print(f"{indent}  {more}", markup=False)
         else:
-            shown = duration(value) if key.endswith("_seconds") else value
+            shown = duration(value) if key.endswith("_seconds") else _cut(value, show_all)
             console.print(f"{indent}{key}: {shown}", markup=False)
+
+
+def show_store(
+    console: Console, facts: dict[str, Any], show_all: bool, store: Path | str = "STORE"
+) -> None:
+    """Print the description of a store; its quarantined utterances come last, by reason."""
+    facts = dict(facts)
+    lost = facts.pop("quarantined")
+    show_facts(console, facts, show_all)
+    ids_of: defaultdict[str, list[str]] = defaultdict(list)
+    for item in lost:
+        ids_of[item["reason"]].append(item["id"])
+    console.print(f"quarantined: {len(lost):,}")
+    reasons = [Reason(reason, len(ids), tuple(ids)) for reason, ids in ids_of.items()]
+    show_reasons(console, reasons, show_all, f"strata inspect {store} --all")
+
+
+def _cut(value: Any, show_all: bool) -> Any:
+    """Return a value without the end of a long list."""
+    if show_all or not isinstance(value, list) or len(value) <= MAX_ITEMS:
+        return value
+    return f"{str(value[:MAX_ITEMS])[:-1]}, ... and {len(value) - MAX_ITEMS:,} more]"
 
 
 def show_layers(
@@ -242,7 +279,7 @@ def show_selfcheck(console: Console, result: SelfCheck) -> None:
 
 def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     """Print the scores, their uncertainty and baselines, and the path of the report."""
-    folds = f", {len(sweep.test_ids)} folds" if len(sweep.test_ids) > 1 else ""
+    folds = f", {len(sweep.test_ids):,} folds" if len(sweep.test_ids) > 1 else ""
     console.print(
         f"{sweep.task} on {', '.join(sweep.labels)}: {sweep.n_train:,} utterances to train, "
         f"{sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
@@ -256,7 +293,7 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
-    console.print(f"{sweep.trained} heads trained, {sweep.reused} reused; {stages}")
+    console.print(f"{counted(sweep.trained, 'head')} trained, {sweep.reused:,} reused; {stages}")
     console.print(f"report: {page}", markup=False)
 
 

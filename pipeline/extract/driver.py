@@ -102,7 +102,7 @@ class Driver:
         """
         backend = self.store.backend
         committed = set(index_files.committed_units(backend))
-        audio_s = self._audio_s(self.plan.n_frames)
+        audio_s = self.plan.audio_seconds(self.store.geometry.sample_rate_hz)
         self.observer.planned(self.plan, len(committed), audio_s)
         self._plan_deferred()
         todo = [unit for unit in range(self.plan.n_units) if unit not in committed]

@@ -77,7 +77,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     if backend is None:
         frames_per_unit = config.plan.frames_per_unit
         current_plan = plan_source(
-            source, setup.windows, frames_per_unit, progress=observer.headers_scanned
+            source, setup.windows, frames_per_unit, progress=_scan_progress(observer, source)
         )
     else:
         with Lease(backend, _new_run_id()) as lease:
@@ -89,7 +89,8 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     # Without a store the free space is that of the working directory.
     location = Path() if backend is None else backend
     rate_hz = setup.geometry.sample_rate_hz
-    reasons = find_unreadable(source, current_plan, rate_hz)
+    with announced(observer, "reading the reasons why utterances cannot be read"):
+        reasons = find_unreadable(source, current_plan, rate_hz)
     return replace(estimate(current_plan, layout, rate_hz, location), reasons=reasons)
 
 
@@ -126,7 +127,8 @@ def extract(
     config = _with_absolute_paths(config)
     backend = _open_store(config) if backend is None else backend
     setup = resolve_encoder_setup(config)
-    find_resources(config.engine)  # refuse missing resources before a long scan
+    with announced(observer, "looking for the workers' resources"):  # a cluster is connected to
+        find_resources(config.engine)  # refuse missing resources before a long scan
     run_id = _new_run_id()
     with Lease(backend, run_id) as lease:
         source = _open_source(config, observer)
@@ -150,8 +152,10 @@ def extract(
             source.metadata,
         )
         driver.run()
-        _finalise(backend, layout, driver.failures)
-    return read_status(backend)
+        with announced(observer, "removing leftovers and compacting the index"):
+            _finalise(backend, layout, driver.failures)
+    with announced(observer, "reading the index"):
+        return read_status(backend)
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -183,6 +187,11 @@ def _open_source(config: Config, observer: Observer) -> Source:
     return source
 
 
+def _scan_progress(observer: Observer, source: Source) -> Callable[[int], None]:
+    """Return a function that passes the number of headers read to an observer."""
+    return lambda done: observer.headers_scanned(done, len(source))
+
+
 def _obtain_plan(
     setup: EncoderSetup, source: Source, backend: Backend, lease: Lease, observer: Observer
 ) -> Plan:
@@ -212,7 +221,7 @@ def _obtain_plan(
     if unstored.retried:
         observer.note(f"{len(unstored.retried)} quarantined utterances will be retried")
     current_plan = plan_source(
-        source, setup.windows, capacity, stored, observer.headers_scanned, unstored
+        source, setup.windows, capacity, stored, _scan_progress(observer, source), unstored
     )
     if stored is not None:
         check_labels(backend, source)

@@ -87,7 +87,7 @@ class Worker:
         encoder = encoder if encoder is not None else job.load_encoder()
         _check_identity(encoder, job)
         self._device = encoder.device
-        self._frame_rate_hz = encoder.geometry.frame_rate_hz
+        self._geometry = encoder.geometry
         self._source = source if source is not None else open_source(job.dataset)
         n_decode_threads = _decode_threads(job, encoder)
         self._decoder = Decoder(self._source, job.decode, encoder, n_decode_threads)
@@ -212,9 +212,14 @@ class Worker:
             crc32c=unit.write.checksums(item),
         )
 
+    def _audio_s(self, record: Record) -> float:
+        """Return the seconds of audio of a record; those of all pieces sum to the recording's."""
+        share = record.n_frames / self._geometry.n_frames(record.n_samples)
+        return share * record.n_samples / self._geometry.sample_rate_hz
+
     def _report(self, unit: _Unit, finished: list[Record], outcome: CommitOutcome) -> UnitReport:
         statuses = Counter(record.status for record in finished)
-        frames = sum(record.n_frames for record in finished if record.status == records.OK)
+        done = [record for record in finished if record.status == records.OK]
         return UnitReport(
             unit=unit.task.unit,
             slot=unit.task.slot,
@@ -223,7 +228,7 @@ class Worker:
             n_quarantined=statuses[records.QUARANTINED],
             n_deferred=statuses[records.DEFERRED],
             n_fp32=sum(records.FLAG_FP32 in record.flags for record in finished),
-            audio_s=frames / self._frame_rate_hz,
+            audio_s=sum(map(self._audio_s, done)),
             wall_s=time.perf_counter() - unit.start_s,
             n_bytes=outcome.n_bytes,
             worker=f"{socket.gethostname()}:{os.getpid()}",

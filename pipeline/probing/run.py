@@ -112,9 +112,10 @@ def sweep(
     times.append(time.perf_counter())
     heads, n_reused = _train(plan, observer)
     times.append(time.perf_counter())
-    ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
-    layer = best_single_layer(ranking.scores, plan.task.higher_is_better)
-    baselines = plan.task.baselines(layer)
+    with announced(observer, "scoring the heads and computing baselines"):
+        ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
+        layer = best_single_layer(ranking.scores, plan.task.higher_is_better)
+        baselines = plan.task.baselines(layer)
     times.append(time.perf_counter())
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
     result = _result(plan, heads, ranking, baselines, seconds, n_reused)

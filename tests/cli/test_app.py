@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from pipeline import events
 from pipeline.cli.app import app
 from pipeline.cli.output import signals_to
 from pipeline.config import config_folder
@@ -114,10 +117,53 @@ def test_status_verify_and_inspect(store: Path) -> None:
     ],
 )
 def test_answers_are_on_stdout(store: Path, verb: str, words: str) -> None:
-    """Without --json the answer is text on stdout, and stderr is empty."""
+    """Without --json the answer is text on stdout; stderr has lines of progress only."""
     done = strata(verb, str(store))
-    assert (done.returncode, done.stderr) == (0, "")
+    progress = ["1 unit to check", "1 unit checked in "] if verb == "verify" else []
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert done.returncode == 0
+    assert all(map(str.startswith, lines, progress))
+    assert len(lines) == len(progress)
     assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["plan", "dataset.path={folder}"], ["opening the dataset"]),
+        (
+            ["extract", "dataset.path={folder}", "store={store}"],
+            ["looking for the workers' resources", "opening the dataset", "reading the index"],
+        ),
+        (["status", "{store}"], ["reading the index"]),
+        (["verify", "{store}"], []),
+        (["inspect", "{store}"], ["reading the index"]),
+        (["collapse", "{store}", "{out}", "weights=average"], []),
+        (["layers", "{store}", "out={out}"], ["measuring the layers", "writing the report"]),
+        (["selfcheck"], ["loading the encoder and encoding the clips"]),
+    ],
+    ids=lambda value: value[0] if value and value[0].isalpha() else "",
+)
+def test_slow_steps_say_what_they_do(
+    folder: Path, store: Path, tmp_path: Path, monkeypatch, arguments: list[str], steps: list[str]
+) -> None:
+    """Each step that may be slow is announced, the import of libraries first."""
+
+    class AtOnce(threading.Timer):
+        """A timer whose time has come."""
+
+        def start(self) -> None:
+            self.function(*self.args)
+
+    monkeypatch.setattr(events, "threading", SimpleNamespace(Timer=AtOnce))
+    places = {"folder": folder, "store": store, "out": tmp_path / "out"}
+    settings = COMMON if arguments[0] in ("plan", "extract") else []
+    settings = ["model=tiny"] if arguments[0] == "selfcheck" else settings
+    done = strata(*(item.format(**places) for item in arguments), *settings)
+    assert done.returncode == 0, done.stderr
+    announced = [line for line in done.stderr.splitlines() if line.endswith(" ...")]
+    assert announced[0] == "importing torch and other libraries ..."
+    assert set(announced[1:]) >= {f"{step} ..." for step in steps}
 
 
 def test_verify_exits_with_1_on_damage(folder: Path, tmp_path: Path) -> None:

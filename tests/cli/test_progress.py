@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline import events
 from pipeline.cli import progress as progress_module
-from pipeline.cli.progress import RunProgress, SweepProgress
+from pipeline.cli.progress import RunProgress, SweepProgress, VerifyProgress
 from pipeline.events import Observer, announced
 
 
@@ -66,7 +66,7 @@ def test_a_run_prints_its_start_its_first_speed_and_its_end(out: Console) -> Non
     assert first.startswith("the first unit is committed: 1.00 h audio, ")
     assert first.endswith(" left")
     assert end.startswith("ended after ")
-    assert end.endswith("2 new units, 3 of 4 are committed; 1 failed")
+    assert end.endswith("2 new units, 3 of 4 committed; 1 failed")
 
 
 def test_a_finished_store_says_so(out: Console) -> None:
@@ -80,8 +80,12 @@ def test_a_run_prints_a_line_every_minute(out: Console, monkeypatch: pytest.Monk
     """Also while it reads headers, and if no unit is committed for long."""
     monkeypatch.setattr(progress_module, "LINE_EVERY_S", 0.05)
     with RunProgress(out) as progress:
-        progress.headers_scanned(1200)
-        assert wait_for(out, "headers") == "1,200 headers read"
+        progress.headers_scanned(0, 3000)
+        assert lines(out)[0] == "3,000 headers to read"
+        progress.headers_scanned(1200, 3000)
+        assert ", about " in wait_for(out, "1,200 of 3,000 headers read after ")
+        progress.headers_scanned(3000, 3000)
+        assert "3,000 headers read in " in lines(out)[-1]
         progress.planned(PLAN, 0, 4 * 3600.0)
         assert wait_for(out, "0 of 4 units: ").startswith("0 of 4 units: none of this run's yet")
         progress.unit_committed(Report())
@@ -103,6 +107,33 @@ def test_a_sweep_prints_its_start_every_minute_and_its_end(
         assert ", about " in wait_for(out, "1,180 of 2,350 heads trained after ")
         progress.head_trained(2350, 2350)
         assert wait_for(out, "2,340 heads trained in ")
+
+
+def test_a_verification_prints_its_start_every_minute_and_its_end(
+    out: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many units, and about how long."""
+    monkeypatch.setattr(progress_module, "LINE_EVERY_S", 0.05)
+    with VerifyProgress(out) as progress:
+        progress.unit_checked(0, 1)
+        progress.unit_checked(1, 1)
+        assert lines(out) == ["1 unit to check", "1 unit checked in 0.0 s"]
+        progress.unit_checked(0, 1200)  # another round
+        progress.unit_checked(300, 1200)
+        assert ", about " in wait_for(out, "300 of 1,200 units checked after ")
+        progress.unit_checked(1200, 1200)
+        assert wait_for(out, "1,200 units checked in ")
+
+
+def test_the_time_left_is_stated_early(out: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, before the first minute has passed."""
+    with VerifyProgress(out) as progress:
+        for done in range(4):
+            progress.unit_checked(done, 10)
+            if done == 1:
+                monkeypatch.setattr(progress_module, "EARLY_S", -1.0)
+    assert len(lines(out)) == 2
+    assert lines(out)[1].startswith("2 of 10 units checked after 0.0 s, about ")
 
 
 def test_a_terminal_gets_bars_instead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,8 @@ def test_sweep_prints_a_table_and_an_object(first):
     assert any("the best two on dev: test accuracy differs by" in line for line in lines)
     assert any("logistic regression, layer 2" in line for line in lines)
     assert any(str(report) in line for line in lines)
-    assert lines[0] == "4 heads to train"
-    assert lines[1].startswith("4 heads trained in ")
+    assert "4 heads to train" in lines
+    assert any(line.startswith("4 heads trained in ") for line in lines)
 
 
 def test_without_json_stdout_has_the_table(store, first):
@@ -74,7 +74,8 @@ def test_without_json_stdout_has_the_table(store, first):
     done = strata("sweep", store, "task=ks", f"out={first[0]}", *QUICK)
     assert "0 heads trained, 4 reused" in done.stdout
     assert any(line.rstrip().endswith(" best") for line in done.stdout.splitlines())
-    assert done.stderr == "0 heads to train; 4 are cached\n"
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]  # slow steps
+    assert lines == ["0 heads to train; 4 are cached"]
 
 
 @pytest.mark.parametrize(

@@ -4,74 +4,126 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from pipeline.cli.tables import (
-    MAX_LINES,
-    MAX_REASONS,
-    grouped_reasons,
+    MAX_ITEMS,
+    duration,
+    hours,
+    show_estimate,
+    show_facts,
     show_status,
+    show_store,
     show_verification,
 )
+from pipeline.extract.planning.estimate import Estimate
+from pipeline.extract.planning.scan import Unreadable
 from pipeline.store.maintain.status import Status
 from pipeline.store.maintain.verify import Damage, Verification
 
 SOUND = Status(5, 5, 900, 100, 800, 0, 3600.0, 9.0, 3600.0, 9.0, 400.0, None, False, None, {}, {})
+N_BAD = 3000
+BAD = {f"bad-{i:04d}": f"the header says {i} samples" for i in range(N_BAD)}
+"""Utterances, each with a reason of its own that is like those of the others."""
 
 
-def printed(reasons: dict[str, int], **settings: bool) -> list[str]:
-    """Lines about quarantined utterances."""
-    console = Console(file=io.StringIO(), width=1000)
-    show_status(console, Status(**(vars(SOUND) | {"reasons": reasons})), **settings)
-    return [line for line in console.file.getvalue().splitlines() if line.startswith("  ")]
+def printed(show, *arguments, **settings) -> list[str]:
+    """Lines that a function prints."""
+    console = Console(file=io.StringIO(), width=1000, soft_wrap=True)
+    show(console, *arguments, **settings)
+    return console.file.getvalue().splitlines()
 
 
-def test_reasons_that_differ_in_numbers_and_names_are_one() -> None:
-    """A reason that nothing is like keeps its numbers."""
-    reasons = {
-        "the header says 16,000 samples, 15,999 are there": 1,
-        "the header says 48,000 samples, 1 are there": 2,
-        "no decoder for 'a.xyz'": 1,
-        "no decoder for 'b.xyz'": 1,
-        "the sample rate is 0 Hz": 7,
-    }
-    assert grouped_reasons(reasons) == [
-        ("the sample rate is 0 Hz", 7),
-        ("the header says … samples, … are there", 3),
-        ("no decoder for …", 2),
+def status(reasons: dict[str, int]) -> Status:
+    """The status of a store with these reasons of quarantine."""
+    return Status(**(vars(SOUND) | {"reasons": reasons}))
+
+
+def estimate() -> Estimate:
+    """The size of a corpus in which many files are bad."""
+    reasons = tuple(Unreadable(reason, 1, (name,)) for name, reason in BAD.items())
+    return Estimate(N_BAD, N_BAD, 0.0, 1, 0, 0, 10**12, 256, reasons)
+
+
+VERIFICATION = Verification(
+    tuple(Damage(unit, reason) for unit, reason in enumerate(BAD.values())),
+    *(N_BAD, N_BAD, 9, 7, 10),
+)
+STORE = {
+    "layers": list(range(12)),
+    "class_names": {"speaker": [f"s{i}" for i in range(1251)]},
+    "columns": {f"c{i}": "string" for i in range(30)},
+    "quarantined": [{"id": name, "reason": reason} for name, reason in BAD.items()],
+}
+
+
+@pytest.mark.parametrize(
+    ("show", "arguments", "at_most", "command"),
+    [
+        (show_estimate, [estimate()], 5, "`strata plan ... --all` lists all 3,000 utterances"),
+        (
+            show_status,
+            [status(dict.fromkeys(BAD.values(), 1))],
+            6,
+            "`strata status STORE --all` lists all 3,000 reasons",
+        ),
+        (show_store, [STORE], 50, "`strata inspect STORE --all` lists all 3,000 utterances"),
+        (
+            show_verification,
+            [VERIFICATION, None],
+            6,
+            "and 2,997 more like these; `strata verify STORE --all` lists all",
+        ),
+    ],
+    ids=["plan", "status", "inspect", "verify"],
+)
+def test_three_thousand_bad_files_are_a_few_lines(show, arguments, at_most, command) -> None:
+    """With the command that prints all, and which does."""
+    arguments = [*arguments, False] if show is show_store else arguments
+    few = printed(show, *arguments)
+    assert len(few) <= at_most
+    assert any(command in line for line in few)
+    assert max(map(len, few)) < 500
+    arguments = arguments[:1] if show is show_store else arguments
+    every = printed(show, *arguments, show_all=True)
+    assert len(every) >= N_BAD
+    texts = "\n".join(every)
+    assert all(reason in texts for reason in list(BAD.values())[::500])
+
+
+def test_a_verification_counts_the_quarantined() -> None:
+    """If there are any; a sound store of none says nothing of them."""
+    [line] = printed(show_verification, Verification((), 5, 5, 90, 7, 10**9), None)
+    assert line == "5 of 5 units checked, 90 utterances and 7 quarantined, 1.00 GB: sound"
+    [line] = printed(show_verification, Verification((), 5, 5, 90, 0, 10**9), None)
+    assert line == "5 of 5 units checked, 90 utterances, 1.00 GB: sound"
+    assert printed(show_verification, VERIFICATION, None)[-1].endswith("3,000 units DAMAGED")
+
+
+def test_long_lists_of_a_store_are_cut() -> None:
+    """Those of one value a line, too; --all prints them."""
+    facts = {"names": list(range(1251)), "layers": [{"layer": i} for i in range(24)]}
+    found = printed(show_facts, facts, False)
+    assert found[0].startswith("names: [0, 1, ")
+    assert found[0].endswith(f", {MAX_ITEMS - 1}, ... and {1251 - MAX_ITEMS:,} more]")
+    assert found[2:] == [
+        *(f"  layer {i}" for i in range(MAX_ITEMS)),
+        "  ... and 4 more; --all lists them",
     ]
+    assert len(printed(show_facts, facts, True)) == 2 + 24
 
 
-def test_many_reasons_are_capped() -> None:
-    """The rest is counted, and --all prints each."""
-    words = [f"reason {chr(97 + i)}" for i in range(MAX_REASONS + 4)]
-    reasons = {word: 100 - i for i, word in enumerate(words)}
-    lines = printed(reasons)
-    assert lines[:MAX_REASONS] == [
-        f"  quarantined {100 - i}: {word}" for i, word in enumerate(words[:MAX_REASONS])
-    ]
-    assert lines[MAX_REASONS:] == [
-        "  quarantined 354: for 4 other reasons",
-        "  `strata status STORE --all` lists all 14 reasons",
-    ]
-    every = printed(reasons, all_reasons=True)
-    assert every == [f"  quarantined {count}: {word}" for word, count in reasons.items()]
-
-
-def test_few_reasons_are_printed_as_they_are() -> None:
-    """Without a hint at --all."""
-    assert printed({"the file is empty": 3}) == ["  quarantined 3: the file is empty"]
-    lines = printed({"row 1 is empty": 1, "row 2 is empty": 1})
-    assert lines[0] == "  quarantined 2: row … is empty"
-    assert "--all" in lines[1]
-
-
-def test_many_damaged_units_are_capped() -> None:
-    """The rest is counted, and the JSON object has all."""
-    damages = tuple(Damage(unit, "layer 5 differs") for unit in range(MAX_LINES + 7))
-    console = Console(file=io.StringIO(), width=1000)
-    show_verification(console, Verification(damages, 60, 60, 9, 0, 10), None)
-    lines = console.file.getvalue().splitlines()
-    assert lines[0] == "unit 0: layer 5 differs"
-    assert lines[MAX_LINES] == "... and 7 more; `--json` lists all"
-    assert len(lines) == MAX_LINES + 2
+@pytest.mark.parametrize(
+    ("seconds", "audio", "time"),
+    [
+        (0.04, "0.0 s", "0.0 s"),
+        (59.4, "59.4 s", "59.4 s"),
+        (75, "1.25 min", "1 min 15 s"),
+        (4500, "1.25 h", "1 h 15 min"),
+        (4_500_000, "1,250.00 h", "1250 h 00 min"),
+    ],
+)
+def test_lengths_of_audio_and_of_time(seconds: float, audio: str, time: str) -> None:
+    """Each in a unit that fits."""
+    assert (hours(seconds), duration(seconds)) == (audio, time)

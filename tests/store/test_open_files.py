@@ -90,7 +90,7 @@ def test_threads_that_read_a_damaged_shard_all_get_the_same_error(tmp_path: Path
 
 
 def swap_chunks(shard: Path, n_bytes: int) -> None:
-    """Swap the two chunks of a shard and list them so: still a sound shard of Zarr, but not flat."""
+    """Swap the two chunks of a shard and list them so: a sound shard of Zarr, but not flat."""
     raw = shard.read_bytes()
     first, second = raw[:n_bytes], raw[n_bytes : 2 * n_bytes]
     index = struct.pack("<4Q", n_bytes, n_bytes, 0, n_bytes)

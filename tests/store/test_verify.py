@@ -20,6 +20,7 @@ from pipeline.store.documents import write_plan
 from pipeline.store.format.layout import FRAMES, PLAN, POOLED, index_key, ledger_key
 from pipeline.store.format.records import DEFERRED, OK, Record
 from pipeline.store.index import compact
+from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import Damage, Verification, verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.serialization import parquet_bytes
@@ -320,11 +321,12 @@ def test_all_damaged_units_are_listed(store: FakeStore) -> None:
 
 
 def test_progress_is_called_for_every_unit(store: FakeStore) -> None:
-    """For damaged ones, too."""
+    """For damaged ones, too, and once before the first; a repair passes it on."""
     tear_unit_index(store)
-    seen: list[int] = []
-    verify_store(store.root, seen.append)
-    assert seen == [0, 1, 2, 3, 4]
+    for check in (verify_store, repair_store):
+        seen: list[tuple[int, int]] = []
+        check(store.root, lambda done, total, seen=seen: seen.append((done, total)))
+        assert seen == [(done, 5) for done in range(6)]
 
 
 def test_a_slot_that_was_claimed_for_another_unit_is_found(store: FakeStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,17 +25,15 @@ PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 RATE = "source_rate_hz"
 """Column of a scan that is not in the plan: the native sample rate, 0 if unreadable."""
 
-_NAMED = 5  # utterances named for each reason
-
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Utterances that cannot be read, for like reasons.
+    """Utterances that cannot be read, for one reason.
 
     Attributes:
-        reason: The reason of the first; that of others may differ in its numbers.
+        reason: The reason.
         count: Number of utterances.
-        ids: Ids of the first ones.
+        ids: Their ids.
     """
 
     reason: str
@@ -62,6 +59,7 @@ def scan(
     names = (*PROBED, RATE)
     probed = np.zeros((len(names), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        progress(0)
         starts = range(0, n, SCAN_CHUNK)
         chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
         for start, chunk in zip(starts, chunks, strict=True):
@@ -82,7 +80,7 @@ def scan(
 
 
 def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Unreadable, ...]:
-    """Probe the utterances again that the plan holds as unreadable; group them by their reasons.
+    """Probe the utterances again that the plan holds as unreadable, and collect their reasons.
 
     Args:
         source: The dataset.
@@ -96,14 +94,12 @@ def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Un
     rows = pc.unique(unreadable["row"]).to_pylist()
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         reasons = list(pool.map(lambda row: _reason(source, row, sample_rate_hz), rows))
-    members: dict[str, list[int]] = defaultdict(list)
-    for i, reason in enumerate(reasons):
-        members[re.sub(r"\d+", "0", reason)].append(i)
-    groups = []
-    for group in sorted(members.values(), key=len, reverse=True):
-        ids = source.ids().take(pa.array([rows[i] for i in group[:_NAMED]])).to_pylist()
-        groups.append(Unreadable(reasons[group[0]], len(group), tuple(ids)))
-    return tuple(groups)
+    members: dict[str, list[str]] = defaultdict(list)
+    ids = source.ids().take(pa.array(rows, pa.int64())).to_pylist()
+    for name, reason in zip(ids, reasons, strict=True):
+        members[reason].append(name)
+    found = (Unreadable(reason, len(names), tuple(names)) for reason, names in members.items())
+    return tuple(sorted(found, key=lambda item: -item.count))
 
 
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:

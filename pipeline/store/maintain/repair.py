@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, counted
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -47,16 +48,25 @@ class Repair:
 
     def summary(self) -> str:
         """Return one line for the user."""
-        line = f"repaired: {len(self.units)} commits revoked, {len(self.removed)} leftovers removed"
+        line = (
+            f"repaired: {counted(len(self.units), 'commit')} revoked, "
+            f"{counted(len(self.removed), 'leftover')} removed"
+        )
         if self.claims:
-            line += f", {len(self.claims)} unreadable claims replaced"
+            line += f", {counted(len(self.claims), 'unreadable claim')} replaced"
         if self.units:
             line += "; run the same `strata extract` command as before to extract these units again"
         return line
 
 
-def repair_store(store: Location) -> Repair:
+def repair_store(
+    store: Location, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Repair:
     """Revoke the commit of every damaged unit, and remove garbage.
+
+    Args:
+        store: The store.
+        progress: As for `verify_store`.
 
     Raises:
         StoreNotFoundError: There is no store.
@@ -73,7 +83,7 @@ def repair_store(store: Location) -> Repair:
         if plan is None:
             raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
         resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
-        found = verify_store(backend)
+        found = verify_store(backend, progress)
         log = RunLog(backend, run_id)
         _revoke(backend, found, log)
         removed = _remove_garbage(backend, layout, found)

@@ -79,7 +79,9 @@ class Verification:
 
 
 def verify_store(
-    store: Location, progress: Callable[[int], None] = lambda unit: None, sample: float = 1.0
+    store: Location,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    sample: float = 1.0,
 ) -> Verification:
     """Check every committed unit of a store.
 
@@ -96,7 +98,7 @@ def verify_store(
 
     Args:
         store: The store.
-        progress: Called with each unit that has been checked.
+        progress: Called with the number of units that have been checked, from 0 on, and of all.
         sample: Share of the units, at least one and chosen at random, whose bytes are read. Of the
             others only the index, and the presence and size of every file, are checked.
 
@@ -126,9 +128,10 @@ def verify_store(
         )
         for unit in sorted(index_files.cached_units(backend).difference(units))
     ]
-    for unit in units:
+    progress(0, len(units))
+    for done, unit in enumerate(units, start=1):
         damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
-        progress(unit)
+        progress(done, len(units))
     _check_arrays(backend, layout, 1 + max(check.slots, default=-1))
     damaged = {damage.unit for damage in damages}
     sound = [slot for slot, unit in check.slots.items() if unit not in damaged]
