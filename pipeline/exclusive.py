@@ -6,12 +6,13 @@ final name. Elsewhere (FAT, exFAT, most FUSE file systems of clouds) four steps 
 1. create the *reservation* exclusively, a partial file with a fixed name beside the final one, and
    write the content into it;
 2. create the final name exclusively, empty;
-3. make sure that the reservation is still one's own;
+3. make sure that the reservation still has one's own content;
 4. rename the reservation to the final name.
 
-An empty file with a reservation beside it does not exist yet (`is_reserved`). A reservation whose
-content does not change for `ABANDONED_S` belongs to a process that was killed. Another creator
-renames it away, so that the rename of the first one, should it only have been suspended, fails.
+An empty file with a reservation beside it does not exist yet (`is_reserved`). A reservation that
+does not change for `ABANDONED_S` belongs to a process that was killed. Another creator replaces it
+by its own, atomically, so that step 3 or 4 of the first one, should it only have been suspended,
+fails. The content of the final file says in the end who has created it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ ABANDONED_S = 10.0
 """Seconds without a change after which a reservation, or an empty file, is taken over; longer than
 network file systems usually hide a change of another machine."""
 _LOOK_S = 0.05
+_ATTEMPTS = 400
 _RESERVED_SUFFIX = f".{'0' * 32}{PARTIAL_SUFFIX}"
 _RACERS, _ROUNDS = 4, 8
 _checked_devices: set[int] = set()
@@ -70,7 +72,7 @@ def create_exclusive(path: Path, parts: Sequence[Buffer]) -> bool:
             sync_folder(path.parent)
             return True
         _check_exclusive(path)
-        return _create_without_links(path, parts)
+        return _create_without_links(path, parts, partial)
 
 
 def link_exclusive(path: Path, new: Path) -> None:
@@ -115,44 +117,66 @@ def is_reserved(path: Path) -> bool:
 
 def drop_reservation(reserved: Path) -> None:
     """Remove the reservation of a killed process, and the empty file that it has left."""
-    if _take_away(reserved):
-        final = reserved.with_name(reserved_name(reserved.name) or "")
-        with suppress(OSError):
-            if final.stat().st_size == 0:
-                final.unlink()
+    if not reserved.exists():
+        return
+    final = _final_path(reserved)
+    nobody = partial_name(final)
+    nobody.touch()
+    nobody.replace(reserved)  # its owner, should it live, stops here
+    with suppress(FileNotFoundError):
+        if final.stat().st_size == 0:
+            final.unlink()
+    reserved.unlink(missing_ok=True)
 
 
-def _create_without_links(path: Path, parts: Sequence[Buffer]) -> bool:
+def _create_without_links(path: Path, parts: Sequence[Buffer], partial: Path) -> bool:
+    """Create a file by a reservation; `partial` is a temporary name that is free to use."""
     content, reserved = b"".join(parts), reservation(path)
-    while True:
+    for _ in range(_ATTEMPTS):
+        if not _reserve(reserved, content, partial):
+            continue  # another creator has finished, or has taken over
         try:
-            write_synced(reserved, [content], "xb")
             if not _reserve_final(path):
                 reserved.unlink(missing_ok=True)
-                return False
-            if reserved.read_bytes() == content:
+            elif reserved.read_bytes() == content:
                 reserved.replace(path)
                 sync_folder(path.parent)
-                return True
-        except FileExistsError:
-            _wait_for_reservation(reserved)
-        except FileNotFoundError:  # it was taken away: this process was suspended for long
+                return _is_content(path, content)
+        except FileNotFoundError:  # it was taken over: this process was suspended for long
             if not path.parent.is_dir():
                 raise
         except BaseException:
             with suppress(OSError):
                 drop_reservation(reserved)
             raise
+        state = _state(path)
+        if state is not None and state[0]:
+            return path.read_bytes() == content
+    drop_reservation(reserved)
+    raise StoreError(f"{reserved} is taken away or changed again and again; remove what does it")
 
 
-def _wait_for_reservation(reserved: Path) -> None:
-    """Wait until another creator has finished; take its reservation away if it seems dead."""
-    end_s, first = time.monotonic() + ABANDONED_S, _state(reserved)
-    while _state(reserved) == first is not None:
-        if time.monotonic() > end_s:
-            _take_away(reserved)
-            return
-        time.sleep(_LOOK_S)
+def _reserve(reserved: Path, content: bytes, partial: Path) -> bool:
+    """Create the reservation, or take over one that seems dead.
+
+    Returns:
+        False if another creator holds it, or has just finished.
+    """
+    try:
+        write_synced(reserved, [content], "xb")
+    except FileExistsError:
+        end_s, first = time.monotonic() + ABANDONED_S, _state(reserved)
+        while time.monotonic() < end_s:
+            time.sleep(_LOOK_S)
+            if first is None or _state(reserved) != first:
+                return False
+        write_synced(partial, [content])
+        partial.replace(reserved)
+    except BaseException:
+        with suppress(OSError):
+            reserved.unlink()
+        raise
+    return True
 
 
 def _reserve_final(path: Path) -> bool:
@@ -187,28 +211,32 @@ def _reserve_final(path: Path) -> bool:
 def _state(path: Path) -> tuple[int, int] | None:
     """Return size and time of a file, None without one.
 
-    It is opened, because network file systems ask the server then.
+    It is opened, because network file systems ask the server then. A FUSE file system may not know
+    an open file any more, if that is renamed; and `rclone mount` cannot open a file that is just
+    being renamed ("Input/output error"), but knows it.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    return status.st_size, status.st_mtime_ns
+    with suppress(FileNotFoundError):
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+        except FileNotFoundError:
+            return None
+        except OSError:
+            status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    return None
 
 
-def _take_away(reserved: Path) -> bool:
-    """Rename a reservation away, so that its owner cannot; return whether it was there."""
-    taken = partial_name(reserved.with_name(reserved_name(reserved.name) or ""))
+def _is_content(path: Path, content: bytes) -> bool:
+    """Return whether a file that was just renamed has this content, not that of another creator."""
     try:
-        reserved.replace(taken)
-    except FileNotFoundError:
-        return False
-    taken.unlink(missing_ok=True)
-    return True
+        return path.read_bytes() in (content, b"")  # empty in the view of a moment ago
+    except OSError:
+        return True
+
+
+def _final_path(reserved: Path) -> Path:
+    return reserved.with_name(reserved_name(reserved.name) or "")
 
 
 def _same_file(partial: Path, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import resource
@@ -237,6 +238,39 @@ def test_a_file_that_exists_and_cannot_be_seen_is_an_error(
     monkeypatch.setattr(exclusive, "_state", lambda path: None)
     with pytest.raises(StoreError, match="x exists, but cannot be seen from here"):
         create_exclusive(tmp_path / "x", [b"mine"])
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+
+
+def test_a_reservation_that_is_always_changed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_links: None
+) -> None:
+    """The creation does not try for ever."""
+    monkeypatch.setattr(exclusive, "_check_exclusive", lambda path: None)
+    monkeypatch.setattr(exclusive, "_ATTEMPTS", 4)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: b"another content")
+    with pytest.raises(StoreError, match=r"x\.0{32}\.partial is taken away or changed"):
+        create_exclusive(tmp_path / "x", [b"content"])
+    assert not LocalBackend(tmp_path).exists("x")
+
+
+def test_a_file_that_cannot_be_opened_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_links: None
+) -> None:
+    """`rclone mount` opens no file that another process is just renaming."""
+    (tmp_path / "x").write_bytes(b"theirs")
+    real = io.open
+
+    def fails(path: Any, mode: str = "r", *rest: Any, **settings: Any) -> Any:
+        if Path(path).name == "x" and not looked:
+            looked.append(mode)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, mode, *rest, **settings)
+
+    looked: list[str] = []
+    monkeypatch.setattr(io, "open", fails)
+    monkeypatch.setattr(exclusive, "is_reserved", lambda path: True)  # as if just being created
+    assert not create_exclusive(tmp_path / "x", [b"mine"])
+    assert looked == ["rb"]
     assert (tmp_path / "x").read_bytes() == b"theirs"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.audio.decode import decode as decode_audio
 from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
-from pipeline.errors import ConfigError, RunError, first_few
+from pipeline.errors import ConfigError, RunError, StoreError, first_few
 from pipeline.events import Observer, ObserverGroup, announced
 from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
@@ -26,7 +27,7 @@ from pipeline.extract.messages import Job
 from pipeline.extract.planning.comparison import check_columns, check_labels
 from pipeline.extract.planning.estimate import Estimate, check_space, estimate
 from pipeline.extract.planning.planner import plan_source
-from pipeline.extract.planning.replanning import Unstored, find_unstored
+from pipeline.extract.planning.replanning import Unstored, deferred_rows, find_unstored
 from pipeline.extract.planning.scan import find_unreadable
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
@@ -37,7 +38,7 @@ from pipeline.sources.opening import open_source
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.coordination.lease import Lease
+from pipeline.store.coordination.lease import Lease, is_read_only
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.documents import read_attributes, read_plan, write_plan
@@ -81,7 +82,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
         )
     else:
         with Lease(backend, _new_run_id()) as lease:
-            current_plan = _obtain_plan(setup, source, backend, lease, observer)
+            current_plan = _obtain_plan(setup, source, backend, lease.check, observer)
     layout = make_layout(setup, current_plan)
     if backend is not None:
         n_committed = len(index_files.committed_units(backend))
@@ -130,9 +131,16 @@ def extract(
     with announced(observer, "looking for the workers' resources"):  # a cluster is connected to
         find_resources(config.engine)  # refuse missing resources before a long scan
     run_id = _new_run_id()
-    with Lease(backend, run_id) as lease:
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(backend, run_id))
+        except StoreError as error:
+            if not is_read_only(error):
+                raise
+            _check_finished(setup, backend, observer, decode, error)
+            return read_status(backend)
         source = _open_source(config, observer)
-        current_plan = _obtain_plan(setup, source, backend, lease, observer)
+        current_plan = _obtain_plan(setup, source, backend, lease.check, observer)
         resources = find_resources(
             config.engine,
             current_plan.n_units,
@@ -192,8 +200,45 @@ def _scan_progress(observer: Observer, source: Source) -> Callable[[int], None]:
     return lambda done: observer.headers_scanned(done, len(source))
 
 
+def _check_finished(
+    setup: EncoderSetup, backend: Backend, observer: Observer, decode: Decode, error: StoreError
+) -> None:
+    """Check that a store that cannot be written needs nothing from this run.
+
+    The dataset is scanned and the encoder compared with the store's, as in any other run.
+
+    Raises:
+        StoreError: `error`: there is something to write.
+        IdentityError: The store holds other features.
+    """
+
+    def refuse() -> None:
+        raise error
+
+    stored = read_plan(backend)
+    if stored is None or not is_created(backend):
+        refuse()
+    source = _open_source(setup.config, observer)
+    current_plan = _obtain_plan(setup, source, backend, refuse, observer)
+    committed = index_files.committed_units(backend)
+    layout = make_layout(setup, current_plan)
+    resources = find_resources(
+        setup.config.engine, current_plan.n_units, cpu_threads_of(backend), layout
+    )
+    _prepare(setup, backend, current_plan, source, resources, observer, decode)
+    is_extended = len(deferred_rows(backend, current_plan, setup.geometry)) > 0
+    if is_extended or not set(range(current_plan.n_units)).issubset(committed):
+        refuse()
+    audio_s = current_plan.audio_seconds(setup.geometry.sample_rate_hz)
+    observer.planned(current_plan, len(committed), audio_s)
+
+
 def _obtain_plan(
-    setup: EncoderSetup, source: Source, backend: Backend, lease: Lease, observer: Observer
+    setup: EncoderSetup,
+    source: Source,
+    backend: Backend,
+    check_lease: Callable[[], None],
+    observer: Observer,
 ) -> Plan:
     """Return the store's plan; create or extend it as needed.
 
@@ -226,7 +271,7 @@ def _obtain_plan(
     if stored is not None:
         check_labels(backend, source)
     if current_plan is not stored:
-        lease.check()  # a scan takes long; another driver's plan must not be overwritten
+        check_lease()  # a scan takes long; another driver's plan must not be overwritten
         write_plan(backend, current_plan)
     return current_plan
 

@@ -5,6 +5,7 @@ A new backend is one more line in `BACKENDS`.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import pickle
 import threading
@@ -480,6 +481,21 @@ def test_a_log_does_not_recreate_a_vanished_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"log\.jsonl"):
         LocalBackend(tmp_path / "gone").append("log.jsonl", b"line\n")
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_reader_that_cannot_be_closed_is_silent(tmp_path: Path) -> None:
+    """A network file system may report at close() that it is full; what was read is read."""
+    backend = LocalBackend(tmp_path)
+    backend.put("x", [b"content"])
+    reader = backend.open_reader("x")
+    closed = []
+
+    def fails(descriptor: int) -> None:
+        closed.append(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    reader.__del__(fails)
+    assert closed == [reader.descriptor]
 
 
 # Memory

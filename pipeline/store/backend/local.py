@@ -252,9 +252,14 @@ class LocalReader(ObjectReader):
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if self.descriptor >= 0:
-            close(self.descriptor)  # at the end of the process `os` may be gone
+    def __del__(
+        self, close: Callable[[int], None] = os.close, error: type[Exception] = OSError
+    ) -> None:
+        if self.descriptor >= 0:  # at the end of the process `os` may be gone
+            try:  # noqa: SIM105 - and so may `suppress`
+                close(self.descriptor)
+            except error:
+                pass  # what was read is read, whatever the file system says now
 
     @property
     def size(self) -> int:

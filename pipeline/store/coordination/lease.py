@@ -14,6 +14,7 @@ expiry then has a race of a few milliseconds. The lock is not held between these
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -38,6 +39,7 @@ LOCK_TIMEOUT_S = 10.0
 WATCH_S = 0.5
 """Seconds between two looks at a heartbeat that lies in the future, or at an unreadable lease."""
 READ_ATTEMPTS = 5
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,12 @@ def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) 
             return holder if start == holder.process_start else None
     age_s = _age_s(backend, name, time.time() if now_s is None else now_s)
     return holder if age_s < STALE_AFTER_S else None
+
+
+def is_read_only(error: StoreError) -> bool:
+    """Return whether a lease was refused because this user may not write the store."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _READ_ONLY
 
 
 def _age_s(backend: Backend, key: str, now_s: float) -> float:
