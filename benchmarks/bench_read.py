@@ -5,8 +5,9 @@
 The store is synthetic: 12 layers of 768 features. The same features are written for each peer that
 is installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch.load), lhotse
 (`NumpyHdf5Writer`, float16). The methods alternate, round by round, on the same random utterances:
-one layer, all layers, one second of one layer. Each read ends in newly allocated memory, as a
-trainer needs it. np.memmap copies the same bytes from shards that stay mapped, and is the baseline.
+one layer, all layers, one second of one layer. `verified` is strata with `verify=True`, which reads
+the whole utterance for its checksum. Each read ends in newly allocated memory, as a trainer needs
+it. np.memmap copies the same bytes from shards that stay mapped, and is the baseline.
 
 `--cold` drops the files from the page cache before each pass, maps the shards again, and reads a
 quarter of the utterances once. It compares only the store, np.memmap and zarr-python, and prints
@@ -75,6 +76,9 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
     def strata(i: int, layers: slice, first: int, last: int) -> object:
         return store.read(i, store.layers[layers], first, last)
 
+    def verified(i: int, layers: slice, first: int, last: int) -> object:
+        return store.read(i, store.layers[layers], first, last, verify=True)
+
     def of_array(array: object) -> Read:
         def read(i: int, layers: slice, first: int, last: int) -> object:
             return torch.from_numpy(np.asarray(array[layers, starts[i] + first : starts[i] + last]))
@@ -84,6 +88,7 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
     import zarr
 
     peers: dict[str, Read] = {"strata": strata, "np.memmap": Mapped(root, starts, capacity)}
+    peers["verified"] = verified
     peers["zarr-python"] = of_array(zarr.open_array(root, mode="r"))
     if cold:
         return peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.classes import class_numbers
@@ -217,6 +219,22 @@ class FeatureDataset(Dataset[Example]):
             for i, out in enumerate(outs)
         ]
 
+    def take(self, positions: Sequence[int]) -> Self:
+        """Return a dataset of the utterances at `positions`, in that order.
+
+        Raises:
+            IndexError: There is no such position.
+        """
+        taken = copy(self)
+        taken.store = self.store.take(positions)
+        rows = np.array([self.store.position(int(position)) for position in positions], np.int64)
+        taken._ids = self._ids.take(row_numbers(rows))
+        taken._columns = {
+            name: values[rows] if isinstance(values, np.ndarray) else values.take(row_numbers(rows))
+            for name, values in self._columns.items()
+        }
+        return taken
+
     def batch_shape(self, lengths: IntArray) -> tuple[int, int, int, int]:
         """Return the shape of the features of a batch: [batch, n_layers, n_frames, dim].
 
@@ -292,6 +310,36 @@ def collate(examples: Sequence[Example]) -> Batch:
         columns=columns,
         starts=torch.tensor([example.start for example in examples]),
     )
+
+
+def as_feature_dataset(dataset: Dataset[Any]) -> FeatureDataset:
+    """Return a FeatureDataset, or a `Subset` of one (`random_split` makes them), as FeatureDataset.
+
+    Raises:
+        ConfigError: It is another kind of dataset.
+        IndexError: A subset has an index that its dataset lacks.
+    """
+    if isinstance(dataset, FeatureDataset):
+        return dataset
+    if isinstance(dataset, Subset):
+        whole = as_feature_dataset(dataset.dataset)
+        return whole.take([int(index) for index in dataset.indices])
+    raise ConfigError(
+        f"the dataset is a {type(dataset).__name__}; expected a FeatureDataset or a "
+        "torch.utils.data.Subset of one; for other datasets use torch's DataLoader with "
+        "collate_fn=pipeline.collate"
+    )
+
+
+def _refuse_default_collate(examples: Sequence[Example], **_: Any) -> None:
+    """Raise what a DataLoader without a `collate_fn` ends in."""
+    raise TypeError(
+        "torch's default_collate cannot pad utterances: give the DataLoader "
+        "collate_fn=pipeline.collate, or use pipeline.make_loader"
+    )
+
+
+default_collate_fn_map[Example] = _refuse_default_collate
 
 
 def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:

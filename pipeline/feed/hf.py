@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.feed.dataset import FeatureDataset
 
 _POSITION = "position"
+_WAY = (
+    "they stay in the store and are read on access; those of a row are "
+    'pipeline.open_store(...).read(row["id"])'
+)
 
 
 def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
@@ -25,14 +30,34 @@ def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
     rows = datasets.Dataset(table)
     for name, names in dataset.class_names.items():
         rows = rows.cast_column(name, datasets.ClassLabel(names=names))
-    return rows.with_transform(_ReadFeatures(dataset))
+    return _Rows(rows.data, info=rows.info).with_transform(_ReadFeatures(dataset))
 
 
-class _ReadFeatures:
+class _Rows(datasets.Dataset):  # type: ignore[misc]
+    """Ids and columns of utterances, with a transform that reads the features."""
+
+    def save_to_disk(self, dataset_path: Any, *args: Any, **kwargs: Any) -> None:
+        """Save ids and columns; say that the features are not among them."""
+        warnings.warn(f"ids and columns are saved, without the features: {_WAY}", stacklevel=2)
+        plain = self.with_format(None)
+        if _POSITION in plain.column_names:
+            plain = plain.remove_columns(_POSITION)
+        datasets.Dataset.save_to_disk(plain, dataset_path, *args, **kwargs)
+
+
+class _ReadFeatures(dict[str, str]):
     """Transform that adds the features to rows. It is pickled with the dataset."""
 
     def __init__(self, dataset: FeatureDataset) -> None:
+        super().__init__(transform="reads features")  # not empty, so that JSON asks for `items`
         self._dataset = dataset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ReadFeatures, (self._dataset,)
+
+    def items(self) -> Any:
+        """Refuse to become JSON, which is how datasets that were made of this one are saved."""
+        raise TypeError(f"the features cannot be saved: {_WAY}; or call with_format(None) first")
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if _POSITION not in rows:

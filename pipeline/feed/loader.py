@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
 from pipeline.errors import ConfigError
 from pipeline.feed.batch_reader import BatchReader, SharedBuffers
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
-from pipeline.feed.dataset import Batch, FeatureDataset
+from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
 
 
 def make_loader(
-    dataset: FeatureDataset,
+    dataset: FeatureDataset | Subset[Any],
     *,
     max_frames_per_batch: int,
     shuffle: bool = True,
@@ -41,7 +41,7 @@ def make_loader(
     utterances sorted by length, and are then shuffled.
 
     Args:
-        dataset: The utterances.
+        dataset: The utterances. Subsets of them are taken as well, such as `random_split` makes.
         max_frames_per_batch: Limit of the padded frames of a batch: utterances × longest. A longer
             utterance forms a batch of one (`FeatureDataset(max_frames=...)` crops it).
         shuffle: Whether each epoch has a new order, a function of `seed` and the epoch. Otherwise
@@ -77,7 +77,7 @@ def make_loader(
     """
     policy = BatchPolicy(max_frames_per_batch, shuffle, seed, window_units, world_size, drop_last)
     workers = WorkerPolicy(num_workers, prefetch_factor, pin_memory, multiprocessing_context)
-    return FeatureLoader(dataset, policy, rank, workers)
+    return FeatureLoader(as_feature_dataset(dataset), policy, rank, workers)
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,10 @@ class FeatureStream(IterableDataset[Batch]):
         ...                                                                     # doctest: +SKIP
     """
 
-    def __init__(self, dataset: FeatureDataset, policy: BatchPolicy, rank: int = 0) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: FeatureDataset | Subset[Any], policy: BatchPolicy, rank: int = 0
+    ) -> None:
+        self.dataset = dataset = as_feature_dataset(dataset)
         self._epochs = _epochs_of(dataset, policy)
         self._rank = rank
         self._epoch = torch.zeros(1, dtype=torch.int64)

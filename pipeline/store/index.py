@@ -1,12 +1,11 @@
 """The committed rows of a store: one Parquet file per unit, and a cache of them.
 
-`index.parquet` is only a cache of the unit files: a unit is committed if and only if its file
-exists. The cache must be removed before a commit is revoked.
+A unit is committed if and only if its file exists. The cache (`index_cache.py`) must be removed
+before a commit is revoked.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,22 +13,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
 from pipeline.store.format.records import FIELDS, OK, QUARANTINED
-from pipeline.store.serialization import parquet_bytes, parse_parquet, read_parquet
-
-_UNIT_NAME = re.compile(r"unit-(\d+)\.parquet")
+from pipeline.store.index_cache import (
+    UNIT_NAME,
+    Origin,
+    has_fields,
+    read_cache,
+    unit_stamps,
+    write_cache,
+)
+from pipeline.store.serialization import parse_parquet, seal_of
 
 
 def committed_units(store: Location) -> list[int]:
     """Return the numbers of the committed units, ascending."""
     names = open_backend(store).children(INDEX_DIR)
-    return sorted(int(match[1]) for name in names if (match := _UNIT_NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := UNIT_NAME.fullmatch(name)))
 
 
 def read_unit(store: Location, unit: int) -> pa.Table:
@@ -38,18 +42,7 @@ def read_unit(store: Location, unit: int) -> pa.Table:
     Raises:
         DamagedError: The file is missing, damaged, or of another unit.
     """
-    backend, key = open_backend(store), index_key(unit)
-    try:
-        table = read_parquet(backend, key)
-    except (DamagedError, OSError) as error:
-        raise DamagedError(
-            f"index of unit {unit} is not readable ({error}); run `strata verify`"
-        ) from error
-    if not _has_fields(table.schema) or pc.unique(table["unit"]).to_pylist() != [unit]:
-        raise DamagedError(
-            f"{backend.locate(key)} is not the index of unit {unit}; run `strata verify`"
-        )
-    return table
+    return _read_unit(open_backend(store), unit)[0]
 
 
 def read_index(
@@ -57,7 +50,7 @@ def read_index(
 ) -> pa.Table:
     """Read the rows of all committed units, by unit and position.
 
-    Units that the cache lacks are read from their files.
+    Units that the cache lacks, or has from another file, are read from their files.
 
     Args:
         store: The store.
@@ -67,25 +60,7 @@ def read_index(
     Raises:
         DamagedError: A unit's index is unreadable.
     """
-    backend = open_backend(store)
-    units = committed_units(backend)
-    cached = _read_cache(backend, list(columns) if columns else None, without)
-    known = set(pc.unique(cached["unit"]).to_pylist()) if cached is not None else set()
-    tables = []
-    if cached is not None:
-        stale = known.difference(units)
-        if stale:
-            keep = pc.invert(pc.is_in(cached["unit"], value_set=pa.array(stale, pa.int32())))
-            cached = cached.filter(keep)
-        tables.append(cached)
-    fresh = [read_unit(backend, unit) for unit in units if unit not in known]
-    tables += [_some(table, without, columns) for table in fresh]
-    if not tables:
-        return _some(pa.schema(FIELDS).empty_table(), without, columns)
-    table = pa.concat_tables(tables, promote_options="default")
-    if len(tables) > 1 and cached is not None and "position" in table.column_names:
-        table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
-    return table
+    return _gather(open_backend(store), without, columns)[0]
 
 
 def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -141,27 +116,63 @@ def compact(store: Location) -> pa.Table:
     """Rewrite `index.parquet` from the unit files; return its rows."""
     backend = open_backend(store)
     drop_cache(backend)
-    table = read_index(backend)
-    backend.put(INDEX_CACHE, [parquet_bytes(table)])
+    return refresh_cache(backend)
+
+
+def refresh_cache(store: Location) -> pa.Table:
+    """Add newly committed units to `index.parquet`, and replace what is not of this store's files.
+
+    Returns:
+        All rows.
+    """
+    backend = open_backend(store)
+    table, origins = _gather(backend)
+    write_cache(backend, table, origins)
     return table
 
 
-def refresh_cache(store: Location) -> None:
-    """Add newly committed units to `index.parquet`, which must not hold revoked ones."""
-    backend = open_backend(store)
-    backend.put(INDEX_CACHE, [parquet_bytes(read_index(backend))])
-
-
 def cached_units(store: Location) -> set[int]:
-    """Return the units that the cache covers."""
-    cached = _read_cache(open_backend(store), columns=["unit"])
-    return set() if cached is None else set(pc.unique(cached["unit"]).to_pylist())
+    """Return the units that the cache lists."""
+    cached = read_cache(open_backend(store), columns=["unit"])
+    return set() if cached is None else set(cached.origins)
 
 
 def is_compact(store: Location) -> bool:
-    """Return whether the cache covers exactly the committed units."""
+    """Return whether the cache covers exactly the committed units, from their present files."""
     backend = open_backend(store)
-    return backend.exists(INDEX_CACHE) and sorted(cached_units(backend)) == committed_units(backend)
+    cached = read_cache(backend, columns=["unit"])
+    if cached is None:
+        return False
+    stamps = unit_stamps(backend)
+    return stamps.keys() == cached.origins.keys() == cached.current(backend, stamps).keys()
+
+
+def lost_units(store: Location) -> list[int]:
+    """Return the units that the cache lists but that have no file, ascending.
+
+    A cache none of whose units has its file here is of another store, and proves nothing.
+    """
+    backend = open_backend(store)
+    cached = read_cache(backend, columns=["unit"])
+    if cached is None:
+        return []
+    stamps = unit_stamps(backend)
+    if stamps and not cached.current(backend, stamps):
+        return []
+    return sorted(cached.origins.keys() - stamps.keys())
+
+
+def cache_problem(store: Location) -> str | None:
+    """Return why readers do not use `index.parquet`, or a part of it; None if it is sound."""
+    backend = open_backend(store)
+    if not backend.exists(INDEX_CACHE):
+        return None
+    cached = read_cache(backend, columns=["unit"])
+    if cached is None:
+        return "damaged, or of an earlier version"
+    stamps = unit_stamps(backend)
+    foreign = (cached.origins.keys() & stamps.keys()) - cached.current(backend, stamps).keys()
+    return f"made from other files of {len(foreign)} units" if foreign else None
 
 
 def drop_cache(store: Location) -> None:
@@ -171,18 +182,40 @@ def drop_cache(store: Location) -> None:
     backend.sync("")
 
 
-def _read_cache(
-    backend: Backend, columns: list[str] | None = None, without: Sequence[str] = ()
-) -> pa.Table | None:
+def _gather(
+    backend: Backend, without: Sequence[str] = (), columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[int, Origin]]:
+    """Return the rows of all committed units, and the file that those of each unit are from."""
+    stamps = unit_stamps(backend)
+    cached = read_cache(backend, columns, without)
+    current = {} if cached is None else cached.current(backend, stamps)
+    tables = [] if cached is None else [cached.rows(current)]
+    for unit in stamps.keys() - current.keys():
+        table, checksum = _read_unit(backend, unit)
+        tables.append(_some(table, without, columns))
+        current[unit] = Origin(checksum, stamps[unit])
+    if not tables:
+        return _some(pa.schema(FIELDS).empty_table(), without, columns), {}
+    table = pa.concat_tables(tables, promote_options="default")
+    if len(tables) > 1 and "position" in table.column_names:
+        table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
+    return table, dict(sorted(current.items()))
+
+
+def _read_unit(backend: Backend, unit: int) -> tuple[pa.Table, int]:
+    """Return the index of a unit, and the checksum that its file carries."""
+    key = index_key(unit)
+    path = backend.locate(key)
     try:
-        raw = backend.read(INDEX_CACHE)
-        schema = pq.read_schema(pa.BufferReader(raw))
-        if not _has_fields(schema):
-            return None
-        wanted = columns or [name for name in schema.names if name not in without]
-        return parse_parquet(raw, backend.locate(INDEX_CACHE), wanted)
-    except (DamagedError, OSError, pa.ArrowException):
-        return None  # the unit files are complete
+        raw = backend.read(key)
+        table, checksum = parse_parquet(raw, path), seal_of(raw, path)
+    except (DamagedError, OSError) as error:
+        raise DamagedError(
+            f"index of unit {unit} is not readable ({error}); run `strata verify`"
+        ) from error
+    if not has_fields(table.schema) or pc.unique(table["unit"]).to_pylist() != [unit]:
+        raise DamagedError(f"{path} is not the index of unit {unit}; run `strata verify`")
+    return table, checksum
 
 
 def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
@@ -210,9 +243,3 @@ def row_numbers(values: npt.NDArray[np.int64]) -> pa.Array:
 def _is(status: pa.ChunkedArray, which: str) -> pa.ChunkedArray:
     """Compare a status column with a status, without pandas; no status is a prefix of another."""
     return pc.starts_with(status, pattern=which)
-
-
-def _has_fields(schema: pa.Schema) -> bool:
-    """Return whether all fixed columns exist with their types."""
-    types = dict(zip(schema.names, schema.types, strict=True))
-    return all(types.get(item.name) == item.type for item in FIELDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +24,10 @@ def json_bytes(document: Any) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def parquet_bytes(table: pa.Table) -> memoryview:
+def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> memoryview:
     """Return a table as the bytes of a sealed Parquet file; equal tables give equal bytes.
+
+    `metadata` is added to that of the table's schema.
 
     Parquet has no checksum over its footer, and a flipped bit there can rename a column or move a
     value without an error. So the footer carries, as one more key, the crc32c of the whole file
@@ -34,7 +36,7 @@ def parquet_bytes(table: pa.Table) -> memoryview:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({_SEAL_KEY: _OPEN_SEAL})
+        writer.add_key_value_metadata({**(metadata or {}), _SEAL_KEY: _OPEN_SEAL})
     raw = bytearray(sink.getvalue())
     at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
     raw[at : at + 8] = b"%08x" % crc32c(bytes(raw))
@@ -67,6 +69,26 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     Raises:
         DamagedError: They are not what `parquet_bytes` returned.
     """
+    seal_of(raw, name)
+    try:
+        content = pa.BufferReader(_arrow_buffer(raw))
+        table = pq.ParquetFile(content).read(None if columns is None else [*columns])
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{name} is not a Parquet file: {error}") from error
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
+    return table.replace_schema_metadata(metadata or None)
+
+
+def seal_of(raw: bytes, name: str) -> int:
+    """Return the checksum that the bytes of a sealed Parquet file carry, crc32c.
+
+    Args:
+        raw: The bytes.
+        name: What messages call the file.
+
+    Raises:
+        DamagedError: It is not theirs.
+    """
     seals = list(_SEAL.finditer(raw))
     if not seals:
         raise DamagedError(f"{name} is cut short, or was not written by strata")
@@ -76,13 +98,7 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     crc = crc32c(view[seal.end(1) :], crc32c(b"0" * 8, crc))
     if crc != int(seal[1], 16):
         raise DamagedError(f"{name} has a wrong checksum")
-    try:
-        content = pa.BufferReader(_arrow_buffer(raw))
-        table = pq.ParquetFile(content).read(None if columns is None else [*columns])
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"{name} is not a Parquet file: {error}") from error
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}
-    return table.replace_schema_metadata(metadata or None)
+    return int(seal[1], 16)
 
 
 def _arrow_buffer(raw: bytes) -> pa.Buffer:

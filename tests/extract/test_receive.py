@@ -8,7 +8,7 @@ import torch
 
 from pipeline.extract.stages.receive import DeviceReceiver, HostReceiver, open_receiver
 from pipeline.store.format.codecs import FLOAT16
-from pipeline.store.write.buffer import pool
+from pipeline.store.format.pooling import pool
 
 DEVICES = [
     "cpu",

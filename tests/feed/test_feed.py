@@ -7,15 +7,18 @@ import pickle
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
 import pipeline
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.batch_reader import BufferPool, SharedBuffers
+from pipeline.feed.batching import BatchPolicy
+from pipeline.feed.loader import FeatureStream
 from tests.helpers.feature_stores import default_columns, make_store, noise
 
 LENGTHS = [int(n) for n in np.random.default_rng(3).integers(5, 250, 60)]
@@ -324,6 +327,117 @@ def test_as_a_hugging_face_dataset(opened):
     some = rows.select([7, 3])
     assert [t.shape[1] for t in some[:]["features"]] == opened.frame_counts[[7, 3]].tolist()
     assert some["id"][:] == [opened.ids[7], opened.ids[3]]
+
+
+def test_a_hugging_face_dataset_is_saved_without_its_features(opened, tmp_path):
+    """One line says so, and where they are; ids and columns are read back."""
+    rows = pipeline.FeatureDataset(opened, [2], ["digit"]).to_hf_dataset()
+    way = r"without the features.*pipeline\.open_store"
+    with pytest.warns(UserWarning, match=way) as caught:
+        rows.save_to_disk(tmp_path / "rows")
+    [warning] = caught
+    assert "\n" not in str(warning.message)
+    assert warning.filename == __file__
+    again = datasets.load_from_disk(tmp_path / "rows")
+    assert again.column_names == ["id", "digit"]
+    assert again["id"] == opened.ids
+    assert again.features["digit"].names[1] == "one"
+    assert rows[3]["features"].shape == (1, LENGTHS[3], 8)  # unchanged
+
+
+def test_what_is_made_of_it_says_how_to_save(opened, tmp_path):
+    """Datasets that Hugging Face makes of it read features, and cannot be saved with them."""
+    rows = pipeline.FeatureDataset(opened, [2]).to_hf_dataset().select(range(3))
+    assert rows[1]["features"].shape == (1, LENGTHS[1], 8)
+    with pytest.raises(TypeError, match=r"features cannot be saved: .*with_format\(None\) first"):
+        rows.save_to_disk(tmp_path / "rows")
+    rows.with_format(None).save_to_disk(tmp_path / "plain")
+    assert len(datasets.load_from_disk(tmp_path / "plain")) == 3
+
+
+def test_a_subset_is_a_dataset(opened):
+    """Also a subset of a subset: its utterances, with the settings of the dataset."""
+    whole = pipeline.FeatureDataset(opened, (3, 1), ["digit", "speaker"], max_frames=90)
+    first, rest = random_split(whole, [40, len(whole) - 40], torch.Generator().manual_seed(2))
+    inner = Subset(first, np.array([5, 3, -1]))
+    for subset in (first, rest, inner):
+        wanted = [
+            whole.store.ids[subset.dataset.indices[i] if subset is inner else i]
+            for i in subset.indices
+        ]
+        loader = pipeline.make_loader(subset, max_frames_per_batch=700)
+        batches = list(loader)
+        assert sorted(name for batch in batches for name in batch.ids) == sorted(wanted)
+        for batch in batches:
+            check(batch, (3, 1))
+            assert int(batch.lengths.max()) <= 90
+        assert len(list(loader)) == len(batches)
+    stream = FeatureStream(inner, BatchPolicy(max_frames_per_batch=700))
+    assert sum(len(batch) for batch in DataLoader(stream, batch_size=None)) == 3
+    assert [
+        len(batch)
+        for batch in pipeline.make_loader(Subset(whole, [1, 1, 1]), max_frames_per_batch=700)
+    ] == [3]
+
+
+def test_a_subset_keeps_the_class_numbers(opened):
+    """They are those of the whole dataset, also of columns of text."""
+    whole = pipeline.FeatureDataset(opened, (2,), ["note"], classes=["speaker"])
+    subset = Subset(whole, [i for i in range(20) if row_of(opened.ids[i]) % 3 == 2])
+    [batch] = pipeline.make_loader(subset, max_frames_per_batch=10**6)
+    assert batch.columns["speaker"].tolist() == [2] * len(subset)
+    assert batch.columns["note"] == [row_of(n) if not row_of(n) % 2 else None for n in batch.ids]
+    taken = pickle.loads(pickle.dumps(whole.take(subset.indices)))
+    assert taken.class_names["speaker"] == whole.class_names["speaker"]
+    assert len(set(taken.store.whole_column("speaker").to_pylist())) == 3
+
+
+def test_a_subset_has_workers_and_a_state(opened):
+    """It resumes as any loader; another split of the same size is refused."""
+    whole = pipeline.FeatureDataset(opened, (2,), ["digit", "speaker"])
+    splits = [
+        random_split(whole, [40, len(whole) - 40], torch.Generator().manual_seed(i))[0]
+        for i in (0, 0, 1)
+    ]
+    first, second, other = (
+        pipeline.make_loader(split, max_frames_per_batch=700, num_workers=n)
+        for split, n in zip(splits, (1, 0, 0), strict=True)
+    )
+    batches = iter(first)
+    check(next(batches), (2,))
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert [batch.ids for batch in second] == [batch.ids for batch in batches]
+    with pytest.raises(ConfigError, match="data was"):
+        other.load_state_dict(state)
+
+
+def test_what_make_loader_cannot_take_is_named(opened):
+    """With what it takes, and what else to do; indices beyond the dataset are an IndexError."""
+    whole = pipeline.FeatureDataset(opened, (2,))
+    for dataset in (ConcatDataset([whole, whole]), Subset(ConcatDataset([whole]), [0]), [1, 2]):
+        with pytest.raises(ConfigError, match=r"is a (ConcatDataset|list); .*Subset.*collate_fn="):
+            pipeline.make_loader(dataset, max_frames_per_batch=700)
+    with pytest.raises(IndexError, match="position 999"):
+        pipeline.make_loader(Subset(whole, [999]), max_frames_per_batch=700)
+
+
+def test_chosen_utterances_are_a_snapshot(opened):
+    """They have no condition that a refresh could apply."""
+    chosen = opened.take([7, 2])
+    assert chosen.ids == [opened.ids[7], opened.ids[2]]
+    assert torch.equal(chosen.read(0), opened.read(7))
+    with pytest.raises(StoreError, match="choose them again"):
+        chosen.select(digit=0).refresh()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_plain_dataloader_names_the_way(opened, num_workers):
+    """It has no rule for utterances of different lengths."""
+    dataset = pipeline.FeatureDataset(opened, (2,))
+    loader = DataLoader(dataset, batch_size=2, num_workers=num_workers)
+    with pytest.raises(TypeError, match=r"collate_fn=pipeline\.collate, or use pipeline\.make_l"):
+        next(iter(loader))
 
 
 def test_unknown_columns_and_layers_are_refused(opened):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -106,6 +107,37 @@ def test_modified_s_is_the_time_of_the_last_write(backend: Backend) -> None:
     time.sleep(0.02)
     backend.put("x", [b"y"])
     assert backend.modified_s("x") > first
+
+
+def test_stamps_change_with_every_write(backend: Backend) -> None:
+    """Of the objects of one folder. The same object keeps its stamp; a second one has another."""
+    assert backend.stamps("a") == {}
+    for key in ("a/x", "a/y", "a/below/z", "other"):
+        backend.put(key, [b"same"])
+    first = backend.stamps("a")
+    assert {"x", "y"} <= first.keys()
+    assert first["x"] != first["y"]
+    assert backend.read("a/x") == b"same"
+    assert backend.stamps("a") == first
+    backend.put("a/x", [b"same"])
+    second = backend.stamps("a")
+    assert second["x"] != first["x"]
+    assert second["y"] == first["y"]
+    backend.delete("a/x")
+    assert "x" not in backend.stamps("a")
+    assert backend.put_if_absent("a/x", [b"same"])
+    assert backend.stamps("a")["x"] not in (first["x"], second["x"])
+
+
+def test_a_copy_of_a_file_has_another_stamp(tmp_path: Path) -> None:
+    """Even with the size and the times of the original, as `cp -a` and `rsync -t` set them."""
+    backend = LocalBackend(tmp_path)
+    backend.put("a/x", [b"content"])
+    stamp = backend.stamps("a")["x"]
+    shutil.copy2(tmp_path / "a/x", tmp_path / "a/new")
+    (tmp_path / "a/new").replace(tmp_path / "a/x")
+    assert (tmp_path / "a/x").stat().st_mtime_ns == int(stamp.split("-")[2])
+    assert backend.stamps("a")["x"] != stamp
 
 
 def test_a_reader_never_sees_a_part_of_a_put(backend: Backend) -> None:

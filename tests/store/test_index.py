@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -13,18 +16,24 @@ from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.errors import DamagedError
-from pipeline.store.format.layout import INDEX_CACHE, index_key
+from pipeline.store import index
+from pipeline.store.backend.local import LocalBackend
+from pipeline.store.documents import resize
+from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
 from pipeline.store.format.records import FIELDS, OK, Record, records_table
 from pipeline.store.index import (
     committed_units,
     compact,
     drop_cache,
     is_compact,
+    lost_units,
     read_index,
     read_unit,
+    refresh_cache,
 )
+from pipeline.store.maintain.verify import verify_store
 from pipeline.store.serialization import parquet_bytes, parse_parquet
-from tests.helpers.fake_store import FakeStore, begin_store
+from tests.helpers.fake_store import FakeStore, begin_store, make_store
 
 
 def test_rows_are_sorted_by_unit_and_position(store: FakeStore) -> None:
@@ -118,12 +127,130 @@ def test_the_compaction_is_only_a_cache(store: FakeStore, change: Callable) -> N
     assert read_index(store.root).equals(truth)
 
 
-def test_the_compaction_is_used(store: FakeStore) -> None:
+@pytest.fixture
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The unit files that are read, in order."""
+    names: list[str] = []
+    read = LocalBackend.read
+
+    def noted(self: LocalBackend, key: str) -> bytes:
+        names.extend([key] * key.startswith(f"{INDEX_DIR}/"))
+        return read(self, key)
+
+    monkeypatch.setattr(LocalBackend, "read", noted)
+    return names
+
+
+def test_the_compaction_is_used(store: FakeStore, read_files: list[str]) -> None:
     """Opening a large store reads one file and no unit files."""
     truth = compact(store.root)
-    for unit in committed_units(store.root):
-        (store.root / index_key(unit)).write_bytes(b"")
+    read_files.clear()
     assert read_index(store.root).equals(truth)
+    assert is_compact(store.root)
+    assert read_files == []
+
+
+def test_a_copied_store_has_a_sound_cache(
+    store: FakeStore, tmp_path: Path, read_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checksums of its unit files are compared, but none of them is decoded."""
+    truth = compact(store.root)
+    copy = shutil.copytree(store.root, tmp_path / "copy")
+    read_files.clear()
+    monkeypatch.setattr(index, "_read_unit", None)
+    assert read_index(copy).equals(truth)
+    assert is_compact(copy)
+    assert sorted(read_files) == sorted(2 * [index_key(unit) for unit in range(5)])
+
+
+def of_another_store(store: FakeStore, other: Path) -> None:
+    """The cache of a store with the same utterances, units and sizes, but other labels."""
+    table = read_index(store.root)
+    shutil.copytree(store.root, other)
+    for unit in committed_units(other):
+        rows = table.filter(pc.equal(table["unit"], unit))
+        digits = pa.array([9 - digit for digit in rows["digit"].to_pylist()], pa.int64())
+        rows = rows.set_column(rows.schema.get_field_index("digit"), "digit", digits)
+        files.write_atomic(other / index_key(unit), [parquet_bytes(rows)])
+        files.write_atomic(
+            store.root / index_key(unit), [(store.root / index_key(unit)).read_bytes()]
+        )
+    compact(other)
+    shutil.copy2(other / INDEX_CACHE, store.root / INDEX_CACHE)
+
+
+def of_before_a_repair(store: FakeStore, other: Path) -> None:
+    """The cache of before a unit was revoked and committed again, in another slot."""
+    compact(store.root)
+    old = (store.root / INDEX_CACHE).read_bytes()
+    (store.root / index_key(2)).unlink()
+    slot = store.claim(2)
+    resize(store.root, store.layout, slot + 1)
+    assert store.commit(2, slot).won
+    (store.root / INDEX_CACHE).write_bytes(old)
+
+
+def of_a_later_date(store: FakeStore, other: Path) -> None:
+    """The same, and every file has the times that it had, but the cache is the newest."""
+    times = {path: path.stat() for path in (store.root / "index").iterdir()}
+    of_before_a_repair(store, other)
+    for path, at in times.items():
+        os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+def of_an_earlier_version(store: FakeStore, other: Path) -> None:
+    """A cache that does not say which files it is from, and here has other labels."""
+    of_another_store(store, other)
+    table = read_index(other)
+    files.write_atomic(store.root / INDEX_CACHE, [parquet_bytes(table)])
+
+
+def of_one_unit_of_another_store(store: FakeStore, other: Path) -> None:
+    """A sound cache, but then the file of one unit is replaced by another of the same size."""
+    of_another_store(store, other)
+    compact(store.root)
+    assert is_compact(store.root)
+    shutil.copy2(other / index_key(3), store.root / index_key(3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        of_another_store,
+        of_before_a_repair,
+        of_a_later_date,
+        of_an_earlier_version,
+        of_one_unit_of_another_store,
+    ],
+)
+def test_a_foreign_cache_is_not_used(store: FakeStore, tmp_path: Path, make: Callable) -> None:
+    """What is read is what the unit files say. `verify` names the cache; it is rewritten."""
+    make(store, tmp_path / "other")
+    truth = pa.concat_tables([read_unit(store.root, unit) for unit in committed_units(store.root)])
+    cached = parse_parquet((store.root / INDEX_CACHE).read_bytes(), "cache")
+    assert cached["unit"].equals(truth["unit"])
+    assert not cached.replace_schema_metadata(None).equals(truth)
+    assert read_index(store.root).equals(truth)
+    assert not is_compact(store.root)
+    [named] = [item for item in verify_store(store.root).orphans if item.path == INDEX_CACHE]
+    assert "readers do without it" in named.what
+    refresh_cache(store.root)
+    assert is_compact(store.root)
+    assert read_index(store.root).equals(truth)
+    assert not [item for item in verify_store(store.root).orphans if item.path == INDEX_CACHE]
+
+
+def test_a_cache_of_a_larger_store_is_no_damage(store: FakeStore, tmp_path: Path) -> None:
+    """It lists units that this store never had; only the own cache is proof of a lost commit."""
+    larger = make_store(tmp_path / "larger", [500] * 8)
+    compact(larger.root)
+    shutil.copy2(larger.root / INDEX_CACHE, store.root / INDEX_CACHE)
+    assert lost_units(store.root) == []
+    assert verify_store(store.root).ok
+    compact(store.root)
+    (store.root / index_key(1)).unlink()
+    assert lost_units(store.root) == [1]
+    assert verify_store(store.root).damaged_units == [1]
 
 
 def test_is_compact_detects_missing_and_extra_units(store: FakeStore) -> None:

@@ -11,10 +11,12 @@ from pipeline.config import load_config
 from pipeline.errors import StoreBusyError, StoreError
 from pipeline.extract import run
 from pipeline.store.backend.memory import MemoryBackend
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease, live_holder
 from pipeline.store.coordination.run_log import read_log
 from pipeline.store.coordination.worker_failures import UtteranceMarker, take_marker
-from pipeline.store.format.layout import LEASE_LOCK, LOG, PLAN
+from pipeline.store.format.layout import INDEX_CACHE, LEASE_LOCK, LOG, PLAN
+from pipeline.store.index_cache import read_cache
 from pipeline.store.maintain.inspection import describe_store
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
@@ -29,7 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extraction_to_memory_writes_the_same_store(folder: Path, tmp_path: Path) -> None:
-    """Features, index and plan have the same bytes as in a folder; nothing is written to disk."""
+    """Features, index and plan have the same bytes as in a folder; nothing is written to disk.
+
+    The index cache has the same rows; it also names the files that they are from.
+    """
     settings = overrides(folder, tmp_path / "s", "engine=inline", "engine.threads=1")
     config = load_config(settings)
     backend = MemoryBackend()
@@ -39,11 +44,13 @@ def test_extraction_to_memory_writes_the_same_store(folder: Path, tmp_path: Path
     assert verify_store(backend).ok
     run.extract(config)
     written, local = contents(backend), contents(in_memory(tmp_path / "s"))
-    dated = [key for key in written if key.endswith((".json", LOG))]
+    dated = [key for key in written if key.endswith((".json", LOG, INDEX_CACHE))]
     assert local.keys() - written.keys() == {LEASE_LOCK}
     assert written.keys() <= local.keys()
     assert [key for key in written if written[key] != local[key] and key not in dated] == []
     assert PLAN not in dated
+    caches = [read_cache(stored) for stored in (backend, open_backend(tmp_path / "s"))]
+    assert caches[0].table.equals(caches[1].table)
     assert run.extract(config, backend=backend).units_committed == status.units_total  # resumed
     committed = sum(event["event"] == "unit_committed" for event in read_log(backend))
     assert committed == status.units_total

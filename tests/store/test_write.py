@@ -26,11 +26,12 @@ from pipeline.store.documents import (
     write_group,
 )
 from pipeline.store.format.layout import FRAMES, GROUP, POOLED, Layout, index_key
+from pipeline.store.format.pooling import pool
 from pipeline.store.index import committed_units, read_unit
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.read.features import open_store
 from pipeline.store.write import slot as slot_module
-from pipeline.store.write.buffer import UnitBuffer, pool
+from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
 from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
 

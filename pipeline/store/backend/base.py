@@ -8,7 +8,7 @@ A store is a set of objects. An object has a key: a relative path with forward s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -222,6 +222,14 @@ class Backend(Protocol):
         """List the names directly below a folder, of objects and folders alike, in any order.
 
         This must cost one listing, not a walk. A folder that does not exist has no children.
+        """
+
+    def stamps(self, folder: str) -> Mapping[str, str]:
+        """Return a stamp of every object directly below a folder, by name.
+
+        An object that is written, replaced or copied has another stamp than before: two equal
+        stamps of a name are stamps of the same object. The content of an object may be the same
+        although its stamp differs. This must cost one listing, and no read of any object.
         """
 
     # Writing

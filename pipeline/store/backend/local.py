@@ -136,6 +136,21 @@ class LocalBackend(Backend):
             names = [n for n in names if n not in finals or not exclusive.is_reserved(path / n)]
         return names
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Stamp each file by its size, inode and times.
+
+        The time of the last change of the inode is among them, which no program can set.
+        """
+        found = {}
+        with suppress(*_MISSING), os.scandir(self._root / folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    at = entry.stat()
+                    found[entry.name] = (
+                        f"{at.st_size}-{at.st_ino}-{at.st_mtime_ns}-{at.st_ctime_ns}"
+                    )
+        return found
+
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Write a file: temporary name, fsync, rename."""
         files.write_atomic(self._root / key, parts)

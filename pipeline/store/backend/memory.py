@@ -34,6 +34,8 @@ class MemoryBackend(Backend):
         self._uri = f"memory://{uuid.uuid4().hex}"
         self._objects: dict[str, bytes] = {}
         self._modified_s: dict[str, float] = {}
+        self._written: dict[str, int] = {}
+        self._n_written = 0
         self._guard = threading.RLock()
         self._named_locks: dict[str, threading.Lock] = {}
         _open_stores[self._uri] = self
@@ -88,6 +90,16 @@ class MemoryBackend(Backend):
         start = len(folder and folder.rstrip("/") + "/")
         return sorted({key[start:].partition("/")[0] for key in self.list(folder)})
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Stamp each object by the number of objects that were written before it."""
+        start = folder and folder.rstrip("/") + "/"
+        with self._guard:
+            return {
+                key.removeprefix(start): f"{self._uri}-{number}"
+                for key, number in self._written.items()
+                if key.startswith(start) and "/" not in key.removeprefix(start)
+            }
+
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Write an object."""
         self._set(key, b"".join(parts))
@@ -125,6 +137,7 @@ class MemoryBackend(Backend):
         with self._guard:
             self._objects.pop(key, None)
             self._modified_s.pop(key, None)
+            self._written.pop(key, None)
 
     def sync(self, folder: str) -> None:
         """Do nothing: there is nothing to make durable."""
@@ -181,6 +194,8 @@ class MemoryBackend(Backend):
     def _set(self, key: str, content: bytes, modified_s: float | None = None) -> None:
         with self._guard:
             self._objects[key] = content
+            self._n_written += 1
+            self._written[key] = self._n_written
             self._modified_s[key] = time.time() if modified_s is None else modified_s
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
+from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, final_name
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, Claim
 from pipeline.store.format.layout import (
@@ -93,6 +94,9 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
             found.append(Orphan(key, "old lease of a driver; it is never removed", False))
         elif not _is_known(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
+    problem = index_files.cache_problem(backend)
+    if problem:
+        found.append(Orphan(INDEX_CACHE, f"{problem}; readers do without it", True))
     return found + [_orphan_slot(slot, n, state) for slot, n in n_files.items()]
 
 

@@ -24,10 +24,10 @@ from pipeline.store.documents import check_format_shape, layout_of, read_attribu
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import CHUNK_FRAMES, FRAMES, POOLED, Layout, index_key
 from pipeline.store.format.plan import Plan
+from pipeline.store.format.pooling import pool
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.write.buffer import pool
 
 Row = dict[str, Any]
 
@@ -126,7 +126,7 @@ def verify_store(
         Damage(
             unit, f"{backend.locate(index_key(unit))} is missing, but index.parquet lists the unit"
         )
-        for unit in sorted(index_files.cached_units(backend).difference(units))
+        for unit in index_files.lost_units(backend)
     ]
     progress(0, len(units))
     for done, unit in enumerate(units, start=1):

@@ -20,26 +20,30 @@ from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
 from pipeline.store.read.utterances import Key, StoreView
+from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
 from pipeline.store.tensors import decode_into
 
 _SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
-def open_store(uri: Location) -> FeatureStore:
+def open_store(uri: Location, *, verify: bool = False) -> FeatureStore:
     """Open a store for reading.
 
     Args:
         uri: Its path, or a `Backend`.
+        verify: Whether every read verifies what it returns; see `FeatureStore.read`. Datasets and
+            loaders of the store do so, too.
 
     Raises:
         StoreNotFoundError: There is no store.
+        DamagedError: Its attributes or its index are damaged.
 
     Example:
         >>> store = open_store("features/hubert")            # doctest: +SKIP
         >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
         torch.Size([1, 212, 768])
     """
-    return FeatureStore(uri)
+    return FeatureStore(uri, verify)
 
 
 class FeatureStore(StoreView):
@@ -71,8 +75,14 @@ class FeatureStore(StoreView):
         stop: int | None = None,
         *,
         final_norm: bool = False,
+        verify: bool | None = None,
     ) -> Tensor:
         """Read the features of one utterance, as stored.
+
+        A plain read notices a shard that is missing or cut short, but not a changed value. With
+        `verify`, each layer of the utterance is compared with its checksum before anything is
+        returned. From memory this takes twice the time (`benchmarks/bench_read.py`). A part of an
+        utterance takes the time of its whole, or of its whole piece if it is longer than a unit.
 
         Args:
             key: Its id, or its position in `ids`; a negative one counts from the end.
@@ -81,6 +91,8 @@ class FeatureStore(StoreView):
             stop: One past the last frame, as in a slice.
             final_norm: Apply the model's final LayerNorm to its last layer, as s3prl does and
                 Hugging Face did before 5.16. Other layers do not change.
+            verify: Whether to compare what is read with its checksums, before it is returned; None
+                is what the store was opened with.
 
         Returns:
             [n_layers, n_frames, dim] of the codec's dtype, float16 in format 1.
@@ -88,25 +100,33 @@ class FeatureStore(StoreView):
         Raises:
             UtteranceNotFoundError: There is no such utterance. It is also a KeyError.
             StoreError: A layer is not in the store, or the model has no final norm.
-            DamagedError: A shard is missing or damaged.
+            DamagedError: A shard is missing or damaged; the message names it.
         """
         position = self.position(key)
         axes = self.axes(layers)
         norm = self.final_norm if final_norm else None
         first, last, _ = slice(start, stop).indices(self._catalogue.length(position))
         out = np.empty((len(axes), max(0, last - first), self.feature_dim), self._shards.dtype)
-        read_cut(self._shards, self._catalogue, (position, first, out), axes)
+        cut = (position, first, out)
+        read_cut(self._shards, self._catalogue, cut, axes)
+        if self._verifies(verify):
+            check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
         features = torch.from_numpy(out)
         return features if norm is None else norm.apply(features, [self.layers[i] for i in axes])
 
     def read_many(
-        self, keys: Sequence[Key] | slice, layers: Sequence[int] | None = None
+        self,
+        keys: Sequence[Key] | slice,
+        layers: Sequence[int] | None = None,
+        *,
+        verify: bool | None = None,
     ) -> list[Tensor]:
         """Read the features of several utterances; reads are merged and sorted by place on disk.
 
         Args:
             keys: Ids or positions, or a slice of positions.
             layers: As for `read`.
+            verify: As for `read`.
 
         Returns:
             A tensor [n_layers, n_frames, dim] per key, in the order of `keys`.
@@ -121,7 +141,7 @@ class FeatureStore(StoreView):
                 positions, self.frame_counts[positions].tolist(), strict=True
             )
         }
-        self.read_into(list(cuts.values()), axes)
+        self.read_into(list(cuts.values()), axes, verify=verify)
         if len(cuts) == len(positions):
             return [torch.from_numpy(out) for _, _, out in cuts.values()]
         # a repeated key is read once, but no two tensors share memory
@@ -131,7 +151,9 @@ class FeatureStore(StoreView):
             for i, position in enumerate(positions)
         ]
 
-    def weighted_sum(self, key: Key, weights: Sequence[float] | Tensor) -> Tensor:
+    def weighted_sum(
+        self, key: Key, weights: Sequence[float] | Tensor, *, verify: bool | None = None
+    ) -> Tensor:
         """Return the weighted sum over the layers of one utterance.
 
         The sum is float32, in the order of `layers`, and bit for bit equal to
@@ -140,6 +162,7 @@ class FeatureStore(StoreView):
         Args:
             key: Its id or position.
             weights: One number per layer of the store; they are not normalised.
+            verify: As for `read`, of the layers that are read.
 
         Returns:
             float32 [n_frames, dim].
@@ -158,21 +181,34 @@ class FeatureStore(StoreView):
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
                     self._shards.prefetch(axis, *span)
+        checks = {}
+        if self._verifies(verify):
+            shards, checksums = self._shards, self._checksums
+            checks = {
+                axis: LayerCheck(shards, self._catalogue, checksums, position, axis)
+                for axis in range(len(numbers))
+            }
         for start in range(0, n_frames, _SUM_BLOCK):
             n = min(_SUM_BLOCK, n_frames - start)
             for axis, weight in enumerate(numbers):
                 if weight != 0.0:
                     cut = (position, start, stored[:, :n])
                     read_cut(self._shards, self._catalogue, cut, [axis])
+                    if checks:
+                        checks[axis].add(stored[0, :n])
                     decode_into(self.codec, stored[0, :n], scaled[:n])
                     total[start : start + n].add_(scaled[:n].mul_(weight))
         return total
 
-    def pooled(self, layers: Sequence[int] | None = None) -> Tensor:
+    def pooled(self, layers: Sequence[int] | None = None, *, verify: bool | None = None) -> Tensor:
         """Return the mean over frames of every utterance.
+
+        The checksum of each file of means is always compared. That a file is the right one is
+        known only from the frames, so `verify` reads all frames of these layers.
 
         Args:
             layers: As for `read`.
+            verify: As for `read`.
 
         Returns:
             float32 [n_utterances, n_layers, dim], in the order of `ids`.
@@ -180,7 +216,10 @@ class FeatureStore(StoreView):
         Raises:
             DamagedError: A pooled chunk is missing or damaged.
         """
-        means = read_pooled(self._shards, self._catalogue, self.axes(layers))
+        axes = self.axes(layers)
+        means = read_pooled(self._shards, self._catalogue, axes)
+        if self._verifies(verify):
+            check_pooled(self._shards, self._catalogue, self._checksums, axes)
         return torch.from_numpy(means)
 
     @cached_property
@@ -193,7 +232,12 @@ class FeatureStore(StoreView):
         return FinalNorm.of(self.attributes)
 
     def read_into(
-        self, cuts: Sequence[Cut], axes: Sequence[int], norm: FinalNorm | None = None
+        self,
+        cuts: Sequence[Cut],
+        axes: Sequence[int],
+        norm: FinalNorm | None = None,
+        *,
+        verify: bool | None = None,
     ) -> None:
         """Read frames of several utterances into given arrays.
 
@@ -202,12 +246,18 @@ class FeatureStore(StoreView):
                 codec's dtype.
             axes: Position on the layer axis of each layer of the destinations.
             norm: Applied to its layer, if that is read.
+            verify: As for `read`.
 
         Raises:
             DamagedError: A shard is missing or damaged.
         """
         gather(self._shards, self._catalogue, cuts, axes)
+        if self._verifies(verify):
+            check_cuts(self._shards, self._catalogue, self._checksums, cuts, axes)
         if norm is not None:
             layers = [self.layers[axis] for axis in axes]
             for _, _, where in cuts:
                 norm.apply(torch.from_numpy(where), layers)
+
+    def _verifies(self, verify: bool | None) -> bool:
+        return self._verify if verify is None else verify

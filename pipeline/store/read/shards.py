@@ -57,6 +57,14 @@ class ShardReader:
         self._shard = refuse
         self._opened.cache_clear()
 
+    def locate(self, axis: int, slot: int) -> str:
+        """Where a shard is, for messages."""
+        return self._backend.locate(self.layout.shard_key(axis, slot))
+
+    def locate_pooled(self, slot: int) -> str:
+        """Where a pooled chunk is, for messages."""
+        return self._backend.locate(self.layout.pooled_key(slot))
+
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
         """Read frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
 
@@ -86,7 +94,7 @@ class ShardReader:
         try:
             shard.read_into(parts, start * self._frame_bytes)
         except (OSError, EOFError) as error:
-            path = self._backend.locate(self.layout.shard_key(axis, slot))
+            path = self.locate(axis, slot)
             raise DamagedError(
                 f"shard {path} cannot be read ({error}); run `strata verify`"
             ) from error
@@ -134,7 +142,7 @@ class ShardReader:
 
     def _open(self, axis: int, slot: int) -> ObjectReader | None:
         """Open a shard for reading; return None if it is not flat."""
-        path = self._backend.locate(self.layout.shard_key(axis, slot))
+        path = self.locate(axis, slot)
         try:
             shard = self._open_reader(self.layout.shard_key(axis, slot))
         except FileNotFoundError:
@@ -186,7 +194,7 @@ class ShardReader:
                 part[...] = array[axis, first : first + len(part)]
                 first += len(part)
         except Exception as error:  # zarr raises whatever its codecs raise
-            path = self._backend.locate(self.layout.shard_key(axis, slot))
+            path = self.locate(axis, slot)
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _pooled_by_zarr(self, slot: int, path: str) -> npt.NDArray[np.float32]:

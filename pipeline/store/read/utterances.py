@@ -26,6 +26,7 @@ from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
 from pipeline.store.read.selection import absent_values, listed, typed_values
 from pipeline.store.read.shards import ShardReader
+from pipeline.store.read.verified import Checksums
 
 Key = str | int
 _WHOLE_NUMBERS = (int, np.integer)
@@ -38,7 +39,10 @@ class StoreView:
         attributes: Attributes of the Zarr group: format version, layers, identity, provenance.
     """
 
-    def __init__(self, uri: Location) -> None:
+    _verify = _is_chosen = False  # class attributes for views that an earlier version has pickled
+
+    def __init__(self, uri: Location, verify: bool = False) -> None:
+        self._verify = verify
         self._backend: Backend = open_backend(uri)
         self.attributes = read_attributes(self._backend)
         self._layout: Layout = layout_of(self.attributes)
@@ -47,12 +51,19 @@ class StoreView:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the index again; a selection applies its conditions to the new utterances, too."""
+        """Read the index again; a selection applies its conditions to the new utterances, too.
+
+        Raises:
+            StoreError: The utterances were chosen by position (`take`).
+        """
+        if self._is_chosen:
+            raise StoreError("utterances chosen by position cannot be refreshed; choose them again")
         catalogue = read_catalogue(self._backend, self._layout.frames_per_unit)
         self._whole: Catalogue | None = catalogue
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
         self._catalogue: Catalogue = catalogue
+        self._checksums = Checksums(self._backend, self._layout)
 
     def select(self, condition: pc.Expression | None = None, **equal: Any) -> Self:
         """Select utterances by their metadata.
@@ -88,12 +99,29 @@ class StoreView:
             if absent := absent_values(name, wanted, column):
                 warnings.warn(f"{self._backend}: {absent}", stacklevel=2)
             conditions.append(pc.field(name).isin(wanted))
-        view = copy(self)
-        view._shards = self._shards  # `copy` leaves it out, as pickling does
-        view._whole = self._whole
+        view = self._copy()
         for item in conditions:
             view._catalogue = view._catalogue.take(view._catalogue.matching(item))
         view._conditions = (*self._conditions, *conditions)
+        return view
+
+    def take(self, positions: Sequence[int]) -> Self:
+        """Return the utterances at `positions`, in that order, as a store; see `select`.
+
+        Raises:
+            IndexError: There is no such position.
+        """
+        view = self._copy()
+        found = [self.position(int(position)) for position in positions]
+        view._catalogue = self._catalogue.take(np.array(found, np.int64))
+        view._is_chosen = True
+        return view
+
+    def _copy(self) -> Self:
+        view = copy(self)
+        view._shards = self._shards  # `copy` leaves them out, as pickling does
+        view._checksums = self._checksums
+        view._whole = self._whole
         return view
 
     def __repr__(self) -> str:
@@ -122,7 +150,7 @@ class StoreView:
         return isinstance(name, str) and self._catalogue.find(name) is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_shards", "_whole", "final_norm")  # opened or read when needed
+        left_out = ("_shards", "_checksums", "_whole", "final_norm")  # made when needed
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,6 +160,7 @@ class StoreView:
         self.__dict__.update(state)
         self._whole = None
         self._shards = ShardReader(self._backend, self._layout)
+        self._checksums = Checksums(self._backend, self._layout)
 
     @property
     def backend(self) -> Backend:
@@ -202,7 +231,7 @@ class StoreView:
             StoreError: There is no such column.
         """
         if self._whole is None:  # pickling leaves it out
-            is_whole = not self._conditions
+            is_whole = not self._conditions and not self._is_chosen
             self._whole = (
                 self._catalogue
                 if is_whole

@@ -11,6 +11,7 @@ from crc32c import crc32c
 
 from pipeline.store.format.codecs import Stored
 from pipeline.store.format.layout import Layout
+from pipeline.store.format.pooling import pool
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 """Returns a new contiguous array of a shape and dtype, with undefined content."""
@@ -88,9 +89,3 @@ class UnitBuffer:
     def checksums(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> tuple[int, ...]:
         """Return crc32c of frames [start, stop), of some positions on the layer axis."""
         return tuple(crc32c(layer.data) for layer in self.frames[layers, start:stop])
-
-
-def pool(stored: Stored) -> npt.NDArray[np.float32]:
-    """Return means over frames, [n_layers, n_frames, dim] → [n_layers, dim]; sums are float64."""
-    mean = stored.mean(axis=1, dtype=np.float64)
-    return np.asarray(mean, np.float32)

@@ -1,0 +1,217 @@
+"""Verified reads: frames and pooled means are compared with their checksums before they are used.
+
+The index has a checksum of each layer of each utterance, or of each piece of a long one. So a part
+of an utterance can be verified only with the rest of its piece, which is read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from crc32c import crc32c
+
+from pipeline.errors import DamagedError
+from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend
+from pipeline.store.format.layout import Layout, index_key
+from pipeline.store.format.pooling import pool
+from pipeline.store.format.records import OK
+from pipeline.store.read.catalogue import Catalogue
+from pipeline.store.read.merged import Cut
+from pipeline.store.read.shards import Matrix, ShardReader
+
+_BLOCK = 512  # frames that are read only for their checksum, at a time
+
+
+@dataclass(frozen=True)
+class _UnitChecksums:
+    """The utterances of one unit that have features.
+
+    Attributes:
+        rows: Row of the other arrays, by position in the unit.
+        ids: Ids, [n].
+        places: Slot, first frame on the frame axis and number of frames: int64 [n, 3].
+        checksums: crc32c of each layer, uint32 [n, n_layers].
+    """
+
+    rows: dict[int, int]
+    ids: pa.Array
+    places: npt.NDArray[np.int64]
+    checksums: npt.NDArray[np.uint32]
+
+
+class Checksums:
+    """Checksums of the frames of a store. The index file of a unit is read when first needed."""
+
+    def __init__(self, backend: Backend, layout: Layout) -> None:
+        self._backend, self._layout = backend, layout
+        self._units: dict[int, _UnitChecksums] = {}
+
+    def of(self, catalogue: Catalogue, position: int, piece: int) -> npt.NDArray[np.uint32]:
+        """Return the checksum of each layer of a piece of an utterance, uint32 [n_layers].
+
+        Args:
+            catalogue: The utterances.
+            position: Position of the utterance.
+            piece: Index of the piece in the arrays of the catalogue.
+
+        Raises:
+            DamagedError: The unit's index is damaged, or lists the utterance elsewhere.
+        """
+        unit = int(catalogue.unit[piece])
+        known = self._units.get(unit)
+        if known is None:
+            known = self._units[unit] = self._read(unit)
+        row = known.rows.get(int(catalogue.place[piece]))
+        slot, n_frames = int(catalogue.slot[piece]), int(catalogue.n_frames[piece])
+        place = [slot, self._layout.slot_start(slot) + int(catalogue.start[piece]), n_frames]
+        name = catalogue.ids[position].as_py()
+        if row is None or known.ids[row].as_py() != name or known.places[row].tolist() != place:
+            raise DamagedError(
+                f"{self._backend.locate(index_key(unit))} has no utterance {name!r} at the place "
+                "where it was when the store was opened; open it again, or run `strata verify`"
+            )
+        checksums: npt.NDArray[np.uint32] = known.checksums[row]
+        return checksums
+
+    def _read(self, unit: int) -> _UnitChecksums:
+        table = index_files.read_unit(self._backend, unit)
+        n_layers = self._layout.n_layers
+        done = [
+            row
+            for row in table.select(
+                ["id", "position", "status", "slot", "frame_start", "n_frames", "crc32c"]
+            ).to_pylist()
+            if row["status"] == OK and len(row["crc32c"] or ()) == n_layers
+        ]
+        return _UnitChecksums(
+            rows={row["position"]: i for i, row in enumerate(done)},
+            ids=pa.array([row["id"] for row in done], pa.string()),
+            places=np.array(
+                [(row["slot"], row["frame_start"], row["n_frames"]) for row in done], np.int64
+            ),
+            checksums=np.array([row["crc32c"] for row in done], np.uint32),
+        )
+
+
+class LayerCheck:
+    """Compares one layer of an utterance, given in order, with the checksums of its pieces.
+
+    Args:
+        shards: Shards of the store.
+        catalogue: Its utterances.
+        checksums: Its checksums.
+        position: Position of the utterance.
+        axis: Position on the layer axis.
+        piece: The piece of the utterance whose frames come first, from 0.
+    """
+
+    def __init__(
+        self,
+        shards: ShardReader,
+        catalogue: Catalogue,
+        checksums: Checksums,
+        position: int,
+        axis: int,
+        piece: int = 0,
+    ) -> None:
+        self._shards, self._catalogue, self._checksums = shards, catalogue, checksums
+        self._position, self._axis = position, axis
+        self._piece = int(catalogue.first_piece[position]) + piece
+        self._done = self._crc = 0  # frames of the piece, and their checksum
+
+    def add(self, frames: Matrix) -> None:
+        """Take the next frames, [n_frames, dim].
+
+        Raises:
+            DamagedError: They end a piece, and its checksum is wrong.
+        """
+        while len(frames):
+            some = frames[: int(self._catalogue.n_frames[self._piece]) - self._done]
+            frames = frames[len(some) :]
+            self._crc = crc32c(some.data, self._crc)
+            self._done += len(some)
+            if self._done == self._catalogue.n_frames[self._piece]:
+                self._finish_piece()
+
+    def add_stored(self, stop: int | None = None) -> None:
+        """Take the next frames of the piece from the disk: those before `stop`, or the rest."""
+        catalogue, piece = self._catalogue, self._piece
+        if stop is None:
+            if not self._done:
+                return  # the piece before has ended
+            stop = int(catalogue.n_frames[piece])
+        slot, first = int(catalogue.slot[piece]), int(catalogue.start[piece])
+        while self._done < stop and self._piece == piece:
+            n = min(_BLOCK, stop - self._done)
+            start = first + self._done
+            self.add(self._shards.read(self._axis, slot, start, start + n))
+
+    def _finish_piece(self) -> None:
+        expected = self._checksums.of(self._catalogue, self._position, self._piece)[self._axis]
+        if self._crc != expected:
+            layout, slot = self._shards.layout, int(self._catalogue.slot[self._piece])
+            raise DamagedError(
+                f"layer {layout.layers[self._axis]} of utterance "
+                f"{self._catalogue.ids[self._position].as_py()!r} has a wrong checksum in "
+                f"{self._shards.locate(self._axis, slot)}; run `strata verify`"
+            )
+        self._piece += 1
+        self._done = self._crc = 0
+
+
+def check_cuts(
+    shards: ShardReader,
+    catalogue: Catalogue,
+    checksums: Checksums,
+    cuts: Sequence[Cut],
+    axes: Sequence[int],
+) -> None:
+    """Check the filled destinations of `cuts`, as `merged.gather` has left them.
+
+    Raises:
+        DamagedError: A destination is not a part of what was committed.
+    """
+    for position, first, where in cuts:
+        if not where.shape[1]:
+            continue
+        begin, end = catalogue.first_piece[position : position + 2]
+        ends = np.cumsum(catalogue.n_frames[begin:end], dtype=np.int64)
+        piece = int(np.searchsorted(ends, first, side="right"))
+        before = first - (int(ends[piece - 1]) if piece else 0)
+        for i, axis in enumerate(axes):
+            check = LayerCheck(shards, catalogue, checksums, position, axis, piece)
+            check.add_stored(before)
+            check.add(where[i])
+            check.add_stored()
+
+
+def check_pooled(
+    shards: ShardReader, catalogue: Catalogue, checksums: Checksums, axes: Sequence[int]
+) -> None:
+    """Check that every pooled mean is that of its frames, and these against their checksums.
+
+    Raises:
+        DamagedError: One is not.
+    """
+    layout, slot = shards.layout, -1
+    owner = np.repeat(np.arange(len(catalogue)), np.diff(catalogue.first_piece))
+    for piece in np.argsort(catalogue.slot, kind="stable").tolist():
+        if slot != catalogue.slot[piece]:
+            slot = int(catalogue.slot[piece])
+            chunk = shards.pooled(slot)
+        position, start = int(owner[piece]), int(catalogue.start[piece])
+        number = piece - int(catalogue.first_piece[position])
+        for axis in axes:
+            frames = shards.read(axis, slot, start, start + int(catalogue.n_frames[piece]))
+            LayerCheck(shards, catalogue, checksums, position, axis, number).add(frames)
+            if not np.array_equal(pool(frames[None])[0], chunk[catalogue.place[piece], axis]):
+                raise DamagedError(
+                    f"the pooled mean of layer {layout.layers[axis]} of utterance "
+                    f"{catalogue.ids[position].as_py()!r} is not that of its frames "
+                    f"({shards.locate_pooled(slot)}); run `strata verify`"
+                )
