@@ -29,6 +29,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
+from pipeline.store.coordination.visibility import await_commits
 from pipeline.store.documents import resize, write_plan
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
@@ -90,6 +91,7 @@ class Driver:
         self._limit = TimeLimit(self.config.run.unit_timeout_s)
         self._compacted_s = time.monotonic()
         self._n_new = 0  # units committed since the last compaction
+        self._reported: set[int] = set()  # committed units, as workers report them
         self._told_of_memory = False
 
     def run(self) -> None:
@@ -120,6 +122,7 @@ class Driver:
             self.stop.is_graceful = self.config.engine.kind != "inline"
             while todo:
                 self._extract(todo, executor, ledger)
+                await_commits(backend, self._reported)  # before they are counted and looked into
                 todo = self._plan_deferred()
                 ledger.grow(self.plan.n_units)
         finally:
@@ -163,7 +166,7 @@ class Driver:
         isolation = self._history.isolation(unit)
         exclusive = self._history.is_exclusive(unit)
         labels = self.labels(rows["row"].to_pylist()) if self.labels else None
-        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive, labels)
+        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive, labels, claim)
         audio_s = self._audio_s(pc.sum(rows["n_frames"]).as_py())
         executor.submit(task, self._limit.limit_s(audio_s, isolated=isolation is not None))
 
@@ -212,6 +215,7 @@ class Driver:
 
     def _record_commit(self, report: UnitReport) -> None:
         self._n_new += 1
+        self._reported.add(report.unit)
         if report.n_halved and not self._told_of_memory:
             self._told_of_memory = True
             self.observer.note(

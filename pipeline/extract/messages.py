@@ -14,6 +14,7 @@ from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.sources.base import Segment
 from pipeline.store.backend.base import Backend
+from pipeline.store.coordination.ledger import Claim
 from pipeline.store.coordination.worker_failures import Isolation
 from pipeline.store.format.layout import Layout
 
@@ -63,6 +64,8 @@ class UnitTask:
         labels: Columns of the dataset to carry, of the same rows. They are those of the driver's
             table: a worker that opens the dataset later may find another one. None takes the
             worker's own.
+        claim: The driver's claim on the slot, which the worker must see before it begins; None
+            checks nothing.
     """
 
     unit: int
@@ -72,6 +75,7 @@ class UnitTask:
     isolation: Isolation | None = None
     exclusive: bool = False
     labels: pa.Table | None = None
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipeline.extract.stages.timing import Stopwatch
 from pipeline.extract.stages.write import UnitWrite, WriteStage
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
+from pipeline.store.coordination.visibility import await_claim
 from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
 from pipeline.store.format import records
 from pipeline.store.format.identity import compare
@@ -112,7 +113,7 @@ class Worker:
         Raises:
             SourceError: The dataset is not the one that was planned.
             NoSpaceError: The disk is full.
-            StoreError: The store cannot be written.
+            StoreError: The store cannot be written, or the claim on the slot cannot be seen here.
         """
         return self.begin(task).result()
 
@@ -127,6 +128,8 @@ class Worker:
         self._check_source(rows, task.rows["id"].to_pylist())
         self._watch.take()  # drop the times of a unit that failed
         with self._watch.host("wait"):
+            if task.claim is not None:
+                await_claim(self._job.backend, task.claim)
             unit = _Unit(task, self._write_stage.begin(task), start_s)
         try:
             self._encode(unit)
