@@ -70,10 +70,13 @@ def check_size(encoded: EncodedFile, is_whole: bool) -> Checked:
         The file and its flags; without flags if the format is not one of these containers.
 
     Raises:
-        AudioError: Much follows the end that the header states, such as another recording.
+        AudioError: Much follows the end that the header states, such as another recording; or the
+            format is not read at all.
     """
     n_file_bytes = encoded.seek(0, io.SEEK_END)
     head = _read(encoded, 0, HEADER_BYTES)
+    if any(is_it(head) for is_it in _REFUSED):
+        raise AudioError("MIDI sample dumps and IFF 8SVX are not read; save it in another format")
     is_wav = head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE"
     if not (is_whole or is_wav) or (is_wav and read_header(head, n_file_bytes)):
         encoded.seek(0)
@@ -303,6 +306,12 @@ def _read(encoded: EncodedFile, offset: int, n_bytes: int) -> bytes:
     return encoded.read(n_bytes) or b""
 
 
+_REFUSED: tuple[Callable[[bytes], bool], ...] = (
+    lambda head: head[:2] == b"\xf0\x7e" and head[3:4] == b"\x01",  # sds
+    lambda head: head[:4] == b"FORM" and head[8:12] in (b"8SVX", b"16SV"),
+)
+"""Formats of which libsndfile reads damaged files as other samples, with messages on the standard
+output (sds), or never returns (8SVX)."""
 _READERS: tuple[
     tuple[Callable[[bytes], bool], Callable[[EncodedFile, int], Stated | None]], ...
 ] = (

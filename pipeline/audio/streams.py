@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.audio.containers import MAX_TRAILING_BYTES, trailing
+from pipeline.audio.containers import trailing
 from pipeline.audio.content import EncodedFile
 from pipeline.errors import AudioError
 from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED, FLAG_TRUNCATED
@@ -20,10 +21,10 @@ from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED, FLAG_TRUNCATED
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\0\0\x22")
 _FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9]")
 _READ_AHEAD_BYTES = 1 << 15  # more than libsndfile reads beyond the last frame
-_OGG_FIRST_PAGE = re.compile(rb"OggS\0[\x02\x03\x06\x07]")
-_OGG_HEADER_BYTES, _OGG_LAST_PAGE = 27, 4
+_OGG_HEADER_BYTES, _OGG_FIRST_PAGE, _OGG_LAST_PAGE = 27, 2, 4
 _OGG_MAX_PAGE_BYTES = 27 + 255 + 255 * 255
 _BLOCK_BYTES = 1 << 20
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MPEG_KBIT_S = {  # Layer III, by the version: 1, or 2 and 2.5
     1: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -36,6 +37,13 @@ class _FlacFrame(NamedTuple):
     stop: int
     kind: bytes  # equal in all frames of a stream
     head: bytes
+
+
+class _OggPage(NamedTuple):
+    end: int  # byte after it
+    kind: int  # bits
+    stream: int
+    number: int
 
 
 class _MpegFrame(NamedTuple):
@@ -74,25 +82,27 @@ def flac_end(handle: EncodedFile, n_stated: int) -> tuple[str, ...]:
 
 
 def ogg_end(handle: EncodedFile) -> tuple[str, ...]:
-    """Look at the pages of an ogg.
+    """Look at the pages of an ogg: libogg skips those that are damaged, and goes on.
 
     Raises:
-        AudioError: Several streams are joined end to end, or bytes follow the last page.
+        AudioError: Several streams are joined end to end, a page is damaged or missing, or bytes
+            follow the last page.
     """
-    end = 0  # of the first pages of all streams that are played at once
-    for first in _ogg_first_pages(handle):
-        if first != end:
+    numbers: dict[int, int] = {}  # of the last page of each stream
+    end, is_last, is_begun = 0, False, False
+    for page in _ogg_pages(handle):
+        is_first = bool(page.kind & _OGG_FIRST_PAGE)
+        if is_first and is_begun:
             raise AudioError("several ogg streams are joined end to end; split the file")
-        end = _page_end(handle, first)
-    n_bytes = _before_tags(handle)
-    at = max(0, n_bytes - _OGG_MAX_PAGE_BYTES - MAX_TRAILING_BYTES)
-    tail = _read(handle, at, n_bytes - at)
-    last = tail.rfind(b"OggS")
-    if last < 0:
-        return trailing(len(tail))
-    end = _page_end(handle, at + last)
-    is_last = len(tail) > last + 5 and tail[last + 5] & _OGG_LAST_PAGE
-    return trailing(n_bytes - end) if is_last and end <= n_bytes else (FLAG_TRUNCATED,)
+        is_begun = is_begun or not is_first  # streams that are played at once begin together
+        if not is_first and numbers.get(page.stream) != page.number - 1:
+            raise AudioError(
+                f"an ogg page before byte {page.end} is damaged or missing: expected page "
+                f"{numbers.get(page.stream, -1) + 1}, found {page.number}"
+            )
+        numbers[page.stream] = page.number
+        end, is_last = page.end, bool(page.kind & _OGG_LAST_PAGE)
+    return trailing(_before_tags(handle) - end) if is_last else (FLAG_TRUNCATED,)
 
 
 def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
@@ -154,27 +164,37 @@ def _has_crc8(head: bytes) -> bool:
     return crc == 0
 
 
-def _ogg_first_pages(handle: EncodedFile) -> Iterator[int]:
-    """Find the first page of every stream, in order."""
+def _ogg_pages(handle: EncodedFile) -> Iterator[_OggPage]:
+    """Find the pages whose checksum is right."""
     handle.seek(0)
-    start, before = 0, b""
-    while block := handle.read(_BLOCK_BYTES):
-        searched = before + block
-        for found in _OGG_FIRST_PAGE.finditer(searched):
-            position = handle.tell()
-            yield start - len(before) + found.start()
-            handle.seek(position)
-        start += len(block)
-        before = searched[-5:]  # shorter than what is searched for
+    buffer, start, at, is_end = b"", 0, 0, False
+    while not is_end or at >= 0:
+        if len(buffer) - at < _OGG_MAX_PAGE_BYTES and not is_end:
+            block = handle.read(_BLOCK_BYTES) or b""
+            buffer, start, at, is_end = buffer[at:] + block, start + at, 0, not block
+            continue
+        at = buffer.find(b"OggS", at)
+        if at < 0:
+            at = -1 if is_end else len(buffer) - 3  # where a mark may begin
+        elif is_end or len(buffer) - at >= _OGG_MAX_PAGE_BYTES:
+            page = _ogg_page(buffer, at, start)
+            if page is not None:
+                yield page
+            at = at + 1 if page is None else page.end - start
 
 
-def _page_end(handle: EncodedFile, at: int) -> int:
-    """Return the byte after an ogg page; beyond the file if its header is cut."""
-    header = _read(handle, at, _OGG_HEADER_BYTES + 255)
-    sizes = header[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + header[26]] if len(header) > 26 else b""
-    if len(header) < _OGG_HEADER_BYTES or len(sizes) < header[26]:
-        return handle.seek(0, io.SEEK_END) + 1
-    return at + _OGG_HEADER_BYTES + len(sizes) + sum(sizes)
+def _ogg_page(buffer: bytes, at: int, start: int) -> _OggPage | None:
+    """Read an ogg page; None if it is damaged or not there."""
+    if len(buffer) < at + _OGG_HEADER_BYTES:
+        return None
+    kind, stream, number, checksum, n_sizes = struct.unpack_from("<5xB8xIIIB", buffer, at)
+    sizes = at + _OGG_HEADER_BYTES
+    end = sizes + n_sizes + sum(buffer[sizes : sizes + n_sizes])
+    page = buffer[at : at + 22] + bytes(4) + buffer[at + 26 : end]
+    # Ogg's CRC-32 is that of zlib with the bits in the other order, and without its inversions.
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    is_whole = end <= len(buffer) and int(f"{crc:032b}"[::-1], 2) == checksum
+    return _OggPage(start + end, kind, stream, number) if is_whole else None
 
 
 def _after_id3(handle: EncodedFile) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import struct
 from pathlib import Path
 
@@ -34,7 +36,7 @@ COMPARED = [
     "OPUS",
     "MP3",
 ]
-NOT_COMPARED = ["AVR", "IRCAM", "MAT4", "MAT5", "PAF", "PVF", "SVX", "VOC"]
+NOT_COMPARED = ["AVR", "IRCAM", "MAT4", "MAT5", "PAF", "PVF", "VOC"]
 
 
 def encoded(kind: str, sound: np.ndarray | None = None) -> bytes:
@@ -128,6 +130,37 @@ def test_a_few_bytes_too_many_are_flagged(kind: str) -> None:
 def test_many_bytes_too_many_are_refused(kind: str) -> None:
     """They may be audio that the header does not cover."""
     assert isinstance(outcome(encoded(kind) + b"\x01\x80" * 5000), str)
+
+
+@pytest.mark.parametrize("kind", ["OGG", "OPUS"])
+def test_an_ogg_page_that_is_damaged_or_gone_is_noticed(kind: str) -> None:
+    """The library goes on at the next page, as if the sound of this one had never been there."""
+    whole = encoded(kind, speechlike(8 * N))
+    starts = [found.start() for found in re.finditer(b"OggS", whole)]
+    assert len(starts) > 4
+    for start, stop in itertools.pairwise([*starts[2:], len(whole)]):
+        middle = (start + stop) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+        for damaged in (
+            flipped,
+            whole[:middle] + whole[middle + 1 :],
+            whole[:start] + whole[stop:],
+        ):
+            found = outcome(damaged)
+            if stop == len(whole):
+                assert found[1] == TRUNCATED
+            else:
+                assert isinstance(found, str)
+    assert outcome(whole[: starts[3]] + bytes(500) + whole[starts[3] :]) == (8 * N, ())
+
+
+@pytest.mark.parametrize("kind", ["SDS", "SVX"])
+def test_formats_that_libsndfile_cannot_be_trusted_with_are_refused(kind: str) -> None:
+    """A damaged sds has other samples; of a damaged svx the library never comes back."""
+    for encoded_bytes in (encoded(kind), encoded(kind)[:31_143]):
+        assert "sample dumps and IFF 8SVX" in outcome(encoded_bytes)
+        with pytest.raises(AudioError, match="sample dumps and IFF 8SVX"):
+            probe(clip(encoded_bytes), RATE_HZ)
 
 
 @pytest.mark.parametrize("kind", NOT_COMPARED)
