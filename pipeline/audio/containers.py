@@ -75,6 +75,8 @@ def check_size(encoded: EncodedFile, is_whole: bool) -> Checked:
     """
     n_file_bytes = encoded.seek(0, io.SEEK_END)
     head = _read(encoded, 0, HEADER_BYTES)
+    if head.startswith(b"ID3") and (tagged := _without_id3(encoded, n_file_bytes)) is not None:
+        return check_size(tagged, is_whole)
     if any(is_it(head) for is_it in _REFUSED):
         raise AudioError("MIDI sample dumps and IFF 8SVX are not read; save it in another format")
     is_wav = head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE"
@@ -92,6 +94,25 @@ def check_size(encoded: EncodedFile, is_whole: bool) -> Checked:
         flags = ()  # the header is damaged, which libsndfile reports
     encoded.seek(0)
     return Checked(encoded, flags)
+
+
+def _without_id3(encoded: EncodedFile, n_file_bytes: int) -> EncodedFile | None:
+    """Return what follows an ID3 tag, unless it is a mp3 or flac, which may have one."""
+    start = after_id3(encoded)
+    mark = _read(encoded, start, 4)
+    encoded.seek(0)
+    if start >= n_file_bytes or mark == b"fLaC" or (mark[:1] == b"\xff" and mark[1:2] >= b"\xe0"):
+        return None
+    return _behind(b"", encoded, start, n_file_bytes - start)
+
+
+def after_id3(encoded: EncodedFile) -> int:
+    """Return the first byte after the ID3 tags at the start of a file."""
+    at = 0
+    while len(head := _read(encoded, at, 10)) == 10 and head.startswith(b"ID3"):
+        a, b, c, d = head[6:]
+        at += 10 + (a << 21 | b << 14 | c << 7 | d)
+    return at
 
 
 def trailing(n_bytes: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.audio.containers import trailing
+from pipeline.audio.containers import after_id3, trailing
 from pipeline.audio.content import EncodedFile
 from pipeline.errors import AudioError
 from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED, FLAG_TRUNCATED
@@ -64,7 +64,7 @@ def flac_end(handle: EncodedFile, n_stated: int) -> tuple[str, ...]:
         AudioError: Another flac is joined to it, or frames or many other bytes follow.
     """
     position = handle.tell()
-    start = _after_id3(handle)
+    start = after_id3(handle)
     first = max(start + 4, position - _READ_AHEAD_BYTES)
     read = _read(handle, first, position - first)
     if _FLAC_START.search(read):
@@ -113,7 +113,7 @@ def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
         n_read: Samples that were decoded.
         n_stated: Samples that libsndfile has taken from the header, or estimated.
     """
-    at = _after_id3(handle)
+    at = after_id3(handle)
     head = _read(handle, at, 64)
     frame = _mpeg_frame(head, 0)
     if frame is None:
@@ -195,15 +195,6 @@ def _ogg_page(buffer: bytes, at: int, start: int) -> _OggPage | None:
     crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     is_whole = end <= len(buffer) and int(f"{crc:032b}"[::-1], 2) == checksum
     return _OggPage(start + end, kind, stream, number) if is_whole else None
-
-
-def _after_id3(handle: EncodedFile) -> int:
-    """Return the first byte after the ID3 tags at the start of a file."""
-    at = 0
-    while len(head := _read(handle, at, 10)) == 10 and head.startswith(b"ID3"):
-        a, b, c, d = head[6:]
-        at += 10 + (a << 21 | b << 14 | c << 7 | d)
-    return at
 
 
 def _before_tags(handle: EncodedFile) -> int:

@@ -47,6 +47,6 @@ def stat_stamp(path: str | None) -> str:
         return "bytes"
     try:
         stat = os.stat(path)  # noqa: PTH116 - no Path for each of a million files
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -48,6 +48,7 @@ _LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and thei
     TypeError,
     ImportError,
     RuntimeError,
+    StopIteration,
 )
 
 
@@ -136,6 +137,8 @@ def read_table(path: Path) -> datasets.Dataset:
     """
     if path.suffix.lower() not in _READERS:
         raise SourceError(f"{path} is none of {', '.join(_READERS)}")
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
     builder, options = _READERS[path.suffix.lower()]
     try:
         dataset = datasets.load_dataset(

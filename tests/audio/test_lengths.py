@@ -267,3 +267,22 @@ def test_silence_and_channels_that_cancel_are_flagged(kind: str) -> None:
         zeros = np.zeros((N, n_channels), np.float32)
         is_lossless = kind in ("WAV", "FLAC")
         assert decode(clip(encoded(kind, zeros)), RATE_HZ).flags == ("silent",) or not is_lossless
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "OGG", "FLAC", "MP3"])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_tag_before_the_header_hides_nothing(tmp_path: Path, kind: str, is_file: bool) -> None:
+    """The size is compared as without the tag, and refused formats stay refused."""
+    tag = b"ID3\x04\0\0\0\0\0\x20" + bytes(32)
+
+    def tagged(whole: bytes) -> bytes | Path:
+        path = tmp_path / "tagged"
+        path.write_bytes(tag + whole)
+        return path if is_file else tag + whole
+
+    whole = encoded(kind)
+    assert outcome(tagged(whole)) == (N, ())
+    assert probe(clip(tagged(whole)), RATE_HZ).n_samples == N
+    half = outcome(tagged(whole[: len(whole) // 2]))
+    assert half[1] == TRUNCATED if kind != "FLAC" else isinstance(half, str)
+    assert "8SVX" in outcome(tagged(encoded("SVX")[:31_143]))
