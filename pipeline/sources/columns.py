@@ -234,6 +234,20 @@ def _has_duplicates(values: pa.ChunkedArray) -> bool:
     return bool(pc.count_distinct(values).as_py() < len(values))
 
 
+def check_text(name: str, values: pa.ChunkedArray | pa.Array, origin: str) -> None:
+    """Check that text is UTF-8, which Arrow's readers of json and parquet do not.
+
+    Raises:
+        SourceError: It is not.
+    """
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise SourceError(
+            f"{name} of {origin} is damaged, or is not UTF-8 ({error}); save the table as UTF-8"
+        ) from error
+
+
 def require_column(name: str, names: Sequence[str], setting: str, hint: str = "") -> None:
     """Raise SourceError, with the nearest name and all names, if a column does not exist."""
     if name in names:
@@ -248,5 +262,6 @@ def require_column(name: str, names: Sequence[str], setting: str, hint: str = ""
 
 def first_values(values: pa.ChunkedArray) -> str:
     """Return the first three values and the number of the others, for messages."""
-    shown = ", ".join(str(value) for value in values.slice(0, 3).to_pylist())
+    texts = (str(value) for value in values.slice(0, 3).to_pylist())
+    shown = ", ".join(text if text.isprintable() else repr(text) for text in texts)
     return shown + (f" and {len(values) - 3} more" if len(values) > 3 else "")

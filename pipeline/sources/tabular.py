@@ -44,8 +44,11 @@ class TabularSource:
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         self._state = rows.state
         self._paths, self._data = columns.audio_of(rows)
+        columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
         id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
         self._metadata = columns.select_columns(rows.table, self.columns)
+        for name in self._metadata.column_names:
+            columns.check_text(f"column {name}", self._metadata[name], self.origin)
         self.identity: dict[str, Any] = {
             "kind": config.kind,
             "name": config.name,

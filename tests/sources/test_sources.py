@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
-from pipeline.errors import SourceError
+from pipeline.errors import AudioError, SourceError
 from pipeline.sources.base import Column, Source
 from pipeline.sources.opening import open_source
 from pipeline.sources.torchcodec_stand_in import importable_torchcodec
@@ -339,10 +339,13 @@ def test_a_relative_manifest_is_found_from_anywhere(tmp_path, monkeypatch):
     assert len(decode(source.segment(0), 16_000).waveform) == 1600
 
 
+TABLES = ("csv", "tsv", "json", "jsonl", "parquet")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("m.csv", "", "cannot be read"),
+        *((f"m.{kind}", "", f"m.{kind} has no rows: it is empty") for kind in TABLES),
         ("m.csv", "audio,n\n", "m.csv has no rows"),
         ("m.json", "{broken", "cannot be read"),
         ("m.txt", "audio\n", "is none of .csv"),
@@ -356,6 +359,17 @@ def test_invalid_manifests(tmp_path, name, content, words):
     """Each error is reported in one line that names the file, the column or the setting."""
     (tmp_path / name).write_text(content)
     assert words in error_text("manifest", tmp_path / name)
+
+
+def test_a_null_character_in_a_path_is_that_row_s_fault(tmp_path):
+    """The others are read."""
+    write(tmp_path / "a.wav")
+    (tmp_path / "m.tsv").write_text("audio\tn\na\0.wav\t1\na.wav\t2\n")
+    source = open_kind("manifest", tmp_path / "m.tsv")
+    assert len(source.fingerprint) == 32
+    with pytest.raises(AudioError, match="null"):
+        decode(source.segment(0), 16_000)
+    assert len(decode(source.segment(1), 16_000).waveform) == 1600
 
 
 # --- saved datasets and the hub ---------------------------------------------------------------
