@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.cli.tables import duration
+from pipeline.cli.tables import duration, hours
 from pipeline.errors import counted
 from pipeline.events import CommittedUnit, Observer
 
@@ -174,7 +174,7 @@ class RunProgress(TerminalObserver):
         if self._expected_speed:
             left_s = self._planned_audio_s / self._expected_speed
             about = f", about {duration(left_s)} at the speed of the last run"
-        self.line(f"{left}, {self._planned_audio_s / 3600:.2f} h of audio{about}")
+        self.line(f"{left}, {hours(self._planned_audio_s)} of audio{about}")
 
     def unit_committed(self, report: CommittedUnit) -> None:
         """Advance the bar by one unit; without a terminal, print the first speed."""
@@ -207,7 +207,7 @@ class RunProgress(TerminalObserver):
             return f"none of this run's yet, after {duration(seconds)}"
         rate = self._audio_s / max(1e-9, seconds)
         left_s = max(0.0, self._planned_audio_s - self._audio_s) / max(rate, 1e-9)
-        return f"{self._audio_s / 3600:.2f} h audio, {rate:.1f}× real time, {duration(left_s)} left"
+        return f"{hours(self._audio_s)} of audio, {rate:.1f}× real time, {duration(left_s)} left"
 
 
 class CountProgress(TerminalObserver):

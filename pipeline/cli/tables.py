@@ -214,7 +214,11 @@ def show_store(
 
 
 def _cut(value: Any, show_all: bool) -> Any:
-    """Return a value without the end of a long list."""
+    """Return a value with short numbers, and without the end of a long list."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(str(_cut(item, True)) for item in value)}]"
     if show_all or not isinstance(value, list) or len(value) <= MAX_ITEMS:
         return value
     return f"{str(value[:MAX_ITEMS])[:-1]}, ... and {len(value) - MAX_ITEMS:,} more]"

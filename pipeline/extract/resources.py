@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.extract.executors.ray_cluster import find_machine
+from pipeline.extract.executors.ray_cluster import check_importable, find_machine
 from pipeline.store.format.layout import Layout
 
 WORKER_BYTES = 6 * 10**9
@@ -91,8 +91,11 @@ def find_resources(
 
     Raises:
         ConfigError: A setting is wrong, or exceeds the machine.
+        RunError: Ray's workers would import another package than this one.
     """
     check_engine(config)
+    if config.kind == "ray":
+        check_importable()
     machine = find_machine(config)
     cpus, gpus = machine.n_cpus, machine.n_gpus
     device = config.device

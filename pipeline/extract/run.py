@@ -18,7 +18,7 @@ from pipeline.audio.decode import decode as decode_audio
 from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
-from pipeline.errors import ConfigError, RunError, StoreError, first_few
+from pipeline.errors import ConfigError, RunError, StoreError, counted, first_few
 from pipeline.events import Observer, ObserverGroup, announced
 from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
@@ -189,9 +189,11 @@ def _open_source(config: Config, observer: Observer) -> Source:
     """Open the dataset; report skipped files and columns."""
     with announced(observer, "opening the dataset"):
         source = open_source(config.dataset)
-    for names, kind in ((source.skipped, "files"), (source.skipped_columns, "columns")):
+    for names, kind in ((source.skipped, "file"), (source.skipped_columns, "column")):
         if names:
-            observer.note(f"{len(names)} {kind} of the dataset are skipped: {first_few(names)}")
+            observer.note(
+                f"skipped: {counted(len(names), kind)} of the dataset: {first_few(names)}"
+            )
     return source
 
 

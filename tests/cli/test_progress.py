@@ -63,7 +63,7 @@ def test_a_run_prints_its_start_its_first_speed_and_its_end(out: Console) -> Non
         "3 of 4 units are left to do, 3.00 h of audio, "
         "about 3 min 00 s at the speed of the last run"
     )
-    assert first.startswith("the first unit is committed: 1.00 h audio, ")
+    assert first.startswith("the first unit is committed: 1.00 h of audio, ")
     assert first.endswith(" left")
     assert end.startswith("ended after ")
     assert end.endswith("2 new units, 3 of 4 committed; 1 failed")

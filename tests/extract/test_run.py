@@ -24,6 +24,7 @@ from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.worker import STAGES, UnitReport
 from pipeline.store.coordination.ledger import read_claims
+from pipeline.store.coordination.run_history import read_history
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
@@ -133,17 +134,19 @@ def test_worker_count_and_order_do_not_matter(
         assert contents(tmp_path / str(workers)) == contents(finished)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
 def test_sigkill_of_the_driver_loses_nothing(
-    folder: Path, finished: Path, tmp_path: Path, workers: int
+    folder: Path, finished: Path, tmp_path: Path, ray_session: None
 ) -> None:
-    """A run that is killed twice and resumed ends byte-identical to an undisturbed run."""
+    """Runs with one and two workers that are killed, and a resume, end as an undisturbed run.
+
+    Every byte is equal, and the log has the time and the audio of each run.
+    """
     disturbed = tmp_path / "disturbed"
-    more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
-    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, disturbed, *more)]
-    for n_wanted in (1, 4):
+    for workers, n_wanted in ((1, 1), (2, 4)):
+        more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
+        command = [sys.executable, "-m", "pipeline", "extract"]
+        command += overrides(folder, disturbed, *more)
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while len(list(disturbed.glob("index/unit-*.parquet"))) < n_wanted:
@@ -152,11 +155,28 @@ def test_sigkill_of_the_driver_loses_nothing(
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    resumed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
+    status = extract(folder, disturbed, "engine=ray", "engine.workers=2", "engine.threads=1")
     assert contents(disturbed) == contents(finished)
     assert verify_store(disturbed).ok
     assert not list(disturbed.rglob("*.partial"))
+    runs = list(read_history(disturbed).runs.values())
+    assert len(runs) == 3
+    assert sum(run.wall_s for run in runs) == pytest.approx(status.wall_seconds, abs=1e-2)
+    assert status.last_run_audio_seconds == pytest.approx(runs[-1].totals.audio_s, abs=1e-3)
+    assert status.realtime_factor == pytest.approx(runs[-1].totals.audio_s / runs[-1].wall_s)
+
+
+def test_the_log_has_the_audio_that_the_index_has(tmp_path: Path) -> None:
+    """To the sample, in short clips and in a recording of several units."""
+    seconds = [0.031, 0.0149, 0.5, 1.23456, 30.0]
+    folder = write_folder(tmp_path / "clips", seconds)
+    status = extract(
+        folder, tmp_path / "s", *INLINE, "extract.max_window_s=6", "extract.context_s=1"
+    )
+    assert max(pipeline.open_store(tmp_path / "s").frame_counts) > 512
+    n_samples = sum(round(length * 16_000) for length in seconds)
+    assert status.audio_seconds == pytest.approx(n_samples / 16_000, abs=1e-3)
+    assert status.last_run_audio_seconds == status.audio_seconds
 
 
 def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: None) -> None:

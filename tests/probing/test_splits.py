@@ -296,8 +296,19 @@ def test_shared_speakers_of_the_corpus_are_warned_of(tmp_path):
     root = store_with(tmp_path, split=where, speaker=speakers_of(4))
     (warning,) = split_of(root).warnings
     assert warning.startswith("LEAKAGE: 4 of 4 values of 'speaker' (speaker-0, speaker-1")
+    assert warning.endswith("do not hold for new speakers")
     assert split_of(root, FREE).warnings == ()
     assert split_of(root, "task.speaker_independent=false").warnings == ()
+
+
+def test_a_column_that_may_not_hold_speakers_is_doubted(tmp_path):
+    """The warning names the settings, unless the column was set."""
+    where = ["test" if row % 6 == 0 else "train" for row in range(N)]
+    root = store_with(tmp_path, split=where, session=speakers_of(4))
+    (warning,) = split_of(root).warnings
+    assert warning.endswith("If 'session' is not the speaker: split.speaker=COLUMN or none")
+    (warning,) = split_of(root, "split.speaker=session").warnings
+    assert warning.endswith("do not hold for new speakers")
 
 
 def test_dev_is_speaker_independent_where_the_corpus_is(tmp_path):

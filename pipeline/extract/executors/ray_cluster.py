@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +113,29 @@ def _address(config: EngineConfig) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def check_importable(folders: Sequence[Path]) -> None:
-    """Check that no file in the way hides this package from Ray's workers.
+def check_importable(folders: Sequence[Path] | None = None) -> None:
+    """Check that nothing in the way hides this package from Ray's workers.
+
+    A folder without `__init__.py` hides nothing: Python prefers a package that has one.
 
     Args:
-        folders: Folders that Ray puts in front of its workers' search path: the working directory,
-            and the folder of the script.
+        folders: Folders that Ray puts in front of its workers' search path; None for those of this
+            process: the working directory, and the folder of the script.
 
     Raises:
-        RunError: One of them holds another module of this name.
+        RunError: One of them holds another module or package of this name.
     """
-    package = Path(__file__).resolve().parents[2] / "__init__.py"
-    for folder in folders:
-        for other in (folder / "pipeline.py", folder / "pipeline" / "__init__.py"):
-            if other.is_file() and other.resolve() != package:
-                raise RunError(
-                    f"{other} hides the package of strata from Ray's workers, which look there "
-                    "first; rename it, run in another folder, or use engine=inline"
-                )
+    package = Path(__file__).resolve().parents[2]
+    script = Path(sys.argv[0]).resolve().parent
+    for folder in [Path.cwd(), script] if folders is None else folders:
+        spec = PathFinder.find_spec(package.name, [str(folder)])
+        found = None if spec is None or not spec.has_location else spec.origin
+        if found is None or Path(found).resolve().parent == package:
+            continue
+        raise RunError(
+            f"{found} hides the package of strata from Ray's workers, which look there first; "
+            "rename it, run in another folder, or use engine=inline"
+        )
 
 
 def connect(config: EngineConfig, n_cpus: int | None) -> None:
@@ -138,7 +144,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
     Raises:
         RunError: Ray cannot be reached or started, or its workers would import another `pipeline`.
     """
-    check_importable([Path.cwd(), Path(sys.argv[0]).resolve().parent])
+    check_importable()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

@@ -42,22 +42,26 @@ def shared_values(values: Sequence[Hashable | None], folds: Sequence[Fold]) -> l
     return list(shared)
 
 
-def speaker_warnings(values: Sequence[str | None], folds: Sequence[Fold], column: str) -> list[str]:
+def speaker_warnings(
+    values: Sequence[str | None], folds: Sequence[Fold], column: str, is_guess: bool = False
+) -> list[str]:
     """Return a warning about speakers in more than one part; an empty list if there are none.
 
     Args:
         values: Speaker of each utterance of the store, [n_utterances].
         folds: The folds.
         column: Column of the speakers.
+        is_guess: Whether only the column's name says that it has the speakers.
     """
     shared = shared_values(values, folds)
     if not shared:
         return []
+    guess = f". If {column!r} is not the speaker: split.speaker=COLUMN or none" if is_guess else ""
     n_speakers = len({value for value in values if value is not None})
     return [
         f"LEAKAGE: {len(shared)} of {n_speakers} values of {column!r} ({first_few(shared)}) are in "
         "more than one part of the split, in a task that should be independent of the speaker: the "
-        "scores do not hold for new speakers"
+        f"scores do not hold for new speakers{guess}"
     ]
 
 

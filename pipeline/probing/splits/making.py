@@ -27,6 +27,7 @@ from pipeline.probing.splits.speakers import (
     ask_for_speaker,
     find_speaker_column,
     grouping_columns,
+    is_certain,
 )
 from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
 from pipeline.store.read.features import FeatureStore
@@ -141,7 +142,7 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     else:
         split = _new_split(utterances)
     _check_parts(split)
-    warnings = _check_speakers(store, task, split, separated, refuse=column is None)
+    warnings = _check_speakers(store, task, config, split, separated)
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
         warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
@@ -269,29 +270,30 @@ def _check_parts(split: Split) -> None:
 
 
 def _check_speakers(
-    store: FeatureStore, task: TaskConfig, split: Split, column: str | None, refuse: bool
+    store: FeatureStore, task: TaskConfig, config: SplitConfig, split: Split, column: str | None
 ) -> list[str]:
     """Return warnings about speakers in more than one part.
 
     Args:
         store: The store.
         task: The task.
+        config: Settings of the split.
         split: The split.
         column: Speaker column; None if parts may share speakers.
-        refuse: Whether to raise instead.
 
     Raises:
-        ConfigError: `refuse` is set, and a speaker is in more than one part.
+        ConfigError: A speaker is in more than one part of a random split.
     """
     if column is None:
         return []
     speakers = read_texts(store, column)
     shared = shared_values(speakers, split.folds)
-    if refuse and shared:
+    if shared and _split_column(store, config) is None:
         raise ConfigError(
             f"task {task.name} should be independent of the speaker, and a random split puts "
             f"{len(shared)} speakers ({first_few(shared)}) into several parts. Set "
             f"split.speaker={column} to keep each in one part, or split.speaker={NO_SPEAKER} "
             "(or task.speaker_independent=false) to allow it"
         )
-    return speaker_warnings(speakers, split.folds, column)
+    is_guess = config.speaker is None and not is_certain(column)
+    return speaker_warnings(speakers, split.folds, column, is_guess)

@@ -20,6 +20,7 @@ _WORDS = (
     *("reader", "narrator", "performer", "client", "contributor", "informant", "interviewee"),
     *("patient", "person", "user", "session", "voice"),
 )
+_N_CERTAIN = 3
 _AFFIXES = frozenset(
     (
         "id",
@@ -47,6 +48,12 @@ def find_speaker_column(store: FeatureStore) -> str | None:
     """
     found = [(rank, name) for name in _names(store) if (rank := _rank(name)) is not None]
     return min(found, key=lambda item: item[0])[1] if found else None
+
+
+def is_certain(name: str) -> bool:
+    """Whether a column's name says speaker, and not something like it: a session, a voice."""
+    rank = _rank(name)
+    return rank is not None and rank < _N_CERTAIN
 
 
 def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int]]:
