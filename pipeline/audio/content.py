@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AudioError
+from pipeline.sources.base import OVERSHOOT_S
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -147,35 +148,60 @@ def with_descriptor(encoded: EncodedFile) -> Iterator[EncodedFile]:
         yield copy
 
 
-def sample_range(segment: Segment, n_file_samples: int) -> tuple[int, int]:
+def sample_range(segment: Segment, n_file_samples: int, rate_hz: int) -> tuple[int, int]:
     """Return the first sample of a segment and the sample after its last one, at the native rate.
 
     Args:
-        segment: The segment.
+        segment: The segment. An end in seconds is clipped to the end of the file, if it is less
+            than `OVERSHOOT_S` beyond it.
         n_file_samples: Samples per channel of the file.
+        rate_hz: Sample rate of the file.
 
     Raises:
         AudioError: The range is empty or does not lie within the file.
     """
-    start, stop = segment.start_sample, segment.stop_sample
-    if start == 0 and stop == -1:
-        return 0, n_file_samples
+    if segment.span is None:
+        start, stop = segment.start_sample, segment.stop_sample
+        if start == 0 and stop == -1:
+            return 0, n_file_samples
+    else:
+        start, stop = segment.span.samples(rate_hz, n_file_samples)
+        if n_file_samples < stop and is_clipped(segment, n_file_samples, rate_hz):
+            stop = n_file_samples
     if start >= n_file_samples or stop > n_file_samples:
-        raise beyond_end(segment, n_file_samples)
-    if stop == -1:
+        raise beyond_end(segment, n_file_samples, rate_hz)
+    if stop == -1 and segment.span is None:
         stop = n_file_samples
     if not 0 <= start < stop:
-        raise AudioError(f"the segment from sample {start} to {stop} holds no samples")
+        raise AudioError(f"the segment {_described(segment)} holds no samples")
     return start, stop
 
 
-def beyond_end(segment: Segment, n_file_samples: int) -> AudioError:
+def is_clipped(segment: Segment, n_file_samples: int, rate_hz: int) -> bool:
+    """Return whether a segment in seconds goes on after the end of the file, by a little."""
+    if segment.span is None:
+        return False
+    start, stop = segment.span.samples(rate_hz, n_file_samples)
+    return start < n_file_samples < stop < n_file_samples + OVERSHOOT_S * rate_hz
+
+
+def beyond_end(segment: Segment, n_file_samples: int, rate_hz: int) -> AudioError:
     """Return the error of a segment that does not end within its file."""
-    stop = "the end" if segment.stop_sample == -1 else segment.stop_sample
     return AudioError(
-        f"the segment from sample {segment.start_sample} to {stop} lies beyond the end of the "
-        f"file, which has {n_file_samples} samples"
+        f"the segment {_described(segment)} lies beyond the end of the file, which has "
+        + (
+            f"{n_file_samples} samples"
+            if segment.span is None
+            else f"{n_file_samples / rate_hz:.3f} s"
+        )
     )
+
+
+def _described(segment: Segment) -> str:
+    if segment.span is not None:
+        return str(segment.span)
+    stop = "the end" if segment.stop_sample == -1 else segment.stop_sample
+    return f"from sample {segment.start_sample} to {stop}"
 
 
 def check_channel(segment: Segment, n_channels: int) -> None:

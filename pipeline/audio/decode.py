@@ -34,7 +34,7 @@ from pipeline.audio.backends import soundfile, torchcodec
 from pipeline.audio.containers import check_size
 from pipeline.audio.content import EncodedFile, open_bytes, sample_range, with_descriptor
 from pipeline.audio.resample import check_resampling, resample, resample_blocks
-from pipeline.audio.types import Decoded, UnsupportedError
+from pipeline.audio.types import Decoded, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 
 if TYPE_CHECKING:
@@ -66,17 +66,26 @@ def decode(segment: Segment, sample_rate_hz: int) -> Decoded:
         torch.Size([35040])
     """
     with open_bytes(segment) as encoded:
-        checked = check_size(encoded, segment.stop_sample == -1)
+        checked = check_size(encoded, not segment.has_end)
         try:
             max_samples = _max_samples(encoded)
             with with_descriptor(checked.file) as handle:
                 native = soundfile.decode(segment, handle, max_samples)
         except UnsupportedError as error:
             native = torchcodec.decode(segment, encoded, error)
+    return finish(native._replace(flags=checked.flags + native.flags), sample_rate_hz)
+
+
+def finish(native: NativeAudio, sample_rate_hz: int) -> Decoded:
+    """Resample the decoded samples of a segment.
+
+    Raises:
+        AudioError: A sample is not finite, or the rate cannot be resampled.
+    """
     check_resampling(len(native.mono), native.rate_hz, sample_rate_hz)
     waveform = resample(native.mono, native.rate_hz, sample_rate_hz)
     _check_finite(waveform)
-    return Decoded(waveform, native.rate_hz, native.n_channels, checked.flags + native.flags)
+    return Decoded(waveform, native.rate_hz, native.n_channels, native.flags)
 
 
 def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
@@ -96,7 +105,7 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
         AudioError: As for `decode`; blocks before the damage have been yielded by then.
     """
     with open_bytes(segment) as encoded, ExitStack() as stack:
-        checked = check_size(encoded, segment.stop_sample == -1)
+        checked = check_size(encoded, not segment.has_end)
         handle = stack.enter_context(with_descriptor(checked.file))
         try:
             file = soundfile.open_file(handle)
@@ -107,7 +116,7 @@ def decode_blocks(segment: Segment, sample_rate_hz: int) -> Iterator[Decoded]:
             if file.format == "MP3":  # only its end shows whether it is complete
                 yield decode(segment, sample_rate_hz)
                 return
-            start, stop = sample_range(segment, file.frames)
+            start, stop = sample_range(segment, file.frames, file.samplerate)
             n_known = 1 if file.frames >= soundfile.UNKNOWN_SAMPLES else stop - start
             check_resampling(n_known, file.samplerate, sample_rate_hz)
             flags = list(checked.flags)

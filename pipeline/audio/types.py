@@ -53,8 +53,9 @@ class Probe:
         source_rate_hz: Native sample rate in Hz.
         n_channels: Number of channels of the file.
         n_bytes: Size of the encoded audio.
-        fingerprint: crc32c of the first and last 4 KiB of the encoded bytes and of their number,
-            as uint32. Detects a changed file without reading all of it.
+        fingerprint: crc32c of the first and last 4 KiB of the encoded bytes, of their number, and
+            of the part of a segment that is not the whole, as uint32. Detects a changed file, or
+            another part of it, without reading all of it.
     """
 
     n_samples: int

@@ -10,9 +10,10 @@ class DatasetConfig:
     """Dataset with the audio.
 
     Attributes:
-        kind: "audiofolder", "hub", "disk" (saved by `save_to_disk`) or "manifest" (csv, tsv, json,
-            jsonl or parquet).
-        path: Folder, saved dataset or manifest.
+        kind: "audiofolder", "hub", "disk" (saved by `save_to_disk`), "manifest" (csv, tsv, json,
+            jsonl or parquet, or a list of NeMo or fairseq), "kaldi" (a data directory) or "lhotse"
+            (cuts, or supervisions with recordings, in jsonl).
+        path: Folder, saved dataset or list.
         name: Name of a hub dataset.
         config: Configuration of a hub dataset.
         split: Split to read; None if there is only one.
@@ -22,6 +23,13 @@ class DatasetConfig:
             the row.
         columns: Columns to copy into the index; None copies every column of plain values.
         limit: Number of rows to read from the start; None reads all.
+        format: Form of a manifest: "table", "nemo" or "fairseq"; None looks at its first lines.
+        root: Folder that relative audio paths of a list start from; None uses the list's folder.
+        start_column: Column with the start of an utterance within its file; None starts at 0.
+        stop_column: Column with its end; None, or an empty value, is the end of the file.
+        duration_column: Column with its length, instead of its end.
+        channel_column: Column with its channel, from 0; None is the mean of all channels.
+        time_unit: Unit of these times: "seconds" or "samples" (at the native rate).
     """
 
     kind: str
@@ -34,6 +42,13 @@ class DatasetConfig:
     id_column: str | None = None
     columns: tuple[str, ...] | None = None
     limit: int | None = None
+    format: str | None = None
+    root: str | None = None
+    start_column: str | None = None
+    stop_column: str | None = None
+    duration_column: str | None = None
+    channel_column: str | None = None
+    time_unit: str = "seconds"
 
 
 @dataclass(frozen=True)

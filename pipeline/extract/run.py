@@ -169,8 +169,8 @@ def extract(
 def _with_absolute_paths(config: Config) -> Config:
     """Make paths absolute, so that workers with another working directory open the same files."""
     dataset = config.dataset
-    if dataset.path is not None:
-        dataset = replace(dataset, path=str(Path(dataset.path).expanduser().absolute()))
+    path, root = (p and str(Path(p).expanduser().absolute()) for p in (dataset.path, dataset.root))
+    dataset = replace(dataset, path=path, root=root)
     store = config.store
     if store is not None:
         if "://" in store:
@@ -189,6 +189,8 @@ def _open_source(config: Config, observer: Observer) -> Source:
     """Open the dataset; report skipped files and columns."""
     with announced(observer, "opening the dataset"):
         source = open_source(config.dataset)
+    for note in source.notes:
+        observer.note(note)
     for names, kind in ((source.skipped, "file"), (source.skipped_columns, "column")):
         if names:
             observer.note(

@@ -6,6 +6,7 @@ A new kind of source implements `Source`, gets a line in `opening.py`, and a lin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -14,6 +15,60 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
+
+
+OVERSHOOT_S = 0.5
+"""A segment given in seconds may end this much beyond its recording, as in Kaldi; it is clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """The part of a recording that a list states in seconds; times `rate_hz` are samples.
+
+    Attributes:
+        start_s: Start of the part.
+        stop_s: End of the part; None = the end of the recording, unless `duration_s` is given.
+        duration_s: Length of the part, instead of `stop_s`. It is rounded by itself.
+        rounding: "down", as Kaldi and NeMo do it, or "nearest", halves up, as lhotse does it.
+        snap_s: An end that differs from the end of the recording by no more than this is the
+            recording's: durations of whole recordings are often rounded.
+    """
+
+    start_s: float
+    stop_s: float | None = None
+    duration_s: float | None = None
+    rounding: Literal["down", "nearest"] = "down"
+    snap_s: float = 0.0
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it states an end."""
+        return self.stop_s is not None or self.duration_s is not None
+
+    def samples(self, rate_hz: int, n_samples: int) -> tuple[int, int]:
+        """Return the first sample, and the one after the last; the latter may exceed the end.
+
+        Args:
+            rate_hz: Sample rate of the recording.
+            n_samples: Its samples per channel.
+        """
+        start = self._round(self.start_s * rate_hz)
+        if self.duration_s is not None:
+            stop = start + self._round(self.duration_s * rate_hz)
+        else:
+            stop = n_samples if self.stop_s is None else self._round(self.stop_s * rate_hz)
+        return start, n_samples if abs(stop - n_samples) <= self.snap_s * rate_hz else stop
+
+    def _round(self, position: float) -> int:
+        if self.rounding == "down":
+            return int(position)
+        return math.floor(round(position, 8) + 0.5)  # 2.01 s are 32160 samples at 16 kHz
+
+    def __str__(self) -> str:
+        if self.duration_s is not None:
+            return f"of {self.duration_s:g} s from {self.start_s:g} s"
+        stop = "the end" if self.stop_s is None else f"{self.stop_s:g} s"
+        return f"from {self.start_s:g} s to {stop}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +87,7 @@ class Segment:
         byte_length: Number of encoded bytes; -1 = up to the end of the file.
         start_sample: First sample, at the native rate.
         stop_sample: Sample after the last one, at the native rate; -1 = the end.
+        span: The samples, given in seconds instead; None if they are given as above.
         channel: Channel to take, from 0; None = mean over all channels.
         declared_rate_hz: Native rate that the source states; None if it states none.
         declared_samples: Samples per channel that the source states for all encoded bytes; None
@@ -46,9 +102,15 @@ class Segment:
     byte_length: int = -1
     start_sample: int = 0
     stop_sample: int = -1
+    span: TimeSpan | None = None
     channel: int | None = None
     declared_rate_hz: int | None = None
     declared_samples: int | None = None
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it states an end, so that the end of the file does not matter."""
+        return self.stop_sample != -1 if self.span is None else self.span.has_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +158,10 @@ class Source(Protocol):
     @property
     def skipped_columns(self) -> tuple[str, ...]:
         """Columns that are not carried although the configuration does not exclude them."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about how the dataset was read, a sentence each."""
 
     @property
     def identity(self) -> dict[str, Any]:

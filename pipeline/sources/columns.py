@@ -21,6 +21,7 @@ from pipeline.store.format.records import RESERVED_NAMES
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
+    from pipeline.sources.segments import Spans
 
 _BLOCK_ROWS = 1 << 14
 
@@ -34,22 +35,29 @@ class Rows:
         class_names: Names of each ClassLabel column.
         audio_column: Column of `table` with paths, encoded bytes, or structs of both.
         root: Directory that relative paths start from; None if there is none.
-        state: Fingerprint that `datasets` gives the table.
+        state: Fingerprint of the rows, or of the files that hold them.
         skipped: Files of the dataset that are not utterances.
         tables: Paths of the files that hold the rows; empty if there are none.
+        spans: The part of its recording that each row takes; None if each takes all of it.
+        id_column: Column with the ids, unless the configuration names one; None if there is none.
+        notes: What the user should know about how the dataset was read.
     """
 
     table: pa.Table
     class_names: dict[str, tuple[str, ...]]
     audio_column: str
     root: str | None
-    state: str
+    state: str = ""
     skipped: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    spans: Spans | None = None
+    id_column: str | None = None
+    notes: tuple[str, ...] = ()
 
     def first(self, n: int) -> Rows:
         """Return the first `n` rows."""
-        return replace(self, table=self.table.slice(0, n))
+        spans = None if self.spans is None else self.spans.first(n)
+        return replace(self, table=self.table.slice(0, n), spans=spans)
 
 
 def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -76,7 +84,8 @@ def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...
                 kept.append(name)
             elif name != config.id_column:
                 skipped.append(name)
-        kept, skipped = ([n for n in part if n != rows.audio_column] for part in (kept, skipped))
+        apart = (rows.audio_column, rows.id_column)
+        kept, skipped = ([n for n in part if n not in apart] for part in (kept, skipped))
     columns = (
         Column(name, str(_canonical(schema.field(name).type)), rows.class_names.get(name))
         for name in kept
@@ -166,8 +175,9 @@ def make_ids(
 ) -> tuple[str, pa.StringArray]:
     """Make the id of every row from `id_column`, the file's path, or the row number.
 
-    Row numbers are used for bytes whose names are missing or repeated. They are never used for
-    files: a file that is listed twice is a mistake in the list.
+    A part of a recording gets its times after the path: `call.wav:1.5-3.25`. Row numbers are used
+    for bytes whose names are missing or repeated. They are never used for files: a file that is
+    listed twice is a mistake in the list.
 
     Returns:
         The rule, for the identity, and the ids.
@@ -175,17 +185,21 @@ def make_ids(
     Raises:
         SourceError: An id is empty or not unique.
     """
-    if config.id_column is not None:
-        require_column(config.id_column, rows.table.column_names, "dataset.id_column")
-        column = rows.table.column(config.id_column)
+    id_column = config.id_column or rows.id_column
+    if id_column is not None:
+        require_column(id_column, rows.table.column_names, "dataset.id_column")
+        column = rows.table.column(id_column)
         if not (is_text(column.type) or pa.types.is_integer(column.type)):
             raise SourceError(
-                f"dataset.id_column={config.id_column} is {column.type}: ids are text or integers"
+                f"dataset.id_column={id_column} is {column.type}: ids are text or integers"
             )
-        rule, origin = f"column {config.id_column}", f"dataset.id_column={config.id_column}"
+        rule, origin = f"column {id_column}", f"dataset.id_column={id_column}"
         ids = column.cast(pa.string())
+    elif rows.spans is not None:
+        rule, origin = "path and times", "the audio's path with the times of the segment"
+        ids = pc.binary_join_element_wise(path_ids(paths, rows.root), rows.spans.labels(), ":")
     else:
-        rule, origin, ids = "path", "the audio's path", _path_ids(paths, rows.root)
+        rule, origin, ids = "path", "the audio's path", path_ids(paths, rows.root)
         if data is not None and (ids.null_count or _has_duplicates(ids)):
             rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
     n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
@@ -206,7 +220,7 @@ def make_ids(
     return rule, pa.concat_arrays(ids.chunks)
 
 
-def _path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
+def path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
     """Return each path relative to `root`, or the file's name if it is not below `root`."""
     if root is None:
         return pc.replace_substring_regex(paths, r"^.*/", "")

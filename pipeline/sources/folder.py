@@ -20,6 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, first_values, is_text, require_column
 from pipeline.sources.location import describe_location, existing_path, require_regular
+from pipeline.sources.table_cache import table_state
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ def open_folder(config: DatasetConfig) -> TabularSource:
         skipped = [file for file in files if not is_audio(file)]
         table, class_names = table_without_metadata([file for file in files if is_audio(file)])
     if not len(table):
+        hint = "; it has a wav.scp: use dataset=kaldi" if "wav.scp" in files else ""
         raise SourceError(
-            f"{describe_location(config)} holds no audio file ({len(skipped)} other files)"
+            f"{describe_location(config)} holds no audio file ({len(skipped)} other files){hint}"
         )
     tables = tuple(str(root / file) for file in metadata_files)
     rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
@@ -215,7 +217,7 @@ def _read_metadata(
             paths = pc.binary_join_element_wise(directory, paths, "/")
         place = table.schema.get_field_index("file_name")
         tables.append(table.set_column(place, "file_name", paths))
-        states.append(hub.table_state(root / file))
+        states.append(table_state(root / file))
         class_names.update(file_class_names)
     schemas = [table.schema.remove_metadata() for table in tables]
     for file, schema in zip(metadata_files, schemas, strict=True):

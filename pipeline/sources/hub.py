@@ -20,7 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
-from pipeline.sources.table_cache import cache_folder, content_digest
+from pipeline.sources.table_cache import cache_folder
 from pipeline.sources.tabular import TabularSource
 from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
@@ -158,11 +158,6 @@ def read_table(path: Path) -> datasets.Dataset:
     if path.suffix.lower() == ".tsv":
         _check_lines(path, len(dataset))
     return dataset
-
-
-def table_state(path: Path) -> str:
-    """Return a digest of a table's content, and its modification time."""
-    return f"{content_digest(path)} {path.stat().st_mtime_ns}"
 
 
 def _cache_dir(path: Path) -> str:

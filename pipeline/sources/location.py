@@ -27,7 +27,9 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
     if not path.exists():
         raise SourceError(f"{describe_location(config)} does not exist")
     if path.is_dir() != directory:
-        need = "a directory" if directory else "a csv, tsv, json, jsonl or parquet file"
+        table = "a csv, tsv, json, jsonl or parquet file"
+        file = "a jsonl or jsonl.gz file" if config.kind == "lhotse" else table
+        need = "a directory" if directory else file
         raise SourceError(f"{describe_location(config)}: dataset={config.kind} needs {need}")
     if not directory:
         require_regular(path)

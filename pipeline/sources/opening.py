@@ -11,6 +11,8 @@ from pipeline.errors import SourceError
 from pipeline.sources import hub
 from pipeline.sources.base import Source
 from pipeline.sources.folder import open_folder
+from pipeline.sources.lists.kaldi import open_kaldi
+from pipeline.sources.lists.lhotse import open_lhotse
 from pipeline.sources.manifest import open_manifest
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
     "audiofolder": open_folder,
     "manifest": open_manifest,
+    "kaldi": open_kaldi,
+    "lhotse": open_lhotse,
     "disk": hub.open_disk,
     "hub": hub.open_hub,
 }
@@ -32,8 +36,9 @@ def open_source(config: DatasetConfig) -> Source:
 
     Args:
         config: Its `kind` is audiofolder (every audio file under `path`, or the rows of its
-            metadata.csv, .jsonl or .parquet), manifest (a table of paths), disk (written by
-            `save_to_disk`) or hub (found by `load_dataset` under `name`).
+            metadata.csv, .jsonl or .parquet), manifest (a table of paths, or a list of NeMo or
+            fairseq), kaldi (a data directory), lhotse (cuts), disk (written by `save_to_disk`) or
+            hub (found by `load_dataset` under `name`).
 
     Raises:
         SourceError: The dataset does not exist, cannot be read or has no rows; a column or split

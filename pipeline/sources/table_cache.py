@@ -49,6 +49,11 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def table_state(path: Path) -> str:
+    """Return a digest of a table's content, and its modification time."""
+    return f"{content_digest(path)} {path.stat().st_mtime_ns}"
+
+
 def cache_folder(cache: Path, path: Path) -> Path:
     """Return the folder in which `datasets` keeps what it reads from a file or folder.
 

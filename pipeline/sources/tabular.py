@@ -1,4 +1,4 @@
-"""A source over an Arrow table with one row for each utterance."""
+"""A source over an Arrow table with one row for each utterance: a file, bytes, or a part of one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.errors import SourceError, first_few
-from pipeline.sources import columns
+from pipeline.sources import columns, segments
 from pipeline.sources.base import Segment
 from pipeline.sources.fingerprint import fingerprint
 from pipeline.sources.location import describe_location
@@ -41,10 +41,13 @@ class TabularSource:
         self.config = config
         self.origin = first_few(rows.tables) if rows.tables else describe_location(config)
         self.skipped = rows.skipped
-        self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         self._state = rows.state
         self._paths, self._data = columns.audio_of(rows)
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
+        rows = segments.with_spans(config, rows, self._paths)
+        self.notes = rows.notes
+        self._spans = rows.spans
+        self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
         self._metadata = columns.select_columns(rows.table, self.columns)
         for name in self._metadata.column_names:
@@ -62,6 +65,8 @@ class TabularSource:
                 for c in self.columns
             ],
         }
+        if rows.spans is not None:
+            self.identity["segments"] = rows.spans.identity
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,10 +81,11 @@ class TabularSource:
         return self._ids
 
     def segment(self, row: int) -> Segment:
-        """Return the audio of one row: a whole file, or bytes."""
+        """Return the audio of one row: a whole file, or bytes, or a part of one."""
         data = None if self._data is None else self._data[row].as_py()
         path = None if data is not None else self._paths[row].as_py()
-        return Segment(self._ids[row].as_py(), path, data)
+        part = {} if self._spans is None else self._spans.of(row)
+        return Segment(self._ids[row].as_py(), path, data, **part)
 
     def metadata(self, rows: Sequence[int]) -> pa.Table:
         """Return the carried columns of `rows`, in that order."""

@@ -18,7 +18,7 @@ from pipeline.audio.content import ByteRange, open_bytes, with_descriptor
 from pipeline.audio.decode import decode, decode_blocks
 from pipeline.audio.probe import probe
 from pipeline.errors import AudioError
-from pipeline.sources.base import Segment
+from pipeline.sources.base import OVERSHOOT_S, Segment, TimeSpan
 from tests.helpers.audio_files import flac_with_length, speechlike, write
 
 RATE_HZ = 16_000
@@ -223,7 +223,7 @@ def test_damage_is_named_the_same_by_reads_of_any_size(tmp_path, monkeypatch, na
     """The error has the sample at which small reads stop, also after whole blocks were read."""
     encoded = write(tmp_path / f"a.{name}", speechlike(96_000)).read_bytes()
     texts = []
-    for block in (backend._SMALL_BLOCK, 1 << 15, 1 << 20):
+    for block in (backend.SMALL_BLOCK, 1 << 15, 1 << 20):
         monkeypatch.setattr(backend, "_LARGE_BLOCK", block)
         for at in (len(encoded) // 3, len(encoded) // 2):
             damaged = Segment("clip", data=encoded[:at] + bytes(300) + encoded[at + 300 :])
@@ -330,3 +330,49 @@ def test_no_file_stays_open(tmp_path):
             except AudioError:
                 continue
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("span", "rate_hz", "expected"),
+    [
+        (TimeSpan(2.01, 3.0), RATE_HZ, (32_159, 48_000)),  # 2.01 * 16000 is 32159.999…
+        (TimeSpan(2.01, 3.0, rounding="nearest"), RATE_HZ, (32_160, 48_000)),
+        (TimeSpan(0.00003125, 1.0, rounding="nearest"), RATE_HZ, (1, 16_000)),  # half a sample
+        (TimeSpan(1.25, duration_s=0.5), 44_100, (55_125, 77_175)),
+        (TimeSpan(0.00006, duration_s=0.00006), 44_100, (2, 4)),  # rounded one by one
+        (TimeSpan(2.5), 8000, (20_000, 99_000)),
+        (TimeSpan(0.0, 12.37, snap_s=0.01), 8000, (0, 99_000)),
+        (TimeSpan(0.0, 12.36, snap_s=0.01), 8000, (0, 98_880)),
+        (TimeSpan(0.0, 13.0), 8000, (0, 104_000)),
+    ],
+)
+def test_seconds_become_samples_by_the_stated_rounding(span, rate_hz, expected):
+    assert span.samples(rate_hz, 99_000) == expected
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_segment_in_seconds_is_that_in_samples(tmp_path, name):
+    """An end that is a little beyond the file is its end; one that is far beyond is an error."""
+    path = write(tmp_path / f"a.{name}", speechlike(48_000), 24_000)
+    whole = Segment("clip", str(path))
+    n = len(native(path))
+    for span, start, stop in (
+        (TimeSpan(0.5, 1.2), 12_000, 28_800),
+        (TimeSpan(0.5, duration_s=0.7), 12_000, 28_800),
+        (TimeSpan(1.0), 24_000, -1),
+        (TimeSpan(1.0, n / 24_000 + OVERSHOOT_S - 0.001), 24_000, n),
+    ):
+        seconds = replace(whole, span=span)
+        samples = replace(whole, start_sample=start, stop_sample=stop)
+        for read in (probe, lambda *args: next(decode_blocks(*args)), decode):
+            found, expected = read(seconds, RATE_HZ), read(samples, RATE_HZ)
+            if read is probe:  # the fingerprint is that of what the list states
+                assert replace(found, fingerprint=0) == replace(expected, fingerprint=0)
+            else:
+                assert torch.equal(found.waveform, expected.waveform)
+                assert found.flags == expected.flags
+    for span in (TimeSpan(1.0, n / 24_000 + OVERSHOOT_S), TimeSpan(n / 24_000, n / 24_000 + 0.1)):
+        for read in (probe, decode):
+            words = error_text(replace(whole, span=span), read)
+            assert f"{span} lies beyond the end of the file, which has {n / 24_000:.3f} s" in words
+    assert "holds no samples" in error_text(replace(whole, span=TimeSpan(1.0, 1.0)), decode)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -61,14 +62,86 @@ def hub(root: Path) -> DatasetConfig:
     return DatasetConfig("hub", name=str(root), split="train")
 
 
+def nemo(root: Path) -> DatasetConfig:
+    write_clips(root)
+    entries = [
+        {"audio_filepath": name, "offset": 0.0, "duration": n / 16_000} | row
+        for (name, n), row in zip(N_SAMPLES.items(), plain_rows(), strict=True)
+    ]
+    (root / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return DatasetConfig("manifest", str(root / "list.jsonl"))
+
+
+def fairseq(root: Path) -> DatasetConfig:
+    write_clips(root / "clips")
+    lines = [f"{name}\t{n}" for name, n in N_SAMPLES.items()]
+    (root / "train.tsv").write_text("\n".join([str(root / "clips"), *lines]))
+    return DatasetConfig("manifest", str(root / "train.tsv"))
+
+
+def kaldi(root: Path) -> DatasetConfig:
+    write_clips(root / "clips")
+    (root / "wav.scp").write_text("".join(f"{name} clips/{name}\n" for name in N_SAMPLES))
+    ends = [(name, n / 16_000) for name, n in N_SAMPLES.items()]
+    (root / "segments").write_text("".join(f"{name} {name} 0.0 {end}\n" for name, end in ends))
+    for name, row in zip(N_SAMPLES, plain_rows(), strict=True):
+        for file, value in (("utt2spk", row["speaker"]), ("utt2number", row["number"])):
+            with (root / file).open("a") as out:
+                out.write(f"{name} {value}\n" if value is not None else "")
+    return DatasetConfig("kaldi", str(root))
+
+
+def lhotse(root: Path) -> DatasetConfig:
+    write_clips(root)
+    with (root / "cuts.jsonl").open("w") as file:
+        for (name, n), row in zip(N_SAMPLES.items(), plain_rows(), strict=True):
+            source = {"type": "file", "channels": [0], "source": name}
+            recording = {"id": name, "sources": [source], "sampling_rate": 16_000}
+            supervision = {
+                "id": name,
+                "speaker": row["speaker"],
+                "custom": {"number": row["number"]},
+            }
+            cut = {"id": name, "start": 0, "duration": n / 16_000, "channel": 0, "type": "MonoCut"}
+            cut |= {"recording": recording, "supervisions": [supervision]}
+            file.write(json.dumps(cut) + "\n")
+    return DatasetConfig("lhotse", str(root / "cuts.jsonl"))
+
+
+def segments_of_a_table(root: Path) -> DatasetConfig:
+    """A table with the samples of each part; the files are longer."""
+    for i, (name, n) in enumerate(N_SAMPLES.items()):
+        write(root / name, speechlike(n + 500, seed=i))
+    lines = [f"{name},100,{n}" for name, n in N_SAMPLES.items()]
+    (root / "list.csv").write_text("\n".join(["path,from,samples", *lines]))
+    return DatasetConfig(
+        "manifest",
+        str(root / "list.csv"),
+        audio_column="path",
+        id_column="path",
+        start_column="from",
+        duration_column="samples",
+        time_unit="samples",
+    )
+
+
 KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "audiofolder": folder,
     "audiofolder with metadata": folder_with_metadata,
     "manifest": manifest,
     "disk": saved,
     "hub": hub,
+    "nemo": nemo,
+    "fairseq": fairseq,
+    "kaldi": kaldi,
+    "lhotse": lhotse,
+    "segments of a table": segments_of_a_table,
 }
-DATA_FILES = ("*.wav", "*.csv", "*.arrow", "*.parquet")
+DATA_FILES = ("*.wav", "*.csv", "*.arrow", "*.parquet", "*.jsonl", "*.tsv", "wav.scp", "utt2*")
+
+
+def plain_rows() -> list[dict[str, object]]:
+    return [{"speaker": speaker, "number": i} for i, speaker in enumerate(SPEAKERS)]
 
 
 def write_clips(root: Path) -> None:
@@ -123,8 +196,8 @@ def facts(config: DatasetConfig) -> tuple[object, ...]:
     return (
         source.ids().to_pylist(),
         [source.segment(row) for row in rows],
-        source.metadata(rows),
-        (source.columns, source.skipped, source.skipped_columns),
+        source.metadata(rows).to_pydict(),
+        (source.columns, source.skipped, source.skipped_columns, source.notes),
         source.identity,
         source.fingerprint,
     )
@@ -145,8 +218,12 @@ def test_a_segment_is_the_rows_audio(source: Source) -> None:
         assert segment.id == name
         assert (segment.path is None) != (segment.data is None)
         assert segment.path is None or Path(segment.path).is_absolute()
-        assert replace(segment, path=None, data=None) == Segment(name)
-        assert len(decode(segment, 16_000).waveform) == N_SAMPLES[name.rpartition("/")[2]]
+        plain = Segment(name, segment.path, segment.data)
+        times = {"span": segment.span, "channel": segment.channel}
+        samples = {"start_sample": segment.start_sample, "stop_sample": segment.stop_sample}
+        assert replace(plain, **times, **samples) == segment
+        clip = re.split("[/:]", name)[1 if "/" in name else 0]
+        assert len(decode(segment, 16_000).waveform) == N_SAMPLES[clip]
         assert pickle.loads(pickle.dumps(segment)) == segment
 
 
@@ -157,13 +234,13 @@ def test_metadata_has_the_columns_types_and_rows_asked_for(source: Source) -> No
     assert not RESERVED_NAMES & set(everything.column_names)
     for rows in ([2, 0], [1, 1], [], [1, 2], [0]):
         part = source.metadata(rows)
-        assert part.to_pylist() == everything.take(pa.array(rows, pa.int64())).to_pylist()
+        assert part.to_pydict() == everything.take(pa.array(rows, pa.int64())).to_pydict()
         assert len(part) == len(rows) or not source.columns
         types = [(field.name, str(field.type)) for field in part.schema]
         assert types == [(column.name, column.type) for column in source.columns]
     if "speaker" in everything.column_names:
         assert everything["speaker"].to_pylist() == SPEAKERS
-        assert source.skipped_columns == ("status",)
+        assert source.skipped_columns in ((), ("status",))
 
 
 def test_opening_again_gives_the_same_source(
@@ -183,7 +260,8 @@ def test_no_audio_file_is_opened(config: DatasetConfig, source: Source, tmp_path
         file.unlink()
     rows = range(len(source))
     segments = [source.segment(row) for row in rows]
-    assert (source.ids().to_pylist(), segments, source.metadata(rows)) == before
+    found = source.ids().to_pylist(), segments, source.metadata(rows).to_pydict()
+    assert found == before
     for segment in segments:
         if segment.path is not None:
             with pytest.raises(AudioError, match="No such file"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import soundfile
 
-from pipeline.audio.content import beyond_end, check_channel, sample_range
+from pipeline.audio.content import beyond_end, check_channel, is_clipped, sample_range
 from pipeline.audio.levels import Levels
 from pipeline.audio.streams import flac_end, mp3_end, ogg_end
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from pipeline.audio.content import EncodedFile
 
 _LARGE_BLOCK = 1 << 20  # samples × channels, 4 MiB: a mono clip of 65 s at 16 kHz is one call
-_SMALL_BLOCK = 1 << 13  # samples per channel; an error names a multiple of it
+SMALL_BLOCK = 1 << 13  # samples per channel; an error names a multiple of it
 _MAX_RESERVED_SAMPLES = 1 << 26  # the buffer grows beyond this: a header may state any length
 _MAX_SUMMED_CHANNELS = 7  # up to here np.mean adds channel by channel
 UNKNOWN_SAMPLES = 1 << 62
 """libsndfile reports this length or more if a flac states none."""
 _MP3_FRAME_SAMPLES = 1152
+INCOMPLETE = "the file is damaged or incomplete"
 _EXACT_SEEK_SUBTYPES = frozenset(
     ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 )
@@ -80,7 +81,7 @@ def open_file(handle: EncodedFile) -> soundfile.SoundFile:
     try:
         return _NoReseekFile(source, closefd=False)
     except soundfile.LibsndfileError as error:
-        raise UnsupportedError(_reason(error)) from error
+        raise UnsupportedError(reason_of(error)) from error
 
 
 def _prepare() -> None:
@@ -101,7 +102,7 @@ def _prepare() -> None:
             try:
                 _NoReseekFile(io.BytesIO(b"no sound"))
             except soundfile.LibsndfileError as error:
-                _reason(error)
+                reason_of(error)
             with _NoReseekFile(file.fileno(), closefd=False) as opened:
                 opened.read(out=np.empty((8, opened.channels), np.float32))
                 opened.seek(0)
@@ -172,9 +173,10 @@ def decode(segment: Segment, handle: EncodedFile, max_samples: int) -> NativeAud
         is_mp3 = file.format == "MP3"
         flags: list[str] = []
         mono = _read_mono(segment, handle, file, flags, max_samples)
-    if is_mp3 and segment.stop_sample == -1:
+    if is_mp3 and not segment.has_end:
         _check_mp3_end(handle, n_stated)
-        flags += mp3_end(handle, segment.start_sample + len(mono), n_stated)
+        start, _ = sample_range(segment, n_stated, rate_hz)
+        flags += mp3_end(handle, start + len(mono), n_stated)
     return NativeAudio(mono, rate_hz, n_channels, tuple(flags))
 
 
@@ -207,15 +209,20 @@ def mono_blocks(
         handle.seek(0)
     else:
         flags += levels.flags(is_mean=file.channels > 1 and segment.channel is None)
-        flags += _end_flags(handle, file) if segment.stop_sample == -1 else ()
+        flags += _end_flags(handle, file) if not segment.has_end else ()
         return
     with open_file(handle) as again:
         n_repeated = 0
-        for block in _blocks(segment, again, _SMALL_BLOCK, Levels()):
+        for block in _blocks(segment, again, SMALL_BLOCK, Levels()):
             n_repeated += len(block)
             n_new = min(len(block), n_repeated - n_yielded)
             if n_new > 0:
                 yield block[len(block) - n_new :]
+
+
+def seeks_exactly(file: soundfile.SoundFile) -> bool:
+    """Return whether samples after a seek equal those of decoding from the start."""
+    return file.subtype in _EXACT_SEEK_SUBTYPES and file.frames < UNKNOWN_SAMPLES
 
 
 def versions() -> dict[str, str]:
@@ -234,7 +241,7 @@ def _read_mono(
     max_samples: int,
 ) -> NDArray[np.float32]:
     """Read the samples of a segment: float32 `[n_samples]`, mono."""
-    start, stop = sample_range(segment, file.frames)
+    start, stop = sample_range(segment, file.frames, file.samplerate)
     blocks = mono_blocks(segment, handle, file, flags)
     mono = next(blocks, np.empty(0, np.float32))
     n_read = len(mono)
@@ -261,30 +268,40 @@ def _blocks(
     """
     n_stated = file.frames
     check_channel(segment, file.channels)
-    start, stop = sample_range(segment, n_stated)
+    start, stop = sample_range(segment, n_stated, file.samplerate)
     n_read = _seek(file, start) if start else 0
     while n_read < stop:
         n_asked = min(block_samples, stop - n_read)
-        try:
-            read = file.read(out=np.empty((n_asked, file.channels), np.float32))
-        except soundfile.LibsndfileError as error:
-            raise _decode_error(n_read, n_stated, _reason(error)) from error
+        read = read_block(file, n_read, n_asked)
         n_read += len(read)
         n_skipped = max(0, start - (n_read - len(read)))  # samples before the segment
         if n_skipped < len(read):
-            mono = _mono(read[n_skipped:], segment.channel)
+            mono = mono_of(read[n_skipped:], segment.channel)
             levels.add(read[n_skipped:], mono)
             yield mono
         if len(read) < n_asked:  # the file ends here
             if file.format != "MP3" and n_stated < UNKNOWN_SAMPLES:
-                raise _decode_error(n_read, n_stated, "the file is damaged or incomplete")
+                raise decode_error(n_read, n_stated, INCOMPLETE)
             # The stated length was an estimate or unknown, so the segment may exceed the true one.
-            if segment.stop_sample != -1 or n_read <= start > 0:
-                raise beyond_end(segment, n_read)
+            is_short = segment.has_end and not is_clipped(segment, n_read, file.samplerate)
+            if is_short or n_read <= start > 0:
+                raise beyond_end(segment, n_read, file.samplerate)
             return
 
 
-def _mono(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
+def read_block(file: soundfile.SoundFile, n_read: int, n_asked: int) -> NDArray[np.float32]:
+    """Read the next samples of a file: `[n, n_channels]`, fewer than asked for at its end.
+
+    Raises:
+        AudioError: The file is damaged there.
+    """
+    try:
+        return np.asarray(file.read(out=np.empty((n_asked, file.channels), np.float32)))
+    except soundfile.LibsndfileError as error:
+        raise decode_error(n_read, file.frames, reason_of(error)) from error
+
+
+def mono_of(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
     """Return one channel, or the mean over channels, of `[n, n_channels]`: equal to `np.mean`.
 
     For few channels np.mean spends most of its time on each sample's inner loop.
@@ -313,13 +330,13 @@ def _end_flags(handle: EncodedFile, file: soundfile.SoundFile) -> tuple[str, ...
 
 def _seek(file: soundfile.SoundFile, start: int) -> int:
     """Move towards a sample; return the sample reached, 0 if only decoding forward is exact."""
-    if file.subtype not in _EXACT_SEEK_SUBTYPES or file.frames >= UNKNOWN_SAMPLES:
+    if not seeks_exactly(file):
         return 0
     try:
         return int(file.seek(start))
     except soundfile.LibsndfileError as error:
         raise AudioError(
-            f"sample {start} of {file.frames} cannot be reached: {_reason(error)}"
+            f"sample {start} of {file.frames} cannot be reached: {reason_of(error)}"
         ) from error
 
 
@@ -342,7 +359,7 @@ def _check_mp3_end(handle: EncodedFile, n_stated: int) -> None:
         )
 
 
-def _decode_error(n_read: int, n_stated: int, reason: str) -> AudioError:
+def decode_error(n_read: int, n_stated: int, reason: str) -> AudioError:
     return AudioError(f"decoding stopped after sample {n_read} of {_stated(n_stated)}: {reason}")
 
 
@@ -350,5 +367,5 @@ def _stated(n_samples: int) -> str:
     return "an unknown number" if n_samples >= UNKNOWN_SAMPLES else str(n_samples)
 
 
-def _reason(error: soundfile.LibsndfileError) -> str:
+def reason_of(error: soundfile.LibsndfileError) -> str:
     return str(error.error_string).removeprefix("Error : ").rstrip(". ")

@@ -65,13 +65,13 @@ def decode(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Na
     samples = decoded.data  # [channels, samples]
     n_channels, n_file_samples = samples.shape
     check_channel(segment, n_channels)
-    start, stop = sample_range(segment, n_file_samples)
+    start, stop = sample_range(segment, n_file_samples, int(decoded.sample_rate))
     samples = samples[:, start:stop]
     mono = samples.mean(dim=0) if segment.channel is None else samples[segment.channel]
     levels = Levels()
     levels.add(samples.T.numpy(), mono.numpy())
     flags = levels.flags(is_mean=n_channels > 1 and segment.channel is None)
-    if segment.stop_sample == -1:
+    if not segment.has_end:
         stated_s = decoder.metadata.duration_seconds_from_header
         flags += _length_flags(stated_s, n_file_samples / decoded.sample_rate)
     return NativeAudio(mono.numpy(), int(decoded.sample_rate), int(n_channels), flags)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audio.probe import probe
+from pipeline.audio.probe import FileFacts, probe, probe_part, read_facts
+from pipeline.audio.types import Probe
 from pipeline.errors import AudioError
-from pipeline.sources.base import Source
+from pipeline.sources.base import Segment, Source
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import SCHEMA, Plan
 
@@ -105,17 +106,34 @@ def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Un
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
     """Read `PROBED` and `RATE` of a chunk of rows: int64 `[5, n]`; zeros if unreadable."""
     stop = min(start + SCAN_CHUNK, len(source))
-    probed = [_probe_row(source, row, geometry) for row in range(start, stop)]
+    probed, known = [], _Known()
+    for row in range(start, stop):
+        try:
+            header = known.probe(source.segment(row), geometry.sample_rate_hz)
+        except AudioError:  # the worker gets the same error and quarantines the utterance
+            probed.append((0, 0, 0, 0, 0))
+            continue
+        n_frames = geometry.n_frames(header.n_samples)
+        facts = header.n_samples, n_frames, header.n_bytes, header.fingerprint
+        probed.append((*facts, header.source_rate_hz))
     return np.array(probed, np.int64).T
 
 
-def _probe_row(source: Source, row: int, geometry: FrameGeometry) -> tuple[int, ...]:
-    try:
-        header = probe(source.segment(row), geometry.sample_rate_hz)
-    except AudioError:
-        return 0, 0, 0, 0, 0  # the worker gets the same error and quarantines the utterance
-    n_frames = geometry.n_frames(header.n_samples)
-    return header.n_samples, n_frames, header.n_bytes, header.fingerprint, header.source_rate_hz
+class _Known:
+    """Probes segments; reads a file once for consecutive segments of it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._facts: FileFacts | None = None
+
+    def probe(self, segment: Segment, sample_rate_hz: int) -> Probe:
+        """Return `probe(segment, sample_rate_hz)`."""
+        key = (segment.path, segment.byte_offset, segment.byte_length)
+        if segment.path is None or not segment.has_end:
+            return probe(segment, sample_rate_hz)
+        if self._facts is None or self._key != key:
+            self._key, self._facts = key, read_facts(segment)
+        return probe_part(segment, self._facts, sample_rate_hz)
 
 
 def _reason(source: Source, row: int, sample_rate_hz: int) -> str:

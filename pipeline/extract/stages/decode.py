@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.audio.shared import SharedFiles
 from pipeline.audio.types import Decoded
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
@@ -84,8 +85,9 @@ class Decoder:
         encoder: Encoder,
         n_threads: int,
     ) -> None:
-        self._source, self._decode, self._encoder = source, decode, encoder
+        self._source, self._encoder = source, encoder
         self._recordings = RecordingReader(encoder)
+        self._files = SharedFiles(decode, n_threads + 1)  # one recording ends, the next one begins
         self._pool = decoding_pool(n_threads)
         self._futures: dict[int, list[Future[Utterance]]] = {}
         self._cut_rows: dict[int, set[int]] = {}  # source rows of the pieces of each begun slot
@@ -151,11 +153,12 @@ class Decoder:
         """Cancel the decodings that have not started, and drop the recordings."""
         self._recordings.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._files.close()
 
     def _whole(self, record: Record, row: dict[str, Any]) -> Utterance:
         encoder, geometry = self._encoder, self._encoder.geometry
         segment = self._source.segment(record.row)
-        decoded = self._decode(segment, geometry.sample_rate_hz)
+        decoded = self._files.decode(segment, geometry.sample_rate_hz)
         check_unchanged(segment, row)  # afterwards: a file replaced in between is noticed, too
         n_samples = len(decoded.waveform)
         windows = encoder.windows.plan(n_samples)

@@ -1,0 +1,194 @@
+"""Parts of recordings: the rows of a table that name a start, and an end or a length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError
+from pipeline.sources.base import TimeSpan
+from pipeline.sources.columns import path_ids, require_column
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+    from pipeline.sources.columns import Rows
+
+SETTINGS = ("start_column", "stop_column", "duration_column", "channel_column")
+SUSPECT_NAMES = frozenset(
+    (
+        *("start", "begin", "onset", "offset", "end", "stop", "duration", "start_time"),
+        *("end_time", "start_s", "end_s", "stop_s", "duration_s", "start_sec", "end_sec"),
+        *("start_ms", "end_ms", "start_sample", "end_sample", "channel"),
+    )
+)
+"""Names of columns that look like parts of recordings."""
+ROUNDED_S = 0.01
+"""Durations of whole recordings are often rounded to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The part of its recording that each row takes.
+
+    Attributes:
+        start: float64 or int64 `[n_rows]`, in seconds or samples.
+        stop: The same for the end; null = the end of the recording. None if there is `duration`,
+            or if each row goes to the end.
+        duration: Length of each part, instead of `stop`; None if there is `stop`.
+        channel: int64 `[n_rows]`; null, or None for all: the mean over channels.
+        unit: Unit of the three.
+        rounding: As for `TimeSpan`.
+        is_rounded: bool `[n_rows]`: whether a `duration` may be that of the whole recording,
+            rounded. None for no row.
+    """
+
+    start: pa.Array
+    stop: pa.Array | None = None
+    duration: pa.Array | None = None
+    channel: pa.Array | None = None
+    unit: Literal["seconds", "samples"] = "seconds"
+    rounding: Literal["down", "nearest"] = "down"
+    is_rounded: pa.Array | None = None
+
+    def first(self, n: int) -> Spans:
+        """Return those of the first `n` rows."""
+        names = ("start", "stop", "duration", "channel", "is_rounded")
+        arrays = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: v.slice(0, n) for k, v in arrays.items() if v is not None})
+
+    def of(self, row: int) -> dict[str, Any]:
+        """Return the arguments of a row for `Segment`."""
+        start, stop, duration, channel = (
+            None if values is None else values[row].as_py()
+            for values in (self.start, self.stop, self.duration, self.channel)
+        )
+        if self.unit == "samples":
+            stop = start + duration if duration is not None else stop
+            return {
+                "start_sample": start,
+                "stop_sample": -1 if stop is None else stop,
+                "channel": channel,
+            }
+        snaps = self.is_rounded is not None and self.is_rounded[row].as_py()
+        span = TimeSpan(start or 0.0, stop, duration, self.rounding, ROUNDED_S if snaps else 0.0)
+        return {"span": span, "channel": channel}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Return how times become samples, for the identity of the source."""
+        return {"unit": self.unit, "rounding": self.rounding}
+
+    def labels(self) -> pa.Array:
+        """Return the text `start-stop` or `start-stop/channel` of each row, for ids."""
+        stop = self.stop if self.duration is None else pc.add(self.start, self.duration)
+        form = "{:.3f}" if self.unit == "seconds" else "{}"
+        none = [None] * len(self.start)
+        parts = (none if p is None else p.to_pylist() for p in (self.start, stop, self.channel))
+        columns = zip(*parts, strict=True)
+        return pa.array(
+            [
+                f"{form.format(first)}-{'end' if last is None else form.format(last)}"
+                + ("" if number is None else f"/{number}")
+                for first, last, number in columns
+            ],
+            pa.string(),
+        )
+
+
+def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Rows:
+    """Add the parts that the configuration's columns state, and a column with the recording.
+
+    Columns that look like parts of recordings and are not used are noted, if files repeat.
+
+    Raises:
+        SourceError: As for `spans_of`.
+    """
+    if rows.spans is None:
+        rows = replace(rows, spans=spans_of(config, rows.table))
+    elif any(getattr(config, setting) for setting in SETTINGS):
+        raise SourceError(
+            f"{', '.join(f'dataset.{s}' for s in SETTINGS if getattr(config, s))}: this list has "
+            "times of its own; leave it out"
+        )
+    if rows.spans is None:
+        unused = suspects(rows.table) if pc.count_distinct(paths).as_py() < len(paths) else []
+        if unused:
+            note = (
+                f"{', '.join(unused)} look like parts of recordings, and files repeat, but every "
+                "utterance is its whole file: to cut, set dataset.start_column with "
+                "dataset.stop_column or dataset.duration_column"
+            )
+            rows = replace(rows, notes=(*rows.notes, note))
+        return rows
+    if "recording" not in rows.table.column_names:
+        recording = path_ids(paths, rows.root)
+        rows = replace(rows, table=rows.table.append_column("recording", recording))
+    return rows
+
+
+def spans_of(config: DatasetConfig, table: pa.Table) -> Spans | None:
+    """Take the parts of recordings from the columns that the configuration names.
+
+    A part without a length, or beyond its recording, is an error of that utterance alone.
+
+    Returns:
+        The parts; None if it names no such column.
+
+    Raises:
+        SourceError: A column does not exist or holds no numbers, or both an end and a length are
+            named.
+    """
+    names = {setting: getattr(config, setting) for setting in SETTINGS}
+    if not any(names.values()):
+        return None
+    if names["stop_column"] and names["duration_column"]:
+        raise SourceError("give dataset.stop_column or dataset.duration_column, not both")
+    if config.time_unit not in ("seconds", "samples"):
+        raise SourceError(f"dataset.time_unit={config.time_unit} is neither seconds nor samples")
+    is_seconds = config.time_unit == "seconds"
+    kind = pa.float64() if is_seconds else pa.int64()
+    start, stop, duration = (
+        None if names[setting] is None else numbers(table, names[setting], setting, kind)
+        for setting in ("start_column", "stop_column", "duration_column")
+    )
+    channel = None
+    if names["channel_column"] is not None:
+        channel = numbers(table, names["channel_column"], "channel_column", pa.int64())
+    if start is None:
+        start = pa.nulls(len(table), kind)
+    start = pc.fill_null(start, 0)
+    return Spans(start, stop, duration, channel, "seconds" if is_seconds else "samples", "nearest")
+
+
+def numbers(table: pa.Table, name: str, setting: str, kind: pa.DataType) -> pa.Array:
+    """Return a column as finite numbers; text is read as numbers.
+
+    Raises:
+        SourceError: There is no such column, or a value is no such number.
+    """
+    require_column(name, table.column_names, f"dataset.{setting}")
+    column = table.column(name).combine_chunks()
+    try:
+        values = pc.cast(column, kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SourceError(f"dataset.{setting}={name} is not of numbers: {error}") from error
+    if pa.types.is_floating(kind):
+        infinite = pc.index(pc.is_finite(values), False).as_py()
+        if infinite >= 0:
+            raise SourceError(
+                f"dataset.{setting}={name} is {values[infinite].as_py()} in row {infinite}"
+            )
+    return values
+
+
+def suspects(table: pa.Table) -> list[str]:
+    """Return the columns of numbers that look like parts of recordings."""
+    return [
+        field.name
+        for field in table.schema
+        if field.name.lower() in SUSPECT_NAMES
+        and (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
+    ]
