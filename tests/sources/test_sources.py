@@ -361,6 +361,25 @@ def test_invalid_manifests(tmp_path, name, content, words):
     assert words in error_text("manifest", tmp_path / name)
 
 
+@pytest.mark.parametrize("column", ["audio", "text"])
+def test_text_that_is_not_utf_8_is_refused_by_column(tmp_path, column):
+    """Arrow's reader of json lets it through, and whoever reads the labels would fail."""
+    write(tmp_path / "a.wav")
+    row = b'{"audio": "a.wav", "text": "x"}\n'
+    named = b'"%s": "' % column.encode()
+    (tmp_path / "m.jsonl").write_bytes(row.replace(named, named + b"\xff"))
+    words = error_text("manifest", tmp_path / "m.jsonl")
+    assert f"column {column} of {tmp_path}/m.jsonl" in words
+    assert "UTF-8" in words
+
+
+def test_an_error_about_names_with_line_breaks_is_one_line(tmp_path):
+    """The names are quoted as in Python."""
+    write(tmp_path / "a.wav")
+    (tmp_path / "metadata.csv").write_text('file_name\na.wav\n"b\n.wav"\n')
+    assert r"'b\n.wav'" in error_text("audiofolder", tmp_path)
+
+
 def test_a_null_character_in_a_path_is_that_row_s_fault(tmp_path):
     """The others are read."""
     write(tmp_path / "a.wav")
