@@ -35,8 +35,8 @@ from fuzz_tables import MUTATIONS as TABLE_MUTATIONS
 HERE = Path(__file__).parent
 STEP_LIMIT_S = 90.0
 """Longest time for one file; a length that cannot be counted within 30 s is refused."""
-PLAN_LIMIT_S = 600.0
-BATCH = 500
+PLAN_LIMIT_S = 900.0
+BATCH = 2500
 
 
 class Child:
@@ -319,7 +319,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--source", type=Path, help="folder of speech; synthetic without it")
     parser.add_argument(
-        "--extract-every", type=int, default=10, help="folders of 500 files; 0: none"
+        "--extract-every", type=int, default=4, help="folders of 2,500 files; 0: none"
     )
     parser.add_argument("--keep", type=Path, help="folder for the files that are wrong")
     parser.add_argument("--only", type=int, help="number of the only sound file to try")
