@@ -267,10 +267,11 @@ def _obtain_plan(
             identity = read_attributes(backend)["identity"]
             check_columns(identity.get("source", {}), source, backend)
         unstored = find_unstored(backend, stored, config.retry_quarantined)
-    if unstored.retried:
-        observer.note(f"{len(unstored.retried)} quarantined utterances will be retried")
+    if unstored.n_retried:
+        observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
+    progress = _scan_progress(observer, source)
     current_plan = plan_source(
-        source, setup.windows, capacity, stored, _scan_progress(observer, source), unstored
+        source, setup.windows, capacity, stored, progress, unstored, observer.note
     )
     if stored is not None:
         check_labels(backend, source)

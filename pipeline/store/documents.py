@@ -101,7 +101,8 @@ def read_attributes(store: Location) -> dict[str, Any]:
         raise StoreError(f"{path} is not readable ({error})") from error
     if version != FORMAT_VERSION:
         raise StoreError(
-            f"store {backend} has format version {version}; this strata reads {FORMAT_VERSION}"
+            f"store {backend} has format version {version}; this strata reads {FORMAT_VERSION} "
+            f"({path})"
         )
     _check_attributes(attributes, path)
     return dict(attributes)
@@ -117,6 +118,7 @@ def _check_attributes(attributes: dict[str, Any], path: str) -> None:
         DamagedError: They differ.
     """
     try:
+        _check_checksum_name(attributes)
         expected = attributes.get(CHECKSUM)
         is_same = expected is None or _checksum(attributes, expected["of"]) == expected["crc32c"]
         encoder = attributes.get("identity", {}).get("encoder", {})
@@ -130,6 +132,13 @@ def _check_attributes(attributes: dict[str, Any], path: str) -> None:
             f"{path} was changed after it was written, or is damaged: its attributes do not match "
             "their checksum or the identity; restore it from a copy"
         )
+
+
+def _check_checksum_name(attributes: Mapping[str, Any]) -> None:
+    """Raise a KeyError if the checksum is there under another name, by which it would be missed."""
+    for name, value in attributes.items():
+        if name != CHECKSUM and isinstance(value, dict) and value.keys() == {"crc32c", "of"}:
+            raise KeyError(CHECKSUM)
 
 
 def _checksum(attributes: Mapping[str, Any], names: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
+from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.documents import (
     check_format_shape,
     layout_of,
@@ -136,7 +137,7 @@ def test_a_commit_killed_at_any_step_is_complete_or_invisible(tmp_path: Path) ->
     assert verify_store(tmp_path).ok
     for unit in range(0, steps + 1, 5):
         assert store.commit(unit, slot=200 + unit).won == (unit not in visible)
-    resize(tmp_path, store.layout, 400)
+    resize(tmp_path, store.layout, Ledger.open(tmp_path, 200).n_slots)
     assert verify_store(tmp_path).ok
     reader = open_store(tmp_path)
     for i, name in enumerate(reader.ids):

@@ -34,10 +34,11 @@ def compare_rows(
         stored: The stored plan.
         rows: Result of `scan`, one row per utterance.
         source: The dataset, which messages name.
-        unstored: Rows without features, whose audio may change.
+        unstored: Rows that readers do not show, whose audio may change. That of a pending one is
+            planned anew where it fits into its unit; a worker quarantines the others.
 
     Returns:
-        The number of planned rows, and the pending ones whose audio has changed.
+        The number of planned rows, and the pending ones to plan anew.
 
     Raises:
         SourceError: Planned rows are missing, moved, or have other audio.
@@ -49,14 +50,14 @@ def compare_rows(
     for name in COMPARED:
         changed |= earlier[name].to_numpy() != rows[name].to_numpy()[:n_known]
     changed &= earlier["n_bytes"].to_numpy() != 0  # it was unreadable, and stays quarantined
-    changed[list(unstored.quarantined)] = False
-    pending = np.zeros(n_known, bool)
+    hidden, pending = np.zeros(n_known, bool), np.zeros(n_known, bool)
+    hidden[list(unstored.hidden)] = True
     pending[list(unstored.pending)] = True
-    fits = rows["n_frames"].to_numpy()[:n_known] <= stored.frames_per_unit
-    refused = np.flatnonzero(changed & ~(pending & fits))
+    refused = np.flatnonzero(changed & ~hidden)
     if len(refused):
         raise SourceError(_changed_audio(earlier, rows, refused.tolist(), source.origin))
-    return n_known, np.flatnonzero(changed).tolist()
+    fits = rows["n_frames"].to_numpy()[:n_known] <= stored.frames_per_unit
+    return n_known, np.flatnonzero(changed & pending & fits).tolist()
 
 
 def check_columns(stored: Mapping[str, Any], source: Source, store: Backend) -> None:

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from pipeline.audio.identity import SOXR_KEY
 from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
+from pipeline.errors import first_few
 from pipeline.extract.planning.comparison import compare_rows
-from pipeline.extract.planning.replanning import Unstored, refresh_plan
+from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
 from pipeline.extract.planning.scan import RATE, scan
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
@@ -28,6 +29,7 @@ def plan_source(
     stored: Plan | None = None,
     progress: Callable[[int], None] = lambda done: None,
     unstored: Unstored = _NONE,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Plan a source, or extend the stored plan by rows that were added to the source.
 
@@ -38,6 +40,7 @@ def plan_source(
         stored: The stored plan; None for a new one.
         progress: As for `scan`.
         unstored: Source rows of the stored plan whose audio may have changed.
+        note: Receives a line for the user about recordings that cannot be completed.
 
     Returns:
         The plan; `stored` itself if nothing has changed.
@@ -50,7 +53,7 @@ def plan_source(
     if (
         stored is not None
         and stored.source["fingerprint"] == source.fingerprint
-        and not unstored.retried
+        and not unstored.n_retried
     ):
         return stored
     rows = scan(source, windowing.geometry, progress)
@@ -69,6 +72,14 @@ def plan_source(
     stored = refresh_plan(stored, rows, changed) if changed else stored
     fresh = pa.concat_tables([rows.take(pa.array(retried, pa.int64())), rows.slice(n_known)])
     added = cut_into_pieces(fresh, stored.frames_per_unit, windowing)
+    if unstored.pieces is not None:
+        pieces, changed_names = unchanged_pieces(unstored.pieces, rows)
+        added = pa.concat_tables([pieces.select(added.column_names), added])
+        if changed_names:
+            note(
+                f"not completed: {first_few(changed_names)}: some pieces are stored, and all must "
+                "come from the same audio. Restore the file and retry, or choose another store="
+            )
     plan = stored.extended(added) if len(added) else stored
     return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
 

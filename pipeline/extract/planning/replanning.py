@@ -22,17 +22,26 @@ from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 
 @dataclass(frozen=True)
 class Unstored:
-    """Source rows of the stored plan that have no features, so that their audio may change.
+    """Source rows of the stored plan that readers do not show, so that their audio may change.
 
     Attributes:
-        retried: Quarantined utterances to plan again.
-        quarantined: All quarantined utterances that can be planned again.
+        retried: Quarantined utterances without stored pieces, to plan again as they are now.
+        pieces: Plan rows of quarantined pieces to plan again, of recordings of which other pieces
+            are stored. Their audio must be what it was, because all pieces come from one content.
+        hidden: All rows of which no piece is stored, or one is quarantined.
         pending: Whole utterances of which no unit is committed.
     """
 
     retried: Sequence[int] = ()
-    quarantined: Sequence[int] = ()
+    pieces: pa.Table | None = None
+    hidden: Sequence[int] = ()
     pending: Sequence[int] = ()
+
+    @property
+    def n_retried(self) -> int:
+        """Utterances to plan again."""
+        n_recordings = 0 if self.pieces is None else len(pc.unique(self.pieces["row"]))
+        return len(self.retried) + n_recordings
 
 
 REFRESHED = ("n_samples", "n_bytes", "fingerprint")
@@ -80,27 +89,35 @@ def find_unstored(store: Location, plan: Plan, retry: bool) -> Unstored:
         plan: The plan of the store.
         retry: Whether quarantined utterances are planned again.
     """
-    quarantined = rows_to_retry(store, plan)
+    index = index_files.read_index(store, columns=["row", "piece", "unit", "status"])
+    stored = pc.unique(index.filter(pc.equal(index["status"], OK))["row"])
+    pieces = lost_pieces(index, plan)
+    lost = pa.array(pc.unique(pieces["row"]).to_pylist(), pa.int64())
+    shown = stored.filter(pc.invert(pc.is_in(stored, value_set=lost)))
+    all_rows = pc.unique(plan.table["row"])
+    hidden = all_rows.filter(pc.invert(pc.is_in(all_rows, value_set=shown)))
     units = pa.array(index_files.committed_units(store), pa.int32())
     begun = plan.table.filter(pc.is_in(plan.table["unit"], value_set=units))["row"]
     whole = plan.table.filter(pc.equal(plan.table["n_pieces"], 1))["row"]
     pending = whole.filter(pc.invert(pc.is_in(whole, value_set=begun.combine_chunks())))
     return Unstored(
-        quarantined if retry else (), quarantined, sorted(pc.unique(pending).to_pylist())
+        retried=rows_to_retry(index, plan) if retry else (),
+        pieces=pieces if retry else None,
+        hidden=sorted(hidden.to_pylist()),
+        pending=sorted(pc.unique(pending).to_pylist()),
     )
 
 
-def rows_to_retry(store: Location, plan: Plan) -> list[int]:
+def rows_to_retry(index: pa.Table, plan: Plan) -> list[int]:
     """Return the source rows of quarantined utterances that can be planned again, ascending.
 
     These have no later unit and no stored piece. The retry gets a new unit, so recorded failures
     of the old unit do not affect it; they stay, because a revoked unit must be extracted as before.
 
     Args:
-        store: The store.
+        index: Rows of all committed units: row, unit and status.
         plan: The plan of the store.
     """
-    index = index_files.read_index(store, columns=["row", "unit", "status"])
     quarantined = _latest_unit_by_row(index.filter(pc.equal(index["status"], QUARANTINED)))
     with_features = set(index.filter(pc.equal(index["status"], OK))["row"].to_pylist())
     planned = _latest_unit_by_row(_with_rows(plan.table, quarantined))
@@ -109,6 +126,63 @@ def rows_to_retry(store: Location, plan: Plan) -> list[int]:
         for source_row, unit in quarantined.items()
         if source_row not in with_features and planned[source_row] <= unit
     )
+
+
+def lost_pieces(index: pa.Table, plan: Plan) -> pa.Table:
+    """Return the quarantined pieces of recordings of which other pieces are stored.
+
+    A recording is cut anew whenever it is planned without stored pieces; the newest cut counts. A
+    piece with a later unit is not among them.
+
+    Args:
+        index: Rows of all committed units: row, piece, unit and status.
+        plan: The plan of the store.
+
+    Returns:
+        Their rows of the plan, by source row and piece.
+    """
+    done = index.filter(pc.equal(index["status"], OK))
+    lost = index.filter(pc.equal(index["status"], QUARANTINED))
+    lost = lost.filter(pc.is_in(lost["row"], value_set=pc.unique(done["row"])))
+    affected = _with_rows(plan.table, lost["row"].to_pylist()).to_pylist()
+    n_pieces = {row["row"]: row["n_pieces"] for row in affected}  # the plan is sorted by unit
+    latest = {
+        (row["row"], row["piece"]): row
+        for row in affected
+        if row["n_pieces"] == n_pieces[row["row"]]
+    }
+    stored = _with_rows(done, n_pieces)
+    for place in zip(stored["row"].to_pylist(), stored["piece"].to_pylist(), strict=True):
+        latest.pop(place, None)
+    is_lost = set(zip(*(lost[name].to_pylist() for name in ("row", "piece", "unit")), strict=True))
+    found = [row for place, row in latest.items() if (*place, row["unit"]) in is_lost]
+    found.sort(key=lambda row: (row["row"], row["piece"]))
+    return pa.Table.from_pylist(found, schema=plan.table.schema)
+
+
+def unchanged_pieces(pieces: pa.Table, rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Select the pieces of recordings whose audio is what it was when they were planned.
+
+    Args:
+        pieces: Result of `lost_pieces`.
+        rows: Result of `scan`, one row per utterance.
+
+    Returns:
+        Their plan rows; and, for the user, what has changed in each of the other recordings.
+    """
+    kept, changed = [], {}
+    for piece in pieces.to_pylist():
+        current = {name: rows[name][piece["row"]].as_py() for name in REFRESHED}
+        different = [name for name in REFRESHED if current[name] != piece[name]]
+        if not different:
+            kept.append(piece)
+        elif not current["n_bytes"]:
+            changed[piece["id"]] = "it cannot be read"
+        else:
+            name = different[0]
+            changed[piece["id"]] = f"its {name} was {piece[name]}, now {current[name]}"
+    found = [f"{name!r} ({what})" for name, what in changed.items()]
+    return pa.Table.from_pylist(kept, schema=pieces.schema), found
 
 
 def refresh_plan(stored: Plan, rows: pa.Table, retried: Sequence[int]) -> Plan:

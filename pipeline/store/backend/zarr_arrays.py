@@ -27,6 +27,14 @@ def open_array(backend: Backend, key: str) -> Any:
     return zarr.open_array(_ReadOnlyStore(backend), path=key, mode="r")
 
 
+def open_group(backend: Backend, key: str) -> Any:
+    """Open a group for reading; raise whatever zarr-python raises."""
+    path = backend.local_path(key)
+    if path is not None:
+        return zarr.open_group(path, mode="r")
+    return zarr.open_group(_ReadOnlyStore(backend), path=key, mode="r")
+
+
 class ZarrArrays:
     """The arrays of one store, each opened once per process.
 

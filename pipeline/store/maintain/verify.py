@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,14 +17,14 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
 from pipeline.store.format.codecs import Stored
-from pipeline.store.format.layout import CHUNK_FRAMES, FRAMES, POOLED, Layout, index_key
+from pipeline.store.format.layout import Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.pooling import pool
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.maintain.arrays import check_documents, check_other_readers
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
 
@@ -94,7 +93,8 @@ def verify_store(
     - every pooled vector is the mean of its frames;
     - frames without an utterance have the codec's fill value.
 
-    A unit without a commit is not damage, unless `index.parquet` lists it.
+    A unit without a commit is not damage, unless `index.parquet` lists it. The zarr.json documents
+    must be those of the layout, and zarr-python must read the same values.
 
     Args:
         store: The store.
@@ -132,16 +132,16 @@ def verify_store(
     for done, unit in enumerate(units, start=1):
         damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
         progress(done, len(units))
-    _check_arrays(backend, layout, 1 + max(check.slots, default=-1))
+    check_documents(backend, layout, plan.n_units, list(check.slots))
     damaged = {damage.unit for damage in damages}
     sound = [slot for slot, unit in check.slots.items() if unit not in damaged]
     if sound:
-        _check_other_readers(backend, layout, min(sound))
+        check_other_readers(backend, layout, min(sound))
     return Verification(
         damages=tuple(damages),
         units_committed=len(units),
         units_total=plan.n_units,
-        utterances_ok=check.statuses[OK],
+        utterances_ok=check.n_ok,
         utterances_quarantined=check.n_quarantined,
         n_bytes=check.n_bytes,
         orphans=tuple(check.orphans(units, {damage.unit for damage in damages})),
@@ -155,54 +155,11 @@ def _chosen(units: list[int], sample: float) -> set[int]:
     return set(random.sample(units, n_chosen))
 
 
-def _check_arrays(backend: Backend, layout: Layout, n_slots: int) -> None:
-    """Check that the Zarr arrays open and are long enough for the committed units."""
-    shapes = {FRAMES: layout.frames_shape(n_slots), POOLED: layout.pooled_shape(n_slots)}
-    for key, least in shapes.items():
-        try:
-            shape = open_array(backend, key).shape
-        except Exception as error:  # noqa: BLE001  zarr raises whatever its metadata parsers raise
-            problem = f"does not open ({error})"
-        else:
-            if len(shape) == len(least) and all(a >= b for a, b in zip(shape, least, strict=True)):
-                continue
-            problem = f"has shape {list(shape)}, but the committed units need {list(least)}"
-        raise DamagedError(
-            f"Zarr array {backend.locate(key)} {problem}; run `strata extract` again, which "
-            "rewrites its zarr.json"
-        )
-
-
-def _check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
-    """Check that any Zarr reader gets the values of a sound slot, by its first frames and means."""
-    shards, arrays = ShardReader(backend, layout), ZarrArrays(backend)
-    first, axes = layout.slot_start(slot), range(layout.n_layers)
-    expected = {
-        FRAMES: np.stack([shards.read(axis, slot, 0, CHUNK_FRAMES) for axis in axes]),
-        POOLED: shards.pooled(slot),
-    }
-    places = {FRAMES: np.s_[:, first : first + CHUNK_FRAMES], POOLED: np.s_[slot]}
-    for key, values in expected.items():
-        try:
-            found = np.asarray(arrays[key][places[key]])
-        except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
-            problem = f"cannot be read ({error})"
-        else:
-            if found.dtype == values.dtype and found.tobytes() == values.tobytes():
-                continue
-            problem = "has other values for other readers"
-        raise DamagedError(
-            f"Zarr array {backend.locate(key)} {problem}: its zarr.json was changed; run "
-            "`strata extract` again, which rewrites it"
-        )
-
-
 class _UnitCheck:
     def __init__(self, backend: Backend, layout: Layout, plan: Plan) -> None:
         self._backend = backend
         self._layout = layout
         self._plan = plan
-        self.statuses: Counter[str] = Counter()
         self.slots: dict[int, int] = {}
         self.n_bytes = 0
         self._claims = {claim.slot: claim for claim in read_claims(backend)}
@@ -210,12 +167,18 @@ class _UnitCheck:
             slot: claim.unit for slot, claim in self._claims.items() if claim.unit != UNKNOWN_UNIT
         }
         self._seen: dict[tuple[int, int], int] = {}
+        self._left: dict[int, int] = {}  # pieces that an utterance lacks, by source row
         self._quarantined: set[int] = set()
 
     @property
+    def n_ok(self) -> int:
+        """Utterances of which all pieces are stored, as readers show them."""
+        return sum(n_left <= 0 for n_left in self._left.values())
+
+    @property
     def n_quarantined(self) -> int:
-        """Quarantined utterances, without those that a later unit has extracted."""
-        return sum((row, 0) not in self._seen for row in self._quarantined)
+        """Quarantined utterances, without those that later units have completed."""
+        return sum(self._left.get(row, 1) > 0 for row in self._quarantined)
 
     def orphans(self, units: list[int], damaged: set[int]) -> list[Orphan]:
         """Return the objects without a commit; call it when all units have been checked."""
@@ -237,10 +200,10 @@ class _UnitCheck:
         yield from self._check_plan(unit, table)
         rows = table.to_pylist()
         for row in rows:
-            if row["piece"] == 0:
-                self.statuses[row["status"]] += 1
-                if row["status"] == QUARANTINED:
-                    self._quarantined.add(row["row"])
+            if row["status"] == QUARANTINED:
+                self._quarantined.add(row["row"])
+            elif row["status"] == OK:
+                self._left[row["row"]] = self._left.get(row["row"], row["n_pieces"]) - 1
             if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
                 yield f"utterance {row['id']!r} is {row['status']} without a reason"
             if row["status"] not in (OK, QUARANTINED, DEFERRED):
@@ -333,7 +296,10 @@ class _UnitCheck:
         )
         for i, row in enumerate(done):
             if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
-                yield f"the pooled vector of utterance {row['id']!r} is not the mean of its frames"
+                yield (
+                    f"the pooled vector of utterance {row['id']!r} is not the mean of its frames "
+                    f"({self._layout.pooled_key(slot)})"
+                )
 
     def _check_layer(
         self,
