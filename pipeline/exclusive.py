@@ -133,9 +133,9 @@ def _create_without_links(path: Path, parts: Sequence[Buffer], partial: Path) ->
     """Create a file by a reservation; `partial` is a temporary name that is free to use."""
     content, reserved = b"".join(parts), reservation(path)
     for _ in range(_ATTEMPTS):
-        if not _reserve(reserved, content, partial):
-            continue  # another creator has finished, or has taken over
         try:
+            if not _reserve(reserved, content, partial):
+                continue  # another creator has finished, or has taken over
             if not _reserve_final(path):
                 reserved.unlink(missing_ok=True)
             elif reserved.read_bytes() == content:
@@ -172,10 +172,6 @@ def _reserve(reserved: Path, content: bytes, partial: Path) -> bool:
                 return False
         write_synced(partial, [content])
         partial.replace(reserved)
-    except BaseException:
-        with suppress(OSError):
-            reserved.unlink()
-        raise
     return True
 
 

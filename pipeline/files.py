@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import NoSpaceError, StoreError
 
@@ -155,10 +155,15 @@ def write_synced(path: Path, parts: Sequence[Buffer], mode: str = "wb") -> None:
     """Write a file and sync it; mode `xb` is a FileExistsError if it exists."""
     with path.open(mode, buffering=0) as file:
         for part in parts:
-            view = memoryview(part).cast("B")
-            while len(view):
-                view = view[file.write(view) :]
+            write_all(file, part)
         os.fsync(file.fileno())
+
+
+def write_all(file: IO[bytes], part: Buffer) -> None:
+    """Write to a file without a buffer, which may take a part at a time."""
+    view = memoryview(part).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
 
 
 def remove(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +124,18 @@ def test_a_file_in_place_of_a_folder_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot be written"):
         write_atomic(tmp_path / "store" / "x", [b""])
+
+
+def test_a_write_that_takes_a_part_is_continued(tmp_path: Path) -> None:
+    """As network file systems do; the rest would be lost."""
+
+    class ShortFile(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data).cast("B")[:3])
+
+    with ShortFile(tmp_path / "x", "w") as file:
+        files.write_all(file, b"more than three bytes")
+    assert (tmp_path / "x").read_bytes() == b"more than three bytes"
 
 
 def test_make_folder_creates_parents(tmp_path: Path) -> None:

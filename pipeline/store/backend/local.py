@@ -168,7 +168,7 @@ class LocalBackend(Backend):
         files.publish(partials, self._root, run)
 
     def append(self, key: str, line: bytes) -> None:
-        """Append a line by one write; the store's folder must exist.
+        """Append a line, by one write if the system takes it whole; the folder must exist.
 
         The file is locked meanwhile, so that the line of another writer is not taken for one that a
         crash has cut short. A writer that is suspended holds up the others for a moment only.
@@ -180,7 +180,7 @@ class LocalBackend(Backend):
             file.seek(0, os.SEEK_END)
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = b"\n" + line  # a crash has cut the line before short
-            file.write(line)
+            files.write_all(file, line)
 
     def ensure_folder(self, folder: str) -> None:
         """Create a folder and those above it, durably."""

@@ -158,7 +158,7 @@ class UtteranceMarker:
         with files.store_errors(self._path):
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(line)
+            files.write_all(self._file, line)
 
 
 def take_marker(store: Location, slot: int) -> tuple[int | None, str | None, str]:
