@@ -1,0 +1,159 @@
+"""Plan and decode segments of long recordings against the same segments as files of their own.
+
+    python benchmarks/bench_sources.py AUDIO_FOLDER [--minutes 60] [--segments 500]
+                                       [--formats flac wav mp3 ogg] [--threads 2] [--rounds 3]
+
+Joins the clips of AUDIO_FOLDER, repeated, to one recording of each format; lists its segments as
+Kaldi does, and cuts them into files (of flac for mp3 and ogg, whose cuts would be encoded again).
+Both are planned and decoded as by `strata extract`, without an encoder; they take turns. The floor
+is reading the bytes of all files. Prints medians of seconds, and the ratios of segments to files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from pipeline.audio.decode import decode
+from pipeline.config import DatasetConfig
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.windows import Windowing
+from pipeline.extract.messages import UnitTask
+from pipeline.extract.planning.planner import plan_source
+from pipeline.extract.stages.decode import Decoder
+from pipeline.sources.opening import open_source
+
+RATE_HZ = 16_000
+FORMATS = ("flac", "wav", "mp3", "ogg")
+LOSSLESS = ("flac", "wav")
+BLOCK = RATE_HZ  # libsndfile may crash when a long vorbis file is written at once
+
+
+class NoEncoder:
+    """What planning and decoding need of an encoder."""
+
+    geometry = GEOMETRY
+    windows = Windowing(GEOMETRY, max_window_s=40.0, context_s=5.0)
+
+    def utterance_stats(self, utterance: object) -> None:
+        """Return nothing: no segment is long."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--segments", type=int, default=500)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    sound = joined(arguments.folder, round(arguments.minutes * 60) * RATE_HZ)
+    print(f"{arguments.segments} segments of {arguments.minutes:g} minutes, medians in seconds")
+    print(
+        f"{'':6}{'plan':>8}{'of files':>9}{'ratio':>7}{'decode':>8}{'of files':>9}{'ratio':>7}",
+        end="",
+    )
+    print(f"{'bytes':>8}")
+    for suffix in arguments.formats:
+        with tempfile.TemporaryDirectory() as scratch:
+            parts = write_both(Path(scratch), suffix, sound, arguments.segments)
+            seconds = measure(parts, arguments.threads, arguments.rounds)
+        line = f"{suffix:6}"
+        for stage in ("plan", "decode"):
+            ours, files = (seconds[kind, stage] for kind in ("segments", "files"))
+            line += f"{ours:8.2f}{files:9.2f}{ours / files:7.2f}"
+        print(f"{line}{seconds['segments', 'bytes']:8.2f}", flush=True)
+
+
+def joined(folder: Path, n_samples: int) -> np.ndarray:
+    """Join the clips of a folder, repeated up to a length: float32 `[n_samples]`, 16 kHz."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".flac", ".wav"))
+    parts, n = [], 0
+    while n < n_samples:
+        for file in files:
+            samples, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
+            if rate_hz == RATE_HZ:
+                parts.append(samples[:, 0])
+                n += len(samples)
+        if not parts:
+            raise SystemExit(f"{folder} has no wav or flac of 16 kHz")
+    return np.concatenate(parts)[:n_samples]
+
+
+def write_both(
+    scratch: Path, suffix: str, sound: np.ndarray, n_segments: int
+) -> dict[str, DatasetConfig]:
+    """Write the recording with a list of its segments, and the segments as files."""
+    data, cuts = scratch / "data", scratch / "cuts"
+    data.mkdir()
+    cuts.mkdir()
+    recording = data / f"long.{suffix}"
+    with soundfile.SoundFile(recording, "w", RATE_HZ, 1) as file:
+        for start in range(0, len(sound), BLOCK):
+            file.write(sound[start : start + BLOCK])
+    (data / "wav.scp").write_text(f"long {recording}\n")
+    bounds = np.linspace(0, len(sound), n_segments + 1).astype(int)
+    cut_suffix = suffix if suffix in LOSSLESS else "flac"
+    lines = []
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        lines.append(f"{i:06d} long {start / RATE_HZ:.6f} {stop / RATE_HZ:.6f}\n")
+        soundfile.write(cuts / f"{i:06d}.{cut_suffix}", sound[start:stop], RATE_HZ)
+    (data / "segments").write_text("".join(lines))
+    return {
+        "segments": DatasetConfig("kaldi", str(data)),
+        "files": DatasetConfig("audiofolder", str(cuts)),
+    }
+
+
+def measure(
+    parts: dict[str, DatasetConfig], n_threads: int, rounds: int
+) -> dict[tuple[str, str], float]:
+    """Time each stage of both, in turns after a first round."""
+    runs: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds + 1):
+        for kind, config in parts.items():
+            for stage, call in stages(config, n_threads):
+                start_s = time.perf_counter()
+                call()
+                if number:
+                    runs.setdefault((kind, stage), []).append(time.perf_counter() - start_s)
+    return {key: statistics.median(values) for key, values in runs.items()}
+
+
+def stages(config: DatasetConfig, n_threads: int) -> Sequence[tuple[str, Callable[[], object]]]:
+    """Return the stages of one run: reading the bytes, planning, decoding all units."""
+    source = open_source(config)
+    plan = plan_source(source, NoEncoder.windows, None)
+    tasks = [UnitTask(u, u, 1, plan.unit_rows(u)) for u in range(plan.n_units)]
+
+    def read() -> None:
+        for path in sorted({str(source.segment(row).path) for row in range(len(source))}):
+            Path(path).read_bytes()
+
+    def decode_all() -> None:
+        decoder = Decoder(source, decode, NoEncoder(), n_threads)
+        for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+            decoder.begin(task)
+            if following is not None:
+                decoder.begin(following)
+            items = decoder.take(task)
+            assert all(item.is_ok for item in items), "a segment was quarantined"
+        decoder.close()
+
+    def plan_again() -> None:
+        plan_source(open_source(config), NoEncoder.windows, None)
+
+    return [("bytes", read), ("plan", plan_again), ("decode", decode_all)]
+
+
+if __name__ == "__main__":
+    main()
