@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline.store.format.layout import (
+    ATTRIBUTES,
     FRAMES,
     GROUP,
     INDEX_CACHE,
     INDEX_DIR,
     LEDGER_DIR,
+    LOG,
     PLAN,
+    POOLED,
     index_key,
     ledger_key,
 )
 from pipeline.store.index import committed_units
+
+FILES = {
+    "a shard": f"{FRAMES}/c/*/*/0",
+    "a pooled chunk": f"{POOLED}/c/*/0/0/0",
+    "the document of the group": ATTRIBUTES,
+    "the document of an array": f"{GROUP}/*/zarr.json",
+    "the plan": PLAN,
+    "a unit's index": f"{INDEX_DIR}/unit-*.parquet",
+    "the index cache": INDEX_CACHE,
+    "a claim": f"{LEDGER_DIR}/slot-*.json",
+    "the log": LOG,
+}
+"""Files of a store, by the patterns of their names."""
 
 
 class Damager:
@@ -26,11 +43,9 @@ class Damager:
         self.store = store
         self.rng = rng
         self.kinds: dict[str, Callable[[], bool]] = {
+            **{f"bit flipped in {name}": partial(self.flip_one, name) for name in FILES},
             "truncated shard": self.truncated_shard,
-            "bit flipped in a shard's data": lambda: self.flip(self.shard(), "data"),
             "bit flipped in a shard's index": lambda: self.flip(self.shard(), "tail"),
-            "bit flipped in a pooled chunk": lambda: self.flip(self.pooled(), "data"),
-            "bit flipped in a unit's index": lambda: self.flip(self.index(), "data"),
             "missing shard": lambda: self.remove(self.shard()),
             "missing index file": lambda: self.remove(self.index()),
             "torn index file": self.torn_index,
@@ -47,10 +62,10 @@ class Damager:
         found = sorted((self.store / FRAMES / "c").glob("*/*/0"))
         return self.rng.choice(found) if found else None
 
-    def pooled(self) -> Path | None:
-        """Choose a pooled chunk."""
-        found = sorted((self.store / GROUP / "pooled" / "c").glob("*/0/0/0"))
-        return self.rng.choice(found) if found else None
+    def flip_one(self, name: str) -> bool:
+        """Flip one bit of a file of one kind."""
+        found = sorted(self.store.glob(FILES[name]))
+        return self.flip(self.rng.choice(found) if found else None, "data")
 
     def index(self) -> Path | None:
         """Choose a commit."""
