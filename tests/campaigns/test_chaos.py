@@ -150,7 +150,7 @@ def test_unreported_damage_is_counted(still: Still, monkeypatch: pytest.MonkeyPa
 def test_kinds_are_known_by_name(still: Still) -> None:
     """A misspelt kind is refused with the nearest one."""
     with pytest.raises(SystemExit, match="did you mean missing shard"):
-        still.only(["mising shard"])
+        still.only(["missing shrd"])
     still.only(["missing shard"])
     assert still.at_rest == ["missing shard"]
 
