@@ -46,11 +46,14 @@ class Kind:
         name: Its name in the table.
         mount: Makes and mounts it below a folder, in a context manager.
         expected: Words of the refusal that is expected; empty if the store must work.
+        warning: Words of the warning that a run prints, because the promises do not hold for
+            several machines there; empty if they must.
     """
 
     name: str
     mount: Callable[[Path], Iterator[Place]] = field(repr=False)
     expected: str = ""
+    warning: str = ""
 
 
 def command(*words: object, check: bool = True) -> str:
@@ -217,15 +220,18 @@ def bound(work: Path) -> Iterator[Place]:
         yield Place([work / "mount"])
 
 
-def rclone(*options: str) -> Callable[..., Iterator[Place]]:
+def rclone(*options: str, machines: int = 1) -> Callable[..., Iterator[Place]]:
     """Return how to mount a folder by rclone, as if it were a bucket."""
 
     def mount(work: Path) -> Iterator[Place]:
         (work / "folder").mkdir()
-        words = ["rclone", "mount", str(work / "folder"), str(work / "mount"), *options]
-        words += ["--cache-dir", str(work / "cache"), "--config", str(work / "none.conf")]
-        with served(words, work / "mount"):
-            yield Place([work / "mount"])
+        points = [work / f"mount-{i}" for i in range(machines)]
+        with ExitStack() as stack:
+            for point in points:
+                words = ["rclone", "mount", str(work / "folder"), str(point), *options]
+                words += ["--cache-dir", f"{point}.cache", "--config", str(work / "none.conf")]
+                stack.enter_context(served(words, point))
+            yield Place(points)
 
     return mount
 
@@ -292,6 +298,11 @@ KINDS = [
     Kind(
         "two machines, stale for 3 s, no hard links",
         faulty("--stale-s", "3", "--no-links", "EIO", machines=2),
+    ),
+    Kind(
+        "two machines, rclone",
+        rclone("--vfs-cache-mode", "writes", machines=2),
+        warning="from one machine at a time",
     ),
     Kind(
         "two machines, no hard links, no exclusive creation",

@@ -334,6 +334,14 @@ def two_machines(campaign: Campaign, place: Place, rng: random.Random, log: Path
     return f"equal; {n_both} times both ran; told: {sorted(told)}"
 
 
+def warned(campaign: Campaign, kind: Kind, place: Place, log: Path) -> str:
+    """Run a driver that must print a warning."""
+    driver = Command(campaign.extract_words(place.paths[0] / "store"), log)
+    if driver.wait() or kind.warning not in log.read_text():
+        return f"WRONG: exit {driver.code}, without the warning: {log.read_text()[-300:]}"
+    return next(line for line in log.read_text().splitlines() if kind.warning in line)
+
+
 def try_kind(campaign: Campaign, kind: Kind, work: Path) -> None:
     """Do all that can be done on a file system."""
     rng = random.Random(f"{campaign.options.seed} {kind.name}")
@@ -351,6 +359,11 @@ def try_kind(campaign: Campaign, kind: Kind, work: Path) -> None:
             }
         if kind.expected:
             del steps["race"]
+        if kind.warning:
+            campaign.add(kind.name, "warning", warned(campaign, kind, place, log))
+            result = steps.pop("race")()
+            campaign.add(kind.name, "race", result.replace("WRONG", "not promised"))
+            return
         for what, step in steps.items():
             result = step()
             is_refused = result.startswith("refused")

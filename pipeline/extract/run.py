@@ -139,6 +139,8 @@ def extract(
                 raise
             _check_finished(setup, backend, observer, decode, error)
             return read_status(backend)
+        if lease.warning:
+            observer.note(lease.warning)
         source = _open_source(config, observer)
         current_plan = _obtain_plan(setup, source, backend, lease.check, observer)
         resources = find_resources(

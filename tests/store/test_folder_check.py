@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from pipeline.errors import NoSpaceError, StoreError
-from pipeline.store.backend.folder_check import check_folder
+from pipeline.events import Observer
+from pipeline.extract import run
+from pipeline.store.backend import local
+from pipeline.store.backend.folder_check import check_folder, warn_of_caches
 from pipeline.store.coordination.lease import Lease
+from tests.helpers.corpus import write_folder
+from tests.helpers.extraction import INLINE, configured
 
 Patch = pytest.MonkeyPatch
 
@@ -111,3 +116,44 @@ def test_a_sound_file_system_passes_and_nothing_is_left(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "utime", coarse)
     check_folder(tmp_path / "new" / "store")
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "store"]
+
+
+MOUNTS = r"""
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+70 22 0:45 / /mnt/my\040bucket rw,nosuid - fuse.rclone remote:bucket rw,user_id=0
+71 70 0:46 / /mnt/my\040bucket/disk rw - xfs /dev/vdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "warns"),
+    [
+        ("/mnt/my bucket", True),
+        ("/mnt/my bucket/a/store", True),
+        ("/mnt/my bucket/disk/store", False),
+        ("/mnt/my", False),
+        ("/store", False),
+    ],
+)
+def test_a_mount_that_hides_other_machines_is_warned_of(
+    tmp_path: Path, folder: str, warns: bool
+) -> None:
+    """The innermost mount of the folder counts."""
+    (tmp_path / "mountinfo").write_text(MOUNTS.strip())
+    text = warn_of_caches(Path(folder), tmp_path / "mountinfo")
+    assert text.startswith(f"WARNING: {folder} is on rclone") if warns else text == ""
+    assert warn_of_caches(Path(folder), tmp_path / "none") == ""
+
+
+def test_a_run_prints_the_warning(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Once, as a note of the run."""
+    monkeypatch.setattr(local, "warn_of_caches", lambda root: "WARNING: one machine only")
+    clips = write_folder(tmp_path / "clips", [0.5])
+    notes: list[str] = []
+
+    class Notes(Observer):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run.extract(configured(clips, tmp_path / "s", *INLINE), Notes())
+    assert notes.count("WARNING: one machine only") == 1

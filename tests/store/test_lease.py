@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StoreBusyError
+from pipeline.errors import StoreBusyError, StoreError
 from pipeline.store.backend.base import Location
+from pipeline.store.backend.local import LocalBackend
 from pipeline.store.coordination import lease as lease_module
 from pipeline.store.coordination import processes
 from pipeline.store.coordination.lease import STALE_AFTER_S, Holder, Lease, live_holder
@@ -142,6 +144,46 @@ def test_a_holder_elsewhere_is_stale_only_after_a_minute(tmp_path: Path, change:
     write_lease(tmp_path, age_s=STALE_AFTER_S + 5, **{change: "elsewhere"})
     with Lease(tmp_path, "mine"):
         pass
+
+
+def test_a_lease_whose_heartbeats_may_be_hidden_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a mount of cloud storage its age says nothing; a process of this host is still judged."""
+    monkeypatch.setattr(LocalBackend, "check", lambda self: "WARNING: this mount hides changes")
+    write_lease(tmp_path, age_s=10_000, host="elsewhere")
+    pattern = (
+        rf"process \d+ on elsewhere, whose .*; if no driver runs there, delete {tmp_path}/lease"
+    )
+    with pytest.raises(StoreBusyError, match=pattern):
+        Lease(tmp_path, "mine").__enter__()
+    own = own_holder(tmp_path / "other")
+    write_lease(tmp_path, **{**asdict(own), "process_start": own.process_start - 1})
+    with Lease(tmp_path, "mine"):
+        pass
+
+
+def test_an_unreadable_lease_is_read_again_before_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the storage may pass; one that stays is no take-over, and is told as it is."""
+    monkeypatch.setattr(lease_module, "WATCH_S", 0.01)
+    real = LocalBackend.read
+    errors = iter([True, True, False])
+
+    def read(self: LocalBackend, key: str) -> bytes:
+        if key == LEASE and next(errors, failing):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, key)
+
+    failing = False
+    with Lease(tmp_path, "mine") as lease:
+        monkeypatch.setattr(LocalBackend, "read", read)
+        lease.check()
+        failing = True
+        with pytest.raises(StoreError, match=r"lease\.json cannot be read: Input/output error"):
+            lease.check()
+        failing = False
 
 
 def test_a_heartbeat_in_the_future_is_watched(

@@ -98,11 +98,14 @@ class LeaseOperations(Protocol):
     numbered object per lease and a heartbeat object beside it.
     """
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Check that the storage keeps the promises of `Backend`, as far as a trial shows it.
 
         Called by a driver before it takes the lease. Creates the store's folder if need be, and
         leaves nothing else.
+
+        Returns:
+            A warning for the user: what no trial on one machine can show. Empty if there is none.
 
         Raises:
             NoSpaceError: The storage is full.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,15 @@ _TAIL_START = 5000
 _OLD_S = 1_000_000_000
 _COARSE_S = 100_000
 """A modification time may be off by a time zone and two seconds, as on FAT."""
+_CACHING = {
+    f"fuse.{name}"
+    for name in (
+        *("rclone", "s3fs", "gcsfuse", "goofys", "geesefs", "blobfuse", "blobfuse2"),
+        *("mountpoint-s3", "cloudfuse"),
+    )
+}
+"""Mounts of cloud storage, each with a cache of its own."""
+_OCTAL = re.compile(r"\\(\d{3})")  # a space in the name of a mount point is \040
 _TRIAL = "lease.json"
 """The trial's files are named like partial files of this object, which any clean-up removes."""
 
@@ -66,6 +76,30 @@ def check_folder(root: Path) -> None:
         for path in (first, second):
             with suppress(OSError):
                 path.unlink()
+
+
+def warn_of_caches(root: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Return a warning if machines that mount the folder do not see each other's files at once.
+
+    Args:
+        root: The folder.
+        mounts: The mounts of this process, in the form of Linux; without them there is no warning.
+    """
+    kinds = {}
+    with suppress(OSError):
+        for line in mounts.read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), before.split()[4])
+            kinds[point] = after.split()[0]
+    real = root.resolve()
+    found = next((kinds[str(p)] for p in (real, *real.parents) if str(p) in kinds), "")
+    if found not in _CACHING:
+        return ""
+    return (
+        f"WARNING: {root} is on {found.removeprefix('fuse.')}, which shows for minutes what it has "
+        "seen before: a driver or worker on another machine would not be noticed. Use this store "
+        "from one machine at a time"
+    )
 
 
 def _write(descriptor: int, content: bytes, offset: int) -> None:

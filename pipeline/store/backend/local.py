@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline import exclusive, files
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
-from pipeline.store.backend.folder_check import check_folder
+from pipeline.store.backend.folder_check import check_folder, warn_of_caches
 
 MAX_READERS = 256
 """Files that one reader of a store keeps open, if the process may open four times as many."""
@@ -250,9 +250,10 @@ class LocalBackend(Backend):
         """Link a file to a second name, or copy it where there are no links."""
         exclusive.link_exclusive(self._root / key, self._root / new)
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Try what a driver needs in the store's folder."""
         check_folder(self._root)
+        return warn_of_caches(self._root)
 
 
 class LocalReader(ObjectReader):

@@ -151,8 +151,9 @@ class MemoryBackend(Backend):
         """This backend."""
         return self
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Do nothing: memory lacks nothing."""
+        return ""
 
     @contextmanager
     def lock(self, key: str, timeout_s: float) -> Iterator[float]:

@@ -64,6 +64,9 @@ class Holder:
 class Lease:
     """Holds the store for one driver while the `with` block runs.
 
+    Attributes:
+        warning: What the user should know about the storage; empty if there is nothing.
+
     Raises:
         StoreBusyError: On entry, if a live driver holds it.
         StoreError: On entry, if the store cannot be written.
@@ -76,13 +79,14 @@ class Lease:
         self._holder = Holder(
             run_id, socket.gethostname(), pid, process_start(pid), process_space()
         )
+        self.warning = ""
         self._abandoned_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="strata-lease", daemon=True)
 
     def __enter__(self) -> Self:
         content = [json_bytes(asdict(self._holder))]
-        self._operations.check()
+        self.warning = self._operations.check()
         self._watch_future_heartbeat()
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
@@ -97,6 +101,7 @@ class Lease:
                         f"{_age_s(self._backend, LEASE, now_s):.0f} s ago); "
                         "wait for it, or stop it and run again"
                     )
+                self._check_heartbeat_is_seen()
                 self._remove_expired(now_s)
         raise StoreBusyError(f"store {self._backend}: another driver took the lease just now")
 
@@ -178,6 +183,20 @@ class Lease:
                     "it and run again"
                 ) from error
             yield now_s
+
+    def _check_heartbeat_is_seen(self) -> None:
+        """Check that the age of a lease says something: caches may hide the heartbeats.
+
+        Raises:
+            StoreBusyError: Its driver is on another machine, and may be alive.
+        """
+        holder = _read(self._backend, LEASE)
+        if self.warning and holder is not None and holder.host != socket.gethostname():
+            raise StoreBusyError(
+                f"store {self._backend} was in use by process {holder.pid} on {holder.host}, whose "
+                "heartbeats this mount may hide; if no driver runs there, delete "
+                f"{self._backend.locate(LEASE)} and run again"
+            )
 
     def _remove_expired(self, now_s: float) -> None:
         """Remove an expired lease; restore a live one that has just replaced it."""
