@@ -3,7 +3,8 @@
 The file name is a hash of: trainer version, store identity, label columns, task settings, the
 utterances, labels and feature checksums of each part, layer (for a weighted sum: all its layers),
 learning rate, seed. Device and library versions are not hashed: they change only rounding. Entries
-are never invalidated: a changed setting gives another name.
+are never invalidated: a changed setting gives another name. An entry carries the hash of its own
+content; one without it, of an earlier version, or with another one is trained again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.store.read.features import FeatureStore
 VERSION = 1
 """Version of the trainers. Increase it when the same settings give different heads."""
 
+_SEAL = "sha256"
 _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
 """Task settings without effect, or hashed in another form: label columns, parts, own rate."""
 _INDEX_COLUMNS = ["id", "row", "unit", "piece", "n_pieces", "status", "crc32c"]
@@ -71,7 +73,8 @@ class HeadCache:
         """Return a cached head, or None."""
         try:
             stored = json.loads(self._path(spec).read_text(encoding="utf-8"))
-            return _parse_head(stored, spec)
+            is_sound = stored.pop(_SEAL) == _digest(stored)
+            return _parse_head(stored, spec) if is_sound else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: train it again
 
@@ -81,7 +84,8 @@ class HeadCache:
         Raises:
             StoreError: The file cannot be written.
         """
-        text = json.dumps(asdict(head), allow_nan=False)
+        content = asdict(head)
+        text = json.dumps(content | {_SEAL: _digest(content)}, allow_nan=False)
         files.write_atomic(self._path(spec), [text.encode()])
 
     def _path(self, spec: HeadSpec) -> Path:
@@ -92,8 +96,12 @@ class HeadCache:
             "seed": spec.seed,
             "layers": self._layers if spec.layer == WEIGHTED else None,
         }
-        text = json.dumps(settings, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        return self.folder / f"{_digest(settings)[:32]}.json"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a document as JSON, independent of spaces and order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _fold_digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list[str]:

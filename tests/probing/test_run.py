@@ -140,14 +140,16 @@ def test_other_features_are_other_heads(tmp_path):
 
 
 def test_a_damaged_head_is_trained_again(store, tmp_path):
-    """Damaged and missing entries of the cache are trained again."""
+    """Damaged and missing entries of the cache are trained again, also if they are valid JSON."""
     settings = ("split.speaker=speaker", "layers=[2]")
     first = swept(store, tmp_path, *settings)
     heads = sorted((tmp_path / "heads").iterdir())
     heads[0].write_text(heads[0].read_text()[:50])
     heads[1].unlink()
+    changed = json.loads(heads[2].read_text())
+    heads[2].write_text(json.dumps(changed | {"test": changed["test"] + 0.25}))
     again = swept(store, tmp_path, *settings)
-    assert (again.trained, again.reused) == (2, 2)
+    assert (again.trained, again.reused) == (3, 1)
     assert comparable(again) == comparable(first)
 
 

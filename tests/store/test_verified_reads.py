@@ -17,6 +17,7 @@ from pipeline.errors import DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.format.layout import Layout
+from pipeline.store.serialization import parquet_bytes
 from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [100, 700, 60, 200, 1, 256]
@@ -163,17 +164,19 @@ def test_swapped_means_are_found(root: Path) -> None:
 
 def test_an_index_that_changed_since_it_was_opened_is_found(root: Path) -> None:
     """E.g. by a repair: the frames may be those of another attempt. Opened again, all is well."""
-    store = pipeline.open_store(root, verify=True)
+    store, used = (pipeline.open_store(root, verify=True) for _ in range(2))
+    used.read(0)
     raw = index_files.read_unit(root, 0)
-    moved = raw.set_column(raw.schema.get_field_index("id"), "id", [["x"] * len(raw)])
-    from pipeline.store.serialization import parquet_bytes
-
+    moved = raw.set_column(
+        raw.schema.get_field_index("id"), "id", [["x", *raw["id"].to_pylist()[1:]]]
+    )
     moved = moved.cast(raw.schema)
     LocalBackend(root).put("index/unit-0.parquet", [parquet_bytes(moved)])
     with pytest.raises(DamagedError, match=r"unit-0\.parquet has no utterance 'utt-0000' at the"):
         store.read(0)
-    store.refresh()
-    store.read(0)
+    for opened in (store, used):
+        opened.refresh()
+        opened.read("x")
 
 
 def test_the_checksums_of_a_unit_are_read_once(
