@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +25,13 @@ def module_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-ROOT = Path(__file__).parents[1]
-RAY_MODULES = frozenset(
-    path.relative_to(ROOT).as_posix()
-    for path in ROOT.glob("tests/**/test_*.py")
-    if re.search(r"\bray_session\b|\bmark\.ray\b", path.read_text(encoding="utf-8"))
-)
-"""Modules with tests that use Ray."""
+RAY_TESTS = Path(tempfile.gettempdir()) / f"strata-ray-tests-{os.getpid()}"
+"""File with the ids of the tests that use Ray: the processes that run tests collect them, and the
+one that distributes the tests knows ids only."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the shared Ray; run the modules that use Ray first.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that use the shared Ray; run the tests that use Ray first.
 
     They take longest.
     """
@@ -42,12 +39,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
             item.add_marker("slow")
-    items.sort(key=lambda item: module_of(item.nodeid) not in RAY_MODULES)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    process = getattr(config, "workerinput", {})
+    if "ray_tests" in process:
+        ids = [item.nodeid for item in items if item.get_closest_marker("ray")]
+        Path(process["ray_tests"]).write_text("\n".join(ids))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process that runs tests where to write `RAY_TESTS`."""
+    node.workerinput["ray_tests"] = str(RAY_TESTS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute tests over processes by module, all modules that use Ray to one process.
+    """Distribute tests over processes by module, all tests that use Ray to one process.
 
     The tests of a module share its fixtures. Two Ray sessions at once would compete for memory and
     for the CPUs.
@@ -55,9 +62,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
+        def schedule(self) -> None:
+            self.ray_tests = set(RAY_TESTS.read_text().splitlines())
+            RAY_TESTS.unlink()
+            super().schedule()
+
         def _split_scope(self, nodeid: str) -> str:
-            module = module_of(nodeid)
-            return "ray" if module in RAY_MODULES else module
+            return "ray" if nodeid in self.ray_tests else module_of(nodeid)
 
     return ByModule(config, log)
 
@@ -81,3 +92,26 @@ def store(made_once: FakeStore, tmp_path: Path) -> FakeStore:
     """A finished store of five units; utterance 3 is quarantined, most units are partly full."""
     shutil.copytree(made_once.root, tmp_path / "store")
     return replace(made_once, root=tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def _ray_until_the_end() -> Iterator[None]:
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_session(_ray_until_the_end: None) -> None:
+    """A local Ray with two CPUs; started again where another test has shut it down."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+        )

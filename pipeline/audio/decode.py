@@ -15,6 +15,7 @@ compared, unless the segment ends before the file:
   `longer_than_header`; one that was written to a pipe, with `length_unverified`.
 - Other files that go on after the stated end, such as two that were joined: up to 4 KiB are
   flagged `longer_than_header`, for more `decode` raises AudioError.
+- mp3 of which the decoder leaves out or mutes damaged frames: flagged `damaged`.
 - mp3 without a Xing header: the length is an estimate. Where libsndfile would stop before the end,
   `decode` uses FFmpeg or raises.
 - Formats that state no length, or whose length is not compared, are flagged `length_unverified`.

@@ -178,7 +178,11 @@ def _with_absolute_paths(config: Config) -> Config:
         if "://" in store:
             raise ConfigError(f"store is {store!r}; expected a path on a file system")
         store = str(Path(store).expanduser().absolute())
-    return replace(config, dataset=dataset, store=store)
+    model = config.model
+    weights = Path(model.weights).expanduser()
+    if model.weights not in ("pretrained", "random") and weights.exists():
+        model = replace(model, weights=str(weights.absolute()))
+    return replace(config, dataset=dataset, model=model, store=store)
 
 
 def _open_store(config: Config) -> Backend:

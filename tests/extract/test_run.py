@@ -115,6 +115,19 @@ def written(path: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in files}
 
 
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers may have another working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").touch()
+    config = configured(Path("clips"), Path("s"), "model.weights=weights.pt")
+    config = run._with_absolute_paths(config)
+    places = [config.dataset.path, config.store, config.model.weights]
+    assert places == [str(tmp_path / name) for name in ("clips", "s", "weights.pt")]
+    for weights in ("pretrained", "random", "missing.pt"):
+        config = configured(Path("clips"), Path("s"), f"model.weights={weights}")
+        assert run._with_absolute_paths(config).model.weights == weights
+
+
 def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
     """On a finished store a run writes no file and starts no worker."""
     extract(folder, tmp_path / "s", "engine=inline")

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import soundfile
 
+from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
 from pipeline.audio.content import beyond_end, check_channel, is_clipped, sample_range
 from pipeline.audio.levels import Levels
 from pipeline.audio.streams import flac_end, mp3_end, ogg_end
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 from pipeline.sources.base import Segment
-from pipeline.store.format.records import FLAG_LENGTH_UNVERIFIED
+from pipeline.store.format.records import FLAG_DAMAGED, FLAG_LENGTH_UNVERIFIED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +80,8 @@ def open_file(handle: EncodedFile) -> soundfile.SoundFile:
         _prepare()
     source = handle.fileno() if isinstance(handle, io.FileIO) else handle
     try:
-        return _NoReseekFile(source, closefd=False)
+        with captured():
+            return _NoReseekFile(source, closefd=False)
     except soundfile.LibsndfileError as error:
         raise UnsupportedError(reason_of(error)) from error
 
@@ -161,19 +163,20 @@ def decode(segment: Segment, handle: EncodedFile, max_samples: int) -> NativeAud
         max_samples: Bound on its samples, which are held in memory.
 
     Returns:
-        The samples; the flags are those of `mono_blocks`.
+        The samples; the flags are those of `mono_blocks`, and those of a whole mp3.
 
     Raises:
         UnsupportedError: libsndfile cannot read all samples.
         AudioError: The file is damaged, it lacks the segment's channel or samples, or the segment
             has more samples than the bound.
     """
-    with open_file(handle) as file:
+    with captured() as messages, open_file(handle) as file:
         rate_hz, n_channels, n_stated = file.samplerate, file.channels, file.frames
         is_mp3 = file.format == "MP3"
         flags: list[str] = []
         mono = _read_mono(segment, handle, file, flags, max_samples)
     if is_mp3 and not segment.has_end:
+        flags += [FLAG_DAMAGED] if tell_of_damage(messages) else []
         _check_mp3_end(handle, n_stated)
         start, _ = sample_range(segment, n_stated, rate_hz)
         flags += mp3_end(handle, start + len(mono), n_stated)
@@ -296,7 +299,8 @@ def read_block(file: soundfile.SoundFile, n_read: int, n_asked: int) -> NDArray[
         AudioError: The file is damaged there.
     """
     try:
-        return np.asarray(file.read(out=np.empty((n_asked, file.channels), np.float32)))
+        with captured():
+            return np.asarray(file.read(out=np.empty((n_asked, file.channels), np.float32)))
     except soundfile.LibsndfileError as error:
         raise decode_error(n_read, file.frames, reason_of(error)) from error
 

@@ -17,6 +17,7 @@ FLAG_WINDOWED = "windowed"  # longer than max_window_s: encoded in overlapping w
 FLAG_TRUNCATED = "truncated"  # the file ends before its stated end
 FLAG_LONGER_THAN_HEADER = "longer_than_header"  # the file goes on after the end of its header
 FLAG_LENGTH_UNVERIFIED = "length_unverified"  # nothing in the file states its length, to compare
+FLAG_DAMAGED = "damaged"  # the decoder left out or muted damaged parts
 FLAG_SILENT = "silent"  # every sample is zero
 FLAG_CANCELLED = "cancelled"  # the channels cancel in their mean
 FLAG_FP32 = "fp32"  # its batch was out of range in the reduced precision: encoded again in fp32
@@ -25,6 +26,7 @@ AUDIO_FLAGS = frozenset(
         FLAG_TRUNCATED,
         FLAG_LONGER_THAN_HEADER,
         FLAG_LENGTH_UNVERIFIED,
+        FLAG_DAMAGED,
         FLAG_SILENT,
         FLAG_CANCELLED,
     )
