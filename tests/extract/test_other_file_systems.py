@@ -1,6 +1,6 @@
 """Runs on file systems that do less than a local disk, and on some that fail.
 
-The faults are injected into the system calls of this process. `campaigns/file_systems.py` mounts
+The faults are injected into the system calls of this process. `campaigns/file_systems` mounts
 real file systems, and kills the drivers.
 """
 

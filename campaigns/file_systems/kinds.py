@@ -213,11 +213,17 @@ def served(words: list[str], mount_point: Path) -> Iterator[subprocess.Popen[byt
 
 
 def bound(work: Path) -> Iterator[Place]:
-    """Mount a folder again by bindfs, a FUSE file system with hard links."""
+    """Mount a folder again by bindfs, a FUSE file system with hard links that can be killed."""
     (work / "folder").mkdir()
     words = ["bindfs", "-f", str(work / "folder"), str(work / "mount")]
-    with served(words, work / "mount"):
-        yield Place([work / "mount"])
+    with ExitStack() as stack:
+        process = stack.enter_context(served(words, work / "mount"))
+
+        def mend() -> None:
+            unmount(work / "mount")
+            stack.enter_context(served(words, work / "mount"))
+
+        yield Place([work / "mount"], disturbances={"killed": (process.kill, mend)})
 
 
 def rclone(*options: str, machines: int = 1) -> Callable[..., Iterator[Place]]:
