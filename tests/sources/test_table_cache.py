@@ -111,12 +111,28 @@ def test_the_digest_of_a_large_table_covers_its_ends(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-def test_a_large_table_is_not_read_whole(tmp_path: Path) -> None:
-    """The digest reads some megabytes of a file of any size."""
-    file = tmp_path / "large.parquet"
-    with file.open("wb") as opened:
-        opened.truncate(1 << 40)  # sparse: a terabyte
-    content_digest(file)
+@pytest.mark.usefixtures("small")
+def test_a_large_table_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a small one is."""
+
+    def whole(*arguments: object) -> None:
+        raise AssertionError("the whole file is hashed")
+
+    monkeypatch.setattr(table_cache.hashlib, "file_digest", whole)
+    (tmp_path / "large").write_bytes(bytes(6 * MIB))
+    content_digest(tmp_path / "large")
+    (tmp_path / "small").write_bytes(bytes(4 * MIB))
+    with pytest.raises(AssertionError, match="whole file"):
+        content_digest(tmp_path / "small")
+
+
+def test_a_small_table_is_known_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system keeps no change times, and inodes are used again, too."""
+    monkeypatch.setattr(table_cache, "_stamp", lambda path: "")
+    names = [cache_folder(tmp_path / "cache", table(tmp_path / "a.csv", x)).name for x in "aab"]
+    assert names[0] == names[1] != names[2]
 
 
 def test_the_number_of_cached_tables_is_bounded(
