@@ -276,6 +276,7 @@ def require_column(name: str, names: Sequence[str], setting: str, hint: str = ""
 
 def first_values(values: pa.ChunkedArray) -> str:
     """Return the first three values and the number of the others, for messages."""
-    texts = (str(value) for value in values.slice(0, 3).to_pylist())
-    shown = ", ".join(text if text.isprintable() else repr(text) for text in texts)
+    texts = [str(value) for value in values.slice(0, 3).to_pylist()]
+    texts = [text if text.isprintable() else repr(text) for text in texts]
+    shown = ", ".join(text if len(text) <= 100 else text[:100] + "…" for text in texts)
     return shown + (f" and {len(values) - 3} more" if len(values) > 3 else "")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import mmap
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,9 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+# A line break cannot be part of a text in json.
+_NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
+_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 _LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and their bases
     datasets.exceptions.DatasetsError,
     pa.ArrowException,
@@ -140,6 +145,8 @@ def read_table(path: Path) -> datasets.Dataset:
     if path.stat().st_size == 0:
         raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
     builder, options = _READERS[path.suffix.lower()]
+    if builder == "json":
+        _check_records(path)
     try:
         dataset = datasets.load_dataset(
             builder,
@@ -158,6 +165,22 @@ def read_table(path: Path) -> datasets.Dataset:
     if path.suffix.lower() == ".tsv":
         _check_lines(path, len(dataset))
     return dataset
+
+
+def _check_records(path: Path) -> None:
+    """Refuse null in the place of a record: Arrow's reader ends the process if a block begins so.
+
+    Raises:
+        SourceError: There is one.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        has_null = _NULL_RECORD.search(content) is not None
+        if _LIST.match(content):
+            with suppress(ValueError, RecursionError):  # the reader reports it
+                records = json.loads(content[:].decode("utf-8-sig"))
+                has_null = any(record is None for record in records)
+    if has_null:
+        raise SourceError(f"{path} holds null in the place of a row; remove it")
 
 
 def _cache_dir(path: Path) -> str:

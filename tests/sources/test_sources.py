@@ -373,11 +373,43 @@ def test_text_that_is_not_utf_8_is_refused_by_column(tmp_path, column):
     assert "UTF-8" in words
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null",
+        "\ufeff\n null\n",
+        'null\n{"audio": "a.wav"}\n',
+        '{"audio": "a.wav"}\nnull\n',
+        '{"audio": "a.wav"}\r\n null \r\n{"audio": "b.wav"}',
+        '[null, {"audio": "a.wav"}]',
+        '[{"audio": "a.wav"}, null]',
+    ],
+)
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
+def test_null_in_the_place_of_a_row_is_refused(tmp_path, name, content):
+    """Arrow's reader would end the process."""
+    (tmp_path / name).write_text(content)
+    assert "null in the place of a row" in error_text("manifest", tmp_path / name)
+
+
+def test_null_as_a_value_is_no_row(tmp_path):
+    """It is an empty label, also in text that looks like a record."""
+    write(tmp_path / "a.wav")
+    row = {"audio": "a.wav", "text": "} null", "n": None}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "m.json").write_text(json.dumps([row], indent=0))
+    for name in ("m.jsonl", "m.json"):
+        labels = open_kind("manifest", tmp_path / name).metadata([0])
+        assert labels["text"].to_pylist() == ["} null"]
+
+
 def test_an_error_about_names_with_line_breaks_is_one_line(tmp_path):
     """The names are quoted as in Python."""
     write(tmp_path / "a.wav")
     (tmp_path / "metadata.csv").write_text('file_name\na.wav\n"b\n.wav"\n')
     assert r"'b\n.wav'" in error_text("audiofolder", tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name\na.wav\n" + "b" * 5000)
+    assert len(error_text("audiofolder", tmp_path)) < 400
 
 
 def test_a_null_character_in_a_path_is_that_row_s_fault(tmp_path):
