@@ -16,8 +16,9 @@ from crc32c import crc32c
 
 from pipeline import files
 from pipeline.errors import DamagedError, StoreError, StoreNotFoundError
-from pipeline.store.documents import write_plan
-from pipeline.store.format.layout import FRAMES, PLAN, POOLED, index_key, ledger_key
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.documents import resize, write_plan
+from pipeline.store.format.layout import FRAMES, GROUP, PLAN, POOLED, index_key, ledger_key
 from pipeline.store.format.records import DEFERRED, OK, Record
 from pipeline.store.index import compact
 from pipeline.store.maintain.repair import repair_store
@@ -368,8 +369,6 @@ def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
             records, deferred = [late], records
         index = store.index(unit, store.claim(unit), records)
         assert commit_unit(tmp_path, buffer, unit, unit, index).won
-    from pipeline.store.documents import resize
-
     resize(tmp_path, store.layout, 3)
     assert verify_store(tmp_path).ok
     table = store.index(1, 1, deferred)
@@ -381,7 +380,7 @@ def test_an_utterance_that_two_units_have_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [FRAMES, POOLED])
-@pytest.mark.parametrize("damage", ["missing", "torn", "short"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "short", "long", "odd", "renamed", "list"])
 def test_zarr_documents_that_hide_the_features_are_damage(
     store: FakeStore, key: str, damage: str
 ) -> None:
@@ -394,9 +393,37 @@ def test_zarr_documents_that_hide_the_features_are_damage(
     else:
         document = json.loads(path.read_text())
         axis = 1 if key == FRAMES else 0
-        document["shape"][axis] -= document["shape"][axis] // store.plan.n_units
+        length = document["shape"][axis]
+        changes = {"short": -length // store.plan.n_units, "long": length, "odd": 0.5}
+        document["shape"][axis] += changes.get(damage, 0)
+        if damage == "renamed":
+            document["dimension_names"][axis] = "time"
+        path.write_text(json.dumps([document] if damage == "list" else document))
+    named = rf"{re.escape(str(path))} .*run `strata extract` again"
+    with pytest.raises(DamagedError, match=named):
+        verify_store(store.root)
+
+
+def test_arrays_may_be_longer_while_a_driver_runs(store: FakeStore) -> None:
+    """It extends them before it commits into the new slots."""
+    resize(store.root, store.layout, 9)
+    with pytest.raises(DamagedError, match=r"the store has 5"):
+        verify_store(store.root)
+    with Lease(store.root, "run"):
+        assert verify_store(store.root).ok
+
+
+def test_attributes_of_other_tools_are_no_damage(store: FakeStore) -> None:
+    """They may annotate the group and the arrays; another format of the group is damage."""
+    for key in (GROUP, FRAMES, POOLED):
+        path = store.path(f"{key}/zarr.json")
+        document = json.loads(path.read_text())
+        document["attributes"]["units"] = "a note"
         path.write_text(json.dumps(document))
-    with pytest.raises(DamagedError, match=r"strata extract"):
+    assert verify_store(store.root).ok
+    path = store.path(f"{GROUP}/zarr.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"zarr_format": 2}))
+    with pytest.raises(DamagedError, match=r"features\.zarr/zarr\.json was changed .*zarr_format"):
         verify_store(store.root)
 
 
