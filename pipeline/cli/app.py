@@ -36,7 +36,11 @@ app = typer.Typer(
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. dataset.path=clips store=out."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings, e.g. dataset.path=clips model=hubert_base store=features; "
+        "docs/configuration.md lists all.",
+    ),
 ]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -79,7 +83,7 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Scan the dataset and print its size, units and disk space; write only the plan."""
+    """Scan the dataset and print its size, units and disk space; with store=, write the plan."""
     with reported(as_json, debug) as answer:
         config = load_config(overrides or [])
         with announced(Notes(console), IMPORTING):
@@ -144,7 +148,9 @@ def verify(
     store: Store,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Un-commit damaged units, so that extract redoes them."),
+        typer.Option(
+            "--repair", help="Revoke the commits of damaged units, so that extract redoes them."
+        ),
     ] = False,
     sample: Annotated[
         float | None,
@@ -154,7 +160,7 @@ def verify(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check the units of a store against their checksums; with --repair, un-commit damaged ones."""
+    """Check every checksum and count of a store; --repair revokes commits of damaged units."""
     with reported(as_json, debug) as answer:
         if repair and sample is not None:
             raise ConfigError("--repair reads every unit; leave --sample out")
@@ -179,7 +185,7 @@ def verify(
 def inspect(
     store: Store,
     utterance: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Id of an utterance.")
+        str | None, typer.Argument(metavar="ID", help="Id of an utterance.")
     ] = None,
     show_all: All = False,
     as_json: AsJson = False,
@@ -279,7 +285,7 @@ def sweep(
     store: Store,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="task=... [KEY=VALUE]...", help="Task and settings."),
+        typer.Argument(metavar="task=... KEY=VALUE", help="Task and settings."),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -141,7 +141,7 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         raise ConfigError(ask_for_speaker(task.name, grouping_columns(store, labels)))
     else:
         split = _new_split(utterances)
-    _check_parts(split)
+    _check_parts(split, utterances)
     warnings = _check_speakers(store, task, config, split, separated)
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
@@ -257,15 +257,19 @@ def _as_set(value: str | tuple[str, ...]) -> set[str | None]:
     return {value} if isinstance(value, str) else set(value)
 
 
-def _check_parts(split: Split) -> None:
+def _check_parts(split: Split, utterances: _Utterances) -> None:
     """Raise ConfigError if a part is empty, in any fold."""
+    sizes = np.unique(utterances.classes[utterances.usable], return_counts=True)[1]
+    n_single = int((sizes == 1).sum())
+    are_labels = f" {n_single:,} of {len(sizes):,} classes have one utterance: are these labels?"
+    hint = are_labels if 2 * n_single > len(sizes) > 1 else ""
     for name in ("train", "dev", "test"):
         n_empty = sum(not len(getattr(fold, name)) for fold in split.folds)
         if n_empty:
             where = f" in {n_empty} of {len(split.folds)} folds" if len(split.folds) > 1 else ""
             raise ConfigError(
                 f"no utterance is left for {name}{where} ({split.description}); give more "
-                "utterances, other split.ratios or fewer split.folds"
+                f"utterances, other split.ratios or fewer split.folds.{hint}"
             )
 
 
