@@ -93,6 +93,26 @@ def hub(root: Path, rows: Rows) -> list[str]:
     return ["dataset=hub", f"dataset.name={root}/hub", "dataset.split=train"]
 
 
+def nemo(root: Path, rows: Rows) -> list[str]:
+    entries = [
+        {"audio_filepath": row["file_name"], "duration": 2.0}
+        | {name: value for name, value in row.items() if name != "file_name"}
+        for row in rows
+    ]
+    (root / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return ["dataset=manifest", f"dataset.path={root}/list.jsonl"]
+
+
+def kaldi(root: Path, rows: Rows) -> list[str]:
+    for file in root.glob("utt2*"):
+        file.unlink()
+    (root / "wav.scp").write_text("".join(f"{r['file_name']} {r['file_name']}\n" for r in rows))
+    for name in rows[0].keys() - {"file_name"}:
+        lines = (f"{row['file_name']} {row[name]}\n" for row in rows)
+        (root / f"utt2{'spk' if name == 'speaker' else name}").write_text("".join(lines))
+    return ["dataset=kaldi", f"dataset.path={root}"]
+
+
 KINDS = {
     "folder with csv": folder_csv,
     "folder with jsonl": folder_jsonl,
@@ -102,6 +122,8 @@ KINDS = {
     "manifest parquet": manifest("list.parquet"),
     "disk": disk,
     "hub": hub,
+    "nemo": nemo,
+    "kaldi": kaldi,
 }
 
 
@@ -195,7 +217,9 @@ def swapped(rows: Rows) -> Rows:
     return [row | {"speaker": other[str(row["speaker"])]} for row in rows]
 
 
-NEW_LABELS = r"column speaker of 'clip-000\.wav' is 's1', but 's0' in store .* restore it .* store="
+NEW_LABELS = (
+    r"column speaker of 'clip-000\.wav[^']*' is 's1', but 's0' in store .* restore it .* store="
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +241,9 @@ def test_other_labels_or_columns_are_refused_until_the_table_is_back(
     with pytest.raises(IdentityError, match=r"column speaker is missing.*restore"):
         corpus.extract()
     corpus.table([row | {"n": f"word {row['n']}"} for row in rows_of()])
-    with pytest.raises(IdentityError, match=r"column n is string, but was int64.*restore"):
+    # Labels of Kaldi are always text.
+    words = r"column n (is string, but was int64|of .* is 'word 0', but '0').*restore"
+    with pytest.raises((IdentityError, SourceError), match=words):
         corpus.extract()
     corpus.table(rows_of())
     run.plan(corpus.config())
