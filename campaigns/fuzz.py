@@ -50,7 +50,10 @@ class Child:
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        environment = _environment() | {"HF_DATASETS_OFFLINE": "1"}
+        environment = _environment() | {
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(job["cache"]),
+        }
         self.printed: list[str] = []
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with this object
         self._process = subprocess.Popen(

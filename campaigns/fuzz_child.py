@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
@@ -37,7 +36,6 @@ def main() -> None:
     """Plan a folder, then decode its files; or extract it; or open tables."""
     job = json.loads(sys.stdin.read())
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-    os.environ["HF_DATASETS_CACHE"] = job["cache"]
     for step in {"audio": _audio, "extract": _extract, "tables": _tables}[job["kind"]](job):
         print(json.dumps(step | {"rss": _peak_bytes()}), flush=True)
     print(json.dumps({"end": True}), flush=True)
