@@ -96,17 +96,20 @@ def read_store(path: Path) -> Expected:
 
 def differences(now: Expected, expected: Expected, *, exact: bool) -> list[str]:
     """Return what a store holds that it should not; up to rounding if batches may be others."""
-    found = []
-    for name, features in now.features.items():
+    found = [
+        f"the {what} of {name} differ"
+        for name, features in now.features.items()
         for what, ours, theirs in (
             ("features", features, expected.features.get(name)),
             ("means", now.means[name], expected.means.get(name)),
-        ):
-            if theirs is None or _differs(ours, theirs, exact=exact):
-                found.append(f"the {what} of {name} differ")
-        if now.labels[name] != expected.labels.get(name):
-            found.append(f"the labels of {name} are {now.labels[name]}")
-    return found
+        )
+        if theirs is None or _differs(ours, theirs, exact=exact)
+    ]
+    return found + [
+        f"the labels of {name} are {labels}"
+        for name, labels in now.labels.items()
+        if labels != expected.labels.get(name)
+    ]
 
 
 def _differs(ours: torch.Tensor, expected: torch.Tensor, *, exact: bool) -> bool:
@@ -179,6 +182,11 @@ class Damage:
         for name in self.rng.sample(sorted(labels), 3):
             labels[name] = (labels[name][0], "someone else")
         write_table(self.folder, labels)
+
+    def keep(self) -> None:
+        """Take the folder as it is for what it must be."""
+        shutil.rmtree(self.pristine)
+        shutil.copytree(self.folder, self.pristine)
 
     def restore(self) -> None:
         """Make the folder what it was: each file in one step, with its old time."""

@@ -36,6 +36,7 @@ class Driver:
         self.pid, self.log = pid, log
         self.returncode: int | None = None
         self.ended = threading.Event()
+        self.is_recorded = False
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""

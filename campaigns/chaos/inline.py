@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from campaigns.chaos.campaign import END_S, REFUSED, Campaign
-from campaigns.chaos.corpus import mount_bind, read_store, unmount, write_weights
+from campaigns.chaos.corpus import Expected, mount_bind, read_store, unmount, write_weights
 from campaigns.chaos.drivers import Drivers, wait_for
 from campaigns.chaos.layer import FAULTS, READ, Fault, Layer
 from campaigns.chaos.memory import MemoryLimit
@@ -82,17 +82,24 @@ class InlineCampaign(Campaign):
 
     def prepare(self) -> None:
         """Extract the data without faults; learn how long that takes and what it calls."""
-        store = self.work / "undisturbed"
-        if self.layer:
-            self.layer.count(store)
         began = time.monotonic()
-        driver = self.drivers.start(self.overrides(store), self.work / "driver.log")
-        driver.wait()
-        if driver.returncode:
-            raise SystemExit(f"error: the undisturbed run fails: {driver.output()}")
+        if self.layer:
+            self.layer.count(self.work / "undisturbed")
+        expected = self.undisturbed()
+        if expected is None:
+            output = (self.work / "undisturbed.log").read_text()
+            raise SystemExit(f"error: the undisturbed run fails: {output}")
+        self.expected = expected
         self.typical_s = time.monotonic() - began
         self.n_calls = self.layer.counted() if self.layer else {}
-        self.expected = read_store(store)
+
+    def undisturbed(self) -> Expected | None:
+        """Extract the dataset, as it is now, into a store of its own; None if it is refused."""
+        store = self.work / "undisturbed"
+        shutil.rmtree(store, ignore_errors=True)
+        driver = self.drivers.start(self.overrides(store), self.work / "undisturbed.log")
+        driver.wait()
+        return None if driver.returncode else read_store(store)
 
     def strike(self) -> None:
         """Run one driver, which meets one fault."""
@@ -237,10 +244,14 @@ class InlineCampaign(Campaign):
         if not (self.store / PLAN).exists():
             return False  # the new content would rightly be planned
         change()
+        self.changed = self.undisturbed()
         assert self.driver is not None
         self.finish(self.driver)
         self.check()
-        return bool(self.start())
+        self.finish(self.start())
+        self.check()
+        self.changed = None
+        return True
 
     def _replace_weights(self) -> bool:
         """Put other weights into the place of the first ones; the next driver must refuse them."""
