@@ -93,7 +93,13 @@ class Campaign(ABC):
     def overrides(self, store: Path, *more: str) -> list[str]:
         """Return the arguments of a driver."""
         return [
-            *("extract", "dataset=audiofolder", f"dataset.path={self.data}", "model=tiny"),
+            *(
+                "extract",
+                "--debug",
+                "dataset=audiofolder",
+                f"dataset.path={self.data}",
+                "model=tiny",
+            ),
             *(f"model.weights={self.weights}", f"store={store}", "plan.frames_per_unit=256"),
             *("engine=inline", "engine.threads=1", "run.max_quarantined=1", *more),  # the last wins
         ]
@@ -118,7 +124,8 @@ class Campaign(ABC):
         self.tally.ends[f"exit {code}"] += 1
         output = driver.output()
         killed = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
-        is_odd = "Traceback" in output or "error: unexpected " in output
+        is_odd = "error: unexpected " in output  # --debug prints tracebacks of all errors
+        is_odd |= code == 1 and not last_line(output).startswith("error: ")
         if is_odd or code not in (0, 1, 3, *killed):
             self.unclean(f"exit {code}", driver)
         if code == 1:
@@ -127,7 +134,7 @@ class Campaign(ABC):
 
     def unclean(self, what: str, driver: Driver) -> None:
         """Record a driver that did not end as it should."""
-        self.tally.unclean.append(f"{what} after {self.recent}: {driver.output()[-700:]}")
+        self.tally.unclean.append(f"{what} after {self.recent}: {driver.output()[-2500:]}")
 
     # --- the campaign ----------------------------------------------------------------------
 
