@@ -47,6 +47,7 @@ class Campaign(ABC):
         seen: Utterances that were stored at the last check.
         expected: What the store must hold.
         changed: What it may hold instead, all of it: the dataset has just changed.
+        goal: Number of faults after which the run ends.
         exact: Whether all features must be equal bit by bit, or up to rounding.
     """
 
@@ -65,6 +66,7 @@ class Campaign(ABC):
         self.seen: set[str] = set()
         self.exact = True
         self.driver: Driver | None = None
+        self.goal = 0
         self.live: dict[str, Callable[[], bool]] = {}
         self.at_rest = list(Damager(self.store, rng).kinds)
 
@@ -93,14 +95,9 @@ class Campaign(ABC):
     def overrides(self, store: Path, *more: str) -> list[str]:
         """Return the arguments of a driver."""
         return [
-            *(
-                "extract",
-                "--debug",
-                "dataset=audiofolder",
-                f"dataset.path={self.data}",
-                "model=tiny",
-            ),
-            *(f"model.weights={self.weights}", f"store={store}", "plan.frames_per_unit=256"),
+            *("extract", "--debug", "dataset=audiofolder", f"dataset.path={self.data}"),
+            *("model=tiny", f"model.weights={self.weights}", f"store={store}"),
+            "plan.frames_per_unit=256",
             *("engine=inline", "engine.threads=1", "run.max_quarantined=1", *more),  # the last wins
         ]
 
@@ -140,16 +137,16 @@ class Campaign(ABC):
 
     def one_run(self, budget: int) -> None:
         """Make a store under `budget` faults."""
-        goal = self.tally.tries.total() + budget
+        self.goal = self.tally.tries.total() + budget
         shutil.rmtree(self.store, ignore_errors=True)
         self.recent, self.seen, self.foreign = [], set(), {}
         self.changed, self.exact = None, True
-        while self.tally.tries.total() < goal:
+        while self.tally.tries.total() < self.goal:
             self.strike()
             self.check()
             for _ in range(self.rng.randint(1, 6)):  # cheaper than a driver
                 has_units = self.store.exists() and committed_units(self.store)
-                if self.at_rest and self.tally.tries.total() < goal and has_units:
+                if self.at_rest and self.tally.tries.total() < self.goal and has_units:
                     self.damage()
         self.complete()
 
