@@ -70,9 +70,9 @@ class SplitConfig:
     """
 
     column: str | None = "auto"
-    train: str | tuple[str, ...] = ("train",)
+    train: str | tuple[str, ...] = ("train", "training")
     dev: str | tuple[str, ...] = ("dev", "validation", "valid", "val")
-    test: str | tuple[str, ...] = ("test",)
+    test: str | tuple[str, ...] = ("test", "testing", "eval")
     speaker: str | None = None
     folds: int | str | None = None
     ratios: tuple[float, ...] = (0.8, 0.1, 0.1)

@@ -41,6 +41,8 @@ class Rows:
         spans: The part of its recording that each row takes; None if each takes all of it.
         id_column: Column with the ids, unless the configuration names one; None if there is none.
         notes: What the user should know about how the dataset was read.
+        splits: The split of each row, text `[n_rows]`, which precedes ids that are not unique
+            without it; None if there is one split.
     """
 
     table: pa.Table
@@ -53,11 +55,20 @@ class Rows:
     spans: Spans | None = None
     id_column: str | None = None
     notes: tuple[str, ...] = ()
+    splits: pa.Array | None = None
+
+    def take(self, rows: pa.Array) -> Rows:
+        """Return some rows, by their numbers."""
+        spans = None if self.spans is None else self.spans.take(rows)
+        splits = None if self.splits is None else self.splits.take(rows)
+        return replace(self, table=self.table.take(rows), spans=spans, splits=splits)
 
     def first(self, n: int) -> Rows:
         """Return the first `n` rows."""
-        spans = None if self.spans is None else self.spans.first(n)
-        return replace(self, table=self.table.slice(0, n), spans=spans)
+        n = min(n, len(self.table))
+        spans = None if self.spans is None else self.spans.take(pa.array(range(n), pa.int64()))
+        splits = None if self.splits is None else self.splits.slice(0, n)
+        return replace(self, table=self.table.slice(0, n), spans=spans, splits=splits)
 
 
 def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -200,8 +211,11 @@ def make_ids(
         ids = pc.binary_join_element_wise(path_ids(paths, rows.root), rows.spans.labels(), ":")
     else:
         rule, origin, ids = "path", "the audio's path", path_ids(paths, rows.root)
-        if data is not None and (ids.null_count or _has_duplicates(ids)):
-            rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
+    if rows.splits is not None and _has_duplicates(ids):
+        rule, ids = f"{rule} after split", pc.binary_join_element_wise(rows.splits, ids, "/")
+    is_by_name = id_column is None and rows.spans is None and data is not None
+    if is_by_name and (ids.null_count or _has_duplicates(ids)):
+        rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
     n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
     if n_empty:
         raise SourceError(

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, first_values, is_text, require_column
 from pipeline.sources.location import describe_location, existing_path, require_regular
+from pipeline.sources.splits import ALL, NAMES, chosen, with_split
 from pipeline.sources.table_cache import table_state
 from pipeline.sources.tabular import TabularSource
 
@@ -40,9 +41,6 @@ AUDIO_EXTENSIONS = frozenset(
 """Extensions of audio files, including formats that cannot be decoded here."""
 
 _METADATA_NAMES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
-_SPLIT_NAMES = frozenset(
-    ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
-)
 _BLOCK_NAMES = 1 << 14
 
 
@@ -55,21 +53,24 @@ def open_folder(config: DatasetConfig) -> TabularSource:
     """
     root = existing_path(config, directory=True)
     files = list_files(root)
-    prefix = split_prefix(config.split, files)
-    metadata_files = [
-        file for file in files if is_metadata(file) and (file.startswith(prefix) or "/" not in file)
-    ]
-    files = [file for file in files if file.startswith(prefix) and file not in metadata_files]
+    directories = split_directories(config.split, files)
+    files = [file for file in files if "/" not in file or _in_splits(file, directories)]
+    metadata_files = [file for file in files if is_metadata(file)]
+    files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
     if metadata_files:
         table, class_names, state = _read_metadata(root, metadata_files)
-        table = table.filter(pc.starts_with(table.column("file_name"), prefix))
+        is_chosen = [_in_splits(file, directories) for file in table["file_name"].to_pylist()]
+        table = table.filter(pa.array(is_chosen, pa.bool_()))
         _require_files(table.column("file_name"), files, root)
         used = set(table.column("file_name").to_pylist())
         skipped = [file for file in files if file not in used]
     else:
         state = "files"
         skipped = [file for file in files if not is_audio(file)]
-        table, class_names = table_without_metadata([file for file in files if is_audio(file)])
+        audio = [file for file in files if is_audio(file)]
+        table, class_names = table_without_metadata(audio, 0 if directories is None else 1)
+    if directories is not None and (config.split is None or len(directories) > 1):
+        table = with_split(table, pc.replace_substring_regex(table["file_name"], "/(?s).*", ""))
     if not len(table):
         hint = "; it has a wav.scp: use dataset=kaldi" if "wav.scp" in files else ""
         raise SourceError(
@@ -132,39 +133,49 @@ def is_metadata(file: str) -> bool:
     return file.rpartition("/")[2] in _METADATA_NAMES
 
 
-def split_prefix(split: str | None, files: list[str]) -> str:
-    """Find the top-level directory of a split.
+def split_directories(split: str | None, files: list[str]) -> list[str] | None:
+    """Find the top-level directories of the chosen splits.
 
     Args:
-        split: Name of the split; None for everything.
+        split: The setting `dataset.split`; None for everything.
         files: Relative paths, as returned by `list_files`.
 
     Returns:
-        Prefix of the split's paths: `"test/"`, or `""` for all files. `train` means all files,
-        as in `datasets`, if no directory has the name of a split.
+        Names of the directories. None for all files that are not in splits: without the setting,
+        or with `all`, if there are top-level directories that are not named like splits, or audio
+        outside of directories; with `train`, as in `datasets`, if none is named like a split.
 
     Raises:
-        SourceError: No directory has this name; the message lists the directories.
+        SourceError: A directory does not exist; the message lists the directories.
     """
-    if split is None:
-        return ""
-    directories = sorted({file.split("/", 1)[0] for file in files if "/" in file})
-    if split in directories:
-        return split + "/"
-    if split == "train" and _SPLIT_NAMES.isdisjoint(directories):
-        return ""
-    shown = ", ".join(directories[:10]) + (" …" if len(directories) > 10 else "")
+    tops = sorted({file.split("/", 1)[0] for file in files if "/" in file})
+    if split is None or (split == ALL and ALL not in tops):
+        audio = [file for file in files if is_audio(file)]
+        holding = {file.split("/", 1)[0] for file in audio}
+        return sorted(holding) if audio and holding <= NAMES & set(tops) else None
+    if split == "train" and NAMES.isdisjoint(tops):
+        return None
+    directories = chosen(split, tops)
+    if directories is not None:
+        return directories
     raise SourceError(
         f"dataset.split={split} is not a directory at the top of the audio folder; "
-        + (f"there are {shown}" if directories else "it has no directories")
+        + (f"there are {first_few(tops)}" if tops else "it has no directories")
     )
 
 
-def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
+def _in_splits(file: str, directories: list[str] | None) -> bool:
+    return directories is None or file.split("/", 1)[0] in directories
+
+
+def table_without_metadata(
+    files: list[str], n_levels: int = 0
+) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
     """Make the table of a folder that has no metadata file.
 
     Args:
         files: Relative paths of audio files.
+        n_levels: Number of directories at the top that are splits, not labels.
 
     Returns:
         A table of `file_name`, with `label` if all files lie equally deep in at least two
@@ -173,7 +184,8 @@ def table_without_metadata(files: list[str]) -> tuple[pa.Table, dict[str, tuple[
     """
     names = pa.array(files, pa.string())
     table = pa.table({"file_name": names})
-    parents = pc.replace_substring_regex(names, r"/?[^/]*$", "")
+    below = pc.replace_substring_regex(names, rf"^([^/]*/){{{n_levels}}}", "")
+    parents = pc.replace_substring_regex(below, r"/?[^/]*$", "")
     parents = pc.replace_substring_regex(parents, r"(?s)^.*/", "").dictionary_encode()
     labels = tuple(sorted(parents.dictionary.to_pylist()))
     depths = pc.min_max(pc.count_substring(names, "/"))

@@ -12,16 +12,19 @@ import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
+from pipeline.sources.splits import ALL, chosen, is_several, with_split
 from pipeline.sources.table_cache import cache_folder
 from pipeline.sources.tabular import TabularSource
 from pipeline.sources.torchcodec_stand_in import importable_torchcodec
@@ -71,7 +74,7 @@ def open_disk(config: DatasetConfig) -> TabularSource:
             f"{describe_location(config)} holds no dataset that save_to_disk wrote "
             f"({one_line(error)}); for a folder of audio files use dataset=audiofolder"
         ) from error
-    return TabularSource(config, rows_of(_choose_split(saved, config), config, str(path)))
+    return TabularSource(config, _choose_splits(saved, config, str(path)))
 
 
 def open_hub(config: DatasetConfig) -> TabularSource:
@@ -84,12 +87,13 @@ def open_hub(config: DatasetConfig) -> TabularSource:
     if not config.name:
         raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
     local = Path(config.name)
+    split = None if is_several(config.split) else config.split
     try:
         with importable_torchcodec():
             loaded = datasets.load_dataset(
                 config.name,
                 config.config,
-                split=config.split,
+                split=split,
                 revision=config.revision,
                 cache_dir=_cache_dir(local) if local.is_dir() else None,
             )
@@ -102,9 +106,9 @@ def open_hub(config: DatasetConfig) -> TabularSource:
         raise SourceError(
             f"{describe_location(config)} cannot be loaded: {one_line(error)}"
         ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = _choose_split(loaded, config)
-    return TabularSource(config, rows_of(loaded, config, None))
+    if split is not None:  # which is perhaps a slice
+        return TabularSource(config, rows_of(loaded, config, None))
+    return TabularSource(config, _choose_splits(loaded, config, None))
 
 
 def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) -> Rows:
@@ -228,24 +232,41 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _choose_split(loaded: Any, config: DatasetConfig) -> datasets.Dataset:
-    """Return the split that the configuration names, or the only one."""
+def _choose_splits(loaded: Any, config: DatasetConfig, root: str | None) -> Rows:
+    """Return the rows of the splits that the configuration names, or of the only one.
+
+    Several splits are joined, with a column `split`.
+    """
     if isinstance(loaded, datasets.Dataset):
-        if config.split not in (None, str(loaded.split)):
+        if config.split not in (None, ALL, str(loaded.split)):
             raise SourceError(
                 f"dataset.split={config.split}: {describe_location(config)} is a dataset without "
                 "splits; leave dataset.split out"
             )
-        return loaded
+        return rows_of(loaded, config, root)
     names = sorted(loaded)
     if config.split is None and len(names) > 1:
         raise SourceError(
-            f"{describe_location(config)} has {len(names)} splits: choose one with "
-            f"dataset.split={'|'.join(names)}"
+            f"{describe_location(config)} has {len(names)} splits: choose with "
+            f"dataset.split={'|'.join([ALL, *names])}, or several as in {'+'.join(names[:2])}"
         )
-    split = names[0] if config.split is None else config.split
-    if split not in names:
+    splits = names if config.split is None else chosen(config.split, names)
+    if splits is None:
         raise SourceError(
-            f"dataset.split={split} is not in {describe_location(config)}: {', '.join(names)}"
+            f"dataset.split={config.split} is not in {describe_location(config)}: "
+            f"{', '.join(names)}"
         )
-    return loaded[split]
+    parts = [rows_of(loaded[split], config, root) for split in splits]
+    if len(parts) == 1:
+        return parts[0]
+    schemas = [part.table.schema.remove_metadata() for part in parts]
+    if any(part.class_names != parts[0].class_names for part in parts) or len(set(schemas)) > 1:
+        raise SourceError(
+            f"the splits of {describe_location(config)} have other columns, types or class names; "
+            "extract each into a store of its own"
+        )
+    table = pa.concat_tables(part.table.replace_schema_metadata(None) for part in parts)
+    lengths = [len(part.table) for part in parts]
+    labels = pa.array(np.repeat(splits, lengths).tolist(), pa.string())
+    state = json.dumps([part.state for part in parts])
+    return replace(parts[0], table=with_split(table, labels), state=state, splits=labels)

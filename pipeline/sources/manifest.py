@@ -6,10 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import SourceError
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
+from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
 from pipeline.sources.location import existing_path
+from pipeline.sources.splits import ALL, COLUMN, chosen
 from pipeline.sources.table_cache import table_state
 from pipeline.sources.tabular import TabularSource
 
@@ -40,4 +45,26 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
         if config.format is None:
             note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
             rows = replace(rows, notes=(note, *rows.notes))
-    return TabularSource(config, replace(rows, state=table_state(path), tables=(str(path),)))
+    rows = replace(rows, state=table_state(path), tables=(str(path),))
+    return TabularSource(config, _of_splits(config, rows))
+
+
+def _of_splits(config: DatasetConfig, rows: Rows) -> Rows:
+    """Return the rows whose column `split` has a value that `dataset.split` names.
+
+    Raises:
+        SourceError: There is no such column, or it does not have one of the values.
+    """
+    if config.split is None:
+        return rows
+    require_column(COLUMN, rows.table.column_names, f"dataset.split={config.split}")
+    values = rows.table[COLUMN].cast(pa.string())
+    names = sorted(filter(None, pc.unique(values).to_pylist()))
+    splits = chosen(config.split, names)
+    if splits is None:
+        raise SourceError(
+            f"dataset.split={config.split} is not in the column split: {first_few(names)}"
+        )
+    if config.split == ALL:
+        return rows
+    return rows.take(pc.indices_nonzero(pc.is_in(values, pa.array(splits, pa.string()))))

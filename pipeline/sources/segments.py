@@ -53,11 +53,11 @@ class Spans:
     rounding: Literal["down", "nearest"] = "down"
     is_rounded: pa.Array | None = None
 
-    def first(self, n: int) -> Spans:
-        """Return those of the first `n` rows."""
+    def take(self, rows: pa.Array) -> Spans:
+        """Return those of some rows, by their numbers."""
         names = ("start", "stop", "duration", "channel", "is_rounded")
         arrays = {name: getattr(self, name) for name in names}
-        return replace(self, **{k: v.slice(0, n) for k, v in arrays.items() if v is not None})
+        return replace(self, **{k: v.take(rows) for k, v in arrays.items() if v is not None})
 
     def of(self, row: int) -> dict[str, Any]:
         """Return the arguments of a row for `Segment`."""

@@ -465,7 +465,7 @@ def test_splits_of_a_saved_dataset(tmp_path):
     datasets.DatasetDict(train=one, test=one.select([0])).save_to_disk(tmp_path / "both")
     assert len(open_kind("disk", tmp_path / "single")) == 3
     assert len(open_kind("disk", tmp_path / "both", split="test")) == 1
-    assert "dataset.split=test|train" in error_text("disk", tmp_path / "both")
+    assert "dataset.split=all|test|train" in error_text("disk", tmp_path / "both")
     assert "test, train" in error_text("disk", tmp_path / "both", split="dev")
     assert "without splits" in error_text("disk", tmp_path / "one", split="dev")
 
@@ -482,7 +482,7 @@ def test_a_dataset_by_name(tmp_path):
     sliced = open_kind("hub", name=name, split="train[:2]")
     assert sliced.ids().to_pylist() == ["a.flac", "b.flac"]
     assert sliced.columns[0] == Column("label", "int64", ("no", "yes"))
-    assert "dataset.split=test|train" in error_text("hub", name=name)
+    assert "dataset.split=all|test|train" in error_text("hub", name=name)
     assert "['train', 'test']" in error_text("hub", name=name, split="dev")
     assert "Available: ['default']" in error_text("hub", name=name, config="small")
 

@@ -1,0 +1,167 @@
+"""Datasets with splits: one, several or all of them, and the column that keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from pipeline.config import DatasetConfig
+from pipeline.errors import SourceError
+from pipeline.sources.base import Column
+from pipeline.sources.opening import open_source
+from tests.helpers.audio_files import speechlike, write
+
+
+def opened(kind: str, path: Path | None = None, **more: Any) -> dict[str, Any]:
+    """Return ids, columns, metadata and class names."""
+    source = open_source(DatasetConfig(kind, path and str(path), **more))
+    found = source.metadata(range(len(source))).to_pydict()
+    names = {column.name: column.class_names for column in source.columns if column.class_names}
+    return {"ids": source.ids().to_pylist(), **found, "classes": names}
+
+
+def refused(kind: str, path: Path, **more: Any) -> str:
+    with pytest.raises(SourceError) as error:
+        open_source(DatasetConfig(kind, str(path), **more))
+    return str(error.value)
+
+
+def files(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write(root / name, speechlike(800, seed=i))
+    return root
+
+
+def test_folders_named_like_splits_are_splits_not_labels(tmp_path: Path) -> None:
+    root = files(tmp_path, "test/b.wav", "train/a.wav", "train/b.wav")
+    assert opened("audiofolder", root) == {
+        "ids": ["test/b.wav", "train/a.wav", "train/b.wav"],
+        "split": ["test", "train", "train"],
+        "classes": {},
+    }
+    assert opened("audiofolder", root, split="all") == opened("audiofolder", root)
+    assert opened("audiofolder", root, split="train") == {
+        "ids": ["train/a.wav", "train/b.wav"],
+        "classes": {},
+    }
+
+
+def test_folders_below_splits_are_labels(tmp_path: Path) -> None:
+    names = [
+        f"{split}/{word}/{i}.wav"
+        for split in ("test", "train")
+        for word in ("no", "yes")
+        for i in "ab"
+    ]
+    root = files(tmp_path, *names)
+    found = opened("audiofolder", root)
+    assert found["split"] == ["test"] * 4 + ["train"] * 4
+    assert found["label"] == [0, 0, 1, 1] * 2
+    assert found["classes"] == {"label": ("no", "yes")}
+    assert opened("audiofolder", root, split="test+train")["split"] == found["split"]
+    files(tmp_path, "dev/yes/c.wav")
+    assert opened("audiofolder", root, split="test+train")["ids"] == found["ids"]
+
+
+def test_other_folders_are_labels_as_before(tmp_path: Path) -> None:
+    """If one folder is not named like a split, or audio lies beside them, none is a split."""
+    root = files(tmp_path, "test/a.wav", "left/a.wav")
+    assert opened("audiofolder", root)["classes"] == {"label": ("left", "test")}
+    assert opened("audiofolder", root, split="all") == opened("audiofolder", root)
+    assert opened("audiofolder", root, split="test+left")["split"] == ["left", "test"]
+    beside = files(tmp_path / "beside", "test/a.wav", "train/a.wav", "c.wav")
+    assert set(opened("audiofolder", beside)) == {"ids", "classes"}
+    assert "there are test, train" in refused("audiofolder", beside, split="test+dev")
+
+
+def test_metadata_keeps_its_own_column(tmp_path: Path) -> None:
+    """Rows of metadata get the split of their folder, unless the table has the column."""
+    root = files(tmp_path, "test/b.wav", "train/a.wav")
+    table = root / "metadata.csv"
+    table.write_text("file_name,n\ntrain/a.wav,1\ntest/b.wav,2\n")
+    found = opened("audiofolder", root)
+    assert dict(zip(found["n"], found["split"], strict=True)) == {1: "train", 2: "test"}
+    assert opened("audiofolder", root, split="test")["n"] == [2]
+    table.write_text("file_name,split\ntrain/a.wav,x\ntest/b.wav,y\n")
+    assert sorted(opened("audiofolder", root)["split"]) == ["x", "y"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A dataset of three splits, with clips whose names repeat, as `save_to_disk` writes it."""
+    files(tmp_path / "clips", "0.wav", "1.wav")
+    sound = [(tmp_path / f"clips/{i}.wav").read_bytes() for i in "01"]
+    features = {
+        "audio": datasets.Audio(decode=False),
+        "word": datasets.ClassLabel(names=["no", "yes"]),
+    }
+    features["utt"] = datasets.Value("string")
+    parts = {
+        name: datasets.Dataset.from_dict(
+            {
+                "audio": [{"bytes": sound[i], "path": f"{i}.wav"} for i in range(n)],
+                "word": [0, 1][:n],
+                "utt": [str(i) for i in range(n)],
+            },
+            features=datasets.Features(features),
+        )
+        for name, n in (("train", 2), ("validation", 1), ("test", 2))
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    for name, part in parts.items():
+        (tmp_path / "hub/data").mkdir(parents=True, exist_ok=True)
+        part.to_parquet(tmp_path / f"hub/data/{name}-00000-of-00001.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["disk", "hub"])
+def test_splits_of_datasets_are_joined(saved: Path, kind: str) -> None:
+    """All of them, or some; an id that repeats gets the split before it."""
+    where = {"path": saved / "saved"} if kind == "disk" else {"name": str(saved / "hub")}
+    everything = opened(kind, split="all", **where)
+    assert everything["split"] == ["test", "test", "train", "train", "validation"]
+    names = ["test/0.wav", "test/1.wav", "train/0.wav", "train/1.wav", "validation/0.wav"]
+    assert everything["ids"] == names
+    assert everything["classes"] == {"word": ("no", "yes")}
+    some = opened(kind, split="train+test", id_column="utt", **where)
+    assert some["split"] == ["train", "train", "test", "test"]
+    assert some["ids"] == ["train/0", "train/1", "test/0", "test/1"]
+    assert "split" not in opened(kind, split="train", **where)
+    source = open_source(
+        DatasetConfig(kind, **{k: str(v) for k, v in where.items()}, split="all", limit=3)
+    )
+    assert len(source) == 3
+    assert source.columns[-1] == Column("split", "string", None)
+
+
+def test_splits_that_do_not_fit_together_are_refused(saved: Path) -> None:
+    parts = datasets.load_from_disk(saved / "saved")
+    parts["test"] = parts["test"].remove_columns("word")
+    parts.save_to_disk(saved / "other")
+    assert "other columns, types or class names" in refused("disk", saved / "other", split="all")
+    assert "dataset.split=train+dev is not in" in refused(
+        "disk", saved / "other", split="train+dev"
+    )
+
+
+def test_a_manifest_is_filtered_by_its_column(tmp_path: Path) -> None:
+    files(tmp_path, "a.wav", "b.wav", "c.wav")
+    path = tmp_path / "list.csv"
+    path.write_text("path,split,from\na.wav,train,0\nb.wav,dev,0.01\nc.wav,train,0.02\n")
+    more = {"audio_column": "path", "start_column": "from", "id_column": "path"}
+    assert opened("manifest", path, split="train", **more)["from"] == [0.0, 0.02]
+    source = open_source(DatasetConfig("manifest", str(path), split="train", **more))
+    assert [source.segment(row).span.start_s for row in range(2)] == [0.0, 0.02]
+    assert opened("manifest", path, split="dev+train", **more) == opened("manifest", path, **more)
+    assert opened("manifest", path, split="all", **more) == opened("manifest", path, **more)
+    assert "is not in the column split: dev, train" in refused(
+        "manifest", path, split="test", **more
+    )
+    path.write_text("path\na.wav\n")
+    assert "there is no column split" in refused(
+        "manifest", path, split="test", audio_column="path"
+    )
