@@ -31,6 +31,7 @@ _WRITEBACK_BYTES = 4 << 20
 idle until the file is synced: a unit that is written at once took 1.5 times as long."""
 _SYNC_FILE_RANGE_WRITE = 2  # start to write what is dirty, do not wait
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY_ADVICE = "; what was committed is safe: make it writable and run the same command again"
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:
@@ -215,7 +216,8 @@ def store_errors(path: Path) -> Iterator[None]:
                 f"no space left to write {path}; what was committed is safe: make room and run "
                 "the same command again"
             ) from error
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        rest = _READ_ONLY_ADVICE if error.errno == errno.EROFS else ""
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}{rest}") from error
 
 
 @contextmanager

@@ -92,12 +92,15 @@ def try_kind(campaign: Campaign, kind: Kind, work: Path) -> None:
 
 
 def write_clips(folder: Path, n: int) -> None:
-    """Write clips of noise, between 0.1 and 3 s."""
+    """Write clips of noise, between 0.1 and 3 s, with a word each."""
     rng = np.random.default_rng(0)
     folder.mkdir()
-    for i in range(n):
+    names = [f"clip-{i:03d}.wav" for i in range(n)]
+    rows = "".join(f"{name},word-{i % 3}\n" for i, name in enumerate(names))
+    (folder / "metadata.csv").write_text(f"file_name,word\n{rows}")
+    for name in names:
         noise = 0.1 * rng.standard_normal(round(16_000 * rng.uniform(0.1, 3)))
-        soundfile.write(folder / f"clip-{i:03d}.wav", noise, 16_000)
+        soundfile.write(folder / name, noise, 16_000)
 
 
 def main() -> int:

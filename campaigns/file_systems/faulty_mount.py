@@ -65,6 +65,8 @@ class FaultyFolder(mfusepy.Operations):
         return names
 
     def statfs(self, path: str) -> dict[str, int]:
+        if self.options.no_size:
+            return {}
         status = os.statvfs(self.folder)
         return {name: getattr(status, name) for name in dir(status) if name.startswith("f_")}
 
@@ -182,7 +184,7 @@ def main() -> None:
     parser.add_argument("--full-at-close-mb", type=float, default=0.0)
     for name in ("fold-case", "rename-in-steps", "no-exclusive", "no-locks", "no-times"):
         parser.add_argument(f"--{name}", action="store_true")
-    for name in ("short-io", "in-order"):
+    for name in ("short-io", "in-order", "no-size"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     kind = WithoutLocks if options.no_locks else FaultyFolder

@@ -293,6 +293,8 @@ KINDS = [
     Kind("times of 2 s, no hard links", faulty("--coarse-times-s", "2", "--no-links", "EPERM")),
     Kind("rename in steps", faulty("--rename-in-steps")),
     Kind("no locks", faulty("--no-locks")),
+    Kind("free space is unknown", faulty("--no-size")),
+    Kind("sync does nothing", faulty("--no-fsync", "ENOSYS")),
     Kind("short reads and writes", faulty("--short-io")),
     Kind("every 50th read fails", faulty("--read-error-every", "50", heals=True)),
     Kind("full at close", faulty("--full-at-close-mb", "3", heals=True)),

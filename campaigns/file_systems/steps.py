@@ -54,7 +54,13 @@ class Campaign:
         """Return the arguments of a driver."""
         return [
             *("extract", "dataset=audiofolder", f"dataset.path={self.data}", "model=tiny"),
-            *(f"store={store}", "plan.frames_per_unit=256", "engine=inline", "engine.threads=1"),
+            *(
+                "dataset.columns=[word]",
+                f"store={store}",
+                "plan.frames_per_unit=256",
+                "engine=inline",
+                "engine.threads=1",
+            ),
         ]
 
 
@@ -134,9 +140,15 @@ def killed_runs(campaign: Campaign, place: Place, rng: random.Random, log: Path)
 
 
 def without_permission(campaign: Campaign, store: Path, log: Path, drop: Sequence[int]) -> str:
-    """Read, verify and extract a finished store that cannot be written."""
+    """Read, verify, sweep and extract a finished store that cannot be written."""
+    task = ("task=ks", "labels=[word]", "split.speaker=none")
+    heads = ("layers=[1]", "task.lrs=[0.01]", "task.steps=20", f"out={log.with_name('sweep')}")
     wanted = {
         "status": (["status", str(store)], ""),
+        "sweep": (
+            ["sweep", str(store), "task=ks", "labels=[word]", "split.speaker=none", *heads],
+            "",
+        ),
         "verify": (["verify", str(store)], ""),
         "extract": (campaign.extract_words(store), "nothing is left to do"),
     }
@@ -146,7 +158,7 @@ def without_permission(campaign: Campaign, store: Path, log: Path, drop: Sequenc
             return f"WRONG: {name} exits {done.code}: {log.read_text()[-500:]}"
     opened = open_store(store)
     opened.read(opened.ids[0])
-    return "reads, verifies; extract says that nothing is left to do"
+    return "reads, verifies, sweeps; extract says that nothing is left to do"
 
 
 def disturbed_run(campaign: Campaign, place: Place, what: str, log: Path) -> str:

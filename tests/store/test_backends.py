@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import pickle
 import shutil
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -506,6 +508,18 @@ def test_the_room_in_a_folder_is_that_of_its_disk(tmp_path: Path) -> None:
     """Also of a folder that does not exist yet."""
     free = LocalBackend(tmp_path / "not" / "yet").free_bytes()
     assert free == pytest.approx(LocalBackend(tmp_path).free_bytes(), rel=0.2)
+
+
+def test_a_file_system_without_a_size_is_not_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE file systems that do not answer have no blocks, and none free."""
+    nothing = SimpleNamespace(f_blocks=0, f_bavail=0, f_bfree=0, f_frsize=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: nothing)
+    assert LocalBackend(tmp_path).free_bytes() == 1 << 62
+    full = SimpleNamespace(f_blocks=10, f_bavail=0, f_bfree=0, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    assert LocalBackend(tmp_path).free_bytes() == 0
 
 
 def test_a_log_does_not_recreate_a_vanished_folder(tmp_path: Path) -> None:

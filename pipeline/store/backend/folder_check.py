@@ -124,7 +124,8 @@ def _raise(root: Path, need: str, error: OSError) -> None:
             f"no space left in {root}: make room and run the same command again"
         ) from error
     if error.errno in (errno.EACCES, errno.EROFS) or need == "create a file":
-        raise StoreError(f"{root} cannot be written: {reason}") from error
+        with files.store_errors(root):
+            raise error
     raise StoreError(
         f"{root}: this file system cannot {need}: {reason}. Put the store on another one"
     ) from error

@@ -28,6 +28,7 @@ MAX_READERS = 256
 _MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
 _APPEND_TIMEOUT_S = 1.0
+_UNKNOWN_BYTES = 1 << 62
 _n_bytes = attrgetter("nbytes")
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the latter: a file in place of a folder
 
@@ -200,11 +201,17 @@ class LocalBackend(Backend):
         files.sync_folder(self._root / folder)
 
     def free_bytes(self) -> int:
-        """Return the bytes free for this user on the disk that has, or would have, the folder."""
+        """Return the bytes free for this user on the disk that has, or would have, the folder.
+
+        Many FUSE file systems do not know: they have no size. Then it is 2**62.
+        """
         folder = self._root
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        return shutil.disk_usage(folder).free if folder.exists() else 0
+        if not folder.exists():
+            return 0
+        usage = shutil.disk_usage(folder)
+        return usage.free if usage.total else _UNKNOWN_BYTES
 
     @property
     def leases(self) -> LocalBackend:
