@@ -115,6 +115,19 @@ def is_reserved(path: Path) -> bool:
         return False
 
 
+def without_reserved(folder: Path, names: list[str]) -> list[str]:
+    """Leave out the names of a folder that are only reserved; costs nothing without reservations.
+
+    Args:
+        folder: The folder.
+        names: All names in it.
+    """
+    finals = {reserved_name(name) for name in names} - {None}
+    if not finals:
+        return names
+    return [name for name in names if name not in finals or not is_reserved(folder / name)]
+
+
 def drop_reservation(reserved: Path) -> None:
     """Remove the reservation of a killed process, and the empty file that it has left."""
     if not reserved.exists():

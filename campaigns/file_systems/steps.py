@@ -145,10 +145,7 @@ def without_permission(campaign: Campaign, store: Path, log: Path, drop: Sequenc
     heads = ("layers=[1]", "task.lrs=[0.01]", "task.steps=20", f"out={log.with_name('sweep')}")
     wanted = {
         "status": (["status", str(store)], ""),
-        "sweep": (
-            ["sweep", str(store), "task=ks", "labels=[word]", "split.speaker=none", *heads],
-            "",
-        ),
+        "sweep": (["sweep", str(store), *task, *heads], ""),
         "verify": (["verify", str(store)], ""),
         "extract": (campaign.extract_words(store), "nothing is left to do"),
     }

@@ -227,3 +227,19 @@ def test_a_call_that_fails_ends_the_run_and_nothing_is_lost(
     extract(clips, tmp_path / "s", *INLINE)
     assert contents(tmp_path / "s") == undisturbed
     assert not verify_store(tmp_path / "s").orphans
+
+
+def test_a_unit_that_was_only_reserved_is_extracted(
+    clips: Path, undisturbed: dict[str, object], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """A worker was killed between the last two steps of a commit without hard links."""
+    no_links(monkeypatch)
+    monkeypatch.setattr(exclusive, "ABANDONED_S", 0.2)
+    extract(clips, tmp_path / "s", *INLINE)
+    index = tmp_path / "s" / "index" / "unit-1.parquet"
+    index.rename(exclusive.reservation(index))
+    index.touch()
+    (tmp_path / "s" / "index.parquet").unlink()
+    extract(clips, tmp_path / "s", *INLINE)
+    assert contents(tmp_path / "s") == undisturbed
+    assert not verify_store(tmp_path / "s").orphans

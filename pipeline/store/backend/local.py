@@ -132,25 +132,23 @@ class LocalBackend(Backend):
             names = os.listdir(path)  # noqa: PTH208 - names, without a Path for each
         except _MISSING:
             return []
-        finals = {exclusive.reserved_name(name) for name in names} - {None}
-        if finals:
-            names = [n for n in names if n not in finals or not exclusive.is_reserved(path / n)]
-        return names
+        return exclusive.without_reserved(path, names)
 
     def stamps(self, folder: str) -> dict[str, str]:
         """Stamp each file by its size, inode and times.
 
-        The time of the last change of the inode is among them, which no program can set.
+        The time of the last change of the inode is among them, which no program can set. Names that
+        are only reserved are left out.
         """
-        found = {}
-        with suppress(*_MISSING), os.scandir(self._root / folder) as entries:
+        path, found = self._root / folder, {}
+        with suppress(*_MISSING), os.scandir(path) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     at = entry.stat()
                     found[entry.name] = (
                         f"{at.st_size}-{at.st_ino}-{at.st_mtime_ns}-{at.st_ctime_ns}"
                     )
-        return found
+        return {name: found[name] for name in exclusive.without_reserved(path, list(found))}
 
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
         """Write a file: temporary name, fsync, rename."""
