@@ -144,7 +144,7 @@ class Campaign(ABC):
         while self.tally.tries.total() < self.goal:
             self.strike()
             self.check()
-            for _ in range(self.rng.randint(1, 6)):  # cheaper than a driver
+            for _ in range(self.rng.randint(2, 12)):  # cheaper than a driver
                 has_units = self.store.exists() and committed_units(self.store)
                 if self.at_rest and self.tally.tries.total() < self.goal and has_units:
                     self.damage()
@@ -242,6 +242,9 @@ class Campaign(ABC):
                 self.record([f"not repaired after its copies were restored: {error}"], [])
         self.seen = set()  # repair takes back the commits of damaged units
         self.check()
+        if self.rng.random() < 0.6:  # else the next driver has work
+            put_back(self.store, before)
+            self.check()
 
     def inspect(self) -> tuple[list[str], list[str]]:
         """Return what open, read or verify report, and what a reader returns that differs."""
@@ -359,6 +362,15 @@ def snapshot(store: Path) -> dict[str, bytes]:
         if path.is_file():
             found[str(path.relative_to(store))] = path.read_bytes()
     return found
+
+
+def put_back(store: Path, before: dict[str, bytes]) -> None:
+    """Restore the files of a store that have changed or are gone."""
+    now = snapshot(store)
+    for name, raw in before.items():
+        if now.get(name) != raw:
+            (store / name).parent.mkdir(parents=True, exist_ok=True)
+            (store / name).write_bytes(raw)
 
 
 def last_line(output: str) -> str:

@@ -212,6 +212,30 @@ def check_channel(segment: Segment, n_channels: int) -> None:
         )
 
 
+class _RegularFile(io.FileIO):
+    """File whose read errors (a bad sector, a server that is gone) concern only one utterance."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _one_file_only():
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        with _one_file_only():
+            return super().readall()
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        with _one_file_only():
+            return super().readinto(buffer)
+
+
+@contextmanager
+def _one_file_only() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(f"the file cannot be read: {error.strerror or error}") from error
+
+
 def _open_regular(path: str) -> io.FileIO:
     """Open a regular file; refuse anything else at once, without waiting for a writer of a pipe."""
     try:
@@ -226,7 +250,7 @@ def _open_regular(path: str) -> io.FileIO:
         os.close(descriptor)
         kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
         raise AudioError(f"it is not a regular file, but {kind}")
-    return io.FileIO(descriptor)
+    return _RegularFile(descriptor)
 
 
 def _open(segment: Segment) -> EncodedFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import traceback
@@ -101,8 +102,13 @@ def reported(as_json: bool, debug: bool) -> Iterator[Answer]:
     except Exception as error:  # noqa: BLE001  the outermost boundary: one line, not a traceback
         if debug:
             _print_traceback()
-        hint = "" if debug else " (--debug shows where)"
-        answer.fail(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_ERROR)
+        if isinstance(error, OSError) and error.filename is not None:
+            place, reason = os.fsdecode(error.filename), error.strerror or error
+            message = f"{place}: {reason}; when the storage works again, run the same command again"
+        else:
+            hint = "" if debug else " (--debug shows where)"
+            message = f"unexpected {type(error).__name__}: {error}{hint}"
+        answer.fail(message, EXIT_ERROR)
 
 
 def stdout_failed(error: Exception, code: int = 0) -> int:

@@ -12,7 +12,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.errors import SourceError
 
 MAX_HASHED_BYTES = 1 << 26
 """Larger files, tables with embedded audio, are hashed in part: 40 ms for a file of this size."""
@@ -35,8 +39,8 @@ def content_digest(path: Path) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    status = path.stat()
-    with path.open("rb") as file:
+    with _named(path), path.open("rb") as file:
+        status = os.fstat(file.fileno())
         if status.st_size <= MAX_HASHED_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
         digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
@@ -47,6 +51,15 @@ def content_digest(path: Path) -> str:
         file.seek(-_END_BYTES, os.SEEK_END)
         digest.update(file.read(_END_BYTES))
     return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the table in the error of a read, which names no file itself."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def table_state(path: Path) -> str:

@@ -376,3 +376,16 @@ def test_a_segment_in_seconds_is_that_in_samples(tmp_path, name):
             words = error_text(replace(whole, span=span), read)
             assert f"{span} lies beyond the end of the file, which has {n / 24_000:.3f} s" in words
     assert "holds no samples" in error_text(replace(whole, span=TimeSpan(1.0, 1.0)), decode)
+
+
+def test_a_file_that_cannot_be_read_concerns_only_itself(tmp_path: Path) -> None:
+    """A bad sector, or a server that is gone: an AudioError, which quarantines the utterance."""
+    path = tmp_path / "clip.wav"
+    path.write_bytes(b"RIFF" * 100)
+    handle = open_bytes(Segment(id="clip", path=str(path)))
+    os.close(handle.fileno())
+    for read in (handle.read, handle.readall, lambda: handle.readinto(bytearray(4))):
+        with pytest.raises(AudioError, match="the file cannot be read: Bad file descriptor"):
+            read()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        handle.close()

@@ -30,11 +30,13 @@ try:
         print("from a library")
         if code == 9:
             raise StoreError("no such thing")
+        if code == 8:
+            raise OSError(5, "Input/output error", "/store/lease.json")
         answer(lambda out: out.print("the answer → " + "x" * 100_000), {"a": 1}, code)
 except typer.Exit as end:
     sys.exit(end.exit_code)
 """
-"""A verb with the given exit code; 9 is an error."""
+"""A verb with the given exit code; 9 is an error, 8 one of the storage."""
 
 NOTES = ["progress", "from a library"]
 
@@ -180,3 +182,13 @@ def test_without_arguments_the_help_is_shown() -> None:
     done = CliRunner().invoke(app, [])
     assert done.exit_code == 2
     assert "Exit codes: 0 done" in done.stdout
+
+
+def test_an_error_of_the_storage_names_the_file() -> None:
+    """In one line, with what to do; it is not called unexpected."""
+    done = run_verb("text", 8, stdout=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: /store/lease.json: Input/output error; when the storage works again, run the same "
+        "command again"
+    )

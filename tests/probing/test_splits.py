@@ -168,7 +168,9 @@ def test_values_of_the_split_column_can_be_configured(tmp_path):
         root, "split.column=part", "split.train=[clean,other]", "split.test=held"
     ).folds[0]
     assert [len(part) for part in in_parts(fold)] == [2 * N // 5, N // 5, N // 5]
-    with pytest.raises(ConfigError, match=r"no labelled utterance has part = train, training; its values"):
+    with pytest.raises(
+        ConfigError, match=r"no labelled utterance has part = train, training; its values"
+    ):
         split_of(root, "split.column=part")
 
 

@@ -576,3 +576,16 @@ def test_a_file_in_place_of_a_folder_is_a_missing_object(tmp_path: Path) -> None
     assert not backend.exists("ledger/slot-0.json")
     assert list(backend.children("ledger")) == []
     assert list(backend.list("ledger")) == []
+
+
+def test_an_error_of_a_read_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's error of a read names none; its number and type stay."""
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        LocalBackend(tmp_path).read("ledger/slot-3.json")
+    assert caught.value.filename == str(tmp_path / "ledger/slot-3.json")
+    assert caught.value.errno == errno.EIO

@@ -79,7 +79,7 @@ class LocalBackend(Backend):
     def read(self, key: str) -> bytes:
         """Read a whole file."""
         path = self._root / key
-        with _missing_is_not_found():
+        with _missing_is_not_found(), _named(path):
             content = path.read_bytes()
         if not content and exclusive.is_reserved(path):
             raise FileNotFoundError(errno.ENOENT, "not created yet", str(path))
@@ -329,6 +329,17 @@ def _missing_is_not_found() -> Iterator[None]:
         yield
     except NotADirectoryError as error:
         raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in the error of a read, which names none itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _first(parts: Sequence[npt.NDArray[Any]]) -> Any:
