@@ -126,7 +126,8 @@ class FaultyFolder(mfusepy.Operations):
         with self.guard:
             self.n_reads += 1
             n = self.n_reads
-        if self.options.read_error_every and n % self.options.read_error_every == 0:
+        every = self.options.read_error_every  # twice: the kernel reads again what failed once
+        if every and n % every < 2:
             raise OSError(errno.EIO, "read")
         if self.options.short_io:
             size = max(1, size * 2 // 3)

@@ -296,7 +296,7 @@ KINDS = [
     Kind("free space is unknown", faulty("--no-size")),
     Kind("sync does nothing", faulty("--no-fsync", "ENOSYS")),
     Kind("short reads and writes", faulty("--short-io")),
-    Kind("every 50th read fails", faulty("--read-error-every", "50", heals=True)),
+    Kind("every 10th read fails", faulty("--read-error-every", "20", heals=True)),
     Kind("full at close", faulty("--full-at-close-mb", "3", heals=True)),
     Kind("sync is refused", faulty("--no-fsync", "EINVAL"), expected="sync a file"),
     Kind("sync fails", faulty("--no-fsync", "EIO"), expected="sync a file"),

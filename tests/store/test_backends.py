@@ -465,6 +465,12 @@ def test_messages_can_name_an_object(backend: Backend) -> None:
     assert backend.locate("a/b").endswith("a/b")
 
 
+def test_a_backend_with_leases_can_be_tried(backend: Backend) -> None:
+    """A driver tries it before it takes the lease; nothing is left, and there is nothing to say."""
+    assert backend.leases.check() == ""
+    assert contents(backend) == {}
+
+
 def test_an_empty_store_has_room(backend: Backend) -> None:
     """In an empty store, too."""
     assert backend.free_bytes() > 1000
@@ -527,6 +533,25 @@ def test_a_log_does_not_recreate_a_vanished_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"log\.jsonl"):
         LocalBackend(tmp_path / "gone").append("log.jsonl", b"line\n")
     assert not (tmp_path / "gone").exists()
+
+
+def test_an_error_of_a_descriptor_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing disk opens a file and then does not read it."""
+    backend = LocalBackend(tmp_path)
+    backend.put("x", [b"content"])
+
+    def fails(*args: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for look in (backend.read, backend.modified_s):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", fails)
+            patch.setattr(Path, "read_bytes", fails)
+            with pytest.raises(OSError, match="output error") as found:
+                look("x")
+        assert found.value.filename == str(tmp_path / "x")
 
 
 def test_a_reader_that_cannot_be_closed_is_silent(tmp_path: Path) -> None:

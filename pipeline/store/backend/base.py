@@ -161,8 +161,9 @@ class Backend(Protocol):
       True. Commits depend on it and on nothing else.
     - What a write or a publish has reported as done survives a crash of the machine.
     - It pickles, without secrets, and may be used after a fork and by several threads.
-    - A missing object is a FileNotFoundError; any other failure to read is an OSError. A failure
-      to write is a StoreError that names the object, a NoSpaceError if the storage is full.
+    - A missing object is a FileNotFoundError; any other failure to read is an OSError, whose
+      `filename` says where. A failure to write is a StoreError that names the object, a
+      NoSpaceError if the storage is full.
 
     Large objects are written once under keys that are unique to an attempt, so plain puts do for
     them. Only small objects are created conditionally.

@@ -106,12 +106,13 @@ class LocalBackend(Backend):
         It is opened, because network file systems ask the server then: an old time in a cache
         would make the heartbeat of another host look old.
         """
-        with _missing_is_not_found():
-            descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.fstat(descriptor).st_mtime
-        finally:
-            os.close(descriptor)
+        path = self._root / key
+        with _missing_is_not_found(), _named(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.fstat(descriptor).st_mtime
+            finally:
+                os.close(descriptor)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Walk a folder; symbolic links are listed, not followed."""

@@ -10,6 +10,9 @@ A lease is taken, taken over and released under a lock on `lease.lock`. So a dri
 an expired lease cannot remove a live one that another driver has put in its place. On file systems
 without locks, the exclusive creation of the lease file decides between two drivers; the check for
 expiry then has a race of a few milliseconds. The lock is not held between these operations.
+
+Before that, the driver tries what the storage can do. Where caches may hide the heartbeats of other
+machines (mounts of cloud storage), no lease of another machine is taken over.
 """
 
 from __future__ import annotations
