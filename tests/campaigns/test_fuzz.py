@@ -38,8 +38,8 @@ def test_mutated_files_and_tables_are_read_flagged_or_refused(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "wrong: 0" in done.stdout
     totals = re.findall(r"^all +(\d+) +(\d+) +(\d+)", done.stdout, re.MULTILINE)
-    assert [int(total[0]) for total in totals] == [240, 240, 90]
-    assert all(int(count) > 20 for total in totals for count in total)  # of each result
+    assert [int(total[0]) for total in totals] == [205, 205, 60]
+    assert all(int(count) > 10 for total in totals for count in total)  # of each result
 
 
 def test_a_file_of_the_campaign_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +56,6 @@ def test_a_file_of_the_campaign_can_be_made_again(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_new_processes_plan_with_many_threads() -> None:
     """The threads of each are the first to use the decoders."""
-    done = run("first_use.py", "--plans=12", "--files=33")
+    done = run("first_use.py", "--plans=6", "--files=33")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 plans, 0 failed" in done.stdout
+    assert "6 plans, 0 failed" in done.stdout
