@@ -9,8 +9,9 @@ compared, unless the segment ends before the file:
 
 - wav, aiff, au, caf, w64, nist, ogg, mp3: the file ends early. The samples that exist are decoded,
   with the flag `truncated`.
-- flac, or a page lost within an ogg: there are fewer samples than stated, and later ones may have
-  moved. `decode` raises AudioError with the sample at which it stopped.
+- flac: there are fewer samples than stated, and later ones may have moved. `decode` raises
+  AudioError with the sample at which it stopped. So it does for an ogg with a damaged or missing
+  page, and for an mp3 with more frames than its header states.
 - A wav of more than 4 GiB, whose 32-bit size has wrapped around, is read to its end, with the flag
   `longer_than_header`; one that was written to a pipe, with `length_unverified`.
 - Other files that go on after the stated end, such as two that were joined: up to 4 KiB are

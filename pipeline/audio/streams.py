@@ -112,6 +112,9 @@ def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
         handle: The file.
         n_read: Samples that were decoded.
         n_stated: Samples that libsndfile has taken from the header, or estimated.
+
+    Raises:
+        AudioError: More frames follow than a Xing header states: libsndfile does not read them.
     """
     at = after_id3(handle)
     head = _read(handle, at, 64)
@@ -119,14 +122,40 @@ def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
     if frame is None:
         return (FLAG_LENGTH_UNVERIFIED,)
     xing = max(head.find(b"Xing"), head.find(b"Info"))
+    n_bytes = _before_tags(handle) - at
     if 0 <= xing < 56 and head[xing + 7] & 1:
-        return (FLAG_TRUNCATED,) if n_read + frame.n_samples < n_stated else ()
-    encoded = _read(handle, at, _before_tags(handle) - at)
+        if n_read + frame.n_samples < n_stated:
+            return (FLAG_TRUNCATED,)
+        n_frames = int.from_bytes(head[xing + 8 : xing + 12], "big")
+        has_size = head[xing + 7] & 2
+        n_stated_bytes = int.from_bytes(head[xing + 12 : xing + 16], "big") if has_size else 0
+        if n_bytes > n_stated_bytes + frame.n_bytes:
+            _check_frames(_read(handle, at, n_bytes), n_frames)
+        return ()
+    encoded = _read(handle, at, n_bytes)
     at = 0
     while frame is not None:
         at += frame.n_bytes
         frame = _mpeg_frame(encoded, at)
     return () if at == len(encoded) else (FLAG_TRUNCATED,)
+
+
+def _check_frames(encoded: bytes, n_stated: int) -> None:
+    """Compare the frames of an mp3 with the number in its Xing header, which is a frame itself."""
+    n_frames, at, is_in_step = -1, 0, True
+    while 0 <= at < len(encoded):
+        frame = _mpeg_frame(encoded, at)
+        end = at + (frame.n_bytes if frame else 0)
+        # Other bytes can look like a frame, but hardly like two in a row.
+        if frame and (is_in_step or end == len(encoded) or _mpeg_frame(encoded, end)):
+            n_frames, at, is_in_step = n_frames + 1, end, True
+        else:
+            at, is_in_step = encoded.find(b"\xff", at + 1), False
+    if n_frames > n_stated + 1:
+        raise AudioError(
+            f"the header states {n_stated} frames, and the file holds {n_frames}: another "
+            "recording may be joined to it; split or rewrite the file"
+        )
 
 
 def _flac_frame(head: bytes, n_block: int) -> _FlacFrame | None:

@@ -11,7 +11,7 @@ import json
 import mmap
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # A line break cannot be part of a text in json.
 _NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
+_MANY_BRACKETS = 500  # fewer cannot be nested too deeply
 _LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 _LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and their bases
     datasets.exceptions.DatasetsError,
@@ -172,19 +173,40 @@ def read_table(path: Path) -> datasets.Dataset:
 
 
 def _check_records(path: Path) -> None:
-    """Refuse null in the place of a record: Arrow's reader ends the process if a block begins so.
+    """Refuse json that ends the process in a reader: deep nesting, null in the place of a record.
+
+    Arrow's reader fails if a block begins with null. Those of text in lines and of a whole document
+    recurse without a limit; Python's has one.
 
     Raises:
-        SourceError: There is one.
+        SourceError: There is one of these.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         has_null = _NULL_RECORD.search(content) is not None
-        if _LIST.match(content):
-            with suppress(ValueError, RecursionError):  # the reader reports it
+        try:
+            if _LIST.match(content) or not _is_json(content.readline()):
                 records = json.loads(content[:].decode("utf-8-sig"))
-                has_null = any(record is None for record in records)
+                has_null = has_null or (isinstance(records, list) and None in records)
+            else:
+                content.seek(0)
+                for line in iter(content.readline, b""):
+                    if line.count(b"[") + line.count(b"{") > _MANY_BRACKETS:
+                        json.loads(line)
+        except ValueError:
+            pass  # the reader reports it
+        except RecursionError as error:
+            raise SourceError(f"{path} is nested too deeply") from error
     if has_null:
         raise SourceError(f"{path} holds null in the place of a row; remove it")
+
+
+def _is_json(line: bytes) -> bool:
+    """Return whether a line is a value of json by itself."""
+    try:
+        json.loads(line.decode("utf-8-sig"))
+    except ValueError:
+        return False
+    return True
 
 
 def _cache_dir(path: Path) -> str:

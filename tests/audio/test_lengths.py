@@ -237,6 +237,18 @@ def test_a_flac_with_another_length() -> None:
         assert isinstance(outcome(flac_with_length(whole, n_stated)), str)
 
 
+def test_frames_behind_those_of_the_header_of_an_mp3_are_noticed() -> None:
+    """A second recording without a header of its own would be lost; other bytes would not."""
+    whole = encoded("MP3", speechlike(6_000))
+    first = whole.find(whole[:2], max(whole.find(b"Xing"), whole.find(b"Info")))
+    for start in (first, first + 40, first + 288, first + 300):
+        assert isinstance(outcome(whole + whole[start:]), str)
+    assert "another recording" in outcome(whole + whole[first + 40 :])
+    tag = b"TAG" + bytes(125)
+    for rest in (b"", tag, bytes(5_000), np.random.default_rng(0).bytes(40_000)):
+        assert outcome(whole + rest)[0] == 6_000
+
+
 def test_an_mp3_without_a_length() -> None:
     """Its last frame shows whether it was cut."""
     whole = mp3_without_length(speechlike(N), mode="CONSTANT")

@@ -392,6 +392,22 @@ def test_null_in_the_place_of_a_row_is_refused(tmp_path, name, content):
     assert "null in the place of a row" in error_text("manifest", tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
+@pytest.mark.parametrize("separator", ["", "\n"])
+@pytest.mark.parametrize(("start", "stop"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
+def test_a_json_that_is_nested_deeply_is_refused(tmp_path, name, separator, start, stop):
+    """The readers in C would end the process; brackets within text are no nesting."""
+    write(tmp_path / "a.wav")
+    row = '{"audio": "a.wav", "text": "%s"}\n'
+    nested = separator.join([*[start] * 20_000, "1", *[stop] * 20_000])
+    (tmp_path / name).write_text(nested)
+    assert "nested too deeply" in error_text("manifest", tmp_path / name)
+    (tmp_path / name).write_text(row % "x" + '{"audio": ' + nested.replace("\n", " ") + "}\n")
+    assert "nested too deeply" in error_text("manifest", tmp_path / name)
+    (tmp_path / name).write_text(row % ("[" * 9_000))
+    assert len(open_kind("manifest", tmp_path / name)) == 1
+
+
 def test_null_as_a_value_is_no_row(tmp_path):
     """It is an empty label, also in text that looks like a record."""
     write(tmp_path / "a.wav")

@@ -53,7 +53,7 @@ def guess_format(path: Path) -> str | None:
     if lines[0].lstrip().startswith("{"):
         try:
             first = json.loads(lines[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if first.get("type") == "MonoCut" or {"sources", "sampling_rate"} <= first.keys():
             raise SourceError(f"{path} is a list of lhotse: use dataset=lhotse")
