@@ -51,6 +51,7 @@ class TerminalObserver(Notes):
             console=console,
             disable=not console.is_terminal,
         )
+        self._slow_step: str | None = None
         self._end = threading.Event()
         self._clock = threading.Thread(target=self._print_lines, name="strata-lines", daemon=True)
 
@@ -69,6 +70,11 @@ class TerminalObserver(Notes):
         self._progress.stop()
         self._end.set()
 
+    def note(self, line: str) -> None:
+        """Print a line; that of a slow step is repeated every minute until there is progress."""
+        self._slow_step = f"still {line}" if line.endswith(" ...") else None
+        super().note(line)
+
     def state(self) -> str | None:
         """Return the progress in one line; None before there is any."""
 
@@ -79,7 +85,7 @@ class TerminalObserver(Notes):
 
     def _print_lines(self) -> None:
         while not self._end.wait(LINE_EVERY_S):
-            self.line(self.state())
+            self.line(self.state() or self._slow_step)
 
 
 class Count:
@@ -117,8 +123,8 @@ class Count:
         return None
 
     def state(self) -> str | None:
-        """Return the number of things done and the time left; None before there is any."""
-        if self._n_before < 0:
+        """Return the number of things done and the time left; None if there are none to do."""
+        if self._n_before < 0 or self._done == self._total:
             return None
         self._is_early_due = False
         n_done, n_left = self._done - self._n_before, self._total - self._done

@@ -69,6 +69,20 @@ def test_damage_within_an_mp3_is_flagged_and_not_printed(
     assert (printed.out, printed.err) == ("", "")
 
 
+def test_what_opening_a_file_prints_is_kept_from_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Half an mp3 gives a warning when it is opened; the flag for it is another one."""
+    path = tmp_path / "clip.mp3"
+    path.write_bytes(bytes(mp3()[: len(mp3()) // 2]))
+    soundfile.info(path)
+    assert "Xing" in capfd.readouterr().err
+    segment = Segment("clip", str(path))
+    probe(segment, RATE_HZ)
+    assert [block.flags for block in decode_blocks(segment, RATE_HZ)] == [("truncated",)]
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_sound_mp3_is_not_flagged(tmp_path: Path, tag: str) -> None:
     """Whatever tag follows it."""

@@ -86,6 +86,9 @@ def test_a_run_prints_a_line_every_minute(out: Console, monkeypatch: pytest.Monk
         assert ", about " in wait_for(out, "1,200 of 3,000 headers read after ")
         progress.headers_scanned(3000, 3000)
         assert "3,000 headers read in " in lines(out)[-1]
+        progress.note("loading the encoder ...")
+        assert wait_for(out, "still") == "still loading the encoder ..."
+        assert not any("3,000 of 3,000" in line for line in lines(out))
         progress.planned(PLAN, 0, 4 * 3600.0)
         assert wait_for(out, "0 of 4 units: ").startswith("0 of 4 units: none of this run's yet")
         progress.unit_committed(Report())
