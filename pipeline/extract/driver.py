@@ -30,7 +30,7 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.coordination.visibility import await_commits
-from pipeline.store.documents import resize, write_plan
+from pipeline.store.documents import check_form, resize, write_plan
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
@@ -110,6 +110,7 @@ class Driver:
         todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
         if not todo:
             return
+        check_form(backend, self.store.layout)
         check_space(len(todo), self.store.layout, backend)
         if index_files.cached_units(backend).intersection(todo):  # a commit was revoked
             index_files.drop_cache(backend)

@@ -9,7 +9,7 @@ from typing import Any
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
-from pipeline.store.backend.base import Location
+from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
 from pipeline.store.format.layout import (
@@ -71,13 +71,63 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
 
 
 def resize(store: Location, layout: Layout, n_slots: int) -> None:
-    """Set the length of the slot axis."""
+    """Set the length of the slot axis, and rewrite a damaged document.
+
+    An array that another tool has written in another form keeps it.
+    """
     backend = open_backend(store)
     documents = {FRAMES: layout.frames_document(n_slots), POOLED: layout.pooled_document(n_slots)}
     for array, document in documents.items():
+        if is_rewritten(backend, layout, array):
+            document = _stored_document(backend, array) | {"shape": document["shape"]}
         key, content = f"{array}/zarr.json", json_bytes(document)
         if not backend.exists(key) or backend.read(key) != content:
             backend.put(key, [content])
+
+
+def is_rewritten(store: Location, layout: Layout, array: str) -> bool:
+    """Return whether another tool has written an array again in another form, e.g. compressed.
+
+    Then its document has other codecs, and its objects are not of the size in which Strata writes
+    them. If they are, the document is damaged.
+    """
+    backend = open_backend(store)
+    is_frames = array == FRAMES
+    expected = layout.frames_document(0) if is_frames else layout.pooled_document(0)
+    stored = _stored_document(backend, array)
+    if stored.get("codecs", expected["codecs"]) == expected["codecs"]:
+        return False
+    names = backend.children(f"{array}/c/0" if is_frames else f"{array}/c")
+    slots = sorted(int(name) for name in names if name.isdecimal())
+    if not slots:
+        return False
+    key = layout.shard_key(0, slots[0]) if is_frames else layout.pooled_key(slots[0])
+    size = layout.shard_bytes if is_frames else layout.pooled_bytes
+    return backend.exists(key) and backend.size(key) != size
+
+
+def check_form(store: Location, layout: Layout) -> None:
+    """Check that units which are written now can be read by all readers of the arrays.
+
+    Raises:
+        StoreError: Another tool has written the arrays in another form.
+    """
+    backend = open_backend(store)
+    for array in (FRAMES, POOLED):
+        if is_rewritten(backend, layout, array):
+            raise StoreError(
+                f"another tool has written {backend.locate(array)} in another form, so no units "
+                "can be added: other readers would misread them. Extract into another store="
+            )
+
+
+def _stored_document(backend: Backend, array: str) -> dict[str, Any]:
+    """Return the document of an array; an empty one if it is missing or damaged."""
+    try:
+        document = json.loads(backend.read(f"{array}/zarr.json"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def read_attributes(store: Location) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.documents import (
+    check_form,
     check_format_shape,
     layout_of,
     read_attributes,
@@ -137,6 +138,7 @@ def collapse(
         IdentityError: The store at `out_path` was made from another parent, or with other weights.
         StoreBusyError: Another driver is running on `out_path`.
         NoSpaceError: The missing units do not fit on the disk.
+        StoreError: Another tool has written the arrays at `out_path` in another form.
         DamagedError: The parent is damaged. Committed units are safe.
     """
     start_s = time.perf_counter()
@@ -159,6 +161,7 @@ def collapse(
         audio_s = plan.audio_seconds(attributes["sample_rate_hz"])
         observer.planned(plan, len(committed), audio_s)
         if todo:
+            check_form(out, layout)
             index_files.drop_cache(out)
             observer.run_started(len(todo))
             collapser = _UnitCollapser(parent, layout_of(attributes), out, layout, numbers)

@@ -19,7 +19,14 @@ import torch
 import zarr
 
 import pipeline
-from pipeline.errors import ConfigError, IdentityError, NoSpaceError, RunError, SourceError
+from pipeline.errors import (
+    ConfigError,
+    IdentityError,
+    NoSpaceError,
+    RunError,
+    SourceError,
+    StoreError,
+)
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.worker import STAGES, UnitReport
@@ -28,6 +35,7 @@ from pipeline.store.coordination.run_history import read_history
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
+from tests.helpers.feature_stores import rewrite
 
 N_CLIPS = 40
 
@@ -373,3 +381,23 @@ def test_plan_writes_nothing_but_the_plan(folder: Path, tmp_path: Path) -> None:
     assert found.utterances == N_CLIPS
     assert found.frames == run.plan(configured(folder, tmp_path / "s")).frames
     assert [p.name for p in written(tmp_path / "s")] == ["plan.parquet"]
+
+
+def test_a_store_that_another_tool_has_rewritten_is_left_as_it_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A run with nothing to do keeps it readable; a run that would add units is refused."""
+    store = tmp_path / "s"
+    extract(folder, store, "engine=inline")
+    expected = pipeline.open_store(store)[:]
+    rewrite(store)
+    for _ in range(2):
+        found = pipeline.open_store(store, verify=True)[:]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert verify_store(store).ok
+        extract(folder, store, "engine=inline")
+    (store / "index.parquet").unlink()
+    (store / "index/unit-1.parquet").unlink()
+    with pytest.raises(StoreError, match=r"frames in another form.*Extract into another store="):
+        extract(folder, store, "engine=inline")
+    assert verify_store(store).ok

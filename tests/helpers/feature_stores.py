@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import zarr
 
 from pipeline.store import index as index_files
 from pipeline.store.documents import write_group, write_plan
@@ -150,3 +151,21 @@ def commit_units(root, plan: Plan, layout, columns, features=spelled, lost=(), u
         metadata = columns.take(pa.array([row["row"] for row in planned]))
         assert commit_unit(root, buffer, unit, unit, records_table(done, unit, unit, metadata)).won
     index_files.compact(root)
+
+
+def rewrite(root):
+    """Write the frames of a store again, compressed, as another tool does."""
+    path = Path(root) / "features.zarr/frames"
+    array = zarr.open_array(path, mode="r")
+    values = array[:]
+    zarr.create_array(
+        path,
+        shape=array.shape,
+        dtype=array.dtype,
+        shards=array.shards,
+        chunks=array.chunks,
+        compressors=zarr.codecs.ZstdCodec(level=1),
+        fill_value=float("nan"),
+        dimension_names=("layer", "frame", "feature"),
+        overwrite=True,
+    )[:] = values

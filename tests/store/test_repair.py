@@ -234,7 +234,7 @@ def test_an_unreadable_claim_is_replaced(folder: Path, undisturbed: Path, store:
         verify_store(store)
     fixed = repair_store(store)
     assert fixed.claims == ["slot-1.json"]
-    assert "1 unreadable claims" in fixed.summary()
+    assert "1 unreadable claim replaced" in fixed.summary()
     extract(folder, store, *INLINE)
     assert contents(store) == contents(undisturbed)
     assert verify_store(store).ok

@@ -231,7 +231,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_visible(tmp_path: Path) -> N
     assert found["left"] == []
     assert found["same"]
     for message, name in zip(
-        found["messages"], ("lease.json", "slot-30.json", "index.parquet"), strict=True
+        found["messages"], ("/store: make room", "slot-30.json", "index.parquet"), strict=True
     ):
         assert name in message
     assert found["won"]

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.errors import ConfigError, DamagedError, IdentityError, NoSpaceError, StoreBusyError
+from pipeline.errors import (
+    ConfigError,
+    DamagedError,
+    IdentityError,
+    NoSpaceError,
+    StoreBusyError,
+    StoreError,
+)
 from pipeline.store.backend import local
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.format.layout import Layout
@@ -19,7 +26,13 @@ from pipeline.store.maintain.verify import verify_store
 from pipeline.store.write.slot import SlotWriter
 from pipeline.transforms.collapse import COLLAPSED_LAYER
 from pipeline.transforms.layer_weights import read_weights
-from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
+from tests.helpers.feature_stores import (
+    commit_units,
+    default_columns,
+    make_store,
+    noise,
+    rewrite,
+)
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
 WEIGHTS = [0.2, 0.5, -0.3]
@@ -115,6 +128,21 @@ def test_a_resumed_run_ends_with_the_same_bytes(parent, tmp_path, monkeypatch, s
     assert {path: path.stat().st_mtime_ns for path in out.rglob("0")} == before
 
 
+def test_a_rewritten_store_is_left_as_it_is(parent, tmp_path):
+    """One that another tool has compressed stays readable; no unit is added to it."""
+    out = tmp_path / "out"
+    pipeline.collapse(parent, out, WEIGHTS)
+    expected = pipeline.open_store(out)[:]
+    rewrite(out)
+    pipeline.collapse(parent, out, WEIGHTS)
+    assert verify_store(out).ok
+    found = pipeline.open_store(out, verify=True)[:]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    (out / "index/unit-1.parquet").unlink()
+    with pytest.raises(StoreError, match="in another form"):
+        pipeline.collapse(parent, out, WEIGHTS)
+
+
 def test_a_growing_parent_is_followed(tmp_path):
     """Only committed units of the parent are summed; the next run sums the rest."""
     lengths = [200, 200, 200]
@@ -168,7 +196,7 @@ def test_one_driver_at_a_time_and_room_on_the_disk(parent, tmp_path, monkeypatch
     """A second driver is refused, and so is a run that does not fit."""
     with Lease(tmp_path / "out", "other"), pytest.raises(StoreBusyError):
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)
-    usage = type("Usage", (), {"free": 10})
+    usage = type("Usage", (), {"free": 10, "total": 100})
     monkeypatch.setattr(local.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(NoSpaceError, match="GB"):
         pipeline.collapse(parent, tmp_path / "out", WEIGHTS)

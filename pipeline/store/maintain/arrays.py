@@ -17,6 +17,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.ledger import Ledger
+from pipeline.store.documents import is_rewritten
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHUNK_FRAMES,
@@ -63,8 +64,8 @@ def check_documents(backend: Backend, layout: Layout, n_units: int, slots: Seque
                 f"slots and the store has {most}; {_EXTRACT}"
             )
         make = layout.frames_document if array == FRAMES else layout.pooled_document
-        is_rewritten = bool(slots) and not _is_flat(backend, layout, array, min(slots))
-        _compare(stored, make(n_slots), path, _EXTRACT, _FORM if is_rewritten else ())
+        free = _FORM if is_rewritten(backend, layout, array) else ()
+        _compare(stored, make(n_slots), path, _EXTRACT, free)
 
 
 def check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
@@ -135,14 +136,3 @@ def _n_slots(document: dict[str, Any], layout: Layout, array: str) -> int | None
     except (KeyError, IndexError, TypeError):
         return None
     return None if rest or not isinstance(n_slots, int) else n_slots
-
-
-def _is_flat(backend: Backend, layout: Layout, array: str, slot: int) -> bool:
-    """Return whether the objects of a slot have the form in which Strata writes them."""
-    keys, size = layout.shard_keys(slot), layout.shard_bytes
-    if array == POOLED:
-        keys, size = [layout.pooled_key(slot)], layout.pooled_bytes
-    try:
-        return all(backend.size(key) == size for key in keys)
-    except OSError:
-        return True
