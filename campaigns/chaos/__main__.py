@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, work: Path) -> Tally:
     """Run the campaign in a folder; return its counts."""
     tally, began = Tally(), time.monotonic()
     rng = random.Random(options.seed)
-    copy_corpus(options.data, work / "corpus", options.clips)
+    copy_corpus(options.data, work / "home" / "corpus", options.clips)
     write_weights(work / "weights.pt", 0)
     library = compile_layer(work)
     layer = Layer(work / "control") if library else None

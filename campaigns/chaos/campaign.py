@@ -54,7 +54,7 @@ class Campaign(ABC):
     def __init__(self, work: Path, disk: Path, drivers: Drivers, rng: random.Random) -> None:
         self.work, self.disk, self.drivers, self.rng = work, disk, drivers, rng
         self.store = disk / "store"
-        self.data = work / "corpus"
+        self.data = work / "home" / "corpus"
         self.corpus = Damage(self.data, rng)
         self.weights = work / "weights.pt"
         self.expected = Expected({}, {}, {})

@@ -33,10 +33,10 @@ class InlineCampaign(Campaign):
         super().__init__(work, disk, drivers, rng)
         self.layer = layer
         self.limit = MemoryLimit()
-        shown = work / "data"
-        self.is_mounted = may_mount and mount_bind(self.corpus.folder, shown)
+        self.shown = work / "shown"
+        self.is_mounted = may_mount and mount_bind(work / "home", self.shown)
         if self.is_mounted:
-            self.data = shown
+            self.data = self.shown / "corpus"
         self.live = self._live(may_mount)
 
     def _live(self, may_mount: bool) -> dict[str, Callable[[], bool]]:
@@ -149,7 +149,7 @@ class InlineCampaign(Campaign):
         super().close()
         self.limit.close()
         if self.is_mounted:
-            unmount(self.data)
+            unmount(self.shown)
 
     # --- faults; each returns whether it happened ------------------------------------------
 
@@ -227,16 +227,14 @@ class InlineCampaign(Campaign):
         return True
 
     def _vanish_data(self) -> bool:
-        root, aside = self.corpus.folder, self.work / "away"
-        if self.is_mounted:  # the mount would keep it
-            root, aside = self.data / "clips", self.data / "away"
+        root, aside = self.corpus.folder, self.corpus.folder.with_name("away")
         return self._without_data(
             lambda: bool(root.rename(aside)), lambda: bool(aside.rename(root))
         )
 
     def _unmount_data(self) -> bool:
         return self._without_data(
-            lambda: unmount(self.data), lambda: mount_bind(self.corpus.folder, self.data)
+            lambda: unmount(self.shown), lambda: mount_bind(self.work / "home", self.shown)
         )
 
     def _change_data(self, change: Callable[[], None]) -> bool:

@@ -74,10 +74,17 @@ class Still(Campaign):
 def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus of two labels, and a store of it."""
     work = tmp_path_factory.mktemp("extracted")
-    copy_corpus(write_folder(work / "clips", [1.0] * 8), work / "corpus", 8)
+    corpus = work / "home" / "corpus"
+    copy_corpus(write_folder(work / "clips", [1.0] * 8), corpus, 8)
     (work / "disk").mkdir()
     columns = f"dataset.columns=[{','.join(LABELS)}]"
-    extract(work / "corpus", work / "disk" / "store", *INLINE, "plan.frames_per_unit=256", columns)
+    extract(
+        work / "home" / "corpus",
+        work / "disk" / "store",
+        *INLINE,
+        "plan.frames_per_unit=256",
+        columns,
+    )
     return work
 
 
