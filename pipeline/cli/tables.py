@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.reasons import Reason, show_alike, show_reasons
+from pipeline.cli.reasons import Reason, print_lines, show_alike, show_reasons
 from pipeline.errors import counted
 from pipeline.store.format.records import AUDIO_FLAGS
 
@@ -66,6 +66,8 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         console.print(f"{estimate.unreadable:,} cannot be read and will be quarantined:")
     reasons = [Reason(item.reason, item.count, item.ids) for item in estimate.reasons]
     show_reasons(console, reasons, show_all, "strata plan ... --all")
+    if show_all:
+        print_lines(console, [f"  {name}: skipped" for name in estimate.skipped])
 
 
 def show_status(

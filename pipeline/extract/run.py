@@ -92,7 +92,9 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     rate_hz = setup.geometry.sample_rate_hz
     with announced(observer, "reading the reasons why utterances cannot be read"):
         reasons = find_unreadable(source, current_plan, rate_hz)
-    return replace(estimate(current_plan, layout, rate_hz, location), reasons=reasons)
+    return replace(
+        estimate(current_plan, layout, rate_hz, location), reasons=reasons, skipped=source.skipped
+    )
 
 
 def extract(
@@ -198,9 +200,10 @@ def _open_source(config: Config, observer: Observer) -> Source:
     for note in source.notes:
         observer.note(note)
     for names, kind in ((source.skipped, "file"), (source.skipped_columns, "column")):
+        hint = "; `strata plan ... --all` lists all" if kind == "file" and len(names) > 5 else ""
         if names:
             observer.note(
-                f"skipped: {counted(len(names), kind)} of the dataset: {first_few(names)}"
+                f"skipped: {counted(len(names), kind)} of the dataset: {first_few(names)}{hint}"
             )
     return source
 

@@ -217,6 +217,23 @@ def test_a_store_is_required(folder: Path) -> None:
     assert (done.returncode, "store=PATH" in error_line(done)) == (2, True)
 
 
+def test_skipped_files_are_counted_and_listed_on_request(tmp_path: Path) -> None:
+    """The note has the first ones; `plan --all` and the JSON object have all."""
+    folder = write_folder(tmp_path / "clips", [0.5])
+    names = [f"notes-{i}.txt" for i in range(9)]
+    for name in names:
+        (folder / name).write_text("no audio")
+    few = strata("plan", f"dataset.path={folder}", "model=tiny")
+    assert "skipped: 9 files of the dataset: " in few.stderr
+    assert "`strata plan ... --all` lists all" in few.stderr
+    every = strata("plan", f"dataset.path={folder}", "model=tiny", "--all")
+    assert [line for line in every.stdout.splitlines() if line.endswith(": skipped")] == [
+        f"  {name}: skipped" for name in names
+    ]
+    found = last_json(strata("plan", f"dataset.path={folder}", "model=tiny", "--json"))
+    assert found["skipped"] == names
+
+
 def test_duplicate_ids_are_named(tmp_path: Path) -> None:
     """Duplicate ids are an error that names the column and the value."""
     folder = tmp_path / "clips"

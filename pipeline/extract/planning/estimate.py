@@ -28,6 +28,7 @@ class Estimate:
         free_bytes: Free bytes on the disk of the store.
         frames_per_unit: Capacity of a unit in frames.
         reasons: Why utterances cannot be read, most frequent first.
+        skipped: Files of the dataset that are no utterances.
     """
 
     utterances: int
@@ -39,6 +40,7 @@ class Estimate:
     free_bytes: int
     frames_per_unit: int
     reasons: tuple[Unreadable, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, store: Location) -> Estimate:
