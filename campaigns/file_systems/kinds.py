@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,11 @@ def disturbances(mount_point: Path) -> Disturbances:
         raise SkippedError(f"{mount_point} cannot be remounted: {done.stderr.decode().strip()}")
 
     def fill() -> None:
-        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        with ballast.open("wb", buffering=0) as file:
+            with suppress(OSError):
+                room = os.statvfs(mount_point).f_bavail * os.statvfs(mount_point).f_frsize
+                os.posix_fallocate(file.fileno(), 0, max(1, room - 2**20))
+            file.seek(0, os.SEEK_END)
             for size in (2**20, 2**16, 2**12):
                 with suppress(OSError):
                     while file.write(bytes(size)) == size:

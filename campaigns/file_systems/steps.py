@@ -176,6 +176,8 @@ def disturbed_run(campaign: Campaign, place: Place, what: str, log: Path) -> str
     disturb()
     code, line = driver.wait(), driver.last_line()
     mend()
+    if code == 0 and not compare(store, campaign.undisturbed):
+        return "the run had ended before"
     if code != 1 or not driver.is_clean():
         return f"WRONG: exit {code}: {log.read_text()[-500:]}"
     if Command(campaign.extract_words(store), log).wait():
