@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pipeline.extract.run  # noqa: F401 - what a driver imports, once for all
@@ -30,6 +31,8 @@ class Command:
         self.pid = os.fork()
         if self.pid == 0:
             _become(words, log, drop, host)
+        with suppress(OSError):  # it does the same: whoever is first
+            os.setpgid(self.pid, self.pid)
         self.code: int | None = None
 
     def wait(self, timeout_s: float = 300.0) -> int:
@@ -53,7 +56,8 @@ class Command:
     def kill(self) -> None:
         """End it by SIGKILL, with all that it has started."""
         if not self.ended():
-            os.killpg(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
             self.wait()
 
     def last_line(self) -> str:

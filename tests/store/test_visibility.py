@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pipeline.store.backend.local import LocalBackend
 from pipeline.store.coordination import visibility
 from pipeline.store.coordination.ledger import Claim, Ledger
 from pipeline.store.coordination.visibility import await_claim, await_commits
-from pipeline.store.format.layout import INDEX_DIR, index_key, ledger_key
+from pipeline.store.format.layout import INDEX_DIR, LEDGER_DIR, index_key, ledger_key
 from pipeline.store.index import cached_units
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, configured
@@ -127,3 +128,22 @@ def test_a_run_ends_when_it_sees_all_its_commits(
     status = run.extract(config, backend=backend)
     assert status.units_committed == status.units_total > 1
     assert cached_units(tmp_path / "s") == set(range(status.units_total))
+
+
+class BlindBackend(LocalBackend):
+    """A folder in which nobody sees a claim."""
+
+    def read(self, key: str) -> bytes:
+        """Read a file, unless it is a claim."""
+        if key.startswith(LEDGER_DIR):
+            raise FileNotFoundError(errno.ENOENT, "No such file", key)
+        return super().read(key)
+
+
+def test_a_worker_that_does_not_see_its_claim_commits_nothing(tmp_path: Path) -> None:
+    """The run ends with an error: the worker's node has another folder at that path."""
+    clips = write_folder(tmp_path / "clips", [0.5])
+    config = configured(clips, tmp_path / "s", *INLINE)
+    with pytest.raises(StoreError, match="which the driver has created, cannot be seen on"):
+        run.extract(config, backend=BlindBackend(tmp_path / "s"))
+    assert list((tmp_path / "s" / INDEX_DIR).iterdir()) == []
