@@ -83,6 +83,9 @@ _NO_MATCH = object()
 def _try_convert(option: Any, value: Any) -> Any:
     if option is types.NoneType:
         return None if value is None else _NO_MATCH
+    if typing.get_origin(option) is dict:
+        is_texts = isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values())
+        return {str(key): v for key, v in value.items()} if is_texts else _NO_MATCH
     if typing.get_origin(option) is tuple:
         item = typing.get_args(option)[0]
         if not isinstance(value, list | tuple):
@@ -103,5 +106,7 @@ def _type_name(option: Any) -> str:
         item = typing.get_args(option)[0]
         lists = {int: "a list of whole numbers", float: "a list of numbers"}
         return lists.get(item, "a list of names")
+    if typing.get_origin(option) is dict:
+        return "names with words, such as {speaker: text}"
     names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
     return names[option.__name__]

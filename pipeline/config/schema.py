@@ -30,6 +30,8 @@ class DatasetConfig:
         duration_column: Column with its length, instead of its end.
         channel_column: Column with its channel, from 0; None is the mean of all channels.
         time_unit: Unit of these times: "seconds" or "samples" (at the native rate).
+        types: Type of columns by their names: "text", "int", "float" or "bool"; None
+            takes those of the dataset, and of a text table what its values are.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class DatasetConfig:
     duration_column: str | None = None
     channel_column: str | None = None
     time_unit: str = "seconds"
+    types: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, first_values, is_text, require_column
+from pipeline.sources.delimited import SUFFIXES, infer_types, read_delimited
 from pipeline.sources.location import describe_location, existing_path, require_regular
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
 from pipeline.sources.table_cache import table_state
@@ -58,7 +59,7 @@ def open_folder(config: DatasetConfig) -> TabularSource:
     metadata_files = [file for file in files if is_metadata(file)]
     files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
     if metadata_files:
-        table, class_names, state = _read_metadata(root, metadata_files)
+        table, class_names, state = _read_metadata(config, root, metadata_files)
         is_chosen = [_in_splits(file, directories) for file in table["file_name"].to_pylist()]
         table = table.filter(pa.array(is_chosen, pa.bool_()))
         _require_files(table.column("file_name"), files, root)
@@ -209,7 +210,7 @@ def _without_audio(directories: list[str], files: list[str]) -> list[str]:
 
 
 def _read_metadata(
-    root: Path, metadata_files: list[str]
+    config: DatasetConfig, root: Path, metadata_files: list[str]
 ) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:
     """Concatenate a folder's metadata files; `file_name` becomes relative to the folder.
 
@@ -221,7 +222,12 @@ def _read_metadata(
     class_names: dict[str, tuple[str, ...]] = {}
     for file in metadata_files:
         require_regular(root / file)
-        table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
+        file_class_names: dict[str, tuple[str, ...]] = {}
+        if (root / file).suffix in SUFFIXES:
+            table = read_delimited(root / file)
+            table = infer_types(table, {"file_name", config.id_column, *(config.types or ())})
+        else:
+            table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
         require_column("file_name", table.column_names, str(root / file))
         paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")
         directory = file.rpartition("/")[0]

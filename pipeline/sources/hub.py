@@ -5,7 +5,6 @@ In this package only this file imports `datasets`. It loads Arrow tables and dec
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import mmap
@@ -22,6 +21,7 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
+from pipeline.sources.delimited import SUFFIXES
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, chosen, is_several, with_split
@@ -32,18 +32,7 @@ from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
-_CSV = {
-    "chunksize": 1 << 24,  # one chunk: a column's type is inferred from all of it
-    "keep_default_na": False,  # "NA", "None" and "null" are words
-    "na_values": [""],
-}
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {**_CSV, "sep": "\t", "quoting": csv.QUOTE_NONE}),  # quotes are text there
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # A line break cannot be part of a text in json.
 _NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
 _MANY_BRACKETS = 500  # fewer cannot be nested too deeply
@@ -138,37 +127,32 @@ def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) 
 
 
 def read_table(path: Path) -> datasets.Dataset:
-    """Read csv, tsv, json, jsonl or parquet through `datasets` and its cache.
+    """Read json, jsonl or parquet through `datasets` and its cache; for text see `delimited.py`.
 
     A file that was replaced is read again whatever its time says; see `table_cache.py`.
 
     Raises:
         SourceError: The file is of another type, damaged, or has no rows.
     """
-    if path.suffix.lower() not in _READERS:
-        raise SourceError(f"{path} is none of {', '.join(_READERS)}")
+    builder = _BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise SourceError(f"{path} is none of {', '.join((*SUFFIXES, *_BUILDERS))}")
     if path.stat().st_size == 0:
         raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
-    builder, options = _READERS[path.suffix.lower()]
     if builder == "json":
         _check_records(path)
     try:
-        dataset = datasets.load_dataset(
+        dataset: datasets.Dataset = datasets.load_dataset(
             builder,
             data_files=[glob.escape(str(path))],
             split="train",
             cache_dir=_cache_dir(path),
-            **options,
         )
     except _LOAD_ERRORS as error:
         cause = one_line(error.__cause__ or error)
         if "corresponds to no data" in cause:
             raise SourceError(f"{path} has no rows") from error
         raise SourceError(f"{path} cannot be read: {cause}") from error
-    if "__index_level_0__" in dataset.column_names:  # pandas took the extra fields for an index
-        raise SourceError(f"{path} has rows with more fields than its header")
-    if path.suffix.lower() == ".tsv":
-        _check_lines(path, len(dataset))
     return dataset
 
 
@@ -211,21 +195,6 @@ def _is_json(line: bytes) -> bool:
 
 def _cache_dir(path: Path) -> str:
     return str(cache_folder(Path(datasets.config.HF_DATASETS_CACHE) / "strata", path))
-
-
-def _check_lines(path: Path, n_rows: int) -> None:
-    """Check that each line of a tab-separated list, where no field can hold a break, is a row.
-
-    Raises:
-        SourceError: It is not.
-    """
-    with path.open("rb") as file:
-        n_lines = sum(not line.isspace() for line in file)
-    if n_lines != n_rows + 1:
-        raise SourceError(
-            f"{path} has {n_lines - 1} lines after its header, but was read as {n_rows} rows: a "
-            "field holds a line break or a carriage return; remove it"
-        )
 
 
 def arrow_of(dataset: datasets.Dataset) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, require_column
+from pipeline.sources.delimited import SUFFIXES, infer_types, read_delimited
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
 from pipeline.sources.location import existing_path
 from pipeline.sources.splits import ALL, COLUMN, chosen
@@ -39,7 +40,10 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
     kind = config.format or guess_format(path) or "table"
     if kind == "table":
         root = Path(config.root).expanduser().absolute() if config.root else path.parent
-        rows = hub.rows_of(hub.read_table(path), config, str(root))
+        if path.suffix.lower() in SUFFIXES:
+            rows = _delimited_rows(config, path, str(root))
+        else:
+            rows = hub.rows_of(hub.read_table(path), config, str(root))
     else:
         rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
         if config.format is None:
@@ -47,6 +51,14 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
             rows = replace(rows, notes=(note, *rows.notes))
     rows = replace(rows, state=table_state(path), tables=(str(path),))
     return TabularSource(config, _of_splits(config, rows))
+
+
+def _delimited_rows(config: DatasetConfig, path: Path, root: str) -> Rows:
+    """Read a csv or tsv. Ids and paths are text."""
+    table = read_delimited(path)
+    require_column(config.audio_column, table.column_names, "dataset.audio_column")
+    table = infer_types(table, {config.audio_column, config.id_column, *(config.types or ())})
+    return Rows(table, {}, config.audio_column, root)
 
 
 def _of_splits(config: DatasetConfig, rows: Rows) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import columns, segments
 from pipeline.sources.base import Segment
+from pipeline.sources.delimited import state_types
 from pipeline.sources.fingerprint import fingerprint
 from pipeline.sources.location import describe_location
 
@@ -42,6 +44,8 @@ class TabularSource:
         self.origin = first_few(rows.tables) if rows.tables else describe_location(config)
         self.skipped = rows.skipped
         self._state = rows.state
+        if config.types:
+            rows = replace(rows, table=state_types(rows.table, config.types))
         self._paths, self._data = columns.audio_of(rows)
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
         rows = segments.with_spans(config, rows, self._paths)

@@ -304,6 +304,9 @@ def test_a_line_break_within_a_tab_separated_field_is_refused(clips):
     """A carriage return would end the row."""
     (clips / "train.tsv").write_bytes(b"path\tsentence\nwav/a.wav\tone\rtwo\nwav/b.wav\tthree\n")
     message = error_text("manifest", clips / "train.tsv", audio_column="path")
+    assert "row 3 (the header is row 1) has fewer fields than its header: 1, not 2" in message
+    (clips / "train.tsv").write_bytes(b"path\nwav/a.wav\rwav/c.wav\nwav/b.wav\n")
+    message = error_text("manifest", clips / "train.tsv", audio_column="path")
     assert "has 2 lines after its header, but was read as 3 rows" in message
 
 
@@ -350,7 +353,7 @@ TABLES = ("csv", "tsv", "json", "jsonl", "parquet")
         ("m.json", "{broken", "cannot be read"),
         ("m.txt", "audio\n", "is none of .csv"),
         ("m.csv", "path,n\na.wav,1\n", "no column audio"),
-        ("m.csv", "audio\n1\n2\n", "is int64, neither audio nor paths"),
+        ("m.jsonl", '{"audio": 1}\n{"audio": 2}\n', "is int64, neither audio nor paths"),
         ("m.csv", "audio,n\na.wav,1\n,2\n", "empty in 1 of 2 rows"),
         ("m.csv", "audio,n\na.wav,1\na.wav,2\n", "dataset.id_column must name"),
     ],
@@ -571,7 +574,7 @@ def test_the_message_names_the_column_with_audio(tmp_path):
 
 
 def test_ids_from_a_column(clips):
-    """Text and integers are valid ids; repeated, empty and fractional values are errors."""
+    """Text and integers are valid ids; repeated and empty values are errors."""
     assert open_kind("audiofolder", clips, id_column="word").ids().to_pylist() == [
         "yes",
         "NA",
@@ -581,7 +584,7 @@ def test_ids_from_a_column(clips):
     assert "dataset.id_column=speaker is not unique" in repeated
     assert "(anna)" in repeated
     assert "the file's path is the id" in repeated
-    assert "is double" in error_text("audiofolder", clips, id_column="score")
+    assert "empty in 1 of 3 rows" in error_text("audiofolder", clips, id_column="score")
     (clips / "metadata.csv").write_text("file_name,n,t\nwav/a.wav,7,x\nwav/b.wav,8,\n")
     assert open_kind("audiofolder", clips, id_column="n").ids().to_pylist() == ["7", "8"]
     assert "empty in 1 of 2 rows" in error_text("audiofolder", clips, id_column="t")

@@ -1,0 +1,127 @@
+"""Tables of text: what stays text, what becomes a number, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import DatasetConfig, load_config
+from pipeline.errors import ConfigError, SourceError
+from pipeline.sources.delimited import infer_types, read_delimited
+from pipeline.sources.opening import open_source
+from tests.helpers.audio_files import speechlike, write
+
+
+def read(path: Path, text: str | bytes) -> dict[str, list[Any]]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return infer_types(read_delimited(path), ()).to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["0007", "0107"], ["0007", "0107"]),
+        (["0012", "", "0103"], ["0012", None, "0103"]),
+        (["1e1", "2e2"], ["1e1", "2e2"]),
+        (["12", "", "7"], [12, None, 7]),
+        (["0", "-5"], [0, -5]),
+        (["+1", "2"], ["+1", "2"]),
+        (["1.5", "2"], [1.5, 2.0]),
+        (["0.12345678901234568", "-0.5"], [0.12345678901234568, -0.5]),
+        (["01.5", "2.5"], ["01.5", "2.5"]),
+        (["1_000", "2"], ["1_000", "2"]),
+        (["999999999999999999", "1"], [999999999999999999, 1]),
+        (["12345678901234567890", "1"], ["12345678901234567890", "1"]),
+        (["True", "false"], [True, False]),
+        (["yes", "no"], ["yes", "no"]),
+        (["nan", "1.5"], ["nan", "1.5"]),
+        (["NA", "null"], ["NA", "null"]),
+        (["inf", "1"], ["inf", "1"]),
+        ([" 1", "2"], [" 1", "2"]),
+        (["2024-01-02", "2024-01-03"], ["2024-01-02", "2024-01-03"]),
+        (["", ""], [None, None]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_column_is_of_numbers_if_they_lose_nothing(
+    tmp_path: Path, suffix: str, values: list[str], expected: list[Any]
+) -> None:
+    separator = "\t" if suffix == ".tsv" else ","
+    lines = [separator.join(("x", value)) for value in ("value", *values)]
+    found = read(tmp_path / f"t{suffix}", "\n".join(lines))["value"]
+    assert found == expected
+    assert [type(value) for value in found] == [type(value) for value in expected]
+
+
+def test_tables_as_people_have_them(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, blank lines, quotes, breaks in quotes, an index without a name."""
+    path = tmp_path / "t.csv"
+    assert read(path, '\ufeffa,b\r\n1,"x, ""y""\nz"\r\n\r\n2,\r\n') == {
+        "a": [1, 2],
+        "b": ['x, "y"\nz', None],
+    }
+    assert read(path, ",b\n0,x\n1,y\n") == {"Unnamed: 0": [0, 1], "b": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "a,b\n1,2\n1,2,3\n",
+            "row 3 (the header is row 1) has more fields than its header: 3, not 2",
+        ),
+        ("a,b\n1\n", "row 2 (the header is row 1) has fewer fields than its header: 1, not 2"),
+        ('a,b\n"open,2\n3,4\n', "fewer fields than its header"),
+        ("a,a\n1,2\n", "several columns of one name: a"),
+        ("a,b\n", "has no rows"),
+        ("", "is empty (0 bytes)"),
+        (b"a,b\n1,2\n\xff,1\n", "UTF8"),
+    ],
+)
+def test_a_table_that_is_not_regular_is_refused(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
+    with pytest.raises(SourceError) as error:
+        read(tmp_path / "t.csv", text)
+    assert words in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "t.csv"))
+    assert "\n" not in str(error.value)
+
+
+def test_ids_and_paths_are_text_and_types_can_be_stated(tmp_path: Path) -> None:
+    """In folders and manifests; an id column of digits keeps them."""
+    for name in ("7", "8"):
+        write(tmp_path / f"{name}.wav", speechlike(800))
+    table = tmp_path / "metadata.csv"
+    table.write_text("file_name,utt,speaker,score\n7.wav,70,1,1e-3\n8.wav,80,2,2\n")
+
+    def rows(kind: str, path: Path, **more: Any) -> list[dict[str, Any]]:
+        source = open_source(DatasetConfig(kind, str(path), id_column="utt", **more))
+        assert source.ids().to_pylist() == ["70", "80"]
+        return source.metadata(range(2)).to_pylist()
+
+    types = {"speaker": "text", "score": "float"}
+    for kind, path, more in (
+        ("audiofolder", tmp_path, {}),
+        ("manifest", table, {"audio_column": "file_name"}),
+    ):
+        assert rows(kind, path, **more)[0]["utt"] == "70"
+        assert [row["score"] for row in rows(kind, path, **more)] == ["1e-3", "2"]
+        stated = rows(kind, path, types=types, **more)
+        assert [(row["speaker"], row["score"]) for row in stated] == [("1", 0.001), ("2", 2.0)]
+        for wrong, words in (
+            ({"score": "int"}, "column score is not int"),
+            ({"score": "number"}, "types are text, int, float, bool"),
+            ({"scor": "int"}, "there is no column scor; did you mean score"),
+        ):
+            with pytest.raises(SourceError, match=words):
+                rows(kind, path, types=wrong, **more)
+
+
+def test_types_are_settings() -> None:
+    config = load_config(["dataset.path=x", "dataset.types={speaker: text, score: float}"])
+    assert config.dataset.types == {"speaker": "text", "score": "float"}
+    with pytest.raises(ConfigError, match="expected names with words, such as"):
+        load_config(["dataset.path=x", "dataset.types=[speaker]"])
