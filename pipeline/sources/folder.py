@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, first_values, is_text, require_column
-from pipeline.sources.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
 from pipeline.sources.location import describe_location, existing_path, require_regular
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
 from pipeline.sources.table_cache import table_state

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
-from pipeline.sources.delimited import SUFFIXES
 from pipeline.sources.fingerprint import stat_stamp
+from pipeline.sources.lists.delimited import SUFFIXES
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, chosen, is_several, with_split
 from pipeline.sources.table_cache import cache_folder

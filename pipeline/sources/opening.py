@@ -13,7 +13,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.folder import open_folder
 from pipeline.sources.lists.kaldi import open_kaldi
 from pipeline.sources.lists.lhotse import open_lhotse
-from pipeline.sources.manifest import open_manifest
+from pipeline.sources.lists.manifest import open_manifest
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig

@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import columns, segments
 from pipeline.sources.base import Segment
-from pipeline.sources.delimited import state_types
 from pipeline.sources.fingerprint import fingerprint
+from pipeline.sources.lists.delimited import state_types
 from pipeline.sources.location import describe_location
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import DatasetConfig, load_config
 from pipeline.errors import ConfigError, SourceError
-from pipeline.sources.delimited import infer_types, read_delimited
+from pipeline.sources.lists.delimited import infer_types, read_delimited
 from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import speechlike, write
 

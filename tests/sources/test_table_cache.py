@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def table(path: Path, label: str) -> Path:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"path,speaker\na.wav,{label}\n")
+    path.write_text(f'{{"path": "a.wav", "speaker": "{label}"}}\n')
     return path
 
 
@@ -46,7 +46,7 @@ def unused(path: Path) -> None:
 
 def test_a_replaced_table_is_read_again_and_its_old_copy_removed(tmp_path: Path) -> None:
     """Also if size and time are the same; a folder that may be in use stays."""
-    file = table(tmp_path / "list.csv", "anna")
+    file = table(tmp_path / "list.jsonl", "anna")
     write(tmp_path / "a.wav")
     config = DatasetConfig("manifest", str(file), audio_column="path")
     time_ns = file.stat().st_mtime_ns

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, require_column
-from pipeline.sources.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
 from pipeline.sources.location import existing_path
 from pipeline.sources.splits import ALL, COLUMN, chosen
