@@ -29,8 +29,8 @@ def test_mutated_files_and_tables_are_read_flagged_or_refused(tmp_path: Path) ->
     """No file ends or delays the process, and no sound is missing without a flag."""
     done = run(
         "fuzz.py",
-        "--files=240",
-        "--tables=90",
+        "--files=205",
+        "--tables=60",
         "--seed=5",
         "--extract-every=0",
         f"--keep={tmp_path}",
