@@ -94,8 +94,16 @@ class Count:
     A first line about the time left is due after `EARLY_S`.
     """
 
-    def __init__(self, noun: str, verb: str, participle: str) -> None:
-        """Remember the words, e.g. head, train, trained."""
+    def __init__(self, noun: str, verb: str, participle: str, min_share: float = 0.0) -> None:
+        """Remember the words, e.g. head, train, trained.
+
+        Args:
+            noun: What is counted.
+            verb: What is done to it.
+            participle: The same, when it has been done.
+            min_share: Share of the things that must be done before the time left is stated.
+        """
+        self._min_share = min_share
         self._noun, self._verb, self._participle = noun, verb, participle
         self._start_s = time.monotonic()
         self._n_before = -1
@@ -129,7 +137,7 @@ class Count:
         self._is_early_due = False
         n_done, n_left = self._done - self._n_before, self._total - self._done
         left = ""
-        if n_done:
+        if n_done and n_done >= self._min_share * (n_done + n_left):
             left = f", about {duration(self._seconds() * n_left / n_done)} left"
         return (
             f"{self._done:,} of {self._total:,} {self._noun}s {self._participle} after "
@@ -235,10 +243,14 @@ class CountProgress(TerminalObserver):
 
 
 class SweepProgress(CountProgress):
-    """Shows the number of trained heads of a sweep."""
+    """Shows the number of trained heads of a sweep.
+
+    Heads are trained together, so the first ones to stop say nothing about the others: the time
+    left is stated when a quarter of them is done.
+    """
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console, Count("head", "train", "trained"), "heads")
+        super().__init__(console, Count("head", "train", "trained", min_share=0.25), "heads")
 
     def head_trained(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number of cached heads."""

@@ -48,6 +48,13 @@ def hours(seconds: float) -> str:
     return f"{seconds / 60:.2f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} h"
 
 
+def size(n_bytes: int) -> str:
+    """Format a number of bytes: 322.8 kB, 3.3 MB, 3,312.40 GB."""
+    if n_bytes < 1e6:
+        return f"{n_bytes / 1e3:.1f} kB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.2f} GB"
+
+
 def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) -> None:
     """Print the size of a plan, and why utterances cannot be read.
 
@@ -57,10 +64,10 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         show_all: Whether to print every utterance that cannot be read, with its reason.
     """
     console.print(
-        f"{counted(estimate.utterances, 'utterance')}, {estimate.hours:.2f} h of audio → "
+        f"{counted(estimate.utterances, 'utterance')}, {hours(estimate.hours * 3600)} of audio → "
         f"{counted(estimate.units, 'unit')} of {estimate.frames_per_unit:,} frames, "
-        f"{estimate.frames:,} frames, {estimate.bytes / 1e9:.2f} GB on disk "
-        f"({estimate.free_bytes / 1e9:.1f} GB free)"
+        f"{estimate.frames:,} frames, {size(estimate.bytes)} on disk "
+        f"({size(estimate.free_bytes)} free)"
     )
     if estimate.unreadable:
         console.print(f"{estimate.unreadable:,} cannot be read and will be quarantined:")
@@ -148,7 +155,7 @@ def show_verification(
     console.print(
         f"{verification.units_committed:,} of {verification.units_total:,} units checked, "
         f"{verification.utterances_ok:,} utterances{quarantined}, "
-        f"{verification.n_bytes / 1e9:.2f} GB: {verdict}"
+        f"{size(verification.n_bytes)}: {verdict}"
     )
     if repair:
         console.print(repair.summary())

@@ -57,7 +57,15 @@ def _report_usage(error: Exception, as_json: bool) -> int:
         raise error
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "strata"
+    hint = _hint(getattr(error, "option_name", None), context)
     try:
-        Answer(as_json).fail(f"{message().rstrip('.')}; see {command} --help", EXIT_USAGE)
+        Answer(as_json).fail(f"{message().rstrip('.')}{hint}; see {command} --help", EXIT_USAGE)
     except typer.Exit as end:
         return end.exit_code
+
+
+def _hint(option: str | None, context: Any) -> str:
+    """Say how settings are written, if an unknown option was given to a verb that has settings."""
+    name = (option or "").lstrip("-")
+    takes_settings = context is not None and any(p.nargs == -1 for p in context.command.params)
+    return f"; settings have no dashes: {name}=VALUE" if name and takes_settings else ""

@@ -227,8 +227,14 @@ def make_ids(
         remedy = "dataset.id_column must name a column whose values are unique"
         if config.id_column is not None:
             remedy += "; without it the file's path is the id"
+        elif id_column is None and rows.spans is None:
+            remedy += (
+                ". If rows are parts of files, set dataset.start_column with dataset.stop_column "
+                "or dataset.duration_column"
+            )
+        occur = "id occurs" if len(repeated) == 1 else "ids occur"
         raise SourceError(
-            f"{origin} is not unique: {len(repeated)} ids occur more than once "
+            f"{origin} is not unique: {len(repeated):,} {occur} more than once "
             f"({first_values(repeated)}); {remedy}"
         )
     return rule, pa.concat_arrays(ids.chunks)

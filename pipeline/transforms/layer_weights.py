@@ -64,7 +64,7 @@ def _load_weights(text: str) -> tuple[Tensor, bool]:
         raise
     except FileNotFoundError:
         raise ConfigError(
-            f"weights is {text!r}; expected average, a list of numbers, or a file"
+            f"weights={text}: there is no such file; expected average, a list of numbers, or a file"
         ) from None
     except Exception as error:  # the libraries raise many types for a damaged file
         raise ConfigError(f"weights {text!r} cannot be read: {error}") from error

@@ -160,7 +160,8 @@ def test_help_and_version_into_a_full_disk(option: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["status", "--foo"], "No such option: --foo"),
+        (["status", "--foo"], "No such option: --foo; see"),
+        (["extract", "--store=x"], "; settings have no dashes: store=VALUE; see"),
         (["status"], "Missing argument 'STORE'"),
         (["verifyy"], "No such command 'verifyy'"),
         (["verify", "x", "--sample", "many"], "'--sample'"),

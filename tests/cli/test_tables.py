@@ -16,6 +16,7 @@ from pipeline.cli.tables import (
     show_status,
     show_store,
     show_verification,
+    size,
 )
 from pipeline.extract.planning.estimate import Estimate
 from pipeline.extract.planning.scan import Unreadable
@@ -127,3 +128,20 @@ def test_long_lists_of_a_store_are_cut() -> None:
 def test_lengths_of_audio_and_of_time(seconds: float, audio: str, time: str) -> None:
     """Each in a unit that fits."""
     assert (hours(seconds), duration(seconds)) == (audio, time)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "words"),
+    [(0, "0.0 kB"), (322_760, "322.8 kB"), (40_000_000, "40.0 MB"), (33124 * 10**8, "3,312.40 GB")],
+)
+def test_sizes(n_bytes: int, words: str) -> None:
+    """Each in a unit that fits."""
+    assert size(n_bytes) == words
+
+
+def test_the_plan_of_a_small_corpus_is_not_rounded_to_nothing() -> None:
+    """A minute of audio and its megabytes are not 0.00."""
+    small = Estimate(144, 0, 59.4 / 3600, 1, 2865, 3_300_000, 57_700_000_000, 3072, ())
+    [line] = printed(show_estimate, small)
+    assert line.startswith("144 utterances, 59.4 s of audio → 1 unit of 3,072 frames")
+    assert line.endswith(", 2,865 frames, 3.3 MB on disk (57.70 GB free)")

@@ -314,7 +314,7 @@ REARRANGED: dict[str, tuple[Callable[[Rows], Rows], str]] = {
         lambda rows: [rows_of(N_CLIPS + 1)[-1], *rows],
         r"have moved in .*: row 0 holds 'clip-100\.wav' now, and new rows must follow",
     ),
-    "duplicated": (lambda rows: [*rows, rows[4]], r"is not unique: 1 ids .*clip-004\.wav"),
+    "duplicated": (lambda rows: [*rows, rows[4]], r"is not unique: 1 id .*clip-004\.wav"),
 }
 
 

@@ -332,6 +332,13 @@ def test_speakers_that_are_classes_are_in_every_part(tmp_path):
         split_of(root, "split.speaker=speaker", task="sid")
 
 
+def test_one_shared_recording_is_named(tmp_path):
+    """In the singular."""
+    where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]
+    (warning,) = split_of(store_with(tmp_path, split=where, recording_id=["mix"] * N)).warnings
+    assert warning.startswith("LEAKAGE: 1 value of 'recording_id' (mix) in more than one part")
+
+
 def test_shared_recordings_are_warned_of(tmp_path):
     """Warnings name shared recordings, and identical audio under different ids."""
     where = ["test" if row % 6 == 0 else "dev" if row % 6 == 1 else "train" for row in range(N)]

@@ -219,7 +219,8 @@ def test_metadata_in_each_directory(tmp_path):
         ("/etc/passwd,1\n", "points outside of the folder"),
         ("file:///etc/passwd,1\n", "points outside of the folder"),
         (",1\n", "file_name"),
-        ("wav/a.wav,1\n./wav/a.wav,2\n", "not unique: 1 ids occur more than once (wav/a.wav)"),
+        ("wav/a.wav,1\n./wav/a.wav,2\n", "not unique: 1 id occurs more than once (wav/a.wav)"),
+        ("wav/a.wav,1\nwav/a.wav,2\n", "If rows are parts of files, set dataset.start_column"),
         ("wav/a.wav,1,surplus\n", "more fields than its header"),
         ("", "metadata.csv"),
     ],
@@ -584,6 +585,7 @@ def test_ids_from_a_column(clips):
     assert "dataset.id_column=speaker is not unique" in repeated
     assert "(anna)" in repeated
     assert "the file's path is the id" in repeated
+    assert "parts of files" not in repeated
     assert "empty in 1 of 3 rows" in error_text("audiofolder", clips, id_column="score")
     (clips / "metadata.csv").write_text("file_name,n,t\nwav/a.wav,7,x\nwav/b.wav,8,\n")
     assert open_kind("audiofolder", clips, id_column="n").ids().to_pylist() == ["7", "8"]

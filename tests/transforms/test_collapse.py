@@ -231,3 +231,9 @@ def test_weights_that_do_not_fit_are_refused(wrong):
     """Too few, not finite, not a file, not a list."""
     with pytest.raises(ConfigError, match="weights"):
         read_weights(wrong, 3)
+
+
+def test_a_missing_file_of_weights_is_named():
+    """And what else could stand there."""
+    with pytest.raises(ConfigError, match=r"weights=mix\.pt: there is no such file; expected aver"):
+        read_weights("mix.pt", 3)

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import first_few
+from pipeline.errors import counted, first_few
 from pipeline.probing.labels import Fold, read_texts
 from pipeline.store.documents import read_plan
 from pipeline.store.read.features import FeatureStore
@@ -71,8 +71,8 @@ def recording_and_audio_warnings(store: FeatureStore, folds: Sequence[Fold]) -> 
     column = find_column(store, RECORDING_PREFIXES)
     if column is not None and (shared := shared_values(read_texts(store, column), folds)):
         warnings.append(
-            f"LEAKAGE: {len(shared)} values of {column!r} ({first_few(shared)}) are in more than "
-            "one part of the split"
+            f"LEAKAGE: {counted(len(shared), 'value')} of {column!r} ({first_few(shared)}) in more "
+            "than one part of the split"
         )
     clip_ids = _clip_ids(store, folds)
     if shared := shared_values(clip_ids, folds):

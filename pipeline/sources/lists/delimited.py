@@ -22,7 +22,7 @@ TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 """Values of `dataset.types`."""
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?$"
-_BOOLEAN = r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"
+_BOOLEAN = r"^(true|True|TRUE|false|False|FALSE)$"
 _UNEQUAL = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _BLOCK_BYTES = 1 << 24  # a row must fit into one
 
