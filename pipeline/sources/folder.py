@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
-from pipeline.sources.columns import Rows, first_values, is_text, require_column
+from pipeline.sources.columns import Rows, check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
 from pipeline.sources.location import describe_location, existing_path, require_regular
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
@@ -229,6 +229,7 @@ def _read_metadata(
         else:
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
         require_column("file_name", table.column_names, str(root / file))
+        check_text("column file_name", table.column("file_name"), str(root / file))
         paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")
         directory = file.rpartition("/")[0]
         if directory:

@@ -375,6 +375,12 @@ def test_text_that_is_not_utf_8_is_refused_by_column(tmp_path, column):
     words = error_text("manifest", tmp_path / "m.jsonl")
     assert f"column {column} of {tmp_path}/m.jsonl" in words
     assert "UTF-8" in words
+    metadata = (tmp_path / "m.jsonl").rename(tmp_path / "metadata.jsonl")
+    metadata.write_bytes(metadata.read_bytes().replace(b'"audio"', b'"file_name"'))
+    words = error_text("audiofolder", tmp_path)
+    name = "file_name" if column == "audio" else column
+    assert f"column {name} of {metadata}" in words
+    assert "UTF-8" in words
 
 
 @pytest.mark.parametrize(
