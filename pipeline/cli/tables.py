@@ -117,7 +117,10 @@ def show_status(
     reasons = [Reason(reason, count) for reason, count in status.reasons.items()]
     show_reasons(console, reasons, show_all, f"strata status {store} --all", "quarantined ")
     if reasons:
-        console.print(f"  `strata inspect {store} --all` names each quarantined utterance")
+        console.print(
+            f"  `strata inspect {store} --all` names each quarantined utterance; "
+            "after fixing files, run `extract` with retry_quarantined=true"
+        )
     if status.log_lines_skipped or status.clock_steps:
         console.print(
             f"log.jsonl: {status.log_lines_skipped:,} damaged lines are skipped and the clock was "

@@ -324,6 +324,11 @@ def as_feature_dataset(dataset: Dataset[Any]) -> FeatureDataset:
     if isinstance(dataset, Subset):
         whole = as_feature_dataset(dataset.dataset)
         return whole.take([int(index) for index in dataset.indices])
+    if isinstance(dataset, FeatureStore):
+        raise ConfigError(
+            "the dataset is a FeatureStore; make a dataset of it with "
+            "pipeline.FeatureDataset(store)"
+        )
     raise ConfigError(
         f"the dataset is a {type(dataset).__name__}; expected a FeatureDataset or a "
         "torch.utils.data.Subset of one; for other datasets use torch's DataLoader with "

@@ -93,6 +93,16 @@ def test_three_thousand_bad_files_are_a_few_lines(show, arguments, at_most, comm
     assert all(reason in texts for reason in list(BAD.values())[::500])
 
 
+def test_quarantined_utterances_come_with_what_to_do() -> None:
+    """How to list them, and how to retry them; without any, neither is printed."""
+    last = printed(show_status, status({"the file is empty (0 bytes)": 1}))[-1]
+    assert last.endswith(
+        "`strata inspect STORE --all` names each quarantined utterance; after fixing files, "
+        "run `extract` with retry_quarantined=true"
+    )
+    assert not any("retry" in line for line in printed(show_status, SOUND))
+
+
 def test_a_verification_counts_the_quarantined() -> None:
     """If there are any; a sound store of none says nothing of them."""
     [line] = printed(show_verification, Verification((), 5, 5, 90, 7, 10**9), None)

@@ -415,6 +415,8 @@ def test_a_subset_has_workers_and_a_state(opened):
 def test_what_make_loader_cannot_take_is_named(opened):
     """With what it takes, and what else to do; indices beyond the dataset are an IndexError."""
     whole = pipeline.FeatureDataset(opened, (2,))
+    with pytest.raises(ConfigError, match=r"is a FeatureStore; .*pipeline\.FeatureDataset\(store"):
+        pipeline.make_loader(whole.store, max_frames_per_batch=700)
     for dataset in (ConcatDataset([whole, whole]), Subset(ConcatDataset([whole]), [0]), [1, 2]):
         with pytest.raises(ConfigError, match=r"is a (ConcatDataset|list); .*Subset.*collate_fn="):
             pipeline.make_loader(dataset, max_frames_per_batch=700)

@@ -59,6 +59,14 @@ def test_the_busiest_stage_is_the_limit(seconds: dict[str, float], expected: str
     assert totals(**seconds).limited_by(10.0) == expected
 
 
+@pytest.mark.parametrize(("audio_s", "speed"), [(3.5, "0.38"), (56.7, "6.1"), (93.0, "10")])
+def test_a_low_speed_is_not_rounded_to_zero(audio_s: float, speed: str) -> None:
+    """A run of seconds, most of which were start-up, has one, too."""
+    found = totals(transformer=9.0)
+    found.audio_s = audio_s
+    assert found.limited_by(10.0) == f"limited by the encoder: {speed} × real time"
+
+
 def test_the_stages_of_several_workers_are_counted_together() -> None:
     """Two workers that do a unit each at the same time have twice the speed of one."""
     found = totals(2, workers=2, transformer=9.0)

@@ -81,7 +81,8 @@ class StageTotals:
             listed = ", ".join(f"{name} {share * 100:.0f} %" for name, share in shares.items())
             return f"not limited by one stage; busy shares: {listed}"
         busy_s = shares[stage] * wall_s
-        realtime = f"{self.audio_s / busy_s:,.0f} × real time"
+        speed = self.audio_s / busy_s
+        realtime = f"{speed:,.0f} × real time" if speed >= 10 else f"{speed:.2g} × real time"
         throughput = f"{self.n_bytes / busy_s / 1e9:.3g} GB/s"
         return {
             "encoder": f"limited by the encoder: {realtime}",
