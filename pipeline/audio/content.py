@@ -185,6 +185,15 @@ def is_clipped(segment: Segment, n_file_samples: int, rate_hz: int) -> bool:
     return start < n_file_samples < stop < n_file_samples + OVERSHOOT_S * rate_hz
 
 
+def reaches_end(segment: Segment, n_file_samples: int, rate_hz: int) -> bool:
+    """Return whether a segment states no end, or one after the end of the file."""
+    if not segment.has_end:
+        return True
+    if segment.span is None:
+        return segment.stop_sample > n_file_samples
+    return segment.span.samples(rate_hz, n_file_samples)[1] > n_file_samples
+
+
 def beyond_end(segment: Segment, n_file_samples: int, rate_hz: int) -> AudioError:
     """Return the error of a segment that does not end within its file."""
     return AudioError(

@@ -14,8 +14,10 @@ from contextlib import ExitStack
 
 from pipeline.audio.backends import soundfile
 from pipeline.audio.backends.forward import ForwardReader
+from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
 from pipeline.audio.content import open_bytes, with_descriptor
 from pipeline.audio.decode import finish
+from pipeline.audio.streams import ogg_gap
 from pipeline.audio.types import Decoded, NativeAudio, UnsupportedError
 from pipeline.sources.base import Segment
 
@@ -68,11 +70,16 @@ class SharedFile:
         encoded = open_bytes(segment)
         self._files.callback(encoded.close)
         handle = self._files.enter_context(with_descriptor(encoded))
+        gap = ogg_gap(handle)
+        handle.seek(0)
         try:
-            file = self._files.enter_context(soundfile.open_file(handle))
+            with captured() as messages:
+                file = self._files.enter_context(soundfile.open_file(handle))
         except UnsupportedError:
             return None
-        return None if soundfile.seeks_exactly(file) else ForwardReader(file)
+        if soundfile.seeks_exactly(file):
+            return None
+        return ForwardReader(file, gap, tell_of_damage(messages))
 
     def _close(self) -> None:
         self._reader = None

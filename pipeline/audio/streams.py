@@ -44,6 +44,36 @@ class _OggPage(NamedTuple):
     kind: int  # bits
     stream: int
     number: int
+    position: int  # of its last sample, in the unit of its codec; -1: no packet ends in it
+
+
+class OggGap(NamedTuple):
+    """Where the samples of an ogg stop to be in their places: libogg skips pages without a word.
+
+    Attributes:
+        n_behind: Samples of the stream that should follow the last page before the gap, at 48 kHz
+            for opus, else at the native rate.
+        reason: What is wrong there.
+    """
+
+    n_behind: int
+    reason: str
+
+    def check(self, stop: int, n_file_samples: int, rate_hz: int, is_opus: bool) -> None:
+        """Check that a segment ends before the gap.
+
+        Args:
+            stop: Sample after its last one.
+            n_file_samples: Samples of the file by the number of its last page.
+            rate_hz: Sample rate of the file.
+            is_opus: Whether it is of opus.
+
+        Raises:
+            AudioError: It does not.
+        """
+        n_behind = -(-self.n_behind * rate_hz // 48_000) if is_opus else self.n_behind
+        if stop > n_file_samples - n_behind:
+            raise AudioError(self.reason)
 
 
 class _MpegFrame(NamedTuple):
@@ -88,21 +118,55 @@ def ogg_end(handle: EncodedFile) -> tuple[str, ...]:
         AudioError: Several streams are joined end to end, a page is damaged or missing, or bytes
             follow the last page.
     """
-    numbers: dict[int, int] = {}  # of the last page of each stream
-    end, is_last, is_begun = 0, False, False
+    order = _OggOrder()
+    end, is_last = 0, False
     for page in _ogg_pages(handle):
-        is_first = bool(page.kind & _OGG_FIRST_PAGE)
-        if is_first and is_begun:
-            raise AudioError("several ogg streams are joined end to end; split the file")
-        is_begun = is_begun or not is_first  # streams that are played at once begin together
-        if not is_first and numbers.get(page.stream) != page.number - 1:
-            raise AudioError(
-                f"an ogg page before byte {page.end} is damaged or missing: expected page "
-                f"{numbers.get(page.stream, -1) + 1}, found {page.number}"
-            )
-        numbers[page.stream] = page.number
+        wrong = order.add(page)
+        if wrong:
+            raise AudioError(wrong)
         end, is_last = page.end, bool(page.kind & _OGG_LAST_PAGE)
     return trailing(_before_tags(handle) - end) if is_last else (FLAG_TRUNCATED,)
+
+
+def ogg_gap(handle: EncodedFile) -> OggGap | None:
+    """Find the first page of an ogg that is damaged or missing, or that begins another stream.
+
+    Returns:
+        The gap; None if there is none, or the file is no ogg.
+    """
+    if _read(handle, 0, 4) != b"OggS":
+        return None
+    order, reason, stream, before, last = _OggOrder(), "", -1, 0, 0
+    for page in _ogg_pages(handle):
+        stream = page.stream if stream < 0 else stream
+        reason = reason or order.add(page)
+        if page.stream == stream and page.position >= 0:
+            last = page.position
+            before = before if reason else last
+    return OggGap(last - before, reason) if reason else None
+
+
+class _OggOrder:
+    """The numbers of the pages of an ogg."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}  # of the last page of each stream
+        self._is_begun = False
+
+    def add(self, page: _OggPage) -> str:
+        """Return what is wrong before the next page; an empty text if nothing is."""
+        is_first = bool(page.kind & _OGG_FIRST_PAGE)
+        if is_first and self._is_begun:
+            return "several ogg streams are joined end to end; split the file"
+        self._is_begun |= not is_first  # streams that are played at once begin together
+        before = self._numbers.get(page.stream, -1)
+        self._numbers[page.stream] = page.number
+        if is_first or before == page.number - 1:
+            return ""
+        return (
+            f"an ogg page before byte {page.end} is damaged or missing: expected page "
+            f"{before + 1}, found {page.number}"
+        )
 
 
 def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
@@ -216,14 +280,14 @@ def _ogg_page(buffer: bytes, at: int, start: int) -> _OggPage | None:
     """Read an ogg page; None if it is damaged or not there."""
     if len(buffer) < at + _OGG_HEADER_BYTES:
         return None
-    kind, stream, number, checksum, n_sizes = struct.unpack_from("<5xB8xIIIB", buffer, at)
+    kind, position, stream, number, checksum, n_sizes = struct.unpack_from("<5xBqIIIB", buffer, at)
     sizes = at + _OGG_HEADER_BYTES
     end = sizes + n_sizes + sum(buffer[sizes : sizes + n_sizes])
     page = buffer[at : at + 22] + bytes(4) + buffer[at + 26 : end]
     # Ogg's CRC-32 is that of zlib with the bits in the other order, and without its inversions.
     crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     is_whole = end <= len(buffer) and int(f"{crc:032b}"[::-1], 2) == checksum
-    return _OggPage(start + end, kind, stream, number) if is_whole else None
+    return _OggPage(start + end, kind, stream, number, position) if is_whole else None
 
 
 def _before_tags(handle: EncodedFile) -> int:

@@ -78,6 +78,11 @@ def open_hub(config: DatasetConfig) -> TabularSource:
         raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
     local = Path(config.name)
     split = None if is_several(config.split) else config.split
+    if len({part.partition("[")[0] for part in (split or "").split("+")}) > 1:
+        raise SourceError(
+            f"dataset.split={split}: slices of several splits are not joined; name whole splits, "
+            "as in train+test, or extract each slice into a store of its own"
+        )
     try:
         with importable_torchcodec():
             loaded = datasets.load_dataset(

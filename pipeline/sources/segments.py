@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +28,8 @@ SUSPECT_NAMES = frozenset(
     )
 )
 """Names of columns that look like parts of recordings."""
+MAX_SECONDS = 1e12
+"""Times are less than this: 30,000 years."""
 ROUNDED_S = 0.01
 """Durations of whole recordings are often rounded to this."""
 
@@ -67,11 +72,9 @@ class Spans:
         )
         if self.unit == "samples":
             stop = start + duration if duration is not None else stop
-            return {
-                "start_sample": start,
-                "stop_sample": -1 if stop is None else stop,
-                "channel": channel,
-            }
+            # -1 means the end; a stated end before the start is one of no samples.
+            stop = -1 if stop is None else stop if stop > start else start
+            return {"start_sample": start, "stop_sample": stop, "channel": channel}
         snaps = self.is_rounded is not None and self.is_rounded[row].as_py()
         span = TimeSpan(start or 0.0, stop, duration, self.rounding, ROUNDED_S if snaps else 0.0)
         return {"span": span, "channel": channel}
@@ -80,6 +83,17 @@ class Spans:
     def identity(self) -> dict[str, str]:
         """Return how times become samples, for the identity of the source."""
         return {"unit": self.unit, "rounding": self.rounding}
+
+    @property
+    def state(self) -> str:
+        """Return a hash of all values, for the fingerprint of the source."""
+        digest = hashlib.sha256(json.dumps(self.identity).encode())
+        for name in ("start", "stop", "duration", "channel", "is_rounded"):
+            values: pa.Array | None = getattr(self, name)
+            digest.update(f"{name} {values is not None}".encode())
+            if values is not None:
+                digest.update(values.to_numpy(zero_copy_only=False).astype(np.float64).tobytes())
+        return digest.hexdigest()
 
     def labels(self) -> pa.Array:
         """Return the text `start-stop` or `start-stop/channel` of each row, for ids."""
@@ -164,10 +178,11 @@ def spans_of(config: DatasetConfig, table: pa.Table) -> Spans | None:
 
 
 def numbers(table: pa.Table, name: str, setting: str, kind: pa.DataType) -> pa.Array:
-    """Return a column as finite numbers; text is read as numbers.
+    """Return a column as numbers; text is read as numbers.
 
     Raises:
-        SourceError: There is no such column, or a value is no such number.
+        SourceError: There is no such column, or a value is no such number: seconds are finite and
+            less than `MAX_SECONDS`.
     """
     require_column(name, table.column_names, f"dataset.{setting}")
     column = table.column(name).combine_chunks()
@@ -176,10 +191,10 @@ def numbers(table: pa.Table, name: str, setting: str, kind: pa.DataType) -> pa.A
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SourceError(f"dataset.{setting}={name} is not of numbers: {error}") from error
     if pa.types.is_floating(kind):
-        infinite = pc.index(pc.is_finite(values), False).as_py()
-        if infinite >= 0:
+        row = pc.index(pc.less(pc.abs(values), MAX_SECONDS), False).as_py()  # NaN is not less
+        if row >= 0:
             raise SourceError(
-                f"dataset.{setting}={name} is {values[infinite].as_py()} in row {infinite}"
+                f"dataset.{setting}={name} is {values[row].as_py()} in row {row}; expected seconds"
             )
     return values
 

@@ -75,7 +75,10 @@ class TabularSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the rows, the settings, and the size and modification time of every file."""
-        return fingerprint([self._state, self.identity], self._ids, self._paths)
+        facts: list[object] = [self._state, self.identity]
+        if self._spans is not None:
+            facts.append(self._spans.state)  # other columns of the table may be chosen
+        return fingerprint(facts, self._ids, self._paths)
 
     def __len__(self) -> int:
         return len(self._ids)

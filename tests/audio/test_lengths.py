@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 
 from pipeline.audio.decode import decode, decode_blocks
 from pipeline.audio.probe import probe
+from pipeline.audio.shared import SharedFile
+from pipeline.audio.types import Decoded
 from pipeline.errors import AudioError
-from pipeline.sources.base import Segment
+from pipeline.sources.base import Segment, TimeSpan
 from tests.helpers.audio_files import flac_with_length, mp3_without_length, speechlike
 
 RATE_HZ = 16_000
@@ -254,6 +257,88 @@ def test_an_mp3_without_a_length() -> None:
     whole = mp3_without_length(speechlike(N), mode="CONSTANT")
     assert outcome(whole)[1] == ()
     assert outcome(whole[: len(whole) // 2 + 20])[1] == TRUNCATED
+
+
+@pytest.mark.parametrize("kind", ["OGG", "OPUS"])
+def test_segments_behind_a_lost_ogg_page_are_refused(tmp_path: Path, kind: str) -> None:
+    """Their samples would be others; those before it are the same as in the whole file."""
+    whole = encoded(kind, speechlike(6 * N))
+    expected = decode(clip(whole), RATE_HZ).waveform
+    starts = [found.start() for found in re.finditer(b"OggS", whole)]
+    page = starts[len(starts) // 2]
+    flipped = whole[: page + 400] + bytes([whole[page + 400] ^ 4]) + whole[page + 401 :]
+    lost = whole[:page] + whole[starts[len(starts) // 2 + 1] :]
+    for n, damaged in enumerate((flipped, lost + whole)):
+        path = tmp_path / f"{n}.ogg"
+        path.write_bytes(damaged)
+        together = SharedFile(decode)
+        found = []
+        for start in range(0, 6 * N, N // 4):
+            part = {"start_sample": start, "stop_sample": start + N // 4}
+            texts = set()
+            for read, segment in (
+                (decode, Segment("clip", data=damaged, **part)),
+                (together.decode, Segment("clip", str(path), **part)),
+                (joined, Segment("clip", str(path), **part)),
+            ):
+                try:
+                    waveform = read(segment, RATE_HZ).waveform
+                except AudioError as error:
+                    texts.add(str(error))
+                else:
+                    assert torch.equal(waveform, expected[start : start + N // 4])
+                    texts.add("")
+            assert len(texts) == 1
+            found.append(texts.pop())
+        n_read = found.count("")
+        assert n_read > len(found) // 4
+        assert all(found[n_read:])
+        assert "is damaged or missing: expected page" in found[n_read]
+
+
+def joined(segment: Segment, rate_hz: int) -> Decoded:
+    blocks = list(decode_blocks(segment, rate_hz))
+    return replace(blocks[-1], waveform=torch.cat([block.waveform for block in blocks]))
+
+
+def test_segments_behind_damage_of_an_mp3_are_flagged(tmp_path: Path) -> None:
+    """As the whole file is, by a pass over all segments and alone; those before are not."""
+    whole = encoded("MP3", speechlike(8 * N))
+    at = len(whole) // 2
+    path = tmp_path / "a.mp3"
+    path.write_bytes(whole[:at] + whole[at + 2001 :])
+    assert "damaged" in decode(clip(path), RATE_HZ).flags
+    together = SharedFile(decode)
+    for read in (decode, together.decode):
+        flags = [
+            read(Segment("clip", str(path), start_sample=n * N, stop_sample=n * N + 9000), RATE_HZ)
+            for n in range(7)
+        ]
+        assert [found.flags for found in flags] == [(), (), (), (), *[("damaged",)] * 3]
+
+
+@pytest.mark.parametrize("kind", ["WAV", "W64", "AIFF", "AU", "OGG", "OPUS", "MP3"])
+def test_a_segment_that_is_clipped_where_a_file_was_cut_is_flagged(
+    tmp_path: Path, kind: str
+) -> None:
+    """It reaches the end of the file, which is not the one that the header states."""
+    whole = encoded(kind, speechlike(2 * N))
+    for name, stored, flags in (
+        ("whole", whole, ()),
+        ("cut", whole[: len(whole) * 3 // 4 + 7], TRUNCATED),
+    ):
+        path = tmp_path / name
+        path.write_bytes(stored)
+        n_there = len(decode(clip(path), RATE_HZ).waveform)
+        end_s = n_there / RATE_HZ
+        span = TimeSpan(end_s - 1, end_s + 0.3, rounding="nearest")
+        segment = Segment("clip", str(path), span=span)
+        for read in (decode, SharedFile(decode).decode, joined):
+            decoded = read(segment, RATE_HZ)
+            assert len(decoded.waveform) == RATE_HZ
+            assert decoded.flags == flags, read
+        inside = replace(segment, span=TimeSpan(1, 2))
+        assert decode(inside, RATE_HZ).flags == ()
 
 
 def test_a_segment_with_an_end_has_no_flag() -> None:

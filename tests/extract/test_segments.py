@@ -116,6 +116,24 @@ def test_a_recording_is_read_once_for_a_run_of_its_segments(
     assert len({row["fingerprint"] for row in rows}) == len(rows)
 
 
+@pytest.mark.parametrize("settings", [["start"], ["start", "stop"], ["stop"], ["late"]])
+def test_other_columns_of_times_are_refused(tmp_path: Path, settings: list[str]) -> None:
+    """A store holds the segments of the columns that it was made with, also when it is complete."""
+    soundfile.write(tmp_path / "a.flac", voice(10.0, 0), RATE_HZ)
+    (tmp_path / "a.csv").write_text("utt,path,start,late,stop\nu,a.flac,1,2,3\nv,a.flac,4,5,6\n")
+    table = ["dataset=manifest", f"dataset.path={tmp_path}/a.csv", "dataset.id_column=utt"]
+    first = [*table, "dataset.start_column=start", "dataset.stop_column=stop"]
+    run.extract(configured(tmp_path, tmp_path / "s", *INLINE, *first))
+    kinds = {"start": "start_column", "late": "start_column", "stop": "stop_column"}
+    table += [f"dataset.{kinds[name]}={name}" for name in settings]
+    config = configured(tmp_path, tmp_path / "s", *INLINE, *table)
+    if settings == ["start", "stop"]:
+        run.extract(config)
+        return
+    with pytest.raises(SourceError, match="'u'"):
+        run.extract(config)
+
+
 def test_segments_with_other_times_are_not_the_planned_ones(tmp_path: Path) -> None:
     """Of the same length, without a word about it in the columns: refused, nothing is mixed."""
     soundfile.write(tmp_path / "a.flac", voice(10.0, 0), RATE_HZ)

@@ -285,6 +285,10 @@ def test_supervisions_and_recordings_of_lhotse(tmp_path: Path, call: Path) -> No
         ({"duration": None}, "duration is None; expected seconds"),
         ({"id": ""}, "id is ''; expected text"),
         ({"recording": None}, "there is no recording"),
+        ({"recording": {"sources": ["a.wav"]}}, "is not in the form of lhotse"),
+        ({"recording": {"sources": [{"channels": 5}]}}, "is not in the form of lhotse"),
+        ({"supervisions": 1}, "is not in the form of lhotse"),
+        ({"custom": ["a"]}, "is not in the form of lhotse"),
     ],
 )
 def test_what_is_wrong_in_a_cut_is_named(
@@ -294,6 +298,17 @@ def test_what_is_wrong_in_a_cut_is_named(
     message = refused(DatasetConfig("lhotse", str(path)))
     assert message.startswith(f"{path}, line 2")
     assert words in message
+
+
+def test_a_list_of_recordings_names_each_once(tmp_path: Path, call: Path) -> None:
+    recording = cut(call)["recording"]
+    beside = json_lines(tmp_path / "recordings.jsonl", recording, recording)
+    supervision = {"id": "u", "recording_id": recording["id"], "start": 0, "duration": 1}
+    path = json_lines(tmp_path / "supervisions.jsonl", supervision)
+    message = refused(DatasetConfig("lhotse", str(path)))
+    assert message == f"{beside}, line 2: recording {recording['id']} is listed twice"
+    json_lines(beside, {**recording, "id": None})
+    assert refused(DatasetConfig("lhotse", str(path))).startswith(f"{beside}, line 1: id is None")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +343,7 @@ def test_a_list_of_another_toolkit_is_named(tmp_path: Path, call: Path) -> None:
 def test_parts_of_files_by_the_columns_of_a_table(tmp_path: Path, call: Path) -> None:
     """In seconds and in samples, with ends, lengths and channels, given as numbers or text."""
     path = tmp_path / "list.csv"
-    path.write_text("path,from,to,n,ch\ncall.wav,1.0,2.5,24000,1\ncall.wav,8.00003125,,5,\n")
+    path.write_text("path,from,to,n,ch\ncall.wav,1.0,2.5,24000,1\ncall.wav,8.00003125,,1e305,\n")
     config = DatasetConfig("manifest", str(path), audio_column="path", start_column="from")
     by_end = replace(config, stop_column="to", channel_column="ch")
     source = open_source(by_end)
@@ -340,13 +355,17 @@ def test_parts_of_files_by_the_columns_of_a_table(tmp_path: Path, call: Path) ->
         ({"stop_column": "path"}, "dataset.stop_column=path is not of numbers"),
         ({"stop_column": "end"}, "dataset.stop_column: there is no column end"),
         ({"time_unit": "frames"}, "neither seconds nor samples"),
+        ({"stop_column": "n"}, "n is 1e+305 in row 1; expected seconds"),
     ):
         assert words in refused(replace(config, **wrong))
-    path.write_text("path,from,n\ncall.wav,0,24000\ncall.wav,8,5\ncall.wav,9,-5\n")
+    path.write_text(
+        "path,from,n\ncall.wav,0,24000\ncall.wav,8,5\ncall.wav,9,-5\ncall.wav,9,-10\ncall.wav,0,-1\n"
+    )
     in_samples = replace(config, duration_column="n", time_unit="samples")
     source = open_source(in_samples)
     assert [len(decode(source.segment(row), RATE_HZ).waveform) for row in (0, 1)] == [24_000, 5]
-    with pytest.raises(AudioError, match="holds no samples"):
-        decode(source.segment(2), RATE_HZ)
+    for row in (2, 3, 4):  # the end is never -1, which would mean that of the file
+        with pytest.raises(AudioError, match="holds no samples"):
+            decode(source.segment(row), RATE_HZ)
     kaldi = data_dir(tmp_path / "data", wav_scp="a ../call.wav\n", segments="u a 0 1\n")
     assert "times of its own" in refused(replace(kaldi, start_column="from"))

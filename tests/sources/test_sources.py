@@ -508,6 +508,9 @@ def test_a_dataset_by_name(tmp_path):
     sliced = open_kind("hub", name=name, split="train[:2]")
     assert sliced.ids().to_pylist() == ["a.flac", "b.flac"]
     assert sliced.columns[0] == Column("label", "int64", ("no", "yes"))
+    parts = open_kind("hub", name=name, split="train[:1]+train[2:]")
+    assert parts.ids().to_pylist() == ["a.flac", "c.flac"]
+    assert "slices of several splits" in error_text("hub", name=name, split="train[:2]+test[:1]")
     assert "dataset.split=all|test|train" in error_text("hub", name=name)
     assert "['train', 'test']" in error_text("hub", name=name, split="dev")
     assert "Available: ['default']" in error_text("hub", name=name, config="small")

@@ -7,22 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
 from pipeline.audio.backends.soundfile import (
     INCOMPLETE,
     SMALL_BLOCK,
     UNKNOWN_SAMPLES,
     decode_error,
+    is_opus,
     mono_of,
     read_block,
 )
-from pipeline.audio.content import beyond_end, check_channel, is_clipped, sample_range
+from pipeline.audio.content import (
+    beyond_end,
+    check_channel,
+    is_clipped,
+    reaches_end,
+    sample_range,
+)
 from pipeline.audio.levels import Levels
 from pipeline.audio.types import NativeAudio
 from pipeline.errors import AudioError
+from pipeline.store.format.records import FLAG_DAMAGED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.audio.streams import OggGap
     from pipeline.sources.base import Segment
 
 _HELD_S = 60
@@ -34,10 +44,14 @@ class ForwardReader:
 
     Args:
         file: Result of `soundfile.open_file`, not read from yet.
+        gap: Where an ogg is damaged; None if it is not.
+        is_damaged: Whether the decoder told of damage when it opened the file.
     """
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, gap: OggGap | None = None, is_damaged: bool = False) -> None:
+        self._file, self._gap = file, gap
+        self._damage: tuple[int, int] | None = (0, 0) if is_damaged else None
+        """First sample, and sample after the last one, of the first block with damage."""
         self._held: deque[NDArray[np.float32]] = deque()  # the last blocks
         self._held_start = self._position = 0
         self._has_ended = False
@@ -51,7 +65,8 @@ class ForwardReader:
         """Read a segment with the result of `decode`; its flags are those of the samples.
 
         Returns:
-            The samples; None if only `decode` shows whether the segment ends before a damage.
+            The samples; None if only `decode` shows whether the segment ends before a damage, or
+            what is wrong with the end of the file, which the segment reaches.
 
         Raises:
             AudioError: As for `decode`.
@@ -69,10 +84,18 @@ class ForwardReader:
             self._position < stop and not is_clipped(segment, self._position, file.samplerate)
         ):
             raise beyond_end(segment, self._position, file.samplerate)
+        if reaches_end(segment, min(file.frames, self._position), file.samplerate):
+            return None
+        if self._gap is not None:
+            self._gap.check(stop, file.frames, file.samplerate, is_opus(file))
         samples = self._cut(start, min(stop, self._position))
         mono, levels = mono_of(samples, segment.channel), Levels()
         levels.add(samples, mono)
         flags = levels.flags(is_mean=file.channels > 1 and segment.channel is None)
+        if self._damage is not None and self._damage[0] < stop:
+            if stop < self._damage[1]:
+                return None
+            flags += (FLAG_DAMAGED,)
         return NativeAudio(mono, file.samplerate, file.channels, flags)
 
     def _start(self, segment: Segment) -> int:
@@ -86,11 +109,14 @@ class ForwardReader:
         if self._has_ended or self._error is not None or not n_asked:
             return False
         try:
-            read = read_block(self._file, self._position, n_asked)
+            with captured() as messages:
+                read = read_block(self._file, self._position, n_asked)
         except AudioError as error:
             self._error = error
             return False
         self._held.append(read)
+        if self._damage is None and tell_of_damage(messages):
+            self._damage = self._position, self._position + len(read)
         self._position += len(read)
         self._has_ended = len(read) < n_asked
         if self._has_ended and self._file.format != "MP3" and self._file.frames < UNKNOWN_SAMPLES:

@@ -19,9 +19,16 @@ import numpy as np
 import soundfile
 
 from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
-from pipeline.audio.content import beyond_end, check_channel, is_clipped, sample_range
+from pipeline.audio.containers import check_size
+from pipeline.audio.content import (
+    beyond_end,
+    check_channel,
+    is_clipped,
+    reaches_end,
+    sample_range,
+)
 from pipeline.audio.levels import Levels
-from pipeline.audio.streams import flac_end, mp3_end, ogg_end
+from pipeline.audio.streams import flac_end, mp3_end, ogg_end, ogg_gap
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError
 from pipeline.sources.base import Segment
@@ -163,7 +170,7 @@ def decode(segment: Segment, handle: EncodedFile, max_samples: int) -> NativeAud
         max_samples: Bound on its samples, which are held in memory.
 
     Returns:
-        The samples; the flags are those of `mono_blocks`, and those of a whole mp3.
+        The samples; the flags are those of `mono_blocks`, and those of an mp3.
 
     Raises:
         UnsupportedError: libsndfile cannot read all samples.
@@ -175,11 +182,13 @@ def decode(segment: Segment, handle: EncodedFile, max_samples: int) -> NativeAud
         is_mp3 = file.format == "MP3"
         flags: list[str] = []
         mono = _read_mono(segment, handle, file, flags, max_samples)
-    if is_mp3 and not segment.has_end:
+    if is_mp3:
         flags += [FLAG_DAMAGED] if tell_of_damage(messages) else []
-        _check_mp3_end(handle, n_stated)
         start, _ = sample_range(segment, n_stated, rate_hz)
-        flags += mp3_end(handle, start + len(mono), n_stated)
+        n_read = start + len(mono)
+        if reaches_end(segment, n_read, rate_hz):
+            _check_mp3_end(handle, n_stated)
+            flags += mp3_end(handle, n_read, n_stated)
     return NativeAudio(mono, rate_hz, n_channels, tuple(flags))
 
 
@@ -199,8 +208,8 @@ def mono_blocks(
         float32 `[n]`, C-contiguous, which nothing else refers to: up to 4 MiB of decoded samples.
 
     Raises:
-        AudioError: The file is damaged, it lacks the segment's channel or samples, or several
-            streams are joined in it.
+        AudioError: The file is damaged before the end of the segment, it lacks the segment's
+            channel or samples, or several streams are joined in it.
     """
     n_yielded = 0
     levels = Levels()
@@ -212,7 +221,11 @@ def mono_blocks(
         handle.seek(0)
     else:
         flags += levels.flags(is_mean=file.channels > 1 and segment.channel is None)
-        flags += _end_flags(handle, file) if not segment.has_end else ()
+        if reaches_end(segment, file.frames, file.samplerate):
+            flags += _end_flags(handle, file, is_clipped=segment.has_end)
+        elif file.format == "OGG" and (gap := ogg_gap(handle)):
+            _, stop = sample_range(segment, file.frames, file.samplerate)
+            gap.check(stop, file.frames, file.samplerate, is_opus(file))
         return
     with open_file(handle) as again:
         n_repeated = 0
@@ -226,6 +239,11 @@ def mono_blocks(
 def seeks_exactly(file: soundfile.SoundFile) -> bool:
     """Return whether samples after a seek equal those of decoding from the start."""
     return file.subtype in _EXACT_SEEK_SUBTYPES and file.frames < UNKNOWN_SAMPLES
+
+
+def is_opus(file: soundfile.SoundFile) -> bool:
+    """Return whether a file is of opus, which counts samples at 48 kHz."""
+    return bool(file.subtype == "OPUS")
 
 
 def versions() -> dict[str, str]:
@@ -322,14 +340,20 @@ def mono_of(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.flo
     return mean
 
 
-def _end_flags(handle: EncodedFile, file: soundfile.SoundFile) -> tuple[str, ...]:
-    """Compare the end of the file with the length that it states."""
+def _end_flags(handle: EncodedFile, file: soundfile.SoundFile, is_clipped: bool) -> tuple[str, ...]:
+    """Compare the end of the file with the length that it states.
+
+    The size of a file that is read whole was compared before it was opened.
+    """
     if file.format == "FLAC":
         unknown = (FLAG_LENGTH_UNVERIFIED,) if file.frames >= UNKNOWN_SAMPLES else ()
         return unknown + flac_end(handle, file.frames)
     if file.format == "OGG":
         return ogg_end(handle)
-    return () if file.format in _COMPARED_FORMATS else (FLAG_LENGTH_UNVERIFIED,)
+    if file.format not in _COMPARED_FORMATS:
+        return (FLAG_LENGTH_UNVERIFIED,)
+    # The end of an mp3 is compared by `decode`, from where libsndfile has stopped to read.
+    return check_size(handle, is_whole=True).flags if is_clipped and file.format != "MP3" else ()
 
 
 def _seek(file: soundfile.SoundFile, start: int) -> int:

@@ -6,6 +6,8 @@ those of the supervisions: text, speaker, language, gender, and plain values of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +43,18 @@ def open_lhotse(config: DatasetConfig) -> TabularSource:
     used = [path]
     kind = _kind(path)
     columns = Columns()
+    parse: Callable[[str, dict[str, Any]], dict[str, Any]]
+    parse = _of_recording if kind == "recordings" else _of_cut
     if kind == "supervisions":
         beside = _recordings_beside(path)
         used.append(beside)
-        recordings = {r["id"]: (n, r) for n, r in read_objects(beside)}
-        rows = (_of_supervision(n, s, recordings, path, beside) for n, s in read_objects(path))
-    elif kind == "recordings":
-        rows = (_of_recording(place(path, n), r) for n, r in read_objects(path))
-    else:
-        rows = (_of_cut(place(path, n), c) for n, c in read_objects(path))
-    for row in rows:
-        columns.add(row)
+        parse = partial(_of_supervision, recordings=_recordings(beside), beside=beside)
+    for number, found in read_objects(path):
+        where = place(path, number)
+        try:
+            columns.add(parse(where, found))
+        except (AttributeError, KeyError, TypeError) as error:  # another type than lhotse writes
+            raise SourceError(f"{where} is not in the form of lhotse: {error}") from error
     table = columns.table()
     start, duration = (
         pc.cast(table[n].combine_chunks(), pa.float64()) for n in ("start", "duration")
@@ -59,8 +62,8 @@ def open_lhotse(config: DatasetConfig) -> TabularSource:
     channel = pc.cast(table["channel"].combine_chunks(), pa.int64())
     spans = Spans(start, duration=duration, channel=channel, rounding="nearest")
     root = str(Path(config.root).expanduser().absolute() if config.root else path.parent)
-    found = Rows(table, {}, "path", root, spans=spans, id_column="id")
-    return TabularSource(config, from_files(found, used))
+    listed = Rows(table, {}, "path", root, spans=spans, id_column="id")
+    return TabularSource(config, from_files(listed, used))
 
 
 def _kind(path: Path) -> str:
@@ -92,6 +95,18 @@ def _recordings_beside(path: Path) -> Path:
     )
 
 
+def _recordings(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Read a list of recordings: line number and recording of each id."""
+    recordings: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, recording in read_objects(path):
+        where = place(path, number)
+        name = _text(where, recording, "id")
+        if name in recordings:
+            raise SourceError(f"{where}: recording {name} is listed twice")
+        recordings[name] = (number, recording)
+    return recordings
+
+
 def _of_cut(where: str, cut: dict[str, Any]) -> dict[str, Any]:
     kind = cut.get("type")
     if kind != "MonoCut":
@@ -113,14 +128,12 @@ def _of_cut(where: str, cut: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_supervision(
-    number: int,
+    where: str,
     supervision: dict[str, Any],
     recordings: dict[str, tuple[int, dict[str, Any]]],
-    path: Path,
     beside: Path,
 ) -> dict[str, Any]:
-    where = place(path, number)
-    name = supervision["recording_id"]
+    name = _text(where, supervision, "recording_id")
     if name not in recordings:
         raise SourceError(f"{where}: recording {name} is not in {beside.name}")
     line, recording = recordings[name]
