@@ -116,8 +116,7 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
             share = status.utterances_quarantined / known
             progress.note(
                 f"{share:.1%} of the utterances are quarantined, more than run.max_quarantined="
-                f"{limit:g}; see `strata inspect {config.store}`. Once the files are mended, the "
-                "same command with retry_quarantined=true takes them in"
+                f"{limit:g}; see `strata inspect {config.store}`"
             )
         code = EXIT_QUARANTINED if is_too_many else 0
         answer(

@@ -101,7 +101,7 @@ class Count:
             noun: What is counted.
             verb: What is done to it.
             participle: The same, when it has been done.
-            min_share: Share of the things that must be done before the time left is stated.
+            min_share: The time left is stated when more than this share is done.
         """
         self._min_share = min_share
         self._noun, self._verb, self._participle = noun, verb, participle
@@ -137,7 +137,7 @@ class Count:
         self._is_early_due = False
         n_done, n_left = self._done - self._n_before, self._total - self._done
         left = ""
-        if n_done and n_done >= self._min_share * (n_done + n_left):
+        if n_done and n_done > self._min_share * (n_done + n_left):
             left = f", about {duration(self._seconds() * n_left / n_done)} left"
         return (
             f"{self._done:,} of {self._total:,} {self._noun}s {self._participle} after "
@@ -246,7 +246,7 @@ class SweepProgress(CountProgress):
     """Shows the number of trained heads of a sweep.
 
     Heads are trained together, so the first ones to stop say nothing about the others: the time
-    left is stated when a quarter of them is done.
+    left is stated when more than a quarter of them is done.
     """
 
     def __init__(self, console: Console) -> None:

@@ -106,8 +106,8 @@ def test_a_sweep_prints_its_start_every_minute_and_its_end(
     with SweepProgress(out) as progress:
         progress.head_trained(10, 2350)
         assert lines(out) == ["2,340 heads to train; 10 are cached"]
-        progress.head_trained(500, 2350)  # too few of those trained together
-        assert wait_for(out, "500 of 2,350 heads trained after ").endswith(" s")
+        progress.head_trained(595, 2350)  # too few of those trained together
+        assert wait_for(out, "595 of 2,350 heads trained after ").endswith(" s")
         progress.head_trained(1180, 2350)
         assert ", about " in wait_for(out, "1,180 of 2,350 heads trained after ")
         progress.head_trained(2350, 2350)
