@@ -22,7 +22,7 @@ from campaigns.chaos.corpus import Damage, Expected, differences, read_store
 from campaigns.chaos.damage import Damager
 from campaigns.chaos.drivers import Driver, Drivers
 from campaigns.chaos.tally import Tally
-from pipeline.errors import StrataError
+from pipeline.errors import StoreNotFoundError, StrataError
 from pipeline.store.format.layout import LEASE, PLAN
 from pipeline.store.index import committed_units
 from pipeline.store.maintain.repair import repair_store
@@ -293,8 +293,11 @@ class Campaign(ABC):
         return self.driver.output() if self.driver is not None else ""
 
     def quarantined(self) -> int:
-        """Return how many utterances are quarantined."""
-        return read_status(self.store).utterances_quarantined
+        """Return how many utterances are quarantined; 0 while there is no store."""
+        try:
+            return read_status(self.store).utterances_quarantined
+        except StoreNotFoundError:
+            return 0
 
     def close(self) -> None:
         """End all drivers."""
