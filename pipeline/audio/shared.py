@@ -7,6 +7,7 @@ thousands of segments it is decoded forward once, and each segment is cut from t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,7 +27,8 @@ class SharedFile:
     """Decoder of the segments of one file; thread-safe.
 
     Segments that are decoded forward come from one pass if each begins less than a minute before
-    the end of those that were decoded so far; otherwise the file is decoded from its start again.
+    the end of those that were decoded so far; otherwise the file is decoded from its start again,
+    also if it has been replaced or written since it was opened.
 
     Args:
         decode: Decodes a segment on its own, as `pipeline.audio.decode.decode` does.
@@ -37,6 +39,7 @@ class SharedFile:
         self._lock = threading.Lock()
         self._files = ExitStack()
         self._reader: ForwardReader | None = None
+        self._stamp: tuple[int, ...] | None = None  # of the file that is open
         self._is_forward: bool | None = None  # unknown before the first segment
 
     def decode(self, segment: Segment, sample_rate_hz: int) -> Decoded:
@@ -60,8 +63,11 @@ class SharedFile:
         with self._lock:
             if self._is_forward is False:
                 return None
-            if self._reader is None or not self._reader.can_read(segment):
+            stamp = _stamp(segment)
+            is_same = stamp is not None and stamp == self._stamp
+            if self._reader is None or not is_same or not self._reader.can_read(segment):
                 self._close()
+                self._stamp = stamp
                 self._reader = self._open(segment)
             self._is_forward = self._reader is not None
             return None if self._reader is None else self._reader.read(segment)
@@ -84,6 +90,15 @@ class SharedFile:
     def _close(self) -> None:
         self._reader = None
         self._files.close()
+
+
+def _stamp(segment: Segment) -> tuple[int, ...] | None:
+    """Return what changes if a file is replaced or written; None if it cannot be found."""
+    try:
+        status = os.stat(segment.path or "")  # noqa: PTH116 - no Path for each segment
+    except (OSError, ValueError):  # opening it gives the reason
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class SharedFiles:

@@ -85,6 +85,26 @@ def test_the_file_is_decoded_once_unless_a_segment_begins_before_what_is_held(
     assert len(opened) == {0: 3, 1: 2, 60: 1}[held_s]
 
 
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_that_was_replaced_is_read_again(tmp_path: Path, name: str, in_place: bool) -> None:
+    """Also if its content is again the planned one, so that no later check could notice."""
+    path = write(tmp_path / f"a.{name}", speechlike(SECONDS * RATE_HZ, seed=1))
+    planned = write(tmp_path / f"planned.{name}", speechlike(SECONDS * RATE_HZ, seed=2))
+    first, second = (
+        Segment("clip", str(path), start_sample=n, stop_sample=n + 9000) for n in (500, 40_000)
+    )
+    file = SharedFile(decode)
+    file.decode(first, RATE_HZ)
+    if in_place:
+        path.write_bytes(planned.read_bytes())
+    else:
+        planned.replace(path)
+    assert outcome(file.decode, second) == outcome(decode, second)
+    path.unlink()
+    assert "cannot be opened" in outcome(file.decode, second)
+
+
 def no_decoding(segment: Segment, sample_rate_hz: int) -> Decoded:
     raise AssertionError("decoded on its own")
 
