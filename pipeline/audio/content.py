@@ -117,6 +117,21 @@ def open_bytes(segment: Segment) -> EncodedFile:
     return handle
 
 
+def file_stamp(segment: Segment) -> tuple[int, ...] | None:
+    """Return what changes if the file of a segment is replaced or written.
+
+    Returns:
+        None if there is no file, or it cannot be found.
+    """
+    if segment.data is not None or segment.path is None:
+        return None
+    try:
+        status = os.stat(segment.path)  # noqa: PTH116 - no Path for each segment
+    except (OSError, ValueError):  # opening it gives the reason
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @contextmanager
 def with_descriptor(encoded: EncodedFile) -> Iterator[EncodedFile]:
     """Provide encoded bytes as a file with a descriptor, which C code reads without Python.

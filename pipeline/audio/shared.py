@@ -7,7 +7,6 @@ thousands of segments it is decoded forward once, and each segment is cut from t
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from contextlib import ExitStack
 from pipeline.audio.backends import soundfile
 from pipeline.audio.backends.forward import ForwardReader
 from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
-from pipeline.audio.content import open_bytes, with_descriptor
+from pipeline.audio.content import file_stamp, open_bytes, with_descriptor
 from pipeline.audio.decode import finish
 from pipeline.audio.streams import ogg_gap
 from pipeline.audio.types import Decoded, NativeAudio, UnsupportedError
@@ -63,7 +62,7 @@ class SharedFile:
         with self._lock:
             if self._is_forward is False:
                 return None
-            stamp = _stamp(segment)
+            stamp = file_stamp(segment)
             is_same = stamp is not None and stamp == self._stamp
             if self._reader is None or not is_same or not self._reader.can_read(segment):
                 self._close()
@@ -90,15 +89,6 @@ class SharedFile:
     def _close(self) -> None:
         self._reader = None
         self._files.close()
-
-
-def _stamp(segment: Segment) -> tuple[int, ...] | None:
-    """Return what changes if a file is replaced or written; None if it cannot be found."""
-    try:
-        status = os.stat(segment.path or "")  # noqa: PTH116 - no Path for each segment
-    except (OSError, ValueError):  # opening it gives the reason
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class SharedFiles:

@@ -12,7 +12,10 @@ import torch
 
 import pipeline
 from pipeline.audio.identity import AUDIO_IDENTITY, SOXR_KEY
+from pipeline.audio.shared import SharedFiles
 from pipeline.extract import run
+from pipeline.extract.stages.recording import _Recording
+from pipeline.sources.base import Segment
 from pipeline.store.documents import read_attributes
 from pipeline.store.format.plan import Plan
 from tests.helpers.audio_files import speechlike, write
@@ -105,3 +108,41 @@ def test_a_file_that_changes_after_it_was_planned_is_not_stored_under_that_plan(
     store, fresh = (pipeline.open_store(tmp_path / name) for name in ("s", "fresh"))
     for name in (same, longer, kept):
         assert torch.equal(store.read(name), fresh.read(name))
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_file_that_is_another_one_while_it_is_decoded_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+) -> None:
+    """Although it is the planned one before and after that; a retry stores the planned one."""
+    seconds = 20.0 if is_cut else 1.0
+    folder = write_folder(tmp_path / "clips", [seconds, 1.0], metadata=False)
+    replaced = min(folder.glob("*.wav"))
+    planned = replaced.read_bytes()
+    other = write(tmp_path / "other.wav", voice(seconds, 7)).read_bytes()
+    place, name = (_Recording, "_read") if is_cut else (SharedFiles, "decode")
+    decode = getattr(place, name)
+
+    def decode_other(self: Any, segment: Segment, *more: Any) -> Any:
+        if segment.id != replaced.name:
+            return decode(self, segment, *more)
+        put(replaced, other)
+        found = decode(self, segment, *more)
+        put(replaced, planned)
+        return found
+
+    short = ["extract.max_window_s=4", "extract.context_s=0.5", "plan.frames_per_unit=256"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, decode_other)
+        status = extract(folder, tmp_path / "s", *INLINE, *short)
+    assert (status.utterances_ok, status.utterances_quarantined) == (1, 1)
+    assert "changed" in next(iter(status.reasons))
+    extract(folder, tmp_path / "s", *INLINE, *short, "retry_quarantined=true")
+    extract(folder, tmp_path / "fresh", *INLINE, *short)
+    store, fresh = (pipeline.open_store(tmp_path / made) for made in ("s", "fresh"))
+    assert torch.equal(store.read(replaced.name), fresh.read(replaced.name))
+
+
+def put(path: Path, content: bytes) -> None:
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)

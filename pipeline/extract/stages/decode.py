@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.audio.content import file_stamp
 from pipeline.audio.shared import SharedFiles
 from pipeline.audio.types import Decoded
 from pipeline.encoders.base import Encoder
@@ -158,8 +159,9 @@ class Decoder:
     def _whole(self, record: Record, row: dict[str, Any]) -> Utterance:
         encoder, geometry = self._encoder, self._encoder.geometry
         segment = self._source.segment(record.row)
+        stamp = file_stamp(segment)
         decoded = self._files.decode(segment, geometry.sample_rate_hz)
-        check_unchanged(segment, row)  # afterwards: a file replaced in between is noticed, too
+        check_unchanged(segment, row, stamp)  # afterwards: a file replaced since is noticed, too
         n_samples = len(decoded.waveform)
         windows = encoder.windows.plan(n_samples)
         flags = [records.FLAG_PADDED] if n_samples < geometry.n_samples(1) else []

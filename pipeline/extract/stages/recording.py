@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.audio.content import file_stamp
 from pipeline.audio.decode import decode_blocks
 from pipeline.audio.probe import fingerprint
 from pipeline.audio.types import Decoded
@@ -36,17 +37,27 @@ _CHANGED_SINCE_PLANNED = (
     "file, or plan it again with retry_quarantined=true"
 )
 
+_CHANGED_WHILE_DECODED = (
+    "the audio has changed since it was planned: its file was replaced or written while it was "
+    "decoded; plan it again with retry_quarantined=true"
+)
 
-def check_unchanged(segment: Segment, row: dict[str, Any]) -> None:
+
+def check_unchanged(segment: Segment, row: dict[str, Any], stamp: tuple[int, ...] | None) -> None:
     """Compare the encoded audio with what was planned, if it could be read then.
 
     Args:
-        segment: The audio.
+        segment: The audio, which has been decoded.
         row: Its row of the plan.
+        stamp: `file_stamp(segment)` from before it was decoded: a file that was another one then
+            may be the planned one again.
 
     Raises:
-        AudioError: Its size, or its first or last 4 KiB, have changed; or it is missing.
+        AudioError: Its size, or its first or last 4 KiB, have changed; its file was replaced or
+            written while it was decoded; or it is missing.
     """
+    if file_stamp(segment) != stamp:
+        raise AudioError(_CHANGED_WHILE_DECODED)
     if row["n_bytes"] and fingerprint(segment) != (row["n_bytes"], row["fingerprint"]):
         raise AudioError(_CHANGED_SINCE_PLANNED)
 
@@ -191,9 +202,9 @@ class _Recording:
             if self._error is not None:
                 raise AudioError(self._error)
             try:
+                self._check_state(segment)  # first: what is compared then is also what is decoded
                 if fingerprint(segment) != self.planned[1:]:
                     raise AudioError(_CHANGED_SINCE_PLANNED)
-                self._check_state(segment)
                 samples = self._read(segment, low, high, next_low)
                 self._check_state(segment)
             except AudioError as error:

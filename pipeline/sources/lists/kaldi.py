@@ -6,6 +6,7 @@ of -1 is that of the recording.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 _NAMES = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "utt2gender": "gender"}
 """Columns of the files about utterances; any other utt2NAME is the column NAME."""
-_NOT_CARRIED = frozenset(("utt2dur", "utt2num_frames", "utt2max_frames"))
+_TIME = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_CHANNEL = re.compile(r"[0-9]{1,9}")
+_NOT_CARRIED = frozenset(("utt2", "utt2dur", "utt2num_frames", "utt2max_frames"))
 _CHANNELS = {"A": 0, "B": 1, "1": 0, "2": 1}  # of reco2file_and_channel
 
 
@@ -113,13 +116,12 @@ def _segments(
         utterance, recording = fields[:2]
         if recording not in recordings:
             raise SourceError(f"{where}: recording {recording} is not in wav.scp")
-        try:
-            start, stop = float(fields[2]), float(fields[3])
-            channel = int(fields[4]) if len(fields) == 5 else channels.get(recording)
-        except ValueError as error:
-            raise SourceError(f"{where}: {error}") from error
-        if not (abs(start) < 1e12 and abs(stop) < 1e12):  # also refuses NaN
+        if not all(_TIME.fullmatch(field) and abs(float(field)) < 1e12 for field in fields[2:4]):
             raise SourceError(f"{where}: {fields[2]} and {fields[3]} are no times in seconds")
+        if len(fields) == 5 and not _CHANNEL.fullmatch(fields[4]):
+            raise SourceError(f"{where}: the channel is {fields[4]}; expected a number from 0")
+        start, stop = float(fields[2]), float(fields[3])
+        channel = int(fields[4]) if len(fields) == 5 else channels.get(recording)
         yield {
             "utterance": utterance,
             "path": recordings[recording],
