@@ -211,7 +211,7 @@ def make_ids(
         ids = pc.binary_join_element_wise(path_ids(paths, rows.root), rows.spans.labels(), ":")
     else:
         rule, origin, ids = "path", "the audio's path", path_ids(paths, rows.root)
-    if rows.splits is not None and _has_duplicates(ids):
+    if rows.splits is not None:
         rule, ids = f"{rule} after split", pc.binary_join_element_wise(rows.splits, ids, "/")
     is_by_name = id_column is None and rows.spans is None and data is not None
     if is_by_name and (ids.null_count or _has_duplicates(ids)):
@@ -238,6 +238,15 @@ def make_ids(
             f"({first_values(repeated)}); {remedy}"
         )
     return rule, pa.concat_arrays(ids.chunks)
+
+
+def with_split_rule(config: DatasetConfig, rows: Rows) -> Rows:
+    """Drop `splits` if the ids of all rows, also of those beyond `limit`, are unique without."""
+    name = config.id_column or rows.id_column
+    if rows.splits is None or (name is not None and name not in rows.table.column_names):
+        return rows
+    ids = path_ids(audio_of(rows)[0], rows.root) if name is None else rows.table.column(name)
+    return rows if _has_duplicates(ids) else replace(rows, splits=None)
 
 
 def path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:

@@ -36,6 +36,7 @@ class TabularSource:
     """
 
     def __init__(self, config: DatasetConfig, rows: columns.Rows) -> None:
+        rows = columns.with_split_rule(config, rows)
         if config.limit is not None:
             rows = rows.first(config.limit)
         if not len(rows.table):
