@@ -18,7 +18,8 @@ head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
 export RAY_ADDRESS="$address:$port" RAY_USAGE_STATS_ENABLED=0
 
-# Whoever reaches a port of Ray can run code in it, so this one asks for a token (Ray 2.52 or newer).
+# Anybody who can connect to a port of Ray can run code there, so this one asks for a token (Ray 2.52
+# or newer).
 # srun gives the environment to all nodes.
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 if [ "$RAY_AUTH_MODE" = token ] && [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then

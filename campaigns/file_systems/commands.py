@@ -31,7 +31,7 @@ class Command:
         self.pid = os.fork()
         if self.pid == 0:
             _become(words, log, drop, host)
-        with suppress(OSError):  # it does the same: whoever is first
+        with suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(self.pid, self.pid)
         self.code: int | None = None
 

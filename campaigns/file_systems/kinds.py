@@ -31,7 +31,7 @@ class Place:
     Attributes:
         paths: Folders that show the same files; one, or one for each of two machines.
         heal: Removes the fault, so that a run can finish; None if there is none to remove.
-        disturbances: What can be done to it in a run, and how that is mended, by name.
+        disturbances: Faults that a run is tried with, by name: how each is caused and ended.
     """
 
     paths: list[Path]

@@ -27,12 +27,11 @@ def fingerprint(facts: object, ids: pa.StringArray, paths: pa.ChunkedArray) -> s
 
     def stamp_lines(start: int) -> bytes:
         """Return a line with id and stamp for each row of a block."""
-        block = zip(
-            ids.slice(start, _BLOCK_ROWS).to_pylist(),
-            paths.slice(start, _BLOCK_ROWS).to_pylist(),
-            strict=True,
-        )
-        return "".join(f"{name}\0{stat_stamp(path)}\n" for name, path in block).encode()
+        names = ids.slice(start, _BLOCK_ROWS).to_pylist()
+        files = paths.slice(start, _BLOCK_ROWS).to_pylist()
+        stamps = {path: stat_stamp(path) for path in set(files)}  # segments share files
+        block = zip(names, files, strict=True)
+        return "".join(f"{name}\0{stamps[path]}\n" for name, path in block).encode()
 
     digest = hashlib.sha256(json.dumps(facts).encode())
     with ThreadPoolExecutor(_N_THREADS) as pool:

@@ -36,6 +36,16 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
     return path.absolute()
 
 
+def audio_root(config: DatasetConfig, folder: Path) -> str:
+    """Return the folder that relative audio paths of a list start from.
+
+    Args:
+        config: Configuration of the dataset; its `root` comes first.
+        folder: Folder to start from without that setting.
+    """
+    return str(Path(config.root).expanduser().absolute() if config.root else folder)
+
+
 def require_regular(path: Path) -> None:
     """Refuse a pipe, a socket or a device in the place of a table, which may never end.
 

@@ -128,8 +128,8 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Row
             "times of its own; leave it out"
         )
     if rows.spans is None:
-        unused = suspects(rows.table) if pc.count_distinct(paths).as_py() < len(paths) else []
-        if unused:
+        unused = suspects(rows.table)
+        if unused and pc.count_distinct(paths).as_py() < len(paths):
             note = (
                 f"{', '.join(unused)} look like parts of recordings, and files repeat, but every "
                 "utterance is its whole file: to cut, set dataset.start_column with "

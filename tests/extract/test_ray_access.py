@@ -22,7 +22,7 @@ SECRET = "the-token-of-this-cluster"
 
 
 class Cluster:
-    """Answers like the head node of a cluster, which refuses whoever has not its token."""
+    """Answers like the head node of a cluster, which refuses connections without its token."""
 
     def __init__(self) -> None:
         import grpc

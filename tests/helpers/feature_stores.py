@@ -157,7 +157,7 @@ def rewrite(root):
     """Write the frames of a store again, compressed, as another tool does."""
     path = Path(root) / "features.zarr/frames"
     array = zarr.open_array(path, mode="r")
-    values = array[:]
+    values, attributes = array[:], array.attrs.asdict()
     zarr.create_array(
         path,
         shape=array.shape,
@@ -167,5 +167,6 @@ def rewrite(root):
         compressors=zarr.codecs.ZstdCodec(level=1),
         fill_value=float("nan"),
         dimension_names=("layer", "frame", "feature"),
+        attributes=attributes,
         overwrite=True,
     )[:] = values

@@ -95,9 +95,9 @@ def test_a_data_directory_of_kaldi(tmp_path: Path, call: Path) -> None:
         "gender": ["f", None, "f"],
     }
     assert source.notes == (
-        "1 lines of text are of no utterance",
-        "1 utterances are not in text",
-        "2 utterances are not in utt2accent",
+        "text: 1 line without an utterance",
+        "text: 1 utterance without a line",
+        "utt2accent: 2 utterances without a line",
     )
 
 

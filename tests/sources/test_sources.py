@@ -367,7 +367,7 @@ def test_invalid_manifests(tmp_path, name, content, words):
 
 @pytest.mark.parametrize("column", ["audio", "text"])
 def test_text_that_is_not_utf_8_is_refused_by_column(tmp_path, column):
-    """Arrow's reader of json lets it through, and whoever reads the labels would fail."""
+    """Arrow's reader of json accepts it, and reading the labels would fail later."""
     write(tmp_path / "a.wav")
     row = b'{"audio": "a.wav", "text": "x"}\n'
     named = b'"%s": "' % column.encode()

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import zarr
 from crc32c import crc32c
 
 from pipeline import files
@@ -28,6 +27,7 @@ from pipeline.store.serialization import parquet_bytes
 from pipeline.store.write.slot import commit_unit
 from tests.helpers.backends import in_memory
 from tests.helpers.fake_store import FakeStore, begin_store, make_store, plan_rows
+from tests.helpers.feature_stores import rewrite
 
 # The fixture `store`: unit 0 = utterances 0-2, full; unit 1 = 3-4, 3 quarantined; ...
 
@@ -429,20 +429,7 @@ def test_attributes_of_other_tools_are_no_damage(store: FakeStore) -> None:
 
 def test_a_store_that_another_tool_has_rewritten_is_sound(store: FakeStore) -> None:
     """Shards that are not flat are read through zarr-python, with the same result."""
-    array = zarr.open_array(store.path(FRAMES), mode="r")
-    values, attributes = array[:], array.attrs.asdict()
-    zarr.create_array(
-        store.path(FRAMES),
-        shape=array.shape,
-        dtype=array.dtype,
-        shards=array.shards,
-        chunks=array.chunks,
-        compressors=zarr.codecs.ZstdCodec(level=3),
-        fill_value=float("nan"),
-        dimension_names=("layer", "frame", "feature"),
-        attributes=attributes,
-        overwrite=True,
-    )[:] = values
+    rewrite(store.root)
     assert verify_store(store.root).ok
     reader = open_store(store.root)
     np.testing.assert_array_equal(reader.read("utterance-7").numpy(), store.features(7))

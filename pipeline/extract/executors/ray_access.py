@@ -1,7 +1,8 @@
 """Access to Ray: the token that a cluster asks for, and the privacy of a Ray that runs here.
 
-Whoever reaches a port of Ray can run code in it. A cluster may ask for a token (Ray 2.52 or newer);
-a Ray that this process starts listens on the loopback address only, and asks for one, too.
+Anybody who can connect to a port of Ray can run code there. A cluster may ask for a token (Ray 2.52
+or newer). A Ray that this process starts listens on the loopback address only, and asks for one,
+too.
 """
 
 from __future__ import annotations

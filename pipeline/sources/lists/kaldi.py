@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, counted
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.lines import Columns, check_path, from_files, place, read_lines
-from pipeline.sources.location import existing_path
+from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.segments import Spans
 from pipeline.sources.tabular import TabularSource
 
@@ -69,7 +69,7 @@ def open_kaldi(config: DatasetConfig) -> TabularSource:
     table, notes = _with_columns(table, folder, files)
     known = ("wav.scp", "segments", "reco2file_and_channel", "spk2gender", *files)
     used = [folder / name for name in known if (folder / name).exists()]
-    root = str(Path(config.root).expanduser().absolute() if config.root else folder)
+    root = audio_root(config, folder)
     rows = Rows(table, {}, "path", root, spans=spans, id_column="utterance", notes=notes)
     return TabularSource(config, from_files(rows, used))
 
@@ -157,9 +157,9 @@ def _with_columns(
         column = pa.array([values.get(i) for i in ids.to_pylist()], pa.string())
         n_used = len(column) - column.null_count
         if n_used < len(values):
-            notes.append(f"{len(values) - n_used} lines of {file} are of no utterance")
+            notes.append(f"{file}: {counted(len(values) - n_used, 'line')} without an utterance")
         if n_used < len(column):
-            notes.append(f"{len(column) - n_used} utterances are not in {file}")
+            notes.append(f"{file}: {counted(len(column) - n_used, 'utterance')} without a line")
         name = _NAMES.get(file, file.removeprefix("utt2"))
         while name in table.column_names:
             name += "_"

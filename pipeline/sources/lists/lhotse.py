@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.lines import Columns, check_path, from_files, place, read_objects
-from pipeline.sources.location import existing_path
+from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.segments import Spans
 from pipeline.sources.tabular import TabularSource
 
@@ -61,7 +61,7 @@ def open_lhotse(config: DatasetConfig) -> TabularSource:
     )
     channel = pc.cast(table["channel"].combine_chunks(), pa.int64())
     spans = Spans(start, duration=duration, channel=channel, rounding="nearest")
-    root = str(Path(config.root).expanduser().absolute() if config.root else path.parent)
+    root = audio_root(config, path.parent)
     listed = Rows(table, {}, "path", root, spans=spans, id_column="id")
     return TabularSource(config, from_files(listed, used))
 

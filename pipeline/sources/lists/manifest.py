@@ -13,10 +13,10 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
-from pipeline.sources.location import existing_path
+from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.splits import ALL, COLUMN, chosen
-from pipeline.sources.table_cache import table_state
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -39,18 +39,17 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
         raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
     kind = config.format or guess_format(path) or "table"
     if kind == "table":
-        root = Path(config.root).expanduser().absolute() if config.root else path.parent
+        root = audio_root(config, path.parent)
         if path.suffix.lower() in SUFFIXES:
-            rows = _delimited_rows(config, path, str(root))
+            rows = _delimited_rows(config, path, root)
         else:
-            rows = hub.rows_of(hub.read_table(path), config, str(root))
+            rows = hub.rows_of(hub.read_table(path), config, root)
     else:
         rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
         if config.format is None:
             note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
             rows = replace(rows, notes=(note, *rows.notes))
-    rows = replace(rows, state=table_state(path), tables=(str(path),))
-    return TabularSource(config, _of_splits(config, rows))
+    return TabularSource(config, _of_splits(config, from_files(rows, [path])))
 
 
 def _delimited_rows(config: DatasetConfig, path: Path, root: str) -> Rows:

@@ -23,6 +23,7 @@ from pipeline.sources.lists.lines import (
     read_lines,
     read_objects,
 )
+from pipeline.sources.location import audio_root
 from pipeline.sources.segments import Spans
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ def nemo_rows(config: DatasetConfig, path: Path) -> Rows:
     spans = Spans(
         pc.fill_null(start, 0.0), duration=_seconds(table, "duration"), is_rounded=pc.is_null(start)
     )
-    root = str(Path(config.root).expanduser().absolute() if config.root else path.parent)
-    return Rows(table, {}, _AUDIO, root, "", spans=spans)
+    return Rows(table, {}, _AUDIO, audio_root(config, path.parent), spans=spans)
 
 
 def fairseq_rows(config: DatasetConfig, path: Path) -> Rows:
@@ -113,8 +113,7 @@ def fairseq_rows(config: DatasetConfig, path: Path) -> Rows:
         columns.add({"path": check_path(file, where)})
     if root is None or not len(columns):
         raise SourceError(f"{path} has no rows")
-    chosen = Path(config.root).expanduser().absolute() if config.root else path.parent / root
-    return Rows(columns.table(), {}, "path", str(chosen), "")
+    return Rows(columns.table(), {}, "path", audio_root(config, path.parent / root))
 
 
 def _is_seconds(value: Any) -> bool:
