@@ -118,6 +118,16 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_ids_that_are_unique_do_not_get_the_split(saved: Path) -> None:
+    parts = datasets.load_from_disk(saved / "saved")
+    for name, part in parts.items():
+        values = [f"{name}-{i}" for i in range(len(part))]
+        parts[name] = part.remove_columns("utt").add_column("utt", values)
+    parts.save_to_disk(saved / "unique")
+    found = opened("disk", saved / "unique", split="train+test", id_column="utt")
+    assert found["ids"] == found["utt"]
+
+
 @pytest.mark.parametrize("kind", ["disk", "hub"])
 def test_splits_of_datasets_are_joined(saved: Path, kind: str) -> None:
     """All of them, or some; an id that repeats gets the split before it."""
@@ -145,6 +155,10 @@ def test_splits_that_do_not_fit_together_are_refused(saved: Path) -> None:
     parts["test"] = parts["test"].remove_columns("word")
     parts.save_to_disk(saved / "other")
     assert "other columns, types or class names" in refused("disk", saved / "other", split="all")
+    parts = datasets.load_from_disk(saved / "saved")
+    parts["test"] = parts["test"].remove_columns("utt")
+    parts.save_to_disk(saved / "third")
+    assert "other columns, types or class names" in refused("disk", saved / "third", split="all")
     assert "dataset.split=train+dev is not in" in refused(
         "disk", saved / "other", split="train+dev"
     )
