@@ -21,6 +21,7 @@ from pipeline.store.format.records import RESERVED_NAMES
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
+    from pipeline.sources.archives.ranges import Ranges
     from pipeline.sources.segments import Spans
 
 _BLOCK_ROWS = 1 << 14
@@ -39,6 +40,7 @@ class Rows:
         skipped: Files of the dataset that are not utterances.
         tables: Paths of the files that hold the rows; empty if there are none.
         spans: The part of its recording that each row takes; None if each takes all of it.
+        ranges: The bytes of its file that each row takes; None if each takes whole files or bytes.
         id_column: Column with the ids, unless the configuration names one; None if there is none.
         notes: What the user should know about how the dataset was read.
         splits: The split of each row, text `[n_rows]`, which precedes ids that are not unique
@@ -53,22 +55,26 @@ class Rows:
     skipped: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     spans: Spans | None = None
+    ranges: Ranges | None = None
     id_column: str | None = None
     notes: tuple[str, ...] = ()
     splits: pa.Array | None = None
 
     def take(self, rows: pa.Array) -> Rows:
         """Return some rows, by their numbers."""
-        spans = None if self.spans is None else self.spans.take(rows)
-        splits = None if self.splits is None else self.splits.take(rows)
-        return replace(self, table=self.table.take(rows), spans=spans, splits=splits)
+        return self._with(self.table.take(rows), rows)
 
     def first(self, n: int) -> Rows:
         """Return the first `n` rows."""
         n = min(n, len(self.table))
-        spans = None if self.spans is None else self.spans.take(pa.array(range(n), pa.int64()))
-        splits = None if self.splits is None else self.splits.slice(0, n)
-        return replace(self, table=self.table.slice(0, n), spans=spans, splits=splits)
+        return self._with(self.table.slice(0, n), pa.array(np.arange(n)))
+
+    def _with(self, table: pa.Table, rows: pa.Array) -> Rows:
+        """Return `rows` of everything, of which `table` is known."""
+        spans = None if self.spans is None else self.spans.take(rows)
+        ranges = None if self.ranges is None else self.ranges.take(rows)
+        splits = None if self.splits is None else self.splits.take(rows)
+        return replace(self, table=table, spans=spans, ranges=ranges, splits=splits)
 
 
 def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:

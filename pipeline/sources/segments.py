@@ -115,7 +115,8 @@ class Spans:
 def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Rows:
     """Add the parts that the configuration's columns state, and a column with the recording.
 
-    Columns that look like parts of recordings and are not used are noted, if files repeat.
+    Columns that look like parts of recordings and are not used are noted, if files repeat; those
+    that hold the audio of many rows do.
 
     Raises:
         SourceError: As for `spans_of`.
@@ -129,7 +130,7 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Row
         )
     if rows.spans is None:
         unused = suspects(rows.table)
-        if unused and pc.count_distinct(paths).as_py() < len(paths):
+        if rows.ranges is None and unused and pc.count_distinct(paths).as_py() < len(paths):
             note = (
                 f"{', '.join(unused)} look like parts of recordings, and files repeat, but every "
                 "utterance is its whole file: to cut, set dataset.start_column with "

@@ -51,7 +51,7 @@ class TabularSource:
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
         rows = segments.with_spans(config, rows, self._paths)
         self.notes = rows.notes
-        self._spans = rows.spans
+        self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
         self._metadata = columns.select_columns(rows.table, self.columns)
@@ -79,6 +79,8 @@ class TabularSource:
         facts: list[object] = [self._state, self.identity]
         if self._spans is not None:
             facts.append(self._spans.state)  # other columns of the table may be chosen
+        if self._ranges is not None:
+            facts.append(self._ranges.state)
         return fingerprint(facts, self._ids, self._paths)
 
     def __len__(self) -> int:
@@ -89,11 +91,12 @@ class TabularSource:
         return self._ids
 
     def segment(self, row: int) -> Segment:
-        """Return the audio of one row: a whole file, or bytes, or a part of one."""
+        """Return the audio of one row: a whole file, or bytes, or a range or a part of one."""
         data = None if self._data is None else self._data[row].as_py()
         path = None if data is not None else self._paths[row].as_py()
         part = {} if self._spans is None else self._spans.of(row)
-        return Segment(self._ids[row].as_py(), path, data, **part)
+        place = {} if self._ranges is None else self._ranges.of(row)
+        return Segment(self._ids[row].as_py(), path, data, **place, **part)
 
     def metadata(self, rows: Sequence[int]) -> pa.Table:
         """Return the carried columns of `rows`, in that order."""

@@ -212,7 +212,7 @@ def test_ids_are_unique_text(source: Source) -> None:
 
 
 def test_a_segment_is_the_rows_audio(source: Source) -> None:
-    """It has the row's id, is a whole file or its bytes, and decodes."""
+    """It has the row's id, is a whole file, a range of one, or its bytes, and decodes."""
     for row, name in enumerate(source.ids().to_pylist()):
         segment = source.segment(row)
         assert segment.id == name
@@ -221,7 +221,10 @@ def test_a_segment_is_the_rows_audio(source: Source) -> None:
         plain = Segment(name, segment.path, segment.data)
         times = {"span": segment.span, "channel": segment.channel}
         samples = {"start_sample": segment.start_sample, "stop_sample": segment.stop_sample}
-        assert replace(plain, **times, **samples) == segment
+        place = {"byte_offset": segment.byte_offset, "byte_length": segment.byte_length}
+        assert (segment.container == "file") == (place == {"byte_offset": 0, "byte_length": -1})
+        place["container"] = segment.container
+        assert replace(plain, **times, **samples, **place) == segment
         clip = re.split("[/:]", name)[1 if "/" in name else 0]
         assert len(decode(segment, 16_000).waveform) == N_SAMPLES[clip]
         assert pickle.loads(pickle.dumps(segment)) == segment
