@@ -77,8 +77,9 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     backend = open_backend(config.store) if config.store else None
     if backend is None:
         frames_per_unit = config.plan.frames_per_unit
+        progress = _scan_progress(observer, source)
         current_plan = plan_source(
-            source, setup.windows, frames_per_unit, progress=_scan_progress(observer, source)
+            source, setup.windows, frames_per_unit, progress=progress, note=observer.note
         )
     else:
         with Lease(backend, _new_run_id()) as lease:

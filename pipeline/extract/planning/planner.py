@@ -14,6 +14,7 @@ from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import first_few
 from pipeline.extract.planning.comparison import compare_rows
+from pipeline.extract.planning.missing import note_missing, require_some_file
 from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
 from pipeline.extract.planning.scan import RATE, scan
 from pipeline.sources.base import Source
@@ -47,7 +48,7 @@ def plan_source(
 
     Raises:
         SourceError: Rows of the stored plan are missing, moved, or have other audio, except for
-            those of `unstored`.
+            those of `unstored`; or no audio file exists.
     """
     facts: dict[str, Any] = {"fingerprint": source.fingerprint}
     if (
@@ -56,7 +57,9 @@ def plan_source(
         and not unstored.n_retried
     ):
         return stored
+    require_some_file(source)
     rows = scan(source, windowing.geometry, progress)
+    note_missing(source, rows, note)
     rate_hz = windowing.geometry.sample_rate_hz
     if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
         facts[SOXR_KEY] = SOXR_RESAMPLER

@@ -1,0 +1,112 @@
+"""Audio files that do not exist: a dataset without any is refused, some are named to the user."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError, counted
+from pipeline.sources.base import Source
+
+_N_THREADS = 32  # they wait for the file system, which may be remote
+_BLOCK_ROWS = 1 << 12
+_N_NAMED = 3
+_MAX_FOLDERS = 1000
+
+
+def require_some_file(source: Source) -> None:
+    """Refuse a dataset none of whose audio files exists, before a scan.
+
+    It looks for one file, from the first row on, and opens none.
+
+    Args:
+        source: The dataset. Rows with bytes in memory count as files that exist.
+
+    Raises:
+        SourceError: No file exists; the message has the first path, and what to set.
+    """
+    blocks = (
+        range(start, min(start + _BLOCK_ROWS, len(source)))
+        for start in range(0, len(source), _BLOCK_ROWS)
+    )
+    first = next(blocks)
+    if any(_exists(source, row) for row in first):
+        return
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        for block in blocks:
+            if any(pool.map(lambda row: _exists(source, row), block, chunksize=64)):
+                return
+    path = source.segment(0).path
+    raise SourceError(
+        f"no audio file of {source.origin} exists ({counted(len(source), 'utterance')}); the "
+        f"first one is {path}{_remedy(source, str(path))}"
+    )
+
+
+def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) -> None:
+    """Tell the user how many files of the dataset do not exist, and how to go on.
+
+    Args:
+        source: The dataset.
+        rows: Result of `scan`, one row per utterance.
+        note: Receives the line; it is not called if all files exist.
+    """
+    unread = pc.indices_nonzero(pc.equal(rows["n_bytes"], 0)).to_pylist()
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        found = pool.map(lambda row: _exists(source, row), unread)
+        missing = [row for row, exists in zip(unread, found, strict=True) if not exists]
+    if not missing:
+        return
+    paths = list(dict.fromkeys(source.segment(row).path for row in missing[:_BLOCK_ROWS]))
+    named = ", ".join(str(path) for path in paths[:_N_NAMED])
+    note(
+        f"WARNING: the audio files of {len(missing):,} of {counted(len(rows), 'utterance')} do not "
+        f"exist: {named}{', ...' if len(paths) > _N_NAMED else ''}. These utterances are "
+        "quarantined; when the files are there, extract with retry_quarantined=true"
+    )
+
+
+def _exists(source: Source, row: int) -> bool:
+    segment = source.segment(row)
+    if segment.data is not None or segment.path is None:
+        return segment.data is not None
+    try:
+        os.stat(segment.path)  # noqa: PTH116 - no Path for each of a million files
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        return False
+    except OSError:  # it may exist, and the scan gives the reason
+        return True
+    return True
+
+
+def _remedy(source: Source, path: str) -> str:
+    """Return what to set, if relative paths may start from elsewhere."""
+    config = source.config
+    if config.kind not in ("manifest", "kaldi", "lhotse"):
+        return "; bring the files to where the dataset says they are"
+    beside = next(_in_a_folder_beside(path), None)
+    if beside is not None:
+        return f"; it is in {beside}: set dataset.root={beside}"
+    return (
+        "; relative paths start from "
+        + ("dataset.root" if config.root else "the folder of the list: set dataset.root=DIR")
+        + ", absolute ones must be those of this machine"
+    )
+
+
+def _in_a_folder_beside(path: str) -> Iterator[Path]:
+    """Yield the folders, beside the part of a path that does not exist, that have that part."""
+    nearest = next(parent for parent in Path(path).parents if parent.is_dir())
+    rest = Path(path).relative_to(nearest)
+    try:
+        for folder in itertools.islice(sorted(nearest.iterdir()), _MAX_FOLDERS):
+            if (folder / rest).exists():
+                yield folder
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,72 @@
+"""Datasets whose audio files do not exist, all or some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import DatasetConfig
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.errors import SourceError
+from pipeline.extract import run
+from pipeline.extract.planning.missing import note_missing, require_some_file
+from pipeline.extract.planning.scan import scan
+from pipeline.sources.base import Source
+from pipeline.sources.opening import open_source
+from tests.helpers.audio_files import write
+from tests.helpers.extraction import configured
+
+
+def listed(folder: Path, names: list[str], **settings: str) -> Source:
+    """A table of paths."""
+    folder.mkdir(exist_ok=True)
+    (folder / "list.csv").write_text("\n".join(["path", *names]))
+    path = str(folder / "list.csv")
+    return open_source(DatasetConfig("manifest", path, audio_column="path", **settings))
+
+
+def test_a_dataset_without_any_file_is_refused(tmp_path: Path) -> None:
+    """With the first path and the setting, by `plan` and by `extract`, before anything is made."""
+    folder = tmp_path / "list"
+    source = listed(folder, [f"{i}.wav" for i in range(5000)])
+    with pytest.raises(SourceError, match=rf"5,000 utterances.*{folder}/0.wav; .*dataset\.root=D"):
+        require_some_file(source)
+    settings = ("dataset=manifest", f"dataset.path={folder / 'list.csv'}")
+    for verb in (run.plan, run.extract):
+        with pytest.raises(SourceError, match=r"no audio file of .*list\.csv exists"):
+            verb(configured(tmp_path, tmp_path / "store", *settings, "engine=inline"))
+
+
+@pytest.mark.parametrize("row", [0, 1, 4096, 4999])
+def test_one_file_is_enough(tmp_path: Path, row: int) -> None:
+    """Wherever it is in the list."""
+    write(tmp_path / f"{row}.wav")
+    require_some_file(listed(tmp_path, [f"{i}.wav" for i in range(5000)]))
+
+
+def test_the_folder_of_the_files_is_proposed(tmp_path: Path) -> None:
+    """If the first file is in a folder beside: a table of names, with its audio in clips/."""
+    clip = write(tmp_path / "clips" / "sub" / "a.wav")
+    source = listed(tmp_path, ["sub/a.wav"])
+    with pytest.raises(SourceError, match=f"set dataset.root={tmp_path / 'clips'}$"):
+        require_some_file(source)
+    found = listed(tmp_path, ["sub/a.wav"], root=str(tmp_path / "clips"))
+    assert found.segment(0).path == str(clip)
+    require_some_file(found)
+
+
+def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
+    """The first three, and the setting that retries; a file that is no audio is not missing."""
+    write(tmp_path / "a.wav")
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    source = listed(tmp_path, ["1.wav", "a.wav", "2.wav", "bad.wav", "3.wav", "4.wav"])
+    lines: list[str] = []
+    note_missing(source, scan(source, GEOMETRY), lines.append)
+    (line,) = lines
+    assert "of 4 of 6 utterances do not exist" in line
+    assert f"{tmp_path}/1.wav, {tmp_path}/2.wav, {tmp_path}/3.wav, ..." in line
+    assert "retry_quarantined=true" in line
+    whole = listed(tmp_path, ["a.wav", "bad.wav"])
+    note_missing(whole, scan(whole, GEOMETRY), lines.append)
+    assert len(lines) == 1
