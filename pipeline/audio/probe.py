@@ -71,6 +71,15 @@ def read_facts(segment: Segment) -> FileFacts:
     return FileFacts(header, n_bytes, checksum)
 
 
+def count_channels(segment: Segment) -> int:
+    """Return the number of channels of a segment's file.
+
+    Raises:
+        AudioError: As for `probe`, of the file.
+    """
+    return read_facts(segment).header.n_channels
+
+
 def probe_part(segment: Segment, facts: FileFacts, sample_rate_hz: int) -> Probe:
     """Probe a segment of a file whose facts are known.
 

@@ -29,6 +29,8 @@ class DatasetConfig:
         stop_column: Column with its end; None, or an empty value, is the end of the file.
         duration_column: Column with its length, instead of its end.
         channel_column: Column with its channel, from 0; None is the mean of all channels.
+        channel: Channel of every file, from 0; "each" for one utterance per channel; "mean", or
+            None, for their mean.
         time_unit: Unit of these times: "seconds" or "samples" (at the native rate).
         types: Type of columns by their names: "text", "int", "float" or "bool"; None
             takes those of the dataset, and of a text table what its values are.
@@ -50,6 +52,7 @@ class DatasetConfig:
     stop_column: str | None = None
     duration_column: str | None = None
     channel_column: str | None = None
+    channel: str | None = None
     time_unit: str = "seconds"
     types: dict[str, str] | None = None
 

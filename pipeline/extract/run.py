@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pipeline.audio.decode import decode as decode_audio
+from pipeline.audio.probe import count_channels
 from pipeline.audio.types import Decoded
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
@@ -197,7 +198,7 @@ def _open_store(config: Config) -> Backend:
 def _open_source(config: Config, observer: Observer) -> Source:
     """Open the dataset; report skipped files and columns."""
     with announced(observer, "opening the dataset"):
-        source = open_source(config.dataset)
+        source = open_source(config.dataset, count_channels)
     for note in source.notes:
         observer.note(note)
     for names, kind in ((source.skipped, "file"), (source.skipped_columns, "column")):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.decode import decode_blocks
+from pipeline.audio.probe import count_channels
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.selfcheck import SelfCheck, selfcheck
@@ -52,7 +53,7 @@ def full_selfcheck(config: Config, device: str) -> SelfCheck:
     encoder = resolve_encoder_setup(config).loader(device)()
     rate_hz, longest_s = encoder.geometry.sample_rate_hz, encoder.windows.max_window_s
     if config.dataset.path or config.dataset.name:
-        source = open_source(config.dataset)
+        source = open_source(config.dataset, count_channels)
         clips = dataset_clips(source, rate_hz, FULL_CLIPS, longest_s)
         if not clips:
             raise SourceError("the dataset has no readable clip among its first rows")

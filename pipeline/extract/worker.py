@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import torch
 
+from pipeline.audio.probe import count_channels
 from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError, WeightsError
 from pipeline.extract.messages import Job, UnitReport, UnitTask
@@ -89,7 +90,7 @@ class Worker:
         _check_identity(encoder, job)
         self._device = encoder.device
         self._geometry = encoder.geometry
-        self._source = source if source is not None else open_source(job.dataset)
+        self._source = source if source is not None else open_source(job.dataset, count_channels)
         n_decode_threads = _decode_threads(job, encoder)
         self._decoder = Decoder(self._source, job.decode, encoder, n_decode_threads)
         self._watch = Stopwatch(encoder.device)

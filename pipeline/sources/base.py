@@ -135,7 +135,8 @@ class Source(Protocol):
 
     - give the same ids, segments, metadata and fingerprint each time that the same configuration
       is opened, in any process: workers receive the configuration, never the source;
-    - open no audio file in `__init__`, `ids`, `segment` and `metadata`;
+    - open no audio file in `__init__`, `ids`, `segment` and `metadata` (the headers are read for
+      `dataset.channel=each` alone, in `channels.py`);
     - allow calls from several threads at once.
     """
 

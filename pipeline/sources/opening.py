@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError
 from pipeline.sources import hub
 from pipeline.sources.base import Source
+from pipeline.sources.channels import CountChannels, check_channel, with_channel, without_column
 from pipeline.sources.folder import open_folder
 from pipeline.sources.lists.kaldi import open_kaldi
 from pipeline.sources.lists.lhotse import open_lhotse
@@ -28,7 +29,7 @@ _OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
 }
 
 
-def open_source(config: DatasetConfig) -> Source:
+def open_source(config: DatasetConfig, count_channels: CountChannels | None = None) -> Source:
     """Open the dataset that a configuration describes.
 
     Any number of processes may open the same dataset at once: `datasets` locks its cache, and
@@ -39,10 +40,13 @@ def open_source(config: DatasetConfig) -> Source:
             metadata.csv, .jsonl or .parquet), manifest (a table of paths, or a list of NeMo or
             fairseq), kaldi (a data directory), lhotse (cuts), disk (written by `save_to_disk`) or
             hub (found by `load_dataset` under `name`).
+        count_channels: Reads the number of channels of a file. With `channel="each"`, and only
+            then, it is called for every file.
 
     Raises:
         SourceError: The dataset does not exist, cannot be read or has no rows; a column or split
-            that the configuration names does not exist; an id is empty or not unique.
+            that the configuration names does not exist; an id is empty or not unique; the
+            channel is stated twice.
 
     Example:
         >>> source = open_source(DatasetConfig(kind="audiofolder", path="clips"))
@@ -51,7 +55,8 @@ def open_source(config: DatasetConfig) -> Source:
     """
     if config.kind not in _OPENERS:
         raise SourceError(f"dataset.kind={config.kind} is none of {', '.join(_OPENERS)}")
+    check_channel(config)
     with hub.quiet():
-        source = _OPENERS[config.kind](config)
+        source = _OPENERS[config.kind](without_column(config))
     pa.default_memory_pool().release_unused()  # for a million files, 80 MB that Arrow would keep
-    return source
+    return with_channel(source, config, count_channels)

@@ -21,15 +21,21 @@ import pyarrow as pa
 import pytest
 
 from pipeline.audio.decode import decode
+from pipeline.audio.probe import count_channels
 from pipeline.config import DatasetConfig
 from pipeline.errors import AudioError, SourceError
 from pipeline.sources.base import Segment, Source
-from pipeline.sources.opening import open_source
+from pipeline.sources.opening import open_source as open_with
 from pipeline.store.format.records import RESERVED_NAMES
 from tests.helpers.audio_files import speechlike, write
 
 N_SAMPLES = {"b.wav": 1600, "a.wav": 3200, "c.wav": 800}  # of each clip, in the order of the rows
 SPEAKERS = ["anna", "bert", None]
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """Open a dataset as the driver does."""
+    return open_with(config, count_channels)
 
 
 def folder(root: Path) -> DatasetConfig:
@@ -125,6 +131,16 @@ def segments_of_a_table(root: Path) -> DatasetConfig:
     )
 
 
+def one_channel(root: Path) -> DatasetConfig:
+    """One channel of every file."""
+    return replace(manifest(root), channel="0")
+
+
+def each_channel(root: Path) -> DatasetConfig:
+    """An utterance for each channel of a file."""
+    return replace(segments_of_a_table(root), channel="each")
+
+
 KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "audiofolder": folder,
     "audiofolder with metadata": folder_with_metadata,
@@ -136,6 +152,8 @@ KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "kaldi": kaldi,
     "lhotse": lhotse,
     "segments of a table": segments_of_a_table,
+    "one channel": one_channel,
+    "each channel": each_channel,
 }
 DATA_FILES = ("*.wav", "*.csv", "*.arrow", "*.parquet", "*.jsonl", "*.tsv", "wav.scp", "utt2*")
 
@@ -225,7 +243,7 @@ def test_a_segment_is_the_rows_audio(source: Source) -> None:
         assert (segment.container == "file") == (place == {"byte_offset": 0, "byte_length": -1})
         place["container"] = segment.container
         assert replace(plain, **times, **samples, **place) == segment
-        clip = re.split("[/:]", name)[1 if "/" in name else 0]
+        clip = re.split("[/:#]", name)[1 if "/" in name else 0]
         assert len(decode(segment, 16_000).waveform) == N_SAMPLES[clip]
         assert pickle.loads(pickle.dumps(segment)) == segment
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,16 +32,12 @@ def require_some_file(source: Source) -> None:
     Raises:
         SourceError: No file exists; the message has the first path, and what to set.
     """
-    blocks = (
-        range(start, min(start + _BLOCK_ROWS, len(source)))
-        for start in range(0, len(source), _BLOCK_ROWS)
-    )
-    first = next(blocks)
-    if any(_exists(source, row) for row in first):
+    blocks = _blocks(range(len(source)))
+    if any(_exists(source, row) for row in next(blocks)):
         return
     with ThreadPoolExecutor(_N_THREADS) as pool:
         for block in blocks:
-            if any(pool.map(lambda row: _exists(source, row), block, chunksize=64)):
+            if any(pool.map(partial(_exists, source), block)):
                 return
     path = source.segment(0).path
     raise SourceError(
@@ -58,9 +55,11 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
         note: Receives the line; it is not called if all files exist.
     """
     unread = pc.indices_nonzero(pc.equal(rows["n_bytes"], 0)).to_pylist()
+    missing: list[int] = []
     with ThreadPoolExecutor(_N_THREADS) as pool:
-        found = pool.map(lambda row: _exists(source, row), unread)
-        missing = [row for row, exists in zip(unread, found, strict=True) if not exists]
+        for block in _blocks(unread):
+            exist = pool.map(partial(_exists, source), block)
+            missing += [row for row, exists in zip(block, exist, strict=True) if not exists]
     if not missing:
         return
     paths = list(dict.fromkeys(source.segment(row).path for row in missing[:_BLOCK_ROWS]))
@@ -72,10 +71,15 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
     )
 
 
+def _blocks(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+
+
 def _exists(source: Source, row: int) -> bool:
+    """Return False if the file of a row does not exist; True if a row has none."""
     segment = source.segment(row)
     if segment.data is not None or segment.path is None:
-        return segment.data is not None
+        return True
     try:
         os.stat(segment.path)  # noqa: PTH116 - no Path for each of a million files
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character

@@ -16,7 +16,7 @@ from pipeline.errors import first_few
 from pipeline.extract.planning.comparison import compare_rows
 from pipeline.extract.planning.missing import note_missing, require_some_file
 from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
-from pipeline.extract.planning.scan import RATE, scan
+from pipeline.extract.planning.scan import MIXED, RATE, mixed_channels, scan
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
 
@@ -41,7 +41,8 @@ def plan_source(
         stored: The stored plan; None for a new one.
         progress: As for `scan`.
         unstored: Source rows of the stored plan whose audio may have changed.
-        note: Receives a line for the user about recordings that cannot be completed.
+        note: Receives lines for the user about missing files, mixed channels, and recordings that
+            cannot be completed.
 
     Returns:
         The plan; `stored` itself if nothing has changed.
@@ -63,7 +64,9 @@ def plan_source(
     rate_hz = windowing.geometry.sample_rate_hz
     if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
         facts[SOXR_KEY] = SOXR_RESAMPLER
-    rows = rows.drop_columns([RATE])
+    for line in mixed_channels(rows):
+        note(line)
+    rows = rows.drop_columns([RATE, MIXED])
     if stored is None:
         if frames_per_unit is None:
             frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.audio.probe import FileFacts, probe, probe_part, read_facts
 from pipeline.audio.types import Probe
-from pipeline.errors import AudioError
+from pipeline.errors import AudioError, counted
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import SCHEMA, Plan
@@ -25,6 +25,8 @@ PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 """Plan columns read from the headers."""
 RATE = "source_rate_hz"
 """Column of a scan that is not in the plan: the native sample rate, 0 if unreadable."""
+MIXED = "mixed_channels"
+"""Column of a scan that is not in the plan: channels whose mean is taken; 0 if none is."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ def scan(
         progress: Called with the number of headers read so far.
 
     Returns:
-        Rows for `make_plan`, in source order, with the column `RATE`; 0 samples for an unreadable
-        header.
+        Rows for `make_plan`, in source order, with the columns `RATE` and `MIXED`; 0 samples for an
+        unreadable header.
     """
     n = len(source)
-    names = (*PROBED, RATE)
+    names = (*PROBED, RATE, MIXED)
     probed = np.zeros((len(names), n), np.int64)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         progress(0)
@@ -75,7 +77,9 @@ def scan(
         "n_pieces": np.ones(n, np.int32),
         "piece_start": np.zeros(n, np.int64),
     }
-    fields = SCHEMA.append(pa.field(RATE, pa.int64(), nullable=False))
+    fields = SCHEMA
+    for name in (RATE, MIXED):
+        fields = fields.append(pa.field(name, pa.int64(), nullable=False))
     schema = pa.schema([fields.field(name) for name in columns])
     return pa.table({k: pa.array(v, schema.field(k).type) for k, v in columns.items()}, schema)
 
@@ -103,19 +107,36 @@ def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Un
     return tuple(sorted(found, key=lambda item: -item.count))
 
 
+def mixed_channels(rows: pa.Table) -> list[str]:
+    """Return a line for the user for each number of channels whose mean is taken.
+
+    Args:
+        rows: Result of `scan`.
+    """
+    counts = pc.value_counts(rows[MIXED]).to_pylist()
+    numbers = sorted((count["values"], count["counts"]) for count in counts if count["values"])
+    return [
+        f"{n:,} of {counted(len(rows), 'utterance')} have {n_channels} channels: their mean is "
+        "taken; dataset.channel=N|each chooses"
+        for n_channels, n in numbers
+    ]
+
+
 def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
-    """Read `PROBED` and `RATE` of a chunk of rows: int64 `[5, n]`; zeros if unreadable."""
+    """Read `PROBED`, `RATE` and `MIXED` of a chunk of rows: int64 `[6, n]`; 0 if unreadable."""
     stop = min(start + SCAN_CHUNK, len(source))
     probed, known = [], _Known()
     for row in range(start, stop):
         try:
-            header = known.probe(source.segment(row), geometry.sample_rate_hz)
+            segment = source.segment(row)
+            header = known.probe(segment, geometry.sample_rate_hz)
         except AudioError:  # the worker gets the same error and quarantines the utterance
-            probed.append((0, 0, 0, 0, 0))
+            probed.append((0, 0, 0, 0, 0, 0))
             continue
         n_frames = geometry.n_frames(header.n_samples)
         facts = header.n_samples, n_frames, header.n_bytes, header.fingerprint
-        probed.append((*facts, header.source_rate_hz))
+        n_mixed = header.n_channels if segment.channel is None and header.n_channels > 1 else 0
+        probed.append((*facts, header.source_rate_hz, n_mixed))
     return np.array(probed, np.int64).T
 
 
