@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Column
+from pipeline.sources.lists.paths import expand_all
 from pipeline.store.format.records import RESERVED_NAMES
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
         )
     if data is not None and data.null_count == len(data):
         data = None
-    paths = paths.cast(pa.string())
+    paths = expand_all(paths.cast(pa.string()))
     if rows.root is not None:
         is_absolute = pc.match_substring_regex(paths, "^/|://")
         joined = pc.binary_join_element_wise(rows.root.rstrip("/"), paths, "/")

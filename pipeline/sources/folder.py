@@ -20,6 +20,7 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.sources.lists.paths import match_names
 from pipeline.sources.location import describe_location, existing_path, require_regular
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
 from pipeline.sources.table_cache import table_state
@@ -60,18 +61,20 @@ def open_folder(config: DatasetConfig) -> TabularSource:
     files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
     if metadata_files:
         table, class_names, state = _read_metadata(config, root, metadata_files)
-        is_chosen = [_in_splits(file, directories) for file in table["file_name"].to_pylist()]
-        table = table.filter(pa.array(is_chosen, pa.bool_()))
-        _require_files(table.column("file_name"), files, root)
-        used = set(table.column("file_name").to_pylist())
+        names = match_names(table["file_name"], files)
+        is_chosen = pa.array([_in_splits(file, directories) for file in names.to_pylist()])
+        table, names = table.filter(is_chosen), names.filter(is_chosen)
+        _require_files(names, files, root)
+        used = set(names.to_pylist())
         skipped = [file for file in files if file not in used]
     else:
         state = "files"
         skipped = [file for file in files if not is_audio(file)]
         audio = [file for file in files if is_audio(file)]
         table, class_names = table_without_metadata(audio, 0 if directories is None else 1)
+        names = table["file_name"]
     if directories is not None and (config.split is None or len(directories) > 1):
-        table = with_split(table, pc.replace_substring_regex(table["file_name"], "/(?s).*", ""))
+        table = with_split(table, pc.replace_substring_regex(names, "/(?s).*", ""))
     if not len(table):
         hint = "; it has a wav.scp: use dataset=kaldi" if "wav.scp" in files else ""
         raise SourceError(

@@ -15,6 +15,7 @@ from pipeline.sources import columns, segments
 from pipeline.sources.base import Segment
 from pipeline.sources.fingerprint import fingerprint
 from pipeline.sources.lists.delimited import state_types
+from pipeline.sources.lists.paths import find_files
 from pipeline.sources.location import describe_location
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class TabularSource:
         self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
+        if self._data is None:
+            self._paths, notes = find_files(self._paths, rows.root)
+            self.notes += notes
         self._metadata = columns.select_columns(rows.table, self.columns)
         for name in self._metadata.column_names:
             columns.check_text(f"column {name}", self._metadata[name], self.origin)

@@ -83,13 +83,13 @@ def check_path(path: str, where: str) -> str:
         reason = "is a program, which is never run: write its output to files, and list these"
     elif ".ark:" in text and text.rpartition(":")[2].isdecimal():
         reason = "is a place in an archive of Kaldi, which is not read: copy the audio to files"
-    elif "://" in text and not text.startswith("file://"):
+    elif "://" in text and not text.lower().startswith("file://"):
         reason = "is a URL, which is not fetched: download the file, and list its path"
     elif not text:
         reason = "is empty"
     if reason is not None:
         raise SourceError(f"{where}: the audio {text!r:.80} {reason}")
-    return text.removeprefix("file://")
+    return text
 
 
 class Columns:
