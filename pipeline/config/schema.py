@@ -11,14 +11,15 @@ class DatasetConfig:
 
     Attributes:
         kind: "audiofolder", "hub", "disk" (saved by `save_to_disk`), "manifest" (csv, tsv, json,
-            jsonl or parquet, or a list of NeMo or fairseq), "kaldi" (a data directory) or "lhotse"
-            (cuts, or supervisions with recordings, in jsonl).
-        path: Folder, saved dataset or list.
+            jsonl or parquet, or a list of NeMo or fairseq), "kaldi" (a data directory), "lhotse"
+            (cuts, or supervisions with recordings, in jsonl) or "webdataset" (tar files).
+        path: Folder, saved dataset or list; for tar files also a pattern.
         name: Name of a hub dataset.
         config: Configuration of a hub dataset.
         split: Split to read; None if there is only one.
         revision: Revision of a hub dataset.
-        audio_column: Column with the audio; in a manifest, column with its path.
+        audio_column: Column with the audio; in a manifest, column with its path; in tar files,
+            extension of the audio members ("audio" for any).
         id_column: Column with the utterance id; None uses the file's path or name, or the number of
             the row.
         columns: Columns to copy into the index; None copies every column of plain values.

@@ -221,14 +221,14 @@ def make_ids(
     if rows.splits is not None:
         rule, ids = f"{rule} after split", pc.binary_join_element_wise(rows.splits, ids, "/")
     is_by_name = id_column is None and rows.spans is None and data is not None
-    if is_by_name and (ids.null_count or _has_duplicates(ids)):
+    if is_by_name and (ids.null_count or has_duplicates(ids)):
         rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
     n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
     if n_empty:
         raise SourceError(
             f"{origin} is empty in {n_empty} of {len(ids)} rows: every row needs an id"
         )
-    if _has_duplicates(ids):
+    if has_duplicates(ids):
         counts = pc.value_counts(ids)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         remedy = "dataset.id_column must name a column whose values are unique"
@@ -253,7 +253,7 @@ def with_split_rule(config: DatasetConfig, rows: Rows) -> Rows:
     if rows.splits is None or (name is not None and name not in rows.table.column_names):
         return rows
     ids = path_ids(audio_of(rows)[0], rows.root) if name is None else rows.table.column(name)
-    return rows if _has_duplicates(ids) else replace(rows, splits=None)
+    return rows if has_duplicates(ids) else replace(rows, splits=None)
 
 
 def path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
@@ -268,7 +268,7 @@ def path_ids(paths: pa.ChunkedArray, root: str | None) -> pa.ChunkedArray:
     return pc.if_else(inside, relative, pc.replace_substring_regex(paths, r"^.*/", ""))
 
 
-def _has_duplicates(values: pa.ChunkedArray) -> bool:
+def has_duplicates(values: pa.ChunkedArray) -> bool:
     """Return whether a value occurs twice.
 
     Hashes are compared first: 8 bytes a value, where a table of the values takes 150. The values

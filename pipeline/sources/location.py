@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
         SourceError: `dataset.path` is missing; or it, or a folder that once held the file's folder,
             is empty, as a mount point is while nothing is mounted.
     """
-    root = Path(config.path).expanduser() if config.path else None
+    root = _fixed_part(Path(config.path).expanduser()) if config.path else None
     folders = [] if root is None or root.is_file() else [root]
     if file is not None and not Path(file).exists():
         parents = Path(file).absolute().parents
@@ -86,3 +87,11 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
             f"{away} is gone or empty (is it still mounted?), so nothing is concluded about the "
             f"files of {describe_location(config)}: bring it back and run the same command again"
         )
+
+
+def _fixed_part(path: Path) -> Path:
+    """Return a path, or the folder before the first wildcard of one that is a pattern."""
+    if path.exists():
+        return path
+    parts = list(itertools.takewhile(lambda part: not set("*?[{") & set(part), path.parts))
+    return Path(*parts)

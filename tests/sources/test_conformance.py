@@ -28,6 +28,7 @@ from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source as open_with
 from pipeline.store.format.records import RESERVED_NAMES
 from tests.helpers.audio_files import speechlike, write
+from tests.helpers.tars import write_tar
 
 N_SAMPLES = {"b.wav": 1600, "a.wav": 3200, "c.wav": 800}  # of each clip, in the order of the rows
 SPEAKERS = ["anna", "bert", None]
@@ -141,6 +142,19 @@ def each_channel(root: Path) -> DatasetConfig:
     return replace(segments_of_a_table(root), channel="each")
 
 
+def webdataset(root: Path) -> DatasetConfig:
+    """Two shards."""
+    write_clips(root / "clips")
+    samples: list[dict[str, bytes | str]] = []
+    for name, row in zip(N_SAMPLES, plain_rows(), strict=True):
+        audio = (root / "clips" / name).read_bytes()
+        samples.append({name: audio, f"{Path(name).stem}.json": json.dumps(row | {"status": "x"})})
+        (root / "clips" / name).unlink()
+    write_tar(root / "x-0.tar", samples[0] | samples[1])
+    write_tar(root / "x-1.tar", samples[2])
+    return DatasetConfig("webdataset", str(root / "x-{0..1}.tar"))
+
+
 KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "audiofolder": folder,
     "audiofolder with metadata": folder_with_metadata,
@@ -154,8 +168,11 @@ KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "segments of a table": segments_of_a_table,
     "one channel": one_channel,
     "each channel": each_channel,
+    "webdataset": webdataset,
 }
-DATA_FILES = ("*.wav", "*.csv", "*.arrow", "*.parquet", "*.jsonl", "*.tsv", "wav.scp", "utt2*")
+DATA_FILES = (
+    *("*.wav", "*.csv", "*.arrow", "*.parquet", "*.jsonl", "*.tsv", "wav.scp", "utt2*", "*.tar"),
+)
 
 
 def plain_rows() -> list[dict[str, object]]:
@@ -243,8 +260,8 @@ def test_a_segment_is_the_rows_audio(source: Source) -> None:
         assert (segment.container == "file") == (place == {"byte_offset": 0, "byte_length": -1})
         place["container"] = segment.container
         assert replace(plain, **times, **samples, **place) == segment
-        clip = re.split("[/:#]", name)[1 if "/" in name else 0]
-        assert len(decode(segment, 16_000).waveform) == N_SAMPLES[clip]
+        clip = re.split("[/:#.]", name)[1 if "/" in name else 0]
+        assert len(decode(segment, 16_000).waveform) == N_SAMPLES[f"{clip}.wav"]
         assert pickle.loads(pickle.dumps(segment)) == segment
 
 
@@ -277,7 +294,7 @@ def test_opening_again_gives_the_same_source(
 def test_no_audio_file_is_opened(config: DatasetConfig, source: Source, tmp_path: Path) -> None:
     """Ids, segments and metadata do not need the files; decoding does."""
     before = facts(config)[:3]
-    for file in tmp_path.rglob("*.wav"):
+    for file in (*tmp_path.rglob("*.wav"), *tmp_path.rglob("*.tar")):
         file.unlink()
     rows = range(len(source))
     segments = [source.segment(row) for row in rows]
@@ -333,7 +350,7 @@ def test_the_fingerprint_follows_the_settings(config: DatasetConfig, source: Sou
         assert bare.identity != source.identity
 
 
-@pytest.mark.parametrize("make", [folder, saved])
+@pytest.mark.parametrize("make", [folder, saved, webdataset])
 def test_the_fingerprint_does_not_follow_the_path(
     make: Callable[[Path], DatasetConfig], tmp_path: Path
 ) -> None:

@@ -625,7 +625,9 @@ def test_paths_that_cannot_be_opened(tmp_path):
     assert "needs a directory" in error_text("audiofolder", tmp_path / "file.csv")
     assert "needs a csv" in error_text("manifest", tmp_path / "empty")
     assert "use dataset=audiofolder" in error_text("disk", tmp_path / "empty")
-    assert "audiofolder, manifest, kaldi, lhotse, disk, hub" in error_text("folder", tmp_path)
+    assert "audiofolder, manifest, kaldi, lhotse, webdataset, disk, hub" in error_text(
+        "folder", tmp_path
+    )
 
 
 def test_a_table_that_is_a_pipe_is_refused_at_once(tmp_path):
