@@ -140,7 +140,7 @@ def stages(config: DatasetConfig, n_threads: int) -> Sequence[tuple[str, Callabl
             Path(path).read_bytes()
 
     def decode_all() -> None:
-        decoder = Decoder(source, decode, NoEncoder(), n_threads)
+        decoder = Decoder(source.config, source.segment, decode, NoEncoder(), n_threads)
         for task, following in zip(tasks, [*tasks[1:], None], strict=True):
             decoder.begin(task)
             if following is not None:

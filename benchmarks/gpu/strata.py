@@ -94,7 +94,9 @@ class Extraction:
     @cached_property
     def decoded(self) -> list[list[Utterance]]:
         """The decoded utterances of every unit."""
-        decoder = Decoder(self.source, decode, self.load_encoder("fp32"), self.threads)
+        decoder = Decoder(
+            self.source.config, self.source.segment, decode, self.load_encoder("fp32"), self.threads
+        )
         try:
             return [decoder.take(task) for task in self.tasks()]
         finally:

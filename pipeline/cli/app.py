@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -124,6 +125,31 @@ def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug =
             asdict(status),
             code,
         )
+
+
+@app.command()
+def relabel(
+    store: Store,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="dataset=... dataset.KEY=VALUE", help="The dataset."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Renew the columns of a store from a dataset, without audio; ids are matched."""
+    with reported(as_json, debug) as answer:
+        given = overrides or []
+        other = [item for item in given if not re.match(r"dataset[.=]", item)]
+        if other:
+            raise ConfigError(f"relabel takes settings of the dataset only, not {other[0]}")
+        config = load_config(given)
+        with announced(Notes(console), IMPORTING):
+            from pipeline.extract.relabel import relabel as relabel_store
+
+        with RunProgress(console) as progress:
+            result = relabel_store(store, config, progress)
+        answer(lambda out: tables.show_relabelling(out, result), asdict(result))
 
 
 @app.command()

@@ -19,12 +19,15 @@ from pipeline.store.format.records import AUDIO_FLAGS
 if TYPE_CHECKING:
     from pipeline.encoders.selfcheck import SelfCheck
     from pipeline.extract.planning.estimate import Estimate
+    from pipeline.extract.relabel import Relabelling
     from pipeline.probing.results import CandidateScore, Sweep
     from pipeline.store.maintain.repair import Repair
     from pipeline.store.maintain.status import Status
     from pipeline.store.maintain.verify import Verification
 
 
+CHANGES = ("new", "gone", "replaced", "relabelled", "unchanged")
+"""Counts of an estimate that compare the dataset with the store."""
 MAX_ITEMS = 20
 """Items of a list that `inspect` prints without `--all`."""
 
@@ -69,12 +72,33 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         f"{estimate.frames:,} frames, {size(estimate.bytes)} on disk "
         f"({size(estimate.free_bytes)} free)"
     )
+    if estimate.unchanged is not None:
+        counts = {kind: getattr(estimate, kind) for kind in CHANGES}
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        console.print(f"compared with the store: {shown}")
     if estimate.unreadable:
         console.print(f"{estimate.unreadable:,} cannot be read and will be quarantined:")
     reasons = [Reason(item.reason, item.count, item.ids) for item in estimate.reasons]
     show_reasons(console, reasons, show_all, "strata plan ... --all")
     if show_all:
         print_lines(console, [f"  {name}: skipped" for name in estimate.skipped])
+
+
+def show_relabelling(console: Console, result: Relabelling) -> None:
+    """Print what `relabel` has changed."""
+    labels = "nothing changed" if result.generation is None else f"labels={result.generation}"
+    console.print(
+        f"{labels}: {result.relabelled:,} relabelled, {result.unchanged:,} unchanged; columns: "
+        f"{', '.join(result.columns) or 'none'}",
+        markup=False,
+    )
+    if result.not_in_dataset:
+        console.print(f"{result.not_in_dataset:,} are not in the dataset; their labels stay")
+    if result.not_in_store:
+        console.print(
+            f"{result.not_in_store:,} rows of the dataset are not in the store; `strata extract` "
+            "with this dataset encodes them"
+        )
 
 
 def show_status(

@@ -66,6 +66,7 @@ RANGES: Mapping[str, Range] = {
     "run.max_attempts": Range(1, 1000),
     "run.unit_timeout_s": Range(0, 365 * _DAY_S, "seconds", is_open=True),
     "run.max_quarantined": Range(0, 1, "a share"),
+    "run.max_changed": Range(0, 1, "a share"),
     "task.steps": Range(0, 1_000_000),
     "task.batch": Range(1, 10_000_000),
     "task.eval_every": Range(0, 1_000_000),

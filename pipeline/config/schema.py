@@ -136,6 +136,8 @@ class RunConfig:
 
     Attributes:
         max_quarantined: Share of quarantined utterances above which the exit code is 3.
+        max_changed: Share of a store's utterances that may be gone from its dataset or have other
+            audio; a run is refused if more have, and more than ten.
         max_attempts: Failed attempts at a unit, in one run, after which the run gives it up; an
             attempt that identifies the culprit utterance does not count.
         unit_timeout_s: Seconds after which a unit counts as hung; None depends on its audio and on
@@ -143,6 +145,7 @@ class RunConfig:
     """
 
     max_quarantined: float = 0.01
+    max_changed: float = 0.5
     max_attempts: int = 3
     unit_timeout_s: float | None = None
 

@@ -19,7 +19,7 @@ from pipeline.errors import RunError, StrataError
 from pipeline.events import Observer, announced
 from pipeline.extract.executors.base import Cause, Executor, Outcome
 from pipeline.extract.failure_history import FailureHistory
-from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.extract.messages import Place, UnitReport, UnitTask
 from pipeline.extract.planning.estimate import check_space
 from pipeline.extract.planning.replanning import deferred_rows
 from pipeline.extract.stop import Stop
@@ -73,7 +73,9 @@ class Driver:
         observer: Receives the events of the run; the run log is among its observers.
         open_executor: Starts the executor, given the number of units to extract.
         stop: Request to stop.
-        labels: Returns the columns to carry of given source rows; None lets workers read them.
+        places: Returns the places of the audio of given utterances, by their plan's `row`; None if
+            that is the row of the source.
+        labels: Returns the columns to carry of given utterances; None lets workers read them.
         failures: Units that failed `run.max_attempts` times, with their last error.
     """
 
@@ -83,6 +85,7 @@ class Driver:
     observer: Observer
     open_executor: Callable[[int], Executor]
     stop: Stop = field(default_factory=Stop)
+    places: Callable[[Sequence[int]], Sequence[Place]] | None = None
     labels: Callable[[Sequence[int]], pa.Table] | None = None
     failures: dict[int, Exception] = field(default_factory=dict)
 
@@ -166,8 +169,18 @@ class Driver:
         rows = self.plan.unit_rows(unit)
         isolation = self._history.isolation(unit)
         exclusive = self._history.is_exclusive(unit)
-        labels = self.labels(rows["row"].to_pylist()) if self.labels else None
-        task = UnitTask(unit, claim.slot, claim.attempt, rows, isolation, exclusive, labels, claim)
+        numbers = rows["row"].to_pylist()
+        task = UnitTask(
+            unit,
+            claim.slot,
+            claim.attempt,
+            rows,
+            places=self.places(numbers) if self.places else None,
+            isolation=isolation,
+            exclusive=exclusive,
+            labels=self.labels(numbers) if self.labels else None,
+            claim=claim,
+        )
         audio_s = self._audio_s(pc.sum(rows["n_frames"]).as_py())
         executor.submit(task, self._limit.limit_s(audio_s, isolated=isolation is not None))
 

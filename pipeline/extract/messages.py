@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,10 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Claim
 from pipeline.store.coordination.worker_failures import Isolation
 from pipeline.store.format.layout import Layout
+
+Place = Segment | int | None
+"""Where the audio of an utterance is: its segment; or the row of the source that holds its bytes;
+None if the dataset does not have the utterance any more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Job:
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
         keep_frames: Whether frames are stored. Without them a store holds pooled means only, which
             no reader supports yet; benchmarks measure it.
+        opens_source: Whether tasks name rows of the source as places, so that a worker opens it.
     """
 
     backend: Backend
@@ -46,6 +51,7 @@ class Job:
     decode: Callable[[Segment, int], Decoded] = decode
     keep_frames: bool = True
     encoder_identity: dict[str, Any] | None = None
+    opens_source: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class UnitTask:
         slot: Slot to write to.
         attempt: Number of the attempt, from 1.
         rows: The unit's rows of the plan, in the order of their positions.
+        places: Where the audio of each of these rows is; None if their `row` is that of the source.
         isolation: Utterances to try one at a time before the unit is extracted; None for a unit
             that did not fail repeatedly.
         exclusive: Whether its worker must hold no other unit, so that a failure of the
@@ -72,10 +79,18 @@ class UnitTask:
     slot: int
     attempt: int
     rows: pa.Table
+    places: Sequence[Place] | None = None
     isolation: Isolation | None = None
     exclusive: bool = False
     labels: pa.Table | None = None
     claim: Claim | None = None
+
+    def all_places(self) -> Sequence[Place]:
+        """Return the place of each row."""
+        if self.places is not None:
+            return self.places
+        numbers: list[int] = self.rows["row"].to_pylist()
+        return numbers
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from pipeline.extract.driver import Driver, LeasedStore, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
-from pipeline.extract.planning.comparison import check_columns, check_labels
+from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.estimate import Estimate, check_space, estimate
-from pipeline.extract.planning.planner import plan_source
-from pipeline.extract.planning.replanning import Unstored, deferred_rows, find_unstored
-from pipeline.extract.planning.scan import find_unreadable
+from pipeline.extract.planning.obtain import obtain_dataset, plan_new, save_dataset
+from pipeline.extract.planning.replanning import deferred_rows
+from pipeline.extract.planning.scan import explain_unreadable
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
 from pipeline.extract.store_setup import cpu_threads_of, is_created, make_layout, set_up_store
@@ -42,9 +42,8 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease, is_read_only
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
-from pipeline.store.documents import read_attributes, read_plan, write_plan
+from pipeline.store.documents import read_plan
 from pipeline.store.format.layout import Layout
-from pipeline.store.format.plan import Plan, round_up_to_chunk
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.status import Status, read_status
 
@@ -55,7 +54,8 @@ Decode = Callable[[Segment, int], Decoded]
 def plan(config: Config, observer: Observer | None = None) -> Estimate:
     """Scan the dataset and estimate the extraction.
 
-    With `store` set, the plan is written there, and nothing else; `extract` follows it.
+    With `store` set, the plan is written there, and nothing else; `extract` follows it. If the
+    dataset has changed since it was extracted, nothing is written, and the result has the changes.
 
     Args:
         config: What to extract, and where to.
@@ -77,25 +77,23 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     source = _open_source(config, observer)
     backend = open_backend(config.store) if config.store else None
     if backend is None:
-        frames_per_unit = config.plan.frames_per_unit
-        progress = _scan_progress(observer, source)
-        current_plan = plan_source(
-            source, setup.windows, frames_per_unit, progress=progress, note=observer.note
-        )
+        dataset = plan_new(config, setup.windows, source, observer)
     else:
         with Lease(backend, _new_run_id()) as lease:
-            current_plan = _obtain_plan(setup, source, backend, lease.check, observer)
-    layout = make_layout(setup, current_plan)
+            dataset = obtain_dataset(config, setup.windows, source, backend, observer)
+            if dataset.new_labels is None:
+                save_dataset(backend, dataset, lease.check)
+    layout = make_layout(setup, dataset.plan)
     if backend is not None:
         n_committed = len(index_files.committed_units(backend))
-        check_space(current_plan.n_units - n_committed, layout, backend)
+        check_space(dataset.plan.n_units - n_committed, layout, backend)
     # Without a store the free space is that of the working directory.
     location = Path() if backend is None else backend
     rate_hz = setup.geometry.sample_rate_hz
     with announced(observer, "reading the reasons why utterances cannot be read"):
-        reasons = find_unreadable(source, current_plan, rate_hz)
+        reasons = explain_unreadable(dataset.unreadable(), rate_hz)
     return replace(
-        estimate(current_plan, layout, rate_hz, location), reasons=reasons, skipped=source.skipped
+        estimate(dataset, layout, rate_hz, location), reasons=reasons, skipped=source.skipped
     )
 
 
@@ -146,24 +144,26 @@ def extract(
         if lease.warning:
             observer.note(lease.warning)
         source = _open_source(config, observer)
-        current_plan = _obtain_plan(setup, source, backend, lease.check, observer)
+        dataset = obtain_dataset(config, setup.windows, source, backend, observer)
+        if not is_created(backend):
+            save_dataset(backend, dataset, lease.check)
         resources = find_resources(
             config.engine,
-            current_plan.n_units,
+            dataset.plan.n_units,
             cpu_threads_of(backend),
-            make_layout(setup, current_plan),
+            make_layout(setup, dataset.plan),
         )
-        layout, make_worker = _prepare(
-            setup, backend, current_plan, source, resources, observer, decode
-        )
+        layout, make_worker = _prepare(setup, backend, dataset, resources, observer, decode)
+        save_dataset(backend, dataset, lease.check)
         driver = Driver(
             config,
             LeasedStore(backend, layout, setup.geometry, lease, run_id),
-            current_plan,
+            dataset.plan,
             ObserverGroup(RunLogObserver(RunLog(backend, run_id)), observer),
             partial(open_executor, config.engine, resources, make_worker),
             stop or Stop(),
-            source.metadata,
+            dataset.places,
+            dataset.metadata,
         )
         driver.run()
         with announced(observer, "removing leftovers and compacting the index"):
@@ -210,11 +210,6 @@ def _open_source(config: Config, observer: Observer) -> Source:
     return source
 
 
-def _scan_progress(observer: Observer, source: Source) -> Callable[[int], None]:
-    """Return a function that passes the number of headers read to an observer."""
-    return lambda done: observer.headers_scanned(done, len(source))
-
-
 def _check_finished(
     setup: EncoderSetup, backend: Backend, observer: Observer, decode: Decode, error: StoreError
 ) -> None:
@@ -234,13 +229,16 @@ def _check_finished(
     if stored is None or not is_created(backend):
         refuse()
     source = _open_source(setup.config, observer)
-    current_plan = _obtain_plan(setup, source, backend, refuse, observer)
+    dataset = obtain_dataset(setup.config, setup.windows, source, backend, observer)
+    if dataset.is_changed or dataset.new_labels is not None:
+        refuse()
+    current_plan = dataset.plan
     committed = index_files.committed_units(backend)
     layout = make_layout(setup, current_plan)
     resources = find_resources(
         setup.config.engine, current_plan.n_units, cpu_threads_of(backend), layout
     )
-    _prepare(setup, backend, current_plan, source, resources, observer, decode)
+    _prepare(setup, backend, dataset, resources, observer, decode)
     is_extended = len(deferred_rows(backend, current_plan, setup.geometry)) > 0
     if is_extended or not set(range(current_plan.n_units)).issubset(committed):
         refuse()
@@ -248,55 +246,10 @@ def _check_finished(
     observer.planned(current_plan, len(committed), audio_s)
 
 
-def _obtain_plan(
-    setup: EncoderSetup,
-    source: Source,
-    backend: Backend,
-    check_lease: Callable[[], None],
-    observer: Observer,
-) -> Plan:
-    """Return the store's plan; create or extend it as needed.
-
-    Raises:
-        ConfigError: The store has units of another size.
-        IdentityError: The dataset has other columns than the store.
-        SourceError: Planned utterances are missing or have changed, or their labels have.
-    """
-    config = setup.config
-    stored = read_plan(backend)
-    capacity = config.plan.frames_per_unit
-    if stored is not None and capacity and round_up_to_chunk(capacity) != stored.frames_per_unit:
-        if is_created(backend):
-            raise ConfigError(
-                f"plan.frames_per_unit is {capacity}, but store {backend} was created with "
-                f"{stored.frames_per_unit}; leave it out, or give another store="
-            )
-        stored = None
-    unstored = Unstored()
-    if stored is not None:
-        if is_created(backend):
-            identity = read_attributes(backend)["identity"]
-            check_columns(identity.get("source", {}), source, backend)
-        unstored = find_unstored(backend, stored, config.retry_quarantined)
-    if unstored.n_retried:
-        observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
-    progress = _scan_progress(observer, source)
-    current_plan = plan_source(
-        source, setup.windows, capacity, stored, progress, unstored, observer.note
-    )
-    if stored is not None:
-        check_labels(backend, source)
-    if current_plan is not stored:
-        check_lease()  # a scan takes long; another driver's plan must not be overwritten
-        write_plan(backend, current_plan)
-    return current_plan
-
-
 def _prepare(
     setup: EncoderSetup,
     backend: Backend,
-    current_plan: Plan,
-    source: Source,
+    dataset: PlannedDataset,
     resources: Resources,
     observer: Observer,
     decode: Decode,
@@ -311,7 +264,7 @@ def _prepare(
     if is_inline:
         torch.set_num_threads(resources.threads)  # before any computation: bits depend on it
     encoder = _load_encoder(setup, resources, observer)
-    layout = set_up_store(setup, backend, current_plan, source, encoder, resources, observer)
+    layout = set_up_store(setup, backend, dataset, encoder, resources, observer)
     job = Job(
         backend=backend,
         layout=layout,
@@ -321,9 +274,10 @@ def _prepare(
         threads=resources.threads,
         decode=decode,
         encoder_identity=encoder.identity,
+        opens_source=dataset.source.holds_audio,
     )
     if is_inline:
-        return layout, partial(Worker, job, encoder, source)
+        return layout, partial(Worker, job, encoder, dataset.source)
     del encoder
     if resources.device == "cuda" and torch.cuda.is_available():
         torch.cuda.empty_cache()

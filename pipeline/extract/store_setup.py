@@ -14,6 +14,7 @@ from pipeline.audio.identity import SOXR_KEY, audio_identity, audio_provenance
 from pipeline.encoders.base import Encoder
 from pipeline.events import Observer
 from pipeline.extract.encoder_setup import EncoderSetup
+from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.resources import Resources
 from pipeline.extract.selfcheck import quick_selfcheck
 from pipeline.sources.base import Source
@@ -52,8 +53,7 @@ def cpu_threads_of(backend: Backend) -> int | None:
 def set_up_store(
     setup: EncoderSetup,
     backend: Backend,
-    plan: Plan,
-    source: Source,
+    dataset: PlannedDataset,
     encoder: Encoder,
     resources: Resources,
     observer: Observer,
@@ -63,8 +63,7 @@ def set_up_store(
     Args:
         setup: The configured encoder.
         backend: The store.
-        plan: Its plan.
-        source: The dataset.
+        dataset: The dataset and its plan.
         encoder: The loaded encoder.
         resources: Number, threads and device of the workers.
         observer: Receives a note for each setting that changes the rounding of later features.
@@ -75,6 +74,7 @@ def set_up_store(
     Raises:
         IdentityError: The store holds other features.
     """
+    plan, source = dataset.plan, dataset.source
     layout = make_layout(setup, plan)
     audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
     identity = make_identity(source.identity, audio, encoder.identity)
@@ -88,6 +88,9 @@ def set_up_store(
     stored = read_attributes(backend)
     if SOXR_KEY not in stored["identity"].get("audio", {}):
         audio.pop(SOXR_KEY, None)  # such files were added later; the plan names the resampler
+    if dataset.has_labels:  # their columns are no part of the identity
+        before = stored["identity"].get("source", {})
+        identity["source"] |= {name: before[name] for name in ("columns",) if name in before}
     check_same(stored["identity"], _as_json(identity), str(backend))
     check_format_shape(stored, layout, backend)
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)

@@ -28,7 +28,7 @@ from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import EncodeStage
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.extract.stages.write import UnitWrite, WriteStage
-from pipeline.sources.base import Source
+from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
 from pipeline.store.coordination.visibility import await_claim
 from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
@@ -79,7 +79,7 @@ class Worker:
         Args:
             job: What to extract, and how.
             encoder: A loaded encoder; None loads it.
-            source: The opened dataset; None opens it.
+            source: The opened dataset; None opens it if the job needs it.
 
         Raises:
             WeightsError: The loaded encoder is not that of the store.
@@ -90,9 +90,11 @@ class Worker:
         _check_identity(encoder, job)
         self._device = encoder.device
         self._geometry = encoder.geometry
-        self._source = source if source is not None else open_source(job.dataset, count_channels)
+        if source is None and job.opens_source:
+            source = open_source(job.dataset, count_channels)
+        self._source = source
         n_decode_threads = _decode_threads(job, encoder)
-        self._decoder = Decoder(self._source, job.decode, encoder, n_decode_threads)
+        self._decoder = Decoder(job.dataset, self._segment, job.decode, encoder, n_decode_threads)
         self._watch = Stopwatch(encoder.device)
         self._encode_stage = EncodeStage(
             encoder, job.layout, job.max_batch_frames, self._watch, job.keep_frames
@@ -125,8 +127,7 @@ class Worker:
             Future report, done once the unit is committed; it raises what `extract` raises.
         """
         start_s = time.perf_counter()
-        rows = task.rows["row"].to_pylist()
-        self._check_source(rows, task.rows["id"].to_pylist())
+        self._check_source(task)
         self._watch.take()  # drop the times of a unit that failed
         with self._watch.host("wait"):
             if task.claim is not None:
@@ -134,7 +135,7 @@ class Worker:
             unit = _Unit(task, self._write_stage.begin(task), start_s)
         try:
             self._encode(unit)
-            metadata = self._source.metadata(rows) if task.labels is None else task.labels
+            metadata = self._metadata(task)
             return self._write_stage.commit(lambda: self._commit(unit, metadata))
         except BaseException:
             self._wait_for_device()
@@ -170,9 +171,29 @@ class Worker:
             with suppress(RuntimeError):  # the error that led here matters more
                 torch.cuda.synchronize(self._device)
 
-    def _check_source(self, rows: list[int], planned: list[str]) -> None:
-        ids = self._source.ids()
-        if max(rows) >= len(ids) or ids.take(pa.array(rows)).to_pylist() != planned:
+    def _segment(self, row: int) -> Segment:
+        """Return the audio of a row of this worker's source."""
+        return self._opened_source.segment(row)
+
+    @property
+    def _opened_source(self) -> Source:
+        if self._source is None:
+            raise ValueError("the job opens no source, but a task has a row of it as a place")
+        return self._source
+
+    def _metadata(self, task: UnitTask) -> pa.Table:
+        if task.labels is not None:
+            return task.labels
+        return self._opened_source.metadata(task.rows["row"].to_pylist())
+
+    def _check_source(self, task: UnitTask) -> None:
+        """Check that the places that are rows of the source have the planned ids there."""
+        pairs = zip(task.all_places(), task.rows["id"].to_pylist(), strict=True)
+        planned = {place: name for place, name in pairs if isinstance(place, int)}
+        if not planned:
+            return
+        ids = self._opened_source.ids()
+        if max(planned) >= len(ids) or any(ids[i].as_py() != name for i, name in planned.items()):
             raise SourceError(
                 "this worker's dataset is not the planned one: its ids differ; make sure that "
                 "every node reads the same data"
@@ -181,12 +202,12 @@ class Worker:
     def _try_each(self, task: UnitTask, isolation: Isolation, buffer: UnitBuffer) -> None:
         """Decode and encode each utterance separately, to find the culprit."""
         with UtteranceMarker(self._job.backend, task.slot) as marker:
-            for row in task.rows.to_pylist():
+            for row, place in zip(task.rows.to_pylist(), task.all_places(), strict=True):
                 position = row["position"]
                 if position < isolation.start or position in isolation.culprits:
                     continue
                 marker.set(position, row["id"])
-                item = self._decoder.decode(row)
+                item = self._decoder.decode(row, place)
                 self._encode_stage.place([item])
                 self._encode_stage.encode([item], buffer, lambda item, means: None)
 

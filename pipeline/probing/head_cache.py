@@ -20,7 +20,6 @@ from pipeline import files
 from pipeline.config import TaskConfig
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
-from pipeline.store import index as index_files
 from pipeline.store.read.features import FeatureStore
 
 VERSION = 1
@@ -29,7 +28,6 @@ VERSION = 1
 _SEAL = "sha256"
 _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
 """Task settings without effect, or hashed in another form: label columns, parts, own rate."""
-_INDEX_COLUMNS = ["id", "row", "unit", "piece", "n_pieces", "status", "crc32c"]
 
 
 class HeadCache:
@@ -106,14 +104,10 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _fold_digests(store: FeatureStore, labels: Labels, folds: Sequence[Fold]) -> list[str]:
     """Return a SHA-256 per fold, of its utterances with their feature checksums and labels."""
-    table = index_files.read_index(store.root, columns=_INDEX_COLUMNS)
-    # first_piece: offsets into `pieces`, int64 [n_utterances + 1]
-    pieces, first_piece = index_files.complete_utterances(table)
-    checksums = pieces["crc32c"].to_pylist()  # [n_pieces][n_layers]
     utterances = [
-        [utterance_id, checksums[start:stop], [column[i] for column in labels.texts]]
-        for i, (utterance_id, start, stop) in enumerate(
-            zip(store.ids, first_piece[:-1].tolist(), first_piece[1:].tolist(), strict=True)
+        [utterance_id, checksums, [column[i] for column in labels.texts]]
+        for i, (utterance_id, checksums) in enumerate(
+            zip(store.ids, store.checksums(), strict=True)
         )
     ]
     digests = []

@@ -138,6 +138,9 @@ class Source(Protocol):
     - open no audio file in `__init__`, `ids`, `segment` and `metadata` (the headers are read for
       `dataset.channel=each` alone, in `channels.py`);
     - allow calls from several threads at once.
+
+    Workers read only the segments of their units, which the driver sends. They open the source
+    themselves only if it `holds_audio`.
     """
 
     @property
@@ -163,6 +166,10 @@ class Source(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about how the dataset was read, a sentence each."""
+
+    @property
+    def holds_audio(self) -> bool:
+        """Whether segments hold encoded bytes in memory, instead of the place of a file."""
 
     @property
     def identity(self) -> dict[str, Any]:

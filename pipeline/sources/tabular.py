@@ -87,6 +87,11 @@ class TabularSource:
             facts.append(self._ranges.state)
         return fingerprint(facts, self._ids, self._paths)
 
+    @property
+    def holds_audio(self) -> bool:
+        """Whether there is a row whose encoded bytes are in the table."""
+        return self._data is not None
+
     def __len__(self) -> int:
         return len(self._ids)
 

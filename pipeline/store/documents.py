@@ -16,12 +16,12 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
     COLLAPSED_LAYER,
-    FORMAT_VERSION,
     FRAMES,
     INDEX_DIR,
     LEDGER_DIR,
     PLAN,
     POOLED,
+    READABLE_VERSIONS,
     Layout,
     group_document,
 )
@@ -68,6 +68,19 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
     own = {name: value for name, value in attributes.items() if name != CHECKSUM}
     checked = own | {CHECKSUM: {"crc32c": _checksum(own, sorted(own)), "of": sorted(own)}}
     backend.put(ATTRIBUTES, [json_bytes(group_document(checked))])
+
+
+def set_format_version(store: Location, version: int) -> None:
+    """Raise the format version in the attributes of the group, atomically; never lower it."""
+    backend = open_backend(store)
+    attributes = read_attributes(backend)
+    if attributes["format_version"] >= version:
+        return
+    attributes["format_version"] = version
+    if CHECKSUM in attributes:
+        names = attributes[CHECKSUM]["of"]
+        attributes[CHECKSUM] = {"crc32c": _checksum(attributes, names), "of": names}
+    backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
 
 
 def resize(store: Location, layout: Layout, n_slots: int) -> None:
@@ -149,10 +162,10 @@ def read_attributes(store: Location) -> dict[str, Any]:
         raise DamagedError(f"{path} is not readable ({error}); restore it from a copy") from error
     except OSError as error:
         raise StoreError(f"{path} is not readable ({error})") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise StoreError(
-            f"store {backend} has format version {version}; this strata reads {FORMAT_VERSION} "
-            f"({path})"
+            f"store {backend} has format version {version}; this strata reads {readable} ({path})"
         )
     _check_attributes(attributes, path)
     return dict(attributes)

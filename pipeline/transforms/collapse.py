@@ -48,6 +48,7 @@ from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
+from pipeline.store.labels import copy_labels
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into
@@ -153,6 +154,7 @@ def collapse(
     run_id = uuid.uuid4().hex[:12]
     with Lease(out, run_id) as lease:
         layout, ledger = _prepare(out, plan, attributes, numbers, parent)
+        copy_labels(parent, out)
         committed = set(index_files.committed_units(out))
         ready = [unit for unit in index_files.committed_units(parent) if unit < plan.n_units]
         todo = [unit for unit in ready if unit not in committed]

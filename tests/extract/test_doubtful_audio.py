@@ -14,6 +14,7 @@ import pipeline
 from pipeline.audio.identity import AUDIO_IDENTITY, SOXR_KEY
 from pipeline.audio.shared import SharedFiles
 from pipeline.extract import run
+from pipeline.extract.planning import obtain
 from pipeline.extract.stages.recording import _Recording
 from pipeline.sources.base import Segment
 from pipeline.store.documents import read_attributes
@@ -87,7 +88,7 @@ def test_a_file_that_changes_after_it_was_planned_is_not_stored_under_that_plan(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other sound, of the same or another length, is quarantined; on request it is planned anew."""
-    plan = run.plan_source
+    plan = obtain.plan_source
     same, longer, kept = sorted(path.name for path in folder.glob("*.wav"))
 
     def plan_then_replace(*args: Any, **more: Any) -> Plan:
@@ -97,7 +98,7 @@ def test_a_file_that_changes_after_it_was_planned_is_not_stored_under_that_plan(
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "plan_source", plan_then_replace)
+        patch.setattr(obtain, "plan_source", plan_then_replace)
         status = extract(folder, tmp_path / "s", *INLINE)
     assert (status.utterances_ok, status.utterances_quarantined) == (1, 2)
     assert "has changed since it was planned" in next(iter(status.reasons))

@@ -228,7 +228,9 @@ class TestConformance:
 
 def test_tasks_and_outcomes_pickle() -> None:
     """Both cross processes; a StrataError in an outcome keeps its type."""
-    sent = UnitTask(3, 9, 2, task(3).rows, worker_failures.Isolation(4, {1: "SIGBUS"}), True)
+    sent = UnitTask(
+        3, 9, 2, task(3).rows, isolation=worker_failures.Isolation(4, {1: "SIGBUS"}), exclusive=True
+    )
     assert pickle.loads(pickle.dumps(sent)) == sent
     outcome = Outcome(sent, error=SourceError("changed"), cause=Cause.FAILED, detail="d")
     received = pickle.loads(pickle.dumps(outcome))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 
@@ -15,12 +16,15 @@ from pipeline.encoders.windows import Windowing
 from pipeline.errors import StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract import run
+from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.estimate import estimate
-from pipeline.extract.planning.planner import plan_source
-from pipeline.extract.planning.scan import SCAN_CHUNK, find_unreadable, scan
+from pipeline.extract.planning.planner import plan_source, replan_source
+from pipeline.extract.planning.replanning import Unstored
+from pipeline.extract.planning.scan import SCAN_CHUNK, explain_unreadable, scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from pipeline.store.format.layout import LEASE, PLAN, Layout
+from pipeline.store.format.plan import Plan
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import mixed_lengths, write_folder
 
@@ -60,6 +64,15 @@ def test_scan_keeps_the_order_of_many_files(tmp_path: Path) -> None:
     assert seen == [0, SCAN_CHUNK, 2 * SCAN_CHUNK, n]
 
 
+def planned(opened: Source, plan: Plan) -> PlannedDataset:
+    return PlannedDataset(opened, plan, np.arange(len(opened)))
+
+
+def replanned(folder: Path, stored: Plan) -> Plan:
+    """Plan a folder again, of which nothing is extracted."""
+    return replan_source(source(folder), WINDOWING, stored, Unstored()).plan
+
+
 def plain_folder(folder: Path, n: int) -> Path:
     """Write clips of one second, without metadata."""
     for i in range(n):
@@ -76,7 +89,8 @@ def test_what_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
     os.mkfifo(folder / "clip-005.wav")
     (folder / "empty.wav").mkdir()
     opened = source(folder)
-    groups = find_unreadable(opened, plan_source(opened, WINDOWING, None), 16_000)
+    dataset = planned(opened, plan_source(opened, WINDOWING, None))
+    groups = explain_unreadable(dataset.unreadable(), 16_000)
     assert [(group.count, group.ids) for group in groups] == [
         (3, ("clip-001.wav", "clip-002.wav", "clip-003.wav")),
         (1, ("clip-005.wav",)),
@@ -92,10 +106,10 @@ def test_the_plan_names_the_resampler_of_unusual_rates(tmp_path: Path) -> None:
     first = plan_source(source(folder), WINDOWING, None)
     assert list(first.source) == ["fingerprint"]
     write(folder / "x.wav", speechlike(24_414), 24_414)
-    grown = plan_source(source(folder), WINDOWING, None, first)
+    grown = replanned(folder, first)
     assert SOXR_KEY in grown.source
     assert grown.table["n_samples"].to_pylist()[-1] == 16_000
-    assert plan_source(source(folder), WINDOWING, None, grown) is grown
+    assert replanned(folder, grown) is grown
 
 
 def test_a_file_that_became_readable_does_not_stop_an_appended_dataset(tmp_path: Path) -> None:
@@ -106,7 +120,7 @@ def test_a_file_that_became_readable_does_not_stop_an_appended_dataset(tmp_path:
     first = plan_source(source(folder), WINDOWING, None)
     (folder / "clip-001.wav").write_bytes(readable)
     write(folder / "x.wav", speechlike(16_000))
-    grown = plan_source(source(folder), WINDOWING, None, first)
+    grown = replanned(folder, first)
     assert grown.table["n_samples"].to_pylist() == [16_000, 0, 16_000, 16_000]
 
 
@@ -140,7 +154,7 @@ def test_the_same_source_gives_the_same_plan(tmp_path: Path) -> None:
     first = plan_source(source(folder), WINDOWING, None)
     again = plan_source(source(folder), WINDOWING, None)
     assert first.table.equals(again.table)
-    assert plan_source(source(folder), WINDOWING, None, first) is first
+    assert replanned(folder, first) is first
 
 
 def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
@@ -148,7 +162,7 @@ def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "clips", mixed_lengths(5))
     first = plan_source(source(folder), WINDOWING, 512)
     write_folder(folder, [*mixed_lengths(5), 20.0])
-    grown = plan_source(source(folder), WINDOWING, 512, first)
+    grown = replanned(folder, first)
     assert grown.table.slice(0, len(first.table)).equals(first.table)
     assert grown.table["n_pieces"].to_pylist()[-1] > 1
     assert grown.unit_rows(first.n_units)["row"].to_pylist()[0] == 5
@@ -175,7 +189,7 @@ def test_estimate_is_what_the_store_will_take(tmp_path: Path, frames_per_unit: i
     folder = write_folder(tmp_path / "clips", [1.0] * 10)
     found = plan_source(source(folder), WINDOWING, frames_per_unit)
     layout = Layout((1, 6, 12), 768, found.frames_per_unit, found.utterances_per_slot)
-    cost = estimate(found, layout, 16_000, tmp_path)
+    cost = estimate(planned(source(folder), found), layout, 16_000, tmp_path)
     assert cost.bytes == found.n_units * layout.slot_bytes
     assert cost.hours == pytest.approx(10 / 3600)
     assert cost.frames == 490

@@ -364,7 +364,9 @@ def test_dropped_recordings_leave_no_open_file(one):
 
 
 def decoder(recordings: Recordings, decode=None, n_threads: int = 2) -> Decoder:
-    return Decoder(recordings.source, decode, PieceEncoder(), n_threads)
+    return Decoder(
+        recordings.source.config, recordings.source.segment, decode, PieceEncoder(), n_threads
+    )
 
 
 def test_units_of_one_recording_decode_it_once(one):

@@ -13,7 +13,6 @@ import torch
 import pipeline
 from pipeline.audio.probe import fingerprint, probe, read_facts
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.errors import SourceError
 from pipeline.extract import run
 from pipeline.extract.planning import scan as scanning
 from pipeline.sources.opening import open_source
@@ -117,8 +116,8 @@ def test_a_recording_is_read_once_for_a_run_of_its_segments(
 
 
 @pytest.mark.parametrize("settings", [["start"], ["start", "stop"], ["stop"], ["late"]])
-def test_other_columns_of_times_are_refused(tmp_path: Path, settings: list[str]) -> None:
-    """A store holds the segments of the columns that it was made with, also when it is complete."""
+def test_other_columns_of_times_give_other_utterances(tmp_path: Path, settings: list[str]) -> None:
+    """No features of other times are shown, also if the store was complete."""
     soundfile.write(tmp_path / "a.flac", voice(10.0, 0), RATE_HZ)
     (tmp_path / "a.csv").write_text("utt,path,start,late,stop\nu,a.flac,1,2,3\nv,a.flac,4,5,6\n")
     table = ["dataset=manifest", f"dataset.path={tmp_path}/a.csv", "dataset.id_column=utt"]
@@ -126,24 +125,26 @@ def test_other_columns_of_times_are_refused(tmp_path: Path, settings: list[str])
     run.extract(configured(tmp_path, tmp_path / "s", *INLINE, *first))
     kinds = {"start": "start_column", "late": "start_column", "stop": "stop_column"}
     table += [f"dataset.{kinds[name]}={name}" for name in settings]
-    config = configured(tmp_path, tmp_path / "s", *INLINE, *table)
-    if settings == ["start", "stop"]:
-        run.extract(config)
-        return
-    with pytest.raises(SourceError, match="'u'"):
-        run.extract(config)
+    for store in ("s", "fresh"):
+        run.extract(configured(tmp_path, tmp_path / store, *INLINE, *table))
+    store, fresh = (pipeline.open_store(tmp_path / name) for name in ("s", "fresh"))
+    for name in ("u", "v"):
+        torch.testing.assert_close(store.read(name), fresh.read(name), rtol=2e-3, atol=2e-3)
 
 
-def test_segments_with_other_times_are_not_the_planned_ones(tmp_path: Path) -> None:
-    """Of the same length, without a word about it in the columns: refused, nothing is mixed."""
+def test_a_segment_with_other_times_supersedes_the_planned_one(tmp_path: Path) -> None:
+    """Of the same length, without a word about it in the columns."""
     soundfile.write(tmp_path / "a.flac", voice(10.0, 0), RATE_HZ)
     (tmp_path / "wav.scp").write_text(f"a {tmp_path}/a.flac\n")
     (tmp_path / "segments").write_text("u a 1.0 2.0\nv a 3.0 4.0\n")
     settings = ["dataset=kaldi", f"dataset.path={tmp_path}", "dataset.columns=[]"]
     config = configured(tmp_path, tmp_path / "s", *INLINE, *settings)
     run.extract(config)
-    before = pipeline.open_store(tmp_path / "s").read("v")
+    before = {name: pipeline.open_store(tmp_path / "s").read(name) for name in ("u", "v")}
     (tmp_path / "segments").write_text("u a 1.0 2.0\nv a 3.5 4.5\n")
-    with pytest.raises(SourceError, match="'v'"):
-        run.extract(config)
-    assert torch.equal(pipeline.open_store(tmp_path / "s").read("v"), before)
+    changed = run.plan(config)
+    assert (changed.replaced, changed.unchanged) == (1, 1)
+    run.extract(config)
+    store = pipeline.open_store(tmp_path / "s")
+    assert torch.equal(store.read("u"), before["u"])
+    assert not torch.equal(store.read("v"), before["v"])

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pipeline.errors import NoSpaceError
+from pipeline.extract.planning.changes import KINDS
+from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.scan import Unreadable
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import Layout
-from pipeline.store.format.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Estimate:
         frames_per_unit: Capacity of a unit in frames.
         reasons: Why utterances cannot be read, most frequent first.
         skipped: Files of the dataset that are no utterances.
+        new, gone, replaced, relabelled, unchanged: Utterances, compared with those of the store
+            (`Changes`); None if nothing is extracted there.
     """
 
     utterances: int
@@ -41,28 +44,41 @@ class Estimate:
     frames_per_unit: int
     reasons: tuple[Unreadable, ...] = ()
     skipped: tuple[str, ...] = ()
+    new: int | None = None
+    gone: int | None = None
+    replaced: int | None = None
+    relabelled: int | None = None
+    unchanged: int | None = None
 
 
-def estimate(plan: Plan, layout: Layout, sample_rate_hz: int, store: Location) -> Estimate:
+def estimate(
+    dataset: PlannedDataset, layout: Layout, sample_rate_hz: int, store: Location
+) -> Estimate:
     """Estimate the size of a plan.
 
+    Units and bytes are those of the whole store, with utterances that the dataset lacks.
+
     Args:
-        plan: The plan.
+        dataset: The dataset and its plan.
         layout: Shapes of the store.
         sample_rate_hz: Sample rate of the encoder.
         store: The store, which need not exist.
     """
+    plan, changes = dataset.shown, dataset.changes
+    n_units = dataset.plan.n_units
     first = pc.equal(plan.table["piece"], 0)
     unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
+    compared = {} if changes is None else {kind: getattr(changes, kind) for kind in KINDS}
     return Estimate(
         utterances=plan.n_utterances,
         unreadable=unreadable,
         hours=plan.audio_seconds(sample_rate_hz) / 3600,
-        units=plan.n_units,
+        units=n_units,
         frames=plan.n_frames,
-        bytes=plan.n_units * layout.slot_bytes,
+        bytes=n_units * layout.slot_bytes,
         free_bytes=open_backend(store).free_bytes(),
         frames_per_unit=plan.frames_per_unit,
+        **compared,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,81 +14,128 @@ from pipeline.audio.identity import SOXR_KEY
 from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import first_few
-from pipeline.extract.planning.comparison import compare_rows
+from pipeline.extract.planning.matching import Match, current_numbers, match_rows
 from pipeline.extract.planning.missing import note_missing, require_some_file
 from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
 from pipeline.extract.planning.scan import MIXED, RATE, mixed_channels, scan
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
+from pipeline.store.labels import IntArray, Labels
 
-_NONE = Unstored()
+Progress = Callable[[int], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Replan:
+    """The plan of a dataset that may have changed.
+
+    Attributes:
+        plan: The plan; the stored one itself if nothing has changed.
+        numbers: Number of the utterance of each row: int64 [n_rows].
+        match: How the rows were matched; None if nothing has changed.
+    """
+
+    plan: Plan
+    numbers: IntArray
+    match: Match | None = None
 
 
 def plan_source(
     source: Source,
     windowing: Windowing,
     frames_per_unit: int | None,
-    stored: Plan | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-    unstored: Unstored = _NONE,
-    note: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda done: None,
+    note: Note = lambda text: None,
 ) -> Plan:
-    """Plan a source, or extend the stored plan by rows that were added to the source.
+    """Plan a source.
 
     Args:
         source: The dataset.
         windowing: Windows of the encoder, at whose boundaries long recordings are cut.
-        frames_per_unit: Capacity of a unit for a new plan; None adapts it to the corpus.
-        stored: The stored plan; None for a new one.
+        frames_per_unit: Capacity of a unit; None adapts it to the corpus.
         progress: As for `scan`.
-        unstored: Source rows of the stored plan whose audio may have changed.
+        note: Receives lines for the user about missing files and mixed channels.
+
+    Raises:
+        SourceError: No audio file exists.
+    """
+    rows, facts = _scan(source, windowing, progress, note)
+    if frames_per_unit is None:
+        frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
+    capacity = round_up_to_chunk(frames_per_unit)
+    return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
+
+
+def replan_source(
+    source: Source,
+    windowing: Windowing,
+    stored: Plan,
+    unstored: Unstored,
+    labels: Labels | None = None,
+    progress: Progress = lambda done: None,
+    note: Note = lambda text: None,
+) -> Replan:
+    """Extend the plan of a store by what is new or replaced in its dataset.
+
+    Units of the stored plan do not change, except that an utterance of which nothing is extracted
+    takes the facts of its present audio.
+
+    Args:
+        source: The dataset.
+        windowing: Windows of the encoder.
+        stored: The stored plan.
+        unstored: Its utterances that readers do not show.
+        labels: The newest labels of the store.
+        progress: As for `scan`.
         note: Receives lines for the user about missing files, mixed channels, and recordings that
             cannot be completed.
 
-    Returns:
-        The plan; `stored` itself if nothing has changed.
-
     Raises:
-        SourceError: Rows of the stored plan are missing, moved, or have other audio, except for
-            those of `unstored`; or no audio file exists.
+        SourceError: The audio of an extracted utterance cannot be read any more, or no audio file
+            exists.
     """
-    facts: dict[str, Any] = {"fingerprint": source.fingerprint}
-    if (
-        stored is not None
-        and stored.source["fingerprint"] == source.fingerprint
-        and not unstored.n_retried
-    ):
-        return stored
-    require_some_file(source)
-    rows = scan(source, windowing.geometry, progress)
-    note_missing(source, rows, note)
-    rate_hz = windowing.geometry.sample_rate_hz
-    if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
-        facts[SOXR_KEY] = SOXR_RESAMPLER
-    for line in mixed_channels(rows):
-        note(line)
-    rows = rows.drop_columns([RATE, MIXED])
-    if stored is None:
-        if frames_per_unit is None:
-            frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
-        capacity = round_up_to_chunk(frames_per_unit)
-        return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
-    retried = unstored.retried
-    stored = refresh_plan(stored, rows, retried) if retried else stored
-    n_known, changed = compare_rows(stored, rows, source, unstored)
-    stored = refresh_plan(stored, rows, changed) if changed else stored
-    fresh = pa.concat_tables([rows.take(pa.array(retried, pa.int64())), rows.slice(n_known)])
-    added = cut_into_pieces(fresh, stored.frames_per_unit, windowing)
+    if stored.source["fingerprint"] == source.fingerprint and not unstored.n_retried:
+        numbers = current_numbers(stored, labels, source)
+        if numbers is not None:
+            return Replan(stored, numbers)
+    rows, facts = _scan(source, windowing, progress, note)
+    match = match_rows(stored, rows, source, unstored, labels)
+    row_of = match.rows
+    retried = np.array([n for n in unstored.retried if row_of[n] >= 0], np.int64)
+    refreshed = np.union1d(retried, match.numbers[match.refreshed])
+    plan = refresh_plan(stored, rows, refreshed, row_of) if len(refreshed) else stored
+    column = rows.column_names.index("row")
+    numbered = rows.set_column(column, rows.schema.field(column), pa.array(match.numbers))
+    fresh = numbered.take(pa.array(np.concatenate([row_of[retried], match.new])))
+    added = cut_into_pieces(fresh, plan.frames_per_unit, windowing)
     if unstored.pieces is not None:
-        pieces, changed_names = unchanged_pieces(unstored.pieces, rows)
+        pieces, changed_names = unchanged_pieces(unstored.pieces, rows, row_of)
         added = pa.concat_tables([pieces.select(added.column_names), added])
         if changed_names:
             note(
                 f"not completed: {first_few(changed_names)}: some pieces are stored, and all must "
                 "come from the same audio. Restore the file and retry, or choose another store="
             )
-    plan = stored.extended(added) if len(added) else stored
-    return Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
+    plan = plan.extended(added) if len(added) else plan
+    plan = Plan(plan.table, plan.frames_per_unit, plan.utterances_per_slot, facts)
+    return Replan(plan, match.numbers, match)
+
+
+def _scan(
+    source: Source, windowing: Windowing, progress: Progress, note: Note
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Scan a source; return its rows for `make_plan`, and the facts that the plan states of it."""
+    facts: dict[str, Any] = {"fingerprint": source.fingerprint}
+    require_some_file(source)
+    rows = scan(source, windowing.geometry, progress)
+    note_missing(source, rows, note)
+    for line in mixed_channels(rows):
+        note(line)
+    rate_hz = windowing.geometry.sample_rate_hz
+    if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
+        facts[SOXR_KEY] = SOXR_RESAMPLER
+    return rows.drop_columns([RATE, MIXED]), facts
 
 
 def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) -> pa.Table:

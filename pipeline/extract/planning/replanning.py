@@ -18,24 +18,29 @@ from pipeline.store.backend.base import Location
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.labels import IntArray, Labels
 
 
 @dataclass(frozen=True)
 class Unstored:
-    """Source rows of the stored plan that readers do not show, so that their audio may change.
+    """Utterances of the stored plan, by number, as far as readers do not show them.
+
+    Their audio may change.
 
     Attributes:
         retried: Quarantined utterances without stored pieces, to plan again as they are now.
         pieces: Plan rows of quarantined pieces to plan again, of recordings of which other pieces
             are stored. Their audio must be what it was, because all pieces come from one content.
-        hidden: All rows of which no piece is stored, or one is quarantined.
+        hidden: All of which no piece is stored, or one is quarantined.
         pending: Whole utterances of which no unit is committed.
+        complete: All of which every piece is stored: these are shown, or were.
     """
 
     retried: Sequence[int] = ()
     pieces: pa.Table | None = None
     hidden: Sequence[int] = ()
     pending: Sequence[int] = ()
+    complete: Sequence[int] = ()
 
     @property
     def n_retried(self) -> int:
@@ -81,18 +86,24 @@ def deferred_rows(store: Location, plan: Plan, geometry: FrameGeometry) -> pa.Ta
     return pa.Table.from_pylist(added, schema=plan.table.schema)
 
 
-def find_unstored(store: Location, plan: Plan, retry: bool) -> Unstored:
-    """Find the source rows whose audio may change without changing features of the store.
+def find_unstored(
+    store: Location, plan: Plan, retry: bool, labels: Labels | None = None
+) -> Unstored:
+    """Find the utterances whose audio may change without changing features of the store.
 
     Args:
         store: The store.
         plan: The plan of the store.
         retry: Whether quarantined utterances are planned again.
+        labels: The newest labels of the store; utterances that they lack are not retried.
     """
-    index = index_files.read_index(store, columns=["row", "piece", "unit", "status"])
+    columns = ["row", "piece", "n_pieces", "unit", "status"]
+    index = index_files.read_index(store, columns=columns)
+    pieces, first = index_files.complete_utterances(index)
+    complete = index_files.numbers(pieces["row"])[first[:-1]].tolist()
+    shown_index = index if labels is None else labels.shown(index)
     stored = pc.unique(index.filter(pc.equal(index["status"], OK))["row"])
-    pieces = lost_pieces(index, plan)
-    lost = pa.array(pc.unique(pieces["row"]).to_pylist(), pa.int64())
+    lost = pa.array(pc.unique(lost_pieces(index, plan)["row"]).to_pylist(), pa.int64())
     shown = stored.filter(pc.invert(pc.is_in(stored, value_set=lost)))
     all_rows = pc.unique(plan.table["row"])
     hidden = all_rows.filter(pc.invert(pc.is_in(all_rows, value_set=shown)))
@@ -101,10 +112,11 @@ def find_unstored(store: Location, plan: Plan, retry: bool) -> Unstored:
     whole = plan.table.filter(pc.equal(plan.table["n_pieces"], 1))["row"]
     pending = whole.filter(pc.invert(pc.is_in(whole, value_set=begun.combine_chunks())))
     return Unstored(
-        retried=rows_to_retry(index, plan) if retry else (),
-        pieces=pieces if retry else None,
+        retried=rows_to_retry(shown_index, plan) if retry else (),
+        pieces=lost_pieces(shown_index, plan) if retry else None,
         hidden=sorted(hidden.to_pylist()),
         pending=sorted(pc.unique(pending).to_pylist()),
+        complete=complete,
     )
 
 
@@ -160,19 +172,25 @@ def lost_pieces(index: pa.Table, plan: Plan) -> pa.Table:
     return pa.Table.from_pylist(found, schema=plan.table.schema)
 
 
-def unchanged_pieces(pieces: pa.Table, rows: pa.Table) -> tuple[pa.Table, list[str]]:
+def unchanged_pieces(
+    pieces: pa.Table, rows: pa.Table, rows_of: IntArray
+) -> tuple[pa.Table, list[str]]:
     """Select the pieces of recordings whose audio is what it was when they were planned.
 
     Args:
         pieces: Result of `lost_pieces`.
         rows: Result of `scan`, one row per utterance.
+        rows_of: Row of each utterance, by number; -1 if the dataset lacks it.
 
     Returns:
         Their plan rows; and, for the user, what has changed in each of the other recordings.
     """
     kept, changed = [], {}
     for piece in pieces.to_pylist():
-        current = {name: rows[name][piece["row"]].as_py() for name in REFRESHED}
+        row = int(rows_of[piece["row"]])
+        if row < 0:
+            continue
+        current = {name: rows[name][row].as_py() for name in REFRESHED}
         different = [name for name in REFRESHED if current[name] != piece[name]]
         if not different:
             kept.append(piece)
@@ -185,23 +203,24 @@ def unchanged_pieces(pieces: pa.Table, rows: pa.Table) -> tuple[pa.Table, list[s
     return pa.Table.from_pylist(kept, schema=pieces.schema), found
 
 
-def refresh_plan(stored: Plan, rows: pa.Table, retried: Sequence[int]) -> Plan:
-    """Update the columns `REFRESHED` of the stored plan for the utterances to retry.
+def refresh_plan(stored: Plan, rows: pa.Table, refreshed: IntArray, rows_of: IntArray) -> Plan:
+    """Update the columns `REFRESHED` of the stored plan.
 
     Args:
         stored: The stored plan.
         rows: Result of `scan`, one row per utterance.
-        retried: Source rows to retry.
+        refreshed: Numbers of the utterances to update, which are in the dataset.
+        rows_of: Row of each utterance, by number.
     """
-    source_rows = stored.table["row"].to_numpy()
-    is_retried = np.isin(source_rows, np.array(retried, np.int64)) & (source_rows < len(rows))
+    numbers = stored.table["row"].to_numpy()
+    is_refreshed = np.isin(numbers, refreshed)
     # Row 0 is a placeholder where `if_else` takes the stored value.
-    current = rows.take(pa.array(np.where(is_retried, source_rows, 0)))
+    current = rows.take(pa.array(np.where(is_refreshed, rows_of[numbers], 0)))
     table = stored.table
     for name in REFRESHED:
         column = table.column_names.index(name)
         values = pc.if_else(
-            pa.array(is_retried), current[name].combine_chunks(), table[name].combine_chunks()
+            pa.array(is_refreshed), current[name].combine_chunks(), table[name].combine_chunks()
         )
         table = table.set_column(column, table.schema.field(name), values)
     return Plan(table, stored.frames_per_unit, stored.utterances_per_slot, stored.source)

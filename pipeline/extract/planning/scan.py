@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from pipeline.audio.types import Probe
 from pipeline.errors import AudioError, counted
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format.geometry import FrameGeometry
-from pipeline.store.format.plan import SCHEMA, Plan
+from pipeline.store.format.plan import SCHEMA
 
 SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
@@ -84,25 +84,21 @@ def scan(
     return pa.table({k: pa.array(v, schema.field(k).type) for k, v in columns.items()}, schema)
 
 
-def find_unreadable(source: Source, plan: Plan, sample_rate_hz: int) -> tuple[Unreadable, ...]:
-    """Probe the utterances again that the plan holds as unreadable, and collect their reasons.
+def explain_unreadable(segments: Sequence[Segment], sample_rate_hz: int) -> tuple[Unreadable, ...]:
+    """Probe utterances again that a plan holds as unreadable, and collect the reasons.
 
     Args:
-        source: The dataset.
-        plan: Its plan.
+        segments: Their audio.
         sample_rate_hz: Sample rate of the encoder.
 
     Returns:
         Most frequent reason first.
     """
-    unreadable = plan.table.filter(pc.equal(plan.table["n_samples"], 0))
-    rows = pc.unique(unreadable["row"]).to_pylist()
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        reasons = list(pool.map(lambda row: _reason(source, row, sample_rate_hz), rows))
+        reasons = list(pool.map(lambda segment: _reason(segment, sample_rate_hz), segments))
     members: dict[str, list[str]] = defaultdict(list)
-    ids = source.ids().take(pa.array(rows, pa.int64())).to_pylist()
-    for name, reason in zip(ids, reasons, strict=True):
-        members[reason].append(name)
+    for segment, reason in zip(segments, reasons, strict=True):
+        members[reason].append(segment.id)
     found = (Unreadable(reason, len(names), tuple(names)) for reason, names in members.items())
     return tuple(sorted(found, key=lambda item: -item.count))
 
@@ -157,10 +153,10 @@ class _Known:
         return probe_part(segment, self._facts, sample_rate_hz)
 
 
-def _reason(source: Source, row: int, sample_rate_hz: int) -> str:
+def _reason(segment: Segment, sample_rate_hz: int) -> str:
     """Return why an utterance cannot be read."""
     try:
-        probe(source.segment(row), sample_rate_hz)
+        probe(segment, sample_rate_hz)
     except AudioError as error:
         return str(error)
     return "it could not be read when it was planned: retry_quarantined=true plans it again"

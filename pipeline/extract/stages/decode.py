@@ -15,15 +15,18 @@ from torch import Tensor
 from pipeline.audio.content import file_stamp
 from pipeline.audio.shared import SharedFiles
 from pipeline.audio.types import Decoded
+from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
-from pipeline.extract.messages import UnitTask
+from pipeline.extract.messages import Place, UnitTask
 from pipeline.extract.stages.recording import RecordingReader, check_unchanged
-from pipeline.sources.base import Segment, Source
+from pipeline.sources.base import Segment
 from pipeline.sources.location import check_reachable
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
+
+_GONE = "the dataset did not have it any more when its unit was extracted"
 
 
 @dataclass
@@ -73,7 +76,8 @@ class Decoder:
     """Decoder of whole units: the next unit is decoded while the current one is encoded.
 
     Args:
-        source: The dataset.
+        dataset: The dataset.
+        segment: Returns the audio of a row of the source, for places that are rows.
         decode: Function that decodes a segment at a sample rate.
         encoder: Encoder that determines the sample rate and the windows.
         n_threads: Number of utterances decoded in parallel.
@@ -81,12 +85,13 @@ class Decoder:
 
     def __init__(
         self,
-        source: Source,
+        dataset: DatasetConfig,
+        segment: Callable[[int], Segment],
         decode: Callable[[Segment, int], Decoded],
         encoder: Encoder,
         n_threads: int,
     ) -> None:
-        self._source, self._encoder = source, encoder
+        self._dataset, self._segment, self._encoder = dataset, segment, encoder
         self._recordings = RecordingReader(encoder)
         self._files = SharedFiles(decode, n_threads + 1)  # one recording ends, the next one begins
         self._pool = decoding_pool(n_threads)
@@ -98,11 +103,12 @@ class Decoder:
         if task.slot in self._futures:
             return
         culprits = task.isolation.culprits if task.isolation else {}
-        rows = task.rows.to_pylist()
+        rows, places = task.rows.to_pylist(), task.all_places()
         self._cut_rows[task.slot] = {row["row"] for row in rows if row["n_pieces"] > 1}
         self._recordings.keep(set().union(*list(self._cut_rows.values())))
         self._futures[task.slot] = [
-            self._pool.submit(self.decode, row, culprits.get(row["position"])) for row in rows
+            self._pool.submit(self.decode, row, place, culprits.get(row["position"]))
+            for row, place in zip(rows, places, strict=True)
         ]
 
     def take(self, task: UnitTask) -> list[Utterance]:
@@ -116,11 +122,14 @@ class Decoder:
                 future.cancel()
             del self._cut_rows[task.slot]
 
-    def decode(self, row: dict[str, Any], quarantine_reason: str | None = None) -> Utterance:
+    def decode(
+        self, row: dict[str, Any], place: Place, quarantine_reason: str | None = None
+    ) -> Utterance:
         """Decode one utterance, or quarantine it.
 
         Args:
             row: Its row of the plan.
+            place: Where its audio is; it is quarantined if the dataset does not have it.
             quarantine_reason: Reason to quarantine it without decoding; None to decode it.
 
         Returns:
@@ -138,14 +147,16 @@ class Decoder:
             n_pieces=row["n_pieces"],
         )
         item = Utterance(record)
-        if quarantine_reason is not None:
-            item.quarantine(quarantine_reason)
+        if quarantine_reason is not None or place is None:
+            item.quarantine(quarantine_reason or _GONE)
             return item
         start_s = time.perf_counter()
+        segment = place if isinstance(place, Segment) else self._segment(place)
         try:
-            item = self._piece(record, row) if record.n_pieces > 1 else self._whole(record, row)
+            read = self._piece if record.n_pieces > 1 else self._whole
+            item = read(record, row, segment)
         except AudioError as error:
-            check_reachable(self._source.config, self._source.segment(record.row).path)
+            check_reachable(self._dataset, segment.path)
             item.quarantine(str(error))
         item.decode_s = time.perf_counter() - start_s
         return item
@@ -156,9 +167,8 @@ class Decoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._files.close()
 
-    def _whole(self, record: Record, row: dict[str, Any]) -> Utterance:
+    def _whole(self, record: Record, row: dict[str, Any], segment: Segment) -> Utterance:
         encoder, geometry = self._encoder, self._encoder.geometry
-        segment = self._source.segment(record.row)
         stamp = file_stamp(segment)
         decoded = self._files.decode(segment, geometry.sample_rate_hz)
         check_unchanged(segment, row, stamp)  # afterwards: a file replaced since is noticed, too
@@ -176,8 +186,8 @@ class Decoder:
             flags=tuple(flags),
         )
 
-    def _piece(self, record: Record, row: dict[str, Any]) -> Utterance:
-        piece = self._recordings.read(self._source.segment(record.row), row)
+    def _piece(self, record: Record, row: dict[str, Any], segment: Segment) -> Utterance:
+        piece = self._recordings.read(segment, row)
         return Utterance(
             replace(record, n_samples=row["n_samples"], source_rate_hz=piece.source_rate_hz),
             piece.waveform,

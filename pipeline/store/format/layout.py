@@ -18,6 +18,10 @@ from crc32c import crc32c
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
 
 FORMAT_VERSION = 1
+"""Version of a new store."""
+LABELS_VERSION = 2
+"""Version of a store with generations of labels, which readers of version 1 would not see."""
+READABLE_VERSIONS = (FORMAT_VERSION, LABELS_VERSION)
 CHUNK_FRAMES = 256
 POOLED_DTYPE = "float32"
 
@@ -29,6 +33,7 @@ PLAN = "plan.parquet"
 INDEX_CACHE = "index.parquet"
 INDEX_DIR = "index"
 LEDGER_DIR = "ledger"
+LABELS_DIR = "labels"
 LEASE = "lease.json"
 LEASE_LOCK = "lease.lock"
 LOG = "log.jsonl"
@@ -45,6 +50,11 @@ _CRC = struct.Struct("<I")
 def index_key(unit: int) -> str:
     """Return the key of the commit of `unit`."""
     return f"{INDEX_DIR}/unit-{unit}.parquet"
+
+
+def labels_key(generation: int) -> str:
+    """Return the key of a generation of labels."""
+    return f"{LABELS_DIR}/generation-{generation}.parquet"
 
 
 def ledger_key(slot: int) -> str:

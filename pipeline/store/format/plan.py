@@ -106,6 +106,10 @@ class Plan:
     def _n_rows(self) -> int:
         return int(pc.max(self.table["row"]).as_py() or 0) + 1
 
+    def restricted_to(self, rows: pa.Table) -> Plan:
+        """Return a plan of some of the rows, to count their utterances, frames and seconds."""
+        return Plan(rows, self.frames_per_unit, self.utterances_per_slot, self.source)
+
     def extended(self, rows: pa.Table) -> Plan:
         """Return this plan with units for further rows appended; its own units do not change.
 

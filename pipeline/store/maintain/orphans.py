@@ -18,6 +18,7 @@ from pipeline.store.format.layout import (
     GROUP,
     INDEX_CACHE,
     INDEX_DIR,
+    LABELS_DIR,
     LEASE,
     LEASE_LOCK,
     LEDGER_DIR,
@@ -26,10 +27,12 @@ from pipeline.store.format.layout import (
     POOLED,
     Layout,
 )
+from pipeline.store.labels import GENERATION_NAME
 
 _KNOWN_NAMES = {
     "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG)))),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
+    LABELS_DIR: GENERATION_NAME,
     LEDGER_DIR: re.compile(r"slot-\d+\.(died\.)?json"),
     GROUP: re.compile(r"zarr\.json"),
     FRAMES: re.compile(r"zarr\.json"),

@@ -14,6 +14,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.run_history import read_history
 from pipeline.store.documents import read_attributes, read_plan
+from pipeline.store.labels import read_labels
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples", "flags")
 
@@ -78,8 +79,12 @@ def read_status(store: Location) -> Status:
     backend = open_backend(store)
     attributes = read_attributes(backend)
     plan = read_plan(backend)
+    n_units = plan.n_units if plan else 0
     rate_hz = attributes["sample_rate_hz"]
     table = index_files.read_index(backend, columns=_COLUMNS)
+    labels = read_labels(backend)
+    if labels is not None:
+        table, plan = labels.shown(table), plan and plan.restricted_to(labels.shown(plan.table))
     pieces, first_piece = index_files.complete_utterances(table)
     done = pieces.take(pa.array(first_piece[:-1]))
     lost = index_files.still_quarantined(table)
@@ -94,7 +99,7 @@ def read_status(store: Location) -> Status:
     rate = last.speed if last else None
     left_s = (plan.audio_seconds(rate_hz) if plan else 0.0) - audio_s
     return Status(
-        units_total=plan.n_units if plan else 0,
+        units_total=n_units,
         units_committed=len(index_files.committed_units(backend)),
         utterances_total=plan.n_utterances if plan else 0,
         utterances_ok=len(done),

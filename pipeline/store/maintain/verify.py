@@ -24,6 +24,7 @@ from pipeline.store.format.layout import Layout, index_key
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.pooling import pool
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.labels import generations, read_labels
 from pipeline.store.maintain.arrays import check_documents, check_other_readers
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
@@ -105,7 +106,7 @@ def verify_store(
     Raises:
         ConfigError: `sample` is not more than 0 and at most 1.
         StoreNotFoundError: There is no store.
-        DamagedError: The plan, the ledger or a Zarr document is damaged, so no unit can be checked.
+        DamagedError: The plan, the ledger, a generation of labels or a Zarr document is damaged.
     """
     backend = open_backend(store)
     attributes = read_attributes(backend)
@@ -119,6 +120,8 @@ def verify_store(
         utterances_per_slot=plan.utterances_per_slot,
     )
     check_format_shape(attributes, planned, backend)
+    for generation in generations(backend):
+        read_labels(backend, generation)
     check = _UnitCheck(backend, layout, plan)
     units = index_files.committed_units(backend)
     deep = _chosen(units, sample)
@@ -169,16 +172,23 @@ class _UnitCheck:
         self._seen: dict[tuple[int, int], int] = {}
         self._left: dict[int, int] = {}  # pieces that an utterance lacks, by source row
         self._quarantined: set[int] = set()
+        labels = read_labels(backend)
+        self._shown = None if labels is None else set(labels.numbers.tolist())
 
     @property
     def n_ok(self) -> int:
         """Utterances of which all pieces are stored, as readers show them."""
-        return sum(n_left <= 0 for n_left in self._left.values())
+        return sum(n_left <= 0 for number, n_left in self._left.items() if self._is_shown(number))
 
     @property
     def n_quarantined(self) -> int:
         """Quarantined utterances, without those that later units have completed."""
-        return sum(self._left.get(row, 1) > 0 for row in self._quarantined)
+        return sum(
+            self._left.get(number, 1) > 0 for number in self._quarantined if self._is_shown(number)
+        )
+
+    def _is_shown(self, number: int) -> bool:
+        return self._shown is None or number in self._shown
 
     def orphans(self, units: list[int], damaged: set[int]) -> list[Orphan]:
         """Return the objects without a commit; call it when all units have been checked."""

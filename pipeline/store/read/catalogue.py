@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,8 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
-from pipeline.store.format.records import RESERVED_NAMES
+from pipeline.store.format.records import FIELDS, RESERVED_NAMES
+from pipeline.store.labels import Labels, places_of
 
 IntArray = npt.NDArray[np.int64]
 Span = tuple[int, int, int]
@@ -181,18 +183,42 @@ class Catalogue:
         return difflib.get_close_matches(name, candidates, n=3)
 
 
-def read_catalogue(store: Location, frames_per_unit: int) -> Catalogue:
+def read_catalogue(
+    store: Location, frames_per_unit: int, labels: Labels | None = None
+) -> Catalogue:
     """Read what is committed in a store.
+
+    Args:
+        store: The store.
+        frames_per_unit: Capacity of its units.
+        labels: The utterances to show, in order, and their columns; None shows all, with the
+            columns that were committed with them.
 
     Raises:
         DamagedError: The index of a unit is unreadable.
     """
-    table = index_files.read_index(store, without=_OMITTED)
+    if labels is None:
+        return _committed(index_files.read_index(store, without=_OMITTED), frames_per_unit)
+    names = [item.name for item in FIELDS if item.name not in _OMITTED]
+    table = labels.shown(index_files.read_index(store, columns=names))
+    catalogue = _committed(table, frames_per_unit, ["row"])
+    place = places_of(labels.numbers, index_files.numbers(catalogue.metadata["row"]))
+    is_complete = place >= 0
+    chosen = labels.table.select(["id", *labels.names])
+    return replace(
+        catalogue.take(place[is_complete]),
+        metadata=chosen.take(index_files.row_numbers(np.flatnonzero(is_complete))),
+        quarantined=catalogue.quarantined,
+    )
+
+
+def _committed(table: pa.Table, frames_per_unit: int, columns: Sequence[str] = ()) -> Catalogue:
+    """Return the catalogue of index rows; `columns` are kept besides those of the dataset."""
     quarantined = index_files.still_quarantined(table)
     pieces, first_piece = index_files.complete_utterances(table)
     start = index_files.numbers(pieces["frame_start"])
     names = [name for name in pieces.column_names if name not in RESERVED_NAMES]
-    metadata = pieces.select(["id", *names])
+    metadata = pieces.select(["id", *columns, *names])
     if len(pieces) != len(first_piece) - 1:
         metadata = metadata.take(index_files.row_numbers(first_piece[:-1]))
     catalogue = Catalogue(

@@ -26,24 +26,27 @@ from pipeline.store.tensors import decode_into
 _SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
-def open_store(uri: Location, *, verify: bool = False) -> FeatureStore:
+def open_store(uri: Location, *, verify: bool = False, labels: int | None = None) -> FeatureStore:
     """Open a store for reading.
 
     Args:
         uri: Its path, or a `Backend`.
         verify: Whether every read verifies what it returns; see `FeatureStore.read`. Datasets and
             loaders of the store do so, too.
+        labels: Generation of labels to show; None is the newest. After the dataset was changed, 0
+            has the utterances and columns from before the first change.
 
     Raises:
         StoreNotFoundError: There is no store.
-        DamagedError: Its attributes or its index are damaged.
+        StoreError: It has no such generation.
+        DamagedError: Its attributes, its index or its labels are damaged.
 
     Example:
         >>> store = open_store("features/hubert")            # doctest: +SKIP
         >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
         torch.Size([1, 212, 768])
     """
-    return FeatureStore(uri, verify)
+    return FeatureStore(uri, verify, labels)
 
 
 class FeatureStore(StoreView):

@@ -5,8 +5,9 @@ Only the committed index lists them. The extent of the Zarr arrays does not matt
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,8 @@ from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
+from pipeline.store.format.records import FIELDS
+from pipeline.store.labels import read_labels
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
 from pipeline.store.read.selection import absent_values, listed, typed_values
 from pipeline.store.read.shards import ShardReader
@@ -41,8 +44,11 @@ class StoreView:
 
     _verify = _is_chosen = False  # class attributes for views that an earlier version has pickled
 
-    def __init__(self, uri: Location, verify: bool = False) -> None:
-        self._verify = verify
+    _generation: int | None = None
+    _columns: tuple[Mapping[str, Any], ...] | None = None
+
+    def __init__(self, uri: Location, verify: bool = False, labels: int | None = None) -> None:
+        self._verify, self._generation = verify, labels
         self._backend: Backend = open_backend(uri)
         self.attributes = read_attributes(self._backend)
         self._layout: Layout = layout_of(self.attributes)
@@ -58,12 +64,17 @@ class StoreView:
         """
         if self._is_chosen:
             raise StoreError("utterances chosen by position cannot be refreshed; choose them again")
-        catalogue = read_catalogue(self._backend, self._layout.frames_per_unit)
+        catalogue = self._read_catalogue()
         self._whole: Catalogue | None = catalogue
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
         self._catalogue: Catalogue = catalogue
         self._checksums = Checksums(self._backend, self._layout)
+
+    def _read_catalogue(self) -> Catalogue:
+        labels = read_labels(self._backend, self._generation)
+        self._columns = None if labels is None else labels.columns
+        return read_catalogue(self._backend, self._layout.frames_per_unit, labels)
 
     def select(self, condition: pc.Expression | None = None, **equal: Any) -> Self:
         """Select utterances by their metadata.
@@ -221,7 +232,9 @@ class StoreView:
     @property
     def class_names(self) -> dict[str, list[str]]:
         """Class names of each carried ClassLabel column."""
-        columns = self.attributes["identity"]["source"]["columns"]
+        columns = self._columns
+        if columns is None:
+            columns = self.attributes["identity"]["source"]["columns"]
         return {item["name"]: item["class_names"] for item in columns if item["class_names"]}
 
     def whole_column(self, name: str) -> pa.ChunkedArray:
@@ -232,11 +245,7 @@ class StoreView:
         """
         if self._whole is None:  # pickling leaves it out
             is_whole = not self._conditions and not self._is_chosen
-            self._whole = (
-                self._catalogue
-                if is_whole
-                else read_catalogue(self._backend, self._layout.frames_per_unit)
-            )
+            self._whole = self._catalogue if is_whole else self._read_catalogue()
         metadata = self._whole.metadata
         if name == "n_frames" and name not in metadata.column_names:
             return pa.chunked_array([self._whole.frame_counts])
@@ -274,7 +283,25 @@ class StoreView:
         first = int(self._catalogue.first_piece[self.position(key)])
         unit = index_files.read_unit(self._backend, int(self._catalogue.unit[first]))
         row = unit.filter(pc.equal(unit["position"], int(self._catalogue.place[first])))
-        return dict(row.to_pylist()[0])
+        committed = row.select([item.name for item in FIELDS]).to_pylist()[0]
+        carried = self.metadata.slice(self.position(key), 1).to_pylist()[0]
+        return {**committed, **carried}
+
+    def checksums(self) -> list[list[list[int]]]:
+        """Return the crc32c of all features: for each utterance, piece and layer, in lists.
+
+        Raises:
+            DamagedError: The index of a unit is unreadable.
+        """
+        names = ["unit", "position", "crc32c"]
+        index = index_files.read_index(self._backend, columns=names)
+        places = zip(*(index[name].to_pylist() for name in names[:2]), strict=True)
+        known = dict(zip(places, index["crc32c"].to_pylist(), strict=True))
+        catalogue = self._catalogue
+        pieces = zip(catalogue.unit.tolist(), catalogue.place.tolist(), strict=True)
+        found = [known[place] for place in pieces]
+        ends = catalogue.first_piece.tolist()
+        return [found[start:stop] for start, stop in itertools.pairwise(ends)]
 
     def position(self, key: Key) -> int:
         """Return the position of an utterance in `ids`.

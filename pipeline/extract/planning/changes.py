@@ -1,0 +1,144 @@
+"""Differences between a dataset and what a store has of it, and the labels that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError, first_few
+from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
+from pipeline.extract.planning.matching import first_records
+from pipeline.extract.planning.planner import Replan
+from pipeline.sources.base import Source
+from pipeline.store.backend.base import Backend
+from pipeline.store.format.plan import Plan
+from pipeline.store.labels import IntArray, Labels, committed_labels
+
+KINDS = ("new", "gone", "replaced", "relabelled", "unchanged")
+"""Kinds of utterances that are counted, in the order in which they are reported."""
+_FEW = 10
+"""So many utterances of a store may always change."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Utterances of a dataset, compared with a store.
+
+    Attributes:
+        new: Utterances that the store does not show and would not without this change.
+        gone: Utterances that the dataset lacks.
+        replaced: Utterances whose audio is another one.
+        relabelled: Other utterances of which a column has another value.
+        unchanged: All others.
+        examples: An example of each kind of change, in words.
+    """
+
+    new: int
+    gone: int
+    replaced: int
+    relabelled: int
+    unchanged: int
+    examples: tuple[str, ...] = ()
+
+    @property
+    def n_changed(self) -> int:
+        """Number of utterances and columns that have changed."""
+        return self.new + self.gone + self.replaced + self.relabelled + len(self.examples)
+
+    def __str__(self) -> str:
+        counts = {name: getattr(self, name) for name in KINDS}
+        return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def compare(
+    store: Backend, source: Source, stored: Plan, replan: Replan, labels: Labels | None
+) -> tuple[Changes, Labels | None]:
+    """Compare a dataset with what a store has of it.
+
+    Args:
+        store: The store.
+        source: The dataset.
+        stored: The plan of the store, before `replan`.
+        replan: The plan of the dataset.
+        labels: The newest labels of the store; None if they are those of its index.
+
+    Returns:
+        The differences, and the labels that the store needs; None if it has them.
+
+    Raises:
+        DamagedError: The index of a unit is unreadable.
+    """
+    numbers = replan.numbers
+    known = first_records(stored)
+    before = committed_labels(store) if labels is None else labels
+    now = merge_labels(before, source, source.ids(), numbers, np.arange(len(numbers)))
+    planned = np.arange(len(known)) if labels is None else labels.numbers
+    replaced = np.zeros(len(numbers), bool)
+    if replan.match is not None:
+        replaced[replan.match.replaced] = True
+    new = ~replaced & ~np.isin(numbers, planned)
+    columns = other_columns(before.columns, now.columns)
+    differs, values = other_values(before, now)
+    if columns:
+        differs = np.isin(numbers, before.numbers)
+    relabelled = differs & ~replaced & ~new
+    gone = _gone(known, planned, numbers, source)
+    counts = [int(part.sum()) for part in (new, replaced, relabelled)]
+    changes = Changes(
+        new=counts[0],
+        gone=len(gone),
+        replaced=counts[1],
+        relabelled=counts[2],
+        unchanged=len(numbers) - sum(counts),
+        examples=(*columns, *values, *(f"{name.as_py()!r} is gone" for name in gone[:1])),
+    )
+    shown = np.arange(len(numbers)) if labels is None else labels.numbers
+    has_columns = labels is not None or before.names == source.metadata([]).column_names
+    if has_columns and not changes.examples and np.array_equal(numbers, shown):
+        return changes, None
+    return changes, now
+
+
+def check_extent(changes: Changes, source: Source, store: Backend, max_changed: float) -> None:
+    """Check that a dataset is still that of a store, and not another or an incomplete one.
+
+    Raises:
+        SourceError: Too many utterances are gone or have other audio.
+    """
+    n_changed = changes.gone + changes.replaced
+    n_before = n_changed + changes.relabelled + changes.unchanged
+    limit = source.config.limit
+    if changes.gone and limit is not None and len(source) >= limit:
+        raise SourceError(
+            f"{changes.gone:,} of the {n_before:,} utterances of store {store} are missing because "
+            f"of dataset.limit={limit}; leave it out, or choose another store="
+        )
+    is_much = n_changed > max(_FEW, max_changed * n_before)
+    if is_much or (changes.gone == n_before > 0 and max_changed < 1):
+        raise SourceError(
+            f"of the {n_before:,} utterances of store {store}, {changes.gone:,} are gone from "
+            f"{source.origin} and {changes.replaced:,} have other audio{_first(changes)}: more "
+            f"than run.max_changed={max_changed:g}. Is it another dataset, is a part not mounted, "
+            "or does a setting differ? Restore it, choose another store=, or set run.max_changed=1"
+        )
+
+
+def _first(changes: Changes) -> str:
+    return f" ({first_few(changes.examples)})" if changes.examples else ""
+
+
+def describe(changes: Changes) -> str:
+    """Return the counts and the examples of what has changed, in one line."""
+    return f"{changes}{_first(changes)}"
+
+
+def _gone(known: pa.Table, planned: IntArray, numbers: IntArray, source: Source) -> pa.Array:
+    """Return the ids of planned utterances that the dataset lacks."""
+    missing = np.setdiff1d(planned[planned < len(known)], numbers)
+    ids = known["id"].combine_chunks().take(pa.array(missing, pa.int64()))
+    if not len(ids):
+        return ids
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=source.ids())))

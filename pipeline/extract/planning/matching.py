@@ -1,0 +1,189 @@
+"""Matching of the rows of a dataset with the utterances of a plan.
+
+An utterance has a number, the `row` of the plan. Rows of the dataset are matched by id and content,
+so they may move. Other audio under a known id is a new utterance, with a new number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError
+from pipeline.extract.planning.replanning import REFRESHED, Unstored
+from pipeline.sources.base import Source
+from pipeline.store.format.plan import Plan
+from pipeline.store.labels import IntArray, Labels
+
+COMPARED = REFRESHED
+"""Plan columns that must be equal for an utterance to be the planned one."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """The numbers of the rows of a dataset.
+
+    Attributes:
+        numbers: Number of each row: int64 [n_rows]; new ones follow those of the plan.
+        n_planned: Number of utterances that the plan had.
+        replaced: Rows whose audio is not the planned one: int64.
+        refreshed: Rows among them that keep their number, because nothing of them is extracted.
+    """
+
+    numbers: IntArray
+    n_planned: int
+    replaced: IntArray
+    refreshed: IntArray
+
+    @cached_property
+    def new(self) -> IntArray:
+        """Rows with a new number, ascending."""
+        return np.flatnonzero(self.numbers >= self.n_planned)
+
+    @cached_property
+    def rows(self) -> IntArray:
+        """Row of each number: int64 [n_numbers]; -1 for an utterance that the dataset lacks."""
+        return rows_of(self.numbers, self.n_planned)
+
+
+def rows_of(numbers: IntArray, n_numbers: int) -> IntArray:
+    """Return the row of each number, -1 if it has none: int64, at least `n_numbers` long."""
+    size = max(n_numbers, int(numbers.max(initial=-1)) + 1)
+    rows = np.full(size, -1, np.int64)
+    rows[numbers] = np.arange(len(numbers))
+    return rows
+
+
+def current_numbers(stored: Plan, labels: Labels | None, source: Source) -> IntArray | None:
+    """Return the numbers of the rows of a dataset that has not changed since it was planned.
+
+    Args:
+        stored: The plan, made or extended for this state of the dataset.
+        labels: The newest labels of the store.
+        source: The dataset.
+
+    Returns:
+        int64 [n_rows]; None if the ids are not those of the plan or the labels.
+    """
+    ids = source.ids()
+    if labels is not None:
+        same = len(labels.table) >= len(ids) and _chunk(labels.table["id"], len(ids)).equals(ids)
+        return labels.numbers[: len(ids)] if same else None
+    planned = first_records(stored)
+    same = len(planned) == len(ids) and _chunk(planned["id"], len(ids)).equals(ids)
+    return np.arange(len(ids)) if same else None
+
+
+def match_rows(
+    stored: Plan, rows: pa.Table, source: Source, unstored: Unstored, labels: Labels | None
+) -> Match:
+    """Match the rows of a dataset with the utterances of a plan.
+
+    A row is an utterance of the plan if the id and `COMPARED` are equal. Among several with one id
+    that of the newest labels is preferred. An utterance that could not be read when it was planned
+    stays that one. So does one whose audio has changed before any of it was extracted, if it fits
+    into its unit: it is refreshed.
+
+    Args:
+        stored: The plan.
+        rows: Result of `scan`, one row per utterance.
+        source: The dataset, which messages name.
+        unstored: Utterances that readers do not show.
+        labels: The newest labels of the store.
+
+    Raises:
+        SourceError: The audio of an extracted utterance cannot be read any more.
+    """
+    known = first_records(stored)
+    n_known = len(known)
+    current = np.arange(n_known) if labels is None else labels.numbers[labels.numbers < n_known]
+    number = _numbers_of(rows["id"].combine_chunks(), known, current)
+    differs = _differs(known, rows, number)
+    others = np.setdiff1d(unstored.complete, current)
+    if len(others):
+        _use_earlier(number, differs, known, rows, others)
+    is_known = number >= 0
+    hidden, pending = (
+        is_known & _mask(part, n_known)[number] for part in (unstored.hidden, unstored.pending)
+    )
+    is_readable = rows["n_bytes"].to_numpy() != 0
+    lost = np.flatnonzero(differs & ~hidden & ~is_readable)
+    if len(lost):
+        name = rows["id"][int(lost[0])].as_py()
+        raise SourceError(
+            f"{len(lost)} extracted utterances of {source.origin} cannot be read any more, first "
+            f"{name!r}. Restore the files to continue, remove their rows from the dataset, or "
+            "choose another store="
+        )
+    fits = rows["n_frames"].to_numpy() <= stored.frames_per_unit
+    refreshed = differs & pending & fits
+    is_new = ~is_known | (differs & ~refreshed & (pending | ~hidden))
+    numbers = np.where(is_new, n_known - 1 + np.cumsum(is_new), number)
+    replaced = np.flatnonzero(refreshed | (differs & is_new))
+    return Match(numbers, n_known, replaced, np.flatnonzero(refreshed))
+
+
+def first_records(stored: Plan) -> pa.Table:
+    """Return the first record of each utterance of a plan, by number."""
+    planned = stored.table
+    first_pieces = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
+        [("row", "ascending"), ("unit", "ascending")]
+    )
+    is_first = np.diff(first_pieces["row"].to_numpy(), prepend=-1) != 0  # not deferred or retried
+    return first_pieces.filter(pa.array(is_first)).combine_chunks()
+
+
+def _numbers_of(ids: pa.StringArray, known: pa.Table, numbers: IntArray) -> IntArray:
+    """Return which of `numbers`, whose ids are unique, has each id: int64 [n]; -1 if none."""
+    names = known["id"].combine_chunks().take(pa.array(numbers))
+    n_same = min(len(names), len(ids))
+    if names.slice(0, n_same).equals(ids.slice(0, n_same)):
+        # Ids are unique, so the rest has no partner. This saves a table of all ids.
+        return np.append(numbers[:n_same], np.full(len(ids) - n_same, -1, np.int64))
+    found = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False)
+    matched: IntArray = np.append(numbers, -1)[found]
+    return matched
+
+
+def _differs(known: pa.Table, rows: pa.Table, number: IntArray) -> npt.NDArray[np.bool_]:
+    """Return for each row whether its audio is not that of the planned utterance `number`."""
+    differs = np.zeros(len(rows), bool)
+    for name in COMPARED:
+        differs |= known[name].to_numpy()[number] != rows[name].to_numpy()
+    was_readable: npt.NDArray[np.bool_] = known["n_bytes"].to_numpy()[number] != 0
+    return differs & (number >= 0) & was_readable
+
+
+def _use_earlier(
+    number: IntArray,
+    differs: npt.NDArray[np.bool_],
+    known: pa.Table,
+    rows: pa.Table,
+    others: IntArray,
+) -> None:
+    """Match rows with complete utterances that were removed or superseded, and are back."""
+    columns = ["id", *COMPARED]
+    values = [known[name].to_numpy(zero_copy_only=False)[others].tolist() for name in columns]
+    content = zip(*values, strict=True)
+    earlier = dict(zip(content, others.tolist(), strict=True))
+    for row in np.flatnonzero(differs | (number < 0)).tolist():
+        found = earlier.get(tuple(rows[name][row].as_py() for name in columns))
+        if found is not None:
+            number[row], differs[row] = found, False
+
+
+def _mask(numbers: Sequence[int], n: int) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[list(numbers)] = True
+    return mask
+
+
+def _chunk(column: pa.ChunkedArray, n: int) -> pa.Array:
+    """Return the first `n` values as one array."""
+    return column.slice(0, n).combine_chunks()

@@ -1,0 +1,135 @@
+"""The plan of a run: made for a new store, and compared with the dataset for an existing one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.encoders.windows import Windowing
+from pipeline.errors import ConfigError
+from pipeline.events import Observer, announced
+from pipeline.extract.planning.changes import check_extent, compare, describe
+from pipeline.extract.planning.dataset import PlannedDataset
+from pipeline.extract.planning.planner import plan_source, replan_source
+from pipeline.extract.planning.replanning import find_unstored
+from pipeline.extract.store_setup import is_created
+from pipeline.sources.base import Source
+from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend
+from pipeline.store.documents import read_plan, write_plan
+from pipeline.store.format.plan import Plan, round_up_to_chunk
+from pipeline.store.labels import read_labels, write_labels
+
+
+def plan_new(
+    config: Config, windowing: Windowing, source: Source, observer: Observer
+) -> PlannedDataset:
+    """Plan a dataset without regard to a store."""
+    capacity = config.plan.frames_per_unit
+    plan = plan_source(source, windowing, capacity, _progress(observer, source), observer.note)
+    return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
+
+
+def obtain_dataset(
+    config: Config, windowing: Windowing, source: Source, backend: Backend, observer: Observer
+) -> PlannedDataset:
+    """Return the plan of a store, made or extended for the dataset; nothing is written.
+
+    As long as nothing depends on the plan of a store, it is made anew for a dataset that has
+    changed. Later it is extended: what is extracted stays.
+
+    Args:
+        config: Configuration of the run.
+        windowing: Windows of the encoder.
+        source: The dataset.
+        backend: The store.
+        observer: Receives progress, and a note of what has changed.
+
+    Raises:
+        ConfigError: The store has units of another size.
+        SourceError: Too much of the store is not in the dataset any more, or extracted audio
+            cannot be read any more.
+        DamagedError: The index of a unit or the labels are unreadable.
+    """
+    stored = read_plan(backend)
+    if stored is None:
+        return plan_new(config, windowing, source, observer)
+    capacity = config.plan.frames_per_unit
+    is_other = bool(capacity) and round_up_to_chunk(capacity or 0) != stored.frames_per_unit
+    if not is_created(backend) and not index_files.committed_units(backend):
+        return _plan_uncreated(config, windowing, source, stored, is_other, observer)
+    if is_other:
+        raise ConfigError(
+            f"plan.frames_per_unit is {capacity}, but store {backend} was created with "
+            f"{stored.frames_per_unit}; leave it out, or give another store="
+        )
+    return _replan(config, windowing, source, backend, stored, observer)
+
+
+def save_dataset(
+    backend: Backend, dataset: PlannedDataset, check_lease: Callable[[], None]
+) -> PlannedDataset:
+    """Write the plan and the labels of a dataset if they are not those of the store.
+
+    Labels come first: a plan may be used only with labels that know its utterances.
+    """
+    if dataset.is_changed or dataset.new_labels is not None:
+        check_lease()  # a scan takes long; another driver's plan must not be overwritten
+    if dataset.new_labels is not None:
+        write_labels(backend, dataset.new_labels)
+    if dataset.is_changed:
+        write_plan(backend, dataset.plan)
+    return dataset
+
+
+def _plan_uncreated(
+    config: Config,
+    windowing: Windowing,
+    source: Source,
+    stored: Plan,
+    is_other: bool,
+    observer: Observer,
+) -> PlannedDataset:
+    """Return the plan that `strata plan` wrote, or a new one if the dataset is another one."""
+    if not is_other and stored.source["fingerprint"] == source.fingerprint:
+        return PlannedDataset(source, stored, np.arange(len(source)))
+    capacity = config.plan.frames_per_unit or stored.frames_per_unit
+    plan = plan_source(source, windowing, capacity, _progress(observer, source), observer.note)
+    return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
+
+
+def _replan(
+    config: Config,
+    windowing: Windowing,
+    source: Source,
+    backend: Backend,
+    stored: Plan,
+    observer: Observer,
+) -> PlannedDataset:
+    labels = read_labels(backend)
+    unstored = find_unstored(backend, stored, config.retry_quarantined, labels)
+    if unstored.n_retried:
+        observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
+    progress = _progress(observer, source)
+    replan = replan_source(source, windowing, stored, unstored, labels, progress, observer.note)
+    with announced(observer, "comparing the labels"):
+        changes, new_labels = compare(backend, source, stored, replan, labels)
+    check_extent(changes, source, backend, config.run.max_changed)
+    if changes.n_changed:
+        observer.note(f"{source.origin} has changed since it was extracted: {describe(changes)}")
+    return PlannedDataset(
+        source,
+        replan.plan,
+        replan.numbers,
+        has_labels=labels is not None or new_labels is not None,
+        is_changed=replan.plan is not stored,
+        new_labels=new_labels,
+        changes=changes,
+    )
+
+
+def _progress(observer: Observer, source: Source) -> Callable[[int], None]:
+    """Return a function that passes the number of headers read to an observer."""
+    return lambda done: observer.headers_scanned(done, len(source))

@@ -1,0 +1,129 @@
+"""Relabelling: the columns of a store are renewed from a table, without audio and encoder."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.audio.probe import count_channels
+from pipeline.config import Config
+from pipeline.errors import DamagedError, SourceError
+from pipeline.events import Observer, announced
+from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
+from pipeline.extract.planning.matching import first_records
+from pipeline.sources.opening import open_source
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.documents import read_plan
+from pipeline.store.labels import (
+    Labels,
+    committed_labels,
+    generations,
+    read_labels,
+    write_labels,
+)
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """Result of `relabel`.
+
+    Attributes:
+        generation: Number of the new labels; None if nothing has changed.
+        relabelled: Utterances of which a column is new or has another value.
+        unchanged: Other utterances of the store.
+        not_in_dataset: Those among them that the dataset lacks; their labels stay.
+        not_in_store: Rows of the dataset that the store lacks; `extract` encodes them.
+        columns: Columns of the store.
+    """
+
+    generation: int | None
+    relabelled: int
+    unchanged: int
+    not_in_dataset: int
+    not_in_store: int
+    columns: tuple[str, ...]
+
+
+def relabel(store: Location, config: Config, observer: Observer | None = None) -> Relabelling:
+    """Renew the columns of a store from a dataset, matched by id.
+
+    Columns of the dataset replace those of the store with the same name, or are added. Other
+    columns, and the labels of utterances that the dataset lacks, stay. Which utterances are shown
+    does not change.
+
+    Args:
+        store: The store.
+        config: Names the dataset; only `config.dataset` is used.
+        observer: Receives notes.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        SourceError: The dataset cannot be opened, has none of the store's utterances, or a column
+            of another type than labels that stay.
+        StoreBusyError: Another driver is using the store.
+    """
+    observer = observer or Observer()
+    backend = open_backend(store)
+    with Lease(backend, uuid.uuid4().hex[:12]) as lease:
+        with announced(observer, "reading the labels of the store"):
+            before = _shown(backend, observer)
+        with announced(observer, "opening the dataset"):
+            source = open_source(config.dataset, count_channels)
+        for note in source.notes:
+            observer.note(note)
+        ids = before.table["id"].combine_chunks()
+        rows = pc.index_in(ids, value_set=source.ids()).fill_null(-1)
+        rows = rows.to_numpy(zero_copy_only=False).astype(np.int64)
+        n_matched = int((rows >= 0).sum())
+        if not n_matched:
+            raise SourceError(
+                f"no utterance of store {backend} is in {source.origin}: the store has "
+                f"{ids[0].as_py()!r}, the dataset {source.ids()[0].as_py()!r}. Set "
+                "dataset.id_column to the column with the ids of the store"
+            )
+        now = merge_labels(before, source, ids, before.numbers, rows)
+        columns = other_columns(before.columns, now.columns)
+        differs, examples = other_values(before, now)
+        differs = rows >= 0 if columns else differs
+        number = None
+        if columns or examples:
+            lease.check()
+            number = write_labels(backend, now)
+            observer.note(f"changed: {'; '.join([*columns, *examples])}")
+    return Relabelling(
+        generation=number,
+        relabelled=int(differs.sum()),
+        unchanged=int((~differs).sum()),
+        not_in_dataset=len(ids) - n_matched,
+        not_in_store=len(source) - n_matched,
+        columns=tuple(now.names),
+    )
+
+
+def _shown(backend: Backend, observer: Observer) -> Labels:
+    """Return the labels of all utterances of the plan that are shown, or will be.
+
+    Damaged labels are replaced by the newest readable ones.
+    """
+    known: list[int | None] = [None, *reversed(generations(backend)[:-1])]
+    labels, plan = None, read_plan(backend)
+    for generation in known:
+        try:
+            labels = read_labels(backend, generation)
+            break
+        except DamagedError as error:
+            observer.note(f"WARNING: {error}")
+    if labels is not None or plan is None:
+        return labels or committed_labels(backend)
+    planned = first_records(plan)
+    stored = committed_labels(backend)
+    place = pc.index_in(planned["row"], value_set=stored.table["row"].combine_chunks())
+    table = planned.select(["id", "row"])
+    for name in stored.names:
+        table = table.append_column(name, stored.table[name].take(place))
+    return Labels(table, stored.columns)

@@ -1,0 +1,192 @@
+"""Labels of a store: which utterances readers show, in which order, and with which columns.
+
+Labels are no part of a feature, so they can change without the encoder. At first a store has no
+labels of its own: readers show every committed utterance, with the columns in the index. When the
+dataset changes, these are copied to generation 0, and generation 1 has the utterances and columns
+of the dataset as it is now. A generation never changes. The newest one counts; an older one can be
+asked for.
+
+An utterance is known by its number, the `row` of the plan and the index. It is the row of the
+dataset at the time when the utterance was planned, if nothing has changed since. Other audio under
+the same id gets another number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import DamagedError, StoreError
+from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.documents import read_attributes, set_format_version
+from pipeline.store.format.layout import LABELS_DIR, LABELS_VERSION, labels_key
+from pipeline.store.format.records import FIELDS
+from pipeline.store.serialization import parquet_bytes, read_parquet
+
+IntArray = npt.NDArray[np.int64]
+
+GENERATION_NAME = re.compile(r"generation-(\d+)\.parquet")
+KEYS = tuple(item for item in FIELDS if item.name in ("row", "id"))
+"""Columns of a generation before those of the dataset."""
+_METADATA_KEY = b"strata"
+_REMEDY = "`strata relabel STORE dataset=...` writes the labels again"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The utterances of a dataset and their columns.
+
+    Attributes:
+        table: `row` (number of the utterance, int64), `id`, and the columns; in the order of the
+            dataset.
+        columns: Name, type and class names of each column, as in the store's identity.
+        generation: Number of the generation; None if it is not stored.
+    """
+
+    table: pa.Table
+    columns: tuple[Mapping[str, Any], ...]
+    generation: int | None = None
+
+    @property
+    def numbers(self) -> IntArray:
+        """Number of each utterance: int64 [n]."""
+        return np.asarray(index_files.numbers(self.table["row"]), np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [str(column["name"]) for column in self.columns]
+
+    def shown(self, table: pa.Table) -> pa.Table:
+        """Return the rows of a table of the plan or the index whose utterance is shown."""
+        values = index_files.row_numbers(np.sort(self.numbers))
+        return table.filter(pc.is_in(table["row"], value_set=values))
+
+
+def generations(store: Location) -> list[int]:
+    """Return the numbers of the generations of a store, ascending."""
+    names = open_backend(store).children(LABELS_DIR)
+    return sorted(int(match[1]) for name in names if (match := GENERATION_NAME.fullmatch(name)))
+
+
+def read_labels(store: Location, generation: int | None = None) -> Labels | None:
+    """Read a generation of labels.
+
+    Args:
+        store: The store.
+        generation: Its number; None is the newest.
+
+    Returns:
+        None if the store has no labels of its own, and none or 0 is asked for.
+
+    Raises:
+        StoreError: There is no such generation.
+        DamagedError: It is damaged, or all are missing.
+    """
+    backend = open_backend(store)
+    known = generations(backend)
+    if not known:
+        if read_attributes(backend)["format_version"] >= LABELS_VERSION:
+            raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
+        if generation:
+            raise StoreError(f"store {backend} has no labels={generation}: they never changed")
+        return None
+    number = known[-1] if generation is None else generation
+    if number not in known:
+        listed = ", ".join(map(str, known))
+        raise StoreError(f"store {backend} has no labels={number}; it has {listed}")
+    key = labels_key(number)
+    try:
+        table = read_parquet(backend, key)
+        columns = json.loads(table.schema.metadata[_METADATA_KEY])["columns"]
+    except (DamagedError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{backend.locate(key)} is not readable ({error}); {_REMEDY}, and an earlier "
+            "generation is read with labels=N"
+        ) from error
+    return Labels(table.replace_schema_metadata(None), tuple(columns), number)
+
+
+def committed_labels(store: Location) -> Labels:
+    """Return the utterances of all committed units with the columns in the index, by number."""
+    backend = open_backend(store)
+    columns = read_attributes(backend)["identity"].get("source", {}).get("columns", [])
+    names = [column["name"] for column in columns]
+    keys = [item.name for item in KEYS]
+    if not index_files.committed_units(backend):
+        return Labels(pa.schema(KEYS).empty_table(), ())
+    table = index_files.read_index(backend, columns=["unit", *keys, *names])
+    table = table.select([*keys, *names]).sort_by("row")
+    is_first = np.diff(index_files.numbers(table["row"]), prepend=-1) != 0
+    return Labels(table.filter(pa.array(is_first)).combine_chunks(), tuple(columns))
+
+
+def write_labels(store: Location, labels: Labels) -> int:
+    """Write a new generation of labels, which readers show from then on.
+
+    Args:
+        store: The store.
+        labels: The labels.
+
+    Returns:
+        Number of the generation.
+
+    Raises:
+        StoreError: They cannot be written, or another driver has just done so.
+    """
+    backend = open_backend(store)
+    known = generations(backend)
+    if not known:
+        before = committed_labels(backend)
+        if len(before.table):
+            _put(backend, 0, before)
+            known = [0]
+    number = known[-1] + 1 if known else 1
+    _put(backend, number, labels)
+    set_format_version(backend, LABELS_VERSION)
+    return number
+
+
+def copy_labels(store: Location, out: Location) -> None:
+    """Give another store of the same plan the generations that it lacks.
+
+    A store that was relabelled by itself keeps its labels.
+    """
+    source, target = open_backend(store), open_backend(out)
+    known = generations(source)
+    for number in known:
+        key = labels_key(number)
+        content = source.read(key)
+        if not target.put_if_absent(key, [content]) and target.read(key) != content:
+            return
+    if known:
+        set_format_version(target, LABELS_VERSION)
+
+
+def _put(backend: Backend, number: int, labels: Labels) -> None:
+    facts = {"format_version": LABELS_VERSION, "columns": [dict(c) for c in labels.columns]}
+    table = labels.table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
+    backend.ensure_folder(LABELS_DIR)
+    if not backend.put_if_absent(labels_key(number), [parquet_bytes(table)]):
+        raise StoreError(
+            f"{backend.locate(labels_key(number))} was written by another process meanwhile; run "
+            "the same command again"
+        )
+
+
+def places_of(wanted: IntArray, numbers: IntArray) -> IntArray:
+    """Return the place of each of `wanted` in ascending `numbers`; -1 if it is missing."""
+    if not len(numbers):
+        return np.full(len(wanted), -1, np.int64)
+    place = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+    return np.where(numbers[place] == wanted, place, -1).astype(np.int64)

@@ -1,0 +1,211 @@
+"""`strata relabel`, and labels that are kept apart from the commits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.cli.app import app
+from pipeline.config import load_config
+from pipeline.errors import DamagedError, SourceError, StoreError
+from pipeline.extract import run
+from pipeline.extract.planning import obtain
+from pipeline.extract.relabel import Relabelling, relabel
+from pipeline.store.labels import generations
+from pipeline.store.maintain.status import read_status
+from pipeline.store.maintain.verify import verify_store
+from pipeline.transforms.collapse import collapse
+from tests.helpers.corpus import write_folder
+from tests.helpers.extraction import INLINE
+
+NAMES = [f"clip-{i:03d}.wav" for i in range(4)]
+EMOTIONS = ["happy", "hapy", "sad", "sad"]
+
+
+class Case:
+    """Four clips with a metadata.csv, and their store."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder, self.store = home / "clips", home / "store"
+        if not self.folder.exists():
+            write_folder(self.folder, [0.5, 0.4, 0.6, 0.5], metadata=False)
+            self.write({"emotion": EMOTIONS})
+            self.extract()
+
+    def write(self, columns: dict[str, list[str]], names: list[str] = NAMES) -> None:
+        rows = zip(names, *columns.values(), strict=True)
+        lines = [",".join(["file_name", *columns]), *(",".join(row) for row in rows)]
+        (self.folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+    def table(self, text: str) -> list[str]:
+        """Write a table of labels beside the corpus; return the overrides that read it."""
+        path = self.folder.parent / "labels.csv"
+        path.write_text(text)
+        return ["dataset=manifest", f"dataset.path={path}", "dataset.id_column=id"]
+
+    def config(self, *more: str) -> list[str]:
+        return [f"dataset.path={self.folder}", "model=tiny", f"store={self.store}", *INLINE, *more]
+
+    def extract(self, *more: str) -> None:
+        run.extract(load_config(self.config(*more)))
+
+    def relabel(self, *overrides: str) -> Relabelling:
+        return relabel(self.store, load_config(overrides or [f"dataset.path={self.folder}"]))
+
+    def column(self, name: str, labels: int | None = None) -> list[object]:
+        store = pipeline.open_store(self.store, labels=labels)
+        return store.metadata[name].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("made")
+    Case(home)
+    return home
+
+
+@pytest.fixture
+def case(made: Path, tmp_path: Path) -> Case:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Case(tmp_path)
+
+
+def test_a_corrected_label_and_a_new_column_need_no_audio(case: Case) -> None:
+    """They are read at once, the labels from before are generation 0, and no file is decoded."""
+    features = pipeline.open_store(case.store).read(NAMES[1])
+    for path in case.folder.glob("*.wav"):
+        path.write_bytes(b"away")
+    case.write({"emotion": ["happy", "happy", "sad", "sad"], "speaker": ["a", "a", "b", "b"]})
+    result = case.relabel()
+    assert (result.generation, result.relabelled, result.unchanged) == (1, 4, 0)
+    assert result.columns == ("emotion", "speaker")
+    assert case.column("emotion") == ["happy", "happy", "sad", "sad"]
+    assert case.column("emotion", labels=0) == EMOTIONS
+    assert case.column("speaker", labels=1) == ["a", "a", "b", "b"]
+    assert torch.equal(pipeline.open_store(case.store).read(NAMES[1]), features)
+    again = case.relabel()
+    assert (again.generation, again.relabelled, again.unchanged) == (None, 0, 4)
+    assert generations(case.store) == [0, 1]
+
+
+def test_a_table_of_other_rows_relabels_what_it_has(case: Case) -> None:
+    """The other labels stay, an added column is null there, and the order is that of the store."""
+    options = case.table(
+        "id,path,speaker,emotion\nclip-002.wav,x.wav,b,angry\nnew.wav,x.wav,c,sad\n"
+        "clip-000.wav,x.wav,a,happy\n"
+    )
+    result = case.relabel(*options)
+    assert (result.relabelled, result.not_in_dataset, result.not_in_store) == (2, 2, 1)
+    assert case.column("id") == NAMES
+    assert case.column("speaker") == ["a", None, "b", None]
+    assert case.column("emotion") == ["happy", "hapy", "angry", "sad"]
+
+
+def test_a_resume_keeps_a_column_of_another_table(case: Case) -> None:
+    """`extract` with the corpus, which lacks the column, changes no label and writes nothing."""
+    case.relabel(*case.table("id,path,speaker\n" + "".join(f"{n},x.wav,s{n[7]}\n" for n in NAMES)))
+    before = generations(case.store)
+    case.extract()
+    assert generations(case.store) == before
+    assert case.column("speaker") == ["s0", "s1", "s2", "s3"]
+    assert pipeline.open_store(case.store).metadata.column_names == ["id", "emotion", "speaker"]
+
+
+def test_a_dataset_without_any_utterance_of_the_store_is_refused(case: Case) -> None:
+    """The message has an id of each, and the setting that chooses the ids."""
+    options = case.table("id,path,speaker\n0,clip-000.wav,a\n")
+    with pytest.raises(SourceError, match=r"'clip-000\.wav', the dataset '0'.*dataset\.id_column"):
+        case.relabel(*options)
+
+
+def test_a_type_that_does_not_fit_the_labels_that_stay_is_refused(case: Case) -> None:
+    """Text of utterances that the dataset lacks is no number."""
+    options = case.table("id,path,emotion\nclip-000.wav,x.wav,1\n")
+    with pytest.raises(SourceError, match=r"column emotion is int64.*labels of 3 utterances stay"):
+        case.relabel(*options)
+    assert generations(case.store) == []
+
+
+def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
+    """An earlier generation is still read; `relabel` writes a new one over the damage."""
+    case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    case.relabel()
+    path = case.store / "labels/generation-1.parquet"
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    for read in (pipeline.open_store, read_status, verify_store):
+        with pytest.raises(DamagedError, match=r"generation-1.*strata relabel"):
+            read(case.store)
+    assert case.column("emotion", labels=0) == EMOTIONS
+    assert case.relabel().generation == 2
+    assert case.column("emotion") == ["happy", "happy", "sad", "sad"]
+    shutil.rmtree(case.store / "labels")
+    with pytest.raises(DamagedError, match=r"labels is missing; `strata relabel"):
+        pipeline.open_store(case.store)
+
+
+def test_labels_that_never_changed_have_no_number(case: Case) -> None:
+    """Generation 0 is what the store shows; others do not exist."""
+    assert case.column("emotion", labels=0) == EMOTIONS
+    with pytest.raises(StoreError, match="no labels=1: they never changed"):
+        pipeline.open_store(case.store, labels=1)
+
+
+def test_a_run_killed_between_labels_and_plan_is_repeated(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new labels name utterances that no plan has; the next run ends as if nothing was."""
+    other = case.folder.parent / "other"
+    write_folder(other, [0.7], metadata=False)
+    (other / NAMES[0]).rename(case.folder / "clip-001b.wav")
+    case.write(
+        {"emotion": [*EMOTIONS[:2], "new", *EMOTIONS[2:]]},
+        names := [*NAMES[:2], "clip-001b.wav", *NAMES[2:]],
+    )
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obtain, "write_plan", die)
+        with pytest.raises(KeyboardInterrupt):
+            case.extract()
+    assert case.column("id") == NAMES
+    case.extract()
+    assert case.column("id") == names
+    assert case.column("emotion")[2] == "new"
+    assert pipeline.open_store(case.store).n_frames("clip-001b.wav") == 34
+    assert verify_store(case.store).ok
+
+
+def test_a_collapsed_store_has_the_labels_of_its_parent(case: Case, tmp_path: Path) -> None:
+    """Also those that change later, when it is collapsed again."""
+    out = tmp_path / "collapsed"
+    collapse(case.store, out, "average")
+    case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    case.relabel()
+    assert pipeline.open_store(out).metadata["emotion"].to_pylist() == EMOTIONS
+    collapse(case.store, out, "average")
+    assert pipeline.open_store(out).metadata["emotion"].to_pylist()[1] == "happy"
+
+
+def test_the_command_prints_what_has_changed(case: Case) -> None:
+    """With --json as one object; other settings than the dataset's are refused."""
+    case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    runner = CliRunner()
+    found = runner.invoke(
+        app, ["relabel", str(case.store), f"dataset.path={case.folder}", "--json"]
+    )
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["relabelled"] == 1
+    found = runner.invoke(app, ["relabel", str(case.store), "model=tiny"])
+    assert found.exit_code == 2
+    planned = runner.invoke(app, ["plan", *case.config(), "--json"])
+    assert json.loads(planned.stdout)["unchanged"] == 4
