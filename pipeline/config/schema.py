@@ -25,6 +25,12 @@ class DatasetConfig:
         columns: Columns to copy into the index; None copies every column of plain values.
         limit: Number of rows to read from the start; None reads all.
         format: Form of a manifest: "table", "nemo" or "fairseq"; None looks at its first lines.
+        delimiter: Separator of a manifest's fields, e.g. "|"; None takes that of its suffix.
+        header: Names of a manifest's columns, if it has no header.
+        audio_path: Path of the audio, made of columns, e.g. "wavs/{id}.wav"; None takes
+            `audio_column`.
+        files: Pattern of the files of a folder, e.g. "*_mic1.flac"; None takes all audio files.
+        levels: Columns of the names of a folder's directories, from the top; "_" leaves one out.
         root: Folder that relative audio paths of a list start from; None uses the list's folder.
         start_column: Column with the start of an utterance within its file; None starts at 0.
         stop_column: Column with its end; None, or an empty value, is the end of the file.
@@ -48,6 +54,11 @@ class DatasetConfig:
     columns: tuple[str, ...] | None = None
     limit: int | None = None
     format: str | None = None
+    delimiter: str | None = None
+    header: tuple[str, ...] | None = None
+    audio_path: str | None = None
+    files: str | None = None
+    levels: tuple[str, ...] | None = None
     root: str | None = None
     start_column: str | None = None
     stop_column: str | None = None

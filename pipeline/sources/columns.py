@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, counted
 from pipeline.sources.base import Column
 from pipeline.sources.lists.paths import expand_all
 from pipeline.store.format.records import RESERVED_NAMES
@@ -23,6 +23,7 @@ from pipeline.store.format.records import RESERVED_NAMES
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
     from pipeline.sources.archives.ranges import Ranges
+    from pipeline.sources.lists.places import Places
     from pipeline.sources.segments import Spans
 
 _BLOCK_ROWS = 1 << 14
@@ -46,6 +47,7 @@ class Rows:
         notes: What the user should know about how the dataset was read.
         splits: The split of each row, text `[n_rows]`, which precedes ids that are not unique
             without it; None if there is one split.
+        places: Where the rows are written; None if they are in no file of rows.
     """
 
     table: pa.Table
@@ -60,6 +62,11 @@ class Rows:
     id_column: str | None = None
     notes: tuple[str, ...] = ()
     splits: pa.Array | None = None
+    places: Places | None = None
+
+    def where(self, row: int) -> str:
+        """Name a row, for messages: by its file and line if it has these."""
+        return f"row {row}, counted from 0," if self.places is None else self.places.of(row)
 
     def take(self, rows: pa.Array) -> Rows:
         """Return some rows, by their numbers."""
@@ -75,7 +82,8 @@ class Rows:
         spans = None if self.spans is None else self.spans.take(rows)
         ranges = None if self.ranges is None else self.ranges.take(rows)
         splits = None if self.splits is None else self.splits.take(rows)
-        return replace(self, table=table, spans=spans, ranges=ranges, splits=splits)
+        places = None if self.places is None else self.places.take(rows)
+        return replace(self, table=table, spans=spans, ranges=ranges, splits=splits, places=places)
 
 
 def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -188,6 +196,37 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
     return paths, data
 
 
+def require_paths(rows: Rows) -> None:
+    """Check that a column of paths has one in every row; structs with paths may lack some.
+
+    Raises:
+        SourceError: A path is empty; the message names the row.
+    """
+    column = rows.table.column(rows.audio_column)
+    if not is_text(column.type):
+        return
+    is_empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+    first = pc.index(is_empty, True).as_py()
+    if first >= 0:
+        raise SourceError(
+            f"column {rows.audio_column} is empty in {pc.sum(is_empty).as_py()} of {len(column)} "
+            f"rows, first in {rows.where(first)}: every row needs a path"
+        )
+
+
+def first_failure(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> int:
+    """Return the first row of a column that cannot be cast to a type; one of them cannot."""
+    start, stop = 0, len(column)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            column.slice(start, middle - start).cast(kind)
+            start = middle
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            stop = middle
+    return start
+
+
 def make_ids(
     config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, data: pa.ChunkedArray | None
 ) -> tuple[str, pa.StringArray]:
@@ -225,8 +264,10 @@ def make_ids(
         rule, ids = "row", pa.chunked_array([pa.array(range(len(ids))).cast(pa.string())])
     n_empty = ids.null_count + (pc.sum(pc.equal(ids, "")).as_py() or 0)
     if n_empty:
+        first = pc.index(pc.fill_null(pc.equal(ids, ""), True), True).as_py()
         raise SourceError(
-            f"{origin} is empty in {n_empty} of {len(ids)} rows: every row needs an id"
+            f"{origin} is empty in {n_empty} of {len(ids)} rows, first in {rows.where(first)}: "
+            "every row needs an id"
         )
     if has_duplicates(ids):
         counts = pc.value_counts(ids)
@@ -240,11 +281,23 @@ def make_ids(
                 "or dataset.duration_column"
             )
         occur = "id occurs" if len(repeated) == 1 else "ids occur"
+        first = pc.index(ids, repeated[0]).as_py()
+        second = first + 1 + pc.index(ids.slice(first + 1), repeated[0]).as_py()
         raise SourceError(
             f"{origin} is not unique: {len(repeated):,} {occur} more than once "
-            f"({first_values(repeated)}); {remedy}"
+            f"({first_values(repeated)}), the first in {rows.where(first)} and "
+            f"{rows.where(second)}; {remedy}"
         )
     return rule, pa.concat_arrays(ids.chunks)
+
+
+def note_spaces(ids: pa.StringArray) -> tuple[str, ...]:
+    """Return a note if ids begin or end with spaces, which are easily overlooked."""
+    spaced = ids.filter(pc.match_substring_regex(ids, r"^\s|\s$"))
+    if not len(spaced):
+        return ()
+    words = f"{counted(len(spaced), 'id')} with a space at an end, first {spaced[0].as_py()!r}"
+    return (f"{words}: ids are as the dataset has them",)
 
 
 def with_split_rule(config: DatasetConfig, rows: Rows) -> Rows:

@@ -8,22 +8,23 @@ not. No audio file is opened here, so a file that cannot be decoded is listed, a
 
 from __future__ import annotations
 
-import json
+import fnmatch
 import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError, first_few
-from pipeline.sources import hub
-from pipeline.sources.columns import Rows, check_text, first_values, is_text, require_column
-from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.errors import SourceError, counted, first_few
+from pipeline.sources.columns import Rows
+from pipeline.sources.lists.metadata import read_metadata, require_files
 from pipeline.sources.lists.paths import match_names
-from pipeline.sources.location import describe_location, existing_path, require_regular
+from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
-from pipeline.sources.table_cache import table_state
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -59,30 +60,41 @@ def open_folder(config: DatasetConfig) -> TabularSource:
     files = [file for file in files if "/" not in file or _in_splits(file, directories)]
     metadata_files = [file for file in files if is_metadata(file)]
     files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
+    is_wanted = _matcher(config.files)
     if metadata_files:
-        table, class_names, state = _read_metadata(config, root, metadata_files)
+        table, class_names, state, places = read_metadata(config, root, metadata_files)
         names = match_names(table["file_name"], files)
-        is_chosen = pa.array([_in_splits(file, directories) for file in names.to_pylist()])
+        is_chosen = pa.array(
+            [_in_splits(name, directories) and is_wanted(name) for name in names.to_pylist()],
+            pa.bool_(),
+        )
         table, names = table.filter(is_chosen), names.filter(is_chosen)
-        _require_files(names, files, root)
+        places = places.take(pc.indices_nonzero(is_chosen))
+        require_files(names, files, root, places)
         used = set(names.to_pylist())
         skipped = [file for file in files if file not in used]
     else:
-        state = "files"
-        skipped = [file for file in files if not is_audio(file)]
-        audio = [file for file in files if is_audio(file)]
-        table, class_names = table_without_metadata(audio, 0 if directories is None else 1)
+        state, places = "files", None
+        audio = [file for file in files if is_audio(file) and is_wanted(file)]
+        used = set(audio)
+        skipped = [file for file in files if file not in used]
+        n_splits = 0 if directories is None else 1
+        table, class_names = table_without_metadata(audio, n_splits, not config.levels)
         names = table["file_name"]
+    if config.levels:
+        table = with_levels(table, names, config.levels)
     if directories is not None and (config.split is None or len(directories) > 1):
         table = with_split(table, pc.replace_substring_regex(names, "/(?s).*", ""))
     if not len(table):
         hint = "; it has a wav.scp: use dataset=kaldi" if "wav.scp" in files else ""
+        pattern = f" that matches dataset.files={config.files}" if config.files else ""
         raise SourceError(
-            f"{describe_location(config)} holds no audio file ({len(skipped)} other files){hint}"
+            f"{describe_location(config)} holds no audio file{pattern} ({len(skipped)} other "
+            f"files){hint}"
         )
     tables = tuple(str(root / file) for file in metadata_files)
     rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
-    return TabularSource(config, rows)
+    return TabularSource(config, replace(rows, places=places))
 
 
 def list_files(root: Path) -> list[str]:
@@ -172,14 +184,53 @@ def _in_splits(file: str, directories: list[str] | None) -> bool:
     return directories is None or file.split("/", 1)[0] in directories
 
 
+def _matcher(pattern: str | None) -> Callable[[str], bool]:
+    """Return the test of relative paths against `dataset.files`; of names, if it has no slash."""
+    if pattern is None:
+        return lambda file: True
+    matches = re.compile(fnmatch.translate(pattern)).match
+    if "/" in pattern:
+        return lambda file: matches(file) is not None
+    return lambda file: matches(file.rpartition("/")[2]) is not None
+
+
+def with_levels(table: pa.Table, names: pa.ChunkedArray, levels: Sequence[str]) -> pa.Table:
+    """Append the names of the directories that each file lies in, as columns of text.
+
+    Args:
+        table: One row for each file.
+        names: Relative paths of the files.
+        levels: Names of the columns, from the top directory on; `_` for one to leave out.
+
+    Raises:
+        SourceError: A file does not lie as deep, or the table has such a column.
+    """
+    depths = pc.count_substring(names, "/")
+    is_flat = pc.less(depths, len(levels))
+    first = pc.index(is_flat, True).as_py()
+    if first >= 0:
+        raise SourceError(
+            f"dataset.levels has {counted(len(levels), 'directory name')}, but {names[first]} lies "
+            f"in {depths[first]} directories; name fewer, or choose files with dataset.files"
+        )
+    parts = pc.split_pattern(names, "/")
+    for number, level in enumerate(levels):
+        if level in table.column_names:
+            raise SourceError(f"dataset.levels: there is a column {level}; name another one")
+        if level != "_":
+            table = table.append_column(level, pc.list_element(parts, number))
+    return table
+
+
 def table_without_metadata(
-    files: list[str], n_levels: int = 0
+    files: list[str], n_levels: int = 0, has_label: bool = True
 ) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
     """Make the table of a folder that has no metadata file.
 
     Args:
         files: Relative paths of audio files.
         n_levels: Number of directories at the top that are splits, not labels.
+        has_label: Whether the names of directories may be labels.
 
     Returns:
         A table of `file_name`, with `label` if all files lie equally deep in at least two
@@ -193,7 +244,7 @@ def table_without_metadata(
     parents = pc.replace_substring_regex(parents, r"(?s)^.*/", "").dictionary_encode()
     labels = tuple(sorted(parents.dictionary.to_pylist()))
     depths = pc.min_max(pc.count_substring(names, "/"))
-    if len(labels) < 2 or depths["min"] != depths["max"]:
+    if not has_label or len(labels) < 2 or depths["min"] != depths["max"]:
         return table, {}
     index = pc.index_in(parents.dictionary, pa.array(labels))  # of each distinct parent
     label = index.take(parents.indices).cast(pa.int64())
@@ -210,71 +261,6 @@ def _without_audio(directories: list[str], files: list[str]) -> list[str]:
             parts = file.split("/")
             holding.update("/".join(parts[:n]) for n in range(1, len(parts)))
     return [directory for directory in directories if directory not in holding]
-
-
-def _read_metadata(
-    config: DatasetConfig, root: Path, metadata_files: list[str]
-) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:
-    """Concatenate a folder's metadata files; `file_name` becomes relative to the folder.
-
-    Returns:
-        The table, the names of each ClassLabel column, and the state of all files.
-    """
-    tables: list[pa.Table] = []
-    states: list[str] = []
-    class_names: dict[str, tuple[str, ...]] = {}
-    for file in metadata_files:
-        require_regular(root / file)
-        file_class_names: dict[str, tuple[str, ...]] = {}
-        if (root / file).suffix in SUFFIXES:
-            table = read_delimited(root / file)
-            table = infer_types(table, {"file_name", config.id_column, *(config.types or ())})
-        else:
-            table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
-        require_column("file_name", table.column_names, str(root / file))
-        check_text("column file_name", table.column("file_name"), str(root / file))
-        paths = _normalized_paths(table.column("file_name"), f"file_name in {root / file}")
-        directory = file.rpartition("/")[0]
-        if directory:
-            paths = pc.binary_join_element_wise(directory, paths, "/")
-        place = table.schema.get_field_index("file_name")
-        tables.append(table.set_column(place, "file_name", paths))
-        states.append(table_state(root / file))
-        class_names.update(file_class_names)
-    schemas = [table.schema.remove_metadata() for table in tables]
-    for file, schema in zip(metadata_files, schemas, strict=True):
-        if schema != schemas[0]:
-            raise SourceError(
-                f"{root / file} and {root / metadata_files[0]} differ in their columns: "
-                f"{hub.one_line(schema)} against {hub.one_line(schemas[0])}"
-            )
-    return pa.concat_tables(tables), class_names, json.dumps(states)
-
-
-def _normalized_paths(paths: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Normalise relative paths; refuse empty ones and those that point outside of the folder."""
-    if not is_text(paths.type):
-        raise SourceError(f"{name} is {paths.type}, not text")
-    paths = paths.cast(pa.string())
-    if paths.null_count:
-        raise SourceError(f"{name} is empty in {paths.null_count} of {len(paths)} rows")
-    outside = paths.filter(pc.match_substring_regex(paths, r"^/|://|(^|/)\.\.(/|$)"))
-    if len(outside):
-        raise SourceError(
-            f"{name} points outside of the folder: {first_values(outside)}; use dataset=manifest "
-            "for such files"
-        )
-    return pc.replace_substring_regex(paths, r"(^|/)(\.?/)+", r"\1")
-
-
-def _require_files(paths: pa.ChunkedArray, files: list[str], root: Path) -> None:
-    exists = pc.is_in(paths, value_set=pa.array(files, pa.string()))
-    missing = paths.filter(pc.invert(exists))
-    if len(missing):
-        raise SourceError(
-            f"the metadata of {root} names {len(missing)} files that do not exist: "
-            f"{first_values(missing)}; remove their rows or add the files"
-        )
 
 
 def _is_loop(entry: os.DirEntry[str]) -> bool:

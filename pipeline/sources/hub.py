@@ -23,6 +23,8 @@ from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.lists.delimited import SUFFIXES
+from pipeline.sources.lists.lines import read_objects
+from pipeline.sources.lists.places import Form
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, chosen, is_several, with_split
 from pipeline.sources.table_cache import cache_folder
@@ -154,11 +156,24 @@ def read_table(path: Path) -> datasets.Dataset:
             cache_dir=_cache_dir(path),
         )
     except _LOAD_ERRORS as error:
+        if builder == "json" and table_form(path).kind == "lines":
+            for _ in read_objects(path):  # names the line
+                pass
         cause = one_line(error.__cause__ or error)
         if "corresponds to no data" in cause:
             raise SourceError(f"{path} has no rows") from error
         raise SourceError(f"{path} cannot be read: {cause}") from error
     return dataset
+
+
+def table_form(path: Path) -> Form:
+    """Return how the rows of json, jsonl or parquet are written."""
+    if _BUILDERS.get(path.suffix.lower()) != "json":
+        return Form("rows")
+    with path.open("rb") as file:
+        line = file.readline()
+    is_lines = not _LIST.match(line) and _is_json(line)
+    return Form("lines" if is_lines or path.suffix.lower() == ".jsonl" else "rows")
 
 
 def _check_records(path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import TimeSpan
-from pipeline.sources.columns import path_ids, require_column
+from pipeline.sources.columns import first_failure, is_text, path_ids, require_column
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -122,7 +122,7 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Row
         SourceError: As for `spans_of`.
     """
     if rows.spans is None:
-        rows = replace(rows, spans=spans_of(config, rows.table))
+        rows = replace(rows, spans=spans_of(config, rows))
     elif any(getattr(config, setting) for setting in SETTINGS):
         raise SourceError(
             f"{', '.join(f'dataset.{s}' for s in SETTINGS if getattr(config, s))}: this list has "
@@ -144,7 +144,7 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Row
     return rows
 
 
-def spans_of(config: DatasetConfig, table: pa.Table) -> Spans | None:
+def spans_of(config: DatasetConfig, rows: Rows) -> Spans | None:
     """Take the parts of recordings from the columns that the configuration names.
 
     A part without a length, or beyond its recording, is an error of that utterance alone.
@@ -166,36 +166,44 @@ def spans_of(config: DatasetConfig, table: pa.Table) -> Spans | None:
     is_seconds = config.time_unit == "seconds"
     kind = pa.float64() if is_seconds else pa.int64()
     start, stop, duration = (
-        None if names[setting] is None else numbers(table, names[setting], setting, kind)
+        None if names[setting] is None else numbers(rows, names[setting], setting, kind)
         for setting in ("start_column", "stop_column", "duration_column")
     )
     channel = None
     if names["channel_column"] is not None:
-        channel = numbers(table, names["channel_column"], "channel_column", pa.int64())
+        channel = numbers(rows, names["channel_column"], "channel_column", pa.int64())
     if start is None:
-        start = pa.nulls(len(table), kind)
+        start = pa.nulls(len(rows.table), kind)
     start = pc.fill_null(start, 0)
     return Spans(start, stop, duration, channel, "seconds" if is_seconds else "samples", "nearest")
 
 
-def numbers(table: pa.Table, name: str, setting: str, kind: pa.DataType) -> pa.Array:
-    """Return a column as numbers; text is read as numbers.
+def numbers(rows: Rows, name: str, setting: str, kind: pa.DataType) -> pa.Array:
+    """Return a column as numbers; text is read as numbers, and empty text is null.
 
     Raises:
         SourceError: There is no such column, or a value is no such number: seconds are finite and
-            less than `MAX_SECONDS`.
+            less than `MAX_SECONDS`. The message names the row.
     """
-    require_column(name, table.column_names, f"dataset.{setting}")
-    column = table.column(name).combine_chunks()
+    require_column(name, rows.table.column_names, f"dataset.{setting}")
+    column = rows.table.column(name).combine_chunks()
+    if is_text(column.type):
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     try:
         values = pc.cast(column, kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SourceError(f"dataset.{setting}={name} is not of numbers: {error}") from error
+        row = first_failure(column, kind)
+        what = "numbers" if pa.types.is_floating(kind) else "whole numbers"
+        raise SourceError(
+            f"dataset.{setting}={name} is not of {what}: {rows.where(row)} has "
+            f"{column[row].as_py()!r:.40}"
+        ) from error
     if pa.types.is_floating(kind):
         row = pc.index(pc.less(pc.abs(values), MAX_SECONDS), False).as_py()  # NaN is not less
         if row >= 0:
             raise SourceError(
-                f"dataset.{setting}={name} is {values[row].as_py()} in row {row}; expected seconds"
+                f"dataset.{setting}={name}: {rows.where(row)} has {values[row].as_py()}; expected "
+                "seconds"
             )
     return values
 

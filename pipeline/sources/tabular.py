@@ -47,14 +47,16 @@ class TabularSource:
         self.skipped = rows.skipped
         self._state = rows.state
         if config.types:
-            rows = replace(rows, table=state_types(rows.table, config.types))
+            rows = replace(rows, table=state_types(rows.table, config.types, rows.where))
         self._paths, self._data = columns.audio_of(rows)
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
+        columns.require_paths(rows)
         rows = segments.with_spans(config, rows, self._paths)
         self.notes = rows.notes
         self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
+        self.notes += columns.note_spaces(self._ids)
         if self._data is None:
             self._paths, notes = find_files(self._paths, rows.root)
             self.notes += notes

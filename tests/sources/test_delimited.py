@@ -9,14 +9,14 @@ import pytest
 
 from pipeline.config import DatasetConfig, load_config
 from pipeline.errors import ConfigError, SourceError
-from pipeline.sources.lists.delimited import infer_types, read_delimited
+from pipeline.sources.lists.delimited import form_of, infer_types, read_delimited
 from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import speechlike, write
 
 
 def read(path: Path, text: str | bytes) -> dict[str, list[Any]]:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return infer_types(read_delimited(path), ()).to_pydict()
+    return infer_types(read_delimited(path, form_of(path)), ()).to_pydict()
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,18 @@ def test_tables_as_people_have_them(tmp_path: Path) -> None:
     [
         (
             "a,b\n1,2\n1,2,3\n",
-            "row 3 (the header is row 1) has more fields than its header: 3, not 2",
+            "line 3 has more fields than the header: 3, not 2",
         ),
-        ("a,b\n1\n", "row 2 (the header is row 1) has fewer fields than its header: 1, not 2"),
-        ('a,b\n"open,2\n3,4\n', "fewer fields than its header"),
+        ("a,b\n1\n", "line 2 has fewer fields than the header: 1, not 2"),
+        ('a,b\n\n"x\ny",2\n\n1\n', "line 6 has fewer fields than the header: 1, not 2"),
+        (
+            'a,b\n"open,2\n3,4\n',
+            "line 2 has fewer fields than the header: 1, not 2; is a quotation mark open?",
+        ),
         ("a,a\n1,2\n", "several columns of one name: a"),
         ("a,b\n", "has no rows"),
         ("", "is empty (0 bytes)"),
-        (b"a,b\n1,2\n\xff,1\n", "UTF8"),
+        (b"a,b\n1,2\n\xff,1\n", "line 3 is not UTF-8"),
     ],
 )
 def test_a_table_that_is_not_regular_is_refused(

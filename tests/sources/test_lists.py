@@ -355,10 +355,10 @@ def test_parts_of_files_by_the_columns_of_a_table(tmp_path: Path, call: Path) ->
     assert source.identity["segments"] == {"unit": "seconds", "rounding": "nearest"}
     for wrong, words in (
         ({"stop_column": "to", "duration_column": "n"}, "not both"),
-        ({"stop_column": "path"}, "dataset.stop_column=path is not of numbers"),
+        ({"stop_column": "path"}, "dataset.stop_column=path is not of numbers: "),
         ({"stop_column": "end"}, "dataset.stop_column: there is no column end"),
         ({"time_unit": "frames"}, "neither seconds nor samples"),
-        ({"stop_column": "n"}, "n is 1e+305 in row 1; expected seconds"),
+        ({"stop_column": "n"}, "line 3 has 1e+305; expected seconds"),
     ):
         assert words in refused(replace(config, **wrong))
     path.write_text(

@@ -180,7 +180,7 @@ def test_spaces_at_an_end_are_left_out(tmp_path: Path) -> None:
     paths = [source.segment(row).path for row in range(3)]
     assert paths == [f"{tmp_path}/a.wav", f"{tmp_path}/b.wav ", f"{tmp_path}/a.wav"]
     assert source.ids().to_pylist() == ["a.wav ", "b.wav ", " a.wav"]
-    assert ["spaces at an end" in note for note in source.notes] == [True]
+    assert sum("spaces at an end were left out" in note for note in source.notes) == 1
 
 
 def test_a_split_is_found_in_a_path_of_windows(tmp_path: Path) -> None:

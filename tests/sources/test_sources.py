@@ -221,7 +221,7 @@ def test_metadata_in_each_directory(tmp_path):
         (",1\n", "file_name"),
         ("wav/a.wav,1\n./wav/a.wav,2\n", "not unique: 1 id occurs more than once (wav/a.wav)"),
         ("wav/a.wav,1\nwav/a.wav,2\n", "If rows are parts of files, set dataset.start_column"),
-        ("wav/a.wav,1,surplus\n", "more fields than its header"),
+        ("wav/a.wav,1,surplus\n", "metadata.csv, line 2 has more fields than the header: 3, not 2"),
         ("", "metadata.csv"),
     ],
 )
@@ -305,10 +305,10 @@ def test_a_line_break_within_a_tab_separated_field_is_refused(clips):
     """A carriage return would end the row."""
     (clips / "train.tsv").write_bytes(b"path\tsentence\nwav/a.wav\tone\rtwo\nwav/b.wav\tthree\n")
     message = error_text("manifest", clips / "train.tsv", audio_column="path")
-    assert "row 3 (the header is row 1) has fewer fields than its header: 1, not 2" in message
+    assert "line 3 has fewer fields than the header: 1, not 2" in message
     (clips / "train.tsv").write_bytes(b"path\nwav/a.wav\rwav/c.wav\nwav/b.wav\n")
     message = error_text("manifest", clips / "train.tsv", audio_column="path")
-    assert "has 2 lines after its header, but was read as 3 rows" in message
+    assert "has 3 lines, but was read as 4 rows" in message
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])

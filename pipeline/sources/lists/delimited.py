@@ -6,8 +6,7 @@ plus sign, more digits than 64 bits hold. `dataset.types` states the type of a c
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipeline.errors import SourceError, first_few
-from pipeline.sources.columns import require_column
+from pipeline.sources.columns import first_failure, require_column
+from pipeline.sources.lists.lines import place, read_lines
+from pipeline.sources.lists.places import Form, read_records
 
 SUFFIXES = (".csv", ".tsv")
 TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -23,63 +24,118 @@ TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?$"
 _BOOLEAN = r"^(true|True|TRUE|false|False|FALSE)$"
-_UNEQUAL = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _BLOCK_BYTES = 1 << 24  # a row must fit into one
 
 
-def read_delimited(path: Path) -> pa.Table:
+def form_of(path: Path, delimiter: str | None = None, has_header: bool = True) -> Form:
+    """Return how a table of text is written.
+
+    Args:
+        path: The table; a tsv is separated by tabs.
+        delimiter: Separator, if it is another one. Only between commas do quotation marks quote.
+        has_header: Whether the first record names the columns.
+
+    Raises:
+        SourceError: The delimiter is not one character.
+    """
+    if delimiter is None:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if delimiter == r"\t" else delimiter
+    if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
+        raise SourceError(f"dataset.delimiter is {delimiter!r}, not one character such as | or \\t")
+    return Form("csv", int(has_header), delimiter, quote=delimiter == ",")
+
+
+def read_delimited(path: Path, form: Form, names: Sequence[str] | None = None) -> pa.Table:
     """Read a table with all its values as text; an empty one is null.
 
-    Quotation marks are text in a tsv. A byte order mark, blank lines, and line breaks in quoted
-    values of a csv are read as usual.
+    A byte order mark, blank lines, and line breaks in quoted values of a csv are read as usual.
+
+    Args:
+        path: The table.
+        form: How it is written.
+        names: Names of its columns, if it has no header.
 
     Raises:
         SourceError: A row has more or fewer fields than the header, a name occurs twice, the text
             is not UTF-8, or there are no rows.
     """
-    is_tsv = path.suffix.lower() == ".tsv"
     if path.stat().st_size == 0:
         raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
-    form = pa_csv.ParseOptions(
-        delimiter="\t" if is_tsv else ",",
-        quote_char=False if is_tsv else '"',
-        newlines_in_values=not is_tsv,
+    parse = pa_csv.ParseOptions(
+        delimiter=form.delimiter,
+        quote_char='"' if form.quote else False,
+        newlines_in_values=form.quote,
     )
-    read = pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)  # errors name the row
+    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names)
     try:
-        with pa_csv.open_csv(path, read, form) as file:
-            names = file.schema.names
+        with pa_csv.open_csv(path, read, parse) as file:
+            found = file.schema.names
         kinds = pa_csv.ConvertOptions(
-            column_types={name: pa.string() for name in names},
+            column_types={name: pa.string() for name in found},
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=True,
         )
-        table = pa_csv.read_csv(path, read, form, kinds)
+        table = pa_csv.read_csv(path, read, parse, kinds)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read: {_reason(str(error))}") from error
-    repeated = sorted({name for name in names if names.count(name) > 1})
+        _check_records(path, form, names)
+        raise SourceError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    repeated = sorted({name for name in found if found.count(name) > 1})
     if repeated:
         raise SourceError(f"{path} has several columns of one name: {first_few(repeated)}")
     if not len(table):
         raise SourceError(f"{path} has no rows")
-    if is_tsv:
-        _check_lines(path, len(table))
-    return table.rename_columns([name or f"Unnamed: {i}" for i, name in enumerate(names)])
+    if form.quote:
+        _check_end(path, form, table)
+    else:
+        _check_lines(path, len(table) + form.n_header)
+    return table.rename_columns([name or f"Unnamed: {i}" for i, name in enumerate(found)])
+
+
+def _check_records(path: Path, form: Form, names: Sequence[str] | None) -> None:
+    """Look for the error of a table that cannot be read.
+
+    Raises:
+        SourceError: A line is not UTF-8, or has another number of fields than the header.
+    """
+    for _ in read_lines(path):
+        pass
+    n_names, named = (0, "header") if names is None else (len(names), "dataset.header")
+    for line, record in read_records(path, form):
+        n_names = n_names or len(record)
+        if len(record) != n_names:
+            word = "more" if len(record) > n_names else "fewer"
+            raise SourceError(
+                f"{place(path, line)} has {word} fields than the {named}: {len(record)}, not "
+                f"{n_names}" + ("; is a quotation mark open?" if "\n" in record[-1] else "")
+            )
+
+
+def _check_end(path: Path, form: Form, table: pa.Table) -> None:
+    """Check that no quotation mark is open at the end, which would take all lines after it.
+
+    Raises:
+        SourceError: One is.
+    """
+    last = table.slice(len(table) - 1).to_pylist()[0]
+    if any("\n" in (value or "") for value in last.values()):
+        for _ in read_records(path, form, is_strict=True):
+            pass
 
 
 def _check_lines(path: Path, n_rows: int) -> None:
-    """Check that each line of a tab-separated list, where no field can hold a break, is a row.
+    """Check that each line of a list without quotes, where no field can hold a break, is a row.
 
     Raises:
         SourceError: It is not.
     """
     with path.open("rb") as file:
         n_lines = sum(not line.isspace() for line in file)
-    if n_lines != n_rows + 1:
+    if n_lines != n_rows:
         raise SourceError(
-            f"{path} has {n_lines - 1} lines after its header, but was read as {n_rows} rows: a "
-            "field holds a line break or a carriage return; remove it"
+            f"{path} has {n_lines} lines, but was read as {n_rows} rows: a field holds a line "
+            "break or a carriage return; remove it"
         )
 
 
@@ -90,14 +146,19 @@ def infer_types(table: pa.Table, as_text: Collection[str | None]) -> pa.Table:
         table: Columns of text.
         as_text: Columns that are not converted.
     """
-    for place, name in enumerate(table.column_names):
+    for number, name in enumerate(table.column_names):
         if name not in as_text:
-            table = table.set_column(place, name, _inferred(table.column(place)))
+            table = table.set_column(number, name, _inferred(table.column(number)))
     return table
 
 
-def state_types(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+def state_types(table: pa.Table, types: Mapping[str, str], where: Callable[[int], str]) -> pa.Table:
     """Convert the columns whose types `dataset.types` states.
+
+    Args:
+        table: The rows.
+        types: Types by the names of their columns.
+        where: Names a row, for messages.
 
     Raises:
         SourceError: A column does not exist, a type is unknown, or a value is not of its type.
@@ -106,12 +167,17 @@ def state_types(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
         if kind not in TYPES:
             raise SourceError(f"dataset.types: {name} is {kind}; types are {', '.join(TYPES)}")
         require_column(name, table.column_names, "dataset.types")
-        place = table.column_names.index(name)
+        number = table.column_names.index(name)
+        column = _lower(table.column(number), TYPES[kind])
         try:
-            column = _lower(table.column(place), TYPES[kind]).cast(TYPES[kind])
+            table = table.set_column(number, name, column.cast(TYPES[kind]))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise SourceError(f"dataset.types: column {name} is not {kind}: {error}") from error
-        table = table.set_column(place, name, column)
+            row = first_failure(column, TYPES[kind])
+            value = table.column(number)[row].as_py()
+            raise SourceError(
+                f"dataset.types: column {name} is not {kind}: the row of {where(row)} has "
+                f"{value!r:.40}"
+            ) from error
     return table
 
 
@@ -122,18 +188,6 @@ def _inferred(column: pa.ChunkedArray) -> pa.ChunkedArray:
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
             return _lower(column, kind).cast(kind)
     return column
-
-
-def _reason(error: str) -> str:
-    """Return an error of Arrow's reader in one line, in our words if it is about a row."""
-    found = _UNEQUAL.search(error)
-    if found is None:
-        return " ".join(error.split())[:300]
-    row, n_names, n_fields = map(int, found.groups())
-    return (
-        f"row {row} (the header is row 1) has {'more' if n_fields > n_names else 'fewer'} fields "
-        f"than its header: {n_fields}, not {n_names}"
-    )
 
 
 def _lower(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

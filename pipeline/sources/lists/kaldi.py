@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, counted
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.lines import Columns, check_path, from_files, place, read_lines
+from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.segments import Spans
 from pipeline.sources.tabular import TabularSource
@@ -71,6 +73,8 @@ def open_kaldi(config: DatasetConfig) -> TabularSource:
     used = [folder / name for name in known if (folder / name).exists()]
     root = audio_root(config, folder)
     rows = Rows(table, {}, "path", root, spans=spans, id_column="utterance", notes=notes)
+    listed = folder / ("segments" if (folder / "segments").exists() else "wav.scp")
+    rows = replace(rows, places=Places(((listed, len(table), Form()),)))
     return TabularSource(config, from_files(rows, used))
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.lines import Columns, check_path, from_files, place, read_objects
+from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.segments import Spans
 from pipeline.sources.tabular import TabularSource
@@ -62,7 +63,8 @@ def open_lhotse(config: DatasetConfig) -> TabularSource:
     channel = pc.cast(table["channel"].combine_chunks(), pa.int64())
     spans = Spans(start, duration=duration, channel=channel, rounding="nearest")
     root = audio_root(config, path.parent)
-    listed = Rows(table, {}, "path", root, spans=spans, id_column="id")
+    places = Places(((path, len(table), Form()),))
+    listed = Rows(table, {}, "path", root, spans=spans, id_column="id", places=places)
     return TabularSource(config, from_files(listed, used))
 
 

@@ -49,6 +49,10 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in read_lines(path):
         try:
             found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SourceError(
+                f"{place(path, number)} is not JSON: {error.msg} (column {error.colno})"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{place(path, number)} is not JSON: {error}") from error
         if not isinstance(found, dict):

@@ -2,62 +2,158 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
 from pipeline.sources.columns import Rows, require_column
-from pipeline.sources.lists.delimited import SUFFIXES, infer_types, read_delimited
+from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
 from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
+from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.location import audio_root, existing_path
-from pipeline.sources.splits import ALL, COLUMN, chosen
+from pipeline.sources.splits import ALL, COLUMN, chosen, with_split
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
 FORMATS = ("table", "nemo", "fairseq")
+_MADE_PATH = "audio_path"
 
 
 def open_manifest(config: DatasetConfig) -> TabularSource:
     """Open the list at `dataset.path`: `dataset.format`, or what its first lines look like.
 
     Relative audio paths start from `dataset.root`, or from the list's directory; those of fairseq
-    from the folder in its first line.
+    from the folder in its first line. Of a directory, `dataset.split` names the tables.
 
     Raises:
         SourceError: The list is missing or cannot be read, or see `TabularSource`.
     """
+    if config.split is not None and config.path and Path(config.path).expanduser().is_dir():
+        return TabularSource(config, _tables_of_splits(config, config.split))
     path = existing_path(config, directory=False)
     if config.format not in (None, *FORMATS):
         raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
-    kind = config.format or guess_format(path) or "table"
+    kind = config.format or (None if _is_stated(config) else guess_format(path)) or "table"
     if kind == "table":
-        root = audio_root(config, path.parent)
-        if path.suffix.lower() in SUFFIXES:
-            rows = _delimited_rows(config, path, root)
-        else:
-            rows = hub.rows_of(hub.read_table(path), config, root)
+        rows = _table_rows(config, path)
     else:
         rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
+        form = Form(n_header=0 if kind == "nemo" else 1)
+        rows = replace(rows, places=Places(((path, len(rows.table), form),)))
         if config.format is None:
             note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
             rows = replace(rows, notes=(note, *rows.notes))
     return TabularSource(config, _of_splits(config, from_files(rows, [path])))
 
 
-def _delimited_rows(config: DatasetConfig, path: Path, root: str) -> Rows:
-    """Read a csv or tsv. Ids and paths are text."""
-    table = read_delimited(path)
-    require_column(config.audio_column, table.column_names, "dataset.audio_column")
-    table = infer_types(table, {config.audio_column, config.id_column, *(config.types or ())})
-    return Rows(table, {}, config.audio_column, root)
+def _is_stated(config: DatasetConfig) -> bool:
+    """Return whether the configuration says that the list is a table of text."""
+    return config.delimiter is not None or config.header is not None
+
+
+def _table_rows(config: DatasetConfig, path: Path) -> Rows:
+    if path.suffix.lower() in SUFFIXES or _is_stated(config):
+        table, form = _read_text(config, path)
+        return _text_rows(config, path.parent, table, Places(((path, len(table), form),)))
+    dataset, root = hub.read_table(path), audio_root(config, path.parent)
+    if config.audio_path is None:
+        rows = hub.rows_of(dataset, config, root)
+    else:
+        table, class_names, state = hub.arrow_of(dataset)
+        table, column = _with_path(config.audio_path, table)
+        rows = Rows(table, class_names, column, root, state)
+    places = Places(((path, len(rows.table), hub.table_form(path)),))
+    return replace(rows, places=places)
+
+
+def _read_text(config: DatasetConfig, path: Path) -> tuple[pa.Table, Form]:
+    form = form_of(path, config.delimiter, config.header is None)
+    return read_delimited(path, form, config.header), form
+
+
+def _text_rows(config: DatasetConfig, folder: Path, table: pa.Table, places: Places) -> Rows:
+    """Make rows of a table of text. Ids and paths are text."""
+    column = config.audio_column
+    if config.audio_path is not None:
+        table, column = _with_path(config.audio_path, table)
+    require_column(column, table.column_names, "dataset.audio_column")
+    table = infer_types(table, {column, config.id_column, *(config.types or ())})
+    return Rows(table, {}, column, audio_root(config, folder), places=places)
+
+
+def _with_path(template: str, table: pa.Table) -> tuple[pa.Table, str]:
+    """Append a column with the paths that `dataset.audio_path` makes of other columns.
+
+    Returns:
+        The table, and the name of the column.
+
+    Raises:
+        SourceError: The template is malformed, or names no column of the table.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SourceError(f"dataset.audio_path={template}: {error}") from error
+    if not any(name for _, name, _, _ in parts) or any(spec or how for *_, spec, how in parts):
+        raise SourceError(
+            f"dataset.audio_path={template} names no column in plain braces, as in wavs/{{id}}.wav"
+        )
+    pieces: list[pa.Scalar | pa.ChunkedArray] = []
+    for literal, name, _, _ in parts:
+        pieces.append(pa.scalar(literal))
+        if name is not None:
+            require_column(name, table.column_names, "dataset.audio_path")
+            pieces.append(table[name].cast(pa.string()))
+    column = _MADE_PATH
+    while column in table.column_names:
+        column += "_"
+    paths = pc.binary_join_element_wise(*pieces, "")
+    return table.append_column(column, paths), column
+
+
+def _tables_of_splits(config: DatasetConfig, setting: str) -> Rows:
+    """Read the tables of a directory that `dataset.split` names, without their suffixes.
+
+    Raises:
+        SourceError: There is no such table, or they have other columns.
+    """
+    folder = existing_path(config, directory=True)
+    names = setting.split("+")
+    paths: list[Path] = []
+    tables: list[pa.Table] = []
+    places: list[tuple[Path, int, Form]] = []
+    for name in names:
+        found = [path for path in (folder / f"{name}{s}" for s in SUFFIXES) if path.is_file()]
+        if len(found) != 1:
+            there = sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+            raise SourceError(
+                f"dataset.split={setting}: {folder} has {'both' if found else 'neither'} "
+                f"{name}.csv {'and' if found else 'nor'} {name}.tsv; there are "
+                f"{first_few(there) or 'no tables'}"
+            )
+        table, form = _read_text(config, found[0])
+        if tables and table.column_names != tables[0].column_names:
+            raise SourceError(
+                f"{found[0]} and {paths[0]} have other columns: {', '.join(table.column_names)} "
+                f"against {', '.join(tables[0].column_names)}"
+            )
+        paths += found
+        tables.append(table)
+        places.append((found[0], len(table), form))
+    labels = pa.array(np.repeat(names, [len(table) for table in tables]).tolist(), pa.string())
+    table = with_split(pa.concat_tables(tables), labels)
+    rows = _text_rows(config, folder, table, Places(tuple(places)))
+    return from_files(replace(rows, splits=labels if len(tables) > 1 else None), paths)
 
 
 def _of_splits(config: DatasetConfig, rows: Rows) -> Rows:
