@@ -12,8 +12,9 @@ class DatasetConfig:
     Attributes:
         kind: "audiofolder", "hub", "disk" (saved by `save_to_disk`), "manifest" (csv, tsv, json,
             jsonl or parquet, or a list of NeMo or fairseq), "kaldi" (a data directory), "lhotse"
-            (cuts, or supervisions with recordings, in jsonl) or "webdataset" (tar files).
-        path: Folder, saved dataset or list; for tar files also a pattern.
+            (cuts, or supervisions with recordings, in jsonl), "webdataset" (tar files) or "parquet"
+            (files with embedded audio).
+        path: Folder, saved dataset or list; for tar and Parquet files also a pattern.
         name: Name of a hub dataset.
         config: Configuration of a hub dataset.
         split: Split to read; None if there is only one.

@@ -106,7 +106,7 @@ def choose_columns(config: DatasetConfig, rows: Rows) -> tuple[tuple[Column, ...
         kept = list(dict.fromkeys(config.columns))
     else:
         for name in schema.names:
-            if name not in RESERVED_NAMES and _is_plain(schema.field(name).type):
+            if name not in RESERVED_NAMES and is_plain(schema.field(name).type):
                 kept.append(name)
             elif name != config.id_column:
                 skipped.append(name)
@@ -128,16 +128,17 @@ def _check_named(name: str, schema: pa.Schema, config: DatasetConfig) -> None:
         )
     require_column(name, schema.names, "dataset.columns")
     kind = schema.field(name).type
-    if not _is_plain(kind):
+    if not is_plain(kind):
         raise SourceError(
             f"dataset.columns names {name}, which is {kind}: only numbers, text, booleans, times "
             "and lists of these can be carried"
         )
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def is_plain(kind: pa.DataType) -> bool:
+    """Return whether columns of an Arrow type can be carried into a store."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_plain(kind.value_type)
+        return is_plain(kind.value_type)
     tests = (
         *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean),
         *(pa.types.is_temporal, is_text),

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources import hub
+from pipeline.sources.archives.parquet.source import open_parquet
 from pipeline.sources.archives.webdataset import open_webdataset
 from pipeline.sources.base import Source
 from pipeline.sources.channels import CountChannels, check_channel, with_channel, without_column
@@ -25,6 +26,7 @@ _OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
     "manifest": open_manifest,
     "kaldi": open_kaldi,
     "lhotse": open_lhotse,
+    "parquet": open_parquet,
     "webdataset": open_webdataset,
     "disk": hub.open_disk,
     "hub": hub.open_hub,
@@ -41,7 +43,8 @@ def open_source(config: DatasetConfig, count_channels: CountChannels | None = No
         config: Its `kind` is audiofolder (every audio file under `path`, or the rows of its
             metadata.csv, .jsonl or .parquet), manifest (a table of paths, or a list of NeMo or
             fairseq), kaldi (a data directory), lhotse (cuts), webdataset (samples in tar files),
-            disk (written by `save_to_disk`) or hub (found by `load_dataset` under `name`).
+            parquet (files with embedded audio), disk (written by `save_to_disk`) or hub (found by
+            `load_dataset` under `name`).
         count_channels: Reads the number of channels of a file. With `channel="each"`, and only
             then, it is called for every file.
 

@@ -28,6 +28,7 @@ from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source as open_with
 from pipeline.store.format.records import RESERVED_NAMES
 from tests.helpers.audio_files import speechlike, write
+from tests.helpers.parquet_files import write_parquet
 from tests.helpers.tars import write_tar
 
 N_SAMPLES = {"b.wav": 1600, "a.wav": 3200, "c.wav": 800}  # of each clip, in the order of the rows
@@ -67,6 +68,17 @@ def hub(root: Path) -> DatasetConfig:
     (root / "data").mkdir()
     dataset(root).to_parquet(root / "data/train-00000-of-00001.parquet")
     return DatasetConfig("hub", name=str(root), split="train")
+
+
+def parquet(root: Path) -> DatasetConfig:
+    (root / "data").mkdir()
+    dataset(root).to_parquet(root / "data/clips.parquet")
+    return DatasetConfig("parquet", str(root / "data"))
+
+
+def parquet_with_compression(root: Path) -> DatasetConfig:
+    write_parquet(root / "clips.parquet", dataset(root).data.table, compression="zstd")
+    return DatasetConfig("parquet", str(root / "*.parquet"))
 
 
 def nemo(root: Path) -> DatasetConfig:
@@ -161,6 +173,8 @@ KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "manifest": manifest,
     "disk": saved,
     "hub": hub,
+    "parquet": parquet,
+    "parquet with compression": parquet_with_compression,
     "nemo": nemo,
     "fairseq": fairseq,
     "kaldi": kaldi,
@@ -301,7 +315,7 @@ def test_no_audio_file_is_opened(config: DatasetConfig, source: Source, tmp_path
     found = source.ids().to_pylist(), segments, source.metadata(rows).to_pydict()
     assert found == before
     for segment in segments:
-        if segment.path is not None:
+        if segment.container == "file" and segment.data is None:
             with pytest.raises(AudioError, match="No such file"):
                 decode(segment, 16_000)
 
