@@ -1,6 +1,7 @@
 """Datasets and tables that `datasets` loads: saved to disk, found on the hub, or read from a file.
 
-In this package only this file imports `datasets`. It loads Arrow tables and decodes no audio.
+Arrow tables are loaded; no audio is decoded. Parquet files of the hub are read in place: see
+`archives/parquet/repository.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
 _MANY_BRACKETS = 500  # fewer cannot be nested too deeply
 _LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
-_LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and their bases
+LOAD_ERRORS = (
     datasets.exceptions.DatasetsError,
     pa.ArrowException,
     OSError,
@@ -50,6 +51,7 @@ _LOAD_ERRORS = (  # observed errors of load_dataset and load_from_disk, and thei
     RuntimeError,
     StopIteration,
 )
+"""Observed errors of load_dataset and load_from_disk, and their bases."""
 
 
 def open_disk(config: DatasetConfig) -> TabularSource:
@@ -61,7 +63,7 @@ def open_disk(config: DatasetConfig) -> TabularSource:
     path = existing_path(config, directory=True)
     try:
         saved = datasets.load_from_disk(str(path))
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise SourceError(
             f"{describe_location(config)} holds no dataset that save_to_disk wrote "
             f"({one_line(error)}); for a folder of audio files use dataset=audiofolder"
@@ -70,21 +72,17 @@ def open_disk(config: DatasetConfig) -> TabularSource:
 
 
 def open_hub(config: DatasetConfig) -> TabularSource:
-    """Open the dataset that `load_dataset` finds under `dataset.name`.
+    """Open the dataset that `load_dataset` finds under `dataset.name`; it converts it to Arrow.
+
+    Args:
+        config: Configuration of the dataset, as `check_name_and_split` allows it.
 
     Raises:
         SourceError: It is neither in the cache nor on the hub, or cannot be loaded; see also
             `TabularSource`.
     """
-    if not config.name:
-        raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
-    local = Path(config.name)
+    local = Path(str(config.name))
     split = None if is_several(config.split) else config.split
-    if len({part.partition("[")[0] for part in (split or "").split("+")}) > 1:
-        raise SourceError(
-            f"dataset.split={split}: slices of several splits are not joined; name whole splits, "
-            "as in train+test, or extract each slice into a store of its own"
-        )
     try:
         with importable_torchcodec():
             loaded = datasets.load_dataset(
@@ -92,20 +90,36 @@ def open_hub(config: DatasetConfig) -> TabularSource:
                 config.config,
                 split=split,
                 revision=config.revision,
-                cache_dir=_cache_dir(local) if local.is_dir() else None,
+                cache_dir=cache_dir(local) if local.is_dir() else None,
             )
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise SourceError(
             f"{describe_location(config)} is not in the local cache and could not be fetched from "
             f"the hub: {one_line(error)}; check the name and the network"
         ) from error
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise SourceError(
             f"{describe_location(config)} cannot be loaded: {one_line(error)}"
         ) from error
     if split is not None:  # which is perhaps a slice
         return TabularSource(config, rows_of(loaded, config, None))
     return TabularSource(config, _choose_splits(loaded, config, None))
+
+
+def check_name_and_split(config: DatasetConfig) -> None:
+    """Refuse a missing name, and slices of several splits.
+
+    Raises:
+        SourceError: It is one of these.
+    """
+    if not config.name:
+        raise SourceError("dataset=hub needs dataset.name, e.g. dataset.name=google/fleurs")
+    split = "" if config.split is None or is_several(config.split) else config.split
+    if len({part.partition("[")[0] for part in split.split("+")}) > 1:
+        raise SourceError(
+            f"dataset.split={split}: slices of several splits are not joined; name whole splits, "
+            "as in train+test, or extract each slice into a store of its own"
+        )
 
 
 def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) -> Rows:
@@ -153,9 +167,9 @@ def read_table(path: Path) -> datasets.Dataset:
             builder,
             data_files=[glob.escape(str(path))],
             split="train",
-            cache_dir=_cache_dir(path),
+            cache_dir=cache_dir(path),
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         if builder == "json" and table_form(path).kind == "lines":
             for _ in read_objects(path):  # names the line
                 pass
@@ -213,15 +227,21 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _cache_dir(path: Path) -> str:
+def cache_dir(path: Path) -> str:
+    """Return the folder in which `datasets` keeps what it reads from a file or folder."""
     return str(cache_folder(Path(datasets.config.HF_DATASETS_CACHE) / "strata", path))
 
 
 def arrow_of(dataset: datasets.Dataset) -> tuple[pa.Table, dict[str, tuple[str, ...]], str]:
     """Return a dataset's table, the names of each ClassLabel column, and its fingerprint."""
-    labels = {n: f for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
-    class_names = {name: tuple(feature.names) for name, feature in labels.items()}
-    return dataset.with_format("arrow")[:], class_names, dataset._fingerprint
+    table = dataset.with_format("arrow")[:]
+    return table, class_names_of(dataset.features), dataset._fingerprint
+
+
+def class_names_of(features: datasets.Features) -> dict[str, tuple[str, ...]]:
+    """Return the names of each ClassLabel column."""
+    labels = {n: f for n, f in features.items() if isinstance(f, datasets.ClassLabel)}
+    return {name: tuple(feature.names) for name, feature in labels.items()}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources import hub
+from pipeline.sources.archives.parquet.repository import open_hub
 from pipeline.sources.archives.parquet.source import open_parquet
 from pipeline.sources.archives.webdataset import open_webdataset
 from pipeline.sources.base import Source
@@ -29,7 +30,7 @@ _OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
     "parquet": open_parquet,
     "webdataset": open_webdataset,
     "disk": hub.open_disk,
-    "hub": hub.open_hub,
+    "hub": open_hub,
 }
 
 

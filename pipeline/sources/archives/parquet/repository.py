@@ -1,0 +1,214 @@
+"""A dataset of the Hugging Face hub: its Parquet files, read in place from the cache of the hub.
+
+`datasets` says which files are of which split, and the types of the columns; it makes no copy of
+their rows. Of a repository without Parquet files it loads the rows, as for any other dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import huggingface_hub  # which datasets depends on
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError
+from pipeline.sources import hub
+from pipeline.sources.archives.parquet.embedded import named
+from pipeline.sources.archives.parquet.pages import UnknownFormError
+from pipeline.sources.archives.parquet.rows import ParquetSource, Part, Typed, read_parts
+from pipeline.sources.archives.parquet.source import split_names
+from pipeline.sources.location import describe_location
+from pipeline.sources.splits import is_several
+from pipeline.sources.torchcodec_stand_in import importable_torchcodec
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
+    from pipeline.sources.tabular import TabularSource
+
+_HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")
+_SHARD = re.compile(r"(.*-)\d+-of-(\d+)(.*)")
+_N_DOWNLOADS = 8
+
+
+def open_hub(config: DatasetConfig) -> TabularSource:
+    """Open the dataset that the hub, its cache or a local folder has under `dataset.name`.
+
+    Raises:
+        SourceError: It is neither in the cache nor on the hub, cannot be loaded, or lacks files or
+            the split; see also `TabularSource`.
+    """
+    hub.check_name_and_split(config)
+    builder = _builder(config)
+    if builder is None or not _is_plain_parquet(builder):
+        return hub.open_hub(config)
+    urls = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    try:
+        typed = _typed(config, builder, urls)
+        rows, places = read_parts(config, _parts(config, builder, urls), None, typed)
+    except (UnknownFormError, _CastError):
+        return hub.open_hub(config)
+    if any(_HUB_FILE.fullmatch(url) for url in next(iter(urls.values()))):
+        rows = replace(rows, state=json.dumps(urls))  # which name the commit: times differ by node
+    return ParquetSource(config, rows, places)
+
+
+class _CastError(Exception):
+    """Columns that do not have the types of the dataset."""
+
+
+def _builder(config: DatasetConfig) -> Any:
+    """Return what `datasets` knows of the dataset; None if `load_dataset` is to give the reason.
+
+    Without a connection to the hub, the snapshot in its cache is taken.
+    """
+    local = Path(str(config.name))
+    arguments = {"name": config.config, "revision": config.revision}
+    try:
+        with importable_torchcodec():
+            try:
+                return datasets.load_dataset_builder(
+                    config.name,
+                    cache_dir=hub.cache_dir(local) if local.is_dir() else None,
+                    **arguments,
+                )
+            except ConnectionError:
+                snapshot = _snapshot(config)
+                return snapshot and datasets.load_dataset_builder(snapshot, config.config)
+    except hub.LOAD_ERRORS:
+        return None
+
+
+def _snapshot(config: DatasetConfig) -> str | None:
+    """Return the folder of the dataset in the cache of the hub; None if it is not there."""
+    try:
+        return huggingface_hub.snapshot_download(
+            str(config.name), repo_type="dataset", revision=config.revision, local_files_only=True
+        )
+    except (OSError, ValueError):  # LocalEntryNotFoundError, a name that no repository can have
+        return None
+
+
+def _is_plain_parquet(builder: Any) -> bool:
+    """Return whether the dataset is all rows and columns of Parquet files."""
+    settings = ("columns", "filters")
+    return (
+        builder.name == "parquet"
+        and bool(builder.config.data_files)
+        and all(getattr(builder.config, name, None) is None for name in settings)
+        and getattr(builder.config, "on_bad_files", "error") == "error"
+    )
+
+
+def _parts(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> list[Part]:
+    """Return the rows of the splits that the configuration names, or of a slice of one.
+
+    Files that are not in the cache of the hub are downloaded into it.
+
+    Raises:
+        SourceError: A split does not exist or lacks files, or a file cannot be downloaded.
+    """
+    names = sorted(urls)
+    is_slice = config.split not in (None, *names) and not is_several(config.split)
+    if not is_slice:
+        parts = [Part(split, _fetch(config, urls[split])) for split in split_names(config, names)]
+        for part in parts:
+            _check_complete(config, builder, part)
+        return parts
+    return _sliced(config, builder, urls)
+
+
+def _sliced(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> list[Part]:
+    """Return the rows of slices of one split, such as `train[:100]`."""
+    name = str(config.split).partition("[")[0]
+    if name not in urls:
+        split_names(replace(config, split=name), sorted(urls))
+    whole = Part(name, _fetch(config, urls[name]))
+    n_rows = _check_complete(config, builder, whole)
+    try:
+        slices = datasets.ReadInstruction.from_spec(config.split).to_absolute({name: n_rows})
+    except (ValueError, AssertionError) as error:
+        raise SourceError(f"dataset.split={config.split}: {hub.one_line(error)}") from error
+    bounds = [(one.from_ or 0, n_rows if one.to is None else one.to) for one in slices]
+    return [replace(whole, start=start, stop=stop) for start, stop in bounds]
+
+
+def _fetch(config: DatasetConfig, urls: Sequence[str]) -> tuple[Path, ...]:
+    """Return local files; those of the hub are downloaded unless they are in its cache."""
+
+    def fetch(url: str) -> Path:
+        found = _HUB_FILE.fullmatch(url)
+        if found is None:
+            return Path(url)
+        repo_id, revision, name = found.groups()
+        return Path(
+            huggingface_hub.hf_hub_download(repo_id, name, repo_type="dataset", revision=revision)
+        )
+
+    try:
+        with ThreadPoolExecutor(_N_DOWNLOADS) as pool:
+            return tuple(pool.map(fetch, urls))
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"a file of {describe_location(config)} is not in the local cache and could not be "
+            f"fetched from the hub: {hub.one_line(error)}"
+        ) from error
+
+
+def _check_complete(config: DatasetConfig, builder: Any, part: Part) -> int:
+    """Check the number of files and of rows of a split; return the latter.
+
+    Raises:
+        SourceError: Files are missing, as in the cache after a part of a download, or there are
+            other rows than the dataset's card states.
+    """
+    shards = [found for file in part.files if (found := _SHARD.fullmatch(file.name))]
+    groups = {(found[1], found[2], found[3]) for found in shards}
+    n_expected = sum(int(n) for _, n, _ in groups)
+    if len(shards) < n_expected:
+        raise SourceError(
+            f"{describe_location(config)} has {len(shards)} of the {n_expected} files of the split "
+            f"{part.split}; fetch the others, with a connection to the hub"
+        )
+    n_rows = 0
+    for file in part.files:
+        with named(str(file)):
+            n_rows += pq.read_metadata(file).num_rows
+    stated = (builder.info.splits or {}).get(part.split)
+    if stated is not None and stated.num_examples not in (None, n_rows):
+        raise SourceError(
+            f"the split {part.split} of {describe_location(config)} has {n_rows:,} rows, but its "
+            f"card (README.md) states {stated.num_examples:,}: files are missing, or the card is "
+            "out of date"
+        )
+    return n_rows
+
+
+def _typed(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> Typed:
+    """Return what gives a table the types that `load_dataset` gives it."""
+    features = builder.info.features
+    if features is None:  # those of the first file of all splits
+        (first,) = _fetch(config, next(iter(urls.values()))[:1])
+        with named(str(first)):
+            schema = pq.read_schema(first)
+        try:
+            features = datasets.Features.from_arrow_schema(schema)
+        except hub.LOAD_ERRORS as error:
+            raise _CastError from error
+    class_names = hub.class_names_of(features)
+
+    def typed(table: pa.Table) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
+        try:
+            table = datasets.table.table_cast(table, features.arrow_schema)
+        except hub.LOAD_ERRORS as error:
+            raise _CastError from error
+        return table.replace_schema_metadata(None), class_names
+
+    return typed
