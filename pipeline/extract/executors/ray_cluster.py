@@ -87,7 +87,7 @@ class Machine:
 
 def find_machine(config: EngineConfig) -> Machine:
     """Return the resources of this machine, or of the cluster that the configuration names."""
-    if config.kind == "ray" and _address(config):
+    if is_cluster(config):
         import ray
 
         if not ray.is_initialized():
@@ -105,6 +105,11 @@ def _memory_bytes() -> int:
     with suppress(OSError, ValueError):  # no such file, or "max"
         limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return limit
+
+
+def is_cluster(config: EngineConfig) -> bool:
+    """Return whether a run uses Ray on a cluster that is already running."""
+    return config.kind == "ray" and _address(config) is not None
 
 
 def _address(config: EngineConfig) -> str | None:

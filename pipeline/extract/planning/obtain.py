@@ -10,9 +10,10 @@ from pipeline.config import Config
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError
 from pipeline.events import Observer, announced
+from pipeline.extract.executors.ray_probing import choose_probing
 from pipeline.extract.planning.changes import check_extent, compare, describe
 from pipeline.extract.planning.dataset import PlannedDataset
-from pipeline.extract.planning.planner import plan_source, replan_source
+from pipeline.extract.planning.planner import Scanning, plan_source, replan_source
 from pipeline.extract.planning.replanning import find_unstored
 from pipeline.extract.store_setup import is_created
 from pipeline.sources.base import Source
@@ -28,7 +29,7 @@ def plan_new(
 ) -> PlannedDataset:
     """Plan a dataset without regard to a store."""
     capacity = config.plan.frames_per_unit
-    plan = plan_source(source, windowing, capacity, _progress(observer, source), observer.note)
+    plan = plan_source(source, windowing, capacity, _scanning(config, source, observer))
     return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
 
 
@@ -96,7 +97,7 @@ def _plan_uncreated(
     if not is_other and stored.source["fingerprint"] == source.fingerprint:
         return PlannedDataset(source, stored, np.arange(len(source)))
     capacity = config.plan.frames_per_unit or stored.frames_per_unit
-    plan = plan_source(source, windowing, capacity, _progress(observer, source), observer.note)
+    plan = plan_source(source, windowing, capacity, _scanning(config, source, observer))
     return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
 
 
@@ -112,8 +113,8 @@ def _replan(
     unstored = find_unstored(backend, stored, config.retry_quarantined, labels)
     if unstored.n_retried:
         observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
-    progress = _progress(observer, source)
-    replan = replan_source(source, windowing, stored, unstored, labels, progress, observer.note)
+    scanning = _scanning(config, source, observer)
+    replan = replan_source(source, windowing, stored, unstored, labels, scanning)
     with announced(observer, "comparing the labels"):
         changes, new_labels = compare(backend, source, stored, replan, labels)
     check_extent(changes, source, backend, config.run.max_changed)
@@ -130,6 +131,9 @@ def _replan(
     )
 
 
-def _progress(observer: Observer, source: Source) -> Callable[[int], None]:
-    """Return a function that passes the number of headers read to an observer."""
-    return lambda done: observer.headers_scanned(done, len(source))
+def _scanning(config: Config, source: Source, observer: Observer) -> Scanning:
+    return Scanning(
+        progress=lambda done: observer.headers_scanned(done, len(source)),
+        note=observer.note,
+        probing=choose_probing(config.engine, source),
+    )

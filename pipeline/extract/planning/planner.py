@@ -17,13 +17,36 @@ from pipeline.errors import first_few
 from pipeline.extract.planning.matching import Match, current_numbers, match_rows
 from pipeline.extract.planning.missing import note_missing, require_some_file
 from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
-from pipeline.extract.planning.scan import MIXED, RATE, mixed_channels, scan
+from pipeline.extract.planning.scan import (
+    MIXED,
+    RATE,
+    Probing,
+    mixed_channels,
+    probe_in_threads,
+    scan,
+)
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
 from pipeline.store.labels import IntArray, Labels
 
-Progress = Callable[[int], None]
-Note = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Scanning:
+    """How a dataset is scanned, and who is told.
+
+    Attributes:
+        progress: Called with the number of headers read so far.
+        note: Receives lines for the user about missing files, mixed channels, and recordings that
+            cannot be completed.
+        probing: Reads the headers.
+    """
+
+    progress: Callable[[int], None] = lambda done: None
+    note: Callable[[str], None] = lambda text: None
+    probing: Probing = probe_in_threads
+
+
+_SILENT = Scanning()
 
 
 @dataclass(frozen=True)
@@ -45,8 +68,7 @@ def plan_source(
     source: Source,
     windowing: Windowing,
     frames_per_unit: int | None,
-    progress: Progress = lambda done: None,
-    note: Note = lambda text: None,
+    scanning: Scanning = _SILENT,
 ) -> Plan:
     """Plan a source.
 
@@ -54,13 +76,12 @@ def plan_source(
         source: The dataset.
         windowing: Windows of the encoder, at whose boundaries long recordings are cut.
         frames_per_unit: Capacity of a unit; None adapts it to the corpus.
-        progress: As for `scan`.
-        note: Receives lines for the user about missing files and mixed channels.
+        scanning: How it is scanned.
 
     Raises:
         SourceError: No audio file exists.
     """
-    rows, facts = _scan(source, windowing, progress, note)
+    rows, facts = _scan(source, windowing, scanning)
     if frames_per_unit is None:
         frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
     capacity = round_up_to_chunk(frames_per_unit)
@@ -73,8 +94,7 @@ def replan_source(
     stored: Plan,
     unstored: Unstored,
     labels: Labels | None = None,
-    progress: Progress = lambda done: None,
-    note: Note = lambda text: None,
+    scanning: Scanning = _SILENT,
 ) -> Replan:
     """Extend the plan of a store by what is new or replaced in its dataset.
 
@@ -87,9 +107,7 @@ def replan_source(
         stored: The stored plan.
         unstored: Its utterances that readers do not show.
         labels: The newest labels of the store.
-        progress: As for `scan`.
-        note: Receives lines for the user about missing files, mixed channels, and recordings that
-            cannot be completed.
+        scanning: How it is scanned.
 
     Raises:
         SourceError: The audio of an extracted utterance cannot be read any more, or no audio file
@@ -99,7 +117,7 @@ def replan_source(
         numbers = current_numbers(stored, labels, source)
         if numbers is not None:
             return Replan(stored, numbers)
-    rows, facts = _scan(source, windowing, progress, note)
+    rows, facts = _scan(source, windowing, scanning)
     match = match_rows(stored, rows, source, unstored, labels)
     row_of = match.rows
     retried = np.array([n for n in unstored.retried if row_of[n] >= 0], np.int64)
@@ -113,7 +131,7 @@ def replan_source(
         pieces, changed_names = unchanged_pieces(unstored.pieces, rows, row_of)
         added = pa.concat_tables([pieces.select(added.column_names), added])
         if changed_names:
-            note(
+            scanning.note(
                 f"not completed: {first_few(changed_names)}: some pieces are stored, and all must "
                 "come from the same audio. Restore the file and retry, or choose another store="
             )
@@ -123,15 +141,15 @@ def replan_source(
 
 
 def _scan(
-    source: Source, windowing: Windowing, progress: Progress, note: Note
+    source: Source, windowing: Windowing, scanning: Scanning
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Scan a source; return its rows for `make_plan`, and the facts that the plan states of it."""
     facts: dict[str, Any] = {"fingerprint": source.fingerprint}
     require_some_file(source)
-    rows = scan(source, windowing.geometry, progress)
-    note_missing(source, rows, note)
+    rows = scan(source, windowing.geometry, scanning.progress, scanning.probing)
+    note_missing(source, rows, scanning.note)
     for line in mixed_channels(rows):
-        note(line)
+        scanning.note(line)
     rate_hz = windowing.geometry.sample_rate_hz
     if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
         facts[SOXR_KEY] = SOXR_RESAMPLER

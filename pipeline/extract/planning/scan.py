@@ -1,9 +1,9 @@
-"""Scan of a dataset: the header of every utterance, read in threads."""
+"""Scan of a dataset: the header of every utterance, read in threads or on a cluster."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,11 @@ from pipeline.errors import AudioError, counted
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import SCHEMA
+
+Facts = npt.NDArray[np.int64]
+"""`PROBED`, `RATE` and `MIXED` of some utterances: `[6, n]`; 0 if unreadable."""
+Probing = Callable[[Source, FrameGeometry], Iterator[Facts]]
+"""Reads the headers of a source; yields the facts of consecutive rows."""
 
 SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
@@ -44,8 +49,22 @@ class Unreadable:
     ids: tuple[str, ...]
 
 
+def probe_in_threads(source: Source, geometry: FrameGeometry) -> Iterator[Facts]:
+    """Read the headers of a source in threads of this process; see `Probing`."""
+
+    def probe_chunk(start: int) -> Facts:
+        rows = range(start, min(start + SCAN_CHUNK, len(source)))
+        return probe_segments((source.segment(row) for row in rows), geometry)
+
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        yield from pool.map(probe_chunk, range(0, len(source), SCAN_CHUNK))
+
+
 def scan(
-    source: Source, geometry: FrameGeometry, progress: Callable[[int], None] = lambda done: None
+    source: Source,
+    geometry: FrameGeometry,
+    progress: Callable[[int], None] = lambda done: None,
+    probing: Probing = probe_in_threads,
 ) -> pa.Table:
     """Read the header of every utterance.
 
@@ -53,22 +72,20 @@ def scan(
         source: The dataset.
         geometry: Geometry of the encoder; samples are counted at its rate.
         progress: Called with the number of headers read so far.
+        probing: Reads the headers.
 
     Returns:
         Rows for `make_plan`, in source order, with the columns `RATE` and `MIXED`; 0 samples for an
         unreadable header.
     """
-    n = len(source)
+    n, done = len(source), 0
     names = (*PROBED, RATE, MIXED)
     probed = np.zeros((len(names), n), np.int64)
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        progress(0)
-        starts = range(0, n, SCAN_CHUNK)
-        chunks = pool.map(lambda start: _probe_rows(source, start, geometry), starts)
-        for start, chunk in zip(starts, chunks, strict=True):
-            stop = start + chunk.shape[1]
-            probed[:, start:stop] = chunk
-            progress(stop)
+    progress(0)
+    for facts in probing(source, geometry):
+        probed[:, done : done + facts.shape[1]] = facts
+        done += facts.shape[1]
+        progress(done)
     columns = {
         "id": source.ids(),
         "row": np.arange(n),
@@ -118,13 +135,11 @@ def mixed_channels(rows: pa.Table) -> list[str]:
     ]
 
 
-def _probe_rows(source: Source, start: int, geometry: FrameGeometry) -> npt.NDArray[np.int64]:
-    """Read `PROBED`, `RATE` and `MIXED` of a chunk of rows: int64 `[6, n]`; 0 if unreadable."""
-    stop = min(start + SCAN_CHUNK, len(source))
+def probe_segments(segments: Iterable[Segment], geometry: FrameGeometry) -> Facts:
+    """Read the headers of some utterances, in the calling thread."""
     probed, known = [], _Known()
-    for row in range(start, stop):
+    for segment in segments:
         try:
-            segment = source.segment(row)
             header = known.probe(segment, geometry.sample_rate_hz)
         except AudioError:  # the worker gets the same error and quarantines the utterance
             probed.append((0, 0, 0, 0, 0, 0))
