@@ -66,7 +66,7 @@ class Rows:
 
     def where(self, row: int) -> str:
         """Name a row, for messages: by its file and line if it has these."""
-        return f"row {row}, counted from 0," if self.places is None else self.places.of(row)
+        return f"row {row} (from 0)" if self.places is None else self.places.of(row)
 
     def take(self, rows: pa.Array) -> Rows:
         """Return some rows, by their numbers."""

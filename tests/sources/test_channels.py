@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 
+import pipeline
 from pipeline.audio.decode import decode
 from pipeline.audio.probe import count_channels, probe
 from pipeline.config import DatasetConfig, load_config
@@ -195,10 +198,25 @@ def test_the_plan_says_what_is_done_with_several_channels(
 
 
 def test_a_store_of_each_channel(corpus: DatasetConfig, tmp_path: Path) -> None:
-    """All channels are extracted, the unreadable file is quarantined, a second run adds nothing."""
+    """Each has the features of a file with this channel alone; a second run adds nothing."""
     folder = Path(str(corpus.path))
-    settings = ("dataset.channel=each", "engine=inline", "engine.threads=1")
-    first = extract(folder, tmp_path / "s", *settings)
+    for i, (name, n) in enumerate(CHANNELS.items()):
+        sound, rate_hz = soundfile.read(folder / name, dtype="int16", always_2d=True)
+        for k in range(n):
+            soundfile.write(tmp_path / f"{i}{k}.wav", sound[:, k], rate_hz)
+    settings = ("engine=inline", "engine.threads=1")
+    each = (*settings, "dataset.channel=each")
+    first = extract(folder, tmp_path / "each", *each)
     assert (first.utterances_ok, first.utterances_quarantined) == (6, 1)
-    again = extract(folder, tmp_path / "s", *settings)
+    again = extract(folder, tmp_path / "each", *each)
     assert again.units_committed == first.units_committed
+    found = pipeline.open_store(tmp_path / "each")
+    for i, (name, n) in enumerate(CHANNELS.items()):
+        for k in range(n):
+            cut = tmp_path / f"cut{i}{k}"
+            cut.mkdir()
+            (tmp_path / f"{i}{k}.wav").rename(cut / "x.wav")
+            extract(cut, tmp_path / f"store{i}{k}", *settings)
+            alone = pipeline.open_store(tmp_path / f"store{i}{k}").read("x.wav")
+            assert torch.equal(found.read(f"{name}#{k}"), alone)
+    assert found.metadata["channel"].to_pylist() == [0, 0, 1, 0, 1, 2]

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from pipeline.sources.base import Source
 
 _N_THREADS = 32  # they wait for the file system, which may be remote
 _BLOCK_ROWS = 1 << 12
+_TASK_ROWS = _BLOCK_ROWS // _N_THREADS
 _N_NAMED = 3
 _MAX_FOLDERS = 1000
 
@@ -32,13 +32,12 @@ def require_some_file(source: Source) -> None:
     Raises:
         SourceError: No file exists; the message has the first path, and what to set.
     """
-    blocks = _blocks(range(len(source)))
-    if any(_exists(source, row) for row in next(blocks)):
+    rows = range(len(source))
+    if any(_exists(source, row) for row in rows[:_BLOCK_ROWS]):
         return
-    with ThreadPoolExecutor(_N_THREADS) as pool:
-        for block in blocks:
-            if any(pool.map(partial(_exists, source), block)):
-                return
+    for block, missing in _missing(source, rows[_BLOCK_ROWS:]):
+        if len(missing) < len(block):
+            return
     path = source.segment(0).path
     raise SourceError(
         f"no audio file of {source.origin} exists ({counted(len(source), 'utterance')}); the "
@@ -55,11 +54,7 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
         note: Receives the line; it is not called if all files exist.
     """
     unread = pc.indices_nonzero(pc.equal(rows["n_bytes"], 0)).to_pylist()
-    missing: list[int] = []
-    with ThreadPoolExecutor(_N_THREADS) as pool:
-        for block in _blocks(unread):
-            exist = pool.map(partial(_exists, source), block)
-            missing += [row for row, exists in zip(block, exist, strict=True) if not exists]
+    missing = [row for _, block in _missing(source, unread) for row in block]
     if not missing:
         return
     paths = list(dict.fromkeys(source.segment(row).path for row in missing[:_BLOCK_ROWS]))
@@ -71,8 +66,17 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
     )
 
 
-def _blocks(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+def _missing(source: Source, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """Yield blocks of rows, and those of them whose files do not exist."""
+
+    def missing_of(block: Sequence[int]) -> list[int]:
+        return [row for row in block if not _exists(source, row)]
+
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            parts = [block[i : i + _TASK_ROWS] for i in range(0, len(block), _TASK_ROWS)]
+            yield block, [row for found in pool.map(missing_of, parts) for row in found]
 
 
 def _exists(source: Source, row: int) -> bool:
