@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import DatasetConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import SourceError
 from pipeline.extract import run
 from pipeline.extract.planning.missing import note_missing, require_some_file
+from pipeline.extract.planning.planner import Scanning, plan_source
 from pipeline.extract.planning.scan import scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
@@ -70,3 +73,17 @@ def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     whole = listed(tmp_path, ["a.wav", "bad.wav"])
     note_missing(whole, scan(whole, GEOMETRY), lines.append)
     assert len(lines) == 1
+
+
+def test_nodes_of_a_cluster_may_have_the_files(tmp_path: Path) -> None:
+    """The driver need not see them; if no node reads one, it says what it looked for."""
+    source = listed(tmp_path, ["1.wav", "2.wav"])
+    windowing = Windowing(GEOMETRY, 40.0, 5.0)
+    for n_samples in (16_000, 0):
+        found = np.full((6, 2), n_samples)
+        scanning = Scanning(probing=lambda source, geometry, facts=found: iter([facts]))
+        if n_samples:
+            assert plan_source(source, windowing, None, scanning).n_utterances == 2
+        else:
+            with pytest.raises(SourceError, match="no audio file of"):
+                plan_source(source, windowing, None, scanning)

@@ -98,6 +98,12 @@ def test_a_path_is_made_of_columns(tmp_path: Path, suffix: str) -> None:
         assert words in refused(replace(config, audio_path=template))
 
 
+def test_paths_of_digits_are_text(tmp_path: Path) -> None:
+    """Files without a suffix may have numbers as names."""
+    config = manifest(tmp_path / "t.csv", "path,n\n7,1\n8,2\n")
+    assert paths(config) == [f"{tmp_path}/7", f"{tmp_path}/8"]
+
+
 def test_an_empty_part_of_a_path_is_an_error(tmp_path: Path) -> None:
     """Named by its line, not a file called .wav."""
     config = manifest(tmp_path / "t.csv", "id,x\na,1\n,2\n", audio_path="{id}.wav")

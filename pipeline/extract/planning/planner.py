@@ -145,8 +145,11 @@ def _scan(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Scan a source; return its rows for `make_plan`, and the facts that the plan states of it."""
     facts: dict[str, Any] = {"fingerprint": source.fingerprint}
-    require_some_file(source)
+    if scanning.probing is probe_in_threads:  # the nodes of a cluster may have files of their own
+        require_some_file(source)
     rows = scan(source, windowing.geometry, scanning.progress, scanning.probing)
+    if pc.max(rows["n_bytes"]).as_py() == 0:
+        require_some_file(source)
     note_missing(source, rows, scanning.note)
     for line in mixed_channels(rows):
         scanning.note(line)
