@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -17,6 +18,7 @@ from pipeline.config.sweep_schema import SweepConfig
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
+_PATH = "dataset.path="
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -111,6 +113,7 @@ def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Seq
             chosen[key] = value
     _check_keys(overrides, folder, root, chosen)
     known = _text_settings(typing.cast("Any", kind))
+    _check_expansion(overrides)
     texts = [item for item in overrides if item.partition("=")[0] in known]
     others = [item for item in overrides if item not in texts]
     merged = copy.deepcopy(_merge(folder, root, tuple(others)))
@@ -220,6 +223,17 @@ def _text_settings(kind: Any) -> frozenset[str]:
         elif hint in (str, str | None):
             names.add(group)
     return frozenset(names)
+
+
+def _check_expansion(overrides: Sequence[str]) -> None:
+    """Refuse what a shell makes of x-{0..9}.tar: ten paths, of which only the last would count."""
+    for before, override in itertools.pairwise(overrides):
+        are_paths = before.startswith(_PATH) and override.startswith(_PATH)
+        if are_paths and before != override:
+            raise ConfigError(
+                f"{before} is followed by {override}: if the shell has expanded braces, put quotes "
+                f"around the setting, as in '{_PATH}x-{{0..9}}.tar'; else give one path"
+            )
 
 
 def _put_text(merged: dict[str, Any], key: str, value: str) -> None:

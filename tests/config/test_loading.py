@@ -231,6 +231,15 @@ def test_the_last_override_counts() -> None:
     assert load_config(repeated).engine.workers == 1
 
 
+def test_braces_that_the_shell_has_expanded_are_refused() -> None:
+    """Otherwise the last of the paths would be the whole dataset."""
+    paths = [f"dataset.path=x-{i}.tar" for i in range(3)]
+    with pytest.raises(ConfigError, match="put quotes around the setting") as error:
+        load_config(["dataset=webdataset", *paths])
+    assert "dataset.path=x-0.tar is followed by dataset.path=x-1.tar" in str(error.value)
+    assert load_config([paths[0], "dataset=webdataset", paths[1]]).dataset.path == "x-1.tar"
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     """A configuration is frozen and hashable."""
     config = load_config(["dataset.columns=[a]"])
