@@ -1,19 +1,29 @@
-"""Plan and decode segments of long recordings against the same segments as files of their own.
+"""Plan and decode parts of long recordings, and clips in tar files, against files of their own.
 
-    python benchmarks/bench_sources.py AUDIO_FOLDER [--minutes 60] [--segments 500]
-                                       [--formats flac wav mp3 ogg] [--threads 2] [--rounds 3]
+    python benchmarks/bench_sources.py AUDIO_FOLDER [--form segments|tar] [--minutes 60]
+                                       [--segments 500] [--formats flac wav mp3 ogg]
+                                       [--threads 2] [--rounds 3]
+    python benchmarks/bench_sources.py --samples 1000000
 
 Joins the clips of AUDIO_FOLDER, repeated, to one recording of each format; lists its segments as
 Kaldi does, and cuts them into files (of flac for mp3 and ogg, whose cuts would be encoded again).
-Both are planned and decoded as by `strata extract`, without an encoder; they take turns. The floor
-is reading the bytes of all files. Prints medians of seconds, and the ratios of segments to files.
+With `--form tar` the cut files are compared with the same files in four shards of WebDataset. Both
+are planned and decoded as by `strata extract`, without an encoder; they take turns. The floor is
+reading the bytes of all files. Prints medians of seconds, and the ratios to files.
+
+With `--samples` it indexes a WebDataset of so many tiny samples (audio, text and JSON) in shards of
+10,000, and prints the time and the memory above that of the imports.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import statistics
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +47,23 @@ LOSSLESS = ("flac", "wav")
 BLOCK = RATE_HZ  # libsndfile may crash when a long vorbis file is written at once
 
 
+N_SHARDS = 4
+SHARD_SAMPLES = 10_000
+INDEX = """
+import resource, sys, time
+from pipeline.config import DatasetConfig
+from pipeline.sources.opening import open_source
+page_mb = resource.getpagesize() / 1e6
+in_use = lambda: int(open("/proc/self/statm").read().split()[1]) * page_mb
+before, start_s = in_use(), time.perf_counter()
+source = open_source(DatasetConfig("webdataset", sys.argv[1]))
+taken_s = time.perf_counter() - start_s
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(f"{len(source):,} samples: {taken_s:.1f} s, {in_use() - before:.0f} MB, "
+      f"at the peak {peak - before:.0f} MB")
+"""
+
+
 class NoEncoder:
     """What planning and decoding need of an encoder."""
 
@@ -49,15 +76,25 @@ class NoEncoder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--form", default="segments", choices=["segments", "tar"])
+    parser.add_argument("--samples", type=int, help="of the index of a WebDataset")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--segments", type=int, default=500)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.samples:
+        measure_index(arguments.samples)
+        return
+    if arguments.folder is None:
+        parser.error("give AUDIO_FOLDER, or --samples")
     sound = joined(arguments.folder, round(arguments.minutes * 60) * RATE_HZ)
-    print(f"{arguments.segments} segments of {arguments.minutes:g} minutes, medians in seconds")
+    form = arguments.form
+    print(
+        f"{arguments.segments} parts of {arguments.minutes:g} minutes, medians in seconds ({form})"
+    )
     print(
         f"{'':6}{'plan':>8}{'of files':>9}{'ratio':>7}{'decode':>8}{'of files':>9}{'ratio':>7}",
         end="",
@@ -66,12 +103,14 @@ def main() -> None:
     for suffix in arguments.formats:
         with tempfile.TemporaryDirectory() as scratch:
             parts = write_both(Path(scratch), suffix, sound, arguments.segments)
+            if form == "tar":
+                parts = {"tar": write_shards(Path(scratch)), "files": parts["files"]}
             seconds = measure(parts, arguments.threads, arguments.rounds)
         line = f"{suffix:6}"
         for stage in ("plan", "decode"):
-            ours, files = (seconds[kind, stage] for kind in ("segments", "files"))
+            ours, files = (seconds[kind, stage] for kind in (form, "files"))
             line += f"{ours:8.2f}{files:9.2f}{ours / files:7.2f}"
-        print(f"{line}{seconds['segments', 'bytes']:8.2f}", flush=True)
+        print(f"{line}{seconds[form, 'bytes']:8.2f}", flush=True)
 
 
 def joined(folder: Path, n_samples: int) -> np.ndarray:
@@ -112,6 +151,48 @@ def write_both(
         "segments": DatasetConfig("kaldi", str(data)),
         "files": DatasetConfig("audiofolder", str(cuts)),
     }
+
+
+def write_shards(scratch: Path) -> DatasetConfig:
+    """Pack the cut files, with a text each, into shards."""
+    files = sorted((scratch / "cuts").iterdir())
+    for number in range(N_SHARDS):
+        with tarfile.open(scratch / f"x-{number}.tar", "w") as shard:
+            for file in files[
+                number * len(files) // N_SHARDS : (number + 1) * len(files) // N_SHARDS
+            ]:
+                shard.add(file, file.name)
+                text = tarfile.TarInfo(f"{file.stem}.txt")
+                text.size = len(file.stem)
+                shard.addfile(text, io.BytesIO(file.stem.encode()))
+    return DatasetConfig("webdataset", f"{scratch}/x-{{0..{N_SHARDS - 1}}}.tar")
+
+
+def measure_index(n_samples: int) -> None:
+    """Index tiny samples in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, start in enumerate(range(0, n_samples, SHARD_SAMPLES)):
+            with (Path(scratch) / f"x-{number:05d}.tar").open("wb") as shard:
+                for i in range(start, min(start + SHARD_SAMPLES, n_samples)):
+                    words = f"the words of utterance {i} are these ones"
+                    facts = f'{{"speaker": "s{i % 1000:04d}", "n": {i}, "score": {i / 7:.3f}}}'
+                    for name, data in (("flac", bytes(100)), ("txt", words), ("json", facts)):
+                        shard.write(member(f"{i:010d}.{name}", data))
+                shard.write(bytes(1024))
+        command = [sys.executable, "-c", INDEX, scratch]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="")
+
+
+def member(name: str, data: bytes | str) -> bytes:
+    """Return a member of a tar; `tarfile` takes several minutes for millions."""
+    content = data.encode() if isinstance(data, str) else data
+    head = bytearray(512)
+    head[: len(name)] = name.encode()
+    head[100:136] = b"0000644\0" + 2 * b"0000000\0" + f"{len(content):011o}\0".encode()
+    head[136:157] = b"00000000000\0" + 8 * b" " + b"0"
+    head[257:265] = b"ustar\x0000"
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    return bytes(head) + content + bytes(-len(content) % 512)
 
 
 def measure(
