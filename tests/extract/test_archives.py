@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import soundfile
@@ -50,4 +51,35 @@ def test_a_webdataset_has_the_features_of_its_files(tmp_path: Path) -> None:
     assert texts == {path.stem: f"word {path.stem}" for path in paths}
     assert store.quarantined["id"].to_pylist() == ["99"]
     assert "do not lie within the file" in store.quarantined["reason"][0].as_py()
+    assert verify_store(tmp_path / "store").ok
+
+
+def test_shards_that_are_packed_again(tmp_path: Path) -> None:
+    """Clips have the same ids and bytes elsewhere: only a new one is encoded."""
+    paths = write_clips(tmp_path / "clips")
+    texts = {path: f"word {path.stem}" for path in paths}
+
+    def pack(n_shards: int, chosen: list[Path]) -> None:
+        shutil.rmtree(tmp_path / "shards", ignore_errors=True)
+        for number in range(n_shards):
+            members: dict[str, bytes | str] = {}
+            for path in chosen[number::n_shards]:
+                members |= {path.name: path.read_bytes(), f"{path.stem}.txt": texts[path]}
+            write_tar(tmp_path / f"shards/x-{number:03d}.tar", members)
+
+    settings = ["dataset=webdataset", f"dataset.path={tmp_path}/shards/*.tar"]
+    config = configured(tmp_path, tmp_path / "store", *INLINE, *settings)
+    pack(2, paths[:7])
+    run.extract(config)
+    index = {file: file.read_bytes() for file in (tmp_path / "store/index").iterdir()}
+    texts[paths[0]] = "corrected"
+    pack(3, paths)
+    estimate = run.plan(config)
+    found = estimate.new, estimate.gone, estimate.replaced, estimate.relabelled, estimate.unchanged
+    assert found == (1, 0, 0, 1, 6)
+    run.extract(config)
+    assert {file: file.read_bytes() for file in index} == index
+    store = pipeline.open_store(tmp_path / "store")
+    found_texts = dict(zip(store.ids, store.metadata["txt"].to_pylist(), strict=True))
+    assert found_texts == {path.stem: texts[path] for path in paths}
     assert verify_store(tmp_path / "store").ok

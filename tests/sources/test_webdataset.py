@@ -166,6 +166,9 @@ def test_shards_are_those_that_the_setting_names(
         "{y/z-1,x-00[0-1]}.tar": ["x-000", "x-001", "z-1"],
     }.items():
         assert open_source(opened(setting)).ids().to_pylist() == expected, setting
+    (tmp_path / "[x]").mkdir()
+    (tmp_path / "y/z-1.tar").rename(tmp_path / "[x]/z-1.tar")
+    assert open_source(opened(tmp_path / "[x]/*.tar")).ids().to_pylist() == ["z-1"]
     assert "1 of 3 files do not exist: x-002.tar" in refused(opened("x-{000..002}.tar"))
     assert "matches no file" in refused(opened("z*.tar"))
     assert "holds no .tar file; it holds clip.wav" in refused(opened("clips"))
@@ -298,6 +301,15 @@ def test_labels_that_cannot_be_read(
     tmp_path: Path, wav: bytes, name: str, content: bytes, words: str
 ) -> None:
     assert words in refused(opened(write_tar(tmp_path / "x.tar", {"a.wav": wav, name: content})))
+
+
+def test_a_large_label_is_not_read(tmp_path: Path, wav: bytes) -> None:
+    """It is data rather than a label; a line says so."""
+    large = {"a.json": json.dumps({"alignment": "x" * (1 << 20)})}
+    source = open_source(opened(write_tar(tmp_path / "x.tar", {"a.wav": wav} | large)))
+    assert source.columns == ()
+    expected = "members that are neither audio nor labels: 1 .json of more than 1 MiB"
+    assert source.notes == (expected,)
 
 
 @pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "tar.zst", "tar.xz", "TAR.BZ2"])

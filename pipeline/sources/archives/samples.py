@@ -10,6 +10,7 @@ import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,12 @@ class _Index:
         if extension in self.extensions:
             raise SourceError(f"{self.path} holds {member.name} twice; write it again")
         self.extensions.add(extension)
-        is_sound = extension == self.audio or (
-            self.audio == ANY_AUDIO and is_audio(f"audio.{extension}")
-        )
-        if not is_sound and (extension not in LABELS or member.n_bytes > MAX_LABEL_BYTES):
-            self.others[extension] += 1
+        is_sound = extension == self.audio or (self.audio == ANY_AUDIO and _is_audio(extension))
+        is_large = member.n_bytes > MAX_LABEL_BYTES
+        if not is_sound and (extension not in LABELS or is_large):
+            self.others[
+                f"{extension} of more than 1 MiB" if extension in LABELS else extension
+            ] += 1
             return
         if member.kind == "sparse":
             raise SourceError(
@@ -186,6 +188,11 @@ class _Index:
 
 def _padded(column: LabelColumn, n: int) -> pa.StringArray:
     return pa.array([*column.values, *[None] * (n - len(column.values))], pa.string())
+
+
+@lru_cache(1 << 10)
+def _is_audio(extension: str) -> bool:
+    return is_audio(f"audio.{extension}")
 
 
 def _member_of(key: str, path: Path) -> str:

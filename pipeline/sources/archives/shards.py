@@ -65,7 +65,11 @@ def _matches(pattern: str, setting: str) -> list[Path]:
     missing: list[Path] = []
     for part in expand_braces(pattern):
         if glob.has_magic(part):
-            found += map(Path, glob.glob(part, recursive=True))  # noqa: PTH207
+            # A folder that exists as it is written is no pattern, whatever its name is.
+            folder = next(parent for parent in Path(part).parents if parent.is_dir())
+            rest = Path(part).relative_to(folder)
+            names = glob.glob(str(rest), root_dir=folder, recursive=True)  # noqa: PTH207
+            found += [folder / name for name in names]
         else:
             (found if Path(part).exists() else missing).append(Path(part))
     if missing:

@@ -110,14 +110,14 @@ def _repeated(values: Sequence[str], lengths: Sequence[int]) -> pa.Array:
 
 
 def _label_columns(shards: Sequence[Shard]) -> dict[str, pa.ChunkedArray]:
-    """Join the labels of all shards; a column has one type over all of them."""
+    """Take the labels of all shards away, and join them: a column has one type over all shards."""
     columns: dict[str, pa.ChunkedArray] = {}
     names = dict.fromkeys(name for shard in shards for name in shard.columns)
     for name in names:
         kinds: set[str] = set()
         chunks = []
         for shard in shards:
-            values, shard_kinds = shard.columns.get(name, (None, set()))
+            values, shard_kinds = shard.columns.pop(name, (None, set()))
             chunks.append(pa.nulls(len(shard.keys), pa.string()) if values is None else values)
             kinds |= shard_kinds
         columns[name] = typed(pa.chunked_array(chunks), kinds)
