@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AudioError
+from pipeline.errors import AudioError, counted
 from pipeline.sources.base import OVERSHOOT_S
 
 if TYPE_CHECKING:
@@ -232,7 +232,8 @@ def check_channel(segment: Segment, n_channels: int) -> None:
     """Raise AudioError if the file does not have the segment's channel."""
     if segment.channel is not None and not 0 <= segment.channel < n_channels:
         raise AudioError(
-            f"channel {segment.channel} (counted from 0) does not exist: the file has {n_channels}"
+            f"channel {segment.channel} (counted from 0) does not exist: the file has "
+            f"{counted(n_channels, 'channel')}"
         )
 
 

@@ -68,7 +68,7 @@ def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     note_missing(source, scan(source, GEOMETRY), lines.append)
     (line,) = lines
     assert "of 4 of 6 utterances do not exist" in line
-    assert f"{tmp_path}/1.wav, {tmp_path}/2.wav, {tmp_path}/3.wav, ..." in line
+    assert f"first {tmp_path}/1.wav, {tmp_path}/2.wav, {tmp_path}/3.wav. " in line
     assert "retry_quarantined=true" in line
     whole = listed(tmp_path, ["a.wav", "bad.wav"])
     note_missing(whole, scan(whole, GEOMETRY), lines.append)

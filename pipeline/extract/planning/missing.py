@@ -61,8 +61,8 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
     named = ", ".join(str(path) for path in paths[:_N_NAMED])
     note(
         f"WARNING: the audio files of {len(missing):,} of {counted(len(rows), 'utterance')} do not "
-        f"exist: {named}{', ...' if len(paths) > _N_NAMED else ''}. These utterances are "
-        "quarantined; when the files are there, extract with retry_quarantined=true"
+        f"exist, first {named}. These utterances are left out; when the files are there, extract "
+        "with retry_quarantined=true takes them"
     )
 
 
@@ -96,7 +96,7 @@ def _exists(source: Source, row: int) -> bool:
 def _remedy(source: Source, path: str) -> str:
     """Return what to set, if relative paths may start from elsewhere."""
     config = source.config
-    if config.kind not in ("manifest", "kaldi", "lhotse"):
+    if config.kind not in ("manifest", "kaldi", "lhotse", "parquet"):
         return "; bring the files to where the dataset says they are"
     beside = next(_in_a_folder_beside(path), None)
     if beside is not None:
