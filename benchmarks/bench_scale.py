@@ -6,8 +6,11 @@ to measure its peak memory. CPU seconds are printed beside wall-clock seconds, w
 load of the machine.
 
 `--files flac` plans a real folder instead: as many hard links to 64 files of noise, in 251 folders.
+`--segments` plans a csv of segments of 1,000 recordings with text labels, in this process and on a
+Ray cluster of this machine's CPUs; the memory is what planning adds to the driver's own.
 
-    python benchmarks/bench_scale.py [--sizes 10000 1000000] [--files wav|flac|mp3] [--work DIR]
+    python benchmarks/bench_scale.py [--sizes 10000 1000000] [--files wav|flac|mp3] [--segments]
+        [--work DIR]
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import wave
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, DatasetConfig, load_config
 from pipeline.events import ObserverGroup
 from pipeline.extract import run, store_setup
 from pipeline.extract.driver import Driver, LeasedStore
@@ -57,9 +61,12 @@ LAYERS = 12
 class SyntheticSource:
     """Source of `n` utterances of 1 to 17 s, each with a speaker."""
 
+    holds_audio = True
     skipped: tuple[str, ...] = ()
     skipped_columns: tuple[str, ...] = ()
     columns: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+    config = DatasetConfig("synthetic")
     origin = "synthetic"
 
     def __init__(self, n: int) -> None:
@@ -69,7 +76,7 @@ class SyntheticSource:
         ]
         self._ids = pa.concat_arrays(parts)
         self._audio = [_wav(round(s * 16_000)) for s in np.linspace(1, 17, 64)]
-        self.identity = {"kind": "synthetic", "n": n}
+        self.identity = {"kind": "synthetic", "n": n, "columns": []}
         self.fingerprint = f"synthetic-{n}"
 
     def __len__(self) -> int:
@@ -82,6 +89,10 @@ class SyntheticSource:
     def segment(self, row: int) -> Segment:
         """Return one of 64 clips."""
         return Segment(f"{row}", data=self._audio[row * 37 % 64])
+
+    def metadata(self, rows: Sequence[int]) -> pa.Table:
+        """Return no columns."""
+        return pa.table({})
 
 
 def _wav(n_samples: int) -> bytes:
@@ -181,7 +192,7 @@ def measure(n: int) -> dict[str, Any]:
     """Measure one size; run in a separate process."""
     results: dict[str, Any] = {"utterances": n}
     source = SyntheticSource(n)
-    run.open_source = lambda config: source  # type: ignore[assignment]
+    run.open_source = lambda config, count_channels: source  # type: ignore[assignment]
     store_setup.quick_selfcheck = lambda encoder, source: None  # type: ignore[assignment]
     run.check_space = lambda n_units, layout, root: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
@@ -229,6 +240,85 @@ def link_files(folder: Path, n: int, kind: str) -> None:
         (speaker / f"utterance-{i:07d}.{kind}").hardlink_to(sources[i % 64])
 
 
+def measure_segments(n: int, work: Path | None) -> dict[str, Any]:
+    """Measure the plan of a csv of segments, inline and on a cluster; run in a separate process."""
+    results: dict[str, Any] = {"utterances": n}
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        table = write_segments(Path(folder), n)
+        columns = ("audio", "path"), ("id", "utt"), ("start", "start"), ("stop", "stop")
+        options = [f"dataset.{name}_column={column}" for name, column in columns]
+        options = ["dataset=manifest", f"dataset.path={table}", "model=tiny", *options]
+        for engine in ("inline", "ray"):
+            code = _PLAN.format(options=[*options, f"engine={engine}"])
+            with own_cluster() if engine == "ray" else nullcontext():
+                done = subprocess.run(
+                    [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+                )
+            found = json.loads(done.stdout.splitlines()[-1])
+            results |= {f"{engine}_{name}": value for name, value in found.items()}
+    return results
+
+
+_PLAN = """
+import json, threading, time
+from pathlib import Path
+from pipeline.config import load_config
+from pipeline.extract import run
+from pipeline.extract.resources import find_resources
+
+def own_mb():
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) // 1024
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], own_mb())
+        time.sleep(0.02)
+
+config = load_config({options!r})
+find_resources(config.engine)  # connects to the cluster, if there is one
+before, peak = own_mb(), [0]
+threading.Thread(target=watch, daemon=True).start()
+began, cpu = time.perf_counter(), time.process_time()
+run.plan(config)
+print(json.dumps(dict(
+    plan_s=round(time.perf_counter() - began, 1),
+    plan_cpu_s=round(time.process_time() - cpu, 1),
+    plan_mb=peak[0] - before,
+    kept_mb=own_mb() - before,
+)))
+"""
+
+
+@contextmanager
+def own_cluster() -> Iterator[None]:
+    """Run a Ray head on this machine; RAY_ADDRESS names it."""
+    import ray
+
+    context = ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+    yield
+    del os.environ["RAY_ADDRESS"]
+    ray.shutdown()
+
+
+def write_segments(folder: Path, n: int) -> Path:
+    """Write a csv of `n` segments of 1,000 recordings of two minutes, all links to one file."""
+    noise = np.random.default_rng(0).normal(0, 0.05, 120 * 16_000)
+    soundfile.write(folder / "rec-000.flac", noise, 16_000)
+    for i in range(1, 1000):
+        (folder / f"rec-{i:03d}.flac").hardlink_to(folder / "rec-000.flac")
+    table = folder / "list.csv"
+    with table.open("w") as file:
+        file.write("utt,path,start,stop,speaker,text\n")
+        for i in range(n):
+            recording, k = i * 1000 // n, i % 1000
+            times = f"{k * 0.1:.2f},{k * 0.1 + 5:.2f}"
+            text = f"the quick brown fox jumps over the lazy dog {i}"
+            file.write(f"utterance-{i:07d},rec-{recording:03d}.flac,{times},s{i % 251},{text}\n")
+    return table
+
+
 def configured(root: Path, *more: str) -> Config:
     """Return the configuration to plan and extract."""
     frames = "plan.frames_per_unit=51200"
@@ -272,11 +362,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--files", choices=["wav", "flac", "mp3"], help="plan a real folder")
+    parser.add_argument("--segments", action="store_true", help="plan a csv of segments")
     parser.add_argument("--work", type=Path, help="where to make that folder")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         n, kind = options.one, options.files
+        if options.segments:
+            print(json.dumps(measure_segments(n, options.work)))
+            return 0
         print(json.dumps(measure_files(n, kind, options.work) if kind else measure(n)))
         return 0
     rows = []

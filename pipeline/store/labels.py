@@ -29,7 +29,7 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import read_attributes, set_format_version
-from pipeline.store.format.layout import LABELS_DIR, LABELS_VERSION, labels_key
+from pipeline.store.format.layout import ATTRIBUTES, LABELS_DIR, LABELS_VERSION, labels_key
 from pipeline.store.format.records import FIELDS
 from pipeline.store.serialization import parquet_bytes, read_parquet
 
@@ -96,7 +96,7 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
     backend = open_backend(store)
     known = generations(backend)
     if not known:
-        if read_attributes(backend)["format_version"] >= LABELS_VERSION:
+        if _attributes(backend).get("format_version", 0) >= LABELS_VERSION:
             raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
         if generation:
             raise StoreError(f"store {backend} has no labels={generation}: they never changed")
@@ -120,7 +120,8 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
 def committed_labels(store: Location) -> Labels:
     """Return the utterances of all committed units with the columns in the index, by number."""
     backend = open_backend(store)
-    columns = read_attributes(backend)["identity"].get("source", {}).get("columns", [])
+    identity = _attributes(backend).get("identity", {})
+    columns = identity.get("source", {}).get("columns", [])
     names = [column["name"] for column in columns]
     keys = [item.name for item in KEYS]
     if not index_files.committed_units(backend):
@@ -171,6 +172,11 @@ def copy_labels(store: Location, out: Location) -> None:
             return
     if known:
         set_format_version(target, LABELS_VERSION)
+
+
+def _attributes(backend: Backend) -> dict[str, Any]:
+    """Return the attributes of the group; none if they are lost, which `extract` writes again."""
+    return read_attributes(backend) if backend.exists(ATTRIBUTES) else {}
 
 
 def _put(backend: Backend, number: int, labels: Labels) -> None:

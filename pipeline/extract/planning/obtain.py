@@ -74,11 +74,12 @@ def save_dataset(
 ) -> PlannedDataset:
     """Write the plan and the labels of a dataset if they are not those of the store.
 
-    Labels come first: a plan may be used only with labels that know its utterances.
+    Labels come first: a plan may be used only with labels that know its utterances. They are written
+    once the store is created.
     """
     if dataset.is_changed or dataset.new_labels is not None:
         check_lease()  # a scan takes long; another driver's plan must not be overwritten
-    if dataset.new_labels is not None:
+    if dataset.new_labels is not None and is_created(backend):
         write_labels(backend, dataset.new_labels)
     if dataset.is_changed:
         write_plan(backend, dataset.plan)
