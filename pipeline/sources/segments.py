@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import TimeSpan
-from pipeline.sources.columns import first_failure, is_text, path_ids, require_column
+from pipeline.sources.columns import first_failure, is_text, require_column
+from pipeline.sources.lists.ids import path_ids
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig

@@ -14,6 +14,7 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources import columns, segments
 from pipeline.sources.base import Segment
 from pipeline.sources.fingerprint import fingerprint
+from pipeline.sources.lists import ids
 from pipeline.sources.lists.delimited import state_types
 from pipeline.sources.lists.paths import find_files
 from pipeline.sources.location import describe_location
@@ -37,7 +38,7 @@ class TabularSource:
     """
 
     def __init__(self, config: DatasetConfig, rows: columns.Rows) -> None:
-        rows = columns.with_split_rule(config, rows)
+        rows = ids.with_split_rule(config, rows)
         if config.limit is not None:
             rows = rows.first(config.limit)
         if not len(rows.table):
@@ -55,8 +56,8 @@ class TabularSource:
         self.notes = rows.notes
         self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
-        id_rule, self._ids = columns.make_ids(config, rows, self._paths, self._data)
-        self.notes += columns.note_spaces(self._ids)
+        id_rule, self._ids = ids.make_ids(config, rows, self._paths, self._data)
+        self.notes += ids.note_spaces(self._ids)
         if self._data is None:
             self._paths, notes = find_files(self._paths, rows.root)
             self.notes += notes

@@ -21,8 +21,9 @@ from pipeline.sources.archives.labels import typed
 from pipeline.sources.archives.ranges import Ranges
 from pipeline.sources.archives.samples import ANY_AUDIO, Shard, read_shard
 from pipeline.sources.archives.shards import choose_shards, find_shards
-from pipeline.sources.columns import Rows, has_duplicates
+from pipeline.sources.columns import Rows
 from pipeline.sources.fingerprint import stat_stamp
+from pipeline.sources.lists.ids import has_duplicates
 from pipeline.sources.splits import with_split
 from pipeline.sources.tabular import TabularSource
 
