@@ -48,6 +48,21 @@ class ByteRange(io.RawIOBase):
         """Return a part of this range, which has no head, with a head of its own."""
         return ByteRange(self._file, self._start + start, n_bytes, head)
 
+    def ends(self, n_bytes: int) -> tuple[bytes, int, bytes]:
+        """Return the first bytes, the number of all, and the last bytes, of a range without head.
+
+        Args:
+            n_bytes: Number of bytes of each end, or fewer if there are not so many.
+        """
+        n = min(n_bytes, self._n_bytes)
+        descriptor, stop = self._file.fileno(), self._start + self._n_bytes
+        with _one_file_only():
+            return (
+                os.pread(descriptor, n, self._start),
+                self._n_bytes,
+                os.pread(descriptor, n, stop - n),
+            )
+
     def copy_to(self, descriptor: int) -> None:
         """Copy all bytes to another file; those of the range within the kernel."""
         n_copied = os.write(descriptor, self._head) if self._head else 0

@@ -9,7 +9,13 @@ from crc32c import crc32c
 
 from pipeline.audio.backends import soundfile, torchcodec
 from pipeline.audio.containers import check_size
-from pipeline.audio.content import EncodedFile, check_channel, open_bytes, sample_range
+from pipeline.audio.content import (
+    ByteRange,
+    EncodedFile,
+    check_channel,
+    open_bytes,
+    sample_range,
+)
 from pipeline.audio.headers import HEADER_BYTES, read_header
 from pipeline.audio.resample import check_resampling, resampled_length
 from pipeline.audio.types import Header, Probe, UnsupportedError
@@ -144,9 +150,12 @@ def _counted(header: Header, handle: EncodedFile) -> Header:
 
 def _ends(handle: EncodedFile) -> tuple[bytes, int, int]:
     """Return the first bytes, the number of bytes, and the crc32c of both ends and that number."""
-    head = handle.read(_END_BYTES)
-    n_bytes = handle.seek(0, os.SEEK_END)
-    handle.seek(max(0, n_bytes - _END_BYTES))
-    tail = handle.read(_END_BYTES)
-    handle.seek(0)
+    if isinstance(handle, ByteRange):  # which is much faster
+        head, n_bytes, tail = handle.ends(_END_BYTES)
+    else:
+        head = handle.read(_END_BYTES)
+        n_bytes = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, n_bytes - _END_BYTES))
+        tail = handle.read(_END_BYTES)
+        handle.seek(0)
     return head, n_bytes, int(crc32c(head + tail + n_bytes.to_bytes(8, "little")))

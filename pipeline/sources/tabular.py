@@ -104,11 +104,15 @@ class TabularSource:
 
     def segment(self, row: int) -> Segment:
         """Return the audio of one row: a whole file, or bytes, or a range or a part of one."""
+        part = {} if self._spans is None else self._spans.of(row)
+        return Segment(self._ids[row].as_py(), **self._place(row), **part)
+
+    def _place(self, row: int) -> dict[str, Any]:
+        """Return where the encoded bytes of a row are, as arguments for `Segment`."""
         data = None if self._data is None else self._data[row].as_py()
         path = None if data is not None else self._paths[row].as_py()
-        part = {} if self._spans is None else self._spans.of(row)
         place = {} if self._ranges is None else self._ranges.of(row)
-        return Segment(self._ids[row].as_py(), path, data, **place, **part)
+        return {"path": path, "data": data, **place}
 
     def metadata(self, rows: Sequence[int]) -> pa.Table:
         """Return the carried columns of `rows`, in that order."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.audio.decode import decode
+from pipeline.audio.probe import probe
 from pipeline.config import DatasetConfig
 from pipeline.sources.archives.ranges import Ranges
 from pipeline.sources.base import Segment
@@ -66,3 +67,14 @@ def test_files_that_hold_many_rows_are_not_taken_for_recordings(rows: Rows) -> N
     config = DatasetConfig("disk")
     assert TabularSource(config, rows).notes == ()
     assert "duration look" in TabularSource(config, replace(rows, ranges=None)).notes[0]
+
+
+@pytest.mark.parametrize("n_samples", [10, 1600, 20_000])
+def test_a_range_is_probed_like_the_same_bytes_as_a_file(tmp_path: Path, n_samples: int) -> None:
+    """Its length and its fingerprint, also if it is smaller than the bytes of both ends."""
+    clip = write(tmp_path / "clip.wav", speechlike(n_samples))
+    content = clip.read_bytes()
+    (tmp_path / "archive").write_bytes(b"before" + content + b"after")
+    place = {"byte_offset": 6, "byte_length": len(content)}
+    inside = Segment("a", str(tmp_path / "archive"), container="tar", **place)
+    assert probe(inside, 16_000) == probe(Segment("a", str(clip)), 16_000)

@@ -41,12 +41,12 @@ class Audio:
         places = self._places
         file, chunk = int(places.file[row]), int(places.chunk[row])
         if chunk >= 0:
-            return {"path": None, "data": self._pages.value(chunk, int(places.start[row]))}
+            return {"data": self._pages.value(chunk, int(places.start[row]))}
         if file < 0:
             return {}
         start, length = int(places.start[row]), int(places.length[row])
-        place = {"container": "parquet", "byte_offset": start, "byte_length": length}
-        return {"path": places.paths[file], "data": None, **place}
+        place = {"byte_offset": start, "byte_length": length}
+        return {"path": places.paths[file], "container": "parquet", **place}
 
 
 class _Content(NamedTuple):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from pipeline.sources.archives.parquet.embedded import Audio, named
 from pipeline.sources.archives.parquet.finding import find_places
 from pipeline.sources.archives.parquet.pages import UnknownFormError
 from pipeline.sources.archives.parquet.places import Places, joined, without_bytes
-from pipeline.sources.base import Segment
 from pipeline.sources.columns import Rows, is_plain, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import audio_root, require_regular
@@ -61,13 +60,13 @@ class ParquetSource(TabularSource):
         """Whether the audio of a row is in a compressed page."""
         return self._has_packed
 
-    def segment(self, row: int) -> Segment:
-        """Return the audio of one row: a range of its file, or a file that the row names.
+    def _place(self, row: int) -> dict[str, Any]:
+        """Return the range of a row's file, or the file that the row names.
 
         Raises:
             SourceError: It is in a compressed page that is damaged.
         """
-        return replace(super().segment(row), **self._audio.of(row))
+        return self._audio.of(row) or super()._place(row)
 
 
 @dataclass(frozen=True, slots=True)

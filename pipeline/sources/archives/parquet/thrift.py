@@ -84,6 +84,8 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
         IncompleteError: The bytes end within it.
         ThriftError: It is longer than 10 bytes.
     """
+    if start < len(data) and data[start] < 0x80:  # most are
+        return data[start], start + 1
     value = 0
     for i, byte in enumerate(data[start : start + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * i)
@@ -162,7 +164,9 @@ class _Reader:
         return value
 
     def _byte(self) -> int:
-        self._skip(1)
+        if self._position >= len(self._data):
+            raise IncompleteError("it ends too early")
+        self._position += 1
         return self._data[self._position - 1]
 
     def _skip(self, n_bytes: int) -> None:

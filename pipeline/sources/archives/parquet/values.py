@@ -102,15 +102,17 @@ def _hop(read: Read, position: int, stop: int, n_values: int) -> Values:
     """Go from length to length; the values must end at `stop`."""
     if 4 * n_values > stop - position:
         raise PageError("a page is too short for its values")
-    values = Values(np.empty(n_values, np.int64), np.empty(n_values, np.int64))
-    for i in range(n_values):
-        length = int.from_bytes(_within(read, position, 4, stop), "little")
-        position += 4
-        values.start[i], values.length[i] = position, length
-        position += length
+    starts, lengths = [], []
+    for _ in range(n_values):
+        length = int.from_bytes(read(position, 4), "little")
+        starts.append(position + 4)
+        lengths.append(length)
+        position += 4 + length
+        if position > stop:
+            break
     if position != stop:
         raise PageError("the values of a page do not end where the page does")
-    return values
+    return Values(np.array(starts, np.int64), np.array(lengths, np.int64))
 
 
 def _look_up(data: bytes, n_values: int, dictionary: Values) -> Values:
