@@ -4,6 +4,7 @@
                                        [--segments 500] [--formats flac wav mp3 ogg]
                                        [--threads 2] [--rounds 3]
     python benchmarks/bench_sources.py --samples 1000000
+    python benchmarks/bench_sources.py AUDIO_FOLDER --parquet 20000 [--rounds 3] [--cold]
 
 Joins the clips of AUDIO_FOLDER, repeated, to one recording of each format; lists its segments as
 Kaldi does, and cuts them into files (of flac for mp3 and ogg, whose cuts would be encoded again).
@@ -13,6 +14,10 @@ reading the bytes of all files. Prints medians of seconds, and the ratios to fil
 
 With `--samples` it indexes a WebDataset of so many tiny samples (audio, text and JSON) in shards of
 10,000, and prints the time and the memory above that of the imports.
+
+With `--parquet` it writes a repository with so many rows, as `datasets` does, and plans it as
+dataset=parquet, as dataset=hub and through `load_dataset`, each in a fresh process with an empty
+cache. `--cold` removes the files from the page cache before each run.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +36,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 
 from pipeline.audio.decode import decode
@@ -84,7 +94,12 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parquet", type=int, metavar="ROWS")
+    parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
+    if arguments.parquet is not None:
+        bench_parquet(arguments.folder, arguments.parquet, arguments.rounds, arguments.cold)
+        return
     if arguments.samples:
         measure_index(arguments.samples)
         return
@@ -234,6 +249,114 @@ def stages(config: DatasetConfig, n_threads: int) -> Sequence[tuple[str, Callabl
         plan_source(open_source(config), NoEncoder.windows, None)
 
     return [("bytes", read), ("plan", plan_again), ("decode", decode_all)]
+
+
+ROWS_PER_FILE = 3500  # 500 MB of read speech, as on the hub
+ROWS_PER_GROUP = 100
+PLAN_PARQUET = """
+import json, sys, time
+from pathlib import Path
+from pipeline.config import DatasetConfig
+from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from pipeline.extract.planning.scan import scan
+from pipeline.sources import hub
+from pipeline.sources.opening import open_source
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e3
+
+way, repository = sys.argv[1:]
+config = DatasetConfig("hub", name=repository, split="train")
+if way == "dataset=parquet":
+    config = DatasetConfig("parquet", repository)
+before_mb, start_s = status("VmRSS"), time.perf_counter()
+with hub.quiet():
+    source = hub.open_hub(config) if way == "load_dataset" else open_source(config)
+opened_s = time.perf_counter()
+rows = scan(source, GEOMETRY)
+print(json.dumps({
+    "open_s": opened_s - start_s,
+    "plan_s": time.perf_counter() - start_s,
+    "peak_mb": status("VmHWM") - before_mb,
+    "samples": sum(rows["n_samples"].to_pylist()),
+}))
+"""
+"""Opens and scans a repository in a fresh process, in one of the ways."""
+WAYS = ("dataset=parquet", "dataset=hub", "load_dataset")
+
+
+def bench_parquet(folder: Path, n_rows: int, rounds: int, cold: bool) -> None:
+    """Print seconds, peak memory and bytes written for each way to plan a repository."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        files = write_repository(folder, Path(scratch) / "repo", n_rows)
+        n_bytes = sum(file.stat().st_size for file in files)
+        print(f"{n_rows:,} rows, {n_bytes / 1e9:.2f} GB of Parquet in files of {ROWS_PER_FILE:,}")
+        for _ in range(rounds):
+            for way, found in runs.items():
+                if cold:
+                    drop_from_cache(files)
+                found.append(plan_repository(way, files[0].parents[1]))
+    assert len({run["samples"] for found in runs.values() for run in found}) == 1
+    print(f"{'':17}{'open s':>8}{'plan s':>8}{'to load':>9}{'peak MB':>9}{'written MB':>12}")
+    loaded_s = statistics.median(run["open_s"] for run in runs["load_dataset"])
+    for way, found in runs.items():
+        keys = ("open_s", "plan_s", "peak_mb", "written_mb")
+        opened, planned, peak, written = (
+            statistics.median(run[key] for run in found) for key in keys
+        )
+        ratio = f"{planned / loaded_s:9.3f}"
+        print(f"{way:17}{opened:8.2f}{planned:8.2f}{ratio}{peak:9.0f}{written:12.1f}", flush=True)
+
+
+def write_repository(folder: Path, repository: Path, n_rows: int) -> list[Path]:
+    """Write the clips of a folder, repeated under other names, as `datasets` writes them."""
+    clips = [path.read_bytes() for path in sorted(folder.rglob("*.flac"))]
+    features = datasets.Features({"audio": datasets.Audio(), "number": datasets.Value("int64")})
+    starts = range(0, n_rows, ROWS_PER_FILE)
+    files = []
+    for i, start in enumerate(starts):
+        path = repository / f"data/train-{i:05}-of-{len(starts):05}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        schema = features.arrow_schema
+        plain = {"audio.bytes": "none", "audio.path": "snappy", "number": "snappy"}
+        with pq.ParquetWriter(
+            path,
+            schema,
+            compression=plain,
+            use_dictionary=["audio.path", "number"],
+            column_encoding={"audio.bytes": "PLAIN"},
+            use_content_defined_chunking=datasets.config.DEFAULT_CDC_OPTIONS,
+            write_page_index=True,
+        ) as writer:
+            stop = min(start + ROWS_PER_FILE, n_rows)
+            for first in range(start, stop, ROWS_PER_GROUP):
+                numbers = range(first, min(first + ROWS_PER_GROUP, stop))
+                audio = [{"bytes": clips[n % len(clips)], "path": f"{n}.flac"} for n in numbers]
+                columns = {"audio": pa.array(audio, schema.field("audio").type), "number": numbers}
+                writer.write_table(pa.table(columns, schema=schema))
+        files.append(path)
+    return files
+
+
+def plan_repository(way: str, repository: Path) -> dict[str, float]:
+    """Plan a repository in a fresh process with an empty cache of `datasets`."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", PLAN_PARQUET, way, str(repository)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        written = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+        return {**json.loads(done.stdout), "written_mb": written / 1e6}
+
+
+def drop_from_cache(files: Sequence[Path]) -> None:
+    """Remove files from the page cache, after writing them to the disk."""
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 if __name__ == "__main__":
