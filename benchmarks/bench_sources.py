@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sources.py AUDIO_FOLDER [--form segments|tar] [--minutes 60]
                                        [--segments 500] [--formats flac wav mp3 ogg]
-                                       [--threads 2] [--rounds 3]
+                                       [--threads 2] [--rounds 3] [--cpu]
     python benchmarks/bench_sources.py --samples 1000000
     python benchmarks/bench_sources.py AUDIO_FOLDER --parquet 20000 [--rounds 3] [--cold]
 
@@ -60,16 +60,17 @@ BLOCK = RATE_HZ  # libsndfile may crash when a long vorbis file is written at on
 N_SHARDS = 4
 SHARD_SAMPLES = 10_000
 INDEX = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from pipeline.config import DatasetConfig
 from pipeline.sources.opening import open_source
-page_mb = resource.getpagesize() / 1e6
-in_use = lambda: int(open("/proc/self/statm").read().split()[1]) * page_mb
-before, start_s = in_use(), time.perf_counter()
+def in_mb(key):  # not by getrusage, whose peak is also that of the parent process
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e3
+before, start_s = in_mb("VmRSS"), time.perf_counter()
 source = open_source(DatasetConfig("webdataset", sys.argv[1]))
-taken_s = time.perf_counter() - start_s
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-print(f"{len(source):,} samples: {taken_s:.1f} s, {in_use() - before:.0f} MB, "
+taken_s, after, peak = time.perf_counter() - start_s, in_mb("VmRSS"), in_mb("VmHWM")
+print(f"{len(source):,} samples: {taken_s:.1f} s, {after - before:.0f} MB, "
       f"at the peak {peak - before:.0f} MB")
 """
 
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="CPU time, for a busy machine")
     parser.add_argument("--parquet", type=int, metavar="ROWS")
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
@@ -120,7 +122,8 @@ def main() -> None:
             parts = write_both(Path(scratch), suffix, sound, arguments.segments)
             if form == "tar":
                 parts = {"tar": write_shards(Path(scratch)), "files": parts["files"]}
-            seconds = measure(parts, arguments.threads, arguments.rounds)
+            clock = time.process_time if arguments.cpu else time.perf_counter
+            seconds = measure(parts, arguments.threads, arguments.rounds, clock)
         line = f"{suffix:6}"
         for stage in ("plan", "decode"):
             ours, files = (seconds[kind, stage] for kind in (form, "files"))
@@ -211,17 +214,17 @@ def member(name: str, data: bytes | str) -> bytes:
 
 
 def measure(
-    parts: dict[str, DatasetConfig], n_threads: int, rounds: int
+    parts: dict[str, DatasetConfig], n_threads: int, rounds: int, clock: Callable[[], float]
 ) -> dict[tuple[str, str], float]:
     """Time each stage of both, in turns after a first round."""
     runs: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds + 1):
         for kind, config in parts.items():
             for stage, call in stages(config, n_threads):
-                start_s = time.perf_counter()
+                start_s = clock()
                 call()
                 if number:
-                    runs.setdefault((kind, stage), []).append(time.perf_counter() - start_s)
+                    runs.setdefault((kind, stage), []).append(clock() - start_s)
     return {key: statistics.median(values) for key, values in runs.items()}
 
 
