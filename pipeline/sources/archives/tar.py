@@ -155,12 +155,12 @@ class TarReader:
                 f"{self._path} is compressed by {packing}, so parts of it cannot be read in "
                 "place; decompress it"
             )
-        if position == 0 and len(block) == _BLOCK_BYTES:
+        if position == 0 and len(block) == _BLOCK_BYTES and not block[_MAGIC].startswith(b"ustar"):
             return SourceError(f"{self._path} is not a tar file")
         if position + _BLOCK_BYTES > self.n_bytes:
             reason = f"is cut off: it ends at byte {self.n_bytes}, within a header"
         else:
-            reason = f"is damaged: there is no header at byte {position} ({error})"
+            reason = f"is damaged: the header at byte {position} cannot be read ({error})"
         return SourceError(f"{self._path} {reason}; fetch or write it again")
 
     def _decoded(self, name: bytes, position: int) -> str:
