@@ -18,9 +18,9 @@ import pytest
 from pipeline.audio.probe import probe
 from pipeline.config import DatasetConfig
 from pipeline.errors import SourceError
-from pipeline.sources.archives.parquet import embedded
+from pipeline.sources.archives.parquet import embedded, finding
 from pipeline.sources.archives.parquet.pages import UNCOMPRESSED, Chunk, read_pages
-from pipeline.sources.archives.parquet.values import locate
+from pipeline.sources.archives.parquet.values import Values, locate
 from pipeline.sources.base import Column
 from pipeline.sources.opening import open_source
 from pipeline.sources.tabular import TabularSource
@@ -454,3 +454,15 @@ def test_the_fingerprint_follows_files_but_not_their_folder(tmp_path: Path) -> N
     os.utime(tmp_path / "there/a.parquet", ns=(1, 1))
     assert opened(tmp_path / "there").fingerprint != before.fingerprint
     assert not path.exists()
+
+
+def test_places_that_arrow_does_not_confirm_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer with a form of pages that is misread here."""
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"audio": audio([b"one", b"two"])}))
+    ranges = finding._ranges
+    monkeypatch.setattr(
+        finding, "_ranges", lambda name, found: ranges(name, Values(found.start - 1, found.length))
+    )
+    assert "is not what Arrow reads" in refused(path)

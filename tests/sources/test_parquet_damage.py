@@ -6,8 +6,9 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import DatasetConfig
+from pipeline.errors import SourceError
+from pipeline.sources.archives.parquet.footer import read_chunks
 from pipeline.sources.archives.parquet.pages import (
     UNCOMPRESSED,
     Chunk,
@@ -25,9 +29,11 @@ from pipeline.sources.archives.parquet.pages import (
     decompress,
     read_pages,
 )
+from pipeline.sources.archives.parquet.rows import ParquetSource
 from pipeline.sources.archives.parquet.thrift import ThriftError, read_struct
 from pipeline.sources.archives.parquet.values import Values, hybrid, locate
-from tests.helpers.parquet_files import audio
+from pipeline.sources.opening import open_source
+from tests.helpers.parquet_files import audio, write_parquet
 
 LAYOUTS = [
     {"compression": "none", "use_dictionary": False, "data_page_version": "1.0"},
@@ -35,6 +41,7 @@ LAYOUTS = [
     {"compression": "none", "use_dictionary": True, "data_page_version": "1.0"},
     {"compression": "snappy", "use_dictionary": True, "data_page_version": "2.0"},
 ]
+ZSTD = {"compression": "zstd"}
 MAX_BYTES = 50_000_000
 """Memory that a damaged chunk of 30 kB may take."""
 
@@ -211,3 +218,114 @@ def test_a_damaged_file_is_refused_or_read_as_arrow_reads_it(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "refused" in done.stdout
     assert "read" in done.stdout
+
+
+def encoded(fields: dict[int, Any]) -> bytes:
+    """Encode a struct of numbers, structs and lists of structs."""
+    parts, last = [], 0
+    for number, value in sorted(fields.items()):
+        kind = 0x06 if isinstance(value, int) else 0x0C if isinstance(value, dict) else 0x09
+        parts.append(bytes([(number - last) << 4 | kind]))
+        last = number
+        if isinstance(value, int):
+            rest = value << 1 if value >= 0 else -value * 2 - 1
+            while rest >= 0x80:
+                parts.append(bytes([rest & 0x7F | 0x80]))
+                rest >>= 7
+            parts.append(bytes([rest]))
+        elif isinstance(value, dict):
+            parts.append(encoded(value))
+        else:
+            parts.append(bytes([len(value) << 4 | 0x0C]))
+            parts += [encoded(one) for one in value]
+    return b"".join([*parts, b"\0"])
+
+
+def page_of(n_uncompressed: int, n_bytes: int, n_values: int) -> bytes:
+    """Encode the header of a page of version 1."""
+    data_page = {1: n_values, 2: 0, 3: 3, 4: 3}
+    return encoded({1: 0, 2: n_uncompressed, 3: n_bytes, 5: data_page})
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (page_of(2**31, 2**31, 10), "impossible size"),
+        (page_of(20, 20, -1), "impossible size"),
+        (page_of(20, 30, 10), "two sizes"),
+        (page_of(4000, 4000, 10), "longer than its column chunk"),
+        (page_of(20, 20, 11), "more than 10 values"),
+        (encoded({1: 0, 2: 20, 3: 20}), "lacks the part 5"),
+        (encoded({1: 0, 2: 20, 5: {1: 10}}), "lacks the number 3"),
+        (page_of(20, 20, 10)[:-1], "does not end"),
+    ],
+)
+def test_headers_that_contradict_their_chunk(header: bytes, message: str) -> None:
+    """An uncompressed chunk of 10 values in 1,000 bytes."""
+    n_bytes = len(header) if "end" in message else 1000
+    chunk = Chunk(0, n_bytes, 2**40, 10, UNCOMPRESSED, 1)
+    with pytest.raises(PageError, match=message):
+        read_pages(reader(header.ljust(n_bytes, b"\xff")), chunk)
+
+
+def test_a_page_that_states_other_nulls() -> None:
+    chunk, content = SAMPLES[1]
+    read = reader(content)
+    page = read_pages(read, chunk)[0]
+    assert page.n_nulls
+    with pytest.raises(PageError, match="another number of nulls"):
+        locate(read, page.start, chunk, replace(page, n_nulls=page.n_nulls + 1))
+
+
+GROUP = {1: 6, 4: 0, 5: 10, 6: 1000, 7: 1000, 9: 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({4: [{1: [{3: GROUP}], 3: 11}]}, PageError, "has 11 rows, but 10 values"),
+        ({4: [{1: [{3: GROUP | {5: -1}}], 3: -1}]}, PageError, "has -1 rows"),
+        ({4: [{1: [], 3: 10}]}, PageError, "lacks columns"),
+        ({4: [{1: [{2: 4}], 3: 10}]}, PageError, "lacks the part 3"),
+        ({4: [{1: [{3: GROUP | {1: 2}}], 3: 10}]}, UnknownFormError, "not of bytes"),
+    ],
+)
+def test_footers_that_contradict_themselves(
+    fields: dict[int, Any], error: type[ValueError], message: str
+) -> None:
+    footer = encoded(fields)
+    content = footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    with pytest.raises(error, match=message):
+        read_chunks(reader(content), len(content), 0, 2)
+    good = encoded({4: [{1: [{3: GROUP | {11: 2}}], 3: 10}]})
+    content = good + len(good).to_bytes(4, "little") + b"PAR1"
+    assert read_chunks(reader(content), len(content), 0, 2) == [
+        (Chunk(2, 1000, 1000, 10, UNCOMPRESSED, 2), None)
+    ]
+    with pytest.raises(PageError, match="no footer"):
+        read_chunks(reader(b"PAR1"), 4, 0, 2)
+
+
+def test_a_null_that_the_footer_denies_is_damage(tmp_path: Path) -> None:
+    """It has no bytes; those of another value are not returned in its place."""
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"audio": audio([b"x", None])}), **ZSTD)
+    source = open_source(DatasetConfig("parquet", str(path)))
+    assert isinstance(source, ParquetSource)
+    places = source._audio._places
+    assert places.chunk.tolist() == [0, -1]
+    places.chunk[1] = 0  # as if the footer stated no null
+    assert source.segment(0).data == b"x"
+    with pytest.raises(SourceError, match="has a null where its footer states none"):
+        source.segment(1)
+
+
+def test_an_index_beyond_the_dictionary_is_damage() -> None:
+    chunk, content = SAMPLES[2]
+    read = reader(content)
+    first, *pages = read_pages(read, chunk)
+    whole = locate(read, first.start, chunk, first)
+    short = Values(whole.start[:1], whole.length[:1])
+    page = next(page for page in pages if page.refers_to_dictionary)
+    assert len(locate(read, page.start, chunk, page, whole).start) == page.n_values
+    with pytest.raises(PageError, match="its dictionary does not have"):
+        locate(read, page.start, chunk, page, short)
