@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audio.probe import count_channels
@@ -71,7 +72,7 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
     backend = open_backend(store)
     with Lease(backend, uuid.uuid4().hex[:12]) as lease:
         with announced(observer, "reading the labels of the store"):
-            before = _shown(backend, observer)
+            before, unusable = _shown(backend, observer)
         with announced(observer, "opening the dataset"):
             source = open_source(config.dataset, count_channels)
         for note in source.notes:
@@ -91,9 +92,10 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         differs, examples = other_values(before, now)
         differs = rows >= 0 if columns else differs
         number = None
-        if columns or examples:
+        if columns or examples or unusable:
             lease.check()
-            number = write_labels(backend, now)
+            number = write_labels(backend, replace(now, numbered=before.numbered), unusable)
+        if columns or examples:
             observer.note(f"changed: {'; '.join([*columns, *examples])}")
     return Relabelling(
         generation=number,
@@ -105,25 +107,44 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
     )
 
 
-def _shown(backend: Backend, observer: Observer) -> Labels:
+def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int]]:
     """Return the labels of all utterances of the plan that are shown, or will be.
 
-    Damaged labels are replaced by the newest readable ones.
+    Damaged labels are replaced by the newest readable ones, or by those of the index; what is shown
+    is then what the plan had last under each id.
+
+    Returns:
+        The labels; and the generations that others should replace, because they are damaged or
+        have utterances that no plan has.
     """
-    known: list[int | None] = [None, *reversed(generations(backend)[:-1])]
-    labels, plan = None, read_plan(backend)
+    known: list[int | None] = [*reversed(generations(backend))] or [None]
+    labels, unusable = None, []
     for generation in known:
         try:
-            labels = read_labels(backend, generation)
-            break
+            found = read_labels(backend, generation)
+            labels = labels or found
         except DamagedError as error:
             observer.note(f"WARNING: {error}")
-    if labels is not None or plan is None:
-        return labels or committed_labels(backend)
-    planned = first_records(plan)
+            unusable += [] if generation is None else [generation]
+    plan = read_plan(backend)
+    if plan is None:
+        return labels or committed_labels(backend), unusable
+    if labels is not None:
+        planned_labels = labels.planned(plan.n_numbers)
+        if planned_labels is not labels and labels.generation is not None:
+            unusable.append(labels.generation)
+        return planned_labels, unusable
+    planned = _newest_of_each_id(first_records(plan))
     stored = committed_labels(backend)
     place = pc.index_in(planned["row"], value_set=stored.table["row"].combine_chunks())
     table = planned.select(["id", "row"])
     for name in stored.names:
         table = table.append_column(name, stored.table[name].take(place))
-    return Labels(table, stored.columns)
+    return Labels(table, stored.columns, numbered=0), unusable
+
+
+def _newest_of_each_id(planned: pa.Table) -> pa.Table:
+    """Return the last record of each id: other audio under an id follows the audio before."""
+    codes = planned["id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    last = len(codes) - 1 - np.unique(codes[::-1], return_index=True)[1]
+    return planned.take(pa.array(np.sort(last)))

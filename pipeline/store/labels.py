@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,14 @@ class Labels:
             dataset.
         columns: Name, type and class names of each column, as in the store's identity.
         generation: Number of the generation; None if it is not stored.
+        numbered: The generation with which a plan was written that has these numbers; 0 if it had
+            none, None if it is this generation.
     """
 
     table: pa.Table
     columns: tuple[Mapping[str, Any], ...]
     generation: int | None = None
+    numbered: int | None = None
 
     @property
     def numbers(self) -> IntArray:
@@ -66,6 +69,17 @@ class Labels:
     def names(self) -> list[str]:
         """Names of the columns."""
         return [str(column["name"]) for column in self.columns]
+
+    def planned(self, n_numbers: int) -> Labels:
+        """Return the labels of the utterances with a number below `n_numbers`.
+
+        A driver that is killed between labels and plan leaves utterances that no plan has. Their
+        numbers may be given to others.
+        """
+        is_planned = self.numbers < n_numbers
+        if is_planned.all():
+            return self
+        return replace(self, table=self.table.filter(pa.array(is_planned)))
 
     def shown(self, table: pa.Table) -> pa.Table:
         """Return the rows of a table of the plan or the index whose utterance is shown."""
@@ -108,13 +122,14 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
     key = labels_key(number)
     try:
         table = read_parquet(backend, key)
-        columns = json.loads(table.schema.metadata[_METADATA_KEY])["columns"]
+        facts = json.loads(table.schema.metadata[_METADATA_KEY])
+        columns, numbered = facts["columns"], facts.get("numbered", number)
     except (DamagedError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{backend.locate(key)} is not readable ({error}); {_REMEDY}, and an earlier "
             "generation is read with labels=N"
         ) from error
-    return Labels(table.replace_schema_metadata(None), tuple(columns), number)
+    return Labels(table.replace_schema_metadata(None), tuple(columns), number, numbered)
 
 
 def committed_labels(store: Location) -> Labels:
@@ -132,12 +147,14 @@ def committed_labels(store: Location) -> Labels:
     return Labels(table.filter(pa.array(is_first)).combine_chunks(), tuple(columns))
 
 
-def write_labels(store: Location, labels: Labels) -> int:
+def write_labels(store: Location, labels: Labels, instead_of: Sequence[int] = ()) -> int:
     """Write a new generation of labels, which readers show from then on.
 
     Args:
         store: The store.
         labels: The labels.
+        instead_of: Generations that are removed: they are damaged, or have utterances that no
+            plan has, whose numbers are given to others.
 
     Returns:
         Number of the generation.
@@ -155,6 +172,8 @@ def write_labels(store: Location, labels: Labels) -> int:
     number = known[-1] + 1 if known else 1
     _put(backend, number, labels)
     set_format_version(backend, LABELS_VERSION)
+    for generation in instead_of:
+        backend.delete(labels_key(generation))
     return number
 
 
@@ -180,7 +199,11 @@ def _attributes(backend: Backend) -> dict[str, Any]:
 
 
 def _put(backend: Backend, number: int, labels: Labels) -> None:
-    facts = {"format_version": LABELS_VERSION, "columns": [dict(c) for c in labels.columns]}
+    facts = {
+        "format_version": LABELS_VERSION,
+        "columns": [dict(c) for c in labels.columns],
+        "numbered": number if labels.numbered is None else labels.numbered,
+    }
     table = labels.table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
     backend.ensure_folder(LABELS_DIR)
     if not backend.put_if_absent(labels_key(number), [parquet_bytes(table)]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,56 @@ def test_a_type_that_does_not_fit_the_labels_that_stay_is_refused(case: Case) ->
     assert generations(case.store) == []
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("[1,2,3,4]", "true"), ('[["a"],["b"],["c"],["d"]]', '"b"'), ('["a","b","c","d"]', "[1]")],
+    ids=["number to truth", "list to text", "text to list"],
+)
+def test_labels_that_stay_are_never_changed_by_another_type(
+    case: Case, before: str, after: str
+) -> None:
+    """Whether Arrow has no such cast, or one that loses values, `relabel` is refused."""
+    table = case.folder.parent / "labels.jsonl"
+    overrides = ["dataset=manifest", f"dataset.path={table}", "dataset.id_column=id"]
+    row = '{{"id": "{}", "path": "x.wav", "mark": {}}}\n'.format
+    values = [json.dumps(value) for value in json.loads(before)]
+    table.write_text("".join(map(row, NAMES, values)))
+    case.relabel(*overrides)
+    table.write_text(row(NAMES[0], after))
+    with pytest.raises(SourceError, match=r"column mark is .*give a dataset with all utterances"):
+        case.relabel(*overrides)
+    assert case.column("mark") == json.loads(before)
+
+
+def test_damaged_labels_are_replaced_by_equal_ones(case: Case) -> None:
+    """Also if the labels before them have the same columns, and only other utterances."""
+    case.write({"emotion": EMOTIONS[1:]}, NAMES[1:])
+    case.extract()
+    path = case.store / "labels/generation-1.parquet"
+    path.write_bytes(b"damaged")
+    case.relabel()
+    case.extract()
+    assert case.column("id") == NAMES[1:]
+    assert verify_store(case.store).ok
+
+
+def test_lost_labels_are_noticed_and_show_no_id_twice_when_written_again(case: Case) -> None:
+    """Not even of an utterance whose audio was replaced, of which the store has both."""
+    (case.folder / NAMES[0]).unlink()
+    voice_of(case, NAMES[0], 0.7)
+    case.extract()
+    path = case.store / "labels/generation-1.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DamagedError, match=r"generation-1\.parquet is missing.*strata extract"):
+        verify_store(case.store)
+    path.write_bytes(content)
+    shutil.rmtree(case.store / "labels")
+    case.relabel("dataset=audiofolder", f"dataset.path={case.folder}")
+    assert sorted(map(str, case.column("id"))) == NAMES
+    assert pipeline.open_store(case.store).n_frames(NAMES[0]) == 34
+
+
 def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
     """An earlier generation is still read; `relabel` writes a new one over the damage."""
     case.write({"emotion": ["happy", "happy", "sad", "sad"]})
@@ -146,6 +197,7 @@ def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
     assert case.column("emotion", labels=0) == EMOTIONS
     assert case.relabel().generation == 2
     assert case.column("emotion") == ["happy", "happy", "sad", "sad"]
+    assert verify_store(case.store).ok
     shutil.rmtree(case.store / "labels")
     with pytest.raises(DamagedError, match=r"labels is missing; `strata relabel"):
         pipeline.open_store(case.store)
@@ -158,31 +210,76 @@ def test_labels_that_never_changed_have_no_number(case: Case) -> None:
         pipeline.open_store(case.store, labels=1)
 
 
-def test_a_run_killed_between_labels_and_plan_is_repeated(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The new labels name utterances that no plan has; the next run ends as if nothing was."""
+def voice_of(case: Case, name: str, seconds: float) -> Path:
+    """Write another clip into the folder of a case."""
     other = case.folder.parent / "other"
-    write_folder(other, [0.7], metadata=False)
-    (other / NAMES[0]).rename(case.folder / "clip-001b.wav")
-    case.write(
-        {"emotion": [*EMOTIONS[:2], "new", *EMOTIONS[2:]]},
-        names := [*NAMES[:2], "clip-001b.wav", *NAMES[2:]],
-    )
+    write_folder(other, [seconds], metadata=False)
+    return (other / NAMES[0]).rename(case.folder / name)
+
+
+@pytest.fixture
+def killed(case: Case, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Extract with a driver that is killed between labels and plan."""
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(obtain, "write_plan", die)
-        with pytest.raises(KeyboardInterrupt):
-            case.extract()
+    def extract() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(obtain, "write_plan", die)
+            with pytest.raises(KeyboardInterrupt):
+                case.extract()
+
+    return extract
+
+
+INSERTED = {"emotion": [*EMOTIONS[:2], "new", *EMOTIONS[2:]]}
+
+
+def test_a_run_killed_between_labels_and_plan_is_repeated(
+    case: Case, killed: Callable[[], None]
+) -> None:
+    """The new labels name utterances that no plan has; the next run ends as if nothing was."""
+    voice_of(case, "clip-001b.wav", 0.7)
+    case.write(INSERTED, names := [*NAMES[:2], "clip-001b.wav", *NAMES[2:]])
+    killed()
     assert case.column("id") == NAMES
     case.extract()
     assert case.column("id") == names
     assert case.column("emotion")[2] == "new"
     assert pipeline.open_store(case.store).n_frames("clip-001b.wav") == 34
     assert verify_store(case.store).ok
+
+
+def test_a_row_of_a_killed_run_that_is_renamed_has_its_new_id(
+    case: Case, killed: Callable[[], None]
+) -> None:
+    """The labels of the killed run, which have its old id under the same number, are removed."""
+    clip = voice_of(case, "clip-001b.wav", 0.7)
+    case.write(INSERTED, [*NAMES[:2], "clip-001b.wav", *NAMES[2:]])
+    killed()
+    clip.rename(case.folder / "clip-001c.wav")
+    case.write(INSERTED, names := [*NAMES[:2], "clip-001c.wav", *NAMES[2:]])
+    case.extract()
+    assert case.column("id") == names
+    assert generations(case.store) == [0, 2]
+
+
+def test_labels_of_a_killed_run_do_not_bring_superseded_audio_back(
+    case: Case, killed: Callable[[], None]
+) -> None:
+    """A dataset that is again what it was before the killed run has its own features."""
+    first = case.folder / NAMES[0]
+    earlier = first.rename(case.folder.parent / "earlier.wav")
+    now = voice_of(case, NAMES[0], 0.7)
+    case.extract()
+    later = now.rename(case.folder.parent / "later.wav")
+    earlier.rename(first)
+    killed()
+    assert pipeline.open_store(case.store).n_frames(NAMES[0]) == 24
+    later.rename(first)
+    case.extract()
+    assert pipeline.open_store(case.store).n_frames(NAMES[0]) == 34
 
 
 def test_a_collapsed_store_has_the_labels_of_its_parent(case: Case, tmp_path: Path) -> None:

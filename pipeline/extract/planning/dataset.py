@@ -29,6 +29,7 @@ class PlannedDataset:
         is_changed: Whether the plan is not the one that the store has.
         new_labels: Labels that the store needs and has not yet.
         changes: How it differs from what the store has; None if nothing is extracted.
+        abandoned: Generations of labels with utterances that no plan has.
     """
 
     source: Source
@@ -38,6 +39,7 @@ class PlannedDataset:
     is_changed: bool = False
     new_labels: Labels | None = None
     changes: Changes | None = None
+    abandoned: Sequence[int] = ()
 
     @cached_property
     def _rows(self) -> IntArray:

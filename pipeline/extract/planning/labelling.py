@@ -126,10 +126,12 @@ def _filled(
     try:
         if column["class_names"] != before["class_names"]:
             raise pa.ArrowInvalid("other class names")
-        return pc.if_else(
-            pa.array(is_new), new.combine_chunks(), old.combine_chunks().cast(new.type)
-        )
-    except pa.ArrowInvalid as error:
+        kept = pc.if_else(pa.array(is_new), pa.scalar(None, old.type), old.combine_chunks())
+        taken = kept.cast(new.type)
+        if not taken.cast(old.type).equals(kept):
+            raise pa.ArrowInvalid("their values would change")
+        return pc.if_else(pa.array(is_new), new.combine_chunks(), taken)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SourceError(
             f"column {column['name']} is {column['type']} in the dataset and {before['type']} in "
             f"the store, whose labels of {int((~is_new).sum()):,} utterances stay, because the "

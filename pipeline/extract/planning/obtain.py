@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from pipeline.sources.base import Source
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import read_plan, write_plan
-from pipeline.store.format.plan import Plan, round_up_to_chunk
-from pipeline.store.labels import read_labels, write_labels
+from pipeline.store.format.plan import NUMBERED, Plan, round_up_to_chunk
+from pipeline.store.labels import generations, read_labels, write_labels
 
 
 def plan_new(
@@ -74,15 +75,17 @@ def save_dataset(
 ) -> PlannedDataset:
     """Write the plan and the labels of a dataset if they are not those of the store.
 
-    Labels come first: a plan may be used only with labels that know its utterances. They are written
-    once the store is created.
+    Labels come first: a plan may be used only with labels that know its utterances. They are
+    written once the store is created.
     """
     if dataset.is_changed or dataset.new_labels is not None:
         check_lease()  # a scan takes long; another driver's plan must not be overwritten
+    plan, is_changed = dataset.plan, dataset.is_changed
     if dataset.new_labels is not None and is_created(backend):
-        write_labels(backend, dataset.new_labels)
-    if dataset.is_changed:
-        write_plan(backend, dataset.plan)
+        number = write_labels(backend, dataset.new_labels, dataset.abandoned)
+        plan, is_changed = replace(plan, source=plan.source | {NUMBERED: number}), True
+    if is_changed:
+        write_plan(backend, plan)
     return dataset
 
 
@@ -110,7 +113,8 @@ def _replan(
     stored: Plan,
     observer: Observer,
 ) -> PlannedDataset:
-    labels = read_labels(backend)
+    found = read_labels(backend)
+    labels = found and found.planned(stored.n_numbers)
     unstored = find_unstored(backend, stored, config.retry_quarantined, labels)
     if unstored.n_retried:
         observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
@@ -129,6 +133,7 @@ def _replan(
         is_changed=replan.plan is not stored,
         new_labels=new_labels,
         changes=changes,
+        abandoned=() if labels is found else generations(backend)[-1:],
     )
 
 

@@ -26,7 +26,13 @@ from pipeline.extract.planning.scan import (
     scan,
 )
 from pipeline.sources.base import Source
-from pipeline.store.format.plan import Plan, choose_frames_per_unit, make_plan, round_up_to_chunk
+from pipeline.store.format.plan import (
+    NUMBERED,
+    Plan,
+    choose_frames_per_unit,
+    make_plan,
+    round_up_to_chunk,
+)
 from pipeline.store.labels import IntArray, Labels
 
 
@@ -113,11 +119,16 @@ def replan_source(
         SourceError: The audio of an extracted utterance cannot be read any more, or no audio file
             exists.
     """
-    if stored.source["fingerprint"] == source.fingerprint and not unstored.n_retried:
+    numbered = 0 if labels is None else labels.numbered
+    is_planned = stored.source.get(NUMBERED, 0) == numbered  # else a driver was killed in between
+    is_same = is_planned and stored.source["fingerprint"] == source.fingerprint
+    if is_same and not unstored.n_retried:
         numbers = current_numbers(stored, labels, source)
         if numbers is not None:
             return Replan(stored, numbers)
     rows, facts = _scan(source, windowing, scanning)
+    if numbered:
+        facts[NUMBERED] = numbered
     match = match_rows(stored, rows, source, unstored, labels)
     row_of = match.rows
     retried = np.array([n for n in unstored.retried if row_of[n] >= 0], np.int64)

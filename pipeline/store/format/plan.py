@@ -49,6 +49,8 @@ SCHEMA = pa.schema(
     ]
 )
 _METADATA_KEY = b"strata"
+NUMBERED = "labels"
+"""Fact of a plan's source: the generation of labels with which it was written, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Plan:
         table: Rows of `SCHEMA`, sorted by unit and position.
         frames_per_unit: Capacity of a unit in frames.
         utterances_per_slot: Capacity of a unit in utterances.
-        source: Fingerprint of the source that was planned.
+        source: Fingerprint of the source that was planned, and more facts of it.
     """
 
     table: pa.Table
@@ -82,7 +84,7 @@ class Plan:
     @property
     def n_utterances(self) -> int:
         """Number of distinct utterances, without further pieces and deferred rows."""
-        planned = np.zeros(self._n_rows, bool)
+        planned = np.zeros(self.n_numbers, bool)
         planned[self.table["row"].to_numpy()] = True
         return int(np.count_nonzero(planned))
 
@@ -98,12 +100,13 @@ class Plan:
 
     def audio_seconds(self, sample_rate_hz: int) -> float:
         """Return the planned duration of the audio, in seconds."""
-        longest = np.zeros(self._n_rows, np.int64)  # pieces and deferred rows repeat
+        longest = np.zeros(self.n_numbers, np.int64)  # pieces and deferred rows repeat
         np.maximum.at(longest, self.table["row"].to_numpy(), self.table["n_samples"].to_numpy())
         return float(longest.sum()) / sample_rate_hz
 
     @property
-    def _n_rows(self) -> int:
+    def n_numbers(self) -> int:
+        """The number after the last one of an utterance."""
         return int(pc.max(self.table["row"]).as_py() or 0) + 1
 
     def restricted_to(self, rows: pa.Table) -> Plan:

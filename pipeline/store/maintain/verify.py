@@ -20,8 +20,8 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
 from pipeline.store.format.codecs import Stored
-from pipeline.store.format.layout import Layout, index_key
-from pipeline.store.format.plan import Plan
+from pipeline.store.format.layout import Layout, index_key, labels_key
+from pipeline.store.format.plan import NUMBERED, Plan
 from pipeline.store.format.pooling import pool
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.labels import generations, read_labels
@@ -120,8 +120,15 @@ def verify_store(
         utterances_per_slot=plan.utterances_per_slot,
     )
     check_format_shape(attributes, planned, backend)
-    for generation in generations(backend):
+    known = generations(backend)
+    for generation in known:
         read_labels(backend, generation)
+    numbered = plan.source.get(NUMBERED, 0)
+    if numbered > max(known, default=0):
+        raise DamagedError(
+            f"{backend.locate(labels_key(numbered))} is missing, and readers show older labels; "
+            "restore it from a copy, or run `strata extract` with the dataset as it is"
+        )
     check = _UnitCheck(backend, layout, plan)
     units = index_files.committed_units(backend)
     deep = _chosen(units, sample)
