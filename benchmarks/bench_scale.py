@@ -61,7 +61,7 @@ LAYERS = 12
 class SyntheticSource:
     """Source of `n` utterances of 1 to 17 s, each with a speaker."""
 
-    holds_audio = True
+    is_shared = False
     skipped: tuple[str, ...] = ()
     skipped_columns: tuple[str, ...] = ()
     columns: tuple[Any, ...] = ()

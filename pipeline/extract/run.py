@@ -274,7 +274,7 @@ def _prepare(
         threads=resources.threads,
         decode=decode,
         encoder_identity=encoder.identity,
-        opens_source=dataset.source.holds_audio,
+        opens_source=not dataset.source.is_shared,
     )
     if is_inline:
         return layout, partial(Worker, job, encoder, dataset.source)

@@ -140,7 +140,7 @@ class Source(Protocol):
     - allow calls from several threads at once.
 
     Workers read only the segments of their units, which the driver sends. They open the source
-    themselves only if it `holds_audio`.
+    themselves only if it is not `is_shared`.
     """
 
     @property
@@ -168,8 +168,11 @@ class Source(Protocol):
         """What the user should know about how the dataset was read, a sentence each."""
 
     @property
-    def holds_audio(self) -> bool:
-        """Whether segments hold encoded bytes in memory, instead of the place of a file."""
+    def is_shared(self) -> bool:
+        """Whether segments name files that every machine of a run has at the same place.
+
+        They do not if they hold encoded bytes in memory, or name files of a cache.
+        """
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class ChannelView:
         self.config, self.origin = config, source.origin
         self.skipped, self.skipped_columns = source.skipped, source.skipped_columns
         self.columns, self.notes = source.columns, source.notes
-        self.holds_audio = source.holds_audio
+        self.is_shared = source.is_shared
         self.identity: dict[str, Any] = {**source.identity, "channel": config.channel}
         self._ids = source.ids()
         self._has_column = False

@@ -91,9 +91,9 @@ class TabularSource:
         return fingerprint(facts, self._ids, self._paths)
 
     @property
-    def holds_audio(self) -> bool:
-        """Whether there is a row whose encoded bytes are in the table."""
-        return self._data is not None
+    def is_shared(self) -> bool:
+        """Whether no row has its encoded bytes in the table."""
+        return self._data is None
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -168,6 +168,18 @@ def test_added_rows_are_cut_into_pieces_too(tmp_path: Path) -> None:
     assert grown.unit_rows(first.n_units)["row"].to_pylist()[0] == 5
 
 
+def test_workers_get_segments_where_all_machines_have_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they get rows of the dataset, which they open themselves; None is what it lacks."""
+    opened = source(plain_folder(tmp_path / "clips", 3))
+    plan = plan_source(opened, WINDOWING, None)
+    moved = PlannedDataset(opened, plan, np.array([2, 0, 3]))
+    assert moved.places([3, 1, 2]) == [opened.segment(2), None, opened.segment(0)]
+    monkeypatch.setattr(type(opened), "is_shared", False)
+    assert moved.places([3, 1, 2]) == [2, None, 0]
+
+
 def test_a_driver_that_lost_its_lease_while_scanning_writes_no_plan(tmp_path: Path) -> None:
     """It was suspended and another driver took over, whose plan must not be overwritten."""
     folder, store = write_folder(tmp_path / "clips", [1.0]), tmp_path / "store"

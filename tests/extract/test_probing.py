@@ -51,5 +51,5 @@ def test_a_cluster_reads_the_headers_of_large_datasets(
     assert ray_probing.choose_probing(RAY, source) is not probe_in_threads
     for other in (EngineConfig(kind="inline", address="127.0.0.1:1"), EngineConfig(kind="ray")):
         assert ray_probing.choose_probing(other, source) is probe_in_threads
-    monkeypatch.setattr(type(source), "holds_audio", True)
+    monkeypatch.setattr(type(source), "is_shared", False)
     assert ray_probing.choose_probing(RAY, source) is probe_in_threads

@@ -272,12 +272,13 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_dataset_in_the_cache_needs_no_network(hub_cache: Path) -> None:
-    """Its files are read where they are."""
+    """Its files are read where they are; workers on other machines open their own cache."""
     source = open_source(DatasetConfig("hub", name="someone/clips", split="train"))
     assert source.ids().to_pylist() == ["0.flac", "1.flac", "2.flac", "3.flac"]
     assert contents(source) == [sound(i) for i in range(4)]
     assert str(source.segment(0).path).startswith(str(hub_cache / "snapshots" / COMMIT))
     assert source.identity["name"] == "someone/clips"
+    assert not source.is_shared
     assert not copies()
     with pytest.raises(SourceError, match="someone/clips has 2 splits"):
         open_source(DatasetConfig("hub", name="someone/clips"))

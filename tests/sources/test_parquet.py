@@ -96,7 +96,7 @@ def test_every_layout_gives_the_same_bytes(tmp_path: Path, codec: str, version: 
         source = opened(path, id_column="n")
         assert contents(source) == clips
         assert containers(source) == {"file", "parquet" if codec == "none" else "memory"}
-        assert bool(source.notes) == source.holds_audio == (codec != "none")
+        assert bool(source.notes) == (not source.is_shared) == (codec != "none")
 
 
 def test_a_note_says_how_many_files_are_compressed(tmp_path: Path) -> None:

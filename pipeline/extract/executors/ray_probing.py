@@ -35,9 +35,9 @@ def choose_probing(config: EngineConfig, source: Source) -> Probing:
 
     Args:
         config: Settings of the engine.
-        source: The dataset. If it holds the audio, the driver reads the headers.
+        source: The dataset. If other machines do not have its files, the driver reads the headers.
     """
-    if is_cluster(config) and len(source) >= FEWEST_ROWS and not source.holds_audio:
+    if is_cluster(config) and len(source) >= FEWEST_ROWS and source.is_shared:
         return partial(probe_on_cluster, config)
     return probe_in_threads
 

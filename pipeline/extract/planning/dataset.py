@@ -66,7 +66,7 @@ class PlannedDataset:
 
     def places(self, numbers: Sequence[int]) -> list[Place]:
         """Return where workers find the audio of utterances."""
-        if not self.source.holds_audio:
+        if self.source.is_shared:
             return [self.segment(number) for number in numbers]
         rows = self._rows[list(numbers)].tolist()
         return [row if row >= 0 else None for row in rows]

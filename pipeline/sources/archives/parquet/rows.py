@@ -56,9 +56,9 @@ class ParquetSource(TabularSource):
         self._has_packed = bool((places.chunk[: len(self)] >= 0).any())
 
     @property
-    def holds_audio(self) -> bool:
-        """Whether the audio of a row is in a compressed page."""
-        return self._has_packed
+    def is_shared(self) -> bool:
+        """Whether no audio is in a compressed page or in the hub's cache of one machine."""
+        return not self._has_packed and self.config.kind != "hub"
 
     def _place(self, row: int) -> dict[str, Any]:
         """Return the range of a row's file, or the file that the row names.
