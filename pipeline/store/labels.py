@@ -147,7 +147,9 @@ def committed_labels(store: Location) -> Labels:
     return Labels(table.filter(pa.array(is_first)).combine_chunks(), tuple(columns))
 
 
-def write_labels(store: Location, labels: Labels, instead_of: Sequence[int] = ()) -> int:
+def write_labels(
+    store: Location, labels: Labels, instead_of: Sequence[int] = (), after: int = 0
+) -> int:
     """Write a new generation of labels, which readers show from then on.
 
     Args:
@@ -155,6 +157,7 @@ def write_labels(store: Location, labels: Labels, instead_of: Sequence[int] = ()
         labels: The labels.
         instead_of: Generations that are removed: they are damaged, or have utterances that no
             plan has, whose numbers are given to others.
+        after: Its number is higher than this one.
 
     Returns:
         Number of the generation.
@@ -169,7 +172,7 @@ def write_labels(store: Location, labels: Labels, instead_of: Sequence[int] = ()
         if len(before.table):
             _put(backend, 0, before)
             known = [0]
-    number = known[-1] + 1 if known else 1
+    number = max([*known, after]) + 1
     _put(backend, number, labels)
     set_format_version(backend, LABELS_VERSION)
     for generation in instead_of:
@@ -178,19 +181,48 @@ def write_labels(store: Location, labels: Labels, instead_of: Sequence[int] = ()
 
 
 def copy_labels(store: Location, out: Location) -> None:
-    """Give another store of the same plan the generations that it lacks.
+    """Give another store of the same plan the labels of a store.
 
-    A store that was relabelled by itself keeps its labels.
+    A store that was relabelled by itself keeps its labels, for the utterances that the other one
+    shows: otherwise it would show audio that has been replaced.
     """
     source, target = open_backend(store), open_backend(out)
-    known = generations(source)
+    known, own = generations(source), read_labels(target)
+    if own is not None and not _is_copied(own, source, target):
+        parent = read_labels(source) or committed_labels(source)
+        labels = _with_own(parent, own)
+        is_same = labels.table.equals(own.table) and labels.columns == own.columns
+        last = known[-1] if known else 0
+        if not is_same or int(own.generation or 0) < last:
+            write_labels(target, labels, after=last)
+        return
     for number in known:
-        key = labels_key(number)
-        content = source.read(key)
-        if not target.put_if_absent(key, [content]) and target.read(key) != content:
-            return
+        target.ensure_folder(LABELS_DIR)
+        target.put_if_absent(labels_key(number), [source.read(labels_key(number))])
     if known:
         set_format_version(target, LABELS_VERSION)
+
+
+def _is_copied(own: Labels, source: Backend, target: Backend) -> bool:
+    key = labels_key(int(own.generation or 0))
+    return source.exists(key) and source.read(key) == target.read(key)
+
+
+def _with_own(parent: Labels, own: Labels) -> Labels:
+    """Return the utterances of `parent` with its columns, and the values of `own` by id."""
+    place = pc.index_in(parent.table["id"].combine_chunks(), value_set=own.table["id"])
+    has_own = pc.is_valid(place)
+    theirs = {column["name"]: column for column in parent.columns}
+    table, columns = parent.table, list(parent.columns)
+    for column in own.columns:
+        name = column["name"]
+        values = own.table[name].combine_chunks().take(place)
+        if name not in theirs:
+            table, columns = table.append_column(name, values), [*columns, column]
+        elif column == theirs[name]:
+            chosen = pc.if_else(has_own, values, table[name].combine_chunks())
+            table = table.set_column(table.column_names.index(name), name, chosen)
+    return Labels(table, tuple(columns), numbered=parent.numbered)
 
 
 def _attributes(backend: Backend) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.errors import DamagedError, SourceError, StoreError
 from pipeline.extract import run
 from pipeline.extract.planning import obtain
 from pipeline.extract.relabel import Relabelling, relabel
+from pipeline.store.documents import read_attributes
 from pipeline.store.labels import generations
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
@@ -291,6 +292,49 @@ def test_a_collapsed_store_has_the_labels_of_its_parent(case: Case, tmp_path: Pa
     assert pipeline.open_store(out).metadata["emotion"].to_pylist() == EMOTIONS
     collapse(case.store, out, "average")
     assert pipeline.open_store(out).metadata["emotion"].to_pylist()[1] == "happy"
+
+
+def test_a_collapsed_store_with_labels_of_its_own_follows_its_parent(
+    case: Case, tmp_path: Path
+) -> None:
+    """It shows new utterances and replaced audio as its parent does, and keeps its own labels."""
+    out = tmp_path / "collapsed"
+    collapse(case.store, out, "average")
+    table = case.table("id,path,emotion,age\n" + "".join(f"{n},x.wav,calm,4\n" for n in NAMES))
+    relabel(out, load_config(table))
+    voice_of(case, "clip-004.wav", 0.6)
+    case.write({"emotion": [*EMOTIONS, "new"]}, [*NAMES, "clip-004.wav"])
+    case.extract()
+    (case.folder / NAMES[0]).unlink()
+    voice_of(case, NAMES[0], 0.7)
+    for _ in range(2):
+        collapse(case.store, out, "average")
+        store = pipeline.open_store(out)
+        assert store.ids == [*NAMES, "clip-004.wav"]
+        assert store.metadata["emotion"].to_pylist() == ["calm"] * 4 + ["new"]
+        assert store.metadata["age"].to_pylist() == [4] * 4 + [None]
+        assert store.n_frames(NAMES[0]) == pipeline.open_store(case.store).n_frames(NAMES[0])
+        assert verify_store(out).ok
+        case.extract()
+    assert store.n_frames(NAMES[0]) == 34
+
+
+def test_a_run_killed_before_the_format_version_is_raised_raises_it_later(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise earlier versions of Strata would read a store without its labels."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    case.write({"emotion": EMOTIONS[1:]}, NAMES[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.labels.set_format_version", die)
+        with pytest.raises(KeyboardInterrupt):
+            case.extract()
+    case.extract()
+    assert read_attributes(case.store)["format_version"] == 2
+    assert case.column("id") == NAMES[1:]
 
 
 def test_the_command_prints_what_has_changed(case: Case) -> None:
