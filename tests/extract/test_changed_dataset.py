@@ -439,6 +439,23 @@ def test_extracted_audio_that_cannot_be_read_any_more_is_refused(finished: Corpu
     assert pipeline.open_store(finished.store).ids == CLIPS
 
 
+def test_audio_that_is_back_after_a_file_that_could_not_be_read_is_not_encoded_again(
+    finished: Corpus,
+) -> None:
+    """Its row was removed, and came with the unreadable file: that one stays quarantined."""
+    old = pipeline.open_store(finished.store).read(CLIPS[0])
+    finished.table(rows_of()[1:])
+    finished.extract()
+    finished.table(rows_of())
+    (finished.root / CLIPS[0]).write_bytes(b"")
+    units = finished.extract().units_committed
+    assert pipeline.open_store(finished.store).quarantined["id"].to_pylist() == CLIPS[:1]
+    finished.clip(CLIPS[0], 2.0, seed=0)
+    status = finished.extract()
+    assert (status.utterances_quarantined, status.units_committed) == (0, units)
+    assert torch.equal(pipeline.open_store(finished.store).read(CLIPS[0]), old)
+
+
 def test_another_dataset_is_refused(finished: Corpus) -> None:
     """One that has nothing of the store; run.max_changed=1 allows it."""
     finished.table(rows_of(N_CLIPS + 2)[N_CLIPS:])

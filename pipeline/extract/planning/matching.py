@@ -107,7 +107,8 @@ def match_rows(
     differs = _differs(known, rows, number)
     others = np.setdiff1d(unstored.complete, current)
     if len(others):
-        _use_earlier(number, differs, known, rows, others)
+        is_stored = (number >= 0) & _mask(unstored.complete, n_known)[number]
+        _use_earlier(number, differs, known, rows, others, ~is_stored | differs)
     is_known = number >= 0
     hidden, pending = (
         is_known & _mask(part, n_known)[number] for part in (unstored.hidden, unstored.pending)
@@ -166,13 +167,25 @@ def _use_earlier(
     known: pa.Table,
     rows: pa.Table,
     others: IntArray,
+    wanted: npt.NDArray[np.bool_],
 ) -> None:
-    """Match rows with complete utterances that were removed or superseded, and are back."""
+    """Match rows with complete utterances that were removed or superseded, and are back.
+
+    Args:
+        number: Number of each row, which is changed here.
+        differs: Whether its audio is another one, which is changed here.
+        known: First record of each utterance, by number.
+        rows: Result of `scan`.
+        others: Numbers of the complete utterances.
+        wanted: Rows that have no stored utterance yet.
+    """
+    with_id = pc.is_in(rows["id"], value_set=known["id"].combine_chunks().take(pa.array(others)))
+    wanted = wanted & with_id.to_numpy(zero_copy_only=False)
     columns = ["id", *COMPARED]
     values = [known[name].to_numpy(zero_copy_only=False)[others].tolist() for name in columns]
     content = zip(*values, strict=True)
     earlier = dict(zip(content, others.tolist(), strict=True))
-    for row in np.flatnonzero(differs | (number < 0)).tolist():
+    for row in np.flatnonzero(wanted).tolist():
         found = earlier.get(tuple(rows[name][row].as_py() for name in columns))
         if found is not None:
             number[row], differs[row] = found, False
