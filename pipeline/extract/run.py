@@ -17,7 +17,7 @@ import torch
 from pipeline.audio.decode import decode as decode_audio
 from pipeline.audio.probe import count_channels
 from pipeline.audio.types import Decoded
-from pipeline.config import Config
+from pipeline.config import Config, DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError, StoreError, counted, first_few
 from pipeline.events import Observer, ObserverGroup, announced
@@ -203,11 +203,17 @@ def _open_source(config: Config, observer: Observer) -> Source:
         observer.note(note)
     for names, kind in ((source.skipped, "file"), (source.skipped_columns, "column")):
         hint = "; `strata plan ... --all` lists all" if kind == "file" and len(names) > 5 else ""
+        if kind == "column" and "id" in names and _takes_ids(config.dataset):
+            hint = "; to use the column id as the ids, set dataset.id_column=id"
         if names:
             observer.note(
                 f"skipped: {counted(len(names), kind)} of the dataset: {first_few(names)}{hint}"
             )
     return source
+
+
+def _takes_ids(dataset: DatasetConfig) -> bool:
+    return dataset.id_column is None and dataset.kind not in ("kaldi", "lhotse")
 
 
 def _check_finished(

@@ -31,6 +31,10 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
         table = "a csv, tsv, json, jsonl or parquet file"
         file = "a jsonl or jsonl.gz file" if config.kind == "lhotse" else table
         need = "a directory" if directory else file
+        if config.kind == "manifest":
+            need += (
+                "; for a folder with a table for each split, set dataset.split=train+test or all"
+            )
         raise SourceError(f"{describe_location(config)}: dataset={config.kind} needs {need}")
     if not directory:
         require_regular(path)

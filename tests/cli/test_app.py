@@ -234,6 +234,22 @@ def test_skipped_files_are_counted_and_listed_on_request(tmp_path: Path) -> None
     assert found["skipped"] == names
 
 
+def test_a_skipped_column_of_ids_names_the_setting(tmp_path: Path) -> None:
+    """Of a table whose column id is not used as the ids."""
+    folder = write_folder(tmp_path / "clips", [0.5])
+    table = tmp_path / "t.csv"
+    table.write_text("id,path\n007," + next(folder.glob("*.wav")).name + "\n")
+    arguments = (
+        "dataset=manifest",
+        f"dataset.path={table}",
+        f"dataset.root={folder}",
+        "model=tiny",
+    )
+    words = "skipped: 1 column of the dataset: id; to use the column id as the ids, set"
+    assert f"{words} dataset.id_column=id" in strata("plan", *arguments).stderr
+    assert "skipped" not in strata("plan", *arguments, "dataset.id_column=id").stderr
+
+
 def test_duplicate_ids_are_named(tmp_path: Path) -> None:
     """Duplicate ids are an error that names the column and the value."""
     folder = tmp_path / "clips"

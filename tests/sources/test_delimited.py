@@ -70,7 +70,7 @@ def test_tables_as_people_have_them(tmp_path: Path) -> None:
     [
         (
             "a,b\n1,2\n1,2,3\n",
-            "line 3 has more fields than the header: 3, not 2",
+            "line 3 has more fields than the header: 3, not 2; put values that contain a",
         ),
         ("a,b\n1\n", "line 2 has fewer fields than the header: 1, not 2"),
         ('a,b\n\n"x\ny",2\n\n1\n', "line 6 has fewer fields than the header: 1, not 2"),
@@ -81,7 +81,7 @@ def test_tables_as_people_have_them(tmp_path: Path) -> None:
         ("a,a\n1,2\n", "several columns of one name: a"),
         ("a,b\n", "has no rows"),
         ("", "is empty (0 bytes)"),
-        (b"a,b\n1,2\n\xff,1\n", "line 3 is not UTF-8"),
+        (b"a,b\n1,2\n\xff,1\n", "line 3 is not UTF-8: invalid start byte; save it as UTF-8"),
     ],
 )
 def test_a_table_that_is_not_regular_is_refused(

@@ -625,6 +625,7 @@ def test_paths_that_cannot_be_opened(tmp_path):
     assert "no audio file" in error_text("audiofolder", tmp_path / "empty")
     assert "needs a directory" in error_text("audiofolder", tmp_path / "file.csv")
     assert "needs a csv" in error_text("manifest", tmp_path / "empty")
+    assert "set dataset.split=train+test" in error_text("manifest", tmp_path / "empty")
     assert "use dataset=audiofolder" in error_text("disk", tmp_path / "empty")
     kinds = "audiofolder, manifest, kaldi, lhotse, parquet, webdataset, disk, hub"
     assert kinds in error_text("folder", tmp_path)

@@ -98,6 +98,23 @@ def test_a_path_is_made_of_columns(tmp_path: Path, suffix: str) -> None:
         assert words in refused(replace(config, audio_path=template))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "file,n\na.wav,1\n",
+            "no column path; set dataset.audio_column to the column with the paths",
+        ),
+        ("Path,n\na.wav,1\n", "no column path; did you mean Path?"),
+        ("id;path\n1;a.wav\n", "no column path; is the delimiter ';'? Set 'dataset.delimiter=;'"),
+        ("id\tpath\n1\ta.wav\n", "is the delimiter '\\t'? Set 'dataset.delimiter=\\t'"),
+    ],
+)
+def test_a_missing_column_of_paths_names_the_setting(tmp_path: Path, text: str, words: str) -> None:
+    """The similar column, the delimiter of the header, or the setting itself."""
+    assert words in refused(manifest(tmp_path / "t.csv", text))
+
+
 def test_paths_of_digits_are_text(tmp_path: Path) -> None:
     """Files without a suffix may have numbers as names."""
     config = manifest(tmp_path / "t.csv", "path,n\n7,1\n8,2\n")

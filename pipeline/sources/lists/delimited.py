@@ -108,8 +108,16 @@ def _check_records(path: Path, form: Form, names: Sequence[str] | None) -> None:
             word = "more" if len(record) > n_names else "fewer"
             raise SourceError(
                 f"{place(path, line)} has {word} fields than the {named}: {len(record)}, not "
-                f"{n_names}" + ("; is a quotation mark open?" if "\n" in record[-1] else "")
+                f"{n_names}{_remedy(record, n_names, form)}"
             )
+
+
+def _remedy(record: Sequence[str], n_names: int, form: Form) -> str:
+    if "\n" in record[-1]:
+        return "; is a quotation mark open?"
+    if len(record) > n_names and form.quote:
+        return "; put values that contain a comma in quotation marks"
+    return ""
 
 
 def _check_end(path: Path, form: Form, table: pa.Table) -> None:

@@ -35,7 +35,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line and not line.isspace():
                     yield number, line
     except UnicodeDecodeError as error:
-        raise SourceError(f"{place(path, number)} is not UTF-8: {error.reason}") from error
+        raise SourceError(
+            f"{place(path, number)} is not UTF-8: {error.reason}; save it as UTF-8"
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} cannot be read after line {number}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -86,9 +87,21 @@ def _text_rows(config: DatasetConfig, folder: Path, table: pa.Table, places: Pla
     column = config.audio_column
     if config.audio_path is not None:
         table, column = _with_path(config.audio_path, table)
-    require_column(column, table.column_names, "dataset.audio_column")
+    hint = _audio_column_hint(column, table.column_names)
+    require_column(column, table.column_names, "dataset.audio_column", hint)
     table = infer_types(table, {column, config.id_column, *(config.types or ())})
     return Rows(table, {}, column, audio_root(config, folder), places=places)
+
+
+def _audio_column_hint(column: str, names: list[str]) -> str:
+    """Return what to set if the column of paths is missing, or nothing if a name is similar."""
+    marks = [mark for mark in ";|\t" if len(names) == 1 and mark in names[0]]
+    if marks:
+        shown = "\\t" if marks[0] == "\t" else marks[0]
+        return f"is the delimiter '{shown}'? Set 'dataset.delimiter={shown}'"
+    if column != "path" or difflib.get_close_matches(column, names, 1):
+        return ""
+    return "set dataset.audio_column to the column with the paths"
 
 
 def _with_path(template: str, table: pa.Table) -> tuple[pa.Table, str]:
