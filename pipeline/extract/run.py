@@ -154,7 +154,12 @@ def extract(
             make_layout(setup, dataset.plan),
         )
         layout, make_worker = _prepare(setup, backend, dataset, resources, observer, decode)
-        save_dataset(backend, dataset, lease.check)
+        generation = save_dataset(backend, dataset, lease.check)
+        if generation is not None:
+            observer.note(
+                f"readers show labels={generation} from now on; labels={generation - 1} has those "
+                "from before"
+            )
         driver = Driver(
             config,
             LeasedStore(backend, layout, setup.geometry, lease, run_id),

@@ -264,6 +264,7 @@ def test_other_labels_are_taken_without_the_encoder(
     assert corpus.extract(observer=notes).utterances_ok == N_CLIPS
     assert corpus.agrees(swapped(rows_of()))
     assert "7 relabelled" in notes.text
+    assert "readers show labels=1 from now on; labels=0 has those from before" in notes.text
     assert re.search(r"column speaker of 'clip-000\.wav[^']*' is 's1', not 's0'", notes.text)
     assert corpus.index() == index
     assert counts(run.plan(corpus.config())) == {"unchanged": N_CLIPS}

@@ -120,9 +120,11 @@ def check_extent(changes: Changes, source: Source, store: Backend, max_changed: 
     if is_much or (changes.gone == n_before > 0 and max_changed < 1):
         raise SourceError(
             f"of the {n_before:,} utterances of store {store}, {changes.gone:,} are gone from "
-            f"{source.origin} and {changes.replaced:,} have other audio{_first(changes)}: more "
-            f"than run.max_changed={max_changed:g}. Is it another dataset, is a part not mounted, "
-            "or does a setting differ? Restore it, choose another store=, or set run.max_changed=1"
+            f"{source.origin}, whose first id is {source.ids()[0].as_py()!r}, and "
+            f"{changes.replaced:,} have other audio{_first(changes)}: more than run.max_changed="
+            f"{max_changed:g}. Is it another dataset, is a part not mounted, or does a setting "
+            "differ, such as dataset.id_column? Restore it, choose another store=, or set "
+            "run.max_changed=1"
         )
 
 

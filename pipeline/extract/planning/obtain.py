@@ -73,15 +73,18 @@ def obtain_dataset(
 
 def save_dataset(
     backend: Backend, dataset: PlannedDataset, check_lease: Callable[[], None]
-) -> PlannedDataset:
+) -> int | None:
     """Write the plan and the labels of a dataset if they are not those of the store.
 
     Labels come first: a plan may be used only with labels that know its utterances. They are
     written once the store is created.
+
+    Returns:
+        Number of the new generation of labels; None if there is none.
     """
     if dataset.is_changed or dataset.new_labels is not None:
         check_lease()  # a scan takes long; another driver's plan must not be overwritten
-    plan, is_changed = dataset.plan, dataset.is_changed
+    plan, is_changed, number = dataset.plan, dataset.is_changed, None
     if dataset.new_labels is not None and is_created(backend):
         number = write_labels(backend, dataset.new_labels, dataset.abandoned)
         plan, is_changed = replace(plan, source=plan.source | {NUMBERED: number}), True
@@ -89,7 +92,7 @@ def save_dataset(
         set_format_version(backend, LABELS_VERSION)  # a driver was killed before it did
     if is_changed:
         write_plan(backend, plan)
-    return dataset
+    return number
 
 
 def _plan_uncreated(
