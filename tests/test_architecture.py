@@ -52,7 +52,7 @@ CONFINED = {
         "extract/executors/ray.py",
         "extract/executors/ray_access.py",
         "extract/executors/ray_cluster.py",
-        "extract/executors/ray_probing.py",
+        "extract/planning/ray_probing.py",
     },
     "grpc": {"extract/executors/ray_access.py"},
     "hydra": {"config/loading.py"},

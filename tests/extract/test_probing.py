@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import EngineConfig
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.extract.executors import ray_probing
+from pipeline.extract.planning import ray_probing
 from pipeline.extract.planning.scan import probe_in_threads, scan
 from pipeline.sources.opening import open_source
 from tests.helpers.corpus import mixed_lengths, write_folder

@@ -63,13 +63,16 @@ class ReferenceKernels:
         self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
     ) -> PositionalConvolution:
         """Prepare a grouped convolution: torch's, clip by clip."""
-        weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
+        # In bfloat16 oneDNN 3.12 with AMX gives wrong values if a group has 8 channels.
+        exact = torch.float32 if dtype == torch.bfloat16 else dtype
+        weight, bias = weight.detach().to(dtype).to(exact), bias.detach().to(dtype).to(exact)
         reach = weight.shape[2] // 2
 
         def convolve(x: Tensor, pack: Pack) -> Tensor:
             parts = []
             for clip in torch.split(x.to(dtype), list(pack.counts)):
-                y = F.conv1d(clip.T[None], weight, bias, padding=reach, groups=n_groups)
+                y = F.conv1d(clip.T[None].to(exact), weight, bias, padding=reach, groups=n_groups)
+                y = y.to(dtype)
                 parts.append(y[0, :, : len(clip)].T)  # an even kernel gives one frame too many
             return gelu_(torch.cat(parts))
 

@@ -11,10 +11,10 @@ from pipeline.config import Config
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError
 from pipeline.events import Observer, announced
-from pipeline.extract.executors.ray_probing import choose_probing
 from pipeline.extract.planning.changes import check_extent, compare, describe
 from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.planner import Scanning, plan_source, replan_source
+from pipeline.extract.planning.ray_probing import choose_probing
 from pipeline.extract.planning.replanning import find_unstored
 from pipeline.extract.store_setup import is_created
 from pipeline.sources.base import Source
