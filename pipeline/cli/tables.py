@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline.store.maintain.verify import Verification
 
 
-CHANGES = ("new", "gone", "replaced", "relabelled", "unchanged")
-"""Counts of an estimate that compare the dataset with the store."""
 MAX_ITEMS = 20
 """Items of a list that `inspect` prints without `--all`."""
 
@@ -73,7 +71,9 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         f"({size(estimate.free_bytes)} free)"
     )
     if estimate.unchanged is not None:
-        counts = {kind: getattr(estimate, kind) for kind in CHANGES}
+        from pipeline.extract.planning.changes import KINDS  # imports much, for `plan` alone
+
+        counts = {kind: getattr(estimate, kind) for kind in KINDS}
         shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         console.print(f"compared with the store: {shown}")
     if estimate.unreadable:

@@ -14,7 +14,6 @@ from pipeline.config import Config
 from pipeline.errors import DamagedError, SourceError
 from pipeline.events import Observer, announced
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
-from pipeline.extract.planning.matching import first_records
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -134,7 +133,7 @@ def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int]]:
         if planned_labels is not labels and labels.generation is not None:
             unusable.append(labels.generation)
         return planned_labels, unusable
-    planned = _newest_of_each_id(first_records(plan))
+    planned = _newest_of_each_id(plan.first_records)
     stored = committed_labels(backend)
     place = pc.index_in(planned["row"], value_set=stored.table["row"].combine_chunks())
     table = planned.select(["id", "row"])

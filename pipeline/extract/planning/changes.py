@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, first_few
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
-from pipeline.extract.planning.matching import first_records
 from pipeline.extract.planning.planner import Replan
 from pipeline.sources.base import Source
 from pipeline.store.backend.base import Backend
@@ -72,20 +71,20 @@ def compare(
         DamagedError: The index of a unit is unreadable.
     """
     numbers = replan.numbers
-    known = first_records(stored)
+    known = stored.first_records
     before = committed_labels(store) if labels is None else labels
     now = merge_labels(before, source, source.ids(), numbers, np.arange(len(numbers)))
-    planned = np.arange(len(known)) if labels is None else labels.numbers
+    shown = np.arange(len(known)) if labels is None else labels.numbers
     replaced = np.zeros(len(numbers), bool)
     if replan.match is not None:
         replaced[replan.match.replaced] = True
-    new = ~replaced & ~np.isin(numbers, planned)
+    new = ~replaced & ~np.isin(numbers, shown)
     columns = other_columns(before.columns, now.columns)
     differs, values = other_values(before, now)
     if columns:
         differs = np.isin(numbers, before.numbers)
     relabelled = differs & ~replaced & ~new
-    gone = _gone(known, planned, numbers, source)
+    gone = _gone(known, shown, numbers, source)
     counts = [int(part.sum()) for part in (new, replaced, relabelled)]
     changes = Changes(
         new=counts[0],
@@ -95,9 +94,9 @@ def compare(
         unchanged=len(numbers) - sum(counts),
         examples=(*columns, *values, *(f"{name.as_py()!r} is gone" for name in gone[:1])),
     )
-    shown = np.arange(len(numbers)) if labels is None else labels.numbers
+    expected = np.arange(len(numbers)) if labels is None else labels.numbers  # of rows at the end
     has_columns = labels is not None or before.names == source.metadata([]).column_names
-    if has_columns and not changes.examples and np.array_equal(numbers, shown):
+    if has_columns and not changes.examples and np.array_equal(numbers, expected):
         return changes, None
     return changes, now
 
@@ -137,10 +136,12 @@ def describe(changes: Changes) -> str:
     return f"{changes}{_first(changes)}"
 
 
-def _gone(known: pa.Table, planned: IntArray, numbers: IntArray, source: Source) -> pa.Array:
-    """Return the ids of planned utterances that the dataset lacks."""
-    missing = np.setdiff1d(planned[planned < len(known)], numbers)
-    ids = known["id"].combine_chunks().take(pa.array(missing, pa.int64()))
+def _gone(known: pa.Table, shown: IntArray, numbers: IntArray, source: Source) -> pa.Array:
+    """Return the ids of shown utterances that the dataset lacks."""
+    is_missing = np.zeros(len(known), bool)
+    is_missing[shown[shown < len(known)]] = True
+    is_missing[numbers[numbers < len(known)]] = False
+    ids = known["id"].combine_chunks().filter(pa.array(is_missing))
     if not len(ids):
         return ids
     return ids.filter(pc.invert(pc.is_in(ids, value_set=source.ids())))

@@ -16,13 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
-from pipeline.extract.planning.replanning import REFRESHED, Unstored
+from pipeline.extract.planning.replanning import CONTENT, Unstored
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan
 from pipeline.store.labels import IntArray, Labels
-
-COMPARED = REFRESHED
-"""Plan columns that must be equal for an utterance to be the planned one."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def current_numbers(stored: Plan, labels: Labels | None, source: Source) -> IntA
     if labels is not None:
         same = len(labels.table) >= len(ids) and _chunk(labels.table["id"], len(ids)).equals(ids)
         return labels.numbers[: len(ids)] if same else None
-    planned = first_records(stored)
+    planned = stored.first_records
     same = len(planned) == len(ids) and _chunk(planned["id"], len(ids)).equals(ids)
     return np.arange(len(ids)) if same else None
 
@@ -85,7 +82,7 @@ def match_rows(
 ) -> Match:
     """Match the rows of a dataset with the utterances of a plan.
 
-    A row is an utterance of the plan if the id and `COMPARED` are equal. Among several with one id
+    A row is an utterance of the plan if the id and `CONTENT` are equal. Among several with one id
     that of the newest labels is preferred. An utterance that could not be read when it was planned
     stays that one. So does one whose audio has changed before any of it was extracted, if it fits
     into its unit: it is refreshed.
@@ -100,14 +97,15 @@ def match_rows(
     Raises:
         SourceError: The audio of an extracted utterance cannot be read any more.
     """
-    known = first_records(stored)
+    known = stored.first_records
     n_known = len(known)
     current = np.arange(n_known) if labels is None else labels.numbers[labels.numbers < n_known]
     number = _numbers_of(rows["id"].combine_chunks(), known, current)
     differs = _differs(known, rows, number)
-    others = np.setdiff1d(unstored.complete, current)
+    is_complete = _mask(unstored.complete, n_known)
+    others = np.flatnonzero(is_complete & ~_mask(current, n_known))
     if len(others):
-        is_stored = (number >= 0) & _mask(unstored.complete, n_known)[number]
+        is_stored = (number >= 0) & is_complete[number]
         _use_earlier(number, differs, known, rows, others, ~is_stored | differs)
     is_known = number >= 0
     hidden, pending = (
@@ -130,16 +128,6 @@ def match_rows(
     return Match(numbers, n_known, replaced, np.flatnonzero(refreshed))
 
 
-def first_records(stored: Plan) -> pa.Table:
-    """Return the first record of each utterance of a plan, by number."""
-    planned = stored.table
-    first_pieces = planned.filter(pc.equal(planned["piece"], 0)).sort_by(
-        [("row", "ascending"), ("unit", "ascending")]
-    )
-    is_first = np.diff(first_pieces["row"].to_numpy(), prepend=-1) != 0  # not deferred or retried
-    return first_pieces.filter(pa.array(is_first)).combine_chunks()
-
-
 def _numbers_of(ids: pa.StringArray, known: pa.Table, numbers: IntArray) -> IntArray:
     """Return which of `numbers`, whose ids are unique, has each id: int64 [n]; -1 if none."""
     names = known["id"].combine_chunks().take(pa.array(numbers))
@@ -155,7 +143,7 @@ def _numbers_of(ids: pa.StringArray, known: pa.Table, numbers: IntArray) -> IntA
 def _differs(known: pa.Table, rows: pa.Table, number: IntArray) -> npt.NDArray[np.bool_]:
     """Return for each row whether its audio is not that of the planned utterance `number`."""
     differs = np.zeros(len(rows), bool)
-    for name in COMPARED:
+    for name in CONTENT:
         differs |= known[name].to_numpy()[number] != rows[name].to_numpy()
     was_readable: npt.NDArray[np.bool_] = known["n_bytes"].to_numpy()[number] != 0
     return differs & (number >= 0) & was_readable
@@ -181,7 +169,7 @@ def _use_earlier(
     """
     with_id = pc.is_in(rows["id"], value_set=known["id"].combine_chunks().take(pa.array(others)))
     wanted = wanted & with_id.to_numpy(zero_copy_only=False)
-    columns = ["id", *COMPARED]
+    columns = ["id", *CONTENT]
     values = [known[name].to_numpy(zero_copy_only=False)[others].tolist() for name in columns]
     content = zip(*values, strict=True)
     earlier = dict(zip(content, others.tolist(), strict=True))
@@ -191,9 +179,9 @@ def _use_earlier(
             number[row], differs[row] = found, False
 
 
-def _mask(numbers: Sequence[int], n: int) -> npt.NDArray[np.bool_]:
+def _mask(numbers: Sequence[int] | IntArray, n: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(n, bool)
-    mask[list(numbers)] = True
+    mask[np.asarray(numbers, np.int64)] = True
     return mask
 
 

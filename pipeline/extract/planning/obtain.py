@@ -27,10 +27,23 @@ from pipeline.store.labels import generations, read_labels, write_labels
 
 
 def plan_new(
-    config: Config, windowing: Windowing, source: Source, observer: Observer
+    config: Config,
+    windowing: Windowing,
+    source: Source,
+    observer: Observer,
+    frames_per_unit: int | None = None,
 ) -> PlannedDataset:
-    """Plan a dataset without regard to a store."""
-    capacity = config.plan.frames_per_unit
+    """Plan a dataset without regard to what a store has of it.
+
+    Args:
+        config: Configuration of the run.
+        windowing: Windows of the encoder.
+        source: The dataset.
+        observer: Receives progress.
+        frames_per_unit: Capacity of a unit, unless the configuration states one; None adapts it to
+            the corpus.
+    """
+    capacity = config.plan.frames_per_unit or frames_per_unit
     plan = plan_source(source, windowing, capacity, _scanning(config, source, observer))
     return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
 
@@ -62,7 +75,9 @@ def obtain_dataset(
     capacity = config.plan.frames_per_unit
     is_other = bool(capacity) and round_up_to_chunk(capacity or 0) != stored.frames_per_unit
     if not is_created(backend) and not index_files.committed_units(backend):
-        return _plan_uncreated(config, windowing, source, stored, is_other, observer)
+        if not is_other and stored.source["fingerprint"] == source.fingerprint:
+            return PlannedDataset(source, stored, np.arange(len(source)))
+        return plan_new(config, windowing, source, observer, stored.frames_per_unit)
     if is_other:
         raise ConfigError(
             f"plan.frames_per_unit is {capacity}, but store {backend} was created with "
@@ -93,22 +108,6 @@ def save_dataset(
     if is_changed:
         write_plan(backend, plan)
     return number
-
-
-def _plan_uncreated(
-    config: Config,
-    windowing: Windowing,
-    source: Source,
-    stored: Plan,
-    is_other: bool,
-    observer: Observer,
-) -> PlannedDataset:
-    """Return the plan that `strata plan` wrote, or a new one if the dataset is another one."""
-    if not is_other and stored.source["fingerprint"] == source.fingerprint:
-        return PlannedDataset(source, stored, np.arange(len(source)))
-    capacity = config.plan.frames_per_unit or stored.frames_per_unit
-    plan = plan_source(source, windowing, capacity, _scanning(config, source, observer))
-    return PlannedDataset(source, plan, np.arange(len(source)), is_changed=True)
 
 
 def _replan(

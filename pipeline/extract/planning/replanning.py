@@ -33,14 +33,15 @@ class Unstored:
             are stored. Their audio must be what it was, because all pieces come from one content.
         hidden: All of which no piece is stored, or one is quarantined.
         pending: Whole utterances of which no unit is committed.
-        complete: All of which every piece is stored: these are shown, or were.
+        complete: Of a store with labels, all of which every piece is stored: those that the labels
+            lack were shown before.
     """
 
     retried: Sequence[int] = ()
     pieces: pa.Table | None = None
     hidden: Sequence[int] = ()
     pending: Sequence[int] = ()
-    complete: Sequence[int] = ()
+    complete: Sequence[int] | IntArray = ()
 
     @property
     def n_retried(self) -> int:
@@ -49,8 +50,8 @@ class Unstored:
         return len(self.retried) + n_recordings
 
 
-REFRESHED = ("n_samples", "n_bytes", "fingerprint")
-"""Plan columns that may change for an utterance without features."""
+CONTENT = ("n_samples", "n_bytes", "fingerprint")
+"""Plan columns that describe the audio of an utterance: if one differs, it is another audio."""
 
 
 def deferred_rows(store: Location, plan: Plan, geometry: FrameGeometry) -> pa.Table:
@@ -99,9 +100,10 @@ def find_unstored(
     """
     columns = ["row", "piece", "n_pieces", "unit", "status"]
     index = index_files.read_index(store, columns=columns)
-    pieces, first = index_files.complete_utterances(index)
-    complete = index_files.numbers(pieces["row"])[first[:-1]].tolist()
-    shown_index = index if labels is None else labels.shown(index)
+    complete, shown_index = np.empty(0, np.int64), index
+    if labels is not None:
+        pieces, first = index_files.complete_utterances(index)
+        complete, shown_index = index_files.numbers(pieces["row"])[first[:-1]], labels.shown(index)
     stored = pc.unique(index.filter(pc.equal(index["status"], OK))["row"])
     lost = pa.array(pc.unique(lost_pieces(index, plan)["row"]).to_pylist(), pa.int64())
     shown = stored.filter(pc.invert(pc.is_in(stored, value_set=lost)))
@@ -190,8 +192,8 @@ def unchanged_pieces(
         row = int(rows_of[piece["row"]])
         if row < 0:
             continue
-        current = {name: rows[name][row].as_py() for name in REFRESHED}
-        different = [name for name in REFRESHED if current[name] != piece[name]]
+        current = {name: rows[name][row].as_py() for name in CONTENT}
+        different = [name for name in CONTENT if current[name] != piece[name]]
         if not different:
             kept.append(piece)
         elif not current["n_bytes"]:
@@ -204,7 +206,7 @@ def unchanged_pieces(
 
 
 def refresh_plan(stored: Plan, rows: pa.Table, refreshed: IntArray, rows_of: IntArray) -> Plan:
-    """Update the columns `REFRESHED` of the stored plan.
+    """Update the columns `CONTENT` of the stored plan.
 
     Args:
         stored: The stored plan.
@@ -217,7 +219,7 @@ def refresh_plan(stored: Plan, rows: pa.Table, refreshed: IntArray, rows_of: Int
     # Row 0 is a placeholder where `if_else` takes the stored value.
     current = rows.take(pa.array(np.where(is_refreshed, rows_of[numbers], 0)))
     table = stored.table
-    for name in REFRESHED:
+    for name in CONTENT:
         column = table.column_names.index(name)
         values = pc.if_else(
             pa.array(is_refreshed), current[name].combine_chunks(), table[name].combine_chunks()

@@ -76,6 +76,15 @@ class Plan:
         n_units = int(units[-1]) + 1 if len(units) else 0
         return np.searchsorted(units, np.arange(n_units + 1))
 
+    @cached_property
+    def first_records(self) -> pa.Table:
+        """The first record of each utterance, by number: rows of `SCHEMA`."""
+        first_pieces = self.table.filter(pc.equal(self.table["piece"], 0)).sort_by(
+            [("row", "ascending"), ("unit", "ascending")]
+        )
+        is_first = np.diff(first_pieces["row"].to_numpy(), prepend=-1) != 0  # not planned again
+        return first_pieces.filter(pa.array(is_first)).combine_chunks()
+
     @property
     def n_units(self) -> int:
         """Number of units."""
