@@ -23,6 +23,7 @@ from pipeline.store.labels import (
     Labels,
     committed_labels,
     generations,
+    places_of_ids,
     read_labels,
     write_labels,
 )
@@ -77,8 +78,7 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         for note in source.notes:
             observer.note(note)
         ids = before.table["id"].combine_chunks()
-        rows = pc.index_in(ids, value_set=source.ids()).fill_null(-1)
-        rows = rows.to_numpy(zero_copy_only=False).astype(np.int64)
+        rows = places_of_ids(ids, source.ids())
         n_matched = int((rows >= 0).sum())
         if not n_matched:
             raise SourceError(

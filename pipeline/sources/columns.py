@@ -189,11 +189,15 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
     if data is not None and data.null_count == len(data):
         data = None
     paths = expand_all(paths.cast(pa.string()))
-    if rows.root is not None:
-        is_absolute = pc.match_substring_regex(paths, "^/|://")
-        joined = pc.binary_join_element_wise(rows.root.rstrip("/"), paths, "/")
-        paths = pc.if_else(is_absolute, paths, joined) if pc.any(is_absolute).as_py() else joined
-    return paths, data
+    return paths if rows.root is None else below(rows.root, paths), data
+
+
+def below(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Put a folder before relative paths."""
+    start, separator = (pa.scalar(text, paths.type) for text in (folder.rstrip("/"), "/"))
+    joined = pc.binary_join_element_wise(start, paths, separator)
+    is_absolute = pc.match_substring_regex(paths, "^/|://")
+    return pc.if_else(is_absolute, paths, joined) if pc.any(is_absolute).as_py() else joined
 
 
 def require_paths(rows: Rows) -> None:

@@ -245,6 +245,16 @@ def _put(backend: Backend, number: int, labels: Labels) -> None:
         )
 
 
+def places_of_ids(wanted: pa.Array, ids: pa.Array) -> IntArray:
+    """Return the place of each of `wanted` in `ids`, which are unique; -1 if it is missing."""
+    n_same = min(len(wanted), len(ids))
+    if wanted.slice(0, n_same).equals(ids.slice(0, n_same)):
+        # Ids are unique, so the rest has no partner. This saves a table of all ids.
+        return np.append(np.arange(n_same), np.full(len(wanted) - n_same, -1, np.int64))
+    place = pc.index_in(wanted, value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.asarray(place, np.int64)
+
+
 def places_of(wanted: IntArray, numbers: IntArray) -> IntArray:
     """Return the place of each of `wanted` in ascending `numbers`; -1 if it is missing."""
     if not len(numbers):

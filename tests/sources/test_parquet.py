@@ -190,18 +190,18 @@ def read_bytes() -> int:
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
+def compressed(folder: Path, clips: list[bytes], **sizes: int) -> Path:
+    """Write a file with compressed pages."""
+    table = pa.table({"audio": audio([*clips])})
+    return write_parquet(folder / "a.parquet", table, compression="zstd", **sizes)
+
+
 def test_threads_do_not_decompress_pages_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many threads that go through parts of a file, as in a scan, read most pages once."""
     clips = random_clips(3200)
-    path = write_parquet(
-        tmp_path / "a.parquet",
-        pa.table({"audio": audio([*clips])}),
-        compression="zstd",
-        data_page_size=100_000,
-        write_batch_size=32,
-    )
+    path = compressed(tmp_path, clips, data_page_size=100_000, write_batch_size=32)
     monkeypatch.setattr(embedded, "CACHE_BYTES", 1_000_000)
     source = opened(path)
     calls = []
@@ -222,13 +222,7 @@ def test_compressed_pages_are_kept_within_a_bound(
 ) -> None:
     """Rows in any order are right although few pages are kept."""
     clips = random_clips(200)
-    path = write_parquet(
-        tmp_path / "a.parquet",
-        pa.table({"audio": audio([*clips])}),
-        compression="zstd",
-        data_page_size=2000,
-        write_batch_size=8,
-    )
+    path = compressed(tmp_path, clips, data_page_size=2000, write_batch_size=8)
     monkeypatch.setattr(embedded, "CACHE_BYTES", 60_000)
     source = opened(path)
     for row in random.Random(0).choices(range(200), k=600):
@@ -424,13 +418,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_damaged_compressed_page_is_an_error_of_its_file(tmp_path: Path) -> None:
     """It is found when the page is read."""
     clips = random_clips(100)
-    path = write_parquet(
-        tmp_path / "a.parquet",
-        pa.table({"audio": audio([*clips])}),
-        compression="zstd",
-        data_page_size=2000,
-        write_batch_size=8,
-    )
+    path = compressed(tmp_path, clips, data_page_size=2000, write_batch_size=8)
     source = opened(path)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2

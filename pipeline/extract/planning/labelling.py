@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
-from pipeline.store.labels import KEYS, IntArray, Labels, places_of
+from pipeline.store.labels import KEYS, IntArray, Labels, places_of, places_of_ids
 
 _BLOCK_ROWS = 1 << 14
 Column = Mapping[str, Any]
@@ -44,7 +44,9 @@ def merge_labels(
     columns += [column for name, column in current.items() if name not in earlier]
     has_all = bool((rows >= 0).all())
     needs_before = not has_all or not earlier.keys() <= current.keys()
-    place = _places(ids, before.table["id"]) if needs_before else None
+    place = None
+    if needs_before:
+        place = _optional(places_of_ids(ids, before.table["id"].combine_chunks()))
     read = source.metadata(rows[rows >= 0].tolist())
     taken = _optional(np.where(rows >= 0, np.cumsum(rows >= 0) - 1, -1))
     arrays: list[Any] = [ids, pa.array(numbers, pa.int64())]
@@ -100,14 +102,6 @@ def other_values(before: Labels, now: Labels) -> tuple[npt.NDArray[np.bool_], li
                 utterance = now.table["id"][int(rows[i])].as_py()
                 examples = [f"column {name} of {utterance!r} is {value}, not {was}"]
     return differs, examples
-
-
-def _places(ids: pa.StringArray, known: pa.ChunkedArray) -> pa.Array:
-    """Return where each id is, for `take`: null if it is missing."""
-    known = known.combine_chunks()
-    if known.equals(ids):
-        return pa.array(np.arange(len(ids)))
-    return pc.index_in(ids, value_set=known)
 
 
 def _optional(indices: IntArray) -> pa.Array:

@@ -19,7 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.extract.planning.replanning import CONTENT, Unstored
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan
-from pipeline.store.labels import IntArray, Labels
+from pipeline.store.labels import IntArray, Labels, places_of_ids
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,7 @@ def match_rows(
 def _numbers_of(ids: pa.StringArray, known: pa.Table, numbers: IntArray) -> IntArray:
     """Return which of `numbers`, whose ids are unique, has each id: int64 [n]; -1 if none."""
     names = known["id"].combine_chunks().take(pa.array(numbers))
-    n_same = min(len(names), len(ids))
-    if names.slice(0, n_same).equals(ids.slice(0, n_same)):
-        # Ids are unique, so the rest has no partner. This saves a table of all ids.
-        return np.append(numbers[:n_same], np.full(len(ids) - n_same, -1, np.int64))
-    found = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False)
-    matched: IntArray = np.append(numbers, -1)[found]
+    matched: IntArray = np.append(numbers, -1)[places_of_ids(ids, names)]
     return matched
 
 

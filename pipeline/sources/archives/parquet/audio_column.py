@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.archives.parquet.pages import UnknownFormError
-from pipeline.sources.columns import is_text
+from pipeline.sources.columns import below, is_text
 
 
 def leaves_of(name: str, kind: pa.DataType) -> tuple[str | None, str | None]:
@@ -55,14 +55,7 @@ def stand_in(
 
 
 def _below(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Put a folder before relative paths."""
-    if not folder:
-        return paths
-    is_absolute = pc.match_substring_regex(paths, "^/|://")
-    below = pc.binary_join_element_wise(
-        pa.scalar(folder, paths.type), paths, pa.scalar("/", paths.type)
-    )
-    return pc.if_else(is_absolute, paths, below)
+    return below(folder, paths) if folder else paths
 
 
 def children_of(kind: pa.DataType) -> dict[str, pa.DataType]:

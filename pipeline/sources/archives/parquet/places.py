@@ -68,9 +68,7 @@ def joined(parts: Sequence[Places]) -> Places:
     """Join the rows of several files."""
     paths: list[str] = []
     chunks: list[PackedChunk] = []
-    arrays: dict[str, list[npt.NDArray[Any]]] = {
-        n: [] for n in ("file", "chunk", "start", "length")
-    }
+    arrays: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _ARRAYS}
     for part in parts:
         arrays["file"].append(np.where(part.file < 0, -1, part.file + len(paths)))
         arrays["chunk"].append(np.where(part.chunk < 0, -1, part.chunk + len(chunks)))
