@@ -1,4 +1,7 @@
-"""The verbs of the command line: `strata VERB [overrides]`."""
+"""The command `strata VERB [overrides]`, and its verbs.
+
+Those that make something from a store are in `transforms.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import tables
+from pipeline.cli import tables, transforms
+from pipeline.cli.options import IMPORTING, All, AsJson, Debug, Overrides, Store, whole
 from pipeline.cli.output import (
     EXIT_ERROR,
     EXIT_QUARANTINED,
@@ -22,7 +26,7 @@ from pipeline.cli.progress import Notes, RunProgress, SweepProgress, VerifyProgr
 from pipeline.cli.streams import open_standard_streams
 from pipeline.cli.usage import Verbs
 from pipeline.config import load_config, load_sweep_config, plain_overrides
-from pipeline.config.ranges import RANGES, Range, check_number
+from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
 from pipeline.events import announced
 
@@ -34,23 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings, e.g. dataset.path=clips model=hubert_base store=features; "
-        "docs/configuration.md lists all.",
-    ),
-]
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-All = Annotated[bool, typer.Option("--all", help="Print all items of long lists.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
-
-
-IMPORTING = "importing torch and other libraries"
-"""What takes long after the machine has started, or on a network file system."""
 
 
 def main() -> None:
@@ -233,33 +220,8 @@ def inspect(
             answer(lambda out: tables.show_facts(out, facts), facts)
 
 
-@app.command()
-def collapse(
-    store: Store,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Path of the one-layer store.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="weights=... [softmax=true]", help="average, a file, or [0.1,...]."),
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Write the weighted sum of a store's layers as a store with one layer."""
-    with reported(as_json, debug) as answer:
-        with announced(Notes(console), IMPORTING):
-            from pipeline.transforms.collapse import collapse as collapse_store
-
-        given = plain_overrides(overrides or [], {"weights", "softmax"})
-        if "weights" not in given:
-            raise ConfigError("no weights are given; set weights=average, weights=FILE or a list")
-        softmax = given.get("softmax", "false")
-        if softmax not in ("true", "false"):
-            raise ConfigError(f"softmax is {softmax!r}; expected true or false")
-        with RunProgress(console) as progress:
-            result = collapse_store(
-                store, out, given["weights"], softmax=softmax == "true", observer=progress
-            )
-        answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
+for verb in transforms.VERBS:
+    app.command()(verb)
 
 
 @app.command()
@@ -284,8 +246,8 @@ def layers(
             from pipeline.store.read.features import open_store
 
         given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
-        n_frames = _whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
-        seed = _whole(given, "seed", 0, RANGES["split.seed"])
+        n_frames = whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
+        seed = whole(given, "seed", 0, RANGES["split.seed"])
         folder = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
         opened = open_store(store)
         settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
@@ -356,11 +318,3 @@ def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug
             result = full_selfcheck(config, find_resources(config.engine).device)
         code = 0 if result.ok else EXIT_ERROR
         answer(lambda out: tables.show_selfcheck(out, result), asdict(result), code)
-
-
-def _whole(given: dict[str, str], name: str, default: int, expected: Range) -> int:
-    text = given.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ConfigError(f"{name} is {text[:40]!r}; expected a whole number, {expected}")
-    check_number(name, int(text), expected)
-    return int(text)

@@ -1,0 +1,59 @@
+"""Arguments and options that several verbs share, and values of settings without YAML groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.config.ranges import Range, check_number
+from pipeline.errors import ConfigError
+
+IMPORTING = "importing torch and other libraries"
+"""What takes long after the machine has started, or on a network file system."""
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings, e.g. dataset.path=clips model=hubert_base store=features; "
+        "docs/configuration.md lists all.",
+    ),
+]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+All = Annotated[bool, typer.Option("--all", help="Print all items of long lists.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+
+
+def whole(given: Mapping[str, str], name: str, default: int, expected: Range) -> int:
+    """Return the whole number that a setting has.
+
+    Args:
+        given: Texts of the settings, as `plain_overrides` returns them.
+        name: The setting.
+        default: Its value if it is not given.
+        expected: Valid numbers.
+
+    Raises:
+        ConfigError: It is another text, or out of range.
+    """
+    text = given.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ConfigError(f"{name} is {text[:40]!r}; expected a whole number, {expected}")
+    check_number(name, int(text), expected)
+    return int(text)
+
+
+def flag(given: Mapping[str, str], name: str) -> bool:
+    """Return whether a setting is true; it is false if it is not given.
+
+    Raises:
+        ConfigError: It is neither true nor false.
+    """
+    text = given.get(name, "false")
+    if text not in ("true", "false"):
+        raise ConfigError(f"{name} is {text!r}; expected true or false")
+    return text == "true"
