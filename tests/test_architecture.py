@@ -67,6 +67,8 @@ LAZY = {"feed/hf.py"}
 PURE = (
     *sorted(name_of(path) for path in (ROOT / "store" / "format").glob("*.py")),
     "encoders/windows.py",
+    "store/read/selection.py",
+    "store/read/where.py",
 )
 INPUT_OUTPUT = {
     "os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "fcntl", "mmap", "zarr",

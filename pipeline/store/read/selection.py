@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def typed_values(name: str, values: Iterable[Any], kind: pa.DataType) -> pa.Arra
     Raises:
         StoreError: A value has another type.
     """
-    held = next((words for is_kind, words in _KINDS if is_kind(kind)), str(kind))
+    held = held_values(kind)
     if pa.types.is_nested(kind):
         raise StoreError(f"cannot select by {name}, which holds {held}; give a pyarrow expression")
     converted = []
@@ -57,6 +57,27 @@ def typed_values(name: str, values: Iterable[Any], kind: pa.DataType) -> pa.Arra
                 f"cannot select by {name}={item!r:.60}: the column holds {held}{hint}"
             ) from error
     return pa.array(converted, kind)
+
+
+def class_number(name: str, value: str, names: Sequence[str]) -> int:
+    """Return the number of a class.
+
+    Args:
+        name: The column, for the message.
+        value: Name of the class.
+        names: Names of all classes.
+
+    Raises:
+        StoreError: There is no such class.
+    """
+    if value not in names:
+        raise StoreError(f"no class {value!r} in column {name!r}; it has {', '.join(names)}")
+    return list(names).index(value)
+
+
+def held_values(kind: pa.DataType) -> str:
+    """Return what a column of a type holds, in words."""
+    return next((words for is_kind, words in _KINDS if is_kind(kind)), str(kind))
 
 
 def absent_values(name: str, values: pa.Array, column: pa.ChunkedArray) -> str | None:

@@ -27,12 +27,14 @@ from pipeline.store.format.layout import Layout
 from pipeline.store.format.records import FIELDS
 from pipeline.store.labels import read_labels
 from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
-from pipeline.store.read.selection import absent_values, listed, typed_values
+from pipeline.store.read.selection import absent_values, class_number, listed, typed_values
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.read.verified import Checksums
+from pipeline.store.read.where import parse_condition
 
 Key = str | int
 _WHOLE_NUMBERS = (int, np.integer)
+_N_FRAMES = pa.field("n_frames", pa.int64())
 
 
 class StoreView:
@@ -76,11 +78,15 @@ class StoreView:
         self._columns = None if labels is None else labels.columns
         return read_catalogue(self._backend, self._layout.frames_per_unit, labels)
 
-    def select(self, condition: pc.Expression | None = None, **equal: Any) -> Self:
+    def select(self, condition: pc.Expression | str | None = None, **equal: Any) -> Self:
         """Select utterances by their metadata.
 
         Args:
-            condition: A pyarrow expression on the metadata, `id` and `n_frames`.
+            condition: A condition on the metadata, `id` and `n_frames`: a pyarrow expression, or
+                text such as `speaker in ('a', 'b') and n_frames > 100 and not split = 'test'`
+                (=, !=, <, <=, >, >=, in, not in, like, is null, is not null, and, or, not,
+                parentheses). Text values are in quotes, columns with other characters in
+                backquotes.
             **equal: Value, or several values, of a column. Classes may be given by number or name;
                 None stands for no value.
 
@@ -91,25 +97,34 @@ class StoreView:
 
         Raises:
             StoreError: A column is unknown, a value has not the type of its column, or the
-                condition is no expression.
+                condition is neither an expression nor text.
+            ConfigError: The text is no condition; the message says where.
 
         Example:
-            >>> store.select(split="train", speaker=["ann", "bob"])   # doctest: +SKIP
-            >>> store.select(pc.field("n_frames") < 1000)             # doctest: +SKIP
+            >>> store.select(split="train", speaker=["ann", "bob"])        # doctest: +SKIP
+            >>> store.select("split = 'train' and not speaker like 'x%'")  # doctest: +SKIP
+            >>> store.select(pc.field("n_frames") < 1000)                  # doctest: +SKIP
         """
-        if condition is not None and not isinstance(condition, pc.Expression):
+        conditions: list[pc.Expression] = []
+        compared: list[tuple[str, pa.Array]] = []
+        if isinstance(condition, str):
+            found = parse_condition(condition, self._schema, self.class_names)
+            conditions, compared = [found.expression], list(found.compared)
+        elif isinstance(condition, pc.Expression):
+            conditions = [condition]
+        elif condition is not None:
             raise StoreError(
-                f"cannot select by {condition!r:.60}; expected a pyarrow expression, or values of "
-                "columns as in split='train'"
+                f"cannot select by {condition!r:.60}; expected a condition as text, a pyarrow "
+                "expression, or values of columns as in split='train'"
             )
-        conditions = [] if condition is None else [condition]
         for name, value in equal.items():
-            column = self.whole_column(name)
+            kind = self.whole_column(name).type
             values = [self._class_number(name, item) for item in listed(value)]
-            wanted = typed_values(name, values, column.type)
-            if absent := absent_values(name, wanted, column):
+            compared.append((name, typed_values(name, values, kind)))
+            conditions.append(pc.field(name).isin(compared[-1][1]))
+        for name, wanted in compared:
+            if absent := absent_values(name, wanted, self.whole_column(name)):
                 warnings.warn(f"{self._backend}: {absent}", stacklevel=2)
-            conditions.append(pc.field(name).isin(wanted))
         view = self._copy()
         for item in conditions:
             view._catalogue = view._catalogue.take(view._catalogue.matching(item))
@@ -345,6 +360,10 @@ class StoreView:
         names = self.class_names.get(name)
         if names is None or not isinstance(value, str):
             return value
-        if value not in names:
-            raise StoreError(f"no class {value!r} in column {name!r}; it has {', '.join(names)}")
-        return names.index(value)
+        return class_number(name, value, names)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        """Columns that a condition may name."""
+        schema = self.metadata.schema
+        return schema if "n_frames" in schema.names else schema.append(_N_FRAMES)
