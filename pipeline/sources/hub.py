@@ -1,7 +1,7 @@
 """Datasets and tables that `datasets` loads: saved to disk, found on the hub, or read from a file.
 
 Arrow tables are loaded; no audio is decoded. Parquet files of the hub are read in place: see
-`archives/parquet/repository.py`.
+`repository/`.
 """
 
 from __future__ import annotations

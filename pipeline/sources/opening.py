@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.sources import hub
-from pipeline.sources.archives.parquet.repository import open_hub
 from pipeline.sources.archives.parquet.source import open_parquet
 from pipeline.sources.archives.webdataset import open_webdataset
 from pipeline.sources.base import Source
@@ -18,6 +17,7 @@ from pipeline.sources.folder import open_folder
 from pipeline.sources.lists.kaldi import open_kaldi
 from pipeline.sources.lists.lhotse import open_lhotse
 from pipeline.sources.lists.manifest import open_manifest
+from pipeline.sources.repository.source import open_hub
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig

@@ -13,7 +13,7 @@ import pipeline
 from pipeline.config import load_config
 from pipeline.extract import run
 from pipeline.sources import hub, opening
-from pipeline.sources.archives.parquet.repository import open_hub
+from pipeline.sources.repository.source import open_hub
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract

@@ -166,7 +166,15 @@ def named(path: str) -> Iterator[None]:
     try:
         yield
     except PageError as error:
-        raise SourceError(f"{path} is damaged: {error}; replace it") from error
+        raise SourceError(f"{path} is damaged: {error}; {_remedy(path)}") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"{path} is damaged, or cannot be read: {reason}") from error
+        remedy = _remedy(path)
+        raise SourceError(f"{path} is damaged, or cannot be read: {reason}; {remedy}") from error
+
+
+def _remedy(path: str) -> str:
+    """Return how to get a damaged file anew; the cache of the hub has links to what it fetched."""
+    if os.path.islink(path) and "/snapshots/" in path:  # noqa: PTH114 - as the paths of rows
+        return f"delete {os.path.realpath(path)} to have it fetched again"
+    return "replace it"

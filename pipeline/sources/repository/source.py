@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 import huggingface_hub  # which datasets depends on
@@ -26,8 +26,9 @@ from pipeline.sources.archives.parquet.pages import UnknownFormError
 from pipeline.sources.archives.parquet.rows import ParquetSource, Part, Typed, read_parts
 from pipeline.sources.archives.parquet.source import split_names
 from pipeline.sources.location import describe_location
+from pipeline.sources.repository.errors import explained
+from pipeline.sources.repository.files import Repository, find_repository
 from pipeline.sources.splits import is_several
-from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -46,68 +47,45 @@ def open_hub(config: DatasetConfig) -> TabularSource:
             the split; see also `TabularSource`.
     """
     hub.check_name_and_split(config)
-    builder = _builder(config)
-    if builder is None or not _is_plain_parquet(builder):
-        return hub.open_hub(config)
-    urls = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    repository = find_repository(config)
+    if not repository.urls:
+        return _loaded(config, repository.notes)
     try:
-        typed = _typed(config, builder, urls)
-        rows, places = read_parts(config, _parts(config, builder, urls), None, typed)
-    except (UnknownFormError, _CastError):
-        return hub.open_hub(config)
-    if any(_HUB_FILE.fullmatch(url) for url in next(iter(urls.values()))):
-        rows = replace(rows, state=json.dumps(urls))  # which name the commit: times differ by node
-    return ParquetSource(config, rows, places)
+        typed = _typed(config, repository)
+        rows, places = read_parts(config, _parts(config, repository), None, typed)
+    except (UnknownFormError, _CastError) as error:
+        if not repository.is_converted:
+            return _loaded(config, repository.notes)
+        if config.revision is not None:
+            raise SourceError(
+                f"{error}; leave out dataset.revision={config.revision} to load the repository"
+            ) from error
+        note = f"the Parquet files that the hub made of {config.name} are not used: {error}"
+        return _loaded(config, (note,))
+    notes = (*repository.notes, *rows.notes)
+    if any(_HUB_FILE.fullmatch(url) for url in next(iter(repository.urls.values()))):
+        # They name the commit; times of files differ by node.
+        rows = replace(rows, state=json.dumps(repository.urls))
+    return ParquetSource(config, replace(rows, notes=notes), places)
+
+
+def _loaded(config: DatasetConfig, notes: tuple[str, ...]) -> TabularSource:
+    """Open the dataset as `load_dataset` loads it, which copies it.
+
+    Raises:
+        SourceError: As for `open_hub`.
+    """
+    with explained(config, f"a file of {describe_location(config)}"):
+        source = hub.open_hub(config)
+    source.notes = (*notes, *source.notes)
+    return source
 
 
 class _CastError(Exception):
     """Columns that do not have the types of the dataset."""
 
 
-def _builder(config: DatasetConfig) -> Any:
-    """Return what `datasets` knows of the dataset; None if `load_dataset` is to give the reason.
-
-    Without a connection to the hub, the snapshot in its cache is taken.
-    """
-    local = Path(str(config.name))
-    arguments = {"name": config.config, "revision": config.revision}
-    try:
-        with importable_torchcodec():
-            try:
-                return datasets.load_dataset_builder(
-                    config.name,
-                    cache_dir=hub.cache_dir(local) if local.is_dir() else None,
-                    **arguments,
-                )
-            except ConnectionError:
-                snapshot = _snapshot(config)
-                return snapshot and datasets.load_dataset_builder(snapshot, config.config)
-    except hub.LOAD_ERRORS:
-        return None
-
-
-def _snapshot(config: DatasetConfig) -> str | None:
-    """Return the folder of the dataset in the cache of the hub; None if it is not there."""
-    try:
-        return huggingface_hub.snapshot_download(
-            str(config.name), repo_type="dataset", revision=config.revision, local_files_only=True
-        )
-    except (OSError, ValueError):  # LocalEntryNotFoundError, a name that no repository can have
-        return None
-
-
-def _is_plain_parquet(builder: Any) -> bool:
-    """Return whether the dataset is all rows and columns of Parquet files."""
-    settings = ("columns", "filters")
-    return (
-        builder.name == "parquet"
-        and bool(builder.config.data_files)
-        and all(getattr(builder.config, name, None) is None for name in settings)
-        and getattr(builder.config, "on_bad_files", "error") == "error"
-    )
-
-
-def _parts(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> list[Part]:
+def _parts(config: DatasetConfig, repository: Repository) -> list[Part]:
     """Return the rows of the splits that the configuration names, or of a slice of one.
 
     Files that are not in the cache of the hub are downloaded into it.
@@ -115,23 +93,23 @@ def _parts(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]
     Raises:
         SourceError: A split does not exist or lacks files, or a file cannot be downloaded.
     """
-    names = sorted(urls)
+    names, urls = sorted(repository.urls), repository.urls
     is_slice = config.split not in (None, *names) and not is_several(config.split)
     if not is_slice:
         parts = [Part(split, _fetch(config, urls[split])) for split in split_names(config, names)]
         for part in parts:
-            _check_complete(config, builder, part)
+            _check_complete(config, repository, part)
         return parts
-    return _sliced(config, builder, urls)
+    return _sliced(config, repository)
 
 
-def _sliced(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> list[Part]:
+def _sliced(config: DatasetConfig, repository: Repository) -> list[Part]:
     """Return the rows of slices of one split, such as `train[:100]`."""
-    name = str(config.split).partition("[")[0]
+    name, urls = str(config.split).partition("[")[0], repository.urls
     if name not in urls:
         split_names(replace(config, split=name), sorted(urls))
     whole = Part(name, _fetch(config, urls[name]))
-    n_rows = _check_complete(config, builder, whole)
+    n_rows = _check_complete(config, repository, whole)
     try:
         slices = datasets.ReadInstruction.from_spec(config.split).to_absolute({name: n_rows})
     except (ValueError, AssertionError) as error:
@@ -152,17 +130,14 @@ def _fetch(config: DatasetConfig, urls: Sequence[str]) -> tuple[Path, ...]:
             huggingface_hub.hf_hub_download(repo_id, name, repo_type="dataset", revision=revision)
         )
 
-    try:
-        with ThreadPoolExecutor(_N_DOWNLOADS) as pool:
-            return tuple(pool.map(fetch, urls))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"a file of {describe_location(config)} is not in the local cache and could not be "
-            f"fetched from the hub: {hub.one_line(error)}"
-        ) from error
+    with (
+        explained(config, f"a file of {describe_location(config)} is not in the local cache and"),
+        ThreadPoolExecutor(_N_DOWNLOADS) as pool,
+    ):
+        return tuple(pool.map(fetch, urls))
 
 
-def _check_complete(config: DatasetConfig, builder: Any, part: Part) -> int:
+def _check_complete(config: DatasetConfig, repository: Repository, part: Part) -> int:
     """Check the number of files and of rows of a split; return the latter.
 
     Raises:
@@ -181,21 +156,22 @@ def _check_complete(config: DatasetConfig, builder: Any, part: Part) -> int:
     for file in part.files:
         with named(str(file)):
             n_rows += pq.read_metadata(file).num_rows
-    stated = (builder.info.splits or {}).get(part.split)
-    if stated is not None and stated.num_examples not in (None, n_rows):
+    n_stated = repository.n_rows.get(part.split, n_rows)
+    if n_stated != n_rows:
         raise SourceError(
             f"the split {part.split} of {describe_location(config)} has {n_rows:,} rows, but its "
-            f"card (README.md) states {stated.num_examples:,}: files are missing, or the card is "
+            f"card (README.md) states {n_stated:,}: files are missing, or the card is "
             "out of date"
         )
     return n_rows
 
 
-def _typed(config: DatasetConfig, builder: Any, urls: Mapping[str, Sequence[str]]) -> Typed:
+def _typed(config: DatasetConfig, repository: Repository) -> Typed:
     """Return what gives a table the types that `load_dataset` gives it."""
-    features = builder.info.features
-    if features is None:  # those of the first file of all splits
-        (first,) = _fetch(config, next(iter(urls.values()))[:1])
+    if repository.features is not None:
+        features = datasets.Features.from_dict(repository.features)
+    else:  # those of the first file of all splits
+        (first,) = _fetch(config, next(iter(repository.urls.values()))[:1])
         with named(str(first)):
             schema = pq.read_schema(first)
         try:
