@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.audio.probe import count_channels
 from pipeline.config import Config
-from pipeline.errors import DamagedError, SourceError
+from pipeline.errors import DamagedError, SourceError, counted, first_few
 from pipeline.events import Observer, announced
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
 from pipeline.sources.opening import open_source
@@ -19,6 +19,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.documents import read_plan
+from pipeline.store.format.records import RESERVED_NAMES
 from pipeline.store.labels import (
     Labels,
     committed_labels,
@@ -77,6 +78,12 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
             source = open_source(config.dataset, count_channels)
         for note in source.notes:
             observer.note(note)
+        if source.skipped_columns:
+            observer.note(
+                f"skipped: {counted(len(source.skipped_columns), 'column')} of the dataset: "
+                f"{first_few(source.skipped_columns)}. Columns of labels are plain values, and "
+                f"have no name of the store's index ({', '.join(sorted(RESERVED_NAMES))})"
+            )
         ids = before.table["id"].combine_chunks()
         rows = places_of_ids(ids, source.ids())
         n_matched = int((rows >= 0).sum())

@@ -32,7 +32,13 @@ from pipeline.extract.planning.replanning import deferred_rows
 from pipeline.extract.planning.scan import explain_unreadable
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
-from pipeline.extract.store_setup import cpu_threads_of, is_created, make_layout, set_up_store
+from pipeline.extract.store_setup import (
+    check_planned,
+    cpu_threads_of,
+    is_created,
+    make_layout,
+    set_up_store,
+)
 from pipeline.extract.worker import Worker
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
@@ -68,6 +74,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
         ConfigError: A setting is wrong, or does not fit the plan that the store has.
         SourceError: The dataset cannot be opened, or planned utterances are missing or changed.
         WeightsError: The configuration of a Hugging Face checkpoint cannot be fetched.
+        IdentityError: The store holds other features. The weights are not compared.
         StoreBusyError: Another driver is using the store.
         NoSpaceError: The features do not fit on the store's disk.
     """
@@ -81,6 +88,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     else:
         with Lease(backend, _new_run_id()) as lease:
             dataset = obtain_dataset(config, setup.windows, source, backend, observer)
+            check_planned(setup, backend, dataset)
             if dataset.new_labels is None:
                 save_dataset(backend, dataset, lease.check)
     layout = make_layout(setup, dataset.plan)

@@ -76,23 +76,17 @@ def set_up_store(
     """
     plan, source = dataset.plan, dataset.source
     layout = make_layout(setup, plan)
-    audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
-    identity = make_identity(source.identity, audio, encoder.identity)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
     if not is_created(backend):
         n_slots = Ledger.open(backend, plan.n_units).n_slots
+        audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
+        identity = make_identity(source.identity, audio, encoder.identity)
         attributes = _attributes(setup, layout, identity, encoder, provenance)
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
         write_group(backend, layout, n_slots, attributes)
         return layout
     stored = read_attributes(backend)
-    if SOXR_KEY not in stored["identity"].get("audio", {}):
-        audio.pop(SOXR_KEY, None)  # such files were added later; the plan names the resampler
-    if dataset.has_labels:  # their columns are no part of the identity
-        before = stored["identity"].get("source", {})
-        identity["source"] |= {name: before[name] for name in ("columns",) if name in before}
-    check_same(stored["identity"], _as_json(identity), str(backend))
-    check_format_shape(stored, layout, backend)
+    _check_same(stored, backend, dataset, layout, encoder.identity)
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
     for name in _AFFECTS_ROUNDING:
         before, current = stored["provenance"][name], provenance[name]
@@ -102,6 +96,54 @@ def set_up_store(
                 "within rounding, not to the last bit"
             )
     return layout
+
+
+def check_planned(setup: EncoderSetup, backend: Backend, dataset: PlannedDataset) -> None:
+    """Check that a store holds what a run with this configuration would add to.
+
+    All is compared that is known without the weights of the encoder, and without the device that
+    resolves the precision "auto".
+
+    Raises:
+        IdentityError: The store holds other features.
+    """
+    if not is_created(backend):
+        return
+    stored = read_attributes(backend)
+    encoder = dict(stored["identity"].get("encoder", {}))
+    known: dict[str, Any] = {
+        "model": setup.description.name,
+        "layers": list(setup.layers),
+        "max_window_s": setup.windows.max_window_s,
+        "context_s": setup.windows.context_s,
+    }
+    if setup.config.extract.precision != "auto":
+        known["precision"] = setup.config.extract.precision
+    encoder |= {name: value for name, value in known.items() if name in encoder}
+    _check_same(stored, backend, dataset, make_layout(setup, dataset.plan), encoder)
+
+
+def _check_same(
+    stored: Mapping[str, Any],
+    backend: Backend,
+    dataset: PlannedDataset,
+    layout: Layout,
+    encoder: dict[str, Any],
+) -> None:
+    """Compare the attributes of a store with the dataset, the layout and the encoder of a run.
+
+    Raises:
+        IdentityError: The store holds other features.
+    """
+    audio = audio_identity(uses_soxr=SOXR_KEY in dataset.plan.source)
+    if SOXR_KEY not in stored["identity"].get("audio", {}):
+        audio.pop(SOXR_KEY, None)  # such files were added later; the plan names the resampler
+    identity = make_identity(dict(dataset.source.identity), audio, encoder)
+    if dataset.has_labels:  # their columns are no part of the identity
+        before = stored["identity"].get("source", {})
+        identity["source"] |= {name: before[name] for name in ("columns",) if name in before}
+    check_same(dict(stored["identity"]), _as_json(identity), str(backend))
+    check_format_shape(dict(stored), layout, backend)
 
 
 def _attributes(

@@ -63,9 +63,14 @@ class Rows:
     splits: pa.Array | None = None
     places: Places | None = None
 
-    def where(self, row: int) -> str:
-        """Name a row, for messages: by its file and line if it has these."""
-        return f"row {row} (from 0)" if self.places is None else self.places.of(row)
+    def where(self, row: int, column: str | None = None) -> str:
+        """Name a row, or its value in a column, for messages: by file and line if it has these."""
+        if self.places is None:
+            return f"row {row} (from 0)"
+        if column in self.places.columns and self.id_column is not None:
+            key = self.table[self.id_column][row].as_py()
+            return self.places.of_value(str(column), key)
+        return self.places.of(row)
 
     def take(self, rows: pa.Array) -> Rows:
         """Return some rows, by their numbers."""

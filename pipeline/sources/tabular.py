@@ -16,6 +16,7 @@ from pipeline.sources.base import Segment
 from pipeline.sources.fingerprint import fingerprint
 from pipeline.sources.lists import ids
 from pipeline.sources.lists.delimited import state_types
+from pipeline.sources.lists.lines import check_files
 from pipeline.sources.lists.paths import find_files
 from pipeline.sources.location import describe_location
 
@@ -48,10 +49,11 @@ class TabularSource:
         self.skipped = rows.skipped
         self._state = rows.state
         if config.types:
-            rows = replace(rows, table=state_types(rows.table, config.types, rows.where))
+            rows = replace(rows, table=state_types(rows, config.types))
         self._paths, self._data = columns.audio_of(rows)
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
         columns.require_paths(rows)
+        check_files(rows)
         rows = segments.with_spans(config, rows, self._paths)
         self.notes = rows.notes
         self._spans, self._ranges = rows.spans, rows.ranges

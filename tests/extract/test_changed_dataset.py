@@ -297,13 +297,18 @@ def test_rows_that_are_added_without_a_column_have_no_value(begun: Corpus) -> No
     """The column of the others stays."""
     rows = rows_of(N_CLIPS + 1)
     begun.table([{k: v for k, v in row.items() if k != "speaker"} for row in rows])
-    begun.extract()
+    notes = Notes()
+    begun.extract(observer=notes)
     known = rows_of()[: len(begun.labels())]
     labels = list(begun.labels().values())
     assert len(labels) == N_CLIPS + 1
     n_before = sum(label is not None for label in labels)
     assert 0 < n_before < N_CLIPS
     assert labels[:n_before] == [row["speaker"] for row in known[:n_before]]
+    [said] = [
+        note for note in notes.text.splitlines() if "column speaker" in note and "no value" in note
+    ]
+    assert f"{N_CLIPS + 1 - n_before} of {N_CLIPS + 1} utterances have no value in it" in said
 
 
 def test_a_run_that_was_cut_ends_with_the_labels_of_the_newest_table(begun: Corpus) -> None:

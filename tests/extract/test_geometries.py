@@ -122,8 +122,9 @@ def test_a_second_run_resumes_and_other_settings_are_refused(
     first, again = run.extract(config), run.extract(config)
     assert first.utterances_ok == again.utterances_ok == 2
     other = configured(encoder, tmp_path / "clips", tmp_path / "store", "extract.context_s=0.5")
-    with pytest.raises(IdentityError, match="context_s"):
-        run.extract(other)
+    for verb in (run.plan, run.extract):
+        with pytest.raises(IdentityError, match="context_s"):
+            verb(other)
 
 
 def test_a_window_that_the_model_cannot_encode_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.config import DatasetConfig
@@ -19,6 +20,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import write
 from tests.helpers.extraction import configured
+from tests.helpers.parquet_files import write_parquet
 
 
 def listed(folder: Path, names: list[str], **settings: str) -> Source:
@@ -57,6 +59,21 @@ def test_the_folder_of_the_files_is_proposed(tmp_path: Path) -> None:
     found = listed(tmp_path, ["sub/a.wav"], root=str(tmp_path / "clips"))
     assert found.segment(0).path == str(clip)
     require_some_file(found)
+
+
+@pytest.mark.parametrize("column", ["text", "struct"])
+def test_parquet_files_of_paths_propose_it_too(tmp_path: Path, column: str) -> None:
+    """As text, and as `datasets` writes paths, also if no row has a type of bytes."""
+    names = ["a.wav", "b.wav"]
+    structs = [{"bytes": None, "path": name} for name in names]
+    table = pa.table({"audio": names if column == "text" else structs})
+    write_parquet(tmp_path / "list/train.parquet", table)
+    source = open_source(DatasetConfig("parquet", str(tmp_path / "list")))
+    with pytest.raises(SourceError, match=r"set dataset\.root=DIR"):
+        require_some_file(source)
+    write(tmp_path / "list/clips/a.wav")
+    with pytest.raises(SourceError, match=f"set dataset.root={tmp_path / 'list/clips'}$"):
+        require_some_file(source)
 
 
 def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:

@@ -204,6 +204,28 @@ def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
         pipeline.open_store(case.store)
 
 
+def test_columns_that_cannot_be_labels_are_named(case: Case) -> None:
+    """They have a name of the index: without a word, they would seem to be there."""
+    overrides = case.table("path,id,emotion,unit\n" + "".join(f"x,{n},sad,1\n" for n in NAMES))
+    found = CliRunner().invoke(app, ["relabel", str(case.store), *overrides])
+    assert found.exit_code == 0, found.stderr
+    assert "skipped: 1 column of the dataset: unit. Columns of labels" in found.stderr
+    assert case.column("emotion") == ["sad"] * 4
+    assert "unit" not in pipeline.open_store(case.store).metadata.column_names
+    found = CliRunner().invoke(
+        app, ["relabel", str(case.store), *overrides, "dataset.columns=[unit]"]
+    )
+    assert found.exit_code == 1
+    assert "dataset.columns names unit" in found.stderr
+
+
+@pytest.mark.parametrize("value", [True, "1", 1.0], ids=repr)
+def test_a_generation_is_a_number(case: Case, value: object) -> None:
+    """`labels=True` is no way to ask for columns, and not generation 1."""
+    with pytest.raises(TypeError, match=f"labels is {value!r}; expected the number"):
+        pipeline.open_store(case.store, labels=value)  # type: ignore[arg-type]
+
+
 def test_labels_that_never_changed_have_no_number(case: Case) -> None:
     """Generation 0 is what the store shows; others do not exist."""
     assert case.column("emotion", labels=0) == EMOTIONS

@@ -233,10 +233,12 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: No
     ],
 )
 def test_another_identity_is_refused(folder: Path, finished: Path, change: str, named: str) -> None:
-    """Another model, layer set or precision is an error that names the difference."""
+    """Another model, layer set or precision is an error of both verbs; it names the difference."""
     before = contents(finished)
-    with pytest.raises(IdentityError, match=named):
-        extract(folder, finished, *INLINE, "model.weights=random", change)
+    config = configured(folder, finished, *INLINE, "model.weights=random", change)
+    for verb in (run.plan, run.extract):
+        with pytest.raises(IdentityError, match=named):
+            verb(config)
     assert contents(finished) == before
 
 

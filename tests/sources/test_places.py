@@ -97,6 +97,10 @@ FAULTS: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "half a channel": ({"side": "0.5"}, PARTS, "dataset.channel_column=side"),
     "no score": ({"score": "good"}, {"types": {"score": "float"}}, "column score is not float"),
     "no truth": ({"score": "maybe"}, {"types": {"score": "bool"}}, "column score is not bool"),
+    "a URL": ({"path": "https://a.b/c.wav"}, {}, "is a URL, which is not fetched"),
+    "a program": ({"path": "sph2pipe c.sph |"}, {}, "is a program, which is never run"),
+    "a pipe": ({"path": "pipe:sph2pipe c.sph"}, {}, "is a program, which is never run"),
+    "an archive": ({"path": "raw.ark:34"}, {}, "is a place in an archive of Kaldi"),
 }
 
 
@@ -117,6 +121,8 @@ def test_a_fault_in_one_row_is_named_by_its_line(tmp_path: Path, kind: str, faul
     open_source(replace(make(tmp_path, rows), **settings))
     if kind == "splits" and fault == "id twice":
         return  # ids of several splits get the name of the split
+    if kind == "metadata" and column.startswith("is a"):
+        column = "file_name" if fault == "a URL" else "files that do not exist"
     broken = refused(replace(make(tmp_path, [*rows[:2], rows[2] | change]), **settings))
     assert f"{tmp_path}/{line}" in broken
     assert (column if column != "path" or kind != "metadata" else "file_name") in broken
@@ -149,6 +155,17 @@ def test_lists_of_toolkits_name_the_line_of_an_id(tmp_path: Path) -> None:
     assert "cuts.jsonl.gz, line 2;" in refused(
         DatasetConfig("lhotse", str(tmp_path / "cuts.jsonl.gz"))
     )
+
+
+def test_a_value_of_kaldi_is_named_by_the_file_that_has_it(tmp_path: Path) -> None:
+    """Not by `segments`; also if lines are in another order, and some are of no utterance."""
+    (tmp_path / "wav.scp").write_text("r a.wav\n")
+    (tmp_path / "segments").write_text("u r 0 1\nv r 1 2\nw r 2 3\n")
+    (tmp_path / "utt2dialect").write_text("x 1\nw 7\n\nv\tfar away\nu 3\n")
+    config = DatasetConfig("kaldi", str(tmp_path), types={"dialect": "int"})
+    assert f"{tmp_path}/utt2dialect, line 4 has 'far away'" in refused(config)
+    config = replace(config, types={"recording": "int"})
+    assert f"{tmp_path}/segments, line 1 has 'r'" in refused(config)
 
 
 def test_a_chosen_split_keeps_its_lines(tmp_path: Path) -> None:

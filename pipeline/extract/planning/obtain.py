@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.encoders.windows import Windowing
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.events import Observer, announced
 from pipeline.extract.planning.changes import check_extent, compare, describe
 from pipeline.extract.planning.dataset import PlannedDataset
@@ -23,7 +23,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.documents import read_plan, set_format_version, write_plan
 from pipeline.store.format.layout import LABELS_VERSION
 from pipeline.store.format.plan import NUMBERED, Plan, round_up_to_chunk
-from pipeline.store.labels import generations, read_labels, write_labels
+from pipeline.store.labels import Labels, generations, read_labels, write_labels
 
 
 def plan_new(
@@ -130,6 +130,8 @@ def _replan(
     check_extent(changes, source, backend, config.run.max_changed)
     if changes.n_changed:
         observer.note(f"{source.origin} has changed since it was extracted: {describe(changes)}")
+    if new_labels is not None:
+        _note_empty(new_labels, source, observer)
     return PlannedDataset(
         source,
         replan.plan,
@@ -140,6 +142,19 @@ def _replan(
         changes=changes,
         abandoned=() if labels is found else generations(backend)[-1:],
     )
+
+
+def _note_empty(labels: Labels, source: Source, observer: Observer) -> None:
+    """Tell the user about columns that the dataset lacks, and in which utterances have no value."""
+    own = {column["name"] for column in source.identity["columns"]}
+    for name in labels.names:
+        n_empty = labels.table[name].null_count
+        if name not in own and n_empty:
+            observer.note(
+                f"column {name} of the store is not in {source.origin}: {n_empty:,} of "
+                f"{counted(len(labels.table), 'utterance')} have no value in it. `strata relabel` "
+                "with a table that has it adds the values"
+            )
 
 
 def _scanning(config: Config, source: Source, observer: Observer) -> Scanning:

@@ -6,7 +6,7 @@ plus sign, more digits than 64 bits hold. `dataset.types` states the type of a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipeline.errors import SourceError, first_few
-from pipeline.sources.columns import first_failure, require_column
+from pipeline.sources.columns import Rows, first_failure, require_column
 from pipeline.sources.lists.lines import place, read_lines
 from pipeline.sources.lists.places import Form, read_records
 
@@ -160,17 +160,20 @@ def infer_types(table: pa.Table, as_text: Collection[str | None]) -> pa.Table:
     return table
 
 
-def state_types(table: pa.Table, types: Mapping[str, str], where: Callable[[int], str]) -> pa.Table:
+def state_types(rows: Rows, types: Mapping[str, str]) -> pa.Table:
     """Convert the columns whose types `dataset.types` states.
 
     Args:
-        table: The rows.
+        rows: The rows.
         types: Types by the names of their columns.
-        where: Names a row, for messages.
+
+    Returns:
+        The table of the rows.
 
     Raises:
         SourceError: A column does not exist, a type is unknown, or a value is not of its type.
     """
+    table = rows.table
     for name, kind in types.items():
         if kind not in TYPES:
             raise SourceError(f"dataset.types: {name} is {kind}; types are {', '.join(TYPES)}")
@@ -183,8 +186,8 @@ def state_types(table: pa.Table, types: Mapping[str, str], where: Callable[[int]
             row = first_failure(column, TYPES[kind])
             value = table.column(number)[row].as_py()
             raise SourceError(
-                f"dataset.types: column {name} is not {kind}: the row of {where(row)} has "
-                f"{value!r:.40}"
+                f"dataset.types: column {name} is not {kind}: the row of "
+                f"{rows.where(row, name)} has {value!r:.40}"
             ) from error
     return table
 

@@ -68,13 +68,13 @@ def open_kaldi(config: DatasetConfig) -> TabularSource:
     if not channels and table["channel"].null_count == len(table):
         table = table.drop_columns(["channel"])
     files = _files_about_utterances(folder)
-    table, notes = _with_columns(table, folder, files)
+    table, columns, notes = _with_columns(table, folder, files)
     known = ("wav.scp", "segments", "reco2file_and_channel", "spk2gender", *files)
     used = [folder / name for name in known if (folder / name).exists()]
     root = audio_root(config, folder)
     rows = Rows(table, {}, "path", root, spans=spans, id_column="utterance", notes=notes)
     listed = folder / ("segments" if (folder / "segments").exists() else "wav.scp")
-    rows = replace(rows, places=Places(((listed, len(table), Form()),)))
+    rows = replace(rows, places=Places(((listed, len(table), Form()),), columns=columns))
     return TabularSource(config, from_files(rows, used))
 
 
@@ -147,9 +147,14 @@ def _files_about_utterances(folder: Path) -> list[str]:
 
 def _with_columns(
     table: pa.Table, folder: Path, files: list[str]
-) -> tuple[pa.Table, tuple[str, ...]]:
-    """Append a column for each file about utterances, and say which of its lines are of none."""
+) -> tuple[pa.Table, dict[str, Path], tuple[str, ...]]:
+    """Append a column for each file about utterances, and say which of its lines are of none.
+
+    Returns:
+        The table, the file of each column, and the notes.
+    """
     ids, notes = table["utterance"], []
+    columns: dict[str, Path] = {}
     for file in files:
         values: dict[str, str] = {}
         for number, utterance, value in _pairs(folder / file):
@@ -168,13 +173,14 @@ def _with_columns(
         while name in table.column_names:
             name += "_"
         table = table.append_column(name, column)
+        columns[name] = folder / file
     if (folder / "spk2gender").is_file() and "speaker" in table.column_names:
         genders = {name: value for _, name, value in _pairs(folder / "spk2gender")}
         speakers = table["speaker"].to_pylist()
         if "gender" not in table.column_names:
             column = pa.array([genders.get(name) for name in speakers], pa.string())
             table = table.append_column("gender", column)
-    return table, tuple(notes)
+    return table, columns, tuple(notes)
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
-from pipeline.sources.columns import Rows
+from pipeline.sources.columns import Rows, is_text
 from pipeline.sources.location import require_regular
 from pipeline.sources.table_cache import table_state
+
+_NO_FILE = r"^\s*(\||pipe:)|\|\s*$|://|\.ark:"
+"""What `check_path` may refuse."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -96,6 +100,21 @@ def check_path(path: str, where: str) -> str:
     if reason is not None:
         raise SourceError(f"{where}: the audio {text!r:.80} {reason}")
     return text
+
+
+def check_files(rows: Rows) -> None:
+    """Refuse rows whose audio is no file, as `check_path` does.
+
+    Raises:
+        SourceError: A row of a column of paths names a program, an archive of Kaldi or a URL; the
+            message names its place.
+    """
+    column = rows.table.column(rows.audio_column)
+    if not is_text(column.type):
+        return
+    suspects = pc.fill_null(pc.match_substring_regex(column, _NO_FILE), False)
+    for row in pc.indices_nonzero(suspects).to_pylist():
+        check_path(column[row].as_py(), rows.where(row))
 
 
 class Columns:

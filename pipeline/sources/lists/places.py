@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import itertools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +45,12 @@ class Places:
         files: Each file with the number of its rows and their form.
         rows: The numbers, among those of the files, of the rows that were taken: int64 `[n_rows]`;
             None for all.
+        columns: Files of columns that are written apart, in lines of an id and its value.
     """
 
     files: tuple[tuple[Path, int, Form], ...]
     rows: pa.Array | None = None
+    columns: Mapping[str, Path] = field(default_factory=dict)
 
     def take(self, rows: pa.Array) -> Places:
         """Return those of some rows, by their numbers."""
@@ -62,6 +64,12 @@ class Places:
                 return _place(path, number, form)
             number -= n_rows
         raise IndexError(f"row {row} of {self.files}")
+
+    def of_value(self, column: str, key: str) -> str:
+        """Return the file and the line of the value of an id, in one of `columns`."""
+        path = self.columns[column]
+        numbers = (number for number, line in read_lines(path) if line.split(None, 1)[0] == key)
+        return place(path, next(numbers))
 
 
 def _place(path: Path, number: int, form: Form) -> str:

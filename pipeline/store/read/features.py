@@ -40,12 +40,18 @@ def open_store(uri: Location, *, verify: bool = False, labels: int | None = None
         StoreNotFoundError: There is no store.
         StoreError: It has no such generation.
         DamagedError: Its attributes, its index or its labels are damaged.
+        TypeError: `labels` is no number.
 
     Example:
         >>> store = open_store("features/hubert")            # doctest: +SKIP
         >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
         torch.Size([1, 212, 768])
     """
+    if isinstance(labels, bool) or not (labels is None or hasattr(labels, "__index__")):
+        raise TypeError(
+            f"labels is {labels!r}; expected the number of a generation of labels, or None for the "
+            "newest. Columns are in `store.metadata`"
+        )
     return FeatureStore(uri, verify, labels)
 
 

@@ -16,7 +16,8 @@ def leaves_of(name: str, kind: pa.DataType) -> tuple[str | None, str | None]:
     children = children_of(kind)
     if _is_binary(kind):
         return name, None
-    leaf = f"{name}.bytes" if "bytes" in children else None
+    has_bytes = not pa.types.is_null(children.get("bytes", pa.null()))
+    leaf = f"{name}.bytes" if has_bytes else None
     if leaf is not None and not _is_binary(children["bytes"]):
         raise UnknownFormError(f"{leaf} is {children['bytes']}, not binary")
     is_path = is_text(children.get("path", pa.null()))
