@@ -16,6 +16,9 @@ from hypothesis import settings
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.network import refused_network
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""The processes that run tests would wait for each other's threads; read when torch is imported."""
+
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
 

@@ -32,9 +32,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Backend]:
 @pytest.mark.parametrize("kind", bit_flips.KINDS)
 def test_no_damage_goes_unnoticed(stores: list[Backend], kind: str) -> None:
     """Nothing that a reader returns changes, or an error or a report names the file."""
-    tally = bit_flips.campaign(stores, 30, 11, [kind])
+    tally = bit_flips.campaign(stores, 20, 11, [kind])
     assert tally.faults == []
-    assert sum(tally.counts.values()) == 30
+    assert sum(tally.counts.values()) == 20
     assert {name for name, _, _ in tally.counts} == {kind}
 
 

@@ -12,25 +12,29 @@ import pytest
 from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
 from pipeline.sources.opening import open_source
+from tests.helpers.pages import ROOT, run_program
 
 pytest.importorskip("espeakng_loader")
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "corpus.py"
+PROGRAM = "examples/demo/corpus.py"
 
 
-def make(out: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False
-    )
+def make(out: Path) -> int:
+    """Run the program in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit) as end:
+        run_program(monkeypatch, PROGRAM, str(out))
+    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> list[Path]:
-    """Make two corpora in two processes."""
+    """Make two corpora, in a process of its own and in this one."""
     root = tmp_path_factory.mktemp("corpora")
-    made = [make(root / name) for name in ("one", "two")]
-    assert [(done.returncode, done.stderr) for done in made] == [(0, ""), (0, "")]
+    command = [sys.executable, ROOT / PROGRAM, root / "one"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert make(root / "two") == 0
     assert sorted(path.name for path in root.iterdir()) == ["one", "two"]
     return [root / "one", root / "two"]
 
@@ -56,11 +60,10 @@ def test_every_voice_says_every_word_in_every_split(corpora):
     assert all(waveform.abs().max() > 0.05 for waveform in decoded)
 
 
-def test_a_second_run_changes_nothing(corpora):
+def test_a_second_run_changes_nothing(corpora, capsys):
     """An existing corpus is kept and reported; another directory is refused."""
     before = (corpora[0] / "state.json").stat().st_mtime_ns
-    again = make(corpora[0])
-    assert again.returncode == 0
-    assert "already there" in again.stdout
+    assert make(corpora[0]) == 0
+    assert "already there" in capsys.readouterr().out
     assert (corpora[0] / "state.json").stat().st_mtime_ns == before
-    assert make(SCRIPT.parent).returncode == 1
+    assert make((ROOT / PROGRAM).parent) == 1
