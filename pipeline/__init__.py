@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.store.read.features import FeatureStore, open_store
     from pipeline.transforms.collapse import collapse
+    from pipeline.transforms.export.run import export
 
 _HOMES = {
     "Batch": "pipeline.feed.dataset",
@@ -31,6 +32,7 @@ _HOMES = {
     "WeightedSum": "pipeline.heads.modules",
     "collapse": "pipeline.transforms.collapse",
     "collate": "pipeline.feed.dataset",
+    "export": "pipeline.transforms.export.run",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
     "open_store": "pipeline.store.read.features",
@@ -49,6 +51,7 @@ __all__ = [
     "WeightedSum",
     "collapse",
     "collate",
+    "export",
     "load_encoder",
     "make_loader",
     "open_store",

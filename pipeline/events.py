@@ -98,6 +98,9 @@ class Observer:
     def unit_checked(self, done: int, total: int) -> None:
         """Receive the number of units that a verification has checked, from 0 on, and of all."""
 
+    def utterances_exported(self, done: int, total: int) -> None:
+        """Receive the number of exported utterances and of all; first those of earlier runs."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -149,6 +152,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.unit_checked(done, total)
+
+    def utterances_exported(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.utterances_exported(done, total)
 
 
 def rough_duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,8 @@ from pipeline.errors import ConfigError
 
 IMPORTING = "importing torch and other libraries"
 """What takes long after the machine has started, or on a network file system."""
+
+_LAYERS = re.compile(r"\[\s*-?\d{1,6}(\s*,\s*-?\d{1,6})*\s*\]|-?\d{1,6}", re.ASCII)
 
 Overrides = Annotated[
     list[str] | None,
@@ -57,3 +60,17 @@ def flag(given: Mapping[str, str], name: str) -> bool:
     if text not in ("true", "false"):
         raise ConfigError(f"{name} is {text!r}; expected true or false")
     return text == "true"
+
+
+def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int] | None:
+    """Return the layers that a setting has: `[1,6]`, `6`, or `all` for None, the default.
+
+    Raises:
+        ConfigError: It is another text.
+    """
+    text = given.get(name, "all")
+    if text == "all":
+        return None
+    if not _LAYERS.fullmatch(text):
+        raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,6], or all")
+    return [int(number) for number in re.findall(r"-?\d+", text)]

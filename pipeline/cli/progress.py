@@ -94,7 +94,14 @@ class Count:
     A first line about the time left is due after `EARLY_S`.
     """
 
-    def __init__(self, noun: str, verb: str, participle: str, min_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        noun: str,
+        verb: str,
+        participle: str,
+        min_share: float = 0.0,
+        earlier: str = "are cached",
+    ) -> None:
         """Remember the words, e.g. head, train, trained.
 
         Args:
@@ -102,7 +109,9 @@ class Count:
             verb: What is done to it.
             participle: The same, when it has been done.
             min_share: The time left is stated when more than this share is done.
+            earlier: What is said of those that need not be done.
         """
+        self._earlier = earlier
         self._min_share = min_share
         self._noun, self._verb, self._participle = noun, verb, participle
         self._start_s = time.monotonic()
@@ -121,7 +130,7 @@ class Count:
         self._done, self._total = done, total
         if is_first:
             self._start_s, self._n_before = time.monotonic(), done
-            cached = f"; {done:,} are cached" if done else ""
+            cached = f"; {done:,} {self._earlier}" if done else ""
             return f"{counted(total - done, self._noun)} to {self._verb}{cached}"
         if done == total:
             number = counted(total - self._n_before, self._noun)
@@ -265,4 +274,16 @@ class VerifyProgress(CountProgress):
 
     def unit_checked(self, done: int, total: int) -> None:
         """Advance the bar."""
+        self._update(done, total)
+
+
+class ExportProgress(CountProgress):
+    """Shows the number of utterances that an export has written."""
+
+    def __init__(self, console: Console) -> None:
+        count = Count("utterance", "export", "exported", earlier="have been exported before")
+        super().__init__(console, count, "utterances")
+
+    def utterances_exported(self, done: int, total: int) -> None:
+        """Advance the bar; the first call has the number that earlier runs have exported."""
         self._update(done, total)

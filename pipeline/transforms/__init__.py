@@ -1,4 +1,5 @@
-"""Transforms of a store into another store, without the encoder.
+"""Transforms of a store into another store, or into files of other tools, without the encoder.
 
-In: a store. Out: a store. `collapse.py` writes a weighted sum of layers.
+In: a store. Out: a store, or a folder of files. `collapse.py` writes a weighted sum of layers,
+`export/` files of other formats.
 """

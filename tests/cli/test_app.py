@@ -139,6 +139,7 @@ def test_answers_are_on_stdout(store: Path, verb: str, words: str) -> None:
         (["verify", "{store}"], []),
         (["inspect", "{store}"], ["reading the index"]),
         (["collapse", "{store}", "{out}", "weights=average"], []),
+        (["export", "{store}", "{out}", "format=npy"], []),
         (["layers", "{store}", "out={out}"], ["measuring the layers", "writing the report"]),
         (["selfcheck"], ["loading the encoder and encoding the clips"]),
     ],
@@ -333,6 +334,35 @@ def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> No
     assert "weights=average" in error_line(strata("collapse", str(store), str(out)))
     misspelt = strata("collapse", str(store), str(out), "weigths=average")
     assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
+
+
+def test_export_writes_files(store: Path, tmp_path: Path) -> None:
+    """`export` states what it has written; wrong settings are usage errors with the remedy."""
+    out = tmp_path / "files"
+    settings = ("format=npy", "layers=[6]", "where=n_frames > 3", "pooled=true")
+    done = strata("export", str(store), str(out), *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = last_json(done)
+    assert (answer["layers"], answer["axes"], answer["dtype"]) == ([6], ["dim"], "float32")
+    assert answer["utterances"] == len(Path(answer["manifest"]).read_text().splitlines())
+    assert f"{answer['utterances']} utterances exported in" in done.stderr
+    again = strata("export", str(store), str(out), *settings)
+    assert again.returncode == 0
+    assert "have been exported before" in again.stderr
+    other = strata("export", str(store), str(out), "format=npy")
+    assert (other.returncode, "layers is [6] there" in error_line(other)) == (1, True)
+    for setting, words in (
+        ("layers=[6", "expected layers such as [1,6]"),
+        ("pooled=yes", "expected true or false"),
+        ("format=hdf5", "npy, safetensors, kaldi, webdataset, hf"),
+        ("were=x", "did you mean where"),
+        ("where=speaker in", "cannot be read at its end"),
+    ):
+        wrong = strata("export", str(store), str(tmp_path / "x"), "format=npy", setting)
+        assert (wrong.returncode, words in error_line(wrong)) == (2, True), wrong.stderr
+    missing = strata("export", str(store), str(tmp_path / "x"))
+    assert (missing.returncode, "format=npy|safetensors" in error_line(missing)) == (2, True)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("requested", [True, False])

@@ -6,16 +6,21 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
 from tests.helpers.feature_stores import make_store
+from tests.helpers.pages import blocks
 from tests.test_architecture import BOTTOM, MAY_IMPORT
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +52,8 @@ def run_python(page: Path) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    assert with_python == {"README.md", "docs/encoder.md", "docs/training.md", "docs/tutorial.md"}
+    own = {f"docs/{name}.md" for name in ("encoder", "export", "training", "tutorial")}
+    assert with_python == {"README.md", *own}
 
 
 def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> None:
@@ -65,6 +71,31 @@ def test_the_encoder_page_encodes_a_long_recording_in_windows() -> None:
     stops = [int(start) + int(n) for start, n in kept]
     assert [int(start) for start, _ in kept] == [0, *stops[:-1]]
     assert stops[-1] == (10 * 16_000 - 400) // 320 + 1
+
+
+@pytest.mark.slow
+def test_the_export_page_writes_and_reads_every_format(tmp_path, monkeypatch) -> None:
+    """Its commands and its Python run in order, and frames are one layer of the same utterance."""
+    columns = pa.table({"speaker": ["ann", "bob"], "text": ["one", "two"]})
+    make_store(tmp_path / "features", [20, 30], range(1, 13), dim=768, columns=columns)
+    monkeypatch.chdir(tmp_path)
+    page, names, shapes = ROOT / "docs" / "export.md", {}, []
+    for block in blocks(page):
+        if block.language == "bash":
+            done = CliRunner().invoke(app, shlex.split(block.text)[1:])
+            assert done.exit_code == 0, done.output
+        else:
+            exec(compile("\n" * block.line + block.text, page, "exec"), names)
+            shapes.append((str(names["frames"].dtype), tuple(names["frames"].shape)))
+    half, single = (20, 768), "float16"
+    assert shapes == [
+        (single, half),
+        ("torch.float16", (12, *half)),
+        ("float32", half),
+        (single, half),
+        (single, half),
+    ]
+    assert names["speaker"] == "ann"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

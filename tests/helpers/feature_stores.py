@@ -33,13 +33,17 @@ def noise(row, layer, n_frames, dim):
     return random.standard_normal((n_frames, dim)).astype(np.float16)
 
 
-def plan_of(lengths, frames_per_unit, pieces=None):
-    """Return the plan of utterances `utt-<row>`; `pieces` maps rows to their number of pieces."""
+def plan_of(lengths, frames_per_unit, pieces=None, ids=None):
+    """Return the plan of utterances; `pieces` maps rows to their number of pieces.
+
+    Their ids are `ids`, or `utt-<row>`.
+    """
     rows = []
     for row, n_frames in enumerate(lengths):
         n_pieces = (pieces or {}).get(row, 1)
         cuts = np.linspace(0, n_frames, n_pieces + 1).astype(int)
-        whole = {"id": f"utt-{row:04d}", "row": row, "n_samples": 400 + 320 * (n_frames - 1)}
+        name = f"utt-{row:04d}" if ids is None else ids[row]
+        whole = {"id": name, "row": row, "n_samples": 400 + 320 * (n_frames - 1)}
         whole |= {"n_pieces": n_pieces, "n_bytes": 1, "fingerprint": row}
         rows += [
             whole | {"piece": i, "piece_start": start, "n_frames": stop - start}
@@ -73,6 +77,7 @@ def make_store(
     columns=None,
     attributes=None,
     units=None,
+    ids=None,
 ):
     """Write a store of utterances of `lengths` frames; return its plan.
 
@@ -81,7 +86,7 @@ def make_store(
     """
     root = Path(root)
     columns = default_columns(len(lengths)) if columns is None else columns
-    plan = plan_of(lengths, frames_per_unit, pieces)
+    plan = plan_of(lengths, frames_per_unit, pieces, ids)
     layout = Layout(layers, dim, plan.frames_per_unit, plan.utterances_per_slot)
     described = [
         {

@@ -103,6 +103,8 @@ class RoundingCodec(Codec):
 FLOAT16 = RoundingCodec("float16")
 DEFAULT_CODEC: Codec = FLOAT16
 """The codec of new stores, and of format 1."""
+PORTABLE_DTYPES = ("float16", "float32")
+"""Dtypes of features that other libraries read, from the narrowest to the widest."""
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (FLOAT16,)}
 
 

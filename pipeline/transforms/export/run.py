@@ -1,0 +1,272 @@
+"""Export: features of a store as files of another format."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config.checking import did_you_mean
+from pipeline.errors import ConfigError, NoSpaceError
+from pipeline.events import Observer
+from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.codecs import PORTABLE_DTYPES
+from pipeline.store.read.features import FeatureStore, open_store
+from pipeline.transforms.export.base import (
+    Content,
+    ExportFormat,
+    as_json,
+    dtype_name,
+)
+from pipeline.transforms.export.files import NpyFiles, SafetensorsFiles
+from pipeline.transforms.export.hf import HuggingFaceDataset
+from pipeline.transforms.export.kaldi import KaldiArchives
+from pipeline.transforms.export.reading import ChunkReader, Part, plan_parts, read_ahead
+from pipeline.transforms.export.state import MANIFEST, ExportRecord
+from pipeline.transforms.export.webdataset import WebDatasetShards
+from pipeline.transforms.selection import select_where
+
+FORMATS: Mapping[str, type[ExportFormat]] = {
+    kind.name: kind
+    for kind in (NpyFiles, SafetensorsFiles, KaldiArchives, WebDatasetShards, HuggingFaceDataset)
+}
+SHARD_MB = 512
+CHUNK_BYTES = 32 << 20
+"""Bytes of the utterances that are read together; two chunks are in memory."""
+_ROWS = 10_000  # of the metadata that are hashed together
+
+
+@dataclass(frozen=True)
+class Export:
+    """Result of an export.
+
+    Attributes:
+        format: Name of the format.
+        out: The folder.
+        manifest: The index: a line of JSON with id, path, n_frames and columns per utterance.
+        utterances: Exported utterances.
+        utterances_written: Those that this run has written.
+        layers: Exported layers.
+        axes: Axes of the values of an utterance.
+        dtype: Dtype of the values.
+        bytes: Bytes of all values.
+        wall_seconds: Duration of this run.
+    """
+
+    format: str
+    out: str
+    manifest: str
+    utterances: int
+    utterances_written: int
+    layers: tuple[int, ...]
+    axes: tuple[str, ...]
+    dtype: str
+    bytes: int
+    wall_seconds: float
+
+
+def export(
+    store: Location | FeatureStore,
+    out: Location,
+    format: str,  # noqa: A002  the name of the setting
+    *,
+    layers: Sequence[int] | None = None,
+    where: str | None = None,
+    pooled: bool = False,
+    dtype: str | None = None,
+    shard_mb: int = SHARD_MB,
+    observer: Observer | None = None,
+) -> Export:
+    """Write features of a store as files of another format.
+
+    Everything is verified against its checksums as it is read. Memory is bounded by some 100 MB, or
+    some four times the longest utterance, and about 0.3 kB for each utterance. An interrupted
+    export goes on where it stopped when it is repeated.
+
+    Args:
+        store: The store, or a selection of an opened one.
+        out: The folder to write, or an incomplete export of the same to complete.
+        format: npy, safetensors, kaldi, webdataset or hf.
+        layers: Layers to export, in this order; None exports all. One layer is exported without an
+            axis of layers.
+        where: Condition on the utterances; see `FeatureStore.select`.
+        pooled: Export the mean over frames of each utterance instead of its frames.
+        dtype: float16 or float32; None keeps the stored dtype, where the format can hold it.
+        shard_mb: About the largest size of a file with many utterances, in MiB.
+        observer: Receives the progress.
+
+    Raises:
+        ConfigError: The format is unknown, or cannot hold what is asked for; or a setting is wrong.
+        StoreError: A layer or column is unknown, no utterance is selected, a value exceeds the
+            dtype, or `out` has other content.
+        IdentityError: `out` has another export.
+        StoreBusyError: Another process is exporting to `out`.
+        NoSpaceError: The export does not fit on the disk.
+        DamagedError: The store is damaged; the message names the utterance.
+
+    Example:
+        >>> export("features", "files", "npy", layers=[6], where="score > 0")  # doctest: +SKIP
+    """
+    start_s = time.perf_counter()
+    kind, target = _format_of(format), open_backend(out)
+    if shard_mb < 1:
+        raise ConfigError(f"shard_mb is {shard_mb}; expected a whole number from 1")
+    opened = store if isinstance(store, FeatureStore) else open_store(store)
+    _check_apart(opened.backend, target)
+    view = select_where(opened, where, observer)
+    content = _content(view, layers, pooled, _dtype_of(dtype), shard_mb << 20)
+    record, writer = ExportRecord(target), kind(content, target)
+    reader = ChunkReader(view, content, writer.dtype)
+    settings = {
+        "format": format,
+        "layers": list(content.layers),
+        "pooled": pooled,
+        "dtype": dtype_name(writer.dtype),
+        "where": where,
+        "shard_mb": shard_mb,
+        "utterances": len(view),
+        "store_and_selection": content.source,
+    }
+    facts = {
+        "store": str(opened.backend),
+        "axes": list(content.axes),
+        "feature_dim": content.dim,
+        "frame_rate_hz": view.frame_rate_hz,
+        "class_names": content.class_names,
+    }
+    record.check_folder()
+    with record.held():
+        record.open(settings, facts)
+        n_written = _write(record, writer, reader, observer or Observer())
+    return Export(
+        format=format,
+        out=target.uri,
+        manifest=target.locate(MANIFEST),
+        utterances=len(view),
+        utterances_written=n_written,
+        layers=content.layers,
+        axes=content.axes,
+        dtype=dtype_name(writer.dtype),
+        bytes=sum(reader.n_bytes),
+        wall_seconds=round(time.perf_counter() - start_s, 3),
+    )
+
+
+def _write(
+    record: ExportRecord, writer: ExportFormat, reader: ChunkReader, observer: Observer
+) -> int:
+    """Write the parts that are missing, and what is made of all; return the new utterances."""
+    sizes, n_utterances = reader.n_bytes, len(reader.n_bytes)
+    parts = plan_parts(sizes, writer.part_bytes, writer.part_utterances, CHUNK_BYTES)
+    todo = [] if record.is_complete else [p for p in parts if not record.is_done(p.number)]
+    _check_space(writer, todo, sizes)
+    n_done = n_before = n_utterances - sum(part.n_utterances for part in todo)
+    observer.utterances_exported(n_done, n_utterances)
+    chunks = read_ahead(reader, [chunk for part in todo for chunk in part.chunks])
+    for part in todo:
+        of_part = itertools.islice(chunks, len(part.chunks))
+        record.complete_part(part.number, list(writer.write_part(part.number, of_part)))
+        n_done += part.n_utterances
+        observer.utterances_exported(n_done, n_utterances)
+    if not record.is_complete:
+        writer.finish(len(parts), record.entries(len(parts)))
+        record.complete(len(parts))
+    return n_done - n_before
+
+
+def _content(
+    view: FeatureStore,
+    layers: Sequence[int] | None,
+    pooled: bool,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> Content:
+    """Return what is exported.
+
+    Raises:
+        StoreError: A layer is not in the store.
+        ConfigError: A layer is given twice.
+    """
+    if layers is not None:
+        view.axes(layers)
+        if len(set(layers)) < len(layers):
+            raise ConfigError(f"layers={list(layers)} has a layer twice")
+    chosen = view.layers if layers is None else tuple(layers)
+    return Content(
+        layers=chosen,
+        dim=view.feature_dim,
+        is_pooled=pooled,
+        dtype=dtype,
+        stored=torch.float32 if pooled else view.read(0, chosen[:1], 0, 1).dtype,
+        columns=view.metadata.schema,
+        class_names=view.class_names,
+        source=_source(view),
+        shard_bytes=shard_bytes,
+    )
+
+
+def _format_of(name: str) -> type[ExportFormat]:
+    if name not in FORMATS:
+        raise ConfigError(
+            f"no format is called {name!r}{did_you_mean(name, FORMATS)} (the formats are "
+            f"{', '.join(FORMATS)})"
+        )
+    return FORMATS[name]
+
+
+def _dtype_of(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in PORTABLE_DTYPES:
+        raise ConfigError(f"dtype is {name!r}; expected {' or '.join(PORTABLE_DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _check_apart(store: Backend, out: Backend) -> None:
+    """Check that neither folder is in the other.
+
+    Raises:
+        ConfigError: One is.
+    """
+    source, target = store.local_path(""), out.local_path("")
+    if store.uri == out.uri:
+        raise ConfigError(f"a store cannot be exported into itself ({out}); give another path")
+    if source is None or target is None:
+        return
+    source, target = source.resolve(), target.resolve()
+    if target.is_relative_to(source):
+        raise ConfigError(f"{out} is inside the store {store}; give a path outside of it")
+    if source.is_relative_to(target):
+        raise ConfigError(f"{out} contains the store {store}; give the path of a new folder")
+
+
+def _source(view: FeatureStore) -> str:
+    """Return the hash of a store's identity, and of the utterances of a selection."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(view.attributes["identity"], sort_keys=True).encode())
+    digest.update(view.frame_counts.tobytes())
+    digest.update(view.slots.tobytes())
+    digest.update(json.dumps(view.class_names, sort_keys=True).encode())
+    for start in range(0, len(view), _ROWS):
+        rows = view.metadata.slice(start, _ROWS).to_pylist()
+        digest.update(json.dumps(as_json(rows)).encode())
+    return digest.hexdigest()
+
+
+def _check_space(writer: ExportFormat, todo: Sequence[Part], sizes: Sequence[int]) -> None:
+    chunks = [chunk for part in todo for chunk in part.chunks]
+    n_bytes = sum(sum(sizes[start:stop]) for start, stop in chunks)
+    needed = n_bytes + writer.overhead_bytes * sum(part.n_utterances for part in todo)
+    free = writer.out.free_bytes()
+    if needed > free:
+        raise NoSpaceError(
+            f"{needed / 1e9:.2f} GB are needed in {writer.out}, {free / 1e9:.2f} GB are free; free "
+            "space, give another path, or export fewer layers or utterances"
+        )
