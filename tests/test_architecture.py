@@ -56,6 +56,7 @@ CONFINED = {
         "sources/repository/converted.py",
         "sources/repository/errors.py",
         "sources/repository/files.py",
+        "sources/repository/remote.py",
         "sources/repository/source.py",
     },
     "ray": {

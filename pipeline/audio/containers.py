@@ -12,7 +12,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pipeline.audio.content import ByteRange, EncodedFile
+from pipeline.audio.byte_range import ByteRange
+from pipeline.audio.content import EncodedFile
 from pipeline.audio.headers import HEADER_BYTES, read_header
 from pipeline.errors import AudioError
 from pipeline.store.format.records import (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from crc32c import crc32c
 
 from pipeline.audio.backends import soundfile, torchcodec
+from pipeline.audio.byte_range import ByteRange
 from pipeline.audio.containers import check_size
 from pipeline.audio.content import (
-    ByteRange,
     EncodedFile,
     check_channel,
     open_bytes,

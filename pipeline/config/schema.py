@@ -19,6 +19,8 @@ class DatasetConfig:
         config: Configuration of a hub dataset.
         split: Split to read; None if there is only one.
         revision: Revision of a hub dataset.
+        stream: Whether ranges of a hub dataset's Parquet files are read when they are needed,
+            without a download.
         audio_column: Column with the audio; in a manifest, column with its path; in tar files,
             extension of the audio members ("audio" for any).
         id_column: Column with the utterance id; None uses the file's path or name, or the number of
@@ -50,6 +52,7 @@ class DatasetConfig:
     config: str | None = None
     split: str | None = None
     revision: str | None = None
+    stream: bool = False
     audio_column: str = "audio"
     id_column: str | None = None
     columns: tuple[str, ...] | None = None

@@ -81,7 +81,7 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
     """
     root = _fixed_part(Path(config.path).expanduser()) if config.path else None
     folders = [] if root is None or root.is_file() else [root]
-    if file is not None and not Path(file).exists():
+    if file is not None and "://" not in file and not Path(file).exists():
         parents = Path(file).absolute().parents
         nearest = next(parent for parent in parents if parent.is_dir())
         folders += [nearest] if nearest != parents[0] else []

@@ -14,7 +14,8 @@ import torchaudio
 
 from pipeline.audio import content
 from pipeline.audio.backends import soundfile as backend
-from pipeline.audio.content import ByteRange, open_bytes, with_descriptor
+from pipeline.audio.byte_range import ByteRange
+from pipeline.audio.content import open_bytes, with_descriptor
 from pipeline.audio.decode import decode, decode_blocks
 from pipeline.audio.probe import probe
 from pipeline.errors import AudioError

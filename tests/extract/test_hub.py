@@ -17,7 +17,13 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.audio.decode import decode
+from pipeline.audio.probe import probe
+from pipeline.config import load_config
+from pipeline.errors import SourceError
+from pipeline.sources.opening import open_source
 from tests.cli.test_app import Done, error_line, last_json, strata
+from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import contents
 from tests.helpers.hub_server import CONVERTED, Fault, Hub, running_hub, use_hub
@@ -375,3 +381,168 @@ def test_the_endpoint_of_the_environment(served: Served, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["utterances"] == 9
     assert served.hub.n_bytes() == sum(map(len, served.shards().values()))
+
+
+# --- streams: ranges of bytes that are never stored -------------------------------------------
+
+STREAM = "dataset.stream=true"
+
+
+def stored(home: Path) -> list[Path]:
+    """Return the files of the caches that may hold audio."""
+    return [*home.rglob("*.parquet"), *home.rglob("blobs/*"), *home.rglob("*.arrow")]
+
+
+def test_a_stream_gives_the_features_of_the_files(
+    served: Served, tmp_path: Path, files_store: Path
+) -> None:
+    """Bit for bit, each byte of audio is fetched once to be encoded, and nothing is kept."""
+    served.hub.commit(NAME, served.shards())
+    assert last_json(on_hub("plan", STREAM, "--json"))["utterances"] == 9
+    served.use(False)
+    served.hub.requests.clear()
+    done = on_hub("extract", STREAM, f"store={tmp_path / 'store'}")
+    assert done.returncode == 0, done.stderr
+    assert_features_of(tmp_path / "store", files_store)
+    assert stored(served.home) == [served.home / "made.parquet"]
+    largest = max(path.stat().st_size for path in served.clips.glob("*.wav"))
+    wanted = [r.range for r in served.hub.requests if r.n_bytes > 1 << 14]
+    assert len(set(wanted)) == len(wanted)
+    assert max(r.n_bytes for r in served.hub.requests if r.is_file) <= max(largest, 1 << 16)
+
+
+def test_a_plan_of_a_stream_reads_a_small_part(served: Served, tmp_path: Path) -> None:
+    """Footers, the lengths that precede the clips, and both ends of each clip."""
+    clips = write_folder(tmp_path / "long", [30.0] * 8, metadata=False)
+    served = Served(served.hub, clips, served.home, served.use)
+    content = served.table(0, 8)
+    served.hub.commit(NAME, {"train.parquet": content})
+    assert last_json(on_hub("plan", STREAM, "--json"))["utterances"] == 8
+    assert 0 < served.hub.n_bytes() < len(content) / 25
+    served.hub.requests.clear()
+    assert last_json(on_hub("plan", "--json"))["utterances"] == 8
+    assert served.hub.n_bytes() == len(content)
+
+
+def test_a_store_goes_on_as_a_stream_and_back(served: Served, tmp_path: Path) -> None:
+    """Whether files are downloaded is no part of a store's identity."""
+    served.hub.commit(NAME, served.shards())
+    store = f"store={tmp_path / 'store'}"
+    assert on_hub("extract", store).returncode == 0
+    before = contents(tmp_path / "store")
+    for more in ((STREAM,), ()):
+        done = on_hub("extract", store, *more)
+        assert done.returncode == 0, done.stderr
+        assert contents(tmp_path / "store") == before
+        assert "has changed" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(sent_bytes=100), Fault(content=b"short"), Fault(503), Fault(429), Fault(403)],
+    ids=str,
+)
+def test_a_stream_that_is_disturbed_goes_on(
+    served: Served, tmp_path: Path, files_store: Path, fault: Fault
+) -> None:
+    """A broken connection, a short answer, a busy server and an expired address are retried."""
+    served.hub.commit(NAME, served.shards())
+    served.hub.fault = only("cdn:", fault, times=2 if fault.status != 403 else 1)
+    done = on_hub("extract", STREAM, f"store={tmp_path / 'store'}")
+    assert done.returncode == 0, done.stderr
+    assert_features_of(tmp_path / "store", files_store)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(sent_bytes=100), "peer closed connection"),
+        (Fault(content=b"short"), "only 5 came"),
+        (Fault(503), "it answered with HTTP 503"),
+        (Fault(403), "it refuses access (HTTP 403)"),
+        (Fault(is_whole=True), "the server sends no ranges of bytes"),
+    ],
+    ids=str,
+)
+def test_a_stream_that_ends_is_resumed_by_the_same_command(
+    served: Served, tmp_path: Path, files_store: Path, fault: Fault, words: str
+) -> None:
+    """No utterance is blamed for it: the run fails in one line, and what was committed stays."""
+    served.hub.commit(NAME, served.shards())
+    store = f"store={tmp_path / 'store'}"
+    assert on_hub("plan", STREAM, store).returncode == 0
+    served.use(False)
+    served.hub.fault = only(f"cdn:{SHARDS[2]}", fault)
+    done = on_hub("extract", STREAM, store)
+    assert done.returncode == 1
+    assert words in error_line(done)
+    served.hub.fault = lambda method, path: None
+    done = on_hub("extract", STREAM, store, "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(done)["utterances_quarantined"] == 0
+    assert_features_of(tmp_path / "store", files_store)
+
+
+def test_a_header_that_cannot_be_fetched_is_not_an_unreadable_clip(
+    served: Served, tmp_path: Path
+) -> None:
+    """Also where libsndfile reads it, which takes an error for the end of the file."""
+    clip = write(tmp_path / "a.mp3", speechlike(16_000 * 60)).read_bytes()
+    column = audio([clip, clip], ["a.mp3", "b.mp3"])
+    content = write_parquet(tmp_path / "x.parquet", pa.table({"audio": column})).read_bytes()
+    served.hub.commit(NAME, {"train.parquet": content})
+    config = load_config(["dataset=hub", f"dataset.name={NAME}", "dataset.split=train", STREAM])
+    segment = open_source(config.dataset).segment(0)
+    served.use(False)
+    served.hub.requests.clear()
+    assert probe(segment, 16_000).n_samples >= 16_000 * 60
+    sizes = [r.n_bytes for r in served.hub.requests if r.method == "GET"]
+    assert sizes == [4096, 4096, len(clip)]  # libsndfile reads the rest
+    served.use(False)
+    served.hub.requests.clear()
+
+    def fault(method: str, path: str) -> Fault | None:
+        return Fault(403) if len(served.hub.requests) > 2 else None
+
+    served.hub.fault = fault
+    with pytest.raises(SourceError, match="refuses access"):
+        probe(segment, 16_000)
+
+
+def test_a_stream_of_compressed_pages(served: Served, tmp_path: Path, files_store: Path) -> None:
+    """They are fetched page by page."""
+    files = sorted(served.clips.glob("*.wav"))
+    column = audio([file.read_bytes() for file in files], [file.name for file in files])
+    path = tmp_path / "x.parquet"
+    options = {"compression": "zstd", "row_group_size": 4}
+    content = write_parquet(path, pa.table({"audio": column}), **options).read_bytes()
+    served.hub.commit(NAME, {"train.parquet": content})
+    done = on_hub("extract", STREAM, f"store={tmp_path / 'store'}")
+    assert done.returncode == 0, done.stderr
+    assert_features_of(tmp_path / "store", files_store)
+    assert stored(served.home) == []
+
+
+def test_a_commit_that_is_gone_is_refused(served: Served) -> None:
+    """Its ranges are of no other commit."""
+    commit = served.hub.commit(NAME, served.shards())
+    config = load_config(["dataset=hub", f"dataset.name={NAME}", "dataset.split=train", STREAM])
+    source = open_source(config.dataset)
+    assert source.is_shared
+    segment = source.segment(8)
+    assert segment.path == f"hf://datasets/{NAME}@{commit}/{SHARDS[2]}"
+    assert len(decode(segment, 16_000).waveform) > 0
+    served.use(False)
+    del served.hub.trees[NAME, commit]
+    with pytest.raises(SourceError, match=f"there is no revision {commit}"):
+        decode(segment, 16_000)
+
+
+def test_what_cannot_be_streamed_is_refused(served: Served) -> None:
+    """A repository without Parquet files would be downloaded; without a network there is none."""
+    served.hub.commit(NAME, served.folder())
+    assert "dataset.stream=true reads Parquet files only" in error_line(on_hub("plan", STREAM))
+    served.hub.commit(NAME, served.shards())
+    assert on_hub("plan").returncode == 0
+    served.use(True)
+    assert "HF_HUB_OFFLINE is set" in error_line(on_hub("plan", STREAM))

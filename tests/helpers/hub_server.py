@@ -23,6 +23,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import _http as hub_http
 
+from pipeline.sources.repository import remote
+
 CONVERTED = "refs/convert/parquet"
 PAGE_ENTRIES = 1000
 _API = re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>[a-z-]+)/(?P<rest>.+))?")
@@ -39,12 +41,14 @@ class Fault:
         code: `X-Error-Code` of that answer, as the hub sends it.
         sent_bytes: Close the connection after so many bytes of the content; -1 = send all.
         content: Send this in the place of the content.
+        is_whole: Send the whole file where a range is asked for.
     """
 
     status: int = 0
     code: str | None = None
     sent_bytes: int = -1
     content: bytes | None = None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,9 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", home / "datasets/downloads")
     monkeypatch.setattr(hub_http, "time", _NoWaiting)
     monkeypatch.setattr(huggingface_hub.file_download, "time", _NoWaiting)
+    monkeypatch.setattr(remote, "time", _NoWaiting)
+    monkeypatch.setattr(remote, "_addresses", {})
+    monkeypatch.setattr(remote, "_recent", remote._Recent())
     huggingface_hub.HfFileSystem.clear_instance_cache()
     huggingface_hub.HfFileSystem._cache.clear()
 
@@ -254,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers, status = {"Accept-Ranges": "bytes"}, 200
         headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
         part = content
-        if wanted:
+        if wanted and not fault.is_whole:
             start, stop = int(wanted[1]), min(int(wanted[2] or len(content) - 1) + 1, len(content))
             if start >= len(content):
                 return self._refuse(416, None, path)

@@ -10,7 +10,8 @@ import threading
 import wave
 from typing import TYPE_CHECKING, Any
 
-from pipeline.audio.content import ByteRange, EncodedFile, check_channel, sample_range
+from pipeline.audio.byte_range import ByteRange
+from pipeline.audio.content import EncodedFile, check_channel, sample_range
 from pipeline.audio.levels import Levels
 from pipeline.audio.types import Header, NativeAudio, UnsupportedError
 from pipeline.errors import AudioError

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, counted
 from pipeline.sources.base import Source
+from pipeline.sources.repository.remote import is_remote
 
 _N_THREADS = 32  # they wait for the file system, which may be remote
 _BLOCK_ROWS = 1 << 12
@@ -82,7 +83,7 @@ def _missing(source: Source, rows: Sequence[int]) -> Iterator[tuple[Sequence[int
 def _exists(source: Source, row: int) -> bool:
     """Return False if the file of a row does not exist; True if a row has none."""
     segment = source.segment(row)
-    if segment.data is not None or segment.path is None:
+    if segment.data is not None or segment.path is None or is_remote(segment.path):
         return True
     try:
         os.stat(segment.path)  # noqa: PTH116 - no Path for each of a million files

@@ -26,6 +26,7 @@ from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
 from pipeline.extract.stages.timing import StoppedError
 from pipeline.sources.base import Segment
+from pipeline.sources.repository.remote import is_remote
 
 MAX_HELD_BYTES = 1 << 28
 """Samples that a worker holds of all its recordings: 256 MiB, 70 minutes at 16 kHz. An mp3, or a
@@ -265,7 +266,7 @@ class _Recording:
 
     def _check_state(self, segment: Segment) -> None:
         """Compare the size and the modification time of the file with those at the first call."""
-        if segment.data is not None or segment.path is None:
+        if segment.data is not None or segment.path is None or is_remote(segment.path):
             return
         try:
             status = Path(segment.path).stat()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import huggingface_hub
 from huggingface_hub import errors
 
 from pipeline.errors import SourceError
-
-if TYPE_CHECKING:
-    from pipeline.config import DatasetConfig
 
 FETCH_ERRORS: tuple[type[Exception], ...] = (
     *errors.HfHubHTTPError.__bases__,  # with the base of all errors of its library of HTTP
@@ -31,11 +27,12 @@ class UnreachableError(SourceError):
 
 
 @contextmanager
-def explained(config: DatasetConfig, what: str) -> Iterator[None]:
+def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
     """Explain errors of the hub.
 
     Args:
-        config: Configuration of the dataset.
+        name: Name of the dataset.
+        revision: Revision that was asked for; None is the newest.
         what: What was wanted, for the message.
 
     Raises:
@@ -47,7 +44,7 @@ def explained(config: DatasetConfig, what: str) -> Iterator[None]:
     except SourceError:
         raise
     except FETCH_ERRORS as error:
-        found = explanation(config, error)
+        found = explanation(name, revision, error)
         if found is None:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise SourceError(f"{what} could not be fetched from the hub: {reason}") from error
@@ -56,19 +53,20 @@ def explained(config: DatasetConfig, what: str) -> Iterator[None]:
 
 
 def explanation(
-    config: DatasetConfig, error: BaseException
+    name: str, revision: str | None, error: BaseException
 ) -> tuple[type[SourceError], str] | None:
     """Say why the hub refused a request, and what to do.
 
     Args:
-        config: Configuration of the dataset.
+        name: Name of the dataset.
+        revision: Revision that was asked for; None is the newest.
         error: Error of a request, or one that it caused.
 
     Returns:
         The kind of error, and the reason; None if the error is about something else.
     """
     chain = list(_chain(error))
-    page = f"{huggingface_hub.constants.ENDPOINT}/datasets/{config.name}"
+    page = f"{huggingface_hub.constants.ENDPOINT}/datasets/{name}"
     is_offline = any("OfflineModeIsEnabled" in f"{type(e).__name__} {e}" for e in chain)
     if is_offline or huggingface_hub.constants.HF_HUB_OFFLINE:
         return UnreachableError, (
@@ -79,7 +77,7 @@ def explanation(
         return SourceError, f"it is gated: ask for access at {page}, then {_LOG_IN}"
     if _has(chain, errors.RevisionNotFoundError):
         return SourceError, (
-            f"there is no revision {config.revision}: set dataset.revision to a branch, a tag or a "
+            f"there is no revision {revision}: set dataset.revision to a branch, a tag or a "
             f"commit that {page} has, or leave it out"
         )
     if _has(chain, errors.EntryNotFoundError) and not _has(chain, errors.LocalEntryNotFoundError):
@@ -89,7 +87,7 @@ def explanation(
         return SourceError, f"it does not accept the token in use: {_LOG_IN}"
     if _has(chain, errors.RepositoryNotFoundError) or status in (401, 404):
         return SourceError, (
-            f"there is no dataset {config.name}, or it is private: check dataset.name; for a "
+            f"there is no dataset {name}, or it is private: check dataset.name; for a "
             f"private one {_LOG_IN}"
         )
     if status == 403:

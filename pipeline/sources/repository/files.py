@@ -151,11 +151,11 @@ def check_access(config: DatasetConfig, error: BaseException | None) -> None:
         UnreachableError: The hub does not answer.
     """
     where = describe_location(config)
-    found = None if error is None else explanation(config, error)
+    found = None if error is None else explanation(str(config.name), config.revision, error)
     if found is not None:
         kind, reason = found
         raise kind(f"{where} could not be fetched from the hub: {reason}") from error
-    with explained(config, where):
+    with explained(str(config.name), config.revision, where):
         huggingface_hub.HfApi().dataset_info(str(config.name), revision=config.revision)
 
 
@@ -195,7 +195,8 @@ def _converted(config: DatasetConfig, builder: Any, error: BaseException | None)
     """
     name, where = str(config.name), describe_location(config)
     default = None if builder is None else builder.config.name
-    with explained(config, f"the list of the Parquet files that the hub made of {name}"):
+    what = f"the list of the Parquet files that the hub made of {name}"
+    with explained(name, config.revision, what):
         found = converted.find_conversion(config, default)
         n_rows = {} if isinstance(found, str) else converted.stated_rows(name, found.config)
     if isinstance(found, str) and builder is None:

@@ -23,11 +23,19 @@ from pipeline.errors import SourceError
 from pipeline.sources import hub
 from pipeline.sources.archives.parquet.embedded import named
 from pipeline.sources.archives.parquet.pages import UnknownFormError
-from pipeline.sources.archives.parquet.rows import ParquetSource, Part, Typed, read_parts
+from pipeline.sources.archives.parquet.rows import (
+    File,
+    ParquetSource,
+    Part,
+    Typed,
+    opened_for_arrow,
+    read_parts,
+)
 from pipeline.sources.archives.parquet.source import split_names
 from pipeline.sources.location import describe_location
 from pipeline.sources.repository.errors import explained
 from pipeline.sources.repository.files import Repository, find_repository
+from pipeline.sources.repository.remote import RemoteFile
 from pipeline.sources.splits import is_several
 
 if TYPE_CHECKING:
@@ -73,9 +81,15 @@ def _loaded(config: DatasetConfig, notes: tuple[str, ...]) -> TabularSource:
     """Open the dataset as `load_dataset` loads it, which copies it.
 
     Raises:
-        SourceError: As for `open_hub`.
+        SourceError: As for `open_hub`, or the dataset was to be streamed.
     """
-    with explained(config, f"a file of {describe_location(config)}"):
+    if config.stream:
+        raise SourceError(
+            f"dataset.stream=true reads Parquet files only, and "
+            f"{describe_location(config)} has none: leave it out to load the dataset"
+            + "".join(f" ({note})" for note in notes)
+        )
+    with explained(str(config.name), config.revision, f"a file of {describe_location(config)}"):
         source = hub.open_hub(config)
     source.notes = (*notes, *source.notes)
     return source
@@ -118,20 +132,23 @@ def _sliced(config: DatasetConfig, repository: Repository) -> list[Part]:
     return [replace(whole, start=start, stop=stop) for start, stop in bounds]
 
 
-def _fetch(config: DatasetConfig, urls: Sequence[str]) -> tuple[Path, ...]:
-    """Return local files; those of the hub are downloaded unless they are in its cache."""
+def _fetch(config: DatasetConfig, urls: Sequence[str]) -> tuple[File, ...]:
+    """Return files; those of the hub are downloaded unless they are in its cache, or streamed."""
+    what = f"a file of {describe_location(config)} is not in the local cache and"
 
-    def fetch(url: str) -> Path:
+    def fetch(url: str) -> File:
         found = _HUB_FILE.fullmatch(url)
         if found is None:
             return Path(url)
+        if config.stream:
+            return RemoteFile(url)
         repo_id, revision, name = found.groups()
         return Path(
             huggingface_hub.hf_hub_download(repo_id, name, repo_type="dataset", revision=revision)
         )
 
     with (
-        explained(config, f"a file of {describe_location(config)} is not in the local cache and"),
+        explained(str(config.name), config.revision, what),
         ThreadPoolExecutor(_N_DOWNLOADS) as pool,
     ):
         return tuple(pool.map(fetch, urls))
@@ -154,8 +171,8 @@ def _check_complete(config: DatasetConfig, repository: Repository, part: Part) -
         )
     n_rows = 0
     for file in part.files:
-        with named(str(file)):
-            n_rows += pq.read_metadata(file).num_rows
+        with named(str(file)), opened_for_arrow(file) as content:
+            n_rows += pq.read_metadata(content).num_rows
     n_stated = repository.n_rows.get(part.split, n_rows)
     if n_stated != n_rows:
         raise SourceError(
@@ -172,8 +189,8 @@ def _typed(config: DatasetConfig, repository: Repository) -> Typed:
         features = datasets.Features.from_dict(repository.features)
     else:  # those of the first file of all splits
         (first,) = _fetch(config, next(iter(repository.urls.values()))[:1])
-        with named(str(first)):
-            schema = pq.read_schema(first)
+        with named(str(first)), opened_for_arrow(first) as content:
+            schema = pq.read_schema(content)
         try:
             features = datasets.Features.from_arrow_schema(schema)
         except hub.LOAD_ERRORS as error:

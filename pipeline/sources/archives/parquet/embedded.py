@@ -22,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.archives.parquet.pages import PageError, Read, decompress
 from pipeline.sources.archives.parquet.places import PackedChunk, Places
 from pipeline.sources.archives.parquet.values import Values, locate
+from pipeline.sources.repository.remote import is_remote, read_range, size_of
 
 CACHE_BYTES = 1 << 28
 """Decompressed pages that are kept. Two always are: Arrow writes up to 1,024 rows in a page."""
@@ -141,6 +142,9 @@ def opened(path: str) -> Iterator[Read]:
     Raises:
         PageError: Bytes do not exist.
     """
+    if is_remote(path):
+        yield _remote(path)
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     n_file_bytes = os.fstat(descriptor).st_size
 
@@ -158,6 +162,17 @@ def opened(path: str) -> Iterator[Read]:
         yield read
     finally:
         os.close(descriptor)
+
+
+def _remote(path: str) -> Read:
+    n_file_bytes = size_of(path)
+
+    def read(start: int, n_bytes: int) -> bytes:
+        if not 0 <= start <= start + n_bytes <= n_file_bytes:
+            raise PageError("a part of it lies beyond the end of the file")
+        return read_range(path, start, n_bytes)
+
+    return read
 
 
 @contextmanager

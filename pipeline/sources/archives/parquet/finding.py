@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,16 @@ from pipeline.sources.archives.parquet.pages import (
 )
 from pipeline.sources.archives.parquet.places import PackedChunk, Places, joined, without_bytes
 from pipeline.sources.archives.parquet.values import Values, locate
+from pipeline.sources.repository.remote import RemoteFile
 
 _MAX_CHECKED_BYTES = 1 << 22
 """Size of the first page up to which Arrow reads it, whole, to check its first value."""
+_MAX_FAR_BYTES = 1 << 16  # the same over a network
+_N_THREADS = 8  # row groups of a file on the hub at once
 _EMPTY = np.empty(0, np.int64)
 
 
-def find_places(path: Path, file: pq.ParquetFile, leaf: str) -> Places:
+def find_places(path: Path | RemoteFile, file: pq.ParquetFile, leaf: str) -> Places:
     """Find the values of a column of bytes in every row group of a file.
 
     The values of every page must fill it exactly, and their number must be that of the rows. Where
@@ -46,20 +51,32 @@ def find_places(path: Path, file: pq.ParquetFile, leaf: str) -> Places:
     parts: list[Places] = []
     first_pages: dict[int, int] = {}
     name = str(path)
-    with named(name), opened(name) as read:
-        chunks = read_chunks(read, path.stat().st_size, *_column(file, leaf))
+    is_far = isinstance(path, RemoteFile)
+    with ExitStack() as stack:
+        stack.enter_context(named(name))
+        read = stack.enter_context(opened(name))
+        n_file_bytes = path.n_bytes if isinstance(path, RemoteFile) else path.stat().st_size
+        chunks = read_chunks(read, n_file_bytes, *_column(file, leaf))
         if len(chunks) != file.num_row_groups:
             raise PageError("its footer cannot be read")
-        for i, (chunk, n_nulls) in enumerate(chunks):
+
+        def find(group: tuple[Chunk, int | None]) -> tuple[Places, list[Page]]:
+            chunk, n_nulls = group
             pages = read_pages(read, chunk)
             if chunk.codec == UNCOMPRESSED:
-                parts.append(_ranges(name, _values(read, chunk, pages)))
-            else:
-                parts.append(_packed(name, chunk, n_nulls, pages))
+                return _ranges(name, _values(read, chunk, pages)), pages
+            return _packed(name, chunk, n_nulls, pages), pages
+
+        found: Iterable[tuple[Places, list[Page]]] = map(find, chunks)
+        if is_far:  # every read waits for the network
+            found = stack.enter_context(ThreadPoolExecutor(_N_THREADS)).map(find, chunks)
+        for i, (part, pages) in enumerate(found):
+            parts.append(part)
             sizes = [page.n_uncompressed_bytes for page in pages if not page.is_dictionary]
             first_pages |= {i: sizes[0]} if sizes else {}
         smallest = min(first_pages, key=lambda i: first_pages[i], default=None)
-        if smallest is not None and first_pages[smallest] <= _MAX_CHECKED_BYTES:
+        max_bytes = _MAX_FAR_BYTES if is_far else _MAX_CHECKED_BYTES
+        if smallest is not None and first_pages[smallest] <= max_bytes:
             _check_first(file, smallest, leaf, Audio(parts[smallest]))
     return joined([without_bytes(0), *parts])
 

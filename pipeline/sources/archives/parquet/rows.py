@@ -6,8 +6,9 @@ Of the audio only the place of each row is read; the other columns are read as t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from pipeline.sources.archives.parquet.places import Places, joined, without_byt
 from pipeline.sources.columns import Rows, is_plain, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import audio_root, require_regular
+from pipeline.sources.repository.remote import RemoteFile
 from pipeline.sources.splits import with_split
 from pipeline.sources.tabular import TabularSource
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _N_THREADS = 8  # files at once; they wait for the file system
 _BUFFER_BYTES = 1 << 20  # otherwise Arrow reads a whole column chunk at once
 
+File = Path | RemoteFile
+"""A local file, or one of the hub that is not downloaded."""
 Typed = Callable[[pa.Table], tuple[pa.Table, dict[str, tuple[str, ...]]]]
 """Gives the types of a dataset to a table; also returns the names of its ClassLabel columns."""
 
@@ -58,7 +62,7 @@ class ParquetSource(TabularSource):
     @property
     def is_shared(self) -> bool:
         """Whether no audio is in a compressed page or in the hub's cache of one machine."""
-        return not self._has_packed and self.config.kind != "hub"
+        return not self._has_packed and (self.config.kind != "hub" or self.config.stream)
 
     def _place(self, row: int) -> dict[str, Any]:
         """Return the range of a row's file, or the file that the row names.
@@ -81,7 +85,7 @@ class Part:
     """
 
     split: str
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     start: int = 0
     stop: int | None = None
 
@@ -158,7 +162,7 @@ def read_parts(
 
 
 def read_file(
-    path: Path, config: DatasetConfig, root: Path | None, typed: Typed | None
+    path: File, config: DatasetConfig, root: Path | None, typed: Typed | None
 ) -> FileRows:
     """Read the rows of one file, and the places of their audio.
 
@@ -166,11 +170,13 @@ def read_file(
         SourceError: The file is damaged, or has no such column.
         UnknownFormError: The audio has a form that is not read here.
     """
-    require_regular(path)
+    if isinstance(path, Path):
+        require_regular(path)
     name = config.audio_column
     with (
         named(str(path)),
-        pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+        opened_for_arrow(path) as content,
+        pq.ParquetFile(content, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         schema = file.schema_arrow
         _check_columns(path, schema, name)
@@ -213,7 +219,17 @@ def class_names_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _check_columns(path: Path, schema: pa.Schema, audio_column: str) -> None:
+@contextmanager
+def opened_for_arrow(path: File) -> Iterator[Any]:
+    """Yield what Arrow reads a file from."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with path.open() as content:
+        yield content
+
+
+def _check_columns(path: File, schema: pa.Schema, audio_column: str) -> None:
     """Check that column names are unique, and that there is one with audio."""
     repeated = {name for name in schema.names if schema.names.count(name) > 1}
     if repeated:
@@ -225,14 +241,14 @@ def _check_columns(path: Path, schema: pa.Schema, audio_column: str) -> None:
     require_column(audio_column, schema.names, "dataset.audio_column", hint)
 
 
-def _folder(config: DatasetConfig, path: Path, root: Path | None) -> str:
+def _folder(config: DatasetConfig, path: File, root: Path | None) -> str:
     """Return the folder of a file below `root`, unless paths start from `dataset.root`."""
-    if root is None or config.root or path.parent == root:
+    if root is None or isinstance(path, RemoteFile) or config.root or path.parent == root:
         return ""
     return path.parent.relative_to(root).as_posix()
 
 
-def _check_alike(by_file: dict[Path, FileRows]) -> None:
+def _check_alike(by_file: dict[File, FileRows]) -> None:
     """Check that all files have the same columns, with the same types and class names."""
     first, *others = by_file
     fields = by_file[first].table.schema
@@ -257,7 +273,7 @@ def _differs(name: str, one: pa.Schema, other: pa.Schema) -> bool:
     return kinds[0] != kinds[1] and pa.null() not in kinds  # all values of a file may be null
 
 
-def _notes(by_file: dict[Path, FileRows]) -> tuple[str, ...]:
+def _notes(by_file: dict[File, FileRows]) -> tuple[str, ...]:
     n_packed = sum(bool(rows.places.chunks) for rows in by_file.values())
     if not n_packed:
         return ()
