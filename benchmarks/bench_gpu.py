@@ -222,7 +222,7 @@ class Bench:
             workers[name] = OneWorker(self.extraction, folder / "store", "inline")
         name = "one worker, means only"
         self.report.limits_of[name] = bounds
-        workers[name] = OneWorker(self.extraction, self.fast / "means", "inline", keep_frames=False)
+        workers[name] = OneWorker(self.extraction, self.fast / "means", "inline", ("pooled",))
         return workers
 
     def _worker(self, name: str, worker: OneWorker) -> Method:

@@ -100,7 +100,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         features = layout.n_layers * layout.shard_data_bytes
         audio = layout.frames_per_unit * GEOMETRY.hop_samples * 4
-        bound = arguments.buffers * (features + layout.pooled_data_bytes) + n_held * audio
+        bound = arguments.buffers * (features + layout.pooled_bytes) + n_held * audio
         print(
             f"{n_ok} utterances in {plan.n_units} units of {features / 1e9:.2f} GB; "
             f"{before / 1e9:.2f} GB before the first, peak memory {peak / 1e9:.2f} GB: "

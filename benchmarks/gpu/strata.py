@@ -33,7 +33,7 @@ from pipeline.sources.opening import open_source
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.limiting_stage import StageTotals
 from pipeline.store.documents import write_group
-from pipeline.store.format.layout import Layout
+from pipeline.store.format.layout import KEPT, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.write.buffer import UnitBuffer
 
@@ -112,16 +112,15 @@ class Extraction:
             UnitTask(unit, unit, 1, self.plan.unit_rows(unit)) for unit in range(self.plan.n_units)
         ]
 
-    def job(self, root: Path, **more: bool) -> Job:
+    def job(self, root: Path, layout: Layout) -> Job:
         """Return the job of a worker that writes to `root`."""
         return Job(
             open_backend(root),
-            self.layout,
+            layout,
             self.setup.config.dataset,
             self.setup.loader(self.device),
             self.setup.batch_frames(self.device),
             self.threads,
-            **more,
         )
 
 
@@ -146,7 +145,7 @@ class EncoderAlone:
         for unit in self._extraction.decoded[:n_units]:
             items = [replace(item) for item in unit]  # the stage releases the waveforms
             self._stage.place(items)
-            self._stage.encode(items, self._extraction.buffer, lambda item, means: None)
+            self._stage.encode(items, self._extraction.buffer, lambda item, statistics: None)
         synchronize(self._extraction.device)
 
 
@@ -159,27 +158,31 @@ class OneWorker:
         wall_s: Duration of the last run.
     """
 
-    def __init__(self, extraction: Extraction, root: Path, engine: str, **more: bool) -> None:
+    def __init__(
+        self, extraction: Extraction, root: Path, engine: str, keep: tuple[str, ...] = KEPT
+    ) -> None:
         """Start the executor.
 
         Args:
             extraction: Clips and settings.
             root: The store to write.
             engine: "inline" or "ray".
-            more: Further fields of `Job`.
+            keep: What is stored.
         """
         self._extraction, self.root = extraction, root
+        self._layout = replace(extraction.layout, keep=keep)
         config = extraction.config(extraction.setup.config.extract.precision, engine)
         resources = find_resources(config.engine, extraction.plan.n_units)
-        make_worker = partial(Worker, extraction.job(root, **more))
+        make_worker = partial(Worker, extraction.job(root, self._layout))
         self._executor: Executor = open_executor(config.engine, resources, make_worker)
         self.totals, self.wall_s = StageTotals(), 0.0
 
     def prepare(self) -> None:
         """Make an empty store."""
         shutil.rmtree(self.root, ignore_errors=True)
-        layout, plan = self._extraction.layout, self._extraction.plan
-        write_group(self.root, layout, plan.n_units, {"format_version": 1})
+        n_units = self._extraction.plan.n_units
+        version = self._layout.format_version
+        write_group(self.root, self._layout, n_units, {"format_version": version})
 
     def __call__(self, n_units: int | None = None) -> None:
         """Extract the first `n_units` units, or all.

@@ -96,10 +96,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Layers, precision, batches and windows.
+    """Layers, precision, batches and windows, and what is stored.
 
     Attributes:
         layers: "all" (1..N), "superb" (0..N), or a list of layers.
+        keep: What is stored of an utterance, of "frames" and "pooled".
+        pooling: Statistics over its frames that "pooled" holds, of "mean", "std", "max", "first"
+            and "last".
+        dtype: How frame values are stored: "float16", "float32", "bfloat16" or "int8".
         precision: "fp32", "bf16", "fp16", or "auto" (fp32 on CPU, fp16 on CUDA).
         max_batch_s: Audio seconds of a batch; None: 20 on CPU, 320 on CUDA.
         max_window_s: Longer utterances are encoded in overlapping windows of this many seconds;
@@ -109,6 +113,9 @@ class ExtractConfig:
     """
 
     layers: str | tuple[int, ...] = "all"
+    keep: str | tuple[str, ...] = ("frames", "pooled")
+    pooling: str | tuple[str, ...] = ("mean",)
+    dtype: str = "float16"
     precision: str = "auto"
     max_batch_s: float | None = None
     max_window_s: float | None = None

@@ -17,6 +17,7 @@ from pipeline.encoders.settings import (
 )
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.resources import check_engine
+from pipeline.extract.stored_form import StoredForm, choose_form
 from pipeline.store.format.geometry import FrameGeometry
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
@@ -34,6 +35,7 @@ class EncoderSetup:
         description: Properties of the encoder.
         layers: Layers to extract, ascending.
         windows: Windowing of utterances longer than `max_window_s`.
+        form: What is stored of an utterance, and how.
     """
 
     config: Config
@@ -41,6 +43,7 @@ class EncoderSetup:
     description: EncoderDescription
     layers: tuple[int, ...]
     windows: Windowing
+    form: StoredForm
 
     @property
     def geometry(self) -> FrameGeometry:
@@ -106,4 +109,5 @@ def resolve_encoder_setup(config: Config) -> EncoderSetup:
         description,
         choose_layers(extract.layers, description.n_layers),
         choose_windows(description, extract.max_window_s, extract.context_s),
+        choose_form(extract),
     )

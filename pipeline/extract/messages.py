@@ -37,8 +37,6 @@ class Job:
         max_batch_frames: Maximum of frames in a batch.
         threads: CPU threads of a worker.
         decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
-        keep_frames: Whether frames are stored. Without them a store holds pooled means only, which
-            no reader supports yet; benchmarks measure it.
         opens_source: Whether tasks name rows of the source as places, so that a worker opens it.
     """
 
@@ -49,7 +47,6 @@ class Job:
     max_batch_frames: int
     threads: int
     decode: Callable[[Segment, int], Decoded] = decode
-    keep_frames: bool = True
     encoder_identity: dict[str, Any] | None = None
     opens_source: bool = True
 

@@ -37,14 +37,17 @@ def worker_bytes(layout: Layout | None = None) -> int:
     """Return the memory that a worker on a CPU needs at most.
 
     It holds the features of one unit, the audio of two, and the model, whose size is that of the
-    transformer blocks up to the deepest layer: about 12 · dim² weights each.
+    transformer blocks up to the deepest layer: about 12 · dim² weights each. For a codec with
+    scales it also holds a recording longer than a window, which may fill a unit, in float32.
 
     Args:
         layout: Shapes of the store's arrays; None before planning.
     """
     if layout is None:
         return WORKER_BYTES
-    features = layout.n_layers * layout.shard_data_bytes + layout.pooled_data_bytes
+    values = layout.n_layers * layout.frames_per_unit * layout.dim
+    held = values * _FLOAT_BYTES if layout.codec.n_scales else 0
+    features = values * layout.codec.bytes_per_value + layout.pooled_bytes + held
     audio = 2 * layout.frames_per_unit * _MAX_HOP_SAMPLES * _FLOAT_BYTES
     model = 12 * layout.dim**2 * max(layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
     return features + audio + model + _PROCESS_BYTES

@@ -23,7 +23,7 @@ from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.documents import check_format_shape, read_attributes, resize, write_group
 from pipeline.store.format.identity import Identity, check_same, make_identity
-from pipeline.store.format.layout import ATTRIBUTES, FORMAT_VERSION, Layout
+from pipeline.store.format.layout import ATTRIBUTES, Layout
 from pipeline.store.format.plan import Plan
 
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
@@ -38,8 +38,16 @@ def is_created(backend: Backend) -> bool:
 
 def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:
     """Return the shapes of the store's arrays for the configured model and layers."""
-    dim = setup.description.dim
-    return Layout(setup.layers, dim, plan.frames_per_unit, plan.utterances_per_slot)
+    dim, form = setup.description.dim, setup.form
+    return Layout(
+        setup.layers,
+        dim,
+        plan.frames_per_unit,
+        plan.utterances_per_slot,
+        form.codec,
+        form.keep,
+        form.statistics,
+    )
 
 
 def cpu_threads_of(backend: Backend) -> int | None:
@@ -80,7 +88,7 @@ def set_up_store(
     if not is_created(backend):
         n_slots = Ledger.open(backend, plan.n_units).n_slots
         audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
-        identity = make_identity(source.identity, audio, encoder.identity)
+        identity = make_identity(source.identity, audio, encoder.identity, layout)
         attributes = _attributes(setup, layout, identity, encoder, provenance)
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
         write_group(backend, layout, n_slots, attributes)
@@ -138,7 +146,7 @@ def _check_same(
     audio = audio_identity(uses_soxr=SOXR_KEY in dataset.plan.source)
     if SOXR_KEY not in stored["identity"].get("audio", {}):
         audio.pop(SOXR_KEY, None)  # such files were added later; the plan names the resampler
-    identity = make_identity(dict(dataset.source.identity), audio, encoder)
+    identity = make_identity(dict(dataset.source.identity), audio, encoder, layout)
     if dataset.has_labels:  # their columns are no part of the identity
         before = stored["identity"].get("source", {})
         identity["source"] |= {name: before[name] for name in ("columns",) if name in before}
@@ -154,7 +162,7 @@ def _attributes(
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": layout.format_version,
         "layers": list(layout.layers),
         "feature_dim": layout.dim,
         "frames_per_unit": layout.frames_per_unit,

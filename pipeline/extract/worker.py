@@ -96,9 +96,7 @@ class Worker:
         n_decode_threads = _decode_threads(job, encoder)
         self._decoder = Decoder(job.dataset, self._segment, job.decode, encoder, n_decode_threads)
         self._watch = Stopwatch(encoder.device)
-        self._encode_stage = EncodeStage(
-            encoder, job.layout, job.max_batch_frames, self._watch, job.keep_frames
-        )
+        self._encode_stage = EncodeStage(encoder, job.layout, job.max_batch_frames, self._watch)
         self._write_stage = WriteStage(job, encoder.device)
         self._threads = {"decode": n_decode_threads, "write": self._write_stage.n_threads}
 
@@ -209,7 +207,7 @@ class Worker:
                 marker.set(position, row["id"])
                 item = self._decoder.decode(row, place)
                 self._encode_stage.place([item])
-                self._encode_stage.encode([item], buffer, lambda item, means: None)
+                self._encode_stage.encode([item], buffer, lambda item, statistics: None)
 
     def _commit(self, unit: _Unit, metadata: pa.Table) -> UnitReport:
         """Wait for a unit's writes and commit it; runs in the committing thread."""

@@ -141,6 +141,7 @@ class FeatureDataset(Dataset[Example]):
         if max_frames is not None and max_frames < 1:
             raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
         self.store = store
+        store.check_frames()
         self.layers = tuple(store.layers if layers is None else layers)
         self.max_frames = max_frames
         self._axes = store.axes(self.layers)
@@ -162,8 +163,8 @@ class FeatureDataset(Dataset[Example]):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the features: that of the store's codec."""
-        return self.store.codec.dtype
+        """NumPy dtype of the features, as the store's readers return them."""
+        return self.store.codec.value_dtype
 
     @property
     def class_names(self) -> dict[str, list[str]]:

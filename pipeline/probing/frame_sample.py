@@ -63,7 +63,9 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
     length = np.minimum(SLICE_FRAMES, counts[owner] - start)
     at = np.concatenate([[0], np.cumsum(length)])  # offsets of the slices, [n_slices + 1]
-    features = np.empty((len(store.layers), int(at[-1]), store.feature_dim), store.codec.dtype)
+    features = np.empty(
+        (len(store.layers), int(at[-1]), store.feature_dim), store.codec.value_dtype
+    )
     cuts = [(int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]]) for i in range(n_slices)]
     store.read_into(cuts, store.axes(None))
     utterance = np.repeat(owner, length)

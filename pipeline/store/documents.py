@@ -16,16 +16,19 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
     COLLAPSED_LAYER,
+    FORMAT_2,
     FRAMES,
+    HAS_LABELS,
     INDEX_DIR,
+    KEPT,
     LEDGER_DIR,
     PLAN,
-    POOLED,
     READABLE_VERSIONS,
     Layout,
     group_document,
 )
 from pipeline.store.format.plan import Plan
+from pipeline.store.format.pooling import MEAN
 from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
 
 
@@ -53,7 +56,7 @@ def read_plan(store: Location) -> Plan | None:
 
 
 def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[str, Any]) -> None:
-    """Write the three zarr.json documents.
+    """Write the zarr.json documents of the group and its arrays.
 
     Args:
         store: The store.
@@ -70,17 +73,29 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
     backend.put(ATTRIBUTES, [json_bytes(group_document(checked))])
 
 
-def set_format_version(store: Location, version: int) -> None:
-    """Raise the format version in the attributes of the group, atomically; never lower it."""
+def note_labels(store: Location) -> None:
+    """State in the attributes of the group, atomically, that the store has labels of its own.
+
+    Its format version becomes 2, because readers of version 1 would not see them.
+    """
     backend = open_backend(store)
     attributes = read_attributes(backend)
-    if attributes["format_version"] >= version:
+    if has_labels(attributes):
         return
-    attributes["format_version"] = version
+    attributes["format_version"] = FORMAT_2
+    attributes[HAS_LABELS] = True
     if CHECKSUM in attributes:
-        names = attributes[CHECKSUM]["of"]
+        names = sorted({*attributes[CHECKSUM]["of"], HAS_LABELS})
         attributes[CHECKSUM] = {"crc32c": _checksum(attributes, names), "of": names}
     backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
+
+
+def has_labels(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store has labels of its own; early stores of version 2 do not state it."""
+    if HAS_LABELS in attributes:
+        return bool(attributes[HAS_LABELS])
+    is_later = attributes.get("format_version", 0) >= FORMAT_2
+    return is_later and layout_of(attributes).format_version < FORMAT_2
 
 
 def resize(store: Location, layout: Layout, n_slots: int) -> None:
@@ -89,8 +104,8 @@ def resize(store: Location, layout: Layout, n_slots: int) -> None:
     An array that another tool has written in another form keeps it.
     """
     backend = open_backend(store)
-    documents = {FRAMES: layout.frames_document(n_slots), POOLED: layout.pooled_document(n_slots)}
-    for array, document in documents.items():
+    for array in layout.arrays:
+        document = layout.document(array, n_slots)
         if is_rewritten(backend, layout, array):
             document = _stored_document(backend, array) | {"shape": document["shape"]}
         key, content = f"{array}/zarr.json", json_bytes(document)
@@ -105,17 +120,15 @@ def is_rewritten(store: Location, layout: Layout, array: str) -> bool:
     them. If they are, the document is damaged.
     """
     backend = open_backend(store)
-    is_frames = array == FRAMES
-    expected = layout.frames_document(0) if is_frames else layout.pooled_document(0)
+    expected = layout.document(array, 0)
     stored = _stored_document(backend, array)
     if stored.get("codecs", expected["codecs"]) == expected["codecs"]:
         return False
-    names = backend.children(f"{array}/c/0" if is_frames else f"{array}/c")
+    names = backend.children(f"{array}/c/0" if array == FRAMES else f"{array}/c")
     slots = sorted(int(name) for name in names if name.isdecimal())
     if not slots:
         return False
-    key = layout.shard_key(0, slots[0]) if is_frames else layout.pooled_key(slots[0])
-    size = layout.shard_bytes if is_frames else layout.pooled_bytes
+    key, size = layout.first_object(array, slots[0])
     return backend.exists(key) and backend.size(key) != size
 
 
@@ -126,7 +139,7 @@ def check_form(store: Location, layout: Layout) -> None:
         StoreError: Another tool has written the arrays in another form.
     """
     backend = open_backend(store)
-    for array in (FRAMES, POOLED):
+    for array in layout.arrays:
         if is_rewritten(backend, layout, array):
             raise StoreError(
                 f"another tool has written {backend.locate(array)} in another form, so no units "
@@ -225,6 +238,8 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
             frames_per_unit=attributes["frames_per_unit"],
             utterances_per_slot=attributes["utterances_per_slot"],
             codec=codec_of(identity.get("dtype", DEFAULT_CODEC.name)),
+            keep=tuple(identity.get("keep", KEPT)),
+            statistics=tuple(identity.get("pooling", (MEAN,))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(

@@ -28,8 +28,8 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.documents import read_attributes, set_format_version
-from pipeline.store.format.layout import ATTRIBUTES, LABELS_DIR, LABELS_VERSION, labels_key
+from pipeline.store.documents import has_labels, note_labels, read_attributes
+from pipeline.store.format.layout import ATTRIBUTES, FORMAT_2, LABELS_DIR, labels_key
 from pipeline.store.format.records import FIELDS
 from pipeline.store.serialization import parquet_bytes, read_parquet
 
@@ -110,7 +110,7 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
     backend = open_backend(store)
     known = generations(backend)
     if not known:
-        if _attributes(backend).get("format_version", 0) >= LABELS_VERSION:
+        if has_labels(_attributes(backend)):
             raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
         if generation:
             raise StoreError(f"store {backend} has no labels={generation}: they never changed")
@@ -174,7 +174,7 @@ def write_labels(
             known = [0]
     number = max([*known, after]) + 1
     _put(backend, number, labels)
-    set_format_version(backend, LABELS_VERSION)
+    note_labels(backend)
     for generation in instead_of:
         backend.delete(labels_key(generation))
     return number
@@ -200,7 +200,7 @@ def copy_labels(store: Location, out: Location) -> None:
         target.ensure_folder(LABELS_DIR)
         target.put_if_absent(labels_key(number), [source.read(labels_key(number))])
     if known:
-        set_format_version(target, LABELS_VERSION)
+        note_labels(target)
 
 
 def _is_copied(own: Labels, source: Backend, target: Backend) -> bool:
@@ -232,7 +232,7 @@ def _attributes(backend: Backend) -> dict[str, Any]:
 
 def _put(backend: Backend, number: int, labels: Labels) -> None:
     facts = {
-        "format_version": LABELS_VERSION,
+        "format_version": FORMAT_2,
         "columns": [dict(c) for c in labels.columns],
         "numbered": number if labels.numbered is None else labels.numbered,
     }

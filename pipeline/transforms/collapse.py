@@ -14,14 +14,13 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from crc32c import crc32c
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DamagedError, NoSpaceError, StoreError
@@ -43,7 +42,7 @@ from pipeline.store.documents import (
     write_group,
     write_plan,
 )
-from pipeline.store.format.codecs import Stored
+from pipeline.store.format.codecs import checksum
 from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
@@ -51,7 +50,7 @@ from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.labels import copy_labels
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.tensors import decode_into, encode_into
+from pipeline.store.tensors import decode_into, encode_into, measure
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import commit_unit
 from pipeline.transforms.layer_weights import read_weights
@@ -217,13 +216,17 @@ def _prepare(
     parent: Backend,
 ) -> tuple[Layout, Ledger]:
     """Create the collapsed store, or check that an existing one is that of this run."""
-    layout = Layout(
-        (COLLAPSED_LAYER,),
-        attributes["feature_dim"],
-        plan.frames_per_unit,
-        plan.utterances_per_slot,
-        layout_of(attributes).codec,
+    layout = replace(
+        layout_of(attributes),
+        layers=(COLLAPSED_LAYER,),
+        frames_per_unit=plan.frames_per_unit,
+        utterances_per_slot=plan.utterances_per_slot,
     )
+    if not layout.keeps_frames:
+        raise StoreError(
+            f"store {parent} keeps no frames (extract.keep=[pooled]), so there is nothing to sum; "
+            "a weighted sum of its statistics is `torch.einsum('l,uld->ud', w, store.pooled())`"
+        )
     identity = collapsed_identity(attributes["identity"], attributes["layers"], weights)
     stored_plan = read_plan(out)
     if out.exists(ATTRIBUTES):
@@ -330,22 +333,25 @@ class _UnitCollapser:
         values = torch.empty_like(total)
         for axis, weight in enumerate(self._weights):
             stored = self._shards.read(axis, row["slot"], start, stop)
-            self._verify(stored, axis, row)
+            scales = self._shards.scales(axis, row["slot"], row["position"])
+            self._verify(checksum(stored, scales), axis, row)
             if weight != 0.0:
-                decode_into(self._from.codec, stored, values)
+                decode_into(self._from.codec, stored, values, scales)
                 total.add_(values.mul_(weight))
         codec, largest = self._to.codec, float(total.abs().max())
         if not codec.fits(-largest, largest):
             reason = f"the weighted sum reaches {largest:.3g}, more than {codec.name} holds"
             quarantined = {"status": QUARANTINED, "reason": reason, "n_frames": 0, "slot": slot}
             return row | quarantined | {"frame_start": None, "crc32c": None}
-        encode_into(codec, total, self._buffer.frames[0, start:stop])
+        own = self._buffer.scales[row["position"], 0]
+        own[...] = measure(codec, total)
+        encode_into(codec, total, self._buffer.frames[0, start:stop], own)
         checksums = self._buffer.seal(row["position"], start, stop)
         first = self._to.slot_start(slot) + start
         return row | {"slot": slot, "frame_start": first, "crc32c": list(checksums)}
 
-    def _verify(self, stored: Stored, axis: int, row: Row) -> None:
-        if crc32c(stored.data) != row["crc32c"][axis]:
+    def _verify(self, found: int, axis: int, row: Row) -> None:
+        if found != row["crc32c"][axis]:
             key = self._from.shard_key(axis, row["slot"])
             raise DamagedError(
                 f"{self._parent.locate(key)}: utterance {row['id']!r} has a wrong checksum; "

@@ -351,7 +351,7 @@ def test_a_run_killed_before_the_format_version_is_raised_raises_it_later(
 
     case.write({"emotion": EMOTIONS[1:]}, NAMES[1:])
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.labels.set_format_version", die)
+        patch.setattr("pipeline.store.labels.note_labels", die)
         with pytest.raises(KeyboardInterrupt):
             case.extract()
     case.extract()

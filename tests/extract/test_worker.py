@@ -33,7 +33,7 @@ from pipeline.extract.stages.timing import StoppedError
 from pipeline.extract.worker import STAGES, Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
 from pipeline.store.documents import write_group, write_plan
-from pipeline.store.format.layout import Layout
+from pipeline.store.format.layout import KEPT, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import open_store
@@ -349,8 +349,8 @@ def test_an_interrupted_worker_drops_the_unit_that_it_encodes(tmp_path: Path) ->
     assert not list(bench.root.rglob("*.partial"))
 
 
-def test_means_of_the_device_are_kept(tmp_path: Path) -> None:
-    """Means that the encode stage passes on are stored; they are not computed again."""
+def test_statistics_of_the_device_are_kept(tmp_path: Path) -> None:
+    """Those that the encode stage passes on are stored; they are not computed again."""
     bench = Bench(tmp_path, [1.0, 1.5], 256, SpellingEncoder())
     encode = bench.worker._encode_stage.encode
 
@@ -358,29 +358,31 @@ def test_means_of_the_device_are_kept(tmp_path: Path) -> None:
         encode(
             utterances,
             buffer,
-            lambda item, means: on_final(item, np.full((len(LAYERS), 3), item.n_frames, "f4")),
+            lambda item, _: on_final(item, np.full((1, len(LAYERS), 3), item.n_frames, "f4")),
         )
 
     bench.worker._encode_stage.encode = with_means  # type: ignore[method-assign]
     bench.extract(0)
     pooled = ShardReader(bench.root, bench.layout).pooled(0)
-    assert [pooled[i].tolist() for i in range(2)] == [[[n] * 3] * len(LAYERS) for n in (49, 74)]
+    assert [pooled[i, 0].tolist() for i in range(2)] == [[[n] * 3] * len(LAYERS) for n in (49, 74)]
 
 
-def test_a_unit_may_keep_its_means_only(tmp_path: Path) -> None:
-    """`keep_frames=False`: no shard and no checksum, and the same means."""
+def test_a_unit_may_keep_its_statistics_only(tmp_path: Path) -> None:
+    """No shard; the statistics and their number of bytes are those of a whole unit."""
     pooled = []
-    for name, keeps in (("all", True), ("means", False)):
-        (tmp_path / name).mkdir()
-        bench = Bench(tmp_path / name, [1.0, 1.5], 256, SpellingEncoder())
-        worker = Worker(replace(bench.job, keep_frames=keeps), SpellingEncoder(), bench.source)
+    for keep in (KEPT, ("pooled",)):
+        root = tmp_path / "-".join(keep)
+        root.mkdir()
+        bench = Bench(root, [1.0, 1.5], 256, SpellingEncoder())
+        layout = replace(bench.layout, keep=keep)
+        worker = Worker(replace(bench.job, layout=layout), SpellingEncoder(), bench.source)
         report = worker.extract(UnitTask(0, 0, 1, bench.plan.unit_rows(0)))
         assert report.n_ok == 2
         pooled.append((bench.root / bench.layout.pooled_key(0)).read_bytes())
     assert pooled[0] == pooled[1]
     assert report.n_bytes == bench.layout.pooled_bytes
     assert not list(bench.root.glob("features.zarr/frames/c/*"))
-    assert [row["crc32c"] for row in bench.rows(0)] == [None, None]
+    assert all(len(row["crc32c"]) == len(LAYERS) for row in bench.rows(0))
 
 
 def test_a_failed_write_fails_its_own_unit(tmp_path: Path) -> None:

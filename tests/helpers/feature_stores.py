@@ -12,7 +12,7 @@ import zarr
 from pipeline.store import index as index_files
 from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.identity import make_identity
-from pipeline.store.format.layout import FORMAT_VERSION, Layout
+from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import SCHEMA, Plan, make_plan
 from pipeline.store.format.records import OK, QUARANTINED, Record, records_table
 from pipeline.store.write.buffer import UnitBuffer
@@ -78,16 +78,18 @@ def make_store(
     attributes=None,
     units=None,
     ids=None,
+    **form,
 ):
     """Write a store of utterances of `lengths` frames; return its plan.
 
     Rows `lost` are quarantined, those of `pieces` are cut into so many, `attributes` are added to
-    the group's, and only `units` are committed if they are given.
+    the group's, and only `units` are committed if they are given. `form` is codec, keep and
+    statistics of the layout.
     """
     root = Path(root)
     columns = default_columns(len(lengths)) if columns is None else columns
     plan = plan_of(lengths, frames_per_unit, pieces, ids)
-    layout = Layout(layers, dim, plan.frames_per_unit, plan.utterances_per_slot)
+    layout = Layout(layers, dim, plan.frames_per_unit, plan.utterances_per_slot, **form)
     described = [
         {
             "name": name,
@@ -96,9 +98,10 @@ def make_store(
         }
         for name in columns.column_names
     ]
-    identity = make_identity({"columns": described}, {"mono": "mean"}, {"layers": list(layers)})
+    encoder = {"layers": list(layers)}
+    identity = make_identity({"columns": described}, {"mono": "mean"}, encoder, layout)
     group = {
-        "format_version": FORMAT_VERSION,
+        "format_version": layout.format_version,
         "layers": list(layers),
         "feature_dim": dim,
         "frames_per_unit": plan.frames_per_unit,
@@ -135,9 +138,12 @@ def commit_units(root, plan: Plan, layout, columns, features=spelled, lost=(), u
             if row["row"] not in lost:
                 stop = at + row["n_frames"]
                 for axis, layer in enumerate(layout.layers):
-                    first = row["piece_start"]
+                    first, codec = row["piece_start"], layout.codec
                     values = features(row["row"], layer, first + row["n_frames"], layout.dim)
-                    buffer.frames[axis, at:stop] = values[first:]
+                    values = np.asarray(values[first:], np.float32)
+                    scales = codec.measure(values)
+                    buffer.scales[row["position"], axis] = scales
+                    buffer.frames[axis, at:stop] = codec.encode(values, scales)
                 record = Record(
                     id=row["id"],
                     row=row["row"],

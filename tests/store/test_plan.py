@@ -79,7 +79,7 @@ def test_clips_after_whole_recordings_fill_their_units() -> None:
     grown = plan.extended(plan_rows([249] * 1_000, first=2))
     assert grown.n_units == 2 + 9
     layout = Layout(tuple(range(1, 13)), 768, grown.frames_per_unit, grown.utterances_per_slot)
-    assert layout.pooled_data_bytes <= layout.slot_bytes / 256
+    assert layout.pooled_bytes <= layout.slot_bytes / 256
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=40) | st.lists(st.integers(1, 600), max_size=400))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from pipeline.store.documents import (
     resize,
     write_group,
 )
-from pipeline.store.format.layout import FRAMES, GROUP, POOLED, Layout, index_key
+from pipeline.store.format.codecs import FLOAT16
+from pipeline.store.format.layout import FRAMES, GROUP, KEPT, POOLED, Layout, index_key
 from pipeline.store.format.pooling import pool
 from pipeline.store.index import committed_units, read_unit
 from pipeline.store.maintain.verify import verify_store
@@ -35,6 +37,8 @@ from pipeline.store.write import slot as slot_module
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
 from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
+
+NO_SCALES = np.empty((1, 0, 0), np.float32)
 
 
 def slot_files(store: FakeStore, slot: int) -> list[str]:
@@ -305,7 +309,9 @@ def test_pooling_a_layer_alone_gives_the_same_bits(
     checksums = buffer.seal(0, 9, 9 + n_frames)
     for layer in range(n_layers):
         alone = np.ascontiguousarray(buffer.frames[layer, 9 : 9 + n_frames])
-        assert np.array_equal(pool(alone[None])[0], buffer.pooled[0, layer])
+        assert np.array_equal(
+            pool(FLOAT16, alone[None], NO_SCALES)[0, 0], buffer.pooled[0, 0, layer]
+        )
         assert crc32c(alone) == checksums[layer]
 
 
@@ -354,20 +360,23 @@ def test_several_threads_may_write_a_unit(tmp_path: Path) -> None:
         assert len({(tmp_path / name / key).read_bytes() for name in ("one", "several")}) == 1
 
 
-def test_a_unit_may_keep_its_means_only(tmp_path: Path) -> None:
-    """No shard is written; the pooled chunk and the index are those of a complete unit."""
-    for name, keeps in (("all", True), ("means", False)):
-        store = begin_store(tmp_path / name, [300])
+def test_a_unit_may_keep_its_statistics_only(tmp_path: Path) -> None:
+    """No shard is written; the pooled chunk is that of a complete unit, with its checksums."""
+    chunks = {}
+    for keep in (KEPT, ("pooled",)):
+        store = begin_store(tmp_path / "-".join(keep), [300])
+        store = replace(store, layout=replace(store.layout, keep=keep))
         buffer, records = store.buffer(0)
-        writer = SlotWriter(store.root, buffer, 0, 0, keep_frames=keeps)
+        writer = SlotWriter(store.root, buffer, 0, 0)
         writer.write(0, 512)
         writer.complete()
         assert writer.commit(store.index(0, 0, records)).n_bytes == writer.n_bytes
-    pooled = store.layout.pooled_key(0)
-    assert slot_files(store, 0) == [pooled]
-    assert store.path(pooled).stat().st_size == writer.n_bytes
-    for key in (pooled, index_key(0)):
-        assert len({(tmp_path / name / key).read_bytes() for name in ("all", "means")}) == 1
+        chunks[keep] = store.path(store.layout.pooled_key(0)).read_bytes()
+    assert len(set(chunks.values())) == 1
+    assert slot_files(store, 0) == [store.layout.pooled_key(0)]
+    assert len(chunks[keep]) == writer.n_bytes
+    rows = buffer.pooled[0, 0]
+    assert records[0].crc32c == tuple(crc32c(row.tobytes()) for row in rows)
 
 
 def test_a_failing_disk_is_reported_with_the_unit(

@@ -20,8 +20,7 @@ from pipeline.extract.store_setup import is_created
 from pipeline.sources.base import Source
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
-from pipeline.store.documents import read_plan, set_format_version, write_plan
-from pipeline.store.format.layout import LABELS_VERSION
+from pipeline.store.documents import note_labels, read_plan, write_plan
 from pipeline.store.format.plan import NUMBERED, Plan, round_up_to_chunk
 from pipeline.store.labels import Labels, generations, read_labels, write_labels
 
@@ -104,7 +103,7 @@ def save_dataset(
         number = write_labels(backend, dataset.new_labels, dataset.abandoned)
         plan, is_changed = replace(plan, source=plan.source | {NUMBERED: number}), True
     elif dataset.has_labels and is_created(backend):
-        set_format_version(backend, LABELS_VERSION)  # a driver was killed before it did
+        note_labels(backend)  # a driver was killed before it did
     if is_changed:
         write_plan(backend, plan)
     return number

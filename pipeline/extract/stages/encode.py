@@ -24,22 +24,23 @@ from pipeline.encoders.clips import encode_clips
 from pipeline.errors import EncoderError
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages.decode import Utterance
-from pipeline.extract.stages.receive import PendingBatch, open_receiver
+from pipeline.extract.stages.receive import PendingBatch, ScaledClip, open_receiver
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.store.format import records
-from pipeline.store.format.codecs import Codec
+from pipeline.store.format.codecs import Codec, FloatArray
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import make_batches
-from pipeline.store.tensors import encode_into
+from pipeline.store.tensors import encode_into, measure
 from pipeline.store.write.buffer import UnitBuffer
 
 _FIXED_BYTES = 2 * 10**9
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
 T = TypeVar("T")
-Means = npt.NDArray[np.float32]
-OnFinal = Callable[[Utterance, Means | None], None]
+Statistics = FloatArray
+OnFinal = Callable[[Utterance, Statistics | None], None]
 """Called with each placed utterance, in order, once its frames in the buffer are final, and with
-the means of its frames, float32 `[n_layers, dim]`, if the device has computed them."""
+the statistics of its frames, float32 `[n_statistics, n_layers, dim]`, if the device has computed
+them."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,6 @@ class EncodeStage:
         layout: Shapes of the store's arrays.
         max_batch_frames: Maximum of frames in a batch; fewer if the device's memory is small.
         watch: Measures the time of each part.
-        keep_frames: Whether the frames are stored. If not, they stay on a device that computes the
-            means.
     """
 
     def __init__(
@@ -88,14 +87,15 @@ class EncodeStage:
         layout: Layout,
         max_batch_frames: int,
         watch: Stopwatch,
-        keep_frames: bool = True,
     ) -> None:
         self._encoder, self._layout = encoder, layout
         self._codec = layout.codec
         self._max_batch_frames = min(max_batch_frames, _fitting_frames(encoder.device, layout))
         self._watch = watch
-        self._receiver = open_receiver(encoder.device, self._codec)
-        self._needs_frames = keep_frames or not self._receiver.has_means
+        self._receiver = open_receiver(encoder.device, self._codec, layout.statistics)
+        # Frames that are not kept stay on a device that computes their statistics.
+        self._needs_frames = layout.keeps_frames or not self._receiver.has_statistics
+        self._held: dict[int, FloatArray] = {}  # by position
         self._n_halved = 0
         encoder.clock = watch.device
 
@@ -134,6 +134,7 @@ class EncodeStage:
             Number of batches that were halved because the device was out of memory.
         """
         self._n_halved = 0
+        self._held.clear()
         clips = deque(self._cut(utterances))
         lengths = np.array([clip.n_frames for clip in clips], np.int64)
         waiting: deque[tuple[list[_Clip], PendingBatch]] = deque()
@@ -205,10 +206,30 @@ class EncodeStage:
             [clip.waveform for clip in batch], stats=[clip.stats for clip in batch]
         )
         counts = [clip.n_kept for clip in batch]
-        out = None
+        out, scaled = None, None
+        if self._codec.n_scales:
+            scaled = [self._scaled(clip, buffer) for clip in batch]
         if self._needs_frames or any(clip.item.is_long for clip in batch):
             out = buffer.frames[:, batch[0].start : batch[0].start + sum(counts)]
-        return self._receiver.receive(layers, _kept_frames(batch), counts, out)
+        return self._receiver.receive(layers, _kept_frames(batch), counts, out, scaled)
+
+    def _scaled(self, clip: _Clip, buffer: UnitBuffer) -> ScaledClip:
+        """Return where the scales of a clip go; of a window, where its values wait."""
+        item = clip.item
+        held = self._held_part(clip) if item.is_long else None
+        return ScaledClip(buffer.scales[item.record.position], held)
+
+    def _held_part(self, clip: _Clip) -> FloatArray:
+        """Return where the values of a window wait for those of its whole utterance (piece).
+
+        They take 4 bytes each, in the memory of the worker, for one utterance at a time.
+        """
+        item, position = clip.item, clip.item.record.position
+        if position not in self._held:
+            shape = (self._layout.n_layers, item.n_frames, self._layout.dim)
+            self._held[position] = np.empty(shape, np.float32)
+        first = clip.start - item.start
+        return self._held[position][:, first : first + clip.n_kept]
 
     def _finish(
         self, batch: list[_Clip], pending: PendingBatch, buffer: UnitBuffer, on_final: OnFinal
@@ -216,18 +237,31 @@ class EncodeStage:
         """Wait for a batch; encode all of it again in fp32 if a value cannot be stored."""
         with self._watch.host("copy"):
             received = pending()
-        means = received.means
+        statistics = received.statistics
         if not received.fits(self._codec):
-            means = None
+            statistics = None
             for part, encoded in self._in_parts(batch, self._encode_in_fp32):
                 self._store(part, encoded, buffer)
         for i, clip in enumerate(batch):
             if not clip.is_last:
                 continue
             item = clip.item
+            held = self._held.pop(item.record.position, None)
             if not item.is_ok:
-                buffer.blank(item.start, item.start + item.n_frames)
-            on_final(item, None if means is None or item.is_long else means[i])
+                buffer.drop(item.record.position, item.start, item.start + item.n_frames)
+            elif held is not None:
+                self._encode_whole(item, torch.from_numpy(held), item.start, buffer)
+            on_final(item, None if statistics is None or item.is_long else statistics[i])
+
+    def _encode_whole(
+        self, item: Utterance, features: Tensor, start: int, buffer: UnitBuffer
+    ) -> None:
+        """Store features on the CPU, [n_layers, n_frames, dim], at a place in the buffer."""
+        frames = buffer.frames[:, start : start + features.shape[1]]
+        scales = buffer.scales[item.record.position]
+        for values, out, layer_scales in zip(features, frames, scales, strict=True):
+            layer_scales[...] = measure(self._codec, values)
+            encode_into(self._codec, values, out, layer_scales)
 
     def _encode_in_fp32(self, batch: list[_Clip]) -> list[Tensor]:
         """Encode a batch in fp32: features of each clip, context included."""
@@ -248,8 +282,10 @@ class EncodeStage:
             if not _fits(kept, self._codec):
                 item.quarantine(_overflow_message(kept, self._encoder.layers, self._codec))
                 continue
-            out = buffer.frames[:, clip.start : clip.start + clip.n_kept]
-            encode_into(self._codec, kept.cpu(), out)
+            if self._codec.n_scales and item.is_long:
+                torch.from_numpy(self._held_part(clip)).copy_(kept)
+            else:
+                self._encode_whole(item, kept.cpu(), clip.start, buffer)
 
 
 def _fitting_frames(device: torch.device, layout: Layout) -> int:
@@ -303,5 +339,8 @@ def _overflow_message(features: Tensor, layers: tuple[int, ...], codec: Codec) -
             return f"layer {layer} is not finite, even in fp32"
         largest = float(values.abs().max())
         if largest > codec.largest:
-            return f"layer {layer} reaches {largest:.3g}, more than {codec.name} holds"
+            return (
+                f"layer {layer} reaches {largest:.3g}, more than {codec.name} holds; extract into "
+                "another store= with extract.dtype=bfloat16 or float32"
+            )
     raise AssertionError("every layer fits")

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.extract.messages import Job, UnitTask
 from pipeline.extract.stages.decode import Utterance
-from pipeline.extract.stages.encode import Means
+from pipeline.extract.stages.encode import Statistics
 from pipeline.extract.stages.page_locked import allocator
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import CommitOutcome, SlotWriter
@@ -39,7 +39,7 @@ def n_buffers(device: torch.device) -> int:
 
 
 def write_threads(device: torch.device, threads: int) -> int:
-    """Return the number of threads that compute checksums and means, and write.
+    """Return the number of threads that compute checksums and statistics, and write.
 
     A thread passes about 1.5 GB/s. On a GPU up to 8 threads, as the host has little else to do; on
     a CPU one or two, because the encoder needs the cores.
@@ -59,7 +59,7 @@ class WriteStage:
         device: Device of the encoder.
 
     Attributes:
-        n_threads: Threads that compute checksums and means, and write.
+        n_threads: Threads that compute checksums and statistics, and write.
     """
 
     def __init__(self, job: Job, device: torch.device) -> None:
@@ -79,9 +79,8 @@ class WriteStage:
             self._n_unallocated -= 1  # not if there is no memory: `get` would wait for ever
         else:
             buffer = self._free.get()
-        keeps = self._job.keep_frames
-        writer = SlotWriter(self._job.backend, buffer, task.unit, task.slot, keeps, self._sync)
-        return UnitWrite(buffer, writer, keeps, self._writing, self._free)
+        writer = SlotWriter(self._job.backend, buffer, task.unit, task.slot, self._sync)
+        return UnitWrite(buffer, writer, self._writing, self._free)
 
     def commit(self, function: Callable[[], T]) -> Future[T]:
         """Call a function that commits a unit; units are committed one after the other."""
@@ -105,7 +104,6 @@ class UnitWrite:
     Args:
         buffer: The unit's buffer.
         writer: Writes the buffer to the attempt's slot.
-        keep_frames: Whether frames, and so checksums, are kept.
         threads: Writes parts of the unit.
         free: Receives the buffer once it may be reused.
 
@@ -117,19 +115,18 @@ class UnitWrite:
         self,
         buffer: UnitBuffer,
         writer: SlotWriter,
-        keep_frames: bool,
         threads: ThreadPoolExecutor,
         free: SimpleQueue[UnitBuffer],
     ) -> None:
-        self.buffer, self._writer, self._keep_frames = buffer, writer, keep_frames
+        self.buffer, self._writer = buffer, writer
         self._threads, self._free = threads, free
         self._layout = buffer.layout
-        self._waiting: list[tuple[Utterance, Means | None]] = []
+        self._waiting: list[tuple[Utterance, Statistics | None]] = []
         self._waiting_frames = 0
         self._parts: list[Future[None]] = []
         self._completed: Future[None] | None = None
         self._checksums: dict[int, list[int]] = {}  # by position, per layer
-        self._part_s: list[tuple[float, float]] = []  # checksums and means, writing
+        self._part_s: list[tuple[float, float]] = []  # checksums and statistics, writing
         self._commit_s = 0.0
 
     @property
@@ -138,25 +135,26 @@ class UnitWrite:
         seal_s, write_s = (sum(spent) for spent in zip(*self._part_s, strict=True))
         return {"seal": seal_s, "write": write_s, "commit": self._commit_s}
 
-    def add(self, item: Utterance, means: Means | None) -> None:
+    def add(self, item: Utterance, statistics: Statistics | None) -> None:
         """Write a placed utterance, whose frames in the buffer are final.
 
         Args:
             item: The utterance; its frames are blank if it was quarantined.
-            means: Means of its frames, float32 `[n_layers, dim]`; None computes them.
+            statistics: Those of its frames, float32 `[n_statistics, n_layers, dim]`; None computes
+                them.
 
         Raises:
             StoreError: A part of the unit could not be written.
         """
         self._writer.check()
         self._checksums[item.record.position] = [0] * self._layout.n_layers
-        self._waiting.append((item, means))
+        self._waiting.append((item, statistics))
         self._waiting_frames += item.n_frames
         if self._bytes(self._waiting_frames) >= PART_BYTES:
             self._submit_waiting()
 
     def finish(self, used: int) -> None:
-        """Write the rest: the frames from `used`, the indices of the shards, the means."""
+        """Write the rest: the frames from `used`, the indices of the shards, the chunks."""
         self._submit_waiting()
         end = self._layout.frames_per_unit
         for layers in self._split(end - used):
@@ -164,9 +162,9 @@ class UnitWrite:
         # Threads take the parts in order: none of those before this one is still in the queue.
         self._completed = self._threads.submit(self._complete)
 
-    def checksums(self, item: Utterance) -> tuple[int, ...] | None:
-        """Return crc32c of each layer of an utterance, after `wait`; None without frames."""
-        return tuple(self._checksums[item.record.position]) if self._keep_frames else None
+    def checksums(self, item: Utterance) -> tuple[int, ...]:
+        """Return crc32c of each layer of an utterance, after `wait`; see `UnitBuffer.checksums`."""
+        return tuple(self._checksums[item.record.position])
 
     def wait(self) -> None:
         """Wait until all is written; raise the first error."""
@@ -199,8 +197,8 @@ class UnitWrite:
             self._parts.append(self._threads.submit(self._write, items, layers))
         self._waiting_frames = 0
 
-    def _write(self, items: list[tuple[Utterance, Means | None]], layers: range) -> None:
-        """Write some layers of utterances: means, checksum and write of one layer at a time.
+    def _write(self, items: list[tuple[Utterance, Statistics | None]], layers: range) -> None:
+        """Write some layers of utterances: statistics, checksum and write of one layer at a time.
 
         So the bytes of a layer are read while they are in the CPU's cache.
         """
@@ -208,12 +206,13 @@ class UnitWrite:
         last_s = time.perf_counter()
         for axis in layers:
             layer = slice(axis, axis + 1)
-            for item, means in items:
+            for item, statistics in items:
                 start, stop, position = item.start, item.start + item.n_frames, item.record.position
                 if item.is_ok:
-                    self.buffer.pool(position, start, stop, means, layer)
-                if item.is_ok and self._keep_frames:
-                    [self._checksums[position][axis]] = self.buffer.checksums(start, stop, layer)
+                    if self._layout.keeps_pooled:
+                        self.buffer.pool(position, start, stop, statistics, layer)
+                    [crc] = self.buffer.checksums(position, start, stop, layer)
+                    self._checksums[position][axis] = crc
                 sealed_s = time.perf_counter()
                 self._writer.write(start, stop, layer)
                 seal_s, write_s = seal_s + sealed_s - last_s, write_s - sealed_s

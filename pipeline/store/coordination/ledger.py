@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pipeline.errors import DamagedError, StoreError
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.format.layout import FRAMES, LEDGER_DIR, ledger_key
+from pipeline.store.format.layout import FRAMES, LEDGER_DIR, POOLED, ledger_key
 from pipeline.store.serialization import json_bytes
 
 UNKNOWN_UNIT = -1
@@ -117,7 +117,8 @@ class Ledger:
 
 
 def _slots_with_data(store: Location) -> set[int]:
-    names = open_backend(store).children(f"{FRAMES}/c/0")
+    backend = open_backend(store)
+    names = [*backend.children(f"{FRAMES}/c/0"), *backend.children(f"{POOLED}/c")]
     return {int(name) for name in names if name.isdecimal()}
 
 

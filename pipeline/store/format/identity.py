@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import IdentityError
-from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
-from pipeline.store.format.layout import FORMAT_VERSION
+from pipeline.store.format.codecs import DEFAULT_CODEC
+from pipeline.store.format.layout import FORMAT_VERSION, KEPT, Layout
+from pipeline.store.format.pooling import MEAN
 
 Identity = dict[str, Any]
 
@@ -21,7 +22,7 @@ def make_identity(
     source: dict[str, Any],
     audio: dict[str, Any],
     encoder: dict[str, Any],
-    codec: Codec = DEFAULT_CODEC,
+    layout: Layout | None = None,
 ) -> Identity:
     """Return the identity of a store.
 
@@ -29,15 +30,21 @@ def make_identity(
         source: Dataset kind, name, revision, id rule and carried columns.
         audio: Decoder, mono rule, resampler and their settings.
         encoder: Architecture, weights, layers and precision.
-        codec: Format of the frame values.
+        layout: Arrays of the store; None for those of format 1.
     """
-    return {
-        "format_version": FORMAT_VERSION,
+    codec = DEFAULT_CODEC if layout is None else layout.codec
+    identity = {
+        "format_version": FORMAT_VERSION if layout is None else layout.format_version,
         "dtype": codec.name,
         "source": source,
         "audio": audio,
         "encoder": encoder,
     }
+    if layout is not None and layout.keep != KEPT:
+        identity["keep"] = list(layout.keep)
+    if layout is not None and layout.statistics != (MEAN,):
+        identity["pooling"] = list(layout.statistics)
+    return identity
 
 
 def check_same(stored: Identity, wanted: Identity, where: str) -> None:

@@ -1,13 +1,15 @@
 """Layout of a store: the key, offset and size of everything in it. Pure arithmetic.
 
 A slot holds one attempt at one unit. On the frame axis slot `n` is `[n*S, (n+1)*S)` with
-`S = frames_per_unit`. Its objects are one shard per extracted layer, and one pooled chunk. The Zarr
-documents are built here, so that shards can be written without a Zarr library and still be opened
-by any of them (Zarr v3 core specification, sharding codec ZEP 2).
+`S = frames_per_unit`. Its objects are one shard per extracted layer, one chunk of pooled
+statistics, and, for codecs that need them, one chunk of scales; a store may keep only some of them.
+The Zarr documents are built here, so that shards can be written without a Zarr library and still be
+opened by any of them (Zarr v3 core specification, sharding codec ZEP 2).
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,18 +18,23 @@ from typing import Any
 from crc32c import crc32c
 
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
+from pipeline.store.format.pooling import MEAN
 
 FORMAT_VERSION = 1
-"""Version of a new store."""
-LABELS_VERSION = 2
-"""Version of a store with generations of labels, which readers of version 1 would not see."""
-READABLE_VERSIONS = (FORMAT_VERSION, LABELS_VERSION)
+"""Version of a new store with the default codec, arrays and statistics."""
+FORMAT_2 = 2
+"""Version of a store with generations of labels, another codec, other arrays or statistics, which
+readers of version 1 would not see or would misread."""
+READABLE_VERSIONS = (FORMAT_VERSION, FORMAT_2)
 CHUNK_FRAMES = 256
 POOLED_DTYPE = "float32"
+KEPT = ("frames", "pooled")
+"""What a store may keep."""
 
 GROUP = "features.zarr"
 FRAMES = f"{GROUP}/frames"
 POOLED = f"{GROUP}/pooled"
+SCALE = f"{GROUP}/scale"
 ATTRIBUTES = f"{GROUP}/zarr.json"
 PLAN = "plan.parquet"
 INDEX_CACHE = "index.parquet"
@@ -39,10 +46,20 @@ LEASE_LOCK = "lease.lock"
 LOG = "log.jsonl"
 CHECKSUM = "checksum"
 """Attribute with the checksum of the others; stores of earlier versions have none."""
+HAS_LABELS = "has_labels"
+"""Attribute of a store with generations of labels."""
 COLLAPSED_LAYER = -1
 """Layer number in a collapsed store: negative, because the layer is not the output of a block."""
 
-_POOLED_BYTES = 4
+_FLOAT_BYTES = 4
+_DECODING: dict[str, dict[str, Any]] = {
+    "bfloat16": {"encoding": "bfloat16: each value is the upper half of the bits of a float32"},
+    "int8": {
+        "encoding": "int8: value = scale[..., 0, :] + scale[..., 1, :] * q, of array `scale`, at "
+        "the slot and position of the utterance; -128 is no value",
+    },
+}
+"""Attributes of arrays whose values other readers must decode, by the name of the codec."""
 _INDEX_ENTRY = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
 
@@ -85,6 +102,9 @@ class Layout:
         frames_per_unit: Capacity of a slot in frames; a multiple of 256.
         utterances_per_slot: Capacity of a slot in utterances, in the pooled array.
         codec: Format of the frame values.
+        keep: What is kept, of `KEPT`, in that order.
+        statistics: Statistics over the frames of an utterance in the pooled array; see
+            `STATISTICS`.
     """
 
     layers: tuple[int, ...]
@@ -92,10 +112,14 @@ class Layout:
     frames_per_unit: int
     utterances_per_slot: int
     codec: Codec = field(default=DEFAULT_CODEC, repr=False)
+    keep: tuple[str, ...] = field(default=KEPT, repr=False)
+    statistics: tuple[str, ...] = field(default=(MEAN,), repr=False)
 
     def __post_init__(self) -> None:
         if not self.layers or self.dim < 1 or self.utterances_per_slot < 1:
             raise ValueError(f"empty layout: {self}")
+        if self.keep not in ((KEPT[0],), (KEPT[1],), KEPT) or not self.statistics:
+            raise ValueError(f"a store cannot keep {self.keep} with {self.statistics}")
         if self.frames_per_unit < 1 or self.frames_per_unit % CHUNK_FRAMES:
             raise ValueError(
                 f"frames_per_unit is {self.frames_per_unit}; "
@@ -106,6 +130,37 @@ class Layout:
     def n_layers(self) -> int:
         """Length of the layer axis."""
         return len(self.layers)
+
+    @property
+    def format_version(self) -> int:
+        """Format version of a store with these arrays, without labels."""
+        is_first = self.codec == DEFAULT_CODEC and self.keep == KEPT and self.statistics == (MEAN,)
+        return FORMAT_VERSION if is_first else FORMAT_2
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether there is an array of frames."""
+        return KEPT[0] in self.keep
+
+    @property
+    def keeps_pooled(self) -> bool:
+        """Whether there is an array of pooled statistics."""
+        return KEPT[1] in self.keep
+
+    @property
+    def keeps_scales(self) -> bool:
+        """Whether there is an array of scales."""
+        return self.keeps_frames and self.codec.n_scales > 0
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Keys of the arrays of the store."""
+        kept = {
+            FRAMES: self.keeps_frames,
+            POOLED: self.keeps_pooled,
+            SCALE: self.keeps_scales,
+        }
+        return tuple(array for array, is_kept in kept.items() if is_kept)
 
     @property
     def frame_bytes(self) -> int:
@@ -133,19 +188,24 @@ class Layout:
         return self.shard_data_bytes + len(self.shard_index)
 
     @property
-    def pooled_data_bytes(self) -> int:
-        """Bytes of one pooled chunk without its checksum."""
-        return self.utterances_per_slot * self.n_layers * self.dim * _POOLED_BYTES
+    def pooled_bytes(self) -> int:
+        """Bytes of one pooled chunk: the statistics, then their checksum."""
+        return _chunk_bytes(self.pooled_shape(1))
 
     @property
-    def pooled_bytes(self) -> int:
-        """Bytes of one pooled chunk: the means, then their checksum."""
-        return self.pooled_data_bytes + _CRC.size
+    def scale_bytes(self) -> int:
+        """Bytes of one chunk of scales, with its checksum."""
+        return _chunk_bytes(self.scale_shape(1))
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot: a shard per layer and the pooled chunk."""
-        return self.n_layers * self.shard_bytes + self.pooled_bytes
+        """Bytes of one slot."""
+        return sum(self.slot_objects(0).values())
+
+    @property
+    def frame_share_bytes(self) -> int:
+        """Bytes of one frame of all layers; 0 if no frames are kept."""
+        return self.n_layers * self.frame_bytes if self.keeps_frames else 0
 
     @cached_property
     def shard_index(self) -> bytes:
@@ -174,15 +234,53 @@ class Layout:
 
     def pooled_key(self, slot: int) -> str:
         """Return the key of the pooled chunk of `slot`."""
-        return f"{POOLED}/c/{slot}/0/0/0"
+        return _chunk_key(POOLED, slot, self.pooled_shape(1))
+
+    def scale_key(self, slot: int) -> str:
+        """Return the key of the chunk of scales of `slot`."""
+        return _chunk_key(SCALE, slot, self.scale_shape(1))
+
+    def slot_objects(self, slot: int) -> dict[str, int]:
+        """Return the keys of all objects of `slot`, and the size of each in bytes."""
+        objects = dict.fromkeys(self.shard_keys(slot), self.shard_bytes)
+        if not self.keeps_frames:
+            objects = {}
+        if self.keeps_pooled:
+            objects[self.pooled_key(slot)] = self.pooled_bytes
+        if self.keeps_scales:
+            objects[self.scale_key(slot)] = self.scale_bytes
+        return objects
+
+    def first_object(self, array: str, slot: int) -> tuple[str, int]:
+        """Return the key and size of the first object of a slot in an array."""
+        if array == FRAMES:
+            return self.shard_key(0, slot), self.shard_bytes
+        if array == POOLED:
+            return self.pooled_key(slot), self.pooled_bytes
+        return self.scale_key(slot), self.scale_bytes
 
     def frames_shape(self, n_slots: int) -> tuple[int, int, int]:
         """Return the shape of the frames array: [layer, frame, feature]."""
         return (self.n_layers, n_slots * self.frames_per_unit, self.dim)
 
-    def pooled_shape(self, n_slots: int) -> tuple[int, int, int, int]:
-        """Return the shape of the pooled array: [slot, position, layer, feature]."""
-        return (n_slots, self.utterances_per_slot, self.n_layers, self.dim)
+    def pooled_shape(self, n_slots: int) -> tuple[int, ...]:
+        """Return the shape of the pooled array: [slot, position, layer, feature].
+
+        If there are other statistics than the mean, [slot, position, statistic, layer, feature].
+        """
+        statistic = () if self.statistics == (MEAN,) else (len(self.statistics),)
+        return (n_slots, self.utterances_per_slot, *statistic, self.n_layers, self.dim)
+
+    def scale_shape(self, n_slots: int) -> tuple[int, ...]:
+        """Return the shape of the array of scales: [slot, position, layer, scale, feature]."""
+        n_scales = self.codec.n_scales
+        return (n_slots, self.utterances_per_slot, self.n_layers, n_scales, self.dim)
+
+    def document(self, array: str, n_slots: int) -> dict[str, Any]:
+        """Return the zarr.json of an array of the store."""
+        if array == FRAMES:
+            return self.frames_document(n_slots)
+        return self.pooled_document(n_slots) if array == POOLED else self.scale_document(n_slots)
 
     def frames_document(self, n_slots: int) -> dict[str, Any]:
         """Return the zarr.json of the frames array."""
@@ -195,24 +293,30 @@ class Layout:
         }
         return _array_document(
             shape=self.frames_shape(n_slots),
-            dtype=self.codec.name,
+            dtype=self.codec.zarr_type,
+            fill="NaN" if math.isnan(self.codec.fill) else self.codec.fill,
             chunk=(1, self.frames_per_unit, self.dim),
             codecs=[{"name": "sharding_indexed", "configuration": sharding}],
             names=["layer", "frame", "feature"],
+            attributes=_DECODING.get(self.codec.name, {}),
         )
 
     def pooled_document(self, n_slots: int) -> dict[str, Any]:
         """Return the zarr.json of the pooled array."""
         shape = self.pooled_shape(n_slots)
-        return _array_document(
-            shape=shape,
-            dtype=POOLED_DTYPE,
-            chunk=(1, *shape[1:]),
-            codecs=[
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "crc32c"},
-            ],
-            names=["slot", "position", "layer", "feature"],
+        is_named = len(shape) > 4
+        return _chunked_document(
+            shape,
+            ["slot", "position", *(["statistic"] if is_named else []), "layer", "feature"],
+            {"statistics": list(self.statistics)} if is_named else {},
+        )
+
+    def scale_document(self, n_slots: int) -> dict[str, Any]:
+        """Return the zarr.json of the array of scales."""
+        return _chunked_document(
+            self.scale_shape(n_slots),
+            ["slot", "position", "layer", "scale", "feature"],
+            _DECODING[self.codec.name],
         )
 
 
@@ -221,12 +325,38 @@ def group_document(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
+def _chunk_bytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of a chunk of float32 with its checksum."""
+    return math.prod(shape) * _FLOAT_BYTES + _CRC.size
+
+
+def _chunk_key(array: str, slot: int, shape: tuple[int, ...]) -> str:
+    return "/".join([array, "c", str(slot), *("0" for _ in shape[1:])])
+
+
+def _chunked_document(
+    shape: tuple[int, ...], names: list[str], attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the zarr.json of an array of float32 with one chunk and checksum per slot."""
+    return _array_document(
+        shape=shape,
+        dtype=POOLED_DTYPE,
+        fill="NaN",
+        chunk=(1, *shape[1:]),
+        codecs=[{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        names=names,
+        attributes=attributes,
+    )
+
+
 def _array_document(
     shape: tuple[int, ...],
     dtype: str,
+    fill: str | float,
     chunk: tuple[int, ...],
     codecs: list[dict[str, Any]],
     names: list[str],
+    attributes: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "zarr_format": 3,
@@ -235,9 +365,9 @@ def _array_document(
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
+        "fill_value": fill,
         "codecs": codecs,
-        "attributes": {},
+        "attributes": attributes,
         "dimension_names": names,
         "storage_transformers": [],
     }

@@ -52,7 +52,7 @@ def check_documents(backend: Backend, layout: Layout, n_units: int, slots: Seque
     group = _read(backend, ATTRIBUTES, _RESTORE)
     _compare(group, group_document({}), backend.locate(ATTRIBUTES), _RESTORE)
     least = 1 + max(slots, default=-1)
-    for array in (FRAMES, POOLED):
+    for array in layout.arrays:
         key = f"{array}/zarr.json"
         stored, path = _read(backend, key, _EXTRACT), backend.locate(key)
         n_slots = _n_slots(stored, layout, array)
@@ -63,27 +63,27 @@ def check_documents(backend: Backend, layout: Layout, n_units: int, slots: Seque
                 f"{path} has shape {stored.get('shape')}, but the committed units need {least} "
                 f"slots and the store has {most}; {_EXTRACT}"
             )
-        make = layout.frames_document if array == FRAMES else layout.pooled_document
         free = _FORM if is_rewritten(backend, layout, array) else ()
-        _compare(stored, make(n_slots), path, _EXTRACT, free)
+        _compare(stored, layout.document(array, n_slots), path, _EXTRACT, free)
 
 
 def check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
-    """Check that any Zarr reader gets the values of a sound slot, by its first frames and means.
+    """Check that any Zarr reader gets the values of a sound slot, by its first frames and chunks.
 
     Raises:
         DamagedError: It gets others, or none.
     """
     shards, arrays = ShardReader(backend, layout), ZarrArrays(backend)
-    first, axes = layout.slot_start(slot), range(layout.n_layers)
-    expected = {
-        FRAMES: np.stack([shards.read(axis, slot, 0, CHUNK_FRAMES) for axis in axes]),
-        POOLED: shards.pooled(slot),
-    }
-    places = {FRAMES: np.s_[:, first : first + CHUNK_FRAMES], POOLED: np.s_[slot]}
-    for array, values in expected.items():
+    first = layout.slot_start(slot)
+    for array in layout.arrays:
+        place: Any = slot
+        if array == FRAMES:
+            axes, place = range(layout.n_layers), np.s_[:, first : first + CHUNK_FRAMES]
+            values = np.stack([shards.read(axis, slot, 0, CHUNK_FRAMES) for axis in axes])
+        else:
+            values = shards.pooled(slot) if array == POOLED else shards.scale_chunk(slot)
         try:
-            found = np.asarray(arrays[array][places[array]])
+            found = np.asarray(arrays[array][place])
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
             problem = f"cannot be read ({error})"
         else:

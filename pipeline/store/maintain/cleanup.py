@@ -16,6 +16,7 @@ from pipeline.store.format.layout import (
     INDEX_DIR,
     LEDGER_DIR,
     POOLED,
+    SCALE,
     Layout,
     marker_key,
 )
@@ -66,10 +67,9 @@ def remove_leftovers(store: Location, layout: Layout) -> list[int]:
 
 def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Iterator[str]:
     """Yield the partial files that a crash has left beside the documents and in some slots."""
-    folders = ["", INDEX_DIR, LEDGER_DIR, GROUP, FRAMES, POOLED]
+    folders = ["", INDEX_DIR, LEDGER_DIR, GROUP, *layout.arrays]
     for slot in slots:
-        keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
-        folders += [key.rpartition("/")[0] for key in keys]
+        folders += [key.rpartition("/")[0] for key in layout.slot_objects(slot)]
     for folder in folders:
         names = backend.children(folder)
         found = (f"{folder}/{name}" if folder else name for name in names)
@@ -77,15 +77,14 @@ def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Ite
 
 
 def slot_has_data(backend: Backend, layout: Layout, slot: int) -> bool:
-    """Return whether a slot has a shard or a pooled chunk."""
-    keys = (*layout.shard_keys(slot), layout.pooled_key(slot))
-    return any(backend.exists(key) for key in keys)
+    """Return whether a slot has an object."""
+    return any(backend.exists(key) for key in layout.slot_objects(slot))
 
 
 def slots_on_disk(backend: Backend) -> set[int]:
     """Return the slots that have a folder, even an empty one."""
     found: set[int] = set()
-    for folder in (f"{FRAMES}/c/0", f"{POOLED}/c"):
+    for folder in (f"{FRAMES}/c/0", f"{POOLED}/c", f"{SCALE}/c"):
         with suppress(NotADirectoryError):
             found.update(int(name) for name in backend.children(folder) if name.isdecimal())
     return found

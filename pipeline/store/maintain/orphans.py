@@ -25,6 +25,7 @@ from pipeline.store.format.layout import (
     LOG,
     PLAN,
     POOLED,
+    SCALE,
     Layout,
 )
 from pipeline.store.labels import GENERATION_NAME
@@ -37,9 +38,10 @@ _KNOWN_NAMES = {
     GROUP: re.compile(r"zarr\.json"),
     FRAMES: re.compile(r"zarr\.json"),
     POOLED: re.compile(r"zarr\.json"),
+    SCALE: re.compile(r"zarr\.json"),
 }
 _SHARD = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
-_CHUNK = re.compile(rf"{re.escape(POOLED)}/c/(\d+)/0/0/0")
+_CHUNK = re.compile(rf"(?:{re.escape(POOLED)}|{re.escape(SCALE)})/c/(\d+)(?:/0)+")
 _MARKER = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
 _OLD_LEASE = re.compile(rf"{re.escape(LEASE)}\.[^/]+\.dead")
 
@@ -141,7 +143,7 @@ def _slot_of(key: str, layout: Layout) -> int | None:
     if shard and int(shard[1]) < layout.n_layers:
         return int(shard[2])
     chunk = _CHUNK.fullmatch(key)
-    return int(chunk[1]) if chunk else None
+    return int(chunk[1]) if chunk and key in layout.slot_objects(int(chunk[1])) else None
 
 
 def _is_known(key: str) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from crc32c import crc32c
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
@@ -19,10 +18,10 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
-from pipeline.store.format.codecs import Stored
+from pipeline.store.format.codecs import FloatArray, checksum
 from pipeline.store.format.layout import Layout, index_key, labels_key
 from pipeline.store.format.plan import NUMBERED, Plan
-from pipeline.store.format.pooling import pool
+from pipeline.store.format.pooling import is_same, pool
 from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
 from pipeline.store.labels import generations, read_labels
 from pipeline.store.maintain.arrays import check_documents, check_other_readers
@@ -30,6 +29,7 @@ from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
 
 Row = dict[str, Any]
+_NO_SCALES = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ def verify_store(
     - its index is readable and has the utterances of the plan, in order;
     - no other unit has or has claimed its slot;
     - every shard exists, has the right size, and is flat or readable as Zarr;
-    - the frames of every utterance match their checksum in every layer, and overlap no others;
-    - every pooled vector is the mean of its frames;
+    - the frames of every utterance, with its scales, match their checksum in every layer, and
+      overlap no others;
+    - every pooled vector is the statistic of its frames, or matches its checksum if these are not
+      kept;
     - frames without an utterance have the codec's fill value.
 
     A unit without a commit is not damage, unless `index.parquet` lists it. The zarr.json documents
@@ -254,11 +256,9 @@ class _UnitCheck:
 
     def _has_right_sizes(self, slot: int) -> bool:
         """Return whether every object of a slot exists with the size of a flat one."""
-        layout = self._layout
-        sizes = dict.fromkeys(layout.shard_keys(slot), layout.shard_bytes)
-        sizes[layout.pooled_key(slot)] = layout.pooled_data_bytes + 4
+        objects = self._layout.slot_objects(slot)
         try:
-            return all(self._backend.size(key) == size for key, size in sizes.items())
+            return all(self._backend.size(key) == size for key, size in objects.items())
         except OSError:
             return False
 
@@ -298,25 +298,46 @@ class _UnitCheck:
     def _check_data(
         self, shards: ShardReader, slot: int, done: list[Row], taken: npt.NDArray[np.bool_]
     ) -> Iterator[str]:
-        pooled = shards.pooled(slot)
-        means = []
+        layout = self._layout
+        pooled = shards.pooled(slot) if layout.keeps_pooled else None
+        if pooled is not None and not layout.keeps_frames:
+            yield from self._check_pooled_only(slot, done, pooled)
+            return
+        scales = shards.scale_chunk(slot) if layout.keeps_scales else None
+        found = []
         with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
             layers = pool.map(
-                lambda axis: self._check_layer(shards, slot, axis, done, taken),
-                range(self._layout.n_layers),
+                lambda axis: self._check_layer(shards, slot, axis, done, taken, scales),
+                range(layout.n_layers),
             )
-            for problems, layer_means in layers:
+            for problems, statistics in layers:
                 yield from problems
-                means.append(layer_means)
-        self.n_bytes += (
-            sum(row["n_frames"] for row in done) * self._layout.n_layers * self._layout.frame_bytes
-        )
+                found.append(statistics)
+        self.n_bytes += sum(row["n_frames"] for row in done) * layout.frame_share_bytes
+        if pooled is None:
+            return
         for i, row in enumerate(done):
-            if not np.array_equal(np.stack([m[i] for m in means]), pooled[row["position"]]):
-                yield (
-                    f"the pooled vector of utterance {row['id']!r} is not the mean of its frames "
-                    f"({self._layout.pooled_key(slot)})"
-                )
+            right = np.stack([layer[i] for layer in found], axis=1)  # [statistic, layer, dim]
+            pairs = zip(layout.statistics, pooled[row["position"]], right, strict=True)
+            for name, kept, expected in pairs:
+                if not is_same(layout.codec, name, kept, expected):
+                    yield (
+                        f"the pooled vector of utterance {row['id']!r} is not the {name} of its "
+                        f"frames ({layout.pooled_key(slot)})"
+                    )
+
+    def _check_pooled_only(self, slot: int, done: list[Row], pooled: FloatArray) -> Iterator[str]:
+        """Compare the statistics of a store without frames with their checksums."""
+        layout = self._layout
+        for row in done:
+            for axis, layer in enumerate(layout.layers):
+                kept = pooled[row["position"], :, axis]
+                self.n_bytes += kept.nbytes
+                if checksum(kept) != row["crc32c"][axis]:
+                    yield (
+                        f"the statistics of layer {layer} of utterance {row['id']!r} have a wrong "
+                        f"checksum ({layout.pooled_key(slot)})"
+                    )
 
     def _check_layer(
         self,
@@ -325,25 +346,25 @@ class _UnitCheck:
         axis: int,
         done: list[Row],
         taken: npt.NDArray[np.bool_],
-    ) -> tuple[list[str], list[npt.NDArray[np.float32]]]:
-        """Read one shard; return its problems, and the mean of each utterance."""
+        scales: FloatArray | None,
+    ) -> tuple[list[str], list[FloatArray]]:
+        """Read one shard; return its problems, and the statistics of each utterance."""
+        codec = self._layout.codec
         layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
         first = self._layout.slot_start(slot)
-        problems, means = [], []
+        problems, statistics = [], []
         for row in done:
             start = row["frame_start"] - first
             stored = np.ascontiguousarray(shards.read(axis, slot, start, start + row["n_frames"]))
-            if crc32c(stored.data) != row["crc32c"][axis]:
+            own = _NO_SCALES if scales is None else scales[row["position"], axis]
+            if checksum(stored, own) != row["crc32c"][axis]:
                 problems.append(
                     f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
                 )
-            means.append(_mean(stored))
+            found = pool(codec, stored[None], own[None], self._layout.statistics)
+            statistics.append(found[:, 0])
         edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
         for start, stop in edges.reshape(-1, 2).tolist():
-            if not self._layout.codec.is_fill(shards.read(axis, slot, start, stop)):
+            if not codec.is_fill(shards.read(axis, slot, start, stop)):
                 problems.append(f"layer {layer} has values in frames without an utterance ({key})")
-        return problems, means
-
-
-def _mean(stored: Stored) -> npt.NDArray[np.float32]:
-    return np.asarray(pool(stored[None])[0])
+        return problems, statistics

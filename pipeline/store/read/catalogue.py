@@ -25,8 +25,9 @@ from pipeline.store.format.records import FIELDS, RESERVED_NAMES
 from pipeline.store.labels import Labels, places_of
 
 IntArray = npt.NDArray[np.int64]
-Span = tuple[int, int, int]
-"""Consecutive frames: the slot, the first frame within it, and one past the last."""
+Span = tuple[int, int, int, int]
+"""Consecutive frames of a piece: the slot, the first frame within it, one past the last, and the
+position of the piece in the unit."""
 
 _OMITTED = ("crc32c", "flags", "n_samples", "source_rate_hz")
 """Columns that no read needs; `FeatureStore.record` reads them."""
@@ -83,13 +84,13 @@ class Catalogue:
 
     def spans(self, position: int, start: int, stop: int) -> list[Span]:
         """Return where frames `start:stop` of an utterance are, in order: one span per piece."""
-        first_piece, slots, starts, counts, _ = self._views
+        first_piece, slots, starts, counts, places, _ = self._views
         spans = []
         for piece in range(first_piece[position], first_piece[position + 1]):
             low, high = max(start, 0), min(stop, counts[piece])
             if low < high:
                 at = starts[piece]
-                spans.append((slots[piece], at + low, at + high))
+                spans.append((slots[piece], at + low, at + high, places[piece]))
             start, stop = start - counts[piece], stop - counts[piece]
         return spans
 
@@ -153,8 +154,8 @@ class Catalogue:
     @cached_property
     def _views(self) -> tuple[memoryview, ...]:
         """Arrays that every read indexes; a view returns a number in a third of an array's time."""
-        arrays = self.first_piece, self.slot, self.start, self.n_frames, self.frame_counts
-        return tuple(array.data for array in arrays)
+        pieces = self.slot, self.start, self.n_frames, self.place
+        return tuple(array.data for array in (self.first_piece, *pieces, self.frame_counts))
 
     @cached_property
     def _id_array(self) -> pa.Array:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Location
+from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
@@ -104,7 +105,7 @@ class FeatureStore(StoreView):
                 is what the store was opened with.
 
         Returns:
-            [n_layers, n_frames, dim] of the codec's dtype, float16 in format 1.
+            [n_layers, n_frames, dim], float16, or float32 if the store holds float32 or bfloat16.
 
         Raises:
             UtteranceNotFoundError: There is no such utterance. It is also a KeyError.
@@ -115,7 +116,7 @@ class FeatureStore(StoreView):
         axes = self.axes(layers)
         norm = self.final_norm if final_norm else None
         first, last, _ = slice(start, stop).indices(self._catalogue.length(position))
-        out = np.empty((len(axes), max(0, last - first), self.feature_dim), self._shards.dtype)
+        out = np.empty((len(axes), max(0, last - first), self.feature_dim), self.codec.value_dtype)
         cut = (position, first, out)
         read_cut(self._shards, self._catalogue, cut, axes)
         if self._verifies(verify):
@@ -143,9 +144,9 @@ class FeatureStore(StoreView):
         wanted = range(len(self))[keys] if isinstance(keys, slice) else keys
         positions = [self.position(key) for key in wanted]
         axes = self.axes(layers)
-        shape = (len(axes), self.feature_dim)
+        shape, dtype = (len(axes), self.feature_dim), self.codec.value_dtype
         cuts: dict[int, Cut] = {
-            position: (position, 0, np.empty((shape[0], n_frames, shape[1]), self._shards.dtype))
+            position: (position, 0, np.empty((shape[0], n_frames, shape[1]), dtype))
             for position, n_frames in zip(
                 positions, self.frame_counts[positions].tolist(), strict=True
             )
@@ -166,7 +167,8 @@ class FeatureStore(StoreView):
         """Return the weighted sum over the layers of one utterance.
 
         The sum is float32, in the order of `layers`, and bit for bit equal to
-        `w[0] * x[0].float() + w[1] * x[1].float() + ...`. Layers of weight zero are not read.
+        `w[0] * x[0].float() + w[1] * x[1].float() + ...`; of an int8 store the layers `x` are
+        decoded to float32, which `read` would round to float16. Layers of weight zero are not read.
 
         Args:
             key: Its id or position.
@@ -184,52 +186,63 @@ class FeatureStore(StoreView):
         position = self.position(key)
         n_frames = self._catalogue.length(position)
         total = torch.zeros((n_frames, self.feature_dim), dtype=torch.float32)
-        stored = np.empty((1, min(n_frames, _SUM_BLOCK), self.feature_dim), self.codec.dtype)
-        scaled = torch.empty(stored.shape[1:], dtype=torch.float32)
-        for span in self._catalogue.spans(position, 0, n_frames):
-            for axis, weight in enumerate(numbers):
-                if weight != 0.0:
-                    self._shards.prefetch(axis, *span)
+        shards, codec = self._shards, self.codec
+        stored = np.empty((min(n_frames, _SUM_BLOCK), self.feature_dim), codec.dtype)
+        scaled = torch.empty(stored.shape, dtype=torch.float32)
+        axes = [axis for axis, weight in enumerate(numbers) if weight != 0.0]
+        spans = self._catalogue.spans(position, 0, n_frames)
+        for slot, first, last, _ in spans:
+            for axis in axes:
+                shards.prefetch(axis, slot, first, last)
         checks = {}
         if self._verifies(verify):
-            shards, checksums = self._shards, self._checksums
             checks = {
-                axis: LayerCheck(shards, self._catalogue, checksums, position, axis)
-                for axis in range(len(numbers))
+                axis: LayerCheck(shards, self._catalogue, self._checksums, position, axis)
+                for axis in axes
             }
-        for start in range(0, n_frames, _SUM_BLOCK):
-            n = min(_SUM_BLOCK, n_frames - start)
-            for axis, weight in enumerate(numbers):
-                if weight != 0.0:
-                    cut = (position, start, stored[:, :n])
-                    read_cut(self._shards, self._catalogue, cut, [axis])
+        start = 0
+        for slot, first, last, place in spans:
+            scales = {axis: shards.scales(axis, slot, place) for axis in axes}
+            for at in range(first, last, _SUM_BLOCK):
+                n = min(_SUM_BLOCK, last - at)
+                for axis in axes:
+                    shards.read_into(axis, slot, at, [stored[:n]])
                     if checks:
-                        checks[axis].add(stored[0, :n])
-                    decode_into(self.codec, stored[0, :n], scaled[:n])
-                    total[start : start + n].add_(scaled[:n].mul_(weight))
+                        checks[axis].add(stored[:n])
+                    decode_into(codec, stored[:n], scaled[:n], scales[axis])
+                    total[start : start + n].add_(scaled[:n].mul_(numbers[axis]))
+                start += n
         return total
 
-    def pooled(self, layers: Sequence[int] | None = None, *, verify: bool | None = None) -> Tensor:
-        """Return the mean over frames of every utterance.
+    def pooled(
+        self,
+        layers: Sequence[int] | None = None,
+        *,
+        statistic: str = MEAN,
+        verify: bool | None = None,
+    ) -> Tensor:
+        """Return a statistic over the frames of every utterance.
 
-        The checksum of each file of means is always compared. That a file is the right one is
-        known only from the frames, so `verify` reads all frames of these layers.
+        The checksum of each file of statistics is always compared. That a file is the right one is
+        known only from the frames, so `verify` reads all frames of these layers. A statistic that
+        the store does not keep is computed from the frames, which takes as long as reading them.
 
         Args:
             layers: As for `read`.
+            statistic: "mean", "std" (of the population), "max", "first" or "last" (frame).
             verify: As for `read`.
 
         Returns:
             float32 [n_utterances, n_layers, dim], in the order of `ids`.
 
         Raises:
-            DamagedError: A pooled chunk is missing or damaged.
+            StoreError: The statistic is unknown, or neither it nor the frames are kept.
+            DamagedError: A file of statistics is missing or damaged.
         """
         axes = self.axes(layers)
-        means = read_pooled(self._shards, self._catalogue, axes)
         if self._verifies(verify):
             check_pooled(self._shards, self._catalogue, self._checksums, axes)
-        return torch.from_numpy(means)
+        return torch.from_numpy(read_pooled(self._shards, self._catalogue, axes, statistic))
 
     @cached_property
     def final_norm(self) -> FinalNorm:
@@ -252,7 +265,7 @@ class FeatureStore(StoreView):
 
         Args:
             cuts: Position, first frame and destination of each, [n_layers, n_frames, dim] of the
-                codec's dtype.
+                codec's `value_dtype`.
             axes: Position on the layer axis of each layer of the destinations.
             norm: Applied to its layer, if that is read.
             verify: As for `read`.

@@ -2,22 +2,28 @@
 
 Reads that the system can serve from memory are served first. All others are requested before the
 first one is waited for, so a disk works on many at a time: all layers of an utterance, or a
-shuffled batch, take about two thirds of the time of single reads.
+shuffled batch, take about two thirds of the time of single reads. Values that are stored in another
+form than they are returned in are read by blocks and decoded while they are in the CPU's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import torch
+
 from pipeline.store.read.catalogue import Catalogue, Span
 from pipeline.store.read.shards import Matrix, ShardReader
+from pipeline.store.tensors import decode_into
 
 Cut = tuple[int, int, Matrix]
 """Position of an utterance, first frame, and destination [n_layers, n_frames, dim] of the codec's
-dtype, each layer contiguous."""
+`value_dtype`, each layer contiguous."""
 
 _Read = tuple[int, int, int, list[Matrix]]
 """Position on the layer axis, slot, first frame within it, and destinations, filled in order."""
+_BLOCK = 256  # frames that are decoded at a time
 _MAX_PENDING = 64  # reads; more do not make a disk faster
 
 
@@ -32,8 +38,7 @@ def read_cut(shards: ShardReader, catalogue: Catalogue, cut: Cut, axes: Sequence
     position, first, where = cut
     spans = catalogue.spans(position, first, first + where.shape[1])
     if len(spans) == len(axes) == 1:
-        slot, start, _ = spans[0]
-        shards.read_into(axes[0], slot, start, [where[0]])
+        _read_span(shards, axes[0], spans[0], where[0])
     else:
         gather(shards, catalogue, [cut], axes)
 
@@ -54,17 +59,22 @@ def gather(
     Raises:
         DamagedError: A shard is missing or damaged.
     """
-    runs = _runs(catalogue, cuts)
-    reads = [
-        (axis, slot, start, [part[i] for part in parts])
-        for i, axis in enumerate(axes)
-        for (slot, start, _), parts in runs
-    ]
-    _read(shards, reads)
+    parts = _parts(catalogue, cuts)
+    if shards.is_direct:
+        runs = _runs(parts)
+        reads = [
+            (axis, slot, start, [part[i] for part in run])
+            for i, axis in enumerate(axes)
+            for (slot, start), run in runs
+        ]
+        _read(shards, reads)
+    else:
+        spans = [(axis, span, part[i]) for i, axis in enumerate(axes) for span, part in parts]
+        _decode(shards, spans)
 
 
-def _runs(catalogue: Catalogue, cuts: Iterable[Cut]) -> list[tuple[Span, list[Matrix]]]:
-    """Return runs of adjacent frames, and the parts of the destinations that each fills."""
+def _parts(catalogue: Catalogue, cuts: Iterable[Cut]) -> list[tuple[Span, Matrix]]:
+    """Return the spans of cuts, by place on disk, and what part of a destination each fills."""
     found: list[tuple[Span, Matrix]] = []
     for position, first, where in cuts:
         at = 0
@@ -73,15 +83,18 @@ def _runs(catalogue: Catalogue, cuts: Iterable[Cut]) -> list[tuple[Span, list[Ma
             found.append((span, where[:, at:after]))
             at = after
     found.sort(key=_place)
-    runs: list[tuple[Span, list[Matrix]]] = []
+    return found
+
+
+def _runs(parts: Sequence[tuple[Span, Matrix]]) -> list[tuple[tuple[int, int], list[Matrix]]]:
+    """Return slot and first frame of runs of adjacent frames, and the parts that each fills."""
+    runs: list[tuple[tuple[int, int], list[Matrix]]] = []
     last = (-1, -1)
-    for (slot, start, stop), part in found:
+    for (slot, start, stop, _), part in parts:
         if (slot, start) == last:
-            (_, first, _), parts = runs[-1]
-            parts.append(part)
-            runs[-1] = ((slot, first, stop), parts)
+            runs[-1][1].append(part)
         else:
-            runs.append(((slot, start, stop), [part]))
+            runs.append(((slot, start), [part]))
         last = (slot, stop)
     return runs
 
@@ -92,6 +105,32 @@ def _read(shards: ShardReader, reads: Sequence[_Read]) -> None:
         missing = [read for read in some if not shards.read_cached(*read)]
         for read in missing:
             shards.read_into(*read)
+
+
+def _decode(shards: ShardReader, spans: Sequence[tuple[int, Span, Matrix]]) -> None:
+    """Read and decode spans; the storage fetches the next ones meanwhile."""
+    for first in range(0, len(spans), _MAX_PENDING):
+        some = spans[first : first + _MAX_PENDING]
+        for axis, (slot, start, stop, _), _ in some[1:]:
+            shards.prefetch(axis, slot, start, stop)
+        for axis, span, part in some:
+            _read_span(shards, axis, span, part)
+
+
+def _read_span(shards: ShardReader, axis: int, span: Span, out: Matrix) -> None:
+    """Read one layer of a span into an array of values, [n_frames, dim]."""
+    slot, start, stop, position = span
+    if shards.is_direct:
+        shards.read_into(axis, slot, start, [out])
+        return
+    codec = shards.layout.codec
+    scales = shards.scales(axis, slot, position)
+    stored = np.empty((min(_BLOCK, stop - start), out.shape[1]), codec.dtype)
+    values = torch.from_numpy(out)
+    for first in range(start, stop, _BLOCK):
+        block = stored[: stop - first]
+        shards.read_into(axis, slot, first, [block])
+        decode_into(codec, block, values[first - start :][: len(block)], scales)
 
 
 def _place(found: tuple[Span, Matrix]) -> Span:

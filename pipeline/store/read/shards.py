@@ -1,4 +1,4 @@
-"""Reads of shards and pooled chunks.
+"""Reads of stored values: shards, chunks of pooled statistics, and chunks of scales.
 
 A flat shard begins with a little-endian matrix and ends in a known index. That is checked once per
 shard; after that its frames are read directly into the caller's arrays. Any other shard, of a store
@@ -13,31 +13,37 @@ from functools import lru_cache
 from weakref import WeakMethod
 
 import numpy as np
-import numpy.typing as npt
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError, StoreError
 from pipeline.store.backend.base import Location, ObjectReader
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
-from pipeline.store.format.codecs import Stored
-from pipeline.store.format.layout import FRAMES, POOLED, Layout
+from pipeline.store.format.codecs import FloatArray, Stored
+from pipeline.store.format.layout import FRAMES, POOLED, SCALE, Layout
 
 Matrix = Stored
 
+_SCALES = -1  # in place of a position on the layer axis: the chunk of scales
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class ShardReader:
-    """Frames and pooled means of one store. Safe to use from several threads, and after a fork.
+    """Stored values of one store. Safe to use from several threads, and after a fork.
 
     Its files are closed when it is dropped, or by `close`.
+
+    Attributes:
+        layout: Shapes of the arrays.
+        dtype: Type of the stored values.
+        is_direct: Whether stored values are returned as they are.
     """
 
     def __init__(self, store: Location, layout: Layout) -> None:
         self._backend = open_backend(store)
         self.layout = layout
         self.dtype = layout.codec.dtype
+        self.is_direct = layout.codec.dtype == layout.codec.value_dtype
         self._frame_bytes = layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
         # A cache that referred to this reader would keep its files open until a garbage collection.
@@ -45,6 +51,7 @@ class ShardReader:
         cache = lru_cache(maxsize=self._backend.max_readers)
         self._opened = cache(lambda axis, slot: opening()(axis, slot))  # type: ignore[misc]
         self._shard: Callable[[int, int], ObjectReader | None] = self._opened
+        self._scale_bytes = layout.codec.n_scales * layout.dim * 4
         self._arrays = ZarrArrays(self._backend)
 
     def close(self) -> None:
@@ -56,6 +63,19 @@ class ShardReader:
 
         self._shard = refuse
         self._opened.cache_clear()
+
+    def check_frames(self) -> None:
+        """Check that frames are kept.
+
+        Raises:
+            StoreError: They are not.
+        """
+        if not self.layout.keeps_frames:
+            raise StoreError(
+                f"store {self._backend} keeps no frames (extract.keep=[pooled]); `pooled` reads "
+                "what it has. For frames, extract into another store= with "
+                "extract.keep=[frames,pooled]"
+            )
 
     def locate(self, axis: int, slot: int) -> str:
         """Where a shard is, for messages."""
@@ -120,37 +140,82 @@ class ShardReader:
         if shard is not None:
             shard.prefetch(start * self._frame_bytes, (stop - start) * self._frame_bytes)
 
-    def pooled(self, slot: int) -> npt.NDArray[np.float32]:
-        """Read the pooled chunk of a slot: float32 [utterances_per_slot, n_layers, dim].
+    def scales(self, axis: int, slot: int, position: int) -> FloatArray:
+        """Read the scales of a piece, one layer: float32 [n_scales, dim].
 
         Raises:
-            DamagedError: It is missing, cut short, or its checksum is wrong.
+            DamagedError: The chunk of scales is missing or cut short.
         """
-        key = self.layout.pooled_key(slot)
+        layout = self.layout
+        out = np.empty((layout.codec.n_scales, layout.dim), np.float32)
+        if not out.size:
+            return out
+        chunk = self._shard(_SCALES, slot)
+        if chunk is None:
+            out[...] = self.scale_chunk(slot)[position, axis]
+            return out
+        offset = (position * layout.n_layers + axis) * self._scale_bytes
+        try:
+            chunk.read_into([out], offset)
+        except (OSError, EOFError) as error:
+            path = self._backend.locate(layout.scale_key(slot))
+            raise DamagedError(f"{path} cannot be read ({error}); run `strata verify`") from error
+        return out
+
+    def scale_chunk(self, slot: int) -> FloatArray:
+        """Read the scales of a slot: float32 [utterances_per_slot, n_layers, n_scales, dim].
+
+        Raises:
+            DamagedError: They are missing, cut short, or their checksum is wrong.
+        """
+        return self._chunk(SCALE, slot, self.layout.scale_shape(1)[1:])
+
+    def pooled(self, slot: int) -> FloatArray:
+        """Read pooled statistics: float32 [utterances_per_slot, n_statistics, n_layers, dim].
+
+        Raises:
+            DamagedError: They are missing, cut short, or their checksum is wrong.
+        """
+        layout = self.layout
+        return self._chunk(
+            POOLED,
+            slot,
+            (layout.utterances_per_slot, len(layout.statistics), layout.n_layers, layout.dim),
+        )
+
+    def _chunk(self, array: str, slot: int, shape: tuple[int, ...]) -> FloatArray:
+        """Read a chunk of float32 that ends in its checksum."""
+        key, n_bytes = self.layout.first_object(array, slot)
         path = self._backend.locate(key)
         try:
             raw = self._backend.read(key)
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing; run `strata verify`") from None
-        size = self.layout.pooled_data_bytes
-        if len(raw) != size + 4:
-            return self._pooled_by_zarr(slot, path)
+        size = n_bytes - 4
+        if len(raw) != n_bytes:
+            return self._chunk_by_zarr(array, slot, path).reshape(shape)
         checksum = crc32c(memoryview(raw)[:size])
         if checksum != int.from_bytes(raw[size:], "little"):
             raise DamagedError(f"{path} has a wrong checksum; run `strata verify`")
-        return np.frombuffer(raw, np.float32, size // 4).reshape(self.layout.pooled_shape(1)[1:])
+        return np.frombuffer(raw, np.float32, size // 4).reshape(shape)
 
     def _open(self, axis: int, slot: int) -> ObjectReader | None:
-        """Open a shard for reading; return None if it is not flat."""
-        path = self.locate(axis, slot)
+        """Open a shard, or the chunk of scales, for reading; return None if it is not flat."""
+        self.check_frames()
+        layout = self.layout
+        shard_key = layout.scale_key(slot) if axis == _SCALES else layout.shard_key(axis, slot)
+        path = self._backend.locate(shard_key)
         try:
-            shard = self._open_reader(self.layout.shard_key(axis, slot))
+            shard = self._open_reader(shard_key)
         except FileNotFoundError:
-            raise DamagedError(f"shard {path} is missing; run `strata verify`") from None
+            kind = "" if axis == _SCALES else "shard "
+            raise DamagedError(f"{kind}{path} is missing; run `strata verify`") from None
         except OSError as error:
             if error.errno in _TOO_MANY:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
             raise DamagedError(f"shard {path} cannot be opened ({error})") from error
+        if axis == _SCALES:
+            return shard if shard.size == layout.scale_bytes else None
         key = (axis, slot)
         is_flat = self._flat.get(key)
         if is_flat is None:
@@ -197,8 +262,8 @@ class ShardReader:
             path = self.locate(axis, slot)
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
-    def _pooled_by_zarr(self, slot: int, path: str) -> npt.NDArray[np.float32]:
+    def _chunk_by_zarr(self, array: str, slot: int, path: str) -> FloatArray:
         try:
-            return np.asarray(self._arrays[POOLED][slot])
+            return np.asarray(self._arrays[array][slot])
         except Exception as error:  # zarr raises whatever its codecs raise
             raise DamagedError(f"{path} is damaged; run `strata verify`") from error

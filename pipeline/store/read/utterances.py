@@ -229,6 +229,24 @@ class StoreView:
         """Format of the stored frame values."""
         return self._layout.codec
 
+    def check_frames(self) -> None:
+        """Check that frames can be read; a store may keep pooled statistics only.
+
+        Raises:
+            StoreError: They cannot.
+        """
+        self._shards.check_frames()
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether frames can be read; a store may keep pooled statistics only."""
+        return self._layout.keeps_frames
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Statistics over the frames of an utterance that the store keeps; see `pooled`."""
+        return self._layout.statistics if self._layout.keeps_pooled else ()
+
     @property
     def frame_rate_hz(self) -> float:
         """Frames per second of audio."""

@@ -1,4 +1,4 @@
-"""Verified reads: frames and pooled means are compared with their checksums before they are used.
+"""Verified reads: frames and statistics are compared with their checksums before they are used.
 
 The index has a checksum of each layer of each utterance, or of each piece of a long one. So a part
 of an utterance can be verified only with the rest of its piece, which is read as well.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,9 @@ from crc32c import crc32c
 from pipeline.errors import DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
+from pipeline.store.format.codecs import checksum
 from pipeline.store.format.layout import Layout, index_key
-from pipeline.store.format.pooling import pool
+from pipeline.store.format.pooling import is_same, pool
 from pipeline.store.format.records import OK
 from pipeline.store.read.catalogue import Catalogue
 from pipeline.store.read.merged import Cut
@@ -99,7 +101,7 @@ class Checksums:
 
 
 class LayerCheck:
-    """Compares one layer of an utterance, given in order, with the checksums of its pieces.
+    """Compares one layer of an utterance as stored, in order, with the checksums of its pieces.
 
     Args:
         shards: Shards of the store.
@@ -133,7 +135,7 @@ class LayerCheck:
         while len(frames):
             some = frames[: int(self._catalogue.n_frames[self._piece]) - self._done]
             frames = frames[len(some) :]
-            self._crc = crc32c(some.data, self._crc)
+            self._crc = crc32c(np.ascontiguousarray(some).data, self._crc)
             self._done += len(some)
             if self._done == self._catalogue.n_frames[self._piece]:
                 self._finish_piece()
@@ -153,8 +155,12 @@ class LayerCheck:
 
     def _finish_piece(self) -> None:
         expected = self._checksums.of(self._catalogue, self._position, self._piece)[self._axis]
-        if self._crc != expected:
-            layout, slot = self._shards.layout, int(self._catalogue.slot[self._piece])
+        slot, place = (
+            int(array[self._piece]) for array in (self._catalogue.slot, self._catalogue.place)
+        )
+        scales = self._shards.scales(self._axis, slot, place)
+        if crc32c(scales.data, self._crc) != expected:
+            layout = self._shards.layout
             raise DamagedError(
                 f"layer {layout.layers[self._axis]} of utterance "
                 f"{self._catalogue.ids[self._position].as_py()!r} has a wrong checksum in "
@@ -186,32 +192,51 @@ def check_cuts(
         for i, axis in enumerate(axes):
             check = LayerCheck(shards, catalogue, checksums, position, axis, piece)
             check.add_stored(before)
-            check.add(where[i])
+            if shards.is_direct:
+                check.add(where[i])
+            else:  # the destination has decoded values: read the stored ones again
+                for slot, start, stop, _ in catalogue.spans(
+                    position, first, first + where.shape[1]
+                ):
+                    check.add(shards.read(axis, slot, start, stop))
             check.add_stored()
 
 
 def check_pooled(
     shards: ShardReader, catalogue: Catalogue, checksums: Checksums, axes: Sequence[int]
 ) -> None:
-    """Check that every pooled mean is that of its frames, and these against their checksums.
+    """Check all statistics against those of the frames, and these against their checksums.
+
+    In a store without frames the checksums are those of the statistics.
 
     Raises:
         DamagedError: One is not.
     """
     layout, slot = shards.layout, -1
+    codec = layout.codec
     owner = np.repeat(np.arange(len(catalogue)), np.diff(catalogue.first_piece))
     for piece in np.argsort(catalogue.slot, kind="stable").tolist():
         if slot != catalogue.slot[piece]:
             slot = int(catalogue.slot[piece])
-            chunk = shards.pooled(slot)
+            chunk = shards.pooled(slot) if layout.keeps_pooled else None
         position, start = int(owner[piece]), int(catalogue.start[piece])
-        number = piece - int(catalogue.first_piece[position])
+        number, place = piece - int(catalogue.first_piece[position]), int(catalogue.place[piece])
         for axis in axes:
-            frames = shards.read(axis, slot, start, start + int(catalogue.n_frames[piece]))
-            LayerCheck(shards, catalogue, checksums, position, axis, number).add(frames)
-            if not np.array_equal(pool(frames[None])[0], chunk[catalogue.place[piece], axis]):
+            kept = None if chunk is None else chunk[place, :, axis]
+            if layout.keeps_frames:
+                frames = shards.read(axis, slot, start, start + int(catalogue.n_frames[piece]))
+                LayerCheck(shards, catalogue, checksums, position, axis, number).add(frames)
+                scales = shards.scales(axis, slot, place)
+                right = pool(codec, frames[None], scales[None], layout.statistics)[:, 0]
+                is_right = kept is None or all(
+                    map(is_same, repeat(codec), layout.statistics, kept, right)
+                )
+            else:
+                found = checksum(shards.pooled(slot)[place, :, axis])
+                is_right = found == checksums.of(catalogue, position, piece)[axis]
+            if not is_right:
                 raise DamagedError(
-                    f"the pooled mean of layer {layout.layers[axis]} of utterance "
-                    f"{catalogue.ids[position].as_py()!r} is not that of its frames "
+                    f"the pooled {'/'.join(layout.statistics)} of layer {layout.layers[axis]} of "
+                    f"utterance {catalogue.ids[position].as_py()!r} is not that of its frames "
                     f"({shards.locate_pooled(slot)}); run `strata verify`"
                 )

@@ -2,7 +2,7 @@
 
 Frames are written as soon as they are final, in any order, into partial shards, so that most of a
 unit is written while the rest is still being computed. Nothing is visible before `commit`: it
-publishes the shards and the pooled chunk, and last creates the unit's index file exclusively.
+publishes the shards and chunks, and last creates the unit's index file exclusively.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from crc32c import crc32c
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend, Location, Map, PartialObject
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.layout import ATTRIBUTES, Layout, index_key
 from pipeline.store.serialization import parquet_bytes
 from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
@@ -50,7 +51,6 @@ class SlotWriter:
         buffer: The unit's features; not used after `complete`.
         unit: Number of the unit.
         slot: Slot that this attempt has claimed.
-        keep_frames: Whether to write the frames; without them only the pooled means are kept.
         run: Syncs several objects at a time.
     """
 
@@ -60,13 +60,12 @@ class SlotWriter:
         buffer: UnitBuffer,
         unit: int,
         slot: int,
-        keep_frames: bool = True,
         run: Map = map,
     ) -> None:
         self._backend, self._buffer = open_backend(store), buffer
         self._layout = buffer.layout
         self._unit, self._slot = unit, slot
-        self._shard_keys = self._layout.shard_keys(slot) if keep_frames else []
+        self._shard_keys = self._layout.shard_keys(slot) if self._layout.keeps_frames else []
         self._run = run
         self._opening = threading.Lock()
         self._partials: dict[str, PartialObject] = {}  # by key, until they are published
@@ -86,7 +85,7 @@ class SlotWriter:
     @property
     def n_bytes(self) -> int:
         """Bytes that the attempt writes to its slot."""
-        return self._layout.pooled_bytes + len(self._shard_keys) * self._layout.shard_bytes
+        return self._layout.slot_bytes
 
     def write(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> None:
         """Write frames [start, stop), which are final, of some positions on the layer axis."""
@@ -100,18 +99,25 @@ class SlotWriter:
             self._error = error
 
     def complete(self) -> None:
-        """Write the index of each shard, and the pooled chunk. Then the buffer may be reused."""
+        """Write the index of each shard, and the chunks. Then the buffer may be reused."""
         if self._error is not None:
             return
-        layout, pooled = self._layout, self._buffer.pooled
+        layout = self._layout
         try:
             for shard in self._open_shards():
                 shard.write(layout.shard_index, layout.shard_data_bytes)
-            chunk = self._open(layout.pooled_key(self._slot))
-            chunk.write(pooled.data.cast("B"), 0)
-            chunk.write(crc32c(pooled.data).to_bytes(4, "little"), layout.pooled_data_bytes)
+            if layout.keeps_pooled:
+                self._write_chunk(layout.pooled_key(self._slot), self._buffer.pooled)
+            if layout.keeps_scales:
+                self._write_chunk(layout.scale_key(self._slot), self._buffer.scales)
         except StoreError as error:
             self._error = error
+
+    def _write_chunk(self, key: str, values: FloatArray) -> None:
+        """Write a chunk of an array, then its checksum."""
+        chunk = self._open(key)
+        chunk.write(values.data.cast("B"), 0)
+        chunk.write(crc32c(values.data).to_bytes(4, "little"), values.nbytes)
 
     def check(self) -> None:
         """Raise the first error of `write` or `complete`, as `commit` does."""
@@ -119,7 +125,7 @@ class SlotWriter:
             raise self._with_unit(self._error) from self._error
 
     def publish(self) -> None:
-        """Publish all shards and the pooled chunk; the unit is not visible yet."""
+        """Publish all shards and chunks; the unit is not visible yet."""
         check_exists(self._backend)
         self._backend.publish(list(self._partials.values()), self._run)
         self._partials = {}
@@ -204,9 +210,9 @@ def _check_complete(backend: Backend, keys: Iterable[str]) -> None:
 
 
 def discard_slot(store: Location, layout: Layout, slot: int) -> None:
-    """Remove the shards and the pooled chunk of a slot, those that exist."""
+    """Remove the objects of a slot, those that exist."""
     backend = open_backend(store)
-    for key in (*layout.shard_keys(slot), layout.pooled_key(slot)):
+    for key in layout.slot_objects(slot):
         try:
             backend.delete(key)
         except StoreError:

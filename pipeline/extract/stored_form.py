@@ -1,0 +1,67 @@
+"""What a run stores of an utterance, and how, from `extract.keep`, `pooling` and `dtype`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config import ExtractConfig, did_you_mean
+from pipeline.errors import ConfigError
+from pipeline.store.format.codecs import CODECS, Codec
+from pipeline.store.format.layout import KEPT
+from pipeline.store.format.pooling import MEAN, STATISTICS, STD
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """What is stored of an utterance, and how.
+
+    Attributes:
+        codec: Format of the frame values.
+        keep: Of `KEPT`, in that order.
+        statistics: Of `STATISTICS`, in that order.
+    """
+
+    codec: Codec
+    keep: tuple[str, ...]
+    statistics: tuple[str, ...]
+
+
+def choose_form(extract: ExtractConfig) -> StoredForm:
+    """Return what a configuration stores.
+
+    The deviation of an utterance in several pieces needs their means, so `std` adds `mean`.
+
+    Raises:
+        ConfigError: A name is unknown, or the settings contradict each other.
+    """
+    codec = next((codec for codec in CODECS if codec.name == extract.dtype), None)
+    if codec is None:
+        known = [codec.name for codec in CODECS]
+        raise ConfigError(f"extract.dtype is {extract.dtype!r}{did_you_mean(extract.dtype, known)}")
+    keep = _chosen("extract.keep", extract.keep, KEPT)
+    statistics = _chosen("extract.pooling", extract.pooling, STATISTICS)
+    if STD in statistics and MEAN not in statistics:
+        statistics = (MEAN, *statistics)
+    if KEPT[1] not in keep and statistics != (MEAN,):
+        raise ConfigError(
+            "extract.pooling needs extract.keep=[frames,pooled] or [pooled]; with [frames], "
+            "readers compute statistics from the frames"
+        )
+    if KEPT[0] not in keep and codec.n_scales:
+        raise ConfigError(
+            f"extract.dtype={codec.name} is about frames, which extract.keep=[pooled] does not "
+            "keep; leave one of them out"
+        )
+    return StoredForm(codec, keep, statistics)
+
+
+def _chosen(name: str, given: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the given names, each once, in the order of the known ones."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    for item in names:
+        if item not in known:
+            raise ConfigError(f"{name} has {item!r}{did_you_mean(item, known)}")
+    if not names:
+        raise ConfigError(f"{name} is empty; expected one or more of {', '.join(known)}")
+    return tuple(item for item in known if item in names)
