@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pipeline
 from pipeline.config import Config, load_config
 from pipeline.extract import run
-from pipeline.store.format.layout import Layout
+from pipeline.store.documents import layout_of
 from pipeline.store.maintain.status import Status
 
 INLINE = ("engine=inline", "engine.threads=1")
@@ -39,18 +39,13 @@ def extract(folder: Path, store: Path, *more: str) -> Status:
 
 
 def contents(path: Path) -> dict[str, object]:
-    """Return what a resumed run must reproduce: shards, pooled chunks and index rows of each unit.
+    """Return what a resumed run must reproduce: all objects and index rows of each unit.
 
     A unit that was attempted twice lies in a spare slot, so slot and frame_start may differ; they
     are made relative to the slot.
     """
     store = pipeline.open_store(path)
-    layout = Layout(
-        store.layers,
-        store.feature_dim,
-        store.attributes["frames_per_unit"],
-        store.attributes["utterances_per_slot"],
-    )
+    layout = layout_of(store.attributes)
     found: dict[str, object] = {}
     for file in sorted((path / "index").iterdir()):
         rows = pq.read_table(file, partitioning=None).to_pylist()
@@ -60,6 +55,6 @@ def contents(path: Path) -> dict[str, object]:
             if row["frame_start"] is not None:
                 row["frame_start"] -= layout.slot_start(slot)
         found[file.name] = rows
-        for axis, key in enumerate((*layout.shard_keys(slot), layout.pooled_key(slot))):
-            found[f"{file.name} {axis}"] = (path / key).read_bytes()
+        for number, key in enumerate(layout.slot_objects(slot)):
+            found[f"{file.name} {number}"] = (path / key).read_bytes()
     return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.store.format.codecs import Codec, FloatArray, Stored
+from pipeline.store.format.codecs import FLOAT16, Codec, FloatArray, Stored
 
 MEAN, STD = "mean", "std"
 STATISTICS = (MEAN, STD, "max", "first", "last")
@@ -67,7 +67,7 @@ def is_same(codec: Codec, statistic: str, found: FloatArray, expected: FloatArra
     A device that computes them adds in another order. The mean of float16 is the same in any order;
     others agree within the rounding of float64 sums.
     """
-    if statistic != STD and (codec.name == "float16" or statistic != MEAN):
+    if statistic != STD and (codec == FLOAT16 or statistic != MEAN):
         return np.array_equal(found, expected)
     largest = float(np.abs(expected).max(initial=0.0))
     return np.allclose(found, expected, rtol=_RELATIVE, atol=_SMALL * largest)

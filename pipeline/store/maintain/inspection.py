@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.store.read.features import FeatureStore
 
 
@@ -38,12 +40,28 @@ def _plain(value: Any) -> Any:
 def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
     """Return the record, the metadata, and the shape and range of each layer of an utterance.
 
+    In a store without frames they are those of its statistics.
+
     Raises:
         UtteranceNotFoundError: There is no such utterance, or it is quarantined.
     """
     record = store.record(name)
-    features = store.read(name).float()
-    layers = [
+    del record["crc32c"]
+    record = {key: _plain(value) for key, value in record.items()}
+    record["n_frames"] = store.n_frames(name)
+    if store.keeps_frames:
+        return {**record, "layers": _ranges(store, store.read(name))}
+    one = store.take([store.position(name)])
+    pooled = {
+        statistic: _ranges(store, one.pooled(statistic=statistic)[0])
+        for statistic in store.statistics
+    }
+    return {**record, "pooled": pooled}
+
+
+def _ranges(store: FeatureStore, features: Tensor) -> list[dict[str, Any]]:
+    """Return shape and range of each layer."""
+    return [
         {
             "layer": layer,
             "shape": list(values.shape),
@@ -52,8 +70,5 @@ def describe_utterance(store: FeatureStore, name: str) -> dict[str, Any]:
             "mean": round(float(values.mean()), 4),
             "std": round(float(values.std(correction=0)), 4),
         }
-        for layer, values in zip(store.layers, features, strict=True)
+        for layer, values in zip(store.layers, features.float(), strict=True)
     ]
-    del record["crc32c"]
-    record = {key: _plain(value) for key, value in record.items()}
-    return {**record, "n_frames": features.shape[1], "layers": layers}
