@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,16 @@ def rotated(bits: int) -> Callable[[Values], Values]:
     """As `middle`, of features that an orthogonal matrix has mixed after the mean was removed."""
 
     def restore(values: Values) -> Values:
-        centre, dim = values.mean(0), values.shape[1]
-        random = np.random.default_rng(0)
-        matrix = np.linalg.qr(random.standard_normal((dim, dim)))[0].astype("f4")
+        centre, matrix = values.mean(0), orthogonal(values.shape[1])
         return middle(bits)((values - centre) @ matrix) @ matrix.T + centre
 
     return restore
+
+
+@cache
+def orthogonal(dim: int) -> Values:
+    random = np.random.default_rng(0)
+    return np.linalg.qr(random.standard_normal((dim, dim)))[0].astype("f4")
 
 
 def steps(values: Values, offset: Values, scale: Values, bits: int) -> Values:

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+import pipeline
 from pipeline.cli.app import app
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
-from tests.helpers.feature_stores import make_store
+from pipeline.store.format.codecs import INT8
+from tests.helpers.feature_stores import make_store, noise
 from tests.helpers.pages import blocks
 from tests.test_architecture import BOTTOM, MAY_IMPORT
 
@@ -39,10 +41,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def run_python(page: Path) -> str:
-    """Run the page's Python blocks in order; return what they print."""
+def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
+    """Run the page's Python blocks in order; return what they print. `names` are its variables."""
     printed = io.StringIO()
-    names: dict[str, Any] = {}
+    names = {} if names is None else names
     with contextlib.redirect_stdout(printed):
         for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M):
             exec(compile(block, page, "exec"), names)
@@ -52,7 +54,7 @@ def run_python(page: Path) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    own = {f"docs/{name}.md" for name in ("encoder", "export", "training", "tutorial")}
+    own = {f"docs/{name}.md" for name in ("encoder", "export", "store", "training", "tutorial")}
     assert with_python == {"README.md", *own}
 
 
@@ -61,6 +63,16 @@ def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> Non
     make_store(tmp_path / "features", [20, 30, 40], layers=range(1, 13))
     monkeypatch.chdir(tmp_path)
     assert run_python(ROOT / "README.md") == ""
+
+
+def test_the_store_page_decodes_int8_with_zarr(tmp_path, monkeypatch) -> None:
+    """To what Strata's readers return, which is rounded to float16."""
+    make_store(tmp_path / "features", [20, 30, 40], features=noise, codec=INT8)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    run_python(ROOT / "docs" / "store.md", names)
+    expected = pipeline.open_store(tmp_path / "features").read(0).numpy()
+    assert (names["values"].astype(expected.dtype) == expected).all()
 
 
 def test_the_encoder_page_encodes_a_long_recording_in_windows() -> None:
