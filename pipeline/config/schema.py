@@ -28,6 +28,7 @@ class DatasetConfig:
         columns: Columns to copy into the index; None copies every column of plain values.
         limit: Number of rows to read from the start; None reads all.
         format: Form of a manifest: "table", "nemo" or "fairseq"; None looks at its first lines.
+        tars: Tar files with the audio of a manifest of NeMo, as a path or a pattern.
         delimiter: Separator of a manifest's fields, e.g. "|"; None takes that of its suffix.
         header: Names of a manifest's columns, if it has no header.
         audio_path: Path of the audio, made of columns, e.g. "wavs/{id}.wav"; None takes
@@ -58,6 +59,7 @@ class DatasetConfig:
     columns: tuple[str, ...] | None = None
     limit: int | None = None
     format: str | None = None
+    tars: str | None = None
     delimiter: str | None = None
     header: tuple[str, ...] | None = None
     audio_path: str | None = None

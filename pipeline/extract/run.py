@@ -188,8 +188,11 @@ def extract(
 def _with_absolute_paths(config: Config) -> Config:
     """Make paths absolute, so that workers with another working directory open the same files."""
     dataset = config.dataset
-    path, root = (p and str(Path(p).expanduser().absolute()) for p in (dataset.path, dataset.root))
-    dataset = replace(dataset, path=path, root=root)
+    path, root, tars = (
+        p and str(Path(p).expanduser().absolute())
+        for p in (dataset.path, dataset.root, dataset.tars)
+    )
+    dataset = replace(dataset, path=path, root=root, tars=tars)
     store = config.store
     if store is not None:
         if "://" in store:

@@ -91,6 +91,14 @@ def nemo(root: Path) -> DatasetConfig:
     return DatasetConfig("manifest", str(root / "list.jsonl"))
 
 
+def nemo_with_tars(root: Path) -> DatasetConfig:
+    config = nemo(root)
+    for i, name in enumerate(N_SAMPLES):
+        write_tar(root / f"audio_{i}.tar", {name: (root / name).read_bytes()})
+        (root / name).unlink()
+    return replace(config, tars=str(root / "audio_{0..2}.tar"))
+
+
 def fairseq(root: Path) -> DatasetConfig:
     write_clips(root / "clips")
     lines = [f"{name}\t{n}" for name, n in N_SAMPLES.items()]
@@ -176,6 +184,7 @@ KINDS: dict[str, Callable[[Path], DatasetConfig]] = {
     "parquet": parquet,
     "parquet with compression": parquet_with_compression,
     "nemo": nemo,
+    "nemo with tars": nemo_with_tars,
     "fairseq": fairseq,
     "kaldi": kaldi,
     "lhotse": lhotse,

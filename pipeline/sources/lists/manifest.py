@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, first_few
 from pipeline.sources import hub
+from pipeline.sources.archives.nemo import tarred_rows
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
 from pipeline.sources.lists.lines import from_files
@@ -41,6 +42,10 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
     """
     if config.split is not None and config.path and Path(config.path).expanduser().is_dir():
         return TabularSource(config, _tables_of_splits(config, config.split))
+    if config.tars is not None:
+        if config.format not in (None, "nemo"):
+            raise SourceError(f"dataset.tars is of manifests of NeMo, not {config.format}")
+        return TabularSource(config, _of_splits(config, tarred_rows(config)))
     path = existing_path(config, directory=False)
     if config.format not in (None, *FORMATS):
         raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
