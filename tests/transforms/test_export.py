@@ -116,6 +116,17 @@ def test_ids_are_data(kind, tmp_path):
             assert np.array_equal(found, store.read(entry["id"], [1])[0].numpy())
 
 
+def test_names_differ_in_more_than_upper_and_lower_case(tmp_path):
+    """Some file systems take Ann and ann for one file."""
+    ids = ["Ann", "ann", "bob", "é", "É"]
+    make_store(tmp_path / "store", [5] * 5, ids=ids, features=noise)
+    pipeline.export(tmp_path / "store", tmp_path / "out", "npy", layers=[1])
+    paths = {entry["id"]: entry["path"] for entry in manifest(tmp_path / "out")}
+    assert len({path.lower() for path in paths.values()}) == len(ids)
+    assert paths["bob"] == "00000/bob.npy"
+    assert paths["Ann"].startswith("00000/Ann~")
+
+
 @every_format
 def test_an_interrupted_export_ends_with_the_same_bytes(
     kind, root, tmp_path, monkeypatch, small_parts
@@ -208,7 +219,7 @@ def test_a_store_with_other_content_is_refused(root, tmp_path):
     pipeline.export(root, tmp_path / "out", "npy", layers=[2])
     columns = default_columns(len(LENGTHS)).set_column(0, "speaker", [["z"] * len(LENGTHS)])
     make_store(tmp_path / "labels", LENGTHS, pieces={5: 4}, lost=(6,), columns=columns)
-    with pytest.raises(IdentityError, match="store_and_selection"):
+    with pytest.raises(IdentityError, match="columns_sha256"):
         pipeline.export(tmp_path / "labels", tmp_path / "out", "npy", layers=[2])
 
 

@@ -46,7 +46,9 @@ class Content:
         stored: Dtype of the values as the store returns them.
         columns: Names and types of the columns.
         class_names: Class names of the columns that hold class numbers.
-        source: Hash of the store's identity and of the selected utterances with their columns.
+        ambiguous: Ids that are others but for upper and lower case, which some file systems do not
+            distinguish.
+        source: Hashes of the store's identity and of the selected utterances with their columns.
         shard_bytes: About how many bytes a file with many utterances may have.
     """
 
@@ -57,6 +59,7 @@ class Content:
     stored: torch.dtype
     columns: pa.Schema
     class_names: Mapping[str, Sequence[str]]
+    ambiguous: frozenset[str]
     source: str
     shard_bytes: int
 

@@ -18,14 +18,17 @@ def encoded(name: str) -> str:
 
     Letters, digits, `-` and `_` of ASCII stay; every other byte of its UTF-8 becomes `%XX`. If the
     result is longer than `MAX_BYTES`, its begin and a hash of the id stand for it. Different ids
-    have different names.
+    have different names, which may differ in upper and lower case only.
     """
-    text = quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
-    if text and len(text) <= MAX_BYTES:
-        return text
+    text = _quoted(name)
+    return text if text and len(text) <= MAX_BYTES else distinct(name)
+
+
+def distinct(name: str) -> str:
+    """Return an id as a name that is unlike that of any other id, also in lower case."""
     digest = sha256(name.encode()).hexdigest()[:_N_DIGITS]
-    head = _CUT.sub("", text[: MAX_BYTES - _N_DIGITS - 1])
-    return f"{head}{_SHORTENED}{digest}"
+    head = _quoted(name)[: MAX_BYTES - _N_DIGITS - 1]
+    return f"{_CUT.sub('', head)}{_SHORTENED}{digest}"
 
 
 def decoded(text: str) -> str | None:
@@ -41,6 +44,10 @@ def key(name: str) -> str:
     return "".join(
         quote(character, safe="") if is_separator(character) else character for character in name
     )
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
 def is_separator(character: str) -> bool:

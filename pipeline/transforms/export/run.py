@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
 import torch
 
 from pipeline.config.checking import did_you_mean
@@ -24,10 +25,11 @@ from pipeline.transforms.export.base import (
     as_json,
     dtype_name,
 )
-from pipeline.transforms.export.files import NpyFiles, SafetensorsFiles
 from pipeline.transforms.export.hf import HuggingFaceDataset
 from pipeline.transforms.export.kaldi import KaldiArchives
+from pipeline.transforms.export.npy import NpyFiles
 from pipeline.transforms.export.reading import ChunkReader, Part, plan_parts, read_ahead
+from pipeline.transforms.export.safetensors import SafetensorsFiles
 from pipeline.transforms.export.state import MANIFEST, ExportRecord
 from pipeline.transforms.export.webdataset import WebDatasetShards
 from pipeline.transforms.selection import select_where
@@ -120,7 +122,9 @@ def export(
     opened = store if isinstance(store, FeatureStore) else open_store(store)
     _check_apart(opened.backend, target)
     view = select_where(opened, where, observer)
-    content = _content(view, layers, pooled, _dtype_of(dtype), shard_mb << 20)
+    hashes = _hashes(view)
+    source = "".join(hashes.values())
+    content = _content(view, layers, pooled, _dtype_of(dtype), source, shard_mb << 20)
     record, writer = ExportRecord(target), kind(content, target)
     reader = ChunkReader(view, content, writer.dtype)
     settings = {
@@ -131,8 +135,7 @@ def export(
         "where": where,
         "shard_mb": shard_mb,
         "utterances": len(view),
-        "store_and_selection": content.source,
-    }
+    } | hashes
     facts = {
         "store": str(opened.backend),
         "axes": list(content.axes),
@@ -185,6 +188,7 @@ def _content(
     layers: Sequence[int] | None,
     pooled: bool,
     dtype: torch.dtype | None,
+    source: str,
     shard_bytes: int,
 ) -> Content:
     """Return what is exported.
@@ -206,7 +210,8 @@ def _content(
         stored=torch.float32 if pooled else view.read(0, chosen[:1], 0, 1).dtype,
         columns=view.metadata.schema,
         class_names=view.class_names,
-        source=_source(view),
+        ambiguous=_ambiguous(view),
+        source=source,
         shard_bytes=shard_bytes,
     )
 
@@ -247,17 +252,31 @@ def _check_apart(store: Backend, out: Backend) -> None:
         raise ConfigError(f"{out} contains the store {store}; give the path of a new folder")
 
 
-def _source(view: FeatureStore) -> str:
-    """Return the hash of a store's identity, and of the utterances of a selection."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps(view.attributes["identity"], sort_keys=True).encode())
-    digest.update(view.frame_counts.tobytes())
-    digest.update(view.slots.tobytes())
-    digest.update(json.dumps(view.class_names, sort_keys=True).encode())
+def _hashes(view: FeatureStore) -> dict[str, str]:
+    """Return the hashes of a store's identity, of the selected utterances and of their columns."""
+    identity = json.dumps(view.attributes["identity"], sort_keys=True).encode()
+    utterances, columns = hashlib.sha256(), hashlib.sha256()
+    utterances.update(view.frame_counts.tobytes())
+    utterances.update(view.slots.tobytes())
+    columns.update(json.dumps(view.class_names, sort_keys=True).encode())
     for start in range(0, len(view), _ROWS):
-        rows = view.metadata.slice(start, _ROWS).to_pylist()
-        digest.update(json.dumps(as_json(rows)).encode())
-    return digest.hexdigest()
+        rows = view.metadata.slice(start, _ROWS)
+        utterances.update(json.dumps(rows["id"].to_pylist()).encode())
+        columns.update(json.dumps(as_json(rows.drop_columns("id").to_pylist())).encode())
+    return {
+        "store_sha256": hashlib.sha256(identity).hexdigest(),
+        "utterances_sha256": utterances.hexdigest(),
+        "columns_sha256": columns.hexdigest(),
+    }
+
+
+def _ambiguous(view: FeatureStore) -> frozenset[str]:
+    """Return the ids that are equal to another one but for upper and lower case."""
+    ids = view.metadata["id"]
+    lower = pc.utf8_lower(ids)
+    counts = lower.value_counts()
+    several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    return frozenset(ids.filter(pc.is_in(lower, value_set=several)).to_pylist())
 
 
 def _check_space(writer: ExportFormat, todo: Sequence[Part], sizes: Sequence[int]) -> None:

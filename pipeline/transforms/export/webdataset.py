@@ -16,8 +16,8 @@ from pipeline.transforms.export.base import (
     json_line,
     value_bytes,
 )
-from pipeline.transforms.export.files import npy_header
 from pipeline.transforms.export.names import encoded
+from pipeline.transforms.export.npy import npy_header
 
 _BLOCK = tarfile.BLOCKSIZE
 
