@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Column
+from pipeline.sources.lists.mapped import mapped_if_large
 from pipeline.sources.lists.paths import expand_all
 from pipeline.store.format.records import RESERVED_NAMES
 
@@ -162,6 +163,11 @@ def _canonical(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; `combine_chunks` copies one that is."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def select_columns(table: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
     """Return the chosen columns, with the types that `columns` states."""
     table = table.select([column.name for column in columns]).replace_schema_metadata(None)
@@ -195,6 +201,17 @@ def audio_of(rows: Rows) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
         data = None
     paths = expand_all(paths.cast(pa.string()))
     return paths if rows.root is None else below(rows.root, paths), data
+
+
+def compact(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return paths that take less memory: each once, if files repeat as recordings of segments do.
+
+    Whether they do is seen in the first block. Others are mapped if they are large.
+    """
+    first = paths.slice(0, _BLOCK_ROWS)
+    if pc.count_distinct(first, mode="all").as_py() <= len(first) // 2:
+        return pa.chunked_array([paths.dictionary_encode().combine_chunks()])
+    return mapped_if_large(pa.table({"path": paths}))["path"]
 
 
 def below(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:

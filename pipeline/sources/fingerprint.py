@@ -24,20 +24,23 @@ def fingerprint(facts: object, ids: pa.StringArray, paths: pa.ChunkedArray) -> s
     Returns:
         32 hexadecimal digits.
     """
-
-    def stamp_lines(start: int) -> bytes:
-        """Return a line with id and stamp for each row of a block."""
-        names = ids.slice(start, _BLOCK_ROWS).to_pylist()
-        files = paths.slice(start, _BLOCK_ROWS).to_pylist()
-        stamps = {path: stat_stamp(path) for path in set(files)}  # segments share files
-        block = zip(names, files, strict=True)
-        return "".join(f"{name}\0{stamps[path]}\n" for name, path in block).encode()
-
     digest = hashlib.sha256(json.dumps(facts).encode())
     with ThreadPoolExecutor(_N_THREADS) as pool:
-        for lines in pool.map(stamp_lines, range(0, len(ids), _BLOCK_ROWS)):
-            digest.update(lines)
+        for start in range(0, len(ids), _BLOCK_ROWS):
+            names = ids.slice(start, _BLOCK_ROWS).to_pylist()
+            files = paths.slice(start, _BLOCK_ROWS).to_pylist()
+            distinct = list(dict.fromkeys(files))  # segments share files
+            parts = [distinct[i::_N_THREADS] for i in range(min(_N_THREADS, len(distinct)))]
+            stamps: dict[str | None, str] = {}
+            for found in pool.map(_stat_stamps, parts):
+                stamps |= found
+            rows = zip(names, files, strict=True)
+            digest.update("".join(f"{name}\0{stamps[path]}\n" for name, path in rows).encode())
     return digest.hexdigest()[:32]
+
+
+def _stat_stamps(paths: list[str | None]) -> dict[str | None, str]:
+    return {path: stat_stamp(path) for path in paths}
 
 
 def stat_stamp(path: str | None) -> str:

@@ -54,6 +54,11 @@ def open_folder(config: DatasetConfig) -> TabularSource:
         SourceError: The folder is missing or holds no audio, the split does not exist, or the
             metadata is wrong; see also `TabularSource`.
     """
+    return TabularSource(config, _folder_rows(config))
+
+
+def _folder_rows(config: DatasetConfig) -> Rows:
+    """List the files of a folder and make their rows; the list is large, and is freed after it."""
     root = existing_path(config, directory=True)
     files = list_files(root)
     directories = split_directories(config.split, files)
@@ -75,9 +80,10 @@ def open_folder(config: DatasetConfig) -> TabularSource:
         skipped = [file for file in files if file not in used]
     else:
         state, places = "files", None
-        audio = [file for file in files if is_audio(file) and is_wanted(file)]
-        used = set(audio)
-        skipped = [file for file in files if file not in used]
+        audio: list[str] = []
+        skipped = []
+        for file in files:
+            (audio if is_audio(file) and is_wanted(file) else skipped).append(file)
         n_splits = 0 if directories is None else 1
         table, class_names = table_without_metadata(audio, n_splits, not config.levels)
         names = table["file_name"]
@@ -94,7 +100,7 @@ def open_folder(config: DatasetConfig) -> TabularSource:
         )
     tables = tuple(str(root / file) for file in metadata_files)
     rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
-    return TabularSource(config, replace(rows, places=places))
+    return replace(rows, places=places)
 
 
 def list_files(root: Path) -> list[str]:

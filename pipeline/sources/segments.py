@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import TimeSpan
-from pipeline.sources.columns import first_failure, is_text, require_column
+from pipeline.sources.columns import first_failure, is_text, one_array, require_column
 from pipeline.sources.lists.ids import path_ids
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def numbers(rows: Rows, name: str, setting: str, kind: pa.DataType) -> pa.Array:
             less than `MAX_SECONDS`. The message names the row.
     """
     require_column(name, rows.table.column_names, f"dataset.{setting}")
-    column = rows.table.column(name).combine_chunks()
+    column = one_array(rows.table.column(name))
     if is_text(column.type):
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     try:

@@ -17,6 +17,7 @@ from pipeline.sources.fingerprint import fingerprint
 from pipeline.sources.lists import ids
 from pipeline.sources.lists.delimited import state_types
 from pipeline.sources.lists.lines import check_files
+from pipeline.sources.lists.mapped import mapped_if_large
 from pipeline.sources.lists.paths import find_files
 from pipeline.sources.location import describe_location
 
@@ -58,12 +59,15 @@ class TabularSource:
         self.notes = rows.notes
         self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
-        id_rule, self._ids = ids.make_ids(config, rows, self._paths, self._data)
+        id_rule, own_ids = ids.make_ids(config, rows, self._paths, self._data)
+        self._ids = mapped_if_large(pa.table({"id": own_ids}))["id"].chunk(0)
+        del own_ids
         self.notes += ids.note_spaces(self._ids)
+        self._paths = columns.compact(self._paths)
         if self._data is None:
             self._paths, notes = find_files(self._paths, rows.root)
             self.notes += notes
-        self._metadata = columns.select_columns(rows.table, self.columns)
+        self._metadata = mapped_if_large(columns.select_columns(rows.table, self.columns))
         for name in self._metadata.column_names:
             columns.check_text(f"column {name}", self._metadata[name], self.origin)
         self.identity: dict[str, Any] = {

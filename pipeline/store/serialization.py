@@ -39,7 +39,7 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None
         writer.add_key_value_metadata({**(metadata or {}), _SEAL_KEY: _OPEN_SEAL})
     raw = bytearray(sink.getvalue())
     at = raw.rindex(_OPEN_SEAL) + len(_OPEN_SEAL) - 8
-    raw[at : at + 8] = b"%08x" % crc32c(bytes(raw))
+    raw[at : at + 8] = b"%08x" % crc32c(raw)
     return memoryview(raw)
 
 

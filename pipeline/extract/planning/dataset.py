@@ -50,6 +50,8 @@ class PlannedDataset:
     def shown(self) -> Plan:
         """The part of the plan whose utterances the source has, to count them."""
         is_shown = self._rows[self.plan.table["row"].to_numpy()] >= 0
+        if is_shown.all():
+            return self.plan
         return self.plan.restricted_to(self.plan.table.filter(pa.array(is_shown)))
 
     def unreadable(self) -> list[Segment]:

@@ -25,6 +25,7 @@ from pipeline.extract.planning.scan import (
     probe_in_threads,
     scan,
 )
+from pipeline.extract.stages import malloc
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import (
     NUMBERED,
@@ -89,7 +90,7 @@ def plan_source(
     """
     rows, facts = _scan(source, windowing, scanning)
     if frames_per_unit is None:
-        frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy().astype(np.int64))
+        frames_per_unit = choose_frames_per_unit(rows["n_frames"].to_numpy())
     capacity = round_up_to_chunk(frames_per_unit)
     return make_plan(cut_into_pieces(rows, capacity, windowing), facts, capacity)
 
@@ -167,7 +168,9 @@ def _scan(
     rate_hz = windowing.geometry.sample_rate_hz
     if any(needs_soxr(rate, rate_hz) for rate in pc.unique(rows[RATE]).to_pylist() if rate):
         facts[SOXR_KEY] = SOXR_RESAMPLER
-    return rows.drop_columns([RATE, MIXED]), facts
+    rows = rows.drop_columns([RATE, MIXED])
+    malloc.trim()  # of what the scan allocated, the plan of a million utterances keeps half
+    return rows, facts
 
 
 def cut_into_pieces(rows: pa.Table, frames_per_unit: int, windowing: Windowing) -> pa.Table:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,8 +40,8 @@ class Unstored:
 
     retried: Sequence[int] = ()
     pieces: pa.Table | None = None
-    hidden: Sequence[int] = ()
-    pending: Sequence[int] = ()
+    hidden: Sequence[int] | IntArray = ()
+    pending: Sequence[int] | IntArray = ()
     complete: Sequence[int] | IntArray = ()
 
     @property
@@ -104,20 +105,17 @@ def find_unstored(
     if labels is not None:
         pieces, first = index_files.complete_utterances(index)
         complete, shown_index = index_files.numbers(pieces["row"])[first[:-1]], labels.shown(index)
-    stored = pc.unique(index.filter(pc.equal(index["status"], OK))["row"])
-    lost = pa.array(pc.unique(lost_pieces(index, plan)["row"]).to_pylist(), pa.int64())
-    shown = stored.filter(pc.invert(pc.is_in(stored, value_set=lost)))
-    all_rows = pc.unique(plan.table["row"])
-    hidden = all_rows.filter(pc.invert(pc.is_in(all_rows, value_set=shown)))
-    units = pa.array(index_files.committed_units(store), pa.int32())
-    begun = plan.table.filter(pc.is_in(plan.table["unit"], value_set=units))["row"]
-    whole = plan.table.filter(pc.equal(plan.table["n_pieces"], 1))["row"]
-    pending = whole.filter(pc.invert(pc.is_in(whole, value_set=begun.combine_chunks())))
+    n = plan.n_numbers
+    rows, units = (plan.table[name].to_numpy() for name in ("row", "unit"))
+    stored = _mask(index.filter(pc.equal(index["status"], OK))["row"].to_numpy(), n)
+    shown = stored & ~_mask(lost_pieces(index, plan)["row"].to_numpy(), n)
+    is_committed = _mask(np.array(index_files.committed_units(store), np.int64), plan.n_units)
+    whole = _mask(rows[plan.table["n_pieces"].to_numpy() == 1], n)
     return Unstored(
         retried=rows_to_retry(shown_index, plan) if retry else (),
         pieces=lost_pieces(shown_index, plan) if retry else None,
-        hidden=sorted(hidden.to_pylist()),
-        pending=sorted(pc.unique(pending).to_pylist()),
+        hidden=np.flatnonzero(_mask(rows, n) & ~shown),
+        pending=np.flatnonzero(whole & ~_mask(rows[is_committed[units]], n)),
         complete=complete,
     )
 
@@ -157,6 +155,8 @@ def lost_pieces(index: pa.Table, plan: Plan) -> pa.Table:
     """
     done = index.filter(pc.equal(index["status"], OK))
     lost = index.filter(pc.equal(index["status"], QUARANTINED))
+    if not len(lost):
+        return plan.table.slice(0, 0)
     lost = lost.filter(pc.is_in(lost["row"], value_set=pc.unique(done["row"])))
     affected = _with_rows(plan.table, lost["row"].to_pylist()).to_pylist()
     n_pieces = {row["row"]: row["n_pieces"] for row in affected}  # the plan is sorted by unit
@@ -232,6 +232,13 @@ def _with_rows(table: pa.Table, source_rows: Iterable[int]) -> pa.Table:
     """Return the rows of a table whose column `row` is one of `source_rows`."""
     values = pa.array(sorted(set(source_rows)), pa.int64())
     return table.filter(pc.is_in(table["row"], value_set=values))
+
+
+def _mask(numbers: IntArray, n: int) -> npt.NDArray[np.bool_]:
+    """Return which of the numbers below `n` are given: bool [n]."""
+    mask = np.zeros(n, bool)
+    mask[numbers[numbers < n]] = True
+    return mask
 
 
 def _latest_unit_by_row(table: pa.Table) -> dict[int, int]:

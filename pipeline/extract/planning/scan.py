@@ -26,6 +26,7 @@ Probing = Callable[[Source, FrameGeometry], Iterator[Facts]]
 
 SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
+_SUBMITTED_ROWS = 1 << 16  # tasks that wait take memory, too
 PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 """Plan columns read from the headers."""
 RATE = "source_rate_hz"
@@ -57,7 +58,9 @@ def probe_in_threads(source: Source, geometry: FrameGeometry) -> Iterator[Facts]
         return probe_segments((source.segment(row) for row in rows), geometry)
 
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        yield from pool.map(probe_chunk, range(0, len(source), SCAN_CHUNK))
+        for start in range(0, len(source), _SUBMITTED_ROWS):
+            stop = min(start + _SUBMITTED_ROWS, len(source))
+            yield from pool.map(probe_chunk, range(start, stop, SCAN_CHUNK))
 
 
 def scan(
@@ -79,26 +82,27 @@ def scan(
         unreadable header.
     """
     n, done = len(source), 0
-    names = (*PROBED, RATE, MIXED)
-    probed = np.zeros((len(names), n), np.int64)
+    # An array for each column: those that the plan lacks are freed before it is made.
+    small = {"fingerprint": np.uint32, MIXED: np.int32}
+    probed = {name: np.zeros(n, small.get(name, np.int64)) for name in (*PROBED, RATE, MIXED)}
     progress(0)
     for facts in probing(source, geometry):
-        probed[:, done : done + facts.shape[1]] = facts
+        for column, values in zip(probed.values(), facts, strict=True):
+            column[done : done + len(values)] = values
         done += facts.shape[1]
         progress(done)
+    kinds = {item.name: item.type for item in SCHEMA}
     columns = {
         "id": source.ids(),
         "row": np.arange(n),
-        **dict(zip(names, probed, strict=True)),
+        **{name: pa.array(probed.pop(name), kinds.get(name)) for name in [*probed]},
         "piece": np.zeros(n, np.int32),
         "n_pieces": np.ones(n, np.int32),
         "piece_start": np.zeros(n, np.int64),
     }
-    fields = SCHEMA
-    for name in (RATE, MIXED):
-        fields = fields.append(pa.field(name, pa.int64(), nullable=False))
-    schema = pa.schema([fields.field(name) for name in columns])
-    return pa.table({k: pa.array(v, schema.field(k).type) for k, v in columns.items()}, schema)
+    arrays = [pa.array(values) for values in columns.values()]
+    fields = [pa.field(k, v.type, nullable=False) for k, v in zip(columns, arrays, strict=True)]
+    return pa.table(arrays, schema=pa.schema(fields))
 
 
 def explain_unreadable(segments: Sequence[Segment], sample_rate_hz: int) -> tuple[Unreadable, ...]:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipeline.errors import SourceError, first_few
-from pipeline.sources.columns import Rows, first_failure, require_column
+from pipeline.sources.columns import Rows, first_failure, one_array, require_column
 from pipeline.sources.lists.lines import place, read_lines
+from pipeline.sources.lists.mapped import HEAP_BYTES, mapped
 from pipeline.sources.lists.places import Form, read_records
 
 SUFFIXES = (".csv", ".tsv")
@@ -24,7 +25,8 @@ TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?$"
 _BOOLEAN = r"^(true|True|TRUE|false|False|FALSE)$"
-_BLOCK_BYTES = 1 << 24  # a row must fit into one
+_BLOCK_BYTES = 1 << 20  # several are read at a time
+_LARGEST_ROW_BYTES = 1 << 24
 
 
 def form_of(path: Path, delimiter: str | None = None, has_header: bool = True) -> Form:
@@ -62,25 +64,17 @@ def read_delimited(path: Path, form: Form, names: Sequence[str] | None = None) -
     """
     if path.stat().st_size == 0:
         raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
-    parse = pa_csv.ParseOptions(
-        delimiter=form.delimiter,
-        quote_char='"' if form.quote else False,
-        newlines_in_values=form.quote,
-    )
-    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names)
     try:
-        with pa_csv.open_csv(path, read, parse) as file:
-            found = file.schema.names
-        kinds = pa_csv.ConvertOptions(
-            column_types={name: pa.string() for name in found},
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=True,
-        )
-        table = pa_csv.read_csv(path, read, parse, kinds)
+        try:
+            table = _read_text(path, form, names, _BLOCK_BYTES)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            table = _read_text(path, form, names, _LARGEST_ROW_BYTES)  # a row must fit into a block
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         _check_records(path, form, names)
         raise SourceError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    found = table.column_names
     repeated = sorted({name for name in found if found.count(name) > 1})
     if repeated:
         raise SourceError(f"{path} has several columns of one name: {first_few(repeated)}")
@@ -91,6 +85,28 @@ def read_delimited(path: Path, form: Form, names: Sequence[str] | None = None) -
     else:
         _check_lines(path, len(table) + form.n_header)
     return table.rename_columns([name or f"Unnamed: {i}" for i, name in enumerate(found)])
+
+
+def _read_text(path: Path, form: Form, names: Sequence[str] | None, block_bytes: int) -> pa.Table:
+    """Read a table in blocks, without the checks that Arrow lacks."""
+    parse = pa_csv.ParseOptions(
+        delimiter=form.delimiter,
+        quote_char='"' if form.quote else False,
+        newlines_in_values=form.quote,
+    )
+    read = pa_csv.ReadOptions(block_size=block_bytes, column_names=names)
+    with pa_csv.open_csv(path, read, parse) as file:
+        found = file.schema.names
+    kinds = pa_csv.ConvertOptions(
+        column_types={name: pa.string() for name in found},
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+    )
+    with pa_csv.open_csv(path, read, parse, kinds) as blocks:
+        if path.stat().st_size > HEAP_BYTES:
+            return mapped(blocks.schema, blocks)
+        return blocks.read_all()
 
 
 def _check_records(path: Path, form: Form, names: Sequence[str] | None) -> None:
@@ -197,7 +213,8 @@ def _inferred(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.float64())  # as pandas has it
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64()), (_BOOLEAN, pa.bool_())):
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
-            return _lower(column, kind).cast(kind)
+            # One array, so that the parts of recordings and the carried column share it.
+            return pa.chunked_array([one_array(_lower(column, kind).cast(kind))])
     return column
 
 

@@ -44,14 +44,21 @@ def find_files(paths: pa.ChunkedArray, root: str | None) -> tuple[pa.ChunkedArra
     """Find the files of paths that do not exist as they are written.
 
     Args:
-        paths: Absolute paths.
+        paths: Absolute paths, as text or, if they repeat, as one dictionary.
         root: Folder that relative paths started from.
 
     Returns:
         The paths, of the files found where there is one; and notes on what was found.
     """
-    listed = paths if root is None else pc.replace_substring(paths, root, "", max_replacements=1)
-    suspects = paths.filter(pc.match_substring_regex(listed, _SUSPECT))
+    if pa.types.is_dictionary(paths.type):
+        encoded = paths.chunk(0)
+        files, notes = find_files(pa.chunked_array([encoded.dictionary]), root)
+        files = pa.DictionaryArray.from_arrays(encoded.indices, files.combine_chunks())
+        return pa.chunked_array([files]), notes
+    suspects = paths.filter(pc.match_substring_regex(paths, _SUSPECT))
+    if root is not None:  # whose own characters are no reason
+        listed = pc.replace_substring(suspects, root, "", max_replacements=1)
+        suspects = suspects.filter(pc.match_substring_regex(listed, _SUSPECT))
     unique = pc.unique(suspects).to_pylist()
     with ThreadPoolExecutor(_N_THREADS) as pool:
         exists = pool.map(_exists, unique) if unique else ()

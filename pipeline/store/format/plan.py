@@ -21,6 +21,7 @@ from pipeline.errors import StoreError
 from pipeline.store.format.layout import CHUNK_FRAMES, FORMAT_VERSION
 
 IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 
 DEFAULT_FRAMES_PER_UNIT = 59_904
 """20 minutes of 20 ms frames, 234 chunks; 1.1 GB of memory for 12 base layers."""
@@ -79,6 +80,8 @@ class Plan:
     @cached_property
     def first_records(self) -> pa.Table:
         """The first record of each utterance, by number: rows of `SCHEMA`."""
+        if np.array_equal(self.table["row"].to_numpy(), np.arange(len(self.table))):
+            return self.table.combine_chunks()  # nothing is in pieces or was planned again
         first_pieces = self.table.filter(pc.equal(self.table["piece"], 0)).sort_by(
             [("row", "ascending"), ("unit", "ascending")]
         )
@@ -180,7 +183,7 @@ def make_plan(rows: pa.Table, source: dict[str, Any], frames_per_unit: int | Non
         later would need 5,000 slots of 1.1 GB instead of 86. The minimum costs at most 1/256 of a
         slot, and nothing where utterances are shorter than 10 s.
     """
-    n_frames = rows["n_frames"].to_numpy().astype(np.int64)
+    n_frames = rows["n_frames"].to_numpy()
     if frames_per_unit is None:
         capacity = choose_frames_per_unit(n_frames)
     else:
@@ -194,7 +197,7 @@ def make_plan(rows: pa.Table, source: dict[str, Any], frames_per_unit: int | Non
 
 def cover(
     n_frames: npt.NDArray[Any], frames_per_unit: int, utterances_per_unit: int
-) -> tuple[IntArray, IntArray]:
+) -> tuple[Int32Array, Int32Array]:
     """Assign consecutive utterances to units, greedily and in order.
 
     Args:
@@ -204,26 +207,34 @@ def cover(
         utterances_per_unit: Capacity of a unit in utterances.
 
     Returns:
-        Unit and position of each utterance, two int64 arrays [n_utterances]. No unit is empty, and
+        Unit and position of each utterance, two int32 arrays [n_utterances]. No unit is empty, and
         the utterances of a unit are consecutive.
     """
-    sizes = np.where(n_frames > frames_per_unit, 0, n_frames).astype(np.int64)
-    ends = np.cumsum(sizes)
-    n = len(sizes)
-    unit = np.empty(n, np.int64)
-    position = np.empty(n, np.int64)
-    start = number = 0
-    while start < n:
-        before = int(ends[start] - sizes[start])
-        stop = int(np.searchsorted(ends, before + frames_per_unit, side="right"))
-        stop = min(stop, start + utterances_per_unit, n)
-        unit[start:stop] = number
-        position[start:stop] = np.arange(stop - start)
-        start, number = stop, number + 1
+    n = len(n_frames)
+    starts = np.array(_starts(n_frames, frames_per_unit, utterances_per_unit), np.int32)
+    sizes = np.diff(starts, append=np.int32(n))
+    unit = np.repeat(np.arange(len(starts), dtype=np.int32), sizes)
+    position = np.arange(n, dtype=np.int32) - np.repeat(starts, sizes)
     return unit, position
 
 
-def choose_frames_per_unit(n_frames: IntArray) -> int:
+def _starts(
+    n_frames: npt.NDArray[Any], frames_per_unit: int, utterances_per_unit: int
+) -> list[int]:
+    """Return the first utterance of each unit; see `cover`."""
+    sizes = np.where(n_frames > frames_per_unit, 0, n_frames)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    starts: list[int] = []
+    start = before = 0
+    while start < len(ends):
+        starts.append(start)
+        stop = int(np.searchsorted(ends, before + frames_per_unit, side="right"))
+        start = min(stop, start + utterances_per_unit)
+        before = int(ends[start - 1])
+    return starts
+
+
+def choose_frames_per_unit(n_frames: npt.NDArray[Any]) -> int:
     """Choose the capacity of a unit in frames.
 
     First the number of units is chosen. A unit has at most 20 minutes. A corpus of less than eight
@@ -278,12 +289,11 @@ def round_up_to_chunk(n_frames: int) -> int:
     return max(1, -(-n_frames // CHUNK_FRAMES)) * CHUNK_FRAMES
 
 
-def _units_needed(n_frames: IntArray, capacity: int) -> int:
-    unit, _ = cover(n_frames, capacity, max(1, capacity // FRAMES_PER_POOLED_UTTERANCE))
-    return int(unit[-1]) + 1 if len(unit) else 0
+def _units_needed(n_frames: npt.NDArray[Any], capacity: int) -> int:
+    return len(_starts(n_frames, capacity, max(1, capacity // FRAMES_PER_POOLED_UTTERANCE)))
 
 
-def _with_cover(rows: pa.Table, unit: IntArray, position: IntArray) -> pa.Table:
+def _with_cover(rows: pa.Table, unit: Int32Array, position: Int32Array) -> pa.Table:
     columns = {name: rows[name] for name in rows.column_names}
     columns["unit"] = pa.array(unit, pa.int32())
     columns["position"] = pa.array(position, pa.int32())
