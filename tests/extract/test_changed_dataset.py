@@ -508,6 +508,7 @@ def test_a_removed_row_that_was_never_extracted_is_not_encoded(begun: Corpus) ->
 def test_other_audio_of_an_open_utterance_is_planned_again(begun: Corpus, seconds: float) -> None:
     """Its features are those of the new audio, also if they do not fit into its unit any more."""
     begun.clip(CLIPS[-1], seconds, seed=50)
+    assert counts(run.plan(begun.config()))["replaced"] == 1
     status = begun.extract()
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     encoder = pipeline.load_encoder("tiny", weights="random")

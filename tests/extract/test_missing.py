@@ -92,6 +92,18 @@ def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     assert len(lines) == 1
 
 
+def test_a_path_below_a_file_is_missing_and_a_loop_of_links_is_not(tmp_path: Path) -> None:
+    """Only what surely does not exist is called missing; other errors are the scan's to explain."""
+    (tmp_path / "clips").write_text("no folder")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    with pytest.raises(SourceError, match="no audio file of"):
+        require_some_file(listed(tmp_path, ["clips/a.wav"]))
+    require_some_file(source := listed(tmp_path, ["loop.wav", "clips/a.wav"]))
+    lines: list[str] = []
+    note_missing(source, scan(source, GEOMETRY), lines.append)
+    assert "of 1 of 2 utterances do not exist" in lines[0]
+
+
 def test_nodes_of_a_cluster_may_have_the_files(tmp_path: Path) -> None:
     """The driver need not see them; if no node reads one, it says what it looked for."""
     source = listed(tmp_path, ["1.wav", "2.wav"])

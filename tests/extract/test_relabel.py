@@ -119,6 +119,20 @@ def test_a_resume_keeps_a_column_of_another_table(case: Case) -> None:
     assert pipeline.open_store(case.store).metadata.column_names == ["id", "emotion", "speaker"]
 
 
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_a_run_after_relabelling_reads_no_header(case: Case, has_labels: bool) -> None:
+    """The plan has the numbers of the new labels, so it is still that of the dataset."""
+    if has_labels:
+        case.write({"emotion": [*EMOTIONS[:3], "calm"]})
+        case.extract()
+    plan = (case.store / "plan.parquet").read_bytes()
+    case.relabel(*case.table("id,path,age\n" + "".join(f"{n},x.wav,4\n" for n in NAMES)))
+    assert case.column("age") == [4] * 4
+    case.extract()
+    assert (case.store / "plan.parquet").read_bytes() == plan
+    assert generations(case.store) == ([0, 1, 2] if has_labels else [0, 1])
+
+
 def test_a_dataset_without_any_utterance_of_the_store_is_refused(case: Case) -> None:
     """The message has an id of each, and the setting that chooses the ids."""
     options = case.table("id,path,speaker\n0,clip-000.wav,a\n")
@@ -226,6 +240,27 @@ def test_a_generation_is_a_number(case: Case, value: object) -> None:
         pipeline.open_store(case.store, labels=value)  # type: ignore[arg-type]
 
 
+def test_a_dataset_that_was_rearranged_is_unchanged_afterwards(case: Case) -> None:
+    """Its rows keep their numbers, which do not ascend any more, when it is extracted again."""
+    voice_of(case, "clip-001b.wav", 0.7)
+    case.write(INSERTED, names := [*NAMES[:2], "clip-001b.wav", *NAMES[2:]])
+    for _ in range(2):
+        case.extract()
+        assert generations(case.store) == [0, 1]
+        store = pipeline.open_store(case.store)
+        assert store.ids == names
+        assert [store.n_frames(name) for name in names] == [24, 19, 34, 29, 24]
+
+
+def test_labels_that_change_while_the_attributes_are_lost(case: Case) -> None:
+    """The attributes are written first: they state the columns of the earlier labels."""
+    (case.store / "features.zarr" / "zarr.json").unlink()
+    case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    case.extract()
+    assert case.column("emotion") == ["happy", "happy", "sad", "sad"]
+    assert case.column("emotion", labels=0) == EMOTIONS
+
+
 def test_labels_that_never_changed_have_no_number(case: Case) -> None:
     """Generation 0 is what the store shows; others do not exist."""
     assert case.column("emotion", labels=0) == EMOTIONS
@@ -271,7 +306,8 @@ def test_a_run_killed_between_labels_and_plan_is_repeated(
     assert case.column("id") == names
     assert case.column("emotion")[2] == "new"
     assert pipeline.open_store(case.store).n_frames("clip-001b.wav") == 34
-    assert verify_store(case.store).ok
+    verified = verify_store(case.store)
+    assert (verified.ok, verified.orphans) == (True, ())
 
 
 def test_a_row_of_a_killed_run_that_is_renamed_has_its_new_id(
@@ -286,6 +322,23 @@ def test_a_row_of_a_killed_run_that_is_renamed_has_its_new_id(
     case.extract()
     assert case.column("id") == names
     assert generations(case.store) == [0, 2]
+
+
+def test_relabelling_after_a_killed_run_drops_its_labels(
+    case: Case, killed: Callable[[], None]
+) -> None:
+    """They name an utterance that no plan has, whose number another one may get."""
+    clip = voice_of(case, "clip-001b.wav", 0.7)
+    case.write(INSERTED, [*NAMES[:2], "clip-001b.wav", *NAMES[2:]])
+    killed()
+    assert generations(case.store) == [0, 1]
+    found = case.relabel()
+    assert (found.relabelled, found.unchanged, found.not_in_store) == (0, 4, 1)
+    assert generations(case.store) == [0, 2]
+    clip.rename(case.folder / "clip-001c.wav")
+    case.write(INSERTED, names := [*NAMES[:2], "clip-001c.wav", *NAMES[2:]])
+    case.extract()
+    assert case.column("id") == names
 
 
 def test_labels_of_a_killed_run_do_not_bring_superseded_audio_back(
@@ -339,6 +392,24 @@ def test_a_collapsed_store_with_labels_of_its_own_follows_its_parent(
         assert verify_store(out).ok
         case.extract()
     assert store.n_frames(NAMES[0]) == 34
+
+
+def test_labels_of_a_collapsed_store_are_newer_than_those_of_its_parent(
+    case: Case, tmp_path: Path
+) -> None:
+    """So they stay the newest ones; a column that is of another type in the parent is as there."""
+    out = tmp_path / "collapsed"
+    collapse(case.store, out, "average")
+    ids = "".join(f"{n},x.wav,4\n" for n in NAMES)
+    relabel(out, load_config(case.table(f"id,path,emotion\n{ids}")))
+    assert pipeline.open_store(out).metadata["emotion"].to_pylist() == [4] * 4
+    for emotion in ("calm", "angry"):
+        case.write({"emotion": [emotion, *EMOTIONS[1:]]})
+        case.relabel()
+    collapse(case.store, out, "average")
+    assert pipeline.open_store(out).metadata["emotion"].to_pylist() == ["angry", *EMOTIONS[1:]]
+    assert generations(out)[-1] > generations(case.store)[-1]
+    assert read_attributes(out)["format_version"] == 2
 
 
 def test_a_run_killed_before_the_format_version_is_raised_raises_it_later(

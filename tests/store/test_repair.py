@@ -204,6 +204,8 @@ def test_garbage_is_named_and_removed(undisturbed: Path, store: Path) -> None:
         "index/copy of unit-1.parquet",
         "ledger/x",
         "features.zarr/frames/c/0/a",
+        "features.zarr/frames/c/99/0/0",
+        "labels/generation-1.txt",
         "thesis.partial",
         "plan.parquet.partial",
         f"plan.parquet.{'0a' * 15}.partial",
@@ -217,7 +219,7 @@ def test_garbage_is_named_and_removed(undisturbed: Path, store: Path) -> None:
 )
 def test_foreign_files_are_named_and_kept(store: Path, key: str) -> None:
     """A repair and a clean-up remove only files that Strata wrote, whatever others are named."""
-    (store / key).parent.mkdir(exist_ok=True)
+    (store / key).parent.mkdir(parents=True, exist_ok=True)
     (store / key).write_text("mine")
     remove_leftovers(store, layout_at(store))
     for found in (verify_store(store), repair_store(store).found):
