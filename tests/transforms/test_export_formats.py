@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import pipeline
+from pipeline.store.format.codecs import CODECS, codec_of
 from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
@@ -141,6 +142,49 @@ def test_bfloat16_is_kept_where_the_format_has_it(root, tmp_path, monkeypatch, k
         assert found.dtype == expected
         assert torch.equal(found, pipeline.open_store(root).read(entry["id"], [2])[0].to(expected))
     assert f"torch.{done.dtype}" == str(expected)
+
+
+@pytest.mark.parametrize("codec", [item.name for item in CODECS])
+@pytest.mark.parametrize("kind", ["npy", "hf"])
+def test_every_codec_is_exported_as_it_is_read(codec, kind, tmp_path):
+    """Decoded, in the dtype that readers return."""
+    make_store(tmp_path / "store", LENGTHS, features=noise, pieces={5: 4}, codec=codec_of(codec))
+    store = pipeline.open_store(tmp_path / "store")
+    done = pipeline.export(tmp_path / "store", tmp_path / "out", kind, layers=[2])
+    expected = store.read_many(slice(None), [2])
+    if kind == "npy":
+        found = [np.load(tmp_path / "out" / entry["path"]) for entry in manifest(tmp_path / "out")]
+    else:
+        loaded = datasets.load_from_disk(tmp_path / "out")
+        found = loaded.with_format("numpy", dtype=np.dtype(done.dtype))["features"][:]
+    assert all(equal(a, b[0]) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_store_that_keeps_means_alone(tmp_path):
+    """Its means are exported; frames are refused with what to do."""
+    make_store(tmp_path / "store", LENGTHS, features=noise, pieces={5: 4}, keep=("pooled",))
+    means = pipeline.open_store(tmp_path / "store").pooled([2])
+    pipeline.export(tmp_path / "store", tmp_path / "out", "npy", layers=[2], pooled=True)
+    for entry, mean in zip(manifest(tmp_path / "out"), means, strict=True):
+        assert equal(np.load(tmp_path / "out" / entry["path"]), mean[0])
+    with pytest.raises(pipeline.errors.StoreError, match="keeps no frames"):
+        pipeline.export(tmp_path / "store", tmp_path / "frames", "npy")
+    assert not (tmp_path / "frames").exists()
+
+
+def test_means_that_are_computed_from_frames_are_verified(tmp_path):
+    """A store without means has none that could be compared with a checksum of their own."""
+    make_store(tmp_path / "store", [40, 50], features=noise, keep=("frames",))
+    means = pipeline.open_store(tmp_path / "store").pooled()
+    pipeline.export(tmp_path / "store", tmp_path / "out", "kaldi", pooled=True)
+    found = kaldiio.load_scp(str(tmp_path / "out" / "feats.scp"))
+    assert equal(found["utt-0001"], means[1])
+    shard = tmp_path / "store" / "features.zarr/frames/c/1/0/0"
+    raw = bytearray(shard.read_bytes())
+    raw[5] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(pipeline.errors.DamagedError, match="'utt-0000' has a wrong checksum"):
+        pipeline.export(tmp_path / "store", tmp_path / "damaged", "kaldi", pooled=True)
 
 
 def words(path):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import StoreError
 from pipeline.store.format.codecs import PORTABLE_DTYPES
+from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.features import FeatureStore
 from pipeline.transforms.export.base import Chunk, Content, as_json, dtype_name
 
@@ -93,7 +94,8 @@ class ChunkReader:
         rows = metadata.to_pylist()
         if content.is_pooled:
             some = self._view.take(range(start, stop))
-            found = list(some.pooled(content.layers))  # files of means are always verified
+            verify = MEAN not in self._view.statistics  # files of means are verified in any case
+            found = list(some.pooled(content.layers, verify=verify))
         else:
             found = self._view.read_many(slice(start, stop), content.layers, verify=True)
         return Chunk(

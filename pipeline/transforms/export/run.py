@@ -99,7 +99,8 @@ def export(
             axis of layers.
         where: Condition on the utterances; see `FeatureStore.select`.
         pooled: Export the mean over frames of each utterance instead of its frames.
-        dtype: float16 or float32; None keeps the stored dtype, where the format can hold it.
+        dtype: float16 or float32; None keeps that of `FeatureStore.read`, where the format can
+            hold it.
         shard_mb: About the largest size of a file with many utterances, in MiB.
         observer: Receives the progress.
 
