@@ -316,9 +316,16 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("part", ["", "/tree/", SHARDS[2], f"cdn:{SHARDS[2]}"], ids=str)
-@pytest.mark.parametrize("kind", REFUSALS)
-def test_refusals_are_one_line_with_a_remedy(served: Served, part: str, kind: str) -> None:
+REFUSED = [
+    *((kind, "") for kind in REFUSALS),
+    *((kind, f"cdn:{SHARDS[2]}") for kind in ("forbidden", "too many", "failing")),
+    *((kind, SHARDS[2]) for kind in ("gated", "failing")),
+    *((kind, "/tree/") for kind in ("private", "too many")),
+]
+
+
+@pytest.mark.parametrize(("kind", "part"), REFUSED, ids=str)
+def test_refusals_are_one_line_with_a_remedy(served: Served, kind: str, part: str) -> None:
     """At whichever request; when the hub answers again, so does the same command."""
     fault, reason = REFUSALS[kind]
     served.hub.commit(NAME, served.shards())
