@@ -21,7 +21,8 @@ are sent between processes, so each class must be picklable and takes only its m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class StrataError(Exception):
@@ -92,3 +93,12 @@ def first_few(values: Sequence[object]) -> str:
     """Return the first five values as text, for a message."""
     listed = ", ".join(str(value) for value in values[:5])
     return listed + (", ..." if len(values) > 5 else "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint with the known words closest to a misspelt one, to append to a message."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(options)}" if options else ""

@@ -9,6 +9,7 @@ import torchaudio
 
 from pipeline.audio.backends import soundfile, torchcodec
 from pipeline.audio.resample import RESAMPLER, SOXR_RESAMPLER
+from pipeline.store.format.identity import SOXR_KEY
 
 AUDIO_IDENTITY: dict[str, Any] = {
     "decoders": ["soundfile", "torchcodec"],
@@ -16,8 +17,6 @@ AUDIO_IDENTITY: dict[str, Any] = {
     "resampler": {"name": "torchaudio.functional.resample", "dtype": "float32", **RESAMPLER},
 }
 """What determines the samples of a waveform; part of a store's identity."""
-SOXR_KEY = "resampler_for_large_factors"
-"""Key of `SOXR_RESAMPLER` in the identity of a store that was created with such audio."""
 
 
 def audio_identity(uses_soxr: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ IMPORTING = "importing torch and other libraries"
 """What takes long after the machine has started, or on a network file system."""
 
 _LAYERS = re.compile(r"\[\s*-?\d{1,6}(\s*,\s*-?\d{1,6})*\s*\]|-?\d{1,6}", re.ASCII)
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 Overrides = Annotated[
     list[str] | None,
@@ -74,3 +75,29 @@ def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int] | No
     if not _LAYERS.fullmatch(text):
         raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,6], or all")
     return [int(number) for number in re.findall(r"-?\d+", text)]
+
+
+def items(given: Mapping[str, str], name: str) -> list[str] | None:
+    """Return the items of a list such as `[a,b]` or `a,b`; None if it is not given.
+
+    Raises:
+        ConfigError: An item is empty.
+    """
+    text = given.get(name)
+    if text is None:
+        return None
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    found = [item.strip() for item in inner.split(",")]
+    if not all(found):
+        raise ConfigError(f"{name} is {text!r:.60}; expected a list such as [a,b]")
+    return found
+
+
+def paths_and_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide arguments into paths and `key=value` settings; a path that exists is never one."""
+    paths: list[str] = []
+    settings: list[str] = []
+    for argument in arguments:
+        is_setting = _SETTING.match(argument) and not Path(argument).exists()
+        (settings if is_setting else paths).append(argument)
+    return paths, settings

@@ -12,11 +12,21 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import tables
-from pipeline.cli.options import IMPORTING, AsJson, Debug, Store, flag, layer_list, whole
+from pipeline.cli.options import (
+    IMPORTING,
+    AsJson,
+    Debug,
+    Store,
+    flag,
+    items,
+    layer_list,
+    paths_and_settings,
+    whole,
+)
 from pipeline.cli.output import console, reported
 from pipeline.cli.progress import ExportProgress, Notes, RunProgress
 from pipeline.config import plain_overrides
-from pipeline.config.ranges import Range
+from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
 from pipeline.events import announced
 
@@ -44,6 +54,51 @@ def collapse(
             result = collapse_store(
                 store, out, given["weights"], softmax=softmax, observer=progress
             )
+        answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
+
+
+COPY_SETTINGS = (
+    *("layers", "where", "ids", "dtype", "keep", "pooling", "frames_per_unit", "prefix"),
+)
+
+
+def copy(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC... DST [KEY=VALUE...]",
+            help="One or several stores, the new store, and layers=[6,12] ids=FILE dtype=int8 "
+            "where=\"split = 'train'\" keep=[pooled] pooling=[mean,std] frames_per_unit=N "
+            "prefix=true.",
+        ),
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Copy layers and utterances of one or several stores into a new one, in another form."""
+    with reported(as_json, debug) as answer:
+        paths, overrides = paths_and_settings(arguments)
+        given = plain_overrides(overrides, COPY_SETTINGS)
+        if len(paths) < 2:
+            raise ConfigError("give the stores to copy and the path of the new one: SRC... DST")
+        with announced(Notes(console), IMPORTING):
+            from pipeline.transforms.copy import CopySettings, copy_stores
+
+        capacity = None
+        if "frames_per_unit" in given:
+            capacity = whole(given, "frames_per_unit", 0, RANGES["plan.frames_per_unit"])
+        settings = CopySettings(
+            layers=layer_list(given),
+            where=given.get("where"),
+            ids=given.get("ids"),
+            dtype=given.get("dtype"),
+            keep=items(given, "keep"),
+            pooling=items(given, "pooling"),
+            frames_per_unit=capacity,
+            prefix=flag(given, "prefix"),
+        )
+        with RunProgress(console) as progress:
+            result = copy_stores(paths[:-1], paths[-1], settings, progress)
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
@@ -82,5 +137,5 @@ def export(
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
-VERBS = (collapse, export)
+VERBS = (collapse, copy, export)
 """In the order of `strata --help`."""

@@ -7,7 +7,7 @@ value of the wrong type raises a ConfigError that names the nearest correct one.
 `schema.py` and `sweep_schema.py`. Nothing here reads the dataset or the store.
 """
 
-from pipeline.config.checking import build, did_you_mean
+from pipeline.config.checking import build
 from pipeline.config.loading import config_folder, load_config, load_sweep_config, plain_overrides
 from pipeline.config.schema import (
     Config,
@@ -19,6 +19,7 @@ from pipeline.config.schema import (
     RunConfig,
 )
 from pipeline.config.sweep_schema import SplitConfig, SweepConfig, TaskConfig
+from pipeline.errors import did_you_mean
 
 __all__ = [
     "Config",

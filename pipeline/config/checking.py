@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -46,15 +45,6 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             and item.default_factory is dataclasses.MISSING
         ]
         raise ConfigError(f"missing setting {', '.join(missing)}") from error
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint with the known words closest to a misspelt one, to append to a message."""
-    options = sorted(known)
-    close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there are {', '.join(options)}" if options else ""
 
 
 @cache

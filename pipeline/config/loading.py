@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config.checking import build, did_you_mean, type_hints
+from pipeline.config.checking import build, type_hints
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 _PATH = "dataset.path="

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.checking import did_you_mean
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SplitConfig, SweepConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 _MAX_SEED = 2**32 - 1
 _DAY_S = 86_400

@@ -17,8 +17,8 @@ from pipeline.encoders.settings import (
 )
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.resources import check_engine
-from pipeline.extract.stored_form import StoredForm, choose_form
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.stored_form import StoredForm, choose_form
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
 """Default audio seconds of a batch. On CPUs 15 to 60 s are equally fast; memory grows with the
@@ -109,5 +109,5 @@ def resolve_encoder_setup(config: Config) -> EncoderSetup:
         description,
         choose_layers(extract.layers, description.n_layers),
         choose_windows(description, extract.max_window_s, extract.context_s),
-        choose_form(extract),
+        choose_form(extract.dtype, extract.keep, extract.pooling),
     )

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.audio.identity import SOXR_KEY, audio_identity, audio_provenance
+from pipeline.audio.identity import audio_identity, audio_provenance
 from pipeline.encoders.base import Encoder
+from pipeline.errors import IdentityError
 from pipeline.events import Observer
 from pipeline.extract.encoder_setup import EncoderSetup
 from pipeline.extract.planning.dataset import PlannedDataset
@@ -22,7 +23,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.documents import check_format_shape, read_attributes, resize, write_group
-from pipeline.store.format.identity import Identity, check_same, make_identity
+from pipeline.store.format.identity import SOXR_KEY, Identity, check_same, make_identity
 from pipeline.store.format.layout import ATTRIBUTES, Layout
 from pipeline.store.format.plan import Plan
 
@@ -34,6 +35,22 @@ _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
 def is_created(backend: Backend) -> bool:
     """Return whether the store's attributes exist, which fix its shapes and identity."""
     return backend.exists(ATTRIBUTES)
+
+
+def check_extracted(backend: Backend) -> None:
+    """Check that a store, if it exists, was extracted, and not made from other stores.
+
+    Raises:
+        IdentityError: It was made by `collapse` or `copy`.
+    """
+    identity = read_attributes(backend).get("identity", {}) if is_created(backend) else {}
+    for verb in ("collapse", "copy"):
+        if verb in identity:
+            raise IdentityError(
+                f"store {backend} was made by `strata {verb}`, and nothing can be extracted into "
+                f"it; extract into the store that it was made from, then run `strata {verb}` "
+                "again, or give another store="
+            )
 
 
 def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:

@@ -35,8 +35,11 @@ def describe_encoder(attributes: Mapping[str, Any]) -> str:
 def weights_source(attributes: Mapping[str, Any]) -> str | None:
     """Return the source of the encoder's weights (pretrained, random, ...); None if unknown."""
     provenance = attributes["provenance"]
-    while "parent" in provenance:  # a collapsed store holds the provenance of its parent
-        provenance = provenance["parent"]
+    while "parent" in provenance or "sources" in provenance:
+        if "parent" in provenance:  # of a collapsed store
+            provenance = provenance["parent"]
+        else:  # of a copy, whose sources are of one encoder
+            provenance = provenance["sources"][0]["provenance"]
     recorded = attributes["identity"]["encoder"].get("weights", {}).get("source")
     source: str | None = provenance.get("weights", recorded)
     return source

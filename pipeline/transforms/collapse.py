@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +21,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DamagedError, NoSpaceError, StoreError
-from pipeline.events import Observer, ObserverGroup
+from pipeline.errors import ConfigError, DamagedError, StoreError
+from pipeline.events import Observer
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
-from pipeline.store.coordination.log_observer import RunLogObserver
-from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.documents import (
-    check_form,
     check_format_shape,
     layout_of,
     read_attributes,
     read_plan,
-    resize,
-    write_group,
     write_plan,
 )
 from pipeline.store.format.codecs import checksum
@@ -48,43 +41,13 @@ from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.labels import copy_labels
-from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into, measure
-from pipeline.store.write.buffer import UnitBuffer
-from pipeline.store.write.slot import commit_unit
+from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
 from pipeline.transforms.layer_weights import read_weights
+from pipeline.transforms.writer import Final, Target, open_ledger, own_provenance, write_units
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CollapsedUnit:
-    """Report of one unit, with the fields of an extraction's report that the run log needs.
-
-    Attributes:
-        unit: Number of the unit.
-        slot: Its slot.
-        won: False if another attempt had committed it.
-        n_ok: Pieces with features.
-        n_quarantined: Quarantined pieces.
-        n_fp32: Always 0; extraction uses it.
-        audio_s: Seconds of audio of the utterances whose first piece is in this unit.
-        wall_s: Seconds that the unit took.
-        n_bytes: Bytes written.
-        seconds: Seconds per stage: sum, write.
-    """
-
-    unit: int
-    slot: int
-    won: bool
-    n_ok: int
-    n_quarantined: int
-    n_fp32: int
-    audio_s: float
-    wall_s: float
-    n_bytes: int
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -150,34 +113,24 @@ def collapse(
     plan = read_plan(parent)
     if plan is None:
         raise DamagedError(f"store {parent} has no plan.parquet; restore it from a copy")
+    observer = observer or Observer()
     run_id = uuid.uuid4().hex[:12]
     with Lease(out, run_id) as lease:
-        layout, ledger = _prepare(out, plan, attributes, numbers, parent)
+        target, ledger = _prepare(out, plan, attributes, numbers, parent)
+        layout = target.layout
         copy_labels(parent, out)
         committed = set(index_files.committed_units(out))
         ready = [unit for unit in index_files.committed_units(parent) if unit < plan.n_units]
         todo = [unit for unit in ready if unit not in committed]
-        _check_space(out, len(todo) * layout.slot_bytes)
-        observer = ObserverGroup(RunLogObserver(RunLog(out, run_id)), observer or Observer())
-        audio_s = plan.audio_seconds(attributes["sample_rate_hz"])
-        observer.planned(plan, len(committed), audio_s)
-        if todo:
-            check_form(out, layout)
-            index_files.drop_cache(out)
-            observer.run_started(len(todo))
-            collapser = _UnitCollapser(parent, layout_of(attributes), out, layout, numbers)
-            for unit in todo:
-                n_slots = ledger.n_slots
-                slot = ledger.claim(unit, run_id, "collapse", now()).slot
-                if slot >= n_slots:
-                    resize(out, layout, ledger.n_slots)
-                report = collapser.collapse(unit, slot, attributes["sample_rate_hz"])
-                observer.unit_committed(report)
-                lease.check()
-            observer.run_ended([])
-        remove_leftovers(out, layout)
-        if not index_files.is_compact(out):
-            index_files.compact(out)
+        write_units(
+            target,
+            ledger,
+            todo,
+            lambda: _Collapser(parent, layout_of(attributes), layout, numbers),
+            lease,
+            run_id,
+            observer,
+        )
     n_done = len(index_files.committed_units(out))
     waiting = plan.n_units - len(ready)
     if waiting:
@@ -214,7 +167,7 @@ def _prepare(
     attributes: Mapping[str, Any],
     weights: tuple[float, ...],
     parent: Backend,
-) -> tuple[Layout, Ledger]:
+) -> tuple[Target, Ledger]:
     """Create the collapsed store, or check that an existing one is that of this run."""
     layout = replace(
         layout_of(attributes),
@@ -236,22 +189,12 @@ def _prepare(
     if stored_plan is None or not stored_plan.table.equals(plan.table):
         _check_extends(stored_plan, plan, out)
         write_plan(out, plan)
-    ledger = Ledger.open(out, plan.n_units)
-    if out.exists(ATTRIBUTES):
-        resize(out, layout, ledger.n_slots)
-        return layout, ledger
     own = {k: v for k, v in attributes.items() if k != "final_norm"}  # of the parent's last layer
     own["layers"] = list(layout.layers)
     own["identity"] = identity
-    own["provenance"] = {
-        "created": now(),
-        "command": sys.argv[1:],
-        "versions": {name: version(name) for name in ("strata-speech", "torch", "numpy")},
-        "parent_path": str(parent),
-        "parent": attributes["provenance"],
-    }
-    write_group(out, layout, ledger.n_slots, own)
-    return layout, ledger
+    own["provenance"] = own_provenance(parent_path=str(parent), parent=attributes["provenance"])
+    target = Target(out, layout, plan, attributes["sample_rate_hz"])
+    return target, open_ledger(target, own)
 
 
 def _check_extends(stored: Plan | None, plan: Plan, out: Backend) -> None:
@@ -262,69 +205,41 @@ def _check_extends(stored: Plan | None, plan: Plan, out: Backend) -> None:
         )
 
 
-def _check_space(out: Backend, needed: int) -> None:
-    free = out.free_bytes()
-    if needed > free:
-        raise NoSpaceError(
-            f"{needed / 1e9:.2f} GB are needed in {out}, {free / 1e9:.2f} GB are free; free "
-            "space, or give another path"
-        )
-
-
-class _UnitCollapser:
+class _Collapser:
     """Sums the layers of one unit at a time, in the memory of one unit."""
 
+    kind, stage = "collapse", "sum"
+
     def __init__(
-        self,
-        parent: Backend,
-        layout: Layout,
-        out: Backend,
-        collapsed: Layout,
-        weights: Sequence[float],
+        self, parent: Backend, layout: Layout, collapsed: Layout, weights: Sequence[float]
     ) -> None:
         self._parent = parent
         self._from = layout
-        self._out = out
         self._to = collapsed
         self._weights = weights
         self._shards = ShardReader(parent, layout)
-        self._buffer = UnitBuffer(collapsed)
 
-    def collapse(self, unit: int, slot: int, rate_hz: int) -> CollapsedUnit:
-        """Collapse a unit of the parent and commit it to `slot`.
+    def make(self, unit: int, slot: int, buffer: UnitBuffer, final: Final) -> pa.Table:
+        """Collapse a unit of the parent.
 
         Raises:
             DamagedError: The parent's unit is damaged.
         """
-        start_s = time.perf_counter()
         index = index_files.read_unit(self._parent, unit)
         rows = index.to_pylist()
         ends = [self._span(row)[1] for row in rows if row["status"] == OK]
-        self._buffer.start(max(ends, default=0))
-        self._buffer.blank(0, max(ends, default=0))
-        done = [self._sum(row, slot) for row in rows]
-        summed_s = time.perf_counter()
-        outcome = commit_unit(self._out, self._buffer, unit, slot, _as_index(done, index))
-        ok = [row for row in done if row["status"] == OK]
-        return CollapsedUnit(
-            unit=unit,
-            slot=slot,
-            won=outcome.won,
-            n_ok=len(ok),
-            n_quarantined=sum(row["status"] == QUARANTINED for row in done),
-            n_fp32=0,
-            audio_s=sum(row["n_samples"] for row in ok if row["piece"] == 0) / rate_hz,
-            wall_s=time.perf_counter() - start_s,
-            n_bytes=outcome.n_bytes,
-            seconds={"sum": summed_s - start_s, "write": time.perf_counter() - summed_s},
-        )
+        buffer.start(max(ends, default=0))
+        buffer.blank(0, max(ends, default=0))
+        done = [self._sum(row, slot, buffer) for row in rows]
+        final(ALL_LAYERS)
+        return _as_index(done, index)
 
     def _span(self, row: Row) -> tuple[int, int]:
         """Return the first frame of a piece within its slot, and one past the last."""
         start = row["frame_start"] - self._from.slot_start(row["slot"])
         return start, start + row["n_frames"]
 
-    def _sum(self, row: Row, slot: int) -> Row:
+    def _sum(self, row: Row, slot: int, buffer: UnitBuffer) -> Row:
         """Sum a piece into the buffer; return its row of the collapsed index."""
         if row["status"] != OK:
             return row | {"slot": slot}
@@ -343,10 +258,10 @@ class _UnitCollapser:
             reason = f"the weighted sum reaches {largest:.3g}, more than {codec.name} holds"
             quarantined = {"status": QUARANTINED, "reason": reason, "n_frames": 0, "slot": slot}
             return row | quarantined | {"frame_start": None, "crc32c": None}
-        own = self._buffer.scales[row["position"], 0]
+        own = buffer.scales[row["position"], 0]
         own[...] = measure(codec, total)
-        encode_into(codec, total, self._buffer.frames[0, start:stop], own)
-        checksums = self._buffer.seal(row["position"], start, stop)
+        encode_into(codec, total, buffer.frames[0, start:stop], own)
+        checksums = buffer.seal(row["position"], start, stop)
         first = self._to.slot_start(slot) + start
         return row | {"slot": slot, "frame_start": first, "crc32c": list(checksums)}
 

@@ -19,11 +19,12 @@ import torchaudio
 from pipeline.audio import decode as decode_module
 from pipeline.audio import probe as probe_module
 from pipeline.audio.decode import decode, decode_blocks
-from pipeline.audio.identity import SOXR_KEY, audio_identity, audio_provenance
+from pipeline.audio.identity import audio_identity, audio_provenance
 from pipeline.audio.probe import probe
 from pipeline.audio.resample import resampled_length
 from pipeline.errors import AudioError
 from pipeline.sources.base import Segment
+from pipeline.store.format.identity import SOXR_KEY
 from tests.helpers.audio_files import flac_with_length, mp3_without_length, speechlike, write
 
 FFMPEG = audio_provenance()["ffmpeg"]

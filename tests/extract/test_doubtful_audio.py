@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.audio.identity import AUDIO_IDENTITY, SOXR_KEY
+from pipeline.audio.identity import AUDIO_IDENTITY
 from pipeline.audio.shared import SharedFiles
 from pipeline.extract import run
 from pipeline.extract.planning import obtain
 from pipeline.extract.stages.recording import _Recording
 from pipeline.sources.base import Segment
 from pipeline.store.documents import read_attributes
+from pipeline.store.format.identity import SOXR_KEY
 from pipeline.store.format.plan import Plan
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.corpus import voice, write_folder

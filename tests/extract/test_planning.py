@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.audio.identity import SOXR_KEY
 from pipeline.config import DatasetConfig, load_config
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
@@ -23,6 +22,7 @@ from pipeline.extract.planning.replanning import Unstored
 from pipeline.extract.planning.scan import SCAN_CHUNK, explain_unreadable, scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
+from pipeline.store.format.identity import SOXR_KEY
 from pipeline.store.format.layout import LEASE, PLAN, Layout
 from pipeline.store.format.plan import Plan
 from tests.helpers.audio_files import speechlike, write

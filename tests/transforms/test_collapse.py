@@ -100,25 +100,22 @@ def test_a_resumed_run_ends_with_the_same_bytes(parent, tmp_path, monkeypatch, s
     """Killed in the third unit, before or after its shards are written: only the rest is redone."""
     pipeline.collapse(parent, tmp_path / "whole", WEIGHTS)
     out = tmp_path / "out"
-    real = pipeline.transforms.collapse.commit_unit
     calls = []
 
-    def dies(root, buffer, unit, slot, index):
-        calls.append(unit)
+    def dies(writer, index):
+        calls.append(index)
         if len(calls) == 3:
             if step == "commit":
-                writer = SlotWriter(root, buffer, unit, slot)
-                writer.write(0, buffer.layout.frames_per_unit)
-                writer.complete()
                 writer.publish()
             raise KeyboardInterrupt
-        return real(root, buffer, unit, slot, index)
+        return real(writer, index)
 
-    monkeypatch.setattr(pipeline.transforms.collapse, "commit_unit", dies)
+    real = SlotWriter.commit
+    monkeypatch.setattr(SlotWriter, "commit", dies)
     with pytest.raises(KeyboardInterrupt):
         pipeline.collapse(parent, out, WEIGHTS)
     assert len(shards_of(out)) == 2
-    monkeypatch.setattr(pipeline.transforms.collapse, "commit_unit", real)
+    monkeypatch.setattr(SlotWriter, "commit", real)
     done = pipeline.collapse(parent, out, WEIGHTS)
     assert done.units_committed == done.units_total
     assert shards_of(out) == shards_of(tmp_path / "whole")

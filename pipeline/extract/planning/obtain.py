@@ -16,7 +16,7 @@ from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.planner import Scanning, plan_source, replan_source
 from pipeline.extract.planning.ray_probing import choose_probing
 from pipeline.extract.planning.replanning import find_unstored
-from pipeline.extract.store_setup import is_created
+from pipeline.extract.store_setup import check_extracted, is_created
 from pipeline.sources.base import Source
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
@@ -66,8 +66,10 @@ def obtain_dataset(
         ConfigError: The store has units of another size.
         SourceError: Too much of the store is not in the dataset any more, or extracted audio
             cannot be read any more.
+        IdentityError: The store was made from other stores.
         DamagedError: The index of a unit or the labels are unreadable.
     """
+    check_extracted(backend)
     stored = read_plan(backend)
     if stored is None:
         return plan_new(config, windowing, source, observer)

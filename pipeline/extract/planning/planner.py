@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audio.identity import SOXR_KEY
 from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import first_few
@@ -27,6 +26,7 @@ from pipeline.extract.planning.scan import (
 )
 from pipeline.extract.stages import malloc
 from pipeline.sources.base import Source
+from pipeline.store.format.identity import SOXR_KEY
 from pipeline.store.format.plan import (
     NUMBERED,
     Plan,

@@ -14,6 +14,9 @@ from pipeline.store.format.layout import FORMAT_VERSION, KEPT, Layout
 from pipeline.store.format.pooling import MEAN
 
 Identity = dict[str, Any]
+SOXR_KEY = "resampler_for_large_factors"
+"""Key of the second resampler in the audio part of an identity: a store that was created without
+audio of such sample rates lacks it."""
 
 _MISSING = object()
 

@@ -1,12 +1,11 @@
-"""What a run stores of an utterance, and how, from `extract.keep`, `pooling` and `dtype`."""
+"""What a store keeps of an utterance, and how, from the settings `keep`, `pooling` and `dtype`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import ExtractConfig, did_you_mean
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.store.format.codecs import CODECS, Codec
 from pipeline.store.format.layout import KEPT
 from pipeline.store.format.pooling import MEAN, STATISTICS, STD
@@ -27,33 +26,41 @@ class StoredForm:
     statistics: tuple[str, ...]
 
 
-def choose_form(extract: ExtractConfig) -> StoredForm:
-    """Return what a configuration stores.
+def choose_form(
+    dtype: str, keep: str | Sequence[str], pooling: str | Sequence[str], prefix: str = "extract."
+) -> StoredForm:
+    """Return what settings store.
 
     The deviation of an utterance in several pieces needs their means, so `std` adds `mean`.
+
+    Args:
+        dtype: Name of a codec.
+        keep: One or more of `KEPT`.
+        pooling: One or more of `STATISTICS`.
+        prefix: What the settings are called before their own names, for messages.
 
     Raises:
         ConfigError: A name is unknown, or the settings contradict each other.
     """
-    codec = next((codec for codec in CODECS if codec.name == extract.dtype), None)
+    codec = next((codec for codec in CODECS if codec.name == dtype), None)
     if codec is None:
         known = [codec.name for codec in CODECS]
-        raise ConfigError(f"extract.dtype is {extract.dtype!r}{did_you_mean(extract.dtype, known)}")
-    keep = _chosen("extract.keep", extract.keep, KEPT)
-    statistics = _chosen("extract.pooling", extract.pooling, STATISTICS)
+        raise ConfigError(f"{prefix}dtype is {dtype!r}{did_you_mean(dtype, known)}")
+    kept = _chosen(f"{prefix}keep", keep, KEPT)
+    statistics = _chosen(f"{prefix}pooling", pooling, STATISTICS)
     if STD in statistics and MEAN not in statistics:
         statistics = (MEAN, *statistics)
-    if KEPT[1] not in keep and statistics != (MEAN,):
+    if KEPT[1] not in kept and statistics != (MEAN,):
         raise ConfigError(
-            "extract.pooling needs extract.keep=[frames,pooled] or [pooled]; with [frames], "
+            f"{prefix}pooling needs {prefix}keep=[frames,pooled] or [pooled]; with [frames], "
             "readers compute statistics from the frames"
         )
-    if KEPT[0] not in keep and codec.n_scales:
+    if KEPT[0] not in kept and codec.n_scales:
         raise ConfigError(
-            f"extract.dtype={codec.name} is about frames, which extract.keep=[pooled] does not "
+            f"{prefix}dtype={codec.name} is about frames, which {prefix}keep=[pooled] does not "
             "keep; leave one of them out"
         )
-    return StoredForm(codec, keep, statistics)
+    return StoredForm(codec, kept, statistics)
 
 
 def _chosen(name: str, given: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
