@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.store.read.features import FeatureStore, open_store
     from pipeline.transforms.collapse import collapse
+    from pipeline.transforms.copy.run import copy_stores
+    from pipeline.transforms.copy.settings import CopySettings
     from pipeline.transforms.export.run import export
 
 _HOMES = {
     "Batch": "pipeline.feed.dataset",
     "BatchPolicy": "pipeline.feed.batching",
+    "CopySettings": "pipeline.transforms.copy.settings",
     "FeatureDataset": "pipeline.feed.dataset",
     "FeatureLoader": "pipeline.feed.loader",
     "FeatureStore": "pipeline.store.read.features",
@@ -32,6 +35,7 @@ _HOMES = {
     "WeightedSum": "pipeline.heads.modules",
     "collapse": "pipeline.transforms.collapse",
     "collate": "pipeline.feed.dataset",
+    "copy_stores": "pipeline.transforms.copy.run",
     "export": "pipeline.transforms.export.run",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
@@ -41,6 +45,7 @@ _HOMES = {
 __all__ = [
     "Batch",
     "BatchPolicy",
+    "CopySettings",
     "FeatureDataset",
     "FeatureLoader",
     "FeatureStore",
@@ -51,6 +56,7 @@ __all__ = [
     "WeightedSum",
     "collapse",
     "collate",
+    "copy_stores",
     "export",
     "load_encoder",
     "make_loader",

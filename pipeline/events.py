@@ -1,4 +1,4 @@
-"""Events of an extraction, a collapse or a sweep, and the interface of their observers.
+"""Events of an extraction, a collapse, a copy or a sweep, and the interface of their observers.
 
 Progress bars, the run log and tests are observers. Events are delivered in the driver's thread;
 only the notes of `announced` come from another one.

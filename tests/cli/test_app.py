@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+import pipeline
 from pipeline import events
 from pipeline.cli.app import app
 from pipeline.cli.output import signals_to
@@ -139,6 +140,7 @@ def test_answers_are_on_stdout(store: Path, verb: str, words: str) -> None:
         (["verify", "{store}"], []),
         (["inspect", "{store}"], ["reading the index"]),
         (["collapse", "{store}", "{out}", "weights=average"], []),
+        (["copy", "{store}", "{out}"], ["reading the indexes of the sources"]),
         (["export", "{store}", "{out}", "format=npy"], []),
         (["layers", "{store}", "out={out}"], ["measuring the layers", "writing the report"]),
         (["selfcheck"], ["loading the encoder and encoding the clips"]),
@@ -334,6 +336,48 @@ def test_collapse_writes_a_store_of_one_layer(store: Path, tmp_path: Path) -> No
     assert "weights=average" in error_line(strata("collapse", str(store), str(out)))
     misspelt = strata("collapse", str(store), str(out), "weigths=average")
     assert (misspelt.returncode, "did you mean weights" in error_line(misspelt)) == (2, True)
+
+
+def test_copy_writes_a_store(store: Path, tmp_path: Path) -> None:
+    """`copy` states what it has written; wrong settings are usage errors with the remedy."""
+    out = tmp_path / "copy"
+    (tmp_path / "ids").write_text("\n".join(pipeline.open_store(store).ids[:3]) + "\n")
+    settings = ("layers=[6]", "dtype=float32", "pooling=[mean,std]", f"ids={tmp_path / 'ids'}")
+    done = strata("copy", str(store), str(out), *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = last_json(done)
+    assert (answer["layers"], answer["dtype"], answer["utterances"]) == ([6], "float32", 3)
+    assert answer["sources"] == [str(store)]
+    keys = {"utterances", "units", "frames", "bytes", "layers", "dtype", "sources", "wall_seconds"}
+    assert answer.keys() >= keys
+    assert last_json(strata("verify", str(out), "--json"))["ok"]
+    again = strata("copy", str(store), str(out), *settings)
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    other = strata("copy", str(store), str(out), "layers=[6]")
+    assert (other.returncode, "dtype is float32 there" in error_line(other)) == (1, True)
+    for setting, words in (
+        ("layer=[6]", "did you mean layers"),
+        ("layers=[6", "expected layers such as [1,6]"),
+        ("frames_per_unit=many", "expected a whole number"),
+        ("keep=[frames,]", "expected a list such as [a,b]"),
+        ("prefix=yes", "expected true or false"),
+        ("where=n_frames >", "cannot be read at its end"),
+    ):
+        wrong = strata("copy", str(store), str(tmp_path / "x"), setting)
+        assert (wrong.returncode, words in error_line(wrong)) == (2, True), wrong.stderr
+    alone = strata("copy", str(store))
+    assert (alone.returncode, "SRC... DST" in error_line(alone)) == (2, True)
+
+
+def test_nothing_is_extracted_into_a_copy(folder: Path, store: Path, tmp_path: Path) -> None:
+    """Neither into a collapsed store; the message names the way."""
+    for verb, more in (("copy", []), ("collapse", ["weights=average"])):
+        out = tmp_path / verb
+        assert strata(verb, str(store), str(out), *more).returncode == 0
+        settings = [*COMMON, f"dataset.path={folder}", f"store={out}"]
+        refused = strata("extract", *settings)
+        words = f"was made by `strata {verb}`, and nothing can be extracted into it"
+        assert (refused.returncode, words in error_line(refused)) == (1, True), refused.stderr
 
 
 def test_export_writes_files(store: Path, tmp_path: Path) -> None:

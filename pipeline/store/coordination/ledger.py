@@ -33,7 +33,7 @@ class Claim:
         unit: Its unit, or `UNKNOWN_UNIT`.
         attempt: Number of the attempt at the unit, from 1; 0 if the unit is unknown.
         run_id: Run of the driver that made the claim.
-        worker: Kind of the executor ("inline", "ray"), or "collapse".
+        worker: Kind of the executor ("inline", "ray"), or "collapse" or "copy".
         time: UTC, ISO 8601.
     """
 

@@ -1,4 +1,4 @@
-"""The run log: one JSON object per line, appended by `extract`, `collapse` and `repair`.
+"""The run log: one JSON object per line, appended by `extract`, `collapse`, `copy` and `repair`.
 
 It is for users and for `status`; extraction does not depend on it. Every event has `time`, `run_id`
 (12 hex digits, or `repair-` and 8), `elapsed_s` (seconds since the run began, by a clock that

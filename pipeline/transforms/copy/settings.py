@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +67,7 @@ def read_ids(ids: str | Path | Sequence[str]) -> tuple[list[str], str]:
     Raises:
         ConfigError: The file cannot be read, or there is no id.
     """
-    if not isinstance(ids, str | os.PathLike):
+    if not isinstance(ids, str | Path):
         found, name = [str(item) for item in ids], "ids"
     else:
         name = f"ids={ids}"

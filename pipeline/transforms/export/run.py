@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import torch
 
-from pipeline.config.checking import did_you_mean
-from pipeline.errors import ConfigError, NoSpaceError
+from pipeline.errors import ConfigError, NoSpaceError, did_you_mean
 from pipeline.events import Observer
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
