@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    own = {f"docs/{name}.md" for name in ("encoder", "export", "store", "training", "tutorial")}
+    names = ("copies", "encoder", "export", "store", "training", "tutorial")
+    own = {f"docs/{name}.md" for name in names}
     assert with_python == {"README.md", *own}
 
 
@@ -83,6 +85,24 @@ def test_the_encoder_page_encodes_a_long_recording_in_windows() -> None:
     stops = [int(start) + int(n) for start, n in kept]
     assert [int(start) for start, _ in kept] == [0, *stops[:-1]]
     assert stops[-1] == (10 * 16_000 - 400) // 320 + 1
+
+
+def test_the_page_on_copies_runs(tmp_path, monkeypatch) -> None:
+    """Its commands and its Python, on stores that have what they name."""
+    columns = pa.table({"speaker": ["ann", "bob", "ann"]})
+    make_store(tmp_path / "features", [60, 30, 70], range(5, 8), columns=columns)
+    for name in ("clean-100", "clean-360"):
+        make_store(tmp_path / name, [20])
+    monkeypatch.chdir(tmp_path)
+    page, answers = ROOT / "docs" / "copies.md", []
+    for line in next(block.text for block in blocks(page) if block.language == "bash").splitlines():
+        done = CliRunner().invoke(app, [*shlex.split(line)[1:], "--json"])
+        answers.append((done.exit_code, json.loads(done.stdout)))
+    assert [code for code, _ in answers] == [0, 1, 0, 0]
+    assert "prefix=true" in answers[1][1]["error"]  # the stores of this test have the same ids
+    assert pipeline.open_store("ann").ids == ["utt-0000", "utt-0002"]
+    assert pipeline.open_store("means").statistics == ("mean", "std")
+    assert run_python(page) == "3 utterances, 0.0 MB of int8\n"
 
 
 @pytest.mark.slow
