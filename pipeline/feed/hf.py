@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _POSITION = "position"
 _WAY = (
     "they stay in the store and are read on access; those of a row are "
-    'pipeline.open_store(...).read(row["id"])'
+    'pipeline.open_store(...).read(row["id"]); `strata export STORE OUT format=hf` writes a '
+    "dataset that has them"
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -324,6 +326,30 @@ def test_one_process_at_a_time_and_room_on_the_disk(root, tmp_path, monkeypatch)
     monkeypatch.setattr(local.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(NoSpaceError, match="GB are needed"):
         pipeline.export(root, tmp_path / "out", "npy")
+
+
+@every_format
+def test_a_full_disk_leaves_nothing_half_made(kind, root, tmp_path, monkeypatch, small_parts):
+    """The error says what to do; when there is room again, the export is completed."""
+    pipeline.export(root, tmp_path / "whole", kind, layers=[2])
+    real, written = os.pwrite, []
+
+    def full(descriptor, data, offset):
+        written.append(len(data))
+        if sum(written) > 9000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoSpaceError, match="make room and run the same command again"):
+        pipeline.export(root, tmp_path / "out", kind, layers=[2])
+    assert not [path for path in content(tmp_path / "out") if path.endswith(".partial")]
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    monkeypatch.setattr(os, "pwrite", real)
+    done = pipeline.export(root, tmp_path / "out", kind, layers=[2])
+    assert 0 < done.utterances_written < 9
+    scp = ("lock", "feats.scp")  # has the path of the folder
+    assert content(tmp_path / "out", scp) == content(tmp_path / "whole", scp)
 
 
 def test_values_that_no_utterance_has_are_noted(root, tmp_path):
