@@ -307,6 +307,20 @@ def test_a_trainer_loads_no_heavy_library(store: FakeStore) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_worker_starts_without_datasets() -> None:
+    """It imports them, and pandas with them, only if it opens the dataset itself."""
+    paths = {module_of(path): path for path in FILES}
+    left, seen = ["pipeline.extract.worker"], set()
+    while left:
+        name = left.pop()
+        if name in paths and name not in seen:
+            seen.add(name)
+            found = imports(paths[name], lazy=False)
+            assert not {"datasets", "pandas"} & {one.split(".")[0] for one in found}, name
+            left += found
+    assert "pipeline.extract.stages.decode" in seen
+
+
 @pytest.mark.parametrize("name", pipeline.__all__)
 def test_public_names_are_there(name: str) -> None:
     """Every name in `__all__` can be imported."""

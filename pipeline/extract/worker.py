@@ -29,7 +29,6 @@ from pipeline.extract.stages.encode import EncodeStage
 from pipeline.extract.stages.timing import Stopwatch
 from pipeline.extract.stages.write import UnitWrite, WriteStage
 from pipeline.sources.base import Segment, Source
-from pipeline.sources.opening import open_source
 from pipeline.store.coordination.visibility import await_claim
 from pipeline.store.coordination.worker_failures import Isolation, UtteranceMarker
 from pipeline.store.format import records
@@ -91,6 +90,8 @@ class Worker:
         self._device = encoder.device
         self._geometry = encoder.geometry
         if source is None and job.opens_source:
+            from pipeline.sources.opening import open_source  # imports datasets: most of a second
+
             source = open_source(job.dataset, count_channels)
         self._source = source
         n_decode_threads = _decode_threads(job, encoder)

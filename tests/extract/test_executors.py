@@ -144,15 +144,35 @@ def open_(request: pytest.FixtureRequest) -> Iterator[Opener]:
         executor.close()
 
 
+@pytest.fixture(scope="class")
+def idle_executors() -> Iterator[dict[str, Executor]]:
+    opened: dict[str, Executor] = {}
+    yield opened
+    for executor in opened.values():
+        executor.close()
+
+
+@pytest.fixture
+def idle(open_: Opener, idle_executors: dict[str, Executor], request: Any) -> Executor:
+    """An executor with an idle worker, which tests share and leave idle: workers start slowly."""
+    kind = request.node.callspec.params["open_"]
+    if kind not in idle_executors:
+        idle_executors[kind] = open_executor(EngineConfig(kind), ONE, ScriptedWorker)
+    wait_for_room(idle_executors[kind])
+    return idle_executors[kind]
+
+
 class TestConformance:
     """What `Executor` promises, for each implementation."""
 
-    def test_every_unit_has_one_outcome(self, open_: Opener) -> None:
+    def test_every_unit_has_one_outcome(self, idle: Executor) -> None:
         """Reports and errors come back, each with its task; an error ends no other unit.
 
         A StrataError keeps its type and message; any other exception becomes a RuntimeError of one
         line. Units of one worker are encoded in the order of submission.
         """
+        first = run(idle, [task(9)])[9].report
+        assert first is not None
         tasks = [
             task(0, sleep_s=0.05),
             task(1, "strata", sleep_s=0.05),
@@ -161,11 +181,11 @@ class TestConformance:
             task(4),
             task(5),
         ]
-        found = run(open_(ScriptedWorker), tasks)
+        found = run(idle, tasks)
         assert {unit: outcome.task for unit, outcome in found.items()} == dict(enumerate(tasks))
         reports = {unit: outcome.report for unit, outcome in found.items() if outcome.report}
         assert {unit: (r.unit, r.slot, r.n_bytes) for unit, r in reports.items()} == {
-            unit: (unit, unit, unit + 1) for unit in (0, 3, 4, 5)
+            unit: (unit, unit, first.n_bytes + unit + 1) for unit in (0, 3, 4, 5)
         }
         for unit in reports:
             assert (found[unit].error, found[unit].cause) == (None, None)
@@ -178,10 +198,9 @@ class TestConformance:
         assert other.cause == Cause.FAILED
         assert [strata.is_ambiguous, other.is_ambiguous] == [False, False]
 
-    def test_a_worker_holds_two_units(self, open_: Opener) -> None:
+    def test_a_worker_holds_two_units(self, idle: Executor) -> None:
         """The unit that it encodes and the next one; there is room again when one has ended."""
-        executor = open_(ScriptedWorker)
-        wait_for_room(executor)
+        executor = idle
         for unit in range(units_per_worker("cpu")):
             assert executor.has_room()
             executor.submit(task(unit, sleep_s=0.5), LONG_S)
@@ -192,10 +211,9 @@ class TestConformance:
         while len(ended) < units_per_worker("cpu"):
             ended += executor.poll(30.0)
 
-    def test_an_exclusive_unit_has_its_worker_to_itself(self, open_: Opener) -> None:
+    def test_an_exclusive_unit_has_its_worker_to_itself(self, idle: Executor) -> None:
         """It goes to an idle worker only, and keeps other units out until it has ended."""
-        executor = open_(ScriptedWorker)
-        wait_for_room(executor)
+        executor = idle
         executor.submit(task(0, sleep_s=0.5), LONG_S)
         assert [executor.has_room(), executor.has_room(exclusive=True)] == [True, False]
         assert len(executor.poll(30.0)) == 1

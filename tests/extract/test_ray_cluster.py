@@ -26,7 +26,7 @@ from tests.helpers.extraction import contents, extract, overrides
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-N_CLIPS = 36
+N_CLIPS = 24
 PREEMPTION = 2
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 RAY = ("engine=ray", "engine.workers=2", "engine.threads=1")
@@ -164,7 +164,8 @@ def test_metrics_are_exported(folder: Path, tmp_path: Path, cluster: Any) -> Non
     The driver is a new process: before 2.60, Ray exports the metrics of a process only for the
     first session in it. It lives until the metrics have been read.
     """
-    settings = overrides(folder, tmp_path / "s", *RAY, "plan.frames_per_unit=256")
+    one = ("engine=ray", "engine.workers=1", "engine.threads=1")
+    settings = overrides(folder, tmp_path / "s", *one, "plan.frames_per_unit=256")
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, *settings],
         env=os.environ | {"RAY_ADDRESS": cluster.address},

@@ -53,20 +53,12 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(params=["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
-def executor(request: pytest.FixtureRequest) -> list[str]:
-    """Overrides that choose an executor."""
-    if request.param == "inline":
-        return list(INLINE)
-    request.getfixturevalue("ray_session")
-    return ["engine=ray", "engine.workers=2", "engine.threads=1"]
+def test_every_utterance_equals_its_own_encoding(folder: Path, tmp_path: Path) -> None:
+    """Stored features equal those of the clip encoded without a batch, within float16.
 
-
-def test_every_utterance_equals_its_own_encoding(
-    folder: Path, tmp_path: Path, executor: list[str]
-) -> None:
-    """Stored features equal those of the clip encoded without a batch, within float16."""
-    status = extract(folder, tmp_path / "s", *executor)
+    Ray gives the same bytes: see `test_worker_count_and_order_do_not_matter`.
+    """
+    status = extract(folder, tmp_path / "s", *INLINE)
     assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
     assert status.units_committed == status.units_total > 4
     assert set(STAGES) == status.seconds.keys()
@@ -138,9 +130,9 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
     """On a finished store a run writes no file and starts no worker."""
-    extract(folder, tmp_path / "s", "engine=inline")
+    extract(folder, tmp_path / "s", *INLINE)
     before = written(tmp_path / "s")
-    status = extract(folder, tmp_path / "s", "engine=inline")
+    status = extract(folder, tmp_path / "s", *INLINE)
     assert written(tmp_path / "s") == before
     assert status.utterances_ok == N_CLIPS
 
@@ -148,16 +140,21 @@ def test_a_second_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_worker_count_and_order_do_not_matter(
     folder: Path, finished: Path, tmp_path: Path, ray_session: None
 ) -> None:
-    """One worker, two workers and the inline executor write the same bytes with equal threads."""
-    for workers in (1, 2):
-        more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
-        extract(folder, tmp_path / str(workers), *more)
-        assert contents(tmp_path / str(workers)) == contents(finished)
+    """Two workers and the inline executor write the same bytes with equal threads.
+
+    One worker, too: see `test_a_dead_worker_is_replaced`.
+    """
+    store = tmp_path / "s"
+    status = extract(folder, store, "engine=ray", "engine.workers=2", "engine.threads=1")
+    assert contents(store) == contents(finished)
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
+    assert set(STAGES) == status.seconds.keys()
+    assert verify_store(store).ok
 
 
 @pytest.mark.slow
 def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: None) -> None:
-    """Runs with one and two workers that are killed, and a resume, end as an undisturbed run.
+    """Runs inline and on Ray that are killed, and a resume, end as an undisturbed run.
 
     Every byte is equal, and the log has the time and the audio of each run. There are so many units
     that some are left for the resume: workers commit the units that they have when a driver ends.
@@ -165,10 +162,10 @@ def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: None) 
     folder = write_folder(tmp_path / "clips", mixed_lengths(4 * N_CLIPS))
     finished, disturbed = tmp_path / "finished", tmp_path / "disturbed"
     extract(folder, finished, *INLINE)
-    for n_runs, (workers, n_wanted) in enumerate(((1, 1), (2, 4)), start=1):
-        more = ["engine=ray", f"engine.workers={workers}", "engine.threads=1"]
+    on_ray = ("engine=ray", "engine.workers=2", "engine.threads=1")
+    for n_runs, (engine, n_wanted) in enumerate(((INLINE, 1), (on_ray, 4)), start=1):
         command = [sys.executable, "-m", "pipeline", "extract"]
-        command += overrides(folder, disturbed, *more)
+        command += overrides(folder, disturbed, *engine)
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while (
@@ -180,7 +177,7 @@ def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: None) 
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    status = extract(folder, disturbed, "engine=ray", "engine.workers=2", "engine.threads=1")
+    status = extract(folder, disturbed, *on_ray)
     assert contents(disturbed) == contents(finished)
     assert verify_store(disturbed).ok
     assert not list(disturbed.rglob("*.partial"))
@@ -204,7 +201,9 @@ def test_the_log_has_the_audio_that_the_index_has(tmp_path: Path) -> None:
     assert status.last_run_audio_seconds == status.audio_seconds
 
 
-def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: None) -> None:
+def test_a_dead_worker_is_replaced(
+    folder: Path, finished: Path, tmp_path: Path, ray_session: None
+) -> None:
     """A worker that is killed costs an attempt at its unit and nothing else."""
 
     class Killer(Observer):
@@ -217,10 +216,12 @@ def test_a_dead_worker_is_replaced(folder: Path, tmp_path: Path, ray_session: No
                 os.kill(self.killed, signal.SIGKILL)
 
     watching = Killer()
-    config = configured(folder, tmp_path / "s", "engine=ray", "engine.workers=1")
+    one = ("engine=ray", "engine.workers=1", "engine.threads=1")
+    config = configured(folder, tmp_path / "s", *one)
     status = run.extract(config, watching)
     assert watching.killed
     assert status.utterances_ok == N_CLIPS
+    assert contents(tmp_path / "s") == contents(finished)
     assert max(claim.attempt for claim in read_claims(tmp_path / "s")) == 2
 
 
@@ -372,21 +373,20 @@ def test_plan_writes_nothing_but_the_plan(folder: Path, tmp_path: Path) -> None:
     assert [p.name for p in written(tmp_path / "s")] == ["plan.parquet"]
 
 
-def test_a_store_that_another_tool_has_rewritten_is_left_as_it_is(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_store_that_another_tool_has_rewritten_is_left_as_it_is(tmp_path: Path) -> None:
     """A run with nothing to do keeps it readable; a run that would add units is refused."""
+    folder = write_folder(tmp_path / "clips", mixed_lengths(14))
     store = tmp_path / "s"
-    extract(folder, store, "engine=inline")
+    extract(folder, store, *INLINE)
     expected = pipeline.open_store(store)[:]
     rewrite(store)
     for _ in range(2):
         found = pipeline.open_store(store, verify=True)[:]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         assert verify_store(store).ok
-        extract(folder, store, "engine=inline")
+        extract(folder, store, *INLINE)
     (store / "index.parquet").unlink()
     (store / "index/unit-1.parquet").unlink()
     with pytest.raises(StoreError, match=r"frames in another form.*Extract into another store="):
-        extract(folder, store, "engine=inline")
+        extract(folder, store, *INLINE)
     assert verify_store(store).ok
