@@ -12,7 +12,7 @@ import pytest
 from pipeline.events import Observer, ObserverGroup
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
-from pipeline.transforms.collapse import CollapsedUnit
+from pipeline.transforms.writer import WrittenUnit
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 
@@ -58,7 +58,7 @@ def test_an_error_of_an_observer_is_raised() -> None:
 def test_the_run_log_keeps_its_events_and_keys(tmp_path: Path) -> None:
     """Other programs read log.jsonl: the events, their keys and the order of the keys are fixed."""
     observer = RunLogObserver(RunLog(tmp_path, "r"))
-    report = CollapsedUnit(4, 5, True, 6, 7, 0, 8.0, 9.0, 10, {"sum": 1.0})
+    report = WrittenUnit(4, 5, True, 6, 7, 0, 8.0, 9.0, 10, {"sum": 1.0})
     observer.planned(None, 0, 0.0)  # type: ignore[arg-type]
     observer.run_started(3)
     observer.unit_committed(report)
