@@ -446,8 +446,8 @@ def test_freed_memory_is_returned_every_few_batches(
     """On a CPU, where malloc would keep fragmented memory: before batches 1, 9 and 17."""
     trimmed = []
     encoder = SpellingEncoder()
-    monkeypatch.setattr(malloc, "trim", lambda: trimmed.append(len(encoder.batches)))
     bench = Bench(tmp_path, [1.0] * 17, 1024, encoder)
+    monkeypatch.setattr(malloc, "trim", lambda: trimmed.append(len(encoder.batches)))
     bench.worker._encode_stage._max_batch_frames = 60  # one clip to a batch
     assert bench.extract(0).n_ok == 17
     assert trimmed == [0, 8, 16]
