@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -46,6 +47,15 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(archive) as file:
         file.extractall(folder, filter="data")
     return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_the_wheel_has_the_compiled_code(wheel: Path) -> None:
+    """Then it is for this platform; without a compiler it is for any, and has none."""
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    with zipfile.ZipFile(wheel) as files:
+        compiled = [name for name in files.namelist() if name.endswith(".so")]
+    assert compiled == (["pipeline/store/native/libint8.so"] if has_compiler else [])
+    assert ("py3-none-any" in wheel.name) != has_compiler
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.store.format.codecs import BFLOAT16, INT8, Codec, FloatArray, Stored
+from pipeline.store.native import int8
 
 _ONE_THREAD = 32_767
 """Values that torch computes in the calling thread. More are split over threads, which costs more
@@ -89,7 +90,9 @@ def decode_into(codec: Codec, stored: Stored, out: Tensor, scales: FloatArray) -
 
 
 def _decode_int8(steps: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Compute `scale * q + offset` by blocks that stay in the CPU's cache."""
+    """Compute `scale * q + offset`, without C code by blocks that stay in the CPU's cache."""
+    if int8.decode(steps, scales, out):
+        return
     n_frames, dim = steps.shape
     n_rows = max(1, _ONE_THREAD // dim)
     offset, scale = scales

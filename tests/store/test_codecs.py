@@ -95,7 +95,8 @@ def test_int8_errs_by_half_a_step_at_most(data: st.DataObject) -> None:
     width = (values.max(-2, keepdims=True).astype("f8") - values.min(-2, keepdims=True)) / 254
     largest = np.abs(values).max(-2, keepdims=True)
     assert (error <= 0.5 * width + 2 * np.spacing(largest) + 1e-28).all()
-    assert (error[np.broadcast_to(width == 0, error.shape)] == 0).all()
+    smallest = 2e-45  # half of the smallest float32 is no float32
+    assert (error[np.broadcast_to(width == 0, error.shape)] <= smallest).all()
 
 
 def test_int8_frames_do_not_depend_on_their_order() -> None:

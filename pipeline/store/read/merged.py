@@ -23,7 +23,7 @@ Cut = tuple[int, int, Matrix]
 
 _Read = tuple[int, int, int, list[Matrix]]
 """Position on the layer axis, slot, first frame within it, and destinations, filled in order."""
-_BLOCK = 256  # frames that are decoded at a time
+_BLOCK = 512  # frames that are decoded at a time
 _MAX_PENDING = 64  # reads; more do not make a disk faster
 
 

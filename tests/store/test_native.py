@@ -1,0 +1,86 @@
+"""The optional C code gives the bits of the codec."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.store.format.codecs import INT8
+from pipeline.store.native import int8
+from pipeline.store.tensors import decode_into
+
+needs_library = pytest.mark.skipif(not int8.best_level(), reason="no C compiler, or another CPU")
+
+
+def case(n_frames: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stored values and scales, with features that are constant, large and tiny."""
+    random = np.random.default_rng(dim)
+    values = random.standard_normal((n_frames, dim)).astype(np.float32)
+    values *= 10.0 ** random.uniform(-9, 4, dim).astype(np.float32)
+    values[:, ::5] = 3.25
+    scales = INT8.measure(values)
+    return INT8.encode(values, scales), scales
+
+
+@needs_library
+@pytest.mark.parametrize("level", [int8.AVX2, int8.AVX512])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [1, 7, 8, 16, 23, 48, 768])
+def test_it_gives_the_bits_of_the_codec(level: int, dtype: torch.dtype, dim: int) -> None:
+    """For any number of features, with all instructions that this machine has."""
+    if level > int8.best_level():
+        pytest.skip("not on this CPU")
+    stored, scales = case(33, dim)
+    guarded = torch.full((35, dim), 7.0, dtype=dtype)
+    out = guarded[1:34]
+    assert int8.decode(torch.from_numpy(stored), torch.from_numpy(scales), out, level)
+    expected = torch.from_numpy(INT8.decode(stored, scales)).to(dtype)
+    assert out.numpy().tobytes() == expected.numpy().tobytes()
+    assert (guarded[[0, 34]] == 7).all()
+
+
+@needs_library
+def test_all_steps_at_all_scales_are_equal() -> None:
+    """Ties between two float16 values go to the even one, and overflow to infinity, as in torch."""
+    steps = np.arange(-127, 128, dtype=np.int8)[:, None].repeat(64, 1)
+    scales = np.stack([np.linspace(-9, 9, 64), 2.0 ** np.arange(-30, 34) * 1.00048828125])
+    scales = scales.astype(np.float32)
+    out = torch.empty(steps.shape, dtype=torch.float16)
+    assert int8.decode(torch.from_numpy(steps), torch.from_numpy(scales), out)
+    expected = torch.from_numpy(INT8.decode(steps, scales)).half()
+    assert torch.equal(out, expected)
+
+
+@needs_library
+def test_other_destinations_are_left_to_torch() -> None:
+    """Of another type, or not contiguous."""
+    stored, scales = (torch.from_numpy(array) for array in case(4, 8))
+    assert not int8.decode(stored, scales, torch.empty(4, 8, dtype=torch.float64))
+    assert not int8.decode(stored, scales, torch.empty(4, 16)[:, ::2])
+
+
+def test_without_the_library_torch_decodes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To the same bits."""
+    monkeypatch.setattr(int8, "LIBRARY", tmp_path / "none.so")
+    int8._load.cache_clear()
+    try:
+        assert int8.best_level() == 0
+        stored, scales = case(50, 768)
+        out = torch.empty(50, 768)
+        decode_into(INT8, stored, out, scales)
+        assert out.numpy().tobytes() == INT8.decode(stored, scales).tobytes()
+    finally:
+        int8._load.cache_clear()
+
+
+@needs_library
+def test_the_library_is_that_of_this_source() -> None:
+    """It exports what the module calls."""
+    library = ctypes.CDLL(str(int8.LIBRARY))
+    assert library.strata_int8_level() == int8.best_level()
