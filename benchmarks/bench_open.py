@@ -1,12 +1,13 @@
 """Measure how long opening a store of a million utterances takes, its memory, and a lookup by id.
 
-    python benchmarks/bench_open.py [--utterances 1000000] [--folder /tmp/strata-bench-open]
+    python benchmarks/bench_open.py [--utterances 1000000] [--stores 1] [--folder /tmp/...]
 
 The index is synthetic (ids of 36 characters, three carried columns, twelve checksums each), with a
 file for each 100 utterances and a cache of them. The store is opened in a separate process, to
 measure its peak memory; then a copy of it, of which the cache proves nothing before the checksums
-of the copied files are compared (`copied_s`); then without its cache (`uncached_s`). Prints a table
-and one JSON line.
+of the copied files are compared (`copied_s`); then without its cache (`uncached_s`). With
+`--stores N` the utterances are in N stores, which are opened as one; `apart_s` and
+`apart_resident_mb` are of the same stores, each opened by itself. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def status(name):
 import torch, zarr, pyarrow, pipeline.store.read.features as reader
 resident = status("VmRSS")
 began = time.perf_counter()
-store = reader.open_store(sys.argv[1])
+how, *paths = sys.argv[1:]
+store = reader.open_store(paths if how == "joined" else paths[0])
+others = [reader.open_store(path) for path in paths[1:]] if how == "apart" else []
 opened = time.perf_counter() - began
 peak, after = status("VmHWM") - resident, status("VmRSS") - resident
 names = store.metadata["id"]
@@ -56,8 +59,8 @@ print(json.dumps({
 """
 
 
-def write_index(root: Path, n: int) -> None:
-    """Write a store that has an index and no features."""
+def write_index(root: Path, n: int, first: int = 0) -> None:
+    """Write a store that has an index and no features; its utterances are numbered from `first`."""
     layout = Layout(tuple(range(1, 13)), 768, 59_904, PER_UNIT)
     column = {"name": "label", "type": "int64", "class_names": ["a", "b"]}
     write_group(
@@ -80,7 +83,10 @@ def write_index(root: Path, n: int) -> None:
     unit, position = row // PER_UNIT, row % PER_UNIT
     crc = np.random.default_rng(0).integers(0, 2**32, 12 * n, np.uint32)
     values = {
-        "id": [f"speaker-{i * 7919 % 1000:04d}/clip-{i * 104729 % n:09d}.flac" for i in range(n)],
+        "id": [
+            f"speaker-{i * 7919 % 1000:04d}/clip-{first + i * 104729 % n:09d}.flac"
+            for i in range(n)
+        ],
         "row": row,
         "unit": unit,
         "position": position,
@@ -108,20 +114,35 @@ def write_index(root: Path, n: int) -> None:
     index.compact(root)
 
 
+def probe(how: str, stores: list[Path]) -> dict[str, float]:
+    """Open stores in a new process: `joined` or `apart`."""
+    command = [sys.executable, "-c", PROBE, how, *map(str, stores)]
+    found: dict[str, float] = json.loads(subprocess.check_output(command).splitlines()[-1])
+    return found
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--utterances", type=int, default=1_000_000)
+    parser.add_argument("--stores", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-open"))
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     try:
-        write_index(options.folder, options.utterances)
+        stores = [options.folder / f"store-{number}" for number in range(options.stores)]
+        share = options.utterances // options.stores
+        for number, store in enumerate(stores):
+            write_index(store, share, number * share)
+        how = "joined" if options.stores > 1 else "apart"
         rounds = []
         for _ in range(options.rounds):
-            command = [sys.executable, "-c", PROBE, str(options.folder)]
-            rounds.append(json.loads(subprocess.check_output(command).splitlines()[-1]))
+            found = probe(how, stores)
+            if how == "joined":
+                apart = probe("apart", stores)
+                found |= {"apart_s": apart["open_s"], "apart_resident_mb": apart["resident_mb"]}
+            rounds.append(found)
         copy = options.folder.with_name(options.folder.name + "-copy")
         shutil.rmtree(copy, ignore_errors=True)
         options.folder.rename(copy)
@@ -129,9 +150,9 @@ def main() -> None:
         shutil.rmtree(copy)
         for name in ("copied_s", "uncached_s"):
             for item in rounds:
-                found = json.loads(subprocess.check_output(command).splitlines()[-1])
-                item[name] = found["open_s"]
-            index.drop_cache(options.folder)
+                item[name] = probe(how, stores)["open_s"]
+            for store in stores:
+                index.drop_cache(store)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
     median = {key: statistics.median(item[key] for item in rounds) for key in rounds[0]}

@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import tables, transforms
-from pipeline.cli.options import IMPORTING, All, AsJson, Debug, Overrides, Store, whole
+from pipeline.cli.options import (
+    IMPORTING,
+    All,
+    AsJson,
+    Debug,
+    Overrides,
+    Store,
+    stores_and_settings,
+    whole,
+)
 from pipeline.cli.output import (
     EXIT_ERROR,
     EXIT_QUARANTINED,
@@ -226,13 +235,13 @@ for verb in transforms.VERBS:
 
 @app.command()
 def layers(
-    store: Store,
-    overrides: Annotated[
-        list[str] | None,
+    arguments: Annotated[
+        list[str],
         typer.Argument(
-            metavar="[n_frames=20000] [seed=0] [out=DIR]", help="Sampled frames, report folder."
+            metavar="STORE... [n_frames=20000] [seed=0] [out=DIR]",
+            help="A store, or several to read as one; sampled frames, report folder.",
         ),
-    ] = None,
+    ],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -241,15 +250,16 @@ def layers(
         with announced(Notes(console), IMPORTING):
             from pipeline.probing.frame_sample import MAX_FRAMES
             from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
-            from pipeline.probing.output_folder import claim_folder, source_of
+            from pipeline.probing.output_folder import claim_folder, default_folder, source_of
             from pipeline.probing.report import layers_report
             from pipeline.store.read.features import open_store
 
-        given = plain_overrides(overrides or [], {"n_frames", "seed", "out"})
+        stores, overrides = stores_and_settings(arguments)
+        given = plain_overrides(overrides, {"n_frames", "seed", "out"})
         n_frames = whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
         seed = whole(given, "seed", 0, RANGES["split.seed"])
-        folder = Path(given.get("out") or Path("sweeps", store.resolve().name, "layers"))
-        opened = open_store(store)
+        opened = open_store(stores)
+        folder = Path(given.get("out") or default_folder(opened) / "layers")
         settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
         with RunProgress(console) as progress:
             with announced(progress, "measuring the layers"):
@@ -270,24 +280,27 @@ def layers(
 
 @app.command()
 def sweep(
-    store: Store,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="task=... KEY=VALUE", help="Task and settings."),
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE... task=... KEY=VALUE",
+            help="A store, or several to read as one; task and settings.",
+        ),
+    ],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Train small heads on every layer and on their weighted sum, and rank the layers."""
     with reported(as_json, debug) as answer:
-        config = load_sweep_config(overrides or [])
+        stores, overrides = stores_and_settings(arguments)
+        config = load_sweep_config(overrides)
         with announced(Notes(console), IMPORTING):
             from pipeline.probing.report.sweep_report import write_report
             from pipeline.probing.run import summary
             from pipeline.probing.run import sweep as sweep_store
 
         with SweepProgress(console) as progress:
-            result, folder = sweep_store(store, config, progress)
+            result, folder = sweep_store(stores, config, progress)
             with announced(progress, "writing the report"):
                 page = write_report(result, folder)
         answer(

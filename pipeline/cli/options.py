@@ -101,3 +101,15 @@ def paths_and_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         is_setting = _SETTING.match(argument) and not Path(argument).exists()
         (settings if is_setting else paths).append(argument)
     return paths, settings
+
+
+def stores_and_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide arguments into paths of stores and `key=value` settings.
+
+    Raises:
+        ConfigError: No store is given.
+    """
+    stores, settings = paths_and_settings(arguments)
+    if not stores:
+        raise ConfigError(f"no store is given before {settings[0]}; write STORE KEY=VALUE")
+    return stores, settings

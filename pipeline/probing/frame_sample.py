@@ -55,7 +55,7 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     slices = -(-counts // SLICE_FRAMES)  # of each utterance
     ends = np.cumsum(slices)
     if not len(ends) or not ends[-1]:
-        raise StoreError(f"{store.root} has no frames; run `strata extract` first")
+        raise StoreError(f"{store.location} has no frames; run `strata extract` first")
     n_slices = min(int(ends[-1]), math.ceil(n_frames / SLICE_FRAMES))
     random = np.random.default_rng(seed)
     drawn = np.sort(random.choice(int(ends[-1]), n_slices, replace=False, shuffle=False))

@@ -127,7 +127,7 @@ def measure_layers(
     note(f"read {n_drawn:,} frames of {len(store.layers)} layers")
     layers = tuple(_measure_layer(layer, sample, i) for i, layer in enumerate(store.layers))
     return StoreStatistics(
-        store=str(store.root),
+        store=", ".join(map(str, store.backends)),
         encoder=describe_encoder(store.attributes),
         warnings=encoder_warnings(store.attributes),
         n_frames=n_drawn,

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.exclusive import create_exclusive
+from pipeline.store.backend.folders import folder_of
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.serialization import json_bytes
 
 SETTINGS = "settings.json"
 """What the results in a folder are of. Its exclusive creation claims the folder."""
+_MAX_NAMES = 3  # of stores, in the name of a folder
 _RESULTS = ("sweep.json", "layers.json", "report.html", "weights.json")
 
 
@@ -44,13 +46,33 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
     raise AssertionError  # the candidates do not end
 
 
-def source_of(store: FeatureStore) -> dict[str, str]:
-    """Return the settings that name the features: the store's path and a hash of its identity."""
+def source_of(store: FeatureStore) -> dict[str, Any]:
+    """Return the settings that name the features: the store's path and a hash of its identity.
+
+    Several stores have a list of paths.
+    """
     identity = json.dumps(store.attributes["identity"], sort_keys=True)
+    paths = [str(folder.resolve()) for folder in store_folders(store)]
     return {
-        "store": str(store.root.resolve()),
+        "store": paths[0] if len(paths) == 1 else paths,
         "identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
     }
+
+
+def store_folders(store: FeatureStore) -> list[Path]:
+    """Return the folder of the store, or of each of several.
+
+    Raises:
+        StoreError: One is not in a folder of this machine.
+    """
+    return [folder_of(backend) for backend in store.backends]
+
+
+def default_folder(store: FeatureStore) -> Path:
+    """Return where the results of a store go: `sweeps/NAME`, or `sweeps/NAME+NAME` of several."""
+    names = [folder.resolve().name for folder in store_folders(store)]
+    more = len(names) - _MAX_NAMES
+    return Path("sweeps", "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])]))
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

@@ -139,7 +139,7 @@ class Sweep:
 
     Attributes:
         task: Name of the task, e.g. ks.
-        store: Path of the store, as given.
+        store: Path of the store, or those of several, as given.
         encoder: Description of the encoder; names random weights.
         warnings: Warnings to show before the scores: random weights, leakage, small splits.
         labels: Label columns.
@@ -169,7 +169,7 @@ class Sweep:
     """
 
     task: str
-    store: str
+    store: str | tuple[str, ...]
     encoder: str
     warnings: tuple[str, ...]
     labels: tuple[str, ...]

@@ -26,7 +26,12 @@ from pipeline.events import Observer, announced
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.head_cache import HeadCache
 from pipeline.probing.labels import Labels, read_labels
-from pipeline.probing.output_folder import claim_folder, source_of
+from pipeline.probing.output_folder import (
+    claim_folder,
+    default_folder,
+    source_of,
+    store_folders,
+)
 from pipeline.probing.ranking import Ranking, best_single_layer, rank
 from pipeline.probing.results import (
     WEIGHTED,
@@ -63,7 +68,7 @@ class _SweepPlan:
 
     Attributes:
         store: The features.
-        path: Path of the store, as given.
+        paths: Path of the store, or those of several, as given.
         config: Settings of the sweep.
         layers: Swept layers of the store.
         labels: Labels of every utterance.
@@ -75,7 +80,7 @@ class _SweepPlan:
     """
 
     store: FeatureStore
-    path: str
+    paths: tuple[str, ...]
     config: SweepConfig
     layers: tuple[int, ...]
     labels: Labels
@@ -87,14 +92,16 @@ class _SweepPlan:
 
 
 def sweep(
-    store_path: str | Path, config: SweepConfig, observer: Observer | None = None
+    store_path: str | Path | Sequence[str | Path],
+    config: SweepConfig,
+    observer: Observer | None = None,
 ) -> tuple[Sweep, Path]:
     """Train the heads that are not cached, score all heads, and write the results.
 
     `weights.json` is written only if there is a weighted sum.
 
     Args:
-        store_path: The store; it is not changed.
+        store_path: The store, or several that are read as one; they are not changed.
         config: The task and the settings of the sweep.
         observer: Receives notes and progress.
 
@@ -130,10 +137,11 @@ def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> P
         ConfigError: The folder is inside the store.
     """
     names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
-    default = Path("sweeps", store.root.resolve().name, f"{config.task.name}-{names}")
+    default = default_folder(store) / f"{config.task.name}-{names}"
     folder = default if config.out is None else Path(config.out)
-    if folder.resolve().is_relative_to(store.root.resolve()):
-        raise ConfigError(f"out={folder} is inside the store; give another out=FOLDER")
+    for root in store_folders(store):
+        if folder.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"out={folder} is inside the store {root}; give another out=FOLDER")
     return folder
 
 
@@ -153,11 +161,15 @@ def summary(result: Sweep) -> dict[str, Any]:
     }
 
 
-def _prepare(store_path: str | Path, config: SweepConfig, observer: Observer) -> _SweepPlan:
+def _prepare(
+    store_path: str | Path | Sequence[str | Path], config: SweepConfig, observer: Observer
+) -> _SweepPlan:
     """Read labels and features, split the utterances, list the heads, and claim the folder."""
     store = open_store(store_path)
     if not len(store):
-        raise StoreError(f"{store_path} has no complete utterances yet; run `strata extract` first")
+        raise StoreError(
+            f"{store.location} has no complete utterances yet; run `strata extract` first"
+        )
     layers = _layers(store, config)
     labels = read_labels(store, config.task, config.labels)
     asked = output_folder(store, config, labels)
@@ -181,8 +193,9 @@ def _prepare(store_path: str | Path, config: SweepConfig, observer: Observer) ->
     folder, note = claim_folder(asked, settings)
     if note:
         observer.note(note)
-    path, heads = str(store_path), asked / HEADS
-    return _SweepPlan(store, path, config, layers, labels, split, task, specs, folder, heads)
+    given = [store_path] if isinstance(store_path, str | Path) else store_path
+    paths, heads = tuple(str(path) for path in given), asked / HEADS
+    return _SweepPlan(store, paths, config, layers, labels, split, task, specs, folder, heads)
 
 
 def _settings(
@@ -241,7 +254,7 @@ def _result(
     chosen = [head for folds in ranking.chosen[ranking.best] for head in folds]
     return Sweep(
         task=plan.config.task.name,
-        store=plan.path,
+        store=plan.paths[0] if len(plan.paths) == 1 else plan.paths,
         encoder=describe_encoder(plan.store.attributes),
         warnings=tuple(_warnings(plan)),
         labels=plan.labels.columns,
@@ -296,13 +309,15 @@ def _mean_weights(ranking: Ranking) -> tuple[float, ...] | None:
 def _warnings(plan: _SweepPlan) -> list[str]:
     """Return the warnings to show before the scores, most severe first."""
     warnings = list(encoder_warnings(plan.store.attributes))
-    status = read_status(plan.store.root)
-    missing = status.utterances_total - status.utterances_ok - status.utterances_quarantined
-    if missing:
-        warnings.append(
-            f"the store is not complete: {missing:,} of {status.utterances_total:,} utterances are "
-            "not extracted yet, and the scores do not include them"
-        )
+    for backend in plan.store.backends:
+        status = read_status(backend)
+        missing = status.utterances_total - status.utterances_ok - status.utterances_quarantined
+        if missing:
+            name = f"store {backend}" if len(plan.paths) > 1 else "the store"
+            warnings.append(
+                f"{name} is not complete: {missing:,} of {status.utterances_total:,} utterances "
+                "are not extracted yet, and the scores do not include them"
+            )
     warnings += [*plan.split.warnings, *plan.task.warnings]
     n_test = sum(len(fold.test) for fold in plan.split.folds)
     if n_test < _MIN_TEST:

@@ -26,7 +26,7 @@ def select_where(
     """
     if where is None:
         if len(store) == 0:
-            raise StoreError(f"store {store.backend} has no committed utterances")
+            raise StoreError(f"store {store.location} has no committed utterances")
         return store
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -36,7 +36,7 @@ def select_where(
         hint = "".join(f"; {text}" for text in texts)
         raise StoreError(
             f"where={where!r:.200} selects none of the {counted(len(store), 'utterance')} of "
-            f"{store.backend}{hint}"
+            f"{store.location}{hint}"
         )
     for text in texts:
         if observer is None:

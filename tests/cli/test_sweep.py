@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.transforms.copy import CopySettings, copy_stores
 from tests.helpers.planted_stores import write_planted
 
 QUICK = ["task.lrs=[1e-2]", "seeds=[0]", "task.steps=40", "task.eval_every=20"]
@@ -20,6 +22,7 @@ def store(tmp_path_factory):
     columns = {
         "speaker": [f"s{row % 3}" for row in range(120)],
         "split": ["test" if row % 5 == 0 else "train" for row in range(120)],
+        "n": list(range(120)),
     }
     attributes = {"provenance": {"weights": "random"}}
     write_planted(root, columns=columns, attributes=attributes)
@@ -101,3 +104,55 @@ def test_no_store_is_exit_code_1(tmp_path):
     done = strata("sweep", tmp_path / "nothing", "task=ks")
     assert done.exit_code == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def halves(store, tmp_path_factory):
+    """Two stores with half of the utterances each, and the output of a sweep over both."""
+    root = tmp_path_factory.mktemp("halves")
+    for name, where in (("one", "n < 60"), ("two", "n >= 60")):
+        copy_stores(store, root / name, CopySettings(where=where))
+    out = root / "out"
+    paths = (root / "one", root / "two")
+    return paths, out, strata("sweep", *paths, "task=ks", f"out={out}", *QUICK, "--json")
+
+
+def test_several_stores_are_swept_as_one(first, halves):
+    """The scores are those of one store with the utterances of both; the report opens both."""
+    paths, out, done = halves
+    assert done.exit_code == 0, done.stderr
+    document, expected = json.loads(done.stdout), json.loads(first[1].stdout)
+    for name in ("scores", "best_layer", "n_test", "classes", "split"):
+        assert document[name] == expected[name]
+    assert document["store"] == [str(path) for path in paths]
+    names = ", ".join(f"'{path}'" for path in paths)
+    report = html.unescape((out / "report.html").read_text())
+    assert f"pipeline.open_store([{names}])" in report
+    assert f"strata copy {paths[0]} {paths[1]} JOINED" in report
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["store"] == [str(path.resolve()) for path in paths]
+
+
+def test_what_cannot_be_swept_as_one_is_one_line(store, halves, tmp_path):
+    """Stores with equal ids, an output inside one of them, and no store at all."""
+    (one, two), *_ = halves
+    for arguments, message in (
+        ([store, one], "in several stores ('utt-0000', "),
+        ([one, two, f"out={two}/x"], f"is inside the store {two}"),
+        ([one, tmp_path / "nothing"], "no store at"),
+        ([], "no store is given before task=ks"),
+    ):
+        done = strata("sweep", *arguments, "task=ks", *QUICK, "--json")
+        assert done.exit_code in (1, 2)
+        assert message in json.loads(done.stdout)["error"]
+
+
+def test_the_default_folder_has_the_names_of_the_stores(halves, tmp_path, monkeypatch):
+    """Of up to three; `layers` compares the layers of all frames."""
+    monkeypatch.chdir(tmp_path)
+    paths = halves[0]
+    done = strata("layers", *paths, "n_frames=2000", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("one, ") == 1
+    assert json.loads(done.stdout)["n_utterances"] == 120
+    assert (tmp_path / "sweeps/one+two/layers/report.html").exists()

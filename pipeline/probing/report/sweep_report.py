@@ -225,8 +225,10 @@ def _examples(sweep: Sweep) -> Markup:
 
 def _next_steps(sweep: Sweep) -> list[Markup]:
     """Return commands and code that use the result."""
-    store = shlex.quote(sweep.store)
-    opening = f"import pipeline\n\nstore = pipeline.open_store({sweep.store!r})\n"
+    paths = [sweep.store] if isinstance(sweep.store, str) else list(sweep.store)
+    given = repr(paths[0] if len(paths) == 1 else paths)
+    opening = f"import pipeline\n\nstore = pipeline.open_store({given})\n"
+    stores = store = shlex.join(paths)
     columns = list(sweep.labels)
     if sweep.best == WEIGHTED:
         use = (
@@ -242,15 +244,18 @@ def _next_steps(sweep: Sweep) -> list[Markup]:
         )
     parts = [element("p", "Read the best features:"), element("pre", use)]
     if sweep.layer_weights is not None:
+        first = ""
+        if len(paths) > 1:
+            store, first = "JOINED", f"strata copy {stores} JOINED\n"
         parts += [
             element(
                 "p",
                 "Or write the weighted sum as a store with one layer, which is as fast to read as "
                 "any single layer (weights.json is in the folder of this page):",
             ),
-            element("pre", f"strata collapse {store} OUT weights=weights.json"),
+            element("pre", f"{first}strata collapse {store} OUT weights=weights.json"),
         ]
-    more = element("code", f"strata layers {store}")
+    more = element("code", f"strata layers {stores}")
     return [*parts, element("p", "For statistics of the layers without labels, run ", more)]
 
 
@@ -262,7 +267,7 @@ def _facts(sweep: Sweep) -> Markup:
         f"{label}: {len(names)}" for label, names in zip(sweep.labels, sweep.classes, strict=True)
     )
     values: dict[str, object] = {
-        "store": sweep.store,
+        "store": sweep.store if isinstance(sweep.store, str) else ", ".join(sweep.store),
         "encoder": sweep.encoder,
         "task": sweep.task,
         "labels": ", ".join(sweep.labels),

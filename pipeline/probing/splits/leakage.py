@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -117,13 +118,19 @@ def _clip_ids(store: FeatureStore, folds: Sequence[Fold]) -> list[str | None]:
 
 def _fingerprints(store: FeatureStore) -> list[Hashable | None]:
     """Return (fingerprint, size in bytes) of each utterance's audio; None if unknown."""
-    plan = read_plan(store.root)
-    if plan is None:
-        return [None] * len(store)
-    known = plan.table.filter(pc.not_equal(plan.table["fingerprint"], 0))
-    columns = (known[name].to_pylist() for name in ("id", "fingerprint", "n_bytes"))
-    by_id = {
-        utterance_id: (fingerprint, size)
-        for utterance_id, fingerprint, size in zip(*columns, strict=True)
-    }
-    return [by_id.get(utterance_id) for utterance_id in store.ids]
+    found: list[Hashable | None] = [None] * len(store)
+    ids, numbers = store.ids, store.store_numbers
+    for number, backend in enumerate(store.backends):
+        plan = read_plan(backend)
+        if plan is None:
+            continue
+        known = plan.table.filter(pc.not_equal(plan.table["fingerprint"], 0))
+        columns = (known[name].to_pylist() for name in ("id", "fingerprint", "n_bytes"))
+        prefix = store.id_prefixes[number]
+        by_id = {
+            f"{prefix}{utterance_id}": (fingerprint, size)
+            for utterance_id, fingerprint, size in zip(*columns, strict=True)
+        }
+        for position in np.flatnonzero(numbers == number).tolist():
+            found[position] = by_id.get(ids[position])
+    return found

@@ -29,10 +29,35 @@ Span = tuple[int, int, int, int]
 """Consecutive frames of a piece: the slot, the first frame within it, one past the last, and the
 position of the piece in the unit."""
 
+_SLOT_BITS = 32
+
 _OMITTED = ("crc32c", "flags", "n_samples", "source_rate_hz")
 """Columns that no read needs; `FeatureStore.record` reads them."""
 _HASH_BLOCK = 65_536
 _MAX_COMPARED = 2_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a store among several that are read as one.
+
+    Attributes:
+        number: Number of the store.
+        n_stores: Number of stores.
+        prefix: What comes before its ids.
+    """
+
+    number: int = 0
+    n_stores: int = 1
+    prefix: str = ""
+
+    @property
+    def first_slot(self) -> int:
+        """Number that the slots of the store are counted from, so that no two stores share one."""
+        return self.number << _SLOT_BITS
+
+
+ALONE = Place()
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,7 @@ class Catalogue:
         metadata: `id` and the carried columns, a row per utterance.
         first_piece: First piece of each utterance, then the number of pieces: [n_utterances + 1].
         unit: Unit of each piece, [n_pieces].
-        slot: Slot of each piece.
+        slot: Slot of each piece; among several stores with the number of its store, see `Place`.
         start: First frame of each piece, within its slot.
         n_frames: Frames of each piece.
         place: Position of each piece in its unit, and in its slot's pooled chunk.
@@ -53,7 +78,7 @@ class Catalogue:
     metadata: pa.Table
     first_piece: IntArray
     unit: npt.NDArray[np.int32]
-    slot: npt.NDArray[np.int32]
+    slot: npt.NDArray[np.int32] | IntArray
     start: npt.NDArray[np.int32]
     n_frames: npt.NDArray[np.int32]
     place: npt.NDArray[np.int32]
@@ -93,6 +118,21 @@ class Catalogue:
                 spans.append((slots[piece], at + low, at + high, places[piece]))
             start, stop = start - counts[piece], stop - counts[piece]
         return spans
+
+    @property
+    def store_numbers(self) -> IntArray:
+        """Number of the store of each utterance: [n_utterances]."""
+        return self.slot[self.first_piece[:-1]].astype(np.int64) >> _SLOT_BITS
+
+    def store_of(self, position: int) -> int:
+        """Return the number of the store of an utterance."""
+        first_piece, slots, *_ = self._views
+        number: int = slots[first_piece[position]] >> _SLOT_BITS
+        return number
+
+    def pieces_of(self, number: int) -> IntArray:
+        """Return the indices of the pieces that are in store `number`, ascending."""
+        return np.flatnonzero(self.slot.astype(np.int64) >> _SLOT_BITS == number)
 
     def find(self, name: str) -> int | None:
         """Return the position of an id, or None."""

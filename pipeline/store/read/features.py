@@ -6,20 +6,22 @@ torchaudio.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.store.backend.base import Location
+from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
+from pipeline.store.read.several import JoinedView
 from pipeline.store.read.utterances import Key, StoreView
 from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
 from pipeline.store.tensors import decode_into
@@ -27,33 +29,57 @@ from pipeline.store.tensors import decode_into
 _SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
-def open_store(uri: Location, *, verify: bool = False, labels: int | None = None) -> FeatureStore:
-    """Open a store for reading.
+def open_store(
+    uri: Location | Iterable[Location],
+    *,
+    prefix: bool = False,
+    verify: bool = False,
+    labels: int | None = None,
+) -> FeatureStore:
+    """Open a store, or several as one, for reading.
+
+    Several stores must be of one encoder, with the same layers, and return values of one type:
+    int8 beside float16, but not float32 beside float16. Their utterances come one store after the
+    other. A column that a store lacks has no values there, and classes are numbered over all.
 
     Args:
-        uri: Its path, or a `Backend`.
+        uri: Its path, or a `Backend`; or the paths of several stores.
+        prefix: Whether ids become `<folder of the store>/<id>`, for ids that several stores have.
         verify: Whether every read verifies what it returns; see `FeatureStore.read`. Datasets and
             loaders of the store do so, too.
         labels: Generation of labels to show; None is the newest. After the dataset was changed, 0
-            has the utterances and columns from before the first change.
+            has the utterances and columns from before the first change. Several stores have None.
 
     Raises:
         StoreNotFoundError: There is no store.
-        StoreError: It has no such generation.
-        DamagedError: Its attributes, its index or its labels are damaged.
+        StoreError: It has no such generation; or several stores have the same id, or a column of
+            different types.
+        IdentityError: Several stores have features of different kinds; the message lists every
+            difference.
+        ConfigError: No store is given, one is given twice, or `labels` is given for several.
+        DamagedError: The attributes, the index or the labels of a store are damaged.
         TypeError: `labels` is no number.
 
     Example:
         >>> store = open_store("features/hubert")            # doctest: +SKIP
         >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
         torch.Size([1, 212, 768])
+        >>> open_store(["clean-100", "clean-360"]).select(speaker="1034")  # doctest: +SKIP
     """
     if isinstance(labels, bool) or not (labels is None or hasattr(labels, "__index__")):
         raise TypeError(
             f"labels is {labels!r}; expected the number of a generation of labels, or None for the "
             "newest. Columns are in `store.metadata`"
         )
-    return FeatureStore(uri, verify, labels)
+    locations = _locations(uri)
+    if not locations:
+        raise ConfigError("no store is given; expected its path, or those of several")
+    if len(locations) > 1 and labels is not None:
+        raise ConfigError(
+            f"labels={labels} is a generation of one store; several are opened with the newest"
+        )
+    stores = [FeatureStore(location, verify, labels) for location in locations]
+    return JoinedStore(stores, prefix) if prefix or len(stores) > 1 else stores[0]
 
 
 class FeatureStore(StoreView):
@@ -240,9 +266,9 @@ class FeatureStore(StoreView):
             DamagedError: A file of statistics is missing or damaged.
         """
         axes = self.axes(layers)
-        if self._verifies(verify):
-            check_pooled(self._shards, self._catalogue, self._checksums, axes)
-        return torch.from_numpy(read_pooled(self._shards, self._catalogue, axes, statistic))
+        out = np.empty((len(self), len(axes), self.feature_dim), np.float32)
+        self._read_pooled(axes, statistic, out, verify)
+        return torch.from_numpy(out)
 
     @cached_property
     def final_norm(self) -> FinalNorm:
@@ -281,5 +307,75 @@ class FeatureStore(StoreView):
             for _, _, where in cuts:
                 norm.apply(torch.from_numpy(where), layers)
 
+    def _read_pooled(
+        self, axes: Sequence[int], statistic: str, out: FloatArray, verify: bool | None
+    ) -> None:
+        """Read a statistic into an array; see `pooled`."""
+        if self._verifies(verify):
+            check_pooled(self._shards, self._catalogue, self._checksums, axes)
+        read_pooled(self._shards, self._catalogue, axes, statistic, out)
+
     def _verifies(self, verify: bool | None) -> bool:
         return self._verify if verify is None else verify
+
+
+class JoinedStore(JoinedView, FeatureStore):
+    """The features of several stores of one encoder, read as one store; see `open_store`.
+
+    It has the methods of a `FeatureStore`. `backends` are the stores, and `store_numbers` has the
+    one of each utterance. Batches are read store by store, each in the order of its disk.
+    """
+
+    _parts: tuple[FeatureStore, ...]
+
+    def read(
+        self,
+        key: Key,
+        layers: Sequence[int] | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        final_norm: bool = False,
+        verify: bool | None = None,
+    ) -> Tensor:
+        """Read the features of one utterance; see `FeatureStore.read`."""
+        position = self.position(key)
+        part = self._parts[self._catalogue.store_of(position)]
+        return part.read(position, layers, start, stop, final_norm=final_norm, verify=verify)
+
+    def weighted_sum(
+        self, key: Key, weights: Sequence[float] | Tensor, *, verify: bool | None = None
+    ) -> Tensor:
+        """Return the weighted sum over the layers of one utterance; see `FeatureStore`."""
+        position = self.position(key)
+        part = self._parts[self._catalogue.store_of(position)]
+        return part.weighted_sum(position, weights, verify=verify)
+
+    def read_into(
+        self,
+        cuts: Sequence[Cut],
+        axes: Sequence[int],
+        norm: FinalNorm | None = None,
+        *,
+        verify: bool | None = None,
+    ) -> None:
+        """Read frames of several utterances into given arrays; see `FeatureStore.read_into`."""
+        shares: dict[int, list[Cut]] = {}
+        for cut in cuts:
+            shares.setdefault(self._catalogue.store_of(cut[0]), []).append(cut)
+        for number in sorted(shares):
+            self._parts[number].read_into(shares[number], axes, norm, verify=verify)
+
+    def _read_pooled(
+        self, axes: Sequence[int], statistic: str, out: FloatArray, verify: bool | None
+    ) -> None:
+        for part in self._parts:
+            part._read_pooled(axes, statistic, out, verify)
+
+
+def _locations(uri: Location | Iterable[Location]) -> list[Location]:
+    """Return the stores that are given: one, or several."""
+    is_one = isinstance(uri, str | bytes) or not isinstance(uri, Iterable)
+    if is_one or hasattr(uri, "__fspath__") or hasattr(uri, "put_if_absent"):
+        return [cast("Location", uri)]
+    return list(cast("Iterable[Location]", uri))

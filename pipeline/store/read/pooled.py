@@ -15,21 +15,23 @@ from pipeline.store.read.shards import ShardReader
 
 
 def read_pooled(
-    shards: ShardReader, catalogue: Catalogue, axes: Sequence[int], statistic: str = MEAN
-) -> FloatArray:
-    """Return a statistic over the frames of every utterance; the chunk of a slot is read once.
+    shards: ShardReader,
+    catalogue: Catalogue,
+    axes: Sequence[int],
+    statistic: str,
+    out: FloatArray,
+) -> None:
+    """Read a statistic over the frames of every utterance; the chunk of a slot is read once.
 
     A statistic that is not stored is computed from the frames. Means and deviations of an utterance
     in several pieces are those of its pieces weighted by their frames, in float64.
 
     Args:
         shards: Stored values.
-        catalogue: Utterances of the store.
+        catalogue: Utterances of the store; those of other stores are skipped.
         axes: Positions on the layer axis.
         statistic: Of `STATISTICS`.
-
-    Returns:
-        float32 [n_utterances, n_layers, dim].
+        out: Destination, float32 [n_utterances, n_layers, dim].
 
     Raises:
         StoreError: The statistic is unknown, or neither it nor the frames are kept.
@@ -41,9 +43,9 @@ def read_pooled(
     owner = np.repeat(np.arange(len(catalogue)), n_pieces)
     whole = n_pieces[owner] == 1
     names = (statistic, MEAN) if statistic == STD and not whole.all() else (statistic,)
-    order = np.argsort(catalogue.slot, kind="stable")
+    own = catalogue.pieces_of(shards.place.number)
+    order = own[np.argsort(catalogue.slot[own], kind="stable")]
     bounds = np.flatnonzero(np.diff(catalogue.slot[order], prepend=-1, append=-1))
-    out = np.empty((len(catalogue), len(axes), shards.layout.dim), np.float32)
     long: dict[int, list[FloatArray]] = {}
     for first, last in pairwise(bounds):
         pieces = order[first:last]
@@ -51,11 +53,10 @@ def read_pooled(
         out[owner[pieces]] = found[0]  # utterances in several pieces are replaced below
         for i in np.flatnonzero(~whole[pieces]).tolist():
             long.setdefault(int(pieces[i]), [values[i] for values in found])
-    for utterance in np.flatnonzero(n_pieces != 1).tolist():
+    for utterance in np.unique(owner[np.array(list(long), np.int64)]).tolist():
         pieces = np.arange(*catalogue.first_piece[utterance : utterance + 2])
         values = [np.stack([long[p][k] for p in pieces.tolist()]) for k in range(len(names))]
         out[utterance] = _joined(statistic, values, catalogue.n_frames[pieces])
-    return out
 
 
 def _of_pieces(
@@ -73,7 +74,7 @@ def _of_pieces(
         return [chunk[catalogue.place[pieces], k][:, axes] for k in kept]
     if not layout.keeps_frames:
         raise StoreError(
-            f"the store keeps neither the statistic {names[0]} nor frames, but "
+            f"store {shards.name} keeps neither the statistic {names[0]} nor frames, but "
             f"{', '.join(layout.statistics)}; extract into another store= with "
             f"extract.pooling=[{','.join((*layout.statistics, names[0]))}]"
         )

@@ -59,6 +59,27 @@ def typed_values(name: str, values: Iterable[Any], kind: pa.DataType) -> pa.Arra
     return pa.array(converted, kind)
 
 
+def column_values(
+    name: str, given: Any, kind: pa.DataType, class_names: Sequence[str] = ()
+) -> pa.Array:
+    """Return the values that `select` compares a column with.
+
+    Args:
+        name: The column.
+        given: One value or a collection; names of classes stand for their numbers.
+        kind: Type of the column.
+        class_names: Names of its classes, if it has any.
+
+    Raises:
+        StoreError: A value has another type, or is no class.
+    """
+    values = [
+        class_number(name, item, class_names) if class_names and isinstance(item, str) else item
+        for item in listed(given)
+    ]
+    return typed_values(name, values, kind)
+
+
 def class_number(name: str, value: str, names: Sequence[str]) -> int:
     """Return the number of a class.
 

@@ -21,6 +21,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored
 from pipeline.store.format.layout import FRAMES, POOLED, SCALE, Layout
+from pipeline.store.read.catalogue import ALONE, Place
 
 Matrix = Stored
 
@@ -31,16 +32,19 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 class ShardReader:
     """Stored values of one store. Safe to use from several threads, and after a fork.
 
-    Its files are closed when it is dropped, or by `close`.
+    Its files are closed when it is dropped, or by `close`. Slots are numbered as in a catalogue.
 
     Attributes:
+        place: Place of the store among several.
         layout: Shapes of the arrays.
         dtype: Type of the stored values.
         is_direct: Whether stored values are returned as they are.
     """
 
-    def __init__(self, store: Location, layout: Layout) -> None:
+    def __init__(self, store: Location, layout: Layout, place: Place = ALONE) -> None:
         self._backend = open_backend(store)
+        self.place = place
+        self._first_slot = place.first_slot
         self.layout = layout
         self.dtype = layout.codec.dtype
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
@@ -48,7 +52,7 @@ class ShardReader:
         self._flat: dict[tuple[int, int], bool] = {}
         # A cache that referred to this reader would keep its files open until a garbage collection.
         opening = WeakMethod(self._open)
-        cache = lru_cache(maxsize=self._backend.max_readers)
+        cache = lru_cache(maxsize=max(1, self._backend.max_readers // place.n_stores))
         self._opened = cache(lambda axis, slot: opening()(axis, slot))  # type: ignore[misc]
         self._shard: Callable[[int, int], ObjectReader | None] = self._opened
         self._scale_bytes = layout.codec.n_scales * layout.dim * 4
@@ -77,13 +81,18 @@ class ShardReader:
                 "extract.keep=[frames,pooled]"
             )
 
+    @property
+    def name(self) -> str:
+        """The store, for messages."""
+        return str(self._backend)
+
     def locate(self, axis: int, slot: int) -> str:
         """Where a shard is, for messages."""
-        return self._backend.locate(self.layout.shard_key(axis, slot))
+        return self._backend.locate(self.layout.shard_key(axis, slot - self._first_slot))
 
     def locate_pooled(self, slot: int) -> str:
         """Where a pooled chunk is, for messages."""
-        return self._backend.locate(self.layout.pooled_key(slot))
+        return self._backend.locate(self.layout.pooled_key(slot - self._first_slot))
 
     def read(self, axis: int, slot: int, start: int, stop: int) -> Matrix:
         """Read frames `start:stop` of a slot, one layer, as stored: [n_frames, dim].
@@ -158,7 +167,7 @@ class ShardReader:
         try:
             chunk.read_into([out], offset)
         except (OSError, EOFError) as error:
-            path = self._backend.locate(layout.scale_key(slot))
+            path = self._backend.locate(layout.scale_key(slot - self._first_slot))
             raise DamagedError(f"{path} cannot be read ({error}); run `strata verify`") from error
         return out
 
@@ -185,6 +194,7 @@ class ShardReader:
 
     def _chunk(self, array: str, slot: int, shape: tuple[int, ...]) -> FloatArray:
         """Read a chunk of float32 that ends in its checksum."""
+        slot -= self._first_slot
         key, n_bytes = self.layout.first_object(array, slot)
         path = self._backend.locate(key)
         try:
@@ -202,7 +212,8 @@ class ShardReader:
     def _open(self, axis: int, slot: int) -> ObjectReader | None:
         """Open a shard, or the chunk of scales, for reading; return None if it is not flat."""
         self.check_frames()
-        layout = self.layout
+        layout, key = self.layout, (axis, slot)
+        slot -= self._first_slot
         shard_key = layout.scale_key(slot) if axis == _SCALES else layout.shard_key(axis, slot)
         path = self._backend.locate(shard_key)
         try:
@@ -216,7 +227,6 @@ class ShardReader:
             raise DamagedError(f"shard {path} cannot be opened ({error})") from error
         if axis == _SCALES:
             return shard if shard.size == layout.scale_bytes else None
-        key = (axis, slot)
         is_flat = self._flat.get(key)
         if is_flat is None:
             is_flat = self._is_flat(shard, path)
@@ -252,7 +262,7 @@ class ShardReader:
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _read_by_zarr(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
-        first = self.layout.slot_start(slot) + start
+        first = self.layout.slot_start(slot - self._first_slot) + start
         array = self._arrays[FRAMES]
         try:
             for part in parts:

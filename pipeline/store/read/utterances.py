@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,27 +16,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError, UtteranceNotFoundError
-from pipeline.store import index as index_files
-from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
-from pipeline.store.format.codecs import Codec
-from pipeline.store.format.geometry import FrameGeometry
-from pipeline.store.format.layout import Layout
-from pipeline.store.format.records import FIELDS
 from pipeline.store.labels import read_labels
-from pipeline.store.read.catalogue import Catalogue, IntArray, read_catalogue
-from pipeline.store.read.selection import absent_values, class_number, listed, typed_values
+from pipeline.store.read.catalogue import Catalogue, IntArray, Place, read_catalogue
+from pipeline.store.read.facts import StoreFacts
+from pipeline.store.read.joining import Column, class_names_of
+from pipeline.store.read.selection import absent_values, column_values
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.read.verified import Checksums
+from pipeline.store.read.verified import Checksums, committed_checksums, committed_record
 from pipeline.store.read.where import parse_condition
 
 Key = str | int
 _WHOLE_NUMBERS = (int, np.integer)
 _N_FRAMES = pa.field("n_frames", pa.int64())
+_SHARED = ("_shards", "_checksums", "_whole")
+"""What a view shares with the store that it selects from, and no other process can have."""
 
 
-class StoreView:
+class StoreView(StoreFacts):
     """The committed utterances of a store, or a selection of them.
 
     Attributes:
@@ -45,18 +43,25 @@ class StoreView:
     """
 
     _verify = _is_chosen = False  # class attributes for views that an earlier version has pickled
-
     _generation: int | None = None
-    _columns: tuple[Mapping[str, Any], ...] | None = None
+    _columns: tuple[Column, ...] | None = None
 
     def __init__(self, uri: Location, verify: bool = False, labels: int | None = None) -> None:
         self._verify, self._generation = verify, labels
-        self._backend: Backend = open_backend(uri)
+        self._backend = open_backend(uri)
         self.attributes = read_attributes(self._backend)
-        self._layout: Layout = layout_of(self.attributes)
+        self._layout = layout_of(self.attributes)
         self._conditions: tuple[pc.Expression, ...] = ()
-        self._shards = ShardReader(self._backend, self._layout)
+        self._open()
         self.refresh()
+
+    def _open(self) -> None:
+        """Make what reads the files; they are opened when they are needed."""
+        self._shards = ShardReader(self._backend, self._layout, self._place)
+        self._renew_checksums()
+
+    def _renew_checksums(self) -> None:
+        self._checksums = Checksums(self._backend, self._layout, self._place)
 
     def refresh(self) -> None:
         """Read the index again; a selection applies its conditions to the new utterances, too.
@@ -70,8 +75,25 @@ class StoreView:
         self._whole: Catalogue | None = catalogue
         for condition in self._conditions:
             catalogue = catalogue.take(catalogue.matching(condition))
-        self._catalogue: Catalogue = catalogue
-        self._checksums = Checksums(self._backend, self._layout)
+        self._show(catalogue)
+        self._renew_checksums()
+
+    def _show(self, catalogue: Catalogue) -> None:
+        """Set the utterances."""
+        self._catalogue = catalogue
+
+    def _shown(self, catalogue: Catalogue) -> Self:
+        """Return a view of other utterances, with the same open files."""
+        view = self._copy()
+        view._show(catalogue)
+        return view
+
+    def _placed(self, place: Place) -> Self:
+        """Return the store as one among several, with files of its own."""
+        view = self._copy()
+        view._place, view._whole = place, None
+        view._open()
+        return view
 
     def _read_catalogue(self) -> Catalogue:
         labels = read_labels(self._backend, self._generation)
@@ -118,16 +140,16 @@ class StoreView:
                 "expression, or values of columns as in split='train'"
             )
         for name, value in equal.items():
-            kind = self.whole_column(name).type
-            values = [self._class_number(name, item) for item in listed(value)]
-            compared.append((name, typed_values(name, values, kind)))
+            kind, names = self.whole_column(name).type, self.class_names.get(name, ())
+            compared.append((name, column_values(name, value, kind, names)))
             conditions.append(pc.field(name).isin(compared[-1][1]))
         for name, wanted in compared:
             if absent := absent_values(name, wanted, self.whole_column(name)):
-                warnings.warn(f"{self._backend}: {absent}", stacklevel=2)
-        view = self._copy()
+                warnings.warn(f"{self.location}: {absent}", stacklevel=2)
+        catalogue = self._catalogue
         for item in conditions:
-            view._catalogue = view._catalogue.take(view._catalogue.matching(item))
+            catalogue = catalogue.take(catalogue.matching(item))
+        view = self._shown(catalogue)
         view._conditions = (*self._conditions, *conditions)
         return view
 
@@ -137,22 +159,20 @@ class StoreView:
         Raises:
             IndexError: There is no such position.
         """
-        view = self._copy()
         found = [self.position(int(position)) for position in positions]
-        view._catalogue = self._catalogue.take(np.array(found, np.int64))
+        view = self._shown(self._catalogue.take(np.array(found, np.int64)))
         view._is_chosen = True
         return view
 
     def _copy(self) -> Self:
-        view = copy(self)
-        view._shards = self._shards  # `copy` leaves them out, as pickling does
-        view._checksums = self._checksums
-        view._whole = self._whole
+        view = copy(self)  # leaves out what pickling leaves out
+        shared = ((name, self.__dict__[name]) for name in _SHARED if name in self.__dict__)
+        view.__dict__.update(shared)
         return view
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self._backend}: {len(self):,} utterances, "
+            f"<{type(self).__name__} {self.location}: {len(self):,} utterances, "
             f"layers {list(self.layers)}, dim {self.feature_dim}>"
         )
 
@@ -176,7 +196,7 @@ class StoreView:
         return isinstance(name, str) and self._catalogue.find(name) is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_shards", "_checksums", "_whole", "final_norm")  # made when needed
+        left_out = (*_SHARED, "final_norm")  # made when needed
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -185,72 +205,7 @@ class StoreView:
             del state["_root"]
         self.__dict__.update(state)
         self._whole = None
-        self._shards = ShardReader(self._backend, self._layout)
-        self._checksums = Checksums(self._backend, self._layout)
-
-    @property
-    def backend(self) -> Backend:
-        """Storage of the store."""
-        return self._backend
-
-    @property
-    def root(self) -> Path:
-        """Folder of the store.
-
-        Raises:
-            StoreError: The store is not in a folder of this machine; see `backend`.
-        """
-        path = self._backend.local_path("")
-        if path is None:
-            raise StoreError(f"store {self._backend} is not in a folder of this machine")
-        return path
-
-    @property
-    def _root(self) -> Path:
-        return self.root
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers on the layer axis."""
-        return self._layout.layers
-
-    @property
-    def feature_dim(self) -> int:
-        """Features per frame."""
-        return self._layout.dim
-
-    @property
-    def geometry(self) -> FrameGeometry:
-        """Sample rate, hop and receptive field of the encoder."""
-        return FrameGeometry.from_attributes(self.attributes)
-
-    @property
-    def codec(self) -> Codec:
-        """Format of the stored frame values."""
-        return self._layout.codec
-
-    def check_frames(self) -> None:
-        """Check that frames can be read; a store may keep pooled statistics only.
-
-        Raises:
-            StoreError: They cannot.
-        """
-        self._shards.check_frames()
-
-    @property
-    def keeps_frames(self) -> bool:
-        """Whether frames can be read; a store may keep pooled statistics only."""
-        return self._layout.keeps_frames
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """Statistics over the frames of an utterance that the store keeps; see `pooled`."""
-        return self._layout.statistics if self._layout.keeps_pooled else ()
-
-    @property
-    def frame_rate_hz(self) -> float:
-        """Frames per second of audio."""
-        return float(self.attributes["frame_rate_hz"])
+        self._open()
 
     @property
     def ids(self) -> list[str]:
@@ -265,10 +220,7 @@ class StoreView:
     @property
     def class_names(self) -> dict[str, list[str]]:
         """Class names of each carried ClassLabel column."""
-        columns = self._columns
-        if columns is None:
-            columns = self.attributes["identity"]["source"]["columns"]
-        return {item["name"]: item["class_names"] for item in columns if item["class_names"]}
+        return class_names_of(self._carried)
 
     def whole_column(self, name: str) -> pa.ChunkedArray:
         """Return a metadata column, or `n_frames`, of all committed utterances, selected or not.
@@ -284,7 +236,7 @@ class StoreView:
             return pa.chunked_array([self._whole.frame_counts])
         if name not in metadata.column_names:
             known = ", ".join(metadata.column_names)
-            raise StoreError(f"no column {name!r} in {self._backend}; the columns are {known}")
+            raise StoreError(f"no column {name!r} in {self.location}; the columns are {known}")
         return metadata[name]
 
     @property
@@ -299,8 +251,16 @@ class StoreView:
 
     @property
     def slots(self) -> IntArray:
-        """Slot of the first frame of each utterance: int64 [n_utterances]."""
+        """Slot of the first frame of each utterance: int64 [n_utterances].
+
+        Slots of different stores have different numbers.
+        """
         return self._catalogue.slot[self._catalogue.first_piece[:-1]].astype(np.int64)
+
+    @property
+    def store_numbers(self) -> IntArray:
+        """Position in `backends` of the store of each utterance: int64 [n_utterances]."""
+        return self._catalogue.store_numbers
 
     def n_frames(self, key: Key) -> int:
         """Return the number of frames of an utterance."""
@@ -313,12 +273,10 @@ class StoreView:
             UtteranceNotFoundError: There is no such utterance.
             DamagedError: Its unit's index is missing or unreadable.
         """
-        first = int(self._catalogue.first_piece[self.position(key)])
-        unit = index_files.read_unit(self._backend, int(self._catalogue.unit[first]))
-        row = unit.filter(pc.equal(unit["position"], int(self._catalogue.place[first])))
-        committed = row.select([item.name for item in FIELDS]).to_pylist()[0]
-        carried = self.metadata.slice(self.position(key), 1).to_pylist()[0]
-        return {**committed, **carried}
+        position = self.position(key)
+        number = self._catalogue.store_of(position) - self._place.number
+        committed = committed_record(self.backends[number], self._catalogue, position)
+        return {**committed, **self.metadata.slice(position, 1).to_pylist()[0]}
 
     def checksums(self) -> list[list[list[int]]]:
         """Return the crc32c of all features: for each utterance, piece and layer, in lists.
@@ -326,15 +284,14 @@ class StoreView:
         Raises:
             DamagedError: The index of a unit is unreadable.
         """
-        names = ["unit", "position", "crc32c"]
-        index = index_files.read_index(self._backend, columns=names)
-        places = zip(*(index[name].to_pylist() for name in names[:2]), strict=True)
-        known = dict(zip(places, index["crc32c"].to_pylist(), strict=True))
-        catalogue = self._catalogue
-        pieces = zip(catalogue.unit.tolist(), catalogue.place.tolist(), strict=True)
-        found = [known[place] for place in pieces]
-        ends = catalogue.first_piece.tolist()
-        return [found[start:stop] for start, stop in itertools.pairwise(ends)]
+        found: dict[int, list[int]] = {}
+        for number, backend in enumerate(self.backends, self._place.number):
+            found |= committed_checksums(backend, self._catalogue, number)
+        ends = self._catalogue.first_piece.tolist()
+        return [
+            [found[piece] for piece in range(start, stop)]
+            for start, stop in itertools.pairwise(ends)
+        ]
 
     def position(self, key: Key) -> int:
         """Return the position of an utterance in `ids`.
@@ -348,7 +305,7 @@ class StoreView:
             found = self._catalogue.find(key)
             if found is None:
                 raise UtteranceNotFoundError(
-                    f"{self._backend}: {self._catalogue.explain_missing(key)}"
+                    f"{self.location}: {self._catalogue.explain_missing(key)}"
                 )
             return found
         if isinstance(key, bool) or not isinstance(key, _WHOLE_NUMBERS):
@@ -374,11 +331,12 @@ class StoreView:
             raise StoreError(f"no layers {unknown} in the store; it has {list(have)}")
         return axes
 
-    def _class_number(self, name: str, value: Any) -> Any:
-        names = self.class_names.get(name)
-        if names is None or not isinstance(value, str):
-            return value
-        return class_number(name, value, names)
+    @property
+    def _carried(self) -> tuple[Column, ...]:
+        """Name, type and class names of the carried columns."""
+        if self._columns is not None:
+            return self._columns
+        return tuple(self.attributes["identity"]["source"]["columns"])
 
     @property
     def _schema(self) -> pa.Schema:

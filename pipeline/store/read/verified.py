@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError
@@ -21,8 +23,8 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.format.codecs import checksum
 from pipeline.store.format.layout import Layout, index_key
 from pipeline.store.format.pooling import is_same, pool
-from pipeline.store.format.records import OK
-from pipeline.store.read.catalogue import Catalogue
+from pipeline.store.format.records import FIELDS, OK
+from pipeline.store.read.catalogue import ALONE, Catalogue, Place
 from pipeline.store.read.merged import Cut
 from pipeline.store.read.shards import Matrix, ShardReader
 
@@ -49,8 +51,8 @@ class _UnitChecksums:
 class Checksums:
     """Checksums of the frames of a store. The index file of a unit is read when first needed."""
 
-    def __init__(self, backend: Backend, layout: Layout) -> None:
-        self._backend, self._layout = backend, layout
+    def __init__(self, backend: Backend, layout: Layout, place: Place = ALONE) -> None:
+        self._backend, self._layout, self._place = backend, layout, place
         self._units: dict[int, _UnitChecksums] = {}
 
     def of(self, catalogue: Catalogue, position: int, piece: int) -> npt.NDArray[np.uint32]:
@@ -70,9 +72,11 @@ class Checksums:
             known = self._units[unit] = self._read(unit)
         row = known.rows.get(int(catalogue.place[piece]))
         slot, n_frames = int(catalogue.slot[piece]), int(catalogue.n_frames[piece])
+        slot -= self._place.first_slot
         place = [slot, self._layout.slot_start(slot) + int(catalogue.start[piece]), n_frames]
         name = catalogue.ids[position].as_py()
-        if row is None or known.ids[row].as_py() != name or known.places[row].tolist() != place:
+        found = None if row is None else f"{self._place.prefix}{known.ids[row].as_py()}"
+        if found != name or known.places[row].tolist() != place:
             raise DamagedError(
                 f"{self._backend.locate(index_key(unit))} has no utterance {name!r} at the place "
                 "where it was when the store was opened; open it again, or run `strata verify`"
@@ -98,6 +102,42 @@ class Checksums:
             ),
             checksums=np.array([row["crc32c"] for row in done], np.uint32),
         )
+
+
+def committed_record(backend: Backend, catalogue: Catalogue, position: int) -> dict[str, Any]:
+    """Return the index record of an utterance, or of its first piece, without its columns.
+
+    Raises:
+        DamagedError: Its unit's index is missing or unreadable.
+    """
+    first = int(catalogue.first_piece[position])
+    unit = index_files.read_unit(backend, int(catalogue.unit[first]))
+    row = unit.filter(pc.equal(unit["position"], int(catalogue.place[first])))
+    found: dict[str, Any] = row.select([item.name for item in FIELDS]).to_pylist()[0]
+    return found
+
+
+def committed_checksums(
+    backend: Backend, catalogue: Catalogue, number: int
+) -> dict[int, list[int]]:
+    """Return the crc32c of each layer of the pieces of one store, by index of the piece.
+
+    Args:
+        backend: The store.
+        catalogue: The utterances, also of others.
+        number: Number of the store.
+
+    Raises:
+        DamagedError: The index of a unit is unreadable.
+    """
+    names = ["unit", "position", "crc32c"]
+    index = index_files.read_index(backend, columns=names)
+    places = zip(*(index[name].to_pylist() for name in names[:2]), strict=True)
+    known = dict(zip(places, index["crc32c"].to_pylist(), strict=True))
+    return {
+        piece: known[int(catalogue.unit[piece]), int(catalogue.place[piece])]
+        for piece in catalogue.pieces_of(number).tolist()
+    }
 
 
 class LayerCheck:
@@ -207,7 +247,8 @@ def check_pooled(
 ) -> None:
     """Check all statistics against those of the frames, and these against their checksums.
 
-    In a store without frames the checksums are those of the statistics.
+    In a store without frames the checksums are those of the statistics. Of a catalogue of several
+    stores, the utterances of the one of `shards` are checked.
 
     Raises:
         DamagedError: One is not.
@@ -215,7 +256,8 @@ def check_pooled(
     layout, slot = shards.layout, -1
     codec = layout.codec
     owner = np.repeat(np.arange(len(catalogue)), np.diff(catalogue.first_piece))
-    for piece in np.argsort(catalogue.slot, kind="stable").tolist():
+    pieces = catalogue.pieces_of(shards.place.number)
+    for piece in pieces[np.argsort(catalogue.slot[pieces], kind="stable")].tolist():
         if slot != catalogue.slot[piece]:
             slot = int(catalogue.slot[piece])
             chunk = shards.pooled(slot) if layout.keeps_pooled else None

@@ -20,6 +20,7 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.format.identity import Identity
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import round_up_to_chunk
+from pipeline.store.read.joining import check_ids
 from pipeline.transforms.copy.choosing import choose
 from pipeline.transforms.copy.destination import (
     check_content,
@@ -32,11 +33,11 @@ from pipeline.transforms.copy.destination import (
     publish,
     save_plan,
 )
-from pipeline.transforms.copy.joining import check_ids, join
+from pipeline.transforms.copy.joining import join
 from pipeline.transforms.copy.making import CopyMaker
 from pipeline.transforms.copy.pieces import Pieces, make_pieces
 from pipeline.transforms.copy.settings import CopySettings, as_recorded, read_ids
-from pipeline.transforms.copy.sources import Source, check_alike, check_form, open_sources
+from pipeline.transforms.copy.sources import Source, check_form, check_sources, open_sources
 from pipeline.transforms.writer import Target, check_space, open_ledger, write_units
 
 
@@ -157,7 +158,7 @@ def _prepare(
     sources = open_sources(locations)
     check_place(out, sources)
     first = sources[0].layout
-    layers = check_alike(sources, settings.layers)
+    layers = check_sources(sources, settings.layers)
     form = settings.form(first)
     check_form(sources, form, is_dtype_given=settings.dtype is not None)
     for source in sources:
@@ -168,7 +169,12 @@ def _prepare(
             )
     joined = join(sources, settings.prefix)
     chosen = choose(joined, sources, settings.where, ids, ids_name, observer)
-    check_ids(chosen, sources, settings.prefix)
+    remedy = "prefix=true makes them <folder of the store>/<id>, and where= chooses among them"
+    check_ids(
+        chosen.metadata["id"],
+        [source.backend for source in sources],
+        None if settings.prefix else remedy,
+    )
     if settings.frames_per_unit is not None:
         expected = RANGES["plan.frames_per_unit"]
         check_number("frames_per_unit", settings.frames_per_unit, expected)

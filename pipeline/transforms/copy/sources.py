@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,15 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, DamagedError, IdentityError, StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
-from pipeline.store.backend.folders import relation
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes, read_plan
-from pipeline.store.format.geometry import FrameGeometry
-from pipeline.store.format.identity import SOXR_KEY, Identity, compare
+from pipeline.store.format.identity import SOXR_KEY, Identity
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.stored_form import StoredForm
 from pipeline.store.labels import places_of, read_labels
 from pipeline.store.read.catalogue import Catalogue, read_catalogue
-
-Column = Mapping[str, Any]
+from pipeline.store.read.joining import Column, check_alike, check_distinct
 
 _FACTS = ("row", "n_samples", "source_rate_hz", "flags", "crc32c")
 """Columns of the index that a piece keeps in a copy, and the number of its utterance."""
@@ -84,10 +81,7 @@ def open_sources(locations: Sequence[Location]) -> list[Source]:
     if not locations:
         raise ConfigError("no store to copy is given")
     backends = [open_backend(location) for location in locations]
-    for i, one in enumerate(backends):
-        for other in backends[:i]:
-            if relation(one, other) == "the same folder as":
-                raise ConfigError(f"store {one} is given twice; give each store once")
+    check_distinct(backends)
     return [_open(backend) for backend in backends]
 
 
@@ -131,7 +125,7 @@ def _facts(backend: Backend, catalogue: Catalogue) -> pa.Table:
     return index.select(list(_FACTS)).take(index_files.row_numbers(order[found]))
 
 
-def check_alike(sources: Sequence[Source], layers: Sequence[int] | None) -> tuple[int, ...]:
+def check_sources(sources: Sequence[Source], layers: Sequence[int] | None) -> tuple[int, ...]:
     """Check that stores can be joined.
 
     Args:
@@ -148,12 +142,7 @@ def check_alike(sources: Sequence[Source], layers: Sequence[int] | None) -> tupl
     """
     first = sources[0]
     for other in sources[1:]:
-        differences = compare(*_what_must_agree(first, other))
-        if differences:
-            raise IdentityError(
-                f"stores {first.backend} (there) and {other.backend} (here) cannot be joined, "
-                f"because their features are of different kinds: {'; '.join(differences)}"
-            )
+        check_alike((first.backend, first.attributes), (other.backend, other.attributes))
     if layers is None:
         for other in sources[1:]:
             if set(other.layout.layers) != set(first.layout.layers):
@@ -223,26 +212,3 @@ def joined_audio(sources: Sequence[Source]) -> dict[str, Any]:
         if SOXR_KEY in source.identity.get("audio", {}):
             audio[SOXR_KEY] = source.identity["audio"][SOXR_KEY]
     return audio
-
-
-def _what_must_agree(first: Source, other: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what two stores must have in common to be joined, as each has it.
-
-    The layers are compared apart. The second resampler is stated only by stores with audio that
-    needs it. A collapsed store must have the weights of the other, whatever its parent.
-    """
-    found = []
-    for source in (first, other):
-        identity, attributes = source.identity, source.attributes
-        facts: dict[str, Any] = {
-            "encoder": {k: v for k, v in identity.get("encoder", {}).items() if k != "layers"},
-            "audio": dict(identity.get("audio", {})),
-            "geometry": FrameGeometry.from_attributes(attributes).to_dict(),
-        }
-        if "collapse" in identity:
-            facts["collapse"] = {k: identity["collapse"][k] for k in ("layers", "weights")}
-        found.append(facts | {name: attributes[name] for name in ("feature_dim", "frame_rate_hz")})
-    if not all(SOXR_KEY in facts["audio"] for facts in found):
-        for facts in found:
-            facts["audio"].pop(SOXR_KEY, None)
-    return found[0], found[1]

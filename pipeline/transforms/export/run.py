@@ -120,7 +120,8 @@ def export(
     if shard_mb < 1:
         raise ConfigError(f"shard_mb is {shard_mb}; expected a whole number from 1")
     opened = store if isinstance(store, FeatureStore) else open_store(store)
-    _check_apart(opened.backend, target)
+    for backend in opened.backends:
+        _check_apart(backend, target)
     view = select_where(opened, where, observer)
     hashes = _hashes(view)
     source = "".join(hashes.values())
@@ -137,7 +138,7 @@ def export(
         "utterances": len(view),
     } | hashes
     facts = {
-        "store": str(opened.backend),
+        "store": ", ".join(map(str, opened.backends)),
         "axes": list(content.axes),
         "feature_dim": content.dim,
         "frame_rate_hz": view.frame_rate_hz,
