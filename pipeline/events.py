@@ -101,6 +101,9 @@ class Observer:
     def utterances_exported(self, done: int, total: int) -> None:
         """Receive the number of exported utterances and of all; first those of earlier runs."""
 
+    def utterances_compared(self, done: int, total: int) -> None:
+        """Receive the number of utterances that were compared, from 0 on, and of all."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -157,6 +160,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.utterances_exported(done, total)
+
+    def utterances_compared(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.utterances_compared(done, total)
 
 
 def rough_duration(seconds: float) -> str:

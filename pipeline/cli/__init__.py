@@ -1,9 +1,9 @@
 """The command `strata`.
 
 In: the command line. Out: the answer on stdout, messages and progress on stderr, and an exit code.
-`app.py` and `transforms.py` have the verbs, `options.py` their shared options, `progress.py` the
-observers on the terminal, `tables.py` the printed results, `output.py` exit codes, errors, JSON and
-signals. No other package imports this one.
+`app.py`, `transforms.py` and `fidelity.py` have the verbs, `options.py` their shared options,
+`progress.py` the observers on the terminal, `tables.py` the printed results, `output.py` exit
+codes, errors, JSON and signals. No other package imports this one.
 """
 
 

@@ -1,6 +1,6 @@
 """The command `strata VERB [overrides]`, and its verbs.
 
-Those that make something from a store are in `transforms.py`.
+Those that make something from a store are in `transforms.py`, `fidelity` is in `fidelity.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import tables, transforms
+from pipeline.cli.fidelity import fidelity
 from pipeline.cli.options import (
     IMPORTING,
     All,
@@ -307,6 +308,9 @@ def sweep(
             lambda out: tables.show_sweep(out, result, page),
             summary(result) | {"report": str(page)},
         )
+
+
+app.command()(fidelity)
 
 
 @app.command()

@@ -287,3 +287,14 @@ class ExportProgress(CountProgress):
     def utterances_exported(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number that earlier runs have exported."""
         self._update(done, total)
+
+
+class FidelityProgress(CountProgress):
+    """Shows the number of utterances whose stored features were compared."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Count("utterance", "compare", "compared"), "utterances")
+
+    def utterances_compared(self, done: int, total: int) -> None:
+        """Advance the bar."""
+        self._update(done, total)

@@ -52,8 +52,8 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate
     sign = 1.0 if task.higher_is_better else -1.0
     chosen = {layer: _heads_at_best_lr(heads, layer, sign) for layer in candidates}
     # utterances: the test utterances of all folds, fold after fold
-    sizes = np.concatenate([task.sizes(head.fold) for head in chosen[candidates[0]][0]])
-    counts = {layer: _counts(task, by_seed) for layer, by_seed in chosen.items()}
+    sizes = sizes_of(task, chosen[candidates[0]])
+    counts = {layer: counts_of(task, by_seed) for layer, by_seed in chosen.items()}
     means = np.stack([counts[layer].mean(0) for layer in candidates])  # [candidates, utterances]
     intervals = bootstrap_intervals(means, sizes)
     scores = tuple(
@@ -92,7 +92,12 @@ def _heads_at_best_lr(heads: Sequence[HeadResult], layer: Candidate, sign: float
     return list(by_seed.values())
 
 
-def _counts(task: Task, by_seed: HeadsBySeed) -> FloatArray:
+def sizes_of(task: Task, by_seed: HeadsBySeed) -> IntArray:
+    """Return the size of each test utterance, fold after fold: [n_utterances]."""
+    return np.concatenate([task.sizes(head.fold) for head in by_seed[0]])
+
+
+def counts_of(task: Task, by_seed: HeadsBySeed) -> FloatArray:
     """Return the counts of each seed, fold after fold: [n_seeds, n_utterances]."""
     return np.stack([np.concatenate([task.counts(head) for head in folds]) for folds in by_seed])
 

@@ -170,7 +170,7 @@ def _prepare(
         raise StoreError(
             f"{store.location} has no complete utterances yet; run `strata extract` first"
         )
-    layers = _layers(store, config)
+    layers = choose_layers(store, config)
     labels = read_labels(store, config.task, config.labels)
     asked = output_folder(store, config, labels)
     settings = _settings(store, config, layers, labels)
@@ -178,18 +178,9 @@ def _prepare(
     n_train = max(len(fold.train) for fold in split.folds)
     config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
-    device = _device(config.device)
+    device = choose_device(config.device)
     task = kind(TaskData(store, config.task, labels, split.folds, layers, device))
-    candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
-    if config.weighted and len(layers) > 1:
-        candidates.append(WEIGHTED)
-    specs = tuple(
-        HeadSpec(layer, lr, seed, fold)
-        for layer in candidates
-        for lr in config.task.lrs
-        for seed in config.seeds
-        for fold in range(len(split.folds))
-    )
+    specs = list_heads(config, layers, len(split.folds))
     folder, note = claim_folder(asked, settings)
     if note:
         observer.note(note)
@@ -281,7 +272,26 @@ def _result(
     )
 
 
-def _layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
+def list_heads(config: SweepConfig, layers: Sequence[int], n_folds: int) -> tuple[HeadSpec, ...]:
+    """Return the heads of a sweep, in the order in which they are reported."""
+    candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
+    if config.weighted and len(layers) > 1:
+        candidates.append(WEIGHTED)
+    return tuple(
+        HeadSpec(layer, lr, seed, fold)
+        for layer in candidates
+        for lr in config.task.lrs
+        for seed in config.seeds
+        for fold in range(n_folds)
+    )
+
+
+def choose_layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
+    """Return the swept layers, in the order of the store.
+
+    Raises:
+        ConfigError: One is not in the store.
+    """
     if isinstance(config.layers, str):
         return store.layers
     unknown = [layer for layer in config.layers if layer not in store.layers]
@@ -290,7 +300,12 @@ def _layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
     return tuple(layer for layer in store.layers if layer in config.layers)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device that a sweep trains on.
+
+    Raises:
+        ConfigError: There is no GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda and torch finds no GPU; set device=cpu")
     if name == "auto":
@@ -320,9 +335,14 @@ def _warnings(plan: _SweepPlan) -> list[str]:
             )
     warnings += [*plan.split.warnings, *plan.task.warnings]
     n_test = sum(len(fold.test) for fold in plan.split.folds)
-    if n_test < _MIN_TEST:
-        warnings.append(f"only {n_test} test utterances: look at the intervals before the scores")
-    return warnings
+    return [*warnings, *size_warnings(n_test)]
+
+
+def size_warnings(n_test: int) -> tuple[str, ...]:
+    """Return a warning if there are few test utterances."""
+    if n_test >= _MIN_TEST:
+        return ()
+    return (f"only {n_test} test utterances: look at the intervals before the scores",)
 
 
 def _write(result: Sweep, plan: _SweepPlan) -> None:

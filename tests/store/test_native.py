@@ -63,9 +63,7 @@ def test_other_destinations_are_left_to_torch() -> None:
     assert not int8.decode(stored, scales, torch.empty(4, 16)[:, ::2])
 
 
-def test_without_the_library_torch_decodes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_the_library_torch_decodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """To the same bits."""
     monkeypatch.setattr(int8, "LIBRARY", tmp_path / "none.so")
     int8._load.cache_clear()

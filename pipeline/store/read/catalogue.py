@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,23 @@ IntArray = npt.NDArray[np.int64]
 Span = tuple[int, int, int, int]
 """Consecutive frames of a piece: the slot, the first frame within it, one past the last, and the
 position of the piece in the unit."""
+
+
+class Piece(NamedTuple):
+    """A piece of an utterance; most utterances have one.
+
+    Attributes:
+        unit: Its unit.
+        position: Its position in the unit.
+        start: Its first frame within the utterance.
+        stop: One past its last frame.
+    """
+
+    unit: int
+    position: int
+    start: int
+    stop: int
+
 
 _SLOT_BITS = 32
 
@@ -133,6 +150,15 @@ class Catalogue:
     def pieces_of(self, number: int) -> IntArray:
         """Return the indices of the pieces that are in store `number`, ascending."""
         return np.flatnonzero(self.slot.astype(np.int64) >> _SLOT_BITS == number)
+
+    def pieces(self, position: int) -> list[Piece]:
+        """Return the pieces of an utterance, in order."""
+        pieces = range(*self.first_piece[position : position + 2].tolist())
+        stops = np.cumsum(self.n_frames[pieces.start : pieces.stop], dtype=np.int64).tolist()
+        return [
+            Piece(int(self.unit[i]), int(self.place[i]), start, stop)
+            for i, start, stop in zip(pieces, [0, *stops], stops, strict=False)
+        ]
 
     def find(self, name: str) -> int | None:
         """Return the position of an id, or None."""

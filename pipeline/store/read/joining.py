@@ -65,7 +65,7 @@ def check_alike(
     Raises:
         IdentityError: They are not; the message lists every difference.
     """
-    differences = compare(*_what_must_agree(one[1], other[1], with_layers))
+    differences = compare(*what_must_agree(one[1], other[1], with_layers))
     if differences:
         raise IdentityError(
             f"stores {one[0]} (there) and {other[0]} (here) cannot be joined, because their "
@@ -129,8 +129,8 @@ def check_ids(ids: pa.ChunkedArray, stores: Sequence[Backend], remedy: str | Non
     raise StoreError(f"{counted(len(names), 'id')} in several stores ({shown}); {remedy}")
 
 
-def _what_must_agree(
-    one: Mapping[str, Any], other: Mapping[str, Any], with_layers: bool
+def what_must_agree(
+    one: Mapping[str, Any], other: Mapping[str, Any], with_layers: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the attributes of two stores must have in common, as each has it.
 

@@ -20,7 +20,7 @@ from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.labels import read_labels
-from pipeline.store.read.catalogue import Catalogue, IntArray, Place, read_catalogue
+from pipeline.store.read.catalogue import Catalogue, IntArray, Piece, Place, read_catalogue
 from pipeline.store.read.facts import StoreFacts
 from pipeline.store.read.joining import Column, class_names_of
 from pipeline.store.read.selection import absent_values, column_values
@@ -265,6 +265,10 @@ class StoreView(StoreFacts):
     def n_frames(self, key: Key) -> int:
         """Return the number of frames of an utterance."""
         return self._catalogue.length(self.position(key))
+
+    def pieces(self, key: Key) -> list[Piece]:
+        """Return the pieces of an utterance, in order; see `Piece`."""
+        return self._catalogue.pieces(self.position(key))
 
     def record(self, key: Key) -> dict[str, Any]:
         """Return the index record of an utterance, or of its first piece.
