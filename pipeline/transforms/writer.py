@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline.errors import NoSpaceError
 from pipeline.events import Observer, ObserverGroup
 from pipeline.store import index as index_files
-from pipeline.store.backend.base import Backend
+from pipeline.store.backend.base import Backend, Map
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
@@ -32,6 +33,9 @@ from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
+
+_SYNC_THREADS = 4
+"""Files of a unit that are synced at a time."""
 
 Final = Callable[[slice], None]
 """Takes positions on the layer axis whose frames are final, so that they are written meanwhile."""
@@ -183,13 +187,15 @@ def write_units(
         index_files.drop_cache(backend)
         observer.run_started(len(todo))
         maker, buffer = make_maker(), UnitBuffer(layout)
-        for unit in todo:
-            n_slots = ledger.n_slots
-            slot = ledger.claim(unit, run_id, maker.kind, now()).slot
-            if slot >= n_slots:
-                resize(backend, layout, ledger.n_slots)
-            observer.unit_committed(_write_unit(target, maker, buffer, unit, slot))
-            lease.check()
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            for unit in todo:
+                n_slots = ledger.n_slots
+                slot = ledger.claim(unit, run_id, maker.kind, now()).slot
+                if slot >= n_slots:
+                    resize(backend, layout, ledger.n_slots)
+                written = _write_unit(target, maker, buffer, unit, slot, pool.map)
+                observer.unit_committed(written)
+                lease.check()
         observer.run_ended([])
     remove_leftovers(backend, layout)
     if not index_files.is_compact(backend):
@@ -197,11 +203,11 @@ def write_units(
 
 
 def _write_unit(
-    target: Target, maker: UnitMaker, buffer: UnitBuffer, unit: int, slot: int
+    target: Target, maker: UnitMaker, buffer: UnitBuffer, unit: int, slot: int, run: Map
 ) -> WrittenUnit:
     start_s = time.perf_counter()
     n_frames = target.layout.frames_per_unit
-    with SlotWriter(target.backend, buffer, unit, slot) as writer:
+    with SlotWriter(target.backend, buffer, unit, slot, run) as writer:
         index = maker.make(unit, slot, buffer, lambda layers: writer.write(0, n_frames, layers))
         made_s = time.perf_counter()
         writer.complete()

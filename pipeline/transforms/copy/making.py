@@ -107,9 +107,14 @@ class CopyMaker:
             if not self._may_overflow:
                 final(slice(axis, axis + 1))
 
-        with ThreadPoolExecutor(self._n_threads) as pool:
-            for _ in pool.map(make_layer, range(self._layout.n_layers)):
-                pass
+        torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # each layer has a thread; more wait for each other
+        try:
+            with ThreadPoolExecutor(self._n_threads, initializer=_use_one_thread) as pool:
+                for _ in pool.map(make_layer, range(self._layout.n_layers)):
+                    pass
+        finally:
+            torch.set_num_threads(torch_threads)
         if self._may_overflow:
             for position in overflows:
                 part = parts[position][1]
@@ -173,6 +178,10 @@ class CopyMaker:
         for name in self._pieces.column_names:
             found = found.append_column(table.schema.field(name), table[name])
         return found.combine_chunks()
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 class _SourceReader:
