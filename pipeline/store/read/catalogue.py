@@ -223,9 +223,17 @@ class Catalogue:
         pieces = self.slot, self.start, self.n_frames, self.place
         return tuple(array.data for array in (self.first_piece, *pieces, self.frame_counts))
 
+    @property
+    def has_repeated_ids(self) -> bool:
+        """Whether two utterances have the same id; takes as long as the first search of an id."""
+        hashes, order = self._hashes
+        same = np.flatnonzero(hashes[1:] == hashes[:-1])
+        rows = order[np.unique(np.concatenate([same, same + 1]))].tolist()
+        return len({self._id_array[row].as_py() for row in rows}) < len(rows)
+
     @cached_property
-    def _id_array(self) -> pa.Array:
-        return self.ids.chunk(0) if self.ids.num_chunks == 1 else self.ids.combine_chunks()
+    def _id_array(self) -> pa.Array | pa.ChunkedArray:
+        return self.ids.chunk(0) if self.ids.num_chunks == 1 else self.ids
 
     @cached_property
     def _hashes(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:

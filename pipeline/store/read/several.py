@@ -88,7 +88,8 @@ class JoinedView(StoreView):
         ]
         metadata, self._columns = join_metadata(joined, self.id_prefixes)
         catalogue = _joined_catalogue(catalogues, metadata, self.id_prefixes)
-        check_ids(metadata["id"], self.backends, _REMEDY)
+        if not any(self.id_prefixes) and catalogue.has_repeated_ids:
+            check_ids(metadata["id"], self.backends, _REMEDY)
         return catalogue
 
     def close(self) -> None:
