@@ -374,6 +374,27 @@ def test_different_audio_with_equal_ends_is_not_warned_of(tmp_path):
     assert split_of(root).warnings == ()
 
 
+def test_equal_audio_in_two_stores_is_warned_of(tmp_path):
+    """One store trains and the other one tests, and both have the audio of one clip."""
+    original, other = (planted([row % 4 for row in range(N)], seed=seed) for seed in (0, 1))
+    parts = {"a": ["dev" if row % 6 == 1 else "train" for row in range(N)], "b": ["test"] * N}
+    for name, where in parts.items():
+        write_planted(
+            tmp_path / name,
+            n=N,
+            columns={"split": where},
+            features=lambda row, *place, name=name: (
+                original if name == "a" or row == 6 else other
+            )(row, *place),
+        )
+    store = open_store([tmp_path / "a", tmp_path / "b"], prefix=True)
+    config = configured("task=ks")
+    split = make_split(store, config.task, config.split, read_labels(store, config.task))
+    (warning,) = split.warnings
+    assert "1 audio clips occur in more than one part" in warning
+    assert "(e.g. a/utt-0006)" in warning
+
+
 def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
     """Neither null nor an empty cell is a class."""
     words = [[None, ""][row % 20 // 10] if row % 10 == 0 else f"w{row % 2}" for row in range(N)]
