@@ -26,6 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
 from pipeline.store.labels import committed_labels, write_labels
+from pipeline.store.read.shards import ShardReader
 from tests.helpers.backends import in_memory
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, rewrite
 
@@ -421,6 +422,50 @@ def test_refresh_sees_new_units_of_every_store(tmp_path):
     store.pooled()
     with pytest.raises(StoreError, match="chosen by position"):
         store.take([0]).refresh()
+
+
+def test_refresh_forgets_checksums_of_units_that_were_repaired(tmp_path):
+    """A unit that was extracted again, with another place for an utterance, is verified anew."""
+    form = {"ids": ["b-00", "b-01"], "keep": ("pooled",)}
+    make_store(tmp_path / "a", [5], keep=("pooled",), ids=["a"])
+    plan = make_store(tmp_path / "b", [9, 8], **form)
+    store = pipeline.open_store([tmp_path / "a", tmp_path / "b"], verify=True)
+    store.pooled()
+    layout = pipeline.open_store(tmp_path / "b")._layout
+    (tmp_path / "b/index/unit-0.parquet").unlink()
+    commit_units(tmp_path / "b", plan, layout, default_columns(2), features=noise, lost=(0,))
+    store.refresh()
+    assert store.ids == ["a", "b-01"]
+    mean = noise(1, 2, 8, 8).astype(np.float32).mean(0)
+    assert np.allclose(store.pooled()[1, 1].numpy(), mean, atol=1e-3)
+
+
+def test_a_batch_is_requested_from_all_stores_before_it_waits(tmp_path, monkeypatch):
+    """So disks and network file systems work on all of it at once."""
+    for name in ("a", "b"):
+        make_store(tmp_path / name, [9, 8], ids=named(name, 2), features=noise)
+    store = pipeline.open_store([tmp_path / "a", tmp_path / "b"])
+    expected, calls = store.read_many(store.ids), []
+    real = ShardReader.read_into
+
+    def request(shards, *read):
+        calls.append(("request", shards.name[-1]))
+        return False
+
+    def wait(shards, *read):
+        calls.append(("wait", shards.name[-1]))
+        real(shards, *read)
+
+    monkeypatch.setattr(ShardReader, "read_cached", request)
+    monkeypatch.setattr(ShardReader, "read_into", wait)
+    assert all(map(torch.equal, store.read_many(store.ids), expected))
+    assert calls == [(kind, name) for kind in ("request", "wait") for name in "aaabbb"]
+
+
+def test_the_files_of_all_stores_fit_under_the_limit(joined, singles):
+    """Together they keep as many files open as one store."""
+    limits = [part._shards._opened.cache_info().maxsize for part in joined._parts]
+    assert 3 <= sum(limits) <= singles[0]._shards._opened.cache_info().maxsize
 
 
 def test_files_are_opened_when_read_and_closed_together(tmp_path):

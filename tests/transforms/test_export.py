@@ -101,6 +101,21 @@ def test_everything_selected_is_listed(kind, root, tmp_path):
     assert content(tmp_path / "view", left_out) == content(tmp_path / "some", left_out)
 
 
+def test_several_stores_are_exported_as_one(tmp_path):
+    """With the ids of the joined store; a folder inside any of the stores is refused."""
+    for name in ("a", "b"):
+        make_store(tmp_path / name, [9, 8, 7], features=noise)
+    store = pipeline.open_store([tmp_path / "a", tmp_path / "b"], prefix=True)
+    done = pipeline.export(store, tmp_path / "out", "npy", layers=[2])
+    assert done.utterances == 6
+    for entry in manifest(tmp_path / "out"):
+        values = np.load(tmp_path / "out" / entry["path"])
+        assert np.array_equal(values, store.read(entry["id"], [2])[0].numpy())
+    assert [entry["id"] for entry in manifest(tmp_path / "out")] == store.ids
+    with pytest.raises(ConfigError, match="is inside the store"):
+        pipeline.export(store, tmp_path / "b/out", "npy")
+
+
 @every_format
 def test_ids_are_data(kind, tmp_path):
     """Whatever is in an id, nothing is written outside of the folder, and every id is found."""

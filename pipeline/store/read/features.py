@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import cast, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
-from pipeline.store.read.several import JoinedView
+from pipeline.store.read.several import JoinedView, locations_of
 from pipeline.store.read.utterances import Key, StoreView
 from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
 from pipeline.store.tensors import decode_into
@@ -71,7 +71,7 @@ def open_store(
             f"labels is {labels!r}; expected the number of a generation of labels, or None for the "
             "newest. Columns are in `store.metadata`"
         )
-    locations = _locations(uri)
+    locations = locations_of(uri)
     if not locations:
         raise ConfigError("no store is given; expected its path, or those of several")
     if len(locations) > 1 and labels is not None:
@@ -299,7 +299,17 @@ class FeatureStore(StoreView):
         Raises:
             DamagedError: A shard is missing or damaged.
         """
-        gather(self._shards, self._catalogue, cuts, axes)
+        gather([(self._shards, cuts)], self._catalogue, axes)
+        self._finish(cuts, axes, norm, verify)
+
+    def _finish(
+        self,
+        cuts: Sequence[Cut],
+        axes: Sequence[int],
+        norm: FinalNorm | None,
+        verify: bool | None,
+    ) -> None:
+        """Verify and normalise what was read."""
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, cuts, axes)
         if norm is not None:
@@ -322,8 +332,8 @@ class FeatureStore(StoreView):
 class JoinedStore(JoinedView, FeatureStore):
     """The features of several stores of one encoder, read as one store; see `open_store`.
 
-    It has the methods of a `FeatureStore`. `backends` are the stores, and `store_numbers` has the
-    one of each utterance. Batches are read store by store, each in the order of its disk.
+    `backends` are the stores, and `store_numbers` has the one of each utterance. The reads of a
+    batch are requested from all stores before the first one is waited for.
     """
 
     _parts: tuple[FeatureStore, ...]
@@ -363,19 +373,13 @@ class JoinedStore(JoinedView, FeatureStore):
         shares: dict[int, list[Cut]] = {}
         for cut in cuts:
             shares.setdefault(self._catalogue.store_of(cut[0]), []).append(cut)
-        for number in sorted(shares):
-            self._parts[number].read_into(shares[number], axes, norm, verify=verify)
+        found = [(self._parts[number], shares[number]) for number in sorted(shares)]
+        gather([(part._shards, share) for part, share in found], self._catalogue, axes)
+        for part, share in found:
+            part._finish(share, axes, norm, verify)
 
     def _read_pooled(
         self, axes: Sequence[int], statistic: str, out: FloatArray, verify: bool | None
     ) -> None:
         for part in self._parts:
             part._read_pooled(axes, statistic, out, verify)
-
-
-def _locations(uri: Location | Iterable[Location]) -> list[Location]:
-    """Return the stores that are given: one, or several."""
-    is_one = isinstance(uri, str | bytes) or not isinstance(uri, Iterable)
-    if is_one or hasattr(uri, "__fspath__") or hasattr(uri, "put_if_absent"):
-        return [cast("Location", uri)]
-    return list(cast("Iterable[Location]", uri))

@@ -40,37 +40,43 @@ def read_cut(shards: ShardReader, catalogue: Catalogue, cut: Cut, axes: Sequence
     if len(spans) == len(axes) == 1:
         _read_span(shards, axes[0], spans[0], where[0])
     else:
-        gather(shards, catalogue, [cut], axes)
+        gather([(shards, [cut])], catalogue, axes)
 
 
 def gather(
-    shards: ShardReader, catalogue: Catalogue, cuts: Iterable[Cut], axes: Sequence[int]
+    sources: Sequence[tuple[ShardReader, Iterable[Cut]]],
+    catalogue: Catalogue,
+    axes: Sequence[int],
 ) -> None:
-    """Fill the destinations of `cuts`.
+    """Fill the destinations of cuts.
 
-    Reads are sorted by layer and place on disk; adjacent utterances are one read.
+    Reads are sorted by store, layer and place on disk; adjacent utterances are one read.
 
     Args:
-        shards: Shards of the store.
-        catalogue: Utterances of the store.
-        cuts: What to read, and the destinations.
+        sources: The shards of each store, and what to read from it, with the destinations.
+        catalogue: Utterances of all of them.
         axes: Position on the layer axis of each layer of the destinations.
 
     Raises:
         DamagedError: A shard is missing or damaged.
     """
-    parts = _parts(catalogue, cuts)
-    if shards.is_direct:
-        runs = _runs(parts)
-        reads = [
-            (axis, slot, start, [part[i] for part in run])
-            for i, axis in enumerate(axes)
-            for (slot, start), run in runs
-        ]
-        _read(shards, reads)
-    else:
-        spans = [(axis, span, part[i]) for i, axis in enumerate(axes) for span, part in parts]
-        _decode(shards, spans)
+    reads: list[tuple[ShardReader, _Read]] = []
+    coded: list[tuple[ShardReader, int, Span, Matrix]] = []
+    for shards, cuts in sources:
+        parts = _parts(catalogue, cuts)
+        if shards.is_direct:
+            runs = _runs(parts)
+            reads += [
+                (shards, (axis, slot, start, [part[i] for part in run]))
+                for i, axis in enumerate(axes)
+                for (slot, start), run in runs
+            ]
+        else:
+            coded += [
+                (shards, axis, span, part[i]) for i, axis in enumerate(axes) for span, part in parts
+            ]
+    _read(reads)
+    _decode(coded)
 
 
 def _parts(catalogue: Catalogue, cuts: Iterable[Cut]) -> list[tuple[Span, Matrix]]:
@@ -99,21 +105,21 @@ def _runs(parts: Sequence[tuple[Span, Matrix]]) -> list[tuple[tuple[int, int], l
     return runs
 
 
-def _read(shards: ShardReader, reads: Sequence[_Read]) -> None:
+def _read(reads: Sequence[tuple[ShardReader, _Read]]) -> None:
     for first in range(0, len(reads), _MAX_PENDING):
         some = reads[first : first + _MAX_PENDING]
-        missing = [read for read in some if not shards.read_cached(*read)]
-        for read in missing:
+        missing = [(shards, read) for shards, read in some if not shards.read_cached(*read)]
+        for shards, read in missing:
             shards.read_into(*read)
 
 
-def _decode(shards: ShardReader, spans: Sequence[tuple[int, Span, Matrix]]) -> None:
+def _decode(spans: Sequence[tuple[ShardReader, int, Span, Matrix]]) -> None:
     """Read and decode spans; the storage fetches the next ones meanwhile."""
     for first in range(0, len(spans), _MAX_PENDING):
         some = spans[first : first + _MAX_PENDING]
-        for axis, (slot, start, stop, _), _ in some[1:]:
+        for shards, axis, (slot, start, stop, _), _ in some[1:]:
             shards.prefetch(axis, slot, start, stop)
-        for axis, span, part in some:
+        for shards, axis, span, part in some:
             _read_span(shards, axis, span, part)
 
 

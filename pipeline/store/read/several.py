@@ -6,15 +6,15 @@ stores as it is: a part of a joined view is a store with the catalogue of all, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, IdentityError
-from pipeline.store.backend.base import Backend
+from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.folders import name_of
 from pipeline.store.format.layout import CHECKSUM, HAS_LABELS
 from pipeline.store.read.catalogue import Catalogue, Place
@@ -33,6 +33,14 @@ _REMEDY = (
     "store>/<id>"
 )
 _N_NAMED = 3
+
+
+def locations_of(uri: Location | Iterable[Location]) -> list[Location]:
+    """Return the stores that are given: one, or several."""
+    is_one = isinstance(uri, str | bytes) or not isinstance(uri, Iterable)
+    if is_one or hasattr(uri, "__fspath__") or hasattr(uri, "put_if_absent"):
+        return [cast("Location", uri)]
+    return list(cast("Iterable[Location]", uri))
 
 
 class JoinedView(StoreView):
