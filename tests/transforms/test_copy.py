@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import zarr
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline
+from pipeline.store.documents import read_plan
 from pipeline.store.format.codecs import BFLOAT16, CODECS, FLOAT16, FLOAT32, INT8
 from pipeline.store.index import read_index
 from pipeline.store.labels import Labels, committed_labels, write_labels
@@ -128,6 +130,9 @@ def test_pieces_that_are_cut_keep_values_scales_and_statistics(stores, tmp_path)
     assert all(torch.equal(store.read(n), parent.read(n)) for n in parent.ids)
     pieces = stored_pieces(tmp_path / "cut")["utt-0005"]
     assert [piece[0].shape[1] for piece in pieces] == [256, 256, 188]
+    plan = read_plan(tmp_path / "cut").table
+    starts = plan.filter(pc.equal(plan["id"], "utt-0005"))["piece_start"].to_pylist()
+    assert starts == [0, 256, 512]
     scales = stored_pieces(whole)["utt-0005"][0][1]
     assert all(np.array_equal(piece[1], scales) for piece in pieces)
     assert store.statistics == ("mean", "std", "first", "last")
@@ -136,6 +141,8 @@ def test_pieces_that_are_cut_keep_values_scales_and_statistics(stores, tmp_path)
             store.pooled(statistic=name), parent.pooled(statistic=name), atol=1e-6
         )
     check_sound(tmp_path / "cut", len(LENGTHS))
+    copy_stores(whole, tmp_path / "means", CopySettings(frames_per_unit=256))
+    check_sound(tmp_path / "means", len(LENGTHS))
     copy_stores(tmp_path / "cut", tmp_path / "back", CopySettings(frames_per_unit=768))
     back = pipeline.open_store(tmp_path / "back")
     assert all(torch.equal(back.read(n), parent.read(n)) for n in parent.ids)
@@ -324,13 +331,14 @@ def test_any_selection_in_any_units(tmp_path_factory, data):
     lengths = data.draw(st.lists(st.integers(1, 600), min_size=1, max_size=12))
     before, after = (data.draw(st.integers(1, 700)) for _ in range(2))
     n = len(lengths)
-    pieces = {i: -(-length // 256) for i, length in enumerate(lengths) if length > 256}
+    capacity = -(-before // 256) * 256
+    pieces = {i: -(-length // capacity) for i, length in enumerate(lengths) if length > capacity}
     lost = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1))
     codec, target = (data.draw(st.sampled_from((FLOAT16, BFLOAT16, INT8))) for _ in range(2))
     kept = sorted(set(range(n)) - lost)
     rows = data.draw(st.sets(st.sampled_from(kept), min_size=1))
     make_store(
-        *(root / "source", lengths, (1, 2), 4, max(256, before), noise),
+        *(root / "source", lengths, (1, 2), 4, before, noise),
         lost=lost,
         pieces=pieces,
         codec=codec,
