@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from pipeline.store import index as index_files
 from pipeline.store.documents import write_group, write_plan
+from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
 from pipeline.store.format.identity import make_identity
-from pipeline.store.format.layout import FORMAT_VERSION, Layout
+from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import SCHEMA, make_plan
 from pipeline.store.format.records import OK, Record, records_table
 from pipeline.store.write.buffer import UnitBuffer
@@ -31,6 +32,7 @@ def write_store(
     n_layers: int = 12,
     dim: int = 768,
     n_slots_frames: int = 59_904,
+    codec: Codec = DEFAULT_CODEC,
 ) -> None:
     """Write a store of utterances of these lengths, with a column `label` of ten classes."""
     n = len(lengths)
@@ -49,7 +51,7 @@ def write_store(
     rows = pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in names})
     plan = make_plan(rows, {}, n_slots_frames)
     layout = Layout(
-        tuple(range(1, n_layers + 1)), dim, plan.frames_per_unit, plan.utterances_per_slot
+        tuple(range(1, n_layers + 1)), dim, plan.frames_per_unit, plan.utterances_per_slot, codec
     )
     column = {"name": "label", "type": "int64", "class_names": None}
     root.mkdir(parents=True, exist_ok=True)
@@ -59,19 +61,19 @@ def write_store(
         layout,
         plan.n_units,
         {
-            "format_version": FORMAT_VERSION,
+            "format_version": layout.format_version,
             "layers": list(layout.layers),
             "feature_dim": dim,
             "frames_per_unit": plan.frames_per_unit,
             "utterances_per_slot": plan.utterances_per_slot,
             "frame_rate_hz": 50.0,
             "sample_rate_hz": 16_000,
-            "identity": make_identity({"columns": [column]}, {}, {}),
+            "identity": make_identity({"columns": [column]}, {}, {}, layout),
             "provenance": {},
         },
     )
     buffer = UnitBuffer(layout)
-    noise = np.random.default_rng(0).standard_normal((8192, dim)).astype(np.float16)
+    noise = np.random.default_rng(0).standard_normal((8192, dim)).astype(np.float32)
     for unit in range(plan.n_units):
         planned = plan.unit_rows(unit).to_pylist()
         buffer.start(sum(row["n_frames"] for row in planned))
@@ -79,7 +81,10 @@ def write_store(
         for row in planned:
             stop = at + row["n_frames"]
             first = (row["row"] * 97) % 4096
-            buffer.frames[:, at:stop] = noise[first : first + row["n_frames"]]
+            values = noise[first : first + row["n_frames"]]
+            scales = codec.measure(values)
+            buffer.scales[row["position"]] = scales
+            buffer.frames[:, at:stop] = codec.encode(values, scales)
             crcs = buffer.seal(row["position"], at, stop)
             done.append(
                 Record(

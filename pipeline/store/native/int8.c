@@ -22,20 +22,43 @@ int strata_int8_level(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? AVX2 : NONE;
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl")))
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+/* 16 values, or the first few of them. */
+AVX512_TARGET static inline __m512 decode_16(__m128i q, __m512 offset, __m512 scale)
+{
+    __m512 steps = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
+    return _mm512_add_ps(_mm512_mul_ps(steps, scale), offset);
+}
+
+AVX512_TARGET
 static void decode_avx512(const int8_t *q, size_t n_frames, size_t dim, const float *offset,
                           const float *scale, uint16_t *half, float *single)
 {
+    size_t whole = dim / 16 * 16;
+    __mmask16 rest = (__mmask16)((1u << (dim - whole)) - 1); /* masked stores are slow: at the end */
     for (size_t t = 0; t < n_frames; t++, q += dim) {
-        for (size_t d = 0; d < dim; d += 16) {
-            __mmask16 some = dim - d < 16 ? (__mmask16)((1u << (dim - d)) - 1) : (__mmask16)0xFFFF;
-            __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, q + d)));
-            x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(some, scale + d));
-            x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(some, offset + d));
+        if (half) {
+            for (size_t d = 0; d < whole; d += 16) {
+                __m512 x = decode_16(_mm_loadu_si128((const __m128i *)(q + d)),
+                                     _mm512_loadu_ps(offset + d), _mm512_loadu_ps(scale + d));
+                _mm256_storeu_si256((__m256i *)(half + t * dim + d), _mm512_cvtps_ph(x, NEAREST));
+            }
+        } else {
+            for (size_t d = 0; d < whole; d += 16) {
+                __m512 x = decode_16(_mm_loadu_si128((const __m128i *)(q + d)),
+                                     _mm512_loadu_ps(offset + d), _mm512_loadu_ps(scale + d));
+                _mm512_storeu_ps(single + t * dim + d, x);
+            }
+        }
+        if (rest) {
+            __m512 x = decode_16(_mm_maskz_loadu_epi8(rest, q + whole),
+                                 _mm512_maskz_loadu_ps(rest, offset + whole),
+                                 _mm512_maskz_loadu_ps(rest, scale + whole));
             if (half)
-                _mm256_mask_storeu_epi16(half + t * dim + d, some, _mm512_cvtps_ph(x, NEAREST));
+                _mm256_mask_storeu_epi16(half + t * dim + whole, rest, _mm512_cvtps_ph(x, NEAREST));
             else
-                _mm512_mask_storeu_ps(single + t * dim + d, some, x);
+                _mm512_mask_storeu_ps(single + t * dim + whole, rest, x);
         }
     }
 }
