@@ -117,8 +117,8 @@ def _decode(spans: Sequence[tuple[ShardReader, int, Span, Matrix]]) -> None:
     """Read and decode spans; the storage fetches the next ones meanwhile."""
     for first in range(0, len(spans), _MAX_PENDING):
         some = spans[first : first + _MAX_PENDING]
-        for shards, axis, (slot, start, stop, _), _ in some[1:]:
-            shards.prefetch(axis, slot, start, stop)
+        for shards, axis, span, _ in some[1:]:  # the first one requests its own
+            shards.prefetch_coded(axis, *span)
         for shards, axis, span, part in some:
             _read_span(shards, axis, span, part)
 
@@ -130,6 +130,7 @@ def _read_span(shards: ShardReader, axis: int, span: Span, out: Matrix) -> None:
         shards.read_into(axis, slot, start, [out])
         return
     codec = shards.layout.codec
+    shards.prefetch_coded(axis, slot, start, stop, position)
     scales = shards.scales(axis, slot, position)
     stored = np.empty((min(_BLOCK, stop - start), out.shape[1]), codec.dtype)
     values = torch.from_numpy(out)

@@ -149,6 +149,14 @@ class ShardReader:
         if shard is not None:
             shard.prefetch(start * self._frame_bytes, (stop - start) * self._frame_bytes)
 
+    def prefetch_coded(self, axis: int, slot: int, start: int, stop: int, position: int) -> None:
+        """Start fetching frames as `prefetch` does, and the scales of their piece."""
+        self.prefetch(axis, slot, start, stop)
+        if self._scale_bytes:
+            chunk = self._shard(_SCALES, slot)
+            if chunk is not None:
+                chunk.prefetch(self._scale_offset(axis, position), self._scale_bytes)
+
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
         """Read the scales of a piece, one layer: float32 [n_scales, dim].
 
@@ -163,13 +171,15 @@ class ShardReader:
         if chunk is None:
             out[...] = self.scale_chunk(slot)[position, axis]
             return out
-        offset = (position * layout.n_layers + axis) * self._scale_bytes
         try:
-            chunk.read_into([out], offset)
+            chunk.read_into([out], self._scale_offset(axis, position))
         except (OSError, EOFError) as error:
             path = self._backend.locate(layout.scale_key(slot - self._first_slot))
             raise DamagedError(f"{path} cannot be read ({error}); run `strata verify`") from error
         return out
+
+    def _scale_offset(self, axis: int, position: int) -> int:
+        return (position * self.layout.n_layers + axis) * self._scale_bytes
 
     def scale_chunk(self, slot: int) -> FloatArray:
         """Read the scales of a slot: float32 [utterances_per_slot, n_layers, n_scales, dim].
