@@ -30,8 +30,8 @@ def compile_all(root: Path) -> list[Path]:
     libraries = []
     for source in SOURCES:
         path = root / source
-        library = path.with_name(f"lib{path.stem}.so")
-        partial = library.with_suffix(".so.partial")
+        library = path.with_name(f"lib{path.stem}.native")  # Python would import a .so
+        partial = library.with_suffix(".partial")
         command = [*compiler.split(), *FLAGS, str(path), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -174,6 +174,7 @@ FILE_SYSTEM = {"os", "pathlib", "shutil", "fcntl", "tempfile", "mmap"}
 MAY_USE_FILES = {
     "store/coordination/lease.py": {"os"},  # which process holds it
     "store/coordination/processes.py": {"os", "pathlib"},  # reads /proc
+    "store/native/int8.py": {"pathlib"},  # the compiled code beside it
     "store/read/facts.py": {"pathlib"},  # the type of `FeatureStore.root`
     "transforms/collapse.py": {"pathlib"},  # the type of a path to weights
     "transforms/copy/settings.py": {"pathlib"},  # the user's file of ids

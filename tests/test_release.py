@@ -53,8 +53,8 @@ def test_the_wheel_has_the_compiled_code(wheel: Path) -> None:
     """Then it is for this platform; without a compiler it is for any, and has none."""
     has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
     with zipfile.ZipFile(wheel) as files:
-        compiled = [name for name in files.namelist() if name.endswith(".so")]
-    assert compiled == (["pipeline/store/native/libint8.so"] if has_compiler else [])
+        compiled = [name for name in files.namelist() if name.endswith(".native")]
+    assert compiled == (["pipeline/store/native/libint8.native"] if has_compiler else [])
     assert ("py3-none-any" in wheel.name) != has_compiler
 
 

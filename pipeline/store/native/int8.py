@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("libint8.so")
+LIBRARY = Path(__file__).with_name("libint8.native")
 AVX2, AVX512 = 1, 2
 """Levels of instructions, as in int8.c."""
 
