@@ -22,6 +22,7 @@ from pipeline.store.documents import layout_of
 from pipeline.store.format.codecs import BFLOAT16, CODECS, FLOAT16, FLOAT32, INT8, Codec
 from pipeline.store.format.layout import FRAMES, KEPT, POOLED, SCALE
 from pipeline.store.format.pooling import STATISTICS
+from pipeline.store.maintain.inspection import describe_store
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.feature_stores import make_store
 
@@ -240,6 +241,31 @@ def test_a_store_without_frames_says_so(tmp_path: Path) -> None:
         store.pooled(statistic="std")
     with pytest.raises(StoreError, match="no statistic 'median'; there are mean, std"):
         store.pooled(statistic="median")
+
+
+def test_inspect_states_the_bytes(tmp_path: Path) -> None:
+    """Of the store on the disk, and of the forms that would take less."""
+    for name, form in (
+        ("float16", {}),
+        ("int8", {"codec": INT8}),
+        ("pooled", {"keep": ("pooled",)}),
+    ):
+        write(tmp_path / name, **form)
+    shown = {
+        name: describe_store(pipeline.open_store(tmp_path / name))["storage"]
+        for name in ("float16", "int8", "pooled")
+    }
+    for name, storage in shown.items():
+        arrays = tmp_path / name / "features.zarr"
+        on_disk = sum(p.stat().st_size for p in arrays.rglob("*/c/**/0") if p.is_file())
+        assert storage["bytes"] == on_disk
+    assert shown["float16"]["bytes_as"] == {
+        name: shown[name]["bytes"] for name in ("int8", "pooled")
+    }
+    assert list(shown["int8"]["bytes_as"]) == ["pooled"]
+    assert shown["pooled"]["bytes_as"] == {}
+    assert shown["pooled"]["bytes_per_layer"] == 0
+    assert shown["float16"]["gb_per_hour"] == pytest.approx(3 * DIM * 2 * 50 * 3600 / 1e9, abs=1e-3)
 
 
 def flip(path: Path, at: int) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from pipeline.store import index as index_files
+from pipeline.store.documents import layout_of
+from pipeline.store.format.codecs import DEFAULT_CODEC, INT8
+from pipeline.store.format.layout import KEPT
 from pipeline.store.read.features import FeatureStore
 
 
@@ -20,12 +25,40 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
         "feature_dim": store.feature_dim,
         "frame_rate_hz": store.frame_rate_hz,
         "frames_per_unit": attributes["frames_per_unit"],
+        "storage": _storage(store),
         "columns": {item.name: str(item.type) for item in metadata.schema},
         "class_names": store.class_names,
         "identity": attributes["identity"],
         "provenance": attributes["provenance"],
         "first_ids": metadata["id"].slice(0, 5).to_pylist(),
         "quarantined": store.quarantined.to_pylist(),
+    }
+
+
+def _storage(store: FeatureStore) -> dict[str, Any]:
+    """Return what is kept, in how many bytes, and in how many other forms would take.
+
+    Bytes are those of all committed units. A unit takes them whether it is full or not.
+    """
+    layout = layout_of(store.attributes)
+    n_units = len(index_files.committed_units(store.backend))
+    others = {
+        "int8": replace(layout, codec=INT8),
+        "pooled": replace(layout, codec=DEFAULT_CODEC, keep=(KEPT[1],)),
+    }
+    a_second = layout.frame_share_bytes * store.frame_rate_hz
+    return {
+        "dtype": layout.codec.name,
+        "keep": list(layout.keep),
+        "statistics": list(store.statistics),
+        "bytes": n_units * layout.slot_bytes,
+        "bytes_per_layer": n_units * layout.shard_bytes if layout.keeps_frames else 0,
+        "gb_per_hour": round(a_second * 3600 / 1e9, 3),
+        "bytes_as": {
+            name: n_units * other.slot_bytes
+            for name, other in others.items()
+            if layout.keeps_frames and other.slot_bytes < layout.slot_bytes
+        },
     }
 
 
