@@ -25,6 +25,8 @@ class TaskConfig:
         eval_every: Steps between two evaluations on dev. 0: steps / 32, at least 1.
         patience: Evaluations without a better dev score after which a head stops.
         projection: Width of the linear projection before the classes.
+        pooling: For utterance tasks, the statistics over the frames of an utterance that heads get,
+            one after the other: "mean", "std", "max", "first", "last".
         tokens: For frame tasks, the symbols of the labels: "characters", or "words" (separated by
             spaces, e.g. phones).
         normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
@@ -43,6 +45,7 @@ class TaskConfig:
     patience: int
     slots: bool = False
     projection: int = 256
+    pooling: tuple[str, ...] = ("mean",)
     tokens: str | None = None
     normalize: bool = False
 

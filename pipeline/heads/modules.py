@@ -94,7 +94,8 @@ class PooledLinear(nn.Module):
     """Linear scores of the mean over frames: SUPERB's head for KS, SID, IC and ER.
 
     s3prl projects the frames and then averages them. Averaging first is equal by linearity, and
-    cheaper. So training on `FeatureStore.pooled` is equivalent to training on frames.
+    cheaper. So training on `FeatureStore.pooled` is equivalent to training on frames. Several
+    statistics are concatenated: `torch.cat([mean, std], -1)`, with `dim` twice that of a frame.
     """
 
     def __init__(self, dim: int, classes: int, projection: int | None = PROJECTION_DIM) -> None:

@@ -20,6 +20,7 @@ from pipeline import files
 from pipeline.config import TaskConfig
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
+from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.features import FeatureStore
 
 VERSION = 1
@@ -58,6 +59,8 @@ class HeadCache:
         """
         self.folder = folder
         settings = {key: value for key, value in asdict(task).items() if key not in _NOT_HASHED}
+        if task.pooling == (MEAN,):  # heads of before this setting stay valid
+            del settings["pooling"]
         self._common = {
             "version": VERSION,
             "identity": store.attributes["identity"],

@@ -183,3 +183,56 @@ def test_labels_that_cannot_be_learned_are_refused_before_training(kind, store):
     """The factory raises for empty labels."""
     with pytest.raises(ConfigError):
         make_task(kind, store, words=[""] * N)
+
+
+def loudness(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
+    """Return features whose deviation, not mean, tells the word."""
+    random = np.random.default_rng([row, layer])
+    values = random.standard_normal((n_frames, dim)) * 3 ** (row % 4)
+    return (values - values.mean(0)).astype(np.float16)
+
+
+@pytest.mark.parametrize("keep", [("frames", "pooled"), ("pooled",)])
+def test_heads_on_utterances_get_the_statistics_that_are_asked_for(tmp_path, keep) -> None:
+    """Concatenated, in that order; in a store without frames those that it keeps."""
+    words = [f"w{row % 4}" for row in range(N)]
+    form = {"keep": keep, "statistics": ("mean", "std")}
+    columns = pa.table({"word": words})
+    make_store(tmp_path / "s", [60] * N, LAYERS, DIM, 512, loudness, columns=columns, **form)
+    store, accuracy = open_store(tmp_path / "s"), {}
+    for pooling in ("[mean]", "[mean,std]"):
+        settings = ["task=ks", "labels=[word]", "task.steps=300", "task.eval_every=50"]
+        config = load_sweep_config([*settings, f"task.pooling={pooling}"])
+        labels = read_labels(store, config.task, config.labels)
+        task = TASK_KINDS["utterance"](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
+        heads: dict[HeadSpec, HeadResult] = {}
+        spec = HeadSpec(2, 1e-2, 0, 0)
+        task.train([spec], heads.__setitem__, lambda _: None)
+        accuracy[pooling] = task.counts(heads[spec]).mean()
+    assert accuracy["[mean]"] < 0.6
+    assert accuracy["[mean,std]"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("task", "pooling", "message"),
+    [
+        ("ks", "[median]", r"task.pooling is \['median'\]; expected one or more of mean, std"),
+        ("ks", "[]", r"task.pooling is \[\]"),
+        ("ks", "[std,std]", "each once"),
+    ],
+)
+def test_unknown_statistics_are_refused(store, task, pooling, message) -> None:
+    """The message names the known ones."""
+    config = load_sweep_config([f"task={task}", "labels=[word]", f"task.pooling={pooling}"])
+    labels = read_labels(store, config.task, config.labels)
+    with pytest.raises(ConfigError, match=message):
+        TASK_KINDS["utterance"](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
+
+
+def test_frame_tasks_have_no_pooling(store) -> None:
+    """They get frames."""
+    config = load_sweep_config(["task=asr", "labels=[word]"])
+    task = replace(config.task, pooling=("mean", "std"))
+    labels = read_labels(store, config.task, config.labels)
+    with pytest.raises(ConfigError, match=r"task asr gets frames; task\.pooling"):
+        TASK_KINDS["frames"](TaskData(store, task, labels, FOLDS, LAYERS, CPU))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.probing.metrics import FloatArray, IntArray, error_counts, overall_score
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, stored_layer
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
 from pipeline.probing.trainers.frame_data import prepare_transcripts, transcript_warnings
+from pipeline.store.format.pooling import MEAN
 
 VOCABULARY = "vocabulary.json"
 
@@ -28,10 +30,16 @@ class FrameTask(Task):
             data: What to learn from; the labels are transcripts, in one column.
 
         Raises:
+            StoreError: The store keeps no frames.
             ConfigError: A transcript is missing, a part is empty, or no transcript can be trained
                 on.
         """
         self._data, self._config = data, data.config
+        if data.config.pooling != (MEAN,):
+            raise ConfigError(
+                f"task {data.config.name} gets frames; task.pooling is for tasks on utterances"
+            )
+        data.store.check_frames()
         texts = data.labels.texts[0]
         self._transcripts = [
             prepare_transcripts(data.store, data.config, fold, texts) for fold in data.folds

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError, first_few
@@ -16,6 +17,7 @@ from pipeline.probing.metrics import FloatArray, IntArray, confusion_matrix, mac
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
+from pipeline.store.format.pooling import STATISTICS
 
 
 class UtteranceTask(Task):
@@ -42,7 +44,7 @@ class UtteranceTask(Task):
             tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in data.folds
         )
         self._pooled_data = PooledData(
-            pooled=data.store.pooled(data.layers).transpose(0, 1).contiguous(),
+            pooled=_pooled(data).transpose(0, 1).contiguous(),
             layers=tuple(candidate_of(layer) for layer in data.layers),
             labels=torch.from_numpy(numbers.T.copy()),
             n_classes=tuple(len(names) for names in self.classes),
@@ -93,6 +95,23 @@ class UtteranceTask(Task):
         truth = np.concatenate([np.array(self.truth[head.fold], np.int64) for head in heads])
         predictions = np.concatenate([np.array(head.predictions, np.int64) for head in heads])
         return truth, predictions
+
+
+def _pooled(data: TaskData) -> Tensor:
+    """Return the statistics that heads get, concatenated: [n_utterances, n_layers, dim].
+
+    Raises:
+        ConfigError: A statistic is unknown, or there is none.
+    """
+    names = data.config.pooling
+    unknown = [name for name in names if name not in STATISTICS]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"task.pooling is {list(names)}; expected one or more of {', '.join(STATISTICS)}, each "
+            "once"
+        )
+    parts = [data.store.pooled(data.layers, statistic=name) for name in names]
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def _check_classes(
