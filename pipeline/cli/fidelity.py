@@ -234,7 +234,9 @@ def _decibels(value: float | None) -> str:
 
 
 def _scores(found: Fidelity, loss: SweepLoss) -> Table:
-    table = _table(("layer", "reference", found.dtype, "difference", "95 % interval", "p"))
+    table = _table(
+        ("layer", "reference", found.dtype, "difference", "95 % interval", "p", "± seeds")
+    )
     for item in (*loss.candidates, loss.mean):
         table.add_row(*_cells(item))
     return table
@@ -248,4 +250,5 @@ def _cells(item: ScoreDifference) -> tuple[str, ...]:
         f"{item.difference:+.3f}",
         f"{item.low:+.3f} to {item.high:+.3f}",
         f"{item.p_value:.3g}",
+        f"{item.seed_error:.3f}",
     )

@@ -74,7 +74,7 @@ def test_the_answer_is_on_stdout(stores):
     done = strata("fidelity", stores / "int8", *other, *QUICK, "layers=[2]", "n_utterances=7")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("int8 against float32 values of")
-    assert [len(line.split()) for line in lines if line.split()[:1] == ["2"]] == [7, 8]
+    assert [len(line.split()) for line in lines if line.split()[:1] == ["2"]] == [7, 9]
     assert not any(line.split()[:1] == ["3"] for line in lines)
     assert "int8 loses nothing that a probe of this data notices" in " ".join(done.stdout.split())
     assert "7 utterances compared" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from pipeline.probing.fidelity.against import StoreReference, in_common
 from pipeline.probing.fidelity.figures import LayerLoss, cosines, quantile
 from pipeline.probing.fidelity.run import measure
 from pipeline.probing.fidelity.sampling import draw_sample
-from pipeline.probing.fidelity.sweeps import compare_sweeps
+from pipeline.probing.fidelity.sweeps import ScoreDifference, compare_sweeps
 from pipeline.probing.fidelity.verdict import verdict
 from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
 from pipeline.store.read.features import open_store
@@ -384,6 +386,28 @@ def test_sweeps_match_utterances_by_id(labelled, tmp_path):
     config = load_sweep_config([*QUICK, "layers=[2]", "weighted=false"])
     [item] = compare_sweeps(store, other, config).candidates
     assert (item.difference, item.p_value) == (0.0, 1.0)
+
+
+def test_frame_tasks_compare_error_rates(tmp_path):
+    """Heads of both stores are scored by symbols, and more errors are a cost."""
+    columns = pa.table({"text": ["ab" if row % 2 else "a" for row in range(30)]})
+    for name, codec in (("float32", FLOAT32), ("int8", INT8)):
+        make_store(tmp_path / name, [6] * 30, columns=columns, codec=codec, features=alternating)
+    settings = ["task=asr", "split.speaker=none", "seeds=[0]", "task.lrs=[1e-2]", "task.steps=2"]
+    config = load_sweep_config([*settings, "layers=[2]", "task.batch=200"])
+    stores = [open_store(tmp_path / name) for name in ("int8", "float32")]
+    loss = compare_sweeps(*stores, config)
+    assert (loss.metric, loss.higher_is_better, loss.n_test) == ("cer", False, 3)
+    assert any("only 3 test utterances" in line for line in loss.warnings)
+    found = compared(tmp_path / "int8", tmp_path / "float32")
+    for sign, word in ((1, "costs"), (-1, "helps")):
+        worse = ScoreDifference(2, 0.2, 0.2 + sign * 0.1, sign * 0.1, 0.05, 0.15, 0.001, 0.02)
+        noisy = replace(worse, seed_error=0.04)
+        assert "loses nothing" in verdict(found, replace(loss, candidates=(noisy,)))
+        line = verdict(found, replace(loss, candidates=(worse,)))
+        assert line.startswith(
+            f"int8 {word} this task: asr cer changes by {sign * 0.1:+.3f} (layer"
+        )
 
 
 def test_sweeps_need_layers_that_both_have(labelled):

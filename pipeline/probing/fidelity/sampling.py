@@ -12,10 +12,9 @@ from pipeline.store.read.catalogue import Piece
 from pipeline.store.read.features import FeatureStore
 
 N_UTTERANCES = 40
-"""Utterances of a sample. Encoding 40 clips of 15 s takes about a minute on two cores with a base
-model."""
-MAX_AUDIO_S = 600.0
-"""Audio of a sample whose size is not given."""
+"""Utterances of a sample whose size is not given."""
+MAX_AUDIO_S = 300.0
+"""Audio of such a sample. Two cores encode it with a base model in about a minute."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from pipeline.probing.labels import read_labels
 from pipeline.probing.metrics import (
     PAIRED_TEST,
     FloatArray,
+    IntArray,
     bootstrap_intervals,
     overall_score,
     paired_p_value,
+    seed_deviation,
 )
-from pipeline.probing.ranking import Ranking, counts_of, rank, sizes_of
+from pipeline.probing.ranking import counts_of, rank, sizes_of
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS, choose_device, list_heads, size_warnings
 from pipeline.probing.splits import make_split
@@ -28,6 +30,10 @@ from pipeline.store.read.features import FeatureStore
 
 SIGNIFICANT = 0.05
 """p-value below which a difference counts, after Bonferroni's correction for the candidates."""
+SEED_ERRORS = 3.0
+"""Standard errors between seeds that a difference must exceed to count. Training amplifies the
+smallest difference of its inputs, so heads of equally good features differ as those of two seeds
+do, and a test over utterances alone would find many of them significant."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class ScoreDifference:
         low: Lower bound of the 95 % bootstrap interval of the difference, over test utterances.
         high: Upper bound of that interval.
         p_value: p-value of the paired test, not corrected.
+        seed_error: Standard error of the difference between seeds; 0 for one seed.
     """
 
     layer: Candidate | None
@@ -51,6 +58,7 @@ class ScoreDifference:
     low: float
     high: float
     p_value: float
+    seed_error: float
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,11 @@ class SweepLoss:
         """Differences that count, the most significant first.
 
         Each candidate and their mean is a test; by Bonferroni's correction, one that counts has a
-        p-value below `SIGNIFICANT` divided by their number.
+        p-value below `SIGNIFICANT` divided by their number. It also exceeds `SEED_ERRORS`.
         """
-        found = (self.mean, *self.candidates)
-        limit = SIGNIFICANT / len(found)
+        every = (self.mean, *self.candidates)
+        found = [i for i in every if abs(i.difference) > SEED_ERRORS * i.seed_error]
+        limit = SIGNIFICANT / len(every)
         return tuple(sorted((i for i in found if i.p_value < limit), key=lambda item: item.p_value))
 
 
@@ -103,8 +112,9 @@ def compare_sweeps(
 ) -> SweepLoss:
     """Train the same heads on two stores, and compare their test scores utterance by utterance.
 
-    Labels, folds, seeds and learning rates are the same. On each store dev selects the step of a
-    head and the learning rate of a candidate, as in a sweep. Nothing is written.
+    Labels, folds, seeds and learning rates are the same: dev of the reference selects the learning
+    rate of a candidate for both stores. Dev of each store selects the step of a head. Nothing is
+    written.
 
     Args:
         store: The store, which has the labels.
@@ -125,16 +135,24 @@ def compare_sweeps(
     config = replace(config, task=resolve_steps(config.task, n_train))
     specs = list_heads(config, layers, len(split.folds))
     device = choose_device(config.device)
-    rankings: list[tuple[Task, Ranking]] = []
-    for i, features in enumerate((reference, store)):
+    candidates = list(dict.fromkeys(spec.layer for spec in specs))
+    n_total = len(specs) + len(specs) // len(config.task.lrs)
+    counts: list[list[FloatArray]] = []
+    rates: dict[Candidate, float] = {}
+    n_before = 0
+    for features in (reference, store):
         with announced(observer, "reading the features and the labels"):
             data = TaskData(features, config.task, labels, split.folds, layers, device)
             task = TASK_KINDS[config.task.kind](data)
-        heads = _train(task, specs, i * len(specs), 2 * len(specs), observer)
+        wanted = [spec for spec in specs if spec.lr == rates.get(spec.layer, spec.lr)]
+        heads = _train(task, wanted, n_before, n_total, observer)
+        n_before += len(wanted)
         with announced(observer, "scoring the heads"):
-            rankings.append((task, rank(task, heads, _candidates(specs))))
-    differences, mean = _differences(rankings, _candidates(specs))
-    task = rankings[0][0]
+            chosen = rank(task, heads, candidates).chosen
+        rates = {layer: by_seed[0][0].lr for layer, by_seed in chosen.items()}
+        counts.append([counts_of(task, chosen[layer]) for layer in candidates])
+    sizes = sizes_of(task, chosen[candidates[0]])
+    differences, mean = _differences(candidates, counts[0], counts[1], sizes)
     n_test = sum(len(fold.test) for fold in split.folds)
     return SweepLoss(
         task=config.task.name,
@@ -149,10 +167,6 @@ def compare_sweeps(
         mean=mean,
         warnings=(*split.warnings, *task.warnings, *size_warnings(n_test)),
     )
-
-
-def _candidates(specs: Sequence[HeadSpec]) -> list[Candidate]:
-    return list(dict.fromkeys(spec.layer for spec in specs))
 
 
 def _train(
@@ -172,27 +186,38 @@ def _train(
 
 
 def _differences(
-    rankings: Sequence[tuple[Task, Ranking]], candidates: Sequence[Candidate]
+    candidates: Sequence[Candidate],
+    expected: Sequence[FloatArray],
+    found: Sequence[FloatArray],
+    sizes: IntArray,
 ) -> tuple[tuple[ScoreDifference, ...], ScoreDifference]:
-    """Compare the scores on the reference and on the store, of each candidate and of their mean."""
-    means = []  # [2][n_candidates + 1, n_utterances]
-    for task, ranking in rankings:
-        counts = [counts_of(task, ranking.chosen[layer]).mean(0) for layer in candidates]
-        means.append(np.stack([*counts, np.mean(counts, axis=0)]))
-    expected, found = means
-    sizes = sizes_of(rankings[0][0], rankings[0][1].chosen[candidates[0]])
-    intervals = bootstrap_intervals(found - expected, sizes)
+    """Compare the scores on the reference and on the store, of each candidate and of their mean.
 
-    def difference(
-        layer: Candidate | None, a: FloatArray, b: FloatArray, at: int
-    ) -> ScoreDifference:
-        reference, stored = overall_score(a, sizes), overall_score(b, sizes)
-        low, high = intervals[at].tolist()
-        return ScoreDifference(
-            layer, reference, stored, stored - reference, low, high, paired_p_value(a, b)
+    Args:
+        candidates: The candidates.
+        expected: Counts of each candidate on the reference, [n_seeds, n_utterances].
+        found: The same on the store.
+        sizes: [n_utterances].
+    """
+    names: list[Candidate | None] = [*candidates, None]
+    before, after = ([*counts, np.mean(counts, axis=0)] for counts in (expected, found))
+    pairs = list(zip(before, after, strict=True))
+    means = np.stack([b.mean(axis=0) - a.mean(axis=0) for a, b in pairs])
+    intervals = bootstrap_intervals(means, sizes).tolist()
+    compared = []
+    for name, (a, b), (low, high) in zip(names, pairs, intervals, strict=True):
+        scores = [overall_score(counts.mean(axis=0), sizes) for counts in (a, b)]
+        deviations = [seed_deviation([overall_score(row, sizes) for row in i]) for i in (a, b)]
+        compared.append(
+            ScoreDifference(
+                layer=name,
+                reference=scores[0],
+                stored=scores[1],
+                difference=scores[1] - scores[0],
+                low=low,
+                high=high,
+                p_value=paired_p_value(a.mean(axis=0), b.mean(axis=0)),
+                seed_error=float(np.linalg.norm(deviations)) / len(a) ** 0.5,
+            )
         )
-
-    compared = [
-        difference(layer, expected[i], found[i], i) for i, layer in enumerate([*candidates, None])
-    ]
     return tuple(compared[:-1]), compared[-1]

@@ -36,8 +36,9 @@ def verdict(fidelity: Fidelity, loss: SweepLoss | None = None) -> str:
         smallest = min(item.p_value for item in (mean, *loss.candidates))
         return (
             f"{name} loses nothing that a probe of this data notices: {loss.task} {loss.metric} "
-            f"changes by {mean.difference:+.3f} on average ({interval}), smallest p = "
-            f"{smallest:.2g} of {len(loss.candidates) + 1} tests; {ratio}"
+            f"changes by {mean.difference:+.3f} on average ({interval}, between seeds "
+            f"± {mean.seed_error:.3f}), smallest p = {smallest:.2g} of "
+            f"{len(loss.candidates) + 1} tests; {ratio}"
         )
     first = loss.noticed[0]
     is_better = (first.difference > 0) == loss.higher_is_better
