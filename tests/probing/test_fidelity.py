@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import AudioError, ConfigError, IdentityError, StoreError
+from pipeline.events import Observer
 from pipeline.probing.fidelity import sampling
 from pipeline.probing.fidelity.against import StoreReference, in_common
 from pipeline.probing.fidelity.figures import LayerLoss, cosines, quantile
@@ -386,6 +387,25 @@ def test_sweeps_match_utterances_by_id(labelled, tmp_path):
     config = load_sweep_config([*QUICK, "layers=[2]", "weighted=false"])
     [item] = compare_sweeps(store, other, config).candidates
     assert (item.difference, item.p_value) == (0.0, 1.0)
+
+
+def test_the_reference_selects_the_learning_rates(labelled):
+    """On the store, heads are trained only at the rate that dev of the reference has selected."""
+
+    class Counter(Observer):
+        seen = ()
+
+        def head_trained(self, done, total):
+            self.seen = (*self.seen, (done, total))
+
+    counter = Counter()
+    stores = [open_store(labelled / name) for name in ("int8", "float32")]
+    config = load_sweep_config([*QUICK, "task.lrs=[1e-2,1e-3,1e-9]", "layers=[1,2]"])
+    loss = compare_sweeps(*stores, config, counter)
+    # 3 candidates, 2 seeds: 18 heads on the reference, 6 on the store
+    assert counter.seen[0] == (0, 24)
+    assert counter.seen[-1] == (24, 24)
+    assert loss.candidates[1].stored > 0.8
 
 
 def test_frame_tasks_compare_error_rates(tmp_path):
