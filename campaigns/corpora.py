@@ -370,6 +370,8 @@ def main() -> int:
     for kind in [options.only] if options.only else KINDS:
         n, lengths_s = sizes[kind]
         print(f"{kind}: {n:,} utterances", flush=True)
+        if options.work:
+            options.work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             try:
                 try_kind(
