@@ -73,7 +73,7 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
     backend = open_backend(store)
     with Lease(backend, uuid.uuid4().hex[:12]) as lease:
         with announced(observer, "reading the labels of the store"):
-            before, unusable = _shown(backend, observer)
+            before, unusable, is_lost = _shown(backend, observer)
         with announced(observer, "opening the dataset"):
             source = open_source(config.dataset, count_channels)
         for note in source.notes:
@@ -98,7 +98,7 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         differs, examples = other_values(before, now)
         differs = rows >= 0 if columns else differs
         number = None
-        if columns or examples or unusable:
+        if columns or examples or unusable or is_lost:
             lease.check()
             number = write_labels(backend, replace(now, numbered=before.numbered), unusable)
         if columns or examples:
@@ -113,40 +113,41 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
     )
 
 
-def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int]]:
+def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int], bool]:
     """Return the labels of all utterances of the plan that are shown, or will be.
 
     Damaged labels are replaced by the newest readable ones, or by those of the index; what is shown
     is then what the plan had last under each id.
 
     Returns:
-        The labels; and the generations that others should replace, because they are damaged or
-        have utterances that no plan has.
+        The labels; the generations that others should replace, because they are damaged or have
+        utterances that no plan has; and whether all generations are missing.
     """
     known: list[int | None] = [*reversed(generations(backend))] or [None]
-    labels, unusable = None, []
+    labels, unusable, is_lost = None, [], False
     for generation in known:
         try:
             found = read_labels(backend, generation)
             labels = labels or found
         except DamagedError as error:
             observer.note(f"WARNING: {error}")
+            is_lost = generation is None
             unusable += [] if generation is None else [generation]
     plan = read_plan(backend)
     if plan is None:
-        return labels or committed_labels(backend), unusable
+        return labels or committed_labels(backend), unusable, is_lost
     if labels is not None:
         planned_labels = labels.planned(plan.n_numbers)
         if planned_labels is not labels and labels.generation is not None:
             unusable.append(labels.generation)
-        return planned_labels, unusable
+        return planned_labels, unusable, is_lost
     planned = _newest_of_each_id(plan.first_records)
     stored = committed_labels(backend)
     place = pc.index_in(planned["row"], value_set=stored.table["row"].combine_chunks())
     table = planned.select(["id", "row"])
     for name in stored.names:
         table = table.append_column(name, stored.table[name].take(place))
-    return Labels(table, stored.columns, numbered=0), unusable
+    return Labels(table, stored.columns, numbered=0), unusable, is_lost
 
 
 def _newest_of_each_id(planned: pa.Table) -> pa.Table:

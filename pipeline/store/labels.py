@@ -39,7 +39,10 @@ GENERATION_NAME = re.compile(r"generation-(\d+)\.parquet")
 KEYS = tuple(item for item in FIELDS if item.name in ("row", "id"))
 """Columns of a generation before those of the dataset."""
 _METADATA_KEY = b"strata"
-_REMEDY = "`strata relabel STORE dataset=...` writes the labels again"
+_REMEDY = (
+    "`strata relabel STORE dataset=...` writes the labels again, and `strata extract` after it "
+    "which utterances are shown, in which order"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
         columns, numbered = facts["columns"], facts.get("numbered", number)
     except (DamagedError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{backend.locate(key)} is not readable ({error}); {_REMEDY}, and an earlier "
+            f"{backend.locate(key)} is not readable ({error}); {_REMEDY}; an earlier "
             "generation is read with labels=N"
         ) from error
     return Labels(table.replace_schema_metadata(None), tuple(columns), number, numbered)

@@ -198,6 +198,23 @@ def test_lost_labels_are_noticed_and_show_no_id_twice_when_written_again(case: C
     assert pipeline.open_store(case.store).n_frames(NAMES[0]) == 34
 
 
+def test_the_remedies_for_lost_labels_restore_what_is_shown(case: Case) -> None:
+    """`relabel` writes them even if no column differs, `extract` hides again what was hidden."""
+    (case.folder / NAMES[0]).unlink()
+    case.write({"emotion": EMOTIONS[1:]}, NAMES[1:])
+    case.extract()
+    assert case.column("id") == NAMES[1:]
+    shutil.rmtree(case.store / "labels")
+    for read in (pipeline.open_store, read_status, verify_store):
+        with pytest.raises(DamagedError, match=r"strata relabel.*, and `strata extract` after it"):
+            read(case.store)
+    case.relabel()
+    assert sorted(map(str, case.column("id"))) == NAMES
+    case.extract()
+    assert case.column("id") == NAMES[1:]
+    assert verify_store(case.store).ok
+
+
 def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
     """An earlier generation is still read; `relabel` writes a new one over the damage."""
     case.write({"emotion": ["happy", "happy", "sad", "sad"]})

@@ -123,6 +123,8 @@ def verify_store(
     )
     check_format_shape(attributes, planned, backend)
     known = generations(backend)
+    if not known:
+        read_labels(backend)  # fails if all are missing
     for generation in known:
         read_labels(backend, generation)
     numbered = plan.source.get(NUMBERED, 0)
