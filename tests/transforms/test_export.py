@@ -268,6 +268,15 @@ def test_damaged_means_are_not_exported(tmp_path):
         pipeline.export(tmp_path / "store", tmp_path / "out", "npy", pooled=True)
 
 
+def test_sound_means_of_another_unit_are_not_exported(tmp_path):
+    """A store without frames has their checksums in its index, too."""
+    make_store(tmp_path / "store", [200, 200], features=noise, keep=("pooled",))
+    first, second = (tmp_path / f"store/features.zarr/pooled/c/{i}/0/0/0" for i in range(2))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(DamagedError, match="utt-0000"):
+        pipeline.export(tmp_path / "store", tmp_path / "out", "npy", pooled=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
