@@ -32,7 +32,8 @@ class Codec(Protocol):
 
     An implementation must satisfy this:
 
-    - Encoding is deterministic, and encoding a decoded value gives the stored one again.
+    - Encoding is deterministic, and encoding a decoded value gives the stored one again, unless
+      its steps are below the resolution of float32.
     - A value whose magnitude is at most `largest` decodes to a finite one of `value_dtype`.
     - A stored value depends on nothing outside its own utterance (or piece), layer and feature.
     - The fill, which marks frames without an owner, differs from every encoded finite value.
