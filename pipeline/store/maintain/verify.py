@@ -353,6 +353,7 @@ class _UnitCheck:
         """Read one shard; return its problems, and the statistics of each utterance."""
         codec = self._layout.codec
         layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
+        where = key if scales is None else f"{key} or {self._layout.scale_key(slot)}"
         first = self._layout.slot_start(slot)
         problems, statistics = [], []
         for row in done:
@@ -361,7 +362,7 @@ class _UnitCheck:
             own = _NO_SCALES if scales is None else scales[row["position"], axis]
             if checksum(stored, own) != row["crc32c"][axis]:
                 problems.append(
-                    f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({key})"
+                    f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({where})"
                 )
             found = pool(codec, stored[None], own[None], self._layout.statistics)
             statistics.append(found[:, 0])

@@ -90,6 +90,13 @@ class ShardReader:
         """Where a shard is, for messages."""
         return self._backend.locate(self.layout.shard_key(axis, slot - self._first_slot))
 
+    def locate_utterance(self, axis: int, slot: int) -> str:
+        """Where the values of utterances of a slot are, one layer, with their scales."""
+        if not self.layout.keeps_scales:
+            return self.locate(axis, slot)
+        scales = self._backend.locate(self.layout.scale_key(slot))
+        return f"{self.locate(axis, slot)} or {scales}"
+
     def locate_pooled(self, slot: int) -> str:
         """Where a pooled chunk is, for messages."""
         return self._backend.locate(self.layout.pooled_key(slot - self._first_slot))

@@ -204,7 +204,7 @@ class LayerCheck:
             raise DamagedError(
                 f"layer {layout.layers[self._axis]} of utterance "
                 f"{self._catalogue.ids[self._position].as_py()!r} has a wrong checksum in "
-                f"{self._shards.locate(self._axis, slot)}; run `strata verify`"
+                f"{self._shards.locate_utterance(self._axis, slot)}; run `strata verify`"
             )
         self._piece += 1
         self._done = self._crc = 0
