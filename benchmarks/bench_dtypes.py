@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page_cache import drop_from_cache
 from synthetic_store import speech_lengths, warm, write_store
 
 import pipeline
@@ -103,7 +103,7 @@ def measure(root: Path, n_frames: int, rounds: int, cold: bool) -> None:
         for _ in range(rounds):
             for name in names:
                 if cold:
-                    forget(root / name)
+                    drop_from_cache((root / name).rglob("*"))
                 with pipeline.open_store(root / name) as store:
                     positions = order.permutation(len(store)).tolist()
                     start_s = time.perf_counter()
@@ -115,16 +115,6 @@ def measure(root: Path, n_frames: int, rounds: int, cold: bool) -> None:
         cells = (f"{medians[name] / 1e6:12.2f} M/s {ratios[name]:6.2f}" for name in names)
         print(f"{what:8}" + "".join(f"{cell:>24}" for cell in cells))
     print(json.dumps({"bench": "dtypes", "cold": cold, "ratios": rows}))
-
-
-def forget(root: Path) -> None:
-    """Drop the files of a store from the page cache."""
-    for path in root.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page_cache import drop_from_cache
 from synthetic_store import speech_lengths, warm, write_store
 
 import pipeline
@@ -231,7 +231,8 @@ def measure(
         for _ in range(options.rounds):
             for name, read in peers.items():
                 if options.cold:
-                    forget(options.folder, peers["np.memmap"].maps)
+                    peers["np.memmap"].maps.clear()
+                    drop_from_cache(options.folder.rglob("*"))
                 before, busy, began = disk_bytes(), time.process_time(), time.perf_counter()
                 for i, first, last in reads:
                     read(i, layers, first, last)
@@ -276,17 +277,6 @@ def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> d
             f"strata is {middle / ours:6.1f} × as fast"
         )
     return table
-
-
-def forget(folder: Path, maps: dict) -> None:
-    """Drop all files of a folder from the page cache, after unmapping them."""
-    maps.clear()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def disk_bytes() -> int:

@@ -41,6 +41,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from page_cache import drop_from_cache
 
 from pipeline.audio.decode import decode
 from pipeline.config import DatasetConfig
@@ -351,15 +352,6 @@ def plan_repository(way: str, repository: Path) -> dict[str, float]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         written = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
         return {**json.loads(done.stdout), "written_mb": written / 1e6}
-
-
-def drop_from_cache(files: Sequence[Path]) -> None:
-    """Remove files from the page cache, after writing them to the disk."""
-    for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 if __name__ == "__main__":
