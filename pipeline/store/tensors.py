@@ -6,10 +6,11 @@ of comparisons, conversions and single operations in float32, none of which is r
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.store.format.codecs import BFLOAT16, INT8, Codec, FloatArray, Stored
+from pipeline.store.format.codecs import BFLOAT16, INT8, SMALLEST_SCALE, Codec, FloatArray, Stored
 from pipeline.store.native import int8
 
 _ONE_THREAD = 32_767
@@ -38,7 +39,7 @@ def measure(codec: Codec, features: Tensor) -> FloatArray:
     """
     if codec == INT8:
         low, high = torch.aminmax(features, dim=0)
-        return INT8.scales_of(low.float().numpy(), high.float().numpy())
+        return np.asarray(int8_scales(low.float(), high.float()).numpy())
     return codec.measure(features.float().numpy())
 
 
@@ -57,6 +58,22 @@ def encode_into(codec: Codec, features: Tensor, out: Stored, scales: FloatArray)
         torch.from_numpy(out).copy_(int8_steps(features, torch.from_numpy(scales)))
     else:
         out[...] = codec.encode(features.float().numpy(), scales)
+
+
+def int8_scales(low: Tensor, high: Tensor) -> Tensor:
+    """Return offset and scale for ranges of features, on their device; see `Int8Codec.scales_of`.
+
+    Args:
+        low: Smallest values, float32 [..., dim].
+        high: Largest values, of the same shape.
+
+    Returns:
+        float32 [..., 2, dim].
+    """
+    offset = low * 0.5 + high * 0.5 + 0.0
+    scale = (high - low) / (2 * INT8.n_steps)
+    scale = torch.where(scale < float(SMALLEST_SCALE), 0.0, scale)
+    return torch.stack([offset, scale], dim=-2)
 
 
 def int8_steps(features: Tensor, scales: Tensor) -> Tensor:

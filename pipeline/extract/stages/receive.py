@@ -22,13 +22,19 @@ from pipeline.encoders.kernels.base import to_device
 from pipeline.extract.stages.clip_statistics import ClipFrames
 from pipeline.store.format.codecs import (
     INT8,
-    SMALLEST_SCALE,
     Codec,
     FloatArray,
     Stored,
 )
 from pipeline.store.format.pooling import MEAN
-from pipeline.store.tensors import as_tensor, encode_into, int8_steps, measure, torch_dtype
+from pipeline.store.tensors import (
+    as_tensor,
+    encode_into,
+    int8_scales,
+    int8_steps,
+    measure,
+    torch_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,8 @@ class DeviceReceiver:
             values = features if rows is None else features.index_select(0, rows)
             ranges.append(torch.stack(torch.aminmax(values)))
             if self._codec == INT8:
-                scales.append(self._scales(values, clips))
+                low, high = (clips.reduce(values.float(), name) for name in ("min", "max"))
+                scales.append(int8_scales(low, high))
                 steps = int8_steps(values, scales[-1][clips.owners])
                 stored = steps.to(torch.int8)
                 found = clips.pool(stored, self._statistics, scales[-1])
@@ -229,14 +236,6 @@ class DeviceReceiver:
             return Received(lowest, highest, on_host[1].numpy())
 
         return finish
-
-    def _scales(self, values: Tensor, clips: ClipFrames) -> Tensor:
-        """Return the scales of each clip, float32 [n_clips, 2, dim]; see `Int8Codec.scales_of`."""
-        low, high = (clips.reduce(values.float(), name) for name in ("min", "max"))
-        offset = low * 0.5 + high * 0.5 + 0.0
-        scale = (high - low) / (2 * INT8.n_steps)
-        scale = torch.where(scale < float(SMALLEST_SCALE), 0.0, scale)
-        return torch.stack([offset, scale], dim=-2)
 
     def _hold(
         self, values: Tensor, counts: Sequence[int], scaled: Sequence[ScaledClip], axis: int

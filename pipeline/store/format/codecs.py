@@ -84,7 +84,7 @@ class Codec(Protocol):
 
 
 class _NamedCodec:
-    """What all codecs of this module share: equality and pickling by name, range and fill."""
+    """What codecs of this module share: equality and pickling by name, range, fill, no scales."""
 
     name: str
     dtype: np.dtype[Any]
@@ -102,6 +102,10 @@ class _NamedCodec:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return codec_of, (self.name,)
+
+    def measure(self, values: FloatArray) -> FloatArray:
+        """Return no scales."""
+        return np.empty((*values.shape[:-2], 0, values.shape[-1]), np.float32)
 
     def fits(self, low: float, high: float) -> bool:
         """Compare with the largest value."""
@@ -127,10 +131,6 @@ class RoundingCodec(_NamedCodec):
         self.bytes_per_value = self.dtype.itemsize
         self.largest = float(np.finfo(self.dtype).max)
 
-    def measure(self, values: FloatArray) -> FloatArray:
-        """Return no scales."""
-        return np.empty((*values.shape[:-2], 0, values.shape[-1]), np.float32)
-
     def encode(self, values: FloatArray, scales: FloatArray) -> Stored:
         """Round to the stored type."""
         return values.astype(self.dtype)
@@ -155,10 +155,6 @@ class BFloat16Codec(_NamedCodec):
     fill: float = 0x7FC0
     is_rounding = True
     n_scales = 0
-
-    def measure(self, values: FloatArray) -> FloatArray:
-        """Return no scales."""
-        return np.empty((*values.shape[:-2], 0, values.shape[-1]), np.float32)
 
     def encode(self, values: FloatArray, scales: FloatArray) -> Stored:
         """Round to the upper 16 bits."""

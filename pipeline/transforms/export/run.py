@@ -15,6 +15,7 @@ import torch
 from pipeline.errors import ConfigError, NoSpaceError, did_you_mean
 from pipeline.events import Observer
 from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.folders import relation
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import PORTABLE_DTYPES
 from pipeline.store.read.features import FeatureStore, open_store
@@ -241,15 +242,12 @@ def _check_apart(store: Backend, out: Backend) -> None:
     Raises:
         ConfigError: One is.
     """
-    source, target = store.local_path(""), out.local_path("")
-    if store.uri == out.uri:
+    found = relation(out, store)
+    if found == "the same folder as":
         raise ConfigError(f"a store cannot be exported into itself ({out}); give another path")
-    if source is None or target is None:
-        return
-    source, target = source.resolve(), target.resolve()
-    if target.is_relative_to(source):
+    if found == "inside":
         raise ConfigError(f"{out} is inside the store {store}; give a path outside of it")
-    if source.is_relative_to(target):
+    if found == "around":
         raise ConfigError(f"{out} contains the store {store}; give the path of a new folder")
 
 
