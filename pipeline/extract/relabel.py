@@ -116,23 +116,27 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
 def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int], bool]:
     """Return the labels of all utterances of the plan that are shown, or will be.
 
-    Damaged labels are replaced by the newest readable ones, or by those of the index; what is shown
-    is then what the plan had last under each id.
+    Damaged or lost labels are replaced by the newest readable ones, or by those of the index; what
+    is shown is then what the plan had last under each id.
 
     Returns:
         The labels; the generations that others should replace, because they are damaged or have
-        utterances that no plan has; and whether all generations are missing.
+        utterances that no plan has; and whether the newest generation is missing or damaged.
     """
-    known: list[int | None] = [*reversed(generations(backend))] or [None]
     labels, unusable, is_lost = None, [], False
-    for generation in known:
+    problems: dict[str, None] = {}  # each once: the newest one is read twice
+    for generation in (None, *reversed(generations(backend))):
         try:
             found = read_labels(backend, generation)
             labels = labels or found
         except DamagedError as error:
-            observer.note(f"WARNING: {error}")
-            is_lost = generation is None
-            unusable += [] if generation is None else [generation]
+            problems[str(error)] = None
+            if generation is None:
+                is_lost = True
+            else:
+                unusable.append(generation)
+    for line in problems:
+        observer.note(f"WARNING: {line}")
     plan = read_plan(backend)
     if plan is None:
         return labels or committed_labels(backend), unusable, is_lost

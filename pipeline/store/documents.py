@@ -22,6 +22,7 @@ from pipeline.store.format.layout import (
     INDEX_DIR,
     KEPT,
     LEDGER_DIR,
+    NEWEST_LABELS,
     PLAN,
     READABLE_VERSIONS,
     Layout,
@@ -73,19 +74,24 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
     backend.put(ATTRIBUTES, [json_bytes(group_document(checked))])
 
 
-def note_labels(store: Location) -> None:
-    """State in the attributes of the group, atomically, that the store has labels of its own.
+def note_labels(store: Location, newest: int) -> None:
+    """State in the attributes of the group, atomically, which labels of its own the store has.
 
-    Its format version becomes 2, because readers of version 1 would not see them.
+    Readers notice so if the newest generation is lost. It is written first: a generation newer
+    than the stated one is that of a driver that was killed in between. The format version of the
+    store becomes 2, because readers of version 1 would not see its labels.
+
+    Args:
+        store: The store.
+        newest: Number of its newest generation.
     """
     backend = open_backend(store)
     attributes = read_attributes(backend)
-    if has_labels(attributes):
+    if has_labels(attributes) and attributes.get(NEWEST_LABELS) == newest:
         return
-    attributes["format_version"] = FORMAT_2
-    attributes[HAS_LABELS] = True
+    attributes |= {"format_version": FORMAT_2, HAS_LABELS: True, NEWEST_LABELS: newest}
     if CHECKSUM in attributes:
-        names = sorted({*attributes[CHECKSUM]["of"], HAS_LABELS})
+        names = sorted({*attributes[CHECKSUM]["of"], HAS_LABELS, NEWEST_LABELS})
         attributes[CHECKSUM] = {"crc32c": _checksum(attributes, names), "of": names}
     backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
 

@@ -4,7 +4,7 @@ Labels are no part of a feature, so they can change without the encoder. At firs
 labels of its own: readers show every committed utterance, with the columns in the index. When the
 dataset changes, these are copied to generation 0, and generation 1 has the utterances and columns
 of the dataset as it is now. A generation never changes. The newest one counts; an older one can be
-asked for.
+asked for. The attributes of the store state the newest one, so that its loss is noticed.
 
 An utterance is known by its number, the `row` of the plan and the index. It is the row of the
 dataset at the time when the utterance was planned, if nothing has changed since. Other audio under
@@ -29,7 +29,13 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import has_labels, note_labels, read_attributes
-from pipeline.store.format.layout import ATTRIBUTES, FORMAT_2, LABELS_DIR, labels_key
+from pipeline.store.format.layout import (
+    ATTRIBUTES,
+    FORMAT_2,
+    LABELS_DIR,
+    NEWEST_LABELS,
+    labels_key,
+)
 from pipeline.store.format.records import FIELDS
 from pipeline.store.serialization import parquet_bytes, read_parquet
 
@@ -43,6 +49,7 @@ _REMEDY = (
     "`strata relabel STORE dataset=...` writes the labels again, and `strata extract` after it "
     "which utterances are shown, in which order"
 )
+_EARLIER = "an earlier generation is read with labels=N"
 
 
 @dataclass(frozen=True)
@@ -108,17 +115,23 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
 
     Raises:
         StoreError: There is no such generation.
-        DamagedError: It is damaged, or all are missing.
+        DamagedError: It is damaged, or the newest one is missing, or all are.
     """
     backend = open_backend(store)
-    known = generations(backend)
+    attributes = _attributes(backend)  # before the names: a driver may write a generation meanwhile
+    known, newest = generations(backend), attributes.get(NEWEST_LABELS, 0)
     if not known:
-        if has_labels(_attributes(backend)):
+        if has_labels(attributes):
             raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
         if generation:
             raise StoreError(f"store {backend} has no labels={generation}: they never changed")
         return None
-    number = known[-1] if generation is None else generation
+    number = max(known[-1], newest) if generation is None else generation
+    if number not in known and number == newest:
+        raise DamagedError(
+            f"{backend.locate(labels_key(newest))} is missing: the attributes state it as the "
+            f"newest labels. Restore it from a copy; or {_REMEDY}; {_EARLIER}"
+        )
     if number not in known:
         listed = ", ".join(map(str, known))
         raise StoreError(f"store {backend} has no labels={number}; it has {listed}")
@@ -129,8 +142,7 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
         columns, numbered = facts["columns"], facts.get("numbered", number)
     except (DamagedError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{backend.locate(key)} is not readable ({error}); {_REMEDY}; an earlier "
-            "generation is read with labels=N"
+            f"{backend.locate(key)} is not readable ({error}); {_REMEDY}; {_EARLIER}"
         ) from error
     return Labels(table.replace_schema_metadata(None), tuple(columns), number, numbered)
 
@@ -175,9 +187,10 @@ def write_labels(
         if len(before.table):
             _put(backend, 0, before)
             known = [0]
-    number = max([*known, after]) + 1
+    lost = int(_attributes(backend).get(NEWEST_LABELS, 0))  # perhaps; its number is not reused
+    number = max([*known, after, lost]) + 1
     _put(backend, number, labels)
-    note_labels(backend)
+    note_labels(backend, number)
     for generation in instead_of:
         backend.delete(labels_key(generation))
     return number
@@ -198,12 +211,14 @@ def copy_labels(store: Location, out: Location) -> None:
         last = known[-1] if known else 0
         if not is_same or int(own.generation or 0) < last:
             write_labels(target, labels, after=last)
+        else:
+            note_labels(target, int(own.generation or 0))
         return
     for number in known:
         target.ensure_folder(LABELS_DIR)
         target.put_if_absent(labels_key(number), [source.read(labels_key(number))])
     if known:
-        note_labels(target)
+        note_labels(target, known[-1])
 
 
 def _is_copied(own: Labels, source: Backend, target: Backend) -> bool:

@@ -37,10 +37,15 @@ from pipeline.store.documents import (
 )
 from pipeline.store.format.codecs import checksum
 from pipeline.store.format.identity import Identity, check_same
-from pipeline.store.format.layout import ATTRIBUTES, COLLAPSED_LAYER, Layout
+from pipeline.store.format.layout import (
+    ATTRIBUTES,
+    COLLAPSED_LAYER,
+    LABEL_ATTRIBUTES,
+    Layout,
+)
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
-from pipeline.store.labels import copy_labels
+from pipeline.store.labels import copy_labels, read_labels
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into, measure
 from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
@@ -113,6 +118,7 @@ def collapse(
     plan = read_plan(parent)
     if plan is None:
         raise DamagedError(f"store {parent} has no plan.parquet; restore it from a copy")
+    read_labels(parent)  # fails if they are damaged, before anything is written
     observer = observer or Observer()
     run_id = uuid.uuid4().hex[:12]
     with Lease(out, run_id) as lease:
@@ -189,7 +195,9 @@ def _prepare(
     if stored_plan is None or not stored_plan.table.equals(plan.table):
         _check_extends(stored_plan, plan, out)
         write_plan(out, plan)
-    own = {k: v for k, v in attributes.items() if k != "final_norm"}  # of the parent's last layer
+    left_out = ("final_norm", *LABEL_ATTRIBUTES)  # `copy_labels` states the labels
+    own = {k: v for k, v in attributes.items() if k not in left_out}
+    own["format_version"] = layout.format_version
     own["layers"] = list(layout.layers)
     own["identity"] = identity
     own["provenance"] = own_provenance(parent_path=str(parent), parent=attributes["provenance"])

@@ -20,6 +20,7 @@ from pipeline.extract.planning import obtain
 from pipeline.extract.relabel import Relabelling, relabel
 from pipeline.store.documents import read_attributes
 from pipeline.store.labels import generations
+from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
 from pipeline.transforms.collapse import collapse
@@ -233,6 +234,87 @@ def test_damaged_labels_are_named_and_can_be_written_again(case: Case) -> None:
     shutil.rmtree(case.store / "labels")
     with pytest.raises(DamagedError, match=r"labels is missing; `strata relabel"):
         pipeline.open_store(case.store)
+
+
+@pytest.mark.parametrize("by_extract", [False, True], ids=["relabel", "extract"])
+def test_the_loss_of_the_newest_labels_is_noticed(case: Case, by_extract: bool) -> None:
+    """Every reader names the file and the remedy, which does not give its number again."""
+    case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    case.relabel()
+    newest = ["happy", "happy", "sad", "calm"]
+    case.write({"emotion": newest})
+    case.extract() if by_extract else case.relabel()
+    assert generations(case.store) == [0, 1, 2]
+    (case.store / "labels/generation-2.parquet").unlink()
+    out = case.store.parent / "out"
+    readers: list[Callable[[Path], object]] = [
+        *(pipeline.open_store, read_status, verify_store, repair_store),
+        lambda store: pipeline.open_store(store, labels=2),
+        lambda store: pipeline.copy_stores([store], out),
+        lambda store: collapse(store, out, "average"),
+        lambda _: case.extract(),
+    ]
+    for read in readers:
+        with pytest.raises(DamagedError, match=r"generation-2.parquet is missing.*strata relabel"):
+            read(case.store)
+    found = CliRunner().invoke(app, ["verify", str(case.store)])
+    assert (found.exit_code, "generation-2.parquet is missing" in found.stderr) == (1, True)
+    assert case.column("emotion", labels=1) == ["happy", "happy", "sad", "sad"]
+    with pytest.raises(StoreError, match=r"no labels=3; it has 0, 1$"):
+        case.column("emotion", labels=3)
+    assert case.relabel().generation == 3
+    assert case.column("emotion") == newest
+    assert verify_store(case.store).ok
+
+
+def test_lost_labels_equal_to_older_ones_are_written_again(case: Case) -> None:
+    """Otherwise the store would stay unreadable, though no column differs."""
+    for emotions in (["happy"] * 4, EMOTIONS):
+        case.write({"emotion": emotions})
+        case.relabel()
+    (case.store / "labels/generation-1.parquet").unlink()
+    (case.store / "labels/generation-2.parquet").unlink()
+    found = case.relabel()
+    assert (found.generation, found.relabelled) == (3, 0)
+    assert case.column("emotion") == EMOTIONS
+
+
+def test_a_generation_newer_than_the_stated_one_is_shown(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver was killed after it wrote the generation; the next one states it."""
+    case.write({"emotion": ["happy"] * 4})
+    case.relabel()
+    case.write({"emotion": ["sad"] * 4})
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.labels.note_labels", die)
+        with pytest.raises(KeyboardInterrupt):
+            case.relabel()
+    assert read_attributes(case.store)["newest_labels"] == 1
+    assert case.column("emotion") == ["sad"] * 4
+    assert verify_store(case.store).ok
+    case.extract()
+    assert read_attributes(case.store)["newest_labels"] == 2
+
+
+def test_stores_that_do_not_state_their_newest_labels_are_read(case: Case) -> None:
+    """Those of earlier versions; the next generation is stated."""
+    case.write({"emotion": ["happy"] * 4})
+    case.relabel()
+    path = case.store / "features.zarr/zarr.json"
+    document = json.loads(path.read_text())
+    for name in ("newest_labels", "checksum"):  # the checksum covers the number
+        del document["attributes"][name]
+    path.write_text(json.dumps(document))
+    assert case.column("emotion") == ["happy"] * 4
+    assert verify_store(case.store).ok
+    case.write({"emotion": ["sad"] * 4})
+    assert case.relabel().generation == 2
+    assert read_attributes(case.store)["newest_labels"] == 2
 
 
 def test_columns_that_cannot_be_labels_are_named(case: Case) -> None:

@@ -105,7 +105,7 @@ def save_dataset(
         number = write_labels(backend, dataset.new_labels, dataset.abandoned)
         plan, is_changed = replace(plan, source=plan.source | {NUMBERED: number}), True
     elif dataset.has_labels and is_created(backend):
-        note_labels(backend)  # a driver was killed before it did
+        note_labels(backend, generations(backend)[-1])  # a driver was killed before it did
     if is_changed:
         write_plan(backend, plan)
     return number

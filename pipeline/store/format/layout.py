@@ -48,6 +48,9 @@ CHECKSUM = "checksum"
 """Attribute with the checksum of the others; stores of earlier versions have none."""
 HAS_LABELS = "has_labels"
 """Attribute of a store with generations of labels."""
+NEWEST_LABELS = "newest_labels"
+"""Attribute with the number of the newest generation; early stores of version 2 lack it."""
+LABEL_ATTRIBUTES = (HAS_LABELS, NEWEST_LABELS)
 COLLAPSED_LAYER = -1
 """Layer number in a collapsed store: negative, because the layer is not the output of a block."""
 

@@ -123,8 +123,7 @@ def verify_store(
     )
     check_format_shape(attributes, planned, backend)
     known = generations(backend)
-    if not known:
-        read_labels(backend)  # fails if all are missing
+    read_labels(backend)  # fails if the newest one is missing
     for generation in known:
         read_labels(backend, generation)
     numbered = plan.source.get(NUMBERED, 0)

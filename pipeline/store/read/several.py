@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, IdentityError
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.folders import name_of
-from pipeline.store.format.layout import CHECKSUM, HAS_LABELS
+from pipeline.store.format.layout import CHECKSUM, LABEL_ATTRIBUTES
 from pipeline.store.read.catalogue import Catalogue, Place
 from pipeline.store.read.joining import (
     Column,
@@ -204,7 +204,7 @@ def _check_alike(one: StoreView, other: StoreView) -> None:
 def _attributes(stores: Sequence[StoreView], columns: Sequence[Column]) -> dict[str, Any]:
     """Return attributes of all stores, as those of one."""
     first = stores[0].attributes
-    own = {k: v for k, v in first.items() if k not in (CHECKSUM, HAS_LABELS, "selfcheck")}
+    own = {k: v for k, v in first.items() if k not in (CHECKSUM, *LABEL_ATTRIBUTES, "selfcheck")}
     for name in ("format_version", "frames_per_unit", "utterances_per_slot"):
         own[name] = max(store.attributes[name] for store in stores)
     source = first["identity"].get("source", {}) | {"columns": [dict(item) for item in columns]}

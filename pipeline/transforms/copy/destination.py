@@ -28,8 +28,8 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
     COLLAPSED_LAYER,
-    HAS_LABELS,
     KEPT,
+    LABEL_ATTRIBUTES,
     LEASE,
     LEASE_LOCK,
     PLAN,
@@ -173,7 +173,7 @@ def copy_attributes(
 ) -> dict[str, Any]:
     """Return the attributes of the group of a copy."""
     first = sources[0].attributes
-    own = {k: v for k, v in first.items() if k not in (CHECKSUM, HAS_LABELS, "selfcheck")}
+    own = {k: v for k, v in first.items() if k not in (CHECKSUM, *LABEL_ATTRIBUTES, "selfcheck")}
     norm = own.get("final_norm")
     if norm is not None and norm["layer"] not in layout.layers:
         own["final_norm"] = None
