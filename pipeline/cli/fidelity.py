@@ -50,6 +50,12 @@ def fidelity(
 ) -> None:
     """Measure what the dtype of a store costs: SNR and cosine per layer, scores of a sweep."""
     with reported(as_json, debug) as answer:
+        others_given = [word for word in overrides or [] if "=" not in word]
+        if others_given:
+            raise ConfigError(
+                f"fidelity measures one store, and {others_given[0]!r} is no setting; run it for "
+                "each store, or give what to compare with as --against OTHER"
+            )
         own, others = _divided(overrides or [])
         given = plain_overrides(own, OWN)
         n_utterances = None

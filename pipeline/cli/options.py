@@ -72,6 +72,10 @@ def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int] | No
     text = given.get(name, "all")
     if text == "all":
         return None
+    if re.fullmatch(r"\[?\s*\]?", text):
+        raise ConfigError(
+            f"{name}={text} names no layers; expected layers such as [1,6], or leave it out for all"
+        )
     if not _LAYERS.fullmatch(text):
         raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,6], or all")
     return [int(number) for number in re.findall(r"-?\d+", text)]

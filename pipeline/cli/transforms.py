@@ -108,7 +108,8 @@ def export(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="format=... [layers=[6]] [where=...] [pooled=true] [dtype=...] [shard_mb=512]",
+            metavar="format=... [layers=[6]] [where=...] [pooled=true] [pooling=[mean,std]] "
+            "[dtype=...] [shard_mb=512]",
             help="npy, safetensors, kaldi, webdataset or hf; which layers and utterances.",
         ),
     ] = None,
@@ -121,7 +122,7 @@ def export(
             from pipeline.transforms.export.run import FORMATS, SHARD_MB
             from pipeline.transforms.export.run import export as export_store
 
-        known = {"format", "layers", "where", "pooled", "dtype", "shard_mb"}
+        known = {"format", "layers", "where", "pooled", "pooling", "dtype", "shard_mb"}
         given = plain_overrides(overrides or [], known)
         if "format" not in given:
             raise ConfigError(f"no format is given; set format={'|'.join(FORMATS)}")
@@ -129,6 +130,7 @@ def export(
             "layers": layer_list(given),
             "where": given.get("where"),
             "pooled": flag(given, "pooled"),
+            "pooling": items(given, "pooling"),
             "dtype": given.get("dtype"),
             "shard_mb": whole(given, "shard_mb", SHARD_MB, Range(1, 1 << 20)),
         }

@@ -103,7 +103,8 @@ def check_sweep(config: SweepConfig) -> None:
                 f"{name} is {_shown(numbers)}; expected one or more different numbers"
             )
     if config.layers == () or (isinstance(config.layers, str) and config.layers != "all"):
-        raise ConfigError(f"layers is {config.layers!r}; expected all or a list as in [1,6,12]")
+        given = repr(config.layers) if config.layers else "[]"
+        raise ConfigError(f"layers is {given}; expected all or a list as in [1,6,12]")
     devices = ("auto", "cpu", "cuda")
     if config.device not in devices:
         raise ConfigError(f"device is {config.device!r}{did_you_mean(config.device, devices)}")

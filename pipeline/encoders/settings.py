@@ -73,7 +73,7 @@ def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]
         return tuple(range(n_layers + 1))
     expected = f"expected all, superb, or a list of 0 to {n_layers}, each once, like [1,6,12]"
     if isinstance(layers, str) or not layers:
-        raise ConfigError(f"layers={layers!r} names no layers; {expected}")
+        raise ConfigError(f"layers={layers or '[]'} names no layers; {expected}")
     numbers = tuple(layers)
     if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
         raise ConfigError(f"layers={list(numbers)!r} are not all whole numbers; {expected}")

@@ -142,9 +142,9 @@ class FeatureDataset(Dataset[Example]):
             raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
         self.store = store
         store.check_frames()
-        self.layers = tuple(store.layers if layers is None else layers)
+        self._axes = store.axes(layers)
+        self.layers = tuple(store.layers[axis] for axis in self._axes)
         self.max_frames = max_frames
-        self._axes = store.axes(self.layers)
         self._norm = store.final_norm if final_norm else None
         self._ids = store.metadata["id"].combine_chunks()
         numbered = class_numbers(store, classes)

@@ -21,7 +21,7 @@ import torch
 
 from pipeline import files
 from pipeline.config import SweepConfig
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, layers_problem
 from pipeline.events import Observer, announced
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.head_cache import HeadCache
@@ -294,9 +294,8 @@ def choose_layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
     """
     if isinstance(config.layers, str):
         return store.layers
-    unknown = [layer for layer in config.layers if layer not in store.layers]
-    if unknown:
-        raise ConfigError(f"no layers {unknown} in the store; it has {list(store.layers)}")
+    if problem := layers_problem(config.layers, store.layers):
+        raise ConfigError(problem)
     return tuple(layer for layer in store.layers if layer in config.layers)
 
 

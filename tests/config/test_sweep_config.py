@@ -95,7 +95,7 @@ def test_overrides_are_applied():
         (["task=ks", "task.lr=[1]"], "unknown setting task.lr; did you mean task.lrs"),
         (["task=ks", "model=tiny"], "unknown setting model"),
         (["task=ks", "layers=6"], "layers is '6'; expected all or a list as in [1,6,12]"),
-        (["task=ks", "layers=[]"], "layers is ()"),
+        (["task=ks", "layers=[]"], "layers is []; expected all or a list as in [1,6,12]"),
         (["task=ks", "seeds=[]"], "seeds is []; expected one or more different numbers"),
         (["task=ks", "seeds=[1,1]"], "seeds is [1, 1]; expected one or more different numbers"),
         (["task=ks", "seeds=[-1]"], "seeds is [-1]; expected whole numbers from 0"),

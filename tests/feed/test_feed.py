@@ -448,6 +448,12 @@ def test_unknown_columns_and_layers_are_refused(opened):
         pipeline.FeatureDataset(opened, columns=["speeker"])
     with pytest.raises(StoreError, match="13"):
         pipeline.FeatureDataset(opened, layers=[13])
+    for layers, message in (
+        ([], r"layers=\[\] names no layers"),
+        (6, "layers is 6; expected some"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            pipeline.FeatureDataset(opened, layers=layers)
     with pytest.raises(ConfigError, match="list of names"):
         pipeline.FeatureDataset(opened, columns="digit")
 

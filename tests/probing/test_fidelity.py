@@ -264,7 +264,9 @@ def test_only_common_layers_are_compared(tmp_path, reference):
     assert [layer.layer for layer in found.layers] == [2, 3]
     found = compared(tmp_path / "store", reference, layers=[3])
     assert [layer.layer for layer in found.layers] == [3]
-    with pytest.raises(ConfigError, match=r"no layers \[5\] .* both have \[2, 3\]"):
+    with pytest.raises(
+        ConfigError, match=r"no layers \[5\] in the common part .*; it has \[2, 3\]"
+    ):
         compared(tmp_path / "store", reference, layers=[5])
 
 

@@ -63,6 +63,22 @@ def test_slices_of_frames_are_those_of_numpy(opened, position, start, stop, laye
     assert np.array_equal(read.numpy(), expected(position, layers or (1, 2, 3))[:, start:stop])
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], r"layers=\[\] names no layers; expected some of \[1, 2, 3\], .* or leave it out"),
+        (2, r"layers is 2; expected some of \[1, 2, 3\], the layers of the store, in a list"),
+        ("2", r"layers is '2'; expected some of \[1, 2, 3\], the layers of the store, in a list"),
+        ([2, 9], r"no layers \[9\] in the store; it has \[1, 2, 3\]"),
+    ],
+)
+def test_layers_that_cannot_be_read_are_named(opened, layers, message):
+    """With those that can; no layers at all, and a number without a list, too."""
+    for read in (lambda: opened.read(0, layers), lambda: opened.pooled(layers)):
+        with pytest.raises(StoreError, match=message):
+            read()
+
+
 def test_indices_count_from_either_end_and_slice(opened):
     """`store[-1]`, `store[2:5]` and `read_many(slice)` follow `ids`."""
     assert torch.equal(opened[-1], opened.read(opened.ids[-1]))

@@ -339,8 +339,11 @@ def test_a_run_that_was_killed_at_its_start_goes_on(source, tmp_path):
         ({"keep": ["frames"], "pooling": ["max"]}, r"pooling needs keep=\[frames,pooled\]"),
         ({"keep": ["pooled"], "dtype": "int8"}, "dtype=int8 is about frames"),
         ({"keep": ["pooled"], "dtype": "float32"}, "dtype=float32 is about frames"),
-        ({"layers": [1, 9]}, r"layers=\[1, 9\]: .*source has no layers \[9\]; it has \[1, 2, 3\]"),
-        ({"layers": []}, r"has no layers \[\]"),
+        ({"layers": [1, 9]}, r"no layers \[9\] in store .*source; it has \[1, 2, 3\]"),
+        (
+            {"layers": []},
+            r"layers=\[\] names no layers; expected some of \[1, 2, 3\], the layers of st",
+        ),
         ({"frames_per_unit": 0}, "frames_per_unit is 0; expected"),
         ({"where": "speaker = 'ann'"}, "no committed utterance has speaker='ann'; .*the columns"),
         ({"where": "n_frames > 9999"}, "the columns are id, speaker, digit, score, n_frames"),

@@ -226,6 +226,10 @@ def test_another_export_in_the_folder_is_refused(kind, root, tmp_path):
         pipeline.export(root, out, kind, layers=[2], where="n_frames > 5")
     with pytest.raises(IdentityError, match=r"pooled is False there, True here"):
         pipeline.export(root, out, kind, layers=[2], pooled=True)
+    with pytest.raises(
+        IdentityError, match=r"pooled is False there, True here; .*pooling is nothing there"
+    ):
+        pipeline.export(root, out, kind, layers=[2], pooled=True, pooling=["mean", "max"])
     with pytest.raises(IdentityError, match=r"utterances is 9 there, 4 here"):
         pipeline.export(pipeline.open_store(root).take(range(4)), out, kind, layers=[2])
     assert content(out) == before
@@ -283,6 +287,15 @@ def test_sound_means_of_another_unit_are_not_exported(tmp_path):
         ({"format": "npz"}, ConfigError, r"'npz'; did you mean npy\?.*npy, safetensors, kaldi"),
         ({"format": "lance"}, ConfigError, r"formats are npy, safetensors, kaldi, webdataset, hf"),
         ({"layers": [2, 9]}, StoreError, r"no layers \[9\] in the store; it has \[1, 2, 3\]"),
+        ({"layers": []}, StoreError, r"layers=\[\] names no layers; expected some of \[1, 2, 3\]"),
+        ({"pooling": ["std"]}, ConfigError, r"pooling=\['std'\] .*set pooled=true as well"),
+        (
+            {"pooled": True, "pooling": ["men"]},
+            ConfigError,
+            r"\['men'\]; expected a list of mean, st",
+        ),
+        ({"pooled": True, "pooling": []}, ConfigError, r"pooling is \[\]; expected a list of mean"),
+        ({"pooled": True, "pooling": ["std"] * 2}, ConfigError, r"each at most once"),
         ({"layers": [2, 2]}, ConfigError, r"\[2, 2\] has a layer twice"),
         ({"where": "speaker = 'nobody'"}, StoreError, r"none of the 9 utterances.*; there are sp"),
         ({"where": "speeker = 'ann'"}, StoreError, r"did you mean speaker\?"),

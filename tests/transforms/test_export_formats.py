@@ -172,6 +172,47 @@ def test_a_store_that_keeps_means_alone(tmp_path):
     assert not (tmp_path / "frames").exists()
 
 
+STATISTICS = ["std", "mean", "max"]
+
+
+@pytest.mark.parametrize("kept", [("mean",), ("max", "mean", "std")], ids=["computed", "kept"])
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "kaldi", "webdataset", "hf"])
+def test_several_statistics_follow_each_other_in_a_vector(kind, kept, tmp_path):
+    """In the given order, in every format, whether they are kept or computed from the frames."""
+    make_store(tmp_path / "store", LENGTHS, features=noise, pieces={5: 4}, statistics=kept)
+    store, out = pipeline.open_store(tmp_path / "store"), tmp_path / "out"
+    result = pipeline.export(store, out, kind, layers=[2], pooled=True, pooling=STATISTICS)
+    parts = [store.pooled([2], statistic=name)[:, 0] for name in STATISTICS]
+    assert (result.axes, result.bytes) == (("dim",), len(store) * 3 * 8 * 4)
+    for found, expected in zip(vectors(kind, out), torch.cat(parts, 1), strict=True):
+        assert equal(found, expected)
+
+
+def vectors(kind, out):
+    """Return the vectors of an export of one layer, in the order of the store, by its library."""
+    if kind == "hf":
+        return datasets.load_from_disk(str(out)).with_format("numpy", dtype=np.float32)["features"]
+    if kind == "webdataset":
+        shards = sorted(map(str, out.glob("*.tar")))
+        read = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode()
+        return [sample["npy"] for sample in read]
+    if kind == "kaldi":
+        found = kaldiio.load_scp(str(out / "feats.scp"))
+        return [found[entry["id"]] for entry in manifest(out)]
+    paths = [out / entry["path"] for entry in manifest(out)]
+    if kind == "npy":
+        return [np.load(path) for path in paths]
+    return [load_file(path)["features"].numpy() for path in paths]
+
+
+def test_a_statistic_that_cannot_be_had_is_refused(tmp_path):
+    """Before anything is written; the message has what the store keeps."""
+    make_store(tmp_path / "store", LENGTHS[:4], keep=("pooled",))
+    with pytest.raises(pipeline.errors.StoreError, match=r"neither the statistic std nor frames"):
+        pipeline.export(tmp_path / "store", tmp_path / "out", "npy", pooled=True, pooling=["std"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_means_that_are_computed_from_frames_are_verified(tmp_path):
     """A store without means has none that could be compared with a checksum of their own."""
     make_store(tmp_path / "store", [40, 50], features=noise, keep=("frames",))

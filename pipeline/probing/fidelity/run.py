@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.errors import AudioError, ConfigError, StoreError
+from pipeline.errors import AudioError, ConfigError, StoreError, layers_problem
 from pipeline.events import Observer
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.fidelity.against import check_frames, precision_of
@@ -171,14 +171,13 @@ def choose_layers(common: Sequence[int], layers: Sequence[int] | None) -> tuple[
         layers: Those that were asked for; None for all.
 
     Raises:
-        ConfigError: One is missing.
+        ConfigError: One is missing, or none is named.
     """
-    unknown = [layer for layer in layers or () if layer not in common]
-    if unknown:
-        raise ConfigError(
-            f"no layers {unknown} in the store and the reference; both have {list(common)}"
-        )
-    return tuple(layer for layer in common if layers is None or layer in layers)
+    if layers is None:
+        return tuple(common)
+    if problem := layers_problem(layers, common, "the common part of store and reference"):
+        raise ConfigError(problem)
+    return tuple(layer for layer in common if layer in layers)
 
 
 def _as_stored(codec: Codec, values: Frames) -> Frames:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import counted, first_few
@@ -100,19 +99,17 @@ def _clip_ids(store: FeatureStore, folds: Sequence[Fold]) -> list[str | None]:
     clip_ids: list[str | None] = [None] * len(fingerprints)
     if not positions:
         return clip_ids
-    ids = pa.array([store.ids[i] for i in positions])
-    selection = store.select(pc.is_in(pc.field("id"), ids))
+    selection = store.take(positions)
     pooled = selection.pooled(layers=store.layers[:1])[:, 0]  # [n_positions, dim]
     means = dict(zip(selection.ids, pooled, strict=True))
     distinct: dict[Hashable, list[str]] = {}  # ids of different clips, by fingerprint
-    for i in positions:
-        ids_seen, mean = distinct.setdefault(fingerprints[i], []), means[store.ids[i]]
+    for i, (name, mean) in zip(positions, means.items(), strict=True):
+        ids_seen = distinct.setdefault(fingerprints[i], [])
         limit = _MAX_DISTANCE * mean.norm()
         identical = (seen for seen in ids_seen if (means[seen] - mean).norm() < limit)
-        clip_id = next(identical, store.ids[i])
-        if clip_id == store.ids[i]:
-            ids_seen.append(clip_id)
-        clip_ids[i] = clip_id
+        clip_ids[i] = next(identical, name)
+        if clip_ids[i] == name:
+            ids_seen.append(name)
     return clip_ids
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import StoreError, UtteranceNotFoundError
+from pipeline.errors import StoreError, UtteranceNotFoundError, layers_problem
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
@@ -324,16 +324,14 @@ class StoreView(StoreFacts):
         """Return the positions of `layers` on the layer axis; None stands for all.
 
         Raises:
-            StoreError: A layer is not in the store, or `layers` is empty.
+            StoreError: A layer is not in the store, or `layers` is no list of layers, or empty.
         """
         if layers is None:
             return list(range(self._layout.n_layers))
         have = self._layout.layers
-        axes = [have.index(layer) for layer in layers if layer in have]
-        if not axes or len(axes) != len(layers):
-            unknown = [layer for layer in layers if layer not in have]
-            raise StoreError(f"no layers {unknown} in the store; it has {list(have)}")
-        return axes
+        if problem := layers_problem(layers, have):
+            raise StoreError(problem)
+        return [have.index(layer) for layer in layers]
 
     @property
     def _carried(self) -> tuple[Column, ...]:

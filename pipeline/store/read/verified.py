@@ -277,8 +277,14 @@ def check_pooled(
                 found = checksum(shards.pooled(slot)[place, :, axis])
                 is_right = found == checksums.of(catalogue, position, piece)[axis]
             if not is_right:
+                names = "/".join(layout.statistics)
+                found_wrong = (
+                    f"the pooled {names} is not that of its frames"
+                    if layout.keeps_frames
+                    else f"the statistics ({names}) have a wrong checksum"
+                )
                 raise DamagedError(
-                    f"the pooled {'/'.join(layout.statistics)} of layer {layout.layers[axis]} of "
-                    f"utterance {catalogue.ids[position].as_py()!r} is not that of its frames "
+                    f"layer {layout.layers[axis]} of utterance "
+                    f"{catalogue.ids[position].as_py()!r}: {found_wrong} "
                     f"({shards.locate_pooled(slot)}); run `strata verify`"
                 )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, DamagedError, IdentityError, StoreError
+from pipeline.errors import ConfigError, DamagedError, IdentityError, StoreError, layers_problem
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -155,12 +155,8 @@ def check_sources(sources: Sequence[Source], layers: Sequence[int] | None) -> tu
                 )
         return first.layout.layers
     for source in sources:
-        unknown = [layer for layer in layers if layer not in source.layout.layers]
-        if unknown or not layers:
-            raise ConfigError(
-                f"layers={list(layers)}: store {source.backend} has no layers {unknown}; it has "
-                f"{list(source.layout.layers)}"
-            )
+        if problem := layers_problem(layers, source.layout.layers, f"store {source.backend}"):
+            raise ConfigError(problem)
     return tuple(layer for layer in first.layout.layers if layer in layers)
 
 

@@ -40,8 +40,9 @@ class Content:
 
     Attributes:
         layers: Exported layers.
-        dim: Features per frame.
-        is_pooled: Whether the mean over frames is exported, not the frames.
+        dim: Length of a vector: features per frame, times the number of statistics.
+        statistics: Statistics over frames that are exported, one after the other in a vector; none
+            if the frames are.
         dtype: Dtype of the exported values; None if the format has to choose.
         stored: Dtype of the values as the store returns them.
         columns: Names and types of the columns.
@@ -54,7 +55,7 @@ class Content:
 
     layers: tuple[int, ...]
     dim: int
-    is_pooled: bool
+    statistics: tuple[str, ...]
     dtype: torch.dtype | None
     stored: torch.dtype
     columns: pa.Schema
@@ -62,6 +63,11 @@ class Content:
     ambiguous: frozenset[str]
     source: str
     shard_bytes: int
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether statistics over frames are exported, not the frames."""
+        return bool(self.statistics)
 
     @property
     def is_single(self) -> bool:

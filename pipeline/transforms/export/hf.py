@@ -1,7 +1,7 @@
 """A Hugging Face dataset on disk, for `datasets.load_from_disk`, without the library.
 
 The files are those of `Dataset.save_to_disk`: Arrow streams, `state.json`, `dataset_info.json`.
-Frames of a layer are a column of type `Array2D` [n_frames, dim], a pooled mean one of lists of
+Frames of a layer are a column of type `Array2D` [n_frames, dim], pooled statistics one of lists of
 length dim. One layer is called `features`, several `layer_<n>`. Types that Arrow does not have are
 stated as `datasets` states them: those of arrays in the metadata of their field, class names in
 that of the schema.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.backend.base import Backend
+from pipeline.store.format.pooling import MEAN
 from pipeline.store.serialization import json_bytes
 from pipeline.transforms.export.base import (
     Appender,
@@ -92,6 +93,7 @@ class HuggingFaceDataset(ExportFormat):
         """Return what `datasets` names its caches by: equal content has an equal one."""
         content = self.content
         parts = [content.source, content.layers, content.is_pooled, dtype_name(self.dtype)]
+        parts += [] if content.statistics in ((), (MEAN,)) else [content.statistics]
         return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def _make_schema(self) -> pa.Schema:

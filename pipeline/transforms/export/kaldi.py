@@ -25,7 +25,8 @@ class KaldiArchives(ExportFormat):
     """Writes `feats.<part>.ark`, and at the end `feats.scp`, `text` and `utt2spk`.
 
     Frames are a matrix [n_frames, dim]; each of several layers has a folder of its own, with all of
-    these files. A pooled mean is a vector [dim], or a matrix [n_layers, dim] of several layers.
+    these files. Pooled statistics are a vector [dim]; those of several layers are a matrix
+    [n_layers, dim].
     """
 
     name = "kaldi"

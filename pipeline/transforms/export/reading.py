@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import StoreError
 from pipeline.store.format.codecs import PORTABLE_DTYPES
-from pipeline.store.format.pooling import MEAN
+from pipeline.store.format.pooling import MEAN, STD
 from pipeline.store.read.features import FeatureStore
 from pipeline.transforms.export.base import Chunk, Content, as_json, dtype_name
 
@@ -94,9 +94,11 @@ class ChunkReader:
         rows = metadata.to_pylist()
         if content.is_pooled:
             some = self._view.take(range(start, stop))
-            # Files of means have checksums of their own; without frames, the index has others.
-            verify = MEAN not in self._view.statistics or not self._view.keeps_frames
-            found = list(some.pooled(content.layers, verify=verify))
+            several = [
+                some.pooled(content.layers, statistic=name, verify=self._verifies_pooled and not i)
+                for i, name in enumerate(content.statistics)
+            ]
+            found = list(torch.cat(several, dim=-1))
         else:
             found = self._view.read_many(slice(start, stop), content.layers, verify=True)
         return Chunk(
@@ -109,6 +111,17 @@ class ChunkReader:
             metadata=metadata,
             columns=[_named(row, names) for row in rows],
         )
+
+    @property
+    def _verifies_pooled(self) -> bool:
+        """Whether files of statistics, which have checksums of their own, are not enough.
+
+        Without frames, the index has other checksums. What is not kept is computed from frames;
+        the deviation of an utterance in several pieces needs their means, too.
+        """
+        needed = {*self._content.statistics}
+        needed |= {MEAN} if STD in needed else set()
+        return not self._view.keeps_frames or not needed <= {*self._view.statistics}
 
     def _as_exported(self, values: Tensor, name: str) -> Tensor:
         if self._content.is_single:

@@ -18,6 +18,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.folders import relation
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import PORTABLE_DTYPES
+from pipeline.store.format.pooling import MEAN, STATISTICS
 from pipeline.store.read.features import FeatureStore, open_store
 from pipeline.transforms.export.base import (
     Content,
@@ -81,6 +82,7 @@ def export(
     layers: Sequence[int] | None = None,
     where: str | None = None,
     pooled: bool = False,
+    pooling: Sequence[str] | None = None,
     dtype: str | None = None,
     shard_mb: int = SHARD_MB,
     observer: Observer | None = None,
@@ -98,7 +100,9 @@ def export(
         layers: Layers to export, in this order; None exports all. One layer is exported without an
             axis of layers.
         where: Condition on the utterances; see `FeatureStore.select`.
-        pooled: Export the mean over frames of each utterance instead of its frames.
+        pooled: Export statistics over the frames of each utterance instead of its frames.
+        pooling: With `pooled`, any of mean, std, max, first and last, one after the other in a
+            vector; None is the mean.
         dtype: float16 or float32; None keeps that of `FeatureStore.read`, where the format can
             hold it.
         shard_mb: About the largest size of a file with many utterances, in MiB.
@@ -126,7 +130,8 @@ def export(
     view = select_where(opened, where, observer)
     hashes = _hashes(view)
     source = "".join(hashes.values())
-    content = _content(view, layers, pooled, _dtype_of(dtype), source, shard_mb << 20)
+    statistics = _statistics(view, pooled, pooling)
+    content = _content(view, layers, statistics, _dtype_of(dtype), source, shard_mb << 20)
     record, writer = ExportRecord(target), kind(content, target)
     reader = ChunkReader(view, content, writer.dtype)
     settings = {
@@ -138,6 +143,8 @@ def export(
         "shard_mb": shard_mb,
         "utterances": len(view),
     } | hashes
+    if statistics not in ((), (MEAN,)):
+        settings["pooling"] = list(statistics)
     facts = {
         "store": ", ".join(map(str, opened.backends)),
         "axes": list(content.axes),
@@ -188,7 +195,7 @@ def _write(
 def _content(
     view: FeatureStore,
     layers: Sequence[int] | None,
-    pooled: bool,
+    statistics: tuple[str, ...],
     dtype: torch.dtype | None,
     source: str,
     shard_bytes: int,
@@ -206,16 +213,39 @@ def _content(
     chosen = view.layers if layers is None else tuple(layers)
     return Content(
         layers=chosen,
-        dim=view.feature_dim,
-        is_pooled=pooled,
+        dim=view.feature_dim * max(1, len(statistics)),
+        statistics=statistics,
         dtype=dtype,
-        stored=torch.float32 if pooled else view.read(0, chosen[:1], 0, 1).dtype,
+        stored=torch.float32 if statistics else view.read(0, chosen[:1], 0, 1).dtype,
         columns=view.metadata.schema,
         class_names=view.class_names,
         ambiguous=_ambiguous(view),
         source=source,
         shard_bytes=shard_bytes,
     )
+
+
+def _statistics(view: FeatureStore, pooled: bool, pooling: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the statistics that are exported; none for frames.
+
+    Raises:
+        ConfigError: They are given for frames, or are no statistics, or one is given twice.
+        StoreError: The store keeps neither one of them nor frames.
+    """
+    if pooling is None:
+        return (MEAN,) if pooled else ()
+    if not pooled:
+        raise ConfigError(f"pooling={list(pooling)} is about statistics; set pooled=true as well")
+    known = [name for name in pooling if name in STATISTICS]
+    if isinstance(pooling, str) or not known or len(set(known)) < len(pooling):
+        given = pooling if isinstance(pooling, str) else list(pooling)
+        raise ConfigError(
+            f"pooling is {given!r:.80}; expected a list of {', '.join(STATISTICS)}, each at most "
+            "once"
+        )
+    for name in known:
+        view.take([0]).pooled(view.layers[:1], statistic=name)  # fails if it cannot be had
+    return tuple(known)
 
 
 def _format_of(name: str) -> type[ExportFormat]:
