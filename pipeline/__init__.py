@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.feed.dataset import Batch, FeatureDataset, collate
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
+    from pipeline.online.opening import open_or_extract
     from pipeline.store.read.features import FeatureStore, open_store
     from pipeline.transforms.collapse import collapse
     from pipeline.transforms.copy.run import copy_stores
@@ -39,6 +40,7 @@ _HOMES = {
     "export": "pipeline.transforms.export.run",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
+    "open_or_extract": "pipeline.online.opening",
     "open_store": "pipeline.store.read.features",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "export",
     "load_encoder",
     "make_loader",
+    "open_or_extract",
     "open_store",
 ]
 

@@ -8,6 +8,7 @@ value of the wrong type raises a ConfigError that names the nearest correct one.
 """
 
 from pipeline.config.checking import build
+from pipeline.config.composing import compose_config
 from pipeline.config.loading import config_folder, load_config, load_sweep_config, plain_overrides
 from pipeline.config.schema import (
     Config,
@@ -33,6 +34,7 @@ __all__ = [
     "SweepConfig",
     "TaskConfig",
     "build",
+    "compose_config",
     "config_folder",
     "did_you_mean",
     "load_config",

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,6 +63,47 @@ class LeasedStore:
     run_id: str
 
 
+class Share:
+    """The units that a driver extracts: all of them.
+
+    Several drivers of one job may extract units of a store, each its own; see
+    `pipeline/online/shares.py`. One of them leads: it makes the plan and the store before. It plans
+    deferred utterances and tidies up afterwards.
+
+    Attributes:
+        leads: Whether this driver leads.
+        is_alone: Whether no other driver extracts.
+    """
+
+    leads = True
+    is_alone = True
+
+    def lease(self, store: Location, run_id: str) -> Lease:
+        """Return the lease that the driver must hold."""
+        return Lease(store, run_id)
+
+    def begin(self, run_id: str) -> None:
+        """Take note that plan and store are made, before the first unit is extracted."""
+
+    def end(self) -> None:
+        """Take note that the driver ends, well or not."""
+
+    def check(self) -> None:
+        """Check, every second or so, that this driver may go on.
+
+        Raises:
+            StoreBusyError: It may not.
+        """
+
+    def choose(self, missing: Sequence[int]) -> list[int]:
+        """Return the units to extract next, of those that are not committed; perhaps none."""
+        return list(missing)
+
+    def waits(self, missing: Sequence[int]) -> bool:
+        """Whether to ask again later, after `choose` has returned none of the missing units."""
+        return False
+
+
 @dataclass
 class Driver:
     """Runs units on an executor until each is committed, or has failed `run.max_attempts` times.
@@ -76,6 +118,7 @@ class Driver:
         places: Returns the places of the audio of given utterances, by their plan's `row`; None if
             that is the row of the source.
         labels: Returns the columns to carry of given utterances; None lets workers read them.
+        share: The units that this driver extracts.
         failures: Units that failed `run.max_attempts` times, with their last error.
     """
 
@@ -87,6 +130,7 @@ class Driver:
     stop: Stop = field(default_factory=Stop)
     places: Callable[[Sequence[int]], Sequence[Place]] | None = None
     labels: Callable[[Sequence[int]], pa.Table] | None = None
+    share: Share = field(default_factory=Share)
     failures: dict[int, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,7 +154,7 @@ class Driver:
         audio_s = self.plan.audio_seconds(self.store.geometry.sample_rate_hz)
         self.observer.planned(self.plan, len(committed), audio_s)
         self._plan_deferred()
-        todo = [unit for unit in range(self.plan.n_units) if unit not in committed]
+        todo = self._choose()
         if not todo:
             return
         check_form(backend, self.store.layout)
@@ -118,7 +162,7 @@ class Driver:
         if index_files.cached_units(backend).intersection(todo):  # a commit was revoked
             index_files.drop_cache(backend)
         self.observer.run_started(len(todo))
-        ledger = Ledger.open(backend, self.plan.n_units)
+        ledger = self._open_ledger()
         self._history.load()
         with announced(self.observer, f"starting engine={self.config.engine.kind}"):
             executor = self.open_executor(len(todo))
@@ -127,12 +171,47 @@ class Driver:
             while todo:
                 self._extract(todo, executor, ledger)
                 await_commits(backend, self._reported)  # before they are counted and looked into
-                todo = self._plan_deferred()
+                todo = self._plan_deferred() or self._choose_more()
                 ledger.grow(self.plan.n_units)
         finally:
             self.stop.is_graceful = False
             executor.close()
             self.observer.run_ended(sorted(self.failures), self.stop.reason)
+
+    def _choose(self) -> list[int]:
+        """Return the units to extract now; wait for those of other drivers."""
+        while True:
+            committed = set(index_files.committed_units(self.store.backend))
+            left = range(self.plan.n_units)
+            missing = [u for u in left if u not in committed and u not in self.failures]
+            todo = self.share.choose(missing)
+            if todo or not self.share.waits(missing):
+                return todo
+            self._check()
+            time.sleep(POLL_S)
+
+    def _choose_more(self) -> list[int]:
+        """Return further units, after the chosen ones are extracted."""
+        if self.share.is_alone:
+            return []
+        return self._choose() or self._plan_deferred()
+
+    def _check(self) -> None:
+        """Check that this driver still holds what it extracts.
+
+        Raises:
+            StoreBusyError: It does not.
+            StoreError: The store is gone.
+            RunError: The run was stopped.
+        """
+        if self.stop.reason:
+            self._raise_stopped()
+        self.store.lease.check()
+        self.share.check()
+
+    def _open_ledger(self) -> Ledger:
+        is_shared = not self.share.is_alone
+        return Ledger.open(self.store.backend, self.plan.n_units, is_shared)
 
     def _extract(self, todo: list[int], executor: Executor, ledger: Ledger) -> None:
         waiting = deque(todo)
@@ -140,7 +219,7 @@ class Driver:
         while waiting or in_flight:
             if self.stop.reason:
                 self._drain_and_stop(executor, in_flight)
-            self.store.lease.check()
+            self._check()
             while (unit := self._next(waiting, executor)) is not None:
                 self._submit(unit, executor, ledger)
                 in_flight += 1
@@ -241,7 +320,7 @@ class Driver:
 
     def _compact_if_due(self) -> None:
         """Compact the index if enough time has passed and enough units are new."""
-        due = time.monotonic() - self._compacted_s > COMPACT_EVERY_S
+        due = self.share.leads and time.monotonic() - self._compacted_s > COMPACT_EVERY_S
         if due and self._n_new >= COMPACT_UNITS:
             index_files.refresh_cache(self.store.backend)
             self._compacted_s, self._n_new = time.monotonic(), 0
@@ -249,13 +328,15 @@ class Driver:
     def _plan_deferred(self) -> list[int]:
         """Append units for utterances that committed units have deferred; return the new units."""
         backend = self.store.backend
+        if not self.share.leads:
+            return []
         added = deferred_rows(backend, self.plan, self.store.geometry)
         if not len(added):
             return []
         first_new = self.plan.n_units
         self.plan = self.plan.extended(added)
         write_plan(backend, self.plan)
-        resize(backend, self.store.layout, Ledger.open(backend, self.plan.n_units).n_slots)
+        resize(backend, self.store.layout, self._open_ledger().n_slots)
         return list(range(first_new, self.plan.n_units))
 
     def _audio_s(self, n_frames: int) -> float:
@@ -278,6 +359,10 @@ class Driver:
                 in_flight -= 1
                 if outcome.report is not None:
                     self._record_commit(outcome.report)
+        self._raise_stopped()
+
+    def _raise_stopped(self) -> NoReturn:
+        """Raise that the run was stopped."""
         n_committed = len(index_files.committed_units(self.store.backend))
         raise RunError(
             f"stopped by {self.stop.reason}; {n_committed} of {self.plan.n_units} units are "

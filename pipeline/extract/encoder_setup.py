@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
@@ -69,6 +70,18 @@ class EncoderSetup:
         """
         seconds = self.config.extract.max_batch_s or BATCH_S[device]
         return max(1, round(seconds * self.geometry.frame_rate_hz))
+
+    def stated_facts(self) -> dict[str, Any]:
+        """Return what is known of the encoder's identity without its weights and its device."""
+        facts: dict[str, Any] = {
+            "model": self.description.name,
+            "layers": list(self.layers),
+            "max_window_s": self.windows.max_window_s,
+            "context_s": self.windows.context_s,
+        }
+        if self.config.extract.precision != "auto":
+            facts["precision"] = self.config.extract.precision
+        return facts
 
     def describe_savings(self) -> str | None:
         """Describe the computation and space that the chosen layers save, in one line.

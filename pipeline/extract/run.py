@@ -6,7 +6,7 @@ Progress is on disk: the units to extract are those of the plan that are not com
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,9 +19,9 @@ from pipeline.audio.probe import count_channels
 from pipeline.audio.types import Decoded
 from pipeline.config import Config, DatasetConfig
 from pipeline.encoders.base import Encoder
-from pipeline.errors import ConfigError, RunError, StoreError, counted, first_few
+from pipeline.errors import ConfigError, RunError, SourceError, StoreError, counted, first_few
 from pipeline.events import Observer, ObserverGroup, announced
-from pipeline.extract.driver import Driver, LeasedStore, failure_message
+from pipeline.extract.driver import Driver, LeasedStore, Share, failure_message
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
@@ -50,6 +50,7 @@ from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.documents import read_plan
 from pipeline.store.format.layout import Layout
+from pipeline.store.labels import read_labels
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.status import Status, read_status
 
@@ -111,6 +112,7 @@ def extract(
     stop: Stop | None = None,
     decode: Decode = decode_audio,
     backend: Backend | None = None,
+    share: Share | None = None,
 ) -> Status:
     """Extract what the store lacks.
 
@@ -120,6 +122,8 @@ def extract(
         stop: Lets a signal handler stop the run.
         decode: Decodes audio in the workers; must be picklable.
         backend: The store to write; None opens `config.store`.
+        share: The units that this driver extracts, of those that several drivers share; None
+            extracts all.
 
     Returns:
         The state of the store at the end.
@@ -140,10 +144,10 @@ def extract(
     setup = resolve_encoder_setup(config)
     with announced(observer, "looking for the workers' resources"):  # a cluster is connected to
         find_resources(config.engine)  # refuse missing resources before a long scan
-    run_id = _new_run_id()
+    run_id, share = _new_run_id(), share or Share()
     with ExitStack() as stack:
         try:
-            lease = stack.enter_context(Lease(backend, run_id))
+            lease = stack.enter_context(share.lease(backend, run_id))
         except StoreError as error:
             if not is_read_only(error):
                 raise
@@ -153,7 +157,9 @@ def extract(
             observer.note(lease.warning)
         source = _open_source(config, observer)
         dataset = obtain_dataset(config, setup.windows, source, backend, observer)
-        if not is_created(backend):
+        if not share.leads:
+            dataset = _as_planned(dataset, backend)
+        elif not is_created(backend):
             save_dataset(backend, dataset, lease.check)
         resources = find_resources(
             config.engine,
@@ -177,10 +183,16 @@ def extract(
             stop or Stop(),
             dataset.places,
             dataset.metadata,
+            share,
         )
+        stack.callback(share.end)
+        share.begin(run_id)
         driver.run()
-        with announced(observer, "removing leftovers and compacting the index"):
-            _finalise(backend, layout, driver.failures)
+        if share.leads:
+            with announced(observer, "removing leftovers and compacting the index"):
+                _finalise(backend, layout)
+        if driver.failures:
+            raise RunError(failure_message(driver.failures, backend))
     with announced(observer, "reading the index"):
         return read_status(backend)
 
@@ -323,17 +335,26 @@ def _load_encoder(setup: EncoderSetup, resources: Resources, observer: Observer)
     return encoder
 
 
-def _finalise(backend: Backend, layout: Layout, failures: Mapping[int, Exception]) -> None:
-    """Remove the data of failed attempts and compact the index.
-
-    Raises:
-        RunError: Units were given up.
-    """
+def _finalise(backend: Backend, layout: Layout) -> None:
+    """Remove the data of failed attempts and compact the index."""
     remove_leftovers(backend, layout)
     if not index_files.is_compact(backend):
         index_files.refresh_cache(backend)
-    if failures:
-        raise RunError(failure_message(failures, backend))
+
+
+def _as_planned(dataset: PlannedDataset, backend: Backend) -> PlannedDataset:
+    """Return the dataset of a driver that extracts a share: plan and labels are the leader's.
+
+    Raises:
+        SourceError: This driver sees another dataset than the leader.
+    """
+    if dataset.is_changed:
+        raise SourceError(
+            f"{dataset.source.origin} is not the dataset that rank 0 has planned: it differs on "
+            "this host, or has changed since the job began; give every host the same data"
+        )
+    has_labels = read_labels(backend) is not None
+    return replace(dataset, has_labels=has_labels, new_labels=None)
 
 
 def _new_run_id() -> str:

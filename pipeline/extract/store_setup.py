@@ -136,14 +136,7 @@ def check_planned(setup: EncoderSetup, backend: Backend, dataset: PlannedDataset
         return
     stored = read_attributes(backend)
     encoder = dict(stored["identity"].get("encoder", {}))
-    known: dict[str, Any] = {
-        "model": setup.description.name,
-        "layers": list(setup.layers),
-        "max_window_s": setup.windows.max_window_s,
-        "context_s": setup.windows.context_s,
-    }
-    if setup.config.extract.precision != "auto":
-        known["precision"] = setup.config.extract.precision
+    known = setup.stated_facts()
     encoder |= {name: value for name, value in known.items() if name in encoder}
     _check_same(stored, backend, dataset, make_layout(setup, dataset.plan), encoder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from pipeline.store.read.features import FeatureStore
 
 if TYPE_CHECKING:
     import datasets
+
+    from pipeline.feed.loader import FeatureLoader
 
 IntArray = npt.NDArray[np.int64]
 
@@ -155,6 +157,16 @@ class FeatureDataset(Dataset[Example]):
         known_names = store.class_names
         self._class_names = {name: known_names[name] for name in names if name in known_names}
         self._class_names |= {name: numbered[name][0] for name in numbered}
+
+    loader_type: ClassVar[Callable[..., FeatureLoader] | None] = None
+    """What `make_loader` makes for a dataset of this class; None for a `FeatureLoader`."""
+
+    def check_whole(self) -> None:
+        """Check that all utterances are there; a dataset may grow while its units are extracted.
+
+        Raises:
+            ConfigError: They are not.
+        """
 
     @property
     def columns(self) -> tuple[str, ...]:

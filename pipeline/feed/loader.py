@@ -77,7 +77,9 @@ def make_loader(
     """
     policy = BatchPolicy(max_frames_per_batch, shuffle, seed, window_units, world_size, drop_last)
     workers = WorkerPolicy(num_workers, prefetch_factor, pin_memory, multiprocessing_context)
-    return FeatureLoader(as_feature_dataset(dataset), policy, rank, workers)
+    dataset = as_feature_dataset(dataset)
+    make = dataset.loader_type or FeatureLoader
+    return make(dataset, policy, rank, workers)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class FeatureLoader:
         self.dataset = dataset
         self.epoch = 0
         self._rank = rank
-        self._epochs = _epochs_of(dataset, policy)
+        self._epochs = epochs_of(dataset, policy)
         self._n_done = 0
         self._started = False
         self._workers = workers
@@ -167,6 +169,19 @@ class FeatureLoader:
             ConfigError: The state is within an epoch, and this loader has other batches.
         """
         current = asdict(self._epochs.policy) | {"data": _fingerprint(self.dataset)}
+        self.check_state(state, current)
+        self.epoch, self._n_done, self._started = state["epoch"], state["batches_done"], False
+
+    def check_state(self, state: dict[str, Any], current: dict[str, Any]) -> None:
+        """Check that a state, if it is within an epoch, is of a loader like this one.
+
+        Args:
+            state: Result of `state_dict`.
+            current: What this loader has instead.
+
+        Raises:
+            ConfigError: They differ.
+        """
         saved = state["policy"] | {"data": state["data"]}
         differences = [
             f"{key} was {saved.get(key)!r}, is {value!r}"
@@ -179,7 +194,6 @@ class FeatureLoader:
                 f"{'; '.join(differences)}. Make the loader with the same settings, or start an "
                 "epoch with set_epoch"
             )
-        self.epoch, self._n_done, self._started = state["epoch"], state["batches_done"], False
 
     def assigned_specs(self) -> Iterator[BatchSpec]:
         """Yield the remaining specs of the epoch, each with a shared buffer if one is free.
@@ -200,7 +214,7 @@ class FeatureLoader:
         pinned = self._workers.pin_memory and torch.cuda.is_available()
         read = self._read_in_workers if self._workers.num_workers else self._read_here
         for spec, features in read():
-            batch = _batch_of(self.dataset, spec, features)
+            batch = batch_of(self.dataset, spec, features)
             self._n_done += 1
             yield batch.pin_memory() if pinned else batch
         self.set_epoch(self.epoch + 1)
@@ -261,7 +275,8 @@ class FeatureStream(IterableDataset[Batch]):
         self, dataset: FeatureDataset | Subset[Any], policy: BatchPolicy, rank: int = 0
     ) -> None:
         self.dataset = dataset = as_feature_dataset(dataset)
-        self._epochs = _epochs_of(dataset, policy)
+        dataset.check_whole()
+        self._epochs = epochs_of(dataset, policy)
         self._rank = rank
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -279,7 +294,7 @@ class FeatureStream(IterableDataset[Batch]):
         reader = BatchReader(self.dataset)
         for i, spec in enumerate(self._epochs.specs(int(self._epoch), self._rank)):
             if i % step == first:
-                yield _batch_of(self.dataset, spec, reader.features(spec))
+                yield batch_of(self.dataset, spec, reader.features(spec))
 
 
 class _SpecSampler:
@@ -306,12 +321,12 @@ def _identity(result: Any) -> Any:
     return result
 
 
-def _epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
+def epochs_of(dataset: FeatureDataset, policy: BatchPolicy) -> EpochBatches:
     store = dataset.store
     return EpochBatches(store.frame_counts, store.slots, policy, dataset.max_frames)
 
 
-def _batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batch:
+def batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batch:
     """Add ids and columns to the features of a batch."""
     ids, columns = dataset.describe(spec.positions)
     lengths, starts = torch.from_numpy(spec.lengths), torch.from_numpy(spec.starts)

@@ -45,6 +45,16 @@ def read_unit(store: Location, unit: int) -> pa.Table:
     return _read_unit(open_backend(store), unit)[0]
 
 
+def read_units(store: Location, units: Sequence[int]) -> pa.Table:
+    """Read the indices of committed units, at least one, without the cache.
+
+    Raises:
+        DamagedError: A file is missing, damaged, or of another unit.
+    """
+    tables = [read_unit(store, unit) for unit in units]
+    return pa.concat_tables(tables, promote_options="default")
+
+
 def read_index(
     store: Location, without: Sequence[str] = (), columns: Sequence[str] | None = None
 ) -> pa.Table:

@@ -160,6 +160,14 @@ def test_the_programs_train(page_run):
     assert batches["0"] == batches["1"]
 
 
+def test_training_begins_before_there_is_a_store(page_run):
+    """The loop over the batches extracts the corpus, and knows it whole afterwards."""
+    printed = page_run.printed_by("open_or_extract(")
+    n_train = sum(split == "train" for split in SPEAKERS.values()) * len(WORDS) * N_TAKES
+    assert re.search(rf"^{n_train} utterances, \d+ batches an epoch", printed, re.M)
+    assert len(page_run.names["train"]) == n_train
+
+
 def test_a_store_collapses(page_run):
     """The average of the layers becomes a store of one."""
     assert "layers (-1,)" in page_run.printed_by("pipeline.collapse(")

@@ -556,6 +556,23 @@ def test_a_file_that_is_replaced_during_the_run_is_quarantined(
     assert corpus.agrees(rows_of())
 
 
+def test_a_run_that_ends_before_its_first_unit_changes_nothing(tmp_path: Path) -> None:
+    """The next run makes the store of an uninterrupted one, without labels of its own."""
+    corpus = Corpus(tmp_path)
+
+    class Interrupted(Observer):
+        def run_started(self, n_units: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus.extract(observer=Interrupted())
+    assert read_attributes(corpus.store)["format_version"] == 1
+    corpus.extract()
+    assert read_attributes(corpus.store)["format_version"] == 1
+    assert not (corpus.store / "labels").exists()
+    assert corpus.agrees(rows_of())
+
+
 def test_workers_carry_the_labels_of_the_driver(tmp_path: Path, executor: list[str]) -> None:
     """A table that is edited after the driver has read it changes no row of the store."""
     corpus = Corpus(tmp_path)

@@ -12,7 +12,9 @@ from pipeline.errors import SourceError, first_few
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
 from pipeline.extract.planning.planner import Replan
 from pipeline.sources.base import Source
+from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
+from pipeline.store.documents import read_attributes
 from pipeline.store.format.plan import Plan
 from pipeline.store.labels import IntArray, Labels, committed_labels
 
@@ -79,7 +81,8 @@ def compare(
     if replan.match is not None:
         replaced[replan.match.replaced] = True
     new = ~replaced & ~np.isin(numbers, shown)
-    columns = other_columns(before.columns, now.columns)
+    is_fresh = labels is None and _is_fresh(store, source)
+    columns = [] if is_fresh else other_columns(before.columns, now.columns)
     differs, values = other_values(before, now)
     if columns:
         differs = np.isin(numbers, before.numbers)
@@ -95,10 +98,19 @@ def compare(
         examples=(*columns, *values, *(f"{name.as_py()!r} is gone" for name in gone[:1])),
     )
     expected = np.arange(len(numbers)) if labels is None else labels.numbers  # of rows at the end
-    has_columns = labels is not None or before.names == source.metadata([]).column_names
+    has_columns = is_fresh or labels is not None
+    has_columns = has_columns or before.names == source.metadata([]).column_names
     if has_columns and not changes.examples and np.array_equal(numbers, expected):
         return changes, None
     return changes, now
+
+
+def _is_fresh(store: Backend, source: Source) -> bool:
+    """Whether a store has no unit yet, and was made for the columns that the dataset has."""
+    if index_files.committed_units(store):
+        return False
+    made_for = read_attributes(store)["identity"]["source"].get("columns", [])
+    return list(made_for) == list(source.identity["columns"])
 
 
 def check_extent(changes: Changes, source: Source, store: Backend, max_changed: float) -> None:

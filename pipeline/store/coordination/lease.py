@@ -65,7 +65,13 @@ class Holder:
 
 
 class Lease:
-    """Holds the store for one driver while the `with` block runs.
+    """Holds the store, or a share of it, for one driver while the `with` block runs.
+
+    Args:
+        store: The store.
+        run_id: Id of the run.
+        key: Key of the lease. That of a share is `share_lease_key(rank)`; such a driver extracts
+            only the units of its share, while another one holds the store.
 
     Attributes:
         warning: What the user should know about the storage; empty if there is nothing.
@@ -75,8 +81,8 @@ class Lease:
         StoreError: On entry, if the store cannot be written.
     """
 
-    def __init__(self, store: Location, run_id: str) -> None:
-        self._backend = open_backend(store)
+    def __init__(self, store: Location, run_id: str, key: str = LEASE) -> None:
+        self._backend, self._key = open_backend(store), key
         self._operations = self._backend.leases
         pid = os.getpid()
         self._holder = Holder(
@@ -93,15 +99,15 @@ class Lease:
         self._watch_future_heartbeat()
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
-                if self._backend.put_if_absent(LEASE, content):
+                if self._backend.put_if_absent(self._key, content):
                     self._thread.start()
                     return self
-                holder = live_holder(self._backend, now_s=now_s)
-                if holder is not None and not self._is_abandoned(LEASE):
+                holder = live_holder(self._backend, self._key, now_s)
+                if holder is not None and not self._is_abandoned(self._key):
                     raise StoreBusyError(
                         f"store {self._backend} is in use by process {holder.pid} on "
                         f"{holder.host} (run {holder.run_id}, last heartbeat "
-                        f"{_age_s(self._backend, LEASE, now_s):.0f} s ago); "
+                        f"{_age_s(self._backend, self._key, now_s):.0f} s ago); "
                         "wait for it, or stop it and run again"
                     )
                 self._check_heartbeat_is_seen()
@@ -122,7 +128,7 @@ class Lease:
             return  # taken over; or the store has vanished, and must not be created again
         with suppress(StoreError, OSError), self._locked():  # if this fails, the lease expires
             if self._is_mine():
-                self._backend.delete(LEASE)
+                self._backend.delete(self._key)
 
     def check(self) -> None:
         """Make sure that the lease still belongs to this driver.
@@ -132,9 +138,9 @@ class Lease:
             StoreError: The store is gone, or its lease cannot be read.
         """
         if not self._still_mine():
-            if not self._backend.exists(LEASE):
+            if not self._backend.exists(self._key):
                 raise StoreError(
-                    f"store {self._backend} has vanished, or its {LEASE} was removed (is it "
+                    f"store {self._backend} has vanished, or its {self._key} was removed (is it "
                     "still mounted?); what was committed is safe there: mount it and run the "
                     "same command again"
                 )
@@ -151,11 +157,11 @@ class Lease:
         """
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return _read(self._backend, LEASE) == self._holder
+                return _read(self._backend, self._key) == self._holder
             except OSError as error:
                 if attempt == READ_ATTEMPTS:
                     raise StoreError(
-                        f"{self._backend.locate(LEASE)} cannot be read: "
+                        f"{self._backend.locate(self._key)} cannot be read: "
                         f"{error.strerror or error}; what was committed is safe: when the storage "
                         "is well again, run the same command again"
                     ) from error
@@ -164,7 +170,7 @@ class Lease:
 
     def _is_mine(self) -> bool:
         try:
-            return _read(self._backend, LEASE) == self._holder
+            return _read(self._backend, self._key) == self._holder
         except OSError:
             return False
 
@@ -193,42 +199,42 @@ class Lease:
         Raises:
             StoreBusyError: Its driver is on another machine, and may be alive.
         """
-        holder = _read(self._backend, LEASE)
+        holder = _read(self._backend, self._key)
         if self.warning and holder is not None and holder.host != socket.gethostname():
             raise StoreBusyError(
                 f"store {self._backend} was in use by process {holder.pid} on {holder.host}, whose "
                 "heartbeats this mount may hide; if no driver runs there, delete "
-                f"{self._backend.locate(LEASE)} and run again"
+                f"{self._backend.locate(self._key)} and run again"
             )
 
     def _remove_expired(self, now_s: float) -> None:
         """Remove an expired lease; restore a live one that has just replaced it."""
-        expired = f"{LEASE}.{self._holder.run_id}.dead"
+        expired = f"{self._key}.{self._holder.run_id}.dead"
         with suppress(FileNotFoundError):
-            self._operations.move(LEASE, expired)
+            self._operations.move(self._key, expired)
             holder = live_holder(self._backend, expired, now_s)
             if holder is not None and not self._is_abandoned(expired):
                 with suppress(FileExistsError):
-                    self._operations.restore(expired, LEASE)
+                    self._operations.restore(expired, self._key)
             self._backend.delete(expired)
 
     def _watch_future_heartbeat(self) -> None:
         """Watch a heartbeat in the future, whose age says nothing, until it changes or is stale."""
-        if self._heartbeat_s(LEASE) is None:
+        if self._heartbeat_s(self._key) is None:
             return
         with self._locked() as now_s:
-            if live_holder(self._backend, now_s=now_s) is None or not self._is_future(now_s):
+            if live_holder(self._backend, self._key, now_s) is None or not self._is_future(now_s):
                 return
-            heartbeat_s = self._heartbeat_s(LEASE)
+            heartbeat_s = self._heartbeat_s(self._key)
         end_s = time.monotonic() + STALE_AFTER_S
-        while self._heartbeat_s(LEASE) == heartbeat_s:
+        while self._heartbeat_s(self._key) == heartbeat_s:
             if time.monotonic() > end_s:
                 self._abandoned_s = heartbeat_s
                 return
             time.sleep(WATCH_S)
 
     def _is_future(self, now_s: float) -> bool:
-        heartbeat_s = self._heartbeat_s(LEASE)
+        heartbeat_s = self._heartbeat_s(self._key)
         return heartbeat_s is not None and heartbeat_s > now_s + STALE_AFTER_S
 
     def _is_abandoned(self, key: str) -> bool:
@@ -244,7 +250,7 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_S):
             with suppress(OSError):
                 if self._is_mine():
-                    self._operations.touch(LEASE)
+                    self._operations.touch(self._key)
 
 
 def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) -> Holder | None:

@@ -48,16 +48,19 @@ class Claim:
 class Ledger:
     """Claims of one store: those read at opening, and those made through this object."""
 
-    def __init__(self, store: Location, claims: Iterable[Claim], n_units: int) -> None:
+    def __init__(
+        self, store: Location, claims: Iterable[Claim], n_units: int, is_shared: bool = False
+    ) -> None:
         """Use `open` to read the claims of a store.
 
         Args:
             store: The store.
             claims: Its claims.
             n_units: Units of the plan; slots below that number belong to first attempts.
+            is_shared: Whether other drivers claim slots for other units at the same time.
         """
         self._backend = open_backend(store)
-        self._n_units = n_units
+        self._n_units, self._is_shared = n_units, is_shared
         self._attempts: Counter[int] = Counter()
         self._slots: set[int] = set()
         self._end = 0  # one past the last slot
@@ -65,12 +68,12 @@ class Ledger:
             self._add(claim)
 
     @classmethod
-    def open(cls, store: Location, n_units: int) -> Ledger:
+    def open(cls, store: Location, n_units: int, is_shared: bool = False) -> Ledger:
         """Read the ledger of a store.
 
         A slot with data but without a claim, which was damaged and removed, is never claimed again.
         """
-        ledger = cls(store, read_claims(store), n_units)
+        ledger = cls(store, read_claims(store), n_units, is_shared)
         for slot in _slots_with_data(store):
             ledger._add_slot(slot)
         return ledger
@@ -94,14 +97,23 @@ class Ledger:
         """
         attempt = self.attempts(unit) + 1
         slot = unit if attempt == 1 and unit not in self._slots else self.n_slots
-        claim = Claim(slot, unit, attempt, run_id, worker, time)
-        if not self._backend.put_if_absent(ledger_key(slot), [json_bytes(asdict(claim))]):
-            raise StoreError(
-                f"slot {slot} was claimed by another driver while this run held the store; "
-                "make sure that only one driver runs, then start it again"
-            )
-        self._add(claim)
-        return claim
+        while True:
+            claim = Claim(slot, unit, attempt, run_id, worker, time)
+            if self._backend.put_if_absent(ledger_key(slot), [json_bytes(asdict(claim))]):
+                self._add(claim)
+                return claim
+            if not self._is_shared or self._unit_of(slot) == unit:
+                raise StoreError(
+                    f"slot {slot} was claimed by another driver while this run held the store; "
+                    "make sure that only one driver runs, then start it again"
+                )
+            self._add_slot(slot)  # of another driver's unit: the next one
+            slot = self.n_slots
+
+    def _unit_of(self, slot: int) -> int:
+        """Return the unit of a claim that another driver has just made."""
+        claim = json.loads(self._backend.read(ledger_key(slot)))
+        return int(claim["unit"])
 
     def grow(self, n_units: int) -> None:
         """Extend the slots of first attempts to a plan with more units."""

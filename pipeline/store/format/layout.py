@@ -43,6 +43,8 @@ LEDGER_DIR = "ledger"
 LABELS_DIR = "labels"
 LEASE = "lease.json"
 LEASE_LOCK = "lease.lock"
+SHARES = "shares.json"
+"""Says that several drivers of one job may extract units of the store, each its share."""
 LOG = "log.jsonl"
 CHECKSUM = "checksum"
 """Attribute with the checksum of the others; stores of earlier versions have none."""
@@ -70,6 +72,11 @@ _CRC = struct.Struct("<I")
 def index_key(unit: int) -> str:
     """Return the key of the commit of `unit`."""
     return f"{INDEX_DIR}/unit-{unit}.parquet"
+
+
+def share_lease_key(rank: int) -> str:
+    """Return the key of the lease of a rank's share."""
+    return f"lease-{rank}.json"
 
 
 def labels_key(generation: int) -> str:

@@ -26,12 +26,13 @@ from pipeline.store.format.layout import (
     PLAN,
     POOLED,
     SCALE,
+    SHARES,
     Layout,
 )
 from pipeline.store.labels import GENERATION_NAME
 
 _KNOWN_NAMES = {
-    "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG)))),
+    "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG, SHARES)))),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
     LABELS_DIR: GENERATION_NAME,
     LEDGER_DIR: re.compile(r"slot-\d+\.(died\.)?json"),
@@ -43,7 +44,8 @@ _KNOWN_NAMES = {
 _SHARD = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
 _CHUNK = re.compile(rf"(?:{re.escape(POOLED)}|{re.escape(SCALE)})/c/(\d+)(?:/0)+")
 _MARKER = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
-_OLD_LEASE = re.compile(rf"{re.escape(LEASE)}\.[^/]+\.dead")
+_SHARE_LEASE = re.compile(r"lease-\d+\.json")
+_OLD_LEASE = re.compile(rf"(?:{re.escape(LEASE)}|{_SHARE_LEASE.pattern})\.[^/]+\.dead")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
             found.append(Orphan(key, "marker of a failed attempt", True))
         elif _OLD_LEASE.fullmatch(key):
             found.append(Orphan(key, "old lease of a driver; it is never removed", False))
-        elif not _is_known(key):
+        elif not _is_known(key) and not _SHARE_LEASE.fullmatch(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
     problem = index_files.cache_problem(backend)
     if problem:

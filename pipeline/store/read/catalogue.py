@@ -200,6 +200,11 @@ class Catalogue:
             ) from error
         return np.asarray(found, np.int64)
 
+    def positions_in(self, unit: int) -> IntArray:
+        """Return the positions of the utterances that have a piece in a unit, ascending."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first_piece))
+        return np.unique(owner[self.unit == unit])
+
     def take(self, positions: IntArray) -> Catalogue:
         """Return a catalogue of the utterances at `positions`, in that order."""
         counts = np.diff(self.first_piece)[positions]
@@ -259,7 +264,10 @@ class Catalogue:
 
 
 def read_catalogue(
-    store: Location, frames_per_unit: int, labels: Labels | None = None
+    store: Location,
+    frames_per_unit: int,
+    labels: Labels | None = None,
+    units: Sequence[int] | None = None,
 ) -> Catalogue:
     """Read what is committed in a store.
 
@@ -268,14 +276,21 @@ def read_catalogue(
         frames_per_unit: Capacity of its units.
         labels: The utterances to show, in order, and their columns; None shows all, with the
             columns that were committed with them.
+        units: Committed units to read, at least one; None reads all. Utterances with pieces in
+            other units are left out.
 
     Raises:
         DamagedError: The index of a unit is unreadable.
     """
     if labels is None:
+        if units is not None:
+            return _committed(index_files.read_units(store, units), frames_per_unit)
         return _committed(index_files.read_index(store, without=_OMITTED), frames_per_unit)
     names = [item.name for item in FIELDS if item.name not in _OMITTED]
-    table = labels.shown(index_files.read_index(store, columns=names))
+    if units is not None:
+        table = labels.shown(index_files.read_units(store, units).select(names))
+    else:
+        table = labels.shown(index_files.read_index(store, columns=names))
     catalogue = _committed(table, frames_per_unit, ["row"])
     place = places_of(labels.numbers, index_files.numbers(catalogue.metadata["row"]))
     is_complete = place >= 0

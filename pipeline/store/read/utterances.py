@@ -78,6 +78,31 @@ class StoreView(StoreFacts):
         self._show(catalogue)
         self._renew_checksums()
 
+    def of_unit(self, unit: int, others: Sequence[int] = ()) -> Self:
+        """Return the utterances of a committed unit as a store.
+
+        Only the indices of these units are read, so they may have been committed after the store
+        was opened. A selection applies its conditions.
+
+        Args:
+            unit: The unit.
+            others: Committed units with other pieces of its recordings. A recording that is not
+                complete with them is left out.
+
+        Raises:
+            DamagedError: The index of a unit is missing or unreadable.
+        """
+        labels = read_labels(self._backend, self._generation)
+        units = (unit, *others)
+        catalogue = read_catalogue(self._backend, self._layout.frames_per_unit, labels, units)
+        if others:
+            catalogue = catalogue.take(catalogue.positions_in(unit))
+        for condition in self._conditions:
+            catalogue = catalogue.take(catalogue.matching(condition))
+        view = self._shown(catalogue)
+        view._is_chosen = True
+        return view
+
     def _show(self, catalogue: Catalogue) -> None:
         """Set the utterances."""
         self._catalogue = catalogue

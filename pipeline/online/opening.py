@@ -1,0 +1,142 @@
+"""`open_or_extract`: a store as it will be when it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, compose_config
+from pipeline.errors import ConfigError
+from pipeline.online.completeness import check_settings, is_complete
+from pipeline.online.dataset import OnlineDataset, View
+from pipeline.online.extraction import Extraction, wait_s
+from pipeline.store import index as index_files
+from pipeline.store.backend.base import Backend
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.read.features import open_store
+
+
+def open_or_extract(
+    store_uri: str | PathLike[str],
+    *overrides: str,
+    config: Config | None = None,
+    layers: Sequence[int] | None = None,
+    columns: Sequence[str] = (),
+    classes: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    max_frames: int | None = None,
+    final_norm: bool = False,
+    where: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    recheck: bool = False,
+    **settings: Any,
+) -> OnlineDataset:
+    """Open the features of a dataset; extract what is missing while training on the rest.
+
+    A complete store is opened, and nothing else happens: neither dataset nor encoder is loaded. If
+    units are missing, a process beside this one extracts them as `strata extract` does, and prints
+    its progress. In epoch 0, the loader of `make_loader` yields the units that are committed, and
+    then each new one. From epoch 1 on, it shuffles over the whole store.
+
+    Returns when the first unit is committed. When the loop over epoch 0 is left early, or this
+    process ends in any way, the extraction stops, and loses at most the unit in hand. The next call
+    continues it, as does iterating over the loader again. If another job is extracting into the
+    store, its units are read, and it is continued if it ends too early.
+
+    Args:
+        store_uri: Path of the store.
+        *overrides: Settings as on the command line: "extract.layers=[9]".
+        config: All settings, instead of `overrides` and `settings`.
+        layers: Layers to read; this and the following are as for `FeatureDataset`.
+        columns: Metadata columns to return with every utterance.
+        classes: Columns to return as class numbers. While units are missing, the names of the
+            classes must be given, except for columns that the dataset has as classes.
+        max_frames: Maximum number of frames of an utterance; a longer one is cropped.
+        final_norm: Apply the model's final LayerNorm to its last layer.
+        where: Condition on the columns, as for `FeatureStore.select`. All utterances are extracted.
+        rank: Rank of this process, from 0. Each rank of a distributed job extracts a share of the
+            units, on the device that it trains on; with "ray", rank 0 extracts all.
+        world_size: Number of ranks; give both to `make_loader`, too.
+        recheck: Whether to compare a complete store with the dataset, its audio and the weights,
+            and to extract what is new, as `strata extract` does.
+        **settings: Settings by group: `dataset`, `model`, `engine`, `extract`, `plan` and `run`.
+            A group is the name of an option ("hubert_base"), a mapping ({"path": "clips"}), or its
+            dataclass. Defaults are those of `strata extract`, except for `engine`, which is
+            "inline": one worker, in the process beside this one. "ray" has several.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        IdentityError: The store holds other features.
+        StrataError: The extraction fails before its first unit, as `strata extract` would. Later
+            errors are raised by the loader, as is a RunError if more than `run.max_quarantined`
+            of the utterances are quarantined.
+
+    Example:
+        >>> train = open_or_extract(
+        ...     "features", dataset={"path": "clips"}, model="hubert_base", layers=[9]
+        ... )                                                                  # doctest: +SKIP
+        >>> for batch in make_loader(train, max_frames_per_batch=20_000):      # doctest: +SKIP
+        ...     batch.features, batch.lengths
+    """
+    if config is None:
+        config = compose_config(overrides, {"engine": "inline"} | settings)
+    elif overrides or settings:
+        given = [*overrides, *settings]
+        raise ConfigError(f"config and {given[0]} are both given; put all settings into config")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank is {rank}; expected 0 to {world_size - 1}")
+    config = replace(config, store=_path_of(store_uri))
+    view = View(
+        where,
+        config.run.max_quarantined,
+        {
+            "layers": layers,
+            "columns": columns,
+            "classes": classes,
+            "max_frames": max_frames,
+            "final_norm": final_norm,
+        },
+    )
+    backend = open_backend(Path(str(config.store)))
+    if is_complete(backend) and not (recheck or config.retry_quarantined):
+        check_settings(config, backend)
+        return OnlineDataset(open_store(backend), view, None)
+    request = {"rank": rank, "world_size": world_size, "recheck": recheck}
+    extraction = Extraction({"config": asdict(config), **request})
+    try:
+        _await_unit(extraction, backend)
+        check_settings(config, backend)
+        return OnlineDataset(open_store(backend), view, extraction)
+    except BaseException:
+        extraction.stop()
+        raise
+
+
+def _path_of(store_uri: str | PathLike[str]) -> str:
+    """Return the absolute path of a store.
+
+    Raises:
+        ConfigError: It is not a path.
+    """
+    if not isinstance(store_uri, str | PathLike):
+        raise ConfigError(f"the store is {store_uri!r:.80}; expected its path")
+    text = str(fspath(store_uri))
+    if "://" in text:
+        raise ConfigError(f"the store is {text!r}; expected a path on a file system")
+    return str(Path(text).expanduser().absolute())
+
+
+def _await_unit(extraction: Extraction, backend: Backend) -> None:
+    """Start an extraction; wait until it is known to fit to the store, which has a unit.
+
+    Raises:
+        StrataError: The extraction has failed.
+    """
+    extraction.start()
+    while not extraction.is_ready() or not index_files.committed_units(backend):
+        if extraction.is_ready() and extraction.is_done():
+            return  # nothing is planned
+        wait_s()
