@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pipeline
 from pipeline.online.dataset import OnlineDataset, View
-from pipeline.store.documents import layout_of, read_attributes
-from tests.helpers.feature_stores import commit_units, default_columns, make_store, spelled
+from tests.helpers.feature_stores import make_store
+
+_MADE = tempfile.TemporaryDirectory(prefix="strata-growing-")
+_HIDDEN = "not-committed-yet"
 
 
 class ScriptedExtraction:
     """Stands in for `Extraction`: each look at it commits the next unit, or raises.
 
     Args:
-        root: The store.
+        root: The store, from `begin`.
         steps: Units to commit, None for a look at which nothing is new, or an error.
-        lost: Rows that are quarantined.
     """
 
-    def __init__(self, root: Path, steps: list[Any], lost: tuple[int, ...] = ()) -> None:
-        self._root, self._steps, self._lost = root, list(steps), lost
+    def __init__(self, root: Path, steps: Sequence[Any]) -> None:
+        self._root, self._steps = root, list(steps)
         self.is_running = False
         self.n_starts = self.n_stops = 0
 
@@ -41,31 +46,46 @@ class ScriptedExtraction:
         if isinstance(step, Exception):
             raise step
         if step is not None:
-            commit(self._root, [step], self._lost)
+            commit(self._root, [step])
         return False
 
 
-def commit(root: Path, units: list[int], lost: tuple[int, ...] = ()) -> None:
+def commit(root: Path, units: Sequence[int]) -> None:
     """Commit units of a store that `begin` has made."""
-    plan = pipeline.store.documents.read_plan(root)
-    layout = layout_of(read_attributes(root))
-    columns = default_columns(plan.n_numbers)
-    commit_units(root, plan, layout, columns, spelled, lost, units)
+    for unit in units:
+        name = f"unit-{unit}.parquet"
+        (root / _HIDDEN / name).rename(root / "index" / name)
+
+
+@cache
+def _made(lengths: tuple[int, ...], lost: tuple[int, ...], pieces: tuple[tuple[int, int], ...]):
+    """A complete store, none of whose units is committed yet."""
+    root = Path(tempfile.mkdtemp(dir=_MADE.name)) / "store"
+    make_store(root, list(lengths), lost=lost, pieces=dict(pieces))
+    (root / "index.parquet").unlink()
+    (root / "index").rename(root / _HIDDEN)
+    (root / "index").mkdir()
+    return root
 
 
 def begin(
     root: Path,
-    lengths: list[int],
-    steps: list[Any],
+    lengths: Sequence[int],
+    steps: Sequence[Any],
     *,
-    first: tuple[int, ...] = (0,),
-    lost: tuple[int, ...] = (),
+    first: Sequence[int] = (0,),
+    lost: Sequence[int] = (),
     pieces: dict[int, int] | None = None,
     view: View | None = None,
 ) -> tuple[OnlineDataset, ScriptedExtraction]:
-    """Make a store with the `first` units, and a dataset of it that grows by `steps`."""
-    make_store(root, lengths, units=first, lost=lost, pieces=pieces)
-    extraction = ScriptedExtraction(root, steps, lost)
+    """Make a store with the `first` units, and a dataset of it that grows by `steps`.
+
+    Rows `lost` are quarantined, and those of `pieces` are cut into so many.
+    """
+    made = _made(tuple(lengths), tuple(lost), tuple((pieces or {}).items()))
+    shutil.copytree(made, root, dirs_exist_ok=True)
+    commit(root, first)
+    extraction = ScriptedExtraction(root, steps)
     extraction.start()
     dataset = OnlineDataset(pipeline.open_store(root), view or View(), extraction)
     return dataset, extraction

@@ -78,8 +78,16 @@ def reference(clips, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    """Look often; make random weights in one thread at a time, as torch has one random state."""
     monkeypatch.setattr(beside, "LOOK_S", 0.05)
     monkeypatch.setattr("pipeline.extract.driver.POLL_S", 0.05)
+    load, lock = beside.run._load_encoder, threading.Lock()
+
+    def load_alone(*arguments):
+        with lock:
+            return load(*arguments)
+
+    monkeypatch.setattr(beside.run, "_load_encoder", load_alone)
 
 
 def until(condition):
