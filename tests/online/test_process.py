@@ -99,7 +99,7 @@ def test_settings_are_checked_before_a_process_starts(tmp_path, monkeypatch):
     """With the names that the command has."""
     monkeypatch.setattr(opening, "Extraction", None)
     for given, message in [
-        (([], {"datsets": {}}), "unknown setting datsets"),
+        (([], {"detaset": {}}), "unknown setting detaset"),
         ((["dataset.pth=x"], {}), "unknown setting dataset.pth"),
         (([], {"rank": 2, "world_size": 2}), "rank is 2; expected 0 to 1"),
         (([], {"config": pipeline.config.load_config(), "model": "tiny"}), "both given"),
