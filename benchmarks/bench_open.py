@@ -36,7 +36,7 @@ PROBE = """
 import json, re, sys, time
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-import torch, zarr, pyarrow, pipeline.store.read.features as reader
+import torch, zarr, pyarrow, pipeline.store.read.opening as reader
 resident = status("VmRSS")
 began = time.perf_counter()
 how, *paths = sys.argv[1:]

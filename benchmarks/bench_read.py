@@ -1,13 +1,18 @@
 """Compare random reads of utterances with np.memmap, zarr-python, tensorstore, zarrs and others.
 
     python benchmarks/bench_read.py [--gigabytes 2.2] [--rounds 5] [--reads 200] [--cold]
+    python benchmarks/bench_read.py --after-epoch [--gigabytes 2.2] [--rounds 5] [--reads 200]
 
-The store is synthetic: 12 layers of 768 features. The same features are written for each peer that
-is installed: HDF5 (h5py, one dataset per utterance), one file per utterance (torch.load), lhotse
-(`NumpyHdf5Writer`, float16). The methods alternate, round by round, on the same random utterances:
-one layer, all layers, one second of one layer. `verified` is strata with `verify=True`, which reads
-the whole utterance for its checksum. Each read ends in newly allocated memory, as a trainer needs
-it. np.memmap copies the same bytes from shards that stay mapped, and is the baseline.
+The store is synthetic: 12 layers of 768 features. The same features are written for each peer of
+`read_peers.py` that is installed. The methods alternate, round by round, on the same random
+utterances: one layer, all layers, one second of one layer, one frame. `verified` is strata with
+`verify=True`, which reads the whole utterance for its checksum. Each read ends in newly allocated
+memory, as a trainer needs it. np.memmap copies the same bytes from shards that stay mapped, and is
+the baseline.
+
+`--after-epoch` compares reads while the page cache holds the store as it was written, and after the
+store was dropped from it and read by a shuffled epoch of all layers. The baseline is np.memmap over
+a copy of the shards, which stays in the page cache as it was written.
 
 `--cold` drops the files from the page cache before each pass, maps the shards again, and reads a
 quarter of the utterances once. It compares only the store, np.memmap and zarr-python, and prints
@@ -23,21 +28,18 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from page_cache import drop_from_cache
+from read_peers import DIM, N_LAYERS, Read, other_formats
 from synthetic_store import speech_lengths, warm, write_store
 
 import pipeline
 
-DIM, N_LAYERS, SECOND = 768, 12, 50
-
-Read = Callable[[int, slice, int, int], object]
-"""Reads an utterance: its number, layers (as positions), first frame, one past the last."""
+SECOND = 50
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--reads", type=int, default=200)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--after-epoch", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-read"))
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -55,13 +58,17 @@ def main() -> None:
         n_frames = int(options.gigabytes * 1e9 / (N_LAYERS * DIM * 2))
         write_store(root, speech_lengths(n_frames), N_LAYERS, DIM)
         store = pipeline.open_store(root)
-        peers = make_peers(store, options.folder, options.cold)
-        check(peers, store)
-        warm(options.folder)
-        results = measure(peers, store, options)
+        if options.after_epoch:
+            results = measure_after_epoch(store, options)
+        else:
+            peers = make_peers(store, options.folder, options.cold)
+            check(peers, store)
+            warm(options.folder)
+            results = measure(peers, store, options)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    bench = {"bench": "read", "cold": options.cold, "rounds": options.rounds}
+    kind = "after_epoch" if options.after_epoch else "cold" if options.cold else "warm"
+    bench = {"bench": "read", "kind": kind, "rounds": options.rounds}
     print(json.dumps(bench | results))
 
 
@@ -70,14 +77,7 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
     root = folder / "store" / "features.zarr" / "frames"
     records = [store.record(i) for i in range(len(store))]
     starts = [record["frame_start"] for record in records]
-    lengths = store.frame_counts.tolist()
     capacity = store.attributes["frames_per_unit"]
-
-    def strata(i: int, layers: slice, first: int, last: int) -> object:
-        return store.read(i, store.layers[layers], first, last)
-
-    def verified(i: int, layers: slice, first: int, last: int) -> object:
-        return store.read(i, store.layers[layers], first, last, verify=True)
 
     def of_array(array: object) -> Read:
         def read(i: int, layers: slice, first: int, last: int) -> object:
@@ -87,8 +87,10 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
 
     import zarr
 
-    peers: dict[str, Read] = {"strata": strata, "np.memmap": Mapped(root, starts, capacity)}
-    peers["verified"] = verified
+    location = folder / "store"
+    peers: dict[str, Read] = {"strata": Stored(location)}
+    peers["np.memmap"] = Mapped(root, starts, capacity)
+    peers["verified"] = Stored(location, verify=True)
     peers["zarr-python"] = of_array(zarr.open_array(root, mode="r"))
     if cold:
         return peers
@@ -117,7 +119,27 @@ def make_peers(store: pipeline.FeatureStore, folder: Path, cold: bool) -> dict[s
             return torch.from_numpy(wanted.read().result())
 
         peers["tensorstore"] = google
-    return peers | other_formats(store, folder, lengths)
+    return peers | other_formats(store, folder, capacity)
+
+
+class Stored:
+    """Reader of the store."""
+
+    def __init__(self, location: Path, verify: bool = False) -> None:
+        self._location, self._verify = location, verify
+        self._open()
+
+    def __call__(self, i: int, layers: slice, first: int, last: int) -> object:
+        """Read an utterance; see `Read`."""
+        return self._store.read(i, self._store.layers[layers], first, last)
+
+    def _open(self) -> None:
+        self._store = pipeline.open_store(self._location, verify=self._verify)
+
+    def reopen(self) -> None:
+        """Close the files and open the store again: what is mapped stays in the page cache."""
+        self._store.close()
+        self._open()
 
 
 class Mapped:
@@ -138,58 +160,13 @@ class Mapped:
             out[k] = self.maps[axis, slot][at + first : at + last]
         return torch.from_numpy(out)
 
+    def reopen(self) -> None:
+        """Drop the maps."""
+        self.maps.clear()
+
     def _map(self, axis: int, slot: int) -> np.ndarray:
         raw = np.memmap(self._root / "c" / str(axis) / str(slot) / "0", np.float16, "r")
         return np.asarray(raw[: self._capacity * DIM].reshape(self._capacity, DIM))
-
-
-def other_formats(
-    store: pipeline.FeatureStore, folder: Path, lengths: list[int]
-) -> dict[str, Read]:
-    """Write the features in other formats whose libraries are installed; return their readers."""
-    peers: dict[str, Read] = {}
-    files = folder / "files"
-    files.mkdir()
-    for i in range(len(store)):
-        torch.save(store.read(i), files / f"{i}.pt")
-
-    def load(i: int, layers: slice, first: int, last: int) -> object:
-        return torch.load(files / f"{i}.pt")[layers, first:last].clone()
-
-    peers["torch.load"] = load
-
-    def load_mapped(i: int, layers: slice, first: int, last: int) -> object:
-        return torch.load(files / f"{i}.pt", mmap=True)[layers, first:last].clone()
-
-    peers["torch.load mmap"] = load_mapped
-    if find_spec("h5py"):
-        import h5py
-
-        with h5py.File(folder / "features.h5", "w") as file:
-            for i in range(len(store)):
-                file.create_dataset(str(i), data=store.read(i).numpy())
-        opened = h5py.File(folder / "features.h5", "r")
-
-        def hdf5(i: int, layers: slice, first: int, last: int) -> object:
-            return torch.from_numpy(opened[str(i)][layers, first:last])
-
-        peers["h5py"] = hdf5
-    if find_spec("lhotse") and find_spec("h5py"):
-        from lhotse import NumpyHdf5Reader, NumpyHdf5Writer
-
-        with NumpyHdf5Writer(folder / "lhotse.h5") as writer:
-            keys = [
-                writer.write(str(i), store.read(i).transpose(0, 1).contiguous().numpy())
-                for i in range(len(store))
-            ]
-        reader = NumpyHdf5Reader(writer.storage_path)
-
-        def lhotse(i: int, layers: slice, first: int, last: int) -> object:
-            frames = reader.read(keys[i], left_offset_frames=first, right_offset_frames=last)
-            return torch.from_numpy(np.ascontiguousarray(frames[:, layers].transpose(1, 0, 2)))
-
-        peers["lhotse"] = lhotse
-    return peers
 
 
 def check(peers: dict[str, Read], store: pipeline.FeatureStore) -> None:
@@ -205,19 +182,7 @@ def measure(
     peers: dict[str, Read], store: pipeline.FeatureStore, options: argparse.Namespace
 ) -> dict:
     """Measure each reader for each kind of read, alternating."""
-    random = np.random.default_rng(0)
-    lengths = store.frame_counts
-    long = np.flatnonzero(lengths > SECOND)
-    n_reads = min(options.reads, len(long) // 4) if options.cold else options.reads
-    chosen = random.choice(long, n_reads, replace=not options.cold).tolist()
-    kinds = {
-        "one layer": (slice(5, 6), [(i, 0, int(lengths[i])) for i in chosen]),
-        "all layers": (slice(None), [(i, 0, int(lengths[i])) for i in chosen[: len(chosen) // 4]]),
-        "one second": (
-            slice(5, 6),
-            [(i, s := int(random.integers(0, lengths[i] - SECOND)), s + SECOND) for i in chosen],
-        ),
-    }
+    kinds = kinds_of_reads(store, options.reads, repeated=not options.cold)
     results = {}
     for kind, (layers, reads) in kinds.items():
         n_layers = len(range(N_LAYERS)[layers])
@@ -231,7 +196,10 @@ def measure(
         for _ in range(options.rounds):
             for name, read in peers.items():
                 if options.cold:
-                    peers["np.memmap"].maps.clear()
+                    store.close()
+                    for other in peers.values():
+                        if isinstance(other, Stored | Mapped):
+                            other.reopen()
                     drop_from_cache(options.folder.rglob("*"))
                 before, busy, began = disk_bytes(), time.process_time(), time.perf_counter()
                 for i, first, last in reads:
@@ -249,12 +217,81 @@ def measure(
     return results
 
 
+Kind = tuple[slice, list[tuple[int, int, int]]]
+"""Layers, and the reads: utterance, first frame, one past the last."""
+
+
+def kinds_of_reads(
+    store: pipeline.FeatureStore, n_reads: int, repeated: bool = True
+) -> dict[str, Kind]:
+    """Return the kinds of reads to compare, of the same random utterances."""
+    random = np.random.default_rng(0)
+    lengths = store.frame_counts
+    long = np.flatnonzero(lengths > SECOND)
+    n_reads = n_reads if repeated else min(n_reads, len(long) // 4)
+    chosen = random.choice(long, n_reads, replace=repeated).tolist()
+    starts = [int(random.integers(0, lengths[i] - SECOND)) for i in chosen]
+    parts = list(zip(chosen, starts, strict=True))
+    return {
+        "one layer": (slice(5, 6), [(i, 0, int(lengths[i])) for i in chosen]),
+        "all layers": (slice(None), [(i, 0, int(lengths[i])) for i in chosen[: n_reads // 4]]),
+        "one second": (slice(5, 6), [(i, first, first + SECOND) for i, first in parts]),
+        "one frame": (slice(5, 6), [(i, first, first + 1) for i, first in parts]),
+    }
+
+
+def measure_after_epoch(store: pipeline.FeatureStore, options: argparse.Namespace) -> dict:
+    """Measure reads before and after a cold shuffled epoch; see the head of this file."""
+    root, copy = options.folder / "store", options.folder / "copy"
+    shutil.copytree(root / "features.zarr" / "frames", copy)
+    warm(copy)
+    starts = [store.record(i)["frame_start"] for i in range(len(store))]
+    baseline = Mapped(copy, starts, store.attributes["frames_per_unit"])
+    kinds = kinds_of_reads(store, options.reads)
+    written = shares(Stored(root), baseline, kinds, options.rounds)
+    store.close()
+    drop_from_cache(root.rglob("*"))
+    store = pipeline.open_store(root)
+    began = time.perf_counter()
+    for _ in pipeline.make_loader(pipeline.FeatureDataset(store), max_frames_per_batch=16_000):
+        pass
+    seconds = time.perf_counter() - began
+    n_bytes = int(store.frame_counts.sum()) * N_LAYERS * DIM * 2
+    print(f"cold shuffled epoch of all layers: {n_bytes / seconds / 1e6:,.0f} MB/s")
+    after = shares(Stored(root), baseline, kinds, options.rounds)
+    print(f"{'':12s}{'as written':>12s}{'after epoch':>12s}   of np.memmap as written")
+    for kind in kinds:
+        print(f"{kind:12s}{written[kind]:12.2f}{after[kind]:12.2f}")
+    return {"as_written": written, "after_epoch": after, "epoch_mb_per_s": n_bytes / seconds / 1e6}
+
+
+def shares(
+    strata: Stored, baseline: Mapped, kinds: dict[str, Kind], rounds: int
+) -> dict[str, float]:
+    """Return the speed of the store's reads as a share of the baseline's, for each kind."""
+
+    def seconds(read: Read, layers: slice, reads: list[tuple[int, int, int]]) -> float:
+        began = time.perf_counter()
+        for i, first, last in reads:
+            read(i, layers, first, last)
+        return time.perf_counter() - began
+
+    found = {}
+    for kind, (layers, reads) in kinds.items():
+        for read in (strata, baseline):
+            seconds(read, layers, reads)
+        found[kind] = statistics.median(
+            seconds(baseline, layers, reads) / seconds(strata, layers, reads) for _ in range(rounds)
+        )
+    return found
+
+
 Times = dict[str, list[float]]
 
 
 def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> dict:
     """Print a table; return its numbers."""
-    print(f"\n{kind}, {n_reads} random reads of {n_bytes / n_reads / 1e6:.2f} MB")
+    print(f"\n{kind}, {n_reads} random reads of {n_bytes / n_reads / 1e6:.3f} MB")
     bare = seconds["np.memmap"]
     ours = statistics.median(seconds["strata"])
     table = {}
@@ -274,7 +311,7 @@ def show(kind: str, seconds: Times, cpu: Times, n_bytes: int, n_reads: int) -> d
             f"({n_bytes / max(times) / 1e6:,.0f} … {n_bytes / min(times) / 1e6:,.0f})  "
             f"{statistics.median(ratios):5.2f} of memmap "
             f"({min(ratios):.2f} … {max(ratios):.2f}; CPU {in_cpu_time:.2f})   "
-            f"strata is {middle / ours:6.1f} × as fast"
+            f"{middle / n_reads * 1e6:8,.1f} µs   strata is {middle / ours:6.1f} × as fast"
         )
     return table
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.online.opening import open_or_extract
-    from pipeline.store.read.features import FeatureStore, open_store
+    from pipeline.store.read.features import FeatureStore
+    from pipeline.store.read.opening import open_store
     from pipeline.transforms.collapse import collapse
     from pipeline.transforms.copy.run import copy_stores
     from pipeline.transforms.copy.settings import CopySettings
@@ -41,7 +42,7 @@ _HOMES = {
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
     "open_or_extract": "pipeline.online.opening",
-    "open_store": "pipeline.store.read.features",
+    "open_store": "pipeline.store.read.opening",
 }
 
 __all__ = [

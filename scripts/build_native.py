@@ -1,4 +1,4 @@
-"""Compile the optional C code; without a compiler Strata works without it, but reads int8 slower.
+"""Compile the optional C code; without a compiler Strata works without it, but reads more slowly.
 
 pip runs this when it installs or builds Strata (the hook of hatchling in pyproject.toml). To
 compile in a checkout that is not installed: `python scripts/build_native.py`.
@@ -16,27 +16,37 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("pipeline/store/native/int8.c",)
+FOLDER = "pipeline/store/native"
+INCLUDES = (f"-I{sysconfig.get_paths()['include']}",)
+LIBRARIES = {
+    "libint8.native": (("int8.c",), ()),  # not .so, which Python would import
+    "_mapped.abi3.so": (("mapped.c", "int8.c"), INCLUDES),
+}
+"""The sources of each library, and further options."""
+LINUX_ONLY = "_mapped.abi3.so"
+STABLE_SINCE = "cp311"  # the oldest Python whose stable interface has what mapped.c uses
 FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra")
 COMPILERS = ("cc", "gcc", "clang")
 
 
 def compile_all(root: Path) -> list[Path]:
-    """Compile every source beside itself; return the libraries, none if there is no compiler."""
+    """Compile every library into its folder; return those that were compiled."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
-        print("no C compiler: int8 features are decoded by torch, which is slower", file=sys.stderr)
+        print("no C compiler: features are read without C code, more slowly", file=sys.stderr)
         return []
     libraries = []
-    for source in SOURCES:
-        path = root / source
-        library = path.with_name(f"lib{path.stem}.native")  # Python would import a .so
+    for name, (sources, options) in LIBRARIES.items():
+        if name == LINUX_ONLY and sys.platform != "linux":
+            continue
+        library = root / FOLDER / name
         partial = library.with_suffix(".partial")
-        command = [*compiler.split(), *FLAGS, str(path), "-o", str(partial)]
+        paths = [str(root / FOLDER / source) for source in sources]
+        command = [*compiler.split(), *FLAGS, *options, *paths, "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            print(f"{source} was not compiled: {done.stderr.strip()[-500:]}", file=sys.stderr)
-            return []
+            print(f"{name} was not compiled: {done.stderr.strip()[-500:]}", file=sys.stderr)
+            continue
         partial.replace(library)  # a process that has loaded the old one keeps it
         libraries.append(library)
     return libraries
@@ -52,8 +62,11 @@ class NativeCode(BuildHookInterface):  # type: ignore[type-arg]
             build_data["artifacts"] += [f"/{path.relative_to(root)}" for path in libraries]
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{platform}"
+            is_extension = any(path.name.endswith(".abi3.so") for path in libraries)
+            python = f"{STABLE_SINCE}-abi3" if is_extension else "py3-none"
+            build_data["tag"] = f"{python}-{platform}"
 
 
 if __name__ == "__main__":
-    sys.exit(0 if compile_all(Path(__file__).resolve().parents[1]) else 1)
+    n_expected = len(LIBRARIES) - (sys.platform != "linux")
+    sys.exit(len(compile_all(Path(__file__).resolve().parents[1])) < n_expected)

@@ -52,10 +52,14 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_compiled_code(wheel: Path) -> None:
     """Then it is for this platform; without a compiler it is for any, and has none."""
     has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    has_headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+    is_extended = has_compiler and has_headers and sys.platform == "linux"
     with zipfile.ZipFile(wheel) as files:
-        compiled = [name for name in files.namelist() if name.endswith(".native")]
-    assert compiled == (["pipeline/store/native/libint8.native"] if has_compiler else [])
+        compiled = {Path(n).name for n in files.namelist() if n.endswith((".native", ".so"))}
+    assert ("libint8.native" in compiled) == has_compiler
+    assert ("_mapped.abi3.so" in compiled) == is_extended
     assert ("py3-none-any" in wheel.name) != has_compiler
+    assert ("cp311-abi3" in wheel.name) == is_extended
 
 
 @pytest.fixture(scope="module")

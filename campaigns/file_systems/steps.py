@@ -19,7 +19,7 @@ from pipeline.errors import StrataError
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import LEASE
 from pipeline.store.index import committed_units
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 
 RACERS, ROUNDS = 3, 30
 RUNS = 12

@@ -218,7 +218,7 @@ def inspect(
     with reported(as_json, debug) as answer:
         with announced(Notes(console), IMPORTING):
             from pipeline.store.maintain.inspection import describe_store, describe_utterance
-            from pipeline.store.read.features import open_store
+            from pipeline.store.read.opening import open_store
 
         with announced(Notes(console), "reading the index"):
             opened = open_store(store)
@@ -253,7 +253,7 @@ def layers(
             from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
             from pipeline.probing.output_folder import claim_folder, default_folder, source_of
             from pipeline.probing.report import layers_report
-            from pipeline.store.read.features import open_store
+            from pipeline.store.read.opening import open_store
 
         stores, overrides = stores_and_settings(arguments)
         given = plain_overrides(overrides, {"n_frames", "seed", "out"})

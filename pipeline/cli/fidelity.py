@@ -78,7 +78,7 @@ def fidelity(
             from pipeline.probing.fidelity.run import choose_layers, measure
             from pipeline.probing.fidelity.sampling import draw_sample
             from pipeline.probing.fidelity.verdict import verdict
-            from pipeline.store.read.features import open_store
+            from pipeline.store.read.opening import open_store
 
         notes = Notes(console)
         with announced(notes, "reading the index"):

@@ -144,6 +144,7 @@ class FeatureDataset(Dataset[Example]):
             raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
         self.store = store
         store.check_frames()
+        store.expect_epochs()
         self._axes = store.axes(layers)
         self.layers = tuple(store.layers[axis] for axis in self._axes)
         self.max_frames = max_frames

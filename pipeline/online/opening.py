@@ -16,7 +16,7 @@ from pipeline.online.extraction import Extraction, wait_s
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 
 
 def open_or_extract(

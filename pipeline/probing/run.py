@@ -48,7 +48,8 @@ from pipeline.probing.tasks.frame import FrameTask
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
-from pipeline.store.read.features import FeatureStore, open_store
+from pipeline.store.read.features import FeatureStore
+from pipeline.store.read.opening import open_store
 from pipeline.store.serialization import json_bytes
 
 HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"

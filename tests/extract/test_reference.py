@@ -12,7 +12,7 @@ from pipeline.errors import AudioError, ConfigError, IdentityError, SourceError
 from pipeline.extract.reference import EncodedReference
 from pipeline.probing.fidelity.run import measure
 from pipeline.probing.fidelity.sampling import draw_sample
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.transforms.collapse import collapse
 from pipeline.transforms.copy import CopySettings, copy_stores
 from tests.helpers.corpus import write_folder

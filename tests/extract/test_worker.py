@@ -36,7 +36,7 @@ from pipeline.store.documents import write_group, write_plan
 from pipeline.store.format.layout import KEPT, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.maintain.status import read_status
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter

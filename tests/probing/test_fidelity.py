@@ -19,7 +19,7 @@ from pipeline.probing.fidelity.sampling import draw_sample
 from pipeline.probing.fidelity.sweeps import ScoreDifference, compare_sweeps
 from pipeline.probing.fidelity.verdict import verdict
 from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted, write_planted
 

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.events import Observer
 from pipeline.probing.results import WEIGHTED
 from pipeline.probing.run import summary, sweep
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.transforms.collapse import collapse
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import DIM, LAYERS, planted, write_planted

@@ -20,7 +20,7 @@ from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import make_split
 from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
 from pipeline.store.documents import read_plan, write_plan
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from tests.helpers.planted_stores import planted, write_planted
 
 N = 120

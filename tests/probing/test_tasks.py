@@ -17,7 +17,8 @@ from pipeline.probing.metrics import overall_score
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS
 from pipeline.probing.tasks.base import Task, TaskData
-from pipeline.store.read.features import FeatureStore, open_store
+from pipeline.store.read.features import FeatureStore
+from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
 

@@ -12,7 +12,7 @@ from pipeline.store.format.layout import FRAMES, INDEX_DIR, LEDGER_DIR, POOLED, 
 from pipeline.store.index import compact, read_unit
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.store.write.slot import commit_unit
 from tests.helpers.fake_store import FakeStore, begin_store
 

@@ -13,7 +13,7 @@ from pipeline.errors import StrataError
 from pipeline.store.documents import read_attributes, resize
 from pipeline.store.format.layout import ATTRIBUTES, FRAMES, POOLED
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 
 DOCUMENTS = (ATTRIBUTES, f"{FRAMES}/zarr.json", f"{POOLED}/zarr.json")

@@ -13,7 +13,7 @@ import pipeline
 from pipeline.errors import StoreNotFoundError, UtteranceNotFoundError
 from pipeline.store.backend.base import Location
 from pipeline.store.index import compact
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from tests.helpers.backends import in_memory
 from tests.helpers.fake_store import FakeStore, begin_store
 

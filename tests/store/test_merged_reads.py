@@ -10,6 +10,8 @@ import torch
 
 import pipeline
 from pipeline.store.backend import local
+from pipeline.store.backend.local_reader import LocalReader
+from pipeline.store.native import mapped
 from pipeline.store.read import merged
 from tests.helpers.feature_stores import make_store, noise
 
@@ -25,7 +27,13 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def requests(monkeypatch):
+def without_maps(monkeypatch):
+    """Files are read by system calls, as on other systems."""
+    monkeypatch.setattr(mapped, "MappedFile", None)
+
+
+@pytest.fixture
+def requests(monkeypatch, without_maps):
     """Requests to the system, in order: (kind, file, offset).
 
     "tried" is a read that does not wait, "fetch" is advice, "read" is a read that waits. No file
@@ -71,7 +79,33 @@ def test_a_disk_is_asked_for_some_reads_at_a_time(root, requests):
     assert ahead.max() == merged._MAX_PENDING
 
 
-def test_what_is_in_memory_is_copied_at_once(root, monkeypatch):
+@pytest.mark.skipif(mapped.MappedFile is None, reason="not compiled")
+def test_maps_are_asked_for_all_layers_before_any_is_waited_for(root, monkeypatch):
+    """Those that are not in memory are fetched by other threads meanwhile."""
+    forget(root)
+    entries = []
+
+    def log(name):
+        method = getattr(LocalReader, name)
+
+        def logged(reader, *arguments):
+            entries.append(name)
+            return method(reader, *arguments)
+
+        monkeypatch.setattr(LocalReader, name, logged)
+
+    for name in ("read_cached", "prefetch", "read_into"):
+        log(name)
+    store = pipeline.open_store(root)
+    dataset = pipeline.FeatureDataset(store)
+    assert np.array_equal(dataset[3].features[1].numpy(), noise(3, 2, 200, 8))
+    assert entries == ["read_cached", "prefetch"] * 3 + ["read_into"] * 3
+    entries.clear()
+    assert np.array_equal(dataset[3].features[1].numpy(), noise(3, 2, 200, 8))
+    assert entries == ["read_cached"] * 3
+
+
+def test_what_is_in_memory_is_copied_at_once(root, monkeypatch, without_maps):
     """Only missing reads are fetched and waited for, each as a whole."""
     store = pipeline.open_store(root)
     wanted = store.read_many(range(8), [1])

@@ -18,7 +18,7 @@ import torch
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError, StoreError
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store, spelled
 
 

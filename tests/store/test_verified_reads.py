@@ -158,7 +158,7 @@ def test_swapped_means_are_found(root: Path) -> None:
         path.write_bytes(content)
     store = pipeline.open_store(root)
     store.pooled()
-    with pytest.raises(DamagedError, match=r"pooled mean of layer 1 .* \(.*pooled/c/0"):
+    with pytest.raises(DamagedError, match=r"layer 1 .* pooled mean .* \(.*pooled/c/0"):
         store.pooled(verify=True)
 
 

@@ -22,7 +22,7 @@ from pipeline.store.format.records import DEFERRED, OK, Record
 from pipeline.store.index import compact
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import Damage, Verification, verify_store
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.store.serialization import parquet_bytes
 from pipeline.store.write.slot import commit_unit
 from tests.helpers.backends import in_memory

@@ -32,7 +32,7 @@ from pipeline.store.format.layout import FRAMES, GROUP, KEPT, POOLED, Layout, in
 from pipeline.store.format.pooling import pool
 from pipeline.store.index import committed_units, read_unit
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.store.write import slot as slot_module
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
@@ -157,7 +157,7 @@ from pipeline.errors import NoSpaceError
 from pipeline.store.index import committed_units, compact
 from pipeline.store.format.layout import Layout
 from pipeline.store.coordination.lease import Lease
-from pipeline.store.read.features import open_store
+from pipeline.store.read.opening import open_store
 from pipeline.store.maintain.verify import verify_store
 from pipeline.store.documents import resize
 root = Path(sys.argv[1]) / "store"

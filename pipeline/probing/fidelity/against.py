@@ -14,7 +14,7 @@ from pipeline.store.format.identity import compare
 from pipeline.store.labels import places_of_ids
 from pipeline.store.read.catalogue import Piece
 from pipeline.store.read.features import FeatureStore
-from pipeline.store.read.joining import what_must_agree
+from pipeline.store.read.joined.columns import what_must_agree
 
 
 class StoreReference:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from pipeline.files import Buffer, Map, final_name
+from pipeline.store.native.mapped import MappedFile
 
 __all__ = [
     "Backend",
@@ -34,7 +35,13 @@ class ObjectReader(Protocol):
 
     An implementation must never return less than it was asked for: a read of at least one byte that
     goes beyond the end is an EOFError.
+
+    Attributes:
+        mapped: The object as a map, if it is a file that can be mapped. What its methods refuse
+            must be read by the others.
     """
+
+    mapped: MappedFile | None = None
 
     @property
     def size(self) -> int:
@@ -199,8 +206,12 @@ class Backend(Protocol):
         """
         return self.open_reader(key).read(offset, length)
 
-    def open_reader(self, key: str) -> ObjectReader:
+    def open_reader(self, key: str, *, whole: bool = False) -> ObjectReader:
         """Open an object for many reads.
+
+        Args:
+            key: The object.
+            whole: Whether most of it will be read: more may be fetched at a time than is asked for.
 
         Raises:
             FileNotFoundError: It does not exist.

@@ -7,38 +7,29 @@ import fcntl
 import os
 import resource
 import shutil
-import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from pipeline import exclusive, files
 from pipeline.errors import StoreError
-from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
+from pipeline.store.backend.base import Backend, Buffer, Map
 from pipeline.store.backend.folder_check import check_folder, warn_of_caches
+from pipeline.store.backend.local_reader import LocalReader
 
 MAX_READERS = 256
 """Files that one reader of a store keeps open, if the process may open four times as many."""
 
-_MOST_PARTS = 1024  # of one preadv; IOV_MAX on Linux
-_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read waits
 _APPEND_TIMEOUT_S = 1.0
 _UNKNOWN_BYTES = 1 << 62
-_n_bytes = attrgetter("nbytes")
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the latter: a file in place of a folder
 
 
 class LocalBackend(Backend):
     """A store in a folder.
 
-    Writes are durable: temporary name, fsync, rename or link, fsync of the folder. Reads go through
-    `preadv`, not through memory maps: a map of a file that is cut short, or on a failing disk, ends
-    the process with a signal, where a read ends in an error that names the file.
+    Writes are durable: temporary name, fsync, rename or link, fsync of the folder.
     """
 
     parallel_reads = min(8, os.cpu_count() or 1)
@@ -85,10 +76,10 @@ class LocalBackend(Backend):
             raise FileNotFoundError(errno.ENOENT, "not created yet", str(path))
         return content
 
-    def open_reader(self, key: str) -> LocalReader:
+    def open_reader(self, key: str, *, whole: bool = False) -> LocalReader:
         """Open a file for reading."""
         with _missing_is_not_found():
-            return LocalReader(self._root / key)
+            return LocalReader(self._root / key, whole)
 
     def exists(self, key: str) -> bool:
         """Return whether there is a file."""
@@ -262,67 +253,6 @@ class LocalBackend(Backend):
         return warn_of_caches(self._root)
 
 
-class LocalReader(ObjectReader):
-    """A file that is open for reading, and is closed when its last reference is dropped.
-
-    A cache may drop it while another thread still reads from it.
-    """
-
-    __slots__ = ("descriptor",)
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(
-        self, close: Callable[[int], None] = os.close, error: type[Exception] = OSError
-    ) -> None:
-        if self.descriptor >= 0:  # at the end of the process `os` may be gone
-            try:  # noqa: SIM105 - and so may `suppress`
-                close(self.descriptor)
-            except error:
-                pass  # what was read is read, whatever the file system says now
-
-    @property
-    def size(self) -> int:
-        """Size of the file; 0 if it is no regular one."""
-        status = os.fstat(self.descriptor)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read a range."""
-        parts = []
-        while length:
-            part = os.pread(self.descriptor, length, offset)
-            if not part:
-                raise EOFError(f"it ends at byte {offset}")
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return b"".join(parts)
-
-    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
-        """Fill arrays by one system call, if the system does not cut it short."""
-        got = os.preadv(self.descriptor, _first(parts), offset)
-        if got != (parts[0].nbytes if len(parts) == 1 else sum(map(_n_bytes, parts))):
-            _read_rest(self.descriptor, parts, offset, got)
-
-    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
-        """Read what the system has in memory; have it fetch the rest."""
-        wanted: int = sum(map(_n_bytes, parts))
-        try:
-            got = os.preadv(self.descriptor, _first(parts), offset, _NO_WAIT)
-        except OSError:  # it would have to wait, or `read_into` will report what is wrong
-            got = 0
-        if got != wanted:
-            self.prefetch(offset, wanted)
-        return got == wanted
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Advise the system that a range will be read."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
-
 @contextmanager
 def _missing_is_not_found() -> Iterator[None]:
     """Raise FileNotFoundError, too, where a file takes the place of one of an object's folders."""
@@ -341,28 +271,6 @@ def _named(path: Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _first(parts: Sequence[npt.NDArray[Any]]) -> Any:
-    """Return what one preadv can fill: NumPy arrays are buffers, which their types do not say."""
-    return parts if len(parts) <= _MOST_PARTS else parts[:_MOST_PARTS]
-
-
-def _read_rest(descriptor: int, parts: Sequence[npt.NDArray[Any]], offset: int, done: int) -> None:
-    """Read what is missing of `parts` after their first `done` bytes.
-
-    Raises:
-        EOFError: The file ends before they are full.
-    """
-    for part in parts:
-        view = part.data.cast("B")
-        known = min(done, len(view))
-        view, offset, done = view[known:], offset + known, done - known
-        while len(view):
-            got = os.preadv(descriptor, [view], offset)
-            if not got:
-                raise EOFError(f"it ends at byte {offset}")
-            view, offset = view[got:], offset + got
 
 
 def _flock(descriptor: int, timeout_s: float) -> None:

@@ -60,7 +60,7 @@ class MemoryBackend(Backend):
         with self._guard:
             return self._get(key)
 
-    def open_reader(self, key: str) -> MemoryReader:
+    def open_reader(self, key: str, *, whole: bool = False) -> MemoryReader:
         """Open an object as it is now."""
         return MemoryReader(self.read(key))
 

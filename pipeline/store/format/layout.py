@@ -136,6 +136,11 @@ class Layout:
                 f"it must be a positive multiple of {CHUNK_FRAMES}"
             )
 
+    @cached_property
+    def axes(self) -> dict[int, int]:
+        """Position of each layer on the layer axis, in order."""
+        return {layer: axis for axis, layer in enumerate(self.layers)}
+
     @property
     def n_layers(self) -> int:
         """Length of the layer axis."""

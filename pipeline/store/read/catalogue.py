@@ -127,8 +127,12 @@ class Catalogue:
     def spans(self, position: int, start: int, stop: int) -> list[Span]:
         """Return where frames `start:stop` of an utterance are, in order: one span per piece."""
         first_piece, slots, starts, counts, places, _ = self._views
+        first, end = first_piece[position], first_piece[position + 1]
+        if end == first + 1 and 0 <= start < stop <= counts[first]:  # as almost always
+            at = starts[first]
+            return [(slots[first], at + start, at + stop, places[first])]
         spans = []
-        for piece in range(first_piece[position], first_piece[position + 1]):
+        for piece in range(first, end):
             low, high = max(start, 0), min(stop, counts[piece])
             if low < high:
                 at = starts[piece]

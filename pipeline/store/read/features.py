@@ -1,12 +1,8 @@
-"""The public reader: features of any layer of any utterance, or a weighted sum of layers.
-
-A trainer imports this module. It needs torch, zarr and pyarrow, but neither ray, datasets nor
-torchaudio.
-"""
+"""The public reader: features of any layer of any utterance, or a weighted sum of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import overload
 
@@ -15,71 +11,24 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store.backend.base import Location
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
-from pipeline.store.read.several import JoinedView, locations_of
+from pipeline.store.read.timing import (
+    FrameTimes,
+    check_reduction,
+    frame_times,
+    frames_between,
+    frames_to_join,
+    join_frames,
+)
 from pipeline.store.read.utterances import Key, StoreView
 from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
 from pipeline.store.tensors import decode_into
 
 _SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
-
-
-def open_store(
-    uri: Location | Iterable[Location],
-    *,
-    prefix: bool = False,
-    verify: bool = False,
-    labels: int | None = None,
-) -> FeatureStore:
-    """Open a store, or several as one, for reading.
-
-    Several stores must be of one encoder, with the same layers, and return values of one type:
-    int8 beside float16, but not float32 beside float16. Their utterances come one store after the
-    other. A column that a store lacks has no values there, and classes are numbered over all.
-
-    Args:
-        uri: Its path, or a `Backend`; or the paths of several stores.
-        prefix: Whether ids become `<folder of the store>/<id>`, for ids that several stores have.
-        verify: Whether every read verifies what it returns; see `FeatureStore.read`. Datasets and
-            loaders of the store do so, too.
-        labels: Generation of labels to show; None is the newest. After the dataset was changed, 0
-            has the utterances and columns from before the first change. Several stores have None.
-
-    Raises:
-        StoreNotFoundError: There is no store.
-        StoreError: It has no such generation; or several stores have the same id, or a column of
-            different types.
-        IdentityError: Several stores have features of different kinds; the message lists every
-            difference.
-        ConfigError: No store is given, one is given twice, or `labels` is given for several.
-        DamagedError: The attributes, the index or the labels of a store are damaged.
-        TypeError: `labels` is no number.
-
-    Example:
-        >>> store = open_store("features/hubert")            # doctest: +SKIP
-        >>> store.read("clip-1", layers=[6]).shape           # doctest: +SKIP
-        torch.Size([1, 212, 768])
-        >>> open_store(["clean-100", "clean-360"]).select(speaker="1034")  # doctest: +SKIP
-    """
-    if isinstance(labels, bool) or not (labels is None or hasattr(labels, "__index__")):
-        raise TypeError(
-            f"labels is {labels!r}; expected the number of a generation of labels, or None for the "
-            "newest. Columns are in `store.metadata`"
-        )
-    locations = locations_of(uri)
-    if not locations:
-        raise ConfigError("no store is given; expected its path, or those of several")
-    if len(locations) > 1 and labels is not None:
-        raise ConfigError(
-            f"labels={labels} is a generation of one store; several are opened with the newest"
-        )
-    stores = [FeatureStore(location, verify, labels) for location in locations]
-    return JoinedStore(stores, prefix) if prefix or len(stores) > 1 else stores[0]
 
 
 class FeatureStore(StoreView):
@@ -110,6 +59,10 @@ class FeatureStore(StoreView):
         start: int | None = None,
         stop: int | None = None,
         *,
+        start_s: float | None = None,
+        stop_s: float | None = None,
+        rate_hz: float | None = None,
+        reduction: str = MEAN,
         final_norm: bool = False,
         verify: bool | None = None,
     ) -> Tensor:
@@ -125,6 +78,13 @@ class FeatureStore(StoreView):
             layers: Layers to read, in this order; None reads all.
             start: First frame, as in a slice.
             stop: One past the last frame, as in a slice.
+            start_s: Instead of `start`: frames whose centre is not before this time, in seconds
+                from the start of the utterance.
+            stop_s: Instead of `stop`: frames whose centre is before this time.
+            rate_hz: Return so many frames a second: the store's `frame_rate_hz` divided by a whole
+                number. Groups begin with the first frame that is read; the last may be smaller.
+            reduction: What becomes of a group: its "mean", computed in float32, or its first frame
+                ("stride").
             final_norm: Apply the model's final LayerNorm to its last layer, as s3prl does and
                 Hugging Face did before 5.16. Other layers do not change.
             verify: Whether to compare what is read with its checksums, before it is returned; None
@@ -136,19 +96,51 @@ class FeatureStore(StoreView):
         Raises:
             UtteranceNotFoundError: There is no such utterance. It is also a KeyError.
             StoreError: A layer is not in the store, or the model has no final norm.
+            ConfigError: A part is given both in frames and in seconds, or the rate or the
+                reduction is none.
             DamagedError: A shard is missing or damaged; the message names it.
         """
         position = self.position(key)
         axes = self.axes(layers)
         norm = self.final_norm if final_norm else None
+        if start_s is not None or stop_s is not None:
+            if start is not None or stop is not None:
+                raise ConfigError("give start and stop, or start_s and stop_s, not both")
+            start, stop = frames_between(self.geometry, start_s, stop_s)
         first, last, _ = slice(start, stop).indices(self._catalogue.length(position))
-        out = np.empty((len(axes), max(0, last - first), self.feature_dim), self.codec.value_dtype)
-        cut = (position, first, out)
-        read_cut(self._shards, self._catalogue, cut, axes)
-        if self._verifies(verify):
-            check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
+        layout = self._layout
+        shape = (len(axes), last - first if last > first else 0, layout.dim)
+        out = np.empty(shape, layout.codec.value_dtype)
+        n_joined = 1 if rate_hz is None else self._frames_to_join(rate_hz, reduction)
+        self._fill((position, first, out), axes, verify)
         features = torch.from_numpy(out)
-        return features if norm is None else norm.apply(features, [self.layers[i] for i in axes])
+        if norm is not None:
+            features = norm.apply(features, [self.layers[i] for i in axes])
+        return features if n_joined == 1 else join_frames(features, n_joined, reduction)
+
+    def times(self, key: Key, *, rate_hz: float | None = None, reduction: str = MEAN) -> FrameTimes:
+        """Return start, centre and stop of each frame of an utterance, in seconds.
+
+        They count from the start of the utterance, which may be a part of its file.
+
+        Args:
+            key: Its id or position.
+            rate_hz: As for `read`, for the frames that it returns of the whole utterance.
+            reduction: As for `read`.
+
+        Returns:
+            Arrays `start_s`, `centre_s` and `stop_s`, float64 [n_frames].
+
+        Raises:
+            UtteranceNotFoundError: There is no such utterance.
+            ConfigError: The rate or the reduction is none.
+
+        Example:
+            >>> store.times("clip-1").centre_s[:2]               # doctest: +SKIP
+            array([0.0125, 0.0325])
+        """
+        n_joined = 1 if rate_hz is None else self._frames_to_join(rate_hz, reduction)
+        return frame_times(self.geometry, self.n_frames(key), n_joined, reduction)
 
     def read_many(
         self,
@@ -302,6 +294,16 @@ class FeatureStore(StoreView):
         gather([(self._shards, cuts)], self._catalogue, axes)
         self._finish(cuts, axes, norm, verify)
 
+    def _frames_to_join(self, rate_hz: float, reduction: str) -> int:
+        check_reduction(reduction)
+        return frames_to_join(self.frame_rate_hz, rate_hz)
+
+    def _fill(self, cut: Cut, axes: Sequence[int], verify: bool | None) -> None:
+        """Read the destination of one cut, and verify it."""
+        read_cut(self._shards, self._catalogue, cut, axes)
+        if self._verifies(verify):
+            check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
+
     def _finish(
         self,
         cuts: Sequence[Cut],
@@ -327,59 +329,3 @@ class FeatureStore(StoreView):
 
     def _verifies(self, verify: bool | None) -> bool:
         return self._verify if verify is None else verify
-
-
-class JoinedStore(JoinedView, FeatureStore):
-    """The features of several stores of one encoder, read as one store; see `open_store`.
-
-    `backends` are the stores, and `store_numbers` has the one of each utterance. The reads of a
-    batch are requested from all stores before the first one is waited for.
-    """
-
-    _parts: tuple[FeatureStore, ...]
-
-    def read(
-        self,
-        key: Key,
-        layers: Sequence[int] | None = None,
-        start: int | None = None,
-        stop: int | None = None,
-        *,
-        final_norm: bool = False,
-        verify: bool | None = None,
-    ) -> Tensor:
-        """Read the features of one utterance; see `FeatureStore.read`."""
-        position = self.position(key)
-        part = self._parts[self._catalogue.store_of(position)]
-        return part.read(position, layers, start, stop, final_norm=final_norm, verify=verify)
-
-    def weighted_sum(
-        self, key: Key, weights: Sequence[float] | Tensor, *, verify: bool | None = None
-    ) -> Tensor:
-        """Return the weighted sum over the layers of one utterance; see `FeatureStore`."""
-        position = self.position(key)
-        part = self._parts[self._catalogue.store_of(position)]
-        return part.weighted_sum(position, weights, verify=verify)
-
-    def read_into(
-        self,
-        cuts: Sequence[Cut],
-        axes: Sequence[int],
-        norm: FinalNorm | None = None,
-        *,
-        verify: bool | None = None,
-    ) -> None:
-        """Read frames of several utterances into given arrays; see `FeatureStore.read_into`."""
-        shares: dict[int, list[Cut]] = {}
-        for cut in cuts:
-            shares.setdefault(self._catalogue.store_of(cut[0]), []).append(cut)
-        found = [(self._parts[number], shares[number]) for number in sorted(shares)]
-        gather([(part._shards, share) for part, share in found], self._catalogue, axes)
-        for part, share in found:
-            part._finish(share, axes, norm, verify)
-
-    def _read_pooled(
-        self, axes: Sequence[int], statistic: str, out: FloatArray, verify: bool | None
-    ) -> None:
-        for part in self._parts:
-            part._read_pooled(axes, statistic, out, verify)

@@ -37,10 +37,13 @@ def read_cut(shards: ShardReader, catalogue: Catalogue, cut: Cut, axes: Sequence
     """
     position, first, where = cut
     spans = catalogue.spans(position, first, first + where.shape[1])
-    if len(spans) == len(axes) == 1:
-        _read_span(shards, axes[0], spans[0], where[0])
-    else:
+    if len(spans) != 1 or len(axes) != 1:
         gather([(shards, [cut])], catalogue, axes)
+    elif shards.is_direct:
+        slot, start, _, _ = spans[0]
+        shards.read_into(axes[0], slot, start, (where[0],))
+    else:
+        _read_span(shards, axes[0], spans[0], where[0])
 
 
 def gather(
@@ -130,8 +133,10 @@ def _read_span(shards: ShardReader, axis: int, span: Span, out: Matrix) -> None:
         shards.read_into(axis, slot, start, [out])
         return
     codec = shards.layout.codec
-    shards.prefetch_coded(axis, slot, start, stop, position)
     scales = shards.scales(axis, slot, position)
+    if shards.read_decoded(axis, span, scales, out):
+        return
+    shards.prefetch_coded(axis, slot, start, stop, position)
     stored = np.empty((min(_BLOCK, stop - start), out.shape[1]), codec.dtype)
     values = torch.from_numpy(out)
     for first in range(start, stop, _BLOCK):

@@ -21,7 +21,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored
 from pipeline.store.format.layout import FRAMES, POOLED, SCALE, Layout
-from pipeline.store.read.catalogue import ALONE, Place
+from pipeline.store.read.catalogue import ALONE, Place, Span
 
 Matrix = Stored
 
@@ -50,6 +50,7 @@ class ShardReader:
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
         self._frame_bytes = layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
+        self._whole = False
         # A cache that referred to this reader would keep its files open until a garbage collection.
         opening = WeakMethod(self._open)
         cache = lru_cache(maxsize=max(1, self._backend.max_readers // place.n_stores))
@@ -67,6 +68,12 @@ class ShardReader:
 
         self._shard = refuse
         self._opened.cache_clear()
+
+    def expect_whole(self) -> None:
+        """Fetch by large blocks from now on: most frames of some layers will be read."""
+        if not self._whole:
+            self._whole = True
+            self._opened.cache_clear()
 
     def check_frames(self) -> None:
         """Check that frames are kept.
@@ -164,6 +171,20 @@ class ShardReader:
             if chunk is not None:
                 chunk.prefetch(self._scale_offset(axis, position), self._scale_bytes)
 
+    def read_decoded(self, axis: int, span: Span, scales: FloatArray, out: Matrix) -> bool:
+        """Decode int8 frames of a span as they are read, [n_frames, dim], if that can be done.
+
+        Returns:
+            Whether `out` is filled; if not, frames must be read and decoded.
+        """
+        slot, start, _, _ = span
+        shard = self._shard(axis, slot)
+        if shard is None or shard.mapped is None or not self.layout.codec.n_scales:
+            return False
+        if out.dtype != self.layout.codec.value_dtype:
+            return False
+        return shard.mapped.decode_int8(start * self._frame_bytes, scales, out)
+
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
         """Read the scales of a piece, one layer: float32 [n_scales, dim].
 
@@ -254,12 +275,12 @@ class ShardReader:
 
     def _open_reader(self, key: str) -> ObjectReader:
         try:
-            return self._backend.open_reader(key)
+            return self._backend.open_reader(key, whole=self._whole)
         except OSError as error:
             if error.errno not in _TOO_MANY:
                 raise
         self._opened.cache_clear()
-        return self._backend.open_reader(key)
+        return self._backend.open_reader(key, whole=self._whole)
 
     def _is_flat(self, shard: ObjectReader, path: str) -> bool:
         layout, size = self.layout, shard.size

@@ -22,7 +22,7 @@ from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.labels import read_labels
 from pipeline.store.read.catalogue import Catalogue, IntArray, Piece, Place, read_catalogue
 from pipeline.store.read.facts import StoreFacts
-from pipeline.store.read.joining import Column, class_names_of
+from pipeline.store.read.joined.columns import Column, class_names_of
 from pipeline.store.read.selection import absent_values, column_values
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.read.verified import Checksums, committed_checksums, committed_record
@@ -42,7 +42,8 @@ class StoreView(StoreFacts):
         attributes: Attributes of the Zarr group: format version, layers, identity, provenance.
     """
 
-    _verify = _is_chosen = False  # class attributes for views that an earlier version has pickled
+    # class attributes, for views that an earlier version has pickled
+    _verify = _is_chosen = _is_read_whole = False
     _generation: int | None = None
     _columns: tuple[Column, ...] | None = None
 
@@ -58,7 +59,23 @@ class StoreView(StoreFacts):
     def _open(self) -> None:
         """Make what reads the files; they are opened when they are needed."""
         self._shards = ShardReader(self._backend, self._layout, self._place)
+        if self._is_read_whole:
+            self._shards.expect_whole()
         self._renew_checksums()
+
+    def expect_epochs(self) -> None:
+        """Fetch by large blocks from now on, if these are at least half of the store's frames.
+
+        For readers that will read all utterances, in any order. Other reads begin to do so when
+        they have read a part of a file.
+        """
+        whole = self._catalogue if self._whole is None else self._whole
+        if 2 * int(self.frame_counts.sum()) >= int(whole.frame_counts.sum()):
+            self._expect_whole()
+
+    def _expect_whole(self) -> None:
+        self._is_read_whole = True
+        self._shards.expect_whole()
 
     def _renew_checksums(self) -> None:
         self._checksums = Checksums(self._backend, self._layout, self._place)
@@ -337,9 +354,11 @@ class StoreView(StoreFacts):
                     f"{self.location}: {self._catalogue.explain_missing(key)}"
                 )
             return found
+        n_utterances = len(self._catalogue)
+        if type(key) is int and 0 <= key < n_utterances:  # soonest, as every read comes here
+            return key
         if isinstance(key, bool) or not isinstance(key, _WHOLE_NUMBERS):
             raise TypeError(f"the key is {key!r}; expected an id or a position")
-        n_utterances = len(self._catalogue)
         position = int(key) + (n_utterances if key < 0 else 0)
         if not 0 <= position < n_utterances:
             raise IndexError(f"position {key} in a store of {n_utterances} utterances")
@@ -353,10 +372,14 @@ class StoreView(StoreFacts):
         """
         if layers is None:
             return list(range(self._layout.n_layers))
-        have = self._layout.layers
-        if problem := layers_problem(layers, have):
+        known = self._layout.axes
+        try:
+            axes = [known[layer] for layer in layers]
+        except (KeyError, TypeError):
+            axes = []
+        if not axes and (problem := layers_problem(layers, self._layout.layers)):
             raise StoreError(problem)
-        return [have.index(layer) for layer in layers]
+        return axes
 
     @property
     def _carried(self) -> tuple[Column, ...]:

@@ -39,7 +39,7 @@ from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.stored_form import StoredForm
 from pipeline.store.maintain.orphans import is_partial
 from pipeline.store.maintain.verify import verify_store
-from pipeline.store.read.joining import Column
+from pipeline.store.read.joined.columns import Column
 from pipeline.transforms.copy.pieces import CARRIED, PLANNED, Pieces
 from pipeline.transforms.copy.sources import Source, joined_audio, sha256_of
 from pipeline.transforms.writer import own_provenance

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.store.backend.folders import name_of
 from pipeline.store.read.catalogue import IntArray
-from pipeline.store.read.joining import Column, class_names_of, join_metadata
+from pipeline.store.read.joined.columns import Column, class_names_of, join_metadata
 from pipeline.transforms.copy.sources import Source
 
 

@@ -20,7 +20,7 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.format.identity import Identity
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import round_up_to_chunk
-from pipeline.store.read.joining import check_ids
+from pipeline.store.read.joined.columns import check_ids
 from pipeline.transforms.copy.choosing import choose
 from pipeline.transforms.copy.destination import (
     check_content,

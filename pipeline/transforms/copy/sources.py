@@ -22,7 +22,7 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.format.stored_form import StoredForm
 from pipeline.store.labels import places_of, read_labels
 from pipeline.store.read.catalogue import Catalogue, read_catalogue
-from pipeline.store.read.joining import Column, check_alike, check_distinct
+from pipeline.store.read.joined.columns import Column, check_alike, check_distinct
 
 _FACTS = ("row", "n_samples", "source_rate_hz", "flags", "crc32c")
 """Columns of the index that a piece keeps in a copy, and the number of its utterance."""

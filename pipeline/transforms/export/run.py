@@ -19,7 +19,8 @@ from pipeline.store.backend.folders import relation
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import PORTABLE_DTYPES
 from pipeline.store.format.pooling import MEAN, STATISTICS
-from pipeline.store.read.features import FeatureStore, open_store
+from pipeline.store.read.features import FeatureStore
+from pipeline.store.read.opening import open_store
 from pipeline.transforms.export.base import (
     Content,
     ExportFormat,

@@ -18,7 +18,7 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.folders import name_of
 from pipeline.store.format.layout import CHECKSUM, LABEL_ATTRIBUTES
 from pipeline.store.read.catalogue import Catalogue, Place
-from pipeline.store.read.joining import (
+from pipeline.store.read.joined.columns import (
     Column,
     check_alike,
     check_distinct,
@@ -76,6 +76,10 @@ class JoinedView(StoreView):
 
     def _open(self) -> None:
         """Do nothing: the parts read the files."""
+
+    def _expect_whole(self) -> None:
+        for part in self._parts:
+            part._expect_whole()
 
     def _renew_checksums(self) -> None:
         for part in self._parts:

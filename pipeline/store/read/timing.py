@@ -1,0 +1,129 @@
+"""Times of frames, and frames at a lower rate. Pure arithmetic.
+
+A frame belongs to the moment in the middle of what it sees: a part of an utterance in seconds has
+the frames whose centres lie in it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.store.format.geometry import FrameGeometry
+
+Seconds = npt.NDArray[np.float64]
+
+MEAN, STRIDE = "mean", "stride"
+REDUCTIONS = (MEAN, STRIDE)
+"""How frames become fewer: means of as many frames, or the first of as many."""
+
+
+class FrameTimes(NamedTuple):
+    """Times of frames in seconds, counted from the start of the utterance: [n_frames] each.
+
+    Attributes:
+        start_s: When what a frame sees begins.
+        centre_s: Its middle.
+        stop_s: When it ends; after the end of an utterance that was padded to one frame.
+    """
+
+    start_s: Seconds
+    centre_s: Seconds
+    stop_s: Seconds
+
+
+def frame_times(
+    geometry: FrameGeometry, n_frames: int, n_joined: int = 1, reduction: str = MEAN
+) -> FrameTimes:
+    """Return the times of frames.
+
+    Args:
+        geometry: Of the encoder.
+        n_frames: Frames of the utterance at the encoder's rate.
+        n_joined: Frames that become one; see `frames_to_join`.
+        reduction: Of `REDUCTIONS`.
+    """
+    rate = geometry.sample_rate_hz
+    start = np.arange(n_frames) * geometry.hop_samples / rate
+    stop = start + geometry.receptive_field_samples / rate
+    firsts = np.arange(0, n_frames, n_joined)
+    lasts = firsts if reduction == STRIDE else np.minimum(firsts + n_joined, n_frames) - 1
+    return FrameTimes(start[firsts], (start[firsts] + stop[lasts]) / 2, stop[lasts])
+
+
+def frames_between(
+    geometry: FrameGeometry, start_s: float | None, stop_s: float | None
+) -> tuple[int | None, int | None]:
+    """Return the first frame and one past the last whose centres lie in `[start_s, stop_s)`.
+
+    Args:
+        geometry: Of the encoder.
+        start_s: Seconds from the start of the utterance; None is its start.
+        stop_s: None is its end.
+
+    Raises:
+        ConfigError: A time is negative or no number.
+    """
+    bounds = []
+    for name, time in (("start_s", start_s), ("stop_s", stop_s)):
+        if time is not None and (not isinstance(time, int | float | np.number) or not time >= 0):
+            raise ConfigError(f"{name} is {time!r}; expected seconds from the start, at least 0")
+        bounds.append(None if time is None else _first_at(geometry, float(time)))
+    return bounds[0], bounds[1]
+
+
+def frames_to_join(frame_rate_hz: float, rate_hz: float) -> int:
+    """Return how many frames become one at a lower rate.
+
+    Raises:
+        ConfigError: The rate is not that of a store divided by a whole number.
+    """
+    is_rate = isinstance(rate_hz, int | float | np.number) and 0 < rate_hz <= frame_rate_hz
+    n_joined = round(frame_rate_hz / rate_hz) if is_rate else 0
+    if not is_rate or not math.isclose(n_joined * rate_hz, frame_rate_hz, rel_tol=1e-9):
+        possible = ", ".join(f"{frame_rate_hz / n:g}" for n in (1, 2, 4, 5))
+        raise ConfigError(
+            f"rate_hz is {rate_hz!r}; expected {frame_rate_hz:g} divided by a whole number, such "
+            f"as {possible}"
+        )
+    return n_joined
+
+
+def check_reduction(reduction: str) -> None:
+    """Check how frames are to become fewer.
+
+    Raises:
+        ConfigError: It is not of `REDUCTIONS`.
+    """
+    if reduction not in REDUCTIONS:
+        raise ConfigError(f"reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
+
+
+def join_frames(features: Tensor, n_joined: int, reduction: str) -> Tensor:
+    """Return fewer frames: [..., n_frames, dim] → [..., ceil(n_frames / n_joined), dim].
+
+    Means are computed in float32; the last is of the frames that are left.
+    """
+    if reduction == STRIDE:
+        return features[..., ::n_joined, :].clone()
+    *shape, n_frames, dim = features.shape
+    n_groups = n_frames // n_joined
+    values, n_whole = features.float(), n_groups * n_joined
+    whole, rest = values[..., :n_whole, :], values[..., n_whole:, :]
+    parts = [whole.reshape(*shape, n_groups, n_joined, dim).mean(-2)]
+    if rest.shape[-2]:
+        parts.append(rest.mean(-2, keepdim=True))
+    return torch.cat(parts, dim=-2).to(features.dtype)
+
+
+def _first_at(geometry: FrameGeometry, time_s: float) -> int:
+    """Return the first frame whose centre is not before a time."""
+    centre = geometry.receptive_field_samples / 2
+    hops = (time_s * geometry.sample_rate_hz - centre) / geometry.hop_samples
+    return max(0, math.ceil(round(hops, 6))) if math.isfinite(hops) else 2**62
