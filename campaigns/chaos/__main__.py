@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from campaigns.chaos.campaign import Campaign
@@ -59,22 +60,24 @@ def run(options: argparse.Namespace, work: Path) -> Tally:
     write_weights(work / "weights.pt", 0)
     library = compile_layer(work)
     layer = Layer(work / "control") if library else None
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment = dict(kept)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if library and layer:
         environment |= {"LD_PRELOAD": str(library), "CHAOS_CONTROL": str(layer.path)}
-    with own_disk(work, options.disk_mb) as (disk, may_mount):
+    with (
+        own_disk(work, options.disk_mb) as (disk, may_mount),
+        closing(Drivers(environment)) as drivers,
+    ):
         makers: list[tuple[int, list[str], Callable[[], Campaign]]] = [
             (
                 options.faults,
                 options.only,
-                lambda: InlineCampaign(work, disk, Drivers(environment), rng, layer, may_mount),
+                lambda: InlineCampaign(work, disk, drivers, rng, layer, may_mount),
             ),
             (
                 options.ray_faults,
                 options.only_ray,
-                lambda: RayCampaign(work, disk, Drivers(kept), rng, may_mount, options.pause_s),
+                lambda: RayCampaign(work, disk, drivers, rng, may_mount, options.pause_s),
             ),
         ]
         for budget, kinds, make in makers:

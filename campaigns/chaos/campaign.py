@@ -301,7 +301,7 @@ class Campaign(ABC):
 
     def close(self) -> None:
         """End all drivers."""
-        self.drivers.close()
+        self.drivers.end()
 
     # --- faults; each returns whether it happened ------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import select
@@ -106,27 +107,38 @@ class Drivers:
                 driver.returncode = code
                 driver.ended.set()
 
-    def close(self) -> None:
-        """End all drivers, and their parent."""
+    def end(self) -> None:
+        """End all drivers."""
         for driver in list(self._started.values()):
             driver.send_signal(signal.SIGCONT)
             driver.send_signal(signal.SIGKILL)
             driver.wait(10)
+
+    def close(self) -> None:
+        """End all drivers, and their parent."""
+        self.end()
         self._parent.kill()
         self._parent.wait()
 
 
-def _serve() -> None:
-    """Fork a child for each order on stdin; print `[pid, null, log]`, and `[pid, code, log]`."""
-    import importlib
+def preload(*more: str) -> None:
+    """Import what forks of this process use, so that they need not.
 
-    for name in IMPORTS:
+    Args:
+        more: Modules besides those of a driver.
+    """
+    for name in (*IMPORTS, *more):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     from pipeline.config import load_config
 
     load_config(["store=none", "dataset.path=none"])  # Hydra imports as it goes
     gc.freeze()  # else the first collection copies all pages
+
+
+def _serve() -> None:
+    """Fork a child for each order on stdin; print `[pid, null, log]`, and `[pid, code, log]`."""
+    preload()
     logs: dict[int, str] = {}
     buffer = b""
     while True:

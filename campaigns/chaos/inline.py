@@ -145,8 +145,10 @@ class InlineCampaign(Campaign):
         super().undo()
 
     def close(self) -> None:
-        """End the drivers and the mounts."""
+        """End the drivers, the faults and the mounts."""
         super().close()
+        if self.layer is not None:
+            self.layer.calm()  # drivers of the next campaign have the layer, too
         self.limit.close()
         if self.is_mounted:
             unmount(self.shown)

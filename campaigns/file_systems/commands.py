@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import pipeline.extract.run  # noqa: F401 - what a driver imports, once for all
+from campaigns.chaos.drivers import preload
 from pipeline.cli.app import app
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 1, 2, 3
 NOT_THE_OWNER = (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER)
 """Capabilities without which root may write only its own files."""
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWPID = 0x00020000, 0x04000000, 0x20000000
+
+SWEEP = ("pipeline.probing.run", "pipeline.probing.report.sweep_report", "sklearn.metrics")
+preload(*SWEEP, "torch._dynamo")  # the latter is imported by optimisers
 
 
 class Command:
