@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.feed.batching import BatchPolicy
     from pipeline.feed.dataset import Batch, FeatureDataset, collate
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
+    from pipeline.feed.mixture import MixedLoader, mix
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.online.opening import open_or_extract
     from pipeline.store.read.features import FeatureStore
@@ -32,6 +33,7 @@ _HOMES = {
     "FeatureStore": "pipeline.store.read.features",
     "FeatureStream": "pipeline.feed.loader",
     "FramewiseLinear": "pipeline.heads.modules",
+    "MixedLoader": "pipeline.feed.mixture",
     "PooledLinear": "pipeline.heads.modules",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
     "WeightedSum": "pipeline.heads.modules",
@@ -41,6 +43,7 @@ _HOMES = {
     "export": "pipeline.transforms.export.run",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
+    "mix": "pipeline.feed.mixture",
     "open_or_extract": "pipeline.online.opening",
     "open_store": "pipeline.store.read.opening",
 }
@@ -54,6 +57,7 @@ __all__ = [
     "FeatureStore",
     "FeatureStream",
     "FramewiseLinear",
+    "MixedLoader",
     "PooledLinear",
     "SpeechEncoder",
     "WeightedSum",
@@ -63,6 +67,7 @@ __all__ = [
     "export",
     "load_encoder",
     "make_loader",
+    "mix",
     "open_or_extract",
     "open_store",
 ]

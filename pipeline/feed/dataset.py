@@ -56,6 +56,7 @@ class Batch:
         ids: Ids of the utterances, [batch].
         columns: Values of each column: a tensor [batch] of numbers or class numbers, else a list.
         starts: First frame of each utterance, int64 [batch]; 0 unless it is cropped.
+        dataset: Number of its dataset, if it is from a mixture (`mix`).
     """
 
     features: Tensor
@@ -63,6 +64,7 @@ class Batch:
     ids: list[str]
     columns: dict[str, Any]
     starts: Tensor
+    dataset: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
