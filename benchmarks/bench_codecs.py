@@ -1,6 +1,6 @@
 """Compare ways to store frame values in few bits: what is lost, and in how many bytes.
 
-    python benchmarks/bench_codecs.py AUDIO_FOLDER [--model hubert_base] [--clips 20]
+    python benchmarks/bench_codecs.py AUDIO_FOLDER... [--model hubert_base] [--clips 20]
 
 Clips of 2 to 20 s are encoded in fp32. Their layers get the outliers that trained encoders have:
 four features with 80 times the variance of the others, and four with a constant part of 60 times
@@ -11,20 +11,24 @@ layer      all features of a layer of an utterance together; the lowest one
 median     single features; the median
 worst      single features; a thousandth of them is below
 
-`--joined` adds all clips as one utterance, and `--short` clips of a few frames.
+`--joined` adds all clips as one utterance, `--short` clips of a few frames, and `--long-s 1200` a
+recording of 20 minutes: all files joined, encoded in windows, in three layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 import pipeline
 from pipeline.audio.decode import decode
@@ -35,6 +39,8 @@ Values = npt.NDArray[np.float32]
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 SHORTEST_S, LONGEST_S, RATE_HZ = 2, 20, 16_000
 SHORT_FRAMES = (2, 5, 20)
+LONG_LAYERS = (1, 6, 12)
+"""Of a long recording, whose layers have 184 MB each."""
 GROUP = 256
 
 
@@ -142,15 +148,16 @@ SCHEMES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--model", default="hubert_base")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--joined", action="store_true", help="all clips as one utterance, too")
     parser.add_argument("--short", action="store_true", help="clips of a few frames, too")
+    parser.add_argument("--long-s", type=float, help="a recording of so many seconds, too")
     arguments = parser.parse_args()
     encoder = pipeline.load_encoder(arguments.model, weights=arguments.weights)
-    clips = [plant(features) for features in encode(encoder, arguments.folder, arguments.clips)]
+    clips = [plant(features) for features in encode(encoder, arguments.folders, arguments.clips)]
     n_frames = sum(clip.shape[1] for clip in clips)
     print(f"{len(clips)} clips, {n_frames / 50:.0f} s, {arguments.model}, {arguments.weights}")
     rows = [table("clips", clips)]
@@ -160,18 +167,37 @@ def main() -> None:
         for length in SHORT_FRAMES:
             short = [clip[:, at : at + length] for clip in clips for at in (10, 60)]
             rows.append(table(f"{length} frames", short))
+    if arguments.long_s:
+        encoder = pipeline.load_encoder(
+            arguments.model, weights=arguments.weights, layers=list(LONG_LAYERS)
+        )
+        long = encoder([join(arguments.folders, arguments.long_s)])[0].numpy()
+        rows.append(table(f"one recording of {long.shape[1] / 50:.0f} s", [plant(long)]))
     print(json.dumps(rows))
 
 
-def encode(encoder: pipeline.SpeechEncoder, folder: Path, n_clips: int) -> list[Values]:
-    """Return the features of clips of the right length, spread over a folder."""
-    found = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES):
-        waveform = decode(Segment(str(path), str(path)), RATE_HZ).waveform
-        if SHORTEST_S * RATE_HZ <= len(waveform) <= LONGEST_S * RATE_HZ:
-            found.append(waveform)
+def encode(encoder: pipeline.SpeechEncoder, folders: Sequence[Path], n_clips: int) -> list[Values]:
+    """Return the features of clips of the right length, spread over the folders."""
+    shortest, longest = SHORTEST_S * RATE_HZ, LONGEST_S * RATE_HZ
+    found = [wave for wave in waveforms(folders) if shortest <= len(wave) <= longest]
     chosen = found[:: max(1, len(found) // n_clips)][:n_clips]
     return [encoder([waveform])[0].float().numpy() for waveform in chosen]
+
+
+def join(folders: Sequence[Path], seconds: float) -> Tensor:
+    """Return the sound of all files, one after the other, cut to a length."""
+    joined = torch.cat(list(waveforms(folders)))
+    wanted = round(seconds * RATE_HZ)
+    if len(joined) < wanted:
+        sys.exit(f"the folders have {len(joined) / RATE_HZ:.0f} s of sound, not {seconds:.0f}")
+    return joined[:wanted]
+
+
+def waveforms(folders: Sequence[Path]) -> Iterator[Tensor]:
+    """Decode all sound files."""
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES):
+            yield decode(Segment(str(path), str(path)), RATE_HZ).waveform
 
 
 def plant(features: Values) -> Values:

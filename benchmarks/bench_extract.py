@@ -1,6 +1,7 @@
 """Compare the speed of extraction with plain loops, on the same clips and weights.
 
     python benchmarks/bench_extract.py AUDIO_FOLDER [--audio-s 150] [--rounds 3] [--threads 2]
+        [--methods ours forward]
 
 Every method gets the same clips (files, decoded by each method itself), the same HuBERT base
 weights (random, seed 0) and the same number of threads. The methods take turns, round after round,
@@ -12,6 +13,7 @@ transformers   HubertModel in zero-padded batches of 8 (its features depend on t
 s3prl          its upstream expert hf_hubert on the same batches, where s3prl can be imported
                (`pip install --no-deps s3prl`); torch.save of the 12 layers of each clip
 ours           strata's worker: decode, batch, encode, write and commit the store
+pooled         the same with extract.keep=[pooled]: of each clip and layer only the mean is stored
 forward        the bare encoder on the worker's batches, nothing written: the upper bound
 matmul         4096³ matrix products: the peak of the machine
 
@@ -30,6 +32,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +91,18 @@ class Bench:
         self.layout = Layout(
             encoder.layers, encoder.dim, self.plan.frames_per_unit, self.plan.utterances_per_slot
         )
-        self.workers = {name: self._worker(name) for name in self.encoders}
+        self.layouts = {"ours": self.layout, "pooled": replace(self.layout, keep=("pooled",))}
+        self.workers = {
+            (kind, precision): self._worker(kind, precision)
+            for kind in self.layouts
+            for precision in self.encoders
+        }
 
-    def _worker(self, precision: str) -> Worker:
-        root = self.scratch / precision
+    def _worker(self, kind: str, precision: str) -> Worker:
+        root = self.scratch / f"{kind}-{precision}"
         job = Job(
             open_backend(root),
-            self.layout,
+            self.layouts[kind],
             self.dataset,
             lambda: None,
             MAX_BATCH_FRAMES,
@@ -133,12 +141,12 @@ class Bench:
             own = [state[i, : GEOMETRY.n_frames(len(clip))].half().clone() for state in states[1:]]
             torch.save(own, self.scratch / f"{file.stem}.pt")
 
-    def ours(self, precision: str) -> None:
-        root = self.scratch / precision
+    def ours(self, kind: str, precision: str) -> None:
+        root, layout = self.scratch / f"{kind}-{precision}", self.layouts[kind]
         shutil.rmtree(root, ignore_errors=True)
-        write_group(root, self.layout, self.plan.n_units, {"format_version": 1})
+        write_group(root, layout, self.plan.n_units, {"format_version": layout.format_version})
         for unit in range(self.plan.n_units):
-            report = self.workers[precision].extract(
+            report = self.workers[kind, precision].extract(
                 UnitTask(unit, unit, 1, self.plan.unit_rows(unit))
             )
             assert report.won
@@ -207,11 +215,12 @@ def matmul_gflops(dtype: torch.dtype) -> float:
     return 2 * 4096**3 / min(seconds) / 1e9
 
 
-def timed(method: Callable[[], None]) -> float:
+def timed(method: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds of a method, and its CPU seconds, which say more on a busy machine."""
     os.sync()  # this method must not wait for what the one before left unwritten
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     method()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - began_cpu
 
 
 def choose(folder: Path, audio_s: float) -> tuple[list[Path], float]:
@@ -229,6 +238,7 @@ def main() -> None:
     parser.add_argument("--audio-s", type=float, default=150.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="*", help="only those whose names start so")
     parser.add_argument("--padding-of", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     files, audio_s = choose(arguments.folder, arguments.audio_s)
@@ -240,32 +250,40 @@ def main() -> None:
             "plain bf16": lambda: bench.plain(bench.stock_bf16, torch.bfloat16),
             "transformers fp32": bench.transformers,
             "s3prl fp32": bench.s3prl,
-            "ours fp32": lambda: bench.ours("fp32"),
-            "ours bf16": lambda: bench.ours("bf16"),
+            "ours fp32": lambda: bench.ours("ours", "fp32"),
+            "ours bf16": lambda: bench.ours("ours", "bf16"),
+            "pooled fp32": lambda: bench.ours("pooled", "fp32"),
+            "pooled bf16": lambda: bench.ours("pooled", "bf16"),
             "forward fp32": lambda: bench.forward("fp32"),
             "forward bf16": lambda: bench.forward("bf16"),
         }
-        if bench.expert is None:
-            del methods["s3prl fp32"]
+        if arguments.methods:
+            chosen = tuple(arguments.methods)
+            methods = {name: act for name, act in methods.items() if name.startswith(chosen)}
+        if bench.expert is None and methods.pop("s3prl fp32", None):
             print("s3prl cannot be imported here and is left out")
         bench.forward("bf16")  # warm-up: kernels are chosen, memory is mapped
         bench.forward("fp32")
         bench.plain(bench.stock_bf16, torch.bfloat16)
         seconds: dict[str, list[float]] = {name: [] for name in methods}
+        cpu: dict[str, list[float]] = {name: [] for name in methods}
         peak: dict[str, list[float]] = {"fp32": [], "bf16": []}
         for _ in range(arguments.rounds):
             for name, method in methods.items():
-                seconds[name].append(timed(method))
+                wall_s, cpu_s = timed(method)
+                seconds[name].append(wall_s)
+                cpu[name].append(cpu_s)
             peak["fp32"].append(matmul_gflops(torch.float32))
             peak["bf16"].append(matmul_gflops(torch.bfloat16))
         folders = {"these clips": Path(bench.dataset.path or "")}
         folders |= {str(folder): folder for folder in arguments.padding_of}
         shares = {name: padding(folder) for name, folder in folders.items()}
-    report(seconds, peak, shares, audio_s, len(files), arguments)
+    report(seconds, cpu, peak, shares, audio_s, len(files), arguments)
 
 
 def report(
     seconds: dict[str, list[float]],
+    cpu: dict[str, list[float]],
     peak: dict[str, list[float]],
     shares: dict[str, dict[str, float]],
     audio_s: float,
@@ -277,33 +295,43 @@ def report(
         f"medians of {arguments.rounds} alternating rounds"
     )
     speed = {name: audio_s / statistics.median(runs) for name, runs in seconds.items()}
+    plain = seconds.get("plain fp32")
     print(f"{'method':<20}{'× real time':>12}{'range':>18}{'vs plain fp32':>15}")
     for name, runs in seconds.items():
         low, high = audio_s / max(runs), audio_s / min(runs)
         # The median of the ratios of each round: drift affects both sides of a ratio.
-        ratio = paired(seconds["plain fp32"], runs)
-        print(f"{name:<20}{speed[name]:>12.1f}{f'{low:.1f}–{high:.1f}':>18}{ratio:>15.2f}")
+        ratio = f"{paired(plain, runs):.2f}" if plain else "–"
+        print(f"{name:<20}{speed[name]:>12.1f}{f'{low:.1f}–{high:.1f}':>18}{ratio:>15}")
+    pairs = [
+        ("ours fp32", "plain fp32"),
+        ("ours fp32", "transformers fp32"),
+        ("ours fp32", "s3prl fp32"),
+        ("ours bf16", "plain fp32"),
+        ("ours bf16", "plain bf16"),
+        ("ours fp32", "forward fp32"),
+        ("ours bf16", "forward bf16"),
+        ("pooled fp32", "forward fp32"),
+        ("pooled bf16", "forward bf16"),
+    ]
     ratios = {
-        "ours fp32 / plain fp32": paired(seconds["plain fp32"], seconds["ours fp32"]),
-        "ours fp32 / transformers": paired(seconds["transformers fp32"], seconds["ours fp32"]),
-        **(
-            {"ours fp32 / s3prl": paired(seconds["s3prl fp32"], seconds["ours fp32"])}
-            if "s3prl fp32" in seconds
-            else {}
-        ),
-        "ours bf16 / plain fp32": paired(seconds["plain fp32"], seconds["ours bf16"]),
-        "ours bf16 / plain bf16": paired(seconds["plain bf16"], seconds["ours bf16"]),
-        "end to end / forward fp32": paired(seconds["forward fp32"], seconds["ours fp32"]),
-        "end to end / forward bf16": paired(seconds["forward bf16"], seconds["ours bf16"]),
+        f"{name} / {base}": paired(seconds[base], seconds[name])
+        for name, base in pairs
+        if {name, base} <= seconds.keys()
     }
-    for name, ratio in ratios.items():
-        print(f"{name:<28}{ratio:6.2f}")
+    cpu_ratios = {
+        f"{name} / {base}": paired(cpu[base], cpu[name])
+        for name, base in pairs
+        if {name, base} <= cpu.keys()
+    }
+    print(f"{'':<30}{'speed':>6}{'per CPU s':>11}")
+    for name, value in ratios.items():
+        print(f"{name:<30}{value:6.2f}{cpu_ratios[name]:11.2f}")
     gflops = {name: statistics.median(values) for name, values in peak.items()}
     print(f"matrix-product peak: {gflops['fp32']:.0f} GFLOP/s fp32, {gflops['bf16']:.0f} bf16")
     for name, parts in shares.items():
         print(f"padding of {name}: " + ", ".join(f"{p} {share:.1%}" for p, share in parts.items()))
-    found = {"realtime_factor": speed, "ratios": ratios, "peak_gflops": gflops, "padding": shares}
-    print(json.dumps(found))
+    found = {"realtime_factor": speed, "ratios": ratios, "cpu_ratios": cpu_ratios}
+    print(json.dumps(found | {"peak_gflops": gflops, "padding": shares}))
 
 
 def paired(baseline: list[float], runs: list[float]) -> float:

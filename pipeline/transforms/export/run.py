@@ -90,7 +90,7 @@ def export(
 ) -> Export:
     """Write features of a store as files of another format.
 
-    Everything is verified against its checksums as it is read. Memory is bounded by some 100 MB, or
+    Everything is verified against its checksums as it is read. Memory is bounded by some 200 MB, or
     some four times the longest utterance, and about 0.3 kB for each utterance. An interrupted
     export goes on where it stopped when it is repeated.
 
