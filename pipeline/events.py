@@ -104,6 +104,9 @@ class Observer:
     def utterances_compared(self, done: int, total: int) -> None:
         """Receive the number of utterances that were compared, from 0 on, and of all."""
 
+    def units_rewritten(self, done: int, total: int) -> None:
+        """Receive the number of units that a drop has rewritten, from 0 on, and of all."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -165,6 +168,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.utterances_compared(done, total)
+
+    def units_rewritten(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.units_rewritten(done, total)
 
 
 def rough_duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from crc32c import crc32c
@@ -16,7 +17,9 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
     COLLAPSED_LAYER,
+    DROPPED_LAYERS,
     FORMAT_2,
+    FORMAT_3,
     FRAMES,
     HAS_LABELS,
     INDEX_DIR,
@@ -26,10 +29,10 @@ from pipeline.store.format.layout import (
     PLAN,
     READABLE_VERSIONS,
     Layout,
-    group_document,
 )
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.pooling import MEAN
+from pipeline.store.format.zarr_json import group_document
 from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
 
 
@@ -89,18 +92,44 @@ def note_labels(store: Location, newest: int) -> None:
     attributes = read_attributes(backend)
     if has_labels(attributes) and attributes.get(NEWEST_LABELS) == newest:
         return
-    attributes |= {"format_version": FORMAT_2, HAS_LABELS: True, NEWEST_LABELS: newest}
-    if CHECKSUM in attributes:
-        names = sorted({*attributes[CHECKSUM]["of"], HAS_LABELS, NEWEST_LABELS})
-        attributes[CHECKSUM] = {"crc32c": _checksum(attributes, names), "of": names}
-    backend.put(ATTRIBUTES, [json_bytes(group_document(attributes))])
+    _put_attributes(backend, attributes, FORMAT_2, {HAS_LABELS: True, NEWEST_LABELS: newest})
+
+
+def note_drop(store: Location, layers: Sequence[int]) -> None:
+    """State in the attributes of the group, atomically, that something was dropped.
+
+    The format version becomes 3, because earlier versions would take it for damage.
+
+    Args:
+        store: The store.
+        layers: Layers that are dropped from now on, besides those that were dropped before.
+    """
+    backend = open_backend(store)
+    attributes = read_attributes(backend)
+    dropped = sorted({*attributes.get(DROPPED_LAYERS, ()), *layers})
+    facts: dict[str, Any] = {HAS_LABELS: has_labels(attributes)}
+    if dropped:
+        facts[DROPPED_LAYERS] = dropped
+    if attributes["format_version"] < FORMAT_3 or attributes | facts != attributes:
+        _put_attributes(backend, attributes, FORMAT_3, facts)
+
+
+def _put_attributes(
+    backend: Backend, attributes: dict[str, Any], version: int, facts: Mapping[str, Any]
+) -> None:
+    """Add facts to the attributes of the group, and raise its format version."""
+    changed = attributes | {"format_version": max(version, attributes["format_version"]), **facts}
+    if CHECKSUM in changed:
+        names = sorted({*changed[CHECKSUM]["of"], *facts})
+        changed[CHECKSUM] = {"crc32c": _checksum(changed, names), "of": names}
+    backend.put(ATTRIBUTES, [json_bytes(group_document(changed))])
 
 
 def has_labels(attributes: Mapping[str, Any]) -> bool:
     """Return whether a store has labels of its own; early stores of version 2 do not state it."""
     if HAS_LABELS in attributes:
         return bool(attributes[HAS_LABELS])
-    is_later = attributes.get("format_version", 0) >= FORMAT_2
+    is_later = attributes.get("format_version") == FORMAT_2
     return is_later and layout_of(attributes).format_version < FORMAT_2
 
 
@@ -130,7 +159,8 @@ def is_rewritten(store: Location, layout: Layout, array: str) -> bool:
     stored = _stored_document(backend, array)
     if stored.get("codecs", expected["codecs"]) == expected["codecs"]:
         return False
-    names = backend.children(f"{array}/c/0" if array == FRAMES else f"{array}/c")
+    folder = f"{array}/c/{layout.kept_axes[0]}" if array == FRAMES else f"{array}/c"
+    names = backend.children(folder)
     slots = sorted(int(name) for name in names if name.isdecimal())
     if not slots:
         return False
@@ -182,7 +212,8 @@ def read_attributes(store: Location) -> dict[str, Any]:
     except OSError as error:
         raise StoreError(f"{path} is not readable ({error})") from error
     if version not in READABLE_VERSIONS:
-        readable = " and ".join(map(str, READABLE_VERSIONS))
+        *first, last = map(str, READABLE_VERSIONS)
+        readable = f"{', '.join(first)} and {last}"
         raise StoreError(
             f"store {backend} has format version {version}; this strata reads {readable} ({path})"
         )
@@ -246,6 +277,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
             codec=codec_of(identity.get("dtype", DEFAULT_CODEC.name)),
             keep=tuple(identity.get("keep", KEPT)),
             statistics=tuple(identity.get("pooling", (MEAN,))),
+            dropped_layers=tuple(attributes.get(DROPPED_LAYERS, ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
@@ -254,11 +286,11 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
 
 
 def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Location) -> None:
-    """Check that a store has the layout that its plan requires.
+    """Check that a store has the layout that its plan requires, whatever was dropped of it.
 
     Raises:
         IdentityError: It has another one.
     """
-    stored = layout_of(attributes)
-    if stored != layout:
+    stored = replace(layout_of(attributes), dropped_layers=())
+    if stored != replace(layout, dropped_layers=()):
         raise IdentityError(f"store {store} has {stored}, but its plan requires {layout}")

@@ -107,11 +107,11 @@ def still_quarantined(table: pa.Table) -> pa.Table:
     Args:
         table: Index rows with at least row, unit, status and n_pieces.
     """
-    lost = table.filter(_is(table["status"], QUARANTINED))
+    lost = of_status(table, QUARANTINED)
     if not len(lost):
         return lost
     same = pc.is_in(table["row"], value_set=pc.unique(lost["row"]))
-    done = table.filter(pc.and_(same, _is(table["status"], OK)))
+    done = of_status(table.filter(same), OK)
     rows, place = np.unique(numbers(done["row"]), return_inverse=True)
     expected = np.zeros(len(rows), np.int64)
     np.maximum.at(expected, place, numbers(done["n_pieces"]))
@@ -248,6 +248,11 @@ def row_numbers(values: npt.NDArray[np.int64]) -> pa.Array:
     """Return row numbers for `take`, without pandas."""
     values = np.ascontiguousarray(values, np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+
+
+def of_status(table: pa.Table, which: str) -> pa.Table:
+    """Return the index rows with a status."""
+    return table.filter(_is(table["status"], which))
 
 
 def _is(status: pa.ChunkedArray, which: str) -> pa.ChunkedArray:

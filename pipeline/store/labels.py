@@ -3,8 +3,9 @@
 Labels are no part of a feature, so they can change without the encoder. At first a store has no
 labels of its own: readers show every committed utterance, with the columns in the index. When the
 dataset changes, these are copied to generation 0, and generation 1 has the utterances and columns
-of the dataset as it is now. A generation never changes. The newest one counts; an older one can be
-asked for. The attributes of the store state the newest one, so that its loss is noticed.
+of the dataset as it is now. A generation never changes, but for utterances that are dropped from
+all of them (`strata drop`). The newest one counts; an older one can be asked for. The attributes of
+the store state the newest one, so that its loss is noticed.
 
 An utterance is known by its number, the `row` of the plan and the index. It is the row of the
 dataset at the time when the utterance was planned, if nothing has changed since. Other audio under
@@ -37,6 +38,7 @@ from pipeline.store.format.layout import (
     labels_key,
 )
 from pipeline.store.format.records import FIELDS
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.serialization import parquet_bytes, read_parquet
 
 IntArray = npt.NDArray[np.int64]
@@ -148,7 +150,10 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
 
 
 def committed_labels(store: Location) -> Labels:
-    """Return the utterances of all committed units with the columns in the index, by number."""
+    """Return the utterances of all committed units with the columns in the index, by number.
+
+    Dropped ones are left out.
+    """
     backend = open_backend(store)
     identity = _attributes(backend).get("identity", {})
     columns = identity.get("source", {}).get("columns", [])
@@ -157,6 +162,7 @@ def committed_labels(store: Location) -> Labels:
     if not index_files.committed_units(backend):
         return Labels(pa.schema(KEYS).empty_table(), ())
     table = index_files.read_index(backend, columns=["unit", *keys, *names])
+    table = table.filter(pa.array(~are_tombstones(table["id"])))
     table = table.select([*keys, *names]).sort_by("row")
     is_first = np.diff(index_files.numbers(table["row"]), prepend=-1) != 0
     return Labels(table.filter(pa.array(is_first)).combine_chunks(), tuple(columns))
@@ -194,6 +200,22 @@ def write_labels(
     for generation in instead_of:
         backend.delete(labels_key(generation))
     return number
+
+
+def remove_from_labels(store: Location, numbers: IntArray) -> None:
+    """Remove utterances from all generations of labels, because they are dropped.
+
+    Raises:
+        DamagedError: A generation is damaged.
+    """
+    backend = open_backend(store)
+    for number in generations(backend):
+        labels = read_labels(backend, number)
+        assert labels is not None
+        stays = ~np.isin(labels.numbers, numbers)
+        if not stays.all():
+            kept = replace(labels, table=labels.table.filter(pa.array(stays)))
+            backend.put(labels_key(number), [_content(number, kept)])
 
 
 def copy_labels(store: Location, out: Location) -> None:
@@ -248,15 +270,19 @@ def _attributes(backend: Backend) -> dict[str, Any]:
     return read_attributes(backend) if backend.exists(ATTRIBUTES) else {}
 
 
-def _put(backend: Backend, number: int, labels: Labels) -> None:
+def _content(number: int, labels: Labels) -> memoryview:
+    """Return the file of a generation."""
     facts = {
         "format_version": FORMAT_2,
         "columns": [dict(c) for c in labels.columns],
         "numbered": number if labels.numbered is None else labels.numbered,
     }
-    table = labels.table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
+    return parquet_bytes(labels.table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)}))
+
+
+def _put(backend: Backend, number: int, labels: Labels) -> None:
     backend.ensure_folder(LABELS_DIR)
-    if not backend.put_if_absent(labels_key(number), [parquet_bytes(table)]):
+    if not backend.put_if_absent(labels_key(number), [_content(number, labels)]):
         raise StoreError(
             f"{backend.locate(labels_key(number))} was written by another process meanwhile; run "
             "the same command again"

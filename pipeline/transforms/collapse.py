@@ -40,11 +40,14 @@ from pipeline.store.format.identity import Identity, check_same
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     COLLAPSED_LAYER,
+    DROPPED_LAYERS,
+    FORMAT_3,
     LABEL_ATTRIBUTES,
     Layout,
 )
 from pipeline.store.format.plan import Plan
-from pipeline.store.format.records import OK, QUARANTINED
+from pipeline.store.format.records import DROPPED, OK, QUARANTINED
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import copy_labels, read_labels
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into, measure
@@ -53,6 +56,8 @@ from pipeline.transforms.layer_weights import read_weights
 from pipeline.transforms.writer import Final, Target, open_ledger, own_provenance, write_units
 
 Row = dict[str, Any]
+_OF_PARENT = ("final_norm", DROPPED_LAYERS, *LABEL_ATTRIBUTES)
+"""Attributes about the layers and labels of the parent; `copy_labels` states the labels."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def collapse(
     if parent.uri == out.uri:
         raise ConfigError(f"a store cannot be collapsed into itself ({out}); give another path")
     attributes = read_attributes(parent)
-    numbers = read_weights(weights, len(attributes["layers"]), softmax)
+    layers = tuple(layout_of(attributes).axes)
+    numbers = read_weights(weights, len(layers), softmax)
     plan = read_plan(parent)
     if plan is None:
         raise DamagedError(f"store {parent} has no plan.parquet; restore it from a copy")
@@ -143,7 +149,7 @@ def collapse(
         observer.note(f"{waiting} units of {parent} are not extracted yet; run again when they are")
     return Collapse(
         weights=numbers,
-        layers=tuple(attributes["layers"]),
+        layers=layers,
         units_total=plan.n_units,
         units_committed=n_done,
         units_waiting=waiting,
@@ -175,9 +181,11 @@ def _prepare(
     parent: Backend,
 ) -> tuple[Target, Ledger]:
     """Create the collapsed store, or check that an existing one is that of this run."""
+    whole = layout_of(attributes)
     layout = replace(
-        layout_of(attributes),
+        whole,
         layers=(COLLAPSED_LAYER,),
+        dropped_layers=(),
         frames_per_unit=plan.frames_per_unit,
         utterances_per_slot=plan.utterances_per_slot,
     )
@@ -186,7 +194,7 @@ def _prepare(
             f"store {parent} keeps no frames (extract.keep=[pooled]), so there is nothing to sum; "
             "a weighted sum of its statistics is `torch.einsum('l,uld->ud', w, store.pooled())`"
         )
-    identity = collapsed_identity(attributes["identity"], attributes["layers"], weights)
+    identity = collapsed_identity(attributes["identity"], tuple(whole.axes), weights)
     stored_plan = read_plan(out)
     if out.exists(ATTRIBUTES):
         stored = read_attributes(out)
@@ -195,9 +203,9 @@ def _prepare(
     if stored_plan is None or not stored_plan.table.equals(plan.table):
         _check_extends(stored_plan, plan, out)
         write_plan(out, plan)
-    left_out = ("final_norm", *LABEL_ATTRIBUTES)  # `copy_labels` states the labels
-    own = {k: v for k, v in attributes.items() if k not in left_out}
-    own["format_version"] = layout.format_version
+    own = {k: v for k, v in attributes.items() if k not in _OF_PARENT}
+    has_dropped = are_tombstones(plan.table["id"]).any()
+    own["format_version"] = FORMAT_3 if has_dropped else layout.format_version
     own["layers"] = list(layout.layers)
     own["identity"] = identity
     own["provenance"] = own_provenance(parent_path=str(parent), parent=attributes["provenance"])
@@ -209,7 +217,8 @@ def _check_extends(stored: Plan | None, plan: Plan, out: Backend) -> None:
     """Check that the parent's plan is the stored one, or extends it."""
     if stored is not None and not stored.table.equals(plan.table.slice(0, len(stored.table))):
         raise StoreError(
-            f"store {out} was collapsed from a store with another plan; give another path"
+            f"store {out} was collapsed from a store with another plan, or utterances were dropped "
+            "from one of the two; give another path, or drop them from the other one, too"
         )
 
 
@@ -249,12 +258,14 @@ class _Collapser:
 
     def _sum(self, row: Row, slot: int, buffer: UnitBuffer) -> Row:
         """Sum a piece into the buffer; return its row of the collapsed index."""
+        if row["status"] == DROPPED:
+            return row | {"slot": slot, "frame_start": None, "n_frames": 0}
         if row["status"] != OK:
             return row | {"slot": slot}
         start, stop = self._span(row)
         total = torch.zeros((stop - start, self._from.dim), dtype=torch.float32)
         values = torch.empty_like(total)
-        for axis, weight in enumerate(self._weights):
+        for axis, weight in zip(self._from.kept_axes, self._weights, strict=True):
             stored = self._shards.read(axis, row["slot"], start, stop)
             scales = self._shards.scales(axis, row["slot"], row["position"])
             self._verify(checksum(stored, scales), axis, row)

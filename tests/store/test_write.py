@@ -467,9 +467,9 @@ def test_another_format_version_is_refused(store: FakeStore) -> None:
     """The message has both versions."""
     path = store.root / GROUP / "zarr.json"
     document = json.loads(path.read_text())
-    document["attributes"]["format_version"] = 3
+    document["attributes"]["format_version"] = 4
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="format version 3; this strata reads 1 and 2"):
+    with pytest.raises(StoreError, match="format version 4; this strata reads 1, 2 and 3"):
         read_attributes(store.root)
 
 

@@ -88,6 +88,8 @@ class PartialObject(Protocol):
     def write(self, data: Buffer, offset: int) -> None:
         """Write bytes to their place; `data` may be reused as soon as this returns.
 
+        Bytes before the end of the object that are never written are zero.
+
         Raises:
             NoSpaceError: The storage is full.
             StoreError: The bytes cannot be written.

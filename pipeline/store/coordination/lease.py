@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -33,7 +34,7 @@ from pipeline.errors import StoreBusyError, StoreError
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.processes import GONE, process_space, process_start
-from pipeline.store.format.layout import LEASE, LEASE_LOCK
+from pipeline.store.format.layout import DROPPING, LEASE, LEASE_LOCK
 from pipeline.store.serialization import json_bytes
 
 HEARTBEAT_S = 5.0
@@ -42,6 +43,7 @@ LOCK_TIMEOUT_S = 10.0
 WATCH_S = 0.5
 """Seconds between two looks at a heartbeat that lies in the future, or at an unreadable lease."""
 READ_ATTEMPTS = 5
+SHARE_LEASE = re.compile(r"lease-\d+\.json")
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -72,17 +74,22 @@ class Lease:
         run_id: Id of the run.
         key: Key of the lease. That of a share is `share_lease_key(rank)`; such a driver extracts
             only the units of its share, while another one holds the store.
+        is_drop: Whether the driver completes a drop that was interrupted. No other one may write
+            to such a store.
 
     Attributes:
         warning: What the user should know about the storage; empty if there is nothing.
 
     Raises:
         StoreBusyError: On entry, if a live driver holds it.
-        StoreError: On entry, if the store cannot be written.
+        StoreError: On entry, if the store cannot be written, or a drop was interrupted.
     """
 
-    def __init__(self, store: Location, run_id: str, key: str = LEASE) -> None:
+    def __init__(
+        self, store: Location, run_id: str, key: str = LEASE, is_drop: bool = False
+    ) -> None:
         self._backend, self._key = open_backend(store), key
+        self._is_drop = is_drop
         self._operations = self._backend.leases
         pid = os.getpid()
         self._holder = Holder(
@@ -100,6 +107,8 @@ class Lease:
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
                 if self._backend.put_if_absent(self._key, content):
+                    if not self._is_drop:
+                        self._check_no_drop()
                     self._thread.start()
                     return self
                 holder = live_holder(self._backend, self._key, now_s)
@@ -129,6 +138,14 @@ class Lease:
         with suppress(StoreError, OSError), self._locked():  # if this fails, the lease expires
             if self._is_mine():
                 self._backend.delete(self._key)
+
+    def _check_no_drop(self) -> None:
+        """Check that no drop was interrupted; release the lease if one was."""
+        try:
+            check_no_drop(self._backend)
+        except StoreError:
+            self._backend.delete(self._key)
+            raise
 
     def check(self) -> None:
         """Make sure that the lease still belongs to this driver.
@@ -251,6 +268,34 @@ class Lease:
             with suppress(OSError):
                 if self._is_mine():
                     self._operations.touch(self._key)
+
+
+def check_no_drop(backend: Backend) -> None:
+    """Check that no drop was interrupted.
+
+    Raises:
+        StoreError: One was.
+    """
+    if backend.exists(DROPPING):
+        raise StoreError(
+            f"a drop from store {backend} was interrupted; run `strata drop {backend} "
+            "confirm=true` first, which completes it"
+        )
+
+
+def check_no_share(backend: Backend) -> None:
+    """Check that no driver extracts a share of the store.
+
+    Raises:
+        StoreBusyError: One does.
+    """
+    for name in backend.children(""):
+        holder = live_holder(backend, name) if SHARE_LEASE.fullmatch(name) else None
+        if holder is not None:
+            raise StoreBusyError(
+                f"a share of store {backend} is extracted by process {holder.pid} on "
+                f"{holder.host} (run {holder.run_id}); wait for it, or stop it and run again"
+            )
 
 
 def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) -> Holder | None:

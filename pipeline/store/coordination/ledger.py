@@ -130,7 +130,9 @@ class Ledger:
 
 def _slots_with_data(store: Location) -> set[int]:
     backend = open_backend(store)
-    names = [*backend.children(f"{FRAMES}/c/0"), *backend.children(f"{POOLED}/c")]
+    axes = backend.children(f"{FRAMES}/c")  # the first layer may have been dropped
+    folders = [f"{POOLED}/c", *(f"{FRAMES}/c/{axis}" for axis in axes)]
+    names = (name for folder in folders for name in backend.children(folder))
     return {int(name) for name in names if name.isdecimal()}
 
 

@@ -10,6 +10,7 @@ nobody sets) and `event`; the other fields depend on the event:
     run_ended        failed (units), stopped (the signal, or empty)
     unit_taken_back  unit, problems: its commit was revoked by a repair
     repaired         units, swept (orphans removed), claims (replaced)
+    dropped          utterances (how many), layers (which)
 """
 
 from __future__ import annotations

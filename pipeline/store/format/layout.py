@@ -19,15 +19,17 @@ from crc32c import crc32c
 
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
 from pipeline.store.format.pooling import MEAN
+from pipeline.store.format.zarr_json import array_document, chunked_document
 
 FORMAT_VERSION = 1
 """Version of a new store with the default codec, arrays and statistics."""
 FORMAT_2 = 2
 """Version of a store with generations of labels, another codec, other arrays or statistics, which
 readers of version 1 would not see or would misread."""
-READABLE_VERSIONS = (FORMAT_VERSION, FORMAT_2)
+FORMAT_3 = 3
+"""Version of a store of which something was dropped, which version 2 would take for damage."""
+READABLE_VERSIONS = (FORMAT_VERSION, FORMAT_2, FORMAT_3)
 CHUNK_FRAMES = 256
-POOLED_DTYPE = "float32"
 KEPT = ("frames", "pooled")
 """What a store may keep."""
 
@@ -46,6 +48,7 @@ LEASE_LOCK = "lease.lock"
 SHARES = "shares.json"
 """Says that several drivers of one job may extract units of the store, each its share."""
 LOG = "log.jsonl"
+DROPPING = "dropping.parquet"  # while a drop is made
 CHECKSUM = "checksum"
 """Attribute with the checksum of the others; stores of earlier versions have none."""
 HAS_LABELS = "has_labels"
@@ -53,6 +56,8 @@ HAS_LABELS = "has_labels"
 NEWEST_LABELS = "newest_labels"
 """Attribute with the number of the newest generation; early stores of version 2 lack it."""
 LABEL_ATTRIBUTES = (HAS_LABELS, NEWEST_LABELS)
+DROPPED_LAYERS = "dropped_layers"
+"""Attribute of a store of which layers were dropped: their numbers."""
 COLLAPSED_LAYER = -1
 """Layer number in a collapsed store: negative, because the layer is not the output of a block."""
 
@@ -115,6 +120,7 @@ class Layout:
         keep: What is kept, of `KEPT`, in that order.
         statistics: Statistics over the frames of an utterance in the pooled array; see
             `STATISTICS`.
+        dropped_layers: Layers that keep their place on the axis, without shards and values.
     """
 
     layers: tuple[int, ...]
@@ -124,27 +130,41 @@ class Layout:
     codec: Codec = field(default=DEFAULT_CODEC, repr=False)
     keep: tuple[str, ...] = field(default=KEPT, repr=False)
     statistics: tuple[str, ...] = field(default=(MEAN,), repr=False)
+    dropped_layers: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not self.layers or self.dim < 1 or self.utterances_per_slot < 1:
             raise ValueError(f"empty layout: {self}")
         if self.keep not in ((KEPT[0],), (KEPT[1],), KEPT) or not self.statistics:
             raise ValueError(f"a store cannot keep {self.keep} with {self.statistics}")
+        if not self.axes or not set(self.dropped_layers) <= set(self.layers):
+            raise ValueError(f"layers {self.dropped_layers} of {self.layers} cannot be dropped")
         if self.frames_per_unit < 1 or self.frames_per_unit % CHUNK_FRAMES:
             raise ValueError(
                 f"frames_per_unit is {self.frames_per_unit}; "
                 f"it must be a positive multiple of {CHUNK_FRAMES}"
             )
 
-    @cached_property
-    def axes(self) -> dict[int, int]:
-        """Position of each layer on the layer axis, in order."""
-        return {layer: axis for axis, layer in enumerate(self.layers)}
-
     @property
     def n_layers(self) -> int:
         """Length of the layer axis."""
         return len(self.layers)
+
+    @cached_property
+    def axes(self) -> dict[int, int]:
+        """Position on the layer axis of each layer that was not dropped, in order."""
+        gone = self.dropped_layers
+        return {layer: axis for axis, layer in enumerate(self.layers) if layer not in gone}
+
+    @cached_property
+    def kept_axes(self) -> tuple[int, ...]:
+        """Positions on the layer axis of the layers that were not dropped."""
+        return tuple(self.axes.values())
+
+    @property
+    def dropped_axes(self) -> list[int]:
+        """Positions on the layer axis of the layers that were dropped."""
+        return [axis for axis in range(self.n_layers) if axis not in self.kept_axes]
 
     @property
     def format_version(self) -> int:
@@ -220,7 +240,7 @@ class Layout:
     @property
     def frame_share_bytes(self) -> int:
         """Bytes of one frame of all layers; 0 if no frames are kept."""
-        return self.n_layers * self.frame_bytes if self.keeps_frames else 0
+        return len(self.axes) * self.frame_bytes if self.keeps_frames else 0
 
     @cached_property
     def shard_index(self) -> bytes:
@@ -244,8 +264,8 @@ class Layout:
         return f"{FRAMES}/c/{layer_axis}/{slot}/0"
 
     def shard_keys(self, slot: int) -> list[str]:
-        """Return the keys of all shards of `slot`, in the order of the layer axis."""
-        return [self.shard_key(axis, slot) for axis in range(self.n_layers)]
+        """Return the keys of the shards of `slot`, one for each of `kept_axes`."""
+        return [self.shard_key(axis, slot) for axis in self.kept_axes]
 
     def pooled_key(self, slot: int) -> str:
         """Return the key of the pooled chunk of `slot`."""
@@ -258,8 +278,7 @@ class Layout:
     def slot_objects(self, slot: int) -> dict[str, int]:
         """Return the keys of all objects of `slot`, and the size of each in bytes."""
         objects = dict.fromkeys(self.shard_keys(slot), self.shard_bytes)
-        if not self.keeps_frames:
-            objects = {}
+        objects = objects if self.keeps_frames else {}
         if self.keeps_pooled:
             objects[self.pooled_key(slot)] = self.pooled_bytes
         if self.keeps_scales:
@@ -269,7 +288,7 @@ class Layout:
     def first_object(self, array: str, slot: int) -> tuple[str, int]:
         """Return the key and size of the first object of a slot in an array."""
         if array == FRAMES:
-            return self.shard_key(0, slot), self.shard_bytes
+            return self.shard_key(self.kept_axes[0], slot), self.shard_bytes
         if array == POOLED:
             return self.pooled_key(slot), self.pooled_bytes
         return self.scale_key(slot), self.scale_bytes
@@ -306,7 +325,7 @@ class Layout:
             "index_codecs": [little, {"name": "crc32c"}],
             "index_location": "end",
         }
-        return _array_document(
+        return array_document(
             shape=self.frames_shape(n_slots),
             dtype=self.codec.zarr_type,
             fill="NaN" if math.isnan(self.codec.fill) else self.codec.fill,
@@ -320,7 +339,7 @@ class Layout:
         """Return the zarr.json of the pooled array."""
         shape = self.pooled_shape(n_slots)
         is_named = len(shape) > 4
-        return _chunked_document(
+        return chunked_document(
             shape,
             ["slot", "position", *(["statistic"] if is_named else []), "layer", "feature"],
             {"statistics": list(self.statistics)} if is_named else {},
@@ -328,16 +347,11 @@ class Layout:
 
     def scale_document(self, n_slots: int) -> dict[str, Any]:
         """Return the zarr.json of the array of scales."""
-        return _chunked_document(
+        return chunked_document(
             self.scale_shape(n_slots),
             ["slot", "position", "layer", "scale", "feature"],
             _DECODING[self.codec.name],
         )
-
-
-def group_document(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return the zarr.json of the group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def _chunk_bytes(shape: tuple[int, ...]) -> int:
@@ -347,42 +361,3 @@ def _chunk_bytes(shape: tuple[int, ...]) -> int:
 
 def _chunk_key(array: str, slot: int, shape: tuple[int, ...]) -> str:
     return "/".join([array, "c", str(slot), *("0" for _ in shape[1:])])
-
-
-def _chunked_document(
-    shape: tuple[int, ...], names: list[str], attributes: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the zarr.json of an array of float32 with one chunk and checksum per slot."""
-    return _array_document(
-        shape=shape,
-        dtype=POOLED_DTYPE,
-        fill="NaN",
-        chunk=(1, *shape[1:]),
-        codecs=[{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        names=names,
-        attributes=attributes,
-    )
-
-
-def _array_document(
-    shape: tuple[int, ...],
-    dtype: str,
-    fill: str | float,
-    chunk: tuple[int, ...],
-    codecs: list[dict[str, Any]],
-    names: list[str],
-    attributes: dict[str, Any],
-) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
-        "codecs": codecs,
-        "attributes": attributes,
-        "dimension_names": names,
-        "storage_transformers": [],
-    }

@@ -11,6 +11,8 @@ import pyarrow as pa
 OK = "ok"
 QUARANTINED = "quarantined"
 DEFERRED = "deferred"
+DROPPED = "dropped"
+"""Of an utterance that `drop` has removed; its id is a tombstone, and it has no columns."""
 
 FLAG_PADDED = "padded"  # shorter than the receptive field: zero-padded to one frame
 FLAG_WINDOWED = "windowed"  # longer than max_window_s: encoded in overlapping windows
@@ -62,8 +64,8 @@ class Record:
         id: The utterance's id.
         row: Its row in the source dataset.
         position: Its position in the unit, and in the slot's pooled chunk.
-        status: ok, quarantined, or deferred to a later unit (decoded longer than planned, and the
-            slot was full).
+        status: ok, quarantined, dropped, or deferred to a later unit (decoded longer than planned,
+            and the slot was full).
         reason: Reason for quarantine or deferral.
         piece: Number of this piece, from 0.
         n_pieces: Number of pieces of the utterance.

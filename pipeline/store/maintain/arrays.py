@@ -24,8 +24,8 @@ from pipeline.store.format.layout import (
     FRAMES,
     POOLED,
     Layout,
-    group_document,
 )
+from pipeline.store.format.zarr_json import group_document
 from pipeline.store.read.shards import ShardReader
 
 _RESTORE = "restore it from a copy"
@@ -75,15 +75,17 @@ def check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
     """
     shards, arrays = ShardReader(backend, layout), ZarrArrays(backend)
     first = layout.slot_start(slot)
+    axes = list(layout.kept_axes)
     for array in layout.arrays:
         place: Any = slot
         if array == FRAMES:
-            axes, place = range(layout.n_layers), np.s_[:, first : first + CHUNK_FRAMES]
+            place = np.s_[:, first : first + CHUNK_FRAMES]
             values = np.stack([shards.read(axis, slot, 0, CHUNK_FRAMES) for axis in axes])
         else:
             values = shards.pooled(slot) if array == POOLED else shards.scale_chunk(slot)
         try:
             found = np.asarray(arrays[array][place])
+            found = np.ascontiguousarray(found[axes]) if array == FRAMES else found
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
             problem = f"cannot be read ({error})"
         else:

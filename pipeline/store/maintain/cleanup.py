@@ -14,6 +14,7 @@ from pipeline.store.format.layout import (
     FRAMES,
     GROUP,
     INDEX_DIR,
+    LABELS_DIR,
     LEDGER_DIR,
     POOLED,
     SCALE,
@@ -67,7 +68,7 @@ def remove_leftovers(store: Location, layout: Layout) -> list[int]:
 
 def partial_files(backend: Backend, layout: Layout, slots: Iterable[int]) -> Iterator[str]:
     """Yield the partial files that a crash has left beside the documents and in some slots."""
-    folders = ["", INDEX_DIR, LEDGER_DIR, GROUP, *layout.arrays]
+    folders = ["", INDEX_DIR, LEDGER_DIR, LABELS_DIR, GROUP, *layout.arrays]
     for slot in slots:
         folders += [key.rpartition("/")[0] for key in layout.slot_objects(slot)]
     for folder in folders:
@@ -84,7 +85,8 @@ def slot_has_data(backend: Backend, layout: Layout, slot: int) -> bool:
 def slots_on_disk(backend: Backend) -> set[int]:
     """Return the slots that have a folder, even an empty one."""
     found: set[int] = set()
-    for folder in (f"{FRAMES}/c/0", f"{POOLED}/c", f"{SCALE}/c"):
+    axes = backend.children(f"{FRAMES}/c")
+    for folder in (*(f"{FRAMES}/c/{axis}" for axis in axes), f"{POOLED}/c", f"{SCALE}/c"):
         with suppress(NotADirectoryError):
             found.update(int(name) for name in backend.children(folder) if name.isdecimal())
     return found

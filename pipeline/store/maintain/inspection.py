@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.compute as pc
 from torch import Tensor
 
 from pipeline.store import index as index_files
 from pipeline.store.documents import layout_of
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8
-from pipeline.store.format.layout import KEPT
+from pipeline.store.format.layout import DROPPED_LAYERS, KEPT
+from pipeline.store.format.records import DROPPED, OK
 from pipeline.store.read.features import FeatureStore
 
 
@@ -22,6 +24,7 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
     return {
         "utterances": len(store),
         "layers": list(store.layers),
+        "dropped_layers": list(store.attributes.get(DROPPED_LAYERS, ())),
         "feature_dim": store.feature_dim,
         "frame_rate_hz": store.frame_rate_hz,
         "frames_per_unit": attributes["frames_per_unit"],
@@ -38,21 +41,23 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
 def _storage(store: FeatureStore) -> dict[str, Any]:
     """Return what is kept, in how many bytes, and in how many other forms would take.
 
-    Bytes are those of all committed units. A unit takes them whether it is full or not.
+    Bytes are those of all committed units. A unit takes them whether it is full or not, but for
+    what was dropped from it.
     """
     layout = layout_of(store.attributes)
-    n_units = len(index_files.committed_units(store.backend))
+    n_units, n_freed = _occupied(store)
     others = {
         "int8": replace(layout, codec=INT8),
         "pooled": replace(layout, codec=DEFAULT_CODEC, keep=(KEPT[1],)),
     }
+    per_layer = n_units * layout.shard_bytes - n_freed * layout.frame_bytes
     a_second = layout.frame_share_bytes * store.frame_rate_hz
     return {
         "dtype": layout.codec.name,
         "keep": list(layout.keep),
         "statistics": list(store.statistics),
-        "bytes": n_units * layout.slot_bytes,
-        "bytes_per_layer": n_units * layout.shard_bytes if layout.keeps_frames else 0,
+        "bytes": n_units * layout.slot_bytes - n_freed * layout.frame_share_bytes,
+        "bytes_per_layer": per_layer if layout.keeps_frames else 0,
         "gb_per_hour": round(a_second * 3600 / 1e9, 3),
         "bytes_as": {
             name: n_units * other.slot_bytes
@@ -60,6 +65,17 @@ def _storage(store: FeatureStore) -> dict[str, Any]:
             if layout.keeps_frames and other.slot_bytes < layout.slot_bytes
         },
     }
+
+
+def _occupied(store: FeatureStore) -> tuple[int, int]:
+    """Return the number of units that have data, and of frames that were dropped from them."""
+    index = index_files.read_index(store.backend, columns=["unit", "status", "n_frames"])
+    dropped = index_files.of_status(index, DROPPED)
+    emptied = set(dropped["unit"].to_pylist()) - set(
+        index_files.of_status(index, OK)["unit"].to_pylist()
+    )
+    n_units = len(index_files.committed_units(store.backend)) - len(emptied)
+    return n_units, pc.sum(dropped["n_frames"]).as_py() or 0
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, final_name
+from pipeline.store.coordination.lease import SHARE_LEASE
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, Claim
 from pipeline.store.format.layout import (
+    DROPPING,
     FRAMES,
     GROUP,
     INDEX_CACHE,
@@ -32,7 +34,9 @@ from pipeline.store.format.layout import (
 from pipeline.store.labels import GENERATION_NAME
 
 _KNOWN_NAMES = {
-    "": re.compile("|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG, SHARES)))),
+    "": re.compile(
+        "|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG, SHARES, DROPPING)))
+    ),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
     LABELS_DIR: GENERATION_NAME,
     LEDGER_DIR: re.compile(r"slot-\d+\.(died\.)?json"),
@@ -44,8 +48,7 @@ _KNOWN_NAMES = {
 _SHARD = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
 _CHUNK = re.compile(rf"(?:{re.escape(POOLED)}|{re.escape(SCALE)})/c/(\d+)(?:/0)+")
 _MARKER = re.compile(rf"{LEDGER_DIR}/slot-\d+\.trail")
-_SHARE_LEASE = re.compile(r"lease-\d+\.json")
-_OLD_LEASE = re.compile(rf"(?:{re.escape(LEASE)}|{_SHARE_LEASE.pattern})\.[^/]+\.dead")
+_OLD_LEASE = re.compile(rf"(?:{re.escape(LEASE)}|{SHARE_LEASE.pattern})\.[^/]+\.dead")
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,15 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
         if is_partial(key, layout):
             found.append(Orphan(key, "half-written file of a failed attempt", True))
         elif slot is not None:
-            if slot not in committed:
+            if _is_of_dropped_layer(key, layout):
+                found.append(Orphan(key, "shard of a dropped layer", True))
+            elif slot not in committed:
                 n_files[slot] = n_files.get(slot, 0) + 1
         elif _MARKER.fullmatch(key):
             found.append(Orphan(key, "marker of a failed attempt", True))
         elif _OLD_LEASE.fullmatch(key):
             found.append(Orphan(key, "old lease of a driver; it is never removed", False))
-        elif not _is_known(key) and not _SHARE_LEASE.fullmatch(key):
+        elif not _is_known(key) and not SHARE_LEASE.fullmatch(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
     problem = index_files.cache_problem(backend)
     if problem:
@@ -146,6 +151,11 @@ def _slot_of(key: str, layout: Layout) -> int | None:
         return int(shard[2])
     chunk = _CHUNK.fullmatch(key)
     return int(chunk[1]) if chunk and key in layout.slot_objects(int(chunk[1])) else None
+
+
+def _is_of_dropped_layer(key: str, layout: Layout) -> bool:
+    shard = _SHARD.fullmatch(key)
+    return shard is not None and int(shard[1]) not in layout.kept_axes
 
 
 def _is_known(key: str) -> bool:

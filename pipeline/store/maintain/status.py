@@ -14,6 +14,8 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.run_history import read_history
 from pipeline.store.documents import read_attributes, read_plan
+from pipeline.store.format.records import DROPPED
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import read_labels
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples", "flags")
@@ -46,6 +48,7 @@ class Status:
         log_lines_skipped: Damaged lines of the run log; the times above lack them.
         clock_steps: Lines of the run log at which the clock was set.
         flags: Number of utterances with features that have each flag, most frequent first.
+        utterances_dropped: Utterances that were dropped from the store; they count nowhere else.
     """
 
     units_total: int
@@ -68,6 +71,7 @@ class Status:
     log_lines_skipped: int = 0
     clock_steps: int = 0
     flags: dict[str, int] = field(default_factory=dict)
+    utterances_dropped: int = 0
 
 
 def read_status(store: Location) -> Status:
@@ -83,6 +87,10 @@ def read_status(store: Location) -> Status:
     rate_hz = attributes["sample_rate_hz"]
     table = index_files.read_index(backend, columns=_COLUMNS)
     labels = read_labels(backend)
+    n_dropped = len(pc.unique(index_files.of_status(table, DROPPED)["row"]))
+    if n_dropped and plan:
+        is_kept = pa.array(~are_tombstones(plan.table["id"]))
+        plan = plan.restricted_to(plan.table.filter(is_kept))
     if labels is not None:
         table, plan = labels.shown(table), plan and plan.restricted_to(labels.shown(plan.table))
     pieces, first_piece = index_files.complete_utterances(table)
@@ -119,4 +127,5 @@ def read_status(store: Location) -> Status:
         log_lines_skipped=history.n_skipped,
         clock_steps=history.n_clock_steps,
         flags=dict(Counter(pc.list_flatten(done["flags"]).to_pylist()).most_common()),
+        utterances_dropped=n_dropped,
     )

@@ -16,15 +16,17 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.coordination.lease import check_no_drop, live_holder
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, read_claims
 from pipeline.store.documents import check_format_shape, layout_of, read_attributes, read_plan
 from pipeline.store.format.codecs import FloatArray, checksum
 from pipeline.store.format.layout import Layout, index_key, labels_key
 from pipeline.store.format.plan import NUMBERED, Plan
 from pipeline.store.format.pooling import is_same, pool
-from pipeline.store.format.records import DEFERRED, OK, QUARANTINED
+from pipeline.store.format.records import DEFERRED, DROPPED, OK, QUARANTINED
 from pipeline.store.labels import generations, read_labels
 from pipeline.store.maintain.arrays import check_documents, check_other_readers
+from pipeline.store.maintain.dropped import check_cleared, check_tombstones
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
 
@@ -94,7 +96,8 @@ def verify_store(
       overlap no others;
     - every pooled vector is the statistic of its frames, or matches its checksum if these are not
       kept;
-    - frames without an utterance have the codec's fill value.
+    - frames without an utterance have the codec's fill value;
+    - nothing is left of dropped utterances: their frames are zero, their statistics NaN.
 
     A unit without a commit is not damage, unless `index.parquet` lists it. The zarr.json documents
     must be those of the layout, and zarr-python must read the same values.
@@ -109,9 +112,12 @@ def verify_store(
         ConfigError: `sample` is not more than 0 and at most 1.
         StoreNotFoundError: There is no store.
         DamagedError: The plan, the ledger, a generation of labels or a Zarr document is damaged.
+        StoreError: A drop was interrupted.
     """
     backend = open_backend(store)
     attributes = read_attributes(backend)
+    if live_holder(backend) is None:
+        check_no_drop(backend)
     layout = layout_of(attributes)
     plan = read_plan(backend)
     if plan is None:
@@ -147,7 +153,7 @@ def verify_store(
         progress(done, len(units))
     check_documents(backend, layout, plan.n_units, list(check.slots))
     damaged = {damage.unit for damage in damages}
-    sound = [slot for slot, unit in check.slots.items() if unit not in damaged]
+    sound = [slot for slot in check.with_data if check.slots[slot] not in damaged]
     if sound:
         check_other_readers(backend, layout, min(sound))
     return Verification(
@@ -174,6 +180,7 @@ class _UnitCheck:
         self._layout = layout
         self._plan = plan
         self.slots: dict[int, int] = {}
+        self.with_data: set[int] = set()  # slots that have an utterance
         self.n_bytes = 0
         self._claims = {claim.slot: claim for claim in read_claims(backend)}
         self._claimed = {
@@ -218,6 +225,7 @@ class _UnitCheck:
             yield f"the plan has only {self._plan.n_units} units"
             return
         yield from self._check_plan(unit, table)
+        yield from check_tombstones(table)
         rows = table.to_pylist()
         for row in rows:
             if row["status"] == QUARANTINED:
@@ -226,7 +234,7 @@ class _UnitCheck:
                 self._left[row["row"]] = self._left.get(row["row"], row["n_pieces"]) - 1
             if row["status"] in (QUARANTINED, DEFERRED) and not row["reason"]:
                 yield f"utterance {row['id']!r} is {row['status']} without a reason"
-            if row["status"] not in (OK, QUARANTINED, DEFERRED):
+            if row["status"] not in (OK, QUARANTINED, DEFERRED, DROPPED):
                 yield f"utterance {row['id']!r} has the unknown status {row['status']!r}"
         slots = {row["slot"] for row in rows}
         if len(slots) != 1:
@@ -237,6 +245,7 @@ class _UnitCheck:
         done = [row for row in rows if row["status"] == OK]
         if not done:
             return
+        self.with_data.add(slot)
         yield from self._check_unique(unit, done)
         taken = np.zeros(self._layout.frames_per_unit, bool)
         misplaced = set()
@@ -245,11 +254,15 @@ class _UnitCheck:
                 misplaced.add(row["position"])
                 yield f"utterance {row['id']!r} {problem}"
         placed = [row for row in done if row["position"] not in misplaced]
+        dropped = [row for row in rows if row["status"] == DROPPED]
+        for row in dropped:
+            if row["frame_start"] is not None:
+                yield from self._check_place(slot, row, taken)
         if not deep and self._has_right_sizes(slot):
             return
         shards = ShardReader(self._backend, self._layout)
         try:
-            yield from self._check_data(shards, slot, placed, taken)
+            yield from self._check_data(shards, slot, placed, taken, dropped)
         except DamagedError as error:
             yield str(error)
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
@@ -287,6 +300,9 @@ class _UnitCheck:
         if row["frame_start"] is None or len(row["crc32c"] or ()) != self._layout.n_layers:
             yield "has no frame_start, or not one checksum per layer"
             return
+        yield from self._check_place(slot, row, taken)
+
+    def _check_place(self, slot: int, row: Row, taken: npt.NDArray[np.bool_]) -> Iterator[str]:
         start = row["frame_start"] - self._layout.slot_start(slot)
         stop = start + row["n_frames"]
         if not 0 <= start < stop <= len(taken):
@@ -297,19 +313,25 @@ class _UnitCheck:
         taken[start:stop] = True
 
     def _check_data(
-        self, shards: ShardReader, slot: int, done: list[Row], taken: npt.NDArray[np.bool_]
+        self,
+        shards: ShardReader,
+        slot: int,
+        done: list[Row],
+        taken: npt.NDArray[np.bool_],
+        dropped: list[Row],
     ) -> Iterator[str]:
         layout = self._layout
         pooled = shards.pooled(slot) if layout.keeps_pooled else None
+        scales = shards.scale_chunk(slot) if layout.keeps_scales else None
+        yield from check_cleared(shards, slot, dropped, pooled, scales)
         if pooled is not None and not layout.keeps_frames:
             yield from self._check_pooled_only(slot, done, pooled)
             return
-        scales = shards.scale_chunk(slot) if layout.keeps_scales else None
         found = []
         with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
             layers = pool.map(
                 lambda axis: self._check_layer(shards, slot, axis, done, taken, scales),
-                range(layout.n_layers),
+                layout.kept_axes,
             )
             for problems, statistics in layers:
                 yield from problems
@@ -319,7 +341,8 @@ class _UnitCheck:
             return
         for i, row in enumerate(done):
             right = np.stack([layer[i] for layer in found], axis=1)  # [statistic, layer, dim]
-            pairs = zip(layout.statistics, pooled[row["position"]], right, strict=True)
+            own = pooled[row["position"]][:, list(layout.kept_axes)]
+            pairs = zip(layout.statistics, own, right, strict=True)
             for name, kept, expected in pairs:
                 if not is_same(layout.codec, name, kept, expected):
                     yield (
@@ -331,8 +354,8 @@ class _UnitCheck:
         """Compare the statistics of a store without frames with their checksums."""
         layout = self._layout
         for row in done:
-            for axis, layer in enumerate(layout.layers):
-                kept = pooled[row["position"], :, axis]
+            for axis in layout.kept_axes:
+                layer, kept = layout.layers[axis], pooled[row["position"], :, axis]
                 self.n_bytes += kept.nbytes
                 if checksum(kept) != row["crc32c"][axis]:
                     yield (

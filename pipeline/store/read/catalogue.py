@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
-from pipeline.store.format.records import FIELDS, RESERVED_NAMES
+from pipeline.store.format.records import DROPPED, FIELDS, RESERVED_NAMES
+from pipeline.store.format.tombstones import tombstone_of
 from pipeline.store.labels import Labels, places_of
 
 IntArray = npt.NDArray[np.int64]
@@ -90,6 +91,7 @@ class Catalogue:
         n_frames: Frames of each piece.
         place: Position of each piece in its unit, and in its slot's pooled chunk.
         quarantined: `id` and `reason` of the utterances without features.
+        dropped: Tombstones of the utterances that were dropped, to explain why they are missing.
     """
 
     metadata: pa.Table
@@ -100,6 +102,7 @@ class Catalogue:
     n_frames: npt.NDArray[np.int32]
     place: npt.NDArray[np.int32]
     quarantined: pa.Table
+    dropped: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.first_piece) - 1
@@ -180,6 +183,8 @@ class Catalogue:
         lost = self.quarantined.filter(pc.equal(self.quarantined["id"], name))
         if len(lost):
             return f"utterance {name!r} is quarantined: {lost['reason'][0].as_py()}"
+        if self.dropped and tombstone_of(name) in self.dropped:
+            return f"utterance {name!r} was dropped from the store (`strata drop`)"
         similar = self._similar(name)
         hint = f"; similar: {', '.join(repr(item) for item in similar)}" if similar else ""
         return f"no utterance {name!r} among the {len(self):,} committed ones{hint}"
@@ -224,6 +229,7 @@ class Catalogue:
             n_frames=self.n_frames[pieces],
             place=self.place[pieces],
             quarantined=self.quarantined.slice(0, 0),
+            dropped=self.dropped,
         )
 
     @cached_property
@@ -292,10 +298,10 @@ def read_catalogue(
         return _committed(index_files.read_index(store, without=_OMITTED), frames_per_unit)
     names = [item.name for item in FIELDS if item.name not in _OMITTED]
     if units is not None:
-        table = labels.shown(index_files.read_units(store, units).select(names))
+        index = index_files.read_units(store, units).select(names)
     else:
-        table = labels.shown(index_files.read_index(store, columns=names))
-    catalogue = _committed(table, frames_per_unit, ["row"])
+        index = index_files.read_index(store, columns=names)
+    catalogue = _committed(labels.shown(index), frames_per_unit, ["row"])
     place = places_of(labels.numbers, index_files.numbers(catalogue.metadata["row"]))
     is_complete = place >= 0
     chosen = labels.table.select(["id", *labels.names])
@@ -303,7 +309,13 @@ def read_catalogue(
         catalogue.take(place[is_complete]),
         metadata=chosen.take(index_files.row_numbers(np.flatnonzero(is_complete))),
         quarantined=catalogue.quarantined,
+        dropped=_dropped(index),
     )
+
+
+def _dropped(index: pa.Table) -> frozenset[str]:
+    """Return the tombstones of the utterances that were dropped."""
+    return frozenset(index_files.of_status(index, DROPPED)["id"].to_pylist())
 
 
 def _committed(table: pa.Table, frames_per_unit: int, columns: Sequence[str] = ()) -> Catalogue:
@@ -324,6 +336,7 @@ def _committed(table: pa.Table, frames_per_unit: int, columns: Sequence[str] = (
         n_frames=_numbers(pieces["n_frames"]),
         place=_numbers(pieces["position"]),
         quarantined=quarantined.select(["id", "reason"]).combine_chunks(),
+        dropped=_dropped(table),
     )
     del table, pieces
     pa.default_memory_pool().release_unused()

@@ -65,8 +65,8 @@ class StoreFacts:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers on the layer axis."""
-        return self._layout.layers
+        """Layers that can be read, in the order of the layer axis; dropped ones are left out."""
+        return tuple(self._layout.axes)
 
     @property
     def feature_dim(self) -> int:

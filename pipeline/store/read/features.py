@@ -115,7 +115,7 @@ class FeatureStore(StoreView):
         self._fill((position, first, out), axes, verify)
         features = torch.from_numpy(out)
         if norm is not None:
-            features = norm.apply(features, [self.layers[i] for i in axes])
+            features = norm.apply(features, self._numbers(axes))
         return features if n_joined == 1 else join_frames(features, n_joined, reduction)
 
     def times(self, key: Key, *, rate_hz: float | None = None, reduction: str = MEAN) -> FrameTimes:
@@ -207,7 +207,8 @@ class FeatureStore(StoreView):
         shards, codec = self._shards, self.codec
         stored = np.empty((min(n_frames, _SUM_BLOCK), self.feature_dim), codec.dtype)
         scaled = torch.empty(stored.shape, dtype=torch.float32)
-        axes = [axis for axis, weight in enumerate(numbers) if weight != 0.0]
+        weight_of = dict(zip(self._layout.kept_axes, numbers, strict=True))
+        axes = [axis for axis, weight in weight_of.items() if weight != 0.0]
         spans = self._catalogue.spans(position, 0, n_frames)
         for slot, first, last, _ in spans:
             for axis in axes:
@@ -228,7 +229,7 @@ class FeatureStore(StoreView):
                     if checks:
                         checks[axis].add(stored[:n])
                     decode_into(codec, stored[:n], scaled[:n], scales[axis])
-                    total[start : start + n].add_(scaled[:n].mul_(numbers[axis]))
+                    total[start : start + n].add_(scaled[:n].mul_(weight_of[axis]))
                 start += n
         return total
 
@@ -315,7 +316,7 @@ class FeatureStore(StoreView):
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, cuts, axes)
         if norm is not None:
-            layers = [self.layers[axis] for axis in axes]
+            layers = self._numbers(axes)
             for _, _, where in cuts:
                 norm.apply(torch.from_numpy(where), layers)
 
@@ -326,6 +327,10 @@ class FeatureStore(StoreView):
         if self._verifies(verify):
             check_pooled(self._shards, self._catalogue, self._checksums, axes)
         read_pooled(self._shards, self._catalogue, axes, statistic, out)
+
+    def _numbers(self, axes: Sequence[int]) -> list[int]:
+        """Return the layers at some positions on the layer axis."""
+        return [self._layout.layers[axis] for axis in axes]
 
     def _verifies(self, verify: bool | None) -> bool:
         return self._verify if verify is None else verify

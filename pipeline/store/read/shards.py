@@ -27,6 +27,10 @@ Matrix = Stored
 
 _SCALES = -1  # in place of a position on the layer axis: the chunk of scales
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_MISSING = (
+    "run `strata verify`; if something was dropped from the store since it was opened, open it "
+    "again"
+)
 
 
 class ShardReader:
@@ -238,7 +242,7 @@ class ShardReader:
         try:
             raw = self._backend.read(key)
         except FileNotFoundError:
-            raise DamagedError(f"{path} is missing; run `strata verify`") from None
+            raise DamagedError(f"{path} is missing; {_MISSING}") from None
         size = n_bytes - 4
         if len(raw) != n_bytes:
             return self._chunk_by_zarr(array, slot, path).reshape(shape)
@@ -258,7 +262,7 @@ class ShardReader:
             shard = self._open_reader(shard_key)
         except FileNotFoundError:
             kind = "" if axis == _SCALES else "shard "
-            raise DamagedError(f"{kind}{path} is missing; run `strata verify`") from None
+            raise DamagedError(f"{kind}{path} is missing; {_MISSING}") from None
         except OSError as error:
             if error.errno in _TOO_MANY:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error

@@ -368,17 +368,20 @@ class StoreView(StoreFacts):
         """Return the positions of `layers` on the layer axis; None stands for all.
 
         Raises:
-            StoreError: A layer is not in the store, or `layers` is no list of layers, or empty.
+            StoreError: A layer is not in the store, or was dropped, or `layers` is no list of
+                layers, or empty.
         """
+        layout = self._layout
         if layers is None:
-            return list(range(self._layout.n_layers))
-        known = self._layout.axes
+            return list(layout.kept_axes)
+        known = layout.axes
         try:
             axes = [known[layer] for layer in layers]
         except (KeyError, TypeError):
             axes = []
-        if not axes and (problem := layers_problem(layers, self._layout.layers)):
-            raise StoreError(problem)
+        if not axes and (problem := layers_problem(layers, self.layers)):
+            gone = layout.dropped_layers
+            raise StoreError(problem + (f" (layers {list(gone)} were dropped)" if gone else ""))
         return axes
 
     @property

@@ -58,6 +58,12 @@ class UnitBuffer:
         self.blank(start, stop)
         self.scales[position].fill(np.nan)
 
+    def clear_dropped(self) -> None:
+        """Clear statistics and scales of the layers that were dropped."""
+        axes = self.layout.dropped_axes
+        self.pooled[:, :, axes] = np.nan
+        self.scales[:, axes] = np.nan
+
     def seal(
         self,
         position: int,

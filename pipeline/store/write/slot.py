@@ -65,7 +65,10 @@ class SlotWriter:
         self._backend, self._buffer = open_backend(store), buffer
         self._layout = buffer.layout
         self._unit, self._slot = unit, slot
-        self._shard_keys = self._layout.shard_keys(slot) if self._layout.keeps_frames else []
+        self._shard_keys: dict[int, str] = {}  # by position on the layer axis
+        if self._layout.keeps_frames:
+            keys = self._layout.shard_keys(slot)
+            self._shard_keys = dict(zip(self._layout.kept_axes, keys, strict=True))
         self._run = run
         self._opening = threading.Lock()
         self._partials: dict[str, PartialObject] = {}  # by key, until they are published
@@ -88,13 +91,20 @@ class SlotWriter:
         return self._layout.slot_bytes
 
     def write(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> None:
-        """Write frames [start, stop), which are final, of some positions on the layer axis."""
+        """Write frames [start, stop), which are final, of some positions on the layer axis.
+
+        Frames that are never written are zero; where the storage has holes, they take no space.
+        Layers that were dropped are not written.
+        """
         if start == stop or not self._shard_keys or self._error is not None:
             return
         try:
-            shards = self._open_shards()[layers]
-            for shard, frames in zip(shards, self._buffer.frames[layers], strict=True):
-                shard.write(frames[start:stop].data.cast("B"), start * frames.strides[0])
+            shards = self._open_shards()
+            for axis in range(self._layout.n_layers)[layers]:
+                if axis in shards:
+                    frames = self._buffer.frames[axis]
+                    place = start * frames.strides[0]
+                    shards[axis].write(frames[start:stop].data.cast("B"), place)
         except StoreError as error:
             self._error = error
 
@@ -104,8 +114,9 @@ class SlotWriter:
             return
         layout = self._layout
         try:
-            for shard in self._open_shards():
+            for shard in self._open_shards().values():
                 shard.write(layout.shard_index, layout.shard_data_bytes)
+            self._buffer.clear_dropped()
             if layout.keeps_pooled:
                 self._write_chunk(layout.pooled_key(self._slot), self._buffer.pooled)
             if layout.keeps_scales:
@@ -166,10 +177,11 @@ class SlotWriter:
         while self._partials:
             self._partials.popitem()[1].discard()
 
-    def _open_shards(self) -> list[PartialObject]:
-        """Return all shards; the first call opens them."""
+    def _open_shards(self) -> dict[int, PartialObject]:
+        """Return all shards by their position on the layer axis; the first call opens them."""
         with self._opening:
-            return [self._partials.get(key) or self._open(key) for key in self._shard_keys]
+            keys = self._shard_keys.items()
+            return {axis: self._partials.get(key) or self._open(key) for axis, key in keys}
 
     def _open(self, key: str) -> PartialObject:
         check_exists(self._backend)

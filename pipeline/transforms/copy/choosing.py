@@ -11,10 +11,9 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, StoreError, first_few
 from pipeline.events import Observer
 from pipeline.store.labels import places_of_ids
-from pipeline.store.read.selection import absent_values
-from pipeline.store.read.where import parse_condition
 from pipeline.transforms.copy.joining import Joined
 from pipeline.transforms.copy.sources import Source
+from pipeline.transforms.selection import mask_where
 
 _N_FRAMES = "n_frames"
 
@@ -42,26 +41,11 @@ def choose(
         StoreError: The condition names an unknown column, or a value has another type.
     """
     chosen = np.ones(len(joined), bool)
-    hint = ""
     if where is not None:
         table = joined.metadata
         if _N_FRAMES not in table.column_names:
             table = table.append_column(_N_FRAMES, pa.array(joined.n_frames))
-        condition = parse_condition(where, table.schema, joined.class_names)
-        table = table.append_column("__position", pa.array(np.arange(len(table))))
-        chosen[:] = False
-        chosen[table.filter(condition.expression)["__position"].to_numpy()] = True
-        absent = [absent_values(name, values, table[name]) for name, values in condition.compared]
-        hint = "; ".join(text for text in absent if text)
-        if chosen.any() and hint:
-            observer.note(f"WARNING: where: {hint}")
-        if not chosen.any():
-            known = ", ".join(table.column_names[:-1])
-            reason = f"{hint}; " if hint else ""
-            raise ConfigError(
-                f"no utterance of the sources has where={where!r:.200}: {reason}the columns are "
-                f"{known}"
-            )
+        chosen, _ = mask_where(table, where, joined.class_names, "the sources", observer)
     if ids is not None:
         chosen &= _among(joined, sources, ids, ids_name)
         if not chosen.any():

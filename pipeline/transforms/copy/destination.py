@@ -28,6 +28,7 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
     COLLAPSED_LAYER,
+    DROPPED_LAYERS,
     KEPT,
     LABEL_ATTRIBUTES,
     LEASE,
@@ -50,6 +51,8 @@ SUFFIX = ".copying"
 """Ends the name of the folder beside the destination, until the copy is complete."""
 _EARLY = (PLAN, LEASE, LEASE_LOCK)
 """Objects that a run writes before the attributes."""
+_OF_SOURCE = (CHECKSUM, *LABEL_ATTRIBUTES, DROPPED_LAYERS, "selfcheck")
+"""Attributes that are about the store that has them."""
 _ONE_UNIT = 1e-9  # a share of the units; `verify_store` reads at least one
 
 
@@ -173,7 +176,7 @@ def copy_attributes(
 ) -> dict[str, Any]:
     """Return the attributes of the group of a copy."""
     first = sources[0].attributes
-    own = {k: v for k, v in first.items() if k not in (CHECKSUM, *LABEL_ATTRIBUTES, "selfcheck")}
+    own = {k: v for k, v in first.items() if k not in _OF_SOURCE}
     norm = own.get("final_norm")
     if norm is not None and norm["layer"] not in layout.layers:
         own["final_norm"] = None
@@ -207,6 +210,7 @@ def copy_layout(first: Layout, layers: tuple[int, ...], form: StoredForm, pieces
         codec=form.codec,
         keep=form.keep,
         statistics=form.statistics,
+        dropped_layers=(),
     )
 
 

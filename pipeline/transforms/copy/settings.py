@@ -14,6 +14,9 @@ from pipeline.store.format.layout import KEPT, Layout
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.stored_form import StoredForm, choose_form
 
+Ids = str | Path | Sequence[str]
+"""Ids of utterances, or a text file with one id a line."""
+
 
 @dataclass(frozen=True)
 class CopySettings:
@@ -33,7 +36,7 @@ class CopySettings:
 
     layers: Sequence[int] | None = None
     where: str | None = None
-    ids: str | Path | Sequence[str] | None = None
+    ids: Ids | None = None
     dtype: str | None = None
     keep: str | Sequence[str] | None = None
     pooling: str | Sequence[str] | None = None
@@ -58,7 +61,7 @@ class CopySettings:
         return replace(form, codec=first.codec)
 
 
-def read_ids(ids: str | Path | Sequence[str]) -> tuple[list[str], str]:
+def read_ids(ids: Ids) -> tuple[list[str], str]:
     """Return ids, each once, and what messages call them.
 
     Args:

@@ -145,19 +145,19 @@ def check_sources(sources: Sequence[Source], layers: Sequence[int] | None) -> tu
         check_alike((first.backend, first.attributes), (other.backend, other.attributes))
     if layers is None:
         for other in sources[1:]:
-            if set(other.layout.layers) != set(first.layout.layers):
-                common = [n for n in first.layout.layers if n in other.layout.layers]
+            if set(other.layout.axes) != set(first.layout.axes):
+                common = [n for n in first.layout.axes if n in other.layout.axes]
                 remedy = f"; layers={common} copies what both have" if common else ""
                 raise IdentityError(
                     f"stores cannot be joined: {first.backend} has layers "
-                    f"{list(first.layout.layers)}, {other.backend} has "
-                    f"{list(other.layout.layers)}{remedy}"
+                    f"{list(first.layout.axes)}, {other.backend} has "
+                    f"{list(other.layout.axes)}{remedy}"
                 )
-        return first.layout.layers
+        return tuple(first.layout.axes)
     for source in sources:
-        if problem := layers_problem(layers, source.layout.layers, f"store {source.backend}"):
+        if problem := layers_problem(layers, tuple(source.layout.axes), f"store {source.backend}"):
             raise ConfigError(problem)
-    return tuple(layer for layer in first.layout.layers if layer in layers)
+    return tuple(layer for layer in first.layout.axes if layer in layers)
 
 
 def check_form(sources: Sequence[Source], form: StoredForm, is_dtype_given: bool) -> None:

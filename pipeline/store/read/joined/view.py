@@ -248,4 +248,5 @@ def _joined_catalogue(
         n_frames=np.concatenate([item.n_frames for item in catalogues]),
         place=np.concatenate([item.place for item in catalogues]),
         quarantined=pa.concat_tables(lost).combine_chunks(),
+        dropped=frozenset().union(*(item.dropped for item in catalogues)),
     )
