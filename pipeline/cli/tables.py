@@ -73,7 +73,8 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
     if estimate.unchanged is not None:
         from pipeline.extract.planning.changes import KINDS  # imports much, for `plan` alone
 
-        counts = {kind: getattr(estimate, kind) for kind in KINDS}
+        kinds = (*KINDS, "dropped") if estimate.dropped else KINDS
+        counts = {kind: getattr(estimate, kind) for kind in kinds}
         shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         console.print(f"compared with the store: {shown}")
     if estimate.unreadable:
@@ -113,10 +114,12 @@ def show_status(
             where reasons that differ in names and numbers count as one.
         store: Path of the store, for the command that prints every reason.
     """
+    n_dropped = status.utterances_dropped
+    dropped = f" {n_dropped:,} dropped," if n_dropped else ""
     console.print(
         f"{status.units_committed:,} of {status.units_total:,} units committed, "
         f"{status.utterances_ok:,} of {status.utterances_total:,} utterances, "
-        f"{status.utterances_quarantined:,} quarantined, {hours(status.audio_seconds)} of "
+        f"{status.utterances_quarantined:,} quarantined,{dropped} {hours(status.audio_seconds)} of "
         f"audio; all runs took {duration(status.wall_seconds)}"
     )
     if status.realtime_factor and status.last_run_audio_seconds is not None:

@@ -184,6 +184,7 @@ class Config:
         engine: Executor and its workers.
         store: Path of the store; None if there is none.
         retry_quarantined: Whether to retry quarantined utterances.
+        restore_dropped: Whether to extract utterances again that were dropped from the store.
         extract: Layers, precision, batches and windows.
         plan: Size of a unit.
         run: Limits of a run.
@@ -194,6 +195,7 @@ class Config:
     engine: EngineConfig
     store: str | None = None
     retry_quarantined: bool = False
+    restore_dropped: bool = False
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -20,6 +20,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease
 from pipeline.store.documents import read_plan
 from pipeline.store.format.records import RESERVED_NAMES
+from pipeline.store.format.tombstones import are_tombstones, with_tombstones
 from pipeline.store.labels import (
     Labels,
     committed_labels,
@@ -108,7 +109,7 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         relabelled=int(differs.sum()),
         unchanged=int((~differs).sum()),
         not_in_dataset=len(ids) - n_matched,
-        not_in_store=len(source) - n_matched,
+        not_in_store=len(source) - n_matched - _n_dropped(backend, source.ids()),
         columns=tuple(now.names),
     )
 
@@ -145,13 +146,21 @@ def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int], boo
         if planned_labels is not labels and labels.generation is not None:
             unusable.append(labels.generation)
         return planned_labels, unusable, is_lost
-    planned = _newest_of_each_id(plan.first_records)
+    records = plan.first_records
+    is_kept = pa.array(~are_tombstones(records["id"]))
+    planned = _newest_of_each_id(records.filter(is_kept))
     stored = committed_labels(backend)
     place = pc.index_in(planned["row"], value_set=stored.table["row"].combine_chunks())
     table = planned.select(["id", "row"])
     for name in stored.names:
         table = table.append_column(name, stored.table[name].take(place))
     return Labels(table, stored.columns, numbered=0), unusable, is_lost
+
+
+def _n_dropped(backend: Backend, ids: pa.StringArray) -> int:
+    """Return how many ids of a dataset are those of utterances that were dropped."""
+    plan = read_plan(backend)
+    return 0 if plan is None else int(are_tombstones(with_tombstones(ids, plan.table["id"])).sum())
 
 
 def _newest_of_each_id(planned: pa.Table) -> pa.Table:

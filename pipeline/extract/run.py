@@ -92,7 +92,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
             check_planned(setup, backend, dataset)
             if dataset.new_labels is None:
                 save_dataset(backend, dataset, lease.check)
-    layout = make_layout(setup, dataset.plan)
+    layout = make_layout(setup, dataset.plan, backend)
     if backend is not None:
         n_committed = len(index_files.committed_units(backend))
         check_space(dataset.plan.n_units - n_committed, layout, backend)

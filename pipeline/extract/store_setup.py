@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,9 +22,14 @@ from pipeline.sources.base import Source
 from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
-from pipeline.store.documents import check_format_shape, read_attributes, resize, write_group
+from pipeline.store.documents import (
+    check_format_shape,
+    read_attributes,
+    resize,
+    write_group,
+)
 from pipeline.store.format.identity import SOXR_KEY, Identity, check_same, make_identity
-from pipeline.store.format.layout import ATTRIBUTES, Layout
+from pipeline.store.format.layout import ATTRIBUTES, DROPPED_LAYERS, Layout
 from pipeline.store.format.plan import Plan
 
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
@@ -53,9 +58,18 @@ def check_extracted(backend: Backend) -> None:
             )
 
 
-def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:
-    """Return the shapes of the store's arrays for the configured model and layers."""
+def make_layout(setup: EncoderSetup, plan: Plan, backend: Backend | None = None) -> Layout:
+    """Return the shapes of the store's arrays for the configured model and layers.
+
+    Args:
+        setup: The configured encoder.
+        plan: The plan of the store.
+        backend: The store, of which layers may have been dropped; None if there is none.
+    """
     dim, form = setup.description.dim, setup.form
+    dropped: Sequence[int] = ()
+    if backend is not None and is_created(backend):
+        dropped = read_attributes(backend).get(DROPPED_LAYERS, ())
     return Layout(
         setup.layers,
         dim,
@@ -64,6 +78,7 @@ def make_layout(setup: EncoderSetup, plan: Plan) -> Layout:
         form.codec,
         form.keep,
         form.statistics,
+        tuple(layer for layer in dropped if layer in setup.layers),
     )
 
 
@@ -100,7 +115,7 @@ def set_up_store(
         IdentityError: The store holds other features.
     """
     plan, source = dataset.plan, dataset.source
-    layout = make_layout(setup, plan)
+    layout = make_layout(setup, plan, backend)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
     if not is_created(backend):
         n_slots = Ledger.open(backend, plan.n_units).n_slots

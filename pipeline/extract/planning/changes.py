@@ -16,6 +16,7 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import read_attributes
 from pipeline.store.format.plan import Plan
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import IntArray, Labels, committed_labels
 
 KINDS = ("new", "gone", "replaced", "relabelled", "unchanged")
@@ -35,6 +36,8 @@ class Changes:
         relabelled: Other utterances of which a column has another value.
         unchanged: All others.
         examples: An example of each kind of change, in words.
+        dropped: Utterances of the dataset that were dropped from the store, which count nowhere
+            else.
     """
 
     new: int
@@ -43,6 +46,7 @@ class Changes:
     relabelled: int
     unchanged: int
     examples: tuple[str, ...] = ()
+    dropped: int = 0
 
     @property
     def n_changed(self) -> int:
@@ -72,14 +76,19 @@ def compare(
     Raises:
         DamagedError: The index of a unit is unreadable.
     """
-    numbers = replan.numbers
     known = stored.first_records
+    tombstones = np.flatnonzero(are_tombstones(known["id"]))
+    rows = np.flatnonzero(~np.isin(replan.numbers, tombstones))
+    numbers = replan.numbers[rows]
+    ids = source.ids()
+    ids = ids if len(rows) == len(ids) else ids.take(pa.array(rows))
     before = committed_labels(store) if labels is None else labels
-    now = merge_labels(before, source, source.ids(), numbers, np.arange(len(numbers)))
+    now = merge_labels(before, source, ids, numbers, rows)
     shown = np.arange(len(known)) if labels is None else labels.numbers
-    replaced = np.zeros(len(numbers), bool)
+    replaced = np.zeros(len(replan.numbers), bool)
     if replan.match is not None:
         replaced[replan.match.replaced] = True
+    replaced = replaced[rows]
     new = ~replaced & ~np.isin(numbers, shown)
     is_fresh = labels is None and _is_fresh(store, source)
     columns = [] if is_fresh else other_columns(before.columns, now.columns)
@@ -87,7 +96,7 @@ def compare(
     if columns:
         differs = np.isin(numbers, before.numbers)
     relabelled = differs & ~replaced & ~new
-    gone = _gone(known, shown, numbers, source)
+    gone = _gone(known, np.setdiff1d(shown, tombstones), numbers, source)
     counts = [int(part.sum()) for part in (new, replaced, relabelled)]
     changes = Changes(
         new=counts[0],
@@ -96,8 +105,9 @@ def compare(
         relabelled=counts[2],
         unchanged=len(numbers) - sum(counts),
         examples=(*columns, *values, *(f"{name.as_py()!r} is gone" for name in gone[:1])),
+        dropped=len(replan.numbers) - len(rows),
     )
-    expected = np.arange(len(numbers)) if labels is None else labels.numbers  # of rows at the end
+    expected = labels.numbers if labels else rows  # of rows at the end
     has_columns = is_fresh or labels is not None
     has_columns = has_columns or before.names == source.metadata([]).column_names
     if has_columns and not changes.examples and np.array_equal(numbers, expected):

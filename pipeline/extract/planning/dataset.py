@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,6 +15,7 @@ from pipeline.extract.planning.changes import Changes
 from pipeline.extract.planning.matching import rows_of
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format.plan import Plan
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import IntArray, Labels
 
 
@@ -43,8 +45,10 @@ class PlannedDataset:
 
     @cached_property
     def _rows(self) -> IntArray:
-        last = int(self.plan.table["row"].to_numpy().max(initial=-1))
-        return rows_of(self.numbers, last + 1)
+        numbers = self.plan.table["row"].to_numpy()
+        rows = rows_of(self.numbers, int(numbers.max(initial=-1)) + 1)
+        rows[numbers[are_tombstones(self.plan.table["id"])]] = -1  # dropped from the store
+        return rows
 
     @property
     def shown(self) -> Plan:
@@ -74,7 +78,16 @@ class PlannedDataset:
         return [row if row >= 0 else None for row in rows]
 
     def metadata(self, numbers: Sequence[int]) -> pa.Table:
-        """Return the columns to commit with utterances; none if labels are kept apart."""
+        """Return the columns to commit with utterances; none if labels are kept apart.
+
+        Dropped utterances have no values.
+        """
         if self.has_labels:
             return pa.table({})
-        return self.source.metadata(self._rows[list(numbers)].tolist())
+        rows = self._rows[list(numbers)]
+        is_there = rows >= 0
+        found = self.source.metadata(rows[is_there].tolist())
+        if is_there.all():
+            return found
+        places = pa.array(np.cumsum(is_there) - 1, pa.int64(), mask=~is_there)
+        return found.combine_chunks().take(places)

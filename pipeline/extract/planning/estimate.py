@@ -32,6 +32,7 @@ class Estimate:
         skipped: Files of the dataset that are no utterances.
         new, gone, replaced, relabelled, unchanged: Utterances, compared with those of the store
             (`Changes`); None if nothing is extracted there.
+        dropped: Utterances of the dataset that were dropped from the store; the same.
     """
 
     utterances: int
@@ -49,6 +50,7 @@ class Estimate:
     replaced: int | None = None
     relabelled: int | None = None
     unchanged: int | None = None
+    dropped: int | None = None
 
 
 def estimate(
@@ -68,7 +70,9 @@ def estimate(
     n_units = dataset.plan.n_units
     first = pc.equal(plan.table["piece"], 0)
     unreadable = pc.sum(pc.equal(plan.table["n_samples"].filter(first), 0)).as_py() or 0
-    compared = {} if changes is None else {kind: getattr(changes, kind) for kind in KINDS}
+    compared = (
+        {} if changes is None else {kind: getattr(changes, kind) for kind in (*KINDS, "dropped")}
+    )
     return Estimate(
         utterances=plan.n_utterances,
         unreadable=unreadable,

@@ -19,6 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.extract.planning.replanning import CONTENT, Unstored
 from pipeline.sources.base import Source
 from pipeline.store.format.plan import Plan
+from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import IntArray, Labels, places_of_ids
 
 
@@ -57,24 +58,31 @@ def rows_of(numbers: IntArray, n_numbers: int) -> IntArray:
     return rows
 
 
-def current_numbers(stored: Plan, labels: Labels | None, source: Source) -> IntArray | None:
+def current_numbers(stored: Plan, labels: Labels | None, ids: pa.StringArray) -> IntArray | None:
     """Return the numbers of the rows of a dataset that has not changed since it was planned.
 
     Args:
         stored: The plan, made or extended for this state of the dataset.
         labels: The newest labels of the store.
-        source: The dataset.
+        ids: Ids of the dataset; those of dropped utterances are tombstones.
 
     Returns:
         int64 [n_rows]; None if the ids are not those of the plan or the labels.
     """
-    ids = source.ids()
-    if labels is not None:
-        same = len(labels.table) >= len(ids) and _chunk(labels.table["id"], len(ids)).equals(ids)
-        return labels.numbers[: len(ids)] if same else None
     planned = stored.first_records
-    same = len(planned) == len(ids) and _chunk(planned["id"], len(ids)).equals(ids)
-    return np.arange(len(ids)) if same else None
+    if labels is None:
+        same = len(planned) == len(ids) and _chunk(planned["id"], len(ids)).equals(ids)
+        return np.arange(len(ids)) if same else None
+    is_shown = ~are_tombstones(ids)
+    n_shown = int(is_shown.sum())
+    shown = ids.filter(pa.array(is_shown))
+    if len(labels.table) < n_shown or not _chunk(labels.table["id"], n_shown).equals(shown):
+        return None
+    numbers = np.empty(len(ids), np.int64)
+    numbers[is_shown] = labels.numbers[:n_shown]
+    dropped = _tombstones(planned)
+    numbers[~is_shown] = _numbers_of(ids.filter(pa.array(~is_shown)), planned, dropped)
+    return numbers
 
 
 def match_rows(
@@ -85,11 +93,11 @@ def match_rows(
     A row is an utterance of the plan if the id and `CONTENT` are equal. Among several with one id
     that of the newest labels is preferred. An utterance that could not be read when it was planned
     stays that one. So does one whose audio has changed before any of it was extracted, if it fits
-    into its unit: it is refreshed.
+    into its unit: it is refreshed. A dropped utterance is known by its id alone.
 
     Args:
         stored: The plan.
-        rows: Result of `scan`, one row per utterance.
+        rows: Result of `scan`, one row per utterance; ids of dropped utterances are tombstones.
         source: The dataset, which messages name.
         unstored: Utterances that readers do not show.
         labels: The newest labels of the store.
@@ -100,6 +108,7 @@ def match_rows(
     known = stored.first_records
     n_known = len(known)
     current = np.arange(n_known) if labels is None else labels.numbers[labels.numbers < n_known]
+    current = np.concatenate([current, np.setdiff1d(_tombstones(known), current)])
     number = _numbers_of(rows["id"].combine_chunks(), known, current)
     differs = _differs(known, rows, number)
     is_complete = _mask(unstored.complete, n_known)
@@ -126,6 +135,18 @@ def match_rows(
     numbers = np.where(is_new, n_known - 1 + np.cumsum(is_new), number)
     replaced = np.flatnonzero(refreshed | (differs & is_new))
     return Match(numbers, n_known, replaced, np.flatnonzero(refreshed))
+
+
+def _tombstones(known: pa.Table) -> IntArray:
+    """Return the numbers of the dropped utterances; of those with the same id, the last one.
+
+    Args:
+        known: First record of each utterance, by number.
+    """
+    places = np.flatnonzero(are_tombstones(known["id"]))
+    names = known["id"].take(pa.array(places)).to_pylist()
+    last = dict(zip(names, places.tolist(), strict=True))
+    return np.array(sorted(last.values()), np.int64)
 
 
 def _numbers_of(ids: pa.StringArray, known: pa.Table, numbers: IntArray) -> IntArray:

@@ -122,6 +122,7 @@ def _replan(
     found = read_labels(backend)
     labels = found and found.planned(stored.n_numbers)
     unstored = find_unstored(backend, stored, config.retry_quarantined, labels)
+    unstored = replace(unstored, restores=config.restore_dropped)
     if unstored.n_retried:
         observer.note(f"{unstored.n_retried} quarantined utterances will be retried")
     scanning = _scanning(config, source, observer)
@@ -129,6 +130,11 @@ def _replan(
     with announced(observer, "comparing the labels"):
         changes, new_labels = compare(backend, source, stored, replan, labels)
     check_extent(changes, source, backend, config.run.max_changed)
+    if changes.dropped:
+        observer.note(
+            f"{counted(changes.dropped, 'utterance')} of {source.origin} dropped from the store, "
+            "and not extracted again; restore_dropped=true extracts what the dataset has of them"
+        )
     if changes.n_changed:
         observer.note(f"{source.origin} has changed since it was extracted: {describe(changes)}")
     if new_labels is not None:

@@ -34,6 +34,7 @@ from pipeline.store.format.plan import (
     make_plan,
     round_up_to_chunk,
 )
+from pipeline.store.format.tombstones import with_tombstones
 from pipeline.store.labels import IntArray, Labels
 
 
@@ -106,7 +107,8 @@ def replan_source(
     """Extend the plan of a store by what is new or replaced in its dataset.
 
     Units of the stored plan do not change, except that an utterance of which nothing is extracted
-    takes the facts of its present audio.
+    takes the facts of its present audio. Rows of the dataset that were dropped from the store are
+    not planned again, unless `unstored.restores` says so.
 
     Args:
         source: The dataset.
@@ -123,14 +125,18 @@ def replan_source(
     numbered = 0 if labels is None else labels.numbered
     is_planned = stored.source.get(NUMBERED, 0) == numbered  # else a driver was killed in between
     is_same = is_planned and stored.source["fingerprint"] == source.fingerprint
+    ids = source.ids()
+    if not unstored.restores:
+        ids = with_tombstones(ids, stored.table["id"])
     if is_same and not unstored.n_retried:
-        numbers = current_numbers(stored, labels, source)
+        numbers = current_numbers(stored, labels, ids)
         if numbers is not None:
             return Replan(stored, numbers)
     rows, facts = _scan(source, windowing, scanning)
     if numbered:
         facts[NUMBERED] = numbered
-    match = match_rows(stored, rows, source, unstored, labels)
+    named = rows.set_column(rows.column_names.index("id"), rows.schema.field("id"), ids)
+    match = match_rows(stored, named, source, unstored, labels)
     row_of = match.rows
     retried = np.array([n for n in unstored.retried if row_of[n] >= 0], np.int64)
     refreshed = np.union1d(retried, match.numbers[match.refreshed])

@@ -36,6 +36,7 @@ class Unstored:
         pending: Whole utterances of which no unit is committed.
         complete: Of a store with labels, all of which every piece is stored: those that the labels
             lack were shown before.
+        restores: Whether utterances that were dropped are planned again.
     """
 
     retried: Sequence[int] = ()
@@ -43,6 +44,7 @@ class Unstored:
     hidden: Sequence[int] | IntArray = ()
     pending: Sequence[int] | IntArray = ()
     complete: Sequence[int] | IntArray = ()
+    restores: bool = False
 
     @property
     def n_retried(self) -> int:

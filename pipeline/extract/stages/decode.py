@@ -25,6 +25,7 @@ from pipeline.sources.base import Segment
 from pipeline.sources.location import check_reachable
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
+from pipeline.store.format.tombstones import is_tombstone
 
 _GONE = "the dataset did not have it any more when its unit was extracted"
 
@@ -70,6 +71,10 @@ class Utterance:
     def quarantine(self, reason: str) -> None:
         """Exclude it from the store's features; the index records the reason."""
         self.record = replace(self.record, status=records.QUARANTINED, reason=reason)
+
+    def drop(self) -> None:
+        """Leave it out, because it was dropped from the store before."""
+        self.record = replace(self.record, status=records.DROPPED)
 
 
 class Decoder:
@@ -129,11 +134,12 @@ class Decoder:
 
         Args:
             row: Its row of the plan.
-            place: Where its audio is; it is quarantined if the dataset does not have it.
+            place: Where its audio is; it is quarantined if the dataset does not have it, unless it
+                was dropped from the store.
             quarantine_reason: Reason to quarantine it without decoding; None to decode it.
 
         Returns:
-            The utterance, quarantined if it is unreadable.
+            The utterance, quarantined if it is unreadable, and dropped if it was before.
 
         Raises:
             SourceError: It is unreadable because the whole dataset is gone.
@@ -147,6 +153,9 @@ class Decoder:
             n_pieces=row["n_pieces"],
         )
         item = Utterance(record)
+        if is_tombstone(record.id):
+            item.drop()
+            return item
         if quarantine_reason is not None or place is None:
             item.quarantine(quarantine_reason or _GONE)
             return item
