@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.transforms.collapse import collapse
     from pipeline.transforms.copy.run import copy_stores
     from pipeline.transforms.copy.settings import CopySettings
+    from pipeline.transforms.drop.run import drop
     from pipeline.transforms.export.run import export
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "collapse": "pipeline.transforms.collapse",
     "collate": "pipeline.feed.dataset",
     "copy_stores": "pipeline.transforms.copy.run",
+    "drop": "pipeline.transforms.drop.run",
     "export": "pipeline.transforms.export.run",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_loader": "pipeline.feed.loader",
@@ -64,6 +66,7 @@ __all__ = [
     "collapse",
     "collate",
     "copy_stores",
+    "drop",
     "export",
     "load_encoder",
     "make_loader",

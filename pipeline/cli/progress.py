@@ -298,3 +298,14 @@ class FidelityProgress(CountProgress):
     def utterances_compared(self, done: int, total: int) -> None:
         """Advance the bar."""
         self._update(done, total)
+
+
+class DropProgress(CountProgress):
+    """Shows the number of units from which utterances were dropped."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Count("unit", "rewrite", "rewritten"), "units")
+
+    def units_rewritten(self, done: int, total: int) -> None:
+        """Advance the bar."""
+        self._update(done, total)

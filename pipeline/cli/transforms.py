@@ -1,4 +1,4 @@
-"""The verbs that make something from a store, without the encoder.
+"""The verbs that make something from a store, without the encoder; `drop` is in `drop.py`.
 
 A new one is a function here, and a name in `VERBS`; `app.py` needs no change.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import tables
+from pipeline.cli.drop import drop
 from pipeline.cli.options import (
     IMPORTING,
     AsJson,
@@ -139,5 +140,5 @@ def export(
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
-VERBS = (collapse, copy, export)
+VERBS = (collapse, copy, drop, export)
 """In the order of `strata --help`."""

@@ -55,7 +55,7 @@ def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    names = ("copies", "encoder", "export", "store", "training", "tutorial")
+    names = ("copies", "drop", "encoder", "export", "store", "training", "tutorial")
     own = {f"docs/{name}.md" for name in names}
     assert with_python == {"README.md", *own}
 
@@ -103,6 +103,27 @@ def test_the_page_on_copies_runs(tmp_path, monkeypatch) -> None:
     assert pipeline.open_store("ann").ids == ["utt-0000", "utt-0002"]
     assert pipeline.open_store("means").statistics == ("mean", "std")
     assert run_python(page) == "3 utterances, 0.0 MB of int8\n"
+
+
+def test_the_page_on_dropping_runs(tmp_path, monkeypatch) -> None:
+    """Its commands and its Python, on a store that has what they name."""
+    columns = pa.table({"speaker": ["ann", "bob", "ann", "cas"]})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "withdrawn.txt").write_text("utt-0001\n")
+    make_store(tmp_path / "features", [60, 30, 70, 9], range(1, 6), columns=columns)
+    page, answers = ROOT / "docs" / "drop.md", []
+    for line in next(block.text for block in blocks(page) if block.language == "bash").splitlines():
+        command = [*shlex.split(line, comments=True)[1:], "--json"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        answers.append(json.loads(done.stdout))
+    assert [answer["confirmed"] for answer in answers] == [False, True, True, True]
+    assert [answer["utterances"] for answer in answers] == [2, 2, 1, 0]
+    store = pipeline.open_store("features")
+    assert (store.ids, store.layers) == (["utt-0003"], (4, 5))
+    make_store(tmp_path / "second/features", [60, 30, 70], columns=columns.slice(0, 3))
+    monkeypatch.chdir(tmp_path / "second")
+    assert run_python(page) == "2 utterances, 3 s, 0.0 MB\n"
 
 
 @pytest.mark.slow
