@@ -50,7 +50,7 @@ def mix(
 
     Example:
         >>> for batch in mix([english, german], [3, 1], max_frames_per_batch=20_000):
-        ...     loss = heads[batch.dataset](batch.features)      # doctest: +SKIP
+        ...     loss = head(batch.features, batch.dataset)         # doctest: +SKIP
     """
     parts = [as_feature_dataset(dataset) for dataset in datasets]
     _check_alike(parts)
