@@ -28,6 +28,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,6 +42,7 @@ import pipeline
 from pipeline.config import load_config
 from pipeline.errors import StrataError
 from pipeline.extract import run
+from pipeline.feed.frames.measuring import keep_statistics, store_statistics
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.memory import MemoryBackend
@@ -59,6 +61,7 @@ KINDS = {
     "pooled means": r"features\.zarr/pooled/c/.*",
     "unit index": r"index/unit-\d+\.parquet",
     "index cache": r"index\.parquet",
+    "frame statistics": r"frame_statistics\.parquet",
     "plan": r"plan\.parquet",
     "claim": r"ledger/slot-\d+\.json",
     "failure record": r"ledger/slot-\d+\.died\.json",
@@ -94,6 +97,9 @@ def observe(store: Backend, verify: bool = False) -> dict[str, Any]:
         "pooled": _hash(opened.pooled().numpy()),
         "sums": [_hash(opened.weighted_sum(i, weights(opened)).numpy()) for i in opened.ids],
     }
+    with warnings.catch_warnings(action="ignore"):  # that they are computed again
+        statistics = store_statistics(opened)
+    found["statistics"] = [_hash(x) for x in (statistics.mean, statistics.std, statistics.norm)]
     if verify:
         return found
     places = [opened.record(name) for name in opened.ids]
@@ -371,6 +377,7 @@ def make_stores(folder: Path) -> list[Backend]:
     run.extract(config, backend=store)
     leave_a_failure(store)
     collapse(store, collapsed, "average")
+    keep_statistics(pipeline.open_store(store))
     local = LocalBackend(folder / "store")
     for key in store.list():
         local.put(key, [store.read(key)])

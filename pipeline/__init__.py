@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
     from pipeline.feed.batching import BatchPolicy
     from pipeline.feed.dataset import Batch, FeatureDataset, collate
+    from pipeline.feed.frames.batch import FrameBatch
+    from pipeline.feed.frames.loader import FrameLoader, make_frame_loader
+    from pipeline.feed.frames.measuring import frame_statistics
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.feed.mixture import MixedLoader, mix
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.online.opening import open_or_extract
+    from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
     from pipeline.store.read.opening import open_store
     from pipeline.transforms.collapse import collapse
@@ -33,6 +37,9 @@ _HOMES = {
     "FeatureLoader": "pipeline.feed.loader",
     "FeatureStore": "pipeline.store.read.features",
     "FeatureStream": "pipeline.feed.loader",
+    "FrameBatch": "pipeline.feed.frames.batch",
+    "FrameLoader": "pipeline.feed.frames.loader",
+    "FrameStatistics": "pipeline.store.frame_statistics",
     "FramewiseLinear": "pipeline.heads.modules",
     "MixedLoader": "pipeline.feed.mixture",
     "PooledLinear": "pipeline.heads.modules",
@@ -43,7 +50,9 @@ _HOMES = {
     "copy_stores": "pipeline.transforms.copy.run",
     "drop": "pipeline.transforms.drop.run",
     "export": "pipeline.transforms.export.run",
+    "frame_statistics": "pipeline.feed.frames.measuring",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
+    "make_frame_loader": "pipeline.feed.frames.loader",
     "make_loader": "pipeline.feed.loader",
     "mix": "pipeline.feed.mixture",
     "open_or_extract": "pipeline.online.opening",
@@ -58,6 +67,9 @@ __all__ = [
     "FeatureLoader",
     "FeatureStore",
     "FeatureStream",
+    "FrameBatch",
+    "FrameLoader",
+    "FrameStatistics",
     "FramewiseLinear",
     "MixedLoader",
     "PooledLinear",
@@ -68,7 +80,9 @@ __all__ = [
     "copy_stores",
     "drop",
     "export",
+    "frame_statistics",
     "load_encoder",
+    "make_frame_loader",
     "make_loader",
     "mix",
     "open_or_extract",

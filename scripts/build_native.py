@@ -20,6 +20,7 @@ FOLDER = "pipeline/store/native"
 INCLUDES = (f"-I{sysconfig.get_paths()['include']}",)
 LIBRARIES = {
     "libint8.native": (("int8.c",), ()),  # not .so, which Python would import
+    "librows.native": (("rows.c",), ()),
     "_mapped.abi3.so": (("mapped.c", "int8.c"), INCLUDES),
 }
 """The sources of each library, and further options."""

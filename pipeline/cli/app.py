@@ -22,6 +22,7 @@ from pipeline.cli.options import (
     Debug,
     Overrides,
     Store,
+    flag,
     stores_and_settings,
     whole,
 )
@@ -239,8 +240,9 @@ def layers(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="STORE... [n_frames=20000] [seed=0] [out=DIR]",
-            help="A store, or several to read as one; sampled frames, report folder.",
+            metavar="STORE... [n_frames=20000] [seed=0] [out=DIR] [frame_statistics=false]",
+            help="A store, or several to read as one; sampled frames, report folder, whether to "
+            "keep the statistics of all frames in the store.",
         ),
     ],
     as_json: AsJson = False,
@@ -249,6 +251,7 @@ def layers(
     """Compare the layers without labels: norms, directions, CKA between layers."""
     with reported(as_json, debug) as answer:
         with announced(Notes(console), IMPORTING):
+            from pipeline.feed.frames.measuring import keep_statistics
             from pipeline.probing.frame_sample import MAX_FRAMES
             from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
             from pipeline.probing.output_folder import claim_folder, default_folder, source_of
@@ -256,7 +259,8 @@ def layers(
             from pipeline.store.read.opening import open_store
 
         stores, overrides = stores_and_settings(arguments)
-        given = plain_overrides(overrides, {"n_frames", "seed", "out"})
+        given = plain_overrides(overrides, {"n_frames", "seed", "out", "frame_statistics"})
+        keeps = flag(given, "frame_statistics")
         n_frames = whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
         seed = whole(given, "seed", 0, RANGES["split.seed"])
         opened = open_store(stores)
@@ -272,6 +276,8 @@ def layers(
                 progress.note(note)
             with announced(progress, "writing the report"):
                 page = layers_report.write_layers_report(statistics, folder)
+            if keeps:
+                keep_statistics(opened, progress.note)
         rows = layers_report.table_rows(statistics)
         answer(
             lambda out: tables.show_layers(out, layers_report.COLUMNS, rows, page),

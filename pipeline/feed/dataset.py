@@ -20,6 +20,7 @@ from pipeline.feed.classes import class_numbers
 from pipeline.store.format.codecs import Stored
 from pipeline.store.index import row_numbers
 from pipeline.store.read.features import FeatureStore
+from pipeline.store.read.final_norm import FinalNorm
 
 if TYPE_CHECKING:
     import datasets
@@ -175,6 +176,11 @@ class FeatureDataset(Dataset[Example]):
     def columns(self) -> tuple[str, ...]:
         """Metadata columns that are returned with every utterance."""
         return tuple(self._columns)
+
+    @property
+    def norm(self) -> FinalNorm | None:
+        """The model's final LayerNorm, if it is applied to the last layer."""
+        return self._norm
 
     @property
     def dtype(self) -> np.dtype[Any]:

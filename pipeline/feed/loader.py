@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
-from pipeline.errors import ConfigError
 from pipeline.feed.batch_reader import BatchReader, SharedBuffers
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
+from pipeline.feed.resuming import ResumableLoader, check_rank
 
 
 def make_loader(
@@ -99,7 +99,7 @@ class WorkerPolicy:
     start_method: str | None = None
 
 
-class FeatureLoader:
+class FeatureLoader(ResumableLoader[Batch]):
     """Iterable over the batches of one rank. Each iteration over it is one epoch, in a new order.
 
     `set_epoch` selects an epoch. `state_dict` records how many batches of it were returned, and a
@@ -113,14 +113,11 @@ class FeatureLoader:
     def __init__(
         self, dataset: FeatureDataset, policy: BatchPolicy, rank: int, workers: WorkerPolicy
     ) -> None:
-        if not 0 <= rank < policy.world_size:
-            raise ConfigError(f"rank is {rank}; expected 0 to {policy.world_size - 1}")
+        check_rank(rank, policy.world_size)
+        super().__init__()
         self.dataset = dataset
-        self.epoch = 0
         self._rank = rank
         self._epochs = epochs_of(dataset, policy)
-        self._n_done = 0
-        self._started = False
         self._workers = workers
         self._reader = BatchReader(dataset)
         self._buffers: SharedBuffers | None = None
@@ -130,70 +127,6 @@ class FeatureLoader:
     def __len__(self) -> int:
         """Number of batches of this rank in the current epoch, or in the next one."""
         return len(self._epochs.rank_batches(self.epoch, self._rank))
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._started:
-            self.set_epoch(self.epoch + 1)
-        self._started = True
-        return self._batches()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the epoch of the next iteration.
-
-        It starts at its first batch, unless a state of this epoch was just loaded.
-        """
-        if epoch != self.epoch or self._started:
-            self._n_done = 0
-        self.epoch = epoch
-        self._started = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the loader, JSON-able.
-
-        Ranks that have returned equally many batches have equal states.
-        """
-        return {
-            "epoch": self.epoch,
-            "batches_done": self._n_done,
-            "policy": asdict(self._epochs.policy),
-            "data": _fingerprint(self.dataset),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of a loader with the same batches.
-
-        Args:
-            state: Result of `state_dict`.
-
-        Raises:
-            ConfigError: The state is within an epoch, and this loader has other batches.
-        """
-        current = asdict(self._epochs.policy) | {"data": _fingerprint(self.dataset)}
-        self.check_state(state, current)
-        self.epoch, self._n_done, self._started = state["epoch"], state["batches_done"], False
-
-    def check_state(self, state: dict[str, Any], current: dict[str, Any]) -> None:
-        """Check that a state, if it is within an epoch, is of a loader like this one.
-
-        Args:
-            state: Result of `state_dict`.
-            current: What this loader has instead.
-
-        Raises:
-            ConfigError: They differ.
-        """
-        saved = state["policy"] | {"data": state["data"]}
-        differences = [
-            f"{key} was {saved.get(key)!r}, is {value!r}"
-            for key, value in current.items()
-            if value != saved.get(key)
-        ]
-        if differences and state["batches_done"]:
-            raise ConfigError(
-                f"cannot continue after {state['batches_done']} batches of epoch {state['epoch']}: "
-                f"{'; '.join(differences)}. Make the loader with the same settings, or start an "
-                "epoch with set_epoch"
-            )
 
     def assigned_specs(self) -> Iterator[BatchSpec]:
         """Yield the remaining specs of the epoch, each with a shared buffer if one is free.
@@ -210,14 +143,18 @@ class FeatureLoader:
             self._assigned.append(spec)
             yield spec
 
-    def _batches(self) -> Iterator[Batch]:
+    def _policy(self) -> dict[str, Any]:
+        return asdict(self._epochs.policy)
+
+    def _data(self) -> int:
+        return _fingerprint(self.dataset)
+
+    def _remaining(self) -> Iterator[Batch]:
         pinned = self._workers.pin_memory and torch.cuda.is_available()
         read = self._read_in_workers if self._workers.num_workers else self._read_here
         for spec, features in read():
             batch = batch_of(self.dataset, spec, features)
-            self._n_done += 1
             yield batch.pin_memory() if pinned else batch
-        self.set_epoch(self.epoch + 1)
 
     def _specs(self) -> Iterator[BatchSpec]:
         return self._epochs.specs(self.epoch, self._rank, self._n_done)

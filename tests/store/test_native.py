@@ -1,4 +1,4 @@
-"""The optional C code gives the bits of the codec."""
+"""The optional C code gives the bits of the codec, and copies rows to their places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.store.format.codecs import INT8
-from pipeline.store.native import int8
+from pipeline.store.native import int8, rows
+from pipeline.store.native.rows import RowScatter
 from pipeline.store.tensors import decode_into
 
 needs_library = pytest.mark.skipif(not int8.best_level(), reason="no C compiler, or another CPU")
@@ -82,3 +83,62 @@ def test_the_library_is_that_of_this_source() -> None:
     """It exports what the module calls."""
     library = ctypes.CDLL(str(int8.LIBRARY))
     assert library.strata_int8_level() == int8.best_level()
+
+
+@pytest.mark.parametrize("dim", [1, 31, 32, 768])
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_rows_go_to_their_places(
+    dim: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a part of the rows, in one column; nothing else changes, with and without C code."""
+    if not is_compiled:
+        monkeypatch.setattr(rows, "_load", lambda: None)
+    elif not rows.is_compiled():
+        pytest.skip("no C compiler")
+    random = np.random.default_rng(dim)
+    memory = np.zeros(40 * 3 * dim + 64, np.float16)
+    start = -memory.ctypes.data % 64 // 2
+    out = memory[start : start + 40 * 3 * dim].reshape(40, 3, dim)  # begins with a cache line
+    values = random.standard_normal((50, dim)).astype(np.float16)
+    sources, places = np.arange(1, 50, 2), random.permutation(40)[:25]
+    scatter = RowScatter(sources, places, out)
+    for first in range(0, 50, 20):
+        scatter.copy(values[first : first + 20], first, column=1)
+    expected = np.zeros_like(out)
+    expected[places, 1] = values[sources]
+    assert np.array_equal(out, expected)
+    assert not memory[:start].any()
+    assert not memory[start + out.size :].any()
+
+
+@pytest.mark.parametrize(
+    ("sources", "places", "shape", "message"),
+    [
+        ([0, 1], [0, 4], (4, 1, 8), "go to places 0 to 4 of 4"),
+        ([0, 1], [-1, 2], (4, 1, 8), "go to places -1 to 2 of 4"),
+        ([-1, 1], [0, 2], (4, 1, 8), "rows from -1"),
+        ([1, 1], [0, 2], (4, 1, 8), "not ascending"),
+        ([0, 1], [0], (4, 1, 8), "cannot place rows int64"),
+        ([0, 1], [0, 2], (4, 8), "of an array"),
+    ],
+)
+def test_wrong_places_are_refused(
+    sources: list[int], places: list[int], shape: tuple[int, ...], message: str
+) -> None:
+    """The C code writes wherever it is told to."""
+    with pytest.raises(ValueError, match=message):
+        RowScatter(np.array(sources), np.array(places), np.zeros(shape, np.float16))
+
+
+def test_wrong_rows_are_refused() -> None:
+    """Of another type or size, not contiguous, or for a column that there is not."""
+    scatter = RowScatter(np.arange(4), np.arange(4), np.zeros((4, 2, 8), np.float16))
+    good = np.zeros((4, 8), np.float16)
+    for values, column in [
+        (good.astype(np.float32), 0),
+        (good[:, :4], 0),
+        (np.zeros((4, 16), np.float16)[:, ::2], 0),
+        (good, 2),
+    ]:
+        with pytest.raises(ValueError, match="cannot copy rows"):
+            scatter.copy(values, 0, column)

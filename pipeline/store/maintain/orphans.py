@@ -16,6 +16,7 @@ from pipeline.store.coordination.lease import SHARE_LEASE
 from pipeline.store.coordination.ledger import UNKNOWN_UNIT, Claim
 from pipeline.store.format.layout import (
     DROPPING,
+    FRAME_STATISTICS,
     FRAMES,
     GROUP,
     INDEX_CACHE,
@@ -31,11 +32,26 @@ from pipeline.store.format.layout import (
     SHARES,
     Layout,
 )
+from pipeline.store.frame_statistics import frame_statistics_problem
 from pipeline.store.labels import GENERATION_NAME
 
 _KNOWN_NAMES = {
     "": re.compile(
-        "|".join(map(re.escape, (PLAN, INDEX_CACHE, LEASE, LEASE_LOCK, LOG, SHARES, DROPPING)))
+        "|".join(
+            map(
+                re.escape,
+                (
+                    PLAN,
+                    INDEX_CACHE,
+                    FRAME_STATISTICS,
+                    LEASE,
+                    LEASE_LOCK,
+                    LOG,
+                    SHARES,
+                    DROPPING,
+                ),
+            )
+        )
     ),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
     LABELS_DIR: GENERATION_NAME,
@@ -109,6 +125,9 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
     problem = index_files.cache_problem(backend)
     if problem:
         found.append(Orphan(INDEX_CACHE, f"{problem}; readers do without it", True))
+    problem = frame_statistics_problem(backend)
+    if problem:
+        found.append(Orphan(FRAME_STATISTICS, f"{problem}; readers compute them again", True))
     return found + [_orphan_slot(slot, n, state) for slot, n in n_files.items()]
 
 

@@ -158,6 +158,14 @@ class Catalogue:
         """Return the indices of the pieces that are in store `number`, ascending."""
         return np.flatnonzero(self.slot.astype(np.int64) >> _SLOT_BITS == number)
 
+    def piece_places(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return utterance, slot, first frame in the slot and frames of each piece: [n_pieces]."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first_piece))
+        slot, start, n_frames = (
+            array.astype(np.int64) for array in (self.slot, self.start, self.n_frames)
+        )
+        return owner, slot, start, n_frames
+
     def pieces(self, position: int) -> list[Piece]:
         """Return the pieces of an utterance, in order."""
         pieces = range(*self.first_piece[position : position + 2].tolist())

@@ -1,21 +1,23 @@
-"""What a store is: where it is kept, its layers and shapes, and the form of its values."""
+"""What a store is: where it is kept, its form, and the sizes and places of its utterances."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import Layout
-from pipeline.store.read.catalogue import ALONE, Place
+from pipeline.store.read.catalogue import ALONE, Catalogue, IntArray, Place
 from pipeline.store.read.shards import ShardReader
 
 
 class StoreFacts:
-    """Properties of an opened store that do not depend on its utterances.
+    """Properties of an opened store that need no ids and no columns.
 
     Attributes:
         attributes: Attributes of the Zarr group: format version, layers, identity, provenance.
@@ -25,6 +27,7 @@ class StoreFacts:
     _backend: Backend
     _layout: Layout
     _shards: ShardReader
+    _catalogue: Catalogue
     _place: Place = ALONE  # also of stores that an earlier version has pickled
 
     @property
@@ -105,3 +108,30 @@ class StoreFacts:
     def frame_rate_hz(self) -> float:
         """Frames per second of audio."""
         return float(self.attributes["frame_rate_hz"])
+
+    @property
+    def frame_counts(self) -> IntArray:
+        """Frames of every utterance: int64 [n_utterances]."""
+        return self._catalogue.frame_counts
+
+    @property
+    def slots(self) -> IntArray:
+        """Slot of the first frame of each utterance: int64 [n_utterances].
+
+        Slots of different stores have different numbers.
+        """
+        return self._catalogue.slot[self._catalogue.first_piece[:-1]].astype(np.int64)
+
+    @property
+    def store_numbers(self) -> IntArray:
+        """Position in `backends` of the store of each utterance: int64 [n_utterances]."""
+        return self._catalogue.store_numbers
+
+    def piece_places(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return where all pieces are, in the order of the utterances.
+
+        Returns:
+            Position of the utterance, slot, first frame within the slot and number of frames of
+            each piece, int64 [n_pieces].
+        """
+        return self._catalogue.piece_places()

@@ -20,7 +20,7 @@ from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.labels import read_labels
-from pipeline.store.read.catalogue import Catalogue, IntArray, Piece, Place, read_catalogue
+from pipeline.store.read.catalogue import Catalogue, Piece, Place, read_catalogue
 from pipeline.store.read.facts import StoreFacts
 from pipeline.store.read.joined.columns import Column, class_names_of
 from pipeline.store.read.selection import absent_values, column_values
@@ -206,6 +206,18 @@ class StoreView(StoreFacts):
         view._is_chosen = True
         return view
 
+    def whole(self) -> Self:
+        """Return all committed utterances, as a store that shares the open files with this one."""
+        view = self._shown(self._whole_catalogue())
+        view._conditions, view._is_chosen = (), False
+        return view
+
+    def _whole_catalogue(self) -> Catalogue:
+        if self._whole is None:  # pickling leaves it out
+            is_whole = not self._conditions and not self._is_chosen
+            self._whole = self._catalogue if is_whole else self._read_catalogue()
+        return self._whole
+
     def _copy(self) -> Self:
         view = copy(self)  # leaves out what pickling leaves out
         shared = ((name, self.__dict__[name]) for name in _SHARED if name in self.__dict__)
@@ -270,12 +282,10 @@ class StoreView(StoreFacts):
         Raises:
             StoreError: There is no such column.
         """
-        if self._whole is None:  # pickling leaves it out
-            is_whole = not self._conditions and not self._is_chosen
-            self._whole = self._catalogue if is_whole else self._read_catalogue()
-        metadata = self._whole.metadata
+        whole = self._whole_catalogue()
+        metadata = whole.metadata
         if name == "n_frames" and name not in metadata.column_names:
-            return pa.chunked_array([self._whole.frame_counts])
+            return pa.chunked_array([whole.frame_counts])
         if name not in metadata.column_names:
             known = ", ".join(metadata.column_names)
             raise StoreError(f"no column {name!r} in {self.location}; the columns are {known}")
@@ -285,24 +295,6 @@ class StoreView(StoreFacts):
     def quarantined(self) -> pa.Table:
         """`id` and `reason` of the quarantined utterances; empty in a selection."""
         return self._catalogue.quarantined
-
-    @property
-    def frame_counts(self) -> IntArray:
-        """Frames of every utterance: int64 [n_utterances]."""
-        return self._catalogue.frame_counts
-
-    @property
-    def slots(self) -> IntArray:
-        """Slot of the first frame of each utterance: int64 [n_utterances].
-
-        Slots of different stores have different numbers.
-        """
-        return self._catalogue.slot[self._catalogue.first_piece[:-1]].astype(np.int64)
-
-    @property
-    def store_numbers(self) -> IntArray:
-        """Position in `backends` of the store of each utterance: int64 [n_utterances]."""
-        return self._catalogue.store_numbers
 
     def n_frames(self, key: Key) -> int:
         """Return the number of frames of an utterance."""

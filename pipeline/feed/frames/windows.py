@@ -1,0 +1,281 @@
+"""Windows of frames in the order of an epoch, read into bounded memory.
+
+Frames are read in large ranges, a block of one layer at a time, into memory that stays in the CPU's
+cache, and are copied from there to their places in the windows. So a frame passes the memory once,
+and batches are views of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.feed.batch_reader import borrow
+from pipeline.feed.dataset import FeatureDataset
+from pipeline.feed.frames.axis import IntArray
+from pipeline.feed.frames.order import BlockOrder, RankOrder, Transfer
+from pipeline.store.format.codecs import Stored
+from pipeline.store.native.rows import RowScatter
+from pipeline.store.read.features import FeatureStore
+from pipeline.store.read.final_norm import FinalNorm
+from pipeline.store.read.merged import Cut
+
+READ_BYTES = 3 << 18
+"""Bytes of one layer that a thread reads at a time; they should fit in the cache of one core."""
+LABEL_BYTES = 16
+"""Bytes of the utterance and the frame number of one frame."""
+ORDER_BYTES = 40
+"""Bytes that the order of one frame takes while it is read."""
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames in the order of the epoch.
+
+    Attributes:
+        features: [n_frames, n_layers, dim] of the codec's `value_dtype`.
+        labels: Position of the utterance and frame within it, int64 [n_frames, 2].
+    """
+
+    features: Stored
+    labels: IntArray
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """What frames are read from.
+
+    Attributes:
+        store: The utterances.
+        axes: Positions on the layer axis of the layers.
+        norm: Final LayerNorm of the model, applied to its layer; None for none.
+    """
+
+    store: FeatureStore
+    axes: tuple[int, ...]
+    norm: FinalNorm | None = None
+
+    @classmethod
+    def of(cls, dataset: FeatureDataset, layers: Sequence[int]) -> FrameSource:
+        """Return the source of layers of a dataset.
+
+        Raises:
+            StoreError: The store lacks a layer.
+        """
+        return cls(dataset.store, tuple(dataset.store.axes(layers)), dataset.norm)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a frame of all layers, as it is read."""
+        dtype: np.dtype[Any] = self.store.codec.value_dtype
+        return len(self.axes) * self.store.feature_dim * dtype.itemsize
+
+
+class WindowPool:
+    """Memory of windows; it is reused when no reference to a window or a view of it is left."""
+
+    def __init__(self, source: FrameSource, n_frames: int, most: int) -> None:
+        """Take no memory yet.
+
+        Args:
+            source: What is read.
+            n_frames: Frames of the largest window.
+            most: Windows whose memory is kept for reuse.
+        """
+        self._shape = (len(source.axes), source.store.feature_dim)
+        self._dtype = source.store.codec.value_dtype
+        self._size, self._most = n_frames * math.prod(self._shape), most
+        self._spare: list[Stored] = []
+
+    def take(self, n_frames: int) -> Window:
+        """Return a window with undefined content."""
+        memory = self._spare.pop() if self._spare else _aligned(self._size, self._dtype)
+        spare, most = self._spare, self._most
+
+        def release() -> None:
+            if len(spare) < most:
+                spare.append(memory)
+
+        features = borrow(memory, (n_frames, *self._shape), release)
+        return Window(features, np.empty((n_frames, 2), np.int64))
+
+
+class WindowReader:
+    """Reads the windows of an epoch of one rank, with threads that read ahead.
+
+    Use it in a `with` block: at the end its threads stop.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        blocks: BlockOrder,
+        order: RankOrder,
+        start: int,
+        pool: WindowPool,
+        n_threads: int,
+        first_window: int = 0,
+    ) -> None:
+        """Start with a window.
+
+        Args:
+            source: What to read.
+            blocks: The sequence of blocks of the epoch.
+            order: Order of the rank's frames.
+            start: First frame of the rank in the sequence.
+            pool: Memory of the windows.
+            n_threads: Threads that read; 0 reads when a window is requested.
+            first_window: The first window that is requested.
+        """
+        self._source, self._blocks, self._order, self._start = source, blocks, order, start
+        self._pool = pool
+        self._n_threads = n_threads
+        self._first = first_window
+        self._windows: dict[int, Window] = {}
+        self._pending: list[Future[None]] = []
+        self._threads = ThreadPoolExecutor(n_threads, "frames") if n_threads else None
+        self._n_parts = first_window  # parts before it have no frames of later windows
+
+    def __enter__(self) -> WindowReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        self._pending.clear()
+        self._windows.clear()
+
+    def windows(self) -> Iterator[Window]:
+        """Yield the windows; the next one is read ahead while one is in use."""
+        for number in range(self._first, self._order.n_windows):
+            window = self.take(number)
+            self.read_ahead()
+            yield window
+            del window
+
+    def take(self, number: int) -> Window:
+        """Return a window; each may be taken once, in order.
+
+        Raises:
+            DamagedError: A shard is missing or damaged.
+        """
+        while self._n_parts < self._order.needed(number):
+            self._read_next()
+        for future in self._pending:
+            future.result()
+        self._pending.clear()
+        return self._windows.pop(number)
+
+    def read_ahead(self) -> None:
+        """Start to read what the next window needs, if there are threads for it."""
+        if self._threads is not None and self._n_parts < self._order.n_parts:
+            self._read_next()
+
+    def _read_next(self) -> None:
+        part, self._n_parts = self._n_parts, self._n_parts + 1
+        reading = _Part(self._source)
+        if self._threads is None:
+            self._prepare(reading, part)
+            reading.read(0, 1)
+            return
+        prepared = self._threads.submit(self._prepare, reading, part)
+        self._pending.append(prepared)
+        for number in range(self._n_threads):
+            task = self._threads.submit(_after, prepared, reading, number, self._n_threads)
+            self._pending.append(task)
+
+    def _prepare(self, reading: _Part, part: int) -> None:
+        """Plan a part: its cuts, and where its frames go."""
+        low, high = self._order.part_bounds(part)
+        transfers = self._order.transfers(part, self._first)
+        for transfer in transfers:
+            if transfer.window not in self._windows:
+                size = self._order.window_size(transfer.window)
+                self._windows[transfer.window] = self._pool.take(size)
+        cuts = self._blocks.cuts(self._start + low, self._start + high)
+        reading.plan(cuts, [(item, self._windows[item.window]) for item in transfers])
+
+
+@dataclass
+class _Part:
+    """A part of the input that is being read."""
+
+    source: FrameSource
+    _cuts: tuple[IntArray, IntArray, IntArray] = field(init=False)
+    _ends: IntArray = field(init=False)
+    _scatters: Sequence[RowScatter] = ()
+
+    def plan(
+        self,
+        cuts: tuple[IntArray, IntArray, IntArray],
+        transfers: Sequence[tuple[Transfer, Window]],
+    ) -> None:
+        """Set what to read, and write the labels of all frames."""
+        positions, firsts, counts = cuts
+        self._cuts, self._ends = cuts, np.cumsum(counts)
+        labels = np.empty((int(counts.sum()), 2), np.int64)
+        labels[:, 0] = np.repeat(positions, counts)
+        labels[:, 1] = np.arange(len(labels)) + np.repeat(firsts + counts - self._ends, counts)
+        for item, window in transfers:
+            RowScatter(item.sources, item.places, window.labels[:, None]).copy(labels, 0)
+        self._scatters = [
+            RowScatter(item.sources, item.places, window.features) for item, window in transfers
+        ]
+
+    def read(self, share: int, n_shares: int) -> None:
+        """Read one of several shares of the frames into the windows.
+
+        Raises:
+            DamagedError: A shard is missing or damaged.
+        """
+        store = self.source.store
+        dtype = store.codec.value_dtype
+        n_rows = max(1, READ_BYTES // (store.feature_dim * dtype.itemsize))
+        n_frames = int(self._ends[-1]) if len(self._ends) else 0
+        n_blocks = -(-n_frames // n_rows)
+        block = np.empty((1, n_rows, store.feature_dim), dtype)
+        for number in range(n_blocks * share // n_shares, n_blocks * (share + 1) // n_shares):
+            start = number * n_rows
+            stop = min(start + n_rows, n_frames)
+            cuts = self._block_cuts(start, stop, block)
+            rows = block[0, : stop - start]
+            for column, axis in enumerate(self.source.axes):
+                store.read_into(cuts, [axis], self.source.norm)
+                for scatter in self._scatters:
+                    scatter.copy(rows, start, column)
+
+    def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
+        """Return the cuts of frames `start:stop`, with their places in the block."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left")) + 1
+        positions, firsts, counts = (x[first:last].tolist() for x in self._cuts)
+        cuts: list[Cut] = []
+        at = int(self._ends[first]) - counts[0]
+        for position, begin, n in zip(positions, firsts, counts, strict=True):
+            low, high = max(at, start), min(at + n, stop)
+            cuts.append((position, begin + low - at, block[:, low - start : high - start]))
+            at += n
+        return cuts
+
+
+def _after(prepared: Future[None], part: _Part, share: int, n_shares: int) -> None:
+    """Read a share of a part once it is planned, by a thread that started before this task."""
+    prepared.result()
+    part.read(share, n_shares)
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Stored:
+    """Return memory that begins with a line of the cache.
+
+    NumPy asks for huge pages, in which shuffled places are found faster.
+    """
+    raw = np.empty(size * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size * dtype.itemsize].view(dtype)
