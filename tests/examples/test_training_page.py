@@ -70,10 +70,13 @@ def record(clips: Path) -> None:
 
 
 def run_command(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command of the page: `python PROGRAM ...`, or torchrun in processes of its own."""
+    """Run a command of the page: of Strata, a program, or torchrun in processes of its own."""
     program, *arguments = command
     if program == "python":
         run_program(monkeypatch, *arguments)
+    elif program == "strata":
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
     else:
         assert [program, *arguments[:2]] == ["torchrun", "--nproc-per-node", "2"]
         sys.stdout.write(run_processes(*arguments[2:]))
@@ -145,6 +148,14 @@ def test_training_on_pooled_features_learns(page_run):
     """On pooled means alone, the words are told apart."""
     out = page_run.printed_by("features, labels = store.pooled()")
     assert float(re.search(r"accuracy ([\d.]+)", out)[1]) > 0.9
+
+
+def test_batches_of_frames_have_what_the_page_says(page_run):
+    """The autoencoder learns: an untrained one has an error of 1. Classes are those of the ids."""
+    drawn, out = page_run.names["drawn"], page_run.printed_by("make_frame_loader(")
+    assert float(re.search(r"error ([\d.]+)", out)[1]) < 0.9
+    words = [name.split("-")[1] for name in drawn.ids]
+    assert [sorted(WORDS)[number] for number in drawn.column("keyword")] == words
 
 
 def test_the_programs_train(page_run):

@@ -398,6 +398,9 @@ def test_places_are_an_exact_cover(n, size, n_batches, n_ranks, shuffle):
                 np.add.at(taken, item.sources, 1)
                 np.add.at(filled[item.window], item.places, 1)
             assert (taken == 1).all()
+            for first in range(order.n_windows):
+                left = [item for item in order.transfers(part) if item.window >= first]
+                assert [x.window for x in order.transfers(part, first)] == [x.window for x in left]
             complete = [bool((window == 1).all()) for window in filled]
             begun = [bool(window.any()) for window in filled]
             for number in range(order.n_windows):
@@ -412,6 +415,23 @@ def test_places_are_an_exact_cover(n, size, n_batches, n_ranks, shuffle):
     assert [shares[0][0], shares[-1][1]] == [0, n]
     assert all(one[1] == other[0] for one, other in pairwise(shares))
     assert len({share[2] for share in shares}) == 1
+
+
+@pytest.mark.parametrize("shuffle", ["reservoir", "units"])
+def test_neighbours_are_parted(shuffle):
+    """Of a reservoir, they go to different windows; the places of a window are in random order."""
+    policy = FramePolicy(16, shuffle, 0, 64)
+    order = RankOrder(policy, 0, 0, 1000)
+    for part in range(order.n_parts):
+        low, high = order.part_bounds(part)
+        window, place = np.empty(high - low, int), np.empty(high - low, int)
+        for item in order.transfers(part):
+            window[item.sources], place[item.sources] = item.window, item.places
+        if shuffle == "reservoir" and len(np.unique(window)) > 1:
+            assert (np.diff(window) != 0).mean() > (0.99 if high - low == 64 else 0.7)
+        if high - low >= 16:
+            assert abs(np.corrcoef(np.arange(high - low), place)[0, 1]) < 0.6
+    assert {order.needed(i) - i for i in range(order.n_windows)} == {policy.depth}
 
 
 @given(

@@ -105,6 +105,7 @@ def make_frame_loader(
         ...     batch.features, batch.ids, batch.frames  # [n, layer, dim], [n], [n]
     """
     dataset = as_feature_dataset(dataset)
+    len(dataset)  # an error if utterances of the dataset are still being extracted
     _check(dataset, shuffle, normalize, layers)
     least = {"frames_per_batch": 1, "world_size": 1, "num_workers": 0, "seed": 0}
     given = (frames_per_batch, world_size, num_workers, seed)

@@ -46,6 +46,7 @@ def frame_statistics(data: FeatureDataset | FeatureStore) -> FrameStatistics:
         ...                                                                     # doctest: +SKIP
     """
     dataset = data if isinstance(data, FeatureDataset) else FeatureDataset(data)
+    len(dataset)  # an error if utterances of the dataset are still being extracted
     source = FrameSource.of(dataset, dataset.layers)
     axis = FrameAxis.of(dataset.store.piece_places(), by_disk=True)
     if not len(axis):

@@ -168,7 +168,7 @@ class RankOrder:
         return len(range(age, self.window_size(window), self._depth))
 
     def _sources(self, groups: Sequence[tuple[int, int, int]]) -> list[IntArray]:
-        """Distribute the frames of a part over its groups, so that neighbours are in different ones.
+        """Distribute the frames of a part over its groups, neighbours to different ones.
 
         Returns:
             Indices of the frames of each group within the part, ascending.

@@ -26,7 +26,7 @@ from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut
 
-READ_BYTES = 3 << 18
+READ_BYTES = 1 << 20
 """Bytes of one layer that a thread reads at a time; they should fit in the cache of one core."""
 LABEL_BYTES = 16
 """Bytes of the utterance and the frame number of one frame."""
