@@ -259,9 +259,9 @@ def test_standardize_takes_the_statistics_of_the_whole_store(opened):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
 def test_memory_bounds_what_an_epoch_takes(tmp_path):
-    """Peak memory of a process, in epochs of a store that is six times as large as `memory`."""
+    """Memory of a process, maps of shards left out, in epochs of six times as many bytes."""
     lengths = [900] * 50
     make_store(tmp_path / "s", lengths, layers=(1, 2), dim=768, frames_per_unit=4608)
     program = (
@@ -272,16 +272,16 @@ def test_memory_bounds_what_an_epoch_takes(tmp_path):
         "    return int(text.split(name + ':')[1].split()[0]) / 1000\n"
         "dataset = pipeline.FeatureDataset(pipeline.open_store(sys.argv[1]))\n"
         "def run(shuffle, memory):\n"
+        "    peak = 0\n"
         "    loader = pipeline.make_frame_loader(\n"
         "        dataset, frames_per_batch=256, shuffle=shuffle, memory=memory)\n"
         "    for _ in range(2):\n"
-        "        for batch in loader: pass\n"
+        "        for batch in loader: peak = max(peak, status('RssAnon'))\n"
+        "    return peak\n"
         "run('units', '3MB')\n"
-        "before = status('VmRSS')\n"
+        "before = status('RssAnon')\n"
         "for shuffle in ('reservoir', 'units'):\n"
-        "    pathlib.Path('/proc/self/clear_refs').write_text('5')\n"
-        "    run(shuffle, '24MB')\n"
-        "    print(status('VmHWM') - before)\n"
+        "    print(run(shuffle, '24MB') - before)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "s")],
@@ -374,7 +374,7 @@ def test_sizes_are_numbers_with_units():
     n_ranks=st.integers(1, 4),
     shuffle=st.sampled_from(SHUFFLES),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_places_are_an_exact_cover(n, size, n_batches, n_ranks, shuffle):
     """Every frame of the input has one place in a window that exists, for any sizes.
 
@@ -398,7 +398,7 @@ def test_places_are_an_exact_cover(n, size, n_batches, n_ranks, shuffle):
                 np.add.at(taken, item.sources, 1)
                 np.add.at(filled[item.window], item.places, 1)
             assert (taken == 1).all()
-            for first in range(order.n_windows):
+            for first in {part // 2, part + 1}:
                 left = [item for item in order.transfers(part) if item.window >= first]
                 assert [x.window for x in order.transfers(part, first)] == [x.window for x in left]
             complete = [bool((window == 1).all()) for window in filled]
