@@ -39,16 +39,22 @@ class PageRun(NamedTuple):
         names: Names that its Python has defined.
         printed: Text that each block has printed, by its first line on the page.
         commands: Commands of its shell blocks.
+        names_after: Names that were defined after each block, by its first line on the page.
     """
 
     names: dict[str, Any]
     printed: dict[int, str]
     commands: list[list[str]]
+    names_after: dict[int, dict[str, Any]]
+
+    def line_of(self, words: str) -> int:
+        """First line of the block with these words."""
+        [line] = [block.line for block in blocks(PAGE) if words in block.text]
+        return line
 
     def printed_by(self, words: str) -> str:
         """What the block with these words has printed."""
-        [line] = [block.line for block in blocks(PAGE) if words in block.text]
-        return self.printed[line]
+        return self.printed[self.line_of(words)]
 
 
 def record(clips: Path) -> None:
@@ -88,7 +94,7 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
     folder = tmp_path_factory.mktemp("training")
     record(folder / "clips")
     names: dict[str, Any] = {}
-    printed, commands = {}, []
+    printed, commands, names_after = {}, [], {}
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as monkeypatch:
         tiny = ["model=tiny", "engine=inline", "engine.threads=1"]
         done = CliRunner().invoke(app, ["extract", "dataset.path=clips", "store=features", *tiny])
@@ -103,8 +109,8 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
                 else:
                     code = compile("\n" * block.line + block.text, PAGE, "exec")
                     exec(code, names)
-            printed[block.line] = out.getvalue()
-    return PageRun(names, printed, commands)
+            printed[block.line], names_after[block.line] = out.getvalue(), dict(names)
+    return PageRun(names, printed, commands, names_after)
 
 
 def test_every_block_and_every_program_is_run(page_run):
@@ -138,8 +144,9 @@ def test_reading_has_the_shapes_of_the_comments(page_run):
 
 def test_batches_have_the_columns_that_the_page_says(page_run):
     """Class numbers of the words, and texts."""
-    batch = page_run.names["batch"]
-    assert page_run.names["names"] == sorted(WORDS)
+    names = page_run.names_after[page_run.line_of('batch.columns["transcript"]')]
+    batch = names["batch"]
+    assert names["names"] == sorted(WORDS)
     spoken = [sorted(WORDS)[number] for number in batch.columns["keyword"]]
     assert spoken == batch.columns["transcript"] == [name.split("-")[1] for name in batch.ids]
 
