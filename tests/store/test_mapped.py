@@ -68,7 +68,7 @@ def reader_of(path: Path, whole: bool = False) -> LocalReader:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_any_range_has_the_bytes_of_the_file(file: Path, content: np.ndarray, whole: bool) -> None:
-    """From the disk and from memory, into several arrays, across blocks and up to the end."""
+    """From the disk and from memory, past the cache or not, across blocks and up to the end."""
     reader = reader_of(file, whole)
     random = np.random.default_rng(1)
     for _ in range(100):
@@ -76,7 +76,7 @@ def test_any_range_has_the_bytes_of_the_file(file: Path, content: np.ndarray, wh
         cut = int(random.integers(first, last + 1))
         parts = [np.zeros(cut - first, np.uint8), np.zeros((1, last - cut), np.int8)]
         assert reader.mapped is not None
-        if not reader.mapped.read_into(parts, first):
+        if not reader.mapped.read_into(parts, first, whole):
             reader.read_into(parts, first)
         found = np.concatenate([parts[0], parts[1].view(np.uint8)[0]])
         assert np.array_equal(found, content[first:last])
@@ -87,17 +87,17 @@ def test_it_refuses_what_is_not_in_the_file(file: Path, content: np.ndarray) -> 
     reader = reader_of(file)
     assert reader.mapped is not None
     for offset in (len(content) - 4, len(content), 1 << 60):
-        assert not reader.mapped.read_into([np.zeros(5, np.uint8)], offset)
-        assert not reader.mapped.read_ready([np.zeros(5, np.uint8)], offset)
+        assert not reader.mapped.read_into([np.zeros(5, np.uint8)], offset, False)
+        assert not reader.mapped.read_ready([np.zeros(5, np.uint8)], offset, False)
         assert reader.mapped.needs(offset, 5) == READY
     with pytest.raises(EOFError, match=f"ends at byte {len(content)}"):
         reader.read_into([np.zeros(5, np.uint8)], len(content) - 4)
     with pytest.raises((OverflowError, ValueError)):
-        reader.mapped.read_into([np.zeros(5, np.uint8)], -1)
+        reader.mapped.read_into([np.zeros(5, np.uint8)], -1, False)
     with pytest.raises((BufferError, ValueError)):
-        reader.mapped.read_into([np.zeros((5, 2), np.uint8)[:, 0]], 0)
+        reader.mapped.read_into([np.zeros((5, 2), np.uint8)[:, 0]], 0, False)
     with pytest.raises((BufferError, TypeError)):
-        reader.mapped.read_into([b"immutable"], 0)
+        reader.mapped.read_into([b"immutable"], 0, False)
 
 
 def test_few_reads_fetch_what_they_ask_for_and_many_fetch_blocks(file: Path) -> None:
@@ -110,12 +110,12 @@ def test_few_reads_fetch_what_they_ask_for_and_many_fetch_blocks(file: Path) -> 
         pytest.skip("this file system keeps files in memory")
     assert few.needs(0, 1000) == RANGE
     assert all_of_it.needs(0, 1000) == BLOCKS
-    assert not few.read_into([np.zeros(1000, np.uint8)], BLOCK + 5)
-    assert all_of_it.read_into([np.zeros(1000, np.uint8)], BLOCK + 5)
+    assert not few.read_into([np.zeros(1000, np.uint8)], BLOCK + 5, False)
+    assert all_of_it.read_into([np.zeros(1000, np.uint8)], BLOCK + 5, False)
     assert all_of_it.needs(BLOCK, BLOCK) == READY
-    assert few.read_ready([np.zeros(BLOCK, np.uint8)], BLOCK)  # the other one has fetched it
+    assert few.read_ready([np.zeros(BLOCK, np.uint8)], BLOCK, False)  # the other one has fetched it
     assert few.needs(7 * BLOCK, 10) == RANGE  # not the next block, which the kernel reads ahead
-    few.read_into([np.zeros(2 * BLOCK + 50, np.uint8)], BLOCK)  # now a quarter has been asked for
+    few.read_into([np.zeros(2 * BLOCK + 50, np.uint8)], BLOCK, False)  # now a quarter has been asked for
     assert few.needs(7 * BLOCK, 10) == BLOCKS
     few.fetch(7 * BLOCK, 10)
     assert few.needs(7 * BLOCK, BLOCK) == READY

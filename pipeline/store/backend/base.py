@@ -55,19 +55,25 @@ class ObjectReader(Protocol):
             OSError: It cannot be read.
         """
 
-    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
+    def read_into(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> None:
         """Fill arrays, one after the other, with the bytes from `offset`.
 
         Args:
             parts: Contiguous arrays of any dtype and shape.
             offset: Where the first one begins, in bytes.
+            streams: Whether they will leave the CPU's cache before they are used, as a large batch
+                does: a copy may then bypass it.
 
         Raises:
             EOFError: The object ends before they are full.
             OSError: It cannot be read.
         """
 
-    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
+    def read_cached(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> bool:
         """Read as `read_into` does if that takes no waiting; else start fetching the bytes.
 
         Returns:

@@ -65,18 +65,22 @@ class LocalReader(ObjectReader):
             offset, length = offset + len(part), length - len(part)
         return b"".join(parts)
 
-    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
+    def read_into(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> None:
         """Fill arrays from the map, or by one system call, if the system does not cut it short."""
-        if self.mapped is not None and self.mapped.read_into(parts, offset):
+        if self.mapped is not None and self.mapped.read_into(parts, offset, streams):
             return
         got = os.preadv(self.descriptor, _first(parts), offset)
         if got != (parts[0].nbytes if len(parts) == 1 else sum(map(_n_bytes, parts))):
             _read_rest(self.descriptor, parts, offset, got)
 
-    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
+    def read_cached(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> bool:
         """Read what the system has in memory; have it fetch the rest."""
         if self.mapped is not None:
-            is_filled = self.mapped.read_ready(parts, offset)
+            is_filled = self.mapped.read_ready(parts, offset, streams)
         else:
             try:
                 got = os.preadv(self.descriptor, _first(parts), offset, _NO_WAIT)

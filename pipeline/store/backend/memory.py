@@ -215,7 +215,9 @@ class MemoryReader(ObjectReader):
         """Read a range."""
         return self._range(offset, length).tobytes()
 
-    def read_into(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> None:
+    def read_into(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> None:
         """Copy bytes into arrays."""
         for part in parts:
             if part.nbytes:
@@ -223,7 +225,9 @@ class MemoryReader(ObjectReader):
                 view[:] = self._range(offset, len(view))
                 offset += len(view)
 
-    def read_cached(self, parts: Sequence[npt.NDArray[Any]], offset: int) -> bool:
+    def read_cached(
+        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
+    ) -> bool:
         """Read at once, unless the object is too short."""
         if offset + sum(part.nbytes for part in parts) > self.size:
             return False

@@ -26,6 +26,10 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #include "int8.h"
 
 #ifndef MADV_POPULATE_READ
@@ -261,7 +265,37 @@ static bool is_whole(const MappedFile *self, size_t offset, size_t length)
     return !fstat(self->descriptor, &status) && (size_t)status.st_size >= offset + length;
 }
 
-static bool copy(const MappedFile *self, const Py_buffer *parts, size_t n_parts, size_t offset)
+static void copy_cached(char *to, const char *from, size_t length)
+{
+    memcpy(to, from, length);
+}
+
+/* Copy past the CPU's cache, which then need not fetch the destination first. */
+static void stream(char *to, const char *from, size_t length)
+{
+#if defined(__x86_64__)
+    size_t head = (size_t)(-(uintptr_t)to & 15), at = 0;
+    head = head < length ? head : length;
+    memcpy(to, from, head);
+    to += head, from += head, length -= head;
+    for (; at + 64 <= length; at += 64) {
+        const __m128i *source = (const __m128i *)(from + at);
+        __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+        __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+        __m128i *target = (__m128i *)(to + at);
+        _mm_prefetch(from + at + 1024, _MM_HINT_NTA);
+        _mm_stream_si128(target, a), _mm_stream_si128(target + 1, b);
+        _mm_stream_si128(target + 2, c), _mm_stream_si128(target + 3, d);
+    }
+    memcpy(to + at, from + at, length - at);
+    _mm_sfence();
+#else
+    memcpy(to, from, length);
+#endif
+}
+
+static bool copy(const MappedFile *self, const Py_buffer *parts, size_t n_parts, size_t offset,
+                 bool streams)
 {
     if (!guard_copies())
         return false;
@@ -271,7 +305,7 @@ static bool copy(const MappedFile *self, const Py_buffer *parts, size_t n_parts,
     }
     const char *from = self->copies + offset;
     for (size_t i = 0; i < n_parts; i++) {
-        memcpy(parts[i].buf, from, (size_t)parts[i].len);
+        (streams ? stream : copy_cached)(parts[i].buf, from, (size_t)parts[i].len);
         from += parts[i].len;
     }
     END_COPY();
@@ -280,7 +314,7 @@ static bool copy(const MappedFile *self, const Py_buffer *parts, size_t n_parts,
 
 /* Fill some parts; return whether that was done, or -1 with an exception. */
 static int read_some(MappedFile *self, PyObject *parts, Py_ssize_t first, Py_ssize_t last,
-                     size_t *offset, bool waits)
+                     size_t *offset, bool waits, bool streams)
 {
     Py_buffer views[MAX_PARTS];
     Py_ssize_t n = 0, length = 0;
@@ -299,7 +333,7 @@ static int read_some(MappedFile *self, PyObject *parts, Py_ssize_t first, Py_ssi
     if (is_inside(self, *offset, (size_t)length)) {
         Py_BEGIN_ALLOW_THREADS
         if (is_ready(self, *offset, (size_t)length, waits))
-            done = copy(self, views, (size_t)n, *offset) &&
+            done = copy(self, views, (size_t)n, *offset, streams) &&
                    is_whole(self, *offset, (size_t)length);
         Py_END_ALLOW_THREADS
         *offset += (size_t)length;
@@ -312,10 +346,11 @@ release:
 
 static PyObject *mapped_read(MappedFile *self, PyObject *const *args, Py_ssize_t n_args, bool waits)
 {
-    if (n_args != 2) {
-        PyErr_SetString(PyExc_TypeError, "expected parts and an offset");
+    if (n_args != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected parts, an offset, and whether to stream");
         return NULL;
     }
+    int streams = PyObject_IsTrue(args[2]);
     Py_ssize_t n_parts = PySequence_Size(args[0]);
     size_t offset = PyLong_AsSize_t(args[1]);
     if (n_parts < 0 || PyErr_Occurred())
@@ -323,7 +358,7 @@ static PyObject *mapped_read(MappedFile *self, PyObject *const *args, Py_ssize_t
     int done = 1;
     for (Py_ssize_t first = 0; done > 0 && first < n_parts; first += MAX_PARTS) {
         Py_ssize_t last = n_parts - first < MAX_PARTS ? n_parts : first + MAX_PARTS;
-        done = read_some(self, args[0], first, last, &offset, waits);
+        done = read_some(self, args[0], first, last, &offset, waits, streams);
     }
     return done < 0 ? NULL : PyBool_FromLong(done);
 }
@@ -406,9 +441,9 @@ static PyObject *decode_int8(PyObject *object, PyObject *const *args, Py_ssize_t
 
 static PyMethodDef methods[] = {
     {"read_into", (PyCFunction)(void (*)(void))read_into, METH_FASTCALL,
-     "read_into(parts, offset): fill writable buffers; return whether that was done."},
+     "read_into(parts, offset, streams): fill writable buffers; return whether that was done."},
     {"read_ready", (PyCFunction)(void (*)(void))read_ready, METH_FASTCALL,
-     "read_ready(parts, offset): the same, if the bytes are in memory."},
+     "read_ready(parts, offset, streams): the same, if the bytes are in memory."},
     {"decode_int8", (PyCFunction)(void (*)(void))decode_int8, METH_FASTCALL,
      "decode_int8(offset, scales, out): decode int8 to float16; return whether that was done."},
     {"needs", needs_range, METH_VARARGS, "needs(offset, length): what a read waits for."},

@@ -24,6 +24,7 @@ Cut = tuple[int, int, Matrix]
 _Read = tuple[int, int, int, list[Matrix]]
 """Position on the layer axis, slot, first frame within it, and destinations, filled in order."""
 _BLOCK = 512  # frames that are decoded at a time
+_MOST_CACHED = 4 << 20  # bytes that are in the CPU's cache when the last of them is read
 _MAX_PENDING = 64  # reads; more do not make a disk faster
 
 
@@ -109,11 +110,15 @@ def _runs(parts: Sequence[tuple[Span, Matrix]]) -> list[tuple[tuple[int, int], l
 
 
 def _read(reads: Sequence[tuple[ShardReader, _Read]]) -> None:
+    n_bytes = sum(part.nbytes for _, (*_, parts) in reads for part in parts)
+    streams = n_bytes > _MOST_CACHED
     for first in range(0, len(reads), _MAX_PENDING):
         some = reads[first : first + _MAX_PENDING]
-        missing = [(shards, read) for shards, read in some if not shards.read_cached(*read)]
+        missing = [
+            (shards, read) for shards, read in some if not shards.read_cached(*read, streams)
+        ]
         for shards, read in missing:
-            shards.read_into(*read)
+            shards.read_into(*read, streams)
 
 
 def _decode(spans: Sequence[tuple[ShardReader, int, Span, Matrix]]) -> None:

@@ -122,7 +122,9 @@ class ShardReader:
         self.read_into(axis, slot, start, [out])
         return out
 
-    def read_into(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
+    def read_into(
+        self, axis: int, slot: int, start: int, parts: Sequence[Matrix], streams: bool = False
+    ) -> None:
         """Fill `parts` with consecutive frames of a slot, one layer.
 
         Args:
@@ -130,6 +132,7 @@ class ShardReader:
             slot: The slot.
             start: First frame of the first part, within the slot.
             parts: Destinations [n_frames, dim] of the codec's dtype, each contiguous.
+            streams: As for `ObjectReader.read_into`.
 
         Raises:
             DamagedError: The shard is missing, cut short, or cannot be read.
@@ -139,14 +142,16 @@ class ShardReader:
             self._read_by_zarr(axis, slot, start, parts)
             return
         try:
-            shard.read_into(parts, start * self._frame_bytes)
+            shard.read_into(parts, start * self._frame_bytes, streams)
         except (OSError, EOFError) as error:
             path = self.locate(axis, slot)
             raise DamagedError(
                 f"shard {path} cannot be read ({error}); run `strata verify`"
             ) from error
 
-    def read_cached(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> bool:
+    def read_cached(
+        self, axis: int, slot: int, start: int, parts: Sequence[Matrix], streams: bool = False
+    ) -> bool:
         """Read as `read_into` does if that takes no waiting; else start fetching the bytes.
 
         To make several reads, try all of them with this method first: the storage then works on the
@@ -159,7 +164,7 @@ class ShardReader:
         if shard is None:
             self._read_by_zarr(axis, slot, start, parts)
             return True
-        return shard.read_cached(parts, start * self._frame_bytes)
+        return shard.read_cached(parts, start * self._frame_bytes, streams)
 
     def prefetch(self, axis: int, slot: int, start: int, stop: int) -> None:
         """Start fetching frames `start:stop` of a slot, one layer; do not wait."""
