@@ -115,7 +115,9 @@ def test_few_reads_fetch_what_they_ask_for_and_many_fetch_blocks(file: Path) -> 
     assert all_of_it.needs(BLOCK, BLOCK) == READY
     assert few.read_ready([np.zeros(BLOCK, np.uint8)], BLOCK, False)  # the other one has fetched it
     assert few.needs(7 * BLOCK, 10) == RANGE  # not the next block, which the kernel reads ahead
-    few.read_into([np.zeros(2 * BLOCK + 50, np.uint8)], BLOCK, False)  # now a quarter has been asked for
+    few.read_into(
+        [np.zeros(2 * BLOCK + 50, np.uint8)], BLOCK, False
+    )  # now a quarter has been asked for
     assert few.needs(7 * BLOCK, 10) == BLOCKS
     few.fetch(7 * BLOCK, 10)
     assert few.needs(7 * BLOCK, BLOCK) == READY

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import StoreError, UtteranceNotFoundError
-from pipeline.store.backend import local
+from pipeline.store.backend.local_reader import LocalReader
 from pipeline.store.format.layout import Layout
 from tests.helpers.backends import in_memory
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, spelled
@@ -101,17 +101,16 @@ def test_repeated_keys_do_not_share_memory(opened):
 def test_adjacent_utterances_are_one_read(root, monkeypatch):
     """A batch that is contiguous on disk takes one read per layer, in any order."""
     opened, reads = pipeline.open_store(root), []
-    real = local.os.preadv
+    real = LocalReader.read_cached
 
-    def counted(descriptor, parts, offset, flags=0):
-        reads.append((descriptor, len(parts), offset))
-        return real(descriptor, parts, offset, flags)
+    def counted(reader, parts, offset, streams):
+        reads.append((len(parts), offset))
+        return real(reader, parts, offset, streams)
 
     opened.read_many([0, 1, 2])
-    monkeypatch.setattr(local.os, "preadv", counted)
+    monkeypatch.setattr(LocalReader, "read_cached", counted)
     opened.read_many([2, 0, 1])
-    assert [n for _, n, _ in reads] == [3, 3, 3]
-    assert [offset for _, _, offset in reads] == [0, 0, 0]
+    assert reads == [(3, 0)] * 3
 
 
 def test_a_missing_id_is_a_key_error_with_similar_ids(opened):
