@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.feed.mixture import MixedLoader, mix
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
+    from pipeline.online.cached import CachedEncoder, cached
     from pipeline.online.opening import open_or_extract
     from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "pipeline.feed.dataset",
     "BatchPolicy": "pipeline.feed.batching",
+    "CachedEncoder": "pipeline.online.cached",
     "CopySettings": "pipeline.transforms.copy.settings",
     "FeatureDataset": "pipeline.feed.dataset",
     "FeatureLoader": "pipeline.feed.loader",
@@ -45,6 +47,7 @@ _HOMES = {
     "PooledLinear": "pipeline.heads.modules",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
     "WeightedSum": "pipeline.heads.modules",
+    "cached": "pipeline.online.cached",
     "collapse": "pipeline.transforms.collapse",
     "collate": "pipeline.feed.dataset",
     "copy_stores": "pipeline.transforms.copy.run",
@@ -62,6 +65,7 @@ _HOMES = {
 __all__ = [
     "Batch",
     "BatchPolicy",
+    "CachedEncoder",
     "CopySettings",
     "FeatureDataset",
     "FeatureLoader",
@@ -75,6 +79,7 @@ __all__ = [
     "PooledLinear",
     "SpeechEncoder",
     "WeightedSum",
+    "cached",
     "collapse",
     "collate",
     "copy_stores",

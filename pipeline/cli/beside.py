@@ -58,6 +58,13 @@ class _Messages:
         self._channel = os.dup(1)
         os.dup2(2, 1)
         sys.stdout = sys.stderr
+        self._is_ready = False
+
+    def ready(self) -> None:
+        """Tell that the store is known to be the right one; once, as the pipe may fill up."""
+        if not self._is_ready:
+            self._is_ready = True
+            self.send("ready")
 
     def send(self, kind: str, **content: Any) -> None:
         """Write one message."""
@@ -107,12 +114,8 @@ def _extract(request: dict[str, Any], messages: _Messages) -> None:
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.request("SIGTERM"))
     last = read_history(config.store).last_busy if config.store else None
-
-    def ready() -> None:
-        messages.send("ready")
-
-    with _Progress(ready, last.speed if last else None) as progress:
-        extract_beside(Request(config, **request), progress, stop, ready)
+    with _Progress(messages.ready, last.speed if last else None) as progress:
+        extract_beside(Request(config, **request), progress, stop, messages.ready)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import DamagedError, SourceError, counted, first_few
 from pipeline.events import Observer, announced
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
+from pipeline.extract.store_setup import check_has_dataset
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -68,10 +69,12 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         StoreNotFoundError: There is no store.
         SourceError: The dataset cannot be opened, has none of the store's utterances, or a column
             of another type than labels that stay.
+        IdentityError: The store is filled by `pipeline.cached`.
         StoreBusyError: Another driver is using the store.
     """
     observer = observer or Observer()
     backend = open_backend(store)
+    check_has_dataset(backend)
     with Lease(backend, uuid.uuid4().hex[:12]) as lease:
         with announced(observer, "reading the labels of the store"):
             before, unusable, is_lost = _shown(backend, observer)

@@ -29,7 +29,7 @@ from pipeline.store.documents import (
     write_group,
 )
 from pipeline.store.format.identity import SOXR_KEY, Identity, check_same, make_identity
-from pipeline.store.format.layout import ATTRIBUTES, DROPPED_LAYERS, Layout
+from pipeline.store.format.layout import ATTRIBUTES, CACHED, DROPPED_LAYERS, Layout
 from pipeline.store.format.plan import Plan
 
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
@@ -46,7 +46,7 @@ def check_extracted(backend: Backend) -> None:
     """Check that a store, if it exists, was extracted, and not made from other stores.
 
     Raises:
-        IdentityError: It was made by `collapse` or `copy`.
+        IdentityError: It was made by `collapse`, `copy` or `pipeline.cached`.
     """
     identity = read_attributes(backend).get("identity", {}) if is_created(backend) else {}
     for verb in ("collapse", "copy"):
@@ -56,6 +56,23 @@ def check_extracted(backend: Backend) -> None:
                 f"it; extract into the store that it was made from, then run `strata {verb}` "
                 "again, or give another store="
             )
+    check_has_dataset(backend)
+
+
+def check_has_dataset(backend: Backend) -> None:
+    """Check that a store, if it exists, is not one that `pipeline.cached` adds utterances to.
+
+    Raises:
+        IdentityError: It is.
+    """
+    identity = read_attributes(backend).get("identity", {}) if is_created(backend) else {}
+    is_derived = "collapse" in identity or "copy" in identity
+    if not is_derived and identity.get("source", {}).get("kind") == CACHED:
+        raise IdentityError(
+            f"store {backend} is filled by `pipeline.cached`, and has no dataset; add to it by the "
+            f"program that made it. `strata copy {backend} NEW` makes a store whose labels can be "
+            "changed"
+        )
 
 
 def make_layout(setup: EncoderSetup, plan: Plan, backend: Backend | None = None) -> Layout:

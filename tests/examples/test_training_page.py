@@ -186,6 +186,11 @@ def test_training_begins_before_there_is_a_store(page_run):
     assert len(page_run.names["train"]) == n_train
 
 
+def test_the_encoder_of_an_own_dataset_is_cached(page_run):
+    """Every clip of the block is in the store."""
+    assert page_run.printed_by("pipeline.cached(") == "16 utterances cached\n"
+
+
 def test_a_store_collapses(page_run):
     """The average of the layers becomes a store of one."""
     assert "layers (-1,)" in page_run.printed_by("pipeline.collapse(")
