@@ -78,7 +78,7 @@ def main() -> None:
                 pipeline.FeatureDataset(pipeline.open_store(plain)), max_frames_per_batch=MAX_FRAMES
             )
             epoch(other)
-            for _ in range(3):  # both are warm now, and take turns
+            for _ in range(20):  # both are warm now, and take turns
                 seconds["epoch 1"].append(epoch(loader))
                 seconds["loader"].append(epoch(other))
     for name, found in seconds.items():

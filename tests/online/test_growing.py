@@ -85,6 +85,10 @@ def test_a_unit_is_shuffled_by_the_seed_and_its_number(tmp_path):
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
+    alike, _ = begin(tmp_path / "alike", [60] * 16, [1, 2, 3])
+    names = ids_of(loader_of(alike, max_frames_per_batch=60))
+    places = {tuple(int(name[-4:]) % 4 for name in names[i : i + 4]) for i in range(0, 16, 4)}
+    assert len(places) > 1
     unshuffled, _ = begin(tmp_path / "3", LENGTHS, REST)
     assert ids_of(loader_of(unshuffled, shuffle=False)) == sorted(orders[0])
 
@@ -196,7 +200,7 @@ def test_a_state_of_other_data_or_settings_is_refused(tmp_path):
 def test_recordings_come_with_the_unit_that_completes_them(tmp_path):
     """Pieces in several units are joined, and a recording is in one batch."""
     lengths, pieces = [100, 700, 40, 500, 60], {1: 4, 3: 2}
-    dataset, _ = begin(tmp_path, lengths, [2, 1, 4, 3, 5, 6], pieces=pieces)
+    dataset, _ = begin(tmp_path, lengths, [None, 4, 1, 2, 3, 5, 6], pieces=pieces)
     seen = []
     for batch in loader_of(dataset, max_frames_per_batch=800):
         for i, name in enumerate(batch.ids):
