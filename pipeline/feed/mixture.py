@@ -45,14 +45,16 @@ def mix(
         **options: As for `make_loader`. `num_workers` are those of each dataset.
 
     Raises:
-        ConfigError: The datasets do not agree, a weight is no number of at least 0, or a dataset
-            has no batches.
+        ConfigError: The datasets do not agree, utterances are still being extracted, a weight is no
+            number of at least 0, or a dataset has no batches.
 
     Example:
         >>> for batch in mix([english, german], [3, 1], max_frames_per_batch=20_000):
         ...     loss = head(batch.features, batch.dataset)         # doctest: +SKIP
     """
     parts = [as_feature_dataset(dataset) for dataset in datasets]
+    for part in parts:
+        part.check_whole()
     _check_alike(parts)
     loaders = [
         make_loader(part, max_frames_per_batch=max_frames_per_batch, seed=seed, **options)
