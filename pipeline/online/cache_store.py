@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import IdentityError, StoreBusyError
+from pipeline.errors import IdentityError, StoreBusyError, StoreError
 from pipeline.online.collecting import Encoded, Placed, divide
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
@@ -97,6 +97,12 @@ def open_cache(backend: Backend, encoder: SpeechEncoder, layout: Layout) -> Layo
             "it with open_store, or give another store"
         )
     stored = layout_of(attributes)
+    if stored.dropped_layers:
+        raise IdentityError(
+            f"layers {list(stored.dropped_layers)} were dropped from store {backend}, so `cached` "
+            "cannot return all layers of the encoder from it; load the encoder with layers=[...] "
+            "that you need, and give another store"
+        )
     wanted = replace(
         layout,
         frames_per_unit=stored.frames_per_unit,
@@ -147,6 +153,11 @@ def add(backend: Backend, layout: Layout, utterances: Sequence[Encoded], rate_hz
         StoreBusyError: Other processes hold the store.
     """
     with held(backend) as (lease, run_id):
+        if layout_of(read_attributes(backend)) != layout:
+            raise StoreError(
+                f"store {backend} was changed by another program since it was opened (were layers "
+                "dropped?); open it again"
+            )
         committed = committed_fingerprints(backend, [item.id for item in utterances])
         new = [item for item in utterances if item.id not in committed]
         for unit in divide(new, layout):

@@ -379,6 +379,36 @@ def test_wrong_use_is_refused(encoder, tmp_path):
         small(encoder, tmp_path / "extracted")
 
 
+def test_a_dropped_utterance_is_stored_again_if_it_is_asked_for(encoder, tmp_path):
+    """As a new one; the others stay."""
+    cache = small(encoder, tmp_path)
+    for name in list(WAVES)[:4]:
+        cache(name, WAVES[name])
+    cache.flush()
+    pipeline.drop(tmp_path, ids=["clip-001"], confirm=True)
+    with small(encoder, tmp_path) as again:
+        again("clip-000", WAVES["clip-000"])
+        assert "clip-001" not in pipeline.open_store(tmp_path).ids
+        again("clip-001", WAVES["clip-001"])
+    assert sorted(pipeline.open_store(tmp_path).ids) == list(WAVES)[:4]
+    assert verify_store(tmp_path).ok
+
+
+def test_dropped_layers_are_no_cache(encoder, tmp_path):
+    """A store from which layers were dropped has not all that the encoder returns."""
+    cache = small(encoder, tmp_path)
+    cache("clip-000", WAVES["clip-000"])
+    cache.flush()
+    cache("clip-001", WAVES["clip-001"])
+    pipeline.drop(tmp_path, layers=[3], confirm=True)
+    with pytest.raises(IdentityError, match=r"layers \[3\] were dropped"):
+        small(encoder, tmp_path)
+    with pytest.raises(StoreError, match="was changed by another program"):
+        cache.flush()
+    assert pipeline.open_store(tmp_path).ids == ["clip-000"]
+    cache._collection._waiting.clear()  # nothing is left to commit at the end
+
+
 def test_an_encoder_that_nobody_needs_commits_what_it_has(encoder, tmp_path):
     """As it does at the end of the process."""
     cache = small(encoder, tmp_path)
