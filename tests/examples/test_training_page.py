@@ -183,7 +183,8 @@ def test_training_begins_before_there_is_a_store(page_run):
     printed = page_run.printed_by("open_or_extract(")
     n_train = sum(split == "train" for split in SPEAKERS.values()) * len(WORDS) * N_TAKES
     assert re.search(rf"^{n_train} utterances, \d+ batches an epoch", printed, re.M)
-    assert len(page_run.names["train"]) == n_train
+    names = page_run.names_after[page_run.line_of("open_or_extract(")]
+    assert len(names["train"]) == n_train
 
 
 def test_the_encoder_of_an_own_dataset_is_cached(page_run):

@@ -250,6 +250,7 @@ def test_other_uses_wait(tmp_path):
         lambda: random_split(dataset, [0.5, 0.5]),
         lambda: pipeline.FeatureStream(dataset, BatchPolicy(100)),
         lambda: pipeline.mix([dataset], max_frames_per_batch=100),
+        lambda: pipeline.make_frame_loader(dataset, frames_per_batch=64),
     ]
     for use in uses:
         with pytest.raises(ConfigError, match=r"dataset.wait\(\)"):
