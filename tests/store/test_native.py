@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.store.format.codecs import INT8
-from pipeline.store.native import int8, rows
+from pipeline.store.native import int8, mapped, rows
 from pipeline.store.native.rows import RowScatter
 from pipeline.store.tensors import decode_into
 
@@ -142,3 +142,29 @@ def test_wrong_rows_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match="cannot copy rows"):
             scatter.copy(values, 0, column)
+
+
+@needs_library
+@pytest.mark.skipif(mapped.MappedFile is None, reason="not compiled")
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("dim", [1, 7, 8, 24, 768])
+@pytest.mark.parametrize("shift", [0, 1, 8])
+def test_a_map_is_decoded_to_the_same_bits(
+    tmp_path: Path, streams: bool, dim: int, shift: int
+) -> None:
+    """Past the CPU's cache or not, at any place of the destination, and nothing beside it."""
+    stored, scales = case(33, dim)
+    path = tmp_path / "file"
+    path.write_bytes(b"before" + stored.tobytes())
+    memory = np.full(shift + 35 * dim + 16, 7, np.float16)
+    out = memory[shift + dim : shift + 34 * dim].reshape(33, dim)
+    with path.open("rb") as file:
+        opened = mapped.map_file(file.fileno(), True)
+        if opened is None:
+            pytest.skip("this file system is not mapped")
+        assert opened.decode_int8(6, scales, out, streams)
+        assert not opened.decode_int8(7, scales, out, streams)  # ends beyond the file
+    expected = INT8.decode(stored, scales).astype(np.float16)
+    assert out.tobytes() == expected.tobytes()
+    assert (memory[: shift + dim] == 7).all()
+    assert (memory[shift + 34 * dim :] == 7).all()

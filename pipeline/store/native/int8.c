@@ -31,9 +31,20 @@ AVX512_TARGET static inline __m512 decode_16(__m128i q, __m512 offset, __m512 sc
     return _mm512_add_ps(_mm512_mul_ps(steps, scale), offset);
 }
 
+/* Past the CPU's cache only to a multiple of 16 bytes. */
+AVX512_TARGET static inline void store_16(uint16_t *to, __m256i values, int streams)
+{
+    if (streams) {
+        _mm_stream_si128((__m128i *)to, _mm256_castsi256_si128(values));
+        _mm_stream_si128((__m128i *)to + 1, _mm256_extracti128_si256(values, 1));
+    } else {
+        _mm256_storeu_si256((__m256i *)to, values);
+    }
+}
+
 AVX512_TARGET
 static void decode_avx512(const int8_t *q, size_t n_frames, size_t dim, const float *offset,
-                          const float *scale, uint16_t *half, float *single)
+                          const float *scale, uint16_t *half, float *single, int streams)
 {
     size_t whole = dim / 16 * 16;
     __mmask16 rest = (__mmask16)((1u << (dim - whole)) - 1); /* masked stores are slow: at the end */
@@ -42,7 +53,7 @@ static void decode_avx512(const int8_t *q, size_t n_frames, size_t dim, const fl
             for (size_t d = 0; d < whole; d += 16) {
                 __m512 x = decode_16(_mm_loadu_si128((const __m128i *)(q + d)),
                                      _mm512_loadu_ps(offset + d), _mm512_loadu_ps(scale + d));
-                _mm256_storeu_si256((__m256i *)(half + t * dim + d), _mm512_cvtps_ph(x, NEAREST));
+                store_16(half + t * dim + d, _mm512_cvtps_ph(x, NEAREST), streams);
             }
         } else {
             for (size_t d = 0; d < whole; d += 16) {
@@ -65,7 +76,7 @@ static void decode_avx512(const int8_t *q, size_t n_frames, size_t dim, const fl
 
 __attribute__((target("avx2,f16c")))
 static void decode_avx2(const int8_t *q, size_t n_frames, size_t dim, const float *offset,
-                        const float *scale, uint16_t *half, float *single)
+                        const float *scale, uint16_t *half, float *single, int streams)
 {
     for (size_t t = 0; t < n_frames; t++, q += dim) {
         size_t d = 0;
@@ -73,7 +84,9 @@ static void decode_avx2(const int8_t *q, size_t n_frames, size_t dim, const floa
             __m256i steps = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(q + d)));
             __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(steps), _mm256_loadu_ps(scale + d));
             x = _mm256_add_ps(x, _mm256_loadu_ps(offset + d));
-            if (half)
+            if (half && streams)
+                _mm_stream_si128((__m128i *)(half + t * dim + d), _mm256_cvtps_ph(x, NEAREST));
+            else if (half)
                 _mm_storeu_si128((__m128i *)(half + t * dim + d), _mm256_cvtps_ph(x, NEAREST));
             else
                 _mm256_storeu_ps(single + t * dim + d, x);
@@ -90,14 +103,18 @@ static void decode_avx2(const int8_t *q, size_t n_frames, size_t dim, const floa
 }
 
 /* Decode [n_frames, dim]; `scales` is [2, dim]: offsets, then scales. One of `half` and `single` is
- * the destination, the other is NULL. `level` is at most that of `strata_int8_level`. */
+ * the destination, the other is NULL. `level` is at most that of `strata_int8_level`. With `streams`
+ * float16 results bypass the CPU's cache, if their places allow it. */
 void strata_int8_decode(int level, const int8_t *q, size_t n_frames, size_t dim,
-                        const float *scales, uint16_t *half, float *single)
+                        const float *scales, uint16_t *half, float *single, int streams)
 {
+    streams = streams && half && ((uintptr_t)half | (dim * sizeof *half)) % 16 == 0;
     if (level == AVX512)
-        decode_avx512(q, n_frames, dim, scales, scales + dim, half, single);
+        decode_avx512(q, n_frames, dim, scales, scales + dim, half, single, streams);
     else
-        decode_avx2(q, n_frames, dim, scales, scales + dim, half, single);
+        decode_avx2(q, n_frames, dim, scales, scales + dim, half, single, streams);
+    if (streams)
+        _mm_sfence(); /* other threads read what was written */
 }
 
 #else
@@ -108,9 +125,10 @@ int strata_int8_level(void)
 }
 
 void strata_int8_decode(int level, const int8_t *q, size_t n_frames, size_t dim,
-                        const float *scales, uint16_t *half, float *single)
+                        const float *scales, uint16_t *half, float *single, int streams)
 {
     (void)level, (void)q, (void)n_frames, (void)dim, (void)scales, (void)half, (void)single;
+    (void)streams;
 }
 
 #endif

@@ -7,6 +7,6 @@
 
 int strata_int8_level(void);
 void strata_int8_decode(int level, const int8_t *q, size_t n_frames, size_t dim,
-                        const float *scales, uint16_t *half, float *single);
+                        const float *scales, uint16_t *half, float *single, int streams);
 
 #endif

@@ -41,6 +41,7 @@ def decode(steps: Tensor, scales: Tensor, out: Tensor, level: int | None = None)
         scales.data_ptr(),
         out.data_ptr() if to_half else None,
         None if to_half else out.data_ptr(),
+        False,
     )
     return True
 
@@ -61,6 +62,7 @@ def _load() -> tuple[ctypes._FuncPointer, int] | None:
     level = int(library.strata_int8_level())
     function = library.strata_int8_decode
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, pointer, size, size, pointer, pointer, pointer]
+    number = ctypes.c_int
+    function.argtypes = [number, pointer, size, size, pointer, pointer, pointer, number]
     function.restype = None
     return (function, level) if level else None

@@ -407,10 +407,12 @@ static PyObject *decode_int8(PyObject *object, PyObject *const *args, Py_ssize_t
 {
     MappedFile *self = (MappedFile *)object;
     Py_buffer scales, out;
-    if (n_args != 3) {
-        PyErr_SetString(PyExc_TypeError, "expected an offset, scales and a destination");
+    if (n_args != 4) {
+        PyErr_SetString(PyExc_TypeError,
+                        "expected an offset, scales, a destination, and whether to stream");
         return NULL;
     }
+    int streams = PyObject_IsTrue(args[3]);
     size_t offset = PyLong_AsSize_t(args[0]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &scales, PyBUF_SIMPLE))
         return NULL;
@@ -427,7 +429,7 @@ static PyObject *decode_int8(PyObject *object, PyObject *const *args, Py_ssize_t
         if (is_ready(self, offset, length, true) && guard_copies()) {
             if (!FAILS(self)) {
                 strata_int8_decode(level, (const int8_t *)self->copies + offset, length / dim, dim,
-                                   scales.buf, out.buf, NULL);
+                                   scales.buf, out.buf, NULL, streams);
                 done = is_whole(self, offset, length);
             }
             END_COPY();
@@ -445,7 +447,7 @@ static PyMethodDef methods[] = {
     {"read_ready", (PyCFunction)(void (*)(void))read_ready, METH_FASTCALL,
      "read_ready(parts, offset, streams): the same, if the bytes are in memory."},
     {"decode_int8", (PyCFunction)(void (*)(void))decode_int8, METH_FASTCALL,
-     "decode_int8(offset, scales, out): decode int8 to float16; return whether that was done."},
+     "decode_int8(offset, scales, out, streams): decode int8 to float16; return whether that was done."},
     {"needs", needs_range, METH_VARARGS, "needs(offset, length): what a read waits for."},
     {"fetch", fetch_range, METH_VARARGS, "fetch(offset, length): fetch the blocks of a range."},
     {NULL, NULL, 0, NULL},

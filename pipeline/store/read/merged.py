@@ -44,7 +44,7 @@ def read_cut(shards: ShardReader, catalogue: Catalogue, cut: Cut, axes: Sequence
         slot, start, _, _ = spans[0]
         shards.read_into(axes[0], slot, start, (where[0],))
     else:
-        _read_span(shards, axes[0], spans[0], where[0])
+        _decode_span(shards, axes[0], spans[0], where[0])
 
 
 def gather(
@@ -123,23 +123,23 @@ def _read(reads: Sequence[tuple[ShardReader, _Read]]) -> None:
 
 def _decode(spans: Sequence[tuple[ShardReader, int, Span, Matrix]]) -> None:
     """Read and decode spans; the storage fetches the next ones meanwhile."""
+    streams = sum(part.nbytes for *_, part in spans) > _MOST_CACHED
     for first in range(0, len(spans), _MAX_PENDING):
         some = spans[first : first + _MAX_PENDING]
         for shards, axis, span, _ in some[1:]:  # the first one requests its own
             shards.prefetch_coded(axis, *span)
         for shards, axis, span, part in some:
-            _read_span(shards, axis, span, part)
+            _decode_span(shards, axis, span, part, streams)
 
 
-def _read_span(shards: ShardReader, axis: int, span: Span, out: Matrix) -> None:
-    """Read one layer of a span into an array of values, [n_frames, dim]."""
+def _decode_span(
+    shards: ShardReader, axis: int, span: Span, out: Matrix, streams: bool = False
+) -> None:
+    """Read and decode one layer of a span into an array of values, [n_frames, dim]."""
     slot, start, stop, position = span
-    if shards.is_direct:
-        shards.read_into(axis, slot, start, [out])
-        return
     codec = shards.layout.codec
     scales = shards.scales(axis, slot, position)
-    if shards.read_decoded(axis, span, scales, out):
+    if shards.read_decoded(axis, span, scales, out, streams):
         return
     shards.prefetch_coded(axis, slot, start, stop, position)
     stored = np.empty((min(_BLOCK, stop - start), out.shape[1]), codec.dtype)

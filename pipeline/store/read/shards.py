@@ -180,7 +180,9 @@ class ShardReader:
             if chunk is not None:
                 chunk.prefetch(self._scale_offset(axis, position), self._scale_bytes)
 
-    def read_decoded(self, axis: int, span: Span, scales: FloatArray, out: Matrix) -> bool:
+    def read_decoded(
+        self, axis: int, span: Span, scales: FloatArray, out: Matrix, streams: bool
+    ) -> bool:
         """Decode int8 frames of a span as they are read, [n_frames, dim], if that can be done.
 
         Returns:
@@ -192,7 +194,7 @@ class ShardReader:
             return False
         if out.dtype != self.layout.codec.value_dtype:
             return False
-        return shard.mapped.decode_int8(start * self._frame_bytes, scales, out)
+        return shard.mapped.decode_int8(start * self._frame_bytes, scales, out, streams)
 
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
         """Read the scales of a piece, one layer: float32 [n_scales, dim].
