@@ -74,7 +74,11 @@ def test_any_range_has_the_bytes_of_the_file(file: Path, content: np.ndarray, wh
     for _ in range(100):
         first, last = np.sort(random.integers(0, len(content) + 1, 2)).tolist()
         cut = int(random.integers(first, last + 1))
-        parts = [np.zeros(cut - first, np.uint8), np.zeros((1, last - cut), np.int8)]
+        shift = int(random.integers(0, 16))  # destinations at any place
+        parts = [
+            np.zeros(shift + cut - first, np.uint8)[shift:],
+            np.zeros((1, last - cut), np.int8),
+        ]
         assert reader.mapped is not None
         if not reader.mapped.read_into(parts, first, whole):
             reader.read_into(parts, first)
@@ -300,6 +304,38 @@ def test_a_signal_of_other_code_ends_the_process_as_before(file: Path, order: st
     assert done.stdout == "an error\n"
     assert done.returncode == -signal.SIGBUS
     assert ("Fatal Python error: Bus error" in done.stderr) == (order != "never")
+
+
+SIGNAL_IN_A_WORKER = """
+import mmap, os, sys
+from pathlib import Path
+import numpy as np
+from torch.utils.data import DataLoader
+from pipeline.store.backend.local_reader import LocalReader
+
+class Reads:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        path, part = Path(sys.argv[1]), np.empty(1000, np.uint8)
+        LocalReader(path, True).read_into([part], 0)
+        with path.open("rb") as file:
+            other = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        os.truncate(path, 0)
+        return other[0]
+
+list(DataLoader(Reads(), num_workers=1, multiprocessing_context="fork"))
+"""
+
+
+def test_a_signal_of_other_code_in_a_worker_is_reported_as_before(file: Path) -> None:
+    """By torch, whose handler takes more arguments than faulthandler's."""
+    if not is_mapped(file):
+        pytest.skip("this file system is not mapped")
+    done = run(SIGNAL_IN_A_WORKER, file)
+    assert done.returncode == 1
+    assert "Unexpected bus error encountered in worker" in done.stderr
 
 
 @pytest.fixture
