@@ -61,7 +61,8 @@ def open_or_extract(
             units, on the device that it trains on; with "ray", rank 0 extracts all.
         world_size: Number of ranks; give both to `make_loader`, too.
         recheck: Whether to compare a complete store with the dataset, its audio and the weights,
-            and to extract what is new, as `strata extract` does.
+            and to extract what is new, as `strata extract` does. The settings `retry_quarantined`
+            and `restore_dropped` imply it.
         **settings: Settings by group: `dataset`, `model`, `engine`, `extract`, `plan` and `run`.
             A group is the name of an option ("hubert_base"), a mapping ({"path": "clips"}), or its
             dataclass. Defaults are those of `strata extract`, except for `engine`, which is
@@ -101,7 +102,8 @@ def open_or_extract(
         },
     )
     backend = open_backend(Path(str(config.store)))
-    if is_complete(backend) and not (recheck or config.retry_quarantined):
+    recheck = recheck or config.retry_quarantined or config.restore_dropped
+    if is_complete(backend) and not recheck:
         check_settings(config, backend)
         return OnlineDataset(open_store(backend), view, None)
     request = {"rank": rank, "world_size": world_size, "recheck": recheck}

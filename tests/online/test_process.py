@@ -242,3 +242,22 @@ def test_a_rank_extracts_on_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert _environment()["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_complete_store_is_extended_where_settings_ask_for_it(tmp_path):
+    """Files that were fixed are retried, and dropped utterances restored; without that, neither."""
+    clips = write_folder(tmp_path / "clips", mixed_lengths(4))
+    broken = sorted(clips.glob("*.wav"))[2]
+    content = broken.read_bytes()
+    broken.write_bytes(b"no sound")
+    store = tmp_path / "store"
+    extract(clips, store, *INLINE, "run.max_quarantined=1")
+    dropped = pipeline.open_store(store).ids[0]
+    pipeline.drop(store, ids=[dropped], confirm=True)
+    broken.write_bytes(content)
+    lenient = {"run": {"max_quarantined": 1.0}}
+    assert len(opened(clips, store, **lenient)) == 2
+    asked = {"retry_quarantined": True, "restore_dropped": True}
+    loader = pipeline.make_loader(opened(clips, store, **asked), max_frames_per_batch=300)
+    found = [name for batch in loader for name in batch.ids]
+    assert sorted(found) == sorted(path.name for path in clips.glob("*.wav"))
