@@ -14,6 +14,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.layout import FRAMES, POOLED, Layout
 from pipeline.store.maintain.cleanup import slots_on_disk
+from pipeline.store.maintain.orphans import is_partial
 from pipeline.store.read.shards import ShardReader
 
 
@@ -31,6 +32,7 @@ def remove_layers(backend: Backend, layout: Layout, observer: Observer) -> None:
     for array in layout.arrays:
         for slot in slots if array != FRAMES else ():
             key, _ = layout.first_object(array, slot)
+            _remove_partial_files(backend, layout, key)
             if not backend.exists(key):
                 continue
             try:
@@ -49,6 +51,14 @@ def remove_layers(backend: Backend, layout: Layout, observer: Observer) -> None:
                 if name.isdecimal():
                     backend.delete(layout.shard_key(axis, int(name)))
             backend.sync(f"{FRAMES}/c/{axis}")
+
+
+def _remove_partial_files(backend: Backend, layout: Layout, key: str) -> None:
+    """Delete what a run that was killed has left beside a chunk of an array."""
+    folder = key.rpartition("/")[0]
+    for name in backend.children(folder):
+        if is_partial(f"{folder}/{name}", layout):
+            backend.delete(f"{folder}/{name}")
 
 
 def _put_chunk(backend: Backend, key: str, values: FloatArray) -> None:
