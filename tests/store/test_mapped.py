@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,24 @@ def test_a_file_that_is_no_local_file_with_content_is_not_mapped(tmp_path: Path)
     (tmp_path / "empty").touch()
     for path in (tmp_path / "empty", tmp_path, Path("/proc/self/maps")):
         assert LocalReader(path).mapped is None
+
+
+def test_reads_of_holes_take_no_memory() -> None:
+    """On a file system in memory, where a read through a map would fill them."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_bavail < 4096:
+        pytest.skip("needs a file system in memory")
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"x" * 5000)
+        os.truncate(file.name, 2 * BLOCK)
+        os.pwrite(file.fileno(), b"y" * 5000, 2 * BLOCK - 5000)
+        before = os.fstat(file.fileno()).st_blocks
+        part = np.ones(2 * BLOCK, np.uint8)
+        LocalReader(Path(file.name), True).read_into([part], 0)
+        assert bytes(part[:5000]) == b"x" * 5000
+        assert bytes(part[-5000:]) == b"y" * 5000
+        assert not part[5000:-5000].any()
+        assert os.fstat(file.fileno()).st_blocks == before
 
 
 def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:

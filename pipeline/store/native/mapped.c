@@ -103,19 +103,25 @@ typedef struct {
 
 static size_t page_size;
 
-/* Whether a file system is local: on others a map is no faster, and may show old content. */
-static bool is_local(int descriptor)
+#define TMPFS 0x01021994
+
+/* Whether a map is of use. On file systems that are not local it is no faster, and may show old
+ * content. On tmpfs a read of a hole through a map takes memory for it, until the file is deleted:
+ * the space that dropped utterances have left. */
+static bool is_mappable(int descriptor, const struct stat *status)
 {
     static const unsigned long local[] = {
         0xEF53,     /* ext2, ext3, ext4 */
         0x58465342, /* XFS */
         0x9123683E, /* btrfs */
-        0x01021994, /* tmpfs */
+        TMPFS,
         0xF2F52010, /* F2FS */
         0x794C7630, /* overlay */
     };
     struct statfs found;
     if (fstatfs(descriptor, &found))
+        return false;
+    if (found.f_type == TMPFS && status->st_blocks < status->st_size / 512)
         return false;
     for (size_t i = 0; i < sizeof local / sizeof *local; i++)
         if ((unsigned long)found.f_type == local[i])
@@ -141,7 +147,7 @@ static PyObject *mapped_new(PyTypeObject *type, PyObject *args, PyObject *keywor
         return NULL;
     if (fstat(descriptor, &status))
         return PyErr_SetFromErrno(PyExc_OSError);
-    if (!S_ISREG(status.st_mode) || status.st_size <= 0 || !is_local(descriptor)) {
+    if (!S_ISREG(status.st_mode) || status.st_size <= 0 || !is_mappable(descriptor, &status)) {
         PyErr_SetString(PyExc_OSError, "not a file with content on a local disk");
         return NULL;
     }
