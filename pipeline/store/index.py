@@ -205,8 +205,9 @@ def _gather(
         tables.append(_some(table, without, columns))
         current[unit] = Origin(checksum, stamps[unit])
     if not tables:
-        return _some(pa.schema(FIELDS).empty_table(), without, columns), {}
-    table = pa.concat_tables(tables, promote_options="default")
+        empty = _some(pa.schema(FIELDS).empty_table(), without, columns)
+        return _with_all(empty, columns), {}
+    table = _with_all(pa.concat_tables(tables, promote_options="default"), columns)
     if len(tables) > 1 and "position" in table.column_names:
         table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
     return table, dict(sorted(current.items()))
@@ -230,8 +231,21 @@ def _read_unit(backend: Backend, unit: int) -> tuple[pa.Table, int]:
 
 def _some(table: pa.Table, without: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
     if columns is not None:
-        return table.select(list(columns))
+        return table.select([name for name in columns if name in table.column_names])
     return table.drop_columns(list(without))
+
+
+def _with_all(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """Return rows with empty columns for those of the dataset that no unit has.
+
+    A unit that is extracted when the dataset has none of its utterances any more lacks them.
+    """
+    if columns is None:
+        return table
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table)))
+    return table.select(list(columns))
 
 
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:

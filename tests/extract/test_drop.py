@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
@@ -195,6 +196,24 @@ def test_a_repair_does_not_bring_them_back(corpus: Corpus) -> None:
     assert all(found.read(name).equal(values) for name, values in expected.items())
     assert corpus.agrees([row for row in rows_of() if row["file_name"] not in ANN])
     check_gone(corpus)
+
+
+def test_a_unit_of_removed_utterances_alone_has_no_columns(made: Corpus, tmp_path: Path) -> None:
+    """It was extracted again after the dataset had lost them; conditions see none of them."""
+    corpus = made.copied(tmp_path / "home")
+    index = corpus.store / "index/unit-0.parquet"
+    names = pq.read_table(index)["id"].to_pylist()
+    rows = [row for row in rows_of() if row["file_name"] not in names]
+    corpus.options = corpus.table(rows)
+    index.unlink()
+    assert extracted(corpus, "run.max_changed=1").units == [0]
+    assert "speaker" not in pq.read_schema(index).names
+    (corpus.store / "index.parquet").unlink()  # as an interrupted drop does
+    pipeline.drop(corpus.store, where="speaker = 's1'", confirm=True)
+    assert corpus.agrees([row for row in rows if row["speaker"] != "s1"])
+    pipeline.drop(corpus.store, ids=names, confirm=True)
+    assert extracted(corpus, "run.max_changed=1").units == []
+    check_gone(corpus, names)
 
 
 def test_dropped_layers_are_not_extracted_again(corpus: Corpus) -> None:
