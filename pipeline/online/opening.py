@@ -83,7 +83,7 @@ def open_or_extract(
         ...     batch.features, batch.lengths
     """
     if config is None:
-        config = compose_config(overrides, {"engine": "inline"} | settings)
+        config = compose_config(overrides, _with_engine(overrides, settings))
     elif overrides or settings:
         given = [*overrides, *settings]
         raise ConfigError(f"config and {given[0]} are both given; put all settings into config")
@@ -115,6 +115,15 @@ def open_or_extract(
     except BaseException:
         extraction.stop()
         raise
+
+
+def _with_engine(overrides: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the engine `inline`, unless another one is chosen."""
+    engine = settings.get("engine", {})
+    is_open = isinstance(engine, Mapping) and "kind" not in engine
+    if not is_open or any(item.startswith("engine=") for item in overrides):
+        return dict(settings)
+    return {**settings, "engine": {"kind": "inline", **engine}}
 
 
 def _path_of(store_uri: str | PathLike[str]) -> str:

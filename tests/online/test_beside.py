@@ -10,12 +10,14 @@ from collections import Counter
 import pytest
 
 import pipeline
+from pipeline.config.composing import compose_config
 from pipeline.errors import IdentityError, RunError, SourceError, StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract.stop import Stop
 from pipeline.online import beside, shares
 from pipeline.online.beside import Request, extract_beside
 from pipeline.online.completeness import check_settings, is_complete
+from pipeline.online.opening import _with_engine
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import Lease, live_holder
 from pipeline.store.coordination.ledger import read_claims
@@ -275,3 +277,20 @@ def test_units_that_fail_are_an_error(clips, tmp_path, monkeypatch):
     config = configured(clips, tmp_path / "store", *INLINE, "run.max_attempts=1")
     with pytest.raises(RunError, match="units failed in every attempt"):
         Job(config).finish()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "kind", "threads"),
+    [
+        ((), {}, "inline", None),
+        ((), {"engine": {"threads": 2}}, "inline", 2),
+        (("engine.threads=3",), {}, "inline", 3),
+        (("engine=ray",), {"engine": {"threads": 2}}, "ray", 2),
+        ((), {"engine": "ray"}, "ray", None),
+        ((), {"engine": {"kind": "ray"}}, "ray", None),
+    ],
+)
+def test_the_engine_is_inline_unless_another_is_chosen(overrides, settings, kind, threads):
+    """Also if other settings of the engine are given, which do not start Ray."""
+    engine = compose_config(overrides, _with_engine(overrides, settings)).engine
+    assert (engine.kind, engine.threads) == (kind, threads)
