@@ -19,6 +19,10 @@ from tests.helpers.network import refused_network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """The processes that run tests would wait for each other's threads; read when torch is imported."""
 
+for switch in ("prestart_worker_first_driver", "USAGE_STATS_ENABLED"):
+    os.environ.setdefault(f"RAY_{switch}", "0")
+"""Ray would start as many workers as there are CPUs, which run no actor, and count its users."""
+
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
 
@@ -33,15 +37,23 @@ RAY_TESTS = Path(tempfile.gettempdir()) / f"strata-ray-tests-{os.getpid()}"
 one that distributes the tests knows ids only."""
 
 
+def fixtures(item: pytest.Item) -> list[str]:
+    """Names of the fixtures that a test has as arguments, and of theirs."""
+    return getattr(item, "fixturenames", [])
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that use the shared Ray; run the tests that use Ray first.
 
-    They take longest.
+    They take longest. Those with a Ray of their own are the last of them: some end the shared one.
     """
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
+        if "ray_session" in fixtures(item):
             item.add_marker("ray")
             item.add_marker("slow")
+    items.sort(
+        key=lambda item: not (item.name.endswith("[ray]") or "ray_session" in fixtures(item))
+    )
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     process = getattr(config, "workerinput", {})
     if "ray_tests" in process:

@@ -55,15 +55,13 @@ class Started:
     Attributes:
         address: Of its head node.
         environment: Of the user: where the cluster is. The home folder holds the token, if any.
-        has_token: Whether there is one.
     """
 
     address: str
     environment: dict[str, str]
-    has_token: bool
 
 
-@pytest.fixture(scope="module", params=["token", "no token"])
+@pytest.fixture(scope="module")
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
@@ -81,7 +79,7 @@ def started(
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
             "STRATA_PYTHON": sys.executable,
         }
-        yield Started(address, environment | mine, request.param == "token")
+        yield Started(address, environment | mine)
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -93,27 +91,24 @@ def arguments(folder: Path, store: Path) -> list[str]:
     return ["extract", *overrides(folder, store, *ray)]
 
 
+@pytest.mark.parametrize("started", ["token"], indirect=True)
 def test_extract_and_a_job_use_a_cluster(
     started: Started, folder: Path, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    """With and without a token, which nobody mentions; the stores equal an inline one.
+    """With its token, which nobody mentions; the stores equal an inline one.
 
-    Where there is no token, the job only plans: `extract` covers the workers.
+    Without a token: see `test_metrics_are_exported`, whose driver is a new process, too.
     """
     done = run(
         [sys.executable, "-m", "pipeline", *arguments(folder, tmp_path / "extract")],
         started.environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    verb, *settings = arguments(folder, tmp_path / "job")
-    verb = verb if started.has_token else "plan"
-    done = run([str(ROOT / "scripts/launch_ray_job.sh"), verb, *settings], started.environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert contents(tmp_path / "extract") == undisturbed
-    if started.has_token:
-        assert contents(tmp_path / "job") == undisturbed
-    else:
-        assert [path.name for path in (tmp_path / "job").glob("*.parquet")] == ["plan.parquet"]
+    job = [str(ROOT / "scripts/launch_ray_job.sh"), *arguments(folder, tmp_path / "job")]
+    done = run(job, started.environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert contents(tmp_path / "job") == undisturbed
 
 
 @pytest.mark.parametrize("started", ["token"], indirect=True)
@@ -131,6 +126,18 @@ def test_a_refusal_names_the_remedy(started: Started, folder: Path, tmp_path: Pa
             assert words in last, done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("started", ["no token"], indirect=True)
+def test_a_job_uses_a_cluster_without_a_token(
+    started: Started, folder: Path, tmp_path: Path
+) -> None:
+    """It only plans: the job above covers the workers."""
+    _, *settings = arguments(folder, tmp_path / "job")
+    job = [str(ROOT / "scripts/launch_ray_job.sh"), "plan", *settings]
+    done = run(job, started.environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "job").glob("*.parquet")] == ["plan.parquet"]
 
 
 def test_a_job_without_a_cluster_names_the_address(folder: Path, tmp_path: Path) -> None:

@@ -17,11 +17,15 @@ START_S = 60.0
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """The environment without Ray's settings, with another home folder and this Python first."""
+    """The environment without Ray's settings, with another home folder and this Python first.
+
+    Ray starts no workers before somebody needs one, and does not count its users.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     root = Path(__file__).parents[2]
-    return {**kept, "HOME": str(home), "PATH": path, "PYTHONPATH": str(root)}
+    kept |= {"HOME": str(home), "PATH": path, "PYTHONPATH": str(root)}
+    return kept | {"RAY_prestart_worker_first_driver": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def free_port() -> int:
@@ -76,6 +80,7 @@ def ray_start(
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={port}", "--num-cpus=2", "--object-store-memory=100000000"]
     command += [f"--include-dashboard={dashboard_port is not None}", "--node-ip-address=127.0.0.1"]
+    command += ["--include-log-monitor=false", "--no-monitor"]  # nobody reads logs, nor scales
     if dashboard_port is not None:
         command += [f"--dashboard-port={dashboard_port}"]
     # Its sockets lie there, whose paths are short.
