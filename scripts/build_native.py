@@ -21,7 +21,7 @@ INCLUDES = (f"-I{sysconfig.get_paths()['include']}",)
 LIBRARIES = {
     "libint8.native": (("int8.c",), ()),  # not .so, which Python would import
     "librows.native": (("rows.c",), ()),
-    "_mapped.abi3.so": (("mapped.c", "int8.c"), INCLUDES),
+    "_mapped.abi3.so": (("mapped.c", "int8.c", "rows.c"), INCLUDES),
 }
 """The sources of each library, and further options."""
 LINUX_ONLY = "_mapped.abi3.so"

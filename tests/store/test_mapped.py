@@ -25,6 +25,7 @@ from pipeline.store.backend.local_reader import LocalReader
 from pipeline.store.format.codecs import INT8
 from pipeline.store.native import mapped
 from pipeline.store.native.mapped import BLOCKS, RANGE, READY, map_file
+from pipeline.store.native.rows import RowScatter
 from tests.helpers.feature_stores import make_store
 
 BLOCK = 2 << 20
@@ -405,3 +406,27 @@ def test_without_the_extension_system_calls_read(
     if not reader.read_cached([part], 77):
         reader.read_into([part], 77)
     assert np.array_equal(part, content[77:5077])
+
+
+def test_frames_are_scattered_from_the_map_to_their_places(store: pipeline.FeatureStore) -> None:
+    """As reading and copying them does; decoded and verified values are left to these."""
+    random = np.random.default_rng(0)
+    sources = np.sort(random.choice(300, 150, replace=False)).astype(np.int64)
+    places = random.permutation(150).astype(np.int64)
+    expected, out = (np.zeros((150, 2, 8), np.float16) for _ in range(2))
+    frames = store.read(0, [2])[0].numpy()
+    RowScatter(sources, places, expected).copy(frames, 0, 1)
+    scatter = RowScatter(sources, places, out)
+    done = store.scatter(0, range(100), 1, [scatter], 0, 1)
+    assert done == (store.codec != INT8)
+    if not done:
+        return
+    assert store.scatter(0, range(100, 300), 1, [scatter], 100, 1)
+    assert expected.any()
+    assert np.array_equal(out, expected)
+    with pytest.raises(ValueError, match="no column 2"):
+        store.scatter(0, range(300), 1, [scatter], 0, 2)
+    os.truncate(shard_of(store), 4096)
+    assert not store.scatter(0, range(250, 300), 0, [scatter], 250, 1)
+    with pipeline.open_store(store.root, verify=True) as verified:
+        assert not verified.scatter(0, range(100), 1, [scatter], 0, 1)

@@ -32,6 +32,7 @@ LABEL_BYTES = 16
 """Bytes of the utterance and the frame number of one frame."""
 ORDER_BYTES = 40
 """Bytes that the order of one frame takes while it is read."""
+_MOST_SCATTERED = 3  # cuts of a block; more are merged into fewer reads
 _ALIGNMENT = 64
 
 
@@ -247,9 +248,24 @@ class _Part:
             cuts = self._block_cuts(start, stop, block)
             rows = block[0, : stop - start]
             for column, axis in enumerate(self.source.axes):
+                if self._scatter(cuts, axis, start, column):
+                    continue
                 store.read_into(cuts, [axis], self.source.norm)
                 for scatter in self._scatters:
                     scatter.copy(rows, start, column)
+
+    def _scatter(self, cuts: Sequence[Cut], axis: int, start: int, column: int) -> bool:
+        """Copy cuts straight from the shards to their places; return whether that was done."""
+        if self.source.norm is not None or len(cuts) > _MOST_SCATTERED:
+            return False
+        for position, first, where in cuts:
+            n = where.shape[1]
+            frames = range(first, first + n)
+            scatter = self.source.store.scatter
+            if not scatter(position, frames, axis, self._scatters, start, column):
+                return False
+            start += n
+        return True
 
     def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
         """Return the cuts of frames `start:stop`, with their places in the block."""

@@ -31,6 +31,7 @@
 #endif
 
 #include "int8.h"
+#include "rows.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -447,6 +448,34 @@ static PyObject *decode_int8(PyObject *object, PyObject *const *args, Py_ssize_t
     return PyBool_FromLong(done);
 }
 
+/* Pointers and numbers are those that a RowScatter has checked. */
+static PyObject *scatter_rows(PyObject *object, PyObject *args)
+{
+    MappedFile *self = (MappedFile *)object;
+    Py_ssize_t offset, length, n, row_bytes, step_bytes;
+    long long first;
+    Py_ssize_t sources, places, out;
+    if (!PyArg_ParseTuple(args, "nnLnnnnnn", &offset, &length, &first, &sources, &places, &n,
+                          &row_bytes, &out, &step_bytes))
+        return NULL;
+    size_t at = (size_t)offset, size = (size_t)length;
+    volatile int done = 0;
+    if (is_inside(self, at, size)) {
+        Py_BEGIN_ALLOW_THREADS
+        if (is_ready(self, at, size, true) && guard_copies()) {
+            if (!FAILS(self)) {
+                strata_scatter_rows(self->copies + at, first, (const int64_t *)sources,
+                                    (const int64_t *)places, (size_t)n, (size_t)row_bytes,
+                                    (char *)out, (size_t)step_bytes);
+                done = is_whole(self, at, size);
+            }
+            END_COPY();
+        }
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(done);
+}
+
 static PyMethodDef methods[] = {
     {"read_into", (PyCFunction)(void (*)(void))read_into, METH_FASTCALL,
      "read_into(parts, offset, streams): fill writable buffers; return whether that was done."},
@@ -456,6 +485,7 @@ static PyMethodDef methods[] = {
      "decode_int8(offset, scales, out, streams): decode int8 to float16; return whether that was done."},
     {"needs", needs_range, METH_VARARGS, "needs(offset, length): what a read waits for."},
     {"fetch", fetch_range, METH_VARARGS, "fetch(offset, length): fetch the blocks of a range."},
+    {"scatter_rows", scatter_rows, METH_VARARGS, "As strata_scatter_rows, of a range of the file."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -3,8 +3,8 @@
  * The destination is much larger than the cache. A plain store to it first reads the line that it
  * replaces; a streaming store does not, which halves the traffic of the memory.
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "rows.h"
+
 #include <string.h>
 
 static void scatter_plain(const char *in, int64_t first, const int64_t *sources,

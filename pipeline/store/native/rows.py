@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.native.mapped import MappedFile
+
 LIBRARY = Path(__file__).with_name("librows.native")
 
 IntArray = npt.NDArray[np.int64]
@@ -95,6 +97,38 @@ class RowScatter:
             size,
             target + column * size,
             out.shape[1] * size,
+        )
+
+    def copy_mapped(
+        self, mapped: MappedFile, offset: int, n_rows: int, first: int, column: int = 0
+    ) -> bool:
+        """Copy those of consecutive rows of a file that have a place, as `copy` does.
+
+        Args:
+            mapped: The file; its rows have the type and length of those of `out`.
+            offset: Where the first row begins, in bytes.
+            n_rows: Number of consecutive rows.
+            first: Number of the first one.
+            column: Where to put them in `out`.
+
+        Returns:
+            Whether that was done; if not, the places have any content.
+        """
+        low, high = self._sources.searchsorted((first, first + n_rows)).tolist()
+        sources, places, target = self._pointers
+        size, n_columns = self._row_bytes, self._out.shape[1]
+        if not 0 <= column < n_columns:
+            raise ValueError(f"there is no column {column} in {self._out.shape}")
+        return low == high or mapped.scatter_rows(
+            offset,
+            n_rows * size,
+            first,
+            sources + 8 * low,
+            places + 8 * low,
+            high - low,
+            size,
+            target + column * size,
+            n_columns * size,
         )
 
 

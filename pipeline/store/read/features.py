@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
+from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut
 from pipeline.store.read.pooled import read_pooled
@@ -304,6 +305,40 @@ class FeatureStore(StoreView):
         read_cut(self._shards, self._catalogue, cut, axes)
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
+
+    def scatter(
+        self,
+        position: int,
+        frames: range,
+        axis: int,
+        places: Sequence[RowScatter],
+        first: int,
+        column: int,
+    ) -> bool:
+        """Copy frames of an utterance straight from a map to shuffled places.
+
+        Args:
+            position: Position of the utterance.
+            frames: The frames.
+            axis: Position on the layer axis.
+            places: Places of rows, of which these frames are some.
+            first: Number of the first frame among the rows.
+            column: Where to put them.
+
+        Returns:
+            Whether that was done. It is not if values must be verified or decoded, or files are not
+            mapped: then frames must be read and copied.
+
+        Raises:
+            DamagedError: A shard is missing.
+        """
+        if self._verify:
+            return False
+        for span in self._catalogue.spans(position, frames.start, frames.stop):
+            if not all(self._shards.scatter(axis, span, to, first, column) for to in places):
+                return False
+            first += span[2] - span[1]
+        return True
 
     def _finish(
         self,

@@ -21,6 +21,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored
 from pipeline.store.format.layout import FRAMES, POOLED, SCALE, Layout
+from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.catalogue import ALONE, Place, Span
 
 Matrix = Stored
@@ -195,6 +196,26 @@ class ShardReader:
         if out.dtype != self.layout.codec.value_dtype:
             return False
         return shard.mapped.decode_int8(start * self._frame_bytes, scales, out, streams)
+
+    def scatter(self, axis: int, span: Span, to: RowScatter, first: int, column: int) -> bool:
+        """Copy frames of a span, one layer, from a map to their places, if that can be done.
+
+        Args:
+            axis: Position on the layer axis.
+            span: The frames.
+            to: Places for rows of the codec's `value_dtype`.
+            first: Number of the first frame among the rows.
+            column: Where to put them.
+
+        Returns:
+            Whether that was done; if not, frames must be read and copied.
+        """
+        slot, start, stop, _ = span
+        shard = self._shard(axis, slot) if self.is_direct else None
+        if shard is None or shard.mapped is None:
+            return False
+        offset = start * self._frame_bytes
+        return to.copy_mapped(shard.mapped, offset, stop - start, first, column)
 
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
         """Read the scales of a piece, one layer: float32 [n_scales, dim].

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pipeline.store.format.codecs import FloatArray
+from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.joined.view import JoinedView
@@ -47,6 +48,19 @@ class JoinedStore(JoinedView, FeatureStore):
         gather([(part._shards, share) for part, share in found], self._catalogue, axes)
         for part, share in found:
             part._finish(share, axes, norm, verify)
+
+    def scatter(
+        self,
+        position: int,
+        frames: range,
+        axis: int,
+        places: Sequence[RowScatter],
+        first: int,
+        column: int,
+    ) -> bool:
+        """Copy frames of an utterance to shuffled places; see `FeatureStore.scatter`."""
+        part = self._parts[self._catalogue.store_of(position)]
+        return part.scatter(position, frames, axis, places, first, column)
 
     def _fill(self, cut: Cut, axes: Sequence[int], verify: bool | None) -> None:
         self._parts[self._catalogue.store_of(cut[0])]._fill(cut, axes, verify)
