@@ -191,20 +191,25 @@ def test_workers_of_a_loader_share_a_store(encoder, tmp_path):
         pickle.dumps(cache)
 
 
-JOB = """
-import os, signal, sys
+JOBS = """
+import multiprocessing, os, signal, sys
 import torch, pipeline
 from tests.online.test_cached import WAVES, small
 torch.set_num_threads(1)
-encoder = pipeline.load_encoder("tiny", weights="random", device="cpu")
-cache = small(encoder, sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-names = list(WAVES) if sys.argv[2] == "die" else list(WAVES)[::-1]
-for n, name in enumerate(names):
-    cache(name, WAVES[name])
-    if sys.argv[2] == "die" and n == 16:
-        os.kill(os.getpid(), signal.SIGKILL)
+ready = multiprocessing.get_context("fork").Barrier(2)
+jobs = []
+for how in ("go on", "die"):
+    jobs.append(os.fork())
+    if not jobs[-1]:
+        encoder = pipeline.load_encoder("tiny", weights="random", device="cpu")
+        cache = small(encoder, sys.argv[1])
+        ready.wait(60)
+        for n, name in enumerate(list(WAVES) if how == "die" else list(WAVES)[::-1]):
+            cache(name, WAVES[name])
+            if how == "die" and n == 16:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit()
+print([os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) for job in jobs])
 """
 
 
@@ -214,24 +219,15 @@ def test_jobs_share_a_store_and_one_is_killed(tmp_path):
 
     The jobs have no `with` block: they commit the rest when they end.
     """
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOB, str(tmp_path), how],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        for how in ("go on", "die")
-    ]
-    for job in jobs:
-        assert job.stdout.readline() == "ready\n"
-    for job in jobs:
-        job.stdin.write("\n")
-        job.stdin.flush()
-    for job in jobs:
-        job.communicate(timeout=60)
-    assert [job.returncode for job in jobs] == [0, -9]
+    done = subprocess.run(
+        [sys.executable, "-c", JOBS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "[0, -9]\n", done.stderr
     store = pipeline.open_store(tmp_path)
     assert sorted(store.ids) == list(WAVES)
     rows = [row for path in sorted((tmp_path / "index").iterdir()) for row in read_rows(path)]

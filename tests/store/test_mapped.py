@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 import pipeline
 from pipeline.errors import DamagedError
@@ -231,14 +231,21 @@ def test_a_file_that_is_cut_short_under_32_threads_is_an_error(file: Path) -> No
     assert counts["end"] > 100
 
 
-@pytest.fixture(params=[None, INT8], ids=["float16", "int8"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> pipeline.FeatureStore:
+CODECS = {"float16": {}, "int8": {"codec": INT8}}
+
+
+def read_store(root: Path, codec: str) -> pipeline.FeatureStore:
     """A store that has been read."""
-    codec = {} if request.param is None else {"codec": request.param}
-    make_store(tmp_path / "store", [300, 200, 100], frames_per_unit=1024, **codec)
-    store = pipeline.open_store(tmp_path / "store")
+    make_store(root, [300, 200, 100], frames_per_unit=1024, **CODECS[codec])
+    store = pipeline.open_store(root)
     store.read(2)
     return store
+
+
+@pytest.fixture(params=CODECS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> pipeline.FeatureStore:
+    """A store that has been read, of each codec."""
+    return read_store(tmp_path / "store", request.param)
 
 
 def shard_of(store: pipeline.FeatureStore) -> Path:
@@ -280,12 +287,15 @@ class Clips(Dataset[int]):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_of_a_loader_report_it_too(store: pipeline.FeatureStore, method: str) -> None:
-    """With a map that was made before the fork, or in the worker."""
-    os.truncate(shard_of(store), 4096)
+def test_workers_of_a_loader_report_it_too(tmp_path: Path, method: str) -> None:
+    """With a map that was made before the fork, or in the worker; of each codec."""
+    stores = [read_store(tmp_path / codec, codec) for codec in CODECS]
+    for store in stores:
+        os.truncate(shard_of(store), 4096)
     context = multiprocessing.get_context(method)
-    loader = DataLoader(Clips(store), batch_size=2, num_workers=1, multiprocessing_context=context)
-    assert torch.cat(list(loader)).tolist() == [1, 1, 1, 1]
+    clips = ConcatDataset([Clips(store) for store in stores])
+    loader = DataLoader(clips, batch_size=2, num_workers=1, multiprocessing_context=context)
+    assert torch.cat(list(loader)).tolist() == [1, 1, 1, 1] * 2
 
 
 OTHER_SIGNALS = """
