@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -456,26 +454,3 @@ def test_unknown_columns_and_layers_are_refused(opened):
             pipeline.FeatureDataset(opened, layers=layers)
     with pytest.raises(ConfigError, match="list of names"):
         pipeline.FeatureDataset(opened, columns="digit")
-
-
-@pytest.mark.slow
-def test_a_trainer_imports_nothing_heavy(opened):
-    """Training imports neither Ray, datasets, torchaudio nor transformers.
-
-    Opening and reading a store does not import pandas either, which pyarrow would import.
-    """
-    code = """
-import sys, pipeline
-store = pipeline.open_store(sys.argv[1])
-store.read(store.ids[3]), store.metadata, store.quarantined
-early = [name for name in ("pandas",) if name in sys.modules]
-for name in pipeline.__all__:
-    if name not in ("SpeechEncoder", "load_encoder"):
-        getattr(pipeline, name)
-heavy = ("ray", "datasets", "torchaudio", "transformers")
-print(early + [name for name in heavy if name in sys.modules])
-"""
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(opened.root)], capture_output=True, text=True, check=True
-    )
-    assert out.stdout.strip() == "[]"
