@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,21 @@ def test_a_file_that_is_no_local_file_with_content_is_not_mapped(tmp_path: Path)
     (tmp_path / "empty").touch()
     for path in (tmp_path / "empty", tmp_path, Path("/proc/self/maps")):
         assert LocalReader(path).mapped is None
+
+
+def test_a_limited_address_space_is_left_to_others(file: Path, content: np.ndarray) -> None:
+    """Files are then read by system calls: maps of a large store would take all of it."""
+    reader_of(file)  # or the test is skipped
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 46, limits[1]))
+    try:
+        reader = LocalReader(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert reader.mapped is None
+    part = np.zeros(5000, np.uint8)
+    reader.read_into([part], 77)
+    assert np.array_equal(part, content[77:5077])
 
 
 def test_reads_of_holes_take_no_memory() -> None:

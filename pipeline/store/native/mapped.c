@@ -22,6 +22,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
@@ -108,7 +109,8 @@ static size_t page_size;
 
 /* Whether a map is of use. On file systems that are not local it is no faster, and may show old
  * content. On tmpfs a read of a hole through a map takes memory for it, until the file is deleted:
- * the space that dropped utterances have left. */
+ * the space that dropped utterances have left. And where the address space is limited (`ulimit -v`,
+ * some batch systems), maps would leave none for anything else. */
 static bool is_mappable(int descriptor, const struct stat *status)
 {
     static const unsigned long local[] = {
@@ -120,7 +122,9 @@ static bool is_mappable(int descriptor, const struct stat *status)
         0x794C7630, /* overlay */
     };
     struct statfs found;
-    if (fstatfs(descriptor, &found))
+    struct rlimit space;
+    if (fstatfs(descriptor, &found) || getrlimit(RLIMIT_AS, &space) ||
+        space.rlim_cur != RLIM_INFINITY)
         return false;
     if (found.f_type == TMPFS && status->st_blocks < status->st_size / 512)
         return false;
