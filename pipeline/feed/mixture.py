@@ -66,8 +66,8 @@ def mix(
             raise ConfigError(f"dataset {number} of the mixture has no batches")
     chances = _chances(sizes if weights is None else weights, len(parts))
     n_batches = sum(sizes) if batches_per_epoch is None else batches_per_epoch
-    if n_batches < 1:
-        raise ConfigError(f"batches_per_epoch is {n_batches}; it must be at least 1")
+    if not isinstance(n_batches, int | np.integer) or n_batches < 1:
+        raise ConfigError(f"batches_per_epoch is {n_batches!r}; expected a number of at least 1")
     return MixedLoader(loaders, chances, seed, n_batches)
 
 
@@ -197,7 +197,11 @@ def _chances(weights: Sequence[float], n_datasets: int) -> list[float]:
     """Return weights that sum to 1."""
     if len(weights) != n_datasets:
         raise ConfigError(f"{len(weights)} weights for {n_datasets} datasets")
-    numbers = [float(weight) for weight in weights]
-    if not all(math.isfinite(n) and n >= 0 for n in numbers) or not sum(numbers):
-        raise ConfigError(f"weights are {numbers}; expected numbers of at least 0, not all 0")
-    return [number / sum(numbers) for number in numbers]
+    try:
+        numbers = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    total = sum(numbers)
+    if not (math.isfinite(total) and min(numbers) >= 0 and total):
+        raise ConfigError(f"weights are {weights!r}; expected numbers of at least 0, not all 0")
+    return [number / total for number in numbers]

@@ -137,8 +137,11 @@ def test_ranks_draw_the_same_datasets_and_share_their_utterances(
         ([1, 2], {}, "2 weights for 3 datasets"),
         ([1, -1, 1], {}, "expected numbers of at least 0"),
         ([0, 0, 0], {}, "not all 0"),
+        ([1, "x", 1], {}, "expected numbers of at least 0"),
+        ([1e308, 1e308, 1], {}, "expected numbers of at least 0"),
         ([1, float("inf"), 1], {}, "expected numbers of at least 0"),
         (None, {"batches_per_epoch": 0}, "batches_per_epoch is 0"),
+        (None, {"batches_per_epoch": 2.5}, "batches_per_epoch is 2.5"),
         (None, {"rank": 2, "world_size": 2}, "rank is 2"),
     ],
 )

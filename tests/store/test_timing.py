@@ -99,6 +99,7 @@ def test_reads_in_seconds_are_reads_of_these_frames(store: FeatureStore, key: in
         ({"rate_hz": 30}, "expected 50 divided by a whole number, such as 50, 25, 12.5, 10"),
         ({"rate_hz": 100}, "rate_hz is 100"),
         ({"rate_hz": 0}, "rate_hz is 0"),
+        ({"rate_hz": 1e-320}, "rate_hz is 1e-320"),
         ({"rate_hz": "25"}, "rate_hz is '25'"),
         ({"rate_hz": 25, "reduction": "max"}, "reduction is 'max'; expected one of mean, stride"),
     ],

@@ -85,8 +85,9 @@ def frames_to_join(frame_rate_hz: float, rate_hz: float) -> int:
         ConfigError: The rate is not that of a store divided by a whole number.
     """
     is_rate = isinstance(rate_hz, int | float | np.number) and 0 < rate_hz <= frame_rate_hz
-    n_joined = round(frame_rate_hz / rate_hz) if is_rate else 0
-    if not is_rate or not math.isclose(n_joined * rate_hz, frame_rate_hz, rel_tol=1e-9):
+    ratio = frame_rate_hz / rate_hz if is_rate else math.inf
+    n_joined = round(ratio) if math.isfinite(ratio) else 0
+    if not n_joined or not math.isclose(n_joined * rate_hz, frame_rate_hz, rel_tol=1e-9):
         possible = ", ".join(f"{frame_rate_hz / n:g}" for n in (1, 2, 4, 5))
         raise ConfigError(
             f"rate_hz is {rate_hz!r}; expected {frame_rate_hz:g} divided by a whole number, such "
