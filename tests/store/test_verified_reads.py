@@ -16,6 +16,7 @@ import pipeline
 from pipeline.errors import DamagedError
 from pipeline.store import index as index_files
 from pipeline.store.backend.local import LocalBackend
+from pipeline.store.format.codecs import INT8
 from pipeline.store.format.layout import Layout
 from pipeline.store.serialization import parquet_bytes
 from tests.helpers.feature_stores import make_store, noise
@@ -196,3 +197,17 @@ def test_the_checksums_of_a_unit_are_read_once(
         store.read(0)
         store.select(pc.field("n_frames") == 100).read(0)
     assert units == [0]
+
+
+def test_the_scales_of_one_of_several_stores_are_named(tmp_path: Path) -> None:
+    """As the file that is there, whatever number the slot has among all stores."""
+    for name in ("a", "b"):
+        ids = [f"{name}{i}" for i in range(3)]
+        make_store(tmp_path / name, [40] * 3, codec=INT8, ids=ids)
+    shard = tmp_path / "b/features.zarr/frames/c/0/0/0"
+    raw = bytearray(shard.read_bytes())
+    raw[50] ^= 1
+    shard.write_bytes(raw)
+    store = pipeline.open_store([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(DamagedError, match=r"/b/features\.zarr/scale/c/0/0/0/0/0;"):
+        store.read("b0", verify=True)

@@ -106,7 +106,7 @@ class ShardReader:
         """Where the values of utterances of a slot are, one layer, with their scales."""
         if not self.layout.keeps_scales:
             return self.locate(axis, slot)
-        scales = self._backend.locate(self.layout.scale_key(slot))
+        scales = self._backend.locate(self.layout.scale_key(slot - self._first_slot))
         return f"{self.locate(axis, slot)} or {scales}"
 
     def locate_pooled(self, slot: int) -> str:
