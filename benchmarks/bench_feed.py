@@ -1,13 +1,16 @@
 """Compare epochs through make_loader with a sequential read of the same bytes, and the encoder.
 
     python benchmarks/bench_feed.py [--gigabytes 2.2] [--rounds 5] [--encoder]
+    python benchmarks/bench_feed.py --cold [--gigabytes 2.2] [--rounds 5]
 
 The store is synthetic: 12 layers of 768 features. The methods alternate, round by round, with a
 warm page cache: a sequential read of the same bytes through np.memmap into one buffer, and shuffled
 epochs of one layer and of all, with 0, 1 and 2 workers. The first epoch of each loader is left out,
 because it faults in memory that later ones reuse. `--encoder` adds the frames per second of HuBERT
-base on this machine (random weights cost as much as trained ones). Prints medians with their spread
-and ratios, and one JSON line.
+base on this machine (random weights cost as much as trained ones). `--cold` drops the files from
+the page cache before each pass, and compares first epochs, with and without shuffle windows of four
+units, with plain sequential reads of the same files; the start of workers counts. Prints medians
+with their spread and ratios, and one JSON line.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page_cache import drop_from_cache
 from synthetic_store import speech_lengths, warm, write_store
 
 import pipeline
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=16_000, help="padded frames of a batch")
+    parser.add_argument("--cold", action="store_true", help="first epochs, from the disk")
     parser.add_argument("--encoder", action="store_true", help="time the encoder as well")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-feed"))
     options = parser.parse_args()
@@ -43,13 +48,16 @@ def main() -> None:
         write_store(options.folder, speech_lengths(n_frames), N_LAYERS, DIM)
         n_bytes = warm(options.folder)
         print(f"store of {n_bytes / 1e9:.2f} GB, {options.rounds} rounds, medians (min … max)")
-        results = {
-            "one layer": measure(options.folder, [6], options.frames, options.rounds),
-            "all layers": measure(options.folder, None, options.frames // 4, options.rounds),
-        }
+        if options.cold:
+            results = measure_cold(options.folder, options.frames, options.rounds)
+        else:
+            results = {
+                "one layer": measure(options.folder, [6], options.frames, options.rounds),
+                "all layers": measure(options.folder, None, options.frames // 4, options.rounds),
+            }
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    if options.encoder:
+    if options.encoder and not options.cold:
         rate = encoder_frames_per_s()
         results["encoder_frames_per_s"] = rate
         for name in ("one layer", "all layers"):
@@ -108,6 +116,64 @@ def measure(root: Path, layers: list[int] | None, frames: int, rounds: int) -> d
             f"{line['own_cpu_ms_per_batch']:6.2f} ms CPU a batch in this process"
         )
     return result
+
+
+def measure_cold(root: Path, frames: int, rounds: int) -> dict:
+    """Measure first epochs from the disk, and plain reads of the same files, alternating."""
+    results: dict = {}
+    for name, layers, workers, window in (
+        ("one layer, 0 workers, windows", [6], 0, 4),
+        ("one layer, 0 workers", [6], 0, None),
+        ("all layers, 0 workers, windows", None, 0, 4),
+        ("all layers, 2 workers, windows", None, 2, 4),
+        ("all layers, 2 workers", None, 2, None),
+    ):
+        plain: list[float] = []
+        fed: list[float] = []
+        for _ in range(rounds):
+            with pipeline.open_store(root) as store:
+                n_bytes = int(store.frame_counts.sum()) * len(store.axes(layers)) * DIM * 2
+                files = [
+                    path
+                    for axis in store.axes(layers)
+                    for path in sorted((root / "features.zarr/frames/c" / str(axis)).glob("*/0"))
+                ]
+                drop_from_cache(files)
+                began = time.perf_counter()
+                n_read = sum(read_plainly(path) for path in files)
+                plain.append(n_read / (time.perf_counter() - began))
+                drop_from_cache(files)
+                began = time.perf_counter()
+                dataset = pipeline.FeatureDataset(store, layers)
+                size = frames if layers else frames // 4
+                epoch(
+                    pipeline.make_loader(
+                        dataset,
+                        max_frames_per_batch=size,
+                        num_workers=workers,
+                        window_units=window,
+                    )
+                )
+                fed.append(n_bytes / (time.perf_counter() - began))
+        ratio = statistics.median(a / b for a, b in zip(fed, plain, strict=True))
+        results[name] = {
+            "gb_per_s": statistics.median(fed) / 1e9,
+            "disk_gb_per_s": statistics.median(plain) / 1e9,
+            "ratio": ratio,
+        }
+        speed, disk = statistics.median(fed) / 1e9, statistics.median(plain) / 1e9
+        print(
+            f"  {name:32s} {speed:5.2f} GB/s ({min(fed) / 1e9:.2f} … {max(fed) / 1e9:.2f})  "
+            f"{ratio:.2f} of plain reads, {disk:.2f}"
+        )
+    return results
+
+
+def read_plainly(path: Path) -> int:
+    """Read a file by large reads; return its bytes."""
+    buffer = bytearray(16 << 20)
+    with path.open("rb", buffering=0) as file:
+        return sum(iter(lambda: file.readinto(buffer), 0))
 
 
 def epoch(loader: pipeline.FeatureLoader) -> tuple[float, int, int]:
