@@ -456,3 +456,21 @@ def test_frames_are_scattered_from_the_map_to_their_places(store: pipeline.Featu
     assert not store.scatter(0, range(250, 300), 0, [scatter], 250, 1)
     with pipeline.open_store(store.root, verify=True) as verified:
         assert not verified.scatter(0, range(100), 1, [scatter], 0, 1)
+
+
+STALE = """
+import sys, types
+stale = types.ModuleType("pipeline.store.native._mapped")
+stale.MappedFile = object
+sys.modules[stale.__name__] = stale
+import pipeline.store.native
+pipeline.store.native._mapped = stale
+from pipeline.store.native import mapped
+print(mapped.MappedFile)
+"""
+
+
+def test_a_library_from_before_a_change_is_not_used() -> None:
+    """A checkout that was updated and not compiled again reads by system calls."""
+    assert mapped.INTERFACE == mapped._mapped.INTERFACE
+    assert run(STALE).stdout == "None\n"

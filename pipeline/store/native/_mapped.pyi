@@ -3,6 +3,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+INTERFACE: int
+
 class MappedFile:
     def __new__(cls, descriptor: int, whole: bool, /) -> MappedFile: ...
     def read_into(

@@ -18,6 +18,7 @@
 
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -38,6 +39,7 @@
 #define MADV_POPULATE_READ 22
 #endif
 
+#define INTERFACE 1 /* of this module; mapped.py uses no other, such as a stale one */
 #define BLOCK ((size_t)2 << 20)
 #define KNOWN 128
 #define MAX_PARTS 64 /* that are copied at a time, without the interpreter's lock */
@@ -89,7 +91,8 @@ static bool guard_copies(void)
 #define FAILS(file) \
     (copied_to = (file)->copies + (file)->size, copied_from = (file)->copies, \
      sigsetjmp(landing, 0) != 0)
-#define END_COPY() (copied_from = NULL)
+/* Nothing of the copy may be moved beyond its end. */
+#define END_COPY() (atomic_signal_fence(memory_order_seq_cst), copied_from = NULL)
 
 /* The file */
 
@@ -511,7 +514,8 @@ PyMODINIT_FUNC PyInit__mapped(void)
 {
     page_size = (size_t)sysconf(_SC_PAGESIZE);
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
-    if (!made || !type || PyModule_AddObjectRef(made, "MappedFile", type)) {
+    if (!made || !type || PyModule_AddObjectRef(made, "MappedFile", type) ||
+        PyModule_AddIntConstant(made, "INTERFACE", INTERFACE)) {
         Py_XDECREF(made);
         made = NULL;
     }

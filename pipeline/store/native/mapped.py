@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-try:
-    from pipeline.store.native._mapped import MappedFile as MappedFile
-except ImportError:  # not compiled, or for another system
-    if not TYPE_CHECKING:
-        MappedFile = None
+INTERFACE = 1
+"""Number of the interface that is used here; a library from before a change has another one."""
 
+try:
+    from pipeline.store.native import _mapped
+    from pipeline.store.native._mapped import MappedFile as MappedFile
+
+    _is_stale = getattr(_mapped, "INTERFACE", 0) != INTERFACE
+except ImportError:  # not compiled, or for another system
+    _is_stale = True
+if _is_stale and not TYPE_CHECKING:
+    MappedFile = None
 
 READY, RANGE, BLOCKS = 0, 1, 2
 """What `MappedFile.needs` returns: nothing, the bytes of the range, or whole blocks of the file."""
