@@ -99,8 +99,10 @@ def test_epochs_differ_and_are_the_same_again(datasets: list[pipeline.FeatureDat
     assert [content(batch) for batch in mixed(datasets, seed=4)] != first
 
 
-@pytest.mark.parametrize("n_done", [0, 1, 7, 1000])
-@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("n_done", "num_workers"),
+    [(0, 0), (1, 0), (7, 0), (1000, 0), pytest.param(7, 1, marks=pytest.mark.slow)],
+)
 def test_a_state_continues_with_exactly_the_remaining_batches(
     datasets: list[pipeline.FeatureDataset], n_done: int, num_workers: int
 ) -> None:
