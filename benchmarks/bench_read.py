@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--after-epoch", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-read"))
     options = parser.parse_args()
+    torch.set_num_threads(1)  # its other threads spin for a while after each operation of a peer
     shutil.rmtree(options.folder, ignore_errors=True)
     try:
         root = options.folder / "store"
