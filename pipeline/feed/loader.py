@@ -133,15 +133,7 @@ class FeatureLoader(ResumableLoader[Batch]):
 
         Workers return their batches in this order.
         """
-        self._assigned.clear()
-        if self._buffers is not None:
-            self._buffers.reclaim()
-        for spec in self._specs():
-            if self._buffers is not None:
-                size = math.prod(self.dataset.batch_shape(spec.lengths))
-                spec = replace(spec, buffer=self._buffers.assign(size))
-            self._assigned.append(spec)
-            yield spec
+        return _assign(self._specs(), self._buffers, self._assigned, self.dataset)
 
     def _policy(self) -> dict[str, Any]:
         return asdict(self._epochs.policy)
@@ -252,6 +244,28 @@ class _SpecSampler:
     def __len__(self) -> int:
         loader = self._loader()
         return 0 if loader is None else len(loader)
+
+
+def _assign(
+    specs: Iterator[BatchSpec],
+    buffers: SharedBuffers | None,
+    assigned: deque[BatchSpec],
+    dataset: FeatureDataset,
+) -> Iterator[BatchSpec]:
+    """Yield specs with shared buffers, and note them.
+
+    No method of the loader: an epoch that is left early keeps this generator, which would keep the
+    loader in a reference cycle; see `_SpecSampler`.
+    """
+    assigned.clear()
+    if buffers is not None:
+        buffers.reclaim()
+    for spec in specs:
+        if buffers is not None:
+            size = math.prod(dataset.batch_shape(spec.lengths))
+            spec = replace(spec, buffer=buffers.assign(size))
+        assigned.append(spec)
+        yield spec
 
 
 def _identity(result: Any) -> Any:

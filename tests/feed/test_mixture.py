@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -195,3 +197,20 @@ def test_a_state_of_another_mixture_is_refused(datasets: list[pipeline.FeatureDa
         pipeline.mix(
             datasets, [1, 1, 1], max_frames_per_batch=120, batches_per_epoch=len(loader)
         ).load_state_dict(state)
+
+
+def test_loaders_of_epochs_that_were_left_end_at_once(
+    datasets: list[pipeline.FeatureDataset],
+) -> None:
+    """Without a garbage collection, in which their workers would be waited for, 5 s each."""
+    loader = mixed(datasets[:2], num_workers=1)
+    next(iter(loader))
+    alone = pipeline.make_loader(datasets[0], max_frames_per_batch=FRAMES, num_workers=1)
+    next(iter(alone))
+    left = [weakref.ref(item) for item in (alone, *loader._loaders)]
+    gc.disable()
+    try:
+        del loader, alone
+        assert [reference() for reference in left] == [None] * 3
+    finally:
+        gc.enable()
