@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from pipeline.errors import ConfigError
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
 from pipeline.feed.loader import FeatureLoader, make_loader
+from pipeline.feed.resuming import ResumableLoader
 
 _CHOICES = 2  # distinguishes the random numbers of choices from those of orders and crops
 _MAX_REPEATS = 1 << 20  # own epochs of a dataset in one epoch of the mixture
@@ -71,24 +72,19 @@ def mix(
     return MixedLoader(loaders, chances, seed, n_batches)
 
 
-class MixedLoader:
-    """Iterable over the batches of several loaders. Each iteration over it is one epoch.
-
-    All ranks draw the same datasets. `set_epoch`, `state_dict` and `load_state_dict` are as those
-    of `FeatureLoader`: a loader that loads a state continues with exactly the remaining batches.
+class MixedLoader(ResumableLoader[Batch]):
+    """Iterable over the batches of several loaders, of one rank. All ranks draw the same datasets.
 
     Attributes:
-        epoch: The current epoch, or the next one if none has started.
         weights: Chance of each dataset, [n_datasets].
     """
 
     def __init__(
         self, loaders: Sequence[FeatureLoader], weights: Sequence[float], seed: int, n_batches: int
     ) -> None:
+        super().__init__()
         self._loaders, self.weights = list(loaders), list(weights)
         self._seed, self._n_batches = seed, n_batches
-        self.epoch = self._n_done = 0
-        self._started = False
         self._select()
 
     @property
@@ -100,22 +96,12 @@ class MixedLoader:
         """Number of batches of an epoch."""
         return self._n_batches
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self._started:
-            self.set_epoch(self.epoch + 1)
-        self._started = True
-        return self._batches()
-
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch of the next iteration.
-
-        It starts at its first batch, unless a state of this epoch was just loaded.
-        """
-        if epoch != self.epoch or self._started:
-            self._n_done = 0
-            self.epoch = epoch
+        """Select the epoch of the next iteration; see `ResumableLoader.set_epoch`."""
+        begins = epoch != self.epoch or self._started
+        super().set_epoch(epoch)
+        if begins:
             self._select()
-        self._started = False
 
     def choices(self) -> list[int]:
         """Return the number of the dataset of each batch of the current epoch."""
@@ -126,10 +112,7 @@ class MixedLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the loader, JSON-able; equal for all ranks at equal batches."""
         return {
-            "epoch": self.epoch,
-            "batches_done": self._n_done,
-            "weights": self.weights,
-            "batches_per_epoch": self._n_batches,
+            **super().state_dict(),
             "datasets": [loader.state_dict() for loader in self._loaders],
         }
 
@@ -140,40 +123,41 @@ class MixedLoader:
             state: Result of `state_dict`.
 
         Raises:
-            ConfigError: The state is within an epoch, and this mixture has other batches.
+            ConfigError: The state is of another number of datasets, or it is within an epoch, and
+                this mixture has other batches.
         """
-        current = self.state_dict()
-        for key in ("weights", "batches_per_epoch"):
-            if state["batches_done"] and state[key] != current[key]:
-                raise ConfigError(
-                    f"cannot continue after {state['batches_done']} batches of epoch "
-                    f"{state['epoch']}: {key} was {state[key]!r}, is {current[key]!r}. Make the "
-                    "mixture with the same settings, or start an epoch with set_epoch"
-                )
         if len(state["datasets"]) != len(self._loaders):
             raise ConfigError(
                 f"the state is of a mixture of {len(state['datasets'])} datasets; this one has "
                 f"{len(self._loaders)}"
             )
+        super().load_state_dict(state)
         for loader, saved in zip(self._loaders, state["datasets"], strict=True):
             loader.load_state_dict(saved)
-        self.epoch, self._n_done, self._started = state["epoch"], state["batches_done"], False
+
+    def _policy(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights,
+            "batches_per_epoch": self._n_batches,
+            "seed": self._seed,
+        }
+
+    def _data(self) -> int:
+        return 0  # each dataset's own state tells
 
     def _select(self) -> None:
         """Begin orders of each dataset that no other epoch of the mixture has."""
         for loader in self._loaders:
             loader.set_epoch(self.epoch * _MAX_REPEATS)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _remaining(self) -> Iterator[Batch]:
         reading: dict[int, Iterator[Batch]] = {}
         for number in self.choices()[self._n_done :]:
             batch = next(reading[number], None) if number in reading else None
             while batch is None:  # not yet begun, or at the end of its own epoch
                 reading[number] = iter(self._loaders[number])
                 batch = next(reading[number], None)
-            self._n_done += 1
             yield replace(batch, dataset=number)
-        self.set_epoch(self.epoch + 1)
 
 
 def _check_alike(datasets: Sequence[FeatureDataset]) -> None:

@@ -1,4 +1,4 @@
-"""Loaders that resume within an epoch: what `FeatureLoader` and `FrameLoader` have in common."""
+"""Loaders that resume within an epoch: what the loaders of this package have in common."""
 
 from __future__ import annotations
 

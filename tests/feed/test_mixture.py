@@ -187,7 +187,7 @@ def test_a_state_of_another_mixture_is_refused(datasets: list[pipeline.FeatureDa
     loader = mixed(datasets, [1, 1, 1])
     next(iter(loader))
     state = loader.state_dict()
-    with pytest.raises(ConfigError, match=r"weights was .* Make the mixture with the same"):
+    with pytest.raises(ConfigError, match=r"weights was .* Make the loader with the same"):
         mixed(datasets, [1, 1, 2]).load_state_dict(state)
     with pytest.raises(ConfigError, match="of 3 datasets; this one has 2"):
         mixed(datasets[:2], [1, 1], batches_per_epoch=5).load_state_dict(
