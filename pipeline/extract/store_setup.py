@@ -24,6 +24,7 @@ from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.documents import (
     check_format_shape,
+    group_attributes,
     read_attributes,
     resize,
     write_group,
@@ -138,7 +139,14 @@ def set_up_store(
         n_slots = Ledger.open(backend, plan.n_units).n_slots
         audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
         identity = make_identity(source.identity, audio, encoder.identity, layout)
-        attributes = _attributes(setup, layout, identity, encoder, provenance)
+        attributes = group_attributes(
+            layout,
+            encoder.geometry,
+            encoder.final_norm,
+            setup.description.n_layers,
+            identity,
+            provenance,
+        )
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
         write_group(backend, layout, n_slots, attributes)
         return layout
@@ -194,48 +202,6 @@ def _check_same(
         identity["source"] |= {name: before[name] for name in ("columns",) if name in before}
     check_same(dict(stored["identity"]), _as_json(identity), str(backend))
     check_format_shape(dict(stored), layout, backend)
-
-
-def _attributes(
-    setup: EncoderSetup,
-    layout: Layout,
-    identity: Identity,
-    encoder: Encoder,
-    provenance: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {
-        "format_version": layout.format_version,
-        "layers": list(layout.layers),
-        "feature_dim": layout.dim,
-        "frames_per_unit": layout.frames_per_unit,
-        "utterances_per_slot": layout.utterances_per_slot,
-        "frame_rate_hz": encoder.geometry.frame_rate_hz,
-        "sample_rate_hz": encoder.geometry.sample_rate_hz,
-        "geometry": encoder.geometry.to_dict(),
-        "final_norm": _final_norm(setup, encoder),
-        "identity": identity,
-        "provenance": dict(provenance),
-    }
-
-
-def _final_norm(setup: EncoderSetup, encoder: Encoder) -> dict[str, Any] | None:
-    """Return the final LayerNorm of a pre-norm model, JSON-able.
-
-    The stored features of the last layer precede this norm. `weight` and `bias` are lists of `dim`
-    numbers.
-
-    Returns:
-        None for post-norm models, or if the last layer is not extracted.
-    """
-    norm, last_layer = encoder.final_norm, setup.description.n_layers
-    if norm is None or last_layer not in encoder.layers:
-        return None
-    return {
-        "layer": last_layer,
-        "weight": norm["weight"].tolist(),
-        "bias": norm["bias"].tolist(),
-        "eps": norm["eps"],
-    }
 
 
 def _provenance(setup: EncoderSetup, resources: Resources) -> dict[str, Any]:

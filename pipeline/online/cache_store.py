@@ -25,7 +25,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,6 +36,7 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.documents import (
+    group_attributes,
     layout_of,
     read_attributes,
     read_plan,
@@ -303,32 +303,18 @@ def _identity(encoder: SpeechEncoder, layout: Layout) -> dict[str, Any]:
 
 
 def _attributes(encoder: SpeechEncoder, layout: Layout) -> dict[str, Any]:
-    norm = encoder.final_norm
-    has_norm = norm is not None and encoder.n_model_layers in encoder.layers
-    final_norm = None
-    if norm is not None and has_norm:
-        final_norm = {
-            "layer": encoder.n_model_layers,
-            "weight": np.asarray(norm["weight"]).tolist(),
-            "bias": np.asarray(norm["bias"]).tolist(),
-            "eps": norm["eps"],
-        }
-    return {
-        "format_version": layout.format_version,
-        "layers": list(layout.layers),
-        "feature_dim": layout.dim,
-        "frames_per_unit": layout.frames_per_unit,
-        "utterances_per_slot": layout.utterances_per_slot,
-        "frame_rate_hz": encoder.frame_rate_hz,
-        "sample_rate_hz": encoder.sample_rate_hz,
-        "geometry": encoder.geometry.to_dict(),
-        "final_norm": final_norm,
-        "identity": _identity(encoder, layout),
-        "provenance": {
-            "created": now(),
-            "command": sys.argv[1:],
-            "versions": {name: version(name) for name in ("strata-speech", "torch", "numpy")},
-            "weights": encoder.weights_source,
-            "device": str(encoder.device),
-        },
+    provenance = {
+        "created": now(),
+        "command": sys.argv[1:],
+        "versions": {name: version(name) for name in ("strata-speech", "torch", "numpy")},
+        "weights": encoder.weights_source,
+        "device": str(encoder.device),
     }
+    return group_attributes(
+        layout,
+        encoder.geometry,
+        encoder.final_norm,
+        encoder.n_model_layers,
+        _identity(encoder, layout),
+        provenance,
+    )

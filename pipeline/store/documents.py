@@ -13,6 +13,7 @@ from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFou
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
@@ -34,6 +35,48 @@ from pipeline.store.format.plan import Plan
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.zarr_json import group_document
 from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
+
+
+def group_attributes(
+    layout: Layout,
+    geometry: FrameGeometry,
+    final_norm: Mapping[str, Any] | None,
+    n_model_layers: int,
+    identity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the attributes of the group of a new store.
+
+    Args:
+        layout: Of its arrays.
+        geometry: Of the encoder.
+        final_norm: The final LayerNorm of a pre-norm model: `weight` and `bias`, [dim], and `eps`.
+            The stored features of the last layer precede it.
+        n_model_layers: Layers of the model; the norm is kept if the last one is stored.
+        identity: What the features are.
+        provenance: How they were made.
+    """
+    norm = None
+    if final_norm is not None and n_model_layers in layout.layers:
+        norm = {
+            "layer": n_model_layers,
+            "weight": final_norm["weight"].tolist(),
+            "bias": final_norm["bias"].tolist(),
+            "eps": final_norm["eps"],
+        }
+    return {
+        "format_version": layout.format_version,
+        "layers": list(layout.layers),
+        "feature_dim": layout.dim,
+        "frames_per_unit": layout.frames_per_unit,
+        "utterances_per_slot": layout.utterances_per_slot,
+        "frame_rate_hz": geometry.frame_rate_hz,
+        "sample_rate_hz": geometry.sample_rate_hz,
+        "geometry": geometry.to_dict(),
+        "final_norm": norm,
+        "identity": identity,
+        "provenance": dict(provenance),
+    }
 
 
 def write_plan(store: Location, plan: Plan) -> None:

@@ -29,8 +29,7 @@ class JoinedStore(JoinedView, FeatureStore):
     ) -> Tensor:
         """Return the weighted sum over the layers of one utterance; see `FeatureStore`."""
         position = self.position(key)
-        part = self._parts[self._catalogue.store_of(position)]
-        return part.weighted_sum(position, weights, verify=verify)
+        return self._part_of(position).weighted_sum(position, weights, verify=verify)
 
     def read_into(
         self,
@@ -59,11 +58,14 @@ class JoinedStore(JoinedView, FeatureStore):
         column: int,
     ) -> bool:
         """Copy frames of an utterance to shuffled places; see `FeatureStore.scatter`."""
-        part = self._parts[self._catalogue.store_of(position)]
-        return part.scatter(position, frames, axis, places, first, column)
+        return self._part_of(position).scatter(position, frames, axis, places, first, column)
 
     def _fill(self, cut: Cut, axes: Sequence[int], verify: bool | None) -> None:
-        self._parts[self._catalogue.store_of(cut[0])]._fill(cut, axes, verify)
+        self._part_of(cut[0])._fill(cut, axes, verify)
+
+    def _part_of(self, position: int) -> FeatureStore:
+        """Return the store of an utterance."""
+        return self._parts[self._catalogue.store_of(position)]
 
     def _read_pooled(
         self, axes: Sequence[int], statistic: str, out: FloatArray, verify: bool | None
