@@ -15,6 +15,10 @@ from hypothesis import settings
 
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.network import refused_network
+from tests.servers.fixtures import azurite, gcs, rclone
+
+__all__ = ["azurite", "gcs", "rclone"]
+"""Fixtures that are defined elsewhere."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """The processes that run tests would wait for each other's threads; read when torch is imported."""

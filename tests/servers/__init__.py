@@ -1,0 +1,1 @@
+"""Real servers of object stores, from packages, that tests start on the loopback."""
