@@ -1,6 +1,6 @@
 """Azurite (npm): the emulator of Azure Blob Storage that Microsoft publishes.
 
-`scripts/setup test` installs it into `tests/servers/node_modules/` where there is npm.
+`scripts/setup test` installs it into `.venv/azurite/` where there is npm.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.servers.base import Bucket, free_port, running
 ACCOUNT = "strata"
 KEY = base64.b64encode(b"a key for tests on the loopback").decode()
 VERSION = "2021-12-02"
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def azurite_command() -> str:
     """Return the path of Azurite; skip the test if it is not installed."""
-    found = FOLDER / "node_modules" / ".bin" / "azurite-blob"
+    found = ROOT / ".venv" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
     if not found.exists():
         pytest.skip("azurite is not installed (npm; `scripts/setup test` installs it)")
     return str(found)
