@@ -112,23 +112,33 @@ def test_modified_s_is_the_time_of_the_last_write(backend: Backend) -> None:
 
 
 def test_stamps_change_with_every_write(backend: Backend) -> None:
-    """Of the objects of one folder. The same object keeps its stamp; a second one has another."""
+    """Of the objects of one folder. The same object keeps its stamp; other content has another."""
     assert backend.stamps("a") == {}
     for key in ("a/x", "a/y", "a/below/z", "other"):
-        backend.put(key, [b"same"])
+        backend.put(key, [b"first"])
     first = backend.stamps("a")
     assert {"x", "y"} <= first.keys()
-    assert first["x"] != first["y"]
-    assert backend.read("a/x") == b"same"
+    assert backend.read("a/x") == b"first"
     assert backend.stamps("a") == first
-    backend.put("a/x", [b"same"])
+    backend.put("a/x", [b"other"])
     second = backend.stamps("a")
     assert second["x"] != first["x"]
     assert second["y"] == first["y"]
     backend.delete("a/x")
     assert "x" not in backend.stamps("a")
-    assert backend.put_if_absent("a/x", [b"same"])
+    assert backend.put_if_absent("a/x", [b"third"])
     assert backend.stamps("a")["x"] not in (first["x"], second["x"])
+
+
+def test_stamps_do_not_depend_on_the_names_that_are_expected(backend: Backend) -> None:
+    """Whether these are all there, too few, too many, or others."""
+    names = [f"unit-{number}.parquet" for number in range(30)]
+    for name in names:
+        backend.put(f"a/{name}", [name.encode()])
+    truth = backend.stamps("a")
+    assert {name: truth[name] for name in names} == truth
+    for expected in (names, names[:7], names[5:], [*names, "unit-99.parquet"], ["z"], ["a", "b"]):
+        assert backend.stamps("a", expected) == truth
 
 
 def test_a_copy_of_a_file_has_another_stamp(tmp_path: Path) -> None:

@@ -186,10 +186,13 @@ class Backend(Protocol):
     Attributes:
         max_readers: Readers that one process may keep open at a time.
         parallel_reads: Reads that are worth having in flight at a time.
+        replaces_cheaply: Whether a large object may be replaced whenever a little is new. If not,
+            what grows is kept in several objects that never change.
     """
 
     max_readers: int
     parallel_reads: int
+    replaces_cheaply: bool = True
 
     @property
     def uri(self) -> str:
@@ -247,12 +250,17 @@ class Backend(Protocol):
         This must cost one listing, not a walk. A folder that does not exist has no children.
         """
 
-    def stamps(self, folder: str) -> Mapping[str, str]:
+    def stamps(self, folder: str, expected: Sequence[str] = ()) -> Mapping[str, str]:
         """Return a stamp of every object directly below a folder, by name.
 
-        An object that is written, replaced or copied has another stamp than before: two equal
-        stamps of a name are stamps of the same object. The content of an object may be the same
-        although its stamp differs. This must cost one listing, and no read of any object.
+        An object with other content than before has another stamp: two equal stamps of a name are
+        stamps of equal contents. The content may be the same although the stamp differs, e.g. of a
+        copy. This must cost one listing, and no read of any object.
+
+        Args:
+            folder: The folder.
+            expected: Names that are probably there. A storage that lists by pages may divide the
+                listing by them; what it returns does not depend on them.
         """
 
     # Writing

@@ -126,7 +126,7 @@ class LocalBackend(Backend):
             return []
         return exclusive.without_reserved(path, names)
 
-    def stamps(self, folder: str) -> dict[str, str]:
+    def stamps(self, folder: str, expected: Sequence[str] = ()) -> dict[str, str]:
         """Stamp each file by its size, inode and times.
 
         The time of the last change of the inode is among them, which no program can set. Names that

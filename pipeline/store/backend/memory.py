@@ -90,7 +90,7 @@ class MemoryBackend(Backend):
         start = len(folder and folder.rstrip("/") + "/")
         return sorted({key[start:].partition("/")[0] for key in self.list(folder)})
 
-    def stamps(self, folder: str) -> dict[str, str]:
+    def stamps(self, folder: str, expected: Sequence[str] = ()) -> dict[str, str]:
         """Stamp each object by the number of objects that were written before it."""
         start = folder and folder.rstrip("/") + "/"
         with self._guard:
