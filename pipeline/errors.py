@@ -11,6 +11,7 @@
     │   ├── IdentityError        the store was made from something else; choose another path
     │   ├── StoreBusyError       a live driver holds the store; wait for it or stop it
     │   ├── NoSpaceError         the features do not fit on the disk
+    │   ├── UnansweredError      a server has not said whether it has written an object
     │   └── DamagedError         stored bytes are not what was committed; run `strata verify`
     ├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
     └── RunError                 the run could not finish; what was committed is safe, run it again
@@ -67,6 +68,10 @@ class StoreBusyError(StoreError):
 
 class NoSpaceError(StoreError):
     """The features do not fit in the space that is free."""
+
+
+class UnansweredError(StoreError):
+    """A write was sent to a server and not answered: the object may appear later."""
 
 
 class DamagedError(StoreError):

@@ -15,9 +15,9 @@ from hypothesis import settings
 
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.network import refused_network
-from tests.servers.fixtures import azurite, gcs, rclone
+from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3
 
-__all__ = ["azurite", "gcs", "rclone"]
+__all__ = ["azurite", "gcs", "localbucket", "proxy", "rclone", "s3"]
 """Fixtures that are defined elsewhere."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,351 @@
+"""A bucket and a prefix: reads, ranged reads, lists, writes and conditional creation."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.errors import NoSpaceError, StoreError, UnansweredError
+from pipeline.files import Buffer
+from pipeline.objects.failures import read_failure
+from pipeline.objects.library import load_obstore
+from pipeline.objects.ranges import COALESCE_BYTES, fetch_merged
+from pipeline.objects.requests import (
+    Limits,
+    PassingError,
+    RequestError,
+    Requests,
+    as_os_error,
+    is_failure,
+)
+from pipeline.objects.server import Server, find_server
+from pipeline.objects.uri import ObjectUri, parse_uri
+
+Result = TypeVar("Result")
+
+SINGLE_PUT_BYTES = 64 << 20
+"""The largest object that is written by one request. A larger one goes up in parts of
+`PART_BYTES`, of which a crash leaves those that have arrived, invisible but stored."""
+PART_BYTES = 32 << 20
+PARTS_IN_FLIGHT = 4
+_SMALL_BYTES = 1 << 20
+_RANGE_NOT_SATISFIABLE = 416
+_LIST_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a server says of an object.
+
+    Attributes:
+        key: Its key below the client's prefix.
+        size: Bytes.
+        etag: Another one for every content.
+        modified_s: When it was written by the server's clock, in whole seconds since the epoch
+            with most servers.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_s: float
+
+
+class ObjectClient:
+    """The objects below a prefix of a bucket. Safe to use from several threads and after a fork.
+
+    It pickles with the address of the server and no credentials; those come from the environment
+    of the process that loads it.
+
+    Reads raise a FileNotFoundError for a missing object and another OSError otherwise; its
+    `filename` is the object's URI. Writes raise a StoreError.
+
+    Args:
+        uri: The bucket and the prefix.
+        limits: How long to wait for the server.
+        server: The server; by default that of the environment.
+
+    Raises:
+        ConfigError: The URI or the environment names no usable server.
+    """
+
+    def __init__(
+        self, uri: str | ObjectUri, limits: Limits | None = None, server: Server | None = None
+    ) -> None:
+        self._uri = parse_uri(uri) if isinstance(uri, str) else uri
+        self._requests = Requests(server or find_server(self._uri), limits or Limits())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectClient) and self._place == other._place
+
+    def __hash__(self) -> int:
+        return hash(self._place)
+
+    def __repr__(self) -> str:
+        return f"ObjectClient({str(self._uri)!r})"
+
+    @property
+    def _place(self) -> tuple[ObjectUri, Server]:
+        return self._uri, self._requests.server
+
+    @property
+    def uri(self) -> str:
+        """The URI of the prefix."""
+        return str(self._uri)
+
+    @property
+    def server(self) -> Server:
+        """The server, which has its name as text."""
+        return self._requests.server
+
+    def locate(self, key: str) -> str:
+        """Return the URI of an object."""
+        return f"{self._uri}/{key}" if key else str(self._uri)
+
+    # Reading
+
+    def get(self, key: str) -> bytes:
+        """Read a whole object."""
+        return bytes(self._read(key, lambda: self._fetch(key)))
+
+    def get_range(self, key: str, start: int, length: int, etag: str = "") -> memoryview:
+        """Read a range of an object.
+
+        Args:
+            key: The object.
+            start: First byte.
+            length: Bytes.
+            etag: What the object must have; empty for any.
+
+        Raises:
+            EOFError: The object ends before.
+            OSError: It cannot be read, or has changed; then its `errno` is ESTALE.
+        """
+        if start < 0 or length < 0:
+            raise OSError(errno.EINVAL, f"no range: {length} bytes from {start}", self.locate(key))
+        if not length:
+            return memoryview(b"")
+        return self._read(key, lambda: self._fetch(key, start, length, etag))
+
+    def get_ranges(
+        self,
+        key: str,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        coalesce: int = COALESCE_BYTES,
+        etag: str = "",
+    ) -> Sequence[memoryview]:
+        """Read many ranges of an object, those near to each other by one request.
+
+        Args:
+            key: The object.
+            starts: First byte of each range.
+            lengths: Bytes of each.
+            coalesce: Bytes between two ranges that are rather read than requested apart.
+            etag: What the object must have; empty for any.
+
+        Raises:
+            EOFError: The object ends before.
+            OSError: It cannot be read, or has changed.
+        """
+        return fetch_merged(
+            lambda start, length: self.get_range(key, start, length, etag),
+            starts,
+            lengths,
+            coalesce,
+        )
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return the size, the ETag and the time of an object."""
+        return self._read(
+            key,
+            lambda: self._info(load_obstore().head(self._requests.small(), self._uri.key(key))),
+        )
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object."""
+        try:
+            self.head(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "", offset: str = "") -> Sequence[ObjectInfo]:
+        """List the objects below a folder, in any order; a missing folder has none.
+
+        Args:
+            prefix: The folder, relative to the client's prefix.
+            offset: List only keys after this one in the order of their bytes.
+        """
+        folder = self._uri.key(prefix.rstrip("/")) or None
+        after = self._uri.key(offset) if offset else None
+        found = self._read(prefix, lambda: self._list(folder, after))
+        return [self._info(item) for item in found]
+
+    def children(self, folder: str = "") -> Sequence[str]:
+        """List the names directly below a folder, of objects and folders alike."""
+        objects, folders = self.list_folder(folder)
+        return [*(info.key.rpartition("/")[2] for info in objects), *folders]
+
+    def list_folder(self, folder: str = "") -> tuple[Sequence[ObjectInfo], Sequence[str]]:
+        """Return the objects directly below a folder, and the names of the folders there."""
+        place = self._uri.key(folder.rstrip("/")) or None
+        found = self._read(
+            folder,
+            lambda: load_obstore().list_with_delimiter(self._requests.listing(), place),
+        )
+        names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+        return [self._info(item) for item in found["objects"]], names
+
+    # Writing
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write an object, replace an older one; readers see the old one or the new one.
+
+        Raises:
+            NoSpaceError: The storage is full.
+            StoreError: The object cannot be written.
+        """
+        content = _joined(parts)
+        is_small = len(content) <= _SMALL_BYTES
+
+        def send() -> None:
+            store = self._requests.small() if is_small else self._requests.writing()
+            load_obstore().put(
+                store,
+                self._uri.key(key),
+                content,
+                use_multipart=len(content) > SINGLE_PUT_BYTES,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_IN_FLIGHT,
+            )
+
+        self._write(key, send)
+
+    def create(self, key: str, content: Buffer) -> bool:
+        """Create a small object, unless there is one under the key already.
+
+        On any doubt the object is read back. One with this very content counts as created by this
+        call: a request whose answer was lost may have done it. So callers that race give each its
+        own content.
+
+        Returns:
+            False if there was one with another content; it is left as it was.
+
+        Raises:
+            NoSpaceError: The storage is full.
+            UnansweredError: A request was sent and not answered: the object may appear later.
+            StoreError: The object cannot be created.
+        """
+        data = _joined([content])
+
+        def send() -> bool:
+            try:
+                load_obstore().put(self._requests.small(), self._uri.key(key), data, mode="create")
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
+                found = self._try_read(key)
+                if found is not None:
+                    return found == data
+                failure = read_failure(error)
+                if failure.is_conflict:  # a request that was under way, and came to nothing
+                    raise PassingError(failure.reason) from None
+                raise
+            return True
+
+        return self._write(key, send, is_creation=True)
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it exists."""
+
+        def send() -> None:
+            try:
+                load_obstore().delete(self._requests.small(), self._uri.key(key))
+            except FileNotFoundError:
+                return
+
+        self._write(key, send)
+
+    def _try_read(self, key: str) -> bytes | None:
+        """Return the content of an object; None if there is none, or it cannot be read now."""
+        try:
+            return bytes(self._fetch(key))
+        except PassingError:
+            return None
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            return None
+
+    def _fetch(self, key: str, start: int = 0, length: int = -1, etag: str = "") -> memoryview:
+        options: dict[str, Any] = {}
+        if length >= 0:
+            options["range"] = (start, start + length)
+        if etag:
+            options["if_match"] = etag
+        store = self._requests.reading()
+        found = load_obstore().get(store, self._uri.key(key), options=options)
+        info = self._info(found.meta)
+        if etag and info.etag != etag:
+            raise _changed(self.locate(key))
+        expected = info.size if length < 0 else min(length, info.size - start)
+        content = memoryview(found.bytes())
+        if len(content) != expected:
+            raise PassingError(f"{len(content)} bytes came of {expected}")
+        if expected < length:
+            raise EOFError(f"{self.locate(key)} ends at byte {info.size}")
+        return content
+
+    def _list(self, folder: str | None, after: str | None) -> Sequence[Any]:
+        pages = load_obstore().list(
+            self._requests.listing(), folder, offset=after, chunk_size=_LIST_PAGE
+        )
+        return [item for page in pages for item in page]
+
+    def _info(self, meta: Any) -> ObjectInfo:
+        start = len(self._uri.prefix) + 1 if self._uri.prefix else 0
+        modified_s = meta["last_modified"].timestamp()
+        return ObjectInfo(meta["path"][start:], meta["size"], meta["e_tag"] or "", modified_s)
+
+    def _read(self, key: str, request: Callable[[], Result]) -> Result:
+        try:
+            return self._requests.repeat(request)
+        except RequestError as error:
+            if error.failure.status == _RANGE_NOT_SATISFIABLE:
+                raise EOFError(f"{self.locate(key)} ends before") from None
+            if error.failure.is_conflict:
+                raise _changed(self.locate(key)) from None
+            raise as_os_error(error, self.locate(key), self.server) from None
+
+    def _write(self, key: str, request: Callable[[], Result], is_creation: bool = False) -> Result:
+        try:
+            return self._requests.repeat(request)
+        except RequestError as error:
+            place = self.locate(key)
+            if error.failure.is_full:
+                raise NoSpaceError(
+                    f"no space left to write {place}: {self.server}: {error}; what was committed "
+                    "is safe: make room and run the same command again"
+                ) from None
+            if error.failure.is_missing:
+                raise StoreError(
+                    f"{place} cannot be written: {self.server} has no such bucket"
+                ) from (as_os_error(error, place, self.server))
+            kind = UnansweredError if is_creation and error.is_unanswered else StoreError
+            raise kind(f"{place} cannot be written: {self.server}: {error}") from as_os_error(
+                error, place, self.server
+            )
+
+
+def _joined(parts: Sequence[Buffer]) -> bytes | memoryview:
+    """Return bytes in one piece, without a copy if they are."""
+    if len(parts) == 1 and memoryview(parts[0]).nbytes:
+        return memoryview(parts[0]).cast("B")
+    return b"".join(parts)
+
+
+def _changed(uri: str) -> OSError:
+    return OSError(errno.ESTALE, "the object has changed since it was opened", uri)

@@ -1,0 +1,67 @@
+"""An S3 server that honours conditional creation: localbucket, a package of PyPI.
+
+It checks no credentials. A bucket is a folder, an object a file of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers.base import free_port, running
+
+BUCKET = "test-bucket"
+SECRET = "a-secret-key-that-nothing-may-show"
+
+
+@dataclass(frozen=True)
+class LocalBucket:
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        folder: Has a folder for each bucket.
+        pid: Its process.
+    """
+
+    url: str
+    folder: Path
+    pid: int
+
+    def files(self, prefix: str) -> dict[str, Path]:
+        """Return the objects below a prefix of the bucket, by their keys there."""
+        root = self.folder / BUCKET / prefix
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {path.relative_to(root).as_posix(): path for path in paths}
+
+    @property
+    def unfinished(self) -> list[Path]:
+        """The multipart uploads that were neither completed nor aborted."""
+        return list((self.folder / ".localbucket-uploads").glob("*"))
+
+
+@contextmanager
+def start_localbucket(folder: Path) -> Iterator[LocalBucket]:
+    """Run a server with one bucket, `BUCKET`."""
+    port, data = free_port(), folder / "data"
+    command = [sys.executable, "-m", "localbucket", str(data), "--port", str(port)]
+    with running(command, port, folder / "localbucket.log") as pid:
+        url = f"http://127.0.0.1:{port}"
+        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield LocalBucket(url, data, pid)
+
+
+def environment(url: str) -> Mapping[str, str]:
+    """Return the variables with which a process finds a server of S3."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "an-access-key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
