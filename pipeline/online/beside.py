@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from pipeline.config import Config
@@ -19,10 +20,17 @@ from pipeline.extract import run
 from pipeline.extract.driver import Share
 from pipeline.extract.stop import Stop
 from pipeline.online.completeness import is_complete
-from pipeline.online.shares import Announcement, LeaderShare, MemberShare, announced_shares
+from pipeline.online.shares import (
+    LED,
+    Announcement,
+    LeaderShare,
+    MemberShare,
+    announced_shares,
+)
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import live_holder
-from pipeline.store.format.layout import ATTRIBUTES
+from pipeline.store.coordination.run_log import read_log
+from pipeline.store.format.layout import ATTRIBUTES, LOG
 
 LOOK_S = 0.5
 """Seconds between two looks at the lease of another driver."""
@@ -71,6 +79,8 @@ class _Beside:
         self._ready = ready
         self._backend = open_backend(request.config.store)
         self._seen_s = time.monotonic()  # when a driver was last seen
+        self._start = datetime.now(UTC)
+        self._log_s: float | None = None  # when the run log was written that was read last
         self._joined: str | None = None  # the run whose share was extracted
         self._followed: str | None = None  # the run that was noted to hold the store
         self._n_refusals = 0
@@ -81,6 +91,7 @@ class _Beside:
         while must_run or not is_complete(self._backend):
             share = self._share()
             if share is None:
+                must_run = must_run and not self._is_checked()
                 self._follow()
                 continue
             try:
@@ -107,6 +118,24 @@ class _Beside:
             self._seen_s = time.monotonic()
             return Share() if is_ray else LeaderShare(self._backend, world_size)
         return None
+
+    def _is_checked(self) -> bool:
+        """Whether a leader has compared the store with the dataset.
+
+        It may have ended before this rank began, as the ranks of a job begin within seconds.
+        """
+        try:
+            written_s = self._backend.modified_s(LOG)
+        except OSError:
+            return False
+        if written_s == self._log_s:
+            return False
+        self._log_s = written_s
+        since = (self._start - timedelta(seconds=LEAD_S)).isoformat()
+        return any(
+            event["event"] == LED and str(event["time"]) >= since
+            for event in read_log(self._backend)
+        )
 
     def _follow(self) -> None:
         """Wait a moment while another driver goes first."""

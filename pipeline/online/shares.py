@@ -33,11 +33,15 @@ from pipeline.errors import StoreBusyError, StoreError
 from pipeline.extract.driver import Share
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.coordination.lease import Lease, live_holder
+from pipeline.store.coordination.run_log import RunLog
 from pipeline.store.format.layout import SHARES, share_lease_key
 from pipeline.store.serialization import json_bytes
 
 JOIN_S = 60.0
 """Seconds after which a rank that has not begun to extract its share is not waited for."""
+
+LED = "shares_announced"
+"""Event in the run log: a leader has compared the store with the dataset, and made the plan."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class LeaderShare(Share):
         """Announce the shares."""
         self._run_id, self._begun_s = run_id, time.monotonic()
         self._announce()
+        RunLog(self._backend, run_id).write(LED, ranks=self._world_size)
 
     def end(self) -> None:
         """Take the announcement back; if that fails, nobody believes it without the lease."""

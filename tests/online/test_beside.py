@@ -15,7 +15,7 @@ from pipeline.errors import IdentityError, RunError, SourceError, StoreBusyError
 from pipeline.events import Observer
 from pipeline.extract.stop import Stop
 from pipeline.online import beside, shares
-from pipeline.online.beside import Request, extract_beside
+from pipeline.online.beside import LED, Request, extract_beside
 from pipeline.online.completeness import check_settings, is_complete
 from pipeline.online.opening import _with_engine
 from pipeline.store.backend.opening import open_backend
@@ -114,6 +114,20 @@ def test_it_makes_the_store_that_extract_makes(clips, tmp_path, reference):
     checked = Job(config, recheck=True)
     checked.finish()
     assert checked.notes.n_ready == 1
+
+
+def test_one_rank_checks_a_complete_store_for_all(clips, tmp_path):
+    """The others see that in the run log, also if they come later, and do not wait for a lead."""
+    store = tmp_path / "store"
+    config = configured(clips, store, *INLINE)
+    extract(clips, store, *INLINE)
+    other = Job(config, rank=1, world_size=2, recheck=True)
+    time.sleep(0.3)
+    assert other.is_alive()  # nobody has checked it lately
+    Job(config, rank=0, world_size=2, recheck=True).finish()
+    other.finish()
+    Job(config, rank=1, world_size=2, recheck=True).finish()
+    assert (store / "log.jsonl").read_text().count(LED) == 1
 
 
 def test_a_store_in_use_is_waited_for_and_taken_over(clips, tmp_path, reference):
