@@ -26,7 +26,7 @@ from pipeline.store.backend.local_reader import LocalReader
 from pipeline.store.format.codecs import INT8
 from pipeline.store.native import mapped
 from pipeline.store.native.mapped import BLOCKS, RANGE, READY, map_file
-from pipeline.store.native.rows import RowScatter
+from pipeline.store.native.rows import RowPlaces, RowScatter
 from tests.helpers.feature_stores import make_store
 
 BLOCK = 2 << 20
@@ -434,6 +434,32 @@ def test_without_the_extension_system_calls_read(
     assert np.array_equal(part, content[77:5077])
 
 
+def test_one_layer_of_one_piece_is_read_in_the_shortest_way(
+    store: pipeline.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges are those of a slice; what the shortest way cannot read, the other one does."""
+    whole = store.read(0)[1:2]
+    ranges = [
+        (None, None),
+        (5, 9),
+        (0, None),
+        (None, 300),
+        (-3, None),
+        (2, 999),
+        (7, 3),
+        (300, 400),
+    ]
+    for start, stop in ranges:
+        assert torch.equal(store.read(0, [2], start, stop), whole[:, start:stop])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "_fill", lambda *_: pytest.fail("the longer way"))
+        if store.codec != INT8:
+            assert torch.equal(store.read(0, [2], 5, 9), whole[:, 5:9])
+    os.truncate(shard_of(store), 1000)
+    with pytest.raises(DamagedError, match="verify"):
+        store.read(0, [1], 250, 300)
+
+
 def test_frames_are_scattered_from_the_map_to_their_places(store: pipeline.FeatureStore) -> None:
     """As reading and copying them does; decoded and verified values are left to these."""
     random = np.random.default_rng(0)
@@ -441,21 +467,21 @@ def test_frames_are_scattered_from_the_map_to_their_places(store: pipeline.Featu
     places = random.permutation(150).astype(np.int64)
     expected, out = (np.zeros((150, 2, 8), np.float16) for _ in range(2))
     frames = store.read(0, [2])[0].numpy()
-    RowScatter(sources, places, expected).copy(frames, 0, 1)
-    scatter = RowScatter(sources, places, out)
-    done = store.scatter(0, range(100), 1, [scatter], 0, 1)
+    RowScatter(300, [RowPlaces(sources, places, expected)]).copy(frames, 0, 1)
+    scatter = RowScatter(300, [RowPlaces(sources, places, out)])
+    done = store.scatter(0, range(100), 1, scatter, 0, 1)
     assert done == (store.codec != INT8)
     if not done:
         return
-    assert store.scatter(0, range(100, 300), 1, [scatter], 100, 1)
+    assert store.scatter(0, range(100, 300), 1, scatter, 100, 1)
     assert expected.any()
     assert np.array_equal(out, expected)
     with pytest.raises(ValueError, match="no column 2"):
-        store.scatter(0, range(300), 1, [scatter], 0, 2)
+        store.scatter(0, range(300), 1, scatter, 0, 2)
     os.truncate(shard_of(store), 4096)
-    assert not store.scatter(0, range(250, 300), 0, [scatter], 250, 1)
+    assert not store.scatter(0, range(250, 300), 0, scatter, 250, 1)
     with pipeline.open_store(store.root, verify=True) as verified:
-        assert not verified.scatter(0, range(100), 1, [scatter], 0, 1)
+        assert not verified.scatter(0, range(100), 1, scatter, 0, 1)
 
 
 STALE = """

@@ -112,7 +112,7 @@ def test_what_is_in_memory_is_copied_at_once(root, monkeypatch, without_maps):
     real, waited = os.preadv, []
 
     def some(descriptor, parts, offset, flags=0):
-        slot = store._shards._shard(0, 5).descriptor
+        slot = store._shards.reader(0, 5).descriptor
         if flags and descriptor == slot:
             return real(descriptor, [parts[0][:7]], offset)
         waited.extend([descriptor] * (not flags))
@@ -121,7 +121,7 @@ def test_what_is_in_memory_is_copied_at_once(root, monkeypatch, without_maps):
     monkeypatch.setattr(local.os, "preadv", some)
     found = store.read_many(range(8), [1])
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert waited == [store._shards._shard(0, 5).descriptor]
+    assert waited == [store._shards.reader(0, 5).descriptor]
 
 
 def test_a_weighted_sum_asks_for_all_layers_that_count(root, requests):

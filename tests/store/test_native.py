@@ -11,7 +11,7 @@ import torch
 
 from pipeline.store.format.codecs import INT8
 from pipeline.store.native import int8, mapped, rows
-from pipeline.store.native.rows import RowScatter
+from pipeline.store.native.rows import RowPlaces, RowScatter
 from pipeline.store.tensors import decode_into
 
 needs_library = pytest.mark.skipif(not int8.best_level(), reason="no C compiler, or another CPU")
@@ -90,22 +90,24 @@ def test_the_library_is_that_of_this_source() -> None:
 def test_rows_go_to_their_places(
     dim: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of a part of the rows, in one column; nothing else changes, with and without C code."""
+    """Those of a part of the rows, in one column of two arrays; nothing else changes."""
     if not is_compiled:
         monkeypatch.setattr(rows, "_load", lambda: None)
     elif not rows.is_compiled():
         pytest.skip("no C compiler")
     random = np.random.default_rng(dim)
-    memory = np.zeros(40 * 3 * dim + 64, np.float16)
-    start = -memory.ctypes.data % 64 // 2
-    out = memory[start : start + 40 * 3 * dim].reshape(40, 3, dim)  # begins with a cache line
+    memory = np.zeros(2 * 40 * 3 * dim + 64, np.float16)
+    start = -memory.ctypes.data % 64 // 2  # the first array begins with a cache line
+    out = memory[start : start + 2 * 40 * 3 * dim].reshape(2, 40, 3, dim)
     values = random.standard_normal((50, dim)).astype(np.float16)
-    sources, places = np.arange(1, 50, 2), random.permutation(40)[:25]
-    scatter = RowScatter(sources, places, out)
+    sources = np.arange(1, 50, 3), np.arange(2, 50, 3)
+    places = [random.permutation(40)[: len(some)] for some in sources]
+    scatter = RowScatter(50, [RowPlaces(*item) for item in zip(sources, places, out, strict=True)])
     for first in range(0, 50, 20):
         scatter.copy(values[first : first + 20], first, column=1)
     expected = np.zeros_like(out)
-    expected[places, 1] = values[sources]
+    for i in range(2):
+        expected[i, places[i], 1] = values[sources[i]]
     assert np.array_equal(out, expected)
     assert not memory[:start].any()
     assert not memory[start + out.size :].any()
@@ -114,9 +116,10 @@ def test_rows_go_to_their_places(
 @pytest.mark.parametrize(
     ("sources", "places", "shape", "message"),
     [
-        ([0, 1], [0, 4], (4, 1, 8), "go to places 0 to 4 of 4"),
-        ([0, 1], [-1, 2], (4, 1, 8), "go to places -1 to 2 of 4"),
-        ([-1, 1], [0, 2], (4, 1, 8), "rows from -1"),
+        ([0, 1], [0, 4], (4, 1, 8), "places 0 to 4 of 4"),
+        ([0, 1], [-1, 2], (4, 1, 8), "places -1 to 2 of 4"),
+        ([-1, 1], [0, 2], (4, 1, 8), "rows -1 to 1 of 3"),
+        ([0, 3], [0, 2], (4, 1, 8), "rows 0 to 3 of 3"),
         ([1, 1], [0, 2], (4, 1, 8), "not ascending"),
         ([0, 1], [0], (4, 1, 8), "cannot place rows int64"),
         ([0, 1], [0, 2], (4, 8), "of an array"),
@@ -127,12 +130,13 @@ def test_wrong_places_are_refused(
 ) -> None:
     """The C code writes wherever it is told to."""
     with pytest.raises(ValueError, match=message):
-        RowScatter(np.array(sources), np.array(places), np.zeros(shape, np.float16))
+        RowScatter(3, [RowPlaces(np.array(sources), np.array(places), np.zeros(shape, np.float16))])
 
 
 def test_wrong_rows_are_refused() -> None:
     """Of another type or size, not contiguous, or for a column that there is not."""
-    scatter = RowScatter(np.arange(4), np.arange(4), np.zeros((4, 2, 8), np.float16))
+    out = np.zeros((4, 2, 8), np.float16)
+    scatter = RowScatter(4, [RowPlaces(np.arange(4), np.arange(4), out)])
     good = np.zeros((4, 8), np.float16)
     for values, column in [
         (good.astype(np.float32), 0),
@@ -140,8 +144,13 @@ def test_wrong_rows_are_refused() -> None:
         (np.zeros((4, 16), np.float16)[:, ::2], 0),
         (good, 2),
     ]:
-        with pytest.raises(ValueError, match="cannot copy rows"):
+        with pytest.raises(ValueError, match=r"cannot copy rows|no column 2"):
             scatter.copy(values, 0, column)
+    with pytest.raises(ValueError, match="no rows 2 to 6 of 4"):
+        scatter.copy(good, 2)
+    others = [RowPlaces(np.arange(2), np.arange(2), np.zeros((2, 1, 8), t)) for t in "ef"]
+    with pytest.raises(ValueError, match="different kinds"):
+        RowScatter(4, others)
 
 
 @needs_library

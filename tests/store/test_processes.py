@@ -163,7 +163,7 @@ def test_many_shards_fit_under_a_low_limit_on_open_files(tmp_path):
             assert all(t.shape == (4, 200, 2) for t in store.read_many(range(40)))
         fill_up(others)
         assert store.read(0).shape == (4, 200, 2)
-        store._shards._shard.cache_clear()
+        store._shards.reader.cache_clear()
         fill_up(others)
         with pytest.raises(StoreError, match="ulimit -n"):
             store.read(1)
@@ -237,8 +237,8 @@ def test_shards_are_checked_once_and_kept_open(root):
     """A reader opens a shard once; a selection shares it."""
     store = pipeline.open_store(root)
     store[:]
-    before = store._shards._shard.cache_info().misses
+    before = store._shards.reader.cache_info().misses
     store[:]
     store.select(digit=1)[:]
-    assert store._shards._shard.cache_info().misses == before
+    assert store._shards.reader.cache_info().misses == before
     assert isinstance(store._shards, ShardReader)

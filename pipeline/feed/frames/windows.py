@@ -1,13 +1,14 @@
 """Windows of frames in the order of an epoch, read into bounded memory.
 
-Frames are read in large ranges, a block of one layer at a time, into memory that stays in the CPU's
-cache, and are copied from there to their places in the windows. So a frame passes the memory once,
-and batches are views of a window.
+Frames are copied straight from maps of the shards to their places in the windows, and batches are
+views of a window. So a frame passes the memory once. Where files are not mapped, or values must be
+verified or decoded, a block of one layer is read into memory that stays in the CPU's cache first.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.frames.axis import IntArray
 from pipeline.feed.frames.order import BlockOrder, RankOrder, Transfer
 from pipeline.store.format.codecs import Stored
-from pipeline.store.native.rows import RowScatter
+from pipeline.store.native.rows import RowPlaces, RowScatter
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut
@@ -32,7 +33,7 @@ LABEL_BYTES = 16
 """Bytes of the utterance and the frame number of one frame."""
 ORDER_BYTES = 40
 """Bytes that the order of one frame takes while it is read."""
-_MOST_SCATTERED = 3  # cuts of a block; more are merged into fewer reads
+_AHEAD_BYTES = 8 << 20  # of all layers, that are being fetched while others are copied
 _ALIGNMENT = 64
 
 
@@ -211,7 +212,7 @@ class _Part:
     source: FrameSource
     _cuts: tuple[IntArray, IntArray, IntArray] = field(init=False)
     _ends: IntArray = field(init=False)
-    _scatters: Sequence[RowScatter] = ()
+    _scatter: RowScatter = field(init=False)
 
     def plan(
         self,
@@ -224,11 +225,14 @@ class _Part:
         labels = np.empty((int(counts.sum()), 2), np.int64)
         labels[:, 0] = np.repeat(positions, counts)
         labels[:, 1] = np.arange(len(labels)) + np.repeat(firsts + counts - self._ends, counts)
-        for item, window in transfers:
-            RowScatter(item.sources, item.places, window.labels[:, None]).copy(labels, 0)
-        self._scatters = [
-            RowScatter(item.sources, item.places, window.features) for item, window in transfers
-        ]
+        self._scatter, scatter_labels = (
+            RowScatter(len(labels), [RowPlaces(item.sources, item.places, out) for item, out in to])
+            for to in (
+                [(item, window.features) for item, window in transfers],
+                [(item, window.labels[:, None]) for item, window in transfers],
+            )
+        )
+        scatter_labels.copy(labels, 0)
 
     def read(self, share: int, n_shares: int) -> None:
         """Read one of several shares of the frames into the windows.
@@ -242,33 +246,39 @@ class _Part:
         n_frames = int(self._ends[-1]) if len(self._ends) else 0
         n_blocks = -(-n_frames // n_rows)
         block = np.empty((1, n_rows, store.feature_dim), dtype)
-        for number in range(n_blocks * share // n_shares, n_blocks * (share + 1) // n_shares):
-            start = number * n_rows
-            stop = min(start + n_rows, n_frames)
-            cuts = self._block_cuts(start, stop, block)
-            rows = block[0, : stop - start]
+        first, last = (n_blocks * number // n_shares for number in (share, share + 1))
+        n_ahead = max(1, _AHEAD_BYTES // (n_rows * self.source.frame_bytes))
+        ahead: deque[list[Cut]] = deque()
+        for number in range(first, last):
+            while len(ahead) <= min(n_ahead, last - 1 - number):
+                ahead.append(self._block_cuts(number + len(ahead), n_rows, block))
+                self._prefetch(ahead[-1])
+            start, cuts = number * n_rows, ahead.popleft()
             for column, axis in enumerate(self.source.axes):
-                if self._scatter(cuts, axis, start, column):
+                if self.source.norm is None and self._scattered(cuts, axis, start, column):
                     continue
                 store.read_into(cuts, [axis], self.source.norm)
-                for scatter in self._scatters:
-                    scatter.copy(rows, start, column)
+                self._scatter.copy(block[0, : n_frames - start], start, column)
 
-    def _scatter(self, cuts: Sequence[Cut], axis: int, start: int, column: int) -> bool:
+    def _prefetch(self, cuts: Sequence[Cut]) -> None:
+        for position, first, where in cuts:
+            frames = range(first, first + where.shape[1])
+            self.source.store.prefetch(position, frames, self.source.axes)
+
+    def _scattered(self, cuts: Sequence[Cut], axis: int, start: int, column: int) -> bool:
         """Copy cuts straight from the shards to their places; return whether that was done."""
-        if self.source.norm is not None or len(cuts) > _MOST_SCATTERED:
-            return False
+        scatter = self.source.store.scatter
         for position, first, where in cuts:
             n = where.shape[1]
-            frames = range(first, first + n)
-            scatter = self.source.store.scatter
-            if not scatter(position, frames, axis, self._scatters, start, column):
+            if not scatter(position, range(first, first + n), axis, self._scatter, start, column):
                 return False
             start += n
         return True
 
-    def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
-        """Return the cuts of frames `start:stop`, with their places in the block."""
+    def _block_cuts(self, number: int, n_rows: int, block: npt.NDArray[Any]) -> list[Cut]:
+        """Return the cuts of a block of `n_rows` frames, with their places in memory."""
+        start = number * n_rows
+        stop = min(start + n_rows, int(self._ends[-1]))
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop, side="left")) + 1
         positions, firsts, counts = (x[first:last].tolist() for x in self._cuts)

@@ -18,16 +18,6 @@ class MappedFile:
     def decode_int8(
         self, offset: int, scales: npt.NDArray[Any], out: npt.NDArray[Any], streams: bool, /
     ) -> bool: ...
-    def scatter_rows(
-        self,
-        offset: int,
-        length: int,
-        first: int,
-        sources: int,
-        places: int,
-        n_rows: int,
-        row_bytes: int,
-        out: int,
-        step_bytes: int,
-        /,
+    def place_rows(
+        self, offset: int, to: int, n_rows: int, row_bytes: int, shift: int, alignment: int, /
     ) -> bool: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-INTERFACE = 1
+INTERFACE = 2
 """Number of the interface that is used here; a library from before a change has another one."""
 
 try:

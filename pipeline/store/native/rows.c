@@ -1,19 +1,18 @@
-/* Rows to shuffled places: out[places[i]] = in[sources[i] - first], past the CPU's cache.
+/* Consecutive rows to shuffled places: row i to the address to[i] + shift, past the CPU's cache.
  *
- * The destination is much larger than the cache. A plain store to it first reads the line that it
- * replaces; a streaming store does not, which halves the traffic of the memory.
+ * The destinations are much larger than the cache. A plain store to them first reads the line that
+ * it replaces; a streaming store does not, which halves the traffic of the memory.
  */
 #include "rows.h"
 
 #include <string.h>
 
-static void scatter_plain(const char *in, int64_t first, const int64_t *sources,
-                          const int64_t *places, size_t n, size_t row_bytes, char *out,
-                          size_t step_bytes)
+static void place_plain(const char *in, const uintptr_t *to, size_t n, size_t row_bytes,
+                        size_t shift)
 {
-    for (size_t i = 0; i < n; i++)
-        memcpy(out + (size_t)places[i] * step_bytes, in + (size_t)(sources[i] - first) * row_bytes,
-               row_bytes);
+    for (size_t i = 0; i < n; i++, in += row_bytes)
+        if (to[i])
+            memcpy((char *)to[i] + shift, in, row_bytes);
 }
 
 #if defined(__x86_64__)
@@ -22,45 +21,42 @@ static void scatter_plain(const char *in, int64_t first, const int64_t *sources,
 #define LINE 64 /* bytes */
 
 __attribute__((target("avx2")))
-static void scatter_streaming(const char *in, int64_t first, const int64_t *sources,
-                              const int64_t *places, size_t n, size_t row_bytes, char *out,
-                              size_t step_bytes)
+static void place_streaming(const char *in, const uintptr_t *to, size_t n, size_t row_bytes,
+                            size_t shift)
 {
-    for (size_t i = 0; i < n; i++) {
-        const char *from = in + (size_t)(sources[i] - first) * row_bytes;
-        char *to = out + (size_t)places[i] * step_bytes;
-        for (size_t at = 0; at < row_bytes; at += LINE) {
-            __m256i low = _mm256_loadu_si256((const __m256i *)(from + at));
-            __m256i high = _mm256_loadu_si256((const __m256i *)(from + at + LINE / 2));
-            _mm256_stream_si256((__m256i *)(to + at), low);
-            _mm256_stream_si256((__m256i *)(to + at + LINE / 2), high);
+    for (size_t i = 0; i < n; i++, in += row_bytes) {
+        char *out = (char *)to[i] + shift;
+        for (size_t at = 0; to[i] && at < row_bytes; at += LINE) {
+            __m256i low = _mm256_loadu_si256((const __m256i *)(in + at));
+            __m256i high = _mm256_loadu_si256((const __m256i *)(in + at + LINE / 2));
+            _mm256_stream_si256((__m256i *)(out + at), low);
+            _mm256_stream_si256((__m256i *)(out + at + LINE / 2), high);
         }
     }
     _mm_sfence(); /* other threads read what was written */
 }
 
-static int can_stream(const char *out, size_t row_bytes, size_t step_bytes)
+static int can_stream(uintptr_t alignment)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") &&
-           ((uintptr_t)out | row_bytes | step_bytes) % LINE == 0;
+    return __builtin_cpu_supports("avx2") && alignment % LINE == 0;
 }
 #else
-static int can_stream(const char *out, size_t row_bytes, size_t step_bytes)
+static int can_stream(uintptr_t alignment)
 {
-    (void)out, (void)row_bytes, (void)step_bytes;
+    (void)alignment;
     return 0;
 }
-#define scatter_streaming scatter_plain
+#define place_streaming place_plain
 #endif
 
-/* Copy rows; `in` has the rows with the source numbers from `first` on. */
-void strata_scatter_rows(const char *in, int64_t first, const int64_t *sources,
-                         const int64_t *places, size_t n, size_t row_bytes, char *out,
-                         size_t step_bytes)
+/* Copy rows. A row whose address is 0 is left out; `alignment` is a number that is a multiple of
+ * 64 if all addresses, `row_bytes` and `shift` are. */
+void strata_place_rows(const char *in, const uintptr_t *to, size_t n, size_t row_bytes,
+                       size_t shift, uintptr_t alignment)
 {
-    if (can_stream(out, row_bytes, step_bytes))
-        scatter_streaming(in, first, sources, places, n, row_bytes, out, step_bytes);
+    if (can_stream(alignment))
+        place_streaming(in, to, n, row_bytes, shift);
     else
-        scatter_plain(in, first, sources, places, n, row_bytes, out, step_bytes);
+        place_plain(in, to, n, row_bytes, shift);
 }

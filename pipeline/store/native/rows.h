@@ -5,8 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-void strata_scatter_rows(const char *in, int64_t first, const int64_t *sources,
-                         const int64_t *places, size_t n, size_t row_bytes, char *out,
-                         size_t step_bytes);
+void strata_place_rows(const char *in, const uintptr_t *to, size_t n, size_t row_bytes,
+                       size_t shift, uintptr_t alignment);
 
 #endif

@@ -125,11 +125,11 @@ class Catalogue:
 
     def length(self, position: int) -> int:
         """Return the number of frames of an utterance."""
-        return int(self._views[-1][position])
+        return int(self.views[-1][position])
 
     def spans(self, position: int, start: int, stop: int) -> list[Span]:
         """Return where frames `start:stop` of an utterance are, in order: one span per piece."""
-        first_piece, slots, starts, counts, places, _ = self._views
+        first_piece, slots, starts, counts, places, _ = self.views
         first, end = first_piece[position], first_piece[position + 1]
         if end == first + 1 and 0 <= start < stop <= counts[first]:  # as almost always
             at = starts[first]
@@ -150,7 +150,7 @@ class Catalogue:
 
     def store_of(self, position: int) -> int:
         """Return the number of the store of an utterance."""
-        first_piece, slots, *_ = self._views
+        first_piece, slots, *_ = self.views
         number: int = slots[first_piece[position]] >> _SLOT_BITS
         return number
 
@@ -241,7 +241,7 @@ class Catalogue:
         )
 
     @cached_property
-    def _views(self) -> tuple[memoryview, ...]:
+    def views(self) -> tuple[memoryview, ...]:
         """Arrays that every read indexes; a view returns a number in a third of an array's time."""
         pieces = self.slot, self.start, self.n_frames, self.place
         return tuple(array.data for array in (self.first_piece, *pieces, self.frame_counts))

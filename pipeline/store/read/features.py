@@ -15,7 +15,7 @@ from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.final_norm import FinalNorm
-from pipeline.store.read.merged import Cut, gather, read_cut
+from pipeline.store.read.merged import Cut, gather, read_cut, read_mapped
 from pipeline.store.read.pooled import read_pooled
 from pipeline.store.read.timing import (
     FrameTimes,
@@ -103,6 +103,10 @@ class FeatureStore(StoreView):
         """
         position = self.position(key)
         axes = self.axes(layers)
+        if start_s is stop_s is rate_hz is None and not final_norm:
+            features = self._read_mapped(position, axes, start, stop, verify)
+            if features is not None:
+                return features
         norm = self.final_norm if final_norm else None
         if start_s is not None or stop_s is not None:
             if start is not None or stop is not None:
@@ -300,20 +304,34 @@ class FeatureStore(StoreView):
         check_reduction(reduction)
         return frames_to_join(self.frame_rate_hz, rate_hz)
 
+    def _read_mapped(
+        self,
+        position: int,
+        axes: Sequence[int],
+        start: int | None,
+        stop: int | None,
+        verify: bool | None,
+    ) -> Tensor | None:
+        """Read in the shortest way, which most reads can take; return None if this one cannot."""
+        if len(axes) != 1 or (self._verify if verify is None else verify):
+            return None
+        out = read_mapped(self._shards, self._catalogue, position, axes[0], start, stop)
+        return None if out is None else torch.from_numpy(out)
+
     def _fill(self, cut: Cut, axes: Sequence[int], verify: bool | None) -> None:
         """Read the destination of one cut, and verify it."""
         read_cut(self._shards, self._catalogue, cut, axes)
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
 
+    def prefetch(self, position: int, frames: range, axes: Sequence[int]) -> None:
+        """Start fetching frames of an utterance that will be read soon; do not wait."""
+        for slot, start, stop, _ in self._catalogue.spans(position, frames.start, frames.stop):
+            for axis in axes:
+                self._shards.prefetch(axis, slot, start, stop)
+
     def scatter(
-        self,
-        position: int,
-        frames: range,
-        axis: int,
-        places: Sequence[RowScatter],
-        first: int,
-        column: int,
+        self, position: int, frames: range, axis: int, places: RowScatter, first: int, column: int
     ) -> bool:
         """Copy frames of an utterance straight from a map to shuffled places.
 
@@ -335,7 +353,7 @@ class FeatureStore(StoreView):
         if self._verify:
             return False
         for span in self._catalogue.spans(position, frames.start, frames.stop):
-            if not all(self._shards.scatter(axis, span, to, first, column) for to in places):
+            if not self._shards.scatter(axis, span, places, first, column):
                 return False
             first += span[2] - span[1]
         return True

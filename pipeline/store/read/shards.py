@@ -44,6 +44,10 @@ class ShardReader:
         layout: Shapes of the arrays.
         dtype: Type of the stored values.
         is_direct: Whether stored values are returned as they are.
+        dim: Features of a frame.
+        frame_bytes: Bytes of a frame, one layer.
+        reader: Returns the reader of a shard, given its position on the layer axis and its slot;
+            None if it is not flat.
     """
 
     def __init__(self, store: Location, layout: Layout, place: Place = ALONE) -> None:
@@ -53,14 +57,14 @@ class ShardReader:
         self.layout = layout
         self.dtype = layout.codec.dtype
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
-        self._frame_bytes = layout.frame_bytes
+        self.dim, self.frame_bytes = layout.dim, layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
         self._whole = False
         # A cache that referred to this reader would keep its files open until a garbage collection.
         opening = WeakMethod(self._open)
         cache = lru_cache(maxsize=max(1, self._backend.max_readers // place.n_stores))
         self._opened = cache(lambda axis, slot: opening()(axis, slot))  # type: ignore[misc]
-        self._shard: Callable[[int, int], ObjectReader | None] = self._opened
+        self.reader: Callable[[int, int], ObjectReader | None] = self._opened
         self._scale_bytes = layout.codec.n_scales * layout.dim * 4
         self._arrays = ZarrArrays(self._backend)
 
@@ -71,7 +75,7 @@ class ShardReader:
         def refuse(axis: int, slot: int) -> ObjectReader:
             raise StoreError(f"the store {backend} is closed; open it again with open_store")
 
-        self._shard = refuse
+        self.reader = refuse
         self._opened.cache_clear()
 
     def expect_whole(self) -> None:
@@ -138,12 +142,12 @@ class ShardReader:
         Raises:
             DamagedError: The shard is missing, cut short, or cannot be read.
         """
-        shard = self._shard(axis, slot)
+        shard = self.reader(axis, slot)
         if shard is None:
             self._read_by_zarr(axis, slot, start, parts)
             return
         try:
-            shard.read_into(parts, start * self._frame_bytes, streams)
+            shard.read_into(parts, start * self.frame_bytes, streams)
         except (OSError, EOFError) as error:
             path = self.locate(axis, slot)
             raise DamagedError(
@@ -161,23 +165,23 @@ class ShardReader:
         Returns:
             Whether `parts` are filled.
         """
-        shard = self._shard(axis, slot)
+        shard = self.reader(axis, slot)
         if shard is None:
             self._read_by_zarr(axis, slot, start, parts)
             return True
-        return shard.read_cached(parts, start * self._frame_bytes, streams)
+        return shard.read_cached(parts, start * self.frame_bytes, streams)
 
     def prefetch(self, axis: int, slot: int, start: int, stop: int) -> None:
         """Start fetching frames `start:stop` of a slot, one layer; do not wait."""
-        shard = self._shard(axis, slot)
+        shard = self.reader(axis, slot)
         if shard is not None:
-            shard.prefetch(start * self._frame_bytes, (stop - start) * self._frame_bytes)
+            shard.prefetch(start * self.frame_bytes, (stop - start) * self.frame_bytes)
 
     def prefetch_coded(self, axis: int, slot: int, start: int, stop: int, position: int) -> None:
         """Start fetching frames as `prefetch` does, and the scales of their piece."""
         self.prefetch(axis, slot, start, stop)
         if self._scale_bytes:
-            chunk = self._shard(_SCALES, slot)
+            chunk = self.reader(_SCALES, slot)
             if chunk is not None:
                 chunk.prefetch(self._scale_offset(axis, position), self._scale_bytes)
 
@@ -190,12 +194,12 @@ class ShardReader:
             Whether `out` is filled; if not, frames must be read and decoded.
         """
         slot, start, _, _ = span
-        shard = self._shard(axis, slot)
+        shard = self.reader(axis, slot)
         if shard is None or shard.mapped is None or not self.layout.codec.n_scales:
             return False
         if out.dtype != self.layout.codec.value_dtype:
             return False
-        return shard.mapped.decode_int8(start * self._frame_bytes, scales, out, streams)
+        return shard.mapped.decode_int8(start * self.frame_bytes, scales, out, streams)
 
     def scatter(self, axis: int, span: Span, to: RowScatter, first: int, column: int) -> bool:
         """Copy frames of a span, one layer, from a map to their places, if that can be done.
@@ -211,10 +215,10 @@ class ShardReader:
             Whether that was done; if not, frames must be read and copied.
         """
         slot, start, stop, _ = span
-        shard = self._shard(axis, slot) if self.is_direct else None
+        shard = self.reader(axis, slot) if self.is_direct else None
         if shard is None or shard.mapped is None:
             return False
-        offset = start * self._frame_bytes
+        offset = start * self.frame_bytes
         return to.copy_mapped(shard.mapped, offset, stop - start, first, column)
 
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
@@ -227,7 +231,7 @@ class ShardReader:
         out = np.empty((layout.codec.n_scales, layout.dim), np.float32)
         if not out.size:
             return out
-        chunk = self._shard(_SCALES, slot)
+        chunk = self.reader(_SCALES, slot)
         if chunk is None:
             out[...] = self.scale_chunk(slot)[position, axis]
             return out

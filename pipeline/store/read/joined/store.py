@@ -48,17 +48,25 @@ class JoinedStore(JoinedView, FeatureStore):
         for part, share in found:
             part._finish(share, axes, norm, verify)
 
+    def prefetch(self, position: int, frames: range, axes: Sequence[int]) -> None:
+        """Start fetching frames of an utterance; see `FeatureStore.prefetch`."""
+        self._part_of(position).prefetch(position, frames, axes)
+
     def scatter(
-        self,
-        position: int,
-        frames: range,
-        axis: int,
-        places: Sequence[RowScatter],
-        first: int,
-        column: int,
+        self, position: int, frames: range, axis: int, places: RowScatter, first: int, column: int
     ) -> bool:
         """Copy frames of an utterance to shuffled places; see `FeatureStore.scatter`."""
         return self._part_of(position).scatter(position, frames, axis, places, first, column)
+
+    def _read_mapped(
+        self,
+        position: int,
+        axes: Sequence[int],
+        start: int | None,
+        stop: int | None,
+        verify: bool | None,
+    ) -> Tensor | None:
+        return self._part_of(position)._read_mapped(position, axes, start, stop, verify)
 
     def _fill(self, cut: Cut, axes: Sequence[int], verify: bool | None) -> None:
         self._part_of(cut[0])._fill(cut, axes, verify)
