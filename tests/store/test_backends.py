@@ -38,12 +38,20 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "local": lambda folder: LocalBackend(folder / "store"),
     "memory": lambda folder: MemoryBackend(),
 }
+FILE_LIKE = ("local", "memory")
+"""Backends with locks, renames and times that can be set."""
 PAYLOAD = bytes(range(256)) * 40
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
+    return BACKENDS[request.param](tmp_path)
+
+
+@pytest.fixture(params=FILE_LIKE)
+def file_like(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """An empty backend of each kind on which leases are files."""
     return BACKENDS[request.param](tmp_path)
 
 
@@ -385,71 +393,152 @@ def test_lines_of_several_threads_are_not_mixed(backend: Backend) -> None:
     assert sorted(backend.read("log").splitlines(keepends=True)) == lines
 
 
-# What a lease needs
+# Leases
 
 
-def test_a_lock_excludes_and_times_out(backend: Backend) -> None:
+def test_of_racing_threads_exactly_one_makes_a_lease(backend: Backend) -> None:
+    """If none stands, if one was released, and if one has expired."""
+    leases, n = backend.leases, 4
+    barrier = threading.Barrier(n)
+
+    def race(me: int) -> list[bytes]:
+        made = []
+        for i in range(6):
+            content = f"{me}-{i}".encode()
+            barrier.wait()
+            if leases.create("lease", content):
+                made.append(content)
+            barrier.wait()
+            if content in made:
+                assert leases.find("lease").content == content  # type: ignore[union-attr]
+            barrier.wait()
+            if content in made and i % 2:
+                leases.release("lease", content)
+            if i % 2 == 0:
+                leases.expire("lease", lambda found: False)  # all of them
+        return made
+
+    with ThreadPoolExecutor(n) as pool:
+        made = list(itertools.chain.from_iterable(pool.map(race, range(n))))
+    assert sorted(content[-1] for content in made) == sorted(b"012345")
+    assert leases.find("lease") is None
+
+
+def test_a_lease_stands_until_it_is_released(backend: Backend) -> None:
+    """By the one who made it; its heartbeat is by the clock that `lock` yields."""
+    leases = backend.leases
+    assert leases.find("lease") is None
+    assert leases.create("lease", b"first")
+    assert not leases.create("lease", b"second")
+    found = leases.find("lease")
+    assert found is not None
+    assert found.content == b"first"
+    with leases.lock("lock", 1.0) as now_s:
+        assert abs(now_s - found.heartbeat_s) < 5
+    assert abs(leases.now_s() - now_s) < 5
+    leases.release("lease", b"second")
+    assert leases.find("lease") == found
+    leases.release("lease", b"first")
+    assert leases.find("lease") is None
+    assert leases.create("lease", b"third")
+
+
+def test_a_heartbeat_is_seen_if_its_lease_stands(backend: Backend) -> None:
+    """One of a lease that was replaced changes nothing of the new one."""
+    leases = backend.leases
+    assert leases.create("lease", b"first")
+    before = leases.find("lease")
+    assert before is not None
+    end_s = time.monotonic() + 5
+    while (after := leases.find("lease")) == before and time.monotonic() < end_s:
+        time.sleep(0.05)
+        leases.beat("lease", b"first")
+    assert after is not None
+    assert after.content == b"first"
+    assert after.heartbeat_s > before.heartbeat_s
+    leases.expire("lease", lambda found: False)
+    assert leases.create("lease", b"second")
+    new = leases.find("lease")
+    time.sleep(1.1 if backend.uri.startswith("s3") else 0.02)  # whole seconds
+    leases.beat("lease", b"first")
+    leases.release("lease", b"first")
+    assert leases.find("lease") == new
+
+
+def test_only_an_expired_lease_is_removed(backend: Backend) -> None:
+    """Whoever removes it looks at it once more; a missing one is no error."""
+    leases = backend.leases
+    leases.expire("lease", lambda found: False)
+    assert leases.create("lease", b"first")
+    before = leases.find("lease")
+    leases.expire("lease", lambda found: found == before)
+    assert leases.find("lease") == before
+    leases.expire("lease", lambda found: found != before)
+    assert leases.find("lease") is None
+
+
+def test_a_lock_excludes_and_times_out(file_like: Any) -> None:
     """One at a time; the time that it yields is the clock of `modified_s`."""
-    with backend.leases.lock("lock", 1.0) as now_s:
-        backend.put("x", [b""])
-        assert abs(backend.modified_s("x") - now_s) < 5
+    with file_like.lock("lock", 1.0) as now_s:
+        file_like.put("x", [b""])
+        assert abs(file_like.modified_s("x") - now_s) < 5
 
         def wait() -> None:
-            with backend.leases.lock("lock", 0.05):
+            with file_like.lock("lock", 0.05):
                 pass
 
         with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
             pool.submit(wait).result()
-    with backend.leases.lock("lock", 1.0):
+    with file_like.lock("lock", 1.0):
         pass
 
 
-def test_touch_changes_the_time_alone(backend: Backend) -> None:
+def test_touch_changes_the_time_alone(file_like: Any) -> None:
     """Of an object that exists."""
-    backend.put("x", [b"content"])
-    before = backend.modified_s("x")
+    file_like.put("x", [b"content"])
+    before = file_like.modified_s("x")
     time.sleep(0.02)
-    backend.leases.touch("x")
-    assert backend.modified_s("x") > before
-    assert backend.read("x") == b"content"
+    file_like.touch("x")
+    assert file_like.modified_s("x") > before
+    assert file_like.read("x") == b"content"
     with pytest.raises(OSError):  # noqa: PT011 - of which kind is not part of the contract
-        backend.leases.touch("none")
+        file_like.touch("none")
 
 
-def test_of_racing_moves_exactly_one_succeeds(backend: Backend) -> None:
+def test_of_racing_moves_exactly_one_succeeds(file_like: Any) -> None:
     """The others find nothing to move."""
     for i in range(20):
-        backend.put("x", [b"content"])
+        file_like.put("x", [b"content"])
         barrier = threading.Barrier(4)
 
         def move(me: int, i: int = i, barrier: threading.Barrier = barrier) -> bool:
             barrier.wait()
             try:
-                backend.leases.move("x", f"moved-{i}-{me}")
+                file_like.move("x", f"moved-{i}-{me}")
             except FileNotFoundError:
                 return False
             return True
 
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(move, range(4))) == 1
-        assert not backend.exists("x")
-    assert set(contents(backend).values()) == {b"content"}
-    assert len(contents(backend)) == 20
+        assert not file_like.exists("x")
+    assert set(contents(file_like).values()) == {b"content"}
+    assert len(contents(file_like)) == 20
 
 
-def test_restore_keeps_the_time_and_never_replaces(backend: Backend) -> None:
+def test_restore_keeps_the_time_and_never_replaces(file_like: Any) -> None:
     """An object that was moved by mistake keeps its time."""
-    backend.put("lease", [b"mine"])
-    modified_s = backend.modified_s("lease")
-    backend.leases.move("lease", "removed")
-    assert backend.modified_s("removed") == modified_s
-    backend.leases.restore("removed", "lease")
-    assert backend.modified_s("lease") == modified_s
-    assert backend.read("lease") == b"mine"
-    backend.put("lease", [b"other"])
+    file_like.put("lease", [b"mine"])
+    modified_s = file_like.modified_s("lease")
+    file_like.move("lease", "removed")
+    assert file_like.modified_s("removed") == modified_s
+    file_like.restore("removed", "lease")
+    assert file_like.modified_s("lease") == modified_s
+    assert file_like.read("lease") == b"mine"
+    file_like.put("lease", [b"other"])
     with pytest.raises(FileExistsError):
-        backend.leases.restore("removed", "lease")
-    assert backend.read("lease") == b"other"
+        file_like.restore("removed", "lease")
+    assert file_like.read("lease") == b"other"
 
 
 # The backend itself

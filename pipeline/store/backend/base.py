@@ -8,8 +8,9 @@ A store is a set of objects. An object has a key: a relative path with forward s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from pipeline.store.native.mapped import MappedFile
 __all__ = [
     "Backend",
     "Buffer",
+    "FoundLease",
     "LeaseOperations",
     "Location",
     "Map",
@@ -105,12 +107,25 @@ class PartialObject(Protocol):
         """Drop what was written, unless it was published. Never raises."""
 
 
-class LeaseOperations(Protocol):
-    """What a lease needs beyond conditional creation; see `store/coordination/lease.py`.
+@dataclass(frozen=True)
+class FoundLease:
+    """A lease that stands, i.e. that was neither released nor removed.
 
-    It is apart from `Backend` because object stores have no locks, no rename and no modification
-    time that can be set. Such an implementation must keep the same promises by other means, e.g. a
-    numbered object per lease and a heartbeat object beside it.
+    Attributes:
+        content: What its holder wrote.
+        heartbeat_s: Its last heartbeat by the storage's clock, in seconds since the epoch.
+    """
+
+    content: bytes
+    heartbeat_s: float
+
+
+class LeaseOperations(Protocol):
+    """What leases are made of; `store/coordination/lease.py` says what they are for.
+
+    At most one lease stands under a key. Contents are unique: no two leases have the same. Folders
+    keep a lease as a file with the heartbeat as its time (`file_leases.py`). Object stores, which
+    have no locks, no rename and no time that can be set, number them (`remote/leases.py`).
     """
 
     def check(self) -> str:
@@ -131,38 +146,56 @@ class LeaseOperations(Protocol):
         """Exclude other processes while the `with` block runs.
 
         The lock must be released when its process dies, and when the block ends even if a fork has
-        inherited it. Where the storage has no locks the block runs without one, and the creation
-        of the lease decides alone. Creates the store's folder if need be.
+        inherited it. Where the storage has no locks the block runs without one, and `create`
+        decides alone. Creates the store's folder if need be.
 
         Returns:
             A context manager that yields the current time by the storage's clock, the one that
-            `Backend.modified_s` uses.
+            heartbeats are recorded in.
 
         Raises:
             TimeoutError: Another process has held the lock for `timeout_s`.
             StoreError: The store cannot be written.
         """
 
-    def touch(self, key: str) -> None:
-        """Set an object's modification time to now, without changing its content.
+    def now_s(self) -> float:
+        """Return the time by the storage's clock, as well as it is known without a write."""
+
+    def find(self, key: str) -> FoundLease | None:
+        """Return the lease that stands.
 
         Raises:
-            OSError: It does not exist, or the storage refuses.
+            OSError: It cannot be read.
         """
 
-    def move(self, key: str, new: str) -> None:
-        """Rename an object atomically: of several callers exactly one succeeds.
+    def create(self, key: str, content: bytes) -> bool:
+        """Make a lease, unless one stands: of any number of callers exactly one gets True.
 
         Raises:
-            FileNotFoundError: It does not exist any more.
+            StoreError: The store cannot be written.
+        """
+
+    def beat(self, key: str, content: bytes) -> None:
+        """Record a heartbeat of the lease that the caller has made, if it still stands.
+
+        Raises:
+            OSError: The storage refuses; StoreError likewise.
+        """
+
+    def expire(self, key: str, is_live: Callable[[FoundLease], bool]) -> None:
+        """Remove the lease that stands, if there is one, unless it is live.
+
+        Another driver may put a live one in its place at any moment: that must not be removed.
+
+        Raises:
             StoreError: The storage refuses.
         """
 
-    def restore(self, key: str, new: str) -> None:
-        """Make the object at `key` appear under `new` too, with its modification time.
+    def release(self, key: str, content: bytes) -> None:
+        """Remove the lease that the caller has made, if it still stands.
 
         Raises:
-            FileExistsError: `new` exists; it is left as it is.
+            OSError: The storage refuses; StoreError likewise.
         """
 
 
@@ -271,8 +304,15 @@ class Backend(Protocol):
     def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
         """Create an object of `parts`, unless there is one under the key already.
 
+        Callers that race, and act upon the answer, give each its own content: a storage that has
+        lost an answer compares what is there, and takes an equal object for the caller's.
+
         Returns:
             False if there was one; it is left as it was.
+
+        Raises:
+            UnansweredError: The object may appear later: what it refers to must be kept.
+            StoreError: The object was not created.
         """
 
     def open_partial(self, key: str) -> PartialObject:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline import exclusive, files
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend, Buffer, Map
+from pipeline.store.backend.file_leases import FileLeases
 from pipeline.store.backend.folder_check import check_folder, warn_of_caches
 from pipeline.store.backend.local_reader import LocalReader
 
@@ -204,9 +205,13 @@ class LocalBackend(Backend):
         return usage.free if usage.total else _UNKNOWN_BYTES
 
     @property
-    def leases(self) -> LocalBackend:
-        """This backend: a file system has what a lease needs."""
-        return self
+    def leases(self) -> FileLeases:
+        """Leases as files of this store."""
+        return FileLeases(self)
+
+    def now_s(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
 
     @contextmanager
     def lock(self, key: str, timeout_s: float) -> Iterator[float]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import StoreNotFoundError
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader, PartialObject
+from pipeline.store.backend.file_leases import FileLeases
 
 _open_stores: WeakValueDictionary[str, MemoryBackend] = WeakValueDictionary()
 
@@ -147,9 +148,13 @@ class MemoryBackend(Backend):
         return 1 << 62
 
     @property
-    def leases(self) -> MemoryBackend:
-        """This backend."""
-        return self
+    def leases(self) -> FileLeases:
+        """Leases as objects of this store."""
+        return FileLeases(self)
+
+    def now_s(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
 
     def check(self) -> str:
         """Do nothing: memory lacks nothing."""

@@ -1,15 +1,17 @@
 """One live driver per store: a lease with a heartbeat.
 
-The lease is a small file that names its holder. The holder updates its modification time every
-`HEARTBEAT_S` (the heartbeat). On the holder's host, a lease has expired when the holder's process
+The lease is a small object that names its holder. The holder records a heartbeat every
+`HEARTBEAT_S`. On the holder's host, a lease has expired when the holder's process
 has ended. Elsewhere, or if the system hides that process, it has expired when its heartbeat is
 older than `STALE_AFTER_S`, or lies in the future (a clock was set back) and has not changed for
 that long while a driver waited. A driver that finds an expired lease takes it over.
 
-A lease is taken, taken over and released under a lock on `lease.lock`. So a driver that has found
-an expired lease cannot remove a live one that another driver has put in its place. On file systems
-without locks, the exclusive creation of the lease file decides between two drivers; the check for
-expiry then has a race of a few milliseconds. The lock is not held between these operations.
+In a folder, the lease is a file and its time the heartbeat. It is taken, taken over and released
+under a lock on `lease.lock`. So a driver that has found an expired lease cannot remove a live one
+that another driver has put in its place. On file systems without locks, the exclusive creation of
+the file decides between two drivers; the check for expiry then has a race of a few milliseconds.
+The lock is not held between these operations. In a bucket, leases are numbered, and creating the
+next number decides (`store/backend/remote/leases.py`).
 
 Before that, the driver tries what the storage can do. Where caches may hide the heartbeats of other
 machines (mounts of cloud storage), no lease of another machine is taken over.
@@ -27,11 +29,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from pipeline.errors import StoreBusyError, StoreError
-from pipeline.store.backend.base import Backend, Location
+from pipeline.store.backend.base import Backend, FoundLease, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.processes import GONE, process_space, process_start
 from pipeline.store.format.layout import DROPPING, LEASE, LEASE_LOCK
@@ -90,37 +93,37 @@ class Lease:
     ) -> None:
         self._backend, self._key = open_backend(store), key
         self._is_drop = is_drop
-        self._operations = self._backend.leases
+        self._leases = self._backend.leases
         pid = os.getpid()
         self._holder = Holder(
             run_id, socket.gethostname(), pid, process_start(pid), process_space()
         )
+        self._content = json_bytes(asdict(self._holder))
         self.warning = ""
         self._abandoned_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="strata-lease", daemon=True)
 
     def __enter__(self) -> Self:
-        content = [json_bytes(asdict(self._holder))]
-        self.warning = self._operations.check()
+        self.warning = self._leases.check()
         self._watch_future_heartbeat()
         with self._locked() as now_s:
             for _ in range(3):  # without locks several drivers may get here: one wins the create
-                if self._backend.put_if_absent(self._key, content):
+                if self._leases.create(self._key, self._content):
                     if not self._is_drop:
                         self._check_no_drop()
                     self._thread.start()
                     return self
                 holder = live_holder(self._backend, self._key, now_s)
-                if holder is not None and not self._is_abandoned(self._key):
+                if holder is not None and not self._is_abandoned(self._leases.find(self._key)):
                     raise StoreBusyError(
                         f"store {self._backend} is in use by process {holder.pid} on "
                         f"{holder.host} (run {holder.run_id}, last heartbeat "
-                        f"{_age_s(self._backend, self._key, now_s):.0f} s ago); "
+                        f"{_age_s(self._leases.find(self._key), now_s):.0f} s ago); "
                         "wait for it, or stop it and run again"
                     )
                 self._check_heartbeat_is_seen()
-                self._remove_expired(now_s)
+                self._leases.expire(self._key, partial(self._is_live, now_s))
         raise StoreBusyError(f"store {self._backend}: another driver took the lease just now")
 
     def __exit__(
@@ -136,15 +139,14 @@ class Lease:
         if not self._is_mine():
             return  # taken over; or the store has vanished, and must not be created again
         with suppress(StoreError, OSError), self._locked():  # if this fails, the lease expires
-            if self._is_mine():
-                self._backend.delete(self._key)
+            self._leases.release(self._key, self._content)
 
     def _check_no_drop(self) -> None:
         """Check that no drop was interrupted; release the lease if one was."""
         try:
             check_no_drop(self._backend)
         except StoreError:
-            self._backend.delete(self._key)
+            self._leases.release(self._key, self._content)
             raise
 
     def check(self) -> None:
@@ -155,7 +157,7 @@ class Lease:
             StoreError: The store is gone, or its lease cannot be read.
         """
         if not self._still_mine():
-            if not self._backend.exists(self._key):
+            if self._leases.find(self._key) is None:
                 raise StoreError(
                     f"store {self._backend} has vanished, or its {self._key} was removed (is it "
                     "still mounted?); what was committed is safe there: mount it and run the "
@@ -174,7 +176,7 @@ class Lease:
         """
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return _read(self._backend, self._key) == self._holder
+                return _holder(self._leases.find(self._key)) == self._holder
             except OSError as error:
                 if attempt == READ_ATTEMPTS:
                     raise StoreError(
@@ -187,7 +189,7 @@ class Lease:
 
     def _is_mine(self) -> bool:
         try:
-            return _read(self._backend, self._key) == self._holder
+            return _holder(self._leases.find(self._key)) == self._holder
         except OSError:
             return False
 
@@ -200,7 +202,7 @@ class Lease:
         """
         with ExitStack() as stack:
             try:
-                lock = self._operations.lock(LEASE_LOCK, LOCK_TIMEOUT_S)
+                lock = self._leases.lock(LEASE_LOCK, LOCK_TIMEOUT_S)
                 now_s = stack.enter_context(lock)
             except TimeoutError as error:
                 raise StoreBusyError(
@@ -216,7 +218,7 @@ class Lease:
         Raises:
             StoreBusyError: Its driver is on another machine, and may be alive.
         """
-        holder = _read(self._backend, self._key)
+        holder = _holder(self._leases.find(self._key))
         if self.warning and holder is not None and holder.host != socket.gethostname():
             raise StoreBusyError(
                 f"store {self._backend} was in use by process {holder.pid} on {holder.host}, whose "
@@ -224,50 +226,43 @@ class Lease:
                 f"{self._backend.locate(self._key)} and run again"
             )
 
-    def _remove_expired(self, now_s: float) -> None:
-        """Remove an expired lease; restore a live one that has just replaced it."""
-        expired = f"{self._key}.{self._holder.run_id}.dead"
-        with suppress(FileNotFoundError):
-            self._operations.move(self._key, expired)
-            holder = live_holder(self._backend, expired, now_s)
-            if holder is not None and not self._is_abandoned(expired):
-                with suppress(FileExistsError):
-                    self._operations.restore(expired, self._key)
-            self._backend.delete(expired)
+    def _is_live(self, now_s: float, found: FoundLease) -> bool:
+        """Whether a lease that was found expired is one that has just replaced it."""
+        return _live(found, now_s) is not None and not self._is_abandoned(found)
 
     def _watch_future_heartbeat(self) -> None:
         """Watch a heartbeat in the future, whose age says nothing, until it changes or is stale."""
-        if self._heartbeat_s(self._key) is None:
+        if self._heartbeat_s() is None:
             return
         with self._locked() as now_s:
             if live_holder(self._backend, self._key, now_s) is None or not self._is_future(now_s):
                 return
-            heartbeat_s = self._heartbeat_s(self._key)
+            heartbeat_s = self._heartbeat_s()
         end_s = time.monotonic() + STALE_AFTER_S
-        while self._heartbeat_s(self._key) == heartbeat_s:
+        while self._heartbeat_s() == heartbeat_s:
             if time.monotonic() > end_s:
                 self._abandoned_s = heartbeat_s
                 return
             time.sleep(WATCH_S)
 
     def _is_future(self, now_s: float) -> bool:
-        heartbeat_s = self._heartbeat_s(self._key)
+        heartbeat_s = self._heartbeat_s()
         return heartbeat_s is not None and heartbeat_s > now_s + STALE_AFTER_S
 
-    def _is_abandoned(self, key: str) -> bool:
+    def _is_abandoned(self, found: FoundLease | None) -> bool:
         """Whether a heartbeat is the one that did not change while it was watched."""
-        return self._abandoned_s is not None and self._heartbeat_s(key) == self._abandoned_s
+        if self._abandoned_s is None or found is None:
+            return False
+        return found.heartbeat_s == self._abandoned_s
 
-    def _heartbeat_s(self, key: str) -> float | None:
-        with suppress(FileNotFoundError):
-            return self._backend.modified_s(key)
-        return None
+    def _heartbeat_s(self) -> float | None:
+        found = self._leases.find(self._key)
+        return found.heartbeat_s if found is not None else None
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            with suppress(OSError):
-                if self._is_mine():
-                    self._operations.touch(self._key)
+            with suppress(OSError, StoreError):
+                self._leases.beat(self._key, self._content)
 
 
 def check_no_drop(backend: Backend) -> None:
@@ -304,20 +299,15 @@ def live_holder(store: Location, name: str = LEASE, now_s: float | None = None) 
     Args:
         store: The store.
         name: Key of the lease.
-        now_s: The time by the storage's clock; None takes this machine's.
+        now_s: The time by the storage's clock; None asks the storage, as well as it can say.
     """
     backend = open_backend(store)
-    holder = _read(backend, name)
-    if holder is None:
-        return None
-    if holder.host == socket.gethostname() and holder.process_space == process_space():
-        start = process_start(holder.pid)
-        if start == GONE:
-            return None
-        if start and holder.process_start:
-            return holder if start == holder.process_start else None
-    age_s = _age_s(backend, name, time.time() if now_s is None else now_s)
-    return holder if age_s < STALE_AFTER_S else None
+    try:
+        leases = backend.leases
+    except StoreError:
+        return None  # a storage that can only be read
+    found = leases.find(name)
+    return None if found is None else _live(found, leases.now_s() if now_s is None else now_s)
 
 
 def is_read_only(error: StoreError) -> bool:
@@ -326,18 +316,31 @@ def is_read_only(error: StoreError) -> bool:
     return isinstance(cause, OSError) and cause.errno in _READ_ONLY
 
 
-def _age_s(backend: Backend, key: str, now_s: float) -> float:
+def _live(found: FoundLease, now_s: float) -> Holder | None:
+    """Return the holder of a lease if it is live."""
+    holder = _holder(found)
+    if holder is None:
+        return None
+    if holder.host == socket.gethostname() and holder.process_space == process_space():
+        start = process_start(holder.pid)
+        if start == GONE:
+            return None
+        if start and holder.process_start:
+            return holder if start == holder.process_start else None
+    return holder if _age_s(found, now_s) < STALE_AFTER_S else None
+
+
+def _age_s(found: FoundLease | None, now_s: float) -> float:
     """Return the seconds since the last heartbeat, at least 0; infinite if the lease is gone."""
-    try:
-        return max(0.0, now_s - backend.modified_s(key))
-    except FileNotFoundError:
-        return float("inf")
+    return float("inf") if found is None else max(0.0, now_s - found.heartbeat_s)
 
 
-def _read(backend: Backend, key: str) -> Holder | None:
+def _holder(found: FoundLease | None) -> Holder | None:
+    if found is None:
+        return None
     try:
-        holder = Holder(**json.loads(backend.read(key)))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        holder = Holder(**json.loads(found.content))
+    except (ValueError, TypeError, RecursionError):
         return None
     is_sound = all(
         type(getattr(holder, item.name)).__name__ == item.type for item in fields(Holder)
