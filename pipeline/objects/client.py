@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import NoSpaceError, StoreError, UnansweredError
 from pipeline.files import Buffer
+from pipeline.objects.clock import server_time_s
 from pipeline.objects.failures import read_failure
 from pipeline.objects.library import load_obstore
 from pipeline.objects.ranges import COALESCE_BYTES, fetch_merged
@@ -103,6 +104,10 @@ class ObjectClient:
     def locate(self, key: str) -> str:
         """Return the URI of an object."""
         return f"{self._uri}/{key}" if key else str(self._uri)
+
+    def server_time_s(self) -> float:
+        """Return the time by the server's clock, in seconds since the epoch."""
+        return server_time_s(self.server)
 
     # Reading
 

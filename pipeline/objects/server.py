@@ -40,6 +40,11 @@ _SETTINGS = {
         "AZURE_SKIP_SIGNATURE": "skip_signature",
     },
 }
+_ADDRESSES = {
+    "s3": "https://s3.amazonaws.com",
+    "gs": "https://storage.googleapis.com",
+    "az": "https://{account}.blob.core.windows.net",
+}
 _CLOUDS = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 
 
@@ -63,6 +68,14 @@ class Server:
 
     def __str__(self) -> str:
         return self.endpoint or _CLOUDS[self.scheme]
+
+    @property
+    def address(self) -> str:
+        """Where it answers to anyone, if only to refuse."""
+        if self.endpoint:
+            return self.endpoint
+        account = dict(self.settings).get("account_name", "")
+        return _ADDRESSES[self.scheme].format(account=account)
 
     def config(self) -> dict[str, Any]:
         """Return the settings as obstore takes them."""

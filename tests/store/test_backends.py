@@ -5,6 +5,7 @@ A new backend is one more line in `BACKENDS`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -12,6 +13,7 @@ import pickle
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,19 +26,22 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import StoreError, StoreNotFoundError
+from pipeline.errors import ConfigError, StoreError, StoreNotFoundError
 from pipeline.store.backend.base import Backend, final_name
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.memory import MemoryBackend
 from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
 from pipeline.store.format.layout import FRAMES
 from tests.helpers.backends import contents, in_memory
 from tests.helpers.fake_store import MEET, FakeStore, child, finish
+from tests.servers.localbucket import BUCKET
 
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "local": lambda folder: LocalBackend(folder / "store"),
     "memory": lambda folder: MemoryBackend(),
+    "s3": lambda folder: RemoteBackend(f"s3://{BUCKET}/{uuid.uuid4().hex}"),
 }
 FILE_LIKE = ("local", "memory")
 """Backends with locks, renames and times that can be set."""
@@ -46,6 +51,8 @@ PAYLOAD = bytes(range(256)) * 40
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
     return BACKENDS[request.param](tmp_path)
 
 
@@ -114,7 +121,7 @@ def test_modified_s_is_the_time_of_the_last_write(backend: Backend) -> None:
     backend.put("x", [b"x"])
     first = backend.modified_s("x")
     assert before < first < time.time() + 1
-    time.sleep(0.02)
+    time.sleep(1.1 if backend.uri.startswith("s3") else 0.02)  # a server's times are in seconds
     backend.put("x", [b"y"])
     assert backend.modified_s("x") > first
 
@@ -186,8 +193,8 @@ def test_a_reader_never_sees_a_part_of_a_put(backend: Backend) -> None:
 
 
 def test_of_racing_threads_exactly_one_creates(backend: Backend) -> None:
-    """Eight threads, fifty rounds: one True per round, and the content is the winner's."""
-    n, rounds = 8, 50
+    """Eight threads, many rounds: one True per round, and the content is the winner's."""
+    n, rounds = 8, 10 if backend.uri.startswith("s3") else 50
     barrier = threading.Barrier(n)
 
     def race(me: int) -> list[bool]:
@@ -210,6 +217,7 @@ RACE = (
     + """
 import sys
 from pathlib import Path
+from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.opening import open_backend
 root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 backend = open_backend(root / "store")
@@ -316,12 +324,27 @@ def test_read_cached_returns_whether_it_filled_the_arrays(backend: Backend) -> N
     assert part.tobytes() == PAYLOAD[77:577]
 
 
-def test_an_open_reader_outlives_deletion(backend: Backend) -> None:
-    """An open object can be read to its end."""
-    backend.put("x", [PAYLOAD])
-    reader = backend.open_reader("x")
-    backend.delete("x")
+def test_an_open_reader_outlives_deletion(file_like: Any) -> None:
+    """An open object of a folder can be read to its end; `drop` removes what others read."""
+    file_like.put("x", [PAYLOAD])
+    reader = file_like.open_reader("x")
+    file_like.delete("x")
     assert reader.read(0, len(PAYLOAD)) == PAYLOAD
+
+
+def test_an_open_reader_never_returns_other_bytes(backend: Backend) -> None:
+    """Those of when it was opened, or an error: also if the object is replaced or deleted."""
+    old, new = PAYLOAD, PAYLOAD[::-1]
+    backend.put("x", [old])
+    reader = backend.open_reader("x")
+    for change in (lambda: backend.put("x", [new]), lambda: backend.delete("x")):
+        change()
+        with contextlib.suppress(OSError):
+            assert reader.read(100, 5000) == old[100:5100]
+        part = np.zeros(3000, np.uint8)
+        with contextlib.suppress(OSError):
+            reader.read_into([part], 7)
+            assert part.tobytes() == old[7:3007]
 
 
 def test_threads_share_a_reader(backend: Backend) -> None:
@@ -604,9 +627,12 @@ def test_a_path_opens_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_kind_of_uri_is_refused() -> None:
-    """With the URI in the message."""
-    with pytest.raises(StoreNotFoundError, match="s3://bucket/store"):
-        open_backend("s3://bucket/store")
+    """With the URI in the message, and those that are known; a URI that is not complete, too."""
+    with pytest.raises(StoreNotFoundError, match=r"ftp://host/store: no kind of store; .*s3://"):
+        open_backend("ftp://host/store")
+    with pytest.raises(ConfigError, match="name of a bucket"):
+        open_backend("s3:///store")
+    assert open_backend("file:///data/my%20store") == LocalBackend("/data/my store")
 
 
 def test_the_room_in_a_folder_is_that_of_its_disk(tmp_path: Path) -> None:

@@ -6,17 +6,21 @@ import os
 from typing import cast
 
 from pipeline.errors import StoreNotFoundError
+from pipeline.objects.uri import file_path, is_object_uri, scheme_of
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.local import LocalBackend
+from pipeline.store.backend.remote.backend import RemoteBackend
 
 
 def open_backend(location: Location) -> Backend:
     """Return the backend of a store, which need not exist yet.
 
     Args:
-        location: A path, or a backend, which is returned as it is.
+        location: A path, a URI (`s3://`, `gs://`, `az://`, `file:///`), or a backend, which is
+            returned as it is.
 
     Raises:
+        ConfigError: A URI is not complete, or the environment does not lead to its server.
         StoreNotFoundError: No backend knows this kind of URI.
         TypeError: The location is neither a path nor a backend.
     """
@@ -25,6 +29,13 @@ def open_backend(location: Location) -> Backend:
     text = os.fspath(location)
     if not isinstance(text, str):
         raise TypeError(f"a store is a path as text or a backend, not {type(location).__name__}")
+    if is_object_uri(text):
+        return RemoteBackend(text)
+    if scheme_of(text) == "file":
+        return LocalBackend(file_path(text))
     if "://" in text:
-        raise StoreNotFoundError(f"{text}: only stores on a file system can be opened so far")
+        raise StoreNotFoundError(
+            f"{text}: no kind of store; expected a path, file:///PATH, s3://BUCKET/PREFIX, "
+            "gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        )
     return LocalBackend(text)

@@ -16,7 +16,7 @@ from typing import Self
 import pyarrow as pa
 from crc32c import crc32c
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UnansweredError
 from pipeline.store.backend.base import Backend, Location, Map, PartialObject
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import FloatArray
@@ -153,6 +153,7 @@ class SlotWriter:
 
         Raises:
             NoSpaceError: The disk is full. Nothing is visible.
+            UnansweredError: The storage has not said whether the unit is committed.
             StoreError: The store cannot be written.
         """
         content, key = parquet_bytes(index), index_key(self._unit)
@@ -163,14 +164,23 @@ class SlotWriter:
             check_exists(self._backend)
             _check_complete(self._backend, published)
             won = self._backend.put_if_absent(key, [content])
+        except UnansweredError as error:  # the commit may appear later: its data must stay
+            raise self._with_unit(error) from error
         except StoreError as error:
             self.discard()
-            if not self._backend.exists(key):
+            if not self._exists(key):
                 discard_slot(self._backend, self._layout, self._slot)
             raise self._with_unit(error) from error
         if not won:
             discard_slot(self._backend, self._layout, self._slot)
         return CommitOutcome(won, self.n_bytes)
+
+    def _exists(self, key: str) -> bool:
+        """Return whether there is a commit; True if the storage cannot say."""
+        try:
+            return self._backend.exists(key)
+        except OSError:
+            return True
 
     def discard(self) -> None:
         """Remove the partial objects, if there are any."""

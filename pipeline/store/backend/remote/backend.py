@@ -1,0 +1,208 @@
+"""A store in a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline.objects.client import ObjectClient
+from pipeline.objects.requests import Limits
+from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
+from pipeline.store.backend.memory import MemoryReader
+from pipeline.store.backend.remote.leases import RemoteLeases
+from pipeline.store.backend.remote.lines import LineWriter
+from pipeline.store.backend.remote.partial_object import MemoryObject
+from pipeline.store.backend.remote.parts import is_part, whole_key
+from pipeline.store.backend.remote.reader import RemoteReader
+
+_UNKNOWN_BYTES = 1 << 62
+_PUTS_IN_FLIGHT = 4
+_READS_IN_FLIGHT = 32
+
+
+class RemoteBackend(Backend):
+    """A store below a prefix of a bucket.
+
+    Large objects are collected in memory and written by plain puts, under keys that are unique to
+    an attempt. Commits and claims are conditional creations of small objects. A write has arrived
+    when the server has answered; nothing that is half-written is ever visible.
+
+    Args:
+        uri: The bucket and the prefix.
+        limits: How long to wait for the server.
+    """
+
+    max_readers = 4096
+    parallel_reads = _READS_IN_FLIGHT
+    replaces_cheaply = False
+
+    def __init__(self, uri: str, limits: Limits | None = None) -> None:
+        self._client = ObjectClient(uri, limits)
+        self._lines = LineWriter(self._client)
+        self._leases = RemoteLeases(self._client)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self._client,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteBackend) and self._client == other._client
+
+    def __hash__(self) -> int:
+        return hash(self._client)
+
+    def __repr__(self) -> str:
+        return f"RemoteBackend({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        """The URI of the prefix."""
+        return self._client.uri
+
+    @property
+    def client(self) -> ObjectClient:
+        """The objects below the prefix."""
+        return self._client
+
+    def locate(self, key: str) -> str:
+        """Return the URI of an object."""
+        return self._client.locate(key)
+
+    # Reading
+
+    def read(self, key: str) -> bytes:
+        """Read a whole object, or the parts of one in their order."""
+        try:
+            return self._client.get(key)
+        except FileNotFoundError:
+            content = self._read_parts(key)
+            if content is None:
+                raise
+            return content
+
+    def open_reader(self, key: str, *, whole: bool = False) -> ObjectReader:
+        """Open an object by asking for its size and ETag."""
+        try:
+            return RemoteReader(self._client, key)
+        except FileNotFoundError:
+            content = self._read_parts(key)
+            if content is None:
+                raise
+            return MemoryReader(content)
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object."""
+        return self._client.exists(key) or bool(self._parts(key))
+
+    def size(self, key: str) -> int:
+        """Return the bytes of an object."""
+        try:
+            return self._client.head(key).size
+        except FileNotFoundError:
+            parts = self._parts(key)
+            if not parts:
+                raise
+            return len(self._read_parts(key) or b"")
+
+    def modified_s(self, key: str) -> float:
+        """Return when an object was written, by the server's clock."""
+        try:
+            return self._client.head(key).modified_s
+        except FileNotFoundError:
+            parts = self._parts(key)
+            if not parts:
+                raise
+            return max(info.modified_s for info in self._client.list(key))
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """List the keys below a folder; what is kept in parts is one object."""
+        seen = set()
+        for info in self._client.list(prefix):
+            key = whole_key(info.key)
+            if key == info.key or key not in seen:
+                seen.add(key)
+                yield key
+
+    def children(self, folder: str) -> Sequence[str]:
+        """List the names directly below a folder, by one request for each thousand of them."""
+        return [name for name in self._client.children(folder) if not is_part(name)]
+
+    def stamps(self, folder: str, expected: Sequence[str] = ()) -> dict[str, str]:
+        """Stamp each object by its size and its ETag, which differs with the content."""
+        objects, _ = self._client.list_folder(folder)
+        return {
+            info.key.rpartition("/")[2]: f"{info.size}-{info.etag or info.modified_s}"
+            for info in objects
+            if not is_part(info.key)
+        }
+
+    # Writing
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write an object."""
+        self._client.put(key, parts)
+
+    def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> bool:
+        """Create an object conditionally; on any doubt, read back what is there."""
+        return self._client.create(key, b"".join(parts))
+
+    def open_partial(self, key: str) -> MemoryObject:
+        """Begin an object in memory."""
+        return MemoryObject(key)
+
+    def publish(self, partials: Sequence[MemoryObject], run: Map = map) -> None:
+        """Write all objects, several at a time; `run` is not needed: threads only wait here."""
+        with ThreadPoolExecutor(_PUTS_IN_FLIGHT, "strata-put") as pool:
+            _all(pool.map(self._publish, partials))
+
+    def append(self, key: str, line: bytes) -> None:
+        """Append a line, by one request."""
+        self._lines.append(key, line)
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it exists."""
+        self._client.delete(key)
+
+    def sync(self, folder: str) -> None:
+        """Do nothing: a deletion that was answered has been made."""
+
+    def ensure_folder(self, folder: str) -> None:
+        """Do nothing: folders exist while there are objects in them."""
+
+    def free_bytes(self) -> int:
+        """Return 2**62: a bucket does not say how much it can take."""
+        return _UNKNOWN_BYTES
+
+    @property
+    def leases(self) -> RemoteLeases:
+        """Leases as numbered objects."""
+        return self._leases
+
+    def _publish(self, partial: MemoryObject) -> None:
+        self._client.put(partial.key, [partial.take()])
+
+    def _parts(self, key: str) -> Sequence[str]:
+        """Return the keys of the parts of an object, in their order."""
+        return sorted(info.key for info in self._client.list(key) if is_part(info.key))
+
+    def _read_parts(self, key: str) -> bytes | None:
+        """Return the parts of an object, one after the other; None if it has none."""
+        keys = self._parts(key)
+        if not keys:
+            return None
+        with ThreadPoolExecutor(min(len(keys), _READS_IN_FLIGHT)) as pool:
+            contents = [content for content in pool.map(self._client.get, keys) if content]
+        ended = (text if text.endswith(b"\n") else text + b"\n" for text in contents[:-1])
+        return b"".join([*ended, *contents[-1:]])
+
+
+def _open(client: ObjectClient) -> RemoteBackend:
+    backend = RemoteBackend.__new__(RemoteBackend)
+    backend._client, backend._lines = client, LineWriter(client)
+    backend._leases = RemoteLeases(client)
+    return backend
+
+
+def _all(results: Iterable[None]) -> None:
+    for _ in results:
+        pass
