@@ -1,12 +1,16 @@
 """The committed rows of a store: one Parquet file per unit, and a cache of them.
 
 A unit is committed if and only if its file exists. The cache (`index_cache.py`) must be removed
-before a commit is revoked.
+before a commit is revoked. It is `index.parquet`, or range files where a large object should not be
+replaced often (`Backend.replaces_cheaply`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,11 +25,21 @@ from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
 from pipeline.store.format.records import FIELDS, OK, QUARANTINED
 from pipeline.store.index_cache import (
     UNIT_NAME,
+    IndexCache,
     Origin,
     has_fields,
     read_cache,
     unit_stamps,
     write_cache,
+)
+from pipeline.store.index_ranges import (
+    are_current,
+    drop_ranges,
+    range_objects,
+    range_problems,
+    ranges_among,
+    read_ranges,
+    write_ranges,
 )
 from pipeline.store.serialization import parse_parquet, seal_of
 
@@ -70,7 +84,31 @@ def read_index(
     Raises:
         DamagedError: A unit's index is unreadable.
     """
-    return _gather(open_backend(store), without, columns)[0]
+    return read_committed(store, without, columns)[0]
+
+
+def read_committed(
+    store: Location, without: Sequence[str] = (), columns: Sequence[str] | None = None
+) -> tuple[pa.Table, str]:
+    """Read rows as `read_index` does; return them, and the state of the index; see `index_state`.
+
+    Raises:
+        DamagedError: A unit's index is unreadable.
+    """
+    table, origins = _gather(open_backend(store), without, columns)
+    return table, _state({unit: origin.stamp for unit, origin in origins.items()})
+
+
+def index_state(store: Location, last: int = -1) -> str:
+    """Return a text that is another one when other units are committed, or from other files.
+
+    This lists the units and reads nothing.
+
+    Args:
+        store: The store.
+        last: Highest unit that is probably committed; see `Backend.stamps`.
+    """
+    return _state(unit_stamps(open_backend(store), last))
 
 
 def complete_utterances(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -122,38 +160,44 @@ def still_quarantined(table: pa.Table) -> pa.Table:
     return lost.take(row_numbers(newest))
 
 
-def compact(store: Location) -> pa.Table:
-    """Rewrite `index.parquet` from the unit files; return its rows."""
+def compact(store: Location) -> None:
+    """Write the cache anew from the unit files."""
     backend = open_backend(store)
     drop_cache(backend)
-    return refresh_cache(backend)
+    refresh_cache(backend)
 
 
-def refresh_cache(store: Location) -> pa.Table:
-    """Add newly committed units to `index.parquet`, and replace what is not of this store's files.
-
-    Returns:
-        All rows.
-    """
+def refresh_cache(store: Location) -> None:
+    """Add newly committed units to the cache, and replace what is not of this store's files."""
     backend = open_backend(store)
-    table, origins = _gather(backend)
-    write_cache(backend, table, origins)
-    return table
+    if backend.replaces_cheaply:
+        write_cache(backend, *_gather(backend))
+    else:
+        write_ranges(
+            backend,
+            unit_stamps(backend),
+            lambda cached, stamps: _complete(backend, cached, stamps),
+        )
 
 
 def cached_units(store: Location) -> set[int]:
     """Return the units that the cache lists."""
-    cached = read_cache(open_backend(store), columns=["unit"])
+    cached, _ = _cached(open_backend(store), columns=["unit"])
     return set() if cached is None else set(cached.origins)
 
 
 def is_compact(store: Location) -> bool:
-    """Return whether the cache covers exactly the committed units, from their present files."""
+    """Return whether the cache covers exactly the committed units, from their present files.
+
+    Range files are not compact either if their stamps are those of other files with equal contents,
+    which every reader would have to compare.
+    """
     backend = open_backend(store)
-    cached = read_cache(backend, columns=["unit"])
+    if not backend.replaces_cheaply:
+        return are_current(backend, unit_stamps(backend))
+    cached, stamps = _cached(backend, columns=["unit"])
     if cached is None:
         return False
-    stamps = unit_stamps(backend)
     return stamps.keys() == cached.origins.keys() == cached.current(backend, stamps).keys()
 
 
@@ -163,54 +207,102 @@ def lost_units(store: Location) -> list[int]:
     A cache none of whose units has its file here is of another store, and proves nothing.
     """
     backend = open_backend(store)
-    cached = read_cache(backend, columns=["unit"])
-    if cached is None:
-        return []
-    stamps = unit_stamps(backend)
-    if stamps and not cached.current(backend, stamps):
+    cached, stamps = _cached(backend, columns=["unit"])
+    if cached is None or (stamps and not cached.current(backend, stamps)):
         return []
     return sorted(cached.origins.keys() - stamps.keys())
 
 
-def cache_problem(store: Location) -> str | None:
-    """Return why readers do not use `index.parquet`, or a part of it; None if it is sound."""
+def cache_problems(store: Location) -> dict[str, str]:
+    """Return why readers do not use objects of the cache, or parts of them, by key."""
     backend = open_backend(store)
+    if not backend.replaces_cheaply:
+        unused = {INDEX_CACHE: "not used on this storage"} if backend.exists(INDEX_CACHE) else {}
+        return range_problems(backend, unit_stamps(backend)) | unused
+    problems = dict.fromkeys(range_objects(backend), "not used on this storage")
     if not backend.exists(INDEX_CACHE):
-        return None
-    cached = read_cache(backend, columns=["unit"])
+        return problems
+    cached, stamps = _cached(backend, columns=["unit"])
     if cached is None:
-        return "damaged, or of an earlier version"
-    stamps = unit_stamps(backend)
+        return problems | {INDEX_CACHE: "damaged, or of an earlier version"}
     foreign = (cached.origins.keys() & stamps.keys()) - cached.current(backend, stamps).keys()
-    return f"made from other files of {len(foreign)} units" if foreign else None
+    if foreign:
+        problems[INDEX_CACHE] = f"made from other files of {len(foreign)} units"
+    return problems
 
 
 def drop_cache(store: Location) -> None:
-    """Remove the cache, durably; the unit files stay."""
+    """Remove the cache in all its forms, durably; the unit files stay."""
     backend = open_backend(store)
     backend.delete(INDEX_CACHE)
+    drop_ranges(backend)
     backend.sync("")
+
+
+def _cached(
+    backend: Backend, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> tuple[IndexCache | None, dict[int, str]]:
+    """Return the cache, and the stamps of all committed units, which were listed after it."""
+    if backend.replaces_cheaply:
+        cached = read_cache(backend, columns, without)
+        return cached, unit_stamps(backend)
+    before: list[str] = []
+    while True:
+        listed = range_objects(backend)
+        ranges = ranges_among(listed)
+        last = ranges[-1].last if ranges else -1
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read_ranges, backend, ranges, columns, without, listed == before)
+            stamps = unit_stamps(backend, last)
+        try:
+            return reading.result(), stamps
+        except FileNotFoundError:  # a driver has replaced a range meanwhile
+            before = listed
+
+
+def _state(stamps: Mapping[int, str]) -> str:
+    listed = json.dumps(sorted(stamps.items()), separators=(",", ":"))
+    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _gather(
     backend: Backend, without: Sequence[str] = (), columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, dict[int, Origin]]:
     """Return the rows of all committed units, and the file that those of each unit are from."""
-    stamps = unit_stamps(backend)
-    cached = read_cache(backend, columns, without)
+    cached, stamps = _cached(backend, columns, without)
+    return _complete(backend, cached, stamps, without, columns)
+
+
+def _complete(
+    backend: Backend,
+    cached: IndexCache | None,
+    stamps: Mapping[int, str],
+    without: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> tuple[pa.Table, dict[int, Origin]]:
+    """Return the rows of the units with these stamps, of a cache and otherwise of their files."""
     current = {} if cached is None else cached.current(backend, stamps)
     tables = [] if cached is None else [cached.rows(current)]
-    for unit in stamps.keys() - current.keys():
-        table, checksum = _read_unit(backend, unit)
-        tables.append(_some(table, without, columns))
-        current[unit] = Origin(checksum, stamps[unit])
+    missing = [unit for unit in stamps if unit not in current]
+    if missing:
+        with ThreadPoolExecutor(backend.parallel_reads) as pool:
+            read = pool.map(lambda unit: _read_unit(backend, unit), missing)
+            for unit, (table, checksum) in zip(missing, read, strict=True):
+                tables.append(_some(table, without, columns))
+                current[unit] = Origin(checksum, stamps[unit])
     if not tables:
         empty = _some(pa.schema(FIELDS).empty_table(), without, columns)
         return _with_all(empty, columns), {}
     table = _with_all(pa.concat_tables(tables, promote_options="default"), columns)
-    if len(tables) > 1 and "position" in table.column_names:
-        table = table.sort_by([("unit", "ascending"), ("position", "ascending")])
-    return table, dict(sorted(current.items()))
+    return _sorted(table, len(tables)), dict(sorted(current.items()))
+
+
+def _sorted(table: pa.Table, n_tables: int) -> pa.Table:
+    """Sort rows by unit; those of one unit, which are of one table, keep their order."""
+    unit = numbers(table["unit"]) if n_tables > 1 else np.empty(0)
+    if bool(np.all(unit[1:] >= unit[:-1])):
+        return table
+    return table.take(row_numbers(np.argsort(unit, kind="stable")))
 
 
 def _read_unit(backend: Backend, unit: int) -> tuple[pa.Table, int]:

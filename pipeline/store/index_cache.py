@@ -1,10 +1,13 @@
-"""`index.parquet`: the rows of all unit files in one file, so that a store opens quickly.
+"""Caches of the rows of all unit files, so that a store opens quickly.
 
-It is only a cache. For every unit it states from which file its rows are: the checksum that the
-file carries, and its stamp (`Backend.stamps`). Rows are used only if the unit's file is still that
-one. Equal stamps prove it without opening the file. The files of a copied store have other stamps;
-they are read and their checksums compared, which takes a fraction of decoding them. So a cache that
-was copied from another store, or is from before a unit was committed again, changes nothing.
+For every unit a cache states from which file its rows are: the checksum that the file carries, and
+its stamp (`Backend.stamps`). Rows are used only if the unit's file is still that one. Equal stamps
+prove it without opening the file. The files of a copied store have other stamps; they are read and
+their checksums compared, which takes a fraction of decoding them. So a cache that was copied from
+another store, or is from before a unit was committed again, changes nothing.
+
+There are two forms: `index.parquet`, which this module reads and writes, and range files
+(`index_ranges.py`) where a large object should not be replaced often.
 """
 
 from __future__ import annotations
@@ -73,20 +76,35 @@ class IndexCache:
                         del known[unit]
         return known
 
+    def has_stamps(self, stamps: Mapping[int, str]) -> bool:
+        """Return whether its rows are of exactly the units with these stamps, without a read."""
+        return {unit: origin.stamp for unit, origin in self.origins.items()} == dict(stamps)
+
     def rows(self, units: Iterable[int]) -> pa.Table:
         """Return the rows of some units, all of which have an origin."""
         wanted = set(units)
-        if wanted == _units(self.table):
+        if wanted == units_of(self.table):
             return self.table
         kept = pc.is_in(self.table["unit"], value_set=pa.array(sorted(wanted), pa.int32()))
         return self.table.filter(kept)
 
 
-def unit_stamps(backend: Backend) -> dict[int, str]:
-    """Return the stamp of the file of every committed unit, by unit."""
-    stamps = backend.stamps(INDEX_DIR)
+def unit_stamps(backend: Backend, last: int = -1) -> dict[int, str]:
+    """Return the stamp of the file of every committed unit, by unit.
+
+    Args:
+        backend: The store.
+        last: Highest unit that probably has a file; see `Backend.stamps`.
+    """
+    expected = [unit_name(unit) for unit in range(last + 1)]
+    stamps = backend.stamps(INDEX_DIR, expected)
     found = {int(m[1]): stamp for name, stamp in stamps.items() if (m := UNIT_NAME.fullmatch(name))}
     return dict(sorted(found.items()))
+
+
+def unit_name(unit: int) -> str:
+    """Return the name of the file of a unit."""
+    return index_key(unit).rpartition("/")[2]
 
 
 def read_cache(
@@ -104,20 +122,9 @@ def read_cache(
         complete without it.
     """
     try:
-        raw = backend.read(INDEX_CACHE)
-        schema = pq.read_schema(pa.BufferReader(raw))
-        if not has_fields(schema):
-            return None
-        wanted = columns or [name for name in schema.names if name not in without]
-        table = parse_parquet(raw, backend.locate(INDEX_CACHE), wanted)
-        stated = json.loads((table.schema.metadata or {})[_ORIGINS])
-        origins = {int(unit): Origin(*origin) for unit, origin in stated.items()}
-    except (DamagedError, OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return parse_cache(backend.read(INDEX_CACHE), INDEX_CACHE, columns, without)
+    except OSError:
         return None
-    metadata = {key: value for key, value in table.schema.metadata.items() if key != _ORIGINS}
-    for unit in origins.keys() - _units(table):
-        del origins[unit]
-    return IndexCache(table.replace_schema_metadata(metadata or None), origins)
 
 
 def write_cache(backend: Backend, table: pa.Table, origins: Mapping[int, Origin]) -> None:
@@ -128,18 +135,59 @@ def write_cache(backend: Backend, table: pa.Table, origins: Mapping[int, Origin]
         table: The rows of all units of `origins`, with all columns, by unit and position.
         origins: The file that the rows of each unit are from.
     """
+    backend.put(INDEX_CACHE, [cache_bytes(table, origins)])
+
+
+def cache_bytes(table: pa.Table, origins: Mapping[int, Origin]) -> memoryview:
+    """Return rows, and the file that those of each unit are from, as a sealed Parquet file."""
     stated = {str(unit): [origin.checksum, origin.stamp] for unit, origin in origins.items()}
     content = json.dumps(stated, separators=(",", ":")).encode()
-    backend.put(INDEX_CACHE, [parquet_bytes(table, {_ORIGINS: content})])
+    return parquet_bytes(table, {_ORIGINS: content})
 
 
-def has_fields(schema: pa.Schema) -> bool:
+def parse_cache(
+    raw: bytes,
+    name: str,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    fields: Sequence[pa.Field] = FIELDS,
+) -> IndexCache | None:
+    """Return what `cache_bytes` made.
+
+    Args:
+        raw: The bytes.
+        name: What messages call the file.
+        columns: Columns to read, `unit` among them; None reads all.
+        without: Columns to omit.
+        fields: Columns that it must have.
+
+    Returns:
+        None if they are damaged, lack a column, or do not state their origins.
+    """
+    try:
+        schema = pq.read_schema(pa.BufferReader(raw))
+        if not has_fields(schema, fields):
+            return None
+        wanted = columns or [name for name in schema.names if name not in without]
+        table = parse_parquet(raw, name, wanted)
+        stated = json.loads((table.schema.metadata or {})[_ORIGINS])
+        origins = {int(unit): Origin(*origin) for unit, origin in stated.items()}
+    except (DamagedError, OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return None
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != _ORIGINS}
+    for unit in origins.keys() - units_of(table):
+        del origins[unit]
+    return IndexCache(table.replace_schema_metadata(metadata or None), origins)
+
+
+def has_fields(schema: pa.Schema, fields: Sequence[pa.Field] = FIELDS) -> bool:
     """Return whether all fixed columns exist with their types."""
     types = dict(zip(schema.names, schema.types, strict=True))
-    return all(types.get(item.name) == item.type for item in FIELDS)
+    return all(types.get(item.name) == item.type for item in fields)
 
 
-def _units(table: pa.Table) -> set[int]:
+def units_of(table: pa.Table) -> set[int]:
+    """Return the units that have rows in a table."""
     return set(pc.unique(table["unit"]).to_pylist())
 
 

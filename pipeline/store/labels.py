@@ -65,12 +65,14 @@ class Labels:
         generation: Number of the generation; None if it is not stored.
         numbered: The generation with which a plan was written that has these numbers; 0 if it had
             none, None if it is this generation.
+        state: Text that is another one when the generation is, or its file; see `labels_state`.
     """
 
     table: pa.Table
     columns: tuple[Mapping[str, Any], ...]
     generation: int | None = None
     numbered: int | None = None
+    state: str = ""
 
     @property
     def numbers(self) -> IntArray:
@@ -120,23 +122,9 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
         DamagedError: It is damaged, or the newest one is missing, or all are.
     """
     backend = open_backend(store)
-    attributes = _attributes(backend)  # before the names: a driver may write a generation meanwhile
-    known, newest = generations(backend), attributes.get(NEWEST_LABELS, 0)
-    if not known:
-        if has_labels(attributes):
-            raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
-        if generation:
-            raise StoreError(f"store {backend} has no labels={generation}: they never changed")
+    number, state = _chosen(backend, generation)
+    if number is None:
         return None
-    number = max(known[-1], newest) if generation is None else generation
-    if number not in known and number == newest:
-        raise DamagedError(
-            f"{backend.locate(labels_key(newest))} is missing: the attributes state it as the "
-            f"newest labels. Restore it from a copy; or {_REMEDY}; {_EARLIER}"
-        )
-    if number not in known:
-        listed = ", ".join(map(str, known))
-        raise StoreError(f"store {backend} has no labels={number}; it has {listed}")
     key = labels_key(number)
     try:
         table = read_parquet(backend, key)
@@ -146,7 +134,50 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
         raise DamagedError(
             f"{backend.locate(key)} is not readable ({error}); {_REMEDY}; {_EARLIER}"
         ) from error
-    return Labels(table.replace_schema_metadata(None), tuple(columns), number, numbered)
+    return Labels(table.replace_schema_metadata(None), tuple(columns), number, numbered, state)
+
+
+def labels_state(store: Location, generation: int | None = None) -> str:
+    """Return a text that is another one when `read_labels` would return something else.
+
+    This reads the attributes and lists the generations.
+
+    Raises:
+        StoreError: There is no such generation.
+        DamagedError: The newest one is missing, or all are.
+    """
+    return _chosen(open_backend(store), generation)[1]
+
+
+def _chosen(backend: Backend, generation: int | None) -> tuple[int | None, str]:
+    """Return the generation that readers show, or None, and a text that changes with it."""
+    attributes = _attributes(backend)  # before the names: a driver may write a generation meanwhile
+    stamps, newest = _stamps(backend), attributes.get(NEWEST_LABELS, 0)
+    known = sorted(stamps)
+    if not known:
+        if has_labels(attributes):
+            raise DamagedError(f"{backend.locate(LABELS_DIR)} is missing; {_REMEDY}")
+        if generation:
+            raise StoreError(f"store {backend} has no labels={generation}: they never changed")
+        return None, ""
+    number = max(known[-1], newest) if generation is None else generation
+    if number not in known and number == newest:
+        raise DamagedError(
+            f"{backend.locate(labels_key(newest))} is missing: the attributes state it as the "
+            f"newest labels. Restore it from a copy; or {_REMEDY}; {_EARLIER}"
+        )
+    if number not in known:
+        listed = ", ".join(map(str, known))
+        raise StoreError(f"store {backend} has no labels={number}; it has {listed}")
+    return number, f"{number}-{stamps[number]}"
+
+
+def _stamps(backend: Backend) -> dict[int, str]:
+    """Return the stamp of the file of each generation, by number."""
+    stamps = backend.stamps(LABELS_DIR).items()
+    return {
+        int(match[1]): stamp for name, stamp in stamps if (match := GENERATION_NAME.fullmatch(name))
+    }
 
 
 def committed_labels(store: Location) -> Labels:

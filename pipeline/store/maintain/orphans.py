@@ -21,6 +21,7 @@ from pipeline.store.format.layout import (
     GROUP,
     INDEX_CACHE,
     INDEX_DIR,
+    INDEX_RANGES,
     LABELS_DIR,
     LEASE,
     LEASE_LOCK,
@@ -33,6 +34,7 @@ from pipeline.store.format.layout import (
     Layout,
 )
 from pipeline.store.frame_statistics import frame_statistics_problem
+from pipeline.store.index_ranges import RANGE_NAME
 from pipeline.store.labels import GENERATION_NAME
 
 _KNOWN_NAMES = {
@@ -54,6 +56,7 @@ _KNOWN_NAMES = {
         )
     ),
     INDEX_DIR: re.compile(r"unit-\d+\.parquet"),
+    INDEX_RANGES: RANGE_NAME,
     LABELS_DIR: GENERATION_NAME,
     LEDGER_DIR: re.compile(r"slot-\d+\.(died\.)?json"),
     GROUP: re.compile(r"zarr\.json"),
@@ -122,9 +125,8 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
             found.append(Orphan(key, "old lease of a driver; it is never removed", False))
         elif not _is_known(key) and not SHARE_LEASE.fullmatch(key):
             found.append(Orphan(key, "foreign file; it is never removed", False))
-    problem = index_files.cache_problem(backend)
-    if problem:
-        found.append(Orphan(INDEX_CACHE, f"{problem}; readers do without it", True))
+    for key, reason in index_files.cache_problems(backend).items():
+        found.append(Orphan(key, f"{reason}; readers do without it", True))
     problem = frame_statistics_problem(backend)
     if problem:
         found.append(Orphan(FRAME_STATISTICS, f"{problem}; readers compute them again", True))

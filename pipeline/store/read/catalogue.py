@@ -23,7 +23,7 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
 from pipeline.store.format.records import DROPPED, FIELDS, RESERVED_NAMES
 from pipeline.store.format.tombstones import tombstone_of
-from pipeline.store.labels import Labels, places_of
+from pipeline.store.labels import Labels, labels_state, places_of
 
 IntArray = npt.NDArray[np.int64]
 Span = tuple[int, int, int, int]
@@ -92,6 +92,7 @@ class Catalogue:
         place: Position of each piece in its unit, and in its slot's pooled chunk.
         quarantined: `id` and `reason` of the utterances without features.
         dropped: Tombstones of the utterances that were dropped, to explain why they are missing.
+        state: What was committed when it was read; see `committed_state`.
     """
 
     metadata: pa.Table
@@ -103,6 +104,7 @@ class Catalogue:
     place: npt.NDArray[np.int32]
     quarantined: pa.Table
     dropped: frozenset[str] = frozenset()
+    state: str = ""
 
     def __len__(self) -> int:
         return len(self.first_piece) - 1
@@ -238,6 +240,7 @@ class Catalogue:
             place=self.place[pieces],
             quarantined=self.quarantined.slice(0, 0),
             dropped=self.dropped,
+            state=self.state,
         )
 
     @cached_property
@@ -300,15 +303,16 @@ def read_catalogue(
     Raises:
         DamagedError: The index of a unit is unreadable.
     """
-    if labels is None:
-        if units is not None:
-            return _committed(index_files.read_units(store, units), frames_per_unit)
-        return _committed(index_files.read_index(store, without=_OMITTED), frames_per_unit)
     names = [item.name for item in FIELDS if item.name not in _OMITTED]
     if units is not None:
-        index = index_files.read_units(store, units).select(names)
+        index, state = index_files.read_units(store, units), ""
+        index = index if labels is None else index.select(names)
+    elif labels is None:
+        index, state = index_files.read_committed(store, without=_OMITTED)
     else:
-        index = index_files.read_index(store, columns=names)
+        index, state = index_files.read_committed(store, columns=names)
+    if labels is None:
+        return replace(_committed(index, frames_per_unit), state=_joined_state("", state))
     catalogue = _committed(labels.shown(index), frames_per_unit, ["row"])
     place = places_of(labels.numbers, index_files.numbers(catalogue.metadata["row"]))
     is_complete = place >= 0
@@ -318,7 +322,23 @@ def read_catalogue(
         metadata=chosen.take(index_files.row_numbers(np.flatnonzero(is_complete))),
         quarantined=catalogue.quarantined,
         dropped=_dropped(index),
+        state=_joined_state(labels.state, state),
     )
+
+
+def committed_state(store: Location, generation: int | None, last: int) -> str:
+    """Return the `state` of a catalogue that would be read now, with few requests.
+
+    Args:
+        store: The store.
+        generation: Generation of its labels; None is the newest.
+        last: Highest unit that is probably committed.
+    """
+    return _joined_state(labels_state(store, generation), index_files.index_state(store, last))
+
+
+def _joined_state(labels: str, index: str) -> str:
+    return f"{labels}/{index}"
 
 
 def _dropped(index: pa.Table) -> frozenset[str]:

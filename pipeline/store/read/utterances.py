@@ -20,7 +20,7 @@ from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.labels import read_labels
-from pipeline.store.read.catalogue import Catalogue, Piece, Place, read_catalogue
+from pipeline.store.read.catalogue import Catalogue, Piece, Place, committed_state, read_catalogue
 from pipeline.store.read.facts import StoreFacts
 from pipeline.store.read.joined.columns import Column, class_names_of
 from pipeline.store.read.selection import absent_values, column_values
@@ -54,7 +54,7 @@ class StoreView(StoreFacts):
         self._layout = layout_of(self.attributes)
         self._conditions: tuple[pc.Expression, ...] = ()
         self._open()
-        self.refresh()
+        self._read()
 
     def _open(self) -> None:
         """Make what reads the files; they are opened when they are needed."""
@@ -81,13 +81,22 @@ class StoreView(StoreFacts):
         self._checksums = Checksums(self._backend, self._layout, self._place)
 
     def refresh(self) -> None:
-        """Read the index again; a selection applies its conditions to the new utterances, too.
+        """Show what is committed now; a selection applies its conditions to new utterances, too.
 
         Raises:
             StoreError: The utterances were chosen by position (`take`).
         """
         if self._is_chosen:
             raise StoreError("utterances chosen by position cannot be refreshed; choose them again")
+        if self._catalogue.state != self._present_state():
+            self._read()
+
+    def _present_state(self) -> str:
+        last = int(self._catalogue.unit.max(initial=-1))
+        return committed_state(self._backend, self._generation, last)
+
+    def _read(self) -> None:
+        """Read the index and show what is committed."""
         catalogue = self._read_catalogue()
         self._whole: Catalogue | None = catalogue
         for condition in self._conditions:

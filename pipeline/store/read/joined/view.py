@@ -89,6 +89,9 @@ class JoinedView(StoreView):
         self._catalogue = catalogue
         self._parts = tuple(part._shown(catalogue) for part in self._parts)
 
+    def _present_state(self) -> str:
+        return _joined_state(StoreView._present_state(part) for part in self._parts)
+
     def _read_catalogue(self) -> Catalogue:
         return self._join([part._read_catalogue() for part in self._parts])
 
@@ -249,4 +252,9 @@ def _joined_catalogue(
         place=np.concatenate([item.place for item in catalogues]),
         quarantined=pa.concat_tables(lost).combine_chunks(),
         dropped=frozenset().union(*(item.dropped for item in catalogues)),
+        state=_joined_state(item.state for item in catalogues),
     )
+
+
+def _joined_state(states: Iterable[str]) -> str:
+    return " ".join(states)
