@@ -33,7 +33,8 @@ PART_BYTES = 32 << 20
 PARTS_IN_FLIGHT = 4
 _SMALL_BYTES = 1 << 20
 _RANGE_NOT_SATISFIABLE = 416
-_LIST_PAGE = 1000
+LIST_PAGE = 1000
+"""Objects that a server lists at a time."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +178,18 @@ class ObjectClient:
             return False
         return True
 
-    def list(self, prefix: str = "", offset: str = "") -> Sequence[ObjectInfo]:
+    def list(self, prefix: str = "", offset: str = "", last: str = "") -> Sequence[ObjectInfo]:
         """List the objects below a folder, in any order; a missing folder has none.
 
         Args:
             prefix: The folder, relative to the client's prefix.
             offset: List only keys after this one in the order of their bytes.
+            last: List no keys after this one. Pages after it are not asked for.
         """
         folder = self._uri.key(prefix.rstrip("/")) or None
         after = self._uri.key(offset) if offset else None
-        found = self._read(prefix, lambda: self._list(folder, after))
+        until = self._uri.key(last) if last else None
+        found = self._read(prefix, lambda: self._list(folder, after, until))
         return [self._info(item) for item in found]
 
     def children(self, folder: str = "") -> Sequence[str]:
@@ -304,11 +307,20 @@ class ObjectClient:
             raise EOFError(f"{self.locate(key)} ends at byte {info.size}")
         return content
 
-    def _list(self, folder: str | None, after: str | None) -> Sequence[Any]:
-        pages = load_obstore().list(
-            self._requests.listing(), folder, offset=after, chunk_size=_LIST_PAGE
-        )
-        return [item for page in pages for item in page]
+    def _list(self, folder: str | None, after: str | None, until: str | None) -> Sequence[Any]:
+        found: list[Any] = []
+        for page in load_obstore().list(
+            self._requests.listing(), folder, offset=after, chunk_size=LIST_PAGE
+        ):
+            found += page
+            if until is not None and page and page[-1]["path"] >= until:
+                break
+        # some servers do not know where to begin, and list everything
+        return [
+            item
+            for item in found
+            if (after is None or item["path"] > after) and (until is None or item["path"] <= until)
+        ]
 
     def _info(self, meta: Any) -> ObjectInfo:
         start = len(self._uri.prefix) + 1 if self._uri.prefix else 0

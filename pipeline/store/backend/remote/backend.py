@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.objects.client import ObjectClient
+from pipeline.objects.listing import list_folder
 from pipeline.objects.requests import Limits
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
 from pipeline.store.backend.memory import MemoryReader
@@ -129,10 +130,9 @@ class RemoteBackend(Backend):
 
     def stamps(self, folder: str, expected: Sequence[str] = ()) -> dict[str, str]:
         """Stamp each object by its size and its ETag, which differs with the content."""
-        objects, _ = self._client.list_folder(folder)
         return {
             info.key.rpartition("/")[2]: f"{info.size}-{info.etag or info.modified_s}"
-            for info in objects
+            for info in list_folder(self._client, folder, expected)
             if not is_part(info.key)
         }
 
