@@ -42,12 +42,16 @@ def gcs_bucket(folder: Path) -> Iterator[Bucket]:
     ]
     account = {
         "gcs_base_url": f"http://{address}",
-        "disable_oauth": True,
+        "disable_oauth": True,  # without it obstore asks the metadata server of Google's machines
         "client_email": "",
         "private_key": "",
         "private_key_id": "",
     }
-    environment = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account)}
+    environment = {
+        "GOOGLE_BASE_URL": f"http://{address}",
+        "GOOGLE_ALLOW_HTTP": "true",
+        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account),
+    }
     with running(command, port, log) as pid:
         _post(f"http://{address}/storage/v1/b?project=strata", b'{"name": "bucket"}')
         yield Bucket("gs://bucket", f"http://{address}", environment, log, pid)
