@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from campaigns.chaos.drivers import Drivers
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.network import refused_network
 from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3
@@ -71,6 +73,24 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["ray_tests"] = str(RAY_TESTS)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Let the process that distributes the tests know why there are none."""
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["usage_error"] = list(map(str, error.args))
+        raise
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Report a mistyped path as without `-n`."""
+    if "usage_error" in getattr(node, "workeroutput", {}):
+        raise pytest.UsageError(*node.workeroutput["usage_error"])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Distribute tests over processes by module, all tests that use Ray to one process.
@@ -82,8 +102,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByModule(LoadScopeScheduling):
         def schedule(self) -> None:
-            self.ray_tests = set(RAY_TESTS.read_text().splitlines())
-            RAY_TESTS.unlink()
+            self.ray_tests: set[str] = set()
+            if RAY_TESTS.exists():  # no process collects any test of a path that does not exist
+                self.ray_tests = set(RAY_TESTS.read_text().splitlines())
+                RAY_TESTS.unlink()
             super().schedule()
 
         def _split_scope(self, nodeid: str) -> str:
@@ -97,6 +119,26 @@ def no_network() -> Iterator[None]:
     """Refuse connections to other machines: tests run without a network."""
     with refused_network():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Let `os.fsync` return at once in this process: no test cuts the power.
+
+    Other writers of the disk would make most tests several times as slow. Tests of what is synced,
+    or of errors of it, replace the function themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which also fails for what is no open file
+        yield
+
+
+@pytest.fixture(scope="session")
+def drivers() -> Iterator[Drivers]:
+    """Starts `strata` in processes that are forked from one that has imported what it needs."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with closing(Drivers(environment)) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +164,8 @@ def _ray_until_the_end() -> Iterator[None]:
 
 
 @pytest.fixture
-def ray_session(_ray_until_the_end: None) -> None:
-    """A local Ray with two CPUs; started again where another test has shut it down."""
+def ray_session(_ray_until_the_end: None) -> str:
+    """The address of a local Ray with two CPUs; started again where another test has ended it."""
     import ray
 
     if not ray.is_initialized():
@@ -134,3 +176,5 @@ def ray_session(_ray_until_the_end: None) -> None:
             object_store_memory=100 * 2**20,
             log_to_driver=False,
         )
+    address: str = ray.get_runtime_context().gcs_address
+    return address

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.audio.decode import decode
-from pipeline.audio.types import Decoded
 from pipeline.config import DatasetConfig
-from pipeline.encoders.base import Encoder
 from pipeline.sources.base import Segment
 from pipeline.store.backend.base import Backend
 from pipeline.store.coordination.ledger import Claim
 from pipeline.store.coordination.worker_failures import Isolation
 from pipeline.store.format.layout import Layout
+
+if TYPE_CHECKING:  # they import torch, which a driver's messages do not need
+    from pipeline.audio.types import Decoded
+    from pipeline.encoders.base import Encoder
 
 Place = Segment | int | None
 """Where the audio of an utterance is: its segment; or the row of the source that holds its bytes;
@@ -36,7 +37,8 @@ class Job:
             nothing.
         max_batch_frames: Maximum of frames in a batch.
         threads: CPU threads of a worker.
-        decode: Decodes a segment at a sample rate; tests pass a faulty decoder.
+        decode: Decodes a segment at a sample rate; None is `pipeline.audio.decode.decode`. Tests
+            pass a faulty decoder.
         opens_source: Whether tasks name rows of the source as places, so that a worker opens it.
     """
 
@@ -46,7 +48,7 @@ class Job:
     load_encoder: Callable[[], Encoder]
     max_batch_frames: int
     threads: int
-    decode: Callable[[Segment, int], Decoded] = decode
+    decode: Callable[[Segment, int], Decoded] | None = None
     encoder_identity: dict[str, Any] | None = None
     opens_source: bool = True
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import torch
 
+from pipeline.audio.decode import decode
 from pipeline.audio.probe import count_channels
 from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError, WeightsError
@@ -95,7 +96,8 @@ class Worker:
             source = open_source(job.dataset, count_channels)
         self._source = source
         n_decode_threads = _decode_threads(job, encoder)
-        self._decoder = Decoder(job.dataset, self._segment, job.decode, encoder, n_decode_threads)
+        decode_ = job.decode or decode
+        self._decoder = Decoder(job.dataset, self._segment, decode_, encoder, n_decode_threads)
         self._watch = Stopwatch(encoder.device)
         self._encode_stage = EncodeStage(encoder, job.layout, job.max_batch_frames, self._watch)
         self._write_stage = WriteStage(job, encoder.device)

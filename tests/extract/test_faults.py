@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 import soundfile
 
 import pipeline
+from campaigns.chaos.drivers import Drivers
 from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, StoreBusyError, StoreError
 from pipeline.events import Observer
@@ -251,19 +251,20 @@ def test_a_second_signal_stops_at_once() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_lets_units_in_flight_finish(
-    folder: Path, undisturbed: Path, tmp_path: Path
+    folder: Path, undisturbed: Path, tmp_path: Path, drivers: Drivers
 ) -> None:
     """The command prints its progress and how to continue, leaves no worker, and loses nothing."""
     store = tmp_path / "s"
-    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, store, *RAY)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = ["extract", *overrides(folder, store, *RAY)]
+    process = drivers.start(command, tmp_path / "driver.log")
     end = time.monotonic() + 90
     while not list(store.glob("index/unit-*.parquet")):
         assert process.poll() is None, "ended before it could be stopped"
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+    assert process.wait(60)
+    stderr = process.output()
     assert process.returncode == 1, stderr
     done, total = read_status(store).units_committed, read_status(store).units_total
     assert f"stopped by SIGTERM; {done} of {total} units are committed and safe" in stderr

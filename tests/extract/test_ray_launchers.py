@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,7 @@ class Started:
 
     Attributes:
         address: Of its head node.
-        environment: Of the user: where the cluster is. The home folder holds the token, if any.
+        environment: Of the user: where the cluster is. The home folder holds the token.
     """
 
     address: str
@@ -62,16 +64,13 @@ class Started:
 
 
 @pytest.fixture(scope="module")
-def started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Started]:
-    """A cluster as `ray start --head` makes it where there is a token, or none."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """A cluster as `ray start --head` makes it where there is a token."""
     work = tmp_path_factory.mktemp("cluster")
     (work / "home").mkdir()
     environment = clean_environment(work / "home")
-    if request.param == "token":
-        (work / "home" / ".ray").mkdir()
-        (work / "home" / ".ray" / "auth_token").write_text(SECRET)
+    (work / "home" / ".ray").mkdir()
+    (work / "home" / ".ray" / "auth_token").write_text(SECRET)
     port = free_port()
     with ray_start(work / "ray", environment, dashboard_port=port) as address:
         mine = {
@@ -91,13 +90,12 @@ def arguments(folder: Path, store: Path) -> list[str]:
     return ["extract", *overrides(folder, store, *ray)]
 
 
-@pytest.mark.parametrize("started", ["token"], indirect=True)
 def test_extract_and_a_job_use_a_cluster(
     started: Started, folder: Path, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
     """With its token, which nobody mentions; the stores equal an inline one.
 
-    Without a token: see `test_metrics_are_exported`, whose driver is a new process, too.
+    `test_metrics_are_exported` has a new process and a cluster without a token.
     """
     done = run(
         [sys.executable, "-m", "pipeline", *arguments(folder, tmp_path / "extract")],
@@ -111,7 +109,6 @@ def test_extract_and_a_job_use_a_cluster(
     assert contents(tmp_path / "job") == undisturbed
 
 
-@pytest.mark.parametrize("started", ["token"], indirect=True)
 def test_a_refusal_names_the_remedy(started: Started, folder: Path, tmp_path: Path) -> None:
     """In one line, for `extract` and for the job: a token of another cluster, or none."""
     without = started.environment | {"HOME": str(tmp_path)}
@@ -128,16 +125,43 @@ def test_a_refusal_names_the_remedy(started: Started, folder: Path, tmp_path: Pa
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("started", ["no token"], indirect=True)
-def test_a_job_uses_a_cluster_without_a_token(
-    started: Started, folder: Path, tmp_path: Path
-) -> None:
-    """It only plans: the job above covers the workers."""
-    _, *settings = arguments(folder, tmp_path / "job")
-    job = [str(ROOT / "scripts/launch_ray_job.sh"), "plan", *settings]
-    done = run(job, started.environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert [path.name for path in (tmp_path / "job").glob("*.parquet")] == ["plan.parquet"]
+class Version(BaseHTTPRequestHandler):
+    """The answer of the dashboard of a cluster without a token."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/version" else 404)
+        self.end_headers()
+
+    def log_request(self, *arguments: object) -> None:
+        """Print nothing."""
+
+
+PYTHON = """#!/usr/bin/env bash
+[ "$1" = - ] && exec "$REAL_PYTHON" "$@"
+echo "${RAY_AUTH_MODE:-no mode}" "$@"
+"""
+"""Asks the dashboard, and prints what else it would run."""
+
+
+def test_a_job_uses_a_cluster_without_a_token(tmp_path: Path) -> None:
+    """The script does not demand one; the command is that of the job above, which really runs."""
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    with HTTPServer(("127.0.0.1", 0), Version) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        environment = clean_environment(tmp_path) | {
+            "RAY_API_SERVER_ADDRESS": address,
+            "STRATA_PYTHON": str(tmp_path / "python"),
+            "REAL_PYTHON": sys.executable,
+        }
+        done = run([str(ROOT / "scripts/launch_ray_job.sh"), "plan", "store=s"], environment)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"no mode -m ray.scripts.scripts job submit --address {address} "
+        "--entrypoint-num-cpus 1 -- python -m pipeline plan store=s\n"
+    )
 
 
 def test_a_job_without_a_cluster_names_the_address(folder: Path, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 import zarr
 
 import pipeline
+from campaigns.chaos.drivers import Drivers
 from pipeline.errors import (
     ConfigError,
     IdentityError,
@@ -38,6 +37,7 @@ from tests.helpers.extraction import INLINE, configured, contents, extract, over
 from tests.helpers.feature_stores import rewrite
 
 N_CLIPS = 40
+ON_RAY = ("engine=ray", "engine.workers=1", "engine.threads=1")
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +153,21 @@ def test_worker_count_and_order_do_not_matter(
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: None) -> None:
+def test_sigkill_of_the_driver_loses_nothing(
+    tmp_path: Path, ray_session: str, drivers: Drivers
+) -> None:
     """Runs inline and on Ray that are killed, and a resume, end as an undisturbed run.
 
     Every byte is equal, and the log has the time and the audio of each run. There are so many units
-    that some are left for the resume, which has one worker: the two commit the units that they have
-    when their driver ends.
+    that some are left for the resume: a worker commits the units that it has when its driver ends.
     """
-    folder = write_folder(tmp_path / "clips", mixed_lengths(4 * N_CLIPS))
+    folder = write_folder(tmp_path / "clips", mixed_lengths(2 * N_CLIPS))
     finished, disturbed = tmp_path / "finished", tmp_path / "disturbed"
     extract(folder, finished, *INLINE)
-    on_ray = ("engine=ray", "engine.workers=2", "engine.threads=1")
+    on_ray = (*ON_RAY, f"engine.address={ray_session}")
     for n_runs, (engine, n_wanted) in enumerate(((INLINE, 1), (on_ray, 4)), start=1):
-        command = [sys.executable, "-m", "pipeline", "extract"]
-        command += overrides(folder, disturbed, *engine)
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        command = ["extract", *overrides(folder, disturbed, *engine)]
+        process = drivers.start(command, tmp_path / "driver.log")
         deadline = time.monotonic() + 60
         while (
             len(list(disturbed.glob("index/unit-*.parquet"))) < n_wanted
@@ -178,7 +178,7 @@ def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: None) 
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    status = extract(folder, disturbed, "engine=ray", "engine.workers=1", "engine.threads=1")
+    status = extract(folder, disturbed, *INLINE)
     assert contents(disturbed) == contents(finished)
     assert verify_store(disturbed).ok
     assert not list(disturbed.rglob("*.partial"))
@@ -217,8 +217,7 @@ def test_a_dead_worker_is_replaced(
                 os.kill(self.killed, signal.SIGKILL)
 
     watching = Killer()
-    one = ("engine=ray", "engine.workers=1", "engine.threads=1")
-    config = configured(folder, tmp_path / "s", *one)
+    config = configured(folder, tmp_path / "s", *ON_RAY)
     status = run.extract(config, watching)
     assert watching.killed
     assert status.utterances_ok == N_CLIPS

@@ -218,7 +218,7 @@ def test_a_killed_extraction_is_an_error_and_can_be_continued(many, tmp_path):
 @pytest.mark.ray
 def test_ray_extracts_beside_the_trainer(clips, tmp_path):
     """All utterances come in epoch 0, and Ray ends with it."""
-    engine = {"kind": "ray", "workers": 2, "threads": 1}
+    engine = {"kind": "ray", "workers": 1, "threads": 1}
     dataset = opened(clips, tmp_path / "store", engine=engine)
     pid = dataset._extraction.pid
     loader = pipeline.make_loader(dataset, max_frames_per_batch=300)

@@ -52,7 +52,7 @@ def file(tmp_path: Path, content: np.ndarray) -> Path:
 def forget(path: Path) -> None:
     """Remove a file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
+    os.fdatasync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
 

@@ -34,14 +34,6 @@ LAYERS = (1, 2, 3)
 PARTS = ("clean-100", "clean-360", "other-500")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 def named(letter, n):
     return [f"{letter}-{i:02d}" for i in range(n)]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,14 +23,6 @@ from tests.helpers.feature_stores import make_store, noise
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
 LOST, LONG = 6, 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere; without it these tests are ten times as fast."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pyarrow as pa
 import pytest
 import torch
@@ -17,14 +15,6 @@ from tests.helpers.copied_stores import identity_of, set_identity
 from tests.helpers.feature_stores import default_columns, make_store, noise
 
 LENGTHS = [40, 200, 7]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture

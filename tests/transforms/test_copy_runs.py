@@ -34,14 +34,6 @@ from tests.helpers.feature_stores import commit_units, default_columns, make_sto
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 @pytest.fixture
 def source(tmp_path):
     make_store(tmp_path / "source", LENGTHS, features=noise, pieces={5: 4}, lost=(6,))

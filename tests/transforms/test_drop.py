@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pyarrow as pa
@@ -61,14 +60,6 @@ FORMS = {
 }
 ANN = ["utt-0001", "utt-0004", "utt-0005", "utt-0006", "utt-0008"]
 """Of units that keep others, of one that keeps none, in pieces, and quarantined."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def columns_of(ids=ANN):

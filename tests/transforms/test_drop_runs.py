@@ -33,14 +33,6 @@ STRIDE = 3
 STEPS = ("put", "put_if_absent", "delete", "append")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_syncs():
-    """Durability is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 def make(root, **form):
     make_store(
         root,

@@ -15,8 +15,6 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.config import EngineConfig
 from pipeline.errors import RunError
 from pipeline.extract.executors.base import Outcome
@@ -96,7 +94,14 @@ def find_machine(config: EngineConfig) -> Machine:
         cpus, gpus, memory = (math.floor(total.get(name, 0)) for name in ("CPU", "GPU", "memory"))
         return Machine(max(1, cpus), gpus, memory)
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Machine(n_cpus or 1, torch.cuda.device_count(), _memory_bytes())
+    return Machine(n_cpus or 1, _n_gpus(), _memory_bytes())
+
+
+def _n_gpus() -> int:
+    """Return the number of GPUs of this machine."""
+    import torch  # not in the head of this file: a Ray actor imports it, too
+
+    return torch.cuda.device_count()
 
 
 def _memory_bytes() -> int:
@@ -168,7 +173,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
             ray.init(
                 address="local",
                 num_cpus=n_cpus,
-                num_gpus=torch.cuda.device_count(),
+                num_gpus=_n_gpus(),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
