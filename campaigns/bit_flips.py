@@ -42,6 +42,7 @@ import pipeline
 from pipeline.config import load_config
 from pipeline.errors import StrataError
 from pipeline.extract import run
+from pipeline.extract.relabel import relabel
 from pipeline.feed.frames.measuring import keep_statistics, store_statistics
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
@@ -53,13 +54,17 @@ from pipeline.store.format.layout import FRAMES, GROUP, LEASE, POOLED, failure_k
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
 from pipeline.transforms.collapse import collapse
+from pipeline.transforms.copy.run import copy_stores
+from pipeline.transforms.copy.settings import CopySettings
 
 KINDS = {
     "group zarr.json": r"features\.zarr/zarr\.json",
-    "array zarr.json": r"features\.zarr/(frames|pooled)/zarr\.json",
+    "array zarr.json": r"features\.zarr/(frames|pooled|scale)/zarr\.json",
     "shard": r"features\.zarr/frames/c/.*",
     "pooled means": r"features\.zarr/pooled/c/.*",
+    "scale": r"features\.zarr/scale/c/.*",
     "unit index": r"index/unit-\d+\.parquet",
+    "labels": r"labels/generation-\d+\.parquet",
     "index cache": r"index\.parquet",
     "frame statistics": r"frame_statistics\.parquet",
     "plan": r"plan\.parquet",
@@ -97,9 +102,10 @@ def observe(store: Backend, verify: bool = False) -> dict[str, Any]:
         "pooled": _hash(opened.pooled().numpy()),
         "sums": [_hash(opened.weighted_sum(i, weights(opened)).numpy()) for i in opened.ids],
     }
-    with warnings.catch_warnings(action="ignore"):  # that they are computed again
-        statistics = store_statistics(opened)
-    found["statistics"] = [_hash(x) for x in (statistics.mean, statistics.std, statistics.norm)]
+    if opened.ids:
+        with warnings.catch_warnings(action="ignore"):  # that they are computed again
+            statistics = store_statistics(opened)
+        found["statistics"] = [_hash(x) for x in (statistics.mean, statistics.std, statistics.norm)]
     if verify:
         return found
     places = [opened.record(name) for name in opened.ids]
@@ -161,9 +167,8 @@ class Damage:
 class Damager:
     """Changes one object of a store at a time, and restores it."""
 
-    def __init__(self, store: Backend, rng: random.Random) -> None:
-        self.store, self.rng = store, rng
-        self.original = {key: store.read(key) for key in store.list()}
+    def __init__(self, readers: Readers, rng: random.Random) -> None:
+        self.store, self.original, self.rng = readers.store, readers.original, rng
         self.by_kind: dict[str, list[str]] = {}
         for key in sorted(self.original):
             self.by_kind.setdefault(kind_of(key), []).append(key)
@@ -224,13 +229,14 @@ class Damager:
 
 
 class Readers:
-    """All readers of one store, and what they return of it while it is sound."""
+    """All readers of one store, what they return of it while it is sound, and its objects."""
 
     def __init__(self, store: Backend) -> None:
         self.store = store
         self.sound = observe(store)
         self.places = self.sound["records"]
         self.sound["zarr"] = observe_zarr(store, self.places)
+        self.original = {key: store.read(key) for key in store.list()}
         observe(store, verify=True)
         report = verify_store(store)
         assert report.ok, report.damages
@@ -311,7 +317,7 @@ class Tally:
 
 
 def campaign(
-    stores: Sequence[Backend],
+    readers: Sequence[Readers],
     tries: int,
     seed: int,
     kinds: Collection[str] = KINDS,
@@ -320,18 +326,17 @@ def campaign(
     """Damage stores and count the results.
 
     Args:
-        stores: Sound stores; they are sound again afterwards.
+        readers: Readers of sound stores, which are sound again afterwards.
         tries: Number of changes.
         seed: Seed of the changes.
         kinds: Kinds of the objects to change.
         until: Time by `time.monotonic` at which to stop early.
     """
     rng = random.Random(seed)
-    damagers = [Damager(store, rng) for store in stores]
-    readers = [Readers(store) for store in stores]
+    damagers = [Damager(item, rng) for item in readers]
     tally = Tally()
     while sum(tally.counts.values()) < tries and time.monotonic() < until:
-        i = rng.randrange(len(stores))
+        i = rng.randrange(len(readers))
         damage = damagers[i].damage(kinds)
         if damage is None:
             continue
@@ -346,7 +351,8 @@ def make_stores(folder: Path) -> list[Backend]:
     """Extract a few clips, one of them broken and one longer than a unit; collapse the result.
 
     Returns:
-        The store in memory, in a folder below `folder`, and the collapsed one in memory.
+        The store in memory, with two generations of labels; the same in a folder below `folder`;
+        the collapsed one, and a copy with int8 values, in memory.
     """
     rng = np.random.default_rng(0)
     clips = folder / "clips"
@@ -375,13 +381,20 @@ def make_stores(folder: Path) -> list[Backend]:
         ]
     )
     run.extract(config, backend=store)
-    leave_a_failure(store)
     collapse(store, collapsed, "average")
     keep_statistics(pipeline.open_store(store))
+    copy_stores(store, folder / "int8", CopySettings(dtype="int8"))
+    int8 = MemoryBackend()
+    for key in (copied := LocalBackend(folder / "int8")).list():
+        int8.put(key, [copied.read(key)])
+    edited = [line.replace(",s1", ",s9") for line in lines]
+    (clips / "metadata.csv").write_text("\n".join(edited) + "\n")
+    relabel(store, config)
+    leave_a_failure(store)
     local = LocalBackend(folder / "store")
     for key in store.list():
         local.put(key, [store.read(key)])
-    return [store, local, collapsed]
+    return [store, local, collapsed, int8]
 
 
 def leave_a_failure(store: MemoryBackend) -> None:
@@ -407,8 +420,8 @@ def main() -> None:
     options = parser.parse_args()
     until = time.monotonic() + options.seconds if options.seconds else float("inf")
     with tempfile.TemporaryDirectory() as folder:
-        stores = make_stores(Path(folder))
-        tally = campaign(stores, options.tries, options.seed, until=until)
+        readers = [Readers(store) for store in make_stores(Path(folder))]
+        tally = campaign(readers, options.tries, options.seed, until=until)
     print(tally.table())
     for fault in tally.faults:
         print(fault)

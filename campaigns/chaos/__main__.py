@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=1000, help="faults without Ray")
     parser.add_argument("--ray-faults", type=int, default=200, help="faults on a Ray cluster")
     parser.add_argument("--faults-per-run", type=int, default=40)
+    parser.add_argument("--each-once", action="store_true", help="no kind of fault a second time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after the run at hand")
     parser.add_argument("--clips", type=int, default=36)
@@ -84,11 +85,14 @@ def run(options: argparse.Namespace, work: Path) -> Tally:
             if not budget:
                 continue
             campaign = make()
+            campaign.is_each_once = options.each_once
             try:
                 campaign.only(kinds)
                 campaign.prepare()
                 while left := max(0, budget - campaign.tally.tries.total()):
                     if time.monotonic() - began > 60 * options.minutes:
+                        break
+                    if not campaign.wanted([*campaign.live, *campaign.at_rest]):
                         break
                     campaign.one_run(min(left, options.faults_per_run))
             finally:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Campaign(ABC):
         changed: What it may hold instead, all of it: the dataset has just changed.
         goal: Number of faults after which the run ends.
         exact: Whether all features must be equal bit by bit, or up to rounding.
+        is_each_once: Whether each kind of fault happens once, and the run ends when all have.
     """
 
     def __init__(self, work: Path, disk: Path, drivers: Drivers, rng: random.Random) -> None:
@@ -65,6 +66,7 @@ class Campaign(ABC):
         self.foreign: dict[Path, bytes] = {}
         self.seen: set[str] = set()
         self.exact = True
+        self.is_each_once = False
         self.driver: Driver | None = None
         self.goal = 0
         self.live: dict[str, Callable[[], bool]] = {}
@@ -141,14 +143,22 @@ class Campaign(ABC):
         shutil.rmtree(self.store, ignore_errors=True)
         self.recent, self.seen, self.foreign = [], set(), {}
         self.changed, self.exact = None, True
-        while self.tally.tries.total() < self.goal:
+        while self.tally.tries.total() < self.goal and self.wanted(self.live):
+            if self.is_each_once and self.is_complete():
+                shutil.rmtree(self.store)  # a driver with nothing to do ends before any fault
+                self.seen = set()
             self.strike()
             self.check()
             for _ in range(self.rng.randint(2, 12)):  # cheaper than a driver
                 has_units = self.store.exists() and committed_units(self.store)
-                if self.at_rest and self.tally.tries.total() < self.goal and has_units:
+                is_over = self.tally.tries.total() >= self.goal or not has_units
+                if not is_over and self.wanted(self.at_rest):
                     self.damage()
         self.complete()
+
+    def wanted(self, kinds: Iterable[str]) -> list[str]:
+        """Return the kinds of fault that may be next."""
+        return [kind for kind in kinds if not (self.is_each_once and self.tally.tries[kind])]
 
     def note(self, kind: str, *, is_fault: bool = True) -> None:
         """Count a fault, and print a line of progress."""
@@ -211,7 +221,7 @@ class Campaign(ABC):
     def damage(self) -> None:
         """Damage a file of the store at rest; it must be harmless or reported, and repairable."""
         damager = Damager(self.store, self.rng)
-        kind = self.rng.choice(self.at_rest)
+        kind = self.rng.choice(self.wanted(self.at_rest))
         before = snapshot(self.store)
         if not damager.kinds[kind]():
             return
@@ -291,6 +301,14 @@ class Campaign(ABC):
     def output(self) -> str:
         """Return what the latest driver has printed."""
         return self.driver.output() if self.driver is not None else ""
+
+    def is_complete(self) -> bool:
+        """Return whether the store has all of its units."""
+        try:
+            status = read_status(self.store)
+        except StrataError:
+            return False
+        return 0 < status.units_total == status.units_committed
 
     def quarantined(self) -> int:
         """Return how many utterances are quarantined; 0 while there is no store."""

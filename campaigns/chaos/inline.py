@@ -103,7 +103,7 @@ class InlineCampaign(Campaign):
 
     def strike(self) -> None:
         """Run one driver, which meets one fault."""
-        kind = self.rng.choice(list(self.live))
+        kind = self.rng.choice(self.wanted(self.live))
         fault = FAULTS.get(kind)
         folder = self.store
         if kind.startswith("EIO on audio"):

@@ -84,10 +84,10 @@ class RayCampaign(Campaign):
         if self.rng.random() < 0.8:  # the others strike a driver that starts
             n_claims = self.n_claims()
             wait_for(lambda: driver.poll() is not None or self.n_claims() > n_claims, END_S)
-        while self.tally.tries.total() < self.goal:
+        while self.tally.tries.total() < self.goal and (kinds := self.wanted(self.live)):
             if driver.wait(self.rng.expovariate(1 / self.pause_s)):
                 break
-            kind = self.rng.choice(list(self.live))
+            kind = self.rng.choice(kinds)
             self.recent.append(kind)
             if self.live[kind]():
                 self.note(kind)
