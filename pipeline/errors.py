@@ -74,6 +74,22 @@ class UnansweredError(StoreError):
     """A write was sent to a server and not answered: the object may appear later."""
 
 
+class UnreachableError(StoreError, OSError):
+    """A server does not answer, or refuses; what is stored there is unknown, and may be sound.
+
+    Attributes:
+        filename: The URI of the object.
+        strerror: What went wrong, with the name of the server.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be read: {self.strerror}"
+
+
+class RefusedError(UnreachableError, PermissionError):
+    """A server does not let this user read an object."""
+
+
 class DamagedError(StoreError):
     """Stored bytes differ from what was committed."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from pipeline.errors import RefusedError, UnreachableError
 from pipeline.objects.failures import Failure, read_failure
 from pipeline.objects.library import generation, load_obstore
 from pipeline.objects.profiles import profile_settings
@@ -142,8 +143,8 @@ def as_os_error(error: RequestError, uri: str, server: Server) -> OSError:
             return FileNotFoundError(errno.ENOENT, f"{server} has no such bucket", uri)
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if failure.is_denied:
-        return PermissionError(errno.EACCES, text, uri)
-    return OSError(errno.EIO, text, uri)
+        return RefusedError(errno.EACCES, text, uri)
+    return UnreachableError(errno.EIO, text, uri)
 
 
 def _pauses() -> Iterator[float]:

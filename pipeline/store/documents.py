@@ -9,7 +9,13 @@ from typing import Any
 
 from crc32c import crc32c
 
-from pipeline.errors import DamagedError, IdentityError, StoreError, StoreNotFoundError
+from pipeline.errors import (
+    DamagedError,
+    IdentityError,
+    StoreError,
+    StoreNotFoundError,
+    UnreachableError,
+)
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
@@ -98,6 +104,8 @@ def read_plan(store: Location) -> Plan | None:
         return None
     except DamagedError as error:
         raise DamagedError(f"{error}; restore it from a copy") from error
+    except UnreachableError:
+        raise
     except OSError as error:
         raise StoreError(f"{backend.locate(PLAN)} is not readable ({error})") from error
 
@@ -230,6 +238,8 @@ def _stored_document(backend: Backend, array: str) -> dict[str, Any]:
     """Return the document of an array; an empty one if it is missing or damaged."""
     try:
         document = json.loads(backend.read(f"{array}/zarr.json"))
+    except UnreachableError:
+        raise
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -252,6 +262,8 @@ def read_attributes(store: Location) -> dict[str, Any]:
         raise StoreNotFoundError(f"no store at {backend} ({path} does not exist)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is not readable ({error}); restore it from a copy") from error
+    except UnreachableError:
+        raise
     except OSError as error:
         raise StoreError(f"{path} is not readable ({error})") from error
     if version not in READABLE_VERSIONS:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, UnreachableError
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import DROPPING
@@ -57,6 +57,8 @@ def read_dropping(store: Location) -> Dropping | None:
         table = read_parquet(backend, DROPPING)
         layers = json.loads(table.schema.metadata[_METADATA_KEY])["layers"]
         return Dropping(numbers(table["row"]), layers)
+    except UnreachableError:
+        raise
     except (DamagedError, KeyError, TypeError, ValueError, OSError) as error:
         raise DamagedError(
             f"{backend.locate(DROPPING)} is not readable ({error}); delete it, and repeat the "

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, UnreachableError
 from pipeline.store.backend.base import Backend
 from pipeline.store.format.layout import FRAME_STATISTICS
 from pipeline.store.read.utterances import StoreView
@@ -128,6 +128,8 @@ def _read(backend: Backend) -> pa.Table | None:
         return read_parquet(backend, FRAME_STATISTICS)
     except FileNotFoundError:
         return None
+    except UnreachableError:
+        raise
     except OSError as error:
         raise DamagedError(
             f"{backend.locate(FRAME_STATISTICS)} cannot be read ({error})"

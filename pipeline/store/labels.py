@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import DamagedError, StoreError
+from pipeline.errors import DamagedError, StoreError, UnreachableError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -130,6 +130,8 @@ def read_labels(store: Location, generation: int | None = None) -> Labels | None
         table = read_parquet(backend, key)
         facts = json.loads(table.schema.metadata[_METADATA_KEY])
         columns, numbered = facts["columns"], facts.get("numbered", number)
+    except UnreachableError:
+        raise
     except (DamagedError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{backend.locate(key)} is not readable ({error}); {_REMEDY}; {_EARLIER}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, UnreachableError
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.coordination.lease import live_holder
@@ -86,6 +86,8 @@ def check_other_readers(backend: Backend, layout: Layout, slot: int) -> None:
         try:
             found = np.asarray(arrays[array][place])
             found = np.ascontiguousarray(found[axes]) if array == FRAMES else found
+        except UnreachableError:
+            raise
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
             problem = f"cannot be read ({error})"
         else:
@@ -105,6 +107,8 @@ def _read(backend: Backend, key: str, remedy: str) -> dict[str, Any]:
         document = json.loads(backend.read(key))
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing; {remedy}") from None
+    except UnreachableError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} is not readable ({error}); {remedy}") from error
     if not isinstance(document, dict):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, DamagedError
+from pipeline.errors import ConfigError, DamagedError, UnreachableError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -263,6 +263,8 @@ class _UnitCheck:
         shards = ShardReader(self._backend, self._layout)
         try:
             yield from self._check_data(shards, slot, placed, taken, dropped)
+        except UnreachableError:
+            raise
         except DamagedError as error:
             yield str(error)
         except Exception as error:  # noqa: BLE001  zarr raises whatever its codecs raise
@@ -273,6 +275,8 @@ class _UnitCheck:
         objects = self._layout.slot_objects(slot)
         try:
             return all(self._backend.size(key) == size for key, size in objects.items())
+        except UnreachableError:
+            raise
         except OSError:
             return False
 

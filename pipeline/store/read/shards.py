@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import numpy as np
 from crc32c import crc32c
 
-from pipeline.errors import DamagedError, StoreError
+from pipeline.errors import DamagedError, StoreError, UnreachableError
 from pipeline.store.backend.base import Location, ObjectReader
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
@@ -148,6 +148,8 @@ class ShardReader:
             return
         try:
             shard.read_into(parts, start * self.frame_bytes, streams)
+        except UnreachableError:
+            raise
         except (OSError, EOFError) as error:
             path = self.locate(axis, slot)
             raise DamagedError(
@@ -237,6 +239,8 @@ class ShardReader:
             return out
         try:
             chunk.read_into([out], self._scale_offset(axis, position))
+        except UnreachableError:
+            raise
         except (OSError, EOFError) as error:
             path = self._backend.locate(layout.scale_key(slot - self._first_slot))
             raise DamagedError(f"{path} cannot be read ({error}); run `strata verify`") from error
@@ -295,6 +299,8 @@ class ShardReader:
         except FileNotFoundError:
             kind = "" if axis == _SCALES else "shard "
             raise DamagedError(f"{kind}{path} is missing; {_MISSING}") from None
+        except UnreachableError:
+            raise
         except OSError as error:
             if error.errno in _TOO_MANY:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
@@ -332,6 +338,8 @@ class ShardReader:
         first = self.layout.slot_start(slot)
         try:
             self._arrays[FRAMES][axis, first : first + self.layout.frames_per_unit]
+        except UnreachableError:
+            raise
         except Exception as error:  # zarr raises whatever its codecs raise
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
@@ -342,6 +350,8 @@ class ShardReader:
             for part in parts:
                 part[...] = array[axis, first : first + len(part)]
                 first += len(part)
+        except UnreachableError:
+            raise
         except Exception as error:  # zarr raises whatever its codecs raise
             path = self.locate(axis, slot)
             raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
@@ -349,5 +359,7 @@ class ShardReader:
     def _chunk_by_zarr(self, array: str, slot: int, path: str) -> FloatArray:
         try:
             return np.asarray(self._arrays[array][slot])
+        except UnreachableError:
+            raise
         except Exception as error:  # zarr raises whatever its codecs raise
             raise DamagedError(f"{path} is damaged; run `strata verify`") from error
