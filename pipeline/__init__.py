@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.transforms.copy.settings import CopySettings
     from pipeline.transforms.drop.run import drop
     from pipeline.transforms.export.run import export
+    from pipeline.transforms.push.run import push
 
 _HOMES = {
     "Batch": "pipeline.feed.dataset",
@@ -60,6 +61,7 @@ _HOMES = {
     "mix": "pipeline.feed.mixture",
     "open_or_extract": "pipeline.online.opening",
     "open_store": "pipeline.store.read.opening",
+    "push": "pipeline.transforms.push.run",
 }
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "mix",
     "open_or_extract",
     "open_store",
+    "push",
 ]
 
 

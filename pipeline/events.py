@@ -107,6 +107,9 @@ class Observer:
     def units_rewritten(self, done: int, total: int) -> None:
         """Receive the number of units that a drop has rewritten, from 0 on, and of all."""
 
+    def units_pushed(self, done: int, total: int) -> None:
+        """Receive the number of units that were sent and of all; first those of earlier runs."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -173,6 +176,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.units_rewritten(done, total)
+
+    def units_pushed(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.units_pushed(done, total)
 
 
 def rough_duration(seconds: float) -> str:

@@ -60,7 +60,9 @@ CONFINED = {
         "sources/repository/files.py",
         "sources/repository/remote.py",
         "sources/repository/source.py",
+        "transforms/push/hub.py",
     },
+    "fsspec": {"objects/filesystem.py"},
     "ray": {
         "extract/executors/ray.py",
         "extract/executors/ray_access.py",
@@ -185,6 +187,7 @@ MAY_USE_FILES = {
     "transforms/collapse.py": {"pathlib"},  # the type of a path to weights
     "transforms/copy/settings.py": {"pathlib"},  # the user's file of ids
     "transforms/layer_weights.py": {"pathlib"},  # the user's file of weights
+    "transforms/push/hub.py": {"pathlib"},  # the type of a file that the hub's library reads
 }
 
 

@@ -51,13 +51,13 @@ def whole(given: Mapping[str, str], name: str, default: int, expected: Range) ->
     return int(text)
 
 
-def flag(given: Mapping[str, str], name: str) -> bool:
-    """Return whether a setting is true; it is false if it is not given.
+def flag(given: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """Return whether a setting is true; if it is not given, the default.
 
     Raises:
         ConfigError: It is neither true nor false.
     """
-    text = given.get(name, "false")
+    text = given.get(name, str(default).lower())
     if text not in ("true", "false"):
         raise ConfigError(f"{name} is {text!r}; expected true or false")
     return text == "true"

@@ -309,3 +309,15 @@ class DropProgress(CountProgress):
     def units_rewritten(self, done: int, total: int) -> None:
         """Advance the bar."""
         self._update(done, total)
+
+
+class PushProgress(CountProgress):
+    """Shows the number of units that were sent to the hub."""
+
+    def __init__(self, console: Console) -> None:
+        count = Count("unit", "send", "sent", earlier="are there from before")
+        super().__init__(console, count, "units")
+
+    def units_pushed(self, done: int, total: int) -> None:
+        """Advance the bar; the first call has the number that is there already."""
+        self._update(done, total)

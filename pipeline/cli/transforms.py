@@ -25,7 +25,7 @@ from pipeline.cli.options import (
     whole,
 )
 from pipeline.cli.output import console, reported
-from pipeline.cli.progress import ExportProgress, Notes, RunProgress
+from pipeline.cli.progress import ExportProgress, Notes, PushProgress, RunProgress
 from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
@@ -140,5 +140,32 @@ def export(
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
-VERBS = (collapse, copy, drop, export)
+def push(
+    store: Store,
+    uri: Annotated[str, typer.Argument(metavar="hf://datasets/USER/NAME", help="The repository.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[private=true] [license=...]",
+            help="For a new repository and its card; private unless private=false.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Send a store to the Hugging Face hub, where it can be read by range; safe to run again."""
+    with reported(as_json, debug) as answer:
+        given = plain_overrides(overrides or [], {"private", "license"})
+        private = flag(given, "private", default=True)
+        with announced(Notes(console), IMPORTING):
+            from pipeline.transforms.push import push as push_store
+
+        with PushProgress(console) as progress:
+            result = push_store(
+                store, uri, private=private, license=given.get("license"), observer=progress
+            )
+        answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
+
+
+VERBS = (collapse, copy, drop, export, push)
 """In the order of `strata --help`."""

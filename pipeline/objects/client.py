@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.errors import NoSpaceError, StoreError, UnansweredError
 from pipeline.files import Buffer
+from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.clock import server_time_s
 from pipeline.objects.failures import read_failure
 from pipeline.objects.library import load_obstore
@@ -37,25 +37,7 @@ LIST_PAGE = 1000
 """Objects that a server lists at a time."""
 
 
-@dataclass(frozen=True)
-class ObjectInfo:
-    """What a server says of an object.
-
-    Attributes:
-        key: Its key below the client's prefix.
-        size: Bytes.
-        etag: Another one for every content.
-        modified_s: When it was written by the server's clock, in whole seconds since the epoch
-            with most servers.
-    """
-
-    key: str
-    size: int
-    etag: str
-    modified_s: float
-
-
-class ObjectClient:
+class ObjectClient(Objects):
     """The objects below a prefix of a bucket. Safe to use from several threads and after a fork.
 
     It pickles with the address of the server and no credentials; those come from the environment

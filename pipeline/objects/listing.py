@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.objects.client import LIST_PAGE, ObjectClient, ObjectInfo
+from pipeline.objects.base import ObjectInfo, Objects
+from pipeline.objects.client import LIST_PAGE
 from pipeline.objects.ranges import IN_FLIGHT
 
 
-def list_folder(
-    client: ObjectClient, folder: str, expected: Sequence[str] = ()
-) -> list[ObjectInfo]:
+def list_folder(client: Objects, folder: str, expected: Sequence[str] = ()) -> list[ObjectInfo]:
     """List the objects directly below a folder, in the order of their keys.
 
     Args:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, UnreachableError
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
@@ -27,6 +27,7 @@ from pipeline.store.index_cache import (
     UNIT_NAME,
     IndexCache,
     Origin,
+    cache_bytes,
     has_fields,
     read_cache,
     unit_stamps,
@@ -180,6 +181,18 @@ def refresh_cache(store: Location) -> None:
         )
 
 
+def cache_of_copy(store: Location, stamps: Mapping[int, str]) -> bytes:
+    """Return `index.parquet` for a copy of a store whose unit files are equal.
+
+    Args:
+        store: The store that was copied.
+        stamps: Stamps of the copy's unit files, from `unit_stamps`.
+    """
+    table, origins = _gather(open_backend(store))
+    kept = {unit: origins[unit]._replace(stamp=stamp) for unit, stamp in stamps.items()}
+    return bytes(cache_bytes(table, kept))
+
+
 def cached_units(store: Location) -> set[int]:
     """Return the units that the cache lists."""
     cached, _ = _cached(open_backend(store), columns=["unit"])
@@ -312,6 +325,8 @@ def _read_unit(backend: Backend, unit: int) -> tuple[pa.Table, int]:
     try:
         raw = backend.read(key)
         table, checksum = parse_parquet(raw, path), seal_of(raw, path)
+    except UnreachableError:
+        raise
     except (DamagedError, OSError) as error:
         raise DamagedError(
             f"index of unit {unit} is not readable ({error}); run `strata verify`"

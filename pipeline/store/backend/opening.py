@@ -6,18 +6,20 @@ import os
 from typing import cast
 
 from pipeline.errors import StoreNotFoundError
+from pipeline.objects.filesystem import FileSystemClient, is_known
 from pipeline.objects.uri import file_path, is_object_uri, scheme_of
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
+from pipeline.store.backend.remote.read_only import ReadOnlyBackend
 
 
 def open_backend(location: Location) -> Backend:
     """Return the backend of a store, which need not exist yet.
 
     Args:
-        location: A path, a URI (`s3://`, `gs://`, `az://`, `file:///`), or a backend, which is
-            returned as it is.
+        location: A path, a URI (`s3://`, `gs://`, `az://`, `file:///`; to read also `hf://`,
+            `https://` and others that fsspec knows), or a backend, which is returned as it is.
 
     Raises:
         ConfigError: A URI is not complete, or the environment does not lead to its server.
@@ -34,8 +36,11 @@ def open_backend(location: Location) -> Backend:
     if scheme_of(text) == "file":
         return LocalBackend(file_path(text))
     if "://" in text:
-        raise StoreNotFoundError(
-            f"{text}: no kind of store; expected a path, file:///PATH, s3://BUCKET/PREFIX, "
-            "gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
-        )
+        if not is_known(text):
+            raise StoreNotFoundError(
+                f"{text}: no kind of store; expected a path, file:///PATH, s3://BUCKET/PREFIX, "
+                "gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; or, to read, hf://datasets/USER/NAME "
+                "or another URI that fsspec knows"
+            )
+        return ReadOnlyBackend(FileSystemClient(text))
     return LocalBackend(text)

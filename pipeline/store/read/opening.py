@@ -28,7 +28,8 @@ def open_store(
     other. A column that a store lacks has no values there, and classes are numbered over all.
 
     Args:
-        uri: Its path, or a `Backend`; or the paths of several stores.
+        uri: Its path or URI, such as s3://BUCKET/PREFIX or hf://datasets/USER/NAME, or a `Backend`;
+            or those of several stores.
         prefix: Whether ids become `<folder of the store>/<id>`, for ids that several stores have.
         verify: Whether every read verifies what it returns; see `FeatureStore.read`. Datasets and
             loaders of the store do so, too.

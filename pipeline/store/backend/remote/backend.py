@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pipeline.objects.base import Objects
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.listing import list_folder
 from pipeline.objects.requests import Limits
@@ -39,9 +40,9 @@ class RemoteBackend(Backend):
     replaces_cheaply = False
 
     def __init__(self, uri: str, limits: Limits | None = None) -> None:
-        self._client = ObjectClient(uri, limits)
-        self._lines = LineWriter(self._client)
-        self._leases = RemoteLeases(self._client)
+        client = ObjectClient(uri, limits)
+        self._client: Objects = client
+        self._lines, self._leases = LineWriter(client), RemoteLeases(client)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self._client,)
@@ -61,7 +62,7 @@ class RemoteBackend(Backend):
         return self._client.uri
 
     @property
-    def client(self) -> ObjectClient:
+    def client(self) -> Objects:
         """The objects below the prefix."""
         return self._client
 

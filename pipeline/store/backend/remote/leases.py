@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from pipeline.errors import StoreError
-from pipeline.objects.client import ObjectClient, ObjectInfo
+from pipeline.objects.base import ObjectInfo
+from pipeline.objects.client import ObjectClient
 from pipeline.store.backend.base import FoundLease, LeaseOperations
 from pipeline.store.backend.remote.parts import part_key, part_name
 from pipeline.store.backend.remote.probe import check_server

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.objects.client import ObjectClient
+from pipeline.objects.base import Objects
 from pipeline.store.backend.base import ObjectReader
 
 _REQUEST_BYTES = 8 << 20
@@ -24,7 +24,7 @@ class RemoteReader(ObjectReader):
 
     mapped = None
 
-    def __init__(self, client: ObjectClient, key: str) -> None:
+    def __init__(self, client: Objects, key: str) -> None:
         self._client, self._key = client, key
         info = client.head(key)
         self._size, self._etag = info.size, info.etag
