@@ -452,10 +452,17 @@ def test_blocks_are_an_exact_cover_of_the_corpus(lengths, cuts, shuffle):
     bounds = sorted({0, len(axis), *(int(cut * len(axis)) for cut in cuts)})
     seen = []
     for low, high in pairwise(bounds):
-        positions, firsts, ns = blocks.cuts(low, high)
+        ranges = blocks.ranges(low, high)
+        positions, firsts, ns = axis.cuts(*ranges)
         assert ns.sum() == high - low
+        places = []
         for position, first, n in zip(positions, firsts, ns, strict=True):
             seen += [(int(position), int(first) + i) for i in range(n)]
+            places += [(int(slot[position]), int(start[position] + first) + i) for i in range(n)]
+        slots, begins, ns = axis.runs(*ranges)
+        runs = list(zip(slots.tolist(), begins.tolist(), ns.tolist(), strict=True))
+        assert [(at, begin + i) for at, begin, n in runs for i in range(n)] == places
+        assert all((at, begin + n) != later[:2] for (at, begin, n), later in pairwise(runs))
     expected = [(i, frame) for i, n in enumerate(lengths) for frame in range(n)]
     assert sorted(seen) == expected
     assert shuffle or seen == expected

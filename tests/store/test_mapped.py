@@ -469,19 +469,20 @@ def test_frames_are_scattered_from_the_map_to_their_places(store: pipeline.Featu
     frames = store.read(0, [2])[0].numpy()
     RowScatter(300, [RowPlaces(sources, places, expected)]).copy(frames, 0, 1)
     scatter = RowScatter(300, [RowPlaces(sources, places, out)])
-    done = store.scatter(0, range(100), 1, scatter, 0, 1)
+    slot, start = (int(values[0]) for values in store.piece_places()[1:3])
+    done = store.scatter(1, slot, start, 100, scatter, 0, 1)
     assert done == (store.codec != INT8)
     if not done:
         return
-    assert store.scatter(0, range(100, 300), 1, scatter, 100, 1)
+    assert store.scatter(1, slot, start + 100, 200, scatter, 100, 1)
     assert expected.any()
     assert np.array_equal(out, expected)
     with pytest.raises(ValueError, match="no column 2"):
-        store.scatter(0, range(300), 1, scatter, 0, 2)
+        store.scatter(1, slot, start, 300, scatter, 0, 2)
     os.truncate(shard_of(store), 4096)
-    assert not store.scatter(0, range(250, 300), 0, scatter, 250, 1)
+    assert not store.scatter(0, slot, start + 250, 50, scatter, 250, 1)
     with pipeline.open_store(store.root, verify=True) as verified:
-        assert not verified.scatter(0, range(100), 1, scatter, 0, 1)
+        assert not verified.scatter(1, slot, start, 100, scatter, 0, 1)
 
 
 STALE = """

@@ -22,6 +22,7 @@ class FrameAxis:
         utterance: Position in the dataset of the utterance of each piece, int64 [n_pieces].
         first: First frame of each piece, within its utterance, int64 [n_pieces].
         slot: Slot of each piece, int64 [n_pieces].
+        start: First frame of each piece, within its slot, int64 [n_pieces].
         ends: Number of the first frame of each piece, then the number of frames, int64
             [n_pieces + 1].
     """
@@ -29,6 +30,7 @@ class FrameAxis:
     utterance: IntArray
     first: IntArray
     slot: IntArray
+    start: IntArray
     ends: IntArray
 
     @classmethod
@@ -45,10 +47,10 @@ class FrameAxis:
         first = before - np.maximum.accumulate(np.where(is_first, before, 0))
         if by_disk:
             order = np.lexsort((start, slot))
-            utterance, slot, first, n_frames = (
-                x[order] for x in (utterance, slot, first, n_frames)
+            utterance, slot, start, first, n_frames = (
+                x[order] for x in (utterance, slot, start, first, n_frames)
             )
-        return cls(utterance, first, slot, np.concatenate([[0], np.cumsum(n_frames)]))
+        return cls(utterance, first, slot, start, np.concatenate([[0], np.cumsum(n_frames)]))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -63,6 +65,32 @@ class FrameAxis:
         Returns:
             For each cut the position of the utterance, its first frame, and the number of frames.
         """
+        piece, skipped, counts = self._pieces(low, high)
+        return self.utterance[piece], self.first[piece] + skipped, counts
+
+    def runs(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Return where ranges of the axis are in the slots, in order.
+
+        Args:
+            low: First number of each range, int64 [n_ranges].
+            high: One past the last number of each, above `low`.
+
+        Returns:
+            For each run of frames that are consecutive in a slot: the slot, the first frame within
+            it, and the number of frames.
+        """
+        piece, skipped, counts = self._pieces(low, high)
+        slot, start = self.slot[piece], self.start[piece] + skipped
+        is_next = (slot[1:] == slot[:-1]) & (start[1:] == start[:-1] + counts[:-1])
+        begins = np.flatnonzero(np.concatenate([[True], ~is_next])[: len(slot)])
+        return (
+            slot[begins],
+            start[begins],
+            np.add.reduceat(counts, begins) if len(begins) else counts,
+        )
+
+    def _pieces(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Return which pieces have ranges of the axis, frames before them in these, and counts."""
         begin = np.searchsorted(self.ends, low, side="right") - 1
         n_pieces = np.searchsorted(self.ends, high, side="left") - begin
         piece = _counted(begin, n_pieces)
@@ -70,8 +98,7 @@ class FrameAxis:
         start = np.maximum(low, self.ends[piece])
         stop = np.minimum(high, self.ends[piece + 1])
         is_full = stop > start  # a piece without frames has none
-        first = self.first[piece] + start - self.ends[piece]
-        return self.utterance[piece][is_full], first[is_full], (stop - start)[is_full]
+        return piece[is_full], (start - self.ends[piece])[is_full], (stop - start)[is_full]
 
     @cached_property
     def _slot_bounds(self) -> IntArray:

@@ -76,10 +76,14 @@ class Transfer:
 
 
 class BlockOrder:
-    """The shuffled blocks of an epoch, one after the other: the input of all ranks."""
+    """The shuffled blocks of an epoch, one after the other: the input of all ranks.
+
+    Attributes:
+        axis: The frames of the dataset.
+    """
 
     def __init__(self, axis: FrameAxis, policy: FramePolicy, epoch: int) -> None:
-        self._axis = axis
+        self.axis = axis
         self._is_sorted = bool(policy.shuffle)
         if policy.shuffle:
             bounds = axis.blocks(BLOCK_FRAMES if policy.shuffle == RESERVOIR else None)
@@ -90,11 +94,11 @@ class BlockOrder:
             self._low, self._high = np.zeros(1, np.int64), np.full(1, len(axis), np.int64)
         self._ends = np.concatenate([[0], np.cumsum(self._high - self._low)])
 
-    def cuts(self, start: int, stop: int) -> tuple[IntArray, IntArray, IntArray]:
+    def ranges(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
         """Return the frames `start:stop` of the sequence, sorted by place on disk.
 
         Returns:
-            As `FrameAxis.cuts`.
+            First number of each range on the axis, and one past its last.
         """
         first = int(np.searchsorted(self._ends, start, side="right")) - 1
         last = int(np.searchsorted(self._ends, stop, side="left"))
@@ -104,7 +108,7 @@ class BlockOrder:
         if self._is_sorted:
             order = np.argsort(low)
             low, high = low[order], high[order]
-        return self._axis.cuts(low, high)
+        return low, high
 
 
 class RankOrder:

@@ -8,7 +8,6 @@ verified or decoded, a block of one layer is read into memory that stays in the 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.feed.batch_reader import borrow
 from pipeline.feed.dataset import FeatureDataset
-from pipeline.feed.frames.axis import IntArray
+from pipeline.feed.frames.axis import FrameAxis, IntArray
 from pipeline.feed.frames.order import BlockOrder, RankOrder, Transfer
 from pipeline.store.format.codecs import Stored
 from pipeline.store.native.rows import RowPlaces, RowScatter
@@ -201,27 +200,40 @@ class WindowReader:
             if transfer.window not in self._windows:
                 size = self._order.window_size(transfer.window)
                 self._windows[transfer.window] = self._pool.take(size)
-        cuts = self._blocks.cuts(self._start + low, self._start + high)
-        reading.plan(cuts, [(item, self._windows[item.window]) for item in transfers])
+        ranges = self._blocks.ranges(self._start + low, self._start + high)
+        to = [(item, self._windows[item.window]) for item in transfers]
+        reading.plan(self._blocks.axis, ranges, to)
 
 
 @dataclass
 class _Part:
-    """A part of the input that is being read."""
+    """A part of the input that is being read.
+
+    Attributes:
+        source: What is read.
+        block_frames: Frames that are copied at a time.
+    """
 
     source: FrameSource
+    block_frames: int = field(init=False)
     _cuts: tuple[IntArray, IntArray, IntArray] = field(init=False)
     _ends: IntArray = field(init=False)
+    _runs: tuple[IntArray, IntArray, IntArray] = field(init=False)
     _scatter: RowScatter = field(init=False)
+
+    def __post_init__(self) -> None:
+        row_bytes = self.source.frame_bytes // len(self.source.axes)
+        self.block_frames = max(1, READ_BYTES // row_bytes)
 
     def plan(
         self,
-        cuts: tuple[IntArray, IntArray, IntArray],
+        axis: FrameAxis,
+        ranges: tuple[IntArray, IntArray],
         transfers: Sequence[tuple[Transfer, Window]],
     ) -> None:
         """Set what to read, and write the labels of all frames."""
-        positions, firsts, counts = cuts
-        self._cuts, self._ends = cuts, np.cumsum(counts)
+        self._cuts = positions, firsts, counts = axis.cuts(*ranges)
+        self._ends, self._runs = np.cumsum(counts), axis.runs(*ranges)
         labels = np.empty((int(counts.sum()), 2), np.int64)
         labels[:, 0] = np.repeat(positions, counts)
         labels[:, 1] = np.arange(len(labels)) + np.repeat(firsts + counts - self._ends, counts)
@@ -240,45 +252,59 @@ class _Part:
         Raises:
             DamagedError: A shard is missing or damaged.
         """
-        store = self.source.store
-        dtype = store.codec.value_dtype
-        n_rows = max(1, READ_BYTES // (store.feature_dim * dtype.itemsize))
+        size = self.block_frames
         n_frames = int(self._ends[-1]) if len(self._ends) else 0
-        n_blocks = -(-n_frames // n_rows)
-        block = np.empty((1, n_rows, store.feature_dim), dtype)
+        n_blocks = -(-n_frames // size)
         first, last = (n_blocks * number // n_shares for number in (share, share + 1))
-        n_ahead = max(1, _AHEAD_BYTES // (n_rows * self.source.frame_bytes))
-        ahead: deque[list[Cut]] = deque()
-        for number in range(first, last):
-            while len(ahead) <= min(n_ahead, last - 1 - number):
-                ahead.append(self._block_cuts(number + len(ahead), n_rows, block))
-                self._prefetch(ahead[-1])
-            start, cuts = number * n_rows, ahead.popleft()
-            for column, axis in enumerate(self.source.axes):
-                if self.source.norm is None and self._scattered(cuts, axis, start, column):
-                    continue
-                store.read_into(cuts, [axis], self.source.norm)
-                self._scatter.copy(block[0, : n_frames - start], start, column)
+        if not self._scattered(first * size, min(last * size, n_frames)):
+            self._read_blocks(range(first, last), n_frames)
 
-    def _prefetch(self, cuts: Sequence[Cut]) -> None:
-        for position, first, where in cuts:
-            frames = range(first, first + where.shape[1])
-            self.source.store.prefetch(position, frames, self.source.axes)
-
-    def _scattered(self, cuts: Sequence[Cut], axis: int, start: int, column: int) -> bool:
-        """Copy cuts straight from the shards to their places; return whether that was done."""
-        scatter = self.source.store.scatter
-        for position, first, where in cuts:
-            n = where.shape[1]
-            if not scatter(position, range(first, first + n), axis, self._scatter, start, column):
-                return False
+    def _scattered(self, start: int, stop: int) -> bool:
+        """Copy frames straight from the shards to their places; return whether that was done."""
+        if self.source.norm is not None:
+            return False
+        store, axes = self.source.store, self.source.axes
+        spans = self._spans(start, stop)
+        n_ahead = max(1, _AHEAD_BYTES // (self.block_frames * self.source.frame_bytes))
+        for number, (slot, at, n) in enumerate(spans):
+            for ahead in spans[number + n_ahead if number else 0 : number + n_ahead + 1]:
+                store.prefetch(*ahead, axes)
+            for column, axis in enumerate(axes):
+                if not store.scatter(axis, slot, at, n, self._scatter, start, column):
+                    return False
             start += n
         return True
 
-    def _block_cuts(self, number: int, n_rows: int, block: npt.NDArray[Any]) -> list[Cut]:
-        """Return the cuts of a block of `n_rows` frames, with their places in memory."""
-        start = number * n_rows
-        stop = min(start + n_rows, int(self._ends[-1]))
+    def _spans(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return slot, first frame and number of the frames of runs, at most a block each."""
+        slots, firsts, counts = self._runs
+        ends = np.cumsum(counts)
+        chosen = slice(
+            int(np.searchsorted(ends, start, side="right")),
+            int(np.searchsorted(ends, stop, side="left")) + 1,
+        )
+        spans = []
+        runs = zip(*(x[chosen].tolist() for x in (slots, firsts, counts, ends)), strict=True)
+        for slot, first, n, end in runs:
+            low, high = max(start, end - n), min(stop, end)
+            for at in range(low, high, self.block_frames):
+                n_some = min(self.block_frames, high - at)
+                spans.append((slot, first + at - (end - n), n_some))
+        return spans
+
+    def _read_blocks(self, blocks: range, n_frames: int) -> None:
+        """Read blocks of frames into memory, and copy them to their places."""
+        store, n_rows = self.source.store, self.block_frames
+        block = np.empty((1, n_rows, store.feature_dim), store.codec.value_dtype)
+        for number in blocks:
+            start = number * n_rows
+            cuts = self._block_cuts(start, min(start + n_rows, n_frames), block)
+            for column, axis in enumerate(self.source.axes):
+                store.read_into(cuts, [axis], self.source.norm)
+                self._scatter.copy(block[0, : n_frames - start], start, column)
+
+    def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
+        """Return the cuts of frames `start:stop`, with their places in the block."""
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop, side="left")) + 1
         positions, firsts, counts = (x[first:last].tolist() for x in self._cuts)

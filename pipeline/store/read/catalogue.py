@@ -78,6 +78,11 @@ class Place:
 ALONE = Place()
 
 
+def store_of_slot(slot: int) -> int:
+    """Return the number of the store of a slot as catalogues number them."""
+    return slot >> _SLOT_BITS
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The complete utterances of a store, in the order of the source dataset.

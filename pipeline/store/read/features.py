@@ -324,21 +324,28 @@ class FeatureStore(StoreView):
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
 
-    def prefetch(self, position: int, frames: range, axes: Sequence[int]) -> None:
-        """Start fetching frames of an utterance that will be read soon; do not wait."""
-        for slot, start, stop, _ in self._catalogue.spans(position, frames.start, frames.stop):
-            for axis in axes:
-                self._shards.prefetch(axis, slot, start, stop)
+    def prefetch(self, slot: int, start: int, n_frames: int, axes: Sequence[int]) -> None:
+        """Start fetching frames of a slot that will be read soon; do not wait."""
+        for axis in axes:
+            self._shards.prefetch(axis, slot, start, start + n_frames)
 
     def scatter(
-        self, position: int, frames: range, axis: int, places: RowScatter, first: int, column: int
+        self,
+        axis: int,
+        slot: int,
+        start: int,
+        n_frames: int,
+        places: RowScatter,
+        first: int,
+        column: int,
     ) -> bool:
-        """Copy frames of an utterance straight from a map to shuffled places.
+        """Copy frames of a slot, of any utterances, straight from a map to shuffled places.
 
         Args:
-            position: Position of the utterance.
-            frames: The frames.
             axis: Position on the layer axis.
+            slot: The slot, as in `piece_places`.
+            start: First frame within the slot.
+            n_frames: Number of frames.
             places: Places of rows, of which these frames are some.
             first: Number of the first frame among the rows.
             column: Where to put them.
@@ -352,11 +359,7 @@ class FeatureStore(StoreView):
         """
         if self._verify:
             return False
-        for span in self._catalogue.spans(position, frames.start, frames.stop):
-            if not self._shards.scatter(axis, span, places, first, column):
-                return False
-            first += span[2] - span[1]
-        return True
+        return self._shards.scatter(axis, slot, start, n_frames, places, first, column)
 
     def _finish(
         self,

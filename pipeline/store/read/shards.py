@@ -203,12 +203,23 @@ class ShardReader:
             return False
         return shard.mapped.decode_int8(start * self.frame_bytes, scales, out, streams)
 
-    def scatter(self, axis: int, span: Span, to: RowScatter, first: int, column: int) -> bool:
-        """Copy frames of a span, one layer, from a map to their places, if that can be done.
+    def scatter(
+        self,
+        axis: int,
+        slot: int,
+        start: int,
+        n_frames: int,
+        to: RowScatter,
+        first: int,
+        column: int,
+    ) -> bool:
+        """Copy frames of a slot, one layer, from a map to their places, if that can be done.
 
         Args:
             axis: Position on the layer axis.
-            span: The frames.
+            slot: The slot.
+            start: First frame within it.
+            n_frames: Number of frames.
             to: Places for rows of the codec's `value_dtype`.
             first: Number of the first frame among the rows.
             column: Where to put them.
@@ -216,12 +227,10 @@ class ShardReader:
         Returns:
             Whether that was done; if not, frames must be read and copied.
         """
-        slot, start, stop, _ = span
         shard = self.reader(axis, slot) if self.is_direct else None
         if shard is None or shard.mapped is None:
             return False
-        offset = start * self.frame_bytes
-        return to.copy_mapped(shard.mapped, offset, stop - start, first, column)
+        return to.copy_mapped(shard.mapped, start * self.frame_bytes, n_frames, first, column)
 
     def scales(self, axis: int, slot: int, position: int) -> FloatArray:
         """Read the scales of a piece, one layer: float32 [n_scales, dim].

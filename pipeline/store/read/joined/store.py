@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.native.rows import RowScatter
+from pipeline.store.read.catalogue import store_of_slot
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.joined.view import JoinedView
@@ -48,15 +49,23 @@ class JoinedStore(JoinedView, FeatureStore):
         for part, share in found:
             part._finish(share, axes, norm, verify)
 
-    def prefetch(self, position: int, frames: range, axes: Sequence[int]) -> None:
-        """Start fetching frames of an utterance; see `FeatureStore.prefetch`."""
-        self._part_of(position).prefetch(position, frames, axes)
+    def prefetch(self, slot: int, start: int, n_frames: int, axes: Sequence[int]) -> None:
+        """Start fetching frames of a slot; see `FeatureStore.prefetch`."""
+        self._parts[store_of_slot(slot)].prefetch(slot, start, n_frames, axes)
 
     def scatter(
-        self, position: int, frames: range, axis: int, places: RowScatter, first: int, column: int
+        self,
+        axis: int,
+        slot: int,
+        start: int,
+        n_frames: int,
+        places: RowScatter,
+        first: int,
+        column: int,
     ) -> bool:
-        """Copy frames of an utterance to shuffled places; see `FeatureStore.scatter`."""
-        return self._part_of(position).scatter(position, frames, axis, places, first, column)
+        """Copy frames of a slot to shuffled places; see `FeatureStore.scatter`."""
+        part = self._parts[store_of_slot(slot)]
+        return part.scatter(axis, slot, start, n_frames, places, first, column)
 
     def _read_mapped(
         self,
