@@ -26,7 +26,7 @@ Overrides = Annotated[
         "docs/configuration.md lists all.",
     ),
 ]
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="Path of a store.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URI of a store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 All = Annotated[bool, typer.Option("--all", help="Print all items of long lists.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]

@@ -34,7 +34,7 @@ from pipeline.events import announced
 
 def collapse(
     store: Store,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Path of the one-layer store.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Path or URI of the one-layer store.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="weights=... [softmax=true]", help="average, a file, or [0.1,...]."),

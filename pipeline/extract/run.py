@@ -44,7 +44,7 @@ from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
-from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.opening import absolute_location, open_backend
 from pipeline.store.coordination.lease import Lease, is_read_only
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
@@ -207,9 +207,7 @@ def _with_absolute_paths(config: Config) -> Config:
     dataset = replace(dataset, path=path, root=root, tars=tars)
     store = config.store
     if store is not None:
-        if "://" in store:
-            raise ConfigError(f"store is {store!r}; expected a path on a file system")
-        store = str(Path(store).expanduser().absolute())
+        store = absolute_location(store)
     model = config.model
     weights = Path(model.weights).expanduser()
     if model.weights not in ("pretrained", "random") and weights.exists():

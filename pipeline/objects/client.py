@@ -62,22 +62,32 @@ class ObjectClient(Objects):
         self._requests = Requests(server or find_server(self._uri), limits or Limits())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectClient) and self._place == other._place
+        return type(other) is type(self) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self._place)
+        return hash(self._identity)
 
     def __repr__(self) -> str:
         return f"ObjectClient({str(self._uri)!r})"
 
     @property
-    def _place(self) -> tuple[ObjectUri, Server]:
+    def _identity(self) -> tuple[ObjectUri, Server]:
         return self._uri, self._requests.server
 
     @property
     def uri(self) -> str:
         """The URI of the prefix."""
         return str(self._uri)
+
+    @property
+    def place(self) -> ObjectUri:
+        """The bucket and the prefix."""
+        return self._uri
+
+    @property
+    def limits(self) -> Limits:
+        """How long to wait for the server."""
+        return self._requests.limits
 
     @property
     def server(self) -> Server:
@@ -149,7 +159,7 @@ class ObjectClient(Objects):
         """Return the size, the ETag and the time of an object."""
         return self._read(
             key,
-            lambda: self._info(load_obstore().head(self._requests.small(), self._uri.key(key))),
+            lambda: self._info(load_obstore().head(self._requests.small(), self._path(key))),
         )
 
     def exists(self, key: str) -> bool:
@@ -168,9 +178,9 @@ class ObjectClient(Objects):
             offset: List only keys after this one in the order of their bytes.
             last: List no keys after this one. Pages after it are not asked for.
         """
-        folder = self._uri.key(prefix.rstrip("/")) or None
-        after = self._uri.key(offset) if offset else None
-        until = self._uri.key(last) if last else None
+        folder = self._path(prefix.rstrip("/")) or None
+        after = self._path(offset) if offset else None
+        until = self._path(last) if last else None
         found = self._read(prefix, lambda: self._list(folder, after, until))
         return [self._info(item) for item in found]
 
@@ -181,7 +191,7 @@ class ObjectClient(Objects):
 
     def list_folder(self, folder: str = "") -> tuple[Sequence[ObjectInfo], Sequence[str]]:
         """Return the objects directly below a folder, and the names of the folders there."""
-        place = self._uri.key(folder.rstrip("/")) or None
+        place = self._path(folder.rstrip("/")) or None
         found = self._read(
             folder,
             lambda: load_obstore().list_with_delimiter(self._requests.listing(), place),
@@ -205,7 +215,7 @@ class ObjectClient(Objects):
             store = self._requests.small() if is_small else self._requests.writing()
             load_obstore().put(
                 store,
-                self._uri.key(key),
+                self._path(key),
                 content,
                 use_multipart=len(content) > SINGLE_PUT_BYTES,
                 chunk_size=PART_BYTES,
@@ -233,7 +243,7 @@ class ObjectClient(Objects):
 
         def send() -> bool:
             try:
-                load_obstore().put(self._requests.small(), self._uri.key(key), data, mode="create")
+                load_obstore().put(self._requests.small(), self._path(key), data, mode="create")
             except BaseException as error:
                 if not is_failure(error):
                     raise
@@ -253,7 +263,7 @@ class ObjectClient(Objects):
 
         def send() -> None:
             try:
-                load_obstore().delete(self._requests.small(), self._uri.key(key))
+                load_obstore().delete(self._requests.small(), self._path(key))
             except FileNotFoundError:
                 return
 
@@ -277,7 +287,7 @@ class ObjectClient(Objects):
         if etag:
             options["if_match"] = etag
         store = self._requests.reading()
-        found = load_obstore().get(store, self._uri.key(key), options=options)
+        found = load_obstore().get(store, self._path(key), options=options)
         info = self._info(found.meta)
         if etag and info.etag != etag:
             raise _changed(self.locate(key))
@@ -305,9 +315,17 @@ class ObjectClient(Objects):
         ]
 
     def _info(self, meta: Any) -> ObjectInfo:
-        start = len(self._uri.prefix) + 1 if self._uri.prefix else 0
         modified_s = meta["last_modified"].timestamp()
-        return ObjectInfo(meta["path"][start:], meta["size"], meta["e_tag"] or "", modified_s)
+        key = self._key(meta["path"])
+        return ObjectInfo(key, meta["size"], meta["e_tag"] or "", modified_s)
+
+    def _path(self, key: str) -> str:
+        """Return the path within the bucket of an object."""
+        return self._uri.key(key)
+
+    def _key(self, path: str) -> str:
+        """Return the key of an object from its path within the bucket."""
+        return path[len(self._uri.prefix) + 1 :] if self._uri.prefix else path
 
     def _read(self, key: str, request: Callable[[], Result]) -> Result:
         try:

@@ -6,8 +6,7 @@ import os
 import sys
 import threading
 from multiprocessing import util
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +17,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.online.cache_store import FINGERPRINT, add, make_layout, open_cache, other_audio
 from pipeline.online.collecting import Encoded, encode, fingerprint_of
 from pipeline.store import index as index_files
-from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.opening import absolute_location, open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC
 from pipeline.store.format.plan import SMALL_FRAMES_PER_UNIT, round_up_to_chunk
 from pipeline.store.format.stored_form import choose_form
@@ -83,7 +82,7 @@ class CachedEncoder:
     ) -> None:
         """Use `cached`."""
         self._encoder = encoder
-        self._backend = open_backend(Path(store_uri).expanduser().absolute())
+        self._backend = open_backend(absolute_location(str(fspath(store_uri))))
         codec = choose_form(dtype, "frames", "mean", prefix="").codec
         self._layout = open_cache(self._backend, encoder, make_layout(encoder, codec, capacity))
         self._store = FeatureStore(self._backend)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, compose_config
@@ -15,7 +14,7 @@ from pipeline.online.dataset import OnlineDataset, View
 from pipeline.online.extraction import Extraction, wait_s
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
-from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.opening import absolute_location, open_backend
 from pipeline.store.read.opening import open_store
 
 
@@ -101,7 +100,7 @@ def open_or_extract(
             "final_norm": final_norm,
         },
     )
-    backend = open_backend(Path(str(config.store)))
+    backend = open_backend(str(config.store))
     recheck = recheck or config.retry_quarantined or config.restore_dropped
     if is_complete(backend) and not recheck:
         check_settings(config, backend)
@@ -127,17 +126,14 @@ def _with_engine(overrides: Sequence[str], settings: Mapping[str, Any]) -> dict[
 
 
 def _path_of(store_uri: str | PathLike[str]) -> str:
-    """Return the absolute path of a store.
+    """Return the absolute path of a store, or its URI.
 
     Raises:
-        ConfigError: It is not a path.
+        ConfigError: It is neither.
     """
     if not isinstance(store_uri, str | PathLike):
-        raise ConfigError(f"the store is {store_uri!r:.80}; expected its path")
-    text = str(fspath(store_uri))
-    if "://" in text:
-        raise ConfigError(f"the store is {text!r}; expected a path on a file system")
-    return str(Path(text).expanduser().absolute())
+        raise ConfigError(f"the store is {store_uri!r:.80}; expected its path or URI")
+    return absolute_location(str(fspath(store_uri)))
 
 
 def _await_unit(extraction: Extraction, backend: Backend) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.exclusive import create_exclusive
-from pipeline.store.backend.folders import folder_of
+from pipeline.store.backend.folders import absolute_name, folder_of, name_of
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.serialization import json_bytes
 
@@ -52,7 +52,7 @@ def source_of(store: FeatureStore) -> dict[str, Any]:
     Several stores have a list of paths.
     """
     identity = json.dumps(store.attributes["identity"], sort_keys=True)
-    paths = [str(folder.resolve()) for folder in store_folders(store)]
+    paths = [absolute_name(backend) for backend in store.backends]
     return {
         "store": paths[0] if len(paths) == 1 else paths,
         "identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -60,17 +60,13 @@ def source_of(store: FeatureStore) -> dict[str, Any]:
 
 
 def store_folders(store: FeatureStore) -> list[Path]:
-    """Return the folder of the store, or of each of several.
-
-    Raises:
-        StoreError: One is not in a folder of this machine.
-    """
-    return [folder_of(backend) for backend in store.backends]
+    """Return the folders of the stores, of those that are in a folder of this machine."""
+    return [folder_of(b) for b in store.backends if b.local_path("") is not None]
 
 
 def default_folder(store: FeatureStore) -> Path:
     """Return where the results of a store go: `sweeps/NAME`, or `sweeps/NAME+NAME` of several."""
-    names = [folder.resolve().name for folder in store_folders(store)]
+    names = [name_of(backend) for backend in store.backends]
     more = len(names) - _MAX_NAMES
     return Path("sweeps", "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])]))
 

@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 import pipeline
-from pipeline.errors import ConfigError, IdentityError, RunError, SourceError
+from pipeline.errors import ConfigError, IdentityError, RunError, SourceError, StoreNotFoundError
 from pipeline.online import opening
 from pipeline.online.extraction import _environment
 from pipeline.store.coordination.lease import live_holder
@@ -106,8 +106,8 @@ def test_settings_are_checked_before_a_process_starts(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ConfigError, match=message):
             pipeline.open_or_extract(tmp_path / "store", *given[0], **given[1])
-    with pytest.raises(ConfigError, match="expected a path on a file system"):
-        pipeline.open_or_extract("s3://bucket/store")
+    with pytest.raises(StoreNotFoundError, match="no kind of store"):
+        pipeline.open_or_extract("sftq://host/store")
     with pytest.raises(ConfigError, match="expected its path"):
         pipeline.open_or_extract(["a", "b"])
 

@@ -1,4 +1,4 @@
-"""Stores as folders of this machine: where they are to each other, and renames of whole stores."""
+"""Places of stores: how folders and buckets lie to each other, and stores that appear whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pipeline import files
 from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
+from pipeline.store.backend.remote.backend import RemoteBackend
+from pipeline.store.backend.remote.staged import StagedBackend
+from pipeline.store.format.layout import ATTRIBUTES
 
 
 def folder_of(backend: Backend) -> Path:
@@ -25,12 +28,24 @@ def folder_of(backend: Backend) -> Path:
 
 
 def is_there(backend: Backend) -> bool:
-    """Return whether there is anything at the place of a store, even a dangling link."""
+    """Return whether there is anything at the place of a store, even a dangling link.
+
+    In a bucket, what is no store and no beginning of one does not count.
+    """
+    if isinstance(backend, StagedBackend):
+        return bool(backend.children(""))
+    if isinstance(backend, RemoteBackend):
+        return backend.exists(ATTRIBUTES)
     return os.path.lexists(folder_of(backend))
 
 
-def sibling(backend: Backend, suffix: str) -> LocalBackend:
-    """Return the place beside a store whose name has a suffix more."""
+def unseen(backend: Backend, suffix: str) -> Backend:
+    """Return where a store is written that shall appear at a place when it is complete.
+
+    That is the folder beside it whose name has a suffix more; in a bucket, the same place.
+    """
+    if isinstance(backend, RemoteBackend):
+        return StagedBackend(backend)
     folder = folder_of(backend)
     return LocalBackend(folder.with_name(f"{folder.name}{suffix}"))
 
@@ -49,7 +64,7 @@ def relation(one: Backend, other: Backend) -> str | None:
     """
     paths = one.local_path(""), other.local_path("")
     if paths[0] is None or paths[1] is None:
-        return "the same folder as" if str(one) == str(other) else None
+        return _relation_of_uris(str(one), str(other))
     first, second = (path.resolve() for path in paths if path is not None)
     with suppress(OSError):
         if first.samefile(second):  # names may differ in case
@@ -61,12 +76,35 @@ def relation(one: Backend, other: Backend) -> str | None:
     return "around" if first in second.parents else None
 
 
-def rename_store(backend: Backend, new: Backend) -> None:
-    """Give the folder of a store another name in the same parent folder, durably.
+def _relation_of_uris(one: str, other: str) -> str | None:
+    if one == other:
+        return "the same folder as"
+    if one.startswith(f"{other}/"):
+        return "inside"
+    return "around" if other.startswith(f"{one}/") else None
+
+
+def absolute_name(backend: Backend) -> str:
+    """Return the path of a store with links followed, or its URI."""
+    path = backend.local_path("")
+    return str(backend if path is None else path.resolve())
+
+
+def show_store(backend: Backend, new: Backend) -> None:
+    """Make a store that was written unseen appear at its place, durably.
+
+    Args:
+        backend: The complete store (`unseen`).
+        new: Its place.
 
     Raises:
-        StoreError: There is something under the new name, or the file system refuses.
+        StoreError: There is something at its place, or the storage refuses.
     """
+    if isinstance(backend, StagedBackend) and isinstance(new, RemoteBackend):
+        if is_there(new):
+            raise StoreError(f"{new} has appeared meanwhile; remove it, or copy to another place")
+        backend.publish_to(new)
+        return
     folder, target = folder_of(backend), folder_of(new)
     if is_there(new):
         raise StoreError(f"{target} has appeared meanwhile; the new store is complete in {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import cast
 
 from pipeline.errors import StoreNotFoundError
@@ -12,6 +13,19 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.remote.read_only import ReadOnlyBackend
+
+
+def absolute_location(text: str) -> str:
+    """Return the location of a store for a process with another working directory.
+
+    Raises:
+        ConfigError: A `file:///` URI is not complete.
+    """
+    scheme = scheme_of(text)
+    if scheme and scheme != "file":
+        return text
+    path = file_path(text) if scheme else text
+    return str(Path(path).expanduser().absolute())
 
 
 def open_backend(location: Location) -> Backend:

@@ -1,5 +1,7 @@
 """The place of a copy: a folder beside it while it is written, then its own.
 
+In a bucket a copy is written in its own place, without the document that makes it a store.
+
 Nothing appears at the destination before the copy is complete. A copy of which `verify --repair`
 has revoked units is completed where it is.
 """
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError, IdentityError, StoreError, counted, first_few
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
-from pipeline.store.backend.folders import is_there, relation, rename_store, sibling
+from pipeline.store.backend.folders import is_there, relation, show_store, unseen
 from pipeline.store.documents import (
     check_format_shape,
     read_attributes,
@@ -62,7 +64,7 @@ def check_place(out: Backend, sources: Sequence[Source]) -> None:
     Raises:
         ConfigError: It does.
     """
-    for place in (out, sibling(out, SUFFIX)):
+    for place in (out, unseen(out, SUFFIX)):
         for source in sources:
             found = relation(place, source.backend)
             if found is not None:
@@ -75,7 +77,7 @@ def check_place(out: Backend, sources: Sequence[Source]) -> None:
 
 def choose_place(out: Backend) -> tuple[Backend, bool]:
     """Return where the copy is written, and whether it is at its destination already."""
-    return (out, True) if is_there(out) else (sibling(out, SUFFIX), False)
+    return (out, True) if is_there(out) else (unseen(out, SUFFIX), False)
 
 
 def check_content(place: Backend, identity: Identity, layout: Layout, pieces: Pieces) -> None:
@@ -247,5 +249,5 @@ def publish(place: Backend, out: Backend) -> None:
     Raises:
         StoreError: The file system refuses, or there is something under that name.
     """
-    rename_store(place, out)
+    show_store(place, out)
     out.delete(LEASE)  # it has moved with the store

@@ -31,7 +31,7 @@ class RemoteBackend(Backend):
     when the server has answered; nothing that is half-written is ever visible.
 
     Args:
-        uri: The bucket and the prefix.
+        uri: The bucket and the prefix, or a client of them.
         limits: How long to wait for the server.
     """
 
@@ -39,16 +39,16 @@ class RemoteBackend(Backend):
     parallel_reads = _READS_IN_FLIGHT
     replaces_cheaply = False
 
-    def __init__(self, uri: str, limits: Limits | None = None) -> None:
-        client = ObjectClient(uri, limits)
+    def __init__(self, uri: str | ObjectClient, limits: Limits | None = None) -> None:
+        client = ObjectClient(uri, limits) if isinstance(uri, str) else uri
         self._client: Objects = client
         self._lines, self._leases = LineWriter(client), RemoteLeases(client)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self._client,)
+        return RemoteBackend, (self._client,)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteBackend) and self._client == other._client
+        return type(other) is type(self) and self._client == other._client
 
     def __hash__(self) -> int:
         return hash(self._client)
@@ -195,13 +195,6 @@ class RemoteBackend(Backend):
             contents = [content for content in pool.map(self._client.get, keys) if content]
         ended = (text if text.endswith(b"\n") else text + b"\n" for text in contents[:-1])
         return b"".join([*ended, *contents[-1:]])
-
-
-def _open(client: ObjectClient) -> RemoteBackend:
-    backend = RemoteBackend.__new__(RemoteBackend)
-    backend._client, backend._lines = client, LineWriter(client)
-    backend._leases = RemoteLeases(client)
-    return backend
 
 
 def _all(results: Iterable[None]) -> None:
