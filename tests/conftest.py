@@ -17,9 +17,9 @@ from hypothesis import settings
 from campaigns.chaos.drivers import Drivers
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.network import refused_network
-from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3
+from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3, s3_of_module
 
-__all__ = ["azurite", "gcs", "localbucket", "proxy", "rclone", "s3"]
+__all__ = ["azurite", "gcs", "localbucket", "proxy", "rclone", "s3", "s3_of_module"]
 """Fixtures that are defined elsewhere."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

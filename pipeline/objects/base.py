@@ -52,6 +52,12 @@ class Objects(Protocol):
             EOFError: The object ends before.
         """
 
+    def fetch(
+        self, key: str, start: int, length: int, etag: str = ""
+    ) -> tuple[memoryview, ObjectInfo | None]:
+        """Read a range as `get_range` does, with what the answer says of the object, if it does."""
+        return self.get_range(key, start, length, etag), None
+
     def get_ranges(
         self,
         key: str,

@@ -106,7 +106,7 @@ class ObjectClient(Objects):
 
     def get(self, key: str) -> bytes:
         """Read a whole object."""
-        return bytes(self._read(key, lambda: self._fetch(key)))
+        return bytes(self._read(key, lambda: self._fetch(key))[0])
 
     def get_range(self, key: str, start: int, length: int, etag: str = "") -> memoryview:
         """Read a range of an object.
@@ -125,6 +125,17 @@ class ObjectClient(Objects):
             raise OSError(errno.EINVAL, f"no range: {length} bytes from {start}", self.locate(key))
         if not length:
             return memoryview(b"")
+        return self.fetch(key, start, length, etag)[0]
+
+    def fetch(
+        self, key: str, start: int, length: int, etag: str = ""
+    ) -> tuple[memoryview, ObjectInfo]:
+        """Read a range of an object as `get_range` does, with what the server says of it.
+
+        Raises:
+            EOFError: The object ends before.
+            OSError: It cannot be read, or has changed; then its `errno` is ESTALE.
+        """
         return self._read(key, lambda: self._fetch(key, start, length, etag))
 
     def get_ranges(
@@ -272,7 +283,7 @@ class ObjectClient(Objects):
     def _try_read(self, key: str) -> bytes | None:
         """Return the content of an object; None if there is none, or it cannot be read now."""
         try:
-            return bytes(self._fetch(key))
+            return bytes(self._fetch(key)[0])
         except PassingError:
             return None
         except BaseException as error:
@@ -280,7 +291,9 @@ class ObjectClient(Objects):
                 raise
             return None
 
-    def _fetch(self, key: str, start: int = 0, length: int = -1, etag: str = "") -> memoryview:
+    def _fetch(
+        self, key: str, start: int = 0, length: int = -1, etag: str = ""
+    ) -> tuple[memoryview, ObjectInfo]:
         options: dict[str, Any] = {}
         if length >= 0:
             options["range"] = (start, start + length)
@@ -297,7 +310,7 @@ class ObjectClient(Objects):
             raise PassingError(f"{len(content)} bytes came of {expected}")
         if expected < length:
             raise EOFError(f"{self.locate(key)} ends at byte {info.size}")
-        return content
+        return content, info
 
     def _list(self, folder: str | None, after: str | None, until: str | None) -> Sequence[Any]:
         found: list[Any] = []

@@ -11,7 +11,8 @@ from pipeline.objects.library import generation
 COALESCE_BYTES = 1 << 20
 """Bytes between two ranges that are rather read than requested apart."""
 IN_FLIGHT = 32
-_LONGEST_BYTES = 8 << 20  # of a merged range: a longer one would be faster in two requests
+LONGEST_BYTES = 8 << 20
+"""Bytes of a merged range at most: a longer one would be faster in two requests."""
 
 Fetch = Callable[[int, int], memoryview]
 
@@ -35,7 +36,7 @@ def merge(
         if merged:
             first, last, members = merged[-1]
             is_near = start <= last + coalesce
-            if is_near and (start < last or max(stop, last) - first <= _LONGEST_BYTES):
+            if is_near and (start < last or max(stop, last) - first <= LONGEST_BYTES):
                 merged[-1] = (first, max(last, stop), [*members, number])
                 continue
         merged.append((start, stop, [number]))

@@ -54,6 +54,16 @@ def s3(localbucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="module")
+def s3_of_module(localbucket: LocalBucket) -> Iterator[str]:
+    """The URI of a prefix for all tests of a module, for which the environment is set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("AWS_PROFILE", raising=False)
+        for name, value in environment(localbucket.url).items():
+            patch.setenv(name, value)
+        yield f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
 @pytest.fixture
 def proxy(localbucket: LocalBucket, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy in front of the S3 server, to which the environment now leads."""

@@ -15,6 +15,14 @@ from pathlib import Path
 from tests.servers.base import free_port, running
 
 BUCKET = "test-bucket"
+_START = """
+import localbucket
+localbucket.S3Handler.disable_nagle_algorithm = True
+localbucket.ThreadingHTTPServer.request_queue_size = 128
+localbucket.main()
+"""
+"""The server as its own command starts it; but that answers to small requests after 40 ms, because
+it sends them in two parts, and lets clients wait for a second if more than five connect at once."""
 SECRET = "a-secret-key-that-nothing-may-show"
 
 
@@ -48,7 +56,7 @@ class LocalBucket:
 def start_localbucket(folder: Path) -> Iterator[LocalBucket]:
     """Run a server with one bucket, `BUCKET`."""
     port, data = free_port(), folder / "data"
-    command = [sys.executable, "-m", "localbucket", str(data), "--port", str(port)]
+    command = [sys.executable, "-c", _START, str(data), "--port", str(port)]
     with running(command, port, folder / "localbucket.log") as pid:
         url = f"http://127.0.0.1:{port}"
         request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")

@@ -14,16 +14,19 @@ from pipeline.errors import StoreNotFoundError, UtteranceNotFoundError
 from pipeline.store.backend.base import Location
 from pipeline.store.index import compact
 from pipeline.store.read.opening import open_store
-from tests.helpers.backends import in_memory
+from tests.helpers.backends import in_bucket, in_memory
 from tests.helpers.fake_store import FakeStore, begin_store
 
 READABLE = [row for row in range(11) if row != 3]
 Place = Callable[[Path], Location]
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def place(request: pytest.FixtureRequest) -> Place:
-    """The location that a store is read from: its folder, or a copy in memory."""
+    """The location that a store is read from: its folder, or a copy in memory or in a bucket."""
+    if request.param == "s3":
+        uri = request.getfixturevalue("s3")
+        return lambda root: in_bucket(root, uri).uri
     return in_memory if request.param == "memory" else lambda root: root
 
 

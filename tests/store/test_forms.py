@@ -18,12 +18,14 @@ from crc32c import crc32c
 
 import pipeline
 from pipeline.errors import DamagedError, StoreError
+from pipeline.store.backend.base import Location
 from pipeline.store.documents import layout_of
 from pipeline.store.format.codecs import BFLOAT16, CODECS, FLOAT16, FLOAT32, INT8, Codec
 from pipeline.store.format.layout import FRAMES, KEPT, POOLED, SCALE
 from pipeline.store.format.pooling import STATISTICS
 from pipeline.store.maintain.inspection import describe_store
 from pipeline.store.maintain.verify import verify_store
+from tests.helpers.backends import in_bucket
 from tests.helpers.feature_stores import make_store
 
 LENGTHS = [100, 700, 60, 200, 1, 256]
@@ -76,12 +78,21 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {codec.name: write(root / codec.name, codec=codec) for codec in CODECS}
 
 
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def places(request: pytest.FixtureRequest, stores: dict[str, Path]) -> dict[str, Location]:
+    """Where the stores are read: in their folders, and in a bucket."""
+    if request.param == "folder":
+        return dict(stores)
+    uri = request.getfixturevalue("s3_of_module")
+    return {name: in_bucket(root, f"{uri}/{name}") for name, root in stores.items()}
+
+
 @each_codec
 def test_reads_return_the_features_within_the_codecs_rounding(
-    stores: dict[str, Path], codec: Codec
+    places: dict[str, Location], codec: Codec
 ) -> None:
     """Whole utterances, pieces and parts of them, in the type that the codec's values have."""
-    store = pipeline.open_store(stores[codec.name])
+    store = pipeline.open_store(places[codec.name])
     for key in KEYS:
         expected = truth(key)
         got = store.read(key)
@@ -94,9 +105,9 @@ def test_reads_return_the_features_within_the_codecs_rounding(
 
 
 @each_codec
-def test_all_readers_return_the_same_values(stores: dict[str, Path], codec: Codec) -> None:
+def test_all_readers_return_the_same_values(places: dict[str, Location], codec: Codec) -> None:
     """Many at a time, sums, loaders, pickles, and with verification."""
-    store = pipeline.open_store(stores[codec.name])
+    store = pipeline.open_store(places[codec.name])
     wanted = [KEYS[4], KEYS[1], KEYS[1], KEYS[0]]
     for got, key in zip(store.read_many(wanted, [2]), wanted, strict=True):
         assert torch.equal(got, store.read(key, [2]))

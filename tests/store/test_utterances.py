@@ -18,7 +18,7 @@ import pipeline
 from pipeline.errors import StoreError, UtteranceNotFoundError
 from pipeline.store.backend.local_reader import LocalReader
 from pipeline.store.format.layout import Layout
-from tests.helpers.backends import in_memory
+from tests.helpers.backends import in_bucket, in_memory
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, spelled
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
@@ -34,9 +34,11 @@ def root(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=["folder", "memory"])
+@pytest.fixture(scope="module", params=["folder", "memory", "s3"])
 def opened(request, root):
-    """The store in its folder, and a copy of it in memory."""
+    """The store in its folder, and copies of it in memory and in a bucket."""
+    if request.param == "s3":
+        return pipeline.open_store(in_bucket(root, request.getfixturevalue("s3_of_module")))
     return pipeline.open_store(in_memory(root) if request.param == "memory" else root)
 
 

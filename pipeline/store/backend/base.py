@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -22,14 +22,32 @@ from pipeline.store.native.mapped import MappedFile
 __all__ = [
     "Backend",
     "Buffer",
+    "End",
     "FoundLease",
     "LeaseOperations",
     "Location",
     "Map",
     "ObjectReader",
+    "OtherEndError",
     "PartialObject",
     "final_name",
 ]
+
+
+class End(NamedTuple):
+    """Size of an object, and the bytes at its end.
+
+    Attributes:
+        size: Bytes of the whole object.
+        tail: The last ones.
+    """
+
+    size: int
+    tail: bytes = b""
+
+
+class OtherEndError(OSError):
+    """An object has not the end that was expected when it was opened."""
 
 
 class ObjectReader(Protocol):
@@ -48,6 +66,17 @@ class ObjectReader(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the object; 0 if it is something without content, such as a folder."""
+
+    def has_end(self, end: End) -> bool | None:
+        """Return whether the object has a size, and ends in certain bytes.
+
+        Returns:
+            None if that is not known yet. Then the first read finds out, and raises an
+            OtherEndError if it is not so.
+        """
+        if self.size != end.size:
+            return False
+        return self.read(end.size - len(end.tail), len(end.tail)) == end.tail
 
     def read(self, offset: int, length: int) -> bytes:
         """Read `length` bytes from `offset`.
@@ -250,12 +279,14 @@ class Backend(Protocol):
         """
         return self.open_reader(key).read(offset, length)
 
-    def open_reader(self, key: str, *, whole: bool = False) -> ObjectReader:
+    def open_reader(self, key: str, *, whole: bool = False, end: End | None = None) -> ObjectReader:
         """Open an object for many reads.
 
         Args:
             key: The object.
             whole: Whether most of it will be read: more may be fetched at a time than is asked for.
+            end: How it should end. Where opening it takes a request, that is then left to the first
+                read, which raises what opening would raise, and compares the end.
 
         Raises:
             FileNotFoundError: It does not exist.

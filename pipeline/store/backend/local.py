@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import exclusive, files
 from pipeline.errors import StoreError
-from pipeline.store.backend.base import Backend, Buffer, Map
+from pipeline.store.backend.base import Backend, Buffer, End, Map
 from pipeline.store.backend.file_leases import FileLeases
 from pipeline.store.backend.folder_check import check_folder, warn_of_caches
 from pipeline.store.backend.local_reader import LocalReader
@@ -77,7 +77,7 @@ class LocalBackend(Backend):
             raise FileNotFoundError(errno.ENOENT, "not created yet", str(path))
         return content
 
-    def open_reader(self, key: str, *, whole: bool = False) -> LocalReader:
+    def open_reader(self, key: str, *, whole: bool = False, end: End | None = None) -> LocalReader:
         """Open a file for reading."""
         with _missing_is_not_found():
             return LocalReader(self._root / key, whole)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreNotFoundError
-from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader, PartialObject
+from pipeline.store.backend.base import Backend, Buffer, End, Map, ObjectReader, PartialObject
 from pipeline.store.backend.file_leases import FileLeases
 
 _open_stores: WeakValueDictionary[str, MemoryBackend] = WeakValueDictionary()
@@ -61,7 +61,7 @@ class MemoryBackend(Backend):
         with self._guard:
             return self._get(key)
 
-    def open_reader(self, key: str, *, whole: bool = False) -> MemoryReader:
+    def open_reader(self, key: str, *, whole: bool = False, end: End | None = None) -> MemoryReader:
         """Open an object as it is now."""
         return MemoryReader(self.read(key))
 

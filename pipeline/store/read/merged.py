@@ -9,6 +9,7 @@ form than they are returned in are read by blocks and decoded while they are in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ _Read = tuple[int, int, int, list[Matrix]]
 _BLOCK = 512  # frames that are decoded at a time
 _MOST_CACHED = 4 << 20  # bytes that are in the CPU's cache when the last of them is read
 _MAX_PENDING = 64  # reads; more do not make a disk faster
+
+Item = TypeVar("Item")
 
 
 def read_mapped(
@@ -145,24 +148,31 @@ def _runs(parts: Sequence[tuple[Span, Matrix]]) -> list[tuple[tuple[int, int], l
 def _read(reads: Sequence[tuple[ShardReader, _Read]]) -> None:
     n_bytes = sum(part.nbytes for _, (*_, parts) in reads for part in parts)
     streams = n_bytes > _MOST_CACHED
-    for first in range(0, len(reads), _MAX_PENDING):
-        some = reads[first : first + _MAX_PENDING]
+    pending: list[tuple[ShardReader, _Read]] = []
+    for some in [*_groups(reads), []]:  # the next ones are requested before some are waited for
         missing = [
             (shards, read) for shards, read in some if not shards.read_cached(*read, streams)
         ]
-        for shards, read in missing:
+        for shards, read in pending:
             shards.read_into(*read, streams)
+        pending = missing
 
 
 def _decode(spans: Sequence[tuple[ShardReader, int, Span, Matrix]]) -> None:
     """Read and decode spans; the storage fetches the next ones meanwhile."""
     streams = sum(part.nbytes for *_, part in spans) > _MOST_CACHED
-    for first in range(0, len(spans), _MAX_PENDING):
-        some = spans[first : first + _MAX_PENDING]
-        for shards, axis, span, _ in some[1:]:  # the first one requests its own
+    groups = [[], *_groups(spans)]
+    for some, after in zip(groups, [*groups[1:], []], strict=True):
+        for shards, axis, span, _ in after if some else after[1:]:  # the first requests its own
             shards.prefetch_coded(axis, *span)
         for shards, axis, span, part in some:
             _decode_span(shards, axis, span, part, streams)
+
+
+def _groups(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Divide reads so that of two groups as many are pending as may be."""
+    size = _MAX_PENDING // 2
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _decode_span(

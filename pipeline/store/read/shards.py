@@ -16,7 +16,7 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError, StoreError, UnreachableError
-from pipeline.store.backend.base import Location, ObjectReader
+from pipeline.store.backend.base import End, Location, ObjectReader, OtherEndError
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored
@@ -32,6 +32,12 @@ _MISSING = (
     "run `strata verify`; if something was dropped from the store since it was opened, open it "
     "again"
 )
+
+
+def _unreadable(what: str, error: Exception) -> DamagedError:
+    if isinstance(error, FileNotFoundError):
+        return DamagedError(f"{what} is missing; {_MISSING}")
+    return DamagedError(f"{what} cannot be read ({error}); run `strata verify`")
 
 
 class ShardReader:
@@ -59,6 +65,7 @@ class ShardReader:
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
         self.dim, self.frame_bytes = layout.dim, layout.frame_bytes
         self._flat: dict[tuple[int, int], bool] = {}
+        self._ends = End(layout.shard_bytes, layout.shard_index), End(layout.scale_bytes)
         self._whole = False
         # A cache that referred to this reader would keep its files open until a garbage collection.
         opening = WeakMethod(self._open)
@@ -150,11 +157,11 @@ class ShardReader:
             shard.read_into(parts, start * self.frame_bytes, streams)
         except UnreachableError:
             raise
+        except OtherEndError:
+            self._note_other_end(axis, slot, shard)
+            self._read_by_zarr(axis, slot, start, parts)
         except (OSError, EOFError) as error:
-            path = self.locate(axis, slot)
-            raise DamagedError(
-                f"shard {path} cannot be read ({error}); run `strata verify`"
-            ) from error
+            raise _unreadable(f"shard {self.locate(axis, slot)}", error) from error
 
     def read_cached(
         self, axis: int, slot: int, start: int, parts: Sequence[Matrix], streams: bool = False
@@ -250,9 +257,11 @@ class ShardReader:
             chunk.read_into([out], self._scale_offset(axis, position))
         except UnreachableError:
             raise
+        except OtherEndError:
+            out[...] = self.scale_chunk(slot)[position, axis]
         except (OSError, EOFError) as error:
             path = self._backend.locate(layout.scale_key(slot - self._first_slot))
-            raise DamagedError(f"{path} cannot be read ({error}); run `strata verify`") from error
+            raise _unreadable(path, error) from error
         return out
 
     def _scale_offset(self, axis: int, position: int) -> int:
@@ -303,44 +312,41 @@ class ShardReader:
         slot -= self._first_slot
         shard_key = layout.scale_key(slot) if axis == _SCALES else layout.shard_key(axis, slot)
         path = self._backend.locate(shard_key)
+        end = self._ends[axis == _SCALES]
         try:
-            shard = self._open_reader(shard_key)
-        except FileNotFoundError:
-            kind = "" if axis == _SCALES else "shard "
-            raise DamagedError(f"{kind}{path} is missing; {_MISSING}") from None
+            shard = self._open_reader(shard_key, end)
         except UnreachableError:
             raise
         except OSError as error:
             if error.errno in _TOO_MANY:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
-            raise DamagedError(f"shard {path} cannot be opened ({error})") from error
-        if axis == _SCALES:
-            return shard if shard.size == layout.scale_bytes else None
+            raise _unreadable(path if axis == _SCALES else f"shard {path}", error) from error
         is_flat = self._flat.get(key)
         if is_flat is None:
-            is_flat = self._is_flat(shard, path)
-            if not is_flat:
-                self._check_zarr_reads(path, axis, slot)
-            self._flat[key] = is_flat  # not before the check: other threads rely on it
-        return shard if is_flat else None
+            is_flat = shard.has_end(end)
+            if is_flat is False:
+                self._note_other_end(*key, shard)
+            elif is_flat:
+                self._flat[key] = True  # not before the check: other threads rely on it
+        return None if is_flat is False else shard
 
-    def _open_reader(self, key: str) -> ObjectReader:
+    def _open_reader(self, key: str, end: End) -> ObjectReader:
         try:
-            return self._backend.open_reader(key, whole=self._whole)
+            return self._backend.open_reader(key, whole=self._whole, end=end)
         except OSError as error:
             if error.errno not in _TOO_MANY:
                 raise
         self._opened.cache_clear()
-        return self._backend.open_reader(key, whole=self._whole)
+        return self._backend.open_reader(key, whole=self._whole, end=end)
 
-    def _is_flat(self, shard: ObjectReader, path: str) -> bool:
-        layout, size = self.layout, shard.size
-        if not size:  # Zarr would take it for absent
-            raise DamagedError(f"shard {path} is not a file with content; run `strata verify`")
-        if size != layout.shard_bytes:
-            return False
-        index = shard.read(layout.shard_data_bytes, len(layout.shard_index))
-        return index == layout.shard_index
+    def _note_other_end(self, axis: int, slot: int, shard: ObjectReader) -> None:
+        """Note that a shard is not flat, once zarr-python has read it."""
+        if axis != _SCALES and (axis, slot) not in self._flat:
+            path = self.locate(axis, slot)
+            if not shard.size:  # Zarr would take it for absent
+                raise DamagedError(f"shard {path} is not a file with content; run `strata verify`")
+            self._check_zarr_reads(path, axis, slot - self._first_slot)
+        self._flat[axis, slot] = False
 
     def _check_zarr_reads(self, path: str, axis: int, slot: int) -> None:
         """Check that zarr-python can read a shard that is not flat."""

@@ -10,7 +10,7 @@ from pipeline.objects.base import Objects
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.listing import list_folder
 from pipeline.objects.requests import Limits
-from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
+from pipeline.store.backend.base import Backend, Buffer, End, Map, ObjectReader
 from pipeline.store.backend.memory import MemoryReader
 from pipeline.store.backend.remote.leases import RemoteLeases
 from pipeline.store.backend.remote.lines import LineWriter
@@ -82,8 +82,10 @@ class RemoteBackend(Backend):
                 raise
             return content
 
-    def open_reader(self, key: str, *, whole: bool = False) -> ObjectReader:
-        """Open an object by asking for its size and ETag."""
+    def open_reader(self, key: str, *, whole: bool = False, end: End | None = None) -> ObjectReader:
+        """Open an object by asking for its size and ETag; with an end, by no request."""
+        if end is not None:
+            return RemoteReader(self._client, key, end)
         try:
             return RemoteReader(self._client, key)
         except FileNotFoundError:

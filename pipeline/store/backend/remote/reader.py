@@ -1,49 +1,113 @@
-"""Reads of one object, each a request for a range of it."""
+"""Reads of one object by ranges."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.objects.base import Objects
-from pipeline.store.backend.base import ObjectReader
+from pipeline.objects.base import ObjectInfo, Objects
+from pipeline.objects.library import generation
+from pipeline.objects.ranges import LONGEST_BYTES
+from pipeline.store.backend.base import End, ObjectReader, OtherEndError
+from pipeline.store.backend.remote.fetching import Segments
 
-_REQUEST_BYTES = 8 << 20
-"""A longer read is divided into requests of this size, which are in flight together."""
+
+class _SeenObject:
+    """An object as it was when it was first seen: every answer must have the same size and ETag."""
+
+    def __init__(self, client: Objects, key: str) -> None:
+        self._client, self._key = client, key
+        self._seen: dict[str, tuple[int, str]] = {}  # an entry is made once, by whatever thread
+
+    @property
+    def location(self) -> str:
+        """Where it is."""
+        return self._client.locate(self._key)
+
+    @property
+    def size(self) -> int:
+        """Its bytes; -1 before anything of it was seen."""
+        return self._seen.get(self._key, (-1, ""))[0]
+
+    def look(self) -> None:
+        """Ask for its size and its ETag.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            OSError: It was replaced.
+        """
+        self._compare(self._client.head(self._key))
+
+    def fetch(self, start: int, length: int) -> memoryview:
+        """Fetch a range.
+
+        Raises:
+            EOFError: It ends before.
+            OSError: It cannot be read, or was replaced.
+        """
+        etag = self._seen.get(self._key, (-1, ""))[1]
+        content, info = self._client.fetch(self._key, start, length, etag)
+        if info is not None:
+            self._compare(info)
+        elif self.size < 0:
+            self.look()
+        return content
+
+    def _compare(self, info: ObjectInfo) -> None:
+        found = info.size, info.etag
+        if self._seen.setdefault(self._key, found) != found:
+            raise OSError(errno.ESTALE, "the object has changed since it was opened", self.location)
 
 
 class RemoteReader(ObjectReader):
-    """An object as it was when it was opened: if it is replaced, reads fail with ESTALE.
+    """An object as it was when it was first seen: if it is replaced, reads fail with ESTALE.
+
+    What is announced (`prefetch`, `read_cached`) is fetched together, see `fetching.py`.
+
+    Args:
+        client: The bucket and the prefix.
+        key: The object.
+        end: How it should end: nothing is asked for before the first read, which compares it.
+            Without, size and ETag are asked for at once.
 
     Raises:
-        FileNotFoundError: On creation, if there is no such object.
+        FileNotFoundError: On creation without `end`, if there is no such object.
     """
 
     mapped = None
 
-    def __init__(self, client: Objects, key: str) -> None:
-        self._client, self._key = client, key
-        info = client.head(key)
-        self._size, self._etag = info.size, info.etag
+    def __init__(self, client: Objects, key: str, end: End | None = None) -> None:
+        self._object, self._end = _SeenObject(client, key), end
+        self._has_other_end = False
+        self._ahead: tuple[int, Segments] | None = None
+        if end is None:
+            self._object.look()
 
     @property
     def size(self) -> int:
-        """Bytes of the object when it was opened."""
-        return self._size
+        """Bytes of the object when it was first seen."""
+        if self._object.size < 0:
+            self._object.look()
+        return self._object.size
+
+    def has_end(self, end: End) -> bool | None:
+        """Return None, and compare it with the first read, if that is what it was opened for."""
+        return None if end == self._end else super().has_end(end)
 
     def read(self, offset: int, length: int) -> bytes:
         """Read a range."""
-        return b"".join(self._parts(offset, length))
+        return b"".join(self._read(offset, length))
 
     def read_into(
         self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
     ) -> None:
         """Copy a range into arrays."""
         views = [part.data.cast("B") for part in parts if part.nbytes]
-        received = self._parts(offset, sum(len(view) for view in views))
+        received = self._read(offset, sum(len(view) for view in views))
         at, part = 0, memoryview(b"")
         for view in views:
             filled = 0
@@ -57,21 +121,71 @@ class RemoteReader(ObjectReader):
     def read_cached(
         self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
     ) -> bool:
-        """Return False: every read waits for the server."""
-        return False
+        """Announce a read, which waits for the server; return False, unless it is of nothing."""
+        length = sum(part.nbytes for part in parts)
+        self.prefetch(offset, length)
+        return not length
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Do nothing: there is no cache to fetch into."""
+        """Announce a read: it is requested together with others, when one of them waits."""
+        known = self._object.size if self._end is None else self._end.size
+        if 0 <= offset < offset + length <= known and not self._has_other_end:
+            self._announce_end()
+            self._segments.announce(offset, offset + length)
 
-    def _parts(self, offset: int, length: int) -> list[memoryview]:
-        if length and offset >= 0 and offset + length > self._size:
-            raise EOFError(f"{self._client.locate(self._key)} ends at byte {self._size}")
-        if length <= _REQUEST_BYTES:
-            return [self._client.get_range(self._key, offset, length, self._etag)]
-        starts = list(range(offset, offset + length, _REQUEST_BYTES))
-        lengths = [min(_REQUEST_BYTES, offset + length - start) for start in starts]
-        found = self._client.get_ranges(self._key, starts, lengths, -1, self._etag)
-        return list(found)
+    @property
+    def _segments(self) -> Segments:
+        """What is fetched in this process; a fork has nothing of what its parent has fetched."""
+        if self._ahead is None or self._ahead[0] != generation():
+            self._is_end_announced = False
+            self._ahead = generation(), Segments(self._object.fetch)
+        return self._ahead[1]
+
+    def _read(self, offset: int, length: int) -> list[memoryview]:
+        found = self._object
+        if offset < 0 or length < 0:
+            raise OSError(errno.EINVAL, f"no range: {length} bytes from {offset}", found.location)
+        if not length:
+            return []
+        segments = self._segments
+        if self._end is not None:
+            return self._read_first(segments, self._end, offset, offset + length)
+        if 0 <= found.size < offset + length:
+            raise EOFError(f"{found.location} ends at byte {found.size}")
+        if length <= LONGEST_BYTES and not segments.is_ahead(offset):
+            return [found.fetch(offset, length)]
+        return segments.take(offset, offset + length)
+
+    def _read_first(self, segments: Segments, end: End, start: int, stop: int) -> list[memoryview]:
+        """Read a range, and compare the end of the object, by requests at the same time.
+
+        Raises:
+            OtherEndError: The object has another end than was expected.
+        """
+        if not self._has_other_end:
+            self._announce_end()
+            if not segments.is_ahead(start):
+                segments.announce(start, stop)
+            try:
+                tail = b"".join(segments.take(end.size - len(end.tail), end.size))
+                parts = segments.take(start, stop)
+            except EOFError:
+                if self._object.size == end.size:
+                    raise
+            else:
+                if tail == end.tail and self._object.size == end.size:
+                    self._end = None
+                    return parts
+            self._has_other_end = True
+        raise OtherEndError(
+            errno.EIO, "the object has another end than was expected", self._object.location
+        )
+
+    def _announce_end(self) -> None:
+        segments, end = self._segments, self._end
+        if end is not None and end.tail and not self._is_end_announced:
+            self._is_end_announced = True
+            segments.add(end.size - len(end.tail), end.size)
 
 
 def _copy(target: memoryview, source: memoryview) -> None:

@@ -1,0 +1,240 @@
+"""Ranges of objects, fetched ahead: near ones by one request, many requests in flight.
+
+Readers collect the ranges that they are asked to fetch. When one of them has to wait, the ranges of
+all of them are requested: those of an object with gaps of up to 1 MB between them together, 32
+requests at a time. So whoever announces its reads before the first one (`merged.gather` does) has
+few requests, and waits once.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from weakref import ref
+
+from pipeline.objects.library import generation
+from pipeline.objects.ranges import IN_FLIGHT, LONGEST_BYTES, merge
+
+MOST_AHEAD_BYTES = 128 << 20
+"""Bytes that a process keeps fetched or being fetched before they are read; older ones are dropped,
+and are fetched again if they are needed after all."""
+_WINDOW_BYTES = 32 << 20
+"""Bytes of one read that are requested at a time."""
+_MOST_WAITING_BYTES = 16 << 20
+"""Bytes that are collected before they are requested though nobody waits."""
+
+Fetch = Callable[[int, int], memoryview]
+
+
+@dataclass(eq=False)
+class _Segment:
+    """A part of an object that was requested.
+
+    Attributes:
+        start: First byte.
+        stop: One past the last byte.
+        left: Bytes that somebody has announced to read and has not.
+        content: The bytes.
+        is_held: Whether it counts among the bytes of the process.
+    """
+
+    start: int
+    stop: int
+    left: int
+    content: Future[memoryview]
+    is_held: bool = True
+
+
+class Segments:
+    """What is fetched of one object in this process.
+
+    Args:
+        fetch: Fetches a range, given its start and its length.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._requested: list[_Segment] = []
+        self._wanted: dict[tuple[int, int], int] = {}
+        self._fetcher = _fetcher(generation())
+
+    def announce(self, start: int, stop: int) -> None:
+        """Note that a range will be read, unless there is enough to be fetched already."""
+        if self._fetcher.n_ahead + stop - start <= MOST_AHEAD_BYTES - _WINDOW_BYTES:
+            self.add(start, stop)
+
+    def add(self, start: int, stop: int) -> None:
+        """Note that a range will be read; it is requested when somebody waits."""
+        fetcher = self._fetcher
+        with fetcher.guard:
+            n_new = 0
+            for first, last in self._uncovered(start, stop):
+                n_new += last - first if (first, last) not in self._wanted else 0
+                self._wanted[first, last] = self._wanted.get((first, last), 0) + last - first
+            if n_new:
+                fetcher.note(self, n_new)
+
+    def take(self, start: int, stop: int) -> list[memoryview]:
+        """Return a range in parts, and forget what nobody else will read.
+
+        Raises:
+            EOFError: The object ends before.
+            OSError: It cannot be read.
+        """
+        parts = []
+        while start < stop:
+            segment = self._at(start)
+            if segment is None and self._fetcher.is_waiting:
+                self._fetcher.request()
+                segment = self._at(start)
+            if segment is None:
+                self.add(start, self._next_start(start, min(stop, start + _WINDOW_BYTES)))
+                self._fetcher.request()
+                continue
+            last = min(stop, segment.stop)
+            try:
+                content = segment.content.result()
+            except BaseException:
+                self._drop(segment)
+                raise
+            parts.append(content[start - segment.start : last - segment.start])
+            with self._fetcher.guard:
+                segment.left -= last - start
+                if segment.left <= 0:
+                    self._drop(segment)
+            start = last
+        return parts
+
+    def is_ahead(self, start: int) -> bool:
+        """Return whether a byte was requested, or other ranges are waiting to be."""
+        return self._at(start) is not None or self._fetcher.is_waiting
+
+    def _uncovered(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return what of a range was not requested; count the rest as announced once more."""
+        gaps = []
+        while start < stop:
+            segment = self._at(start)
+            if segment is None:
+                last = self._next_start(start, stop)
+                gaps.append((start, last))
+            else:
+                last = min(stop, segment.stop)
+                segment.left += last - start
+            start = last
+        return gaps
+
+    def _at(self, start: int) -> _Segment | None:
+        """Return the segment that has a byte."""
+        with self._fetcher.guard:
+            at = bisect_right(self._requested, start, key=_start) - 1
+            segment = self._requested[at] if at >= 0 else None
+        return segment if segment is not None and start < segment.stop else None
+
+    def _next_start(self, start: int, stop: int) -> int:
+        """Return where the first segment after a byte begins, or `stop` if that comes before."""
+        with self._fetcher.guard:
+            at = bisect_right(self._requested, start, key=_start)
+            return min(stop, self._requested[at].start) if at < len(self._requested) else stop
+
+    def _drop(self, segment: _Segment) -> None:
+        with self._fetcher.guard:
+            self._requested = [item for item in self._requested if item is not segment]
+            self._fetcher.release(segment)
+
+    def send(self) -> None:
+        """Request what is wanted. Called with the guard held."""
+        wanted, self._wanted = self._wanted, {}
+        spans = [(first, last, counted) for (first, last), counted in wanted.items()]
+        starts = [first for first, _, _ in spans]
+        for first, last, members in merge(starts, [last - first for first, last, _ in spans]):
+            for start in range(first, last, LONGEST_BYTES):
+                stop = min(last, start + LONGEST_BYTES)
+                left = sum(_overlap(spans[member], start, stop) for member in members)
+                content = self._fetcher.pool.submit(self._fetch, start, stop - start)
+                segment = _Segment(start, stop, left, content)
+                insort(self._requested, segment, key=_start)
+                self._fetcher.hold(self, segment)
+
+
+class _Fetcher:
+    """The requests of this process.
+
+    Attributes:
+        guard: Held for changes of what is wanted and requested.
+        pool: Makes the requests.
+        n_held: Bytes that were requested and are not read yet.
+    """
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self.pool = ThreadPoolExecutor(IN_FLIGHT, "strata-fetch")
+        self.n_held = 0
+        self._held: deque[tuple[ref[Segments], _Segment]] = deque()
+        self._waiting: dict[int, Segments] = {}
+        self._n_waiting = 0
+
+    @property
+    def n_ahead(self) -> int:
+        """Bytes that were noted or requested, and are not read yet."""
+        return self.n_held + self._n_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are ranges that are not requested yet."""
+        return bool(self._waiting)
+
+    def note(self, segments: Segments, n_bytes: int) -> None:
+        """Remember that an object has wanted ranges, of so many more bytes."""
+        self._waiting[id(segments)] = segments
+        self._n_waiting += n_bytes
+        if self._n_waiting > _MOST_WAITING_BYTES:
+            self.request()
+
+    def request(self) -> None:
+        """Request all ranges that are wanted."""
+        with self.guard:
+            waiting, self._waiting, self._n_waiting = self._waiting, {}, 0
+            for segments in waiting.values():
+                segments.send()
+
+    def hold(self, segments: Segments, segment: _Segment) -> None:
+        """Count a segment; drop the oldest ones if there are too many bytes."""
+        self._held.append((ref(segments), segment))
+        self.n_held += segment.stop - segment.start
+        while self._held and (self.n_held > MOST_AHEAD_BYTES or self._is_gone(*self._held[0])):
+            owner, oldest = self._held.popleft()
+            found = owner()
+            if found is not None:
+                found._drop(oldest)
+            self.release(oldest)
+
+    def release(self, segment: _Segment) -> None:
+        """Count a segment no more."""
+        if segment.is_held:
+            segment.is_held = False
+            self.n_held -= segment.stop - segment.start
+
+    def _is_gone(self, owner: ref[Segments], segment: _Segment) -> bool:
+        return owner() is None or not segment.is_held
+
+
+@cache
+def _fetcher(generation: int) -> _Fetcher:
+    """Return the fetcher of this process; a fork has none of the threads of its parent."""
+    return _Fetcher()
+
+
+def _start(segment: _Segment) -> int:
+    return segment.start
+
+
+def _overlap(span: tuple[int, int, int], start: int, stop: int) -> int:
+    """Return the announced bytes of a wanted range that are between two places."""
+    first, last, announced = span
+    shared = max(0, min(last, stop) - max(first, start))
+    return shared * announced // (last - first)
