@@ -80,6 +80,12 @@ def check(store: pipeline.FeatureStore, rows: list[int], layers: list[int]) -> N
             assert np.array_equal(found[axis].numpy(), noise(row, layer, LENGTHS[row], 8))
 
 
+def announce(store: pipeline.FeatureStore, row: int) -> None:
+    """Have all layers of an utterance fetched."""
+    for slot, start, stop, _ in store._catalogue.spans(row, 0, LENGTHS[row]):
+        store.prefetch(slot, start, stop - start, [0, 1, 2])
+
+
 def test_a_shard_is_opened_by_the_request_that_reads_it(
     bucket: RemoteBackend, proxy: Proxy, apart: None
 ) -> None:
@@ -299,7 +305,7 @@ def test_workers_read_after_their_parent_has(bucket: RemoteBackend, method: str)
     """The parent has requests under way, and threads, which a fork does not have."""
     store = pipeline.open_store(bucket.uri)
     check(store, [0, 5], [2])
-    store.prefetch(9, range(LENGTHS[9]), [0, 1])
+    announce(store, 9)
     loader = pipeline.make_loader(
         pipeline.FeatureDataset(store, [2]),
         max_frames_per_batch=700,
@@ -318,7 +324,7 @@ def test_a_fork_reads_what_its_parent_was_fetching(bucket: RemoteBackend) -> Non
     """It fetches that itself. The parent goes on, too."""
     store = pipeline.open_store(bucket.uri)
     check(store, [0], [1])
-    store.prefetch(1, range(LENGTHS[1]), [0, 1, 2])
+    announce(store, 1)
     child = os.fork()
     if not child:
         status = 1
@@ -335,7 +341,7 @@ def test_a_pickled_store_has_no_secret(bucket: RemoteBackend) -> None:
     """Nor what was fetched. It opens in another place with the environment there."""
     store = pipeline.open_store(bucket.uri)
     check(store, [0], [1])
-    store.prefetch(1, range(LENGTHS[1]), [0, 1, 2])
+    announce(store, 1)
     raw = pickle.dumps(store)
     assert SECRET.encode() not in raw
     assert b"an-access-key" not in raw
