@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.feed.frames.axis import FrameAxis
 from pipeline.feed.frames.loader import parse_bytes
 from pipeline.feed.frames.order import BlockOrder, FramePolicy, RankBatches, RankOrder
+from pipeline.store.backend.memory import MemoryBackend
 from pipeline.store.format.codecs import FLOAT32, INT8
 from tests.helpers.feature_stores import make_store, noise
 
@@ -477,3 +478,24 @@ def test_reservoir_mixes_better_than_units(tmp_path):
         loader = loader_of(store, shuffle=shuffle, frames_per_batch=64, memory=400_000)
         distinct[shuffle] = np.mean([len(batch.utterances.unique()) for batch in loader])
     assert distinct["reservoir"] > 2 * distinct["units"]
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_a_store_elsewhere_gives_the_same_batches(root, opened, shuffle):
+    """All layers of a block are asked for together where each read may wait for a server."""
+    backend = MemoryBackend()
+    for path in root.rglob("*"):
+        if path.is_file():
+            backend.put(path.relative_to(root).as_posix(), [path.read_bytes()])
+    asked = []
+
+    class Counting(pipeline.FeatureStore):
+        def read_into(self, cuts, axes, norm=None, *, verify=None):
+            asked.append(len(axes))
+            super().read_into(cuts, axes, norm, verify=verify)
+
+    there = loader_of(Counting(backend), shuffle=shuffle, window=256)
+    for a, b in zip(there, loader_of(opened, shuffle=shuffle, window=256), strict=True):
+        assert torch.equal(a.features, b.features)
+        assert torch.equal(a.frames, b.frames)
+    assert set(asked) == {3}

@@ -28,6 +28,8 @@ from pipeline.store.read.merged import Cut
 
 READ_BYTES = 1 << 20
 """Bytes of one layer that a thread reads at a time; they should fit in the cache of one core."""
+REMOTE_READS = 32
+"""Such reads that are made together where they wait for a server, as many as are in flight."""
 LABEL_BYTES = 16
 """Bytes of the utterance and the frame number of one frame."""
 ORDER_BYTES = 40
@@ -71,6 +73,11 @@ class FrameSource:
             StoreError: The store lacks a layer.
         """
         return cls(dataset.store, tuple(dataset.store.axes(layers)), dataset.norm)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a store is no folder of this machine, so that reads may wait for a server."""
+        return any(backend.local_path("") is None for backend in self.store.backends)
 
     @property
     def frame_bytes(self) -> int:
@@ -212,18 +219,24 @@ class _Part:
     Attributes:
         source: What is read.
         block_frames: Frames that are copied at a time.
+        layers_at_once: Layers that are read at a time, where frames cannot be copied from a map.
     """
 
     source: FrameSource
     block_frames: int = field(init=False)
+    layers_at_once: int = field(init=False)
     _cuts: tuple[IntArray, IntArray, IntArray] = field(init=False)
     _ends: IntArray = field(init=False)
     _runs: tuple[IntArray, IntArray, IntArray] = field(init=False)
     _scatter: RowScatter = field(init=False)
 
     def __post_init__(self) -> None:
-        row_bytes = self.source.frame_bytes // len(self.source.axes)
-        self.block_frames = max(1, READ_BYTES // row_bytes)
+        n_layers = len(self.source.axes)
+        self.block_frames = max(1, READ_BYTES * n_layers // self.source.frame_bytes)
+        self.layers_at_once = 1
+        if self.source.is_remote:
+            self.block_frames *= max(1, REMOTE_READS // n_layers)
+            self.layers_at_once = n_layers
 
     def plan(
         self,
@@ -294,14 +307,17 @@ class _Part:
 
     def _read_blocks(self, blocks: range, n_frames: int) -> None:
         """Read blocks of frames into memory, and copy them to their places."""
-        store, n_rows = self.source.store, self.block_frames
-        block = np.empty((1, n_rows, store.feature_dim), store.codec.value_dtype)
+        store, axes, n_rows = self.source.store, self.source.axes, self.block_frames
+        shape = (self.layers_at_once, n_rows, store.feature_dim)
+        block = np.empty(shape, store.codec.value_dtype)
         for number in blocks:
             start = number * n_rows
             cuts = self._block_cuts(start, min(start + n_rows, n_frames), block)
-            for column, axis in enumerate(self.source.axes):
-                store.read_into(cuts, [axis], self.source.norm)
-                self._scatter.copy(block[0, : n_frames - start], start, column)
+            for column in range(0, len(axes), self.layers_at_once):
+                some = axes[column : column + self.layers_at_once]
+                store.read_into(cuts, some, self.source.norm)
+                for i in range(len(some)):
+                    self._scatter.copy(block[i, : n_frames - start], start, column + i)
 
     def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
         """Return the cuts of frames `start:stop`, with their places in the block."""
