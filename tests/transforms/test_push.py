@@ -14,6 +14,7 @@ from pipeline.cli.app import main
 from pipeline.errors import ConfigError, IdentityError, StoreError
 from pipeline.events import Observer
 from pipeline.store.index import read_index
+from pipeline.store.maintain.verify import verify_store
 from pipeline.transforms.push import run
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, extract
@@ -217,3 +218,6 @@ def test_a_pushed_store_is_read_by_range(hub, store):
     n = len(hub.requests)
     assert torch.equal(there.read(3, [2], verify=True), here.read(3, [2]))
     assert 0 < len(hub.requests) - n < 6
+    checked = verify_store(URI)
+    assert checked.ok
+    assert not checked.orphans

@@ -54,6 +54,8 @@ SHARES = "shares.json"
 """Says that several drivers of one job may extract units of the store, each its share."""
 LOG = "log.jsonl"
 DROPPING = "dropping.parquet"  # while a drop is made
+HUB_FILES = ("README.md", ".gitattributes")
+"""Dataset card and attributes of git that a store on the Hugging Face hub has beside it."""
 CHECKSUM = "checksum"
 """Attribute with the checksum of the others; stores of earlier versions have none."""
 HAS_LABELS = "has_labels"

@@ -19,6 +19,7 @@ from pipeline.store.format.layout import (
     FRAME_STATISTICS,
     FRAMES,
     GROUP,
+    HUB_FILES,
     INDEX_CACHE,
     INDEX_DIR,
     INDEX_RANGES,
@@ -51,6 +52,7 @@ _KNOWN_NAMES = {
                     LOG,
                     SHARES,
                     DROPPING,
+                    *HUB_FILES,
                 ),
             )
         )

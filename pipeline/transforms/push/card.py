@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.store.format.layout import HUB_FILES
 from pipeline.store.read.features import FeatureStore
 
-CARD = "README.md"
+CARD = HUB_FILES[0]
 _TAGS = ("audio", "speech", "speech-features", "strata")
 
 

@@ -21,6 +21,7 @@ from pipeline.store.format.layout import (
     ATTRIBUTES,
     FRAME_STATISTICS,
     GROUP,
+    HUB_FILES,
     INDEX_CACHE,
     INDEX_DIR,
     LABELS_DIR,
@@ -37,7 +38,6 @@ from pipeline.transforms.push.hub import HubCommit, HubFile, HubRepository, Uplo
 COMMIT_BYTES = 5 << 30
 """Bytes after which what was sent becomes visible."""
 COMMIT_FILES = 1000
-_HUB_FILES = (CARD, ".gitattributes")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,63}")
 
 
@@ -240,7 +240,7 @@ def _check_place(
         found = json.loads(repository.read(ATTRIBUTES))["attributes"]
         check_same(found["identity"], attributes["identity"], repository.uri)
         return
-    others = sorted(key for key in there if key not in _HUB_FILES)
+    others = sorted(key for key in there if key not in HUB_FILES)
     if others:
         raise StoreError(
             f"{repository.uri} has no store, but {counted(len(others), 'file')} such as "
