@@ -165,7 +165,7 @@ class SlotWriter:
             _check_complete(self._backend, published)
             won = self._backend.put_if_absent(key, [content])
         except UnansweredError as error:  # the commit may appear later: its data must stay
-            raise self._with_unit(error) from error
+            raise self._with_unit(error, "may be committed") from error
         except StoreError as error:
             self.discard()
             if not self._exists(key):
@@ -198,8 +198,8 @@ class SlotWriter:
         partial = self._partials[key] = self._backend.open_partial(key)
         return partial
 
-    def _with_unit(self, error: StoreError) -> StoreError:
-        return type(error)(f"unit {self._unit} ({self.n_bytes:,} bytes) is not committed: {error}")
+    def _with_unit(self, error: StoreError, state: str = "is not committed") -> StoreError:
+        return type(error)(f"unit {self._unit} ({self.n_bytes:,} bytes) {state}: {error}")
 
 
 def check_exists(backend: Backend) -> None:
