@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +21,14 @@ from pipeline.store.documents import check_format_shape, layout_of, read_attribu
 from pipeline.store.format.codecs import FloatArray, checksum
 from pipeline.store.format.layout import Layout, index_key, labels_key
 from pipeline.store.format.plan import NUMBERED, Plan
-from pipeline.store.format.pooling import is_same, pool
+from pipeline.store.format.pooling import is_same
 from pipeline.store.format.records import DEFERRED, DROPPED, OK, QUARANTINED
 from pipeline.store.labels import generations, read_labels
 from pipeline.store.maintain.arrays import check_documents, check_other_readers
 from pipeline.store.maintain.dropped import check_cleared, check_tombstones
+from pipeline.store.maintain.layers import Row, check_layer
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
 from pipeline.store.read.shards import ShardReader
-
-Row = dict[str, Any]
-_NO_SCALES = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -334,7 +331,7 @@ class _UnitCheck:
         found = []
         with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
             layers = pool.map(
-                lambda axis: self._check_layer(shards, slot, axis, done, taken, scales),
+                lambda axis: check_layer(shards, layout, slot, axis, done, taken, scales),
                 layout.kept_axes,
             )
             for problems, statistics in layers:
@@ -366,34 +363,3 @@ class _UnitCheck:
                         f"the statistics of layer {layer} of utterance {row['id']!r} have a wrong "
                         f"checksum ({layout.pooled_key(slot)})"
                     )
-
-    def _check_layer(
-        self,
-        shards: ShardReader,
-        slot: int,
-        axis: int,
-        done: list[Row],
-        taken: npt.NDArray[np.bool_],
-        scales: FloatArray | None,
-    ) -> tuple[list[str], list[FloatArray]]:
-        """Read one shard; return its problems, and the statistics of each utterance."""
-        codec = self._layout.codec
-        layer, key = self._layout.layers[axis], self._layout.shard_key(axis, slot)
-        where = key if scales is None else f"{key} or {self._layout.scale_key(slot)}"
-        first = self._layout.slot_start(slot)
-        problems, statistics = [], []
-        for row in done:
-            start = row["frame_start"] - first
-            stored = np.ascontiguousarray(shards.read(axis, slot, start, start + row["n_frames"]))
-            own = _NO_SCALES if scales is None else scales[row["position"], axis]
-            if checksum(stored, own) != row["crc32c"][axis]:
-                problems.append(
-                    f"layer {layer} of utterance {row['id']!r} has a wrong checksum ({where})"
-                )
-            found = pool(codec, stored[None], own[None], self._layout.statistics)
-            statistics.append(found[:, 0])
-        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True))
-        for start, stop in edges.reshape(-1, 2).tolist():
-            if not codec.is_fill(shards.read(axis, slot, start, stop)):
-                problems.append(f"layer {layer} has values in frames without an utterance ({key})")
-        return problems, statistics
