@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.audio.byte_range import ByteRange, one_file_only
-from pipeline.audio.remote import open_remote
+from pipeline.audio.remote import RemoteRange, open_remote
 from pipeline.errors import AudioError, counted
 from pipeline.sources.base import OVERSHOOT_S
-from pipeline.sources.repository.remote import is_remote
+from pipeline.sources.remote.uri import is_remote
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -65,7 +65,7 @@ def file_stamp(segment: Segment) -> tuple[int, ...] | None:
     if segment.data is not None or segment.path is None:
         return None
     if is_remote(segment.path):
-        return ()  # it is of a commit, which never changes
+        return ()  # all of its reads are of one commit, or of one ETag
     try:
         status = os.stat(segment.path)  # noqa: PTH116 - no Path for each segment
     except (OSError, ValueError):  # opening it gives the reason
@@ -78,7 +78,8 @@ def with_descriptor(encoded: EncodedFile) -> Iterator[EncodedFile]:
     """Provide encoded bytes as a file with a descriptor, which C code reads without Python.
 
     libsndfile would otherwise call back into Python, and wait for its lock, for every 8 KiB. Bytes
-    and byte ranges of up to 64 MiB are copied to an anonymous file in memory.
+    and byte ranges of up to 64 MiB are copied to an anonymous file in memory. Of a remote file from
+    which a part is wanted, only that part is read.
 
     Args:
         encoded: Result of `open_bytes`, positioned at byte 0.
@@ -87,7 +88,8 @@ def with_descriptor(encoded: EncodedFile) -> Iterator[EncodedFile]:
         An unbuffered file with these bytes, positioned at byte 0; `encoded` itself if it has a
         descriptor, is larger, or the system has no anonymous files.
     """
-    if isinstance(encoded, io.FileIO) or not hasattr(os, "memfd_create"):
+    is_sought = isinstance(encoded, RemoteRange) and encoded.is_sought
+    if is_sought or isinstance(encoded, io.FileIO) or not hasattr(os, "memfd_create"):
         yield encoded
         return
     n_bytes = encoded.seek(0, os.SEEK_END)

@@ -110,6 +110,10 @@ class SharedFiles:
             return self._decode(segment, sample_rate_hz)
         return self._file(segment.path, segment.byte_offset).decode(segment, sample_rate_hz)
 
+    def keep(self, n_files: int) -> None:
+        """Keep so many files open, if these are more than before."""
+        self._n_files = max(self._n_files, n_files)
+
     def close(self) -> None:
         """Close all files."""
         while self._files:

@@ -42,6 +42,7 @@ from pipeline.extract.store_setup import (
 from pipeline.extract.worker import Worker
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
+from pipeline.sources.remote.uri import is_remote
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.opening import absolute_location, open_backend
@@ -201,7 +202,7 @@ def _with_absolute_paths(config: Config) -> Config:
     """Make paths absolute, so that workers with another working directory open the same files."""
     dataset = config.dataset
     path, root, tars = (
-        p and str(Path(p).expanduser().absolute())
+        p and (p if is_remote(p) else str(Path(p).expanduser().absolute()))
         for p in (dataset.path, dataset.root, dataset.tars)
     )
     dataset = replace(dataset, path=path, root=root, tars=tars)

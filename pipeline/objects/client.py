@@ -195,6 +195,16 @@ class ObjectClient(Objects):
         found = self._read(prefix, lambda: self._list(folder, after, until))
         return [self._info(item) for item in found]
 
+    def has_any(self, prefix: str = "") -> bool:
+        """Return whether there is an object below a folder, by one request."""
+        folder = self._uri.key(prefix.rstrip("/")) or None
+
+        def first() -> bool:
+            pages = load_obstore().list(self._requests.listing(), folder, chunk_size=1)
+            return any(len(page) for page in pages)
+
+        return self._read(prefix, first)
+
     def children(self, folder: str = "") -> Sequence[str]:
         """List the names directly below a folder, of objects and folders alike."""
         objects, folders = self.list_folder(folder)

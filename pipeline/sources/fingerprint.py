@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
+from pipeline.sources.remote.listing import Stamps, stamp_of
+from pipeline.sources.remote.uri import is_remote
+
 _BLOCK_ROWS = 1 << 12
 _N_THREADS = 32  # they wait for the file system, which may be remote
 
@@ -25,13 +28,16 @@ def fingerprint(facts: object, ids: pa.StringArray, paths: pa.ChunkedArray) -> s
         32 hexadecimal digits.
     """
     digest = hashlib.sha256(json.dumps(facts).encode())
+    remote = Stamps()
     with ThreadPoolExecutor(_N_THREADS) as pool:
         for start in range(0, len(ids), _BLOCK_ROWS):
             names = ids.slice(start, _BLOCK_ROWS).to_pylist()
             files = paths.slice(start, _BLOCK_ROWS).to_pylist()
             distinct = list(dict.fromkeys(files))  # segments share files
-            parts = [distinct[i::_N_THREADS] for i in range(min(_N_THREADS, len(distinct)))]
             stamps: dict[str | None, str] = {}
+            stamps.update(remote.of(path for path in distinct if path and is_remote(path)))
+            distinct = [path for path in distinct if path not in stamps]
+            parts = [distinct[i::_N_THREADS] for i in range(min(_N_THREADS, len(distinct)))]
             for found in pool.map(_stat_stamps, parts):
                 stamps |= found
             rows = zip(names, files, strict=True)
@@ -44,9 +50,14 @@ def _stat_stamps(paths: list[str | None]) -> dict[str | None, str]:
 
 
 def stat_stamp(path: str | None) -> str:
-    """Return a file's size and modification time; `bytes` without a path, or `missing`."""
+    """Return a file's size and modification time; `bytes` without a path, or `missing`.
+
+    Of a remote file it is the size and the ETag.
+    """
     if path is None:
         return "bytes"
+    if is_remote(path):
+        return stamp_of(path)
     try:
         stat = os.stat(path)  # noqa: PTH116 - no Path for each of a million files
     except (OSError, ValueError):  # ValueError: a null character in the path

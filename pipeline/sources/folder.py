@@ -24,6 +24,10 @@ from pipeline.sources.columns import Rows
 from pipeline.sources.lists.metadata import read_metadata, require_files
 from pipeline.sources.lists.paths import match_names
 from pipeline.sources.location import describe_location, existing_path
+from pipeline.sources.remote.file import RemoteFolder
+from pipeline.sources.remote.listing import list_below
+from pipeline.sources.remote.tables import copy_files
+from pipeline.sources.remote.uri import is_remote
 from pipeline.sources.splits import ALL, NAMES, chosen, with_split
 from pipeline.sources.tabular import TabularSource
 
@@ -59,15 +63,15 @@ def open_folder(config: DatasetConfig) -> TabularSource:
 
 def _folder_rows(config: DatasetConfig) -> Rows:
     """List the files of a folder and make their rows; the list is large, and is freed after it."""
-    root = existing_path(config, directory=True)
-    files = list_files(root)
+    root, files = _listed(config)
     directories = split_directories(config.split, files)
     files = [file for file in files if "/" not in file or _in_splits(file, directories)]
     metadata_files = [file for file in files if is_metadata(file)]
     files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
     is_wanted = _matcher(config.files)
     if metadata_files:
-        table, class_names, state, places = read_metadata(config, root, metadata_files)
+        here = root if isinstance(root, Path) else copy_files(str(root), metadata_files)
+        table, class_names, state, places = read_metadata(config, here, metadata_files)
         names = match_names(table["file_name"], files)
         is_chosen = pa.array(
             [_in_splits(name, directories) and is_wanted(name) for name in names.to_pylist()],
@@ -75,7 +79,7 @@ def _folder_rows(config: DatasetConfig) -> Rows:
         )
         table, names = table.filter(is_chosen), names.filter(is_chosen)
         places = places.take(pc.indices_nonzero(is_chosen))
-        require_files(names, files, root, places)
+        require_files(names, files, str(root), places)
         used = set(names.to_pylist())
         skipped = [file for file in files if file not in used]
     else:
@@ -98,9 +102,21 @@ def _folder_rows(config: DatasetConfig) -> Rows:
             f"{describe_location(config)} holds no audio file{pattern} ({len(skipped)} other "
             f"files){hint}"
         )
-    tables = tuple(str(root / file) for file in metadata_files)
+    tables = tuple(f"{root}/{file}" for file in metadata_files)
     rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
     return replace(rows, places=places)
+
+
+def _listed(config: DatasetConfig) -> tuple[Path | RemoteFolder, list[str]]:
+    """Return the folder of `dataset.path`, and its files."""
+    if not is_remote(config.path):
+        root = existing_path(config, directory=True)
+        return root, list_files(root)
+    uri = str(config.path).rstrip("/")
+    files = list(list_below(uri))
+    if not files:
+        raise SourceError(f"{describe_location(config)} does not exist, or is an empty folder")
+    return RemoteFolder(uri), files
 
 
 def list_files(root: Path) -> list[str]:

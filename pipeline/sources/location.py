@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceError
+from pipeline.sources.remote.file import RemoteFolder
+from pipeline.sources.remote.listing import has_files, is_file
+from pipeline.sources.remote.reading import resolved
+from pipeline.sources.remote.tables import original
+from pipeline.sources.remote.uri import folder_of, is_remote
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
+
+
+_CHECK_S = 1.0
+_checked_until: dict[str, float] = {}
+_checking = threading.Lock()
 
 
 def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
@@ -41,14 +54,16 @@ def existing_path(config: DatasetConfig, *, directory: bool) -> Path:
     return path.absolute()
 
 
-def audio_root(config: DatasetConfig, folder: Path) -> str:
+def audio_root(config: DatasetConfig, folder: Path | RemoteFolder) -> str:
     """Return the folder that relative audio paths of a list start from.
 
     Args:
         config: Configuration of the dataset; its `root` comes first.
         folder: Folder to start from without that setting.
     """
-    return str(Path(config.root).expanduser().absolute() if config.root else folder)
+    if config.root and is_remote(config.root):
+        return resolved(config.root.rstrip("/"))
+    return original(str(Path(config.root).expanduser().absolute() if config.root else folder))
 
 
 def require_regular(path: Path) -> None:
@@ -79,6 +94,10 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
         SourceError: `dataset.path` is missing; or it, or a folder that once held the file's folder,
             is empty, as a mount point is while nothing is mounted.
     """
+    if is_remote(file) or is_remote(config.path):
+        for uri in filter(is_remote, (config.path, config.root, file and _top_of(file))):
+            _check_remote(config, str(uri))
+        return
     root = _fixed_part(Path(config.path).expanduser()) if config.path else None
     folders = [] if root is None or root.is_file() else [root]
     if file is not None and "://" not in file and not Path(file).exists():
@@ -91,6 +110,31 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
             f"{away} is gone or empty (is it still mounted?), so nothing is concluded about the "
             f"files of {describe_location(config)}: bring it back and run the same command again"
         )
+
+
+def _top_of(file: str) -> str:
+    """Return the URI of the first folder in a bucket; of the bucket, if a file is in none."""
+    return "/".join(file.split("/")[:4]) if file.count("/") > 3 else folder_of(file)
+
+
+def _check_remote(config: DatasetConfig, uri: str) -> None:
+    """Check that something is left of a remote place; at most once a second.
+
+    Raises:
+        SourceError: There is nothing.
+    """
+    with _checking:
+        if time.monotonic() < _checked_until.get(uri, 0.0):
+            return
+        fixed = re.split(r"[*?\[{]", uri.rstrip("/"), maxsplit=1)[0]
+        if fixed != uri.rstrip("/"):
+            fixed = folder_of(fixed)
+        if not (has_files(fixed) or is_file(fixed)):
+            raise SourceError(
+                f"{fixed} is gone or empty, so nothing is concluded about the files of "
+                f"{describe_location(config)}: bring it back and run the same command again"
+            )
+        _checked_until[uri] = time.monotonic() + _CHECK_S
 
 
 def _fixed_part(path: Path) -> Path:

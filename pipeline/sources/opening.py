@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,12 +18,17 @@ from pipeline.sources.folder import open_folder
 from pipeline.sources.lists.kaldi import open_kaldi
 from pipeline.sources.lists.lhotse import open_lhotse
 from pipeline.sources.lists.manifest import open_manifest
+from pipeline.sources.remote.extents import extents
+from pipeline.sources.remote.reading import resolved
+from pipeline.sources.remote.tables import copy_tables, original
+from pipeline.sources.remote.uri import is_remote
 from pipeline.sources.repository.source import open_hub
+from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
-_OPENERS: dict[str, Callable[[DatasetConfig], Source]] = {
+_OPENERS: dict[str, Callable[[DatasetConfig], TabularSource]] = {
     "audiofolder": open_folder,
     "manifest": open_manifest,
     "kaldi": open_kaldi,
@@ -62,7 +68,25 @@ def open_source(config: DatasetConfig, count_channels: CountChannels | None = No
     if config.kind not in _OPENERS:
         raise SourceError(f"dataset.kind={config.kind} is none of {', '.join(_OPENERS)}")
     check_channel(config)
+    extents.forget()
     with hub.quiet():
-        source = _OPENERS[config.kind](without_column(config))
+        try:
+            source = _open(without_column(config))
+        except SourceError as error:
+            if (text := original(str(error))) == str(error):
+                raise
+            raise type(error)(text) from error
     pa.default_memory_pool().release_unused()  # for a million files, 80 MB that Arrow would keep
     return with_channel(source, config, count_channels)
+
+
+def _open(config: DatasetConfig) -> Source:
+    """Open a dataset, whose tables are copied if they are remote."""
+    if is_remote(config.path):
+        config = replace(config, path=resolved(str(config.path).rstrip("/")))
+    copied = copy_tables(config)
+    source = _OPENERS[config.kind](copied)
+    if copied is not config:
+        source.config = config
+        source.notes = tuple(map(original, source.notes))
+    return source

@@ -23,6 +23,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import _http as hub_http
 
+from pipeline.sources.remote.extents import extents
 from pipeline.sources.repository import remote
 
 CONVERTED = "refs/convert/parquet"
@@ -167,6 +168,7 @@ def use_hub(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
     monkeypatch.setattr(remote, "time", _NoWaiting)
     monkeypatch.setattr(remote, "_addresses", {})
     monkeypatch.setattr(remote, "_recent", remote._Recent())
+    extents.forget()
     huggingface_hub.HfFileSystem.clear_instance_cache()
     huggingface_hub.HfFileSystem._cache.clear()
 

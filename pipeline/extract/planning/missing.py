@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, counted
 from pipeline.sources.base import Source
-from pipeline.sources.repository.remote import is_remote
+from pipeline.sources.remote.uri import is_remote
 
 _N_THREADS = 32  # they wait for the file system, which may be remote
 _BLOCK_ROWS = 1 << 12

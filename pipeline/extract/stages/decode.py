@@ -23,10 +23,13 @@ from pipeline.extract.messages import Place, UnitTask
 from pipeline.extract.stages.recording import RecordingReader, check_unchanged
 from pipeline.sources.base import Segment
 from pipeline.sources.location import check_reachable
+from pipeline.sources.remote.uri import is_remote
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
 from pipeline.store.format.tombstones import is_tombstone
 
+REMOTE_THREADS = 16
+"""Utterances that are decoded at once if they are in a bucket: each waits for its requests."""
 _GONE = "the dataset did not have it any more when its unit was extracted"
 
 
@@ -100,6 +103,8 @@ class Decoder:
         self._recordings = RecordingReader(encoder)
         self._files = SharedFiles(decode, n_threads + 1)  # one recording ends, the next one begins
         self._pool = decoding_pool(n_threads)
+        self._remote_pool: ThreadPoolExecutor | None = None  # started when it is needed
+        self._starting = threading.Lock()
         self._futures: dict[int, list[Future[Utterance]]] = {}
         self._cut_rows: dict[int, set[int]] = {}  # source rows of the pieces of each begun slot
 
@@ -109,10 +114,11 @@ class Decoder:
             return
         culprits = task.isolation.culprits if task.isolation else {}
         rows, places = task.rows.to_pylist(), task.all_places()
+        pool = self._pool_for_remote() if any(map(_is_remote, places)) else self._pool
         self._cut_rows[task.slot] = {row["row"] for row in rows if row["n_pieces"] > 1}
         self._recordings.keep(set().union(*list(self._cut_rows.values())))
         self._futures[task.slot] = [
-            self._pool.submit(self.decode, row, place, culprits.get(row["position"]))
+            pool.submit(self.decode, row, place, culprits.get(row["position"]))
             for row, place in zip(rows, places, strict=True)
         ]
 
@@ -173,8 +179,17 @@ class Decoder:
     def close(self) -> None:
         """Cancel the decodings that have not started, and drop the recordings."""
         self._recordings.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._remote_pool):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
         self._files.close()
+
+    def _pool_for_remote(self) -> ThreadPoolExecutor:
+        with self._starting:
+            if self._remote_pool is None:
+                self._files.keep(REMOTE_THREADS + 1)
+                self._remote_pool = decoding_pool(REMOTE_THREADS)
+            return self._remote_pool
 
     def _whole(self, record: Record, row: dict[str, Any], segment: Segment) -> Utterance:
         encoder, geometry = self._encoder, self._encoder.geometry
@@ -206,6 +221,10 @@ class Decoder:
             n_frames=row["n_frames"],
             flags=(records.FLAG_WINDOWED, *piece.flags),
         )
+
+
+def _is_remote(place: Place) -> bool:
+    return isinstance(place, Segment) and place.data is None and is_remote(place.path)
 
 
 def decoding_pool(n_threads: int) -> ThreadPoolExecutor:

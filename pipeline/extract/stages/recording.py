@@ -26,7 +26,7 @@ from pipeline.encoders.windows import Window
 from pipeline.errors import AudioError
 from pipeline.extract.stages.timing import StoppedError
 from pipeline.sources.base import Segment
-from pipeline.sources.repository.remote import is_remote
+from pipeline.sources.remote.uri import is_remote
 
 MAX_HELD_BYTES = 1 << 28
 """Samples that a worker holds of all its recordings: 256 MiB, 70 minutes at 16 kHz. An mp3, or a

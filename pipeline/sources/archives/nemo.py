@@ -26,6 +26,8 @@ from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import nemo_rows
 from pipeline.sources.lists.places import Form, Places
+from pipeline.sources.remote.file import RemoteFile
+from pipeline.sources.remote.tables import copy_file
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -52,7 +54,8 @@ def tarred_rows(config: DatasetConfig) -> Rows:
     if not config.path:
         raise SourceError(f"dataset.tars={config.tars} needs dataset.path, the manifest")
     lists = find_shards(_braces(config.path), ".json")
-    manifests = [lists.root / name for name in lists.names]
+    named = [lists.root / name for name in lists.names]
+    manifests = [path if isinstance(path, Path) else copy_file(str(path)) for path in named]
     parts = [nemo_rows(config, path) for path in manifests]
     rows = _joined(parts)
     places = tuple(
@@ -84,7 +87,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return replace(parts[0], table=table.combine_chunks(), spans=replace(spans, **arrays))
 
 
-def _members(path: Path) -> dict[str, Member]:
+def _members(path: Path | RemoteFile) -> dict[str, Member]:
     """Return the members of a tar file by name; without its folders, too, if no other has it."""
     with TarReader(path) as reader:
         files = [member for member in reader.members() if member.kind == "file"]
@@ -94,7 +97,9 @@ def _members(path: Path) -> dict[str, Member]:
     return by_name | {member.name.removeprefix("./"): member for member in files}
 
 
-def _located(rows: Rows, tars: Sequence[Path], members: Sequence[Mapping[str, Member]]) -> Rows:
+def _located(
+    rows: Rows, tars: Sequence[Path | RemoteFile], members: Sequence[Mapping[str, Member]]
+) -> Rows:
     """Add the tar file and the range of each entry, and its id."""
     numbers = {int(m[-1]): i for i, path in enumerate(tars) if (m := _NUMBER.findall(path.stem))}
     names = rows.table[_AUDIO].to_pylist()

@@ -20,6 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.archives.labels import LABELS, LabelColumn, LabelReader
 from pipeline.sources.archives.tar import Member, TarReader
 from pipeline.sources.folder import is_audio
+from pipeline.sources.remote.file import RemoteFile
 
 ANY_AUDIO = "audio"
 """Value of `dataset.audio_column` that takes the only audio member of each sample."""
@@ -46,7 +47,7 @@ class Shard:
         fault: How the end of the shard is damaged; empty if it is not.
     """
 
-    path: Path
+    path: Path | RemoteFile
     keys: pa.StringArray
     offset: pa.Array
     length: pa.Array
@@ -58,7 +59,7 @@ class Shard:
     fault: str
 
 
-def read_shard(path: Path, audio: str) -> Shard:
+def read_shard(path: Path | RemoteFile, audio: str) -> Shard:
     """Index a shard: read its headers and its labels, and no audio.
 
     Args:
@@ -82,7 +83,7 @@ def read_shard(path: Path, audio: str) -> Shard:
 class _Index:
     """The samples found so far."""
 
-    path: Path
+    path: Path | RemoteFile
     audio: str
     keys: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # keys
@@ -195,7 +196,7 @@ def _is_audio(extension: str) -> bool:
     return is_audio(f"audio.{extension}")
 
 
-def _member_of(key: str, path: Path) -> str:
+def _member_of(key: str, path: Path | RemoteFile) -> str:
     """Return the last member of the first run of members with a key."""
     name = ""
     with TarReader(path) as reader:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +14,15 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources.folder import list_files
 from pipeline.sources.lists.lines import check_path
 from pipeline.sources.lists.paths import expanded
+from pipeline.sources.remote.file import RemoteFolder
+from pipeline.sources.remote.listing import find_all, has_magic, is_file, list_below
+from pipeline.sources.remote.uri import folder_of, is_remote
 from pipeline.sources.splits import ALL, NAMES, chosen
 
 _INNER_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _MAX_SHARDS = 1_000_000
+_N_THREADS = 32  # they wait for the server
 _SPLIT = re.compile(rf"({'|'.join(sorted(NAMES, key=len, reverse=True))})(?![a-z])")
 
 
@@ -30,7 +36,7 @@ class Shards:
         skipped: Other files of the folder, if `dataset.path` is one.
     """
 
-    root: Path
+    root: Path | RemoteFolder
     names: list[str]
     skipped: tuple[str, ...] = ()
 
@@ -47,6 +53,8 @@ def find_shards(setting: str, suffix: str) -> Shards:
         SourceError: A file does not exist, or a pattern matches none.
     """
     text = expanded(check_path(setting, "dataset.path"))
+    if is_remote(text):
+        return _remote_shards(text.rstrip("/"), setting, suffix)
     path = Path(text).absolute()
     if path.is_dir():
         files = list_files(path)
@@ -57,6 +65,36 @@ def find_shards(setting: str, suffix: str) -> Shards:
     found = {str(match.absolute()) for match in matches}
     root = os.path.commonpath([os.path.dirname(file) for file in found])  # noqa: PTH120
     return Shards(Path(root), sorted(os.path.relpath(file, root) for file in found))
+
+
+def _remote_shards(uri: str, setting: str, suffix: str) -> Shards:
+    """List the shards that a URI names, as for a path."""
+    parts = expand_braces(uri)
+    if len(parts) == 1 and not has_magic(uri) and not is_file(uri):
+        files = list(list_below(uri))
+        names = [file for file in files if file.lower().endswith(suffix)]
+        is_shard = set(names)
+        if not files:
+            raise SourceError(f"dataset.path={setting} does not exist, or is an empty folder")
+        return Shards(RemoteFolder(uri), names, tuple(f for f in files if f not in is_shard))
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        exists = pool.map(lambda part: has_magic(part) or is_file(part), parts)
+        missing = [part for part, found in zip(parts, exists, strict=True) if not found]
+    if missing:
+        raise _missing(setting, missing, len(parts))
+    found = {name for part in parts for name in (find_all(part) if has_magic(part) else [part])}
+    if not found:
+        raise SourceError(f"dataset.path={setting} matches no file")
+    root = os.path.commonpath([folder_of(file).partition("://")[2] for file in found])
+    root = f"{uri.partition('://')[0]}://{root}"
+    return Shards(RemoteFolder(root), sorted(file[len(root) + 1 :] for file in found))
+
+
+def _missing(setting: str, missing: Sequence[object], n_files: int) -> SourceError:
+    return SourceError(
+        f"dataset.path={setting}: {len(missing)} of {n_files} files do not exist: "
+        f"{first_few(missing)}"
+    )
 
 
 def _matches(pattern: str, setting: str) -> list[Path]:
@@ -73,10 +111,7 @@ def _matches(pattern: str, setting: str) -> list[Path]:
         else:
             (found if Path(part).exists() else missing).append(Path(part))
     if missing:
-        raise SourceError(
-            f"dataset.path={setting}: {len(missing)} of {len(missing) + len(found)} files do not "
-            f"exist: {first_few(missing)}"
-        )
+        raise _missing(setting, missing, len(missing) + len(found))
     if not found:
         raise SourceError(f"dataset.path={setting} matches no file")
     return found

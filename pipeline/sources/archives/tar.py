@@ -7,15 +7,17 @@ names, sizes of 8 GiB and more, links, sparse files.
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 from pipeline.errors import SourceError
+from pipeline.sources.remote.file import RemoteFile, RemoteReader
 
 _BLOCK_BYTES = 512
 _WINDOW_BYTES = 1 << 13  # the headers and labels of one sample
@@ -65,18 +67,16 @@ class TarReader:
         SourceError: It cannot be opened, or is not a regular file.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            kind = "a folder: name its files" if path.is_dir() else "no regular file"
-            raise SourceError(f"{path} is {kind}")
+    def __init__(self, path: Path | RemoteFile) -> None:
         self._path = path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be opened: {error.strerror}") from error
+        self._file: io.FileIO | RemoteReader
+        if isinstance(path, RemoteFile):
+            self._file, self.n_bytes = path.open(), path.n_bytes
+        else:
+            self._file = _opened(path)
+            self.n_bytes = os.fstat(self._file.fileno()).st_size
         self._tarfile: tarfile.TarFile | None = None
         self._window, self._window_start = b"", 0
-        self.n_bytes = os.fstat(self._file.fileno()).st_size
         self.has_end = self.has_more = False
 
     def __enter__(self) -> TarReader:
@@ -134,7 +134,7 @@ class TarReader:
         try:
             if self._tarfile is None:
                 self._file.seek(0)
-                self._tarfile = tarfile.TarFile(fileobj=self._file)
+                self._tarfile = tarfile.TarFile(fileobj=cast("IO[bytes]", self._file))
             self._tarfile.offset = position
             self._file.seek(position)
             found = tarfile.TarInfo.fromtarfile(self._tarfile)
@@ -178,10 +178,24 @@ class TarReader:
             first, self._window_start = 0, position
             try:
                 n_wanted = max(n_bytes, _WINDOW_BYTES)
-                self._window = os.pread(self._file.fileno(), n_wanted, position)
+                if isinstance(self._file, RemoteReader):
+                    self._file.seek(position)
+                    self._window = self._file.read(n_wanted) or b""
+                else:
+                    self._window = os.pread(self._file.fileno(), n_wanted, position)
             except OSError as error:
                 raise SourceError(f"{self._path} cannot be read: {error.strerror}") from error
         return self._window[first : first + n_bytes]
+
+
+def _opened(path: Path) -> io.FileIO:
+    if not path.is_file():
+        kind = "a folder: name its files" if path.is_dir() else "no regular file"
+        raise SourceError(f"{path} is {kind}")
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}") from error
 
 
 def _usual(block: bytes) -> tuple[bytes, bytes, int] | None:

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError
 from pipeline.sources.columns import Rows, is_text
 from pipeline.sources.location import require_regular
+from pipeline.sources.remote.tables import original
+from pipeline.sources.remote.uri import check_uri, is_remote
 from pipeline.sources.table_cache import table_state
 
 _NO_FILE = r"^\s*(\||pipe:)|\|\s*$|://|\.ark:"
@@ -69,7 +71,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def from_files(rows: Rows, paths: Sequence[Path]) -> Rows:
     """Return rows with the state and the names of the files that they were read from."""
     state = " ".join(table_state(path) for path in paths)
-    return replace(rows, state=state, tables=tuple(str(path) for path in paths))
+    return replace(rows, state=state, tables=tuple(original(str(path)) for path in paths))
 
 
 def place(path: Path, number: int) -> str:
@@ -85,7 +87,7 @@ def check_path(path: str, where: str) -> str:
         where: Place of the entry, for the message.
 
     Raises:
-        SourceError: It is a pipe, an archive of Kaldi, a URL, or empty.
+        SourceError: It is a pipe, an archive of Kaldi, a URL of the web, or empty.
     """
     text = path.strip()
     reason = None
@@ -93,8 +95,13 @@ def check_path(path: str, where: str) -> str:
         reason = "is a program, which is never run: write its output to files, and list these"
     elif ".ark:" in text and text.rpartition(":")[2].isdecimal():
         reason = "is a place in an archive of Kaldi, which is not read: copy the audio to files"
+    elif is_remote(text):
+        check_uri(text)
     elif "://" in text and not text.lower().startswith("file://"):
-        reason = "is a URL, which is not fetched: download the file, and list its path"
+        reason = (
+            "is a URL, which is not fetched: download the file, and list its path; or list it in a "
+            "bucket, as s3://, gs:// or az://"
+        )
     elif not text:
         reason = "is empty"
     if reason is not None:

@@ -24,6 +24,8 @@ from pipeline.sources.lists.lines import (
     read_objects,
 )
 from pipeline.sources.location import audio_root
+from pipeline.sources.remote.file import RemoteFolder
+from pipeline.sources.remote.uri import is_remote
 from pipeline.sources.segments import Spans
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ def fairseq_rows(config: DatasetConfig, path: Path) -> Rows:
         columns.add({"path": check_path(file, where)})
     if root is None or not len(columns):
         raise SourceError(f"{path} has no rows")
-    return Rows(columns.table(), {}, "path", audio_root(config, path.parent / root))
+    folder = RemoteFolder(root.rstrip("/")) if is_remote(root) else path.parent / root
+    return Rows(columns.table(), {}, "path", audio_root(config, folder))
 
 
 def _is_seconds(value: Any) -> bool:

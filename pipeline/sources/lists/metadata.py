@@ -86,7 +86,7 @@ def _normalized_paths(paths: pa.ChunkedArray, places: Places) -> pa.ChunkedArray
     return pc.replace_substring_regex(paths, r"(^|/)(\.?/)+", r"\1")
 
 
-def require_files(paths: pa.ChunkedArray, files: list[str], root: Path, places: Places) -> None:
+def require_files(paths: pa.ChunkedArray, files: list[str], root: str, places: Places) -> None:
     is_missing = pc.invert(pc.is_in(paths, value_set=pa.array(files, pa.string())))
     missing = paths.filter(is_missing)
     if len(missing):

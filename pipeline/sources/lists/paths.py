@@ -19,8 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import counted
+from pipeline.sources.remote.reading import resolved
+from pipeline.sources.remote.uri import is_hub
 
-_SPECIAL = r"(?i)^(~|file:/)"
+_SPECIAL = r"(?i)^(~|file:/|hf:/)"
+_REMOTE = r"^[A-Za-z0-9]+://"
 _SUSPECT = r"[^\x00-\x7f]|\\|\s(/|$)|(^|/)\s"
 _SPACES = re.compile(r"\s*(/|$)\s*")
 _SPACE = re.compile(r"\s(/|$)|/\s")
@@ -28,7 +31,12 @@ _N_THREADS = 32  # they wait for the file system, which may be remote
 
 
 def expanded(path: str) -> str:
-    """Return a path without `~` at its start; a `file://` URL becomes the path that it encodes."""
+    """Return a path without `~` at its start; a `file://` URL becomes the path that it encodes.
+
+    A URI of the hub gets the commit of its revision, which never changes.
+    """
+    if is_hub(path):
+        return resolved(path)
     if path[:6].lower() == "file:/":
         return unquote(re.sub(r"^//(localhost(?=/))?", "", path[5:]))
     return os.path.expanduser(path)  # noqa: PTH111 - `Path` would normalise the rest
@@ -55,7 +63,8 @@ def find_files(paths: pa.ChunkedArray, root: str | None) -> tuple[pa.ChunkedArra
         files, notes = find_files(pa.chunked_array([encoded.dictionary]), root)
         files = pa.DictionaryArray.from_arrays(encoded.indices, files.combine_chunks())
         return pa.chunked_array([files]), notes
-    suspects = paths.filter(pc.match_substring_regex(paths, _SUSPECT))
+    is_suspect = pc.match_substring_regex(paths, _SUSPECT)
+    suspects = paths.filter(pc.and_not(is_suspect, pc.match_substring_regex(paths, _REMOTE)))
     if root is not None:  # whose own characters are no reason
         listed = pc.replace_substring(suspects, root, "", max_replacements=1)
         suspects = suspects.filter(pc.match_substring_regex(listed, _SUSPECT))

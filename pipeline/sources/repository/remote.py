@@ -6,14 +6,12 @@ the content, which is valid for some time, and is asked for again when it has ex
 
 from __future__ import annotations
 
-import io
 import re
 import threading
 import time
 from collections import deque
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -26,10 +24,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined] # of its docum
 from pipeline.errors import SourceError
 from pipeline.sources.repository.errors import UnreachableError, explained
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 _FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")
+_PLACE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _N_TRIES = 4  # of answers that are too short; errors of the connection are retried by the client
 _TIMEOUT_S = 30.0
 _WAITS_S = (1.0, 2.0, 4.0, 8.0)
@@ -86,11 +83,6 @@ _addresses: dict[str, _Address] = {}
 _lock = threading.Lock()
 
 
-def is_remote(path: str | None) -> bool:
-    """Return whether the path of a segment names a file on the hub."""
-    return path is not None and path.startswith("hf://")
-
-
 def size_of(path: str) -> int:
     """Return the bytes of a file on the hub.
 
@@ -99,6 +91,54 @@ def size_of(path: str) -> int:
         UnreachableError: The hub does not answer.
     """
     return _address(path).n_bytes
+
+
+def resolved(uri: str) -> str:
+    """Return the URI of a file or a folder with the commit of its revision.
+
+    Raises:
+        SourceError: It is no URI of a dataset, or the hub refuses it.
+        UnreachableError: The hub does not answer.
+    """
+    found = _PLACE.fullmatch(uri)
+    if found is None:
+        raise SourceError(
+            f"{uri}: expected hf://datasets/USER/NAME/PATH, or hf://datasets/USER/NAME@REVISION/…"
+        )
+    name, revision, path = found[1], found[2], (found[3] or "").strip("/")
+    if revision is None or not _COMMIT.fullmatch(revision):
+        with explained(name, revision, uri):
+            revision = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
+    return f"hf://datasets/{name}@{revision}" + (f"/{path}" if path else "")
+
+
+def list_files(folder: str) -> dict[str, tuple[int, str]]:
+    """List the files below a folder of a commit.
+
+    Returns:
+        Bytes and digest of the content of each, by its path relative to the folder; empty if there
+        is no such folder.
+
+    Raises:
+        SourceError: The hub refuses it.
+        UnreachableError: The hub does not answer.
+    """
+    found = _PLACE.fullmatch(resolved(folder))
+    assert found is not None
+    name, commit, path = found[1], found[2], found[3]
+    start = len(path) + 1 if path else 0
+    with explained(name, commit, folder):
+        try:
+            entries = huggingface_hub.HfApi().list_repo_tree(
+                name, path, recursive=True, revision=commit, repo_type="dataset"
+            )
+            files = [e for e in entries if isinstance(e, huggingface_hub.hf_api.RepoFile)]
+        except huggingface_hub.errors.EntryNotFoundError:
+            return {}
+    return {
+        file.path[start:]: (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+        for file in files
+    }
 
 
 def read_range(path: str, start: int, n_bytes: int) -> bytes:
@@ -145,7 +185,8 @@ def _request(path: str, start: int, n_bytes: int) -> bytes:
                     _addresses.pop(path, None)
                 continue
             hf_raise_for_status(response)
-        if response.status_code != 206:
+        is_whole = response.status_code == 200 and (start, n_bytes) == (0, _address(path).n_bytes)
+        if response.status_code != 206 and not is_whole:
             raise SourceError(
                 f"{path}: the server sends no ranges of bytes (HTTP {response.status_code}); "
                 "leave out dataset.stream=true to download the files"
@@ -193,68 +234,3 @@ def _parts(path: str) -> tuple[str, str, str]:
 def _explained(path: str) -> AbstractContextManager[None]:
     name, commit, _ = _parts(path)
     return explained(name, commit, f"{path}: it")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file on the hub, in the place of a path.
-
-    Attributes:
-        url: `hf://datasets/NAME@COMMIT/FILE`.
-    """
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-    @property
-    def name(self) -> str:
-        """Name of the file without its folder."""
-        return self.url.rpartition("/")[2]
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the file."""
-        return size_of(self.url)
-
-    def open(self) -> RemoteReader:
-        """Open it for Arrow."""
-        return RemoteReader(self.url)
-
-
-class RemoteReader(io.RawIOBase):
-    """A file on the hub that can be read anywhere; every read is a request.
-
-    Args:
-        path: As for `read_range`.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path, self._position, self._n_bytes = path, 0, size_of(path)
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the number of the next byte."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a byte and return its number."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Read into a buffer, up to the end of the file; return the number of bytes read."""
-        view = memoryview(buffer).cast("B")
-        n = max(0, min(len(view), self._n_bytes - self._position))
-        view[:n] = read_range(self._path, self._position, n)
-        self._position += n
-        return n

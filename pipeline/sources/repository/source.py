@@ -33,9 +33,9 @@ from pipeline.sources.archives.parquet.rows import (
 )
 from pipeline.sources.archives.parquet.source import split_names
 from pipeline.sources.location import describe_location
+from pipeline.sources.remote.file import RemoteFile
 from pipeline.sources.repository.errors import explained
 from pipeline.sources.repository.files import Repository, find_repository
-from pipeline.sources.repository.remote import RemoteFile
 from pipeline.sources.splits import is_several
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from pipeline.errors import SourceError
 from pipeline.sources.archives.parquet.pages import PageError, Read, decompress
 from pipeline.sources.archives.parquet.places import PackedChunk, Places
 from pipeline.sources.archives.parquet.values import Values, locate
-from pipeline.sources.repository.remote import is_remote, read_range, size_of
+from pipeline.sources.remote.file import read_exactly, size_of
+from pipeline.sources.remote.uri import is_remote
 
 CACHE_BYTES = 1 << 28
 """Decompressed pages that are kept. Two always are: Arrow writes up to 1,024 rows in a page."""
@@ -170,7 +171,7 @@ def _remote(path: str) -> Read:
     def read(start: int, n_bytes: int) -> bytes:
         if not 0 <= start <= start + n_bytes <= n_file_bytes:
             raise PageError("a part of it lies beyond the end of the file")
-        return read_range(path, start, n_bytes)
+        return read_exactly(path, start, n_bytes)
 
     return read
 

@@ -24,7 +24,7 @@ from pipeline.sources.archives.parquet.pages import (
 )
 from pipeline.sources.archives.parquet.places import PackedChunk, Places, joined, without_bytes
 from pipeline.sources.archives.parquet.values import Values, locate
-from pipeline.sources.repository.remote import RemoteFile
+from pipeline.sources.remote.file import RemoteFile
 
 _MAX_CHECKED_BYTES = 1 << 22
 """Size of the first page up to which Arrow reads it, whole, to check its first value."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
@@ -26,7 +27,8 @@ from pipeline.sources.archives.parquet.places import Places, joined, without_byt
 from pipeline.sources.columns import Rows, is_plain, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.location import audio_root, require_regular
-from pipeline.sources.repository.remote import RemoteFile
+from pipeline.sources.remote.file import RemoteFile, RemoteFolder
+from pipeline.sources.remote.uri import is_remote
 from pipeline.sources.splits import with_split
 from pipeline.sources.tabular import TabularSource
 
@@ -56,6 +58,10 @@ class ParquetSource(TabularSource):
 
     def __init__(self, config: DatasetConfig, rows: Rows, places: Places) -> None:
         super().__init__(config, rows)
+        if is_remote(rows.root):  # nobody asks a server for files that are embedded
+            paths = self._paths.cast(pa.string()).combine_chunks()
+            embedded = pa.array(places.has_bytes[: len(self)])
+            self._paths = pa.chunked_array([pc.if_else(embedded, None, paths)])
         self._audio = Audio(places)
         self._has_packed = bool((places.chunk[: len(self)] >= 0).any())
 
@@ -109,7 +115,7 @@ class FileRows:
 def read_parts(
     config: DatasetConfig,
     parts: Sequence[Part],
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     typed: Typed | None = None,
 ) -> tuple[Rows, Places]:
     """Read the rows of splits, which are joined.
@@ -153,7 +159,7 @@ def read_parts(
         by_file[files[0]].class_names,
         config.audio_column,
         None if root is None else audio_root(config, root),
-        json.dumps([stat_stamp(str(file)) for file in files]),
+        json.dumps([_stamp(file, root) for file in files]),
         tables=() if root is None else tuple(str(file) for file in files),
         notes=_notes(by_file),
         splits=splits,
@@ -161,8 +167,13 @@ def read_parts(
     return rows, joined(places)
 
 
+def _stamp(file: File, root: Path | RemoteFolder | None) -> str:
+    """Return the stamp of a file; nothing for one of the hub, whose commit the caller states."""
+    return "" if root is None and isinstance(file, RemoteFile) else stat_stamp(str(file))
+
+
 def read_file(
-    path: File, config: DatasetConfig, root: Path | None, typed: Typed | None
+    path: File, config: DatasetConfig, root: Path | RemoteFolder | None, typed: Typed | None
 ) -> FileRows:
     """Read the rows of one file, and the places of their audio.
 
@@ -241,11 +252,11 @@ def _check_columns(path: File, schema: pa.Schema, audio_column: str) -> None:
     require_column(audio_column, schema.names, "dataset.audio_column", hint)
 
 
-def _folder(config: DatasetConfig, path: File, root: Path | None) -> str:
+def _folder(config: DatasetConfig, path: File, root: Path | RemoteFolder | None) -> str:
     """Return the folder of a file below `root`, unless paths start from `dataset.root`."""
-    if root is None or isinstance(path, RemoteFile) or config.root or path.parent == root:
+    if root is None or config.root or path.parent == root:
         return ""
-    return path.parent.relative_to(root).as_posix()
+    return str(path.parent)[len(str(root)) :].strip("/")
 
 
 def _check_alike(by_file: dict[File, FileRows]) -> None:

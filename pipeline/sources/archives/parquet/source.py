@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceError, first_few
 from pipeline.sources.archives.parquet.pages import UnknownFormError
-from pipeline.sources.archives.parquet.rows import ParquetSource, Part, read_parts
+from pipeline.sources.archives.parquet.rows import File, ParquetSource, Part, read_parts
 from pipeline.sources.archives.shards import find_shards
 from pipeline.sources.location import describe_location, require_regular
+from pipeline.sources.remote.file import RemoteFolder
 from pipeline.sources.splits import ALL, NAMES, chosen
 from pipeline.sources.tabular import TabularSource
 
@@ -40,7 +41,7 @@ def open_parquet(config: DatasetConfig) -> TabularSource:
     return ParquetSource(config, rows, places)
 
 
-def _find_files(config: DatasetConfig) -> tuple[Path, list[str]]:
+def _find_files(config: DatasetConfig) -> tuple[Path | RemoteFolder, list[str]]:
     """List the files of `dataset.path`.
 
     Returns:
@@ -54,8 +55,9 @@ def _find_files(config: DatasetConfig) -> tuple[Path, list[str]]:
     shards = find_shards(config.path, ".parquet")
     if not shards.names:
         raise SourceError(f"{describe_location(config)} holds no .parquet file")
-    for name in shards.names:
-        require_regular(shards.root / name)
+    if isinstance(shards.root, Path):
+        for name in shards.names:
+            require_regular(shards.root / name)
     return shards.root, shards.names
 
 
@@ -73,13 +75,15 @@ def split_of(name: str) -> str | None:
     return next((part for part in parts if part in NAMES), None)
 
 
-def choose_splits(config: DatasetConfig, root: Path, names: Sequence[str]) -> list[Part]:
+def choose_splits(
+    config: DatasetConfig, root: Path | RemoteFolder, names: Sequence[str]
+) -> list[Part]:
     """Return the files of each split that the configuration names, or of the only one.
 
     Raises:
         SourceError: A split does not exist, or there are several and none is named.
     """
-    files: dict[str | None, list[Path]] = {}
+    files: dict[str | None, list[File]] = {}
     for name in names:
         files.setdefault(split_of(name), []).append(root / name)
     unnamed = files.pop(None, [])
