@@ -12,7 +12,6 @@ from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.clock import server_time_s
 from pipeline.objects.failures import read_failure
 from pipeline.objects.library import load_obstore
-from pipeline.objects.ranges import COALESCE_BYTES, fetch_merged
 from pipeline.objects.requests import (
     Limits,
     PassingError,
@@ -108,25 +107,6 @@ class ObjectClient(Objects):
         """Read a whole object."""
         return bytes(self._read(key, lambda: self._fetch(key))[0])
 
-    def get_range(self, key: str, start: int, length: int, etag: str = "") -> memoryview:
-        """Read a range of an object.
-
-        Args:
-            key: The object.
-            start: First byte.
-            length: Bytes.
-            etag: What the object must have; empty for any.
-
-        Raises:
-            EOFError: The object ends before.
-            OSError: It cannot be read, or has changed; then its `errno` is ESTALE.
-        """
-        if start < 0 or length < 0:
-            raise OSError(errno.EINVAL, f"no range: {length} bytes from {start}", self.locate(key))
-        if not length:
-            return memoryview(b"")
-        return self.fetch(key, start, length, etag)[0]
-
     def fetch(
         self, key: str, start: int, length: int, etag: str = ""
     ) -> tuple[memoryview, ObjectInfo]:
@@ -138,48 +118,12 @@ class ObjectClient(Objects):
         """
         return self._read(key, lambda: self._fetch(key, start, length, etag))
 
-    def get_ranges(
-        self,
-        key: str,
-        starts: Sequence[int],
-        lengths: Sequence[int],
-        coalesce: int = COALESCE_BYTES,
-        etag: str = "",
-    ) -> Sequence[memoryview]:
-        """Read many ranges of an object, those near to each other by one request.
-
-        Args:
-            key: The object.
-            starts: First byte of each range.
-            lengths: Bytes of each.
-            coalesce: Bytes between two ranges that are rather read than requested apart.
-            etag: What the object must have; empty for any.
-
-        Raises:
-            EOFError: The object ends before.
-            OSError: It cannot be read, or has changed.
-        """
-        return fetch_merged(
-            lambda start, length: self.get_range(key, start, length, etag),
-            starts,
-            lengths,
-            coalesce,
-        )
-
     def head(self, key: str) -> ObjectInfo:
         """Return the size, the ETag and the time of an object."""
         return self._read(
             key,
             lambda: self._info(load_obstore().head(self._requests.small(), self._path(key))),
         )
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is an object."""
-        try:
-            self.head(key)
-        except FileNotFoundError:
-            return False
-        return True
 
     def list(self, prefix: str = "", offset: str = "", last: str = "") -> Sequence[ObjectInfo]:
         """List the objects below a folder, in any order; a missing folder has none.
@@ -204,11 +148,6 @@ class ObjectClient(Objects):
             return any(len(page) for page in pages)
 
         return self._read(prefix, first)
-
-    def children(self, folder: str = "") -> Sequence[str]:
-        """List the names directly below a folder, of objects and folders alike."""
-        objects, folders = self.list_folder(folder)
-        return [*(info.key.rpartition("/")[2] for info in objects), *folders]
 
     def list_folder(self, folder: str = "") -> tuple[Sequence[ObjectInfo], Sequence[str]]:
         """Return the objects directly below a folder, and the names of the folders there."""

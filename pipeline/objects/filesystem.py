@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError, RefusedError, StoreError, UnreachableEr
 from pipeline.files import Buffer
 from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.library import generation
-from pipeline.objects.ranges import COALESCE_BYTES, fetch_merged
 from pipeline.objects.uri import scheme_of
 
 Result = TypeVar("Result")
@@ -78,29 +77,19 @@ class FileSystemClient(Objects):
         """Read a whole file."""
         return self._try(key, lambda files, path: bytes(files.cat_file(path)))
 
-    def get_range(self, key: str, start: int, length: int, etag: str = "") -> memoryview:
-        """Read a range of a file.
-
-        Args:
-            key: The file.
-            start: First byte.
-            length: Bytes.
-            etag: Ignored: few of these places can compare it.
+    def fetch(self, key: str, start: int, length: int, etag: str = "") -> tuple[memoryview, None]:
+        """Read a range of a file; few of these places could compare an ETag.
 
         Raises:
             EOFError: The file ends before.
             OSError: It cannot be read.
         """
-        if start < 0 or length < 0:
-            raise OSError(errno.EINVAL, f"no range: {length} bytes from {start}", self.locate(key))
-        if not length:
-            return memoryview(b"")
         try:
             content = self._try(key, lambda files, path: _cat(files, path, start, start + length))
         except EOFError:
             content = b""
         if len(content) == length:
-            return memoryview(content)
+            return memoryview(content), None
         size = self.head(key).size
         if start + length > size:
             raise EOFError(f"{self.locate(key)} ends at byte {size}")
@@ -110,22 +99,6 @@ class FileSystemClient(Objects):
             f"{self.server} {reason} ({len(content)} bytes came of {length}); copy the store to a "
             "disk with another program, and read it there",
             self.locate(key),
-        )
-
-    def get_ranges(
-        self,
-        key: str,
-        starts: Sequence[int],
-        lengths: Sequence[int],
-        coalesce: int = COALESCE_BYTES,
-        etag: str = "",
-    ) -> Sequence[memoryview]:
-        """Read many ranges of a file; see `ObjectClient.get_ranges`."""
-        return fetch_merged(
-            lambda start, length: self.get_range(key, start, length, etag),
-            starts,
-            lengths,
-            coalesce,
         )
 
     def head(self, key: str) -> ObjectInfo:
@@ -141,14 +114,6 @@ class FileSystemClient(Objects):
         if info.get("size") is None:
             raise OSError(errno.EIO, f"{self.server} tells no size", self.locate(key))
         return _object(key, info)
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is a file."""
-        try:
-            self.head(key)
-        except FileNotFoundError:
-            return False
-        return True
 
     def list(self, prefix: str = "", offset: str = "", last: str = "") -> Sequence[ObjectInfo]:
         """List the files below a folder; a missing folder has none.
@@ -172,11 +137,6 @@ class FileSystemClient(Objects):
             for key, info in sorted(keys.items())
             if key > offset and (not last or key <= last)
         ]
-
-    def children(self, folder: str = "") -> Sequence[str]:
-        """List the names directly below a folder, of files and folders alike."""
-        objects, folders = self.list_folder(folder)
-        return [*(info.key.rpartition("/")[2] for info in objects), *folders]
 
     def list_folder(self, folder: str = "") -> tuple[Sequence[ObjectInfo], Sequence[str]]:
         """Return the files directly below a folder, and the names of the folders there."""

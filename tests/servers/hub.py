@@ -2,6 +2,8 @@
 
 It keeps dataset repositories in memory: their creation, the upload of large files by LFS, commits,
 lists of the tree, and reads by range. What it does not know is answered with 404 and noted.
+`tests/helpers/hub_server.py` is another one, for datasets: it has revisions and faults, and no
+writes.
 """
 
 from __future__ import annotations

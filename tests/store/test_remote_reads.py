@@ -7,6 +7,7 @@ That the values are right is tested with other stores: `test_features.py`, `test
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import pickle
@@ -39,6 +40,12 @@ from tests.servers.localbucket import SECRET
 from tests.servers.proxy import Fault, Proxy, Request
 
 LENGTHS = [int(n) for n in np.random.default_rng(5).integers(20, 250, 40)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What readers of other tests have fetched and not read does not count here."""
+    monkeypatch.setattr(fetching, "_fetcher", functools.cache(lambda _: fetching._Fetcher()))
 
 
 @pytest.fixture(autouse=True)
