@@ -28,7 +28,7 @@ from pipeline.objects import ranges
 from pipeline.objects import requests as requests_module
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.library import generation
-from pipeline.store.backend.base import End, OtherEndError
+from pipeline.store.backend.ends import End, OtherEndError
 from pipeline.store.backend.remote import fetching
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.remote.reader import RemoteReader

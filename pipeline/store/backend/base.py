@@ -12,42 +12,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from pipeline.files import Buffer, Map, final_name
+from pipeline.store.backend.ends import CheckCopy, End
 from pipeline.store.native.mapped import MappedFile
 
 __all__ = [
     "Backend",
     "Buffer",
-    "End",
     "FoundLease",
     "LeaseOperations",
     "Location",
     "Map",
     "ObjectReader",
-    "OtherEndError",
     "PartialObject",
     "final_name",
 ]
-
-
-class End(NamedTuple):
-    """Size of an object, and the bytes at its end.
-
-    Attributes:
-        size: Bytes of the whole object.
-        tail: The last ones.
-    """
-
-    size: int
-    tail: bytes = b""
-
-
-class OtherEndError(OSError):
-    """An object has not the end that was expected when it was opened."""
 
 
 class ObjectReader(Protocol):
@@ -379,6 +362,14 @@ class Backend(Protocol):
         """Return the bytes that can still be written."""
 
     # Optional
+
+    def check_copies(self, check: CheckCopy, n_bytes: int) -> None:
+        """Have copies of whole objects, of at most `n_bytes`, checked before they are used.
+
+        Raises:
+            ConfigError: Copies are kept, and there is too little room for them.
+        """
+        del check, n_bytes
 
     @property
     def leases(self) -> LeaseOperations:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pipeline import exclusive, files
 from pipeline.errors import StoreError
-from pipeline.store.backend.base import Backend, Buffer, End, Map
+from pipeline.store.backend.base import Backend, Buffer, Map
+from pipeline.store.backend.ends import End
 from pipeline.store.backend.file_leases import FileLeases
 from pipeline.store.backend.folder_check import check_folder, warn_of_caches
 from pipeline.store.backend.local_reader import LocalReader

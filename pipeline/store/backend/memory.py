@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreNotFoundError
-from pipeline.store.backend.base import Backend, Buffer, End, Map, ObjectReader, PartialObject
+from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader, PartialObject
+from pipeline.store.backend.ends import End
 from pipeline.store.backend.file_leases import FileLeases
 
 _open_stores: WeakValueDictionary[str, MemoryBackend] = WeakValueDictionary()

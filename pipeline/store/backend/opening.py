@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import cast
 
-from pipeline.errors import StoreNotFoundError
+from pipeline.errors import ConfigError, StoreNotFoundError
 from pipeline.objects.filesystem import FileSystemClient, is_known
 from pipeline.objects.uri import file_path, is_object_uri, scheme_of
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
+from pipeline.store.backend.remote.cache_folder import CacheFolder
 from pipeline.store.backend.remote.read_only import ReadOnlyBackend
 
 
@@ -58,3 +59,29 @@ def open_backend(location: Location) -> Backend:
             )
         return ReadOnlyBackend(FileSystemClient(text))
     return LocalBackend(text)
+
+
+def with_copies(location: Location, folder: object, n_bytes: object) -> Backend:
+    """Return the backend of a store in a bucket, with copies of its large objects in a folder.
+
+    Args:
+        location: As for `open_backend`.
+        folder: Path of the folder.
+        n_bytes: What it may hold.
+
+    Raises:
+        ConfigError: The store is not in a bucket, or one of the others is missing or unusable.
+    """
+    backend = open_backend(location)
+    is_bound = isinstance(n_bytes, int) and not isinstance(n_bytes, bool) and n_bytes > 0
+    if not isinstance(folder, str | os.PathLike) or not is_bound:
+        raise ConfigError(
+            f"cache={folder!r} and cache_bytes={n_bytes!r}; expected both: a folder of this "
+            "machine, and how many bytes it may hold"
+        )
+    if not isinstance(backend, RemoteBackend):
+        raise ConfigError(
+            f"cache={folder!r} is for stores in buckets; {backend} is not in one: leave it out"
+        )
+    path = Path(os.fsdecode(folder)).absolute()
+    return backend.cached(CacheFolder(path, cast("int", n_bytes)))

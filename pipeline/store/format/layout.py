@@ -10,6 +10,7 @@ opened by any of them (Zarr v3 core specification, sharding codec ZEP 2).
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,7 @@ _DECODING: dict[str, dict[str, Any]] = {
     },
 }
 """Attributes of arrays whose values other readers must decode, by the name of the codec."""
+_SHARD_KEY = re.compile(rf"{re.escape(FRAMES)}/c/(\d+)/(\d+)/0")
 _INDEX_ENTRY = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
 
@@ -269,6 +271,11 @@ class Layout:
     def shard_key(self, layer_axis: int, slot: int) -> str:
         """Return the key of a shard, given a position on the layer axis and a slot."""
         return f"{FRAMES}/c/{layer_axis}/{slot}/0"
+
+    def shard_place(self, key: str) -> tuple[int, int] | None:
+        """Return the position on the layer axis and the slot of a shard; None of another object."""
+        match = _SHARD_KEY.fullmatch(key)
+        return None if match is None else (int(match[1]), int(match[2]))
 
     def shard_keys(self, slot: int) -> list[str]:
         """Return the keys of the shards of `slot`, one for each of `kept_axes`."""

@@ -331,14 +331,15 @@ def read_catalogue(
     )
 
 
-def committed_state(store: Location, generation: int | None, last: int) -> str:
+def committed_state(store: Location, generation: int | None, known: Catalogue) -> str:
     """Return the `state` of a catalogue that would be read now, with few requests.
 
     Args:
         store: The store.
         generation: Generation of its labels; None is the newest.
-        last: Highest unit that is probably committed.
+        known: What was committed before.
     """
+    last = int(known.unit.max(initial=-1))
     return _joined_state(labels_state(store, generation), index_files.index_state(store, last))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import ConfigError
 from pipeline.store.backend.base import Location
+from pipeline.store.backend.opening import with_copies
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.joined.store import JoinedStore
 from pipeline.store.read.joined.view import locations_of
@@ -20,6 +21,8 @@ def open_store(
     prefix: bool = False,
     verify: bool = False,
     labels: int | None = None,
+    cache: Location | None = None,
+    cache_bytes: int | None = None,
 ) -> FeatureStore:
     """Open a store, or several as one, for reading.
 
@@ -35,6 +38,11 @@ def open_store(
             loaders of the store do so, too.
         labels: Generation of labels to show; None is the newest. After the dataset was changed, 0
             has the utterances and columns from before the first change. Several stores have None.
+        cache: Folder of this machine for whole copies of what is read of stores in buckets; several
+            processes and stores may share it. Copies are compared with the index when they are
+            made.
+        cache_bytes: What the folder may hold. Copies that were not used for longest are removed for
+            new ones. Without it nothing is copied.
 
     Raises:
         StoreNotFoundError: There is no store.
@@ -42,7 +50,8 @@ def open_store(
             different types.
         IdentityError: Several stores have features of different kinds; the message lists every
             difference.
-        ConfigError: No store is given, one is given twice, or `labels` is given for several.
+        ConfigError: No store is given, one is given twice, or `labels` is given for several; or the
+            cache is for a store that is in a folder, has no bound, or one below a few shards.
         DamagedError: The attributes, the index or the labels of a store are damaged.
         TypeError: `labels` is no number.
 
@@ -64,5 +73,7 @@ def open_store(
         raise ConfigError(
             f"labels={labels} is a generation of one store; several are opened with the newest"
         )
+    if cache is not None or cache_bytes is not None:
+        locations = [with_copies(location, cache, cache_bytes) for location in locations]
     stores = [FeatureStore(location, verify, labels) for location in locations]
     return JoinedStore(stores, prefix) if prefix or len(stores) > 1 else stores[0]

@@ -16,7 +16,8 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.errors import DamagedError, StoreError, UnreachableError
-from pipeline.store.backend.base import End, Location, ObjectReader, OtherEndError
+from pipeline.store.backend.base import Location, ObjectReader
+from pipeline.store.backend.ends import End, OtherEndError
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored

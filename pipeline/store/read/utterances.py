@@ -20,12 +20,12 @@ from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.labels import read_labels
+from pipeline.store.read import verified
 from pipeline.store.read.catalogue import Catalogue, Piece, Place, committed_state, read_catalogue
 from pipeline.store.read.facts import StoreFacts
 from pipeline.store.read.joined.columns import Column, class_names_of
 from pipeline.store.read.selection import absent_values, column_values
 from pipeline.store.read.shards import ShardReader
-from pipeline.store.read.verified import Checksums, committed_checksums, committed_record
 from pipeline.store.read.where import parse_condition
 
 Key = str | int
@@ -53,8 +53,8 @@ class StoreView(StoreFacts):
         self.attributes = read_attributes(self._backend)
         self._layout = layout_of(self.attributes)
         self._conditions: tuple[pc.Expression, ...] = ()
-        self._open()
         self._read()
+        self._open()
 
     def _open(self) -> None:
         """Make what reads the files; they are opened when they are needed."""
@@ -78,7 +78,8 @@ class StoreView(StoreFacts):
         self._shards.expect_whole()
 
     def _renew_checksums(self) -> None:
-        self._checksums = Checksums(self._backend, self._layout, self._place)
+        self._checksums = verified.Checksums(self._backend, self._layout, self._place)
+        verified.check_copies(self._backend, self._layout, self._catalogue)
 
     def refresh(self) -> None:
         """Show what is committed now; a selection applies its conditions to new utterances, too.
@@ -92,8 +93,7 @@ class StoreView(StoreFacts):
             self._read()
 
     def _present_state(self) -> str:
-        last = int(self._catalogue.unit.max(initial=-1))
-        return committed_state(self._backend, self._generation, last)
+        return committed_state(self._backend, self._generation, self._catalogue)
 
     def _read(self) -> None:
         """Read the index and show what is committed."""
@@ -322,7 +322,7 @@ class StoreView(StoreFacts):
         """
         position = self.position(key)
         number = self._catalogue.store_of(position) - self._place.number
-        committed = committed_record(self.backends[number], self._catalogue, position)
+        committed = verified.committed_record(self.backends[number], self._catalogue, position)
         return {**committed, **self.metadata.slice(position, 1).to_pylist()[0]}
 
     def checksums(self) -> list[list[list[int]]]:
@@ -333,7 +333,7 @@ class StoreView(StoreFacts):
         """
         found: dict[int, list[int]] = {}
         for number, backend in enumerate(self.backends, self._place.number):
-            found |= committed_checksums(backend, self._catalogue, number)
+            found |= verified.committed_checksums(backend, self._catalogue, number)
         ends = self._catalogue.first_piece.tolist()
         return [
             [found[piece] for piece in range(start, stop)]

@@ -6,10 +6,12 @@ of an utterance can be verified only with the rest of its piece, which is read a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +69,7 @@ class Checksums:
             DamagedError: The unit's index is damaged, or lists the utterance elsewhere.
         """
         unit = int(catalogue.unit[piece])
-        known = self._units.get(unit)
-        if known is None:
-            known = self._units[unit] = self._read(unit)
+        known = self.of_unit(unit)
         row = known.rows.get(int(catalogue.place[piece]))
         slot, n_frames = int(catalogue.slot[piece]), int(catalogue.n_frames[piece])
         slot -= self._place.first_slot
@@ -83,6 +83,17 @@ class Checksums:
             )
         checksums: npt.NDArray[np.uint32] = known.checksums[row]
         return checksums
+
+    def of_unit(self, unit: int) -> _UnitChecksums:
+        """Return the checksums of a unit.
+
+        Raises:
+            DamagedError: Its index is damaged.
+        """
+        known = self._units.get(unit)
+        if known is None:
+            known = self._units[unit] = self._read(unit)
+        return known
 
     def _read(self, unit: int) -> _UnitChecksums:
         table = index_files.read_unit(self._backend, unit)
@@ -102,6 +113,83 @@ class Checksums:
             ),
             checksums=np.array([row["crc32c"] for row in done], np.uint32),
         )
+
+
+class CopyCheck:
+    """Compares whole shards and scales with the index, before copies of them are used.
+
+    Args:
+        backend: The store. It keeps this object, so this should be a weak reference.
+        layout: Its layout.
+        catalogue: Utterances of all slots that copies may be of.
+    """
+
+    def __init__(self, backend: Backend, layout: Layout, catalogue: Catalogue) -> None:
+        self._backend, self._layout = backend, layout
+        self._checksums = Checksums(backend, layout)
+        self._units, self._slots = catalogue.unit, catalogue.slot
+        self._last_scales: tuple[int, npt.NDArray[np.float32]] | None = None
+
+    def __call__(self, key: str, content: memoryview) -> bool:
+        """Compare an object; return whether that can be done.
+
+        Raises:
+            DamagedError: It has other bytes than were committed.
+        """
+        place = self._layout.shard_place(key)
+        if place is None:  # scales, which end in their checksum
+            is_sound = crc32c(content[:-4]) == int.from_bytes(content[-4:], "little")
+            if not is_sound:
+                raise DamagedError(
+                    f"{self._backend.locate(key)} has a wrong checksum; run `strata verify`"
+                )
+            return True
+        axis, slot = place
+        units = np.unique(self._units[self._slots == slot]).tolist()
+        first, size = self._layout.slot_start(slot), self._layout.frame_bytes
+        scales = self._scales_of(slot)
+        for unit in units:
+            known = self._checksums.of_unit(unit)
+            for position, row in known.rows.items():
+                if known.places[row, 0] != slot:
+                    continue
+                start = int(known.places[row, 1]) - first
+                stop = start + int(known.places[row, 2])
+                found = crc32c(content[start * size : stop * size])
+                if scales is not None:
+                    found = crc32c(scales[position, axis].data, found)
+                if found != known.checksums[row, axis]:
+                    raise DamagedError(
+                        f"shard {self._backend.locate(key)} has other features of "
+                        f"{known.ids[row].as_py()!r} than were committed; run `strata verify`"
+                    )
+        return bool(units)
+
+    def _scales_of(self, slot: int) -> npt.NDArray[np.float32] | None:
+        """Read the scales of a slot, which checksums of int8 frames include; keep the last ones."""
+        layout, last = self._layout, self._last_scales
+        if not layout.keeps_scales:
+            return None
+        if last is None or last[0] != slot:
+            raw = self._backend.read(layout.scale_key(slot))
+            if len(raw) != layout.scale_bytes:
+                raise DamagedError(
+                    f"{self._backend.locate(layout.scale_key(slot))} has {len(raw):,} bytes; "
+                    f"expected {layout.scale_bytes:,}; run `strata verify`"
+                )
+            shape = layout.scale_shape(1)[1:]
+            last = slot, np.frombuffer(raw, np.float32, math.prod(shape)).reshape(shape)
+            self._last_scales = last
+        return last[1]
+
+
+def check_copies(backend: Backend, layout: Layout, catalogue: Catalogue) -> None:
+    """Have copies of shards and scales, where any are kept, compared with the index.
+
+    Raises:
+        ConfigError: There is too little room for copies.
+    """
+    backend.check_copies(CopyCheck(proxy(backend), layout, catalogue), layout.shard_bytes)
 
 
 def committed_record(backend: Backend, catalogue: Catalogue, position: int) -> dict[str, Any]:

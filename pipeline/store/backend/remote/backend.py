@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from pipeline.objects.base import Objects
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.listing import list_folder
 from pipeline.objects.requests import Limits
-from pipeline.store.backend.base import Backend, Buffer, End, Map, ObjectReader
+from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
+from pipeline.store.backend.ends import CheckCopy, End
 from pipeline.store.backend.memory import MemoryReader
+from pipeline.store.backend.remote.cache_folder import CacheFolder
+from pipeline.store.backend.remote.cached_reader import CachedReader
 from pipeline.store.backend.remote.leases import RemoteLeases
 from pipeline.store.backend.remote.lines import LineWriter
 from pipeline.store.backend.remote.partial_object import MemoryObject
@@ -39,13 +43,16 @@ class RemoteBackend(Backend):
     parallel_reads = _READS_IN_FLIGHT
     replaces_cheaply = False
 
+    _cache: CacheFolder | None = None
+    _check: CheckCopy | None = None
+
     def __init__(self, uri: str | ObjectClient, limits: Limits | None = None) -> None:
         client = ObjectClient(uri, limits) if isinstance(uri, str) else uri
         self._client: Objects = client
         self._lines, self._leases = LineWriter(client), RemoteLeases(client)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteBackend, (self._client,)
+        return RemoteBackend, (self._client,), self.__getstate__()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._client == other._client
@@ -70,6 +77,21 @@ class RemoteBackend(Backend):
         """Return the URI of an object."""
         return self._client.locate(key)
 
+    def cached(self, folder: CacheFolder) -> Self:
+        """Return the same store, with whole copies of what is read often in a folder."""
+        backend = copy(self)
+        backend._cache = folder
+        return backend
+
+    def check_copies(self, check: CheckCopy, n_bytes: int) -> None:
+        """Have copies checked before they are used."""
+        if self._cache is not None:
+            self._cache.check_bound(n_bytes)
+            self._check = check
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_cache": self._cache}  # a store that is loaded checks copies by itself
+
     # Reading
 
     def read(self, key: str) -> bytes:
@@ -85,7 +107,8 @@ class RemoteBackend(Backend):
     def open_reader(self, key: str, *, whole: bool = False, end: End | None = None) -> ObjectReader:
         """Open an object by asking for its size and ETag; with an end, by no request."""
         if end is not None:
-            return RemoteReader(self._client, key, end)
+            reader = RemoteReader(self._client, key, end)
+            return reader if self._cache is None else CachedReader(reader, self._cache, self._check)
         try:
             return RemoteReader(self._client, key)
         except FileNotFoundError:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 from weakref import ref
 
 from pipeline.objects.library import generation
@@ -29,6 +30,7 @@ _MOST_WAITING_BYTES = 16 << 20
 """Bytes that are collected before they are requested though nobody waits."""
 
 Fetch = Callable[[int, int], memoryview]
+Item = TypeVar("Item")
 
 
 @dataclass(eq=False)
@@ -221,6 +223,12 @@ class _Fetcher:
 
     def _is_gone(self, owner: ref[Segments], segment: _Segment) -> bool:
         return owner() is None or not segment.is_held
+
+
+def run_together(call: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call a function with each of several items, in the threads that make requests."""
+    for _ in _fetcher(generation()).pool.map(call, items):
+        pass
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.errors import StoreError
 from pipeline.objects.base import Objects
@@ -24,8 +24,8 @@ class ReadOnlyBackend(RemoteBackend):
     def __init__(self, client: Objects) -> None:
         self._client = client
 
-    def __reduce__(self) -> tuple[type[ReadOnlyBackend], tuple[Objects]]:
-        return ReadOnlyBackend, (self._client,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadOnlyBackend, (self._client,), self.__getstate__()
 
     def __repr__(self) -> str:
         return f"ReadOnlyBackend({self.uri!r})"

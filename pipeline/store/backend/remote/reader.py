@@ -12,11 +12,12 @@ import numpy.typing as npt
 from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.library import generation
 from pipeline.objects.ranges import LONGEST_BYTES
-from pipeline.store.backend.base import End, ObjectReader, OtherEndError
+from pipeline.store.backend.base import ObjectReader
+from pipeline.store.backend.ends import End, OtherEndError
 from pipeline.store.backend.remote.fetching import Segments
 
 
-class _SeenObject:
+class SeenObject:
     """An object as it was when it was first seen: every answer must have the same size and ETag."""
 
     def __init__(self, client: Objects, key: str) -> None:
@@ -24,9 +25,19 @@ class _SeenObject:
         self._seen: dict[str, tuple[int, str]] = {}  # an entry is made once, by whatever thread
 
     @property
+    def key(self) -> str:
+        """Its key."""
+        return self._key
+
+    @property
     def location(self) -> str:
         """Where it is."""
         return self._client.locate(self._key)
+
+    @property
+    def etag(self) -> str:
+        """Its ETag; empty before anything of it was seen, or if the place tells none."""
+        return self._seen.get(self._key, (-1, ""))[1]
 
     @property
     def size(self) -> int:
@@ -49,8 +60,7 @@ class _SeenObject:
             EOFError: It ends before.
             OSError: It cannot be read, or was replaced.
         """
-        etag = self._seen.get(self._key, (-1, ""))[1]
-        content, info = self._client.fetch(self._key, start, length, etag)
+        content, info = self._client.fetch(self._key, start, length, self.etag)
         if info is not None:
             self._compare(info)
         elif self.size < 0:
@@ -81,11 +91,34 @@ class RemoteReader(ObjectReader):
     mapped = None
 
     def __init__(self, client: Objects, key: str, end: End | None = None) -> None:
-        self._object, self._end = _SeenObject(client, key), end
-        self._has_other_end = False
+        self._object, self._end = SeenObject(client, key), end
+        self._has_other_end = self._is_end_announced = False
         self._ahead: tuple[int, Segments] | None = None
         if end is None:
             self._object.look()
+
+    @property
+    def seen(self) -> SeenObject:
+        """The object as it was when it was first seen."""
+        return self._object
+
+    def announce_end(self) -> None:
+        """Announce a read of the object's end, if it is to be compared."""
+        segments, end = self._segments, self._end
+        if end is not None and end.tail and not self._is_end_announced:
+            self._is_end_announced = True
+            segments.add(end.size - len(end.tail), end.size)
+
+    def compare_end(self) -> None:
+        """Compare the object's end now, if that was not done yet; then it was seen.
+
+        Raises:
+            OtherEndError: It has another end than was expected.
+        """
+        if self._end is not None:
+            if not self._end.tail:
+                self._object.look()
+            self._read_first(self._segments, self._end, 0, 0)
 
     @property
     def size(self) -> int:
@@ -130,7 +163,7 @@ class RemoteReader(ObjectReader):
         """Announce a read: it is requested together with others, when one of them waits."""
         known = self._object.size if self._end is None else self._end.size
         if 0 <= offset < offset + length <= known and not self._has_other_end:
-            self._announce_end()
+            self.announce_end()
             self._segments.announce(offset, offset + length)
 
     @property
@@ -163,7 +196,7 @@ class RemoteReader(ObjectReader):
             OtherEndError: The object has another end than was expected.
         """
         if not self._has_other_end:
-            self._announce_end()
+            self.announce_end()
             if not segments.is_ahead(start):
                 segments.announce(start, stop)
             try:
@@ -180,12 +213,6 @@ class RemoteReader(ObjectReader):
         raise OtherEndError(
             errno.EIO, "the object has another end than was expected", self._object.location
         )
-
-    def _announce_end(self) -> None:
-        segments, end = self._segments, self._end
-        if end is not None and end.tail and not self._is_end_announced:
-            self._is_end_announced = True
-            segments.add(end.size - len(end.tail), end.size)
 
 
 def _copy(target: memoryview, source: memoryview) -> None:
