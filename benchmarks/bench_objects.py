@@ -290,13 +290,28 @@ def epochs(uri: str, rounds: int, cache: Path) -> dict[str, Any]:
         frames = 16_000 if layers else 16_000 // len(store.layers)
         methods: dict[str, Callable[[], int]] = {"sequential download": download}
         for n_workers in (0, 2):
-            dataset = pipeline.FeatureDataset(store, layers)
-            loader = pipeline.make_loader(
-                dataset, max_frames_per_batch=frames, num_workers=n_workers
-            )
+            loader = loader_of(store, layers, frames, n_workers)
             methods[f"{n_workers} workers"] = lambda loader=loader: epoch(loader)
+
+        def first_cached(layers=layers, frames=frames) -> int:
+            shutil.rmtree(cache, ignore_errors=True)
+            copied = pipeline.open_store(uri, cache=cache, cache_bytes=1 << 40)
+            return epoch(loader_of(copied, layers, frames, 2))
+
+        copied = pipeline.open_store(uri, cache=cache, cache_bytes=1 << 40)
+        later = loader_of(copied, layers, frames, 2)
+        methods["2 workers, first epoch with a cache"] = first_cached
+        methods["2 workers, later epoch with a cache"] = lambda loader=later: epoch(loader)
         found[name] = alternate(methods, rounds, f"epoch of {name}")
     return found
+
+
+def loader_of(
+    store: pipeline.FeatureStore, layers: list[int] | None, frames: int, n_workers: int
+) -> pipeline.feed.loader.FeatureLoader:
+    """Return a loader of shuffled batches."""
+    dataset = pipeline.FeatureDataset(store, layers)
+    return pipeline.make_loader(dataset, max_frames_per_batch=frames, num_workers=n_workers)
 
 
 def epoch(loader: pipeline.feed.loader.FeatureLoader) -> int:
