@@ -121,6 +121,11 @@ class RemoteRange(ByteRange):
         first = wanted - self._block_start
         return self._block[first : first + n_wanted]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a read has failed, so that `close` will raise."""
+        return bool(self._failures)
+
     def close(self) -> None:
         """Raise the error of a read that failed."""
         if not self.closed:

@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from pipeline.audio.backends import soundfile
 from pipeline.audio.backends.forward import ForwardReader
 from pipeline.audio.backends.mpg123_messages import captured, tell_of_damage
-from pipeline.audio.content import file_stamp, open_bytes, with_descriptor
+from pipeline.audio.content import EncodedFile, file_stamp, open_bytes, with_descriptor
 from pipeline.audio.decode import finish
+from pipeline.audio.remote import RemoteRange
 from pipeline.audio.streams import ogg_gap
 from pipeline.audio.types import Decoded, NativeAudio, UnsupportedError
 from pipeline.sources.base import Segment
@@ -38,6 +39,7 @@ class SharedFile:
         self._lock = threading.Lock()
         self._files = ExitStack()
         self._reader: ForwardReader | None = None
+        self._encoded: EncodedFile | None = None
         self._stamp: tuple[int, ...] | None = None  # of the file that is open
         self._is_forward: bool | None = None  # unknown before the first segment
 
@@ -64,15 +66,19 @@ class SharedFile:
                 return None
             stamp = file_stamp(segment)
             is_same = stamp is not None and stamp == self._stamp
-            if self._reader is None or not is_same or not self._reader.can_read(segment):
-                self._close()
-                self._stamp = stamp
-                self._reader = self._open(segment)
-            self._is_forward = self._reader is not None
-            return None if self._reader is None else self._reader.read(segment)
+            try:
+                if self._reader is None or not is_same or not self._reader.can_read(segment):
+                    self._close()
+                    self._stamp = stamp
+                    self._reader = self._open(segment)
+                self._is_forward = self._reader is not None
+                return None if self._reader is None else self._reader.read(segment)
+            finally:
+                if isinstance(self._encoded, RemoteRange) and self._encoded.has_failed:
+                    self._close()  # which raises why: the decoder saw the end of the file
 
     def _open(self, segment: Segment) -> ForwardReader | None:
-        encoded = open_bytes(segment)
+        encoded = self._encoded = open_bytes(segment)
         self._files.callback(encoded.close)
         handle = self._files.enter_context(with_descriptor(encoded))
         gap = ogg_gap(handle)
@@ -87,7 +93,7 @@ class SharedFile:
         return ForwardReader(file, gap, tell_of_damage(messages))
 
     def _close(self) -> None:
-        self._reader = None
+        self._reader = self._encoded = None
         self._files.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -43,6 +44,13 @@ def fingerprint(facts: object, ids: pa.StringArray, paths: pa.ChunkedArray) -> s
             rows = zip(names, files, strict=True)
             digest.update("".join(f"{name}\0{stamps[path]}\n" for name, path in rows).encode())
     return digest.hexdigest()[:32]
+
+
+def stamps_of(paths: Iterable[str]) -> list[str]:
+    """Return `stat_stamp` of each of some files; remote ones are asked for at once."""
+    named = list(paths)
+    remote = Stamps().of(path for path in named if is_remote(path))
+    return [remote[path] if path in remote else stat_stamp(path) for path in named]
 
 
 def _stat_stamps(paths: list[str | None]) -> dict[str | None, str]:

@@ -15,8 +15,10 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+from pipeline.audio import remote
 from pipeline.audio.decode import decode
 from pipeline.audio.probe import probe
+from pipeline.audio.shared import SharedFile
 from pipeline.config import DatasetConfig
 from pipeline.errors import AudioError, SourceError, StrataError
 from pipeline.objects.requests import Limits
@@ -267,6 +269,36 @@ def test_what_concerns_all_objects_is_no_unreadable_clip(
     assert probe(there, 16_000).n_samples == 1600
     with pytest.raises(SourceError, match=r"no-such-bucket/a\.wav cannot be read.*no such bucket"):
         probe(Segment("a", "s3://no-such-bucket/a.wav"), 16_000)
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.mp3", "a.flac"])
+def test_a_server_that_fails_within_a_recording_is_no_damage_of_it(
+    name: str,
+    localbucket: LocalBucket,
+    proxy: Proxy,
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoders take the failure for the end of the file; the segment is read when it is back."""
+    monkeypatch.setattr(remote, "_WHOLE_BYTES", 1 << 14)
+    file = tmp_path / name
+    with soundfile.SoundFile(file, "w", 16_000, 1, format=name[2:].upper()) as out:
+        for _ in range(60):
+            out.write(speechlike(16_000))
+    upload(tmp_path, localbucket, s3)
+    segment = Segment("a", f"{s3}/{name}", start_sample=50 * 16_000, stop_sample=51 * 16_000)
+    expected = decode(replace(segment, path=str(file)), 16_000).waveform
+    for n_answered in (1,) if name == "a.ogg" else (1, 2):  # which is looked through at first
+        extents.forget()
+        proxy.requests.clear()
+        shared = SharedFile(decode)
+        proxy.choose = lambda request, n=n_answered: Fault.BUSY if proxy.counts["GET"] > n else None
+        with pytest.raises(SourceError, match=r"cannot be read: .*503"):
+            shared.decode(segment, 16_000)
+        proxy.choose = lambda request: None
+        assert shared.decode(segment, 16_000).waveform.equal(expected)
+        shared.close()
 
 
 def test_answers_that_are_cut_are_asked_for_again(

@@ -22,7 +22,7 @@ from pipeline.sources.archives.ranges import Ranges
 from pipeline.sources.archives.shards import find_shards
 from pipeline.sources.archives.tar import Member, TarReader
 from pipeline.sources.columns import Rows
-from pipeline.sources.fingerprint import stat_stamp
+from pipeline.sources.fingerprint import stamps_of
 from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import nemo_rows
 from pipeline.sources.lists.places import Form, Places
@@ -66,7 +66,7 @@ def tarred_rows(config: DatasetConfig) -> Rows:
         members = list(pool.map(_members, tars))
     rows = _located(rows, tars, members)
     rows = from_files(rows, manifests)
-    stamps = " ".join(stat_stamp(str(path)) for path in tars)
+    stamps = " ".join(stamps_of(map(str, tars)))
     return replace(rows, state=f"{rows.state} {stamps}")
 
 

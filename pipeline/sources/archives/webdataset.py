@@ -22,7 +22,7 @@ from pipeline.sources.archives.ranges import Ranges
 from pipeline.sources.archives.samples import ANY_AUDIO, Shard, read_shard
 from pipeline.sources.archives.shards import choose_shards, find_shards
 from pipeline.sources.columns import Rows
-from pipeline.sources.fingerprint import stat_stamp
+from pipeline.sources.fingerprint import stamps_of
 from pipeline.sources.lists.ids import has_duplicates
 from pipeline.sources.splits import with_split
 from pipeline.sources.tabular import TabularSource
@@ -85,7 +85,7 @@ def open_webdataset(config: DatasetConfig) -> TabularSource:
         {},
         URL,
         None,
-        json.dumps([stat_stamp(str(path)) for path in paths]),
+        json.dumps(stamps_of(map(str, paths))),
         found.skipped,
         ranges=Ranges("tar", offset, length),
         id_column=KEY,

@@ -6,8 +6,10 @@ table give the dataset the same fingerprint. In messages it has the name of its 
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +34,16 @@ _mirrors: dict[str, str] = {}
 
 
 @cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="strata-tables-")
+def _home() -> str:
+    """Return the folder of the copies, which is removed when the process ends, not with a fork."""
+    home, owner = tempfile.mkdtemp(prefix="strata-tables-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(home, ignore_errors=True)
+
+    atexit.register(remove)
+    return home
 
 
 def copy_tables(config: DatasetConfig) -> DatasetConfig:
@@ -86,7 +96,7 @@ def copy_files(folder: str, names: Iterable[str]) -> Path:
     Raises:
         SourceError: One does not exist, or the server does not answer.
     """
-    home = Path(tempfile.mkdtemp(dir=_home().name))
+    home = Path(tempfile.mkdtemp(dir=_home()))
     _mirrors[str(home)] = folder.rstrip("/")
 
     def fetch(name: str) -> None:
@@ -107,7 +117,7 @@ def copy_files(folder: str, names: Iterable[str]) -> Path:
 
 def original(text: str) -> str:
     """Return a text in which copies have the names of their objects."""
-    if _mirrors and _home().name in text:
+    if _mirrors and _home() in text:
         for copy, folder in _mirrors.items():
             text = text.replace(copy, folder)
     return text

@@ -25,7 +25,7 @@ from pipeline.sources.archives.parquet.finding import find_places
 from pipeline.sources.archives.parquet.pages import UnknownFormError
 from pipeline.sources.archives.parquet.places import Places, joined, without_bytes
 from pipeline.sources.columns import Rows, is_plain, require_column
-from pipeline.sources.fingerprint import stat_stamp
+from pipeline.sources.fingerprint import stamps_of
 from pipeline.sources.location import audio_root, require_regular
 from pipeline.sources.remote.file import RemoteFile, RemoteFolder
 from pipeline.sources.remote.uri import is_remote
@@ -159,7 +159,7 @@ def read_parts(
         by_file[files[0]].class_names,
         config.audio_column,
         None if root is None else audio_root(config, root),
-        json.dumps([_stamp(file, root) for file in files]),
+        json.dumps(_stamps(files, root)),
         tables=() if root is None else tuple(str(file) for file in files),
         notes=_notes(by_file),
         splits=splits,
@@ -167,9 +167,11 @@ def read_parts(
     return rows, joined(places)
 
 
-def _stamp(file: File, root: Path | RemoteFolder | None) -> str:
-    """Return the stamp of a file; nothing for one of the hub, whose commit the caller states."""
-    return "" if root is None and isinstance(file, RemoteFile) else stat_stamp(str(file))
+def _stamps(files: Sequence[File], root: Path | RemoteFolder | None) -> list[str]:
+    """Return the stamp of each file; nothing for a repository, whose commit the caller states."""
+    if root is None and any(isinstance(file, RemoteFile) for file in files):
+        return []
+    return stamps_of(map(str, files))
 
 
 def read_file(
