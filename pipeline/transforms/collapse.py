@@ -57,6 +57,7 @@ from pipeline.transforms.writer import Final, Target, open_ledger, own_provenanc
 
 Row = dict[str, Any]
 _OF_PARENT = ("final_norm", DROPPED_LAYERS, *LABEL_ATTRIBUTES)
+_AHEAD_BYTES = 32 << 20  # of all layers that are fetched together
 """Attributes about the layers and labels of the parent; `copy_labels` states the labels."""
 
 
@@ -247,9 +248,27 @@ class _Collapser:
         ends = [self._span(row)[1] for row in rows if row["status"] == OK]
         buffer.start(max(ends, default=0))
         buffer.blank(0, max(ends, default=0))
-        done = [self._sum(row, slot, buffer) for row in rows]
+        done, expected = [], 0
+        for number, row in enumerate(rows):
+            if number == expected:
+                expected = self._expect(rows, number)
+            done.append(self._sum(row, slot, buffer))
         final(ALL_LAYERS)
         return _as_index(done, index)
+
+    def _expect(self, rows: Sequence[Row], first: int) -> int:
+        """Start fetching all layers of the next pieces; return the number of the one after them."""
+        n_bytes, number = 0, first
+        while number < len(rows) and n_bytes < _AHEAD_BYTES:
+            row = rows[number]
+            number += 1
+            if row["status"] != OK:
+                continue
+            start, stop = self._span(row)
+            for axis in self._from.kept_axes:
+                self._shards.prefetch_coded(axis, row["slot"], start, stop, row["position"])
+            n_bytes += (stop - start) * self._from.frame_bytes * len(self._from.kept_axes)
+        return number
 
     def _span(self, row: Row) -> tuple[int, int]:
         """Return the first frame of a piece within its slot, and one past the last."""

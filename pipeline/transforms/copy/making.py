@@ -31,6 +31,7 @@ from pipeline.transforms.copy.sources import Source
 from pipeline.transforms.writer import Final
 
 _BLOCK = 256  # frames that are converted or checked at a time
+_AHEAD_BYTES = 4 << 20  # of a layer that are fetched together
 _CHUNKS = 4  # of statistics of each source, which are kept in memory
 
 
@@ -98,7 +99,10 @@ class CopyMaker:
         overflows: dict[int, str] = {}
 
         def make_layer(axis: int) -> None:
-            for reader, part in parts:
+            expected = 0
+            for number, (reader, part) in enumerate(parts):
+                if number == expected:
+                    expected = self._expect(parts, number, axis)
                 overflow = reader.read(part, axis, buffer)
                 if overflow is not None:
                     overflows[part.position] = overflow
@@ -122,6 +126,15 @@ class CopyMaker:
                 buffer.pooled[position].fill(np.nan)
             final(ALL_LAYERS)
         return self._index(rows, slot, [part for _, part in parts], crcs, overflows)
+
+    def _expect(self, parts: Sequence[tuple[_SourceReader, _Part]], first: int, axis: int) -> int:
+        """Start fetching the next pieces of a layer; return the number of the one after them."""
+        n_bytes, number = 0, first
+        while number < len(parts) and n_bytes < _AHEAD_BYTES:
+            reader, part = parts[number]
+            n_bytes += reader.expect(part, axis)
+            number += 1
+        return number
 
     def _parts(self, rows: slice) -> list[tuple[_SourceReader, _Part]]:
         """Return the pieces of a unit, in order, and the readers of their sources."""
@@ -219,6 +232,14 @@ class _SourceReader:
                 if checksum(row[:, axis]) != part.crcs[axis]:
                     self._raise_damage(part, axis, self._shards.locate_pooled(part.slot))
         buffer.pooled[part.position] = row[self._kept][:, self._axes]
+
+    def expect(self, part: _Part, axis: int) -> int:
+        """Start fetching what `read` will read of a piece; return its bytes."""
+        if not self._needs_frames(part):
+            return 0
+        n_frames, own = part.stop - part.at, self._axes[axis]
+        self._shards.prefetch_coded(own, part.slot, part.start, part.start + n_frames, part.place)
+        return n_frames * self._from.frame_bytes
 
     def read(self, part: _Part, axis: int, buffer: UnitBuffer) -> str | None:
         """Put the frames and scales of one layer of a piece into the buffer, if they are needed.
