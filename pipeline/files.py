@@ -26,6 +26,8 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 PARTIAL_SUFFIX = ".partial"
 _PARTIAL = re.compile(rf"(.+)\.[0-9a-f]{{32}}{re.escape(PARTIAL_SUFFIX)}", re.DOTALL)
 
+UNKNOWN_BYTES = 1 << 62
+"""Free bytes of a storage that does not say how many there are."""
 _WRITEBACK_BYTES = 4 << 20
 """Bytes after which the system is told to start writing a file to the disk. Otherwise the disk is
 idle until the file is synced: a unit that is written at once took 1.5 times as long."""

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline.cli.reasons import Reason, print_lines, show_alike, show_reasons
 from pipeline.errors import counted
+from pipeline.files import UNKNOWN_BYTES
 from pipeline.store.format.records import AUDIO_FLAGS
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.2f} GB"
 
 
+def _free(n_bytes: int) -> str:
+    """Return the free space in words; a bucket, and some file systems, do not tell theirs."""
+    return "free space unknown" if n_bytes >= UNKNOWN_BYTES else f"{size(n_bytes)} free"
+
+
 def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) -> None:
     """Print the size of a plan, and why utterances cannot be read.
 
@@ -68,7 +74,7 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         f"{counted(estimate.utterances, 'utterance')}, {hours(estimate.hours * 3600)} of audio → "
         f"{counted(estimate.units, 'unit')} of {estimate.frames_per_unit:,} frames, "
         f"{estimate.frames:,} frames, {size(estimate.bytes)} on disk "
-        f"({size(estimate.free_bytes)} free)"
+        f"({_free(estimate.free_bytes)})"
     )
     if estimate.unchanged is not None:
         from pipeline.extract.planning.changes import KINDS  # imports much, for `plan` alone

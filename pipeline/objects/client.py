@@ -32,6 +32,9 @@ PART_BYTES = 32 << 20
 PARTS_IN_FLIGHT = 4
 _SMALL_BYTES = 1 << 20
 _RANGE_NOT_SATISFIABLE = 416
+_NOT_PARTIAL = "non-partial response"
+_without_ranges: set[Server] = set()
+"""Servers that answer a request for a range with the whole object, or say that they do (rclone)."""
 LIST_PAGE = 1000
 """Objects that a server lists at a time."""
 
@@ -243,18 +246,25 @@ class ObjectClient(Objects):
     def _fetch(
         self, key: str, start: int = 0, length: int = -1, etag: str = ""
     ) -> tuple[memoryview, ObjectInfo]:
-        options: dict[str, Any] = {}
-        if length >= 0:
+        options: dict[str, Any] = {"if_match": etag} if etag else {}
+        is_cut = length >= 0 and self.server in _without_ranges
+        if length >= 0 and not is_cut:
             options["range"] = (start, start + length)
-        if etag:
-            options["if_match"] = etag
         store = self._requests.reading()
-        found = load_obstore().get(store, self._path(key), options=options)
+        try:
+            found = load_obstore().get(store, self._path(key), options=options)
+        except BaseException as error:
+            if "range" in options and _NOT_PARTIAL in str(error):
+                _without_ranges.add(self.server)
+                raise PassingError("the server answers ranges with whole objects") from None
+            raise
         info = self._info(found.meta)
         if etag and info.etag != etag:
             raise _changed(self.locate(key))
-        expected = info.size if length < 0 else min(length, info.size - start)
+        expected = info.size if length < 0 else min(length, max(0, info.size - start))
         content = memoryview(found.bytes())
+        if is_cut:
+            content = content[start : start + length]
         if len(content) != expected:
             raise PassingError(f"{len(content)} bytes came of {expected}")
         if expected < length:

@@ -12,7 +12,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.remote.staged import StagedBackend
-from pipeline.store.format.layout import ATTRIBUTES
+from pipeline.store.format.layout import ATTRIBUTES, LEASE
 
 
 def folder_of(backend: Backend) -> Path:
@@ -116,3 +116,4 @@ def show_store(backend: Backend, new: Backend) -> None:
             f"{error.strerror or error}; run the same command again, or rename it by hand"
         ) from error
     files.sync_folder(target.parent)
+    new.delete(LEASE)  # it has moved with the store

@@ -24,7 +24,6 @@ MAX_READERS = 256
 """Files that one reader of a store keeps open, if the process may open four times as many."""
 
 _APPEND_TIMEOUT_S = 1.0
-_UNKNOWN_BYTES = 1 << 62
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the latter: a file in place of a folder
 
 
@@ -203,7 +202,7 @@ class LocalBackend(Backend):
         if not folder.exists():
             return 0
         usage = shutil.disk_usage(folder)
-        return usage.free if usage.total else _UNKNOWN_BYTES
+        return usage.free if usage.total else files.UNKNOWN_BYTES
 
     @property
     def leases(self) -> FileLeases:

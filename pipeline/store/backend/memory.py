@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreNotFoundError
+from pipeline.files import UNKNOWN_BYTES
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader, PartialObject
 from pipeline.store.backend.ends import End
 from pipeline.store.backend.file_leases import FileLeases
@@ -146,7 +147,7 @@ class MemoryBackend(Backend):
 
     def free_bytes(self) -> int:
         """Return 2**62: the limit is unknown."""
-        return 1 << 62
+        return UNKNOWN_BYTES
 
     @property
     def leases(self) -> FileLeases:

@@ -250,4 +250,3 @@ def publish(place: Backend, out: Backend) -> None:
         StoreError: The file system refuses, or there is something under that name.
     """
     show_store(place, out)
-    out.delete(LEASE)  # it has moved with the store

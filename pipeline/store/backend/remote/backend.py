@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Any, Self
 
+from pipeline.files import UNKNOWN_BYTES
 from pipeline.objects.base import Objects
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.listing import list_folder
@@ -22,7 +23,6 @@ from pipeline.store.backend.remote.partial_object import MemoryObject
 from pipeline.store.backend.remote.parts import is_part, whole_key
 from pipeline.store.backend.remote.reader import RemoteReader
 
-_UNKNOWN_BYTES = 1 << 62
 _PUTS_IN_FLIGHT = 4
 _READS_IN_FLIGHT = 32
 
@@ -197,7 +197,7 @@ class RemoteBackend(Backend):
 
     def free_bytes(self) -> int:
         """Return 2**62: a bucket does not say how much it can take."""
-        return _UNKNOWN_BYTES
+        return UNKNOWN_BYTES
 
     @property
     def leases(self) -> RemoteLeases:
