@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import DamagedError, StoreError
@@ -144,18 +145,18 @@ def read_claims(store: Location) -> list[Claim]:
     """
     backend = open_backend(store)
     claims = []
-    for name in backend.children(LEDGER_DIR):
-        match = CLAIM_NAME.fullmatch(name)
-        if not match:
-            continue
-        key = f"{LEDGER_DIR}/{name}"
+    names = [name for name in backend.children(LEDGER_DIR) if CLAIM_NAME.fullmatch(name)]
+    keys = [f"{LEDGER_DIR}/{name}" for name in names]
+    with ThreadPoolExecutor(backend.parallel_reads) as pool:
+        contents = list(pool.map(backend.read, keys))
+    for key, content in zip(keys, contents, strict=True):
         try:
-            claim = Claim(**json.loads(backend.read(key)))
+            claim = Claim(**json.loads(content))
         except (ValueError, TypeError) as error:
             raise DamagedError(
                 f"{backend.locate(key)} is not a readable claim; run `strata verify --repair`"
             ) from error
-        if claim.slot != int(match[1]):
+        if key != ledger_key(claim.slot):
             raise DamagedError(
                 f"{backend.locate(key)} claims slot {claim.slot}; run `strata verify --repair`"
             )

@@ -23,7 +23,7 @@ from pipeline.store.backend.remote.partial_object import MemoryObject
 from pipeline.store.backend.remote.parts import is_part, whole_key
 from pipeline.store.backend.remote.reader import RemoteReader
 
-_PUTS_IN_FLIGHT = 4
+_PUTS_IN_FLIGHT = 8
 _READS_IN_FLIGHT = 32
 
 
