@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 
 import pipeline
+from pipeline.errors import StrataError
 from pipeline.store.index import read_index
 from pipeline.store.maintain.verify import verify_store
 
@@ -114,7 +115,7 @@ def main() -> None:
             proxy.moment_s = 0.5
             os.environ |= environment(proxy.url)
             number = 0
-            while sum(tally.injected.values()) < options.faults:
+            while sum(tally.injected.values()) < options.faults and len(tally.problems) < 10:
                 number += 1
                 proxy.choose = Spoiler(options.seed + number, options.share, tally)
                 run_round(number, clips, server, proxy, chance, tally)
@@ -160,7 +161,10 @@ def run_round(
         tally.problems.append(f"round {number}: {end}")
         print(tally.problems[-1])
         return
-    found = list(problems(uri, prefix, server, proxy, first, clips.parent / "reference"))
+    try:
+        found = problems(uri, prefix, server, proxy, first, clips.parent / "reference")
+    except (OSError, StrataError) as error:
+        found = [f"{type(error).__name__}: {error}"]
     tally.problems += [f"round {number}: {text}" for text in found]
     n = sum(tally.injected.values()) - before
     print(
