@@ -200,7 +200,11 @@ def test_the_command(hub, store, capsys, monkeypatch):
 def test_a_pushed_store_is_read_by_range(hub, store):
     """Features, labels and statistics, in this process and in several threads."""
     pipeline.push(store, URI)
+    n = len(hub.requests)
     here, there = pipeline.open_store(store), pipeline.open_store(URI)
+    asked = hub.requests[n:]
+    assert any(item.endswith("/index.parquet") for item in asked)
+    assert not [item for item in asked if "index/unit-" in item]  # its cache has what they have
     assert there.ids == here.ids
     assert there.metadata.equals(here.metadata)
     assert torch.equal(there.pooled(), here.pooled())
