@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,23 @@ from pipeline.store.index import compact
 from pipeline.store.read.opening import open_store
 from tests.helpers.backends import in_bucket, in_memory
 from tests.helpers.fake_store import FakeStore, begin_store
+from tests.servers.web import serve_folder
 
 READABLE = [row for row in range(11) if row != 3]
 Place = Callable[[Path], Location]
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
-def place(request: pytest.FixtureRequest) -> Place:
-    """The location that a store is read from: its folder, or a copy in memory or in a bucket."""
+@pytest.fixture(params=["folder", "memory", "s3", "http"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """The location that a store is read from: its folder, a copy elsewhere, or a web server."""
     if request.param == "s3":
         uri = request.getfixturevalue("s3")
-        return lambda root: in_bucket(root, uri).uri
-    return in_memory if request.param == "memory" else lambda root: root
+        yield lambda root: in_bucket(root, uri).uri
+    elif request.param == "http":
+        with serve_folder(Path("/")) as address:
+            yield lambda root: f"{address}{root}"
+    else:
+        yield in_memory if request.param == "memory" else lambda root: root
 
 
 def test_every_utterance_is_read_as_it_was_written(store: FakeStore, place: Place) -> None:
