@@ -258,6 +258,24 @@ def test_what_a_killed_process_left_is_removed(bucket: RemoteBackend, folder: Pa
     assert len(copies(folder)) == 3
 
 
+def test_copies_of_before_a_crash_are_checked_again(
+    bucket: RemoteBackend, folder: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were not synced: one may be cut short, or have holes."""
+    store = pipeline.open_store(bucket.uri, cache=folder, cache_bytes=MANY)
+    check(store, first_of(store, 4), [1])
+    lost, cut, *_ = copies(folder)
+    lost.write_bytes(bytes(lost.stat().st_size))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    monkeypatch.setattr(cache_folder, "_started_s", lambda: time.time() + 60)
+    again = pipeline.open_store(bucket.uri, cache=folder, cache_bytes=MANY)
+    proxy.requests.clear()
+    check(again, first_of(store, 4), [1])
+    whole = [r for r in proxy.requests if r.headers.get("range", "").startswith("bytes=0-")]
+    assert len(whole) == 2
+    monkeypatch.undo()
+
+
 def test_processes_share_copies(bucket: RemoteBackend, folder: Path, proxy: Proxy) -> None:
     """Each shard is fetched once, by whichever process comes first; the others wait for it."""
     store = pipeline.open_store(bucket.uri, cache=folder, cache_bytes=MANY)
@@ -314,9 +332,13 @@ def test_a_pickled_store_keeps_its_cache(bucket: RemoteBackend, folder: Path) ->
 
 def filled(folder: CacheFolder, name: str, size: int, since_s: float | None = None) -> bool:
     """Add a copy of some bytes."""
-    return folder.add(
-        folder.path(name, size, "etag"), size, lambda file: os.pwrite(file, b"x" * size, 0), since_s
-    )
+    path = folder.path(name, size, "etag")
+    return folder.add(path, size, lambda file: os.pwrite(file, b"x" * size, 0), sound, since_s)
+
+
+def sound(path: Path) -> bool:
+    """Take any copy."""
+    return path.exists()
 
 
 def test_the_bound_of_a_folder_is_exact_with_many_writers(tmp_path: Path) -> None:
@@ -358,7 +380,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "no")
 
     with pytest.raises(OSError, match="no"):
-        folder.add(folder.path("a", 2_000, "e"), 2_000, fail, None)
+        folder.add(folder.path("a", 2_000, "e"), 2_000, fail, sound, None)
     assert filled(folder, "b", 3_000)
     assert not filled(folder, "c", 1_000)
     assert filled(folder, "c", 1_000, time.time())
@@ -376,7 +398,7 @@ def test_nobody_waits_for_a_process_that_has_come_to_a_halt(
         time.sleep(1.0)
 
     with ThreadPoolExecutor(1) as pool:
-        halted = pool.submit(folder.add, folder.path("a", 100, "etag"), 100, halt, None)
+        halted = pool.submit(folder.add, folder.path("a", 100, "etag"), 100, halt, sound, None)
         while not list((tmp_path / "cache").glob("*.part")):
             time.sleep(0.01)
         assert not filled(folder, "a", 100)

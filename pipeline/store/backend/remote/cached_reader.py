@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pipeline.errors import DamagedError
 from pipeline.objects.library import generation
 from pipeline.objects.ranges import LONGEST_BYTES
 from pipeline.store.backend.base import ObjectReader
@@ -174,7 +175,7 @@ class CachedReader(ObjectReader):
         if not found.etag:  # nobody could tell another content
             return False
         try:
-            if not self._folder.add(path, found.size, self._fill, unused_since_s):
+            if not self._folder.add(path, found.size, self._fill, self._is_sound, unused_since_s):
                 return False
             self._copy = LocalReader(path, whole=True), path
         except (_UncheckedError, FileNotFoundError):
@@ -198,13 +199,30 @@ class CachedReader(ObjectReader):
                 content, start = content[n:], start + n
 
         run_together(copy_range, range(0, found.size, LONGEST_BYTES))
+        if not self._compare(descriptor):
+            raise _UncheckedError
+
+    def _compare(self, descriptor: int) -> bool:
+        """Compare a copy with what was committed; return whether that can be done.
+
+        Raises:
+            DamagedError: It is not what was committed.
+        """
+        found = self._remote.seen
         with (
             mmap.mmap(descriptor, found.size, prot=mmap.PROT_READ) as content,
             memoryview(content) as view,
         ):
-            is_checked = self._check(found.key, view)
-        if not is_checked:
-            raise _UncheckedError
+            return self._check is not None and self._check(found.key, view)
+
+    def _is_sound(self, path: Path) -> bool:
+        """Return whether a copy is what was committed."""
+        with path.open("rb") as file:
+            try:
+                is_whole = os.fstat(file.fileno()).st_size == self._remote.size
+                return is_whole and self._compare(file.fileno())
+            except DamagedError:
+                return False
 
     def _note_missed(self, n_bytes: int) -> None:
         """Count what was read from the server; at last try again to make a copy."""
