@@ -121,15 +121,19 @@ class Stamps:
             by_folder[folder_of(uri)].append(uri)
         found: dict[str, str] = {}
         single: list[str] = []
-        for folder, files in by_folder.items():
-            if folder not in self._folders and len(files) < _MANY and not is_hub(folder):
-                single += files
-                continue
-            if folder not in self._folders:
-                self._folders[folder] = list_folder(folder)
-            listed = self._folders[folder]
-            found |= {uri: _text(listed.get(name_of(uri))) for uri in files}
         with ThreadPoolExecutor(_N_THREADS) as pool:
+            wanted = [
+                folder
+                for folder, files in by_folder.items()
+                if folder not in self._folders and (len(files) >= _MANY or is_hub(folder))
+            ]
+            self._folders |= zip(wanted, pool.map(list_folder, wanted), strict=True)
+            for folder, files in by_folder.items():
+                listed = self._folders.get(folder)
+                if listed is None:
+                    single += files
+                else:
+                    found |= {uri: _text(listed.get(name_of(uri))) for uri in files}
             found |= zip(single, pool.map(stamp_of, single), strict=True)
         return found
 

@@ -153,11 +153,11 @@ def client_of(uri: str) -> tuple[ObjectClient, str]:
     """
     bucket, key = split(uri)
     variables = tuple(sorted(i for i in os.environ.items() if i[0].startswith(_VARIABLES)))
-    return _client(bucket, variables), key
+    return _client(bucket, hash(variables)), key  # some of them are secrets, which are not kept
 
 
 @lru_cache(64)
-def _client(bucket: ObjectUri, variables: tuple[tuple[str, str], ...]) -> ObjectClient:
+def _client(bucket: ObjectUri, environment: int) -> ObjectClient:
     return ObjectClient(bucket, LIMITS)
 
 
