@@ -82,17 +82,11 @@ def test_features_are_those_of_the_files(
     assert proxy.counts["LIST"] <= 4
 
 
-def test_waits_for_the_server_overlap(
-    clips: Path, localbucket: LocalBucket, proxy: Proxy, s3: str, tmp_path: Path
-) -> None:
-    """With 0.3 s for each answer, a unit takes a few of them, and not one for each clip."""
-    upload(clips, localbucket, s3)
-    run.plan(load_config(overrides(Path("-"), tmp_path / "s", f"dataset.path={s3}")))
-    extents.forget()
-    proxy.requests.clear()
-    proxy.moment_s = 0.3
-    in_flight: list[int] = []
+def delayed(proxy: Proxy) -> list[int]:
+    """Let every answer take 0.15 s; return how many are waited for, at each request."""
+    proxy.moment_s = 0.15
     began: list[float] = []
+    in_flight: list[int] = []
 
     def choose(request: Request) -> Fault:
         now = time.monotonic()
@@ -101,8 +95,21 @@ def test_waits_for_the_server_overlap(
         return Fault.DELAY
 
     proxy.choose = choose
-    status = extract_bucket(s3, tmp_path / "s")
-    assert status.utterances_ok == N_CLIPS
+    return in_flight
+
+
+def test_waits_for_the_server_overlap(
+    clips: Path, localbucket: LocalBucket, proxy: Proxy, s3: str, tmp_path: Path
+) -> None:
+    """Planning asks for many files at once, also of a small dataset, and so does a worker."""
+    upload(clips, localbucket, s3)
+    settings = load_config(overrides(Path("-"), tmp_path / "s", f"dataset.path={s3}"))
+    in_flight = delayed(proxy)
+    run.plan(settings)
+    assert max(in_flight) >= 8
+    extents.forget()
+    in_flight = delayed(proxy)
+    assert extract_bucket(s3, tmp_path / "s").utterances_ok == N_CLIPS
     assert max(in_flight) >= 6
 
 

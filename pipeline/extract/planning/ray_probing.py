@@ -14,12 +14,11 @@ from pipeline.config import EngineConfig
 from pipeline.errors import RunError
 from pipeline.extract.executors.ray_cluster import connect, is_cluster
 from pipeline.extract.planning.scan import (
-    SCAN_CHUNK,
-    SCAN_THREADS,
     Facts,
     Probing,
     probe_in_threads,
     probe_segments,
+    threads_and_rows,
 )
 from pipeline.sources.base import Segment, Source
 from pipeline.store.format.geometry import FrameGeometry
@@ -74,6 +73,7 @@ def probe_on_cluster(
 
 def _probe(segments: Sequence[Segment], geometry: FrameGeometry) -> Facts:
     """Read the headers of a task's segments, in threads that wait for the file system."""
-    chunks = [segments[i : i + SCAN_CHUNK] for i in range(0, len(segments), SCAN_CHUNK)]
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+    n_threads, n_rows = threads_and_rows(segments[0], len(segments))
+    chunks = [segments[i : i + n_rows] for i in range(0, len(segments), n_rows)]
+    with ThreadPoolExecutor(n_threads) as pool:
         return np.concatenate([*pool.map(lambda c: probe_segments(c, geometry), chunks)], axis=1)

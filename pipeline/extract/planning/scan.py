@@ -16,6 +16,7 @@ from pipeline.audio.probe import FileFacts, probe, probe_part, read_facts
 from pipeline.audio.types import Probe
 from pipeline.errors import AudioError, counted
 from pipeline.sources.base import Segment, Source
+from pipeline.sources.remote.uri import is_remote
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.plan import SCHEMA
 
@@ -26,6 +27,8 @@ Probing = Callable[[Source, FrameGeometry], Iterator[Facts]]
 
 SCAN_THREADS = 32  # they wait for the file system, which may be remote
 SCAN_CHUNK = 128
+REMOTE_THREADS, REMOTE_CHUNK = 128, 8
+"""The same of files in a bucket: each takes two requests, one after the other."""
 _SUBMITTED_ROWS = 1 << 16  # tasks that wait take memory, too
 PROBED = ("n_samples", "n_frames", "n_bytes", "fingerprint")
 """Plan columns read from the headers."""
@@ -52,15 +55,23 @@ class Unreadable:
 
 def probe_in_threads(source: Source, geometry: FrameGeometry) -> Iterator[Facts]:
     """Read the headers of a source in threads of this process; see `Probing`."""
+    n_threads, n_rows = threads_and_rows(source.segment(0), len(source))
 
     def probe_chunk(start: int) -> Facts:
-        rows = range(start, min(start + SCAN_CHUNK, len(source)))
+        rows = range(start, min(start + n_rows, len(source)))
         return probe_segments((source.segment(row) for row in rows), geometry)
 
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+    with ThreadPoolExecutor(n_threads) as pool:
         for start in range(0, len(source), _SUBMITTED_ROWS):
             stop = min(start + _SUBMITTED_ROWS, len(source))
-            yield from pool.map(probe_chunk, range(start, stop, SCAN_CHUNK))
+            yield from pool.map(probe_chunk, range(start, stop, n_rows))
+
+
+def threads_and_rows(first: Segment, n: int) -> tuple[int, int]:
+    """Return how many threads read the headers of `n` segments, and how many a task has."""
+    if first.data is not None or not is_remote(first.path):
+        return SCAN_THREADS, SCAN_CHUNK
+    return REMOTE_THREADS, min(max(1, n // REMOTE_THREADS), REMOTE_CHUNK)
 
 
 def scan(
