@@ -42,6 +42,7 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "local": lambda folder: LocalBackend(folder / "store"),
     "memory": lambda folder: MemoryBackend(),
     "s3": lambda folder: RemoteBackend(f"s3://{BUCKET}/{uuid.uuid4().hex}"),
+    "azure": lambda folder: RemoteBackend(f"az://bucket/{uuid.uuid4().hex}"),
 }
 FILE_LIKE = ("local", "memory")
 """Backends with locks, renames and times that can be set."""
@@ -53,6 +54,9 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
     if request.param == "s3":
         request.getfixturevalue("s3")
+    if request.param == "azure":
+        patch = request.getfixturevalue("monkeypatch")
+        request.getfixturevalue("azurite").use(patch)
     return BACKENDS[request.param](tmp_path)
 
 
@@ -121,7 +125,9 @@ def test_modified_s_is_the_time_of_the_last_write(backend: Backend) -> None:
     backend.put("x", [b"x"])
     first = backend.modified_s("x")
     assert before < first < time.time() + 1
-    time.sleep(1.1 if backend.uri.startswith("s3") else 0.02)  # a server's times are in seconds
+    time.sleep(
+        1.1 if isinstance(backend, RemoteBackend) else 0.02
+    )  # a server's times are in seconds
     backend.put("x", [b"y"])
     assert backend.modified_s("x") > first
 
@@ -194,7 +200,7 @@ def test_a_reader_never_sees_a_part_of_a_put(backend: Backend) -> None:
 
 def test_of_racing_threads_exactly_one_creates(backend: Backend) -> None:
     """Eight threads, many rounds: one True per round, and the content is the winner's."""
-    n, rounds = 8, 10 if backend.uri.startswith("s3") else 50
+    n, rounds = 8, 10 if isinstance(backend, RemoteBackend) else 50
     barrier = threading.Barrier(n)
 
     def race(me: int) -> list[bool]:
@@ -482,7 +488,7 @@ def test_a_heartbeat_is_seen_if_its_lease_stands(backend: Backend) -> None:
     leases.expire("lease", lambda found: False)
     assert leases.create("lease", b"second")
     new = leases.find("lease")
-    time.sleep(1.1 if backend.uri.startswith("s3") else 0.02)  # whole seconds
+    time.sleep(1.1 if isinstance(backend, RemoteBackend) else 0.02)  # whole seconds
     leases.beat("lease", b"first")
     leases.release("lease", b"first")
     assert leases.find("lease") == new
