@@ -428,7 +428,7 @@ def test_lines_of_several_threads_are_not_mixed(backend: Backend) -> None:
 def test_of_racing_threads_exactly_one_makes_a_lease(backend: Backend) -> None:
     """If none stands, if one was released, and if one has expired."""
     leases, n = backend.leases, 4
-    barrier = threading.Barrier(n)
+    barrier = threading.Barrier(n, timeout=20)
 
     def race(me: int) -> list[bytes]:
         made = []

@@ -200,7 +200,7 @@ def test_a_creator_with_an_old_list_makes_no_second_lease(s3: str) -> None:
 def test_of_racing_drivers_exactly_one_gets_an_expired_lease(s3: str) -> None:
     """Threads with a client each, an expired lease of another host or none."""
     n, rounds = 3, 4
-    barrier = threading.Barrier(n)
+    barrier = threading.Barrier(n, timeout=20)
     for i in range(rounds):
         if i % 2:
             write_lease(RemoteBackend(f"{s3}/{i}"), process_start=1, process_space=process_space())
