@@ -11,10 +11,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import DamagedError, StoreError
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import FRAMES, LEDGER_DIR, POOLED, ledger_key
@@ -147,8 +147,7 @@ def read_claims(store: Location) -> list[Claim]:
     claims = []
     names = [name for name in backend.children(LEDGER_DIR) if CLAIM_NAME.fullmatch(name)]
     keys = [f"{LEDGER_DIR}/{name}" for name in names]
-    with ThreadPoolExecutor(backend.parallel_reads) as pool:
-        contents = list(pool.map(backend.read, keys))
+    contents = run_parallel(backend.read, keys, backend.parallel_reads)
     for key, content in zip(keys, contents, strict=True):
         try:
             claim = Claim(**json.loads(content))

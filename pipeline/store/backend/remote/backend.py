@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -11,6 +10,7 @@ from pipeline.files import UNKNOWN_BYTES
 from pipeline.objects.base import Objects
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.listing import list_folder
+from pipeline.objects.parallel import run_parallel
 from pipeline.objects.requests import Limits
 from pipeline.store.backend.base import Backend, Buffer, Map, ObjectReader
 from pipeline.store.backend.ends import CheckCopy, End
@@ -178,8 +178,7 @@ class RemoteBackend(Backend):
 
     def publish(self, partials: Sequence[MemoryObject], run: Map = map) -> None:
         """Write all objects, several at a time; `run` is not needed: threads only wait here."""
-        with ThreadPoolExecutor(_PUTS_IN_FLIGHT, "strata-put") as pool:
-            _all(pool.map(self._publish, partials))
+        run_parallel(self._publish, partials, _PUTS_IN_FLIGHT)
 
     def append(self, key: str, line: bytes) -> None:
         """Append a line, by one request."""
@@ -216,12 +215,7 @@ class RemoteBackend(Backend):
         keys = self._parts(key)
         if not keys:
             return None
-        with ThreadPoolExecutor(min(len(keys), _READS_IN_FLIGHT)) as pool:
-            contents = [content for content in pool.map(self._client.get, keys) if content]
+        found = run_parallel(self._client.get, keys, _READS_IN_FLIGHT)
+        contents = [content for content in found if content]
         ended = (text if text.endswith(b"\n") else text + b"\n" for text in contents[:-1])
         return b"".join([*ended, *contents[-1:]])
-
-
-def _all(results: Iterable[None]) -> None:
-    for _ in results:
-        pass

@@ -1,0 +1,28 @@
+"""Calls in several threads."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.objects.parallel import run_parallel
+from tests.helpers.fake_store import child, finish
+
+AT_EXIT = """
+import atexit
+from pipeline.objects.parallel import run_parallel
+atexit.register(lambda: print(run_parallel(abs, [-1, 2, -3], 2)))
+run_parallel(abs, [1, 2], 2)
+"""
+
+
+def test_results_are_in_order_and_errors_are_raised() -> None:
+    """Whether there are none, one or many items."""
+    for n in (0, 1, 50):
+        assert run_parallel(str, range(n), 4) == [str(i) for i in range(n)]
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_parallel(int, ["1", "x", "3"], 2)
+
+
+def test_a_process_that_ends_makes_the_calls_itself() -> None:
+    """It starts no threads any more, and `cached` commits its last unit then."""
+    assert finish(child(AT_EXIT)).strip() == "[1, 2, 3]"
