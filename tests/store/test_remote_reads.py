@@ -186,6 +186,27 @@ def test_what_is_fetched_ahead_is_bounded(
     assert held() == 0
 
 
+def test_ranges_with_gaps_that_exceed_the_bound_are_fetched_once(
+    bucket: RemoteBackend, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is closed of gaps counts, too: nothing that was announced is dropped before its read."""
+    monkeypatch.setattr(fetching, "MOST_AHEAD_BYTES", 12_000)
+    monkeypatch.setattr(fetching, "_WINDOW_BYTES", 2_000)
+    client = ObjectClient(bucket.uri)
+    keys = [f"{FRAMES}/c/{axis}/{slot}/0" for axis in range(3) for slot in range(4)]
+    contents = [bucket.read(key) for key in keys]
+    readers = [RemoteReader(client, key) for key in keys]
+    proxy.requests.clear()
+    for reader in readers:
+        for start in (0, 2500, 5000):
+            reader.prefetch(start, 100)
+    for reader, content in zip(readers, contents, strict=True):
+        for start in (0, 2500, 5000):
+            assert reader.read(start, 100) == content[start : start + 100]
+    assert proxy.counts == {"GET": len(keys)}
+    assert held() == 0
+
+
 def test_random_reads_and_announcements_of_several_threads(bucket: RemoteBackend) -> None:
     """Every read returns its own bytes, whatever else is fetched; nothing is kept at the end."""
     key = f"{FRAMES}/c/2/1/0"

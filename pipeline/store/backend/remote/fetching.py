@@ -92,11 +92,11 @@ class Segments:
         while start < stop:
             segment = self._at(start)
             if segment is None and self._fetcher.is_waiting:
-                self._fetcher.request()
+                self._fetcher.request(self)
                 segment = self._at(start)
             if segment is None:
                 self.add(start, self._next_start(start, min(stop, start + _WINDOW_BYTES)))
-                self._fetcher.request()
+                self._fetcher.request(self)
                 continue
             last = min(stop, segment.stop)
             try:
@@ -147,9 +147,11 @@ class Segments:
         with self._fetcher.guard:
             self._requested = [item for item in self._requested if item is not segment]
             self._fetcher.release(segment)
+            if self._fetcher.is_waiting:
+                self._fetcher.request()
 
-    def send(self) -> None:
-        """Request what is wanted. Called with the guard held."""
+    def send(self) -> int:
+        """Request what is wanted; return its bytes. Called with the guard held."""
         wanted, self._wanted = self._wanted, {}
         spans = [(first, last, counted) for (first, last), counted in wanted.items()]
         starts = [first for first, _, _ in spans]
@@ -161,6 +163,7 @@ class Segments:
                 segment = _Segment(start, stop, left, content)
                 insort(self._requested, segment, key=_start)
                 self._fetcher.hold(self, segment)
+        return sum(last - first for first, last, _ in spans)
 
 
 class _Fetcher:
@@ -197,12 +200,19 @@ class _Fetcher:
         if self._n_waiting > _MOST_WAITING_BYTES:
             self.request()
 
-    def request(self) -> None:
-        """Request all ranges that are wanted."""
+    def request(self, needed: Segments | None = None) -> None:
+        """Request the ranges that are wanted, in the order of the objects, until enough is held.
+
+        Args:
+            needed: The object that somebody waits for: its ranges are requested in any case.
+        """
         with self.guard:
-            waiting, self._waiting, self._n_waiting = self._waiting, {}, 0
-            for segments in waiting.values():
-                segments.send()
+            for key in list(self._waiting):  # a call within this one may have taken some
+                segments = self._waiting.get(key)
+                is_room = self.n_held < MOST_AHEAD_BYTES - _WINDOW_BYTES
+                if segments is not None and (segments is needed or is_room):
+                    del self._waiting[key]
+                    self._n_waiting -= segments.send()
 
     def hold(self, segments: Segments, segment: _Segment) -> None:
         """Count a segment; drop the oldest ones if there are too many bytes."""
