@@ -67,7 +67,7 @@ class Segments:
 
     def announce(self, start: int, stop: int) -> None:
         """Note that a range will be read, unless there is enough to be fetched already."""
-        if self._fetcher.n_ahead + stop - start <= MOST_AHEAD_BYTES - _WINDOW_BYTES:
+        if self._fetcher.n_waiting + stop - start <= MOST_AHEAD_BYTES - _WINDOW_BYTES:
             self.add(start, stop)
 
     def add(self, start: int, stop: int) -> None:
@@ -150,6 +150,14 @@ class Segments:
             if self._fetcher.is_waiting:
                 self._fetcher.request()
 
+    @property
+    def n_to_send(self) -> int:
+        """Bytes that would be requested, those of closed gaps included."""
+        wanted = list(self._wanted)
+        lengths = [last - first for first, last in wanted]
+        merged = merge([first for first, _ in wanted], lengths)
+        return sum(last - first for first, last, _ in merged)
+
     def send(self) -> int:
         """Request what is wanted; return its bytes. Called with the guard held."""
         wanted, self._wanted = self._wanted, {}
@@ -184,9 +192,9 @@ class _Fetcher:
         self._n_waiting = 0
 
     @property
-    def n_ahead(self) -> int:
-        """Bytes that were noted or requested, and are not read yet."""
-        return self.n_held + self._n_waiting
+    def n_waiting(self) -> int:
+        """Bytes that were noted and are not requested yet."""
+        return self._n_waiting
 
     @property
     def is_waiting(self) -> bool:
@@ -209,8 +217,9 @@ class _Fetcher:
         with self.guard:
             for key in list(self._waiting):  # a call within this one may have taken some
                 segments = self._waiting.get(key)
-                is_room = self.n_held < MOST_AHEAD_BYTES - _WINDOW_BYTES
-                if segments is not None and (segments is needed or is_room):
+                if segments is not None and (
+                    segments is needed or self.n_held + segments.n_to_send <= MOST_AHEAD_BYTES
+                ):
                     del self._waiting[key]
                     self._n_waiting -= segments.send()
 
@@ -218,7 +227,10 @@ class _Fetcher:
         """Count a segment; drop the oldest ones if there are too many bytes."""
         self._held.append((ref(segments), segment))
         self.n_held += segment.stop - segment.start
-        while self._held and (self.n_held > MOST_AHEAD_BYTES or self._is_gone(*self._held[0])):
+        while self._held and (
+            self._is_gone(*self._held[0])
+            or (self.n_held > MOST_AHEAD_BYTES and self._held[0][0]() is not segments)
+        ):
             owner, oldest = self._held.popleft()
             found = owner()
             if found is not None:
