@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, StoreError, StoreNotFoundError
 from pipeline.store.backend.base import Backend, final_name
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.memory import MemoryBackend
-from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.opening import absolute_location, open_backend
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
 from pipeline.store.format.layout import FRAMES
@@ -224,7 +224,7 @@ RACE = (
 import sys
 from pathlib import Path
 from pipeline.store.backend.remote.backend import RemoteBackend
-from pipeline.store.backend.opening import open_backend
+from pipeline.store.backend.opening import absolute_location, open_backend
 root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 backend = open_backend(root / "store")
 for i in range(rounds):
@@ -639,6 +639,19 @@ def test_an_unknown_kind_of_uri_is_refused() -> None:
     with pytest.raises(ConfigError, match="name of a bucket"):
         open_backend("s3:///store")
     assert open_backend("file:///data/my%20store") == LocalBackend("/data/my store")
+
+
+@pytest.mark.parametrize(
+    "location", ["s3:/bucket/store", Path("s3://bucket/store"), "gs:/b", "HF:/d/u"]
+)
+def test_a_uri_with_one_slash_is_refused(location: Any) -> None:
+    """A Path keeps one slash of a URI; a folder of such a name here would take the features."""
+    with pytest.raises(ConfigError, match=r"two slashes after its colon.*or \./"):
+        open_backend(location)
+    with pytest.raises(ConfigError, match=r"two slashes after its colon"):
+        absolute_location(str(location))
+    assert absolute_location("./s3:/x") == str(Path("s3:/x").absolute())
+    assert open_backend("./s3:/x") == LocalBackend(Path("s3:/x").absolute())
 
 
 def test_the_room_in_a_folder_is_that_of_its_disk(tmp_path: Path) -> None:

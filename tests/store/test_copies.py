@@ -118,7 +118,8 @@ def test_scales_are_copied_too(s3: str, tmp_path: Path, folder: Path) -> None:
         (None, 10, "expected both"),
         ("c", 0, "expected both"),
         ("c", True, "expected both"),
-        ("c", "1 GB", "expected both"),
+        ("c", "1 GB", "as a whole number such as"),
+        ("s3://bucket/copies", 10, "expected both: a folder of this machine"),
         (7, 10, "expected both"),
         ("c", 10_000, r"too small: a shard of this store has [\d,]+ bytes"),
     ],
@@ -129,6 +130,15 @@ def test_a_bound_that_cannot_work_is_refused(
     """When the store is opened, with what would do."""
     with pytest.raises(ConfigError, match=message):
         pipeline.open_store(bucket.uri, cache=cache, cache_bytes=n_bytes)
+
+
+def test_a_cache_that_cannot_be_written_is_refused(bucket: RemoteBackend, tmp_path: Path) -> None:
+    """When the store is opened, by its name; it is no damage of the store."""
+    (tmp_path / "file").touch()
+    for cache in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="file is no folder; name a folder of this machine"):
+            pipeline.open_store(bucket.uri, cache=cache, cache_bytes=MANY)
+    pipeline.open_store(bucket.uri, cache=tmp_path / "copies" / "below", cache_bytes=MANY)
 
 
 def test_a_store_in_a_folder_has_no_copies(root: Path, folder: Path) -> None:
