@@ -8,10 +8,10 @@ for together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.client import LIST_PAGE
+from pipeline.objects.parallel import run_parallel
 
 _LISTS_IN_FLIGHT = 8  # a list is more work for a server than a read
 
@@ -27,12 +27,9 @@ def list_folder(client: Objects, folder: str, expected: Sequence[str] = ()) -> l
     if len(expected) <= LIST_PAGE:
         return sorted(client.list_folder(folder)[0], key=_key)
     bounds = sorted(f"{folder}/{name}" for name in expected)[LIST_PAGE - 1 :: LIST_PAGE]
-    with ThreadPoolExecutor(min(_LISTS_IN_FLIGHT, len(bounds) + 1)) as pool:
-        pages = pool.map(
-            lambda span: client.list(folder, *span),
-            zip(["", *bounds], [*bounds, ""], strict=True),
-        )
-        found = [info for page in pages for info in page]
+    spans = zip(["", *bounds], [*bounds, ""], strict=True)
+    pages = run_parallel(lambda span: client.list(folder, *span), spans, _LISTS_IN_FLIGHT)
+    found = [info for page in pages for info in page]
     depth = folder.count("/") + 1
     return sorted((info for info in found if info.key.count("/") == depth), key=_key)
 

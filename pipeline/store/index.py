@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DamagedError, UnreachableError
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
@@ -264,13 +265,15 @@ def _cached(
         listed = range_objects(backend)
         ranges = ranges_among(listed)
         last = ranges[-1].last if ranges else -1
-        with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(read_ranges, backend, ranges, columns, without, listed == before)
-            stamps = unit_stamps(backend, last)
+        read = partial(read_ranges, backend, ranges, columns, without, listed == before)
+        stamp = partial(unit_stamps, backend, last)
+        calls: list[Callable[[], Any]] = [read, stamp]
         try:
-            return reading.result(), stamps
+            cached, stamps = run_parallel(lambda call: call(), calls, len(calls))
         except FileNotFoundError:  # a driver has replaced a range meanwhile
             before = listed
+        else:
+            return cached, stamps
 
 
 def _state(stamps: Mapping[int, str]) -> str:
@@ -297,12 +300,10 @@ def _complete(
     current = {} if cached is None else cached.current(backend, stamps)
     tables = [] if cached is None else [cached.rows(current)]
     missing = [unit for unit in stamps if unit not in current]
-    if missing:
-        with ThreadPoolExecutor(backend.parallel_reads) as pool:
-            read = pool.map(lambda unit: _read_unit(backend, unit), missing)
-            for unit, (table, checksum) in zip(missing, read, strict=True):
-                tables.append(_some(table, without, columns))
-                current[unit] = Origin(checksum, stamps[unit])
+    read = run_parallel(lambda unit: _read_unit(backend, unit), missing, backend.parallel_reads)
+    for unit, (table, checksum) in zip(missing, read, strict=True):
+        tables.append(_some(table, without, columns))
+        current[unit] = Origin(checksum, stamps[unit])
     if not tables:
         empty = _some(pa.schema(FIELDS).empty_table(), without, columns)
         return _with_all(empty, columns), {}

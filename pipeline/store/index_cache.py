@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.base import Backend
 from pipeline.store.format.layout import INDEX_CACHE, INDEX_DIR, index_key
 from pipeline.store.format.records import FIELDS
@@ -66,14 +67,12 @@ class IndexCache:
         """
         known = {unit: origin for unit, origin in self.origins.items() if unit in stamps}
         moved = [unit for unit, origin in known.items() if origin.stamp != stamps[unit]]
-        if moved:
-            with ThreadPoolExecutor(backend.parallel_reads) as pool:
-                checksums = pool.map(lambda unit: _checksum(backend, unit), moved)
-                for unit, checksum in zip(moved, checksums, strict=True):
-                    if checksum == known[unit].checksum:
-                        known[unit] = Origin(checksum, stamps[unit])
-                    else:
-                        del known[unit]
+        checksums = run_parallel(partial(_checksum, backend), moved, backend.parallel_reads)
+        for unit, checksum in zip(moved, checksums, strict=True):
+            if checksum == known[unit].checksum:
+                known[unit] = Origin(checksum, stamps[unit])
+            else:
+                del known[unit]
         return known
 
     def has_stamps(self, stamps: Mapping[int, str]) -> bool:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.base import Backend
 from pipeline.store.format.layout import INDEX_RANGES
 from pipeline.store.format.records import FIELDS
@@ -114,8 +114,8 @@ def read_ranges(
     """
     reader = _read_whole if may_be_lost else _read_range
     read = partial(reader, backend, columns=columns, without=without)
-    with ThreadPoolExecutor(max(1, min(backend.parallel_reads, len(ranges)))) as pool:
-        parts = [part for part in pool.map(read, ranges) if part is not None]
+    found = run_parallel(read, ranges, backend.parallel_reads)
+    parts = [part for part in found if part is not None]
     if not parts:
         return None
     origins = {unit: origin for part in parts for unit, origin in part.origins.items()}

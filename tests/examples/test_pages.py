@@ -24,6 +24,7 @@ from pipeline.config.sweep_schema import SweepConfig
 from pipeline.store.format.codecs import INT8
 from tests.helpers.feature_stores import make_store, noise
 from tests.helpers.pages import blocks
+from tests.servers.hub import serve_hub
 from tests.test_architecture import BOTTOM, MAY_IMPORT
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    names = ("copies", "drop", "encoder", "export", "store", "training", "tutorial")
+    names = ("copies", "drop", "encoder", "export", "hub", "store", "training", "tutorial")
     own = {f"docs/{name}.md" for name in names}
     assert with_python == {"README.md", *own}
 
@@ -65,6 +66,18 @@ def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> Non
     make_store(tmp_path / "features", [20, 30, 40], layers=range(1, 13))
     monkeypatch.chdir(tmp_path)
     assert run_python(ROOT / "README.md") == ""
+
+
+def test_the_hub_page_reads_a_store_that_was_pushed(tmp_path, monkeypatch) -> None:
+    """From a repository by the name that the page gives it."""
+    make_store(tmp_path / "features", [20, 30, 40], layers=range(1, 13))
+    with serve_hub() as hub:
+        hub.use(monkeypatch)
+        pipeline.push(tmp_path / "features", "hf://datasets/USER/NAME")
+        names: dict[str, Any] = {}
+        run_python(ROOT / "docs" / "hub.md", names)
+        expected = pipeline.open_store(tmp_path / "features").read(0, [9])
+        assert (names["store"].read(0, [9]) == expected).all()
 
 
 def test_the_store_page_decodes_int8_with_zarr(tmp_path, monkeypatch) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from pipeline.errors import StoreError
 from pipeline.objects.base import Objects
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.remote.parts import is_part
 
@@ -35,8 +35,8 @@ class ReadOnlyBackend(RemoteBackend):
         objects, _ = self._client.list_folder(folder)
         objects = [info for info in objects if not is_part(info.key)]
         vague = [info.key for info in objects if not info.etag]
-        with ThreadPoolExecutor(self.parallel_reads) as pool:
-            known = dict(zip(vague, pool.map(self._client.head, vague), strict=True))
+        told = run_parallel(self._client.head, vague, self.parallel_reads)
+        known = dict(zip(vague, told, strict=True))
         found = [known.get(info.key, info) for info in objects]
         return {info.key.rpartition("/")[2]: f"{info.size}-{info.etag}" for info in found}
 
