@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN, STATISTICS, STD, pool
 from pipeline.store.read.catalogue import Catalogue
@@ -47,12 +48,16 @@ def read_pooled(
     order = own[np.argsort(catalogue.slot[own], kind="stable")]
     bounds = np.flatnonzero(np.diff(catalogue.slot[order], prepend=-1, append=-1))
     long: dict[int, list[FloatArray]] = {}
-    for first, last in pairwise(bounds):
-        pieces = order[first:last]
-        found = _of_pieces(shards, catalogue, pieces, axes, names)
-        out[owner[pieces]] = found[0]  # utterances in several pieces are replaced below
-        for i in np.flatnonzero(~whole[pieces]).tolist():
-            long.setdefault(int(pieces[i]), [values[i] for values in found])
+    of_slots = [order[first:last] for first, last in pairwise(bounds)]
+    for start in range(0, len(of_slots), shards.parallel_reads):
+        some = of_slots[start : start + shards.parallel_reads]
+        read = run_parallel(
+            lambda pieces: _of_pieces(shards, catalogue, pieces, axes, names), some, len(some)
+        )
+        for pieces, found in zip(some, read, strict=True):
+            out[owner[pieces]] = found[0]  # utterances in several pieces are replaced below
+            for i in np.flatnonzero(~whole[pieces]).tolist():
+                long.setdefault(int(pieces[i]), [values[i] for values in found])
     for utterance in np.unique(owner[np.array(list(long), np.int64)]).tolist():
         pieces = np.arange(*catalogue.first_piece[utterance : utterance + 2])
         values = [np.stack([long[p][k] for p in pieces.tolist()]) for k in range(len(names))]

@@ -53,6 +53,7 @@ class ShardReader:
         is_direct: Whether stored values are returned as they are.
         dim: Features of a frame.
         frame_bytes: Bytes of a frame, one layer.
+        parallel_reads: Reads that are worth having in flight at a time.
         reader: Returns the reader of a shard, given its position on the layer axis and its slot;
             None if it is not flat.
     """
@@ -65,6 +66,7 @@ class ShardReader:
         self.dtype = layout.codec.dtype
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
         self.dim, self.frame_bytes = layout.dim, layout.frame_bytes
+        self.parallel_reads = self._backend.parallel_reads
         self._flat: dict[tuple[int, int], bool] = {}
         self._ends = End(layout.shard_bytes, layout.shard_index), End(layout.scale_bytes)
         self._whole = False
