@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import NoSpaceError, StoreError
+from pipeline.errors import ConfigError, NoSpaceError, StoreError
 
 Buffer = bytes | memoryview
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -33,7 +33,23 @@ _WRITEBACK_BYTES = 4 << 20
 idle until the file is synced: a unit that is written at once took 1.5 times as long."""
 _SYNC_FILE_RANGE_WRITE = 2  # start to write what is dirty, do not wait
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _READ_ONLY_ADVICE = "; what was committed is safe: make it writable and run the same command again"
+
+
+def local_folder(name: str, text: str | os.PathLike[str]) -> Path:
+    """Return a folder of this machine that is to be written.
+
+    Args:
+        name: The setting, for the message.
+        text: Its value.
+
+    Raises:
+        ConfigError: It is a URI, perhaps one that has lost a slash as a path.
+    """
+    if _URI.match(os.fspath(text)):
+        raise ConfigError(f"{name}={os.fspath(text)}: expected a folder of this machine")
+    return Path(text)
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline import files
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files import (
     PartialFile,
     make_folder,
@@ -92,7 +92,7 @@ def test_a_read_only_folder_is_one_clear_error() -> None:
 import os, sys
 from pathlib import Path
 from pipeline import files
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.exclusive import create_exclusive
 from pipeline.files import write_atomic
 from pipeline.store.coordination.lease import Lease
@@ -227,3 +227,11 @@ def test_the_disk_starts_before_the_file_is_synced(
     publish([large, small], tmp_path)
     assert (tmp_path / "large").read_bytes() == content + content
     assert (tmp_path / "small").read_bytes() == content
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/x", "s3:/bucket/x", Path("gs://b/x"), "file:///x"])
+def test_a_uri_is_no_folder_to_write_reports_to(text: str | Path) -> None:
+    """Else a folder named `s3:` would be made here."""
+    with pytest.raises(ConfigError, match=r"out=.*: expected a folder of this machine"):
+        files.local_folder("out", text)
+    assert files.local_folder("out", "a:b/c") == Path("a:b/c")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +39,7 @@ from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
 from pipeline.events import announced
+from pipeline.files import local_folder
 
 app = typer.Typer(
     name="strata",
@@ -264,7 +264,7 @@ def layers(
         n_frames = whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
         seed = whole(given, "seed", 0, RANGES["split.seed"])
         opened = open_store(stores)
-        folder = Path(given.get("out") or default_folder(opened) / "layers")
+        folder = local_folder("out", given.get("out") or default_folder(opened) / "layers")
         settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
         with RunProgress(console) as progress:
             with announced(progress, "measuring the layers"):

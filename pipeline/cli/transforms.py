@@ -30,6 +30,7 @@ from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
 from pipeline.events import announced
+from pipeline.files import local_folder
 
 
 def collapse(
@@ -136,7 +137,8 @@ def export(
             "shard_mb": whole(given, "shard_mb", SHARD_MB, Range(1, 1 << 20)),
         }
         with ExportProgress(console) as progress:
-            result = export_store(store, out, given["format"], observer=progress, **settings)
+            folder = local_folder("OUT", out)
+            result = export_store(store, folder, given["format"], observer=progress, **settings)
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 

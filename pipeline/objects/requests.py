@@ -37,12 +37,14 @@ class Limits:
         retry_s: Until a request that fails is given up.
         first_retry_s: The same before any request of this process was answered: the address may
             be wrong.
+        given_up_s: The same after a request of this process was given up, until one succeeds.
     """
 
     answer_s: float = 20.0
     transfer_s: float = 300.0
     retry_s: float = 120.0
     first_retry_s: float = 15.0
+    given_up_s: float = 2.0
 
 
 class PassingError(Exception):
@@ -114,18 +116,29 @@ class Requests:
                     raise
             else:
                 _answered.add(self.server)
+                _given_up.discard(self.server)
                 return result
             if failure.status:
                 _answered.add(self.server)
             unanswered |= failure.may_have_arrived
             spent_s = time.monotonic() - start_s
-            known = self.server in _answered
-            limit_s = self.limits.retry_s if known else self.limits.first_retry_s
-            if not failure.may_pass or spent_s + pause_s > limit_s:
+            if not failure.may_pass or spent_s + pause_s > self._limit_s():
+                if failure.may_pass:
+                    _given_up.add(self.server)
                 raise RequestError(failure, spent_s if waited else 0.0, unanswered) from None
             waited = True
             time.sleep(pause_s)
         raise AssertionError  # there is always another pause
+
+    def _limit_s(self) -> float:
+        """Return how long a request is repeated.
+
+        When one has been given up, others wait no longer, until one succeeds: a command that makes
+        some after it must not take minutes for each.
+        """
+        if self.server in _given_up:
+            return self.limits.given_up_s
+        return self.limits.retry_s if self.server in _answered else self.limits.first_retry_s
 
 
 def is_failure(error: BaseException) -> bool:
@@ -143,7 +156,8 @@ def as_os_error(error: RequestError, uri: str, server: Server) -> OSError:
             return FileNotFoundError(errno.ENOENT, f"{server} has no such bucket", uri)
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if failure.is_denied:
-        return RefusedError(errno.EACCES, text, uri)
+        remedy = "; set credentials that may use it, see docs/buckets.md"
+        return RefusedError(errno.EACCES, text + remedy, uri)
     return UnreachableError(errno.EIO, text, uri)
 
 
@@ -155,6 +169,7 @@ def _pauses() -> Iterator[float]:
 
 
 _answered: set[Server] = set()
+_given_up: set[Server] = set()
 _stores: dict[tuple[Any, ...], Any] = {}
 _making = threading.Lock()
 

@@ -139,7 +139,7 @@ def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> P
     """
     names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
     default = default_folder(store) / f"{config.task.name}-{names}"
-    folder = default if config.out is None else Path(config.out)
+    folder = default if config.out is None else files.local_folder("out", config.out)
     for root in store_folders(store):
         if folder.resolve().is_relative_to(root.resolve()):
             raise ConfigError(f"out={folder} is inside the store {root}; give another out=FOLDER")

@@ -436,3 +436,20 @@ def test_a_profile_of_aws_is_used(
     monkeypatch.setenv("AWS_PROFILE", "other")
     with pytest.raises(ConfigError, match=r"AWS_PROFILE=other: .*could not be found"):
         ObjectClient(f"s3://{BUCKET}/x", Limits(answer_s=1.0)).get("x")
+
+
+def test_when_one_request_was_given_up_others_wait_no_longer(s3: str, proxy: Proxy) -> None:
+    """Until one succeeds; so a command ends about one limit after its server has gone."""
+    client = ObjectClient(s3, Limits(retry_s=1.5, first_retry_s=1.5, given_up_s=0.0))
+    client.put("x", [b"x"])
+    proxy.choose = lambda request: Fault.BUSY
+    for least_s, most_s in ((0.7, 10.0), (0.0, 0.6), (0.0, 0.6)):
+        began = time.monotonic()
+        with pytest.raises(OSError, match="503"):
+            client.get("x")
+        assert least_s <= time.monotonic() - began <= most_s
+    proxy.choose = lambda request: None
+    assert client.get("x") == b"x"
+    proxy.choose = lambda request: Fault.BUSY if len(proxy.requests) == n + 1 else None
+    n = len(proxy.requests)
+    assert client.get("x") == b"x"  # it is tried again, as before
