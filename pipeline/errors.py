@@ -12,12 +12,15 @@
     │   ├── StoreBusyError       a live driver holds the store; wait for it or stop it
     │   ├── NoSpaceError         the features do not fit on the disk
     │   ├── UnansweredError      a server has not said whether it has written an object
+    │   ├── UnreachableError     a server does not answer a read (also an OSError)
+    │   │   └── RefusedError     a server refuses a read (also a PermissionError)
     │   └── DamagedError         stored bytes are not what was committed; run `strata verify`
     ├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
     └── RunError                 the run could not finish; what was committed is safe, run it again
 
 A message says what went wrong, with which value, what was expected, and what to do. They
-are sent between processes, so each class must be picklable and takes only its message as argument.
+are sent between processes, so each class must be picklable and takes only its message as argument;
+an UnreachableError takes those of an OSError, too.
 """
 
 from __future__ import annotations
@@ -83,6 +86,8 @@ class UnreachableError(StoreError, OSError):
     """
 
     def __str__(self) -> str:
+        if self.filename is None:
+            return " ".join(map(str, self.args))
         return f"{self.filename} cannot be read: {self.strerror}"
 
 

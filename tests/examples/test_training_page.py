@@ -8,6 +8,7 @@ import io
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+import pipeline
 from pipeline.cli.app import app
 from tests.helpers.corpus import RATE_HZ
 from tests.helpers.pages import ROOT, blocks, included, run_processes, run_program
+from tests.servers.localbucket import BUCKET, LocalBucket, environment
 
 pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs" / "training.md"
@@ -88,9 +91,31 @@ def run_command(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         sys.stdout.write(run_processes(*arguments[2:]))
 
 
+def use_bucket(
+    server: LocalBucket, store: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], str]:
+    """Put a store into a bucket; return what makes a block of the page use it and this machine.
+
+    Args:
+        server: The server.
+        store: The store.
+        node: What stands for the node's disk.
+        monkeypatch: Sets the environment.
+    """
+    for name, value in environment(server.url).items():
+        monkeypatch.setenv(name, value)
+    pipeline.copy_stores([store], f"s3://{BUCKET}/page/features")
+
+    def localised(text: str) -> str:
+        return text.replace("s3://bucket/", f"s3://{BUCKET}/page/").replace("/nvme/", f"{node}/")
+
+    return localised
+
+
 @pytest.fixture(scope="module")
-def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
+def page_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> PageRun:
     """Run every block of the page in order, in one folder and one Python namespace."""
+    server: LocalBucket = request.getfixturevalue("localbucket")
     folder = tmp_path_factory.mktemp("training")
     record(folder / "clips")
     names: dict[str, Any] = {}
@@ -99,15 +124,17 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> PageRun:
         tiny = ["model=tiny", "engine=inline", "engine.threads=1"]
         done = CliRunner().invoke(app, ["extract", "dataset.path=clips", "store=features", *tiny])
         assert done.exit_code == 0, done.output
+        localised = use_bucket(server, Path("features"), folder / "node", monkeypatch)
         for block in blocks(PAGE):
+            text = localised(block.text)
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 if block.language == "bash":
-                    for line in block.text.splitlines():
+                    for line in text.splitlines():
                         commands.append(shlex.split(line))
                         run_command(commands[-1], monkeypatch)
                 else:
-                    code = compile("\n" * block.line + block.text, PAGE, "exec")
+                    code = compile("\n" * block.line + text, PAGE, "exec")
                     exec(code, names)
             printed[block.line], names_after[block.line] = out.getvalue(), dict(names)
     return PageRun(names, printed, commands, names_after)
@@ -131,7 +158,7 @@ def test_the_page_names_the_packages_that_a_program_needs():
         needed = re.findall(r"Needs `(pip install [^`]+)`", (ROOT / program).read_text())
         said = re.findall(rf"`{program}` needs `([^`]+)`", page)
         assert needed == said
-    assert page.count("pip install") == 2
+    assert page.count("pip install") == 2 + page.count('pip install "strata-speech[cloud]"')
 
 
 def test_reading_has_the_shapes_of_the_comments(page_run):

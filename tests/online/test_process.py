@@ -119,7 +119,8 @@ def test_an_extraction_that_cannot_start_is_an_error(tmp_path):
 
 
 TRAINER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 import pipeline
 from tests.online.test_process import opened
 dataset = opened(sys.argv[1], sys.argv[2])
