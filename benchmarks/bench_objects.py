@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import pipeline
 from benchmarks.synthetic_store import speech_lengths, write_store
@@ -85,7 +86,10 @@ def server(options: argparse.Namespace) -> Iterator[str]:
     with ExitStack() as stack:
         uri, variables = options.uri, {}
         if not uri and options.server == "seaweedfs":
-            bucket = stack.enter_context(seaweedfs_bucket(options.folder))
+            try:
+                bucket = stack.enter_context(seaweedfs_bucket(options.folder))
+            except pytest.skip.Exception as missing:  # the servers are those of the tests
+                sys.exit(f"{missing}; or give --server localbucket, or --uri")
             uri, variables = f"{bucket.uri}/store", bucket.environment
         elif not uri:
             found = stack.enter_context(start_localbucket(options.folder))
