@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -26,6 +27,7 @@ _STAMPS = (
 )  # fmt: skip
 _TIMES = ("mtime", "last_modified", "LastModified", "modified", "created")
 _ATTEMPTS = 4
+_FIRST_WAIT_S = 0.2
 _PASSING = (ConnectionError, TimeoutError)
 
 
@@ -123,10 +125,12 @@ class FileSystemClient(Objects):
             offset: List only keys after this one.
             last: List no keys after this one.
         """
+        # else fsspec leaves out folders that it cannot list; the hub's file system raises anyway
+        strictly = {} if scheme_of(self._uri) == "hf" else {"on_error": "raise"}
 
         def find(files: Any, path: str) -> Any:
             files.invalidate_cache(path)
-            return files.find(path, detail=True)
+            return files.find(path, detail=True, **strictly)
 
         folder, nothing = prefix.rstrip("/"), dict[str, Mapping[str, Any]]()
         found: Mapping[str, Mapping[str, Any]] = self._try(folder, find, nothing)
@@ -214,7 +218,7 @@ class FileSystemClient(Objects):
                 failure = error
             if not _may_pass(failure) or attempt == _ATTEMPTS:
                 break
-            threading.Event().wait(0.2 * 4**attempt / 4)
+            time.sleep(_FIRST_WAIT_S * 4 ** (attempt - 1))
         if _status_of(failure) == 416:
             raise EOFError(f"{uri} ends before")
         if _status_of(failure) in (401, 403):
