@@ -94,6 +94,10 @@ class UnreachableError(StoreError, OSError):
 class RefusedError(UnreachableError, PermissionError):
     """A server does not let this user read an object."""
 
+    def __str__(self) -> str:
+        remedy = "" if self.filename is None else "; give credentials that may read it"
+        return super().__str__() + remedy
+
 
 class DamagedError(StoreError):
     """Stored bytes differ from what was committed."""

@@ -1,7 +1,7 @@
 """One request after the other until one succeeds: obstore's stores, retries, and errors.
 
 obstore itself retries only lists and the parts of a large object. Everything else is retried
-here, so that whoever creates an object knows whether a request before was left without an answer.
+here. So a creation of an object knows whether an earlier request for it had no answer.
 """
 
 from __future__ import annotations
@@ -156,8 +156,7 @@ def as_os_error(error: RequestError, uri: str, server: Server) -> OSError:
             return FileNotFoundError(errno.ENOENT, f"{server} has no such bucket", uri)
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if failure.is_denied:
-        remedy = "; set credentials that may use it, see docs/buckets.md"
-        return RefusedError(errno.EACCES, text + remedy, uri)
+        return RefusedError(errno.EACCES, text, uri)
     return UnreachableError(errno.EIO, text, uri)
 
 
