@@ -19,7 +19,7 @@ def server_time_s(server: Server) -> float:
     """Return the time of a server, in seconds since the epoch; that of this machine if unknown.
 
     It is asked once a minute, by a request without credentials: an answer that refuses it has the
-    time, too. In between it runs on by the clock of this machine that nobody sets.
+    time, too. In between it runs on by the monotonic clock of this machine.
     """
     found = _asked.get(server)
     if found is None or time.monotonic() - found[0] > _AGE_S:

@@ -211,7 +211,7 @@ def test_a_conflict_with_nothing_there_is_tried_again(proxy: Proxy, s3: str) -> 
 
 
 def test_a_creation_without_any_answer_says_so(proxy: Proxy, s3: str) -> None:
-    """Nobody knows whether it is there: the caller must not delete what it refers to."""
+    """It may be there or not: the caller must not delete what it refers to."""
     client = ObjectClient(s3, QUICK)
     client.put("other", [b"x"])
     proxy.choose = lambda request: Fault.LOST
@@ -333,7 +333,7 @@ def test_large_objects_go_up_in_parts(
 def test_a_large_object_that_fails_leaves_no_parts(
     proxy: Proxy, localbucket: LocalBucket, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The upload is aborted, so that nobody pays for parts that nobody sees."""
+    """The upload is aborted: its parts would be invisible, and would be paid for."""
     monkeypatch.setattr(client_module, "SINGLE_PUT_BYTES", 6_000_000)
     monkeypatch.setattr(client_module, "PART_BYTES", 5 << 20)
     client = ObjectClient(s3, QUICK)

@@ -47,6 +47,17 @@ class Bucket:
         return self.uri
 
 
+def s3_environment(url: str, key: str, secret: str) -> dict[str, str]:
+    """Return the variables with which a process finds a server of S3."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+    }
+
+
 def free_port() -> int:
     """Return a port of the loopback that nothing uses at the moment."""
     with socket.socket() as found:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers.base import free_port, running
+from tests.servers.base import free_port, running, s3_environment
 
 BUCKET = "test-bucket"
 _START = """
@@ -66,10 +66,4 @@ def start_localbucket(folder: Path) -> Iterator[LocalBucket]:
 
 def environment(url: str) -> Mapping[str, str]:
     """Return the variables with which a process finds a server of S3."""
-    return {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "an-access-key",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-    }
+    return s3_environment(url, "an-access-key", SECRET)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers.base import Bucket, command_of, free_port, running
+from tests.servers.base import Bucket, command_of, free_port, running, s3_environment
 
 KEY, SECRET = "test-key", "test-secret"
 
@@ -25,13 +25,7 @@ def rclone_bucket(folder: Path) -> Iterator[Bucket]:
         *("serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"),
         *("--config", "", "--auth-key", f"{KEY},{SECRET}"),
     ]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-    }
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = s3_environment(endpoint, KEY, SECRET)
     with running(command, port, log) as pid:
-        endpoint = environment["AWS_ENDPOINT_URL"]
         yield Bucket("s3://bucket", endpoint, environment, log, pid, root / "bucket")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers.base import Bucket, command_of, free_port, running
+from tests.servers.base import Bucket, command_of, free_port, running, s3_environment
 
 KEY, SECRET = "test-key", "test-secret"
 _GRPC = 10_000  # its grpc ports are as much higher
@@ -34,13 +34,8 @@ def seaweedfs_bucket(folder: Path) -> Iterator[Bucket]:
         *("-s3.port.lance=0", "-master.volumeSizeLimitMB=1024", "-volume.max=100"),
         "-master.telemetry=false",
     ]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-    }
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = s3_environment(endpoint, KEY, SECRET)
     with running(command, port, log) as pid:
         subprocess.run(
             [weed, "shell", f"-master=127.0.0.1:{master}", f"-filer=127.0.0.1:{filer}"],
@@ -49,7 +44,7 @@ def seaweedfs_bucket(folder: Path) -> Iterator[Bucket]:
             capture_output=True,
             timeout=60,
         )
-        yield Bucket("s3://bucket", environment["AWS_ENDPOINT_URL"], environment, log, pid)
+        yield Bucket("s3://bucket", endpoint, environment, log, pid)
 
 
 def _port() -> int:

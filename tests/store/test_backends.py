@@ -495,7 +495,7 @@ def test_a_heartbeat_is_seen_if_its_lease_stands(backend: Backend) -> None:
 
 
 def test_only_an_expired_lease_is_removed(backend: Backend) -> None:
-    """Whoever removes it looks at it once more; a missing one is no error."""
+    """A lease is looked at once more before it is removed; a missing one is no error."""
     leases = backend.leases
     leases.expire("lease", lambda found: False)
     assert leases.create("lease", b"first")

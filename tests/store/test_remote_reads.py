@@ -90,7 +90,8 @@ def check(store: pipeline.FeatureStore, rows: list[int], layers: list[int]) -> N
 def announce(store: pipeline.FeatureStore, row: int) -> None:
     """Have all layers of an utterance fetched."""
     for slot, start, stop, _ in store._catalogue.spans(row, 0, LENGTHS[row]):
-        store.prefetch(slot, start, stop - start, [0, 1, 2])
+        for axis in (0, 1, 2):
+            store.shards_of(slot).prefetch(axis, slot, start, stop)
 
 
 def test_a_shard_is_opened_by_the_request_that_reads_it(
@@ -165,7 +166,7 @@ def held() -> int:
 def test_what_is_fetched_ahead_is_bounded(
     bucket: RemoteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Announced reads that never come keep no more than the bound, and cost nobody's data."""
+    """Announced reads that never come keep no more than the bound; other readers lose nothing."""
     monkeypatch.setattr(fetching, "MOST_AHEAD_BYTES", 3000)
     monkeypatch.setattr(fetching, "_WINDOW_BYTES", 1000)
     key = f"{FRAMES}/c/0/0/0"

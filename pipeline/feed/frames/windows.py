@@ -274,16 +274,21 @@ class _Part:
 
     def _scattered(self, start: int, stop: int) -> bool:
         """Copy frames straight from the shards to their places; return whether that was done."""
-        if self.source.norm is not None:
-            return False
         store, axes = self.source.store, self.source.axes
+        if self.source.norm is not None or store.verifies:
+            return False
         spans = self._spans(start, stop)
         n_ahead = max(1, _AHEAD_BYTES // (self.block_frames * self.source.frame_bytes))
         for number, (slot, at, n) in enumerate(spans):
-            for ahead in spans[number + n_ahead if number else 0 : number + n_ahead + 1]:
-                store.prefetch(*ahead, axes)
+            for other, first, n_ahead_frames in spans[
+                number + n_ahead if number else 0 : number + n_ahead + 1
+            ]:
+                shards = store.shards_of(other)
+                for axis in axes:
+                    shards.prefetch(axis, other, first, first + n_ahead_frames)
+            shards = store.shards_of(slot)
             for column, axis in enumerate(axes):
-                if not store.scatter(axis, slot, at, n, self._scatter, start, column):
+                if not shards.scatter(axis, slot, at, n, self._scatter, start, column):
                     return False
             start += n
         return True

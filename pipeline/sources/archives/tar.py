@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Literal, NamedTuple, cast
 
 from pipeline.errors import SourceError
-from pipeline.sources.remote.file import RemoteFile, RemoteReader
+from pipeline.sources.remote.file import RemoteFile, RemoteStream
 
 _BLOCK_BYTES = 512
 _WINDOW_BYTES = 1 << 13  # the headers and labels of one sample
@@ -69,7 +69,7 @@ class TarReader:
 
     def __init__(self, path: Path | RemoteFile) -> None:
         self._path = path
-        self._file: io.FileIO | RemoteReader
+        self._file: io.FileIO | RemoteStream
         if isinstance(path, RemoteFile):
             self._file, self.n_bytes = path.open(), path.n_bytes
         else:
@@ -178,7 +178,7 @@ class TarReader:
             first, self._window_start = 0, position
             try:
                 n_wanted = max(n_bytes, _WINDOW_BYTES)
-                if isinstance(self._file, RemoteReader):
+                if isinstance(self._file, RemoteStream):
                     self._file.seek(position)
                     self._window = self._file.read(n_wanted) or b""
                 else:

@@ -52,9 +52,9 @@ class RemoteFile:
         """
         return size_of(self.uri)
 
-    def open(self) -> RemoteReader:
+    def open(self) -> RemoteStream:
         """Open it for Arrow."""
-        return RemoteReader(self.uri)
+        return RemoteStream(self.uri)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _info(uri: str) -> Info:
         raise SourceError(f"{uri} cannot be read: {error}") from error
 
 
-class RemoteReader(io.RawIOBase):
+class RemoteStream(io.RawIOBase):
     """A remote file that can be read anywhere; every read is a request.
 
     Args:

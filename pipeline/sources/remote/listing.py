@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from pipeline.errors import AudioError, SourceError
 from pipeline.sources.remote.reading import (
@@ -166,18 +167,13 @@ def _listed(folder: str) -> Mapping[str, Info]:
     return {item.key[start:]: as_info(item) for item in found if not item.key.endswith("/")}
 
 
-class _of_a_list:  # noqa: N801  a context manager
+@contextmanager
+def _of_a_list(folder: str) -> Iterator[None]:
     """Make an error that would concern one file one of the whole list."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, AudioError):
-            raise SourceError(f"{self._folder} cannot be listed: {error}") from error
+    try:
+        yield
+    except AudioError as error:
+        raise SourceError(f"{folder} cannot be listed: {error}") from error
 
 
 def _translated(pattern: str) -> str:

@@ -22,7 +22,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "run the same command again: what was fetched is kept"
 
 
-class UnreachableError(SourceError):
+class HubUnreachableError(SourceError):
     """The hub does not answer, or not now: what is in its cache may do instead."""
 
 
@@ -37,7 +37,7 @@ def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
 
     Raises:
         SourceError: The hub refused it, or something else is wrong.
-        UnreachableError: The hub could not be asked.
+        HubUnreachableError: The hub could not be asked.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def explanation(
     page = f"{huggingface_hub.constants.ENDPOINT}/datasets/{name}"
     is_offline = any("OfflineModeIsEnabled" in f"{type(e).__name__} {e}" for e in chain)
     if is_offline or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return UnreachableError, (
+        return HubUnreachableError, (
             "HF_HUB_OFFLINE is set: run the same command once with a connection, or let HF_HOME be "
             "a folder whose cache has it"
         )
@@ -96,16 +96,16 @@ def explanation(
             f"{page}, then {_LOG_IN}"
         )
     if status == 429:
-        return UnreachableError, (
+        return HubUnreachableError, (
             "it limits the number of requests (HTTP 429): wait some minutes (with a token in "
             f"HF_TOKEN more are allowed), then {_AGAIN}"
         )
     if status is not None:
-        return UnreachableError, f"it answered with HTTP {status}; {_AGAIN}"
+        return HubUnreachableError, f"it answered with HTTP {status}; {_AGAIN}"
     if any(isinstance(e, _TRANSPORT) and not isinstance(e, _NO_TRANSPORT) for e in chain):
         cause = next(e for e in reversed(chain) if isinstance(e, _TRANSPORT))
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-        return UnreachableError, f"{reason}; check the network, then {_AGAIN}"
+        return HubUnreachableError, f"{reason}; check the network, then {_AGAIN}"
     return None
 
 

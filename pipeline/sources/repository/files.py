@@ -24,7 +24,7 @@ from pipeline.sources.location import describe_location
 from pipeline.sources.repository import converted
 from pipeline.sources.repository.errors import (
     FETCH_ERRORS,
-    UnreachableError,
+    HubUnreachableError,
     explained,
     explanation,
 )
@@ -68,7 +68,7 @@ def find_repository(config: DatasetConfig) -> Repository:
 
     Raises:
         SourceError: The hub refuses the dataset.
-        UnreachableError: The hub does not answer, and its cache has no such dataset.
+        HubUnreachableError: The hub does not answer, and its cache has no such dataset.
     """
     if Path(str(config.name)).is_dir():
         try:
@@ -77,12 +77,12 @@ def find_repository(config: DatasetConfig) -> Repository:
             return Repository({})
     try:
         repository = _on_the_hub(config)
-    except UnreachableError as error:
+    except HubUnreachableError as error:
         found = _recorded(config) or _of_snapshot(config)
         if found is None:
             where = describe_location(config)
             rest = str(error).removeprefix(f"{where} ")
-            raise UnreachableError(f"{where} is not in the local cache, and {rest}") from error
+            raise HubUnreachableError(f"{where} is not in the local cache, and {rest}") from error
         return _noted(found, f"the files in the cache are used, because {error}")
     if repository.urls:
         _record(config, repository)
@@ -107,7 +107,7 @@ def _on_the_hub(config: DatasetConfig) -> Repository:
     if type(builder).__name__ == "Cache":  # `datasets` got no answer, and has a copy
         try:
             check_access(config, None)
-        except UnreachableError as error:
+        except HubUnreachableError as error:
             found = _recorded(config) or _of_snapshot(config) or Repository({})
             what = "the files in the cache are" if found.urls else "the copy of `datasets` is"
             return _noted(found, f"{what} used, because {error}")
@@ -148,7 +148,7 @@ def check_access(config: DatasetConfig, error: BaseException | None) -> None:
 
     Raises:
         SourceError: The hub has no such dataset or revision, or it may not be read.
-        UnreachableError: The hub does not answer.
+        HubUnreachableError: The hub does not answer.
     """
     where = describe_location(config)
     found = None if error is None else explanation(str(config.name), config.revision, error)

@@ -22,7 +22,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined] # of its docum
 )
 
 from pipeline.errors import SourceError
-from pipeline.sources.repository.errors import UnreachableError, explained
+from pipeline.sources.repository.errors import HubUnreachableError, explained
 
 _FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")
 _PLACE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
@@ -88,7 +88,7 @@ def size_of(path: str) -> int:
 
     Raises:
         SourceError: The hub refuses it, or its commit is gone.
-        UnreachableError: The hub does not answer.
+        HubUnreachableError: The hub does not answer.
     """
     return _address(path).n_bytes
 
@@ -98,7 +98,7 @@ def resolved(uri: str) -> str:
 
     Raises:
         SourceError: It is no URI of a dataset, or the hub refuses it.
-        UnreachableError: The hub does not answer.
+        HubUnreachableError: The hub does not answer.
     """
     found = _PLACE.fullmatch(uri)
     if found is None:
@@ -121,7 +121,7 @@ def list_files(folder: str) -> dict[str, tuple[int, str]]:
 
     Raises:
         SourceError: The hub refuses it.
-        UnreachableError: The hub does not answer.
+        HubUnreachableError: The hub does not answer.
     """
     found = _PLACE.fullmatch(resolved(folder))
     assert found is not None
@@ -151,7 +151,7 @@ def read_range(path: str, start: int, n_bytes: int) -> bytes:
 
     Raises:
         SourceError: The hub refuses them, or its commit is gone.
-        UnreachableError: The hub does not answer, or too few bytes come in every try.
+        HubUnreachableError: The hub does not answer, or too few bytes come in every try.
     """
     if n_bytes == 0:
         return b""
@@ -164,7 +164,7 @@ def read_range(path: str, start: int, n_bytes: int) -> bytes:
         if len(content) == n_bytes:
             _recent.add(path, start, content)
             return content
-    raise UnreachableError(
+    raise HubUnreachableError(
         f"{path} could not be read from the hub: of the {n_bytes:,} bytes from {start:,} only "
         f"{len(content):,} came; run the same command again: what is extracted is kept"
     )
@@ -216,7 +216,7 @@ def _metadata(path: str, url: str) -> huggingface_hub.HfFileMetadata:
         try:
             with _explained(path):
                 return huggingface_hub.get_hf_file_metadata(url)
-        except UnreachableError:
+        except HubUnreachableError:
             if huggingface_hub.constants.HF_HUB_OFFLINE:
                 raise
             time.sleep(wait_s)

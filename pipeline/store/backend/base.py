@@ -359,7 +359,7 @@ class Backend(Protocol):
         """Make deletions below a folder durable."""
 
     def free_bytes(self) -> int:
-        """Return the bytes that can still be written; `files.UNKNOWN_BYTES` if nobody knows."""
+        """Return the bytes that can still be written; `files.UNKNOWN_BYTES` if that is unknown."""
 
     # Optional
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
-from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.merged import Cut, gather, read_cut, read_mapped
 from pipeline.store.read.pooled import read_pooled
+from pipeline.store.read.shards import ShardReader
 from pipeline.store.read.timing import (
     FrameTimes,
     check_reduction,
@@ -103,7 +103,8 @@ class FeatureStore(StoreView):
         """
         position = self.position(key)
         axes = self.axes(layers)
-        if start_s is stop_s is rate_hz is None and not final_norm:
+        is_plain = start_s is None and stop_s is None and rate_hz is None and not final_norm
+        if is_plain:
             features = self._read_mapped(position, axes, start, stop, verify)
             if features is not None:
                 return features
@@ -324,42 +325,14 @@ class FeatureStore(StoreView):
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, [cut], axes)
 
-    def prefetch(self, slot: int, start: int, n_frames: int, axes: Sequence[int]) -> None:
-        """Start fetching frames of a slot that will be read soon; do not wait."""
-        for axis in axes:
-            self._shards.prefetch(axis, slot, start, start + n_frames)
+    def shards_of(self, slot: int) -> ShardReader:
+        """Return what reads the shards of a slot, numbered as in `piece_places`."""
+        return self._shards
 
-    def scatter(
-        self,
-        axis: int,
-        slot: int,
-        start: int,
-        n_frames: int,
-        places: RowScatter,
-        first: int,
-        column: int,
-    ) -> bool:
-        """Copy frames of a slot, of any utterances, straight from a map to shuffled places.
-
-        Args:
-            axis: Position on the layer axis.
-            slot: The slot, as in `piece_places`.
-            start: First frame within the slot.
-            n_frames: Number of frames.
-            places: Places of rows, of which these frames are some.
-            first: Number of the first frame among the rows.
-            column: Where to put them.
-
-        Returns:
-            Whether that was done. It is not if values must be verified or decoded, or files are not
-            mapped: then frames must be read and copied.
-
-        Raises:
-            DamagedError: A shard is missing.
-        """
-        if self._verify:
-            return False
-        return self._shards.scatter(axis, slot, start, n_frames, places, first, column)
+    @property
+    def verifies(self) -> bool:
+        """Whether reads are compared with their checksums, unless they say otherwise."""
+        return self._verify
 
     def _finish(
         self,

@@ -58,7 +58,7 @@ class ParquetSource(TabularSource):
 
     def __init__(self, config: DatasetConfig, rows: Rows, places: Places) -> None:
         super().__init__(config, rows)
-        if is_remote(rows.root):  # nobody asks a server for files that are embedded
+        if is_remote(rows.root):  # embedded files need no request
             paths = self._paths.cast(pa.string()).combine_chunks()
             embedded = pa.array(places.has_bytes[: len(self)])
             self._paths = pa.chunked_array([pc.if_else(embedded, None, paths)])

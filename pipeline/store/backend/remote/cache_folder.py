@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 _PART, _COPY = ".part", ".copy"
 _LOCK = "lock"
 _LEAST_COPIES = 4
-_HALTED_S = 30.0  # without a byte written: nobody waits for such a process
+_HALTED_S = 30.0  # without a byte written; others do not wait for such a process
 
 Fill = Callable[[int], None]
 """Writes the content of an object to an open file, and checks it."""
@@ -184,7 +184,7 @@ class CacheFolder:
 
 
 def _await(part: Path) -> bool:
-    """Wait until nobody writes a copy any more; return False if its writer has come to a halt."""
+    """Wait until a copy is written or given up; return False if its writer has come to a halt."""
     while True:
         try:
             age_s = time.time() - part.stat().st_mtime
@@ -222,7 +222,7 @@ def _is_stale(part: Path) -> bool:
 
 
 def _free(path: Path) -> None:
-    """Remove a file so that its space is free at once, whoever has it open."""
+    """Remove a file. Its space is free at once, even if a process has it open."""
     with suppress(FileNotFoundError):
         os.truncate(path, 0)
         path.unlink()

@@ -172,7 +172,7 @@ class CachedReader(ObjectReader):
         self._remote.compare_end()
         found = self._remote.seen
         path = self._folder.path(found.location, found.size, found.etag)
-        if not found.etag:  # nobody could tell another content
+        if not found.etag:  # another content could not be told apart
             return False
         try:
             if not self._folder.add(path, found.size, self._fill, self._is_sound, unused_since_s):

@@ -2,8 +2,8 @@
 
 Readers collect the ranges that they are asked to fetch. When one of them has to wait, the ranges of
 all of them are requested: those of an object with gaps of up to 1 MB between them together, 32
-requests at a time. So whoever announces its reads before the first one (`merged.gather` does) has
-few requests, and waits once.
+requests at a time. A caller that announces all its reads before the first one, as `merged.gather`
+does, makes few requests and waits once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ and are fetched again if they are needed after all."""
 _WINDOW_BYTES = 32 << 20
 """Bytes of one read that are requested at a time."""
 _MOST_WAITING_BYTES = 16 << 20
-"""Bytes that are collected before they are requested though nobody waits."""
+"""Collected bytes from which on they are requested, even if no reader waits."""
 
 Fetch = Callable[[int, int], memoryview]
 Item = TypeVar("Item")
@@ -40,7 +40,7 @@ class _Segment:
     Attributes:
         start: First byte.
         stop: One past the last byte.
-        left: Bytes that somebody has announced to read and has not.
+        left: Bytes that readers have announced and not read yet.
         content: The bytes.
         is_held: Whether it counts among the bytes of the process.
     """
@@ -71,7 +71,7 @@ class Segments:
             self.add(start, stop)
 
     def add(self, start: int, stop: int) -> None:
-        """Note that a range will be read; it is requested when somebody waits."""
+        """Note that a range will be read; it is requested when a reader waits."""
         fetcher = self._fetcher
         with fetcher.guard:
             n_new = 0
@@ -82,7 +82,7 @@ class Segments:
                 fetcher.note(self, n_new)
 
     def take(self, start: int, stop: int) -> list[memoryview]:
-        """Return a range in parts, and forget what nobody else will read.
+        """Return a range in parts, and forget what no other reader has announced.
 
         Raises:
             EOFError: The object ends before.
@@ -212,7 +212,7 @@ class _Fetcher:
         """Request the ranges that are wanted, in the order of the objects, until enough is held.
 
         Args:
-            needed: The object that somebody waits for: its ranges are requested in any case.
+            needed: The object that a reader waits for: its ranges are requested in any case.
         """
         with self.guard:
             for key in list(self._waiting):  # a call within this one may have taken some

@@ -81,7 +81,7 @@ class RemoteLeases(LeaseOperations):
         return True
 
     def beat(self, key: str, content: bytes) -> None:
-        """Write the heartbeat; one of a lease that has ended is seen by nobody."""
+        """Write the heartbeat; readers ignore one of a lease that has ended."""
         if content in self._own:
             self._client.put(_lease(key, self._own[content]) + _BEAT, [b""])
 

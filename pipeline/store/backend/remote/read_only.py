@@ -19,7 +19,7 @@ class ReadOnlyBackend(RemoteBackend):
         client: The objects of the store.
     """
 
-    replaces_cheaply = True  # whoever puts a store there writes one cache of its index
+    replaces_cheaply = True  # a push writes its index as one cache
 
     def __init__(self, client: Objects) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""A store in a bucket that nobody sees yet, because its first document has another name.
+"""A store in a bucket that readers do not find yet: its first document has another name.
 
 A bucket has no renames. So a store that may only appear when it is complete is written in its
 place, without the document that readers look for; that one is put there last.

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pipeline.store.format.codecs import FloatArray
-from pipeline.store.native.rows import RowScatter
 from pipeline.store.read.catalogue import store_of_slot
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.final_norm import FinalNorm
 from pipeline.store.read.joined.view import JoinedView
 from pipeline.store.read.merged import Cut, gather
+from pipeline.store.read.shards import ShardReader
 from pipeline.store.read.utterances import Key
 
 
@@ -49,23 +49,9 @@ class JoinedStore(JoinedView, FeatureStore):
         for part, share in found:
             part._finish(share, axes, norm, verify)
 
-    def prefetch(self, slot: int, start: int, n_frames: int, axes: Sequence[int]) -> None:
-        """Start fetching frames of a slot; see `FeatureStore.prefetch`."""
-        self._parts[store_of_slot(slot)].prefetch(slot, start, n_frames, axes)
-
-    def scatter(
-        self,
-        axis: int,
-        slot: int,
-        start: int,
-        n_frames: int,
-        places: RowScatter,
-        first: int,
-        column: int,
-    ) -> bool:
-        """Copy frames of a slot to shuffled places; see `FeatureStore.scatter`."""
-        part = self._parts[store_of_slot(slot)]
-        return part.scatter(axis, slot, start, n_frames, places, first, column)
+    def shards_of(self, slot: int) -> ShardReader:
+        """Return what reads the shards of a slot; see `FeatureStore.shards_of`."""
+        return self._parts[store_of_slot(slot)]._shards
 
     def _read_mapped(
         self,
