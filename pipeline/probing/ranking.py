@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.probing.metrics import (
-    PAIRED_TEST,
-    FloatArray,
-    IntArray,
-    bootstrap_intervals,
-    overall_score,
-    paired_p_value,
+from pipeline.probing.evaluation import Evaluation, FloatArray
+from pipeline.probing.results import WEIGHTED, Candidate, CandidateScore, Comparison, HeadResult
+from pipeline.probing.significance import (
+    Runs,
+    interval,
+    paired_test,
+    resampled_scores,
     seed_deviation,
 )
-from pipeline.probing.results import WEIGHTED, Candidate, CandidateScore, Comparison, HeadResult
 from pipeline.probing.tasks.base import Task
 
 HeadsBySeed = list[list[HeadResult]]
@@ -51,24 +50,18 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate
     """
     sign = 1.0 if task.higher_is_better else -1.0
     chosen = {layer: _heads_at_best_lr(heads, layer, sign) for layer in candidates}
-    # utterances: the test utterances of all folds, fold after fold
-    sizes = sizes_of(task, chosen[candidates[0]])
-    counts = {layer: counts_of(task, by_seed) for layer, by_seed in chosen.items()}
-    means = np.stack([counts[layer].mean(0) for layer in candidates])  # [candidates, utterances]
-    intervals = bootstrap_intervals(means, sizes)
+    runs = {layer: evaluations_of(task, by_seed) for layer, by_seed in chosen.items()}
+    intervals = interval(resampled_scores([runs[layer] for layer in candidates]))
     scores = tuple(
-        _score(task, layer, chosen[layer], counts[layer], sizes, intervals[i])
+        _score(task, layer, chosen[layer], runs[layer], intervals[i])
         for i, layer in enumerate(candidates)
     )
-    order = sorted(range(len(scores)), key=lambda i: -sign * scores[i].dev)
-    best = scores[order[0]]
-    comparison = None
+    order = sorted(scores, key=lambda score: -sign * score.dev)
+    best, comparison = order[0], None
     if len(order) > 1:
-        second = scores[order[1]]
-        p_value = paired_p_value(means[order[0]], means[order[1]])
-        comparison = Comparison(
-            best.layer, second.layer, best.test - second.test, p_value, PAIRED_TEST
-        )
+        second = order[1]
+        p_value, test = paired_test(runs[best.layer], runs[second.layer])
+        comparison = Comparison(best.layer, second.layer, best.test - second.test, p_value, test)
     return Ranking(scores, best.layer, comparison, chosen)
 
 
@@ -92,23 +85,13 @@ def _heads_at_best_lr(heads: Sequence[HeadResult], layer: Candidate, sign: float
     return list(by_seed.values())
 
 
-def sizes_of(task: Task, by_seed: HeadsBySeed) -> IntArray:
-    """Return the size of each test utterance, fold after fold: [n_utterances]."""
-    return np.concatenate([task.sizes(head.fold) for head in by_seed[0]])
-
-
-def counts_of(task: Task, by_seed: HeadsBySeed) -> FloatArray:
-    """Return the counts of each seed, fold after fold: [n_seeds, n_utterances]."""
-    return np.stack([np.concatenate([task.counts(head) for head in folds]) for folds in by_seed])
+def evaluations_of(task: Task, by_seed: HeadsBySeed) -> list[Evaluation]:
+    """Return the evaluation of each seed, [n_seeds]."""
+    return [task.evaluate(heads) for heads in by_seed]
 
 
 def _score(
-    task: Task,
-    layer: Candidate,
-    by_seed: HeadsBySeed,
-    counts: FloatArray,
-    sizes: IntArray,
-    interval: FloatArray,
+    task: Task, layer: Candidate, by_seed: HeadsBySeed, runs: Runs, bounds: FloatArray
 ) -> CandidateScore:
     """Score a candidate.
 
@@ -116,19 +99,19 @@ def _score(
         task: The task.
         layer: The candidate.
         by_seed: Its heads at the chosen learning rate.
-        counts: [n_seeds, n_utterances].
-        sizes: [n_utterances].
-        interval: Lower and upper bound, [2].
+        runs: Their evaluations, [n_seeds].
+        bounds: Lower and upper bound of the interval, [2].
     """
     heads = [head for folds in by_seed for head in folds]
     extras = [task.extra(folds) for folds in by_seed]
+    scores = [run.score for run in runs]
     return CandidateScore(
         layer=layer,
         lr=heads[0].lr,
         dev=float(np.mean([head.dev for head in heads])),
-        test=overall_score(counts.mean(0), sizes),
-        low=float(interval[0]),
-        high=float(interval[1]),
-        seed_sd=seed_deviation([overall_score(seed_counts, sizes) for seed_counts in counts]),
+        test=float(np.mean(scores)),
+        low=float(bounds[0]),
+        high=float(bounds[1]),
+        seed_sd=seed_deviation(scores),
         extra={name: float(np.mean([extra[name] for extra in extras])) for name in extras[0]},
     )

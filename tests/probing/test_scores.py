@@ -7,14 +7,15 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from pipeline.probing.baselines import chance, logistic_regression, majority
+from pipeline.probing.evaluation import Evaluation, Ratio, Sums
 from pipeline.probing.labels import Classes, Fold
-from pipeline.probing.metrics import (
-    bootstrap_intervals,
-    confusion_matrix,
-    macro_f1,
-    overall_score,
-    paired_p_value,
+from pipeline.probing.metrics import confusion_matrix, macro_f1
+from pipeline.probing.significance import (
+    interval,
+    paired_test,
+    resampled_scores,
     seed_deviation,
+    sign_flip_p_value,
 )
 
 
@@ -23,22 +24,28 @@ def correct_counts(n_correct, n):
     return (np.arange(n) < n_correct).astype(float)
 
 
+def intervals(*counts, sizes=None):
+    """Return the interval of each row of counts."""
+    sizes = np.ones(len(counts[0])) if sizes is None else sizes
+    return interval(resampled_scores([[Ratio(row, sizes)] for row in counts]))
+
+
 def test_the_interval_of_an_accuracy_is_that_of_a_binomial():
     """The bootstrap agrees with the normal approximation of a binomial."""
     n, n_correct = 1000, 800
-    ((low, high),) = bootstrap_intervals(correct_counts(n_correct, n)[None], np.ones(n, int))
+    ((low, high),) = intervals(correct_counts(n_correct, n))
     half = norm.ppf(0.975) * np.sqrt(0.8 * 0.2 / n)
     assert low == pytest.approx(0.8 - half, abs=0.003)
     assert high == pytest.approx(0.8 + half, abs=0.003)
-    assert bootstrap_intervals(correct_counts(5, 5)[None], np.ones(5, int)).tolist() == [[1.0, 1.0]]
+    assert intervals(correct_counts(5, 5)).tolist() == [[1.0, 1.0]]
 
 
 def test_the_interval_of_an_error_rate_weights_long_utterances():
     """One long utterance with only errors makes the interval wide."""
     sizes = np.array([10] * 50 + [500])
     wrong = np.where(sizes == 500, 500.0, 0.0)
-    ((low, high),) = bootstrap_intervals(wrong[None], sizes)
-    assert overall_score(wrong, sizes) == 0.5
+    ((low, high),) = intervals(wrong, sizes=sizes)
+    assert Ratio(wrong, sizes).score == 0.5
     assert low == 0.0
     assert 0.7 < high < 0.9
 
@@ -47,17 +54,25 @@ def test_the_interval_covers_the_true_value():
     """Of many test sets, about 95 % of the intervals contain the true accuracy."""
     random = np.random.default_rng(0)
     drawn = (random.random((200, 300)) < 0.7).astype(float)
-    ends = bootstrap_intervals(drawn, np.ones(300, int))
+    ends = intervals(*drawn)
     covered = np.mean((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7))
     assert 0.9 <= covered <= 0.99
 
 
 def test_more_seeds_do_not_narrow_an_interval():
     """The mean over ten equal seeds has the interval of one seed."""
-    one = correct_counts(70, 100)
-    ten = np.stack([one] * 10).mean(0)
-    same = bootstrap_intervals(np.stack([one, ten]), np.ones(100, int))
-    assert same[0].tolist() == same[1].tolist()
+    one = Ratio(correct_counts(70, 100), np.ones(100))
+    first, second = interval(resampled_scores([[one], [one] * 10]))
+    assert second == pytest.approx(first, abs=1e-12)
+
+
+def test_the_score_of_several_seeds_is_the_mean_of_their_scores():
+    """Also on resampled test sets, and if the score is no ratio of the mean counts."""
+    random = np.random.default_rng(0)
+    runs = [Sums(random.random((40, 2)), lambda sums: sums[:, 0] ** 2) for _ in range(3)]
+    together = resampled_scores([runs])[0]
+    alone = [resampled_scores([[run]])[0] for run in runs]
+    assert together == pytest.approx(np.mean(alone, axis=0))
 
 
 @pytest.mark.parametrize(("only_one", "only_other"), [(9, 1), (30, 18), (5, 5), (12, 0)])
@@ -66,15 +81,15 @@ def test_the_paired_test_of_accuracies_is_mcnemars(only_one, only_other):
     one = np.array([1.0] * only_one + [0.0] * only_other + [1.0] * 40)
     other = np.array([0.0] * only_one + [1.0] * only_other + [1.0] * 40)
     exact = binomtest(only_one, only_one + only_other).pvalue
-    assert paired_p_value(one, other) == pytest.approx(exact, abs=0.012)
-    assert paired_p_value(other, one) == paired_p_value(one, other)
+    assert sign_flip_p_value(one, other) == pytest.approx(exact, abs=0.012)
+    assert sign_flip_p_value(other, one) == sign_flip_p_value(one, other)
 
 
 def test_no_difference_is_not_significant():
     """Equal counts give a p-value of 1."""
-    assert paired_p_value(correct_counts(10, 50), correct_counts(10, 50)) == 1.0
+    assert sign_flip_p_value(correct_counts(10, 50), correct_counts(10, 50)) == 1.0
     counts = np.random.default_rng(0).integers(0, 5, 80).astype(float)
-    assert paired_p_value(counts, counts) == 1.0
+    assert sign_flip_p_value(counts, counts) == 1.0
 
 
 def test_the_paired_test_keeps_its_level():
@@ -82,18 +97,90 @@ def test_the_paired_test_keeps_its_level():
     random = np.random.default_rng(1)
     sizes = random.integers(0, 4, (80, 120)).astype(float)
     others = random.permuted(np.stack([sizes, sizes[::-1]]), axis=0)
-    null = [paired_p_value(a, b) for a, b in zip(*others, strict=True)]
+    null = [sign_flip_p_value(a, b) for a, b in zip(*others, strict=True)]
     assert 0.005 < np.mean(np.array(null) < 0.05) < 0.11
     worse = sizes + (random.random(sizes.shape) < 0.2)
-    assert np.mean([paired_p_value(a, b) < 0.05 for a, b in zip(sizes, worse, strict=True)]) > 0.95
+    assert (
+        np.mean([sign_flip_p_value(a, b) < 0.05 for a, b in zip(sizes, worse, strict=True)]) > 0.95
+    )
 
 
 def test_seeds_are_averaged_per_utterance():
     """Means over three seeds, which are thirds, are compared exactly."""
     one = np.array([1, 1 / 3, 2 / 3, 1] * 10)
     other = np.array([2 / 3, 0, 1 / 3, 2 / 3] * 10)
-    assert paired_p_value(one, other) < 1e-3
-    assert paired_p_value(one, one[::-1]) > 0.5
+    assert sign_flip_p_value(one, other) < 1e-3
+    assert sign_flip_p_value(one, one[::-1]) > 0.5
+
+
+def correlation(sums):
+    """Return the correlation of x and y from sums of 1, x, y, xx, yy, xy."""
+    n, x, y, xx, yy, xy = sums.T
+    return (xy / n - x * y / n**2) / np.sqrt((xx / n - (x / n) ** 2) * (yy / n - (y / n) ** 2))
+
+
+def correlated(x, y):
+    """Return the evaluation of predictions `x` of `y` by their correlation."""
+    return Sums(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1), correlation)
+
+
+def test_the_interval_of_a_correlation_is_fishers():
+    """The bootstrap of a function of sums agrees with the z-transformation."""
+    random = np.random.default_rng(3)
+    x = random.standard_normal(600)
+    y = x + random.standard_normal(600)
+    run = correlated(x, y)
+    assert run.score == pytest.approx(np.corrcoef(x, y)[0, 1])
+    expected = np.tanh(np.arctanh(run.score) + np.array([-1, 1]) * norm.ppf(0.975) / 597**0.5)
+    assert interval(resampled_scores([[run]]))[0] == pytest.approx(expected, abs=0.012)
+
+
+def test_the_permutation_test_keeps_its_level():
+    """Of predictions that are equally good about 5 % have p below 0.05; of better ones nearly all.
+
+    For scores that are a ratio it is the sign-flip test.
+    """
+    random = np.random.default_rng(4)
+    p_values: dict[float, list[float]] = {1.0: [], 0.5: []}
+    for _ in range(60):
+        y = random.standard_normal(80)
+        one = correlated(y + random.standard_normal(80), y)
+        for noise, found in p_values.items():
+            p_value, name = paired_test(
+                [one], [correlated(y + noise * random.standard_normal(80), y)]
+            )
+            found.append(p_value)
+    assert name == "paired permutation test over utterances"
+    assert np.mean(np.array(p_values[1.0]) < 0.05) < 0.13
+    assert np.mean(np.array(p_values[0.5]) < 0.05) > 0.7
+    counts = [random.integers(0, 2, 60).astype(float) for _ in range(2)]
+    a, b = (Ratio(row, np.ones(60)) for row in counts)
+    same = [Sums(run.values, run.of_sums) for run in (a, b)]
+    exact = sign_flip_p_value(*counts)
+    assert paired_test([a], [b]) == (exact, "paired sign-flip test over utterances")
+    assert paired_test([same[0]], [same[1]])[0] == pytest.approx(exact, abs=0.03)
+
+
+class Median(Evaluation):
+    """A score that is no function of sums: the weighted median of values."""
+
+    def __init__(self, values):
+        super().__init__(len(values), "speakers")
+        self.order, self.sorted = np.argsort(values), np.sort(values)
+
+    def scores(self, weights):
+        """Return the smallest value with half of the weight."""
+        shares = weights[:, self.order].cumsum(1)
+        return self.sorted[(shares >= shares[:, -1:] / 2).argmax(1)]
+
+
+def test_other_scores_are_compared_by_the_bootstrap():
+    """A clear difference has a small p-value, none a large one."""
+    values = np.random.default_rng(5).standard_normal(200)
+    p_value, name = paired_test([Median(values)], [Median(values + 0.8)])
+    assert name == "paired bootstrap over speakers"
+    assert p_value < 0.01
+    assert paired_test([Median(values)], [Median(values.copy())])[0] == 1.0
 
 
 def test_macro_f1_weights_classes_equally():

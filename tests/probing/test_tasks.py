@@ -13,9 +13,9 @@ import torch
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import Fold, Labels, read_labels
-from pipeline.probing.metrics import overall_score
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS
+from pipeline.probing.significance import resampled_scores
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
@@ -118,15 +118,28 @@ def test_predictions_and_references_are_those_of_the_test_utterances(case):
         assert len(set(by_word.values())) == 4
 
 
-def test_counts_and_sizes_give_the_test_score(case):
-    """The sum of the counts divided by the sum of the sizes is the test score of the head."""
+def test_an_evaluation_gives_the_test_score(case):
+    """With equal weights it is the test score of a head; it is finite for every drawn test set."""
     for head in case.heads:
-        counts, sizes = case.task.counts(head), case.task.sizes(head.fold)
-        assert counts.shape == sizes.shape == FOLDS[head.fold].test.shape
-        assert counts.dtype == np.float64
-        assert (counts >= 0).all()
-        assert (sizes > 0).all()
-        assert overall_score(counts, sizes) == pytest.approx(head.test)
+        evaluation = case.task.evaluate([head])
+        assert evaluation.score == pytest.approx(head.test)
+        drawn = resampled_scores([[evaluation]])
+        assert np.isfinite(drawn).all()
+        assert drawn.min() <= evaluation.score <= drawn.max()
+
+
+def test_folds_are_evaluated_together(case):
+    """The heads of both folds have as many groups as the folds together."""
+    for layer in LAYERS:
+        heads = [head for head in case.heads if (head.layer, head.seed) == (layer, 0)]
+        alone = [case.task.evaluate([head]) for head in heads]
+        both = case.task.evaluate(heads)
+        assert both.n_groups == sum(evaluation.n_groups for evaluation in alone)
+        halves = [
+            both.scores(np.repeat([on, 1.0 - on], [item.n_groups for item in alone])[None])[0]
+            for on in (1.0, 0.0)
+        ]
+        assert halves == pytest.approx([head.test for head in heads])
 
 
 def test_perfect_predictions_have_the_best_score(case):
@@ -134,7 +147,7 @@ def test_perfect_predictions_have_the_best_score(case):
     head = case.heads[0]
     perfect = replace(head, predictions=case.task.truth[head.fold])
     expected = 1.0 if case.task.higher_is_better else 0.0
-    assert overall_score(case.task.counts(perfect), case.task.sizes(head.fold)) == expected
+    assert case.task.evaluate([perfect]).score == pytest.approx(expected)
 
 
 def test_a_head_depends_on_its_spec_only(case):
@@ -209,7 +222,7 @@ def test_heads_on_utterances_get_the_statistics_that_are_asked_for(tmp_path, kee
         heads: dict[HeadSpec, HeadResult] = {}
         spec = HeadSpec(2, 1e-2, 0, 0)
         task.train([spec], heads.__setitem__, lambda _: None)
-        accuracy[pooling] = task.counts(heads[spec]).mean()
+        accuracy[pooling] = task.evaluate([heads[spec]]).score
     assert accuracy["[mean]"] < 0.6
     assert accuracy["[mean,std]"] > 0.9
 

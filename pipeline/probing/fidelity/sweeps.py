@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -11,18 +12,17 @@ from pipeline.config import SweepConfig
 from pipeline.events import Observer, announced
 from pipeline.probing.fidelity.run import choose_layers
 from pipeline.probing.labels import read_labels
-from pipeline.probing.metrics import (
-    PAIRED_TEST,
-    FloatArray,
-    IntArray,
-    bootstrap_intervals,
-    overall_score,
-    paired_p_value,
-    seed_deviation,
-)
-from pipeline.probing.ranking import counts_of, rank, sizes_of
+from pipeline.probing.ranking import evaluations_of, rank
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS, choose_device, list_heads, size_warnings
+from pipeline.probing.significance import (
+    Runs,
+    interval,
+    mean_score,
+    paired_test,
+    resampled_scores,
+    seed_deviation,
+)
 from pipeline.probing.splits import make_split
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.pooled import resolve_steps
@@ -137,7 +137,7 @@ def compare_sweeps(
     device = choose_device(config.device)
     candidates = list(dict.fromkeys(spec.layer for spec in specs))
     n_total = len(specs) + len(specs) // len(config.task.lrs)
-    counts: list[list[FloatArray]] = []
+    runs: list[list[Runs]] = []
     rates: dict[Candidate, float] = {}
     n_before = 0
     for features in (reference, store):
@@ -150,9 +150,8 @@ def compare_sweeps(
         with announced(observer, "scoring the heads"):
             chosen = rank(task, heads, candidates).chosen
         rates = {layer: by_seed[0][0].lr for layer, by_seed in chosen.items()}
-        counts.append([counts_of(task, chosen[layer]) for layer in candidates])
-    sizes = sizes_of(task, chosen[candidates[0]])
-    differences, mean = _differences(candidates, counts[0], counts[1], sizes)
+        runs.append([evaluations_of(task, chosen[layer]) for layer in candidates])
+    differences, mean, test = _differences(candidates, runs[0], runs[1])
     n_test = sum(len(fold.test) for fold in split.folds)
     return SweepLoss(
         task=config.task.name,
@@ -162,7 +161,7 @@ def compare_sweeps(
         n_train=round(sum(len(fold.train) for fold in split.folds) / len(split.folds)),
         n_test=n_test,
         split=split.description,
-        test=PAIRED_TEST,
+        test=test,
         candidates=differences,
         mean=mean,
         warnings=(*split.warnings, *task.warnings, *size_warnings(n_test)),
@@ -186,28 +185,28 @@ def _train(
 
 
 def _differences(
-    candidates: Sequence[Candidate],
-    expected: Sequence[FloatArray],
-    found: Sequence[FloatArray],
-    sizes: IntArray,
-) -> tuple[tuple[ScoreDifference, ...], ScoreDifference]:
+    candidates: Sequence[Candidate], expected: Sequence[Runs], found: Sequence[Runs]
+) -> tuple[tuple[ScoreDifference, ...], ScoreDifference, str]:
     """Compare the scores on the reference and on the store, of each candidate and of their mean.
+
+    Returns:
+        The differences of the candidates, that of the mean, and the name of the paired test.
 
     Args:
         candidates: The candidates.
-        expected: Counts of each candidate on the reference, [n_seeds, n_utterances].
+        expected: Evaluations of each candidate on the reference, [n_candidates][n_seeds].
         found: The same on the store.
-        sizes: [n_utterances].
     """
     names: list[Candidate | None] = [*candidates, None]
-    before, after = ([*counts, np.mean(counts, axis=0)] for counts in (expected, found))
-    pairs = list(zip(before, after, strict=True))
-    means = np.stack([b.mean(axis=0) - a.mean(axis=0) for a, b in pairs])
-    intervals = bootstrap_intervals(means, sizes).tolist()
+    before, after = ([*runs, list(chain(*runs))] for runs in (expected, found))
+    resampled = resampled_scores([*before, *after])
+    intervals = interval(resampled[len(names) :] - resampled[: len(names)]).tolist()
+    n_seeds = len(expected[0])
     compared = []
-    for name, (a, b), (low, high) in zip(names, pairs, intervals, strict=True):
-        scores = [overall_score(counts.mean(axis=0), sizes) for counts in (a, b)]
-        deviations = [seed_deviation([overall_score(row, sizes) for row in i]) for i in (a, b)]
+    for name, a, b, (low, high) in zip(names, before, after, intervals, strict=True):
+        scores = [mean_score(runs) for runs in (a, b)]
+        p_value, test = paired_test(a, b)
+        deviations = [seed_deviation(_scores_by_seed(runs, n_seeds)) for runs in (a, b)]
         compared.append(
             ScoreDifference(
                 layer=name,
@@ -216,8 +215,14 @@ def _differences(
                 difference=scores[1] - scores[0],
                 low=low,
                 high=high,
-                p_value=paired_p_value(a.mean(axis=0), b.mean(axis=0)),
-                seed_error=float(np.linalg.norm(deviations)) / len(a) ** 0.5,
+                p_value=p_value,
+                seed_error=float(np.linalg.norm(deviations)) / n_seeds**0.5,
             )
         )
-    return tuple(compared[:-1]), compared[-1]
+    return tuple(compared[:-1]), compared[-1], test
+
+
+def _scores_by_seed(runs: Runs, n_seeds: int) -> list[float]:
+    """Return the mean score of each seed, over one or more candidates in turn."""
+    scores = np.array([run.score for run in runs]).reshape(-1, n_seeds)
+    return [float(score) for score in scores.mean(0)]

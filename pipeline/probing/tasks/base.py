@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 
 from pipeline.config import TaskConfig
+from pipeline.probing.evaluation import Evaluation
 from pipeline.probing.labels import Fold, Labels
-from pipeline.probing.metrics import FloatArray, IntArray
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
 from pipeline.store.read.features import FeatureStore
 
@@ -46,8 +46,8 @@ class Task(Protocol):
     - train every head as a function of its spec only, independent of the other heads in the call,
       so that a cached head can be reused;
     - return one prediction per test utterance of the fold, in the order of `truth`;
-    - score with `counts` and `sizes`, so that `counts(head).sum() / sizes(head.fold).sum()` is the
-      test score of the head;
+    - evaluate heads so that `evaluate([head]).score` is the test score of the head, over the same
+      groups for every candidate and seed;
     - leave the store unchanged.
 
     tests/probing/test_tasks.py checks this for every implementation.
@@ -67,11 +67,8 @@ class Task(Protocol):
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train heads. Call `on_head` once per spec, as soon as its head is trained."""
 
-    def sizes(self, fold: int) -> IntArray:
-        """Return the size of each test utterance, int64 [n_test]: 1, or its number of symbols."""
-
-    def counts(self, head: HeadResult) -> FloatArray:
-        """Return the number of correct predictions, or of errors, per test utterance: [n_test]."""
+    def evaluate(self, heads: Sequence[HeadResult]) -> Evaluation:
+        """Return the test score of the heads of one seed, given in the order of the folds."""
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return further test scores of the heads of one seed, given in the order of the folds."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.probing.metrics import FloatArray, IntArray, error_counts, overall_score
+from pipeline.probing.evaluation import Ratio
+from pipeline.probing.metrics import error_counts
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, stored_layer
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.ctc import train_ctc_heads, untrained_error_rate
@@ -65,22 +66,15 @@ class FrameTask(Task):
             for spec, head in zip(group, heads, strict=True):
                 on_head(spec, head)
 
-    def sizes(self, fold: int) -> IntArray:
-        """Return the number of symbols of each test utterance."""
-        texts = self._references(fold)
-        return error_counts(self._config.metric, texts, texts)[1]
-
-    def counts(self, head: HeadResult) -> FloatArray:
-        """Return the number of errors in each test utterance."""
-        return self._errors(self._config.metric, head)[0].astype(np.float64)
+    def evaluate(self, heads: Sequence[HeadResult]) -> Ratio:
+        """Return the error rate: the errors of each test utterance, and its number of symbols."""
+        return self._error_rate(self._config.metric, heads)
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return the word error rate, if the metric is the character error rate."""
         if self._config.metric != "cer":
             return {}
-        pairs = [self._errors("wer", head) for head in heads]
-        errors, words = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return {"wer": overall_score(errors, words)}
+        return {"wer": self._error_rate("wer", heads).score}
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the error rates of an untrained head and of empty predictions."""
@@ -101,9 +95,14 @@ class FrameTask(Task):
         """Write the vocabulary."""
         self.vocabulary.save(folder / VOCABULARY)
 
-    def _references(self, fold: int) -> list[str]:
-        return list(self._transcripts[fold].test.values())
-
-    def _errors(self, metric: str, head: HeadResult) -> tuple[IntArray, IntArray]:
-        predictions = [str(text) for text in head.predictions]
-        return error_counts(metric, self._references(head.fold), predictions)
+    def _error_rate(self, metric: str, heads: Sequence[HeadResult]) -> Ratio:
+        pairs = [
+            error_counts(
+                metric,
+                list(self._transcripts[head.fold].test.values()),
+                [str(text) for text in head.predictions],
+            )
+            for head in heads
+        ]
+        errors, lengths = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return Ratio(errors, lengths)

@@ -12,8 +12,9 @@ from torch import Tensor
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError, first_few
 from pipeline.probing.baselines import chance, logistic_regression, majority
+from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes, Fold, classes_of
-from pipeline.probing.metrics import FloatArray, IntArray, confusion_matrix, macro_f1
+from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
@@ -56,14 +57,10 @@ class UtteranceTask(Task):
         """Train all heads together."""
         train_pooled_heads(self._pooled_data, specs, self._device, on_head, note)
 
-    def sizes(self, fold: int) -> IntArray:
-        """Return 1 for each test utterance."""
-        return np.ones(len(self._folds[fold].test), np.int64)
-
-    def counts(self, head: HeadResult) -> FloatArray:
-        """Return 1 for each test utterance that is correct in all label columns."""
-        correct = np.array(head.predictions) == np.array(self.truth[head.fold])
-        return np.asarray(correct.all(1), np.float64)
+    def evaluate(self, heads: Sequence[HeadResult]) -> Ratio:
+        """Return the accuracy: an utterance is correct if it is so in all label columns."""
+        truth, predictions = self._over_folds(heads)
+        return Ratio((predictions == truth).all(1), np.ones(len(truth)))
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return the macro-F1."""
