@@ -13,6 +13,7 @@
     │   ├── NoSpaceError         the features do not fit on the disk
     │   ├── UnansweredError      a server has not said whether it has written an object
     │   ├── UnreachableError     a server does not answer a read (also an OSError)
+    │   │   ├── NoBucketError    a server has no such bucket
     │   │   └── RefusedError     a server refuses a read (also a PermissionError)
     │   └── DamagedError         stored bytes are not what was committed; run `strata verify`
     ├── UtteranceNotFoundError   no such utterance in the store (also a KeyError)
@@ -91,12 +92,12 @@ class UnreachableError(StoreError, OSError):
         return f"{self.filename} cannot be read: {self.strerror}"
 
 
+class NoBucketError(UnreachableError):
+    """A server has no such bucket: nothing is known about the objects that are meant."""
+
+
 class RefusedError(UnreachableError, PermissionError):
     """A server does not let this user read an object."""
-
-    def __str__(self) -> str:
-        remedy = "" if self.filename is None else "; give credentials that may read it"
-        return super().__str__() + remedy
 
 
 class DamagedError(StoreError):

@@ -10,7 +10,7 @@ from pipeline.errors import NoSpaceError, StoreError, UnansweredError
 from pipeline.files import Buffer
 from pipeline.objects.base import ObjectInfo, Objects
 from pipeline.objects.clock import server_time_s
-from pipeline.objects.failures import read_failure
+from pipeline.objects.failures import Action, read_failure
 from pipeline.objects.library import load_obstore
 from pipeline.objects.requests import (
     Limits,
@@ -33,6 +33,8 @@ PARTS_IN_FLIGHT = 4
 _SMALL_BYTES = 1 << 20
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_PARTIAL = "non-partial response"
+_WITHOUT_REASON = (400, 401, 403)
+"""Failures of which more is to be known than the answer to a HEAD tells, which has no content."""
 _without_ranges: set[Server] = set()
 """Servers that answer a request for a range with the whole object, or say that they do (rclone)."""
 LIST_PAGE = 1000
@@ -123,10 +125,7 @@ class ObjectClient(Objects):
 
     def head(self, key: str) -> ObjectInfo:
         """Return the size, the ETag and the time of an object."""
-        return self._read(
-            key,
-            lambda: self._info(load_obstore().head(self._requests.small(), self._path(key))),
-        )
+        return self._read(key, lambda: self._head(key))
 
     def list(self, prefix: str = "", offset: str = "", last: str = "") -> Sequence[ObjectInfo]:
         """List the objects below a folder, in any order; a missing folder has none.
@@ -139,7 +138,7 @@ class ObjectClient(Objects):
         folder = self._path(prefix.rstrip("/")) or None
         after = self._path(offset) if offset else None
         until = self._path(last) if last else None
-        found = self._read(prefix, lambda: self._list(folder, after, until))
+        found = self._read(prefix, lambda: self._list(folder, after, until), "list")
         return [self._info(item) for item in found]
 
     def has_any(self, prefix: str = "") -> bool:
@@ -150,7 +149,7 @@ class ObjectClient(Objects):
             pages = load_obstore().list(self._requests.listing(), folder, chunk_size=1)
             return any(len(page) for page in pages)
 
-        return self._read(prefix, first)
+        return self._read(prefix, first, "list")
 
     def list_folder(self, folder: str = "") -> tuple[Sequence[ObjectInfo], Sequence[str]]:
         """Return the objects directly below a folder, and the names of the folders there."""
@@ -158,6 +157,7 @@ class ObjectClient(Objects):
         found = self._read(
             folder,
             lambda: load_obstore().list_with_delimiter(self._requests.listing(), place),
+            "list",
         )
         names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
         return [self._info(item) for item in found["objects"]], names
@@ -230,7 +230,7 @@ class ObjectClient(Objects):
             except FileNotFoundError:
                 return
 
-        self._write(key, send)
+        self._write(key, send, "delete")
 
     def _try_read(self, key: str) -> bytes | None:
         """Return the content of an object; None if there is none, or it cannot be read now."""
@@ -242,6 +242,14 @@ class ObjectClient(Objects):
             if not is_failure(error):
                 raise
             return None
+
+    def _head(self, key: str) -> ObjectInfo:
+        try:
+            return self._info(load_obstore().head(self._requests.small(), self._path(key)))
+        except BaseException as error:
+            if is_failure(error) and read_failure(error).status in _WITHOUT_REASON:
+                return self._fetch(key, 0, 1)[1]  # its answer has content, which says why
+            raise
 
     def _fetch(
         self, key: str, start: int = 0, length: int = -1, etag: str = ""
@@ -299,7 +307,7 @@ class ObjectClient(Objects):
         """Return the key of an object from its path within the bucket."""
         return path[len(self._uri.prefix) + 1 :] if self._uri.prefix else path
 
-    def _read(self, key: str, request: Callable[[], Result]) -> Result:
+    def _read(self, key: str, request: Callable[[], Result], action: Action = "read") -> Result:
         try:
             return self._requests.repeat(request)
         except RequestError as error:
@@ -307,9 +315,15 @@ class ObjectClient(Objects):
                 raise EOFError(f"{self.locate(key)} ends before") from None
             if error.failure.is_conflict:
                 raise _changed(self.locate(key)) from None
-            raise as_os_error(error, self.locate(key), self.server) from None
+            raise as_os_error(error, self.locate(key), self.server, action) from None
 
-    def _write(self, key: str, request: Callable[[], Result], is_creation: bool = False) -> Result:
+    def _write(
+        self,
+        key: str,
+        request: Callable[[], Result],
+        action: Action = "write",
+        is_creation: bool = False,
+    ) -> Result:
         try:
             return self._requests.repeat(request)
         except RequestError as error:
@@ -319,14 +333,10 @@ class ObjectClient(Objects):
                     f"no space left to write {place}: {self.server}: {error}; what was committed "
                     "is safe: make room and run the same command again"
                 ) from None
-            if error.failure.is_missing:
-                raise StoreError(
-                    f"{place} cannot be written: {self.server} has no such bucket"
-                ) from (as_os_error(error, place, self.server))
+            cause = as_os_error(error, place, self.server, action)
             kind = UnansweredError if is_creation and error.is_unanswered else StoreError
-            raise kind(f"{place} cannot be written: {self.server}: {error}") from as_os_error(
-                error, place, self.server
-            )
+            done = "deleted" if action == "delete" else "written"
+            raise kind(f"{place} cannot be {done}: {cause.strerror}") from cause
 
 
 def _joined(parts: Sequence[Buffer]) -> bytes | memoryview:

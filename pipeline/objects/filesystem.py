@@ -213,7 +213,7 @@ class FileSystemClient(Objects):
                     known = reason if " " in reason and not error.errno else "no such object"
                     raise FileNotFoundError(errno.ENOENT, known, uri) from None
             except PermissionError as error:
-                raise RefusedError(errno.EACCES, _reason(error), uri) from None
+                raise RefusedError(errno.EACCES, _refusal(error), uri) from None
             except Exception as error:  # noqa: BLE001  libraries raise what they like
                 failure = error
             if not _may_pass(failure) or attempt == _ATTEMPTS:
@@ -222,7 +222,7 @@ class FileSystemClient(Objects):
         if _status_of(failure) == 416:
             raise EOFError(f"{uri} ends before")
         if _status_of(failure) in (401, 403):
-            raise RefusedError(errno.EACCES, _reason(failure), uri) from None
+            raise RefusedError(errno.EACCES, _refusal(failure), uri) from None
         raise UnreachableError(errno.EIO, f"{self.server}: {_reason(failure)}", uri) from failure
 
 
@@ -330,6 +330,10 @@ def _may_pass(error: BaseException) -> bool:
 def _is_other(error: BaseException) -> bool:
     """Return whether it is not known that a file is missing; http calls each failure so."""
     return _may_pass(error) or _status_of(error) in (401, 403)
+
+
+def _refusal(error: BaseException) -> str:
+    return f"{_reason(error)}; give credentials that may read it"
 
 
 def _reason(error: BaseException) -> str:

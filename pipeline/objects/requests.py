@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pipeline.errors import RefusedError, UnreachableError
-from pipeline.objects.failures import Failure, read_failure
+from pipeline.errors import NoBucketError, RefusedError, UnreachableError
+from pipeline.objects.failures import Action, Failure, read_failure
 from pipeline.objects.library import generation, load_obstore
 from pipeline.objects.profiles import profile_settings
 from pipeline.objects.server import Server
@@ -148,13 +148,14 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, load_obstore().exceptions.BaseError)
 
 
-def as_os_error(error: RequestError, uri: str, server: Server) -> OSError:
+def as_os_error(error: RequestError, uri: str, server: Server, action: Action) -> OSError:
     """Return the error of a read, whose `filename` is the URI."""
-    failure, text = error.failure, f"{server}: {error}"
+    failure = error.failure
+    if failure.is_without_bucket:
+        return NoBucketError(errno.ENOENT, server.without_bucket, uri)
     if failure.is_missing:
-        if failure.code == "NoSuchBucket":
-            return FileNotFoundError(errno.ENOENT, f"{server} has no such bucket", uri)
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
+    text = f"{server}: {error}{failure.remedy(server.scheme, action)}"
     if failure.is_denied:
         return RefusedError(errno.EACCES, text, uri)
     return UnreachableError(errno.EIO, text, uri)

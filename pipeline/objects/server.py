@@ -45,6 +45,11 @@ _ADDRESSES = {
     "gs": "https://storage.googleapis.com",
     "az": "https://{account}.blob.core.windows.net",
 }
+_PLACES = {
+    "s3": "the address of the server (AWS_ENDPOINT_URL, AWS_REGION)",
+    "gs": "the address of the server (GOOGLE_BASE_URL)",
+    "az": "the account (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ENDPOINT)",
+}
 _CLOUDS = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 
 
@@ -76,6 +81,15 @@ class Server:
             return self.endpoint
         account = dict(self.settings).get("account_name", "")
         return _ADDRESSES[self.scheme].format(account=account)
+
+    @property
+    def without_bucket(self) -> str:
+        """What to say if it does not have the bucket, and what helps."""
+        kind = "container" if self.scheme == "az" else "bucket"
+        return (
+            f"{self} has no {kind} {self.bucket}; create it, or correct its name or "
+            f"{_PLACES[self.scheme]}"
+        )
 
     def config(self) -> dict[str, Any]:
         """Return the settings as obstore takes them."""

@@ -300,19 +300,6 @@ def test_a_server_that_does_not_answer_is_given_up(proxy: Proxy, s3: str) -> Non
         client.head("x")
 
 
-def test_a_missing_bucket_is_named(s3: str) -> None:
-    """By reads and by writes."""
-    client = ObjectClient("s3://no-such-bucket/x", QUICK)
-    with pytest.raises(FileNotFoundError, match="has no such bucket"):
-        client.get("x")
-    with pytest.raises(StoreError, match="has no such bucket"):
-        client.put("x", [b"x"])
-    with pytest.raises(StoreError, match="has no such bucket"):
-        client.create("x", b"x")
-    with pytest.raises(FileNotFoundError, match="has no such bucket"):
-        client.list()
-
-
 @pytest.mark.parametrize("n_bytes", [300_000, 9_000_000])
 def test_large_objects_go_up_in_parts(
     client: ObjectClient,
@@ -396,21 +383,6 @@ def test_nothing_shows_a_secret(client: ObjectClient) -> None:
         assert SECRET not in text
     assert SECRET.encode() not in pickle.dumps(client)
     assert BUCKET in client.uri
-
-
-def test_a_refusal_is_a_permission_error(proxy: Proxy, s3: str) -> None:
-    """At once, with the server's own words."""
-    body = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
-    proxy.pass_on = lambda *request: (403, [], body)  # type: ignore[method-assign]
-    client = ObjectClient(s3, QUICK)
-    start_s = time.monotonic()
-    with pytest.raises(PermissionError, match=r"403 Forbidden \(AccessDenied: Access Denied\.\)"):
-        client.get("x")
-    for write in (lambda: client.put("x", [b"x"]), lambda: client.create("x", b"x")):
-        with pytest.raises(StoreError, match="AccessDenied") as raised:
-            write()
-        assert isinstance(raised.value.__cause__, PermissionError)
-    assert time.monotonic() - start_s < 1
 
 
 def test_a_profile_of_aws_is_used(

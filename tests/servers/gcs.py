@@ -40,21 +40,26 @@ def gcs_bucket(folder: Path) -> Iterator[Bucket]:
         *(gcs_command(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)),
         *("-backend", "memory", "-public-host", address, "-external-url", f"http://{address}"),
     ]
+    with running(command, port, log) as pid:
+        _post(f"http://{address}/storage/v1/b?project=strata", b'{"name": "bucket"}')
+        url = f"http://{address}"
+        yield Bucket("gs://bucket", url, gcs_environment(url), log, pid)
+
+
+def gcs_environment(url: str) -> dict[str, str]:
+    """Return the variables with which a process finds a server of Google's protocol."""
     account = {
-        "gcs_base_url": f"http://{address}",
+        "gcs_base_url": url,
         "disable_oauth": True,  # without it obstore asks the metadata server of Google's machines
         "client_email": "",
         "private_key": "",
         "private_key_id": "",
     }
-    environment = {
-        "GOOGLE_BASE_URL": f"http://{address}",
+    return {
+        "GOOGLE_BASE_URL": url,
         "GOOGLE_ALLOW_HTTP": "true",
         "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account),
     }
-    with running(command, port, log) as pid:
-        _post(f"http://{address}/storage/v1/b?project=strata", b'{"name": "bucket"}')
-        yield Bucket("gs://bucket", f"http://{address}", environment, log, pid)
 
 
 def upload(bucket: Bucket, key: str, content: bytes) -> None:

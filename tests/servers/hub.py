@@ -69,6 +69,7 @@ class Hub:
         requests: Method and path of every request, in order.
         unknown: Those that were answered with 404 because the server does not know the call.
         fail_after: Number of further commits after which each is answered with 500; None for never.
+        refused: Calls whose method and path begin so are answered with 403; None for none.
     """
 
     endpoint: str = ""
@@ -77,6 +78,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     fail_after: int | None = None
+    refused: str | None = None
 
     def use(self, patch: pytest.MonkeyPatch) -> None:
         """Make this process, and those that it starts, use the server."""
@@ -136,6 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path = unquote(parts.path)
         self.state.requests.append(f"{self.command} {path}")
+        refused = self.state.refused
+        if refused is not None and f"{self.command} {path}".startswith(refused):
+            self._json({"error": "this token may only read"}, 403)
+            return
         for pattern, name in _CALLS:
             match = re.fullmatch(pattern, f"{self.command} {path}")
             if match:

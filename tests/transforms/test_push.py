@@ -82,7 +82,7 @@ def test_an_interrupted_push_goes_on(hub, store, monkeypatch):
         def units_pushed(self, done, total):
             counts.append((done, total))
 
-    with pytest.raises(StoreError, match=r"cannot commit: .*500.*run the same command again"):
+    with pytest.raises(StoreError, match=r"cannot commit feat.*500.*run the same command again"):
         pipeline.push(store, URI, observer=Counts())
     assert counts == [(0, 5), (1, 5), (2, 5), (3, 5)]
     assert "features.zarr/zarr.json" in files_of(hub)
@@ -185,6 +185,25 @@ def test_a_hub_that_cannot_be_reached_is_one_line(store, monkeypatch, hub):
     with pytest.raises(StoreError, match=r"cannot create it: .*refused") as found:
         pipeline.push(store, URI)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("POST /api/repos/create", "cannot create it"),
+        ("GET /api/datasets/me/features/tree", "cannot list it"),
+        ("PUT /lfs/", r"cannot upload plan\.parquet|cannot upload features\.zarr"),
+        ("POST /api/datasets/me/features/commit", r"cannot commit features\.zarr/zarr\.json"),
+    ],
+)
+def test_a_token_that_may_not_write_is_named(hub, store, call, words):
+    """With what was refused, and the remedy; the token is in no message."""
+    hub.refused = call
+    with pytest.raises(StoreError, match=rf"{URI}: ({words})") as found:
+        pipeline.push(store, URI)
+    assert "403" in str(found.value)
+    assert "set HF_TOKEN to a token that may write" in str(found.value)
+    assert "hf_test" not in str(found.value)
 
 
 def test_the_command(hub, store, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
-from pipeline.errors import AudioError, SourceError
+from pipeline.errors import AudioError, NoBucketError, SourceError
 from pipeline.objects.base import ObjectInfo
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.requests import Limits
@@ -27,11 +27,6 @@ LIMITS = Limits()
 """How long to wait for a server."""
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_HOST")
 _AGAIN = "run the same command again: what is extracted is kept"
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}
 _ENDPOINTS = {
     "s3": "AWS_ENDPOINT_URL and AWS_REGION",
     "gs": "GOOGLE_BASE_URL",
@@ -171,16 +166,14 @@ def explained(uri: str) -> Iterator[None]:
     """
     try:
         yield
+    except NoBucketError as error:
+        raise SourceError(str(error)) from error
     except FileNotFoundError as error:
-        if "bucket" in str(error.strerror):
-            raise SourceError(
-                f"{uri} cannot be read: {error.strerror}; check its name, and {_endpoint(uri)}"
-            ) from error
         raise AudioError("the file cannot be opened: no such object in the bucket") from error
     except PermissionError as error:
         raise SourceError(
             f"{uri} may not be read: {error.strerror}. Give credentials that may read and list the "
-            f"bucket ({_of_scheme(_CREDENTIALS, uri)}), then {_AGAIN}"
+            f"bucket, then {_AGAIN}"
         ) from error
     except EOFError as error:
         raise AudioError("the file became shorter while it was read") from error

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, first_few
 
 _URI = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
 _DENIED = (401, 403)
+_LOG_IN = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 @dataclass(frozen=True)
@@ -141,25 +142,24 @@ class HubRepository:
 
         try:
             yield
-        except (LocalTokenNotFoundError, HFValidationError) as error:
-            raise StoreError(f"{self._uri}: {_line(error)}") from None
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            remedy = "; run the same command again: it goes on where it stopped"
-            if status in _DENIED:
-                remedy = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
-            raise StoreError(f"{self._uri}: cannot {action}: {_line(error)}{remedy}") from None
-        except OSError as error:
-            if getattr(error, "filename", None) is not None:
-                raise  # of a file of this machine
-            raise StoreError(f"{self._uri}: cannot {action}: {_line(error)}") from None
-        except Exception as error:
-            if not _is_of_connection(error):
-                raise
-            raise StoreError(
-                f"{self._uri}: cannot {action}: {_line(error)}; run the same command again: it "
-                "goes on where it stopped"
-            ) from None
+        except Exception as raised:
+            error: BaseException = raised
+            if type(raised) is RuntimeError and raised.__cause__ is not None:
+                error = raised.__cause__  # how the library reports an upload that failed
+            again = "; run the same command again: it goes on where it stopped"
+            where = f"{self._uri}: cannot {action}"
+            if isinstance(error, LocalTokenNotFoundError | HFValidationError):
+                raise StoreError(f"{self._uri}: {_line(error)}") from None
+            if isinstance(error, HfHubHTTPError):
+                is_denied = getattr(error.response, "status_code", 0) in _DENIED
+                raise StoreError(f"{where}: {_line(error)}{_LOG_IN if is_denied else again}") from (
+                    None
+                )
+            if isinstance(error, OSError) and error.filename is None:
+                raise StoreError(f"{where}: {_line(error)}") from None
+            if _is_of_connection(error):
+                raise StoreError(f"{where}: {_line(error)}{again}") from None
+            raise  # of a file of this machine, or of this program
 
 
 class HubCommit:
@@ -186,7 +186,8 @@ class HubCommit:
         from huggingface_hub import CommitOperationAdd
 
         operations = [CommitOperationAdd(item.key, item.content) for item in uploads]
-        with self._told("upload"), _no_bars():
+        named = first_few([item.key for item in uploads])
+        with self._told(f"upload {named}"), _no_bars():
             self._hub.preupload_lfs_files(
                 self._place["repo_id"],
                 operations,
@@ -202,7 +203,8 @@ class HubCommit:
         Raises:
             StoreError: The hub refuses.
         """
-        with self._told("commit"), _no_bars():
+        named = first_few([operation.path_in_repo for operation in self._operations])
+        with self._told(f"commit {named}"), _no_bars():
             self._hub.create_commit(
                 operations=self._operations, commit_message=message, **self._place
             )
