@@ -27,6 +27,7 @@ from pipeline.heads.modules import PooledLinear, WeightedSum
 from pipeline.probing.labels import Fold, classes_of, read_labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.splits import make_split
+from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.pooled import PooledData, resolve_steps, train_pooled_heads
 
 CPU = torch.device("cpu")
@@ -45,7 +46,8 @@ def random_data(config: SweepConfig) -> tuple[PooledData, float]:
     fold = Fold(at[at % 10 > 1], at[at % 10 == 1], at[at % 10 == 0])
     task = resolve_steps(config.task, len(fold.train))
     layers = tuple(range(1, LAYERS + 1))
-    return PooledData(pooled, layers, labels, (CLASSES,), (fold,), task), CLIPS * CLIP_S
+    objectives = (Classification((CLASSES,)),)
+    return PooledData(pooled, layers, labels, objectives, (fold,), task), CLIPS * CLIP_S
 
 
 def data_of_store(path: str, config: SweepConfig) -> tuple[PooledData, float]:
@@ -58,7 +60,7 @@ def data_of_store(path: str, config: SweepConfig) -> tuple[PooledData, float]:
         pooled=store.pooled().transpose(0, 1).contiguous(),
         layers=store.layers,
         labels=torch.from_numpy(classes.numbers.T.copy()),
-        n_classes=tuple(len(names) for names in classes.names),
+        objectives=(Classification(tuple(len(names) for names in classes.names)),),
         folds=split.folds,
         task=resolve_steps(config.task, len(split.folds[0].train)),
     )
@@ -74,7 +76,7 @@ def plain_ms(
     wall = cpu = 0.0
     for seed in range(n_heads):
         torch.manual_seed(seed)
-        head = PooledLinear(data.shape.dim, data.n_classes[0], task.projection)
+        head = PooledLinear(data.shape.dim, data.shape.n_outputs, task.projection)
         mix = WeightedSum(len(data.layers))
         x = data.pooled.transpose(0, 1) if weighted else data.pooled[seed % LAYERS]
         model = nn.Sequential(mix, head) if weighted else head

@@ -10,12 +10,14 @@ class TaskConfig:
     """Recipe of a task.
 
     Attributes:
-        name: Short name: "ks", "sid", "ic", "er", "pr" or "asr".
-        kind: "utterance" (a class per utterance, on pooled features) or "frames" (CTC).
+        name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "pr" or "asr".
+        kind: "utterance" (a class per utterance, on pooled features), "regression" (a number per
+            utterance) or "frames" (CTC).
         labels: Columns that may hold the labels; the first one in the store is used.
         slots: Whether every column of `labels` is an intent slot with its own classes; an utterance
             is correct if all its intent slots are. Not a storage slot.
-        metric: "accuracy"; "cer", "wer" or "per" for frames.
+        metric: "accuracy"; "ccc", "pearson" or "mae" for regression; "cer", "wer" or "per" for
+            frames.
         speaker_independent: Whether train, dev and test must have disjoint speakers.
         lrs: Learning rates of Adam.
         steps: Maximum number of optimiser steps. 0: 640, or 20 epochs of train if that is more. Set
@@ -31,6 +33,7 @@ class TaskConfig:
             spaces, e.g. phones).
         normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
             without parameters, as in SUPERB.
+        loss: For regression, "ccc" or "mse".
     """
 
     name: str
@@ -48,6 +51,7 @@ class TaskConfig:
     pooling: tuple[str, ...] = ("mean",)
     tokens: str | None = None
     normalize: bool = False
+    loss: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class SplitConfig:
     """Split into train, dev (for selection) and test (for the report).
 
     Attributes:
-        column: Column with the corpus's split. "auto": the column `split`, if `folds` is None and
-            the column has values of both `train` and `test`; otherwise a random split. None: a
-            random split.
-        train: Values of `column` for training.
+        column: Column with the corpus's split. "auto": a column with a usual name (split,
+            split_set, partition, subset), if `folds` is None and the column has values of both
+            `train` and `test`; otherwise a random split. None: a random split.
+        train: Values of `column` for training, compared without regard to case and hyphens.
         dev: Values of `column` for dev; if no utterance has one, dev is cut from train.
         test: Values of `column` for test.
         speaker: Column whose values must not be shared between train, dev and test. "none": a
@@ -73,9 +77,9 @@ class SplitConfig:
     """
 
     column: str | None = "auto"
-    train: str | tuple[str, ...] = ("train", "training")
-    dev: str | tuple[str, ...] = ("dev", "validation", "valid", "val")
-    test: str | tuple[str, ...] = ("test", "testing", "eval")
+    train: str | tuple[str, ...] = ("train", "training", "trn")
+    dev: str | tuple[str, ...] = ("dev", "development", "devel", "validation", "valid", "val")
+    test: str | tuple[str, ...] = ("test", "testing", "tst", "test1", "eval", "evaluation")
     speaker: str | None = None
     folds: int | str | None = None
     ratios: tuple[float, ...] = (0.8, 0.1, 0.1)

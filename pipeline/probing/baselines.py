@@ -1,4 +1,4 @@
-"""Baselines of classification: chance, the majority class, scikit-learn's logistic regression."""
+"""Baselines: chance, the majority class, scikit-learn's logistic and ridge regression."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.labels import Classes, Fold, IntArray
 
 _MAX_WORK = 4e9
 """Utterances × features × classes above which a logistic regression takes too long."""
+_MAX_RIDGE_WORK = 2e11
+"""Utterances × features × the smaller of the two above which a ridge regression takes too long."""
 
 
 def chance(classes: Classes) -> float:
@@ -71,3 +74,39 @@ def _predict(vectors: npt.NDArray[np.float32], labels: IntArray, fold: Fold) -> 
         warnings.simplefilter("ignore", UserWarning)
         model.fit(vectors[fold.train], labels[fold.train])
     return np.asarray(model.predict(vectors[fold.test]), np.int64)
+
+
+def ridge_regression(
+    vectors: npt.NDArray[np.float32], numbers: FloatArray, folds: Sequence[Fold]
+) -> FloatArray | None:
+    """Return the test predictions of scikit-learn's ridge regression.
+
+    The strength is chosen among 13 from 1e-2 to 1e10 by leave-one-out error on train.
+
+    Args:
+        vectors: Pooled features of one layer, [n_utterances, dim]. They are standardised by the
+            training utterances.
+        numbers: Labels, [n_columns, n_utterances].
+        folds: The folds.
+
+    Returns:
+        Predictions of the test utterances, fold after fold, [n_columns, n_test]; None if fitting
+        takes too long.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    smaller = min(max(len(fold.train) for fold in folds), vectors.shape[1])
+    if sum(len(fold.train) for fold in folds) * vectors.shape[1] * smaller > _MAX_RIDGE_WORK:
+        return None
+    predictions = []
+    with threadpool_limits(1):  # results are reproducible
+        for fold in folds:
+            model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 10, 13)))
+            train = vectors[fold.train].astype(np.float64)
+            model.fit(train, numbers[:, fold.train].T)
+            found = np.asarray(model.predict(vectors[fold.test].astype(np.float64)))
+            predictions.append(found.reshape(len(fold.test), -1).T)
+    return np.hstack(predictions)

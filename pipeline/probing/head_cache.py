@@ -30,6 +30,9 @@ _SEAL = "sha256"
 _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
 """Task settings without effect, or hashed in another form: label columns, parts, own rate."""
 
+_LATER: dict[str, Any] = {"pooling": (MEAN,), "loss": None}
+"""Task settings that are newer than the first caches, with the value that heads then had."""
+
 
 class HeadCache:
     """Cached heads of one sweep.
@@ -59,8 +62,9 @@ class HeadCache:
         """
         self.folder = folder
         settings = {key: value for key, value in asdict(task).items() if key not in _NOT_HASHED}
-        if task.pooling == (MEAN,):  # heads of before this setting stay valid
-            del settings["pooling"]
+        for name, default in _LATER.items():
+            if settings[name] == default:  # heads of before this setting stay valid
+                del settings[name]
         self._common = {
             "version": VERSION,
             "identity": store.attributes["identity"],

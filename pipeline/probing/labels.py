@@ -22,6 +22,8 @@ _MAX_NUMERIC_NAMES = 10  # texts that are numbers with decimals, and yet names o
 
 UNLABELLED = -1
 """Class number of an utterance without a label."""
+_N_STRATA = 10
+"""Parts of the range of numbers that are divided equally among train, dev and test."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ class Labels:
         """Return which utterances have a label in every column: bool [n_utterances]."""
         present = [[text is not None for text in column] for column in self.texts]
         return np.asarray(np.array(present, bool).all(axis=0))
+
+    def strata(self, kind: str) -> IntArray:
+        """Return the class to stratify a split by, of each utterance: int64 [n_utterances].
+
+        Args:
+            kind: Kind of the task: classes are those of the labels, tenths of the first column of
+                numbers, or one for all transcripts.
+        """
+        n = len(self.texts[0])
+        if kind == "utterance":
+            return np.asarray(np.unique(self.joined(), return_inverse=True)[1], np.int64)
+        if kind != "regression":
+            return np.zeros(n, np.int64)
+        first = numbers_of(self)[0]
+        inner = np.nanquantile(first, np.linspace(0, 1, _N_STRATA + 1)[1:-1])
+        return np.asarray(np.searchsorted(np.unique(inner), first, side="right"), np.int64)
 
     def joined(self) -> list[str]:
         """Return the labels of each utterance as one text, to stratify splits by."""
@@ -96,8 +114,9 @@ def read_labels(
         raise ConfigError(f"labels is {list(columns)}; task {task.name} learns one column of texts")
     class_names = store.class_names
     texts = [read_texts(store, column) for column in columns]
-    if task.kind == "utterance":  # an empty cell may be a transcript, but is no class
+    if task.kind != "frames":  # an empty cell may be a transcript, but is no class or number
         texts = [[text if text and text.strip() else None for text in column] for column in texts]
+    if task.kind == "utterance":
         for column, values in zip(columns, texts, strict=True):
             is_float = pa.types.is_floating(store.metadata.schema.field(column).type)
             _refuse_real_numbers(task, column, values, is_float)
@@ -142,6 +161,28 @@ def classes_of(labels: Labels) -> Classes:
     return Classes(tuple(names), np.array(numbers, np.int64).T)
 
 
+def numbers_of(labels: Labels) -> npt.NDArray[np.float64]:
+    """Read labels as numbers, [n_columns, n_utterances]; nan for a missing label.
+
+    Raises:
+        ConfigError: A label is no finite number.
+    """
+    rows = []
+    for column, texts in zip(labels.columns, labels.texts, strict=True):
+        wrong = [text for text in texts if text is not None and not is_number(text)]
+        if wrong:
+            raise ConfigError(
+                f"column {column!r} holds {wrong[0]!r}, and a regression learns numbers "
+                f"({len(wrong):,} of {len(texts):,} labels are none). Set labels=[COLUMN], or a "
+                "task that learns classes"
+            )
+        numbers = np.array([np.nan if text is None else float(text) for text in texts])
+        if np.isinf(numbers).any():
+            raise ConfigError(f"column {column!r} holds an infinite number; expected finite ones")
+        rows.append(numbers)
+    return np.stack(rows)
+
+
 def _label_columns(
     store: FeatureStore, task: TaskConfig, given: Sequence[str] | None
 ) -> tuple[str, ...]:
@@ -183,9 +224,10 @@ def _refuse_real_numbers(
     if is_float or len(numbers) > _MAX_NUMERIC_NAMES:
         raise ConfigError(
             f"column {column!r} holds real numbers ({len(numbers)} different ones from "
-            f"{numbers[0]:g} to {numbers[-1]:g}), and task {task.name} learns classes; there is no "
-            "task of regression yet. Set labels=[COLUMN] to a column of classes; if these numbers "
-            "are the names of classes, extract from a table in which they have other names"
+            f"{numbers[0]:g} to {numbers[-1]:g}), and task {task.name} learns classes. Learn the "
+            f"numbers with task=regression labels=[{column}], or set labels=[COLUMN] to a column "
+            "of classes; if these numbers are the names of classes, extract from a table in which "
+            "they have other names"
         )
 
 

@@ -15,7 +15,11 @@ import numpy.typing as npt
 from pipeline.config import did_you_mean
 from pipeline.errors import ConfigError
 
+FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+AGREEMENT = ("ccc", "pearson", "mae")
+"""Metrics of predicted numbers."""
 
 
 def error_counts(
@@ -111,3 +115,65 @@ def confusion_matrix(references: IntArray, predictions: IntArray, n_classes: int
     matrix = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(matrix, (references, predictions), 1)
     return matrix
+
+
+def agreement_sums(references: FloatArray, predictions: FloatArray) -> FloatArray:
+    """Return what `agreement_of_sums` needs of each utterance.
+
+    Args:
+        references: Numbers, [n_columns, n].
+        predictions: [n_columns, n].
+
+    Returns:
+        [n, 1 + 6 * n_columns]: 1, then per column x, y, xx, yy, xy and |x - y|. x and y are centred
+        by the mean of the references, so that sums of squares lose no digits.
+    """
+    middle = references.mean(1, keepdims=True)
+    x, y = predictions - middle, references - middle
+    columns = np.stack([x, y, x * x, y * y, x * y, np.abs(x - y)])  # [6, n_columns, n]
+    ones = np.ones((references.shape[1], 1))
+    return np.hstack([ones, columns.transpose(2, 1, 0).reshape(len(ones), -1)])
+
+
+def agreement_of_sums(metric: str, sums: FloatArray) -> FloatArray:
+    """Return a metric of predicted numbers from sums over utterances.
+
+    Args:
+        metric: "ccc" is the concordance correlation coefficient (Lin, "A concordance correlation
+            coefficient to evaluate reproducibility", Biometrics 1989), "pearson" the correlation,
+            "mae" the mean absolute error. A correlation of constant numbers is 0.
+        sums: Sums of `agreement_sums`, [n_draws, 1 + 6 * n_columns].
+
+    Returns:
+        [n_draws, n_columns].
+
+    Raises:
+        ConfigError: The metric is unknown.
+    """
+    if metric not in AGREEMENT:
+        raise ConfigError(f"metric is {metric!r}{did_you_mean(metric, AGREEMENT)}")
+    n = np.maximum(1.0, sums[:, :1, None])
+    means = sums[:, 1:].reshape(len(sums), -1, 6) / n
+    x, y, xx, yy, xy, error = np.moveaxis(means, 2, 0)
+    if metric == "mae":
+        return np.asarray(error)
+    variances = np.maximum(xx - x * x, 0.0), np.maximum(yy - y * y, 0.0)
+    covariance = xy - x * y
+    if metric == "ccc":
+        scale = variances[0] + variances[1] + (x - y) ** 2
+        return np.asarray(2 * covariance / np.where(scale > 0, scale, 1.0))
+    scale = np.sqrt(variances[0] * variances[1])
+    defined = scale > 1e-12 * np.maximum(1e-300, np.sqrt(xx * yy))
+    return np.where(defined, covariance / np.where(defined, scale, 1.0), 0.0)
+
+
+def agreement(metric: str, references: FloatArray, predictions: FloatArray) -> FloatArray:
+    """Return a metric of predicted numbers, [n_columns].
+
+    Args:
+        metric: As for `agreement_of_sums`.
+        references: [n_columns, n].
+        predictions: [n_columns, n].
+    """
+    sums = agreement_sums(references, predictions).sum(0)[None]
+    return np.asarray(agreement_of_sums(metric, sums)[0])

@@ -21,8 +21,8 @@ Candidate = int | Literal["weighted", "collapsed"]
 
 WEIGHTED: Literal["weighted"] = "weighted"
 
-Predictions = tuple[tuple[int, ...], ...] | tuple[str, ...]
-"""One item per utterance: the class in each label column, or a transcript."""
+Predictions = tuple[tuple[int, ...], ...] | tuple[tuple[float, ...], ...] | tuple[str, ...]
+"""One item per utterance: the class or the number in each label column, or a transcript."""
 
 
 def candidate_of(stored: int) -> Candidate:
@@ -143,14 +143,14 @@ class Sweep:
         encoder: Description of the encoder; names random weights.
         warnings: Warnings to show before the scores: random weights, leakage, small splits.
         labels: Label columns.
-        metric: accuracy, cer, wer or per.
+        metric: accuracy, cer, wer, per, ccc, pearson or mae.
         higher_is_better: Direction of the metric.
         layers: Swept layers.
         n_train: Training utterances, mean over folds.
         n_dev: Dev utterances, mean over folds.
         n_test: Test utterances, sum over folds.
         split: Description of the split.
-        classes: Class names of each label column; for frame tasks the vocabulary.
+        classes: Class names of each label column, none for numbers; for transcripts the vocabulary.
         test_ids: Ids of the test utterances, per fold.
         truth: References of the test utterances, per fold, in the form of `HeadResult.predictions`.
         scores: One per candidate: layers in order, then the weighted sum.
@@ -161,7 +161,7 @@ class Sweep:
         layer_weights: Learned weights, mean over the heads of the chosen learning rate; None
             without a weighted sum.
         confusion: Test counts of the best candidate, [reference][prediction], in the first label
-            column, summed over the heads of the chosen learning rate; None for frame tasks.
+            column, summed over the heads of the chosen learning rate; None without classes.
         heads: All heads, for learning curves and the JSON.
         seconds: Wall time in seconds by stage: "read", "train", "score".
         trained: Number of heads trained in this run.

@@ -45,6 +45,7 @@ from pipeline.probing.results import (
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
+from pipeline.probing.tasks.regression import RegressionTask
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
@@ -55,7 +56,11 @@ from pipeline.store.serialization import json_bytes
 HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
 """Files and folders in the output folder, beside those of the task and the report."""
 
-TASK_KINDS: dict[str, TaskFactory] = {"utterance": UtteranceTask, "frames": FrameTask}
+TASK_KINDS: dict[str, TaskFactory] = {
+    "utterance": UtteranceTask,
+    "regression": RegressionTask,
+    "frames": FrameTask,
+}
 """Implementations of `Task` by `task.kind`."""
 
 _JSON_KEYS = {"baselines": "yardsticks"}  # fields of `Sweep` that have another name in the JSON

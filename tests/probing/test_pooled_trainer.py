@@ -14,12 +14,13 @@ from pipeline.config import load_sweep_config
 from pipeline.heads.modules import PooledLinear, WeightedSum
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, HeadSpec
-from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, initial_parameters
+from pipeline.probing.trainers.head_stack import HeadShape, initial_parameters
+from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.pooled import (
     PooledData,
     data_order,
     train_pooled_heads,
-    untrained_accuracy,
+    untrained_score,
 )
 
 CPU = torch.device("cpu")
@@ -45,7 +46,8 @@ def make_data(n_classes=(CLASSES,), strength=1.0, **settings):
         pooled[0] += 0.3 * strength * centres[column]
     at = np.arange(N)
     fold = Fold(at[at % 4 < 2], at[at % 4 == 2], at[at % 4 == 3])
-    return PooledData(pooled, LAYERS, labels, tuple(n_classes), (fold,), settings_of_ks(**settings))
+    objectives = (Classification(tuple(n_classes)),)
+    return PooledData(pooled, LAYERS, labels, objectives, (fold,), settings_of_ks(**settings))
 
 
 def trained(data, *specs):
@@ -57,7 +59,7 @@ def trained(data, *specs):
 def plain_head(layer, seed, shape):
     """Return plain modules with the initial parameters of a head of the stack."""
     values = initial_parameters(seed, layer, shape)
-    head = PooledLinear(shape.dim, sum(shape.classes), shape.projection)
+    head = PooledLinear(shape.dim, shape.n_outputs, shape.projection)
     mix = WeightedSum(shape.n_layers)
     targets = [*head.projector.parameters(), *head.output.parameters()]
     for parameter, value in zip(targets, values[:4], strict=True):
@@ -75,7 +77,7 @@ def test_a_stack_steps_as_autograd_does(layer, n_classes):
     """
     data = make_data(n_classes)
     lrs = (1e-2, 1e-3)
-    stack = HeadStack([HeadSpec(layer, lr, 4, 0) for lr in lrs], LAYERS, data.shape, CPU)
+    stack = data.stack([HeadSpec(layer, lr, 4, 0) for lr in lrs])
     batches = [rows for _, rows in zip(range(12), data_order(4, N, 32), strict=False)]
     losses = torch.stack([stack.step(data.pooled, data.labels, rows) for rows in batches])
     for i, lr in enumerate(lrs):
@@ -157,8 +159,7 @@ def test_a_stack_may_span_layers():
     """Heads on several layers, as on a GPU, of which some stop, step as in separate stacks."""
     data = make_data()
     specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
-    together = HeadStack(specs, LAYERS, data.shape, CPU)
-    alone = HeadStack(specs[3:], LAYERS, data.shape, CPU)
+    together, alone = data.stack(specs), data.stack(specs[3:])
     for step, rows in zip(range(10), data_order(0, N, 32), strict=False):
         if step == 5:
             together.keep([1, 3])
@@ -167,8 +168,8 @@ def test_a_stack_may_span_layers():
     rows = torch.arange(N)
     both, one = together.linear_maps(), alone.linear_maps()
     assert torch.equal(
-        both.logits(both.inputs(both.select_layers(data.pooled, rows)))[1:],
-        one.logits(one.inputs(one.select_layers(data.pooled, rows))),
+        both.outputs(both.inputs(both.select_layers(data.pooled, rows)))[1:],
+        one.outputs(one.inputs(one.select_layers(data.pooled, rows))),
     )
     assert [spec.lr for spec in together.specs] == [1e-3, 1e-3]
 
@@ -256,7 +257,7 @@ def test_the_data_order_depends_on_the_seed_and_covers_every_epoch():
 
 def test_initial_parameters_are_those_of_a_linear_layer():
     """Uniform within 1 / sqrt(fan-in), as a function of seed and layer only."""
-    shape = HeadShape(64, 256, (10,), 3)
+    shape = HeadShape(64, 256, 10, 3)
     values = initial_parameters(0, 6, shape)
     for value, fan_in in zip(values, (64, 64, 256, 256), strict=True):
         bound = fan_in**-0.5
@@ -271,4 +272,4 @@ def test_initial_parameters_are_those_of_a_linear_layer():
 
 def test_an_untrained_head_is_at_chance():
     """Without training, the accuracy is below 0.5."""
-    assert untrained_accuracy(make_data(), 6) < 0.5
+    assert untrained_score(make_data(), 6) < 0.5

@@ -385,11 +385,11 @@ SCORES = np.random.default_rng(0).uniform(1, 5, 120).round(2)
     ],
 )
 def test_real_numbers_are_not_classes(tmp_path, values):
-    """Scores are refused in one line until there is a task of regression."""
+    """Scores are refused in one line that names the task of regression."""
     write_planted(tmp_path / "store", columns={"emotion": pa.array(values)})
     with pytest.raises(ConfigError, match="column 'emotion' holds real numbers") as caught:
         swept(tmp_path / "store", tmp_path / "out", task="er")
-    assert "labels=[COLUMN]" in str(caught.value)
+    assert "task=regression labels=[emotion]" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

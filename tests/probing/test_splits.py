@@ -169,9 +169,64 @@ def test_values_of_the_split_column_can_be_configured(tmp_path):
     ).folds[0]
     assert [len(part) for part in in_parts(fold)] == [2 * N // 5, N // 5, N // 5]
     with pytest.raises(
-        ConfigError, match=r"no labelled utterance has part = train, training; its values"
+        ConfigError, match=r"no labelled utterance has part = train, training, trn; its values"
     ):
         split_of(root, "split.column=part")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("split", ("Train", "Validation", "Test")),
+        ("split", ("TRAIN", "DEV", "EVAL")),
+        ("Split", ("training", "development", "testing")),
+        ("Split_Set", ("Train", "Development", "Test1")),
+        ("partition", ("trn", "devel", "tst")),
+        ("subset", ("train", "val", "evaluation")),
+    ],
+)
+def test_the_spellings_of_corpora_are_known(tmp_path, column, values):
+    """The column and its values are compared without regard to case."""
+    root = store_with(tmp_path, **{column: [values[row % 3] for row in range(N)]})
+    split = split_of(root)
+    assert [part[0] for part in in_parts(split.folds[0])] == [0, 1, 2]
+    assert [len(part) for part in in_parts(split.folds[0])] == [N // 3] * 3
+    assert split.description.startswith(
+        f"column {column}: train is {values[0]}, dev is {values[1]}"
+    )
+    assert split.warnings == ()
+
+
+def test_a_split_column_that_is_not_used_gives_a_warning(tmp_path):
+    """Its values are no known names: the scores are not those of the corpus's own split."""
+    names = ("fold-a", "fold-b", "test")
+    root = store_with(tmp_path, split=[names[row % 3] for row in range(N)], partition=["x"] * N)
+    split = split_of(root, FREE)
+    assert split.description.startswith("new split")
+    (warning,) = split.warnings
+    assert warning.startswith(
+        "column 'split' is not used, because none of its values (fold-a, fold"
+    )
+    assert "is known to be train: a split is made here" in warning
+    assert "Set split.train=[VALUE], or split.column=null" in warning
+    assert split_of(root, FREE, "split.column=null").warnings == ()
+    chosen = split_of(root, "split.train=[Fold-A,fold_b]")
+    assert "train is fold-a and fold-b, test is test" in chosen.description
+    with pytest.raises(ConfigError, match=r"'test' of column 'split' is in two of split\.train"):
+        split_of(root, "split.train=[fold-a,test]")
+
+
+def test_numbers_are_stratified_by_tenths(tmp_path):
+    """Each part of a random split for a regression has low and high numbers."""
+    ages = [str(20 + row / 2) for row in range(N)]
+    root = store_with(tmp_path, age=ages)
+    store = open_store(root)
+    config = load_sweep_config(["task=regression", FREE])
+    labels = read_labels(store, config.task, config.labels)
+    split = make_split(store, config.task, config.split, labels)
+    for part in in_parts(split.folds[0]):
+        tenths = np.bincount(np.array(part) * 10 // N, minlength=10)
+        assert tenths.max() - tenths.min() <= 1
 
 
 def test_a_split_column_with_one_value_is_not_used(tmp_path):

@@ -22,8 +22,10 @@ from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
 
-CASES = {"utterance": "ks", "frames": "asr"}
+CASES = {"utterance": "ks", "frames": "asr", "regression": "regression"}
 """Name of a task of each kind, trained on the words of the store. A new kind is one line."""
+NUMBERS = {"ab": "1.5", "cd": "-2", "bad": "30", "cab": "7"}
+"""The labels of a regression in place of the words."""
 N, LAYERS, DIM = 60, (1, 2), 16
 WORDS = [("ab", "cd", "bad", "cab")[row % 4] for row in range(N)]
 CPU = torch.device("cpu")
@@ -49,6 +51,8 @@ def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
         [f"task={CASES[kind]}", "labels=[word]", "task.steps=8", "task.eval_every=4"]
     )
     labels = read_labels(store, config.task, config.labels)
+    if kind == "regression":
+        words = [NUMBERS.get(word, word) for word in words]
     labels = Labels(labels.columns, (tuple(words),), labels.orders)
     return TASK_KINDS[kind](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
 

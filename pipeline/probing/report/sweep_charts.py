@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.charts import (
     COLOURS,
     Chart,
@@ -31,9 +32,14 @@ METRICS = {
     "wer": "word error rate",
     "per": "phone error rate",
     "macro_f1": "macro-F1",
+    "ccc": "concordance correlation",
+    "pearson": "Pearson correlation",
+    "mae": "mean absolute error",
 }
 """Full names of metrics."""
 
+_MAX_POINTS = 2_000
+"""Points of a chart; of more, evenly spaced ones are drawn."""
 _COLOURS = ("blue", "orange", "green", "purple")
 _DASHES = ("-", "--", "-.", (0, (1, 1)))
 
@@ -63,7 +69,14 @@ def draw_charts(sweep: Sweep) -> dict[str, Chart]:
         charts["weights"] = weights_chart(sweep)
     if sweep.confusion is not None and len(sweep.confusion) <= MAX_CLASSES:
         charts["confusion"] = confusion_chart(sweep)
+    if predicts_numbers(sweep):
+        charts["predictions"] = predictions_chart(sweep)
     return charts
+
+
+def predicts_numbers(sweep: Sweep) -> bool:
+    """Whether the task is a regression."""
+    return sweep.metric in AGREEMENT
 
 
 def scores_chart(sweep: Sweep) -> Chart:
@@ -281,3 +294,30 @@ def confusion_chart(sweep: Sweep) -> Chart:
         (f"true {label}", f"predicted {label}"),
         Scale("share of the true class", power=0.5),
     )
+
+
+def predictions_chart(sweep: Sweep) -> Chart:
+    """Draw predicted against true numbers, a panel per label column, for the best candidate."""
+    score = sweep.score(sweep.best)
+    heads = [head for head in sweep.heads if (head.layer, head.lr) == (score.layer, score.lr)]
+    first = [head for head in heads if head.seed == heads[0].seed]
+    pairs = [
+        (truth, found)
+        for head in first
+        for truth, found in zip(sweep.truth[head.fold], head.predictions, strict=True)
+    ]
+    pairs = pairs[:: max(1, len(pairs) // _MAX_POINTS)]
+
+    def plot(figure: Figure) -> None:
+        panels = figure.subplots(1, len(sweep.labels), squeeze=False)[0]
+        for i, (axes, label) in enumerate(zip(panels, sweep.labels, strict=True)):
+            true, found = (
+                [float(item[i]) for item in column] for column in zip(*pairs, strict=True)
+            )
+            axes.plot(true, found, "o", color=COLOURS["blue"], alpha=0.5, markersize=3)
+            ends = [min(true), max(true)]
+            axes.plot(ends, ends, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
+            axes.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
+
+    alt = f"Predicted against true numbers, {candidate_name(sweep.best)}, first seed"
+    return render("predictions", alt, 3.2, plot)

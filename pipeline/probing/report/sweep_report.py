@@ -26,6 +26,7 @@ from pipeline.probing.report.sweep_charts import (
     candidate_name,
     draw_charts,
     metric_name,
+    predicts_numbers,
 )
 from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
@@ -65,7 +66,7 @@ def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
             section("Scores by layer", figures["scores"], _scores(sweep), _baselines(sweep)),
             _weights(sweep, figures.get("weights")),
             section("Learning curves", figures["curves"]),
-            _errors(sweep, figures.get("confusion")),
+            _errors(sweep, figures.get("confusion"), figures.get("predictions")),
             section("Next steps", *_next_steps(sweep)),
             section("Settings", _facts(sweep)),
         ]
@@ -82,6 +83,8 @@ _CAPTIONS = {
     "importance of a layer.",
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
     "confusion": "Test utterances of the best candidate, over all seeds and folds.",
+    "predictions": "Test utterances of the best candidate, first seed. Dotted line: a perfect "
+    "prediction.",
 }
 
 
@@ -178,10 +181,10 @@ def _weights(sweep: Sweep, chart: Markup | None) -> Markup:
     return section("Learned weights", chart, table(head, [["weight", *sweep.layer_weights]]))
 
 
-def _errors(sweep: Sweep, chart: Markup | None) -> Markup:
-    """Return the section with the confusions of classes, or with examples of texts."""
+def _errors(sweep: Sweep, chart: Markup | None, predictions: Markup | None) -> Markup:
+    """Return the section with the confusions of classes, or with examples of predictions."""
     if sweep.confusion is None:
-        return _examples(sweep)
+        return join([predictions or Markup(), _examples(sweep)])
     parts = [] if chart is None else [chart]
     if len(sweep.confusion) > MAX_CLASSES:
         note = f"{len(sweep.confusion)} classes are too many to draw; the most frequent confusions:"
@@ -217,10 +220,20 @@ def _examples(sweep: Sweep) -> Markup:
         return Markup()
     ids, truth = sweep.test_ids[head.fold], sweep.truth[head.fold]
     step = max(1, len(ids) // _N_EXAMPLES)
-    rows = [[ids[i], truth[i], head.predictions[i]] for i in range(0, len(ids), step)[:_N_EXAMPLES]]
+    rows = [
+        [ids[i], _shown(truth[i]), _shown(head.predictions[i])]
+        for i in range(0, len(ids), step)[:_N_EXAMPLES]
+    ]
     note = "Evenly spaced test utterances, with the predictions of the best head."
     examples = table(["utterance", "reference", "predicted"], rows)
     return section("Example predictions", element("p", note, kind="note"), examples)
+
+
+def _shown(prediction: str | tuple[float, ...]) -> str:
+    """Return a transcript, or numbers, as text."""
+    if isinstance(prediction, str):
+        return prediction
+    return ", ".join(f"{number:.4g}" for number in prediction)
 
 
 def _next_steps(sweep: Sweep) -> list[Markup]:
@@ -266,12 +279,13 @@ def _facts(sweep: Sweep) -> Markup:
     classes = ", ".join(
         f"{label}: {len(names)}" for label, names in zip(sweep.labels, sweep.classes, strict=True)
     )
+    kind = "classes" if sweep.confusion is not None else "symbols"
     values: dict[str, object] = {
         "store": sweep.store if isinstance(sweep.store, str) else ", ".join(sweep.store),
         "encoder": sweep.encoder,
         "task": sweep.task,
         "labels": ", ".join(sweep.labels),
-        "classes" if sweep.confusion is not None else "symbols": classes,
+        kind: "" if predicts_numbers(sweep) else classes,
         "metric": f"{metric_name(sweep.metric)}, "
         + ("higher is better" if sweep.higher_is_better else "lower is better"),
         "layers": ", ".join(str(layer) for layer in sweep.layers),

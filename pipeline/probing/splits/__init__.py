@@ -1,8 +1,8 @@
 """Folds of a sweep: which utterances are trained on, select and test.
 
 In: a store, the labels of its utterances, settings. Out: a `Split`. `making.py` decides,
-`stratified.py` draws, `speakers.py` finds the column of the speakers, `leakage.py` looks for
-speakers, recordings and clips in more than one part.
+`corpus.py` finds the corpus's own split, `stratified.py` draws, `speakers.py` finds the column of
+the speakers, `leakage.py` looks for speakers, recordings and clips in more than one part.
 """
 
 from pipeline.probing.splits.making import Split, make_split

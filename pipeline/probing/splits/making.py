@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
+from pipeline.probing.splits.corpus import CorpusSplit, find_corpus_split, no_utterance
 from pipeline.probing.splits.leakage import (
     recording_and_audio_warnings,
     shared_values,
@@ -31,8 +32,6 @@ from pipeline.probing.splits.speakers import (
 )
 from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
 from pipeline.store.read.features import FeatureStore
-
-_SPLIT_COLUMN = "split"  # usual name of the column with a corpus's own split
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     # column whose values must not be shared between parts
     separated = speaker if is_independent and speaker not in labels.columns else None
     utterances = _utterances(store, task, config, labels)
-    column = _split_column(store, config)
-    if column:
-        split = _split_by_column(store, utterances, column, separated)
+    corpus, unused = find_corpus_split(store, config)
+    if corpus is not None:
+        split = _split_by_column(store, utterances, corpus, separated)
         if is_independent and speaker is None:
             split = replace(split, description=f"{split.description}; speakers unknown")
     elif is_independent and speaker is None:
@@ -142,7 +141,8 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     else:
         split = _new_split(utterances)
     _check_parts(split, utterances)
-    warnings = _check_speakers(store, task, config, split, separated)
+    warnings = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
+    warnings = [*unused, *warnings]
     n_unlabelled = len(store) - len(utterances.usable)
     if n_unlabelled:
         warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
@@ -158,44 +158,23 @@ def _utterances(
         raise ConfigError(
             f"no utterance has a label in {', '.join(labels.columns)}; set labels=[COLUMN]"
         )
-    texts = labels.joined() if task.kind == "utterance" else [""] * len(store)
-    classes = np.unique(texts, return_inverse=True)[1].astype(np.int64)
+    classes = labels.strata(task.kind)
     groups = () if config.speaker is None else tuple(map(str, read_texts(store, config.speaker)))
     return _Utterances(config, usable, classes, config.speaker, groups)
 
 
-def _split_column(store: FeatureStore, config: SplitConfig) -> str | None:
-    """Return the column with the corpus's own split; None if a random split is to be drawn."""
-    if config.column != "auto":
-        return config.column
-    if config.folds is not None or _SPLIT_COLUMN not in store.metadata.column_names:
-        return None
-    values = set(read_texts(store, _SPLIT_COLUMN))
-    if values & _as_set(config.train) and values & _as_set(config.test):
-        return _SPLIT_COLUMN
-    return None
-
-
 def _split_by_column(
-    store: FeatureStore, utterances: _Utterances, column: str, separated: str | None
+    store: FeatureStore, utterances: _Utterances, corpus: CorpusSplit, separated: str | None
 ) -> Split:
     """Use the corpus's own split, and take dev from train if the corpus has none."""
-    values, config = read_texts(store, column), utterances.config
     usable = utterances.usable.tolist()
     parts = {}
-    for name, names in (("train", config.train), ("dev", config.dev), ("test", config.test)):
-        members = _as_set(names)
-        parts[name] = np.array([i for i in usable if values[i] in members], np.int64)
+    for name, values in zip(("train", "dev", "test"), corpus.names, strict=True):
+        parts[name] = np.array([i for i in usable if corpus.values[i] in values], np.int64)
     for name in ("train", "test"):
         if not len(parts[name]):
-            existing = sorted({str(values[i]) for i in usable})
-            expected = ", ".join(sorted(map(str, _as_set(getattr(config, name)))))
-            raise ConfigError(
-                f"no labelled utterance has {column} = {expected}; its values are "
-                f"{first_few(existing)}. Set split.{name}=VALUE, or split.column=null to make a "
-                "split"
-            )
-    description = f"column {column}"
+            raise ConfigError(no_utterance(corpus, name, utterances.config, usable))
+    description = corpus.description
     n_unused = len(usable) - sum(len(part) for part in parts.values())
     if n_unused:
         description += f" ({n_unused} utterances with other values are not used)"
@@ -253,10 +232,6 @@ def _take_dev(utterances: _Utterances, train: IntArray, where: str) -> tuple[Int
     return train[parts == 0], train[parts == 1]
 
 
-def _as_set(value: str | tuple[str, ...]) -> set[str | None]:
-    return {value} if isinstance(value, str) else set(value)
-
-
 def _check_parts(split: Split, utterances: _Utterances) -> None:
     """Raise ConfigError if a part is empty, in any fold."""
     sizes = np.unique(utterances.classes[utterances.usable], return_counts=True)[1]
@@ -274,7 +249,12 @@ def _check_parts(split: Split, utterances: _Utterances) -> None:
 
 
 def _check_speakers(
-    store: FeatureStore, task: TaskConfig, config: SplitConfig, split: Split, column: str | None
+    store: FeatureStore,
+    task: TaskConfig,
+    config: SplitConfig,
+    split: Split,
+    column: str | None,
+    is_random: bool,
 ) -> list[str]:
     """Return warnings about speakers in more than one part.
 
@@ -284,6 +264,7 @@ def _check_speakers(
         config: Settings of the split.
         split: The split.
         column: Speaker column; None if parts may share speakers.
+        is_random: Whether the split is not the corpus's own.
 
     Raises:
         ConfigError: A speaker is in more than one part of a random split.
@@ -292,7 +273,7 @@ def _check_speakers(
         return []
     speakers = read_texts(store, column)
     shared = shared_values(speakers, split.folds)
-    if shared and _split_column(store, config) is None:
+    if shared and is_random:
         raise ConfigError(
             f"task {task.name} should be independent of the speaker, and a random split puts "
             f"{len(shared)} speakers ({first_few(shared)}) into several parts. Set "

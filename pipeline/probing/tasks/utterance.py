@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError, first_few
@@ -17,8 +16,9 @@ from pipeline.probing.labels import Classes, Fold, classes_of
 from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.tasks.base import Task, TaskData
-from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_accuracy
-from pipeline.store.format.pooling import STATISTICS
+from pipeline.probing.tasks.inputs import pooled_inputs
+from pipeline.probing.trainers.objectives import Classification
+from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_score
 
 
 class UtteranceTask(Task):
@@ -44,11 +44,12 @@ class UtteranceTask(Task):
         self.truth = tuple(
             tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in data.folds
         )
+        objective = Classification(tuple(len(names) for names in self.classes))
         self._pooled_data = PooledData(
-            pooled=_pooled(data).transpose(0, 1).contiguous(),
+            pooled=pooled_inputs(data),
             layers=tuple(candidate_of(layer) for layer in data.layers),
             labels=torch.from_numpy(numbers.T.copy()),
-            n_classes=tuple(len(names) for names in self.classes),
+            objectives=(objective,) * len(data.folds),
             folds=data.folds,
             task=data.config,
         )
@@ -72,7 +73,7 @@ class UtteranceTask(Task):
         scores = {
             "chance": chance(self._classes),
             "majority class": majority(self._classes, self._folds),
-            f"untrained head, layer {layer}": untrained_accuracy(self._pooled_data, layer),
+            f"untrained head, layer {layer}": untrained_score(self._pooled_data, layer),
         }
         vectors = self._pooled_data.pooled[axis].numpy()
         score = logistic_regression(vectors, self._classes, self._folds)
@@ -92,23 +93,6 @@ class UtteranceTask(Task):
         truth = np.concatenate([np.array(self.truth[head.fold], np.int64) for head in heads])
         predictions = np.concatenate([np.array(head.predictions, np.int64) for head in heads])
         return truth, predictions
-
-
-def _pooled(data: TaskData) -> Tensor:
-    """Return the statistics that heads get, concatenated: [n_utterances, n_layers, dim].
-
-    Raises:
-        ConfigError: A statistic is unknown, or there is none.
-    """
-    names = data.config.pooling
-    unknown = [name for name in names if name not in STATISTICS]
-    if unknown or not names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"task.pooling is {list(names)}; expected one or more of {', '.join(STATISTICS)}, each "
-            "once"
-        )
-    parts = [data.store.pooled(data.layers, statistic=name) for name in names]
-    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def _check_classes(

@@ -1,8 +1,8 @@
 """A stack of two-layer linear heads trained on the same batches, with hand-derived gradients.
 
-A head is `logits = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of a
+A head is `outputs = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of a
 weighted sum of layers. Both layers are linear, so they can be multiplied into one:
-`logits = (W2 W1) x + (W2 b1 + b2)`. With few classes this is much cheaper, and its cost does not
+`outputs = (W2 W1) x + (W2 b1 + b2)`. With few outputs this is much cheaper, and its cost does not
 grow with the batch. The gradients with respect to W1, b1, W2 and b2 are the same either way.
 Computing them here takes half the time of autograd, which allocates tensors as large as all
 parameters.
@@ -17,14 +17,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
+from pipeline.probing.trainers.objectives import Objective
 
 
 class HeadShape(NamedTuple):
@@ -33,20 +32,14 @@ class HeadShape(NamedTuple):
     Attributes:
         dim: Features per utterance.
         projection: Width of the first linear layer.
-        classes: Number of classes of each label column. The logits of all columns are concatenated.
+        n_outputs: Logits of all label columns, concatenated; one per column for a regression.
         n_layers: Number of layers that a weighted sum combines.
     """
 
     dim: int
     projection: int
-    classes: tuple[int, ...]
+    n_outputs: int
     n_layers: int
-
-    @property
-    def column_slices(self) -> list[slice]:
-        """Position of the logits of each label column."""
-        ends = np.cumsum([0, *self.classes]).tolist()
-        return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 class LinearMaps(NamedTuple):
@@ -56,8 +49,8 @@ class LinearMaps(NamedTuple):
         axes: Index of each head's layer on the layer axis, [n_heads]; a single index if all heads
             read the same layer; empty for weighted sums.
         mix: Weights of all layers, [n_heads, n_layers], for weighted sums; else None.
-        weight: [n_heads, n_classes, dim].
-        bias: [n_heads, n_classes, 1].
+        weight: [n_heads, n_outputs, dim].
+        bias: [n_heads, n_outputs, 1].
     """
 
     axes: tuple[int, ...]
@@ -93,8 +86,8 @@ class LinearMaps(NamedTuple):
             len(self.mix), *selected.shape[1:]
         )
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits [n_heads, n_classes, n] of inputs [n_heads, n, dim]."""
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the outputs [n_heads, n_outputs, n] of inputs [n_heads, n, dim]."""
         return matmul_per_head(self.weight, inputs.mT).add_(self.bias)
 
     def copy_of(self, number: int) -> LinearMaps:
@@ -118,6 +111,7 @@ class HeadStack:
         specs: Sequence[HeadSpec],
         layers: Sequence[Candidate],
         shape: HeadShape,
+        objective: Objective,
         device: torch.device,
     ) -> None:
         """Initialise the heads as torch initialises linear layers.
@@ -126,10 +120,12 @@ class HeadStack:
             specs: Settings of the heads.
             layers: Candidate at each index of the layer axis of the features.
             shape: Sizes of each head.
+            objective: What the heads learn.
             device: Device of the parameters.
         """
         self.specs = list(specs)
         self.shape = shape
+        self._objective = objective
         initial = [initial_parameters(spec.seed, spec.layer, shape) for spec in specs]
         self._parameters = [torch.stack(parts).to(device) for parts in zip(*initial, strict=True)]
         axes = () if self.weighted else tuple(layers.index(spec.layer) for spec in specs)
@@ -159,11 +155,11 @@ class HeadStack:
 
     @torch.no_grad()
     def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Take one step of Adam on the mean cross-entropy of a batch, summed over label columns.
+        """Take one step of Adam on the loss of a batch.
 
         Args:
             pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
-            labels: Classes of all utterances, int64 [n_columns, n_utterances].
+            labels: Labels of all utterances, [n_columns, n_utterances].
             rows: Positions of the utterances of the batch, int64 [batch].
 
         Returns:
@@ -196,8 +192,8 @@ class HeadStack:
             inputs: [n_heads, batch, k] and [n_heads, k, dim].
         """
         project, project_bias, output = self._parameters[:3]
-        loss, errors = self._loss(maps.logits(inputs), labels)
-        weight_gradient = matmul_per_head(errors, inputs)  # [n_heads, n_classes, dim]
+        loss, errors = self._objective.loss(maps.outputs(inputs), labels)
+        weight_gradient = matmul_per_head(errors, inputs)  # [n_heads, n_outputs, dim]
         bias_gradient = torch.stack([head.sum(1, keepdim=True) for head in errors])
         matmul_per_head(output.mT, weight_gradient, out=self._gradients[0])
         matmul_per_head(output.mT, bias_gradient, out=self._gradients[1].unsqueeze(2))
@@ -209,38 +205,17 @@ class HeadStack:
     def _gradients_layer_by_layer(
         self, inputs: Tensor, labels: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Fill the gradients layer by layer: cheaper with more classes than utterances."""
+        """Fill the gradients layer by layer: cheaper with more outputs than utterances."""
         project, project_bias, output, output_bias = self._parameters[:4]
         hidden = matmul_per_head(inputs, project.mT).add_(project_bias.unsqueeze(1))
-        logits = matmul_per_head(output, hidden.mT).add_(output_bias.unsqueeze(2))
-        loss, errors = self._loss(logits, labels)
+        outputs = matmul_per_head(output, hidden.mT).add_(output_bias.unsqueeze(2))
+        loss, errors = self._objective.loss(outputs, labels)
         hidden_gradient = matmul_per_head(errors.mT, output)  # [n_heads, batch, projection]
         matmul_per_head(hidden_gradient.mT, inputs, out=self._gradients[0])
         torch.stack([head.sum(0) for head in hidden_gradient], out=self._gradients[1])
         matmul_per_head(errors, hidden, out=self._gradients[2])
         torch.stack([head.sum(1) for head in errors], out=self._gradients[3])
         return loss, (hidden_gradient, project)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy of each head and its gradient with respect to the logits.
-
-        Args:
-            logits: [n_heads, n_classes, batch].
-            labels: [n_columns, batch].
-
-        Returns:
-            [n_heads] and [n_heads, n_classes, batch].
-        """
-        n = logits.shape[2]
-        loss = logits.new_zeros(len(logits))
-        errors = torch.empty_like(logits)
-        ones = logits.new_ones(()).expand(len(logits), 1, n)
-        for columns, targets in zip(self.shape.column_slices, labels, strict=True):
-            log_probs = logits[:, columns].log_softmax(1)
-            index = targets.expand(len(logits), 1, n)
-            loss -= log_probs.gather(1, index).mean((1, 2))
-            errors[:, columns] = log_probs.exp_().scatter_add_(1, index, -ones)
-        return loss, errors.div_(n)
 
     def _mix_gradients(self, mix: Tensor, input_gradient: Tensor, selected: Tensor) -> None:
         """Fill the gradient of the scalars whose softmax gives the weights of the layers.
@@ -258,8 +233,8 @@ class HeadStack:
 
     def _product_is_cheaper(self, batch: int) -> bool:
         """Return whether `_gradients_of_product` takes fewer multiplications for a batch size."""
-        dim, projection, classes, _ = self.shape
-        both, product = projection * (dim + sum(classes)), dim * sum(classes)
+        dim, projection, n_outputs, _ = self.shape
+        both, product = projection * (dim + n_outputs), dim * n_outputs
         return projection * product + batch * product < batch * both
 
     def _make_optimizer(
@@ -306,12 +281,12 @@ def initial_parameters(seed: int, layer: Candidate, shape: HeadShape) -> list[Te
     """Draw the parameters of a head before training, as `nn.Linear` does, from seed and layer.
 
     Returns:
-        [projection, dim], [projection], [n_classes, projection], [n_classes]; for a weighted sum
+        [projection, dim], [projection], [n_outputs, projection], [n_outputs]; for a weighted sum
         also the scalars [n_layers], all zero.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer}".encode()))
     values = []
-    for n_out, n_in in ((shape.projection, shape.dim), (sum(shape.classes), shape.projection)):
+    for n_out, n_in in ((shape.projection, shape.dim), (shape.n_outputs, shape.projection)):
         bound = 1 / math.sqrt(n_in)
         sizes = ((n_out, n_in), (n_out,))
         values += [torch.empty(size).uniform_(-bound, bound, generator=generator) for size in sizes]

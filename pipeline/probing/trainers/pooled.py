@@ -30,9 +30,10 @@ from pipeline.events import rough_duration
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
+from pipeline.probing.trainers.objectives import Objective
 
-_MAX_LOGITS = 1 << 24
-"""Largest number of logits (heads × classes × utterances) that is computed at once."""
+_MAX_OUTPUTS = 1 << 24
+"""Largest number of outputs (heads × classes × utterances) that is computed at once."""
 _MIN_STEPS, _MIN_EPOCHS, _N_EVALUATIONS = 640, 20, 32
 """With `steps=0`: 640 steps, or 20 epochs if that is more. With `eval_every=0`: 32 evaluations."""
 _N_TIMED = 2
@@ -47,8 +48,9 @@ class PooledData:
     Attributes:
         pooled: Features, float32 [n_layers, n_utterances, dim].
         layers: Candidate at each index of the layer axis.
-        labels: Class of each utterance in each label column, int64 [n_columns, n_utterances].
-        n_classes: Number of classes of each column.
+        labels: Label of each utterance in each label column: classes as int64, or numbers as
+            float32, [n_columns, n_utterances].
+        objectives: What the heads of each fold learn.
         folds: The folds.
         task: Settings of the task.
     """
@@ -56,7 +58,7 @@ class PooledData:
     pooled: Tensor
     layers: tuple[Candidate, ...]
     labels: Tensor
-    n_classes: tuple[int, ...]
+    objectives: tuple[Objective, ...]
     folds: tuple[Fold, ...]
     task: TaskConfig
 
@@ -68,32 +70,38 @@ class PooledData:
     def shape(self) -> HeadShape:
         """Sizes of a head."""
         n_layers, _, dim = self.pooled.shape
-        return HeadShape(dim, self.task.projection, self.n_classes, n_layers)
+        return HeadShape(dim, self.task.projection, sum(self.objectives[0].widths), n_layers)
 
-    def predictions(self, maps: LinearMaps, positions: Tensor) -> Tensor:
-        """Return the predicted classes of utterances: int64 [n_heads, n_columns, n].
+    def stack(self, specs: Sequence[HeadSpec]) -> HeadStack:
+        """Return untrained heads of one seed and fold."""
+        objective = self.objectives[specs[0].fold]
+        return HeadStack(specs, self.layers, self.shape, objective, self.pooled.device)
+
+    def predictions(self, maps: LinearMaps, positions: Tensor, fold: int) -> Tensor:
+        """Return the predicted labels of utterances: [n_heads, n_columns, n].
 
         Args:
             maps: The heads.
             positions: Positions of the utterances, int64 [n].
+            fold: Fold of the heads.
         """
-        n_per_chunk = max(1, _MAX_LOGITS // maps.weight[:, :, 0].numel())
-        chunks = []
-        for chunk in torch.split(positions, n_per_chunk):
-            logits = maps.logits(maps.inputs(maps.select_layers(self.pooled, chunk)))
-            columns = [logits[:, column].argmax(1) for column in self.shape.column_slices]
-            chunks.append(torch.stack(columns, 1))
+        n_per_chunk = max(1, _MAX_OUTPUTS // maps.weight[:, :, 0].numel())
+        predict = self.objectives[fold].predict
+        chunks = [
+            predict(maps.outputs(maps.inputs(maps.select_layers(self.pooled, chunk))))
+            for chunk in torch.split(positions, n_per_chunk)
+        ]
         return torch.cat(chunks, 2)
 
-    def accuracy(self, predictions: Tensor, positions: Tensor) -> list[float]:
-        """Return the fraction of utterances that are correct in all columns, per head.
+    def scores(self, predictions: Tensor, positions: Tensor, fold: int) -> list[float]:
+        """Return the score of each head.
 
         Args:
-            predictions: int64 [n_heads, n_columns, n].
+            predictions: [n_heads, n_columns, n].
             positions: Positions of the utterances, int64 [n].
+            fold: Fold of the heads.
         """
-        correct = (predictions == self.labels[:, positions]).all(1)
-        return [count / len(positions) for count in correct.sum(1).tolist()]
+        return self.objectives[fold].scores(predictions, self.labels[:, positions])
 
 
 def train_pooled_heads(
@@ -155,7 +163,7 @@ def _work_s(data: PooledData, stacks: Sequence[Sequence[HeadSpec]]) -> float:
 def _step_s(data: PooledData, specs: Sequence[HeadSpec]) -> float:
     """Return the seconds of a training step of a stack."""
     train = torch.from_numpy(data.folds[specs[0].fold].train).to(data.pooled.device)
-    stack = HeadStack(specs, data.layers, data.shape, data.pooled.device)
+    stack = data.stack(specs)
     order = data_order(specs[0].seed, len(train), data.task.batch)
     _take_steps(data, stack, train, order, 1)
     start_s = time.perf_counter()
@@ -178,12 +186,11 @@ def resolve_steps(task: TaskConfig, n_train: int) -> TaskConfig:
     return replace(task, steps=steps, eval_every=task.eval_every or max(1, steps // _N_EVALUATIONS))
 
 
-def untrained_accuracy(data: PooledData, layer: Candidate) -> float:
-    """Return the test accuracy of a head before training, in the first fold: a baseline."""
-    spec = HeadSpec(layer, lr=1.0, seed=0, fold=0)
-    maps = HeadStack([spec], data.layers, data.shape, data.pooled.device).linear_maps()
+def untrained_score(data: PooledData, layer: Candidate) -> float:
+    """Return the test score of a head before training, in the first fold: a baseline."""
+    maps = data.stack([HeadSpec(layer, lr=1.0, seed=0, fold=0)]).linear_maps()
     test = torch.from_numpy(data.folds[0].test)
-    return data.accuracy(data.predictions(maps, test), test)[0]
+    return data.scores(data.predictions(maps, test, 0), test, 0)[0]
 
 
 def data_order(seed: int, n: int, batch: int) -> Iterator[Tensor]:
@@ -206,27 +213,30 @@ class _Head:
 
     Attributes:
         spec: Its settings.
-        step: Step with the best dev accuracy.
-        dev: Dev accuracy at `step`.
+        step: Step with the best dev score.
+        dev: Dev score at `step`.
         best: The head at `step`.
         evaluations_since_best: Evaluations since `step`.
     """
 
-    def __init__(self, spec: HeadSpec, dev: float, best: LinearMaps) -> None:
+    def __init__(
+        self, spec: HeadSpec, dev: float, best: LinearMaps, higher_is_better: bool
+    ) -> None:
         self.spec, self.dev, self.best = spec, dev, best
+        self._sign = 1 if higher_is_better else -1
         self.step = self.evaluations_since_best = 0
         self._curve: list[tuple[int, float, float]] = []
 
     def record(self, step: int, loss: float, dev: float) -> bool:
-        """Record an evaluation, and return whether its dev accuracy is the best so far.
+        """Record an evaluation, and return whether its dev score is the best so far.
 
         Args:
             step: Steps taken.
             loss: Mean training loss since the last evaluation.
-            dev: Accuracy on dev.
+            dev: Score on dev.
         """
         self._curve.append((step, loss, dev))
-        is_best = dev > self.dev
+        is_best = self._sign * dev > self._sign * self.dev
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
         if is_best:
             self.step, self.dev = step, dev
@@ -235,13 +245,13 @@ class _Head:
     def result(self, data: PooledData) -> HeadResult:
         """Score the head, at its best step, on test."""
         test = torch.from_numpy(data.folds[self.spec.fold].test).to(data.pooled.device)
-        predictions = data.predictions(self.best, test)
+        predictions = data.predictions(self.best, test, self.spec.fold)
         mix = self.best.mix
         return HeadResult(
             **asdict(self.spec),
             step=self.step,
             dev=self.dev,
-            test=data.accuracy(predictions, test)[0],
+            test=data.scores(predictions, test, self.spec.fold)[0],
             curve=tuple(self._curve),
             predictions=tuple(tuple(row) for row in predictions[0].T.tolist()),
             layer_weights=None if mix is None else tuple(mix[0].tolist()),
@@ -253,21 +263,25 @@ def _train(
 ) -> dict[HeadSpec, HeadResult]:
     """Train a stack until each head has stopped or taken all steps."""
     task, device = data.task, data.pooled.device
-    fold = data.folds[specs[0].fold]
+    number = specs[0].fold
+    fold, objective = data.folds[number], data.objectives[number]
     train, dev = (torch.from_numpy(part).to(device) for part in (fold.train, fold.dev))
-    stack = HeadStack(specs, data.layers, data.shape, device)
+    stack = data.stack(specs)
     maps = stack.linear_maps()
-    scores = data.accuracy(data.predictions(maps, dev), dev)
-    heads = [_Head(spec, scores[i], maps.copy_of(i)) for i, spec in enumerate(specs)]
+    scores = data.scores(data.predictions(maps, dev, number), dev, number)
+    heads = [
+        _Head(spec, scores[i], maps.copy_of(i), objective.higher_is_better)
+        for i, spec in enumerate(specs)
+    ]
     active, order = list(heads), data_order(specs[0].seed, len(train), task.batch)
     for start in range(0, task.steps, task.eval_every):
         n_steps = min(task.eval_every, task.steps - start)
         losses = _take_steps(data, stack, train, order, n_steps)
         maps = stack.linear_maps()
-        scores = data.accuracy(data.predictions(maps, dev), dev)
+        scores = data.scores(data.predictions(maps, dev, number), dev, number)
         kept = []
         for i, head in enumerate(active):
-            if not math.isfinite(losses[i]):
+            if not (math.isfinite(losses[i]) and math.isfinite(scores[i])):
                 continue  # diverged: its best step so far is the result
             if head.record(start + n_steps, losses[i], scores[i]):
                 head.best = maps.copy_of(i)
