@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.online.cached import CachedEncoder, cached
     from pipeline.online.opening import open_or_extract
+    from pipeline.spans.frame_labels import FrameLabels, frame_labels
+    from pipeline.spans.placing import PlacedSpans, place_spans
+    from pipeline.spans.pooling import iter_pooled_spans, pool_spans
+    from pipeline.spans.reading import read_spans
+    from pipeline.spans.table import Spans
     from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
     from pipeline.store.read.opening import open_store
@@ -41,11 +46,14 @@ _HOMES = {
     "FeatureStore": "pipeline.store.read.features",
     "FeatureStream": "pipeline.feed.loader",
     "FrameBatch": "pipeline.feed.frames.batch",
+    "FrameLabels": "pipeline.spans.frame_labels",
     "FrameLoader": "pipeline.feed.frames.loader",
     "FrameStatistics": "pipeline.store.frame_statistics",
     "FramewiseLinear": "pipeline.heads.modules",
     "MixedLoader": "pipeline.feed.mixture",
+    "PlacedSpans": "pipeline.spans.placing",
     "PooledLinear": "pipeline.heads.modules",
+    "Spans": "pipeline.spans.table",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
     "WeightedSum": "pipeline.heads.modules",
     "cached": "pipeline.online.cached",
@@ -54,14 +62,19 @@ _HOMES = {
     "copy_stores": "pipeline.transforms.copy.run",
     "drop": "pipeline.transforms.drop.run",
     "export": "pipeline.transforms.export.run",
+    "frame_labels": "pipeline.spans.frame_labels",
     "frame_statistics": "pipeline.feed.frames.measuring",
+    "iter_pooled_spans": "pipeline.spans.pooling",
     "load_encoder": "pipeline.encoders.wav2vec2.encoder",
     "make_frame_loader": "pipeline.feed.frames.loader",
     "make_loader": "pipeline.feed.loader",
     "mix": "pipeline.feed.mixture",
     "open_or_extract": "pipeline.online.opening",
     "open_store": "pipeline.store.read.opening",
+    "place_spans": "pipeline.spans.placing",
+    "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
+    "read_spans": "pipeline.spans.reading",
 }
 
 __all__ = [
@@ -74,11 +87,14 @@ __all__ = [
     "FeatureStore",
     "FeatureStream",
     "FrameBatch",
+    "FrameLabels",
     "FrameLoader",
     "FrameStatistics",
     "FramewiseLinear",
     "MixedLoader",
+    "PlacedSpans",
     "PooledLinear",
+    "Spans",
     "SpeechEncoder",
     "WeightedSum",
     "cached",
@@ -87,14 +103,19 @@ __all__ = [
     "copy_stores",
     "drop",
     "export",
+    "frame_labels",
     "frame_statistics",
+    "iter_pooled_spans",
     "load_encoder",
     "make_frame_loader",
     "make_loader",
     "mix",
     "open_or_extract",
     "open_store",
+    "place_spans",
+    "pool_spans",
     "push",
+    "read_spans",
 ]
 
 

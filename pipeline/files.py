@@ -37,6 +37,11 @@ _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 _READ_ONLY_ADVICE = "; what was committed is safe: make it writable and run the same command again"
 
 
+def is_uri(text: str | os.PathLike[str]) -> bool:
+    """Return whether a text is a URI, perhaps one that has lost a slash as a path."""
+    return _URI.match(os.fspath(text)) is not None
+
+
 def local_folder(name: str, text: str | os.PathLike[str]) -> Path:
     """Return a folder of this machine that is to be written.
 
@@ -47,7 +52,7 @@ def local_folder(name: str, text: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: It is a URI, perhaps one that has lost a slash as a path.
     """
-    if _URI.match(os.fspath(text)):
+    if is_uri(text):
         raise ConfigError(f"{name}={os.fspath(text)}: expected a folder of this machine")
     return Path(text)
 

@@ -39,14 +39,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"store/format", "config", *BOTTOM},
     "heads": {"config", *BOTTOM},
     "feed": {"heads", "store", "store/format", "config", *BOTTOM},
+    "spans": {"store", "store/format", "config", *BOTTOM},
     "transforms": {"store", "store/format", "config", *BOTTOM},
-    "probing": {"feed", "heads", "store", "store/format", "config", *BOTTOM},
+    "probing": {"feed", "heads", "spans", "store", "store/format", "config", *BOTTOM},
     "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},
     "online": {"encoders", "extract", "feed", "store", "store/format", "config", *BOTTOM},
 }
-"""The packages that each package may import: cli → online → probing, transforms, feed, extract →
-heads, encoders, audio, sources, store → config → errors. What is not listed (`cli`, the public
-names) may import everything."""
+"""The packages that each package may import: cli → online → probing, transforms, feed, spans,
+extract → heads, encoders, audio, sources, store → config → errors. What is not listed (`cli`, the
+public names) may import everything."""
 CONFINED = {
     "datasets": {
         "sources/hub.py",
@@ -280,9 +281,9 @@ def test_modules_have_no_import_cycle() -> None:
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
-@pytest.mark.parametrize("name", ["store", "feed", "heads"])
+@pytest.mark.parametrize("name", ["store", "feed", "heads", "spans"])
 def test_reading_imports_nothing_heavy(name: str) -> None:
-    """`store`, `feed` and `heads` import neither ray, datasets nor torchaudio."""
+    """`store`, `feed`, `heads` and `spans` import neither ray, datasets nor torchaudio."""
     heavy = {"ray", "datasets", "torchaudio"}
     for path in FILES:
         if name_of(path).startswith(f"{name}/") and name_of(path) not in LAZY:
@@ -298,8 +299,9 @@ early = {"pandas"} & sys.modules.keys()
 for name in pipeline.__all__:
     if name not in ("SpeechEncoder", "load_encoder"):
         getattr(pipeline, name)
-import pipeline.feed, pipeline.heads, pipeline.probing, pipeline.store
-for package in (pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing):
+import pipeline.feed, pipeline.heads, pipeline.probing, pipeline.spans, pipeline.store
+homes = pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing, pipeline.spans
+for package in homes:
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name not in sys.argv[2:]:
             importlib.import_module(module.name)

@@ -54,9 +54,9 @@ def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
 
 
 def test_all_python_on_every_page_is_run() -> None:
-    """A page with Python has a test: here, or in test_training_page.py or test_tutorial.py."""
+    """A page with Python has a test here, or in a module of its own."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    names = ("copies", "drop", "encoder", "export", "hub", "store", "training", "tutorial")
+    names = ("copies", "drop", "encoder", "export", "hub", "spans", "store", "training", "tutorial")
     own = {f"docs/{name}.md" for name in names}
     assert with_python == {"README.md", *own}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError
 from pipeline.feed.dataset import FeatureDataset, as_feature_dataset
 from pipeline.feed.frames.axis import FrameAxis
@@ -37,9 +37,6 @@ from pipeline.feed.resuming import ResumableLoader, check_rank
 from pipeline.store.frame_statistics import FrameStatistics
 
 DEFAULT_MEMORY = "2GB"
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)", re.IGNORECASE)
 _ORDERED_BYTES = 64 << 20  # of a window that is not shuffled
 _N_CONVERTED = 2  # batches that are converted and not yet dropped: this one and the last
 
@@ -225,20 +222,6 @@ class FrameLoader(ResumableLoader[FrameBatch]):
         )
         pins = self._reading.pin_memory and torch.cuda.is_available()
         return batch.pin_memory() if pins else batch
-
-
-def parse_bytes(memory: int | str) -> int:
-    """Return a number of bytes, given as such or as text such as "500MB" or "2 GiB".
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    match = _SIZE.fullmatch(memory.strip()) if isinstance(memory, str) else None
-    if match:
-        return int(float(match[1]) * _UNITS[match[2].upper()])
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ConfigError(f'memory is {memory!r}; expected bytes, or text such as "2GB" or "500MB"')
-    return memory
 
 
 def _fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pipeline.store.read.timing import (
     frames_between,
     frames_to_join,
     join_frames,
+    span_times,
 )
 from pipeline.store.read.utterances import Key, StoreView
 from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
@@ -62,6 +63,7 @@ class FeatureStore(StoreView):
         *,
         start_s: float | None = None,
         stop_s: float | None = None,
+        span: Any = None,
         rate_hz: float | None = None,
         reduction: str = MEAN,
         final_norm: bool = False,
@@ -82,6 +84,7 @@ class FeatureStore(StoreView):
             start_s: Instead of `start`: frames whose centre is not before this time, in seconds
                 from the start of the utterance.
             stop_s: Instead of `stop`: frames whose centre is before this time.
+            span: Instead of these four: a row of `Spans`, or a pair (start_s, stop_s).
             rate_hz: Return so many frames a second: the store's `frame_rate_hz` divided by a whole
                 number. Groups begin with the first frame that is read; the last may be smaller.
             reduction: What becomes of a group: its "mean", computed in float32, or its first frame
@@ -103,6 +106,8 @@ class FeatureStore(StoreView):
         """
         position = self.position(key)
         axes = self.axes(layers)
+        if span is not None:
+            start_s, stop_s = self._times_of(span, key, (start, stop, start_s, stop_s))
         is_plain = start_s is None and stop_s is None and rate_hz is None and not final_norm
         if is_plain:
             features = self._read_mapped(position, axes, start, stop, verify)
@@ -300,6 +305,15 @@ class FeatureStore(StoreView):
         """
         gather([(self._shards, cuts)], self._catalogue, axes)
         self._finish(cuts, axes, norm, verify)
+
+    def _times_of(self, span: Any, key: Key, others: Sequence[Any]) -> tuple[float, float]:
+        """Return start and stop of a span of an utterance, in seconds."""
+        if any(value is not None for value in others):
+            raise ConfigError("give span, or start and stop, or start_s and stop_s, not several")
+        owner = getattr(span, "id", None)
+        if owner is not None and self.position(owner) != self.position(key):
+            raise ConfigError(f"span is of utterance {owner!r}, not of {key!r}")
+        return span_times(span)
 
     def _frames_to_join(self, rate_hz: float, reduction: str) -> int:
         check_reduction(reduction)

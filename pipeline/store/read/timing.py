@@ -7,7 +7,7 @@ the frames whose centres lie in it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
 
 Seconds = npt.NDArray[np.float64]
+
+_LAST = 2.0**53  # frames, exact as float64; no utterance is as long
 
 MEAN, STRIDE = "mean", "stride"
 REDUCTIONS = (MEAN, STRIDE)
@@ -123,8 +125,45 @@ def join_frames(features: Tensor, n_joined: int, reduction: str) -> Tensor:
     return torch.cat(parts, dim=-2).to(features.dtype)
 
 
+def first_frames(geometry: FrameGeometry, times_s: Seconds) -> npt.NDArray[np.int64]:
+    """Return the first frame whose centre is not before each time.
+
+    So the frames whose centres lie in `[start_s, stop_s)` are those from the first frame of
+    `start_s` up to that of `stop_s`, and adjacent spans share no frame. A centre within a millionth
+    of a hop of a time counts as being at it.
+
+    Args:
+        geometry: Of the encoder.
+        times_s: Seconds from the start of the utterance, at least 0: [n].
+
+    Returns:
+        int64 [n]; not limited by the length of an utterance.
+    """
+    centre = geometry.receptive_field_samples / 2
+    hops = (times_s * geometry.sample_rate_hz - centre) / geometry.hop_samples
+    return np.clip(np.ceil(np.round(hops, 6)), 0, _LAST).astype(np.int64)
+
+
+def span_times(span: Any) -> tuple[float, float]:
+    """Return start and stop of a span: a row of `Spans`, or a pair of seconds.
+
+    Raises:
+        ConfigError: It is neither, or its times are no seconds, or it ends before it starts.
+    """
+    times = (span.start_s, span.stop_s) if hasattr(span, "start_s") else span
+    try:
+        start_s, stop_s = (float(time) for time in times)
+        is_span = 0 <= start_s <= stop_s
+    except (TypeError, ValueError):
+        is_span = False
+    if not is_span:
+        raise ConfigError(
+            f"span is {span!r:.80}; expected a row of Spans or a pair (start_s, stop_s) of seconds "
+            "from the start of the utterance, at least 0, the start not after the stop"
+        )
+    return start_s, stop_s
+
+
 def _first_at(geometry: FrameGeometry, time_s: float) -> int:
     """Return the first frame whose centre is not before a time."""
-    centre = geometry.receptive_field_samples / 2
-    hops = (time_s * geometry.sample_rate_hz - centre) / geometry.hop_samples
-    return max(0, math.ceil(round(hops, 6))) if math.isfinite(hops) else 2**62
+    return int(first_frames(geometry, np.array([time_s]))[0])
