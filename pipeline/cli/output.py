@@ -20,10 +20,15 @@ from typing import IO, Any, NoReturn, cast
 import typer
 from rich.console import Console
 
+from pipeline.cli.interrupts import prompt_interrupts
 from pipeline.cli.streams import Stderr, is_terminal, write_all
 from pipeline.errors import ConfigError, StrataError
+from pipeline.objects.waiting import longest_wait, notes_sent_to
 
 EXIT_ERROR, EXIT_USAGE, EXIT_QUARANTINED = 1, 2, 3
+_INTERRUPTED = "interrupted; committed units are safe, run the same command again to continue"
+_HELD_UP_S = 1.0
+"""Seconds after which an unanswered request holds up the end of the process."""
 
 _WIDTH = 1000
 """Columns of a table on something that is not a terminal: its lines are not broken."""
@@ -67,11 +72,20 @@ class Answer:
 
     def fail(self, message: str, code: int) -> NoReturn:
         """Print an error in one line, with `--json` also as an object, and end the verb."""
+        self._print_error(message)
+        raise typer.Exit(code)
+
+    def end_process(self, waiting_for: str) -> NoReturn:
+        """End the process from another thread: it was interrupted, and a server holds it up."""
+        console.show_cursor()
+        self._print_error(f"{_INTERRUPTED} (it was waiting for {waiting_for})")
+        os._exit(EXIT_ERROR)
+
+    def _print_error(self, message: str) -> None:
         console.print(f"error: {' '.join(message.split())}", style="red", markup=False)
         if self._as_json:
             with suppress(OSError, ValueError):
                 write_all(json.dumps({"error": message}) + "\n", self._stdout)
-        raise typer.Exit(code)
 
 
 @contextmanager
@@ -87,11 +101,17 @@ def reported(as_json: bool, debug: bool) -> Iterator[Answer]:
     """
     answer = Answer(as_json)
     try:
-        with redirect_stdout(sys.stderr):
+        with (
+            redirect_stdout(sys.stderr),
+            prompt_interrupts(answer.end_process),
+            notes_sent_to(_print_note),
+        ):
             yield answer
     except KeyboardInterrupt:
-        message = "interrupted; committed units are safe, run the same command again to continue"
-        answer.fail(message, EXIT_ERROR)
+        wait = longest_wait(_HELD_UP_S)
+        if wait is not None:  # its thread would be waited for
+            answer.end_process(str(wait))
+        answer.fail(_INTERRUPTED, EXIT_ERROR)
     except StrataError as error:
         if debug:
             _print_traceback()
@@ -168,6 +188,10 @@ def _rendered(show: Show, stream: IO[str] | None) -> str:
         )
     )
     return text.getvalue()
+
+
+def _print_note(line: str) -> None:
+    console.print(line, markup=False)
 
 
 def _print_traceback() -> None:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from pipeline.errors import NoSpaceError, StoreError, UnansweredError
 from pipeline.files import Buffer
 from pipeline.objects.base import ObjectInfo, Objects
-from pipeline.objects.clock import server_time_s
 from pipeline.objects.failures import Action, read_failure
 from pipeline.objects.library import load_obstore
 from pipeline.objects.requests import (
@@ -20,7 +19,7 @@ from pipeline.objects.requests import (
     as_os_error,
     is_failure,
 )
-from pipeline.objects.server import Server, find_server
+from pipeline.objects.server import Server, find_server, server_time_s
 from pipeline.objects.uri import ObjectUri, parse_uri
 
 Result = TypeVar("Result")
@@ -185,7 +184,7 @@ class ObjectClient(Objects):
                 max_concurrency=PARTS_IN_FLIGHT,
             )
 
-        self._write(key, send)
+        self._write(key, send, is_large=not is_small)
 
     def create(self, key: str, content: Buffer) -> bool:
         """Create a small object, unless there is one under the key already.
@@ -309,7 +308,7 @@ class ObjectClient(Objects):
 
     def _read(self, key: str, request: Callable[[], Result], action: Action = "read") -> Result:
         try:
-            return self._requests.repeat(request)
+            return self._requests.repeat(request, self.locate(key))
         except RequestError as error:
             if error.failure.status == _RANGE_NOT_SATISFIABLE:
                 raise EOFError(f"{self.locate(key)} ends before") from None
@@ -323,9 +322,10 @@ class ObjectClient(Objects):
         request: Callable[[], Result],
         action: Action = "write",
         is_creation: bool = False,
+        is_large: bool = False,
     ) -> Result:
         try:
-            return self._requests.repeat(request)
+            return self._requests.repeat(request, self.locate(key), is_large)
         except RequestError as error:
             place = self.locate(key)
             if error.failure.is_full:

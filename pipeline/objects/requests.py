@@ -20,6 +20,7 @@ from pipeline.objects.failures import Action, Failure, read_failure
 from pipeline.objects.library import generation, load_obstore
 from pipeline.objects.profiles import profile_settings
 from pipeline.objects.server import Server
+from pipeline.objects.waiting import Wait
 
 Result = TypeVar("Result")
 
@@ -96,13 +97,21 @@ class Requests:
         """Return obstore's store for writes of any size; it retries the parts of an object."""
         return _store(self.server, self.limits, "writing")
 
-    def repeat(self, request: Callable[[], Result]) -> Result:
+    def repeat(self, request: Callable[[], Result], place: str, is_large: bool = False) -> Result:
         """Call a function until it succeeds, with pauses that get longer.
+
+        Args:
+            request: What to call.
+            place: What it asks for, for a note to the user if it takes long.
+            is_large: Whether it may well take a minute.
 
         Raises:
             RequestError: The failure will not pass, or has not.
         """
-        start_s, waited = time.monotonic(), False
+        with Wait(place, self.limits.retry_s, is_large) as wait:
+            return self._repeat(request, wait)
+
+    def _repeat(self, request: Callable[[], Result], wait: Wait) -> Result:
         unanswered = False
         for pause_s in _pauses():
             try:
@@ -121,12 +130,13 @@ class Requests:
             if failure.status:
                 _answered.add(self.server)
             unanswered |= failure.may_have_arrived
-            spent_s = time.monotonic() - start_s
+            spent_s = time.monotonic() - wait.start_s
             if not failure.may_pass or spent_s + pause_s > self._limit_s():
                 if failure.may_pass:
                     _given_up.add(self.server)
-                raise RequestError(failure, spent_s if waited else 0.0, unanswered) from None
-            waited = True
+                tried_s = spent_s if wait.n_retries else 0.0
+                raise RequestError(failure, tried_s, unanswered) from None
+            wait.retries(f"{self.server}: {failure.reason}")
             time.sleep(pause_s)
         raise AssertionError  # there is always another pause
 
@@ -208,9 +218,10 @@ def _make_store(server: Server, limits: Limits, use: str) -> Any:
     }
     if use == "reading":
         options["read_timeout"] = timedelta(seconds=limits.answer_s)
+    patience_s = limits.retry_s if use == "writing" else limits.answer_s  # `repeat` tries on
     retries = {
         "max_retries": 8 if use in ("listing", "writing") else 0,
-        "retry_timeout": timedelta(seconds=limits.retry_s),
+        "retry_timeout": timedelta(seconds=min(patience_s, limits.retry_s)),
         "backoff": {
             "init_backoff": timedelta(seconds=_FIRST_WAIT_S),
             "max_backoff": timedelta(seconds=_LONGEST_WAIT_S),

@@ -1,4 +1,4 @@
-"""Where a bucket is and how to reach it, by the environment of the process.
+"""Where a bucket is and how to reach it, by the environment of the process; its clock.
 
 `Server` is what may be pickled and shown. Credentials are read by obstore or boto3 in each process
 that needs them.
@@ -7,7 +7,12 @@ that needs them.
 from __future__ import annotations
 
 import os
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +56,8 @@ _PLACES = {
     "az": "the account (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ENDPOINT)",
 }
 _CLOUDS = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+_CLOCK_TIMEOUT_S = 5.0
+_CLOCK_AGE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -138,3 +145,35 @@ def _check_endpoint(name: str, endpoint: str, allows_http: bool, variable: str) 
             f"{name}={endpoint} is plain http, which encrypts nothing; set {variable}=true if that "
             "is meant"
         )
+
+
+_asked: dict[Server, tuple[float, float]] = {}  # when, by the steady clock, and the server's time
+
+
+def server_time_s(server: Server) -> float:
+    """Return the time of a server, in seconds since the epoch; that of this machine if unknown.
+
+    It is asked once a minute, by a request without credentials: an answer that refuses it has the
+    time, too. In between it runs on by the monotonic clock of this machine.
+    """
+    found = _asked.get(server)
+    if found is None or time.monotonic() - found[0] > _CLOCK_AGE_S:
+        time_s = _time_of(server.address)
+        found = _asked[server] = time.monotonic(), time.time() if time_s is None else time_s
+    return found[1] + time.monotonic() - found[0]
+
+
+def _time_of(address: str) -> float | None:
+    request = urllib.request.Request(address, method="HEAD")
+    headers = None
+    with suppress(OSError, ValueError):
+        try:
+            with urllib.request.urlopen(request, timeout=_CLOCK_TIMEOUT_S) as answer:
+                headers = answer.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                headers = error.headers
+    text = headers.get("Date") if headers is not None else None
+    with suppress(TypeError, ValueError):
+        return parsedate_to_datetime(text or "").timestamp()
+    return None
