@@ -362,7 +362,7 @@ def _table(sweep: Sweep) -> Table:
 def _cells(score: CandidateScore, extras: list[str]) -> list[str]:
     return [
         str(score.layer),
-        f"{score.lr:g}",
+        f"{score.lr:g}" if score.lr else "–",
         f"{score.dev:.3f}",
         f"{score.test:.3f}",
         f"{score.low:.3f}–{score.high:.3f}",

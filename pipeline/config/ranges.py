@@ -71,6 +71,8 @@ RANGES: Mapping[str, Range] = {
     "task.eval_every": Range(0, 1_000_000),
     "task.patience": Range(1, 1_000_000),
     "task.projection": Range(1, 65_536),
+    "task.n_trials": Range(2, 10_000_000),
+    "task.trial_seed": Range(0, _MAX_SEED),
     "task.lrs": Range(0, 100, "numbers", is_open=True, max_items=100),
     "layers": Range(-1, 1000),
     "seeds": Range(0, _MAX_SEED, "whole numbers"),
@@ -97,7 +99,8 @@ def check_sweep(config: SweepConfig) -> None:
     Raises:
         ConfigError: A value is out of range; the message says what was expected.
     """
-    for name, numbers in (("seeds", config.seeds), ("task.lrs", config.task.lrs)):
+    lists = {"seeds": config.seeds, "task.lrs": config.task.lrs if config.task.is_trained else (1,)}
+    for name, numbers in lists.items():
         if not numbers or len(set(numbers)) < len(numbers):
             raise ConfigError(
                 f"{name} is {_shown(numbers)}; expected one or more different numbers"

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+_UNTRAINED = ("verification",)  # kinds of task
+
 
 @dataclass(frozen=True)
 class TaskConfig:
     """Recipe of a task.
 
     Attributes:
-        name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "pr" or "asr".
+        name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "sv", "pr"
+            or "asr".
         kind: "utterance" (a class per utterance, on pooled features), "regression" (a number per
-            utterance) or "frames" (CTC).
+            utterance), "verification" (pairs of utterances) or "frames" (CTC).
         labels: Columns that may hold the labels; the first one in the store is used.
         slots: Whether every column of `labels` is an intent slot with its own classes; an utterance
             is correct if all its intent slots are. Not a storage slot.
-        metric: "accuracy"; "ccc", "pearson" or "mae" for regression; "cer", "wer" or "per" for
-            frames.
+        metric: "accuracy"; "ccc", "pearson" or "mae" for regression; "eer" or "min_dcf" for
+            verification; "cer", "wer" or "per" for frames.
         speaker_independent: Whether train, dev and test must have disjoint speakers.
-        lrs: Learning rates of Adam.
+        lrs: Learning rates of Adam. Tasks that train nothing have none.
         steps: Maximum number of optimiser steps. 0: 640, or 20 epochs of train if that is more. Set
             it for frame tasks, whose `batch` counts frames.
         batch: Utterances per step if `kind` is utterance; frames per step (utterances × frames of
@@ -34,6 +37,11 @@ class TaskConfig:
         normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
             without parameters, as in SUPERB.
         loss: For regression, "ccc" or "mse".
+        head: For verification, "cosine" or "lda".
+        trials: For verification, file of the test trials; None draws them from test.
+        n_trials: Trials that are drawn, half of them of one speaker.
+        trial_seed: Seed of the draw.
+        skip_missing_trials: Whether trials of utterances that are not in the store are left out.
     """
 
     name: str
@@ -41,17 +49,27 @@ class TaskConfig:
     labels: tuple[str, ...]
     metric: str
     speaker_independent: bool
-    lrs: tuple[float, ...]
-    steps: int
-    batch: int
-    eval_every: int
-    patience: int
+    lrs: tuple[float, ...] = ()
+    steps: int = 0
+    batch: int = 1
+    eval_every: int = 0
+    patience: int = 1
     slots: bool = False
     projection: int = 256
     pooling: tuple[str, ...] = ("mean",)
     tokens: str | None = None
     normalize: bool = False
     loss: str | None = None
+    head: str | None = None
+    trials: str | None = None
+    n_trials: int = 20_000
+    trial_seed: int = 0
+    skip_missing_trials: bool = False
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether heads are trained, by learning rate and seed."""
+        return self.kind not in _UNTRAINED
 
 
 @dataclass(frozen=True)

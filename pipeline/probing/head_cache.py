@@ -30,7 +30,15 @@ _SEAL = "sha256"
 _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
 """Task settings without effect, or hashed in another form: label columns, parts, own rate."""
 
-_LATER: dict[str, Any] = {"pooling": (MEAN,), "loss": None}
+_LATER: dict[str, Any] = {
+    "pooling": (MEAN,),
+    "loss": None,
+    "head": None,
+    "trials": None,
+    "n_trials": 20_000,
+    "trial_seed": 0,
+    "skip_missing_trials": False,
+}
 """Task settings that are newer than the first caches, with the value that heads then had."""
 
 
@@ -49,6 +57,7 @@ class HeadCache:
         labels: Labels,
         folds: Sequence[Fold],
         layers: Sequence[int],
+        fingerprint: str = "",
     ) -> None:
         """Compute the part of the hashed settings that all heads share.
 
@@ -59,6 +68,7 @@ class HeadCache:
             labels: Labels of every utterance.
             folds: The folds.
             layers: Layers that the weighted sum combines.
+            fingerprint: `Task.fingerprint`.
         """
         self.folder = folder
         settings = {key: value for key, value in asdict(task).items() if key not in _NOT_HASHED}
@@ -71,6 +81,8 @@ class HeadCache:
             "recipe": settings,
             "columns": labels.columns,
         }
+        if fingerprint:
+            self._common["fingerprint"] = fingerprint
         self._layers = list(layers)
         self._fold_digests = _fold_digests(store, labels, folds)
 

@@ -32,12 +32,14 @@ class Ranking:
         best: The candidate with the best dev score.
         comparison: Paired test of the best two candidates by dev; None if there is only one.
         chosen: Heads of each candidate at the learning rate with the best dev score.
+        groups: What the bootstrap draws, e.g. utterances.
     """
 
     scores: tuple[CandidateScore, ...]
     best: Candidate
     comparison: Comparison | None
     chosen: dict[Candidate, HeadsBySeed]
+    groups: str
 
 
 def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate]) -> Ranking:
@@ -62,7 +64,8 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate
         second = order[1]
         p_value, test = paired_test(runs[best.layer], runs[second.layer])
         comparison = Comparison(best.layer, second.layer, best.test - second.test, p_value, test)
-    return Ranking(scores, best.layer, comparison, chosen)
+    groups = runs[best.layer][0].group
+    return Ranking(scores, best.layer, comparison, chosen, groups)
 
 
 def best_single_layer(scores: Sequence[CandidateScore], higher_is_better: bool) -> Candidate:

@@ -21,8 +21,12 @@ Candidate = int | Literal["weighted", "collapsed"]
 
 WEIGHTED: Literal["weighted"] = "weighted"
 
+NO_RATE = 0.0
+"""Learning rate of a head that is not trained."""
+
 Predictions = tuple[tuple[int, ...], ...] | tuple[tuple[float, ...], ...] | tuple[str, ...]
-"""One item per utterance: the class or the number in each label column, or a transcript."""
+"""One item per utterance: the class or the number in each label column, or a transcript. In
+verification one per trial: its score."""
 
 
 def candidate_of(stored: int) -> Candidate:
@@ -66,7 +70,7 @@ class HeadResult:
         test: Test score at that step.
         curve: (step, training loss, dev score) at each evaluation.
         predictions: Prediction for each test utterance, in the order of `Sweep.test_ids` of the
-            fold.
+            fold; in verification the score of each trial.
         layer_weights: Weight of each swept layer, for a weighted sum; else None.
     """
 
@@ -98,7 +102,7 @@ class CandidateScore:
         dev: Dev score, mean over the heads.
         test: Test score over the test utterances of all folds together, with counts averaged over
             seeds. Folds with more test utterances weigh more; `mean_scores` weighs heads equally.
-        low: Lower bound of the 95 % bootstrap interval of the test score, over test utterances.
+        low: Lower bound of the 95 % bootstrap interval of the test score, over `Sweep.groups`.
         high: Upper bound of that interval.
         seed_sd: Standard deviation of the test score over seeds; 0 for one seed.
         extra: Further test scores by name: macro_f1, or wer beside cer.
@@ -143,7 +147,7 @@ class Sweep:
         encoder: Description of the encoder; names random weights.
         warnings: Warnings to show before the scores: random weights, leakage, small splits.
         labels: Label columns.
-        metric: accuracy, cer, wer, per, ccc, pearson or mae.
+        metric: accuracy, cer, wer, per, ccc, pearson, mae, eer or min_dcf.
         higher_is_better: Direction of the metric.
         layers: Swept layers.
         n_train: Training utterances, mean over folds.
@@ -166,6 +170,7 @@ class Sweep:
         seconds: Wall time in seconds by stage: "read", "train", "score".
         trained: Number of heads trained in this run.
         reused: Number of heads taken from the cache.
+        groups: What the bootstrap of the intervals draws: utterances or speakers.
     """
 
     task: str
@@ -193,6 +198,7 @@ class Sweep:
     seconds: dict[str, float]
     trained: int
     reused: int
+    groups: str = "utterances"
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

@@ -34,6 +34,7 @@ from pipeline.probing.output_folder import (
 )
 from pipeline.probing.ranking import Ranking, best_single_layer, rank
 from pipeline.probing.results import (
+    NO_RATE,
     WEIGHTED,
     Candidate,
     HeadResult,
@@ -47,6 +48,7 @@ from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
 from pipeline.probing.tasks.regression import RegressionTask
 from pipeline.probing.tasks.utterance import UtteranceTask
+from pipeline.probing.tasks.verification import VerificationTask
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore
@@ -59,6 +61,7 @@ HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
 TASK_KINDS: dict[str, TaskFactory] = {
     "utterance": UtteranceTask,
     "regression": RegressionTask,
+    "verification": VerificationTask,
     "frames": FrameTask,
 }
 """Implementations of `Task` by `task.kind`."""
@@ -182,7 +185,8 @@ def _prepare(
     settings = _settings(store, config, layers, labels)
     split = make_split(store, config.task, config.split, labels)
     n_train = max(len(fold.train) for fold in split.folds)
-    config = replace(config, task=resolve_steps(config.task, n_train))
+    if config.task.is_trained:
+        config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
     device = choose_device(config.device)
     task = kind(TaskData(store, config.task, labels, split.folds, layers, device))
@@ -222,6 +226,7 @@ def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]
         plan.labels,
         plan.split.folds,
         plan.layers,
+        plan.task.fingerprint,
     )
     cached = {spec: cache.load(spec) for spec in plan.specs}
     heads = {spec: head for spec, head in cached.items() if head is not None}
@@ -275,12 +280,17 @@ def _result(
         seconds=seconds,
         trained=len(heads) - n_reused,
         reused=n_reused,
+        groups=ranking.groups,
     )
 
 
 def list_heads(config: SweepConfig, layers: Sequence[int], n_folds: int) -> tuple[HeadSpec, ...]:
     """Return the heads of a sweep, in the order in which they are reported."""
     candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
+    if not config.task.is_trained:
+        return tuple(
+            HeadSpec(layer, NO_RATE, 0, fold) for layer in candidates for fold in range(n_folds)
+        )
     if config.weighted and len(layers) > 1:
         candidates.append(WEIGHTED)
     return tuple(

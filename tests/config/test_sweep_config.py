@@ -27,8 +27,8 @@ def keys(name):
 
 
 def test_the_tasks_of_the_design_are_there():
-    """Keyword spotting, speakers, languages, intents, emotions, numbers, phones, speech."""
-    assert TASKS == ["asr", "er", "ic", "ks", "lid", "pr", "regression", "sid"]
+    """Keywords, speakers, languages, intents, emotions, numbers, phones, speech, verification."""
+    assert TASKS == ["asr", "er", "ic", "ks", "lid", "pr", "regression", "sid", "sv"]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -90,7 +90,7 @@ def test_overrides_are_applied():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["layers=all"], "no task is given; set task=asr|er|ic|ks|lid|pr|regression|sid"),
+        (["layers=all"], "no task is given; set task=asr|er|ic|ks|lid|pr|regression|sid|sv"),
         (["task=kws"], "no task is called 'kws'; did you mean ks?"),
         (["task=ks", "task.lr=[1]"], "unknown setting task.lr; did you mean task.lrs"),
         (["task=ks", "model=tiny"], "unknown setting model"),

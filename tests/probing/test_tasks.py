@@ -14,7 +14,7 @@ from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import Fold, Labels, read_labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
-from pipeline.probing.run import TASK_KINDS
+from pipeline.probing.run import TASK_KINDS, list_heads
 from pipeline.probing.significance import resampled_scores
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.store.read.features import FeatureStore
@@ -22,7 +22,7 @@ from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
 
-CASES = {"utterance": "ks", "frames": "asr", "regression": "regression"}
+CASES = {"utterance": "ks", "frames": "asr", "regression": "regression", "verification": "sv"}
 """Name of a task of each kind, trained on the words of the store. A new kind is one line."""
 NUMBERS = {"ab": "1.5", "cd": "-2", "bad": "30", "cab": "7"}
 """The labels of a regression in place of the words."""
@@ -47,9 +47,8 @@ class Case:
 
 def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
     """Make the task of a kind for a small store."""
-    config = load_sweep_config(
-        [f"task={CASES[kind]}", "labels=[word]", "task.steps=8", "task.eval_every=4"]
-    )
+    quick = [] if kind == "verification" else ["task.steps=8", "task.eval_every=4"]
+    config = load_sweep_config([f"task={CASES[kind]}", "labels=[word]", *quick])
     labels = read_labels(store, config.task, config.labels)
     if kind == "regression":
         words = [NUMBERS.get(word, word) for word in words]
@@ -76,12 +75,10 @@ def store(tmp_path_factory):
 def case(request, store):
     """A task of every kind, with heads on two layers and the weighted sum, in two folds."""
     task = make_task(request.param, store)
-    specs = [
-        HeadSpec(layer, 1e-2, seed, fold)
-        for layer in (*LAYERS, WEIGHTED)
-        for seed in (0, 1)
-        for fold in (0, 1)
-    ]
+    settings = [f"task={CASES[request.param]}", "seeds=[0,1]"]
+    specs = list(list_heads(load_sweep_config(settings), LAYERS, len(FOLDS)))
+    if request.param != "verification":
+        specs = [replace(spec, lr=1e-2) for spec in specs if spec.lr == max(s.lr for s in specs)]
     trained: dict[HeadSpec, HeadResult] = {}
     notes: list[str] = []
     calls: list[HeadSpec] = []
@@ -111,12 +108,15 @@ def test_a_head_has_the_settings_of_its_spec(case):
 
 
 def test_predictions_and_references_are_those_of_the_test_utterances(case):
-    """A fold has one prediction and one reference per test utterance, of the same type."""
+    """A fold has one prediction and one reference per test utterance or trial, of one type."""
     assert len(case.task.truth) == len(FOLDS)
     for head in case.heads:
         fold, truth = FOLDS[head.fold], case.task.truth[head.fold]
-        assert len(head.predictions) == len(truth) == len(fold.test)
+        assert len(head.predictions) == len(truth)
         assert {type(item) for item in head.predictions} == {type(item) for item in truth}
+        if case.kind == "verification":  # they are those of trials
+            continue
+        assert len(truth) == len(fold.test)
         by_word = {WORDS[row]: truth[i] for i, row in enumerate(fold.test.tolist())}
         assert [by_word[WORDS[row]] for row in fold.test.tolist()] == list(truth)
         assert len(set(by_word.values())) == 4
@@ -139,6 +139,8 @@ def test_folds_are_evaluated_together(case):
         alone = [case.task.evaluate([head]) for head in heads]
         both = case.task.evaluate(heads)
         assert both.n_groups == sum(evaluation.n_groups for evaluation in alone)
+        if case.kind == "verification":  # scores of different folds are ranked together
+            continue
         halves = [
             both.scores(np.repeat([on, 1.0 - on], [item.n_groups for item in alone])[None])[0]
             for on in (1.0, 0.0)
@@ -168,7 +170,7 @@ def test_extra_scores_and_baselines_are_named_numbers(case):
     runs = [
         [h for h in case.heads if (h.layer, h.seed) == (layer, seed)]
         for layer in LAYERS
-        for seed in (0, 1)
+        for seed in sorted({head.seed for head in case.heads})
     ]
     extras = [case.task.extra(run) for run in runs]
     assert len({frozenset(extra) for extra in extras}) == 1

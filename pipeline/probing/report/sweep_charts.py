@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from pipeline.probing.metrics import AGREEMENT
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DETECTION = ("eer", "min_dcf")
+"""Metrics of trials."""
 MAX_CLASSES = 40
 """Largest number of classes of which a confusion matrix is drawn."""
 
@@ -35,6 +38,8 @@ METRICS = {
     "ccc": "concordance correlation",
     "pearson": "Pearson correlation",
     "mae": "mean absolute error",
+    "eer": "equal error rate",
+    "min_dcf": "minimum detection cost",
 }
 """Full names of metrics."""
 
@@ -64,13 +69,17 @@ def candidate_in_sentence(layer: Candidate) -> str:
 
 def draw_charts(sweep: Sweep) -> dict[str, Chart]:
     """Draw the charts that a sweep has data for, by name."""
-    charts = {"scores": scores_chart(sweep), "curves": curves_chart(sweep)}
+    charts = {"scores": scores_chart(sweep)}
+    if any(head.curve for head in sweep.heads):
+        charts["curves"] = curves_chart(sweep)
     if sweep.layer_weights is not None:
         charts["weights"] = weights_chart(sweep)
     if sweep.confusion is not None and len(sweep.confusion) <= MAX_CLASSES:
         charts["confusion"] = confusion_chart(sweep)
     if predicts_numbers(sweep):
         charts["predictions"] = predictions_chart(sweep)
+    if sweep.metric in DETECTION:
+        charts["detection"] = detection_chart(sweep)
     return charts
 
 
@@ -321,3 +330,32 @@ def predictions_chart(sweep: Sweep) -> Chart:
 
     alt = f"Predicted against true numbers, {candidate_name(sweep.best)}, first seed"
     return render("predictions", alt, 3.2, plot)
+
+
+def detection_chart(sweep: Sweep) -> Chart:
+    """Draw the detection error trade-off of the best candidate (Martin et al., 1997)."""
+    heads = [head for head in sweep.heads if head.layer == sweep.best]
+    pairs = [
+        (found[0], truth[0])  # score, 1 for one speaker
+        for head in heads
+        for found, truth in zip(head.predictions, sweep.truth[head.fold], strict=True)
+    ]
+    ordered = [bool(truth) for _, truth in sorted(pairs)]
+    n_target = sum(ordered)
+    misses = list(accumulate(ordered))
+    false_alarms = [len(ordered) - i - 1 - (n_target - miss) for i, miss in enumerate(misses)]
+    step = max(1, len(ordered) // _MAX_POINTS)
+
+    def plot(figure: Figure) -> None:
+        axes = figure.subplots()
+        x = [100 * count / max(1, len(ordered) - n_target) for count in false_alarms[::step]]
+        y = [100 * count / max(1, n_target) for count in misses[::step]]
+        axes.plot(x, y, color=COLOURS["blue"], linewidth=1.6)
+        axes.plot([0.1, 100], [0.1, 100], color=COLOURS["muted"], linewidth=1.0, linestyle=":")
+        axes.set(xscale="log", yscale="log", xlim=(0.1, 100), ylim=(0.1, 100))
+        axes.set(xlabel="false alarms in %", ylabel="misses in %")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+
+    alt = f"Misses against false alarms, {candidate_name(sweep.best)}"
+    return render("detection", alt, 3.2, plot)

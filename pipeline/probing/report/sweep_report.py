@@ -26,9 +26,8 @@ from pipeline.probing.report.sweep_charts import (
     candidate_name,
     draw_charts,
     metric_name,
-    predicts_numbers,
 )
-from pipeline.probing.results import WEIGHTED, Candidate, Sweep
+from pipeline.probing.results import NO_RATE, WEIGHTED, Candidate, Sweep
 
 SIGNIFICANCE_LEVEL = 0.05
 """p-value below which a difference is called significant."""
@@ -56,7 +55,8 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
 
 def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
     """Return the body of the page, with the charts that `draw_charts` drew."""
-    figures = {name: figure(chart, _CAPTIONS[name]) for name, chart in charts.items()}
+    captions = _CAPTIONS | {"scores": _CAPTIONS["scores"].format(groups=sweep.groups)}
+    figures = {name: figure(chart, captions[name]) for name, chart in charts.items()}
     return join(
         [
             warnings_box(sweep.warnings),
@@ -65,8 +65,9 @@ def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
             *(element("p", line) for line in significance(sweep)),
             section("Scores by layer", figures["scores"], _scores(sweep), _baselines(sweep)),
             _weights(sweep, figures.get("weights")),
-            section("Learning curves", figures["curves"]),
+            section("Learning curves", figures["curves"]) if "curves" in figures else Markup(),
             _errors(sweep, figures.get("confusion"), figures.get("predictions")),
+            section("Errors", figures["detection"]) if "detection" in figures else Markup(),
             section("Next steps", *_next_steps(sweep)),
             section("Settings", _facts(sweep)),
         ]
@@ -74,7 +75,7 @@ def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
 
 
 _CAPTIONS = {
-    "scores": "Intervals: 95 % bootstrap over the test utterances. Dev selects the learning rate, "
+    "scores": "Intervals: 95 % bootstrap over the test {groups}. Dev selects the learning rate, "
     "the step and the best candidate; test is only reported. Band and solid line: the weighted sum "
     "on test; dashed line: on dev. Dotted lines: baselines; an arrow marks a baseline outside the "
     "chart.",
@@ -83,6 +84,7 @@ _CAPTIONS = {
     "importance of a layer.",
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
     "confusion": "Test utterances of the best candidate, over all seeds and folds.",
+    "detection": "Test trials of the best candidate. Dotted line: equal error rates.",
     "predictions": "Test utterances of the best candidate, first seed. Dotted line: a perfect "
     "prediction.",
 }
@@ -154,7 +156,7 @@ def _scores(sweep: Sweep) -> Markup:
     rows = [
         [
             candidate_name(score.layer) + (", best by dev" if score.layer == sweep.best else ""),
-            f"{score.lr:g}",
+            f"{score.lr:g}" if score.lr != NO_RATE else None,
             score.dev,
             score.test,
             f"{score.low:.3f} to {score.high:.3f}",
@@ -280,20 +282,21 @@ def _facts(sweep: Sweep) -> Markup:
         f"{label}: {len(names)}" for label, names in zip(sweep.labels, sweep.classes, strict=True)
     )
     kind = "classes" if sweep.confusion is not None else "symbols"
+    is_trained = rates != [NO_RATE]
     values: dict[str, object] = {
         "store": sweep.store if isinstance(sweep.store, str) else ", ".join(sweep.store),
         "encoder": sweep.encoder,
         "task": sweep.task,
         "labels": ", ".join(sweep.labels),
-        kind: "" if predicts_numbers(sweep) else classes,
+        kind: classes if any(sweep.classes) else "",
         "metric": f"{metric_name(sweep.metric)}, "
         + ("higher is better" if sweep.higher_is_better else "lower is better"),
         "layers": ", ".join(str(layer) for layer in sweep.layers),
         "split": sweep.split,
         "utterances": f"{sweep.n_train} train, {sweep.n_dev} dev, {sweep.n_test} test",
         "folds": len(folds),
-        "learning rates": ", ".join(f"{rate:g}" for rate in rates),
-        "seeds": ", ".join(str(seed) for seed in seeds),
+        "learning rates": ", ".join(f"{rate:g}" for rate in rates) if is_trained else "",
+        "seeds": ", ".join(str(seed) for seed in seeds) if is_trained else "",
         "heads": f"{sweep.trained} trained, {sweep.reused} taken from an earlier run",
         "time": ", ".join(f"{name} {took:.1f} s" for name, took in sweep.seconds.items()),
     }

@@ -31,7 +31,11 @@ from pipeline.probing.splits.speakers import (
     is_certain,
 )
 from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
+from pipeline.probing.splits.trials import read_trials
 from pipeline.store.read.features import FeatureStore
+
+_MIN_SPEAKERS = 20
+"""Speakers outside a list of trials from which dev is taken."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,12 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         ConfigError: The split is impossible; or the task is speaker-independent, and a random split
             has speakers in more than one part, or it is not known which column has the speakers.
     """
+    if task.kind == "verification":  # the speakers of a part are in no other one
+        config = replace(config, speaker=labels.columns[0])
     is_free = config.speaker == NO_SPEAKER
     if is_free:
         config = replace(config, speaker=None)
-    if config.speaker in labels.columns:
+    if config.speaker in labels.columns and task.kind != "verification":
         raise ConfigError(
             f"split.speaker={config.speaker} is what task {task.name} learns: no class would be "
             "in train and in test. Leave split.speaker out"
@@ -129,8 +135,11 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     is_independent = task.speaker_independent and not is_free
     speaker = config.speaker or find_speaker_column(store)
     # column whose values must not be shared between parts
-    separated = speaker if is_independent and speaker not in labels.columns else None
+    is_label = speaker in labels.columns and task.kind != "verification"
+    separated = speaker if is_independent and not is_label else None
     utterances = _utterances(store, task, config, labels)
+    if task.trials is not None:
+        return _split_by_trials(store, task, utterances, task.trials)
     corpus, unused = find_corpus_split(store, config)
     if corpus is not None:
         split = _split_by_column(store, utterances, corpus, separated)
@@ -187,6 +196,31 @@ def _split_by_column(
     train, dev = _take_dev(utterances, parts["train"], "in train, from which dev is taken")
     description += f", dev taken from train {utterances.description}"
     return Split((Fold(train, dev, parts["test"]),), description)
+
+
+def _split_by_trials(
+    store: FeatureStore, task: TaskConfig, utterances: _Utterances, path: str
+) -> Split:
+    """Take test from a list of trials, and train and dev from the other speakers."""
+    test = read_trials(path, store.ids, task.skip_missing_trials)[0].positions
+    unknown = np.setdiff1d(test, utterances.usable)
+    if len(unknown):
+        raise ConfigError(
+            f"{len(unknown):,} utterances of {path} have no speaker in column "
+            f"{utterances.grouped_by!r}, e.g. {store.ids[int(unknown[0])]}"
+        )
+    tested = {utterances.groups[i] for i in test.tolist()}
+    others = [i for i in utterances.usable.tolist() if utterances.groups[i] not in tested]
+    rest = np.array(others, np.int64)
+    if len({utterances.groups[i] for i in others}) < _MIN_SPEAKERS:
+        warning = (
+            f"fewer than {_MIN_SPEAKERS} speakers are not in {path}: dev is test, so the best "
+            "layer is chosen on the trials that are reported. Extract other speakers, too"
+        )
+        return Split((Fold(rest, test, test),), f"trials {path}, dev is test", (warning,))
+    train, dev = _take_dev(utterances, rest, "outside the trials")
+    description = f"trials {path}, dev taken from the other speakers, seed {utterances.config.seed}"
+    return Split((Fold(train, dev, test),), description)
 
 
 def _group_if_corpus_does(

@@ -45,7 +45,7 @@ class Task(Protocol):
     - be created by a `TaskFactory` that raises ConfigError if the labels cannot be learned;
     - train every head as a function of its spec only, independent of the other heads in the call,
       so that a cached head can be reused;
-    - return one prediction per test utterance of the fold, in the order of `truth`;
+    - return one prediction per item of `truth` of the fold, in that order;
     - evaluate heads so that `evaluate([head]).score` is the test score of the head, over the same
       groups for every candidate and seed;
     - leave the store unchanged.
@@ -55,13 +55,16 @@ class Task(Protocol):
     Attributes:
         warnings: Warnings to show before the scores.
         classes: Class names of each label column; for transcripts the symbols.
-        truth: References of the test utterances, per fold.
+        truth: References, per fold: of each test utterance, or of each trial of two of them.
+        fingerprint: Hash of what heads depend on beyond the settings, the labels and the features,
+            e.g. of a file that the settings name; empty for nothing.
         higher_is_better: Direction of the metric.
     """
 
     warnings: tuple[str, ...]
     classes: tuple[tuple[str, ...], ...]
     truth: tuple[Predictions, ...]
+    fingerprint: str = ""
     higher_is_better: bool
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:

@@ -1,0 +1,284 @@
+"""Speaker verification: are two utterances of one speaker? By the cosine of pooled features.
+
+Nothing is trained but, with `task.head=lda`, a linear discriminant analysis of the training
+speakers. SUPERB trains an x-vector on frames instead, so scores cannot be compared with its table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+from pipeline.probing.evaluation import Evaluation, FloatArray
+from pipeline.probing.labels import Fold, IntArray
+from pipeline.probing.results import (
+    Candidate,
+    HeadResult,
+    HeadSpec,
+    Note,
+    OnHead,
+    candidate_of,
+)
+from pipeline.probing.splits.trials import Trials, draw_trials, read_trials
+from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.inputs import pooled_inputs
+
+COSINE, LDA = "cosine", "lda"
+METRICS = ("eer", "min_dcf")
+P_TARGET = 0.01
+"""Prior probability of a trial of one speaker, for the detection cost."""
+
+_MAX_COMPONENTS = 200
+_CELLS_PER_CHUNK = 1 << 23
+"""Largest number of draws × trials whose weights are in memory: 64 MiB of float64."""
+
+
+class VerificationTask(Task):
+    """Verification of speakers, scored by the equal error rate or the detection cost."""
+
+    higher_is_better = False
+    classes: tuple[tuple[str, ...], ...] = ((),)
+
+    def __init__(self, data: TaskData) -> None:
+        """Choose the trials of dev and test, and read the pooled features.
+
+        Args:
+            data: What to evaluate; the label is the speaker.
+
+        Raises:
+            ConfigError: The head or the metric is unknown, a part gives no trials, or the list of
+                trials cannot be used.
+        """
+        config = data.config
+        for key, value, known in (
+            ("head", config.head, (COSINE, LDA)),
+            ("metric", config.metric, METRICS),
+        ):
+            if value not in known:
+                raise ConfigError(f"task.{key} is {value!r}; expected {' or '.join(known)}")
+        self._config, self._folds = config, data.folds
+        self._speakers = np.unique(
+            [text or "" for text in data.labels.texts[0]], return_inverse=True
+        )[1].astype(np.int64)
+        self._dev, self._test = [], []
+        warnings = []
+        for fold in data.folds:
+            test, warning = self._trials(data, fold.test)
+            is_dev_test = np.array_equal(fold.dev, fold.test)
+            self._test.append(test)
+            self._dev.append(
+                test
+                if is_dev_test
+                else draw_trials(fold.dev, data.labels.texts[0], config.n_trials, config.trial_seed)
+            )
+            warnings += warning
+        self.warnings = tuple(dict.fromkeys(warnings))
+        self.truth = tuple(
+            tuple((float(item),) for item in trials.is_target.tolist()) for trials in self._test
+        )
+        pairs = [(item.pairs.tolist(), item.is_target.tolist()) for item in self._test]
+        self.fingerprint = hashlib.sha256(repr(pairs).encode()).hexdigest()
+        self._layers: list[Candidate] = [candidate_of(layer) for layer in data.layers]
+        self._pooled = pooled_inputs(data).numpy()  # [n_layers, n_utterances, dim]
+
+    def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
+        """Score the trials of dev and test on each layer."""
+        for spec in specs:
+            vectors = self._embed(spec.layer, self._folds[spec.fold])
+            dev, test = (
+                cosines(vectors, trials) for trials in (self._dev[spec.fold], self._test[spec.fold])
+            )
+            found = HeadResult(
+                **asdict(spec),
+                step=0,
+                dev=self._evaluation([self._dev[spec.fold]], [dev]).score,
+                test=self._evaluation([self._test[spec.fold]], [test]).score,
+                curve=(),
+                predictions=tuple((score,) for score in test.tolist()),
+            )
+            on_head(spec, found)
+
+    def evaluate(self, heads: Sequence[HeadResult]) -> Detection:
+        """Return the metric over the trials of all folds; groups are speakers."""
+        return self._of_heads(heads, self._config.metric)
+
+    def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
+        """Return the other metric."""
+        others = [name for name in METRICS if name != self._config.metric]
+        return {name: self._of_heads(heads, name).score for name in others}
+
+    def baselines(self, layer: Candidate) -> dict[str, float]:
+        """Return the score of equal scores for all trials."""
+        return {"chance": 0.5 if self._config.metric == "eer" else 1.0}
+
+    def confusion(self, heads: Sequence[HeadResult]) -> None:
+        """Return None: there are no classes."""
+        return
+
+    def write_files(self, folder: Path) -> None:
+        """Write nothing."""
+
+    def _trials(self, data: TaskData, test: IntArray) -> tuple[Trials, list[str]]:
+        """Return the trials of test, and warnings."""
+        config = data.config
+        if config.trials is None:
+            return draw_trials(test, data.labels.texts[0], config.n_trials, config.trial_seed), []
+        trials, n_missing = read_trials(config.trials, data.store.ids, config.skip_missing_trials)
+        speakers = self._speakers[trials.pairs]
+        wrong = trials.is_target != (speakers[:, 0] == speakers[:, 1])
+        if wrong.any():
+            ids = [data.store.ids[i] for i in trials.pairs[wrong.argmax()]]
+            raise ConfigError(
+                f"{config.trials}: {int(wrong.sum()):,} trials contradict column "
+                f"{data.labels.columns[0]!r} of the store, e.g. {ids[0]} and {ids[1]}; set "
+                "labels=[COLUMN] to the column of the speaker"
+            )
+        warnings = []
+        if n_missing:
+            warnings.append(
+                f"{n_missing:,} trials of {config.trials} are left out, because their utterances "
+                "are not in the store: scores are not those of the whole list"
+            )
+        return trials, warnings
+
+    def _embed(self, layer: Candidate, fold: Fold) -> FloatArray:
+        """Return the vector of each utterance, of length 1: [n_utterances, dim]."""
+        vectors = self._pooled[self._layers.index(layer)].astype(np.float64)
+        if len(fold.train):
+            vectors = vectors - vectors[fold.train].mean(0)
+        if self._config.head == LDA:
+            vectors = _discriminants(vectors, self._speakers, fold.train)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norms, 1e-300))
+
+    def _of_heads(self, heads: Sequence[HeadResult], metric: str) -> Detection:
+        trials = [self._test[head.fold] for head in heads]
+        scores = [np.array(head.predictions, np.float64)[:, 0] for head in heads]
+        return self._evaluation(trials, scores, metric)
+
+    def _evaluation(
+        self, trials: Sequence[Trials], scores: Sequence[FloatArray], metric: str | None = None
+    ) -> Detection:
+        """Return the evaluation of trials of several folds; a speaker counts once per fold."""
+        n_speakers = int(self._speakers.max()) + 1
+        pairs = [self._speakers[item.pairs] + i * n_speakers for i, item in enumerate(trials)]
+        return Detection(
+            np.concatenate(scores),
+            np.concatenate([item.is_target for item in trials]),
+            np.concatenate(pairs),
+            metric or self._config.metric,
+        )
+
+
+def cosines(vectors: FloatArray, trials: Trials) -> FloatArray:
+    """Return the score of each trial, [n_trials], of vectors of length 1."""
+    left, right = trials.pairs.T
+    return np.asarray(np.einsum("td,td->t", vectors[left], vectors[right]))
+
+
+class Detection(Evaluation):
+    """Equal error rate or minimum detection cost; a drawn test set is one of speakers.
+
+    A trial of one speaker weighs as often as the speaker is drawn, one of two speakers as often as
+    both are drawn together.
+    """
+
+    def __init__(
+        self,
+        scores: FloatArray,
+        is_target: npt.NDArray[np.bool_],
+        speakers: IntArray,
+        metric: str,
+    ) -> None:
+        """Sort the trials.
+
+        Args:
+            scores: Score of each trial, higher for one speaker, [n_trials].
+            is_target: Whether a trial is of one speaker, [n_trials].
+            speakers: Speakers of both utterances, [n_trials, 2].
+            metric: "eer" or "min_dcf".
+        """
+        names, groups = np.unique(speakers, return_inverse=True)
+        super().__init__(len(names), "speakers")
+        order = np.argsort(scores, kind="stable")
+        self._groups = groups.reshape(speakers.shape)[order]
+        self._is_target = is_target[order]
+        # a threshold is between different scores
+        ordered = scores[order]
+        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+        self._of_rates = _equal_error_rate if metric == "eer" else _detection_cost
+
+    def scores(self, weights: FloatArray) -> FloatArray:
+        """Return the metric for each vector of weights; 0.5 or 1 if a kind of trial has none."""
+        n_draws = max(1, _CELLS_PER_CHUNK // len(self._groups))
+        chunks = np.split(weights, range(n_draws, len(weights), n_draws))
+        return np.concatenate([self._scores(chunk) for chunk in chunks])
+
+    def _scores(self, weights: FloatArray) -> FloatArray:
+        left, right = (weights[:, self._groups[:, side]] for side in (0, 1))
+        misses = _share_up_to(np.where(self._is_target, left, 0.0), self._ends)
+        passed = _share_up_to(np.where(self._is_target, 0.0, left * right), self._ends)
+        return self._of_rates(misses, 1.0 - passed)
+
+
+def _share_up_to(weights: FloatArray, ends: IntArray) -> FloatArray:
+    """Return the share of the weight up to each end, [n_draws, 1 + n_ends], from 0 to 1."""
+    sums = weights.cumsum(1)
+    total = sums[:, -1:]
+    shares = sums[:, ends] / np.where(total > 0, total, 1.0)
+    shares[total[:, 0] <= 0] = 0.5  # no trial of this kind is drawn: nothing is known
+    return np.hstack([np.zeros((len(weights), 1)), shares])
+
+
+def _equal_error_rate(misses: FloatArray, false_alarms: FloatArray) -> FloatArray:
+    """Return the rate at which both errors are equal, [n_draws], between two thresholds linearly.
+
+    Args:
+        misses: Share of trials of one speaker below each threshold, rising, [n_draws, n].
+        false_alarms: Share of trials of two speakers above it, falling.
+    """
+    gap = misses - false_alarms
+    after = (gap >= 0).argmax(1)
+    after = np.where((gap >= 0).any(1), after, gap.shape[1] - 1)
+    before = np.maximum(after - 1, 0)
+    rows = np.arange(len(gap))
+    low, high = gap[rows, before], gap[rows, after]
+    rise = high - low
+    share = np.where(rise > 0, -low / np.where(rise > 0, rise, 1.0), 1.0).clip(0, 1)
+    first, second = misses[rows, before], misses[rows, after]
+    return np.asarray(first + share * (second - first))
+
+
+def _detection_cost(misses: FloatArray, false_alarms: FloatArray) -> FloatArray:
+    """Return the least detection cost with equal costs, 1 for a system that decides blindly.
+
+    NIST speaker recognition evaluation; `P_TARGET` as in the evaluations of VoxCeleb.
+    """
+    cost = P_TARGET * misses + (1 - P_TARGET) * false_alarms
+    return np.asarray(cost.min(1) / min(P_TARGET, 1 - P_TARGET))
+
+
+def _discriminants(vectors: FloatArray, speakers: IntArray, train: IntArray) -> FloatArray:
+    """Project vectors on the directions that separate the training speakers."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from threadpoolctl import threadpool_limits
+
+    n_speakers = len(np.unique(speakers[train]))
+    if n_speakers < 2 or len(train) <= n_speakers:
+        raise ConfigError(
+            f"task.head=lda learns from {len(train)} utterances of {n_speakers} speakers in train; "
+            "it needs two speakers with several utterances. Use task.head=cosine"
+        )
+    model: Any = LinearDiscriminantAnalysis(
+        solver="eigen", shrinkage="auto", n_components=min(n_speakers - 1, _MAX_COMPONENTS)
+    )
+    with threadpool_limits(1):  # results are reproducible
+        model.fit(vectors[train], speakers[train])
+        return np.asarray(model.transform(vectors), np.float64)
