@@ -342,7 +342,8 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
-    console.print(f"{counted(sweep.trained, 'head')} trained, {sweep.reused:,} reused; {stages}")
+    done = "trained" if any(head.lr for head in sweep.heads) else "evaluated"
+    console.print(f"{counted(sweep.trained, 'head')} {done}, {sweep.reused:,} reused; {stages}")
     console.print(f"report: {page}", markup=False)
 
 

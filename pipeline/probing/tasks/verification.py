@@ -36,6 +36,8 @@ P_TARGET = 0.01
 """Prior probability of a trial of one speaker, for the detection cost."""
 
 _MAX_COMPONENTS = 200
+_MIN_SPEAKERS = 20
+"""Test speakers below which a warning is given."""
 _CELLS_PER_CHUNK = 1 << 23
 """Largest number of draws × trials whose weights are in memory: 64 MiB of float64."""
 
@@ -79,6 +81,11 @@ class VerificationTask(Task):
                 else draw_trials(fold.dev, data.labels.texts[0], config.n_trials, config.trial_seed)
             )
             warnings += warning
+        n_speakers = sum(len(np.unique(self._speakers[item.pairs])) for item in self._test)
+        if n_speakers < _MIN_SPEAKERS:
+            warnings.append(
+                f"only {n_speakers} test speakers: intervals over so few speakers say little"
+            )
         self.warnings = tuple(dict.fromkeys(warnings))
         self.truth = tuple(
             tuple((float(item),) for item in trials.is_target.tolist()) for trials in self._test
@@ -208,60 +215,86 @@ class Detection(Evaluation):
         names, groups = np.unique(speakers, return_inverse=True)
         super().__init__(len(names), "speakers")
         order = np.argsort(scores, kind="stable")
-        self._groups = groups.reshape(speakers.shape)[order]
-        self._is_target = is_target[order]
-        # a threshold is between different scores
-        ordered = scores[order]
-        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-        self._of_rates = _equal_error_rate if metric == "eer" else _detection_cost
+        ordered, kinds = scores[order], is_target[order]
+        pairs = groups.reshape(speakers.shape)[order]
+        self._targets = pairs[kinds, 0]
+        self._others = np.ascontiguousarray(pairs[~kinds].T)  # [2, n]
+        # a threshold is between different scores: number of trials of each kind below it
+        ends = np.append(0, 1 + np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)))
+        below = np.append(0, kinds.cumsum())[ends]
+        self._below = below, ends - below
+        self._of_shares = _equal_error_rate if metric == "eer" else _detection_cost
 
     def scores(self, weights: FloatArray) -> FloatArray:
         """Return the metric for each vector of weights; 0.5 or 1 if a kind of trial has none."""
-        n_draws = max(1, _CELLS_PER_CHUNK // len(self._groups))
+        n_draws = max(1, _CELLS_PER_CHUNK // (len(self._targets) + self._others.shape[1]))
         chunks = np.split(weights, range(n_draws, len(weights), n_draws))
         return np.concatenate([self._scores(chunk) for chunk in chunks])
 
     def _scores(self, weights: FloatArray) -> FloatArray:
-        left, right = (weights[:, self._groups[:, side]] for side in (0, 1))
-        misses = _share_up_to(np.where(self._is_target, left, 0.0), self._ends)
-        passed = _share_up_to(np.where(self._is_target, 0.0, left * right), self._ends)
-        return self._of_rates(misses, 1.0 - passed)
+        left, right = self._others
+        misses = _share_below(weights[:, self._targets])
+        rejections = _share_below(weights[:, left] * weights[:, right])
+        return self._of_shares(misses, rejections, self._below)
 
 
-def _share_up_to(weights: FloatArray, ends: IntArray) -> FloatArray:
-    """Return the share of the weight up to each end, [n_draws, 1 + n_ends], from 0 to 1."""
-    sums = weights.cumsum(1)
-    total = sums[:, -1:]
-    shares = sums[:, ends] / np.where(total > 0, total, 1.0)
-    shares[total[:, 0] <= 0] = 0.5  # no trial of this kind is drawn: nothing is known
-    return np.hstack([np.zeros((len(weights), 1)), shares])
+def _share_below(weights: FloatArray) -> FloatArray:
+    """Return the share of the weight of the first trials, [n_draws, 1 + n_trials], from 0 to 1.
+
+    Half if there is no weight: if no trial of a kind is drawn, nothing is known.
+    """
+    shares = np.zeros((len(weights), 1 + weights.shape[1]))
+    weights.cumsum(1, out=shares[:, 1:])
+    total = shares[:, -1:].copy()
+    shares /= np.where(total > 0, total, 1.0)
+    shares[total[:, 0] <= 0] = 0.5
+    return shares
 
 
-def _equal_error_rate(misses: FloatArray, false_alarms: FloatArray) -> FloatArray:
-    """Return the rate at which both errors are equal, [n_draws], between two thresholds linearly.
+def _equal_error_rate(
+    misses: FloatArray, rejections: FloatArray, below: tuple[IntArray, IntArray]
+) -> FloatArray:
+    """Return the rate at which misses and false alarms are equal, between two thresholds linearly.
 
     Args:
-        misses: Share of trials of one speaker below each threshold, rising, [n_draws, n].
-        false_alarms: Share of trials of two speakers above it, falling.
+        misses: Share of the first trials of one speaker, [n_draws, 1 + n_targets].
+        rejections: Share of the first trials of two speakers, [n_draws, 1 + n_others].
+        below: Number of trials of either kind below each threshold, [n_thresholds].
+
+    Returns:
+        [n_draws].
     """
-    gap = misses - false_alarms
-    after = (gap >= 0).argmax(1)
-    after = np.where((gap >= 0).any(1), after, gap.shape[1] - 1)
-    before = np.maximum(after - 1, 0)
-    rows = np.arange(len(gap))
-    low, high = gap[rows, before], gap[rows, after]
-    rise = high - low
-    share = np.where(rise > 0, -low / np.where(rise > 0, rise, 1.0), 1.0).clip(0, 1)
-    first, second = misses[rows, before], misses[rows, after]
-    return np.asarray(first + share * (second - first))
+    rows = np.arange(len(misses))
+
+    def at(threshold: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return misses and false alarms at a threshold per draw."""
+        targets, others = (count[threshold] for count in below)
+        return misses[rows, targets], 1.0 - rejections[rows, others]
+
+    # misses rise with the threshold and false alarms fall: search where they cross
+    low = np.zeros(len(misses), np.int64)
+    high = np.full(len(misses), len(below[0]) - 1)
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        missed, false_alarms = at(middle)
+        low = np.where(missed >= false_alarms, low, middle)
+        high = np.where(missed >= false_alarms, middle, high)
+    before, after = at(low), at(high)
+    gap, rise = before[1] - before[0], (after[0] - after[1]) - (before[0] - before[1])
+    share = np.where(rise > 0, gap / np.where(rise > 0, rise, 1.0), 1.0).clip(0, 1)
+    return np.asarray(before[0] + share * (after[0] - before[0]))
 
 
-def _detection_cost(misses: FloatArray, false_alarms: FloatArray) -> FloatArray:
+def _detection_cost(
+    misses: FloatArray, rejections: FloatArray, below: tuple[IntArray, IntArray]
+) -> FloatArray:
     """Return the least detection cost with equal costs, 1 for a system that decides blindly.
 
-    NIST speaker recognition evaluation; `P_TARGET` as in the evaluations of VoxCeleb.
+    NIST speaker recognition evaluation; `P_TARGET` as in the evaluations of VoxCeleb. Arguments are
+    those of `_equal_error_rate`.
     """
-    cost = P_TARGET * misses + (1 - P_TARGET) * false_alarms
+    targets, others = below
+    cost = P_TARGET * misses[:, targets] + (1 - P_TARGET) * (1.0 - rejections[:, others])
     return np.asarray(cost.min(1) / min(P_TARGET, 1 - P_TARGET))
 
 
