@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -31,6 +32,16 @@ for switch in ("prestart_worker_first_driver", "USAGE_STATS_ENABLED"):
 
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
+
+
+gc.disable()
+"""Until all tests are collected: imports make millions of objects, and hardly any garbage."""
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, not at modules and collected tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def module_of(nodeid: str) -> str:
@@ -130,6 +141,29 @@ def no_wait_for_the_disk() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which also fails for what is no open file
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def random_models_once() -> Iterator[None]:
+    """Initialise a random model once for all extractions of this process, which only read it.
+
+    `load_encoder`, with which tests of encoders load theirs, initialises a model for each call.
+    """
+    from pipeline.encoders.wav2vec2 import families
+
+    load, kept = families.load_model, {}
+
+    def load_once(spec, weights, seed):
+        if weights != "random":
+            return load(spec, weights, seed)
+        key = (repr(spec), seed)
+        if key not in kept:
+            kept[key] = load(spec, weights, seed)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "load_model", load_once)
         yield
 
 

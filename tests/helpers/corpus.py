@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import soundfile
 RATE_HZ = 16_000
 
 
+@lru_cache(maxsize=256)
 def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """Make a voiced sound with a gliding pitch and some breath noise: float32 [n_samples]."""
+    """Make a voiced sound with a gliding pitch and some breath noise: float32 [n_samples].
+
+    Tests share it, so it is read-only.
+    """
     rng = np.random.default_rng(seed)
     n = round(seconds * rate_hz)
     t = np.arange(n) / rate_hz
@@ -19,7 +24,9 @@ def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
     phase = 2 * np.pi * np.cumsum(pitch) / rate_hz
     harmonics = sum(np.sin(k * phase) / k for k in range(1, 8))
     syllables = 0.5 * (1 + np.sin(2 * np.pi * rng.uniform(2, 5) * t))
-    return (0.1 * harmonics * syllables + 0.01 * rng.standard_normal(n)).astype(np.float32)
+    sound = (0.1 * harmonics * syllables + 0.01 * rng.standard_normal(n)).astype(np.float32)
+    sound.flags.writeable = False
+    return sound
 
 
 def write_folder(

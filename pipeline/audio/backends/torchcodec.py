@@ -80,11 +80,15 @@ def decode(segment: Segment, handle: EncodedFile, error: UnsupportedError) -> Na
 
 def versions() -> dict[str, Any]:
     """Return the version of torchcodec, None if not installed, and whether FFmpeg was found."""
+    return {"torchcodec": _version(), "ffmpeg": _missing() is None}
+
+
+@functools.cache
+def _version() -> str | None:
     try:
-        torchcodec: str | None = importlib.metadata.version("torchcodec")
+        return importlib.metadata.version("torchcodec")
     except importlib.metadata.PackageNotFoundError:
-        torchcodec = None
-    return {"torchcodec": torchcodec, "ffmpeg": _missing() is None}
+        return None
 
 
 _first_use = threading.Lock()
