@@ -33,6 +33,7 @@ from pipeline.extract.planning.scan import explain_unreadable
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.extract.stop import Stop
 from pipeline.extract.store_setup import (
+    check_apart_from_dataset,
     check_planned,
     cpu_threads_of,
     is_created,
@@ -82,9 +83,11 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     """
     observer = observer or Observer()
     config = _with_absolute_paths(config)
+    backend = open_backend(config.store) if config.store else None
+    if backend is not None:
+        check_apart_from_dataset(config.dataset, backend)
     setup = resolve_encoder_setup(config)
     source = _open_source(config, observer)
-    backend = open_backend(config.store) if config.store else None
     if backend is None:
         dataset = plan_new(config, setup.windows, source, observer)
     else:
@@ -142,6 +145,7 @@ def extract(
     observer = observer or Observer()
     config = _with_absolute_paths(config)
     backend = _open_store(config) if backend is None else backend
+    check_apart_from_dataset(config.dataset, backend)
     setup = resolve_encoder_setup(config)
     with announced(observer, "looking for the workers' resources"):  # a cluster is connected to
         find_resources(config.engine)  # refuse missing resources before a long scan

@@ -13,15 +13,19 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.audio.identity import audio_identity, audio_provenance
+from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
-from pipeline.errors import IdentityError
+from pipeline.errors import ConfigError, IdentityError
 from pipeline.events import Observer
 from pipeline.extract.encoder_setup import EncoderSetup
 from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.resources import Resources
 from pipeline.extract.selfcheck import quick_selfcheck
 from pipeline.sources.base import Source
+from pipeline.sources.remote.uri import is_hub
 from pipeline.store.backend.base import Backend
+from pipeline.store.backend.folders import relation
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.run_log import now
 from pipeline.store.documents import (
@@ -60,6 +64,28 @@ def check_extracted(backend: Backend) -> None:
                 "again, or give another store="
             )
     check_has_dataset(backend)
+
+
+def check_apart_from_dataset(dataset: DatasetConfig, backend: Backend) -> None:
+    """Check that a store that is not there yet does not mix with the files of its dataset.
+
+    Raises:
+        ConfigError: It does.
+    """
+    path = dataset.path
+    if path is None or is_hub(path) or is_created(backend):
+        return
+    found = relation(backend, open_backend(path))
+    if found == "the same folder as":
+        raise ConfigError(
+            f"store={backend} is the folder of the dataset: removing the store would remove the "
+            "audio; give a folder of its own"
+        )
+    if found == "inside" and dataset.kind == "parquet":
+        raise ConfigError(
+            f"store={backend} is inside dataset.path={path}, and its Parquet files would be read "
+            "as files of the dataset; give a place outside of it"
+        )
 
 
 def check_has_dataset(backend: Backend) -> None:

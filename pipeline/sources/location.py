@@ -112,6 +112,20 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
         )
 
 
+def is_missing(file: str) -> bool:
+    """Return whether a file does not exist, local or remote.
+
+    Raises:
+        SourceError: A server does not answer, or refuses it.
+    """
+    if is_remote(file):
+        return not is_file(file)
+    try:
+        return not Path(file).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _top_of(file: str) -> str:
     """Return the URI of the first folder in a bucket; of the bucket, if a file is in none."""
     return "/".join(file.split("/")[:4]) if file.count("/") > 3 else folder_of(file)

@@ -157,6 +157,55 @@ def test_a_bucket_that_is_emptied_is_not_quarantined(
     assert read_status(tmp_path / "s").utterances_quarantined == 0
 
 
+@pytest.mark.parametrize("leaves_others", [False, True])
+def test_a_bucket_that_is_emptied_while_headers_are_read_is_not_quarantined(
+    clips: Path, localbucket: LocalBucket, proxy: Proxy, s3: str, tmp_path: Path,
+    leaves_others: bool,
+) -> None:  # fmt: skip
+    """The plan would have no utterance for most of its files, and the run would end well."""
+    upload(clips, localbucket, s3)
+    place = place_of(localbucket, s3)
+    if not leaves_others:
+        (place / "metadata.csv").unlink()
+    n_read = 0
+
+    def empty(request: Request) -> None:
+        nonlocal n_read
+        n_read += request.method == "GET" and request.path.endswith(".wav")
+        if n_read == 3:
+            for path in place.glob("*.wav"):
+                path.unlink()
+
+    proxy.choose = empty
+    words = "have vanished since it was listed" if leaves_others else "is gone or empty"
+    with pytest.raises(SourceError, match=rf"{s3}.*{words}"):
+        extract_bucket(s3, tmp_path / "s")
+    assert not (tmp_path / "s" / "plan.parquet").exists()
+
+
+def test_missing_objects_of_a_list_are_named(
+    clips: Path, localbucket: LocalBucket, s3: str, tmp_path: Path
+) -> None:
+    """Some are left out with a warning; a list of which no object exists is refused."""
+    upload(clips, localbucket, s3)
+    names = [f"{s3}/clip-00{i}.wav" for i in range(4)]
+    listed = tmp_path / "list.csv"
+    settings = ("dataset=manifest", f"dataset.path={listed}", "dataset.audio_column=path")
+    notes: list[str] = []
+
+    class Notes(Observer):
+        def note(self, line: str) -> None:
+            notes.append(line)
+
+    listed.write_text("\n".join(["path", *names, f"{s3}/none.wav"]))
+    run.plan(load_config([*overrides(Path("-"), tmp_path / "s"), *settings]), Notes())
+    [warning] = [line for line in notes if line.startswith("WARNING: the audio")]
+    assert f"of 1 of 5 utterances do not exist, first {s3}/none.wav" in warning
+    listed.write_text("\n".join(["path", f"{s3}/none-1.wav", f"{s3}/none-2.wav"]))
+    with pytest.raises(SourceError, match=rf"no audio file of .*exists.*first one is {s3}/none-1"):
+        run.plan(load_config([*overrides(Path("-"), tmp_path / "t"), *settings]))
+
+
 def test_a_replaced_object_is_noticed(
     clips: Path, localbucket: LocalBucket, s3: str, tmp_path: Path
 ) -> None:

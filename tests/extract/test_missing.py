@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,12 @@ from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import SourceError
 from pipeline.extract import run
-from pipeline.extract.planning.missing import note_missing, require_some_file
+from pipeline.extract.planning.missing import check_missing, require_some_file
 from pipeline.extract.planning.planner import Scanning, plan_source
-from pipeline.extract.planning.scan import scan
+from pipeline.extract.planning.scan import Facts, probe_segments, scan
 from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
+from pipeline.store.format.geometry import FrameGeometry
 from tests.helpers.audio_files import write
 from tests.helpers.extraction import configured
 from tests.helpers.parquet_files import write_parquet
@@ -82,13 +86,13 @@ def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     source = listed(tmp_path, ["1.wav", "a.wav", "2.wav", "bad.wav", "3.wav", "4.wav"])
     lines: list[str] = []
-    note_missing(source, scan(source, GEOMETRY), lines.append)
+    check_missing(source, scan(source, GEOMETRY), lines.append)
     (line,) = lines
     assert "of 4 of 6 utterances do not exist" in line
     assert f"first {tmp_path}/1.wav, {tmp_path}/2.wav, {tmp_path}/3.wav. " in line
     assert "retry_quarantined=true" in line
     whole = listed(tmp_path, ["a.wav", "bad.wav"])
-    note_missing(whole, scan(whole, GEOMETRY), lines.append)
+    check_missing(whole, scan(whole, GEOMETRY), lines.append)
     assert len(lines) == 1
 
 
@@ -100,7 +104,7 @@ def test_a_path_below_a_file_is_missing_and_a_loop_of_links_is_not(tmp_path: Pat
         require_some_file(listed(tmp_path, ["clips/a.wav"]))
     require_some_file(source := listed(tmp_path, ["loop.wav", "clips/a.wav"]))
     lines: list[str] = []
-    note_missing(source, scan(source, GEOMETRY), lines.append)
+    check_missing(source, scan(source, GEOMETRY), lines.append)
     assert "of 1 of 2 utterances do not exist" in lines[0]
 
 
@@ -116,3 +120,43 @@ def test_nodes_of_a_cluster_may_have_the_files(tmp_path: Path) -> None:
         else:
             with pytest.raises(SourceError, match="no audio file of"):
                 plan_source(source, windowing, None, scanning)
+
+
+@pytest.mark.parametrize(("n_lost", "words"), [(0, ""), (10, "files of 10 of 30 utt"), (11, None)])
+def test_files_that_vanish_after_a_folder_was_listed(
+    tmp_path: Path, n_lost: int, words: str | None
+) -> None:
+    """A few are named and left out; of many nothing is concluded: the folder is being emptied."""
+    for number in range(30):
+        write(tmp_path / "clips" / f"{number:02}.wav")
+    source = open_source(DatasetConfig("audiofolder", str(tmp_path / "clips")))
+    for number in range(n_lost):
+        (tmp_path / "clips" / f"{number:02}.wav").unlink()
+    notes: list[str] = []
+    planning = partial(
+        plan_source, source, Windowing(GEOMETRY, 40.0, 5.0), None, Scanning(note=notes.append)
+    )
+    if words is None:
+        expected = r"clips: 11 of 30 files have vanished since .*00\.wav.*Bring them back.*again"
+        with pytest.raises(SourceError, match=expected):
+            planning()
+        return
+    planning()
+    assert len(notes) == bool(words)
+    assert words in "".join(notes)
+
+
+def test_a_folder_that_is_empty_by_the_end_of_the_scan_is_gone(tmp_path: Path) -> None:
+    """Also if some of its files were read before."""
+    for number in range(3):
+        write(tmp_path / "clips" / f"{number}.wav")
+    source = open_source(DatasetConfig("audiofolder", str(tmp_path / "clips")))
+
+    def empty_after_one(source: Source, geometry: FrameGeometry) -> Iterator[Facts]:
+        yield probe_segments([source.segment(0)], geometry)
+        shutil.rmtree(tmp_path / "clips")
+        yield probe_segments([source.segment(1), source.segment(2)], geometry)
+
+    rows = scan(source, GEOMETRY, probing=empty_after_one)
+    with pytest.raises(SourceError, match=r"clips is gone or empty .*still mounted"):
+        check_missing(source, rows, print)

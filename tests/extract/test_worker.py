@@ -27,7 +27,7 @@ from pipeline.errors import EncoderError, SourceError, StoreError, WeightsError
 from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages import write as write_stage
-from pipeline.extract.stages.decode import Utterance
+from pipeline.extract.stages.decode import MOST_VANISHED, Utterance
 from pipeline.extract.stages.encode import OnFinal, count_fitting_frames
 from pipeline.extract.stages.timing import StoppedError
 from pipeline.extract.worker import STAGES, Job, UnitReport, UnitTask, Worker
@@ -484,6 +484,22 @@ def test_a_dataset_that_went_away_is_no_reason_to_quarantine(
     (folder / "00.wav").unlink()
     report = bench.extract(0)
     assert (report.n_ok, report.n_quarantined) == (1, 1)
+
+
+@pytest.mark.parametrize("n_lost", [MOST_VANISHED - 1, MOST_VANISHED])
+def test_many_files_in_a_row_that_vanish_are_the_dataset_s_loss(
+    tmp_path: Path, n_lost: int
+) -> None:
+    """They were read for the plan; fewer of them are quarantined one by one."""
+    bench = Bench(tmp_path, [0.1] * (MOST_VANISHED + 4), 512, SpellingEncoder())
+    for path in sorted((tmp_path / "clips").iterdir())[:n_lost]:
+        path.unlink()
+    if n_lost < MOST_VANISHED:
+        assert bench.extract(0).n_quarantined == n_lost
+        return
+    with pytest.raises(SourceError, match=rf"{n_lost} files in a row of .*clips have vanished"):
+        bench.extract(0)
+    assert not list((bench.root / "index").iterdir())
 
 
 class SmallMemory(SpellingEncoder):

@@ -1,4 +1,8 @@
-"""Audio files that do not exist: a dataset without any is refused, some are named to the user."""
+"""Audio files that do not exist: a dataset without any is refused, some are named to the user.
+
+A folder is listed before its files are read. If many of them are missing a moment later, it is
+being emptied, moved or unmounted, and nothing is concluded about its files.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, counted
 from pipeline.sources.base import Source
+from pipeline.sources.location import check_reachable, describe_location
+from pipeline.sources.remote.listing import MISSING, Stamps
 from pipeline.sources.remote.uri import is_remote
 
 _N_THREADS = 32  # they wait for the file system, which may be remote
@@ -20,12 +26,15 @@ _BLOCK_ROWS = 1 << 12
 _TASK_ROWS = _BLOCK_ROWS // _N_THREADS
 _N_NAMED = 3
 _MAX_FOLDERS = 1000
+_MOST_VANISHED, _VANISHED_SHARE = 10, 0.01
+"""Files of a folder that may be missing after it was listed: so many, or this share of them."""
 
 
 def require_some_file(source: Source) -> None:
     """Refuse a dataset none of whose audio files exists, before a scan.
 
-    It looks for one file, from the first row on, and opens none.
+    It looks for one file, from the first row on, and opens none. Remote files are not looked for:
+    the scan finds out.
 
     Args:
         source: The dataset. Rows with bytes in memory count as files that exist.
@@ -39,26 +48,30 @@ def require_some_file(source: Source) -> None:
     for block, missing in _missing(source, rows[_BLOCK_ROWS:]):
         if len(missing) < len(block):
             return
-    path = source.segment(0).path
-    raise SourceError(
-        f"no audio file of {source.origin} exists ({counted(len(source), 'utterance')}); the "
-        f"first one is {path}{_remedy(source, str(path))}"
-    )
+    raise _without_files(source)
 
 
-def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) -> None:
+def check_missing(
+    source: Source, rows: pa.Table, note: Callable[[str], None], is_here: bool = True
+) -> None:
     """Tell the user how many files of the dataset do not exist, and how to go on.
 
     Args:
         source: The dataset.
         rows: Result of `scan`, one row per utterance.
         note: Receives the line; it is not called if all files exist.
+        is_here: Whether the files are those of this machine. Those of other nodes may exist there.
+
+    Raises:
+        SourceError: None exists, or too many files of a folder have vanished since it was listed.
     """
     unread = pc.indices_nonzero(pc.equal(rows["n_bytes"], 0)).to_pylist()
     missing = [row for _, block in _missing(source, unread) for row in block]
     if not missing:
         return
     paths = list(dict.fromkeys(source.segment(row).path for row in missing[:_BLOCK_ROWS]))
+    if is_here or is_remote(paths[0]):
+        _refuse_lost(source, str(paths[0]), len(missing), len(rows))
     named = ", ".join(str(path) for path in paths[:_N_NAMED])
     note(
         f"WARNING: the audio files of {len(missing):,} of {counted(len(rows), 'utterance')} do not "
@@ -67,21 +80,52 @@ def note_missing(source: Source, rows: pa.Table, note: Callable[[str], None]) ->
     )
 
 
+def _refuse_lost(source: Source, path: str, n_missing: int, n: int) -> None:
+    """Raise a SourceError if it is the dataset that is missing, and not some of its files."""
+    check_reachable(source.config, path)
+    is_listed = source.config.kind == "audiofolder"
+    if is_listed and n_missing > max(_MOST_VANISHED, _VANISHED_SHARE * n):
+        raise SourceError(
+            f"{describe_location(source.config)}: {n_missing:,} of {counted(n, 'file')} have "
+            f"vanished since it was listed a moment ago, first {path}, so nothing is concluded "
+            "about them. Bring them back, or wait until what removes them is done, and run the "
+            "same command again"
+        )
+    if n_missing == n:
+        raise _without_files(source)
+
+
+def _without_files(source: Source) -> SourceError:
+    path = source.segment(0).path
+    return SourceError(
+        f"no audio file of {source.origin} exists ({counted(len(source), 'utterance')}); the "
+        f"first one is {path}{_remedy(source, str(path))}"
+    )
+
+
 def _missing(source: Source, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], list[int]]]:
     """Yield blocks of rows, and those of them whose files do not exist."""
+    stamps = Stamps()
 
     def missing_of(block: Sequence[int]) -> list[int]:
         return [row for row in block if not _exists(source, row)]
+
+    def missing_there(block: Sequence[int]) -> list[int]:
+        segments = ((row, source.segment(row)) for row in block)
+        remote = {row: str(s.path) for row, s in segments if s.data is None and is_remote(s.path)}
+        found = stamps.of(dict.fromkeys(remote.values()))
+        return [row for row, uri in remote.items() if found[uri] == MISSING]
 
     with ThreadPoolExecutor(_N_THREADS) as pool:
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
             parts = [block[i : i + _TASK_ROWS] for i in range(0, len(block), _TASK_ROWS)]
-            yield block, [row for found in pool.map(missing_of, parts) for row in found]
+            here = [row for found in pool.map(missing_of, parts) for row in found]
+            yield block, sorted({*here, *missing_there(block)})
 
 
 def _exists(source: Source, row: int) -> bool:
-    """Return False if the file of a row does not exist; True if a row has none."""
+    """Return False if the local file of a row does not exist; True if a row has none."""
     segment = source.segment(row)
     if segment.data is not None or segment.path is None or is_remote(segment.path):
         return True
@@ -99,7 +143,7 @@ def _remedy(source: Source, path: str) -> str:
     config = source.config
     if config.kind not in ("manifest", "kaldi", "lhotse", "parquet"):
         return "; bring the files to where the dataset says they are"
-    beside = next(_in_a_folder_beside(path), None)
+    beside = None if is_remote(path) else next(_in_a_folder_beside(path), None)
     if beside is not None:
         return f"; it is in {beside}: set dataset.root={beside}"
     return (

@@ -14,7 +14,7 @@ from pipeline.audio.resample import SOXR_RESAMPLER, needs_soxr
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import first_few
 from pipeline.extract.planning.matching import Match, current_numbers, match_rows
-from pipeline.extract.planning.missing import note_missing, require_some_file
+from pipeline.extract.planning.missing import check_missing, require_some_file
 from pipeline.extract.planning.replanning import Unstored, refresh_plan, unchanged_pieces
 from pipeline.extract.planning.scan import (
     MIXED,
@@ -163,12 +163,13 @@ def _scan(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Scan a source; return its rows for `make_plan`, and the facts that the plan states of it."""
     facts: dict[str, Any] = {"fingerprint": source.fingerprint}
-    if scanning.probing is probe_in_threads:  # the nodes of a cluster may have files of their own
+    is_here = scanning.probing is probe_in_threads
+    if is_here:  # the nodes of a cluster may have files of their own
         require_some_file(source)
     rows = scan(source, windowing.geometry, scanning.progress, scanning.probing)
     if pc.max(rows["n_bytes"]).as_py() == 0:
         require_some_file(source)
-    note_missing(source, rows, scanning.note)
+    check_missing(source, rows, scanning.note, is_here)
     for line in mixed_channels(rows):
         scanning.note(line)
     rate_hz = windowing.geometry.sample_rate_hz

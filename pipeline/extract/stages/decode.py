@@ -18,11 +18,11 @@ from pipeline.audio.types import Decoded
 from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.windows import Window
-from pipeline.errors import AudioError
+from pipeline.errors import AudioError, SourceError, counted
 from pipeline.extract.messages import Place, UnitTask
 from pipeline.extract.stages.recording import RecordingReader, check_unchanged
 from pipeline.sources.base import Segment
-from pipeline.sources.location import check_reachable
+from pipeline.sources.location import check_reachable, describe_location, is_missing
 from pipeline.sources.remote.uri import is_remote
 from pipeline.store.format import records
 from pipeline.store.format.records import Record
@@ -30,6 +30,9 @@ from pipeline.store.format.tombstones import is_tombstone
 
 REMOTE_THREADS = 16
 """Utterances that are decoded at once if they are in a bucket: each waits for its requests."""
+MOST_VANISHED = 20
+"""Files in a row that are missing although they were read for the plan: with so many the dataset is
+being removed or unmounted."""
 _GONE = "the dataset did not have it any more when its unit was extracted"
 
 
@@ -106,6 +109,7 @@ class Decoder:
         self._remote_pool: ThreadPoolExecutor | None = None  # started when it is needed
         self._starting = threading.Lock()
         self._futures: dict[int, list[Future[Utterance]]] = {}
+        self._n_vanished = 0  # since a file was there, about: threads count together
         self._cut_rows: dict[int, set[int]] = {}  # source rows of the pieces of each begun slot
 
     def begin(self, task: UnitTask) -> None:
@@ -172,9 +176,26 @@ class Decoder:
             item = read(record, row, segment)
         except AudioError as error:
             check_reachable(self._dataset, segment.path)
+            self._check_vanished(row, segment)
             item.quarantine(str(error))
+        else:
+            self._n_vanished = 0
         item.decode_s = time.perf_counter() - start_s
         return item
+
+    def _check_vanished(self, row: dict[str, Any], segment: Segment) -> None:
+        """Raise a SourceError if too many planned files in a row are missing."""
+        if not row["n_bytes"] or segment.path is None or not is_missing(segment.path):
+            self._n_vanished = 0
+            return
+        self._n_vanished += 1
+        if self._n_vanished >= MOST_VANISHED:
+            raise SourceError(
+                f"{counted(self._n_vanished, 'file')} in a row of "
+                f"{describe_location(self._dataset)} have vanished since they were planned, last "
+                f"{segment.path}, so nothing is concluded about them: bring them back and run the "
+                "same command again"
+            )
 
     def close(self) -> None:
         """Cancel the decodings that have not started, and drop the recordings."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import files
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
+from pipeline.objects.client import ObjectClient
+from pipeline.objects.parallel import run_parallel
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.remote.staged import StagedBackend
 from pipeline.store.format.layout import ATTRIBUTES, LEASE
+
+_MOST_CHILDREN = 64
+"""Folders in the place of a new store that are looked into."""
 
 
 def folder_of(backend: Backend) -> Path:
@@ -82,6 +89,57 @@ def _relation_of_uris(one: str, other: str) -> str | None:
     if one.startswith(f"{other}/"):
         return "inside"
     return "around" if other.startswith(f"{one}/") else None
+
+
+def check_apart(backend: Backend) -> None:
+    """Check that a store that is not there yet does not lie in another one, or around one.
+
+    The files of one would be strays in the other: removed with it, listed and copied with it.
+
+    Raises:
+        ConfigError: It does; both are named.
+    """
+    if backend.exists(ATTRIBUTES):
+        return
+    around = next(_stores_around(backend), None)
+    if around is not None:
+        raise ConfigError(f"{backend} is inside the store {around}; give a place outside of it")
+    within = _store_within(backend)
+    if within is not None:
+        raise ConfigError(
+            f"{backend} has the store {within} in it; give a place of its own, such as "
+            f"{backend}/NAME"
+        )
+
+
+def _stores_around(backend: Backend) -> Iterator[str]:
+    """Yield the stores in whose folders a place lies; what may not be seen is none."""
+    path = backend.local_path("")
+    if path is not None:
+        for parent in path.resolve().parents:
+            with suppress(OSError):
+                if (parent / ATTRIBUTES).exists():
+                    yield str(parent)
+    elif isinstance(backend, RemoteBackend) and isinstance(backend.client, ObjectClient):
+        client, place = backend.client, backend.client.place
+        while place.prefix:
+            place = replace(place, prefix=place.prefix.rpartition("/")[0])
+            with suppress(OSError):
+                if ObjectClient(place, client.limits, client.server).exists(ATTRIBUTES):
+                    yield str(place)
+
+
+def _store_within(backend: Backend) -> str | None:
+    """Return a store whose folder is directly in a place; None if none is found."""
+    exists = backend.client.exists if isinstance(backend, RemoteBackend) else backend.exists
+    with suppress(OSError):
+        names = sorted(backend.children(""))[:_MOST_CHILDREN]
+        keys = [f"{name}/{ATTRIBUTES}" for name in names]
+        found = run_parallel(exists, keys, backend.parallel_reads)
+        return next(
+            (backend.locate(name) for name, there in zip(names, found, strict=True) if there), None
+        )
+    return None
 
 
 def absolute_name(backend: Backend) -> str:

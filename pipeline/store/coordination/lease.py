@@ -35,6 +35,7 @@ from typing import Self
 
 from pipeline.errors import StoreBusyError, StoreError
 from pipeline.store.backend.base import Backend, FoundLease, Location
+from pipeline.store.backend.folders import check_apart
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.processes import GONE, process_space, process_start
 from pipeline.store.format.layout import DROPPING, LEASE, LEASE_LOCK
@@ -84,6 +85,7 @@ class Lease:
         warning: What the user should know about the storage; empty if there is nothing.
 
     Raises:
+        ConfigError: On entry, if a new store lies in another one, or around one.
         StoreBusyError: On entry, if a live driver holds it.
         StoreError: On entry, if the store cannot be written, or a drop was interrupted.
     """
@@ -105,6 +107,8 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="strata-lease", daemon=True)
 
     def __enter__(self) -> Self:
+        if self._key == LEASE:
+            check_apart(self._backend)
         self.warning = self._leases.check()
         self._watch_future_heartbeat()
         with self._locked() as now_s:

@@ -1,0 +1,91 @@
+"""Stores inside stores, and stores among the files of their dataset, are refused when created."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.extract import run
+from pipeline.store.backend.local import LocalBackend
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.coordination.lease import Lease
+from pipeline.store.format.layout import ATTRIBUTES
+from pipeline.transforms.copy import copy_stores
+from tests.helpers.audio_files import write
+from tests.helpers.extraction import configured
+from tests.helpers.feature_stores import make_store
+from tests.servers.proxy import Proxy
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for stores."""
+    if request.param == "folder":
+        return str(tmp_path / "stores")
+    return f"{request.getfixturevalue('s3')}/stores"
+
+
+def create(place: str) -> None:
+    """Make what is the first document of a store."""
+    with Lease(place, uuid.uuid4().hex):
+        open_backend(place).put(ATTRIBUTES, [b"{}"])
+
+
+def test_a_store_inside_a_store_is_refused(place: str) -> None:
+    """At any depth, with both names; nothing is written."""
+    create(f"{place}/one")
+    before = set(open_backend(place).list())
+    for inside in (f"{place}/one/frames-of-mine", f"{place}/one/index/a/b"):
+        with pytest.raises(ConfigError, match=rf"{inside} is inside the store {place}/one; give"):
+            create(inside)
+    assert set(open_backend(place).list()) == before
+    create(f"{place}/one")  # the store itself is taken again
+    create(f"{place}/two")
+    create(f"{place}/one-more")
+
+
+def test_a_store_around_a_store_is_refused(place: str) -> None:
+    """A folder of stores is no place for another one."""
+    create(f"{place}/one")
+    words = rf"{place} has the store {place}/one in it; give a place of its own, such as {place}/N"
+    with pytest.raises(ConfigError, match=words):
+        create(place)
+
+
+def test_what_may_not_be_seen_above_a_store_is_no_store(proxy: Proxy, s3: str) -> None:
+    """Credentials are often restricted to a prefix of the bucket."""
+    passed = proxy.pass_on
+
+    def refuse(method: str, target: str, *rest: object) -> object:
+        if f"{s3.rpartition('/')[2]}/mine/" not in target and "prefix" not in target:
+            return 403, [], b"<Error><Code>AccessDenied</Code></Error>"
+        return passed(method, target, *rest)  # type: ignore[arg-type]
+
+    proxy.pass_on = refuse  # type: ignore[assignment, method-assign]
+    create(f"{s3}/mine")
+
+
+def test_a_copy_into_a_store_is_refused(tmp_path: Path) -> None:
+    """Not only into its own source."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        make_store(path, [5, 7])
+    with pytest.raises(ConfigError, match=r"inside.copying is inside the store .*other; give a pl"):
+        copy_stores(str(one), str(other / "inside"))
+
+
+def test_a_store_among_the_files_of_its_dataset(tmp_path: Path) -> None:
+    """Not in the very folder of the dataset, nor where its Parquet files would be listed."""
+    clips = tmp_path / "clips"
+    write(clips / "a.wav")
+    for verb in (run.plan, run.extract):
+        with pytest.raises(ConfigError, match=r"clips is the folder of the dataset: .*its own"):
+            verb(configured(clips, clips, "engine=inline"))
+        inside = ("dataset=parquet", f"dataset.path={clips}")
+        with pytest.raises(ConfigError, match=r"inside dataset\.path=.*clips.*would be read as"):
+            verb(configured(clips, clips / "store", *inside, "engine=inline"))
+    assert LocalBackend(clips).children("") == ["a.wav"]
+    run.plan(configured(clips, clips / "store", "engine=inline"))  # whose files are no audio
