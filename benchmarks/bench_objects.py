@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -276,47 +277,81 @@ def utterances(uri: str, rounds: int) -> dict[str, float]:
 
 def epochs(uri: str, rounds: int, cache: Path) -> dict[str, Any]:
     """Read shuffled epochs by loaders, and all shards in order."""
-    import obstore
-
-    raw = obstore.store.from_url(uri, client_options={"allow_http": True})
     store = pipeline.open_store(uri)
     found = {}
     for name, layers in (("one layer", [store.layers[0]]), ("all layers", None)):
         keys = shards(uri)
         if layers is not None:
             keys = keys[:: len(store.layers)]
-
-        def download(keys: list[str] = keys) -> int:
-            with ThreadPoolExecutor(4) as pool:
-                return sum(
-                    len(part.bytes()) for part in pool.map(lambda k: obstore.get(raw, k), keys)
-                )
-
         frames = 16_000 if layers else 16_000 // len(store.layers)
-        methods: dict[str, Callable[[], int]] = {"sequential download": download}
-        for n_workers in (0, 2):
-            loader = loader_of(store, layers, frames, n_workers)
-            methods[f"{n_workers} workers"] = lambda loader=loader: epoch(loader)
+        with downloaders(uri, 2) as by_two:
+            methods: dict[str, Callable[[], int]] = {
+                "sequential download": lambda keys=keys: download(uri, keys),
+                "sequential download by 2 processes": lambda keys=keys: by_two(keys),
+            }
+            for label, n_workers, settings in LOADERS:
+                loader = loader_of(store, layers, frames, n_workers, **settings)
+                methods[label] = lambda loader=loader: epoch(loader)
 
-        def first_cached(layers=layers, frames=frames) -> int:
-            shutil.rmtree(cache, ignore_errors=True)
+            def first(layers=layers, frames=frames) -> int:
+                return epoch(loader_of(store, layers, frames, 2))
+
+            def first_cached(layers=layers, frames=frames) -> int:
+                shutil.rmtree(cache, ignore_errors=True)
+                copied = pipeline.open_store(uri, cache=cache, cache_bytes=1 << 40)
+                return epoch(loader_of(copied, layers, frames, 2))
+
             copied = pipeline.open_store(uri, cache=cache, cache_bytes=1 << 40)
-            return epoch(loader_of(copied, layers, frames, 2))
-
-        copied = pipeline.open_store(uri, cache=cache, cache_bytes=1 << 40)
-        later = loader_of(copied, layers, frames, 2)
-        methods["2 workers, first epoch with a cache"] = first_cached
-        methods["2 workers, later epoch with a cache"] = lambda loader=later: epoch(loader)
-        found[name] = alternate(methods, rounds, f"epoch of {name}")
+            later = loader_of(copied, layers, frames, 2)
+            methods["2 workers, started for it, all in one window"] = first
+            methods["2 workers, first epoch with a cache"] = first_cached
+            methods["2 workers, later epoch with a cache"] = lambda loader=later: epoch(loader)
+            found[name] = alternate(methods, rounds, f"epoch of {name}")
     return found
 
 
+LOADERS: list[tuple[str, int, dict[str, Any]]] = [
+    ("no workers, a request for each utterance", 0, {"read_ahead": 0}),
+    ("2 workers, a request for each utterance", 2, {"read_ahead": 0}),
+    ("no workers, windows of 2 units", 0, {"window_units": 2}),
+    ("2 workers, windows of 2 units", 2, {"window_units": 2}),
+]
+
+
+def download(uri: str, keys: list[str]) -> int:
+    """Read whole objects with obstore, four at a time."""
+    import obstore
+
+    raw = obstore.store.from_url(uri, client_options={"allow_http": True})
+    with ThreadPoolExecutor(4) as pool:
+        return sum(len(part.bytes()) for part in pool.map(lambda k: obstore.get(raw, k), keys))
+
+
+@contextmanager
+def downloaders(uri: str, n_processes: int) -> Iterator[Callable[[list[str]], int]]:
+    """Start processes; yield a function that downloads objects by all of them, each its share."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
+
+        def run(keys: list[str]) -> int:
+            shares = [keys[i::n_processes] for i in range(n_processes)]
+            return sum(pool.map(download, [uri] * n_processes, shares))
+
+        yield run
+
+
 def loader_of(
-    store: pipeline.FeatureStore, layers: list[int] | None, frames: int, n_workers: int
+    store: pipeline.FeatureStore,
+    layers: list[int] | None,
+    frames: int,
+    n_workers: int,
+    **settings: Any,
 ) -> pipeline.feed.loader.FeatureLoader:
     """Return a loader of shuffled batches."""
     dataset = pipeline.FeatureDataset(store, layers)
-    return pipeline.make_loader(dataset, max_frames_per_batch=frames, num_workers=n_workers)
+    return pipeline.make_loader(
+        dataset, max_frames_per_batch=frames, num_workers=n_workers, **settings
+    )
 
 
 def epoch(loader: pipeline.feed.loader.FeatureLoader) -> int:

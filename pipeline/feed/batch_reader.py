@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from pipeline.feed.ahead.memory import AheadMemory
+from pipeline.feed.ahead.receiving import HeldDataset
 from pipeline.feed.batching import BatchSpec
 from pipeline.feed.dataset import FeatureDataset
 from pipeline.store.format.codecs import Stored
@@ -31,20 +33,28 @@ class BatchReader(Dataset[Tensor | int]):
     longer than collecting them where they are used.
     """
 
-    def __init__(self, dataset: FeatureDataset, buffers: list[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: FeatureDataset,
+        buffers: list[Tensor] | None = None,
+        ahead: AheadMemory | None = None,
+    ) -> None:
         """Read batches of a dataset.
 
         Args:
             dataset: The utterances.
             buffers: Shared memory that the specs refer to by index, [size] each; see
                 `SharedBuffers`.
+            ahead: Memory with what was fetched ahead, for the specs that say so.
         """
         self._dataset = dataset
         self._buffers = buffers
+        self._ahead = ahead
+        self._held: HeldDataset | None = None
         self._pool: tuple[int, BufferPool] = (-1, BufferPool(self._dataset.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": (-1, None)}
+        return self.__dict__ | {"_pool": (-1, None), "_held": None}
 
     def __getitem__(self, spec: BatchSpec) -> Tensor | int:
         """Return the features of a batch, or the index of the shared buffer that holds them."""
@@ -66,7 +76,14 @@ class BatchReader(Dataset[Tensor | int]):
         return features
 
     def _read(self, spec: BatchSpec, out: Tensor) -> None:
-        self._dataset.read_batch(spec.positions, spec.starts, out.numpy())
+        dataset: FeatureDataset | None = self._dataset
+        if spec.held is not None:
+            assert self._ahead is not None  # the spec refers to it
+            if self._held is None:
+                self._held = HeldDataset(self._dataset, self._ahead)
+            dataset = self._held.of(spec.held)
+        if dataset is not None:
+            dataset.read_batch(spec.positions, spec.starts, out.numpy())
 
     def _process_pool(self) -> BufferPool:
         """Return the pool of this process; a fork must not reuse the pool of its parent."""

@@ -7,13 +7,18 @@ exactly the remaining batches.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.feed.ahead.memory import Held
 
 IntArray = npt.NDArray[np.int64]
 
@@ -65,12 +70,15 @@ class BatchSpec:
         lengths: Frames of each utterance after cropping, int64 [batch].
         buffer: Index of the shared buffer that a worker reads the batch into, set by
             `FeatureLoader.assigned_specs`; -1 for none.
+        held: What the batch finds in the memory of its loader, set by `FeatureLoader`; None for
+            nothing.
     """
 
     positions: IntArray
     starts: IntArray
     lengths: IntArray
     buffer: int = -1
+    held: Held | None = None
 
     @property
     def padded_frames(self) -> int:
@@ -106,7 +114,8 @@ class EpochBatches:
         self._frame_counts = frame_counts
         self._lengths = np.minimum(frame_counts, max_frames) if max_frames else frame_counts
         self._slots = slots
-        self._cached: tuple[int, list[IntArray]] | None = None  # epoch and its batches
+        self._cached: tuple[int, list[IntArray], IntArray] | None = None
+        """Epoch, its batches, and the shuffle window of each."""
 
     def rank_batches(self, epoch: int, rank: int) -> list[IntArray]:
         """Return the positions of each batch of one rank, int64 [batch].
@@ -140,27 +149,47 @@ class EpochBatches:
     def batches(self, epoch: int) -> list[IntArray]:
         """Return the positions of each batch of an epoch; every utterance is in exactly one."""
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._cut(epoch))
+            self._cached = (epoch, *self._cut(epoch))
         return self._cached[1]
 
-    def _cut(self, epoch: int) -> list[IntArray]:
+    def windows(self, epoch: int, rank: int, first: int = 0) -> Iterator[list[BatchSpec]]:
+        """Yield the specs of `specs`, those of a shuffle window together.
+
+        Without shuffling, or without `window_units`, all are together.
+        """
+        self.batches(epoch)
+        assert self._cached is not None  # by the line before
+        number = np.resize(self._cached[2], len(self.rank_batches(epoch, rank)) * self._n_ranks)
+        for _, some in itertools.groupby(
+            zip(number[rank :: self._n_ranks][first:], self.specs(epoch, rank, first), strict=True),
+            key=lambda item: int(item[0]),
+        ):
+            yield [spec for _, spec in some]
+
+    @property
+    def _n_ranks(self) -> int:
+        return self.policy.world_size
+
+    def _cut(self, epoch: int) -> tuple[list[IntArray], IntArray]:
         """Shuffle, sort each pool by length, cut it into batches, shuffle the batches of a window.
 
         Returns:
-            Positions of each batch, int64 [batch].
+            Positions of each batch, int64 [batch], and the number of the window of each batch.
         """
         n = len(self._lengths)
         if not self.policy.shuffle:
-            return cut_in_order(np.arange(n), self._lengths, self.policy.max_frames_per_batch)
+            cut = cut_in_order(np.arange(n), self._lengths, self.policy.max_frames_per_batch)
+            return cut, np.zeros(len(cut), np.int64)
         random = np.random.default_rng([self.policy.seed, epoch, _ORDER])
-        batches = []
-        for window in self._windows(random):
+        batches, numbers = [], []
+        for number, window in enumerate(self._windows(random)):
             cut = []
             for pool in self._pools(window):
                 longest_first = pool[np.argsort(-self._lengths[pool], kind="stable")]
                 cut += cut_in_order(longest_first, self._lengths, self.policy.max_frames_per_batch)
             batches += [cut[i] for i in random.permutation(len(cut))]
-        return batches
+            numbers += [number] * len(cut)
+        return batches, np.array(numbers, np.int64)
 
     def _windows(self, random: np.random.Generator) -> Iterator[IntArray]:
         """Yield the shuffled positions of each shuffle window.

@@ -17,6 +17,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.classes import class_numbers
+from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.format.codecs import Stored
 from pipeline.store.index import row_numbers
 from pipeline.store.read.features import FeatureStore
@@ -256,6 +257,12 @@ class FeatureDataset(Dataset[Example]):
             for name, values in self._columns.items()
         }
         return taken
+
+    def holding(self, held: HeldRanges) -> Self:
+        """Return the same dataset, read from ranges in memory where they are there."""
+        view = copy(self)
+        view.store = self.store.holding(held)
+        return view
 
     def batch_shape(self, lengths: IntArray) -> tuple[int, int, int, int]:
         """Return the shape of the features of a batch: [batch, n_layers, n_frames, dim].

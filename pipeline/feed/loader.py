@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
+from pipeline.feed.ahead.fetching import ReadAhead
 from pipeline.feed.batch_reader import BatchReader, SharedBuffers
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
 from pipeline.feed.resuming import ResumableLoader, check_rank
+from pipeline.feed.sizes import parse_bytes
+
+DEFAULT_READ_AHEAD = "2GB"
 
 
 def make_loader(
@@ -34,6 +38,7 @@ def make_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
     multiprocessing_context: str | None = None,
+    read_ahead: int | str = DEFAULT_READ_AHEAD,
 ) -> FeatureLoader:
     """Make a loader of padded batches of a dataset.
 
@@ -63,6 +68,12 @@ def make_loader(
         prefetch_factor: Batches that each worker reads ahead.
         multiprocessing_context: Start method of the workers: fork, spawn or forkserver; None is the
             system's default.
+        read_ahead: For a store in a bucket without `cache=`: largest size of the memory in which
+            the bytes of coming batches are kept, in bytes or as text such as "2GB"; 0 requests
+            each batch by itself. It is shared by the workers. Half of it holds batches of one
+            shuffle window, the other half the next ones, so that a window, the dataset's layers of
+            `window_units` units, should fit in two fifths of it: then it is read by requests of 4
+            MB in place of one for each utterance.
 
     Returns:
         A loader; iterate over it once per epoch.
@@ -76,7 +87,10 @@ def make_loader(
         ...     batch.features, batch.lengths  # [batch, layer, frame, dim], [batch]
     """
     policy = BatchPolicy(max_frames_per_batch, shuffle, seed, window_units, world_size, drop_last)
-    workers = WorkerPolicy(num_workers, prefetch_factor, pin_memory, multiprocessing_context)
+    n_bytes = parse_bytes(read_ahead, "read_ahead", least=0)
+    workers = WorkerPolicy(
+        num_workers, prefetch_factor, pin_memory, multiprocessing_context, n_bytes
+    )
     dataset = as_feature_dataset(dataset)
     make = dataset.loader_type or FeatureLoader
     return make(dataset, policy, rank, workers)
@@ -91,12 +105,15 @@ class WorkerPolicy:
         prefetch_factor: Batches that each worker reads ahead.
         pin_memory: Whether batches are returned in pinned memory.
         start_method: Start method of the workers; None is the system's default.
+        read_ahead_bytes: Memory for what is fetched ahead, where reads wait for a server; 0 fetches
+            each batch when it is read.
     """
 
     num_workers: int = 0
     prefetch_factor: int = 2
     pin_memory: bool = False
     start_method: str | None = None
+    read_ahead_bytes: int = parse_bytes(DEFAULT_READ_AHEAD)
 
 
 class FeatureLoader(ResumableLoader[Batch]):
@@ -120,6 +137,7 @@ class FeatureLoader(ResumableLoader[Batch]):
         self._epochs = epochs_of(dataset, policy)
         self._workers = workers
         self._reader = BatchReader(dataset)
+        self._ahead: ReadAhead | None = None
         self._buffers: SharedBuffers | None = None
         self._worker_loader: DataLoader[Any] | None = None
         self._assigned: deque[BatchSpec] = deque()
@@ -133,7 +151,8 @@ class FeatureLoader(ResumableLoader[Batch]):
 
         Workers return their batches in this order.
         """
-        return _assign(self._specs(), self._buffers, self._assigned, self.dataset)
+        specs = _held(self._specs(), self._windows(), self._ahead)
+        return _assign(specs, self._buffers, self._assigned, self.dataset)
 
     def _policy(self) -> dict[str, Any]:
         return asdict(self._epochs.policy)
@@ -144,22 +163,46 @@ class FeatureLoader(ResumableLoader[Batch]):
     def _remaining(self) -> Iterator[Batch]:
         pinned = self._workers.pin_memory and torch.cuda.is_available()
         read = self._read_in_workers if self._workers.num_workers else self._read_here
-        for spec, features in read():
-            batch = batch_of(self.dataset, spec, features)
-            yield batch.pin_memory() if pinned else batch
+        self._prepare_ahead()
+        try:
+            for spec, features in read():
+                batch = batch_of(self.dataset, spec, features)
+                yield batch.pin_memory() if pinned else batch
+        finally:
+            if self._ahead is not None:
+                self._ahead.stop()
+
+    def _prepare_ahead(self) -> None:
+        """Make what fetches ahead, if that pays; leave what an earlier iteration has begun."""
+        n_bytes = self._workers.read_ahead_bytes
+        if self._ahead is not None:
+            self._ahead.stop()
+        if self._worker_loader is not None or not (n_bytes and self.dataset.store.reads_wait):
+            return  # running workers have the memory that they were started with
+        if self._ahead is None or not self._ahead.fits(self.dataset):
+            self._ahead = ReadAhead(self.dataset, n_bytes)
+            self._reader = BatchReader(self.dataset, ahead=self._ahead.memory)
 
     def _specs(self) -> Iterator[BatchSpec]:
         return self._epochs.specs(self.epoch, self._rank, self._n_done)
 
+    def _windows(self) -> Iterator[list[BatchSpec]]:
+        return self._epochs.windows(self.epoch, self._rank, self._n_done)
+
     def _read_here(self) -> Iterator[tuple[BatchSpec, Tensor]]:
-        for spec in self._specs():
-            yield spec, self._reader.features(spec)
+        for spec in _held(self._specs(), self._windows(), self._ahead):
+            features = self._reader.features(spec)
+            if self._ahead is not None:
+                self._ahead.done()
+            yield spec, features
 
     def _read_in_workers(self) -> Iterator[tuple[BatchSpec, Tensor]]:
         if self._worker_loader is None:
             self._worker_loader = self._start_workers()
         for result in self._worker_loader:
             spec = self._assigned.popleft()
+            if self._ahead is not None:
+                self._ahead.done()
             if isinstance(result, Tensor):
                 yield spec, result
             else:
@@ -174,7 +217,8 @@ class FeatureLoader(ResumableLoader[Batch]):
             size = self._epochs.policy.max_frames_per_batch * values_per_frame
             n_buffers = workers.num_workers * workers.prefetch_factor + 2
             self._buffers = SharedBuffers(n_buffers, size, self.dataset.dtype)
-            self._reader = BatchReader(self.dataset, self._buffers.buffers)
+            ahead = None if self._ahead is None else self._ahead.memory
+            self._reader = BatchReader(self.dataset, self._buffers.buffers, ahead)
         return DataLoader(
             self._reader,
             batch_size=None,
@@ -266,6 +310,23 @@ def _assign(
             spec = replace(spec, buffer=buffers.assign(size))
         assigned.append(spec)
         yield spec
+
+
+def _held(
+    specs: Iterator[BatchSpec],
+    windows: Iterator[list[BatchSpec]],
+    ahead: ReadAhead | None,
+) -> Iterator[BatchSpec]:
+    """Yield specs that say what is fetched ahead for them; no method, for the reason of `_assign`.
+
+    It begins with the first spec, when running workers have left the epoch before.
+    """
+    if ahead is None:
+        yield from specs
+        return
+    ahead.begin(windows)
+    for spec in specs:
+        yield replace(spec, held=ahead.next())
 
 
 def _identity(result: Any) -> Any:

@@ -12,8 +12,9 @@ from torch.utils.data import Subset
 
 from pipeline.errors import ConfigError
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
-from pipeline.feed.loader import FeatureLoader, make_loader
+from pipeline.feed.loader import DEFAULT_READ_AHEAD, FeatureLoader, make_loader
 from pipeline.feed.resuming import ResumableLoader
+from pipeline.feed.sizes import parse_bytes
 
 _CHOICES = 2  # distinguishes the random numbers of choices from those of orders and crops
 _MAX_REPEATS = 1 << 20  # own epochs of a dataset in one epoch of the mixture
@@ -43,7 +44,8 @@ def mix(
         batches_per_epoch: Batches of an epoch on each rank; None is as many as the datasets have
             together.
         seed: Seed of the draws, of the orders and of the crops, equal on all ranks.
-        **options: As for `make_loader`. `num_workers` are those of each dataset.
+        **options: As for `make_loader`. `num_workers` are those of each dataset; the memory of
+            `read_ahead` is divided among them.
 
     Raises:
         ConfigError: The datasets do not agree, utterances are still being extracted, a weight is no
@@ -57,6 +59,8 @@ def mix(
     for part in parts:
         part.check_whole()
     _check_alike(parts)
+    read_ahead = parse_bytes(options.get("read_ahead", DEFAULT_READ_AHEAD), "read_ahead", least=0)
+    options["read_ahead"] = read_ahead // len(parts)
     loaders = [
         make_loader(part, max_frames_per_batch=max_frames_per_batch, seed=seed, **options)
         for part in parts

@@ -65,7 +65,7 @@ class FrameAxis:
         Returns:
             For each cut the position of the utterance, its first frame, and the number of frames.
         """
-        piece, skipped, counts = self._pieces(low, high)
+        piece, skipped, counts, _ = self._pieces(low, high)
         return self.utterance[piece], self.first[piece] + skipped, counts
 
     def runs(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -79,7 +79,7 @@ class FrameAxis:
             For each run of frames that are consecutive in a slot: the slot, the first frame within
             it, and the number of frames.
         """
-        piece, skipped, counts = self._pieces(low, high)
+        piece, skipped, counts, _ = self._pieces(low, high)
         slot, start = self.slot[piece], self.start[piece] + skipped
         is_next = (slot[1:] == slot[:-1]) & (start[1:] == start[:-1] + counts[:-1])
         begins = np.flatnonzero(np.concatenate([[True], ~is_next])[: len(slot)])
@@ -89,16 +89,49 @@ class FrameAxis:
             np.add.reduceat(counts, begins) if len(begins) else counts,
         )
 
-    def _pieces(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Return which pieces have ranges of the axis, frames before them in these, and counts."""
+    @cached_property
+    def first_frames(self) -> IntArray:
+        """Number of the first frame of each utterance, if the axis is in the dataset's order."""
+        n_utterances = int(self.utterance[-1]) + 1 if len(self.utterance) else 0
+        return self.ends[np.searchsorted(self.utterance, np.arange(n_utterances))]
+
+    def places(
+        self, low: IntArray, high: IntArray
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return where ranges of the axis are in the slots, piece by piece.
+
+        Args:
+            low: First number of each range, int64 [n_ranges].
+            high: One past the last number of each.
+
+        Returns:
+            For each piece of a range the number of the range, the slot, the first frame within it,
+            and the number of frames.
+        """
+        is_full = high > low
+        piece, skipped, counts, number = self._pieces(low[is_full], high[is_full])
+        owner = np.flatnonzero(is_full)[number]
+        return owner, self.slot[piece], self.start[piece] + skipped, counts
+
+    def _pieces(
+        self, low: IntArray, high: IntArray
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return which pieces have ranges of the axis, frames before them in these, and counts.
+
+        Returns:
+            Also the number of the range of each.
+        """
         begin = np.searchsorted(self.ends, low, side="right") - 1
         n_pieces = np.searchsorted(self.ends, high, side="left") - begin
-        piece = _counted(begin, n_pieces)
-        low, high = np.repeat(low, n_pieces), np.repeat(high, n_pieces)
+        piece = counted(begin, n_pieces)
+        number = np.repeat(np.arange(len(low)), n_pieces)
+        low, high = low[number], high[number]
         start = np.maximum(low, self.ends[piece])
         stop = np.minimum(high, self.ends[piece + 1])
         is_full = stop > start  # a piece without frames has none
-        return piece[is_full], (start - self.ends[piece])[is_full], (stop - start)[is_full]
+        found = piece, start - self.ends[piece], stop - start, number
+        piece, skipped, counts, number = (array[is_full] for array in found)
+        return piece, skipped, counts, number
 
     @cached_property
     def _slot_bounds(self) -> IntArray:
@@ -121,7 +154,7 @@ class FrameAxis:
         return np.append(np.repeat(bounds[:-1], counts) + inner * block_frames, bounds[-1])
 
 
-def _counted(begin: IntArray, counts: IntArray) -> IntArray:
+def counted(begin: IntArray, counts: IntArray) -> IntArray:
     """Return begin[0], begin[0] + 1, … (counts[0] of them), begin[1], …, int64 [counts.sum()]."""
     offset = np.repeat(begin - (np.cumsum(counts) - counts), counts)
     return offset + np.arange(len(offset))

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy.typing as npt
-
 from pipeline.files import Buffer, Map, final_name
+from pipeline.store.backend.base_reader import ObjectReader
 from pipeline.store.backend.ends import CheckCopy, End
-from pipeline.store.native.mapped import MappedFile
 
 __all__ = [
     "Backend",
@@ -31,72 +29,6 @@ __all__ = [
     "PartialObject",
     "final_name",
 ]
-
-
-class ObjectReader(Protocol):
-    """One object, open for many reads. Safe to use from several threads, and after a fork.
-
-    An implementation must never return less than it was asked for: a read of at least one byte that
-    goes beyond the end is an EOFError.
-
-    Attributes:
-        mapped: The object as a map, if it is a file that can be mapped. What its methods refuse
-            must be read by the others.
-    """
-
-    mapped: MappedFile | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the object; 0 if it is something without content, such as a folder."""
-
-    def has_end(self, end: End) -> bool | None:
-        """Return whether the object has a size, and ends in certain bytes.
-
-        Returns:
-            None if that is not known yet. Then the first read finds out, and raises an
-            OtherEndError if it is not so.
-        """
-        if self.size != end.size:
-            return False
-        return self.read(end.size - len(end.tail), len(end.tail)) == end.tail
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`.
-
-        Raises:
-            EOFError: The object ends before.
-            OSError: It cannot be read.
-        """
-
-    def read_into(
-        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
-    ) -> None:
-        """Fill arrays, one after the other, with the bytes from `offset`.
-
-        Args:
-            parts: Contiguous arrays of any dtype and shape.
-            offset: Where the first one begins, in bytes.
-            streams: Whether they will leave the CPU's cache before they are used, as a large batch
-                does: a copy may then bypass it.
-
-        Raises:
-            EOFError: The object ends before they are full.
-            OSError: It cannot be read.
-        """
-
-    def read_cached(
-        self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
-    ) -> bool:
-        """Read as `read_into` does if that takes no waiting; else start fetching the bytes.
-
-        Returns:
-            Whether `parts` are filled. If not, their content is undefined, and `read_into` must
-            follow; it reports errors, too.
-        """
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Start fetching bytes that will be read soon; may do nothing, and never waits."""
 
 
 class PartialObject(Protocol):
@@ -233,11 +165,14 @@ class Backend(Protocol):
         parallel_reads: Reads that are worth having in flight at a time.
         replaces_cheaply: Whether a large object may be replaced whenever a little is new. If not,
             what grows is kept in several objects that never change.
+        reads_wait: Whether reads wait for a server, so that large ranges are worth being fetched
+            before they are needed.
     """
 
     max_readers: int
     parallel_reads: int
     replaces_cheaply: bool = True
+    reads_wait: bool = False
 
     @property
     def uri(self) -> str:

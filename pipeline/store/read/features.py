@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.read.final_norm import FinalNorm
@@ -342,6 +343,21 @@ class FeatureStore(StoreView):
     def shards_of(self, slot: int) -> ShardReader:
         """Return what reads the shards of a slot, numbered as in `piece_places`."""
         return self._shards
+
+    @property
+    def reads_wait(self) -> bool:
+        """Whether reads of a store wait for a server."""
+        return any(backend.reads_wait for backend in self.backends)
+
+    def holding(self, held: HeldRanges) -> Self:
+        """Return the same utterances, read from ranges in memory where they are there.
+
+        Args:
+            held: By axis and slot, numbered as in `piece_places`.
+        """
+        view = self._copy()
+        view._shards = self._shards.holding(held)
+        return view
 
     @property
     def verifies(self) -> bool:

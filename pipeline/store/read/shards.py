@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 from weakref import WeakMethod
 
@@ -18,6 +19,7 @@ from crc32c import crc32c
 from pipeline.errors import DamagedError, StoreError, UnreachableError
 from pipeline.store.backend.base import Location, ObjectReader
 from pipeline.store.backend.ends import End, OtherEndError
+from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.backend.zarr_arrays import ZarrArrays
 from pipeline.store.format.codecs import FloatArray, Stored
@@ -27,7 +29,8 @@ from pipeline.store.read.catalogue import ALONE, Place, Span
 
 Matrix = Stored
 
-_SCALES = -1  # in place of a position on the layer axis: the chunk of scales
+SCALES = -1
+"""In place of a position on the layer axis: the chunk of scales."""
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _MISSING = (
     "run `strata verify`; if something was dropped from the store since it was opened, open it "
@@ -54,6 +57,7 @@ class ShardReader:
         dim: Features of a frame.
         frame_bytes: Bytes of a frame, one layer.
         parallel_reads: Reads that are worth having in flight at a time.
+        reads_wait: Whether reads wait for a server; see `Backend`.
         reader: Returns the reader of a shard, given its position on the layer axis and its slot;
             None if it is not flat.
     """
@@ -67,6 +71,7 @@ class ShardReader:
         self.is_direct = layout.codec.dtype == layout.codec.value_dtype
         self.dim, self.frame_bytes = layout.dim, layout.frame_bytes
         self.parallel_reads = self._backend.parallel_reads
+        self.reads_wait = self._backend.reads_wait
         self._flat: dict[tuple[int, int], bool] = {}
         self._ends = End(layout.shard_bytes, layout.shard_index), End(layout.scale_bytes)
         self._whole = False
@@ -93,6 +98,12 @@ class ShardReader:
         if not self._whole:
             self._whole = True
             self._opened.cache_clear()
+
+    def holding(self, held: HeldRanges) -> ShardReader:
+        """Return the same shards, of which some ranges, by axis and slot, are in memory."""
+        view = copy(self)
+        view.reader = lambda axis, slot: held.reader((axis, slot), lambda: self.reader(axis, slot))
+        return view
 
     def check_frames(self) -> None:
         """Check that frames are kept.
@@ -193,7 +204,7 @@ class ShardReader:
         """Start fetching frames as `prefetch` does, and the scales of their piece."""
         self.prefetch(axis, slot, start, stop)
         if self._scale_bytes:
-            chunk = self.reader(_SCALES, slot)
+            chunk = self.reader(SCALES, slot)
             if chunk is not None:
                 chunk.prefetch(self._scale_offset(axis, position), self._scale_bytes)
 
@@ -252,7 +263,7 @@ class ShardReader:
         out = np.empty((layout.codec.n_scales, layout.dim), np.float32)
         if not out.size:
             return out
-        chunk = self.reader(_SCALES, slot)
+        chunk = self.reader(SCALES, slot)
         if chunk is None:
             out[...] = self.scale_chunk(slot)[position, axis]
             return out
@@ -313,9 +324,9 @@ class ShardReader:
         self.check_frames()
         layout, key = self.layout, (axis, slot)
         slot -= self._first_slot
-        shard_key = layout.scale_key(slot) if axis == _SCALES else layout.shard_key(axis, slot)
+        shard_key = layout.scale_key(slot) if axis == SCALES else layout.shard_key(axis, slot)
         path = self._backend.locate(shard_key)
-        end = self._ends[axis == _SCALES]
+        end = self._ends[axis == SCALES]
         try:
             shard = self._open_reader(shard_key, end)
         except UnreachableError:
@@ -323,7 +334,7 @@ class ShardReader:
         except OSError as error:
             if error.errno in _TOO_MANY:
                 raise StoreError(f"{error}; raise the limit on open files (ulimit -n)") from error
-            raise _unreadable(path if axis == _SCALES else f"shard {path}", error) from error
+            raise _unreadable(path if axis == SCALES else f"shard {path}", error) from error
         is_flat = self._flat.get(key)
         if is_flat is None:
             is_flat = shard.has_end(end)
@@ -344,7 +355,7 @@ class ShardReader:
 
     def _note_other_end(self, axis: int, slot: int, shard: ObjectReader) -> None:
         """Note that a shard is not flat, once zarr-python has read it."""
-        if axis != _SCALES and (axis, slot) not in self._flat:
+        if axis != SCALES and (axis, slot) not in self._flat:
             path = self.locate(axis, slot)
             if not shard.size:  # Zarr would take it for absent
                 raise DamagedError(f"shard {path} is not a file with content; run `strata verify`")

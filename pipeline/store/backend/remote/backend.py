@@ -77,6 +77,11 @@ class RemoteBackend(Backend):
         """Return the URI of an object."""
         return self._client.locate(key)
 
+    @property
+    def reads_wait(self) -> bool:  # type: ignore[override]
+        """Whether reads wait for the server; those of copies do not."""
+        return self._cache is None
+
     def cached(self, folder: CacheFolder) -> Self:
         """Return the same store, with whole copies of what is read often in a folder."""
         backend = copy(self)

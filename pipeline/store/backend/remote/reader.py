@@ -151,6 +151,15 @@ class RemoteReader(ObjectReader):
                 _copy(view[filled : filled + n], part[at : at + n])
                 filled, at = filled + n, at + n
 
+    def check_end(self) -> None:
+        """Compare the object's end now, if that was not done yet."""
+        self.compare_end()
+
+    def fetch_into(self, part: npt.NDArray[Any], offset: int) -> None:
+        """Copy a range into an array, by one request that waits for no others."""
+        if part.nbytes:
+            _copy(part.data.cast("B"), self._object.fetch(offset, part.nbytes))
+
     def read_cached(
         self, parts: Sequence[npt.NDArray[Any]], offset: int, streams: bool = False
     ) -> bool:

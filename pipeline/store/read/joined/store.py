@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
+from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.read.catalogue import store_of_slot
 from pipeline.store.read.features import FeatureStore
@@ -52,6 +54,12 @@ class JoinedStore(JoinedView, FeatureStore):
     def shards_of(self, slot: int) -> ShardReader:
         """Return what reads the shards of a slot; see `FeatureStore.shards_of`."""
         return self._parts[store_of_slot(slot)]._shards
+
+    def holding(self, held: HeldRanges) -> Self:
+        """Return the same utterances, of which some ranges are in memory."""
+        view = self._copy()
+        view._parts = tuple(part.holding(held) for part in self._parts)
+        return view
 
     def _read_mapped(
         self,
