@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
+from pipeline.config.sizes import parse_bytes
 from pipeline.feed.ahead.fetching import ReadAhead
 from pipeline.feed.batch_reader import BatchReader, SharedBuffers
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
 from pipeline.feed.resuming import ResumableLoader, check_rank
-from pipeline.feed.sizes import parse_bytes
 
 DEFAULT_READ_AHEAD = "2GB"
 

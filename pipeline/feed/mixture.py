@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError
 from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
 from pipeline.feed.loader import DEFAULT_READ_AHEAD, FeatureLoader, make_loader
 from pipeline.feed.resuming import ResumableLoader
-from pipeline.feed.sizes import parse_bytes
 
 _CHOICES = 2  # distinguishes the random numbers of choices from those of orders and crops
 _MAX_REPEATS = 1 << 20  # own epochs of a dataset in one epoch of the mixture

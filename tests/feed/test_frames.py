@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
+from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.feed.frames.axis import FrameAxis
 from pipeline.feed.frames.order import BlockOrder, FramePolicy, RankBatches, RankOrder
-from pipeline.feed.sizes import parse_bytes
 from pipeline.store.backend.memory import MemoryBackend
 from pipeline.store.format.codecs import FLOAT32, INT8
 from tests.helpers.feature_stores import make_store, noise

@@ -34,7 +34,6 @@ from pipeline.feed.frames.windows import (
     WindowReader,
 )
 from pipeline.feed.resuming import ResumableLoader, check_rank
-from pipeline.feed.sizes import parse_bytes
 from pipeline.store.frame_statistics import FrameStatistics
 
 DEFAULT_MEMORY = "2GB"
