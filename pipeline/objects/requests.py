@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -131,8 +132,9 @@ class Requests:
                 _answered.add(self.server)
             unanswered |= failure.may_have_arrived
             spent_s = time.monotonic() - wait.start_s
-            if not failure.may_pass or spent_s + pause_s > self._limit_s():
-                if failure.may_pass:
+            is_wanted = not _is_left_over()
+            if not (failure.may_pass and is_wanted) or spent_s + pause_s > self._limit_s():
+                if failure.may_pass and is_wanted:
                     _given_up.add(self.server)
                 tried_s = spent_s if wait.n_retries else 0.0
                 raise RequestError(failure, tried_s, unanswered) from None
@@ -169,6 +171,22 @@ def as_os_error(error: RequestError, uri: str, server: Server, action: Action) -
     if failure.is_denied:
         return RefusedError(errno.EACCES, text, uri)
     return UnreachableError(errno.EIO, text, uri)
+
+
+def _is_left_over() -> bool:
+    """Return whether this request was made ahead by a process that ends now, and is not needed.
+
+    The interpreter waits for such threads. Only the main thread, which commits what is left, tries
+    again then.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return False
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(int)
+        except RuntimeError:  # after the interpreter's shutdown
+            return True
+    return False
 
 
 def _pauses() -> Iterator[float]:

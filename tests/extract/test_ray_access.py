@@ -245,6 +245,7 @@ def test_nobody_else_reaches_a_local_ray(tmp_path: Path) -> None:
     """All of its processes listen on the loopback address, and it refuses who has no token.
 
     It leaves no token in the home folder, and none in the environment, and so does a second one.
+    That RAY_AUTH_MODE=disabled is obeyed is seen in `tests/online/test_process.py`.
     """
     done = subprocess.run(
         [sys.executable, "-c", INSIDE],

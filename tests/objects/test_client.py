@@ -425,3 +425,29 @@ def test_when_one_request_was_given_up_others_wait_no_longer(s3: str, proxy: Pro
     proxy.choose = lambda request: Fault.BUSY if len(proxy.requests) == n + 1 else None
     n = len(proxy.requests)
     assert client.get("x") == b"x"  # it is tried again, as before
+
+
+def test_requests_that_are_left_over_do_not_delay_the_end_of_a_process(
+    s3: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter waits for the threads that read ahead; its main thread still tries again."""
+    client = ObjectClient(s3)
+    client.put("x", [b"x"])
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)  # as while it ends
+    proxy.choose = lambda request: Fault.BUSY if len(proxy.requests) == n + 1 else None
+    n, errors = len(proxy.requests), []
+
+    def read_ahead() -> None:
+        try:
+            client.get("x")
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read_ahead)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert len(proxy.requests) == n + 1
+    n = len(proxy.requests)
+    assert client.get("x") == b"x"
+    assert len(proxy.requests) == n + 2

@@ -216,12 +216,25 @@ def test_a_killed_extraction_is_an_error_and_can_be_continued(many, tmp_path):
     assert not is_running(again)
 
 
+def ray_environment(pid):
+    """Environment of the Ray that a process has started, as far as it is about access."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"gcs_server" in (path / "cmdline").read_bytes():
+                lines = (path / "environ").read_text().split("\0")
+                return [line for line in lines if line.startswith("RAY_AUTH")]
+    raise AssertionError(f"process {pid} runs no Ray")
+
+
 @pytest.mark.ray
-def test_ray_extracts_beside_the_trainer(clips, tmp_path):
-    """All utterances come in epoch 0, and Ray ends with it."""
+def test_ray_extracts_beside_the_trainer(clips, tmp_path, monkeypatch):
+    """All utterances come in epoch 0, and Ray ends with it; RAY_AUTH_MODE=disabled is obeyed."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     engine = {"kind": "ray", "workers": 1, "threads": 1}
     dataset = opened(clips, tmp_path / "store", engine=engine)
     pid = dataset._extraction.pid
+    assert ray_environment(pid) == ["RAY_AUTH_MODE=disabled"]
     loader = pipeline.make_loader(dataset, max_frames_per_batch=300)
     names = [name for batch in loader for name in batch.ids]
     assert sorted(names) == pipeline.open_store(tmp_path / "store").ids

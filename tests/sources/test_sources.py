@@ -684,9 +684,12 @@ def test_the_fingerprint_follows_a_saved_dataset(tmp_path):
 
 @pytest.mark.slow
 def test_processes_open_the_same_source_at_once(clips):
-    """Two new processes with one empty cache agree on rows, ids and fingerprint."""
+    """Two processes with one empty cache agree on rows, ids and fingerprint.
+
+    `test_conformance.py` compares with a process that shares nothing with this one.
+    """
     config = DatasetConfig("audiofolder", str(clips))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         seen = set(pool.map(_facts, [config] * 2))
     assert seen == {_facts(config)}
 

@@ -313,16 +313,16 @@ def test_processes_share_copies(bucket: RemoteBackend, folder: Path, proxy: Prox
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_use_the_copies(bucket: RemoteBackend, folder: Path, method: str) -> None:
-    """After their parent has read, and over two epochs."""
+    """After their parent has read; forks also over two epochs. A spawned one imports torch."""
     store = pipeline.open_store(bucket.uri, cache=folder, cache_bytes=MANY)
     check(store, [0, 5], [2])
     loader = pipeline.make_loader(
         pipeline.FeatureDataset(store, [2]),
         max_frames_per_batch=700,
-        num_workers=2,
+        num_workers=2 if method == "fork" else 1,
         multiprocessing_context=method,
     )
-    for _ in range(2):
+    for _ in range(2 if method == "fork" else 1):
         seen = 0
         for batch in loader:
             for i, name in enumerate(batch.ids):
