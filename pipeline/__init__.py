@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from pipeline.spans.pooling import iter_pooled_spans, pool_spans
     from pipeline.spans.reading import read_spans
     from pipeline.spans.table import Spans
+    from pipeline.store.format.codebook import Codebook
     from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
     from pipeline.store.read.opening import open_store
+    from pipeline.tokens.run import tokenize
     from pipeline.transforms.collapse import collapse
     from pipeline.transforms.copy.run import copy_stores
     from pipeline.transforms.copy.settings import CopySettings
@@ -40,6 +42,7 @@ _HOMES = {
     "Batch": "pipeline.feed.dataset",
     "BatchPolicy": "pipeline.feed.batching",
     "CachedEncoder": "pipeline.online.cached",
+    "Codebook": "pipeline.store.format.codebook",
     "CopySettings": "pipeline.transforms.copy.settings",
     "FeatureDataset": "pipeline.feed.dataset",
     "FeatureLoader": "pipeline.feed.loader",
@@ -75,12 +78,14 @@ _HOMES = {
     "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
     "read_spans": "pipeline.spans.reading",
+    "tokenize": "pipeline.tokens.run",
 }
 
 __all__ = [
     "Batch",
     "BatchPolicy",
     "CachedEncoder",
+    "Codebook",
     "CopySettings",
     "FeatureDataset",
     "FeatureLoader",
@@ -116,6 +121,7 @@ __all__ = [
     "pool_spans",
     "push",
     "read_spans",
+    "tokenize",
 ]
 
 

@@ -110,6 +110,9 @@ class Observer:
     def units_pushed(self, done: int, total: int) -> None:
         """Receive the number of units that were sent and of all; first those of earlier runs."""
 
+    def units_tokenized(self, done: int, total: int) -> None:
+        """Receive the number of units with tokens and of all; first those of earlier runs."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -181,6 +184,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.units_pushed(done, total)
+
+    def units_tokenized(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.units_tokenized(done, total)
 
 
 def rough_duration(seconds: float) -> str:

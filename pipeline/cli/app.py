@@ -252,7 +252,7 @@ def layers(
     with reported(as_json, debug) as answer:
         with announced(Notes(console), IMPORTING):
             from pipeline.feed.frames.measuring import keep_statistics
-            from pipeline.probing.frame_sample import MAX_FRAMES
+            from pipeline.feed.frames.sample import MAX_FRAMES
             from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
             from pipeline.probing.output_folder import claim_folder, default_folder, source_of
             from pipeline.probing.report import layers_report

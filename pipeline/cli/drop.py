@@ -26,16 +26,16 @@ def drop(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="ids=FILE where=\"speaker = 'ann'\" or layers=[1,2]; confirm=true drops, without "
-            "it nothing is changed.",
+            help="ids=FILE where=\"speaker = 'ann'\" layers=[1,2] or tokens=NAME; confirm=true "
+            "drops, without it nothing is changed.",
         ),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove utterances or layers and free their space; prints them only, unless confirm=true."""
+    """Remove utterances, layers or tokens; prints what would go, unless confirm=true."""
     with reported(as_json, debug) as answer:
-        given = plain_overrides(overrides or [], {"ids", "where", "layers", "confirm"})
+        given = plain_overrides(overrides or [], {"ids", "where", "layers", "tokens", "confirm"})
         confirm = flag(given, "confirm")
         if given.get("layers") == "all":
             raise ConfigError("layers=all would leave nothing; give the layers to drop")
@@ -48,6 +48,7 @@ def drop(
                 ids=given.get("ids"),
                 where=given.get("where"),
                 layers=layer_list(given),
+                tokens=given.get("tokens"),
                 confirm=confirm,
                 observer=progress,
             )
@@ -63,6 +64,9 @@ def show_drop(out: Console, result: Drop) -> None:
         out.print(f"{counted(result.dropped_before, 'id')} dropped before")
     if result.layers:
         out.print(f"{done}: layers {list(result.layers)}, {size(result.bytes)}", markup=False)
+    if result.tokens:
+        where = counted(result.units, "unit")
+        out.print(f"{done}: tokens {result.tokens} of {where}, {size(result.bytes)}", markup=False)
     n_utterances = result.utterances + result.without_features
     if n_utterances:
         parts = [f"{counted(n_utterances, 'utterance')} in {counted(result.units, 'unit')}"]
@@ -79,7 +83,7 @@ def show_drop(out: Console, result: Drop) -> None:
         if not result.confirmed:
             rest = ", ..." if n_utterances > len(result.examples) else ""
             out.print(f"  ids: {', '.join(result.examples)}{rest}", markup=False)
-    if not (result.layers or n_utterances or result.completed):
+    if not (result.layers or result.tokens or n_utterances or result.completed):
         out.print("nothing is left to drop")
     elif not result.confirmed:
         out.print("nothing was changed; the same command with confirm=true drops them for good")

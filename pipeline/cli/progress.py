@@ -321,3 +321,15 @@ class PushProgress(CountProgress):
     def units_pushed(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number that is there already."""
         self._update(done, total)
+
+
+class TokenProgress(CountProgress):
+    """Shows the number of units that have tokens."""
+
+    def __init__(self, console: Console) -> None:
+        count = Count("unit", "tokenize", "tokenized", earlier="have tokens already")
+        super().__init__(console, count, "units")
+
+    def units_tokenized(self, done: int, total: int) -> None:
+        """Advance the bar; the first call has the number of units that had tokens before."""
+        self._update(done, total)

@@ -154,6 +154,13 @@ def show_status(
             f"  `strata inspect {store} --all` names each quarantined utterance; "
             "after fixing files, run `extract` with retry_quarantined=true"
         )
+    for tokens in status.tokens:
+        what = "a weighted sum" if tokens.layer is None else f"layer {tokens.layer}"
+        console.print(
+            f"tokens {tokens.name}: {what}, k={tokens.k:,}, {tokens.units:,} of "
+            f"{counted(tokens.units_total, 'unit')}",
+            markup=False,
+        )
     if status.log_lines_skipped or status.clock_steps:
         console.print(
             f"log.jsonl: {status.log_lines_skipped:,} damaged lines are skipped and the clock was "
@@ -181,11 +188,14 @@ def show_verification(
     """
     command = f"strata verify {store} --all"
     damages = [(f"unit {damage.unit}", damage.problem) for damage in verification.damages]
+    damages += [(f"tokens {damage.name}", damage.problem) for damage in verification.tokens]
     show_alike(console, damages, show_all, command, "red")
     orphans = [(orphan.path, orphan.what) for orphan in verification.orphans]
     show_alike(console, orphans, show_all, command)
     n_damaged = len(verification.damaged_units)
-    verdict = "sound" if verification.ok else f"{counted(n_damaged, 'unit')} DAMAGED"
+    verdict = f"{counted(n_damaged, 'unit')} DAMAGED" if n_damaged else "sound"
+    if verification.tokens:
+        verdict += f", {counted(len(verification.tokens), 'problem')} of TOKENS"
     lost = verification.utterances_quarantined
     quarantined = f" and {lost:,} quarantined" if lost else ""
     console.print(
@@ -203,6 +213,7 @@ def verification_document(verification: Verification, repair: Repair | None) -> 
         "ok": verification.ok,
         "damaged_units": verification.damaged_units,
         "problems": [asdict(damage) for damage in verification.damages],
+        "tokens": [asdict(damage) for damage in verification.tokens],
         "units_committed": verification.units_committed,
         "units_total": verification.units_total,
         "utterances_ok": verification.utterances_ok,

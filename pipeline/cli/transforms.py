@@ -1,6 +1,7 @@
-"""The verbs that make something from a store, without the encoder; `drop` is in `drop.py`.
+"""The verbs that make something from a store, without the encoder.
 
-A new one is a function here, and a name in `VERBS`; `app.py` needs no change.
+`drop` and `tokenize` have modules of their own. A new one is a function here, and a name in
+`VERBS`; `app.py` needs no change.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import console, reported
 from pipeline.cli.progress import ExportProgress, Notes, PushProgress, RunProgress
+from pipeline.cli.tokenize import tokenize
 from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
@@ -169,5 +171,5 @@ def push(
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 
-VERBS = (collapse, copy, drop, export, push)
+VERBS = (collapse, copy, drop, export, push, tokenize)
 """In the order of `strata --help`."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.feed.frames.sample import FrameSample, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
-from pipeline.probing.frame_sample import FrameSample, sample_frames
 from pipeline.store.read.features import FeatureStore
 
 N_FRAMES = 20_000

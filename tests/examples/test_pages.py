@@ -56,7 +56,18 @@ def run_python(page: Path, names: dict[str, Any] | None = None) -> str:
 def test_all_python_on_every_page_is_run() -> None:
     """A page with Python has a test here, or in a module of its own."""
     with_python = {name_of(page) for page in PAGES if "```python" in page.read_text()}
-    names = ("copies", "drop", "encoder", "export", "hub", "spans", "store", "training", "tutorial")
+    names = (
+        "copies",
+        "drop",
+        "encoder",
+        "export",
+        "hub",
+        "spans",
+        "store",
+        "tokens",
+        "training",
+        "tutorial",
+    )
     own = {f"docs/{name}.md" for name in names}
     assert with_python == {"README.md", *own}
 
@@ -66,6 +77,27 @@ def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> Non
     make_store(tmp_path / "features", [20, 30, 40], layers=range(1, 13))
     monkeypatch.chdir(tmp_path)
     assert run_python(ROOT / "README.md") == ""
+
+
+def test_the_tokens_page(tmp_path, monkeypatch) -> None:
+    """Its commands tokenize and tokenize again; its Python reads what they have made."""
+    for name in ("features", "other", "clean", "noisy"):
+        ids = [f"{name}-{i}" for i in range(3)]
+        make_store(tmp_path / name, [250, 240, 190], layers=range(1, 13), features=noise, ids=ids)
+    monkeypatch.chdir(tmp_path)
+    page, answers = ROOT / "docs" / "tokens.md", []
+    for line in next(block.text for block in blocks(page) if block.language == "bash").splitlines():
+        done = CliRunner().invoke(app, [*shlex.split(line, comments=True)[1:], "--json"])
+        assert done.exit_code == 0, done.output
+        answers.append(json.loads(done.stdout))
+    assert [answer["trained"] for answer in answers] == [True, False, False, True]
+    assert [answer["units_written"] for answer in answers] == [3, 0, 3, 6]
+    assert len({answer["codebook_sha256"] for answer in answers[:3]}) == 1
+    pipeline.drop("features", tokens="layer9-k500", confirm=True)
+    printed = run_python(page).splitlines()
+    assert printed[0].startswith("250 frames, ")
+    assert printed[0].endswith(" units, 250 frames again")
+    assert printed[1] == "20 of 20 codes used"
 
 
 def test_the_hub_page_reads_a_store_that_was_pushed(tmp_path, monkeypatch) -> None:

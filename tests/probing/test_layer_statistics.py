@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, StoreError
+from pipeline.feed.frames.sample import MAX_FRAMES, SLICE_FRAMES, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings, weights_source
-from pipeline.probing.frame_sample import MAX_FRAMES, SLICE_FRAMES, sample_frames
 from pipeline.probing.layer_statistics import (
     Outlier,
     linear_cka,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
-from pipeline.probing.frame_sample import SLICE_FRAMES
 from pipeline.probing.layer_statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
 from pipeline.probing.report.charts import Chart, Line, Scale, heat_map, layer_lines
 from pipeline.probing.report.html import (

@@ -317,6 +317,10 @@ class Backend(Protocol):
     def ensure_folder(self, folder: str) -> None:
         """Create an empty folder, where the storage has folders that exist without content."""
 
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder that has no objects, where the storage has such folders."""
+        del folder
+
     def local_path(self, key: str) -> Path | None:
         """Return an object's path, where objects are files of this machine; else None."""
         return None

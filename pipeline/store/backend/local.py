@@ -187,6 +187,12 @@ class LocalBackend(Backend):
                 exclusive.drop_reservation(path)
         files.remove(path)
 
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder, and those in it, unless they have files."""
+        for path, _, _ in os.walk(self._root / folder, topdown=False):
+            with suppress(OSError):  # it has files
+                Path(path).rmdir()
+
     def sync(self, folder: str) -> None:
         """Sync a folder."""
         files.sync_folder(self._root / folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from pipeline.store.documents import layout_of
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8
 from pipeline.store.format.layout import DROPPED_LAYERS, KEPT
 from pipeline.store.format.records import DROPPED, OK
+from pipeline.store.maintain.tokens import count_tokens
 from pipeline.store.read.features import FeatureStore
 
 
@@ -29,6 +30,7 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
         "frame_rate_hz": store.frame_rate_hz,
         "frames_per_unit": attributes["frames_per_unit"],
         "storage": _storage(store),
+        "tokens": [asdict(count) for count in count_tokens(store.backend)],
         "columns": {item.name: str(item.type) for item in metadata.schema},
         "class_names": store.class_names,
         "identity": attributes["identity"],

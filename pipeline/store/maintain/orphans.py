@@ -34,6 +34,7 @@ from pipeline.store.format.layout import (
     SHARES,
     Layout,
 )
+from pipeline.store.format.tokens import chunk_place, is_token_document
 from pipeline.store.frame_statistics import frame_statistics_problem
 from pipeline.store.index_ranges import RANGE_NAME
 from pipeline.store.labels import GENERATION_NAME
@@ -121,6 +122,9 @@ def find_orphans(backend: Backend, layout: Layout, state: CommitState) -> list[O
                 found.append(Orphan(key, "shard of a dropped layer", True))
             elif slot not in committed:
                 n_files[slot] = n_files.get(slot, 0) + 1
+        elif (place := chunk_place(key)) is not None:
+            if place[1] not in committed:
+                found.append(Orphan(key, "tokens of a slot without a commit", True))
         elif _MARKER.fullmatch(key):
             found.append(Orphan(key, "marker of a failed attempt", True))
         elif _OLD_LEASE.fullmatch(key):
@@ -141,7 +145,9 @@ def is_partial(key: str, layout: Layout) -> bool:
     Any other object with such a suffix, of a browser or of rsync, is foreign.
     """
     final = final_name(key)
-    return final is not None and (_is_known(final) or _slot_of(final, layout) is not None)
+    return final is not None and (
+        _is_known(final) or _slot_of(final, layout) is not None or chunk_place(final) is not None
+    )
 
 
 def _orphan_slot(slot: int, n_files: int, state: CommitState) -> Orphan:
@@ -182,6 +188,8 @@ def _is_of_dropped_layer(key: str, layout: Layout) -> bool:
 
 
 def _is_known(key: str) -> bool:
+    if is_token_document(key):
+        return True
     folder, _, name = key.rpartition("/")
     known = _KNOWN_NAMES.get(folder)
     return known is not None and known.fullmatch(name) is not None

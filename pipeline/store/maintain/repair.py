@@ -25,6 +25,7 @@ from pipeline.store.coordination.run_log import RunLog, now
 from pipeline.store.documents import layout_of, read_attributes, read_plan, resize
 from pipeline.store.format.layout import INDEX_DIR, LEDGER_DIR, Layout, index_key
 from pipeline.store.maintain.orphans import Orphan
+from pipeline.store.maintain.tokens import repair_tokens
 from pipeline.store.maintain.verify import Verification, verify_store
 from pipeline.store.serialization import json_bytes
 from pipeline.store.write.slot import discard_slot
@@ -39,12 +40,14 @@ class Repair:
         units: Units whose commit was revoked.
         removed: Garbage that was removed.
         claims: Unreadable claims that were replaced; their slots stay taken.
+        tokens: Damaged tokens that were removed, and their documents that were written anew.
     """
 
     found: Verification
     units: list[int]
     removed: list[Orphan]
     claims: list[str]
+    tokens: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return one line for the user."""
@@ -56,6 +59,11 @@ class Repair:
             line += f", {counted(len(self.claims), 'unreadable claim')} replaced"
         if self.units:
             line += "; run the same `strata extract` command as before to extract these units again"
+        if self.tokens:
+            line += (
+                f"; {counted(len(self.tokens), 'object')} of tokens removed or written anew: run "
+                "`strata tokenize STORE name=NAME` to make what is missing"
+            )
         return line
 
 
@@ -82,14 +90,17 @@ def repair_store(
         plan = read_plan(backend)
         if plan is None:
             raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
-        resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
+        n_slots = Ledger.open(backend, plan.n_units).n_slots
+        resize(backend, layout, n_slots)
         found = verify_store(backend, progress)
         log = RunLog(backend, run_id)
         _revoke(backend, found, log)
         removed = _remove_garbage(backend, layout, found)
+        tokens = tuple(repair_tokens(backend, layout, n_slots, found.tokens))
         units = found.damaged_units
-        log.write("repaired", units=units, swept=[orphan.path for orphan in removed], claims=claims)
-    return Repair(found, units, removed, claims)
+        swept = [*(orphan.path for orphan in removed), *tokens]
+        log.write("repaired", units=units, swept=swept, claims=claims)
+    return Repair(found, units, removed, claims, tokens)
 
 
 def _revoke(backend: Backend, found: Verification, log: RunLog) -> None:

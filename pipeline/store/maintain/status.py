@@ -17,6 +17,7 @@ from pipeline.store.documents import read_attributes, read_plan
 from pipeline.store.format.records import DROPPED
 from pipeline.store.format.tombstones import are_tombstones
 from pipeline.store.labels import read_labels
+from pipeline.store.maintain.tokens import TokenCount, count_tokens
 
 _COLUMNS = ("row", "unit", "status", "reason", "piece", "n_pieces", "n_samples", "flags")
 
@@ -49,6 +50,7 @@ class Status:
         clock_steps: Lines of the run log at which the clock was set.
         flags: Number of utterances with features that have each flag, most frequent first.
         utterances_dropped: Utterances that were dropped from the store; they count nowhere else.
+        tokens: Tokens that the store has, and how many of its units have them.
     """
 
     units_total: int
@@ -72,6 +74,7 @@ class Status:
     clock_steps: int = 0
     flags: dict[str, int] = field(default_factory=dict)
     utterances_dropped: int = 0
+    tokens: tuple[TokenCount, ...] = ()
 
 
 def read_status(store: Location) -> Status:
@@ -128,4 +131,5 @@ def read_status(store: Location) -> Status:
         clock_steps=history.n_clock_steps,
         flags=dict(Counter(pc.list_flatten(done["flags"]).to_pylist()).most_common()),
         utterances_dropped=n_dropped,
+        tokens=tuple(count_tokens(backend)),
     )

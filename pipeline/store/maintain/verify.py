@@ -28,6 +28,7 @@ from pipeline.store.maintain.arrays import check_documents, check_other_readers
 from pipeline.store.maintain.dropped import check_cleared, check_tombstones
 from pipeline.store.maintain.layers import Row, check_layer
 from pipeline.store.maintain.orphans import CommitState, Orphan, find_orphans
+from pipeline.store.maintain.tokens import TokenDamage, check_tokens
 from pipeline.store.read.shards import ShardReader
 
 
@@ -56,6 +57,7 @@ class Verification:
         utterances_quarantined: Utterances with a quarantine reason.
         n_bytes: Bytes of features that were read.
         orphans: Objects that belong to no commit; they are not damage.
+        tokens: Problems of tokens, which can be made again from the frames.
     """
 
     damages: tuple[Damage, ...]
@@ -65,11 +67,12 @@ class Verification:
     utterances_quarantined: int
     n_bytes: int
     orphans: tuple[Orphan, ...] = ()
+    tokens: tuple[TokenDamage, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the store is sound."""
-        return not self.damages
+        """Whether the store is sound, with its tokens."""
+        return not self.damages and not self.tokens
 
     @property
     def damaged_units(self) -> list[int]:
@@ -94,7 +97,9 @@ def verify_store(
     - every pooled vector is the statistic of its frames, or matches its checksum if these are not
       kept;
     - frames without an utterance have the codec's fill value;
-    - nothing is left of dropped utterances: their frames are zero, their statistics NaN.
+    - nothing is left of dropped utterances: their frames are zero, their statistics NaN;
+    - tokens match their checksums, and every frame of an utterance of a unit with tokens has a
+      code, and no other frame.
 
     A unit without a commit is not damage, unless `index.parquet` lists it. The zarr.json documents
     must be those of the layout, and zarr-python must read the same values.
@@ -161,6 +166,7 @@ def verify_store(
         utterances_quarantined=check.n_quarantined,
         n_bytes=check.n_bytes,
         orphans=tuple(check.orphans(units, {damage.unit for damage in damages})),
+        tokens=tuple(check_tokens(backend, layout)),
     )
 
 

@@ -27,14 +27,15 @@ from pipeline.store.read.timing import (
     join_frames,
     span_times,
 )
-from pipeline.store.read.utterances import Key, StoreView
+from pipeline.store.read.utterances import Key
 from pipeline.store.read.verified import LayerCheck, check_cuts, check_pooled
 from pipeline.store.tensors import decode_into
+from pipeline.store.tokens.view import TokenView
 
 _SUM_BLOCK = 512  # frames of a weighted sum, so that its buffers stay in the CPU's cache
 
 
-class FeatureStore(StoreView):
+class FeatureStore(TokenView):
     """The committed features of one dataset and one encoder, or a selection of them.
 
     Utterances are in the order of the source dataset. Only complete utterances are visible, as of

@@ -31,7 +31,7 @@ from pipeline.store.read.where import parse_condition
 Key = str | int
 _WHOLE_NUMBERS = (int, np.integer)
 _N_FRAMES = pa.field("n_frames", pa.int64())
-_SHARED = ("_shards", "_checksums", "_whole")
+_SHARED = ("_shards", "_checksums", "_whole", "_readers_of_tokens")
 """What a view shares with the store that it selects from, and no other process can have."""
 
 
@@ -61,6 +61,7 @@ class StoreView(StoreFacts):
         self._shards = ShardReader(self._backend, self._layout, self._place)
         if self._is_read_whole:
             self._shards.expect_whole()
+        self._readers_of_tokens: list[Any] = []  # see `TokenView`
         self._renew_checksums()
 
     def expect_epochs(self) -> None:

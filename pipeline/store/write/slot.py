@@ -22,6 +22,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import FloatArray
 from pipeline.store.format.layout import ATTRIBUTES, Layout, index_key
 from pipeline.store.serialization import parquet_bytes
+from pipeline.store.tokens.stored import discard_tokens_of
 from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
 
 
@@ -232,13 +233,14 @@ def _check_complete(backend: Backend, keys: Iterable[str]) -> None:
 
 
 def discard_slot(store: Location, layout: Layout, slot: int) -> None:
-    """Remove the objects of a slot, those that exist."""
+    """Remove the objects of a slot, those that exist, and its tokens."""
     backend = open_backend(store)
-    for key in layout.slot_objects(slot):
-        try:
+    try:
+        for key in layout.slot_objects(slot):
             backend.delete(key)
-        except StoreError:
-            return  # the next clean-up removes the rest
+        discard_tokens_of(backend, slot)
+    except StoreError:
+        return  # the next clean-up removes the rest
 
 
 def commit_unit(

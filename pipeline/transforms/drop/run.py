@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError, NoSpaceError, StoreBusyError, counted
+from pipeline.errors import ConfigError, NoSpaceError, StoreBusyError, counted, did_you_mean
 from pipeline.events import Observer, announced
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
@@ -24,6 +24,7 @@ from pipeline.store.dropping import Dropping, end_dropping, read_dropping, write
 from pipeline.store.format.records import OK
 from pipeline.store.labels import IntArray, remove_from_labels
 from pipeline.store.maintain.cleanup import remove_leftovers
+from pipeline.store.tokens.stored import codebook_names, remove_tokens, token_names
 from pipeline.transforms.copy.settings import Ids
 from pipeline.transforms.drop.choosing import (
     Chosen,
@@ -57,6 +58,7 @@ class Drop:
         units: Units that have some of the utterances.
         values: Of each column that `where` compares: how many utterances have each value.
         examples: Ids of the first utterances.
+        tokens: Name of the tokens.
         dropped_before: Ids among those asked for that were dropped before.
         completed: Utterances and layers of an earlier run, which was interrupted.
         wall_seconds: Duration of this run.
@@ -72,6 +74,7 @@ class Drop:
     units: int = 0
     values: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    tokens: str | None = None
     dropped_before: int = 0
     completed: int = 0
     wall_seconds: float = 0.0
@@ -83,6 +86,7 @@ def drop(
     ids: Ids | None = None,
     where: str | None = None,
     layers: Sequence[int] | None = None,
+    tokens: str | None = None,
     confirm: bool = False,
     observer: Observer | None = None,
 ) -> Drop:
@@ -98,6 +102,7 @@ def drop(
         ids: The utterances: their ids, or a text file with one id a line.
         where: Condition on the columns, as for `FeatureStore.select`; with `ids`, those of both.
         layers: Layers, in place of utterances. At least one layer stays.
+        tokens: Name of tokens, in place of utterances; their codebook goes with them.
         confirm: Whether to drop them.
         observer: Receives progress and notes.
 
@@ -121,6 +126,10 @@ def drop(
     start_s = time.perf_counter()
     observer, backend = observer or Observer(), open_backend(store)
     is_for_utterances = ids is not None or where is not None
+    if tokens is not None:
+        if layers is not None or is_for_utterances:
+            raise ConfigError("tokens= goes alone; drop tokens and other things in two runs")
+        return _drop_tokens(backend, tokens, confirm, start_s)
     if layers is not None and is_for_utterances:
         raise ConfigError("layers= is about all utterances; drop layers and utterances in two runs")
     run_id = uuid.uuid4().hex[:12]
@@ -129,7 +138,7 @@ def drop(
     with lease as held:
         pending = read_dropping(backend)
         if pending is None and not is_for_utterances and layers is None:
-            raise ConfigError("say what to drop: ids=FILE, where=... or layers=[...]")
+            raise ConfigError("say what to drop: ids=FILE, where=..., layers=[...] or tokens=NAME")
         n_pending = 0 if pending is None else len(pending.utterances) + len(pending.layers)
         if pending is not None:
             what = _described(len(pending.utterances), pending.layers)
@@ -150,6 +159,25 @@ def drop(
     wall_s = round(time.perf_counter() - start_s, 3)
     completed = n_pending if confirm else 0
     return replace(found, confirmed=confirm, completed=completed, wall_seconds=wall_s)
+
+
+def _drop_tokens(backend: Backend, name: str, confirm: bool, start_s: float) -> Drop:
+    """Remove tokens and their codebook, or say what would be removed.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        ConfigError: The store has no tokens of this name.
+    """
+    read_attributes(backend)
+    known = sorted({*token_names(backend), *codebook_names(backend)})
+    if name not in known:
+        raise ConfigError(
+            f"store {backend} has no tokens {name!r}"
+            + (did_you_mean(name, known) if known else "; it has none")
+        )
+    n_units, n_bytes = remove_tokens(backend, name, confirm)
+    wall_s = round(time.perf_counter() - start_s, 3)
+    return Drop(confirm, tokens=name, bytes=n_bytes, units=n_units, wall_seconds=wall_s)
 
 
 def _read(backend: Backend, observer: Observer) -> Content:

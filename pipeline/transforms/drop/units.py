@@ -33,6 +33,7 @@ from pipeline.store.labels import IntArray
 from pipeline.store.maintain.cleanup import slots_on_disk
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.serialization import parquet_bytes
+from pipeline.store.tokens.stored import move_tokens
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter, discard_slot
 
@@ -165,6 +166,10 @@ class _Rewriter:
             writer.complete()
             writer.check()
             writer.publish()
+        first = layout.slot_start(slot)
+        places = ((row["frame_start"], row["n_frames"]) for row in [*gone, *_dropped(rows)])
+        dropped = [(start - first, start - first + n) for start, n in places if start is not None]
+        move_tokens(backend, slot, new, dropped)
         moved = _moved(_cleared(table, goes, keeps_place=True), layout, slot, new)
         backend.put(index_key(unit), [parquet_bytes(moved)])
         discard_slot(backend, layout, slot)

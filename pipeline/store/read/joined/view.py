@@ -70,12 +70,14 @@ class JoinedView(StoreView):
         )
         self._layout, self._verify = stores[0]._layout, stores[0]._verify
         self._conditions = ()
+        self._open()
         self._whole = catalogue = self._join([store._catalogue for store in stores])
         self.attributes = _attributes(stores, self._carried)
         self._show(catalogue)
 
     def _open(self) -> None:
-        """Do nothing: the parts read the files."""
+        """Make what reads tokens; the parts read the other files."""
+        self._readers_of_tokens = []
 
     def _expect_whole(self) -> None:
         for part in self._parts:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.read.features import FeatureStore
 
+IntArray = npt.NDArray[np.int64]
+
 MAX_FRAMES = 200_000
 """Largest sample. It is in memory, and more frames hardly change the statistics."""
 SLICE_FRAMES = 8
@@ -51,17 +53,8 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     """
     if not 2 <= n_frames <= MAX_FRAMES:
         raise ConfigError(f"n_frames is {n_frames}; expected 2 to {MAX_FRAMES:,} frames")
-    counts = store.frame_counts
-    slices = -(-counts // SLICE_FRAMES)  # of each utterance
-    ends = np.cumsum(slices)
-    if not len(ends) or not ends[-1]:
-        raise StoreError(f"{store.location} has no frames; run `strata extract` first")
-    n_slices = min(int(ends[-1]), math.ceil(n_frames / SLICE_FRAMES))
-    random = np.random.default_rng(seed)
-    drawn = np.sort(random.choice(int(ends[-1]), n_slices, replace=False, shuffle=False))
-    owner = np.searchsorted(ends, drawn, side="right")
-    start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
-    length = np.minimum(SLICE_FRAMES, counts[owner] - start)
+    owner, start, length = draw_slices(store, n_frames, seed)
+    n_slices = len(owner)
     at = np.concatenate([[0], np.cumsum(length)])  # offsets of the slices, [n_slices + 1]
     features = np.empty(
         (len(store.layers), int(at[-1]), store.feature_dim), store.codec.value_dtype
@@ -73,3 +66,28 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
     follows = np.zeros(len(utterance), bool)
     follows[1:] = (utterance[1:] == utterance[:-1]) & (frame[1:] == frame[:-1] + 1)
     return FrameSample(features, utterance, follows)
+
+
+def draw_slices(
+    store: FeatureStore, n_frames: int, seed: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Draw slices as `sample_frames` does; return them in the order of the utterances.
+
+    Returns:
+        Position of the utterance, first frame and number of frames of each slice: int64
+        [n_slices].
+
+    Raises:
+        StoreError: The store has no frames.
+    """
+    counts = store.frame_counts
+    slices = -(-counts // SLICE_FRAMES)  # of each utterance
+    ends = np.cumsum(slices)
+    if not len(ends) or not ends[-1]:
+        raise StoreError(f"{store.location} has no frames; run `strata extract` first")
+    n_slices = min(int(ends[-1]), math.ceil(n_frames * int(ends[-1]) / int(counts.sum())))
+    random = np.random.default_rng(seed)
+    drawn = np.sort(random.choice(int(ends[-1]), n_slices, replace=False, shuffle=False))
+    owner = np.searchsorted(ends, drawn, side="right")
+    start = (drawn - (ends - slices)[owner]) * SLICE_FRAMES
+    return owner, start, np.minimum(SLICE_FRAMES, counts[owner] - start)
