@@ -1,6 +1,6 @@
 """The command `strata VERB [overrides]`, and its verbs.
 
-Those that make something from a store are in `transforms.py`, `fidelity` is in `fidelity.py`.
+Those that make something from a store are in `verbs/transforms.py`, some in modules beside it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import tables, transforms
-from pipeline.cli.fidelity import fidelity
+from pipeline.cli import tables
 from pipeline.cli.options import (
     IMPORTING,
     All,
@@ -35,6 +34,8 @@ from pipeline.cli.output import (
 from pipeline.cli.progress import Notes, RunProgress, SweepProgress, VerifyProgress
 from pipeline.cli.streams import open_standard_streams
 from pipeline.cli.usage import Verbs
+from pipeline.cli.verbs import transforms
+from pipeline.cli.verbs.fidelity import fidelity
 from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 
+from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError, IdentityError, StoreError, counted
 from pipeline.events import Observer
-from pipeline.feed.frames.loader import parse_bytes
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import check_no_drop

@@ -197,8 +197,8 @@ def test_two_names_side_by_side(root):
     assert store.codebook("coarse").k == 3
     with pytest.raises(StoreError, match="has tokens coarse, layer2-k5; say which"):
         store.tokens(0)
-    with pytest.raises(StoreError, match="no tokens 'corse'; did you mean coarse"):
-        store.tokens(0, "corse")
+    with pytest.raises(StoreError, match="no tokens 'coarse-2'; did you mean coarse"):
+        store.tokens(0, "coarse-2")
     with pytest.raises(StoreError, match="only in upper and lower case"):
         pipeline.tokenize(root, 1, 3, name="Coarse")
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import tables
-from pipeline.cli.drop import drop
 from pipeline.cli.options import (
     IMPORTING,
     AsJson,
@@ -27,7 +26,8 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import console, reported
 from pipeline.cli.progress import ExportProgress, Notes, PushProgress, RunProgress
-from pipeline.cli.tokenize import tokenize
+from pipeline.cli.verbs.drop import drop
+from pipeline.cli.verbs.tokenize import tokenize
 from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
