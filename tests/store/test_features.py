@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -16,23 +19,44 @@ from pipeline.store.index import compact
 from pipeline.store.read.opening import open_store
 from tests.helpers.backends import in_bucket, in_memory
 from tests.helpers.fake_store import FakeStore, begin_store
+from tests.servers.gcs import upload
 from tests.servers.web import serve_folder
 
 READABLE = [row for row in range(11) if row != 3]
 Place = Callable[[Path], Location]
 
 
-@pytest.fixture(params=["folder", "memory", "s3", "http"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """The location that a store is read from: its folder, a copy elsewhere, or a web server."""
+@pytest.fixture(params=["folder", "memory", "s3", "azurite", "gcs", "http", "fsspec"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The location that a store is read from: its folder, or a copy elsewhere."""
+    name = uuid.uuid4().hex[:12]
     if request.param == "s3":
         uri = request.getfixturevalue("s3")
         yield lambda root: in_bucket(root, uri).uri
+    elif request.param == "azurite":
+        az = request.getfixturevalue("azurite").use(monkeypatch)
+        yield lambda root: in_bucket(root, f"{az}/{name}").uri
+    elif request.param == "gcs":
+        gcs = request.getfixturevalue("gcs")
+        gs = gcs.use(monkeypatch)
+        yield lambda root: copied(root, f"{gs}/{name}", lambda key: partial(upload, gcs, key))
     elif request.param == "http":
         with serve_folder(Path("/")) as address:
             yield lambda root: f"{address}{root}"
+    elif request.param == "fsspec":
+        files = fsspec.filesystem("memory")
+        yield lambda root: copied(root, f"memory://{name}", lambda key: partial(files.pipe, key))
     else:
         yield in_memory if request.param == "memory" else lambda root: root
+
+
+def copied(root: Path, uri: str, writer: Callable[[str], Callable[[bytes], object]]) -> str:
+    """Write the files of a store below a URI that Strata can only read; return the URI."""
+    folder = uri.partition("://")[2].removeprefix("bucket/")
+    for path in root.rglob("*"):
+        if path.is_file():
+            writer(f"{folder}/{path.relative_to(root)}")(path.read_bytes())
+    return uri
 
 
 def test_every_utterance_is_read_as_it_was_written(store: FakeStore, place: Place) -> None:
