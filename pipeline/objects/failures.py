@@ -19,6 +19,7 @@ Action = Literal["read", "list", "write", "delete"]
 """What a request does; each takes a permission of its own."""
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "StorageFull"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+_BAD_KEY = re.compile(r"invalid path: .*?Path \"([^\"]{1,1100})\"", re.DOTALL)
 _REGION = re.compile(r"<Region>([a-z0-9-]{2,40})</Region>|expecting '([a-z0-9-]{2,40})'")
 _OTHER_REGION = {
     "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
@@ -97,6 +98,7 @@ class Failure:
         may_pass: Whether the same request may succeed a moment later.
         may_have_arrived: Whether the server may have done what it was asked for.
         region: Where the bucket is, if the server says so.
+        is_of_key: Whether it is about the name of an object, and not about the server.
     """
 
     reason: str
@@ -105,6 +107,7 @@ class Failure:
     may_pass: bool = False
     may_have_arrived: bool = False
     region: str = ""
+    is_of_key: bool = False
 
     @property
     def is_missing(self) -> bool:
@@ -162,6 +165,13 @@ def read_failure(error: BaseException) -> Failure:
     status = _STATUS.search(text)
     if any(host in text for host in _METADATA_HOSTS):
         return Failure(_NO_CREDENTIALS, status=401)
+    bad_key = _BAD_KEY.search(text)
+    if bad_key:
+        return Failure(
+            f"the object {bad_key[1]} has nothing, '.' or '..' between two slashes of its key, "
+            "which the client does not read; rename it, or give a folder without it",
+            is_of_key=True,
+        )
     if status:
         return _read_answer(int(status[1]), (status[2] or "").strip(), text)
     if "redirect without LOCATION" in text:

@@ -167,6 +167,8 @@ def as_os_error(error: RequestError, uri: str, server: Server, action: Action) -
         return NoBucketError(errno.ENOENT, server.without_bucket, uri)
     if failure.is_missing:
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
+    if failure.is_of_key:
+        return UnreachableError(errno.EINVAL, failure.reason, uri)
     text = f"{server}: {error}{failure.remedy(server.scheme, action)}"
     if failure.is_denied:
         return RefusedError(errno.EACCES, text, uri)

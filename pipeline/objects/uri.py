@@ -12,6 +12,8 @@ SCHEMES = ("s3", "gs", "az")
 _OTHER_NAMES = {
     "s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az", "adl": "az",
 }  # fmt: skip
+LONGEST_PREFIX = 900
+"""Bytes. Keys may have 1024 with all providers, and a store adds up to 100 to its prefix."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
 
 
@@ -76,6 +78,11 @@ def parse_uri(text: str) -> ObjectUri:
         )
     if any(ord(character) < 32 for character in prefix):
         raise ConfigError(f"{text!r}: a prefix may not have control characters")
+    if len(prefix.encode()) > LONGEST_PREFIX:
+        raise ConfigError(
+            f"{text[:60]}...: a prefix of {len(prefix.encode()):,} bytes leaves no room for keys; "
+            f"give one of at most {LONGEST_PREFIX}"
+        )
     return ObjectUri(scheme, bucket, prefix)
 
 

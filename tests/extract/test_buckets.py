@@ -225,6 +225,31 @@ def test_a_commit_in_doubt_keeps_its_data(
     check_whole(s3, finished)
 
 
+def test_a_shard_that_was_cut_on_its_way_is_not_committed(
+    folder: Path, finished: dict[str, object], proxy: Proxy, s3: str
+) -> None:
+    """By a server or a proxy that answers as if it had stored all of it."""
+    passed = proxy.pass_on
+    left = [1]
+
+    def cut(method: str, target: str, headers: list[tuple[str, str]], body: bytes) -> object:
+        if method == "PUT" and "/features.zarr/frames/c/" in target and left:
+            left.pop()
+            body = body[: len(body) // 2]
+            headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
+            headers.append(("Content-Length", str(len(body))))
+        return passed(method, target, headers, body)
+
+    proxy.pass_on = cut  # type: ignore[assignment, method-assign]
+    with pytest.raises(
+        StoreError, match=r"unit \d .* not committed: .*/frames/c/.* has [\d,]+ bytes"
+    ):
+        extract(folder, s3, *FEW)
+    assert not left
+    extract(folder, s3, *FEW)
+    check_whole(s3, finished)
+
+
 @pytest.mark.slow
 def test_faults_of_the_server_lose_nothing(
     folder: Path, finished: dict[str, object], proxy: Proxy, s3: str,

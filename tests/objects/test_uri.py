@@ -100,3 +100,10 @@ def test_a_profile_needs_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install boto3"):
         profiles.profile_settings(find_server(parse_uri("s3://bucket")))
+
+
+def test_a_prefix_that_leaves_no_room_for_keys_is_refused() -> None:
+    """Otherwise a run would fail with its first shard, and not before."""
+    assert parse_uri(f"s3://bucket/{'x' * 900}").prefix == "x" * 900
+    with pytest.raises(ConfigError, match=r"a prefix of 902 bytes leaves no room.*at most 900"):
+        parse_uri(f"s3://bucket/{'ü' * 451}")

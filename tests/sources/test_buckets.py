@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -273,6 +275,22 @@ def test_mistakes_are_named(name: str, localbucket: LocalBucket, s3: str, tmp_pa
     if name != "credentials":
         return
     assert "secret" not in str(caught.value).replace("AWS_SECRET_ACCESS_KEY", "")
+
+
+@pytest.mark.parametrize("key", ["b//c.wav", "../c.wav", "./c.wav", "/c.wav"])
+def test_a_key_that_is_no_path_is_named(
+    gcs: Bucket, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """It would be left out in silence, or be taken for another object."""
+    uri = f"{gcs.use(monkeypatch)}/{uuid.uuid4().hex}"
+    for name in ("a.wav", key):
+        put_to_gcs(gcs, f"{uri.rpartition('/')[2]}/{name}", b"x")
+    words = (
+        rf"{uri} cannot be read: the object .*{re.escape(key)} has nothing, .*; rename it"
+    )
+    with pytest.raises(SourceError, match=words) as raised:
+        open_source(DatasetConfig("audiofolder", uri))
+    assert "network" not in str(raised.value)
 
 
 @contextmanager

@@ -180,6 +180,8 @@ def explained(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ESTALE:
             raise AudioError("the file was replaced while it was read") from error
+        if error.errno == errno.EINVAL:
+            raise SourceError(f"{uri} cannot be read: {error.strerror}") from error
         raise SourceError(
             f"{uri} cannot be read: {error.strerror or error}; check the network and "
             f"{_endpoint(uri)}, then {_AGAIN}"

@@ -8,7 +8,7 @@ publishes the shards and chunks, and last creates the unit's index file exclusiv
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -160,7 +160,8 @@ class SlotWriter:
         content, key = parquet_bytes(index), index_key(self._unit)
         self.check()
         try:
-            published = list(self._partials)
+            sizes = self._layout.slot_objects(self._slot)
+            published = {key: sizes[key] for key in self._partials}
             self.publish()
             check_exists(self._backend)
             _check_complete(self._backend, published)
@@ -216,19 +217,27 @@ def check_exists(backend: Backend) -> None:
         )
 
 
-def _check_complete(backend: Backend, keys: Iterable[str]) -> None:
-    """Check that no object of the slot was removed while the attempt was still writing.
+def _check_complete(backend: Backend, sizes: Mapping[str, int]) -> None:
+    """Check that the objects of the slot are there, with all their bytes.
 
     A clean-up removes the objects of a slot once its unit is committed in another slot. If a repair
-    then revokes that commit, this attempt must not commit an incomplete slot.
+    then revokes that commit, this attempt must not commit an incomplete slot. Nor must it if a
+    server has cut what it was sent, and has not said so.
 
     Raises:
-        StoreError: An object is missing.
+        StoreError: An object is missing, or has another size.
     """
-    for key in keys:
-        if not backend.exists(key):
+    for key, n_bytes in sizes.items():
+        try:
+            found = backend.size(key)
+        except FileNotFoundError:
             raise StoreError(
                 f"{backend.locate(key)} was removed while the attempt was still writing"
+            ) from None
+        if found != n_bytes:
+            raise StoreError(
+                f"{backend.locate(key)} has {found:,} bytes, and {n_bytes:,} were written: the "
+                "storage, or a proxy before it, cuts what it is sent"
             )
 
 
