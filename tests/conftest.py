@@ -63,11 +63,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests that use the shared Ray; run the tests that use Ray first.
 
     They take longest. Those with a Ray of their own are the last of them: some end the shared one.
+    Modules without slow tests come last, so that all processes have work until the end.
     """
     for item in items:
         if "ray_session" in fixtures(item):
             item.add_marker("ray")
             item.add_marker("slow")
+    slow = {module_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: module_of(item.nodeid) not in slow)
     items.sort(
         key=lambda item: not (item.name.endswith("[ray]") or "ray_session" in fixtures(item))
     )

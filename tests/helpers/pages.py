@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.servers.base import free_port
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,14 +47,33 @@ def run_program(monkeypatch: pytest.MonkeyPatch, path: str, *arguments: str) -> 
 
 
 def run_processes(path: str, *arguments: str, n_processes: int = 2) -> str:
-    """Run a Python program of the repository as torchrun does; return what it prints."""
-    command = (
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", f"{n_processes}", str(ROOT / path), *arguments),
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run a Python program of the repository in processes with the environment of torchrun.
+
+    torchrun itself, which would import torch, too, is left out.
+
+    Returns:
+        What they print.
+    """
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}"}
+    common |= {"WORLD_SIZE": f"{n_processes}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / path), *arguments],
+            env=os.environ | common | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(n_processes)
+    ]
+    printed = ""
+    try:
+        for process in processes:
+            out, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+            printed += out
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return printed
