@@ -18,7 +18,7 @@ from pipeline.config.sweep_schema import SweepConfig
 from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
-_PATH = "dataset.path="
+_PATH, _SPANS = "dataset.path=", "spans="
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -57,6 +57,10 @@ def load_sweep_config(overrides: Sequence[str] = ()) -> SweepConfig:
     tasks = sorted(path.stem for path in (config_folder() / "task").glob("*.yaml"))
     if not any(override.startswith("task=") for override in overrides):
         raise ConfigError(f"no task is given; set task={'|'.join(tasks)}")
+    overrides = [
+        f"spans.path={item[len(_SPANS) :]}" if item.startswith(_SPANS) else item
+        for item in overrides
+    ]
     config = _compose("sweep", SweepConfig, {"task": tasks[0]}, overrides)
     check_sweep(config)
     return config

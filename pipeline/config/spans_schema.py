@@ -15,7 +15,7 @@ class SpansConfig:
     """How spans are read from a file, or from the files of a folder.
 
     Attributes:
-        path: The file, or a folder of files of one kind.
+        path: The file, or a folder of files of one kind; None: there are none.
         kind: Of `SPAN_KINDS`; None: by the name of the file.
         tier: Names of the tiers of a TextGrid that are read; None: the only interval tier.
         id_column: Column of a table with the ids of utterances; None: a usual name.
@@ -28,7 +28,7 @@ class SpansConfig:
             columns state (`start_ms`), else seconds.
         sample_rate_hz: Rate at which `samples` are counted.
         channel: Channel of a CTM or RTTM whose spans are read; None: all.
-        skip: Labels that are left out.
+        skip: Labels that are left out; None: in a sweep those of silence in the recipe, else none.
         id_form: Ids of the utterances, made from those in the file: a text with {id}, {stem} (the
             id without its extension) or {name} (the stem after the last slash). None: as they are.
         encoding: Encoding of text that is neither UTF-8 nor UTF-16.
@@ -38,9 +38,9 @@ class SpansConfig:
             seconds; None: `start` or `offset`.
     """
 
-    path: str
+    path: str | None = None
     kind: str | None = None
-    tier: tuple[str, ...] | None = None
+    tier: str | tuple[str, ...] | None = None
     id_column: str | None = None
     start_column: str | None = None
     stop_column: str | None = None
@@ -50,7 +50,7 @@ class SpansConfig:
     unit: str | None = None
     sample_rate_hz: float | None = None
     channel: str | None = None
-    skip: tuple[str, ...] = ()
+    skip: tuple[str, ...] | None = None
     id_form: str | None = None
     encoding: str | None = None
     times: str = "utterance"

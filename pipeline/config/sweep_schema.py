@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.config.spans_schema import SpansConfig
+
 _UNTRAINED = ("verification",)  # kinds of task
 
 
@@ -12,21 +14,22 @@ class TaskConfig:
     """Recipe of a task.
 
     Attributes:
-        name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "sv", "pr"
-            or "asr".
+        name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "sv", "pr", "asr", "phone",
+            "word" or "frame".
         kind: "utterance" (a class per utterance, on pooled features), "regression" (a number per
-            utterance), "verification" (pairs of utterances) or "frames" (CTC).
+            utterance), "verification" (pairs of utterances), "frames" (CTC), "spans" (a class per
+            span, on pooled features) or "framewise" (a class per frame, from spans).
         labels: Columns that may hold the labels; the first one in the store is used.
         slots: Whether every column of `labels` is an intent slot with its own classes; an utterance
             is correct if all its intent slots are. Not a storage slot.
-        metric: "accuracy"; "ccc", "pearson" or "mae" for regression; "eer" or "min_dcf" for
-            verification; "cer", "wer" or "per" for frames.
+        metric: "accuracy"; "f1" is possible if `kind` is framewise; "ccc", "pearson" or "mae" for
+            regression; "eer" or "min_dcf" for verification; "cer", "wer" or "per" for frames.
         speaker_independent: Whether train, dev and test must have disjoint speakers.
         lrs: Learning rates of Adam. Tasks that train nothing have none.
         steps: Maximum number of optimiser steps. 0: 640, or 20 epochs of train if that is more. Set
             it for frame tasks, whose `batch` counts frames.
         batch: Utterances per step if `kind` is utterance; frames per step (utterances × frames of
-            the longest one) if it is frames.
+            the longest one) if it is frames; spans, or frames, of the other kinds.
         eval_every: Steps between two evaluations on dev. 0: steps / 32, at least 1.
         patience: Evaluations without a better dev score after which a head stops.
         projection: Width of the linear projection before the classes.
@@ -42,6 +45,12 @@ class TaskConfig:
         n_trials: Trials that are drawn, half of them of one speaker.
         trial_seed: Seed of the draw.
         skip_missing_trials: Whether trials of utterances that are not in the store are left out.
+        silence: For tasks on spans, labels of spans that are left out, unless `spans.skip` is set.
+        min_count: For tasks on spans, the fewest spans of a class that is learned.
+        max_classes: For tasks on spans, how many of the most frequent classes are learned; None:
+            all.
+        unlabelled: For framewise tasks, name of a class for frames in no span; None: such frames
+            are neither trained on nor scored.
     """
 
     name: str
@@ -65,6 +74,10 @@ class TaskConfig:
     n_trials: int = 20_000
     trial_seed: int = 0
     skip_missing_trials: bool = False
+    silence: tuple[str, ...] = ()
+    min_count: int = 1
+    max_classes: int | None = None
+    unlabelled: str | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -116,7 +129,10 @@ class SweepConfig:
         labels: Label columns that replace the recipe's.
         device: "auto", "cpu" or "cuda".
         out: Folder of the results; None uses sweeps/STORE/TASK-LABELS.
+        memory: For tasks on spans, the largest size of the features in memory, as text such as
+            "4GB".
         split: Split of the corpus.
+        spans: Where labelled intervals are read from, for tasks on spans.
     """
 
     task: TaskConfig
@@ -126,4 +142,6 @@ class SweepConfig:
     labels: tuple[str, ...] | None = None
     device: str = "auto"
     out: str | None = None
+    memory: str = "4GB"
     split: SplitConfig = field(default_factory=SplitConfig)
+    spans: SpansConfig = field(default_factory=SpansConfig)

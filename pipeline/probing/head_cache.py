@@ -38,6 +38,10 @@ _LATER: dict[str, Any] = {
     "n_trials": 20_000,
     "trial_seed": 0,
     "skip_missing_trials": False,
+    "silence": (),
+    "min_count": 1,
+    "max_classes": None,
+    "unlabelled": None,
 }
 """Task settings that are newer than the first caches, with the value that heads then had."""
 

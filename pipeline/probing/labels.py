@@ -109,6 +109,11 @@ def read_labels(
         ConfigError: The store lacks the columns, a frame task has more than one, or the labels of
             an utterance task are real numbers.
     """
+    if not task.labels and given is None:
+        raise ConfigError(
+            f"task {task.name} learns spans, which `strata sweep` takes as spans=FILE; choose "
+            "another task here"
+        )
     columns = _label_columns(store, task, given)
     if task.kind == "frames" and len(columns) != 1:
         raise ConfigError(f"labels is {list(columns)}; task {task.name} learns one column of texts")

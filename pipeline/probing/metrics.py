@@ -101,6 +101,35 @@ def macro_f1(references: IntArray, predictions: IntArray) -> float:
     return float(np.mean(scores))
 
 
+def class_counts(cells: IntArray) -> FloatArray:
+    """Return what `macro_f1_of_sums` needs of a confusion matrix: [..., 3 * n_classes].
+
+    Args:
+        cells: Counts [..., n_classes, n_classes], references by row, predictions by column.
+
+    Returns:
+        True positives of each class, then all references, then all predictions of each class.
+    """
+    correct = np.diagonal(cells, axis1=-2, axis2=-1)
+    parts = (correct, cells.sum(-1), cells.sum(-2))
+    return np.concatenate(parts, axis=-1).astype(np.float64)
+
+
+def macro_f1_of_sums(sums: FloatArray) -> FloatArray:
+    """Return the mean F1 score over the classes that occur in references or predictions.
+
+    Args:
+        sums: Sums of `class_counts`, [n_draws, 3 * n_classes].
+
+    Returns:
+        [n_draws]; 0 if there is nothing.
+    """
+    correct, references, predictions = np.split(sums, 3, axis=1)
+    total = references + predictions
+    scores = 2 * correct / np.where(total > 0, total, 1.0)
+    return np.asarray(scores.sum(1) / np.maximum(1, (total > 0).sum(1)))
+
+
 def confusion_matrix(references: IntArray, predictions: IntArray, n_classes: int) -> IntArray:
     """Count each pair of reference and predicted class.
 

@@ -21,11 +21,12 @@ import torch
 
 from pipeline import files
 from pipeline.config import SweepConfig
+from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError, StoreError, layers_problem
 from pipeline.events import Observer, announced
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.head_cache import HeadCache
-from pipeline.probing.labels import Labels, read_labels
+from pipeline.probing.labels import Labels
 from pipeline.probing.output_folder import (
     claim_folder,
     default_folder,
@@ -46,7 +47,10 @@ from pipeline.probing.results import (
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
+from pipeline.probing.tasks.framewise import FramewiseTask
 from pipeline.probing.tasks.regression import RegressionTask
+from pipeline.probing.tasks.spans import SpanTask
+from pipeline.probing.tasks.spans_data import SpanData, read_task_labels
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.tasks.verification import VerificationTask
 from pipeline.probing.trainers.pooled import resolve_steps
@@ -63,6 +67,8 @@ TASK_KINDS: dict[str, TaskFactory] = {
     "regression": RegressionTask,
     "verification": VerificationTask,
     "frames": FrameTask,
+    "spans": SpanTask,
+    "framewise": FramewiseTask,
 }
 """Implementations of `Task` by `task.kind`."""
 
@@ -180,16 +186,21 @@ def _prepare(
             f"{store.location} has no complete utterances yet; run `strata extract` first"
         )
     layers = choose_layers(store, config)
-    labels = read_labels(store, config.task, config.labels)
+    labels, spans = read_task_labels(store, config, len(layers))
+    for line in () if spans is None else spans.notes:
+        observer.note(line)
     asked = output_folder(store, config, labels)
-    settings = _settings(store, config, layers, labels)
+    settings = _settings(store, config, layers, labels, spans)
     split = make_split(store, config.task, config.split, labels)
-    n_train = max(len(fold.train) for fold in split.folds)
+    items = [fold if spans is None else spans.fold_of(fold) for fold in split.folds]
+    n_train = max(1, *(len(fold.train) for fold in items))
     if config.task.is_trained:
         config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
-    device = choose_device(config.device)
-    task = kind(TaskData(store, config.task, labels, split.folds, layers, device))
+    device, memory = choose_device(config.device), parse_bytes(config.memory)
+    task = kind(TaskData(store, config.task, labels, split.folds, layers, device, spans, memory))
+    if task.items:
+        split = replace(split, description=f"{split.description}; {task.items}")
     specs = list_heads(config, layers, len(split.folds))
     folder, note = claim_folder(asked, settings)
     if note:
@@ -200,17 +211,26 @@ def _prepare(
 
 
 def _settings(
-    store: FeatureStore, config: SweepConfig, layers: Sequence[int], labels: Labels
+    store: FeatureStore,
+    config: SweepConfig,
+    layers: Sequence[int],
+    labels: Labels,
+    spans: SpanData | None,
 ) -> dict[str, Any]:
     """Return all that distinguishes the results of a sweep from those of others."""
-    return source_of(store) | {
-        "task": asdict(config.task),
-        "labels": labels.columns,
-        "layers": layers,
-        "weighted": config.weighted,
-        "seeds": config.seeds,
-        "split": asdict(config.split),
-    }
+    own = {} if spans is None else {"spans": spans.digest, "memory": config.memory}
+    return (
+        source_of(store)
+        | own
+        | {
+            "task": asdict(config.task),
+            "labels": labels.columns,
+            "layers": layers,
+            "weighted": config.weighted,
+            "seeds": config.seeds,
+            "split": asdict(config.split),
+        }
+    )
 
 
 def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]:

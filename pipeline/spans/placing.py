@@ -39,7 +39,7 @@ class PlacedSpans:
         last: One past the last frame, above `first`, int64 [n_places].
         annotated: Positions of the utterances that the file labels, also those in which no span
             has a frame, ascending, int64 [n].
-        notes: What was left out and why.
+        notes: What was left out and why, without what the labels left out (`spans.notes`).
     """
 
     spans: Spans
@@ -89,7 +89,7 @@ def place_spans(
         SourceError: The store has no utterance of the spans, or no span has a frame.
         ConfigError: The store has no recordings or no times of segments.
     """
-    placed, notes = np.arange(len(spans)), list(spans.notes)
+    placed, notes = np.arange(len(spans)), list[str]()
     if times == RECORDING:
         found = in_segments(store, spans, segment_start)
         annotated = found.annotated
@@ -116,7 +116,9 @@ def place_spans(
             f"in them (first {shown})"
         )
     if not has_frames.any():
-        raise SourceError(f"no span has a frame of {store.location}: {'; '.join(notes)}")
+        raise SourceError(
+            f"no span has a frame of {store.location}: {'; '.join((*spans.notes, *notes))}"
+        )
     placed, position, first, last = (x[has_frames] for x in (placed, position, first, last))
     return PlacedSpans(spans, placed, position, first, last, annotated, tuple(notes))
 

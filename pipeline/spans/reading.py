@@ -80,7 +80,7 @@ def read_spans(
     config = SpansConfig(
         path=os.fspath(path),
         kind=kind,
-        tier=(tier,) if isinstance(tier, str) else None if tier is None else tuple(tier),
+        tier=tier if tier is None or isinstance(tier, str) else tuple(tier),
         id_column=id_column,
         start_column=start_column,
         stop_column=stop_column,
@@ -99,6 +99,8 @@ def read_spans(
 
 def read_configured(config: SpansConfig) -> Spans:
     """Read spans as configured; see `read_spans`."""
+    if config.path is None:
+        raise ConfigError("no file of spans is given; set spans=FILE")
     _check(config)
     if is_uri(config.path):
         raise ConfigError(
@@ -125,7 +127,8 @@ def read_configured(config: SpansConfig) -> Spans:
 def _add(builder: SpanBuilder, kind: str, path: Path, utterance: str, config: SpansConfig) -> None:
     """Add the spans of one file."""
     if kind == "textgrid":
-        add_textgrid(builder, path, utterance, config.tier, config.encoding)
+        tier = (config.tier,) if isinstance(config.tier, str) else config.tier
+        add_textgrid(builder, path, utterance, tier, config.encoding)
     elif kind == "ctm":
         add_ctm(builder, path, config.channel, config.encoding)
     elif kind == "rttm":

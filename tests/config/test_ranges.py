@@ -37,7 +37,11 @@ PLAN, SWEEP = numbers_of(Config), numbers_of(SweepConfig)
 def load(name: str, value: str) -> Config | SweepConfig:
     """Compose a configuration with one setting."""
     override = f"{name}={value}"
-    return load_config([override]) if name in PLAN else load_sweep_config(["task=ks", override])
+    if name in PLAN:
+        return load_config([override])
+    task = {name: "word" for name in ("task.min_count", "task.max_classes")}
+    task |= {name: "sv" for name in ("task.n_trials", "task.trial_seed")}
+    return load_sweep_config([f"task={task.get(name, 'ks')}", override])
 
 
 def is_list(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,20 +19,24 @@ from tests.helpers.pages import ROOT, blocks
 
 pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs" / "spans.md"
+QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=200", "task.eval_every=50", "layers=[2,3]"]
+"""Settings added to the sweeps of the page, to save time."""
 
 
 class PageRun(NamedTuple):
-    """A run of the page: the names of its Python, and what that has printed."""
+    """A run of the page: names of its Python, what that printed, and answers of its commands."""
 
     folder: Path
     names: dict[str, Any]
     printed: str
+    answers: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     names: dict[str, Any] = {}
+    answers: list[dict[str, Any]] = []
     printed = io.StringIO()
     with contextlib.chdir(folder):
         for block in blocks(PAGE):
@@ -41,9 +46,11 @@ def page(tmp_path_factory):
                     exec(code, names)
             elif block.language == "bash":
                 for line in block.text.splitlines():
-                    done = CliRunner().invoke(app, shlex.split(line)[1:])
+                    quick = QUICK if " sweep " in line else []
+                    done = CliRunner().invoke(app, [*shlex.split(line)[1:], *quick, "--json"])
                     assert done.exit_code == 0, done.output
-    return PageRun(folder, names, printed.getvalue())
+                    answers.append(json.loads(done.stdout))
+    return PageRun(folder, names, printed.getvalue(), answers)
 
 
 def test_the_page_reads_its_spans(page):
@@ -68,3 +75,15 @@ def test_the_page_pools_in_parts(page):
     parts = [line.split() for line in page.printed.splitlines() if line[0].isdigit()]
     assert sum(int(words[0]) for words in parts) == 120
     assert len(parts) > 1
+
+
+def test_the_page_sweeps_over_spans_and_frames(page):
+    """Tones are told apart by an encoder with random weights, and from silence."""
+    _, word, frame = page.answers
+    assert word["classes"] == [["high", "low"]]
+    assert "120 spans of 2 classes" in word["split"]
+    assert max(score["test"] for score in word["scores"]) > 0.9
+    assert frame["classes"] == [["high", "low", "silence"]]
+    assert frame["metric"] == "f1"
+    best = max(score["test"] for score in frame["scores"])
+    assert best > frame["yardsticks"]["majority class"] + 0.2

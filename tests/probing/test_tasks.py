@@ -11,18 +11,26 @@ import pytest
 import torch
 
 from pipeline.config import load_sweep_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.probing.labels import Fold, Labels, read_labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.probing.run import TASK_KINDS, list_heads
 from pipeline.probing.significance import resampled_scores
 from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.spans_data import SPAN_KINDS, read_span_data
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import planted
 
-CASES = {"utterance": "ks", "frames": "asr", "regression": "regression", "verification": "sv"}
+CASES = {
+    "utterance": "ks",
+    "frames": "asr",
+    "regression": "regression",
+    "verification": "sv",
+    "spans": "word",
+    "framewise": "frame",
+}
 """Name of a task of each kind, trained on the words of the store. A new kind is one line."""
 NUMBERS = {"ab": "1.5", "cd": "-2", "bad": "30", "cab": "7"}
 """The labels of a regression in place of the words."""
@@ -47,8 +55,17 @@ class Case:
 
 def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
     """Make the task of a kind for a small store."""
-    quick = [] if kind == "verification" else ["task.steps=8", "task.eval_every=4"]
-    config = load_sweep_config([f"task={CASES[kind]}", "labels=[word]", *quick])
+    steps = [] if kind == "verification" else ["task.steps=8", "task.eval_every=4"]
+    if kind in SPAN_KINDS:  # the spans are the whole utterances
+        path = store.root.parent / "words.csv"
+        rows = (f"{name},0,1,{word}\n" for name, word in zip(store.ids, words, strict=True))
+        path.write_text("".join(["id,start,end,word\n", *rows]))
+        config = load_sweep_config([f"task={CASES[kind]}", f"spans={path}", *steps])
+        spans = read_span_data(store, config, len(LAYERS))
+        labels = spans.labels(None)
+        data = TaskData(store, config.task, labels, FOLDS, LAYERS, CPU, spans)
+        return TASK_KINDS[kind](data)
+    config = load_sweep_config([f"task={CASES[kind]}", "labels=[word]", *steps])
     labels = read_labels(store, config.task, config.labels)
     if kind == "regression":
         words = [NUMBERS.get(word, word) for word in words]
@@ -182,12 +199,16 @@ def test_extra_scores_and_baselines_are_named_numbers(case):
 
 
 def test_confusions_count_every_prediction(case):
-    """The matrix is square over the classes of the first label column, or None."""
+    """The matrix is square over the classes of the first label column, or None.
+
+    Of utterances, spans or frames: here an utterance is one span of 9 frames.
+    """
     matrix = case.task.confusion(case.heads)
     if matrix is None:
         return
     assert np.shape(matrix) == (len(case.task.classes[0]),) * 2
-    assert np.sum(matrix) == sum(len(head.predictions) for head in case.heads)
+    n_each = 9 if case.kind == "framewise" else 1
+    assert np.sum(matrix) == n_each * sum(len(head.predictions) for head in case.heads)
 
 
 def test_files_are_written_to_the_folder_only(case, tmp_path):
@@ -201,7 +222,7 @@ def test_files_are_written_to_the_folder_only(case, tmp_path):
 @pytest.mark.parametrize("kind", sorted(TASK_KINDS))
 def test_labels_that_cannot_be_learned_are_refused_before_training(kind, store):
     """The factory raises for empty labels."""
-    with pytest.raises(ConfigError):
+    with pytest.raises((ConfigError, SourceError)):
         make_task(kind, store, words=[""] * N)
 
 

@@ -285,9 +285,7 @@ def test_a_key_that_is_no_path_is_named(
     uri = f"{gcs.use(monkeypatch)}/{uuid.uuid4().hex}"
     for name in ("a.wav", key):
         put_to_gcs(gcs, f"{uri.rpartition('/')[2]}/{name}", b"x")
-    words = (
-        rf"{uri} cannot be read: the object .*{re.escape(key)} has nothing, .*; rename it"
-    )
+    words = rf"{uri} cannot be read: the object .*{re.escape(key)} has nothing, .*; rename it"
     with pytest.raises(SourceError, match=words) as raised:
         open_source(DatasetConfig("audiofolder", uri))
     assert "network" not in str(raised.value)

@@ -30,6 +30,7 @@ MAX_CLASSES = 40
 """Largest number of classes of which a confusion matrix is drawn."""
 
 METRICS = {
+    "f1": "macro-F1",
     "accuracy": "accuracy",
     "cer": "character error rate",
     "wer": "word error rate",

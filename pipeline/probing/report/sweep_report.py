@@ -83,7 +83,8 @@ _CAPTIONS = {
     "with a larger norm needs less weight for the same effect, so a weight does not measure the "
     "importance of a layer.",
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
-    "confusion": "Test utterances of the best candidate, over all seeds and folds.",
+    "confusion": "What is tested (utterances, spans or frames), by the best candidate, over all "
+    "seeds and folds.",
     "detection": "Test trials of the best candidate. Dotted line: equal error rates.",
     "predictions": "Test utterances of the best candidate, first seed. Dotted line: a perfect "
     "prediction.",

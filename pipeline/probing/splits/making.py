@@ -75,7 +75,11 @@ class _Utterances:
     def description(self) -> str:
         """Text that describes how utterances are assigned."""
         separate = f", no {self.grouped_by} in two parts" if self.grouped_by else ""
-        return f"stratified by label{separate}, seed {self.config.seed}"
+        has_classes = (
+            len(np.unique(self.classes[self.usable])) > 1
+        )  # transcripts and spans have none
+        how = "stratified by label" if has_classes else "at random"
+        return f"{how}{separate}, seed {self.config.seed}"
 
     def assign(
         self, positions: IntArray, shares: Sequence[float], keep_first: bool, where: str = ""

@@ -13,6 +13,7 @@ from pipeline.config import TaskConfig
 from pipeline.probing.evaluation import Evaluation
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
+from pipeline.probing.tasks.spans_data import SpanData
 from pipeline.store.read.features import FeatureStore
 
 
@@ -27,6 +28,8 @@ class TaskData:
         folds: The folds.
         layers: Swept layers of the store.
         device: Device to train on.
+        spans: Labelled intervals, for tasks on these.
+        memory: Bytes that the frames of a framewise task may take in memory.
     """
 
     store: FeatureStore
@@ -35,6 +38,8 @@ class TaskData:
     folds: tuple[Fold, ...]
     layers: tuple[int, ...]
     device: torch.device
+    spans: SpanData | None = None
+    memory: int = 1 << 30
 
 
 class Task(Protocol):
@@ -54,6 +59,7 @@ class Task(Protocol):
 
     Attributes:
         warnings: Warnings to show before the scores.
+        items: What is learned, with numbers, if that is not one label per utterance; else empty.
         classes: Class names of each label column; for transcripts the symbols.
         truth: References, per fold: of each test utterance, or of each trial of two of them.
         fingerprint: Hash of what heads depend on beyond the settings, the labels and the features,
@@ -66,6 +72,7 @@ class Task(Protocol):
     truth: tuple[Predictions, ...]
     fingerprint: str = ""
     higher_is_better: bool
+    items: str = ""
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train heads. Call `on_head` once per spec, as soon as its head is trained."""

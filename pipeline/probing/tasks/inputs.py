@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.probing.tasks.base import TaskData
 from pipeline.store.format.pooling import STATISTICS
@@ -16,13 +17,22 @@ def pooled_inputs(data: TaskData) -> Tensor:
     Raises:
         ConfigError: A statistic is unknown, or there is none.
     """
-    names = data.config.pooling
+    parts = [data.store.pooled(data.layers, statistic=name) for name in check_pooling(data.config)]
+    pooled = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+    return pooled.transpose(0, 1).contiguous()
+
+
+def check_pooling(task: TaskConfig) -> tuple[str, ...]:
+    """Return the statistics that heads get.
+
+    Raises:
+        ConfigError: A statistic is unknown, or there is none.
+    """
+    names = task.pooling
     unknown = [name for name in names if name not in STATISTICS]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError(
             f"task.pooling is {list(names)}; expected one or more of {', '.join(STATISTICS)}, each "
             "once"
         )
-    parts = [data.store.pooled(data.layers, statistic=name) for name in names]
-    pooled = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-    return pooled.transpose(0, 1).contiguous()
+    return names

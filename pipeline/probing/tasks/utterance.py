@@ -39,7 +39,7 @@ class UtteranceTask(Task):
         self._folds, self._device = data.folds, data.device
         self._classes = classes_of(data.labels)
         self.classes = self._classes.names
-        self.warnings = _check_classes(self._classes, data.labels.columns, data.folds, data.config)
+        self.warnings = check_classes(self._classes, data.labels.columns, data.folds, data.config)
         numbers = self._classes.numbers
         self.truth = tuple(
             tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in data.folds
@@ -95,10 +95,21 @@ class UtteranceTask(Task):
         return truth, predictions
 
 
-def _check_classes(
-    classes: Classes, columns: Sequence[str], folds: Sequence[Fold], task: TaskConfig
+def check_classes(
+    classes: Classes,
+    columns: Sequence[str],
+    folds: Sequence[Fold],
+    task: TaskConfig,
+    noun: str = "utterance",
 ) -> tuple[str, ...]:
     """Check the classes of each label column.
+
+    Args:
+        classes: The classes.
+        columns: Names of the label columns.
+        folds: The folds.
+        task: Settings of the task.
+        noun: What has a class, for messages.
 
     Returns:
         Warnings about classes of dev or test that train lacks, and about classes with one
@@ -115,18 +126,23 @@ def _check_classes(
                 f"column {column!r} has one class only, {names[0]!r}; nothing to learn"
             )
         numbers = classes.numbers[:, axis]
-        warnings += _unseen_classes(numbers, names, column, folds, task)
+        warnings += _unseen_classes(numbers, names, column, folds, task, noun)
         n_single = int((np.unique(numbers[numbers >= 0], return_counts=True)[1] == 1).sum())
         if n_single:
             warnings.append(
-                f"{n_single} of {len(names)} classes of {column!r} have one utterance only, so "
+                f"{n_single} of {len(names)} classes of {column!r} have one {noun} only, so "
                 "they are never both trained on and tested"
             )
     return tuple(warnings)
 
 
 def _unseen_classes(
-    numbers: IntArray, names: Sequence[str], column: str, folds: Sequence[Fold], task: TaskConfig
+    numbers: IntArray,
+    names: Sequence[str],
+    column: str,
+    folds: Sequence[Fold],
+    task: TaskConfig,
+    noun: str,
 ) -> list[str]:
     """Return a warning about the classes of a column that train lacks, if there are any."""
     unseen: set[int] = set()
@@ -150,10 +166,10 @@ def _unseen_classes(
         )
     if n_lost == n_test:
         raise ConfigError(
-            f"{what}, and no test utterance is of another class: every score would be 0. Give "
+            f"{what}, and no test {noun} is of another class: every score would be 0. Give "
             "another split or other labels"
         )
     return [
-        f"{what}: no head can predict them, and the {n_lost} of {n_test} test utterances that "
+        f"{what}: no head can predict them, and the {n_lost} of {n_test} test {noun}s that "
         "have them count as errors"
     ]

@@ -15,11 +15,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -31,6 +29,7 @@ from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
 from pipeline.probing.trainers.objectives import Objective
+from pipeline.probing.trainers.progress import HeadProgress, single_threaded, stacks_of
 
 _MAX_OUTPUTS = 1 << 24
 """Largest number of outputs (heads × classes × utterances) that is computed at once."""
@@ -128,8 +127,8 @@ def train_pooled_heads(
     on_cpu = device.type == "cpu"
     stop = threading.Event()
     n_threads = torch.get_num_threads() if on_cpu else 1
-    with _single_threaded(n_threads) as pool:
-        stacks = _stacks(specs, on_cpu)
+    with single_threaded(n_threads) as pool:
+        stacks = stacks_of(specs, on_cpu)
         limit_s = pool.submit(_work_s, data, stacks).result() / n_threads
         if limit_s > _NOTE_FROM_S:
             note(
@@ -208,54 +207,13 @@ def data_order(seed: int, n: int, batch: int) -> Iterator[Tensor]:
         remaining = remaining[batch:]
 
 
-class _Head:
-    """Progress of a head in training.
-
-    Attributes:
-        spec: Its settings.
-        step: Step with the best dev score.
-        dev: Dev score at `step`.
-        best: The head at `step`.
-        evaluations_since_best: Evaluations since `step`.
-    """
-
-    def __init__(
-        self, spec: HeadSpec, dev: float, best: LinearMaps, higher_is_better: bool
-    ) -> None:
-        self.spec, self.dev, self.best = spec, dev, best
-        self._sign = 1 if higher_is_better else -1
-        self.step = self.evaluations_since_best = 0
-        self._curve: list[tuple[int, float, float]] = []
-
-    def record(self, step: int, loss: float, dev: float) -> bool:
-        """Record an evaluation, and return whether its dev score is the best so far.
-
-        Args:
-            step: Steps taken.
-            loss: Mean training loss since the last evaluation.
-            dev: Score on dev.
-        """
-        self._curve.append((step, loss, dev))
-        is_best = self._sign * dev > self._sign * self.dev
-        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
-        if is_best:
-            self.step, self.dev = step, dev
-        return is_best
-
-    def result(self, data: PooledData) -> HeadResult:
-        """Score the head, at its best step, on test."""
-        test = torch.from_numpy(data.folds[self.spec.fold].test).to(data.pooled.device)
-        predictions = data.predictions(self.best, test, self.spec.fold)
-        mix = self.best.mix
-        return HeadResult(
-            **asdict(self.spec),
-            step=self.step,
-            dev=self.dev,
-            test=data.scores(predictions, test, self.spec.fold)[0],
-            curve=tuple(self._curve),
-            predictions=tuple(tuple(row) for row in predictions[0].T.tolist()),
-            layer_weights=None if mix is None else tuple(mix[0].tolist()),
-        )
+def _result(head: HeadProgress, data: PooledData) -> HeadResult:
+    """Score a head, at its best step, on test."""
+    fold = head.spec.fold
+    test = torch.from_numpy(data.folds[fold].test).to(data.pooled.device)
+    predictions = data.predictions(head.best, test, fold)
+    rows = tuple(tuple(row) for row in predictions[0].T.tolist())
+    return head.result(data.scores(predictions, test, fold)[0], rows)
 
 
 def _train(
@@ -270,7 +228,7 @@ def _train(
     maps = stack.linear_maps()
     scores = data.scores(data.predictions(maps, dev, number), dev, number)
     heads = [
-        _Head(spec, scores[i], maps.copy_of(i), objective.higher_is_better)
+        HeadProgress(spec, scores[i], maps.copy_of(i), objective.higher_is_better)
         for i, spec in enumerate(specs)
     ]
     active, order = list(heads), data_order(specs[0].seed, len(train), task.batch)
@@ -292,7 +250,7 @@ def _train(
         if len(kept) < len(active):
             stack.keep(kept)
             active = [active[i] for i in kept]
-    return {head.spec: head.result(data) for head in heads}
+    return {head.spec: _result(head, data) for head in heads}
 
 
 def _take_steps(
@@ -304,24 +262,3 @@ def _take_steps(
         batch = train[rows.to(train.device)]
         losses.append(stack.step(data.pooled, data.labels, batch))
     return [math.fsum(row) / n_steps for row in torch.stack(losses, 1).tolist()]
-
-
-def _stacks(specs: Sequence[HeadSpec], by_layer: bool) -> list[list[HeadSpec]]:
-    """Group heads into stacks; weighted sums, which take longest, come first."""
-    stacks: dict[tuple[object, ...], list[HeadSpec]] = defaultdict(list)
-    for spec in dict.fromkeys(specs):
-        weighted = spec.layer == WEIGHTED
-        stacks[(spec.fold, spec.seed, spec.layer if by_layer else weighted)].append(spec)
-    return sorted(stacks.values(), key=lambda stack: stack[0].layer != WEIGHTED)
-
-
-@contextmanager
-def _single_threaded(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Open a pool of `n` threads in each of which torch computes with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
