@@ -39,8 +39,8 @@ def load(name: str, value: str) -> Config | SweepConfig:
     override = f"{name}={value}"
     if name in PLAN:
         return load_config([override])
-    task = {name: "word" for name in ("task.min_count", "task.max_classes")}
-    task |= {name: "sv" for name in ("task.n_trials", "task.trial_seed")}
+    task = dict.fromkeys(("task.min_count", "task.max_classes"), "word")
+    task |= dict.fromkeys(("task.n_trials", "task.trial_seed"), "sv")
     return load_sweep_config([f"task={task.get(name, 'ks')}", override])
 
 
