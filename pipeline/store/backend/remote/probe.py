@@ -35,7 +35,20 @@ def check_server(client: ObjectClient) -> None:
     """
     if client in _honoured:
         return
-    first, second = (_trial_key() for _ in range(2))
+    keys = [_trial_key() for _ in range(2)]
+    try:
+        _try_conditions(client, *keys)
+    except BaseException:
+        for key in keys:
+            with suppress(StoreError):
+                client.delete(key)
+        raise
+    for key in keys:
+        client.delete(key)  # raises if this user may not: later objects would stay as well
+    _honoured.add(client)
+
+
+def _try_conditions(client: ObjectClient, first: str, second: str) -> None:
     try:
         if not client.create(first, b"first"):
             raise _refusal(client, "an object that was not there could not be created")
@@ -47,17 +60,12 @@ def check_server(client: ObjectClient) -> None:
         names = set(client.children(""))
         if not {first, second} <= names:
             raise _refusal(client, "a list lacks what was just written")
-        _honoured.add(client)
     except (NoSpaceError, OSError):
         raise
     except StoreError as error:
         if any(sign in str(error) for sign in _UNSUPPORTED):
             raise _refusal(client, str(error)) from error
         raise
-    finally:
-        for key in (first, second):
-            with suppress(StoreError):
-                client.delete(key)
 
 
 def _race(client: ObjectClient, key: str) -> list[bytes]:
