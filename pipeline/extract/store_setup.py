@@ -33,11 +33,11 @@ from pipeline.store.documents import (
     group_attributes,
     read_attributes,
     resize,
-    write_group,
 )
 from pipeline.store.format.identity import SOXR_KEY, Identity, check_same, make_identity
 from pipeline.store.format.layout import ATTRIBUTES, CACHED, DROPPED_LAYERS, Layout
 from pipeline.store.format.plan import Plan
+from pipeline.store.write.creation import create_store
 
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
 _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
@@ -176,7 +176,7 @@ def set_up_store(
             provenance,
         )
         attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
-        write_group(backend, layout, n_slots, attributes)
+        create_store(backend, layout, n_slots, attributes)
         return layout
     stored = read_attributes(backend)
     _check_same(stored, backend, dataset, layout, encoder.identity)

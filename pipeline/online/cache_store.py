@@ -41,7 +41,6 @@ from pipeline.store.documents import (
     read_attributes,
     read_plan,
     resize,
-    write_group,
     write_plan,
 )
 from pipeline.store.format.identity import check_same, make_identity
@@ -49,6 +48,7 @@ from pipeline.store.format.layout import ATTRIBUTES, CACHED, Layout
 from pipeline.store.format.plan import SCHEMA, Plan
 from pipeline.store.format.records import OK, Record, records_table
 from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.creation import check_no_units, create_store
 from pipeline.store.write.slot import commit_unit
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ def open_cache(backend: Backend, encoder: SpeechEncoder, layout: Layout) -> Layo
     if not backend.exists(ATTRIBUTES):
         with held(backend):
             if not backend.exists(ATTRIBUTES):
+                check_no_units(backend)
                 write_plan(backend, _empty_plan(layout))
-                write_group(backend, layout, 0, _attributes(encoder, layout))
+                create_store(backend, layout, 0, _attributes(encoder, layout))
                 return layout
     attributes = read_attributes(backend)
     identity = attributes["identity"]

@@ -26,12 +26,13 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.coordination.ledger import Ledger
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog, now
-from pipeline.store.documents import check_form, resize, write_group
+from pipeline.store.documents import check_form, resize
 from pipeline.store.format.layout import ATTRIBUTES, Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK, QUARANTINED
 from pipeline.store.maintain.cleanup import remove_leftovers
 from pipeline.store.write.buffer import UnitBuffer
+from pipeline.store.write.creation import create_store
 from pipeline.store.write.slot import SlotWriter
 
 _SYNC_THREADS = 4
@@ -134,7 +135,7 @@ def open_ledger(target: Target, attributes: Mapping[str, Any]) -> Ledger:
     if backend.exists(ATTRIBUTES):
         resize(backend, layout, ledger.n_slots)
     else:
-        write_group(backend, layout, ledger.n_slots, dict(attributes))
+        create_store(backend, layout, ledger.n_slots, dict(attributes))
     return ledger
 
 

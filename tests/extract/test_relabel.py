@@ -352,9 +352,14 @@ def test_a_dataset_that_was_rearranged_is_unchanged_afterwards(case: Case) -> No
 
 
 def test_labels_that_change_while_the_attributes_are_lost(case: Case) -> None:
-    """The attributes are written first: they state the columns of the earlier labels."""
-    (case.store / "features.zarr" / "zarr.json").unlink()
+    """Nothing is written: nothing says what the units are. With the attributes all is well."""
+    attributes = case.store / "features.zarr" / "zarr.json"
+    content = attributes.read_bytes()
+    attributes.unlink()
     case.write({"emotion": ["happy", "happy", "sad", "sad"]})
+    with pytest.raises(DamagedError, match="which says what they are, is gone: restore it from a"):
+        case.extract()
+    attributes.write_bytes(content)
     case.extract()
     assert case.column("emotion") == ["happy", "happy", "sad", "sad"]
     assert case.column("emotion", labels=0) == EMOTIONS

@@ -1,13 +1,16 @@
-"""Stores inside stores, and stores among the files of their dataset, are refused when created."""
+"""Places where no store is made: in another one, among a dataset's files, over lost attributes."""
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline.errors import ConfigError
+import pipeline
+from pipeline.errors import ConfigError, DamagedError
 from pipeline.extract import run
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.opening import open_backend
@@ -15,7 +18,8 @@ from pipeline.store.coordination.lease import Lease
 from pipeline.store.format.layout import ATTRIBUTES
 from pipeline.transforms.copy import copy_stores
 from tests.helpers.audio_files import write
-from tests.helpers.extraction import configured
+from tests.helpers.corpus import mixed_lengths, write_folder
+from tests.helpers.extraction import INLINE, configured, extract
 from tests.helpers.feature_stores import make_store
 from tests.servers.proxy import Proxy
 
@@ -89,3 +93,26 @@ def test_a_store_among_the_files_of_its_dataset(tmp_path: Path) -> None:
             verb(configured(clips, clips / "store", *inside, "engine=inline"))
     assert LocalBackend(clips).children("") == ["a.wav"]
     run.plan(configured(clips, clips / "store", "engine=inline"))  # whose files are no audio
+
+
+@pytest.mark.parametrize("lost", ["features.zarr/zarr.json", "features.zarr"])
+def test_units_without_attributes_are_not_taken_for_those_of_another_run(
+    tmp_path: Path, lost: str
+) -> None:
+    """A store that was half removed would show layers 2 and 9 as 3 and 7, and pass `verify`."""
+    clips, store = write_folder(tmp_path / "clips", mixed_lengths(4)), tmp_path / "store"
+    extract(clips, store, *INLINE, "extract.layers=[2,9]")
+    if (store / lost).is_dir():
+        shutil.rmtree(store / lost)
+    else:
+        (store / lost).unlink()
+    units = len(list((store / "index").iterdir()))
+    words = rf"{units} committed units?, but .*zarr\.json, which says what they are, is gone"
+    for layers in ("extract.layers=[3,7]", "extract.layers=[2,9]"):
+        with pytest.raises(DamagedError, match=words):
+            extract(clips, store, *INLINE, layers)
+    encoder = pipeline.load_encoder("tiny", weights="random")
+    with pytest.raises(DamagedError, match=words):
+        pipeline.cached(encoder, str(store))("a", torch.zeros(8000))
+    assert len(list((store / "index").iterdir())) == units
+    assert not (store / "features.zarr" / "zarr.json").exists()

@@ -18,11 +18,11 @@ from pipeline.extract.planning.ray_probing import choose_probing
 from pipeline.extract.planning.replanning import find_unstored
 from pipeline.extract.store_setup import check_extracted, is_created
 from pipeline.sources.base import Source
-from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import note_labels, read_plan, write_plan
 from pipeline.store.format.plan import NUMBERED, Plan, round_up_to_chunk
 from pipeline.store.labels import Labels, generations, read_labels, write_labels
+from pipeline.store.write.creation import check_no_units
 
 
 def plan_new(
@@ -67,15 +67,18 @@ def obtain_dataset(
         SourceError: Too much of the store is not in the dataset any more, or extracted audio
             cannot be read any more.
         IdentityError: The store was made from other stores.
-        DamagedError: The index of a unit or the labels are unreadable.
+        DamagedError: The index of a unit or the labels are unreadable, or the attributes are gone.
     """
     check_extracted(backend)
+    has_attributes = is_created(backend)
+    if not has_attributes:
+        check_no_units(backend)
     stored = read_plan(backend)
     if stored is None:
         return plan_new(config, windowing, source, observer)
     capacity = config.plan.frames_per_unit
     is_other = bool(capacity) and round_up_to_chunk(capacity or 0) != stored.frames_per_unit
-    if not is_created(backend) and not index_files.committed_units(backend):
+    if not has_attributes:
         if not is_other and stored.source["fingerprint"] == source.fingerprint:
             return PlannedDataset(source, stored, np.arange(len(source)))
         return plan_new(config, windowing, source, observer, stored.frames_per_unit)
