@@ -38,12 +38,6 @@ gc.disable()
 """Until all tests are collected: imports make millions of objects, and hardly any garbage."""
 
 
-def pytest_collection_finish() -> None:
-    """Let the garbage collector look at what tests make, not at modules and collected tests."""
-    gc.freeze()
-    gc.enable()
-
-
 def module_of(nodeid: str) -> str:
     """`tests/store/test_plan.py::test_x[1]` → tests/store/test_plan.py."""
     return nodeid.partition("::")[0]
@@ -89,13 +83,19 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Let the process that distributes the tests know why there are none."""
+    """Let the process that distributes the tests know why there are none.
+
+    From then on, the garbage collector looks at what tests make, not at modules and the tests.
+    """
     try:
         return (yield)
     except pytest.UsageError as error:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["usage_error"] = list(map(str, error.args))
         raise
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
