@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
+from pipeline.extract.executors.base import units_per_worker
 from pipeline.extract.executors.ray_cluster import check_importable, find_machine
 from pipeline.store.format.layout import Layout
 
@@ -33,15 +34,18 @@ class Resources:
     device: str
 
 
-def worker_bytes(layout: Layout | None = None) -> int:
+def worker_bytes(layout: Layout | None = None, writes_in_memory: bool = False) -> int:
     """Return the memory that a worker on a CPU needs at most.
 
     It holds the features of one unit, the audio of two, and the model, whose size is that of the
     transformer blocks up to the deepest layer: about 12 · dim² weights each. For a codec with
-    scales it also holds a recording longer than a window, which may fill a unit, in float32.
+    scales it also holds a recording longer than a window, which may fill a unit, in float32. In a
+    bucket, every unit that the worker has may be in memory as objects, too: one goes up while the
+    next one is encoded.
 
     Args:
         layout: Shapes of the store's arrays; None before planning.
+        writes_in_memory: As of the store's backend.
     """
     if layout is None:
         return WORKER_BYTES
@@ -50,7 +54,8 @@ def worker_bytes(layout: Layout | None = None) -> int:
     features = values * layout.codec.bytes_per_value + layout.pooled_bytes + held
     audio = 2 * layout.frames_per_unit * _MAX_HOP_SAMPLES * _FLOAT_BYTES
     model = 12 * layout.dim**2 * max(layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
-    return features + audio + model + _PROCESS_BYTES
+    objects = units_per_worker("cpu") * layout.slot_bytes if writes_in_memory else 0
+    return features + objects + audio + model + _PROCESS_BYTES
 
 
 def check_engine(config: EngineConfig) -> None:
@@ -75,6 +80,7 @@ def find_resources(
     n_units: int | None = None,
     threads_before: int | None = None,
     layout: Layout | None = None,
+    writes_in_memory: bool = False,
 ) -> Resources:
     """Choose workers, threads and device.
 
@@ -91,6 +97,7 @@ def find_resources(
             the same number, which keeps the features bit-identical, unless `config.threads` is set
             or there are too few CPUs.
         layout: Shapes of the store's arrays, which determine the memory of a worker.
+        writes_in_memory: As of the store's backend; the same.
 
     Raises:
         ConfigError: A setting is wrong, or exceeds the machine.
@@ -114,7 +121,8 @@ def find_resources(
     if device == "cuda":
         n_fitting = gpus
     else:
-        n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // worker_bytes(layout))
+        needed = worker_bytes(layout, writes_in_memory)
+        n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // needed)
     if n_units is not None:
         n_fitting = min(n_fitting, n_units)
     n_workers = config.workers or max(1, n_fitting)

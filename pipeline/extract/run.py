@@ -171,6 +171,7 @@ def extract(
             dataset.plan.n_units,
             cpu_threads_of(backend),
             make_layout(setup, dataset.plan),
+            backend.writes_in_memory,
         )
         layout, make_worker = _prepare(setup, backend, dataset, resources, observer, decode)
         generation = save_dataset(backend, dataset, lease.check)
@@ -273,7 +274,11 @@ def _check_finished(
     committed = index_files.committed_units(backend)
     layout = make_layout(setup, current_plan)
     resources = find_resources(
-        setup.config.engine, current_plan.n_units, cpu_threads_of(backend), layout
+        setup.config.engine,
+        current_plan.n_units,
+        cpu_threads_of(backend),
+        layout,
+        backend.writes_in_memory,
     )
     _prepare(setup, backend, dataset, resources, observer, decode)
     is_extended = len(deferred_rows(backend, current_plan, setup.geometry)) > 0

@@ -52,8 +52,9 @@ def cached(
         dtype: How values are stored, as for `extract.dtype`: "float16", "float32", "bfloat16" or
             "int8".
         frames_per_unit: Frames of a unit of a new store. Each process has one in memory, 113 MB for
-            12 base layers by default (two minutes), and a unit takes its whole size on the disk
-            even if it is not full.
+            12 base layers by default (two minutes); while it is committed, two, and in a bucket,
+            where it goes up from memory, three. A unit takes its whole size on the disk even if it
+            is not full.
 
     Raises:
         ConfigError: A setting is wrong.

@@ -30,6 +30,8 @@ from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
 from pipeline.extract.executors.ray_cluster import Machine
 from pipeline.extract.messages import UnitReport, UnitTask
 from pipeline.extract.resources import Resources, find_resources
+from pipeline.store.backend.local import LocalBackend
+from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.coordination import worker_failures
 from pipeline.store.format.layout import Layout
 
@@ -560,3 +562,18 @@ def test_memory_of_a_worker_follows_the_layout(
     assert gigabytes[0] <= needed / 1e9 <= gigabytes[1]
     monkeypatch.setattr(resources, "find_machine", lambda config: Machine(64, 0, 10 * needed))
     assert find_resources(EngineConfig("ray"), layout=layout).n_workers == 10
+
+
+def test_memory_of_a_worker_has_the_objects_that_go_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bucket: one unit as objects while it goes up, and one that is written; not in a folder.
+
+    Then fewer workers are chosen.
+    """
+    layout = Layout(tuple(range(1, 13)), 768, 60_160, 60)
+    needed = resources.worker_bytes(layout)
+    more = resources.worker_bytes(layout, RemoteBackend.writes_in_memory) - needed
+    assert more == units_per_worker("cpu") * layout.slot_bytes
+    assert resources.worker_bytes(layout, LocalBackend.writes_in_memory) == needed
+    monkeypatch.setattr(resources, "find_machine", lambda config: Machine(64, 0, 10 * needed))
+    found = find_resources(EngineConfig("ray"), layout=layout, writes_in_memory=True)
+    assert found.n_workers == 10 * needed // (needed + more)

@@ -165,6 +165,7 @@ class Backend(Protocol):
         parallel_reads: Reads that are worth having in flight at a time.
         replaces_cheaply: Whether a large object may be replaced whenever a little is new. If not,
             what grows is kept in several objects that never change.
+        writes_in_memory: Whether what is written stays in memory until it is published.
         reads_wait: Whether reads wait for a server, so that large ranges are worth being fetched
             before they are needed.
     """
@@ -172,6 +173,7 @@ class Backend(Protocol):
     max_readers: int
     parallel_reads: int
     replaces_cheaply: bool = True
+    writes_in_memory: bool = False
     reads_wait: bool = False
 
     @property

@@ -42,6 +42,7 @@ class RemoteBackend(Backend):
     max_readers = 4096
     parallel_reads = _READS_IN_FLIGHT
     replaces_cheaply = False
+    writes_in_memory = True
 
     _cache: CacheFolder | None = None
     _check: CheckCopy | None = None
