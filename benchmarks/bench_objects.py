@@ -17,6 +17,9 @@ The methods alternate, round after round, in one run:
   and without `cache=`, against a sequential download of whole shards, four at a time;
 - open: `open_store`, and `refresh` with nothing new.
 
+`--open-utterances 1000000` opens a store of so many utterances, and counts its requests; with
+`--overlap` clips are extracted while uploads are slow, to see whether the encoder waits.
+
 Prints medians, and one JSON line.
 """
 
@@ -41,6 +44,8 @@ import numpy as np
 import pytest
 
 import pipeline
+from benchmarks.objects_open import measure_open
+from benchmarks.objects_overlap import measure_overlap
 from benchmarks.synthetic_store import speech_lengths, write_store
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.opening import open_backend
@@ -63,9 +68,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--gigabytes", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--open-utterances", type=int, help="only open a store of so many")
+    parser.add_argument("--overlap", action="store_true", help="only extract, with slow uploads")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-objects"))
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True)
+    if options.open_utterances or options.overlap:
+        measure_alone(options)
+        return
     try:
         n_frames = int(options.gigabytes * 1e9 / (options.layers * DIM * 2))
         write_store(options.folder / "store", speech_lengths(n_frames), options.layers, DIM)
@@ -79,6 +90,21 @@ def main() -> None:
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
     print(json.dumps({"bench": "objects", "server": options.uri or options.server, **results}))
+
+
+def measure_alone(options: argparse.Namespace) -> None:
+    """Measure what needs another store."""
+    found: dict[str, Any] = {}
+    try:
+        with server(options) as uri:
+            if options.open_utterances:
+                size = options.open_utterances, options.rounds
+                found["open"] = measure_open(options.folder / "index", uri, *size)
+            if options.overlap:
+                found["overlap"] = measure_overlap(options.folder, uri, behind)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    print(json.dumps({"bench": "objects", "server": options.uri or options.server, **found}))
 
 
 @contextmanager
@@ -100,14 +126,15 @@ def server(options: argparse.Namespace) -> Iterator[str]:
 
 
 @contextmanager
-def behind(latency_ms: float) -> Iterator[None]:
-    """Have the server answer later while the `with` block runs."""
-    if not latency_ms:
+def behind(latency_ms: float, bytes_per_s: float = 0.0) -> Iterator[None]:
+    """Have the server answer later, and take so many bytes a second, while the block runs."""
+    if not latency_ms and not bytes_per_s:
         yield
         return
     before = os.environ["AWS_ENDPOINT_URL"]
     port = free_port()
-    command = [sys.executable, PROXY, str(port), before.rpartition(":")[2], str(latency_ms)]
+    command = [sys.executable, str(PROXY), str(port), before.rpartition(":")[2], str(latency_ms)]
+    command += [str(bytes_per_s)] if bytes_per_s else []
     proxy = subprocess.Popen(command)
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     time.sleep(1)

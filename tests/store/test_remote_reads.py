@@ -16,7 +16,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,13 @@ import pytest
 
 import pipeline
 from pipeline.errors import DamagedError
-from pipeline.objects import ranges
 from pipeline.objects import requests as requests_module
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.library import generation
 from pipeline.store.backend.ends import End, OtherEndError
 from pipeline.store.backend.remote import fetching
 from pipeline.store.backend.remote.backend import RemoteBackend
-from pipeline.store.backend.remote.reader import RemoteReader
+from pipeline.store.backend.remote.reader import RemoteReader, SeenObject
 from pipeline.store.format.codecs import INT8
 from pipeline.store.format.layout import FRAMES, SCALE
 from tests.helpers.backends import in_bucket
@@ -71,7 +69,8 @@ def bucket(root: Path, s3: str) -> RemoteBackend:
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only ranges without a gap are one request: the shards of these stores are small."""
-    monkeypatch.setattr(fetching, "merge", partial(ranges.merge, coalesce=0))
+    monkeypatch.setattr(fetching, "COALESCE_BYTES", 0)
+    monkeypatch.setattr(fetching, "_LEAST_GAP_BYTES", 0)
 
 
 def frames_asked_for(proxy: Proxy) -> Counter[str]:
@@ -206,6 +205,36 @@ def test_ranges_with_gaps_that_exceed_the_bound_are_fetched_once(
             assert reader.read(start, 100) == content[start : start + 100]
     assert proxy.counts == {"GET": len(keys)}
     assert held() == 0
+
+
+@pytest.mark.parametrize(
+    ("request_s", "n_requests"), [(0.0005, 3), (0.008, 2), (0.05, 1), (None, 1)]
+)
+def test_gaps_are_closed_that_take_less_time_than_a_request(
+    bucket: RemoteBackend,
+    request_s: float | None,
+    n_requests: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gaps of 400 KB and 900 KB: of 256 KB at least, of 1 MB at most and before a time is known."""
+    content = bytes(range(256)) * 8192
+    bucket.put("large", [content])
+    sent: list[tuple[int, int]] = []
+    fetch = SeenObject.fetch
+
+    def count(found: SeenObject, start: int, length: int) -> memoryview:
+        sent.append((start, length))
+        return fetch(found, start, length)
+
+    monkeypatch.setattr(SeenObject, "fetch", count)
+    reader = RemoteReader(bucket.client, "large")
+    if request_s is not None:
+        fetching._fetcher(generation()).note_time(bucket.uri, request_s)
+    starts = 0, 400_000, 1_300_000
+    for start in starts:
+        reader.prefetch(start, 100)
+    assert [reader.read(start, 100) for start in starts] == [content[s : s + 100] for s in starts]
+    assert len(sent) == n_requests
 
 
 def test_random_reads_and_announcements_of_several_threads(bucket: RemoteBackend) -> None:

@@ -1,14 +1,15 @@
 """Ranges of objects, fetched ahead: near ones by one request, many requests in flight.
 
 Readers collect the ranges that they are asked to fetch. When one of them has to wait, the ranges of
-all of them are requested: those of an object with gaps of up to 1 MB between them together, 32
-requests at a time. A caller that announces all its reads before the first one, as `merged.gather`
-does, makes few requests and waits once.
+all of them are requested: those of an object with small gaps between them together, many requests
+at a time. What gap is small depends on the time of a request: up to 1 MB. A caller that announces
+all its reads before the first one, as `merged.gather` does, makes few requests and waits once.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,11 +20,18 @@ from typing import TypeVar
 from weakref import ref
 
 from pipeline.objects.library import generation
-from pipeline.objects.ranges import IN_FLIGHT, LONGEST_BYTES, merge
+from pipeline.objects.ranges import COALESCE_BYTES, LONGEST_BYTES, merge
 
 MOST_AHEAD_BYTES = 128 << 20
 """Bytes that a process keeps fetched or being fetched before they are read; older ones are dropped,
 and are fetched again if they are needed after all."""
+IN_FLIGHT = 64
+"""Requests at a time: with 20 ms for each, 32 ranges of 300 KB are not enough for a fast server."""
+_LEAST_GAP_BYTES = 256 << 10
+_GAP_BYTES_PER_S = 64 << 20
+"""Gaps are closed that take less time than a request: 1 MB at 16 ms. That many requests are made at
+a time is in this figure; a single stream passes more bytes a second."""
+_SMALL_BYTES = 128 << 10  # an answer whose time is that of a request
 _WINDOW_BYTES = 32 << 20
 """Bytes of one read that are requested at a time."""
 _MOST_WAITING_BYTES = 16 << 20
@@ -57,10 +65,11 @@ class Segments:
 
     Args:
         fetch: Fetches a range, given its start and its length.
+        place: Where the object is; requests to one place take about as long.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
-        self._fetch = fetch
+    def __init__(self, fetch: Fetch, place: str = "") -> None:
+        self._fetch, self._place = fetch, place
         self._requested: list[_Segment] = []
         self._wanted: dict[tuple[int, int], int] = {}
         self._fetcher = _fetcher(generation())
@@ -150,12 +159,26 @@ class Segments:
             if self._fetcher.is_waiting:
                 self._fetcher.request()
 
+    def _timed(self, start: int, length: int) -> memoryview:
+        """Fetch a range; note how long a small one takes."""
+        start_s = time.perf_counter()
+        content = self._fetch(start, length)
+        if length <= _SMALL_BYTES:
+            self._fetcher.note_time(self._place, time.perf_counter() - start_s)
+        return content
+
+    @property
+    def _gap(self) -> int:
+        """Bytes between two ranges that are rather read than requested apart."""
+        request_s = self._fetcher.request_s.get(self._place, 1.0)
+        return max(_LEAST_GAP_BYTES, min(COALESCE_BYTES, int(request_s * _GAP_BYTES_PER_S)))
+
     @property
     def n_to_send(self) -> int:
         """Bytes that would be requested, those of closed gaps included."""
         wanted = list(self._wanted)
         lengths = [last - first for first, last in wanted]
-        merged = merge([first for first, _ in wanted], lengths)
+        merged = merge([first for first, _ in wanted], lengths, self._gap)
         return sum(last - first for first, last, _ in merged)
 
     def send(self) -> int:
@@ -163,11 +186,12 @@ class Segments:
         wanted, self._wanted = self._wanted, {}
         spans = [(first, last, counted) for (first, last), counted in wanted.items()]
         starts = [first for first, _, _ in spans]
-        for first, last, members in merge(starts, [last - first for first, last, _ in spans]):
+        lengths = [last - first for first, last, _ in spans]
+        for first, last, members in merge(starts, lengths, self._gap):
             for start in range(first, last, LONGEST_BYTES):
                 stop = min(last, start + LONGEST_BYTES)
                 left = sum(_overlap(spans[member], start, stop) for member in members)
-                content = self._fetcher.pool.submit(self._fetch, start, stop - start)
+                content = self._fetcher.pool.submit(self._timed, start, stop - start)
                 segment = _Segment(start, stop, left, content)
                 insort(self._requested, segment, key=_start)
                 self._fetcher.hold(self, segment)
@@ -181,15 +205,21 @@ class _Fetcher:
         guard: Held for changes of what is wanted and requested.
         pool: Makes the requests.
         n_held: Bytes that were requested and are not read yet.
+        request_s: The shortest time of a small request to each place.
     """
 
     def __init__(self) -> None:
         self.guard = threading.RLock()
         self.pool = ThreadPoolExecutor(IN_FLIGHT, "strata-fetch")
         self.n_held = 0
+        self.request_s: dict[str, float] = {}
         self._held: deque[tuple[ref[Segments], _Segment]] = deque()
         self._waiting: dict[int, Segments] = {}
         self._n_waiting = 0
+
+    def note_time(self, place: str, request_s: float) -> None:
+        """Note how long a small request took."""
+        self.request_s[place] = min(request_s, self.request_s.get(place, request_s))
 
     @property
     def n_waiting(self) -> int:

@@ -35,6 +35,11 @@ class SeenObject:
         return self._client.locate(self._key)
 
     @property
+    def place(self) -> str:
+        """The bucket and the prefix."""
+        return self._client.uri
+
+    @property
     def etag(self) -> str:
         """Its ETag; empty before anything of it was seen, or if the place tells none."""
         return self._seen.get(self._key, (-1, ""))[1]
@@ -180,7 +185,7 @@ class RemoteReader(ObjectReader):
         """What is fetched in this process; a fork has nothing of what its parent has fetched."""
         if self._ahead is None or self._ahead[0] != generation():
             self._is_end_announced = False
-            self._ahead = generation(), Segments(self._object.fetch)
+            self._ahead = generation(), Segments(self._object.fetch, self._object.place)
         return self._ahead[1]
 
     def _read(self, offset: int, length: int) -> list[memoryview]:
