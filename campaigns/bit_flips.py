@@ -53,6 +53,7 @@ from pipeline.store.coordination.processes import process_space
 from pipeline.store.format.layout import FRAMES, GROUP, LEASE, POOLED, failure_key, marker_key
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
+from pipeline.tokens.run import tokenize
 from pipeline.transforms.collapse import collapse
 from pipeline.transforms.copy.run import copy_stores
 from pipeline.transforms.copy.settings import CopySettings
@@ -63,6 +64,9 @@ KINDS = {
     "shard": r"features\.zarr/frames/c/.*",
     "pooled means": r"features\.zarr/pooled/c/.*",
     "scale": r"features\.zarr/scale/c/.*",
+    "tokens": r"features\.zarr/tokens/[^/]+/c/.*",
+    "tokens zarr.json": r"features\.zarr/tokens/(.+/)?zarr\.json",
+    "codebook": r"codebooks/.*",
     "unit index": r"index/unit-\d+\.parquet",
     "labels": r"labels/generation-\d+\.parquet",
     "index cache": r"index\.parquet",
@@ -102,6 +106,9 @@ def observe(store: Backend, verify: bool = False) -> dict[str, Any]:
         "pooled": _hash(opened.pooled().numpy()),
         "sums": [_hash(opened.weighted_sum(i, weights(opened)).numpy()) for i in opened.ids],
     }
+    for name in opened.token_names:
+        found[f"tokens {name}"] = [opened.tokens(i, name).tolist() for i in opened.ids]
+        found[f"codebook {name}"] = opened.codebook(name).sha256
     if opened.ids:
         with warnings.catch_warnings(action="ignore"):  # that they are computed again
             statistics = store_statistics(opened)
@@ -117,7 +124,7 @@ def observe(store: Backend, verify: bool = False) -> dict[str, Any]:
     found["status"] = (
         (status.units_total, status.units_committed, status.utterances_total),
         (status.utterances_ok, status.utterances_quarantined, status.audio_seconds),
-        (status.reasons, status.flags),
+        (status.reasons, status.flags, status.tokens),
     )
     return found
 
@@ -127,6 +134,9 @@ def observe_zarr(store: Backend, places: list[dict[str, Any]]) -> list[Any]:
     frames, pooled = open_array(store, FRAMES), open_array(store, POOLED)
     group = open_group(store, GROUP)
     found: list[Any] = [sorted(group.array_keys()), sorted(group.attrs)]
+    if "tokens" in group:
+        arrays = group["tokens"].arrays()
+        found += [(name, _hash(np.asarray(array))) for name, array in sorted(arrays)]
     found += [
         (array.shape, str(array.dtype), array.metadata.dimension_names, dict(array.attrs))
         for array in (frames, pooled)
@@ -254,7 +264,8 @@ class Readers:
             return self._told("verified read", damage, error)
         report, error = self._try(lambda: verify_store(self.store))
         if error is None and not report.ok:
-            error = StrataError("; ".join(item.problem for item in report.damages))
+            problems = [*report.damages, *report.tokens]
+            error = StrataError("; ".join(item.problem for item in problems))
         if error is not None:
             return self._told("verify", damage, error)
         return "UNNOTICED", f"changed: {changed}"
@@ -381,6 +392,7 @@ def make_stores(folder: Path) -> list[Backend]:
         ]
     )
     run.extract(config, backend=store)
+    tokenize(store, 2, 7)
     collapse(store, collapsed, "average")
     keep_statistics(pipeline.open_store(store))
     copy_stores(store, folder / "int8", CopySettings(dtype="int8"))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
+    from pipeline.feed.batch import Batch, collate
     from pipeline.feed.batching import BatchPolicy
-    from pipeline.feed.dataset import Batch, FeatureDataset, collate
+    from pipeline.feed.dataset import FeatureDataset
     from pipeline.feed.frames.batch import FrameBatch
     from pipeline.feed.frames.loader import FrameLoader, make_frame_loader
     from pipeline.feed.frames.measuring import frame_statistics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
     from pipeline.store.read.opening import open_store
+    from pipeline.tokens.quality import token_quality
     from pipeline.tokens.run import tokenize
     from pipeline.transforms.collapse import collapse
     from pipeline.transforms.copy.run import copy_stores
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.transforms.push.run import push
 
 _HOMES = {
-    "Batch": "pipeline.feed.dataset",
+    "Batch": "pipeline.feed.batch",
     "BatchPolicy": "pipeline.feed.batching",
     "CachedEncoder": "pipeline.online.cached",
     "Codebook": "pipeline.store.format.codebook",
@@ -61,7 +63,7 @@ _HOMES = {
     "WeightedSum": "pipeline.heads.modules",
     "cached": "pipeline.online.cached",
     "collapse": "pipeline.transforms.collapse",
-    "collate": "pipeline.feed.dataset",
+    "collate": "pipeline.feed.batch",
     "copy_stores": "pipeline.transforms.copy.run",
     "drop": "pipeline.transforms.drop.run",
     "export": "pipeline.transforms.export.run",
@@ -78,6 +80,7 @@ _HOMES = {
     "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
     "read_spans": "pipeline.spans.reading",
+    "token_quality": "pipeline.tokens.quality",
     "tokenize": "pipeline.tokens.run",
 }
 
@@ -121,6 +124,7 @@ __all__ = [
     "pool_spans",
     "push",
     "read_spans",
+    "token_quality",
     "tokenize",
 ]
 

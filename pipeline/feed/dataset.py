@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -13,9 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.feed.batch import Example
 from pipeline.feed.classes import class_numbers
 from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.format.codecs import Stored
@@ -29,70 +28,6 @@ if TYPE_CHECKING:
     from pipeline.feed.loader import FeatureLoader
 
 IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One utterance.
-
-    Attributes:
-        features: float16 [n_layers, n_frames, dim].
-        id: Id of the utterance.
-        start: First frame; 0 unless the utterance is cropped.
-        columns: Value of each column of the dataset.
-    """
-
-    features: Tensor
-    id: str
-    start: int
-    columns: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Several utterances, padded with zeros to the longest.
-
-    Attributes:
-        features: float16 [batch, n_layers, n_frames, dim].
-        lengths: Valid frames of each utterance, int64 [batch].
-        ids: Ids of the utterances, [batch].
-        columns: Values of each column: a tensor [batch] of numbers or class numbers, else a list.
-        starts: First frame of each utterance, int64 [batch]; 0 unless it is cropped.
-        dataset: Number of its dataset, if it is from a mixture (`mix`).
-    """
-
-    features: Tensor
-    lengths: Tensor
-    ids: list[str]
-    columns: dict[str, Any]
-    starts: Tensor
-    dataset: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def mask(self) -> Tensor:
-        """Mask of the valid frames: bool [batch, n_frames]."""
-        frame = torch.arange(self.features.shape[2], device=self.lengths.device)
-        return frame < self.lengths[:, None]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return the batch with its tensors on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self, device: torch.device | str | None = None) -> Self:
-        """Return the batch in pinned memory. torch's DataLoader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
-        moved: dict[str, Any] = {
-            item.name: move(value)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        columns = {k: move(v) if isinstance(v, Tensor) else v for k, v in self.columns.items()}
-        return replace(self, **moved, columns=columns)
 
 
 class FeatureDataset(Dataset[Example]):
@@ -115,6 +50,7 @@ class FeatureDataset(Dataset[Example]):
         *,
         classes: Sequence[str] | Mapping[str, Sequence[str]] = (),
         final_norm: bool = False,
+        tokens: str | None = None,
     ) -> None:
         """Check layers and columns; features are read on access.
 
@@ -129,12 +65,14 @@ class FeatureDataset(Dataset[Example]):
                 train and test have equal numbers. A mapping gives the names of each column itself.
             final_norm: Apply the model's final LayerNorm to its last layer, as
                 `FeatureStore.read` does.
+            tokens: Name of tokens (`strata tokenize`) to return with every utterance, as they are
+                in the store; those of a cropped utterance are cropped with it.
 
         Raises:
             ConfigError: `columns` or `classes` is not a list of names, a column of classes holds
                 something else or has no value for an utterance, or `max_frames` is below 1.
-            StoreError: The store lacks a layer or column, or `final_norm` is set and the store has
-                no final norm.
+            StoreError: The store lacks a layer, a column or tokens, or tokens of an utterance, or
+                `final_norm` is set and the store has no final norm.
         """
         for setting, value in (("columns", columns), ("classes", classes)):
             if isinstance(value, str):
@@ -153,6 +91,9 @@ class FeatureDataset(Dataset[Example]):
         self.layers = tuple(store.layers[axis] for axis in self._axes)
         self.max_frames = max_frames
         self._norm = store.final_norm if final_norm else None
+        self.tokens = tokens
+        if tokens is not None:
+            store.check_tokens(tokens)
         self._ids = store.metadata["id"].combine_chunks()
         numbered = class_numbers(store, classes)
         self._columns = {
@@ -229,6 +170,7 @@ class FeatureDataset(Dataset[Example]):
         self.store.read_into(list(cuts), self._axes, self._norm)
         columns = self._take(positions)
         names = self._ids.take(row_numbers(positions)).to_pylist()
+        tokens = self.read_tokens(positions, starts, lengths)
         return [
             Example(
                 features=torch.from_numpy(out),
@@ -238,6 +180,7 @@ class FeatureDataset(Dataset[Example]):
                     name: values[i].item() if isinstance(values, Tensor) else values[i]
                     for name, values in columns.items()
                 },
+                tokens=tokens[i] if tokens else None,
             )
             for i, out in enumerate(outs)
         ]
@@ -290,6 +233,21 @@ class FeatureDataset(Dataset[Example]):
             out[i, :, n:] = 0
         self.store.read_into(cuts, self._axes, self._norm)
 
+    def read_tokens(
+        self, positions: IntArray, starts: IntArray, lengths: IntArray
+    ) -> list[Tensor] | None:
+        """Return the tokens of parts of utterances, int64 [length] each; None without tokens.
+
+        Args:
+            positions: Positions of the utterances, int64 [n].
+            starts: First frame of each part, int64 [n].
+            lengths: Frames of each part, int64 [n].
+        """
+        if self.tokens is None:
+            return None
+        parts = zip(positions.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        return [self.store.tokens(at, self.tokens)[start : start + n] for at, start, n in parts]
+
     def describe(self, positions: IntArray) -> tuple[list[str], dict[str, Any]]:
         """Return the ids and columns of a batch, from positions int64 [batch]."""
         return self._ids.take(row_numbers(positions)).to_pylist(), self._take(positions)
@@ -314,33 +272,6 @@ class FeatureDataset(Dataset[Example]):
         }
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad examples to a batch, as `collate_fn` of a DataLoader.
-
-    Args:
-        examples: At least one.
-    """
-    lengths = torch.tensor([example.features.shape[1] for example in examples])
-    n_layers, _, dim = examples[0].features.shape
-    features = torch.zeros(
-        (len(examples), n_layers, int(lengths.max()), dim), dtype=examples[0].features.dtype
-    )
-    for i, example in enumerate(examples):
-        features[i, :, : lengths[i]] = example.features
-    columns: dict[str, Any] = {}
-    for name in examples[0].columns:
-        values = [example.columns[name] for example in examples]
-        numbers = all(isinstance(value, bool | int | float) for value in values)
-        columns[name] = torch.tensor(values) if numbers else values
-    return Batch(
-        features=features,
-        lengths=lengths,
-        ids=[example.id for example in examples],
-        columns=columns,
-        starts=torch.tensor([example.start for example in examples]),
-    )
-
-
 def as_feature_dataset(dataset: Dataset[Any]) -> FeatureDataset:
     """Return a FeatureDataset, or a `Subset` of one (`random_split` makes them), as FeatureDataset.
 
@@ -363,17 +294,6 @@ def as_feature_dataset(dataset: Dataset[Any]) -> FeatureDataset:
         "torch.utils.data.Subset of one; for other datasets use torch's DataLoader with "
         "collate_fn=pipeline.collate"
     )
-
-
-def _refuse_default_collate(examples: Sequence[Example], **_: Any) -> None:
-    """Raise what a DataLoader without a `collate_fn` ends in."""
-    raise TypeError(
-        "torch's default_collate cannot pad utterances: give the DataLoader "
-        "collate_fn=pipeline.collate, or use pipeline.make_loader"
-    )
-
-
-default_collate_fn_map[Example] = _refuse_default_collate
 
 
 def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:

@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import ConfigError
+
 if TYPE_CHECKING:
     from pipeline.feed.dataset import FeatureDataset
 
@@ -21,7 +23,16 @@ _WAY = (
 
 
 def to_hf_dataset(dataset: FeatureDataset) -> datasets.Dataset:
-    """Return a dataset of ids and columns whose features are read when a row is accessed."""
+    """Return a dataset of ids and columns whose features are read when a row is accessed.
+
+    Raises:
+        ConfigError: The dataset has tokens, which rows cannot have.
+    """
+    if dataset.tokens is not None:
+        raise ConfigError(
+            "rows of datasets have no tokens; make the FeatureDataset without tokens=, and read "
+            "store.tokens(row['id'])"
+        )
     table = dataset.store.metadata.select(["id", *dataset.columns])
     for name in dataset.class_names:
         values = dataset.column(name)

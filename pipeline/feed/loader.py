@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_inf
 
 from pipeline.config.sizes import parse_bytes
 from pipeline.feed.ahead.fetching import ReadAhead
+from pipeline.feed.batch import Batch, padded_tokens
 from pipeline.feed.batch_reader import BatchReader, SharedBuffers
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
-from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
+from pipeline.feed.dataset import FeatureDataset, as_feature_dataset
 from pipeline.feed.resuming import ResumableLoader, check_rank
 
 DEFAULT_READ_AHEAD = "2GB"
@@ -342,7 +343,9 @@ def batch_of(dataset: FeatureDataset, spec: BatchSpec, features: Tensor) -> Batc
     """Add ids and columns to the features of a batch."""
     ids, columns = dataset.describe(spec.positions)
     lengths, starts = torch.from_numpy(spec.lengths), torch.from_numpy(spec.starts)
-    return Batch(features, lengths, ids, columns, starts)
+    tokens = dataset.read_tokens(spec.positions, spec.starts, spec.lengths)
+    padded = None if tokens is None else padded_tokens(tokens)
+    return Batch(features, lengths, ids, columns, starts, tokens=padded)
 
 
 def _fingerprint(dataset: FeatureDataset) -> int:

@@ -12,7 +12,8 @@ from torch.utils.data import Subset
 
 from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError
-from pipeline.feed.dataset import Batch, FeatureDataset, as_feature_dataset
+from pipeline.feed.batch import Batch
+from pipeline.feed.dataset import FeatureDataset, as_feature_dataset
 from pipeline.feed.loader import DEFAULT_READ_AHEAD, FeatureLoader, make_loader
 from pipeline.feed.resuming import ResumableLoader
 

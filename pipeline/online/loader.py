@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.feed.batch import Batch
 from pipeline.feed.batch_reader import BatchReader
 from pipeline.feed.batching import BatchPolicy, BatchSpec, EpochBatches
-from pipeline.feed.dataset import Batch, FeatureDataset
+from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.loader import FeatureLoader, WorkerPolicy, batch_of, epochs_of
 
 if TYPE_CHECKING:

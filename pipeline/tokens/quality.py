@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import StoreError
+from pipeline.spans.frame_labels import FrameLabels
+from pipeline.store.read.features import FeatureStore
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -97,6 +101,34 @@ def label_quality(counts: IntArray) -> LabelQuality:
         cluster_purity=float(counts.max(1).sum() / n_frames),
         pnmi=max(0.0, mutual_bits) / label_bits if label_bits > 0 else None,
     )
+
+
+def token_quality(
+    store: FeatureStore, labels: FrameLabels, name: str | None = None
+) -> LabelQuality:
+    """Measure how well tokens match labels of frames, such as phones.
+
+    Args:
+        store: The store that the labels are of.
+        labels: From `frame_labels`.
+        name: Name of the tokens; None if the store has only one.
+
+    Raises:
+        StoreError: The store has no such tokens, an utterance with labels has none yet, or no frame
+            has a label.
+
+    Example:
+        >>> labels = frame_labels(store, read_spans("alignments", tier="phones"))
+        ...                                                                     # doctest: +SKIP
+        >>> token_quality(store, labels).pnmi                                   # doctest: +SKIP
+        0.62
+    """
+    k = store.codebook(name).k
+    pairs = ((labels[i], store.tokens(i, name).numpy()) for i in labels.positions.tolist())
+    counts = joint_counts(pairs, len(labels.names), k)
+    if not counts.any():
+        raise StoreError(f"no frame of {store.location} has a label; see the notes of the labels")
+    return label_quality(counts)
 
 
 def _entropy_bits(counts: IntArray) -> float:

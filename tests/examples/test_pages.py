@@ -79,6 +79,21 @@ def test_the_readme_reads_a_store_of_twelve_layers(tmp_path, monkeypatch) -> Non
     assert run_python(ROOT / "README.md") == ""
 
 
+def make_spans(folder: Path, store: pipeline.FeatureStore) -> None:
+    """Write a TextGrid of two phones for each utterance."""
+    folder.mkdir()
+    for name in store.ids:
+        stop_s = store.n_frames(name) * 0.02
+        lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
+        lines += ["xmin = 0", f"xmax = {stop_s}", "tiers? <exists>", "size = 1", "item []:"]
+        lines += ["    item [1]:", '        class = "IntervalTier"', '        name = "phones"']
+        lines += ["        xmin = 0", f"        xmax = {stop_s}", "        intervals: size = 2"]
+        for i, label in enumerate(("a", "b")):
+            lines += [f"        intervals [{i + 1}]:", f"            xmin = {i * stop_s / 2}"]
+            lines += [f"            xmax = {(i + 1) * stop_s / 2}", f'            text = "{label}"']
+        (folder / f"{name}.TextGrid").write_text("\n".join(lines) + "\n")
+
+
 def test_the_tokens_page(tmp_path, monkeypatch) -> None:
     """Its commands tokenize and tokenize again; its Python reads what they have made."""
     for name in ("features", "other", "clean", "noisy"):
@@ -86,10 +101,16 @@ def test_the_tokens_page(tmp_path, monkeypatch) -> None:
         make_store(tmp_path / name, [250, 240, 190], layers=range(1, 13), features=noise, ids=ids)
     monkeypatch.chdir(tmp_path)
     page, answers = ROOT / "docs" / "tokens.md", []
-    for line in next(block.text for block in blocks(page) if block.language == "bash").splitlines():
-        done = CliRunner().invoke(app, [*shlex.split(line, comments=True)[1:], "--json"])
-        assert done.exit_code == 0, done.output
-        answers.append(json.loads(done.stdout))
+    make_spans(Path("alignments"), pipeline.open_store("features"))
+    for block in (block for block in blocks(page) if block.language == "bash"):
+        for line in block.text.splitlines():
+            command = shlex.split(line, comments=True)[1:]
+            done = CliRunner().invoke(app, [*command, "--json"])
+            assert done.exit_code == 0, done.output
+            answers.append(json.loads(done.stdout))
+    assert answers[4]["quality"]["labels"] == 2
+    assert answers[5]["utterances"] == len(Path("units.txt").read_text().splitlines()) == 3
+    answers = answers[:4]
     assert [answer["trained"] for answer in answers] == [True, False, False, True]
     assert [answer["units_written"] for answer in answers] == [3, 0, 3, 6]
     assert len({answer["codebook_sha256"] for answer in answers[:3]}) == 1

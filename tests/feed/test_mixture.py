@@ -16,7 +16,7 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError
-from pipeline.feed.dataset import Batch
+from pipeline.feed.batch import Batch
 from pipeline.feed.mixture import MixedLoader
 from pipeline.store.format.codecs import FLOAT32
 from tests.helpers.feature_stores import make_store

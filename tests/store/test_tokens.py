@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 import pipeline
 from pipeline.errors import ConfigError, DamagedError, StoreError, StoreNotFoundError
 from pipeline.store.format.codebook import Codebook
+from pipeline.store.format.codecs import DEFAULT_CODEC, INT8
 from pipeline.store.format.tokens import (
     NO_TOKEN,
     chunk_bytes,
@@ -180,6 +181,24 @@ def test_values_that_cannot_be(root, change, message):
     change(tokens)
     path.write_bytes(chunk_bytes(tokens))
     assert message in verify_store(root).tokens[0].problem
+
+
+@pytest.mark.parametrize("codec", [DEFAULT_CODEC, INT8])
+def test_a_chunk_in_the_place_of_another(tmp_path, codec):
+    """Two chunks of equal lengths were exchanged: each has a right checksum, and wrong tokens."""
+    clustered_store(tmp_path / "store", (250, 250), codec=codec)
+    tokenized(tmp_path / "store")
+    assert verify_store(tmp_path / "store").ok
+    one, two = (tmp_path / "store" / chunk_key(NAME, slot) for slot in (0, 1))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    found = verify_store(tmp_path / "store").tokens
+    assert [item.key for item in found] == [chunk_key(NAME, 0), chunk_key(NAME, 1)]
+    assert "not the nearest" in found[0].problem
+    repair_store(tmp_path / "store")
+    tokenized(tmp_path / "store")
+    assert one.read_bytes() == content
 
 
 def test_a_damaged_document_is_written_anew(root):

@@ -409,3 +409,14 @@ def test_facts_of_the_codebook(root):
     document = json.loads((root / "features.zarr/tokens/layer2-k5/zarr.json").read_text())
     assert document["attributes"]["codebook_sha256"] == result.codebook_sha256
     assert document["attributes"]["encoder"] == facts["encoder"]
+
+
+def test_a_copy_says_how_to_get_its_tokens(tmp_path, root):
+    """Tokens are not copied; the command that the note names makes them."""
+    result = tokenized(root)
+    notes = Notes()
+    pipeline.copy_stores(str(root), tmp_path / "copy", observer=notes)
+    (line,) = [line for line in notes.lines if "tokens" in line]
+    assert f"strata tokenize {tmp_path / 'copy'} codebook={result.codebook}" in line
+    pipeline.tokenize(tmp_path / "copy", codebook=result.codebook)
+    check_all(pipeline.open_store(tmp_path / "copy"))

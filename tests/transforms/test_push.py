@@ -72,6 +72,23 @@ def test_a_store_is_pushed_as_it_is(hub, store):
     assert len(hub.repositories["me/features"].commits) == 2
 
 
+def test_tokens_are_pushed_with_the_store(hub, store, tmp_path):
+    """Also when the units are there already; a reader of the repository has them."""
+    local = tmp_path / "store"
+    shutil.copytree(store, local)
+    pipeline.push(local, URI)
+    pipeline.tokenize(local, 2, 4)
+    done = pipeline.push(local, URI)
+    assert done.units_sent == 0
+    files = files_of(hub)
+    assert all(files[key] == (local / key).read_bytes() for key in keys_of(local))
+    assert hub.repositories["me/features"].commits[-1][0] == "Tokens of 5 units"
+    here, there = pipeline.open_store(local), pipeline.open_store(URI)
+    assert there.token_names == ["layer2-k4"]
+    assert there.tokens(3).tolist() == here.tokens(3).tolist()
+    assert pipeline.push(local, URI).bytes_sent == 0
+
+
 def test_an_interrupted_push_goes_on(hub, store, monkeypatch):
     """What was committed is not sent again; what is there at any time is a store."""
     monkeypatch.setattr(run, "COMMIT_FILES", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     IMPORTING,
     AsJson,
     Debug,
+    items,
     layer_list,
     stores_and_settings,
     whole,
@@ -20,16 +21,24 @@ from pipeline.cli.output import console, reported
 from pipeline.cli.progress import Notes, TokenProgress
 from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
+from pipeline.config.spans_schema import SpansConfig
 from pipeline.errors import ConfigError, counted
 from pipeline.events import announced
 
 if TYPE_CHECKING:
+    from pipeline.spans.frame_labels import FrameLabels
+    from pipeline.store.read.features import FeatureStore
+    from pipeline.tokens.quality import LabelQuality
     from pipeline.tokens.run import Tokenization
 
 SETTINGS = (
     *("layer", "k", "weights", "seed", "where", "sample_frames", "name", "codebook", "memory"),
-    "device",
+    *("device", "spans"),
 )
+_LISTS = ("tier", "skip")
+_PLACING = ("times", "segment_start")
+SPANS = {f"spans.{item.name}": item.name for item in fields(SpansConfig) if item.name != "path"}
+"""Settings of the file with spans, and the arguments of `read_spans` and `place_spans`."""
 _CODES = Range(1, 65_535)
 _FRAMES = Range(1, 10**12, "whole numbers")
 
@@ -40,7 +49,8 @@ def tokenize(
         typer.Argument(
             metavar="STORE... layer=9 k=500 [KEY=VALUE...]",
             help="A store, or several that get one codebook; seed=0 where=\"split = 'train'\" "
-            "sample_frames=N|all name=NAME codebook=FILE weights=FILE memory=2GB device=auto.",
+            "sample_frames=N|all name=NAME codebook=FILE weights=FILE memory=2GB device=auto "
+            "spans=FILE.",
         ),
     ],
     as_json: AsJson = False,
@@ -49,10 +59,13 @@ def tokenize(
     """Train k-means on a layer and store the code of every frame; safe to run again."""
     with reported(as_json, debug) as answer:
         stores, overrides = stores_and_settings(arguments)
-        given = plain_overrides(overrides, SETTINGS)
+        given = plain_overrides(overrides, [*SETTINGS, *SPANS])
         settings = _settings(given)
+        if "spans" not in given and (alone := [key for key in given if key in SPANS]):
+            raise ConfigError(f"{alone[0]} is about the file of spans=FILE, which is not given")
         with announced(Notes(console), IMPORTING):
             from pipeline.store.read.opening import open_store
+            from pipeline.tokens.quality import token_quality
             from pipeline.tokens.run import tokenize as tokenize_stores
             from pipeline.transforms.layer_weights import read_weights
 
@@ -60,8 +73,15 @@ def tokenize(
             n_layers = len(open_store(stores).layers)
             settings["weights"] = read_weights(given["weights"], n_layers)
         with TokenProgress(console) as progress:
+            opened = open_store(stores)
+            labels = _labels(opened, given, progress) if "spans" in given else None
             result = tokenize_stores(stores, observer=progress, **settings)
-        answer(lambda out: show_tokenization(out, result), asdict(result))
+            quality = None
+            if labels is not None:
+                with announced(progress, "comparing tokens with the spans"):
+                    quality = token_quality(opened, labels, result.name)
+        found = asdict(result) | {"quality": None if quality is None else asdict(quality)}
+        answer(lambda out: show_tokenization(out, result, quality), found)
 
 
 def _settings(given: dict[str, str]) -> dict[str, Any]:
@@ -88,7 +108,35 @@ def _settings(given: dict[str, str]) -> dict[str, Any]:
     return settings
 
 
-def show_tokenization(out: Console, result: Tokenization) -> None:
+def _labels(store: FeatureStore, given: dict[str, str], observer: Notes) -> FrameLabels:
+    """Return the labels of frames that the spans of `spans=` give.
+
+    Raises:
+        ConfigError: A setting has no effect, or another form.
+        SourceError: The file cannot be read.
+    """
+    from pipeline.spans.frame_labels import frame_labels
+    from pipeline.spans.placing import place_spans
+    from pipeline.spans.reading import read_spans
+
+    reading: dict[str, Any] = {}
+    for key, name in SPANS.items():
+        if key in given:
+            reading[name] = items(given, key) if name in _LISTS else given[key]
+    if "sample_rate_hz" in reading:
+        rate = whole(given, "spans.sample_rate_hz", 0, Range(1, 10**9, "hertz"))
+        reading["sample_rate_hz"] = float(rate)
+    placing = {name: reading.pop(name) for name in _PLACING if name in reading}
+    placed = place_spans(store, read_spans(given["spans"], **reading), **placing)
+    labels = frame_labels(store, placed)
+    for note in labels.notes:
+        observer.note(note)
+    return labels
+
+
+def show_tokenization(
+    out: Console, result: Tokenization, quality: LabelQuality | None = None
+) -> None:
     """Print the codebook, and how its codes are used."""
     what = "weighted sum of layers" if result.layer is None else f"layer {result.layer}"
     how = "trained on" if result.trained else "found; it was trained on"
@@ -108,3 +156,9 @@ def show_tokenization(out: Console, result: Tokenization) -> None:
         f"{result.used_codes:,} of {counted(result.k, 'code')} used; entropy "
         f"{result.entropy_bits:.2f} bits, perplexity {result.perplexity:.1f}"
     )
+    if quality is not None:
+        pnmi = "" if quality.pnmi is None else f", PNMI {quality.pnmi:.3f}"
+        out.print(
+            f"{counted(quality.frames, 'frame')} of {counted(quality.labels, 'label')}: phone "
+            f"purity {quality.phone_purity:.3f}, cluster purity {quality.cluster_purity:.3f}{pnmi}"
+        )

@@ -113,8 +113,9 @@ def export(
         list[str] | None,
         typer.Argument(
             metavar="format=... [layers=[6]] [where=...] [pooled=true] [pooling=[mean,std]] "
-            "[dtype=...] [shard_mb=512]",
-            help="npy, safetensors, kaldi, webdataset or hf; which layers and utterances.",
+            "[dtype=...] [shard_mb=512] [name=...] [dedup=true]",
+            help="npy, safetensors, kaldi, webdataset or hf, which layers and utterances; or "
+            "units, which tokens.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -125,22 +126,26 @@ def export(
         with announced(Notes(console), IMPORTING):
             from pipeline.transforms.export.run import FORMATS, SHARD_MB
             from pipeline.transforms.export.run import export as export_store
+            from pipeline.transforms.export.units import FORMAT as UNITS
 
         known = {"format", "layers", "where", "pooled", "pooling", "dtype", "shard_mb"}
+        known |= {"name", "dedup"}
         given = plain_overrides(overrides or [], known)
         if "format" not in given:
-            raise ConfigError(f"no format is given; set format={'|'.join(FORMATS)}")
+            raise ConfigError(f"no format is given; set format={'|'.join([*FORMATS, UNITS])}")
         settings: dict[str, Any] = {
             "layers": layer_list(given),
             "where": given.get("where"),
             "pooled": flag(given, "pooled"),
             "pooling": items(given, "pooling"),
             "dtype": given.get("dtype"),
+            "tokens": given.get("name"),
+            "dedup": flag(given, "dedup"),
             "shard_mb": whole(given, "shard_mb", SHARD_MB, Range(1, 1 << 20)),
         }
         with ExportProgress(console) as progress:
-            folder = local_folder("OUT", out)
-            result = export_store(store, folder, given["format"], observer=progress, **settings)
+            target = local_folder("OUT", out)
+            result = export_store(store, target, given["format"], observer=progress, **settings)
         answer(lambda out: tables.show_facts(out, asdict(result)), asdict(result))
 
 

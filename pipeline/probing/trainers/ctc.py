@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
 from pipeline.events import rough_duration
-from pipeline.feed.dataset import Batch
+from pipeline.feed.batch import Batch
 from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
 from pipeline.heads.modules import FramewiseLinear, WeightedSum
 from pipeline.probing.metrics import error_rate

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
 from pipeline.errors import ConfigError, first_few
-from pipeline.feed.dataset import Batch, FeatureDataset
+from pipeline.feed.batch import Batch
+from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.loader import FeatureLoader, make_loader
 from pipeline.heads.ctc import Target, ctc_bytes, min_frames
 from pipeline.heads.vocabulary import Vocabulary

@@ -35,6 +35,7 @@ from pipeline.store.format.zarr_json import group_document
 from pipeline.store.read.joined.columns import what_must_agree
 from pipeline.store.serialization import json_bytes
 
+GROUP_KEY = f"{TOKENS}/zarr.json"
 _CODEBOOK_NAME = re.compile(r"(.+)\.safetensors")
 
 
@@ -142,6 +143,19 @@ def put_codebook(backend: Backend, name: str, codebook: Codebook) -> bool:
     return backend.put_if_absent(codebook_key(name), [codebook.to_bytes()])
 
 
+def is_group_sound(backend: Backend) -> bool:
+    """Return whether the zarr.json of the group of all tokens is there as it was written."""
+    try:
+        return backend.read(GROUP_KEY) == json_bytes(group_document({}))
+    except FileNotFoundError:
+        return False
+
+
+def put_group(backend: Backend) -> None:
+    """Write the zarr.json of the group of all tokens."""
+    backend.put(GROUP_KEY, [json_bytes(group_document({}))])
+
+
 def put_document(
     backend: Backend, name: str, codebook: Codebook, frames_per_unit: int, n_slots: int
 ) -> None:
@@ -150,10 +164,8 @@ def put_document(
     Raises:
         StoreError: There is one of another codebook.
     """
-    group = f"{TOKENS}/zarr.json"
-    content = json_bytes(group_document({}))
-    if not backend.exists(group) or backend.read(group) != content:
-        backend.put(group, [content])
+    if not is_group_sound(backend):
+        put_group(backend)
     try:
         known = read_tokens(backend, name)
     except DamagedError:
@@ -266,7 +278,7 @@ def remove_tokens(backend: Backend, name: str, confirm: bool = True) -> tuple[in
     backend.delete(codebook_key(name))
     backend.remove_folder(array_key(name))
     if not token_names(backend):
-        backend.delete(f"{TOKENS}/zarr.json")
+        backend.delete(GROUP_KEY)
         backend.remove_folder(TOKENS)
     backend.sync(GROUP)
     return len(keys), n_bytes

@@ -156,6 +156,22 @@ class TokenView(StoreView):
         units, durations = deduplicate(found)
         return torch.from_numpy(units), torch.from_numpy(durations)
 
+    def check_tokens(self, name: str) -> None:
+        """Check that every utterance has tokens.
+
+        Raises:
+            StoreError: A store has none of this name, or an utterance has none yet.
+        """
+        self._token_arrays(name)
+        owner, slots, _, _ = self.piece_places()
+        numbers = self._catalogue.store_numbers[owner] - self._place.number
+        for number, backend in enumerate(self.backends):
+            done = np.array(sorted(stored.slots_with_tokens(backend, name)), np.int64)
+            first = Place(number + self._place.number).first_slot
+            lacks = (numbers == number) & ~np.isin(slots - first, done)
+            if lacks.any():
+                raise self._missing(int(owner[np.argmax(lacks)]), name, number)
+
     def _name_of(self, position: int) -> str:
         return str(self._catalogue.ids[position].as_py())
 

@@ -38,6 +38,7 @@ from pipeline.transforms.copy.making import CopyMaker
 from pipeline.transforms.copy.pieces import Pieces, make_pieces
 from pipeline.transforms.copy.settings import CopySettings, as_recorded, read_ids
 from pipeline.transforms.copy.sources import Source, check_form, check_sources, open_sources
+from pipeline.transforms.tokens_left import note_tokens
 from pipeline.transforms.writer import Target, check_space, open_ledger, write_units
 
 
@@ -143,6 +144,7 @@ def copy_stores(
         if not is_final:
             publish(place, target)
     result = _result(copy, target, start_s)
+    note_tokens([source.backend for source in copy.sources], target, observer)
     if result.quarantined:
         observer.note(
             f"WARNING: {counted(result.quarantined, 'utterance')} quarantined, because "

@@ -7,7 +7,6 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow.compute as pc
 import torch
@@ -21,6 +20,7 @@ from pipeline.store.format.codecs import PORTABLE_DTYPES
 from pipeline.store.format.pooling import MEAN, STATISTICS
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
+from pipeline.transforms.export import units
 from pipeline.transforms.export.base import (
     Content,
     ExportFormat,
@@ -31,6 +31,7 @@ from pipeline.transforms.export.hf import HuggingFaceDataset
 from pipeline.transforms.export.kaldi import KaldiArchives
 from pipeline.transforms.export.npy import NpyFiles
 from pipeline.transforms.export.reading import ChunkReader, Part, plan_parts, read_ahead
+from pipeline.transforms.export.result import Export
 from pipeline.transforms.export.safetensors import SafetensorsFiles
 from pipeline.transforms.export.state import MANIFEST, ExportRecord
 from pipeline.transforms.export.webdataset import WebDatasetShards
@@ -46,35 +47,6 @@ CHUNK_BYTES = 32 << 20
 _ROWS = 10_000  # of the metadata that are hashed together
 
 
-@dataclass(frozen=True)
-class Export:
-    """Result of an export.
-
-    Attributes:
-        format: Name of the format.
-        out: The folder.
-        manifest: The index: a line of JSON with id, path, n_frames and columns per utterance.
-        utterances: Exported utterances.
-        utterances_written: Those that this run has written.
-        layers: Exported layers.
-        axes: Axes of the values of an utterance.
-        dtype: Dtype of the values.
-        bytes: Bytes of all values.
-        wall_seconds: Duration of this run.
-    """
-
-    format: str
-    out: str
-    manifest: str
-    utterances: int
-    utterances_written: int
-    layers: tuple[int, ...]
-    axes: tuple[str, ...]
-    dtype: str
-    bytes: int
-    wall_seconds: float
-
-
 def export(
     store: Location | FeatureStore,
     out: Location,
@@ -86,6 +58,8 @@ def export(
     pooling: Sequence[str] | None = None,
     dtype: str | None = None,
     shard_mb: int = SHARD_MB,
+    tokens: str | None = None,
+    dedup: bool = False,
     observer: Observer | None = None,
 ) -> Export:
     """Write features of a store as files of another format.
@@ -97,7 +71,8 @@ def export(
     Args:
         store: The store, or a selection of an opened one.
         out: The folder to write, or an incomplete export of the same to complete.
-        format: npy, safetensors, kaldi, webdataset or hf.
+        format: npy, safetensors, kaldi, webdataset or hf; or units, for which `out` is a new file
+            of text: tokens, not features.
         layers: Layers to export, in this order; None exports all. One layer is exported without an
             axis of layers.
         where: Condition on the utterances; see `FeatureStore.select`.
@@ -107,6 +82,8 @@ def export(
         dtype: float16 or float32; None keeps that of `FeatureStore.read`, where the format can
             hold it.
         shard_mb: About the largest size of a file with many utterances, in MiB.
+        tokens: With format=units, the name of the tokens; None if the store has only one.
+        dedup: With format=units, write consecutive equal tokens once.
         observer: Receives the progress.
 
     Raises:
@@ -122,6 +99,13 @@ def export(
         >>> export("features", "files", "npy", layers=[6], where="score > 0")  # doctest: +SKIP
     """
     start_s = time.perf_counter()
+    if format == units.FORMAT:
+        _check_units(layers, pooled, pooling, dtype, shard_mb)
+        chosen = store if isinstance(store, FeatureStore) else open_store(store)
+        view = select_where(chosen, where, observer)
+        return units.export_units(view, str(out), tokens, dedup, observer or Observer())
+    if tokens is not None or dedup:
+        raise ConfigError(f"tokens and dedup are for format=units; format is {format}")
     kind, target = _format_of(format), open_backend(out)
     if shard_mb < 1:
         raise ConfigError(f"shard_mb is {shard_mb}; expected a whole number from 1")
@@ -191,6 +175,33 @@ def _write(
         writer.finish(len(parts), record.entries(len(parts)))
         record.complete(len(parts))
     return n_done - n_before
+
+
+def _check_units(
+    layers: Sequence[int] | None,
+    pooled: bool,
+    pooling: Sequence[str] | None,
+    dtype: str | None,
+    shard_mb: int,
+) -> None:
+    """Refuse settings of features for an export of tokens.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    given = {
+        "layers": layers is not None,
+        "pooled": pooled,
+        "pooling": pooling is not None,
+        "dtype": dtype is not None,
+        "shard_mb": shard_mb != SHARD_MB,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ConfigError(
+            f"{', '.join(names)} cannot be set for format=units, which writes tokens; it takes "
+            "where, name and dedup"
+        )
 
 
 def _content(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,10 @@ from pipeline.store.format.layout import (
     index_key,
     ledger_key,
 )
+from pipeline.store.format.tokens import TOKENS, chunk_key, codebook_key, document_key
 from pipeline.store.index_cache import unit_stamps
 from pipeline.store.read.opening import open_store
+from pipeline.store.tokens.stored import slots_with_tokens, token_names
 from pipeline.transforms.push.card import CARD, make_card
 from pipeline.transforms.push.hub import HubCommit, HubFile, HubRepository, Upload
 
@@ -120,6 +122,7 @@ def push(
     sending = _Sending(repository, backend, layout_of(attributes), there, observer)
     documents = list(sending.changed(_documents(backend)))
     sending.send(documents, {unit: slots[unit] for unit in missing}, len(slots))
+    sending.send_tokens(set(slots.values()))
     last = list(sending.cache_of_index(is_new=bool(missing)))
     writes_card = CARD not in there
     if writes_card:
@@ -182,6 +185,23 @@ class _Sending:
         if len(commit):
             self._finish(commit, n_done - first)
 
+    def send_tokens(self, slots: Collection[int]) -> None:
+        """Send the tokens of slots that the repository does not have as they are."""
+        commit = self._repository.begin()
+        for name in token_names(self._backend):
+            for slot in sorted(slots_with_tokens(self._backend, name) & set(slots)):
+                if found := list(self.changed([chunk_key(name, slot)])):
+                    commit.add(found)
+                if commit.n_bytes >= COMMIT_BYTES or len(commit) >= COMMIT_FILES:
+                    self._finish_tokens(commit)
+                    commit = self._repository.begin()
+        if len(commit):
+            self._finish_tokens(commit)
+
+    def _finish_tokens(self, commit: HubCommit) -> None:
+        self.n_bytes += commit.n_bytes
+        commit.finish(f"Tokens of {counted(len(commit), 'unit')}")
+
     def commit(self, uploads: Sequence[Upload], message: str) -> None:
         """Send files in a commit of their own."""
         commit = self._repository.begin()
@@ -224,7 +244,12 @@ def _documents(backend: Backend) -> list[str]:
     arrays = [f"{GROUP}/{name}/zarr.json" for name in backend.children(GROUP) if "." not in name]
     labels = sorted(f"{LABELS_DIR}/{name}" for name in backend.children(LABELS_DIR))
     optional = [key for key in (PLAN, FRAME_STATISTICS) if backend.exists(key)]
-    return [ATTRIBUTES, *sorted(arrays), *optional, *labels]
+    names = token_names(backend)
+    tokens = [key for name in names for key in (document_key(name), codebook_key(name))]
+    group = [f"{TOKENS}/zarr.json"] if names else []
+    arrays = [key for key in arrays if key not in group] if names else arrays
+    tokens = [key for key in tokens if backend.exists(key)]
+    return [ATTRIBUTES, *sorted(arrays), *optional, *labels, *group, *tokens]
 
 
 def _check_place(
