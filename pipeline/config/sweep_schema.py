@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.spans_schema import SpansConfig
 
-_UNTRAINED = ("verification",)  # kinds of task
+_UNTRAINED = ("verification", "abx")  # kinds of task
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TaskConfig:
         head: For verification, "cosine" or "lda".
         trials: For verification, file of the test trials; None draws them from test.
         n_trials: Trials that are drawn, half of them of one speaker.
-        trial_seed: Seed of the draw.
+        sample_seed: Seed of the draw.
         skip_missing_trials: Whether trials of utterances that are not in the store are left out.
         silence: For tasks on spans, labels of spans that are left out, unless `spans.skip` is set.
         min_count: For tasks on spans, the fewest spans of a class that is learned.
@@ -72,7 +72,7 @@ class TaskConfig:
     head: str | None = None
     trials: str | None = None
     n_trials: int = 20_000
-    trial_seed: int = 0
+    sample_seed: int = 0
     skip_missing_trials: bool = False
     silence: tuple[str, ...] = ()
     min_count: int = 1

@@ -36,7 +36,7 @@ _LATER: dict[str, Any] = {
     "head": None,
     "trials": None,
     "n_trials": 20_000,
-    "trial_seed": 0,
+    "sample_seed": 0,
     "skip_missing_trials": False,
     "silence": (),
     "min_count": 1,

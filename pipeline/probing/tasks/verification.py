@@ -78,7 +78,7 @@ class VerificationTask(Task):
             self._dev.append(
                 test
                 if is_dev_test
-                else draw_trials(fold.dev, data.labels.texts[0], config.n_trials, config.trial_seed)
+                else draw_trials(fold.dev, data.labels.texts[0], config.n_trials, config.sample_seed)
             )
             warnings += warning
         n_speakers = sum(len(np.unique(self._speakers[item.pairs])) for item in self._test)
@@ -136,7 +136,7 @@ class VerificationTask(Task):
         """Return the trials of test, and warnings."""
         config = data.config
         if config.trials is None:
-            return draw_trials(test, data.labels.texts[0], config.n_trials, config.trial_seed), []
+            return draw_trials(test, data.labels.texts[0], config.n_trials, config.sample_seed), []
         trials, n_missing = read_trials(config.trials, data.store.ids, config.skip_missing_trials)
         speakers = self._speakers[trials.pairs]
         wrong = trials.is_target != (speakers[:, 0] == speakers[:, 1])

@@ -1,0 +1,179 @@
+"""Errors of ABX, from the distances of items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.probing.abx.cells import Block, Items
+from pipeline.probing.abx.warping import Float32, IntArray, block_distances
+from pipeline.probing.evaluation import Evaluation, FloatArray
+
+_CELLS_PER_CHUNK = 1 << 22
+_BLOCKS_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class CellIndex:
+    """Cells whose errors are reported: averaged over contexts, in a fixed order.
+
+    Attributes:
+        pair: Number of the ordered pair of classes of each cell, int64 [n_cells], ascending.
+        speakers: Speaker of A and B, and of X, int64 [n_cells, 2].
+        n_pairs: Number of pairs of classes.
+    """
+
+    pair: IntArray
+    speakers: IntArray
+    n_pairs: int
+
+
+Read = Callable[[IntArray], tuple[Float32, IntArray]]
+"""Reads items: returns their frames of length 1, one item after the other, float32 [n_frames, dim],
+and the first frame of each item, then the number of frames, int64 [n_items + 1]."""
+
+
+def abx_errors(
+    items: Items, blocks: list[Block], n_frames: IntArray, read: Read, most_frames: int
+) -> FloatArray:
+    """Return the error of each cell: the share of triples in which X is closer to B than to A.
+
+    An equal distance counts as half an error. The errors of a pair of classes and of speakers are
+    averaged over contexts.
+
+    Args:
+        items: The items.
+        blocks: Items to compare, of `plan_blocks`.
+        n_frames: Number of frames of each item, int64 [n_items].
+        read: Reads items, given by ascending index.
+        most_frames: Frames that are read at a time, if one block has no more.
+
+    Returns:
+        Errors of the cells of `index_cells`, [n_cells].
+    """
+    values = []
+    for chunk, used in _chunks(blocks, n_frames, most_frames):
+        frames, bounds = read(used)
+        places = [
+            (np.searchsorted(used, block.rows), np.searchsorted(used, block.columns))
+            for block in chunk
+        ]
+        found = block_distances(frames, bounds, places)
+        for block, distances in zip(chunk, found, strict=True):
+            values += _block_errors(items, block, distances)
+    which = _cells_of(items, blocks)[1]
+    return np.asarray(np.bincount(which, np.array(values)) / np.bincount(which))
+
+
+def index_cells(items: Items, blocks: list[Block]) -> CellIndex:
+    """Return the cells of blocks, in the order of `abx_errors`."""
+    keys, _ = _cells_of(items, blocks)
+    pairs, pair = np.unique(keys[:, :2], axis=0, return_inverse=True)
+    return CellIndex(pair.reshape(-1).astype(np.int64), keys[:, 2:], len(pairs))
+
+
+def _cells_of(items: Items, blocks: list[Block]) -> tuple[IntArray, IntArray]:
+    """Return the cells and, for each error of `_block_errors`, the number of its cell.
+
+    Returns:
+        Class of A and X, class of B, speaker of A and B, speaker of X: int64 [n_cells, 4], sorted;
+        and int64 [n_errors].
+    """
+    keys = [
+        (label, other, block.speaker, block.other)
+        for block in blocks
+        for label, b in _compared(items, block)
+        for other in np.unique(items.label[block.rows[b]]).tolist()
+    ]
+    cells, which = np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)
+    return cells, which.reshape(-1)
+
+
+def _compared(items: Items, block: Block) -> Iterator[tuple[int, IntArray]]:
+    """Yield each class of A and X of a block, with the rows of B."""
+    row_labels = items.label[block.rows]
+    for label in np.unique(items.label[block.columns]).tolist():
+        is_b = row_labels != label
+        n_a = len(is_b) - int(is_b.sum())
+        if is_b.any() and n_a > (block.speaker == block.other):
+            yield label, np.flatnonzero(is_b)
+
+
+def _chunks(
+    blocks: list[Block], n_frames: IntArray, most_frames: int
+) -> Iterator[tuple[list[Block], IntArray]]:
+    """Yield consecutive blocks whose items have few frames, and these items, ascending."""
+    start = 0
+    while start < len(blocks):
+        used: set[int] = set()
+        stop, total = start, 0
+        while stop < len(blocks) and stop - start < _BLOCKS_PER_CHUNK:
+            block = blocks[stop]
+            new = {*block.rows.tolist(), *block.columns.tolist()} - used
+            total += int(n_frames[list(new)].sum())
+            if total > most_frames and stop > start:
+                break
+            used |= new
+            stop += 1
+        yield blocks[start:stop], np.array(sorted(used), np.int64)
+        start = stop
+
+
+def _block_errors(items: Items, block: Block, distances: Float32) -> list[float]:
+    """Return the error of each cell of a block, in the order of `_compared` and by class of B."""
+    row_labels, column_labels = items.label[block.rows], items.label[block.columns]
+    found: list[float] = []
+    for label, b in _compared(items, block):
+        a = np.flatnonzero(row_labels == label)
+        x = np.flatnonzero(column_labels == label)
+        # an item is not compared with itself
+        allowed = (block.rows[a][:, None] != block.columns[x]).astype(np.float64)
+        to_a, to_b = distances[np.ix_(a, x)][:, None], distances[np.ix_(b, x)]
+        wrong = (to_a > to_b) + 0.5 * (to_a == to_b)  # [n_a, n_b, n_x]
+        share = np.einsum("abx,ax->b", wrong, allowed) / allowed.sum()
+        _, which = np.unique(row_labels[b], return_inverse=True)
+        found += (np.bincount(which, share) / np.bincount(which)).tolist()
+    return found
+
+
+class MinimalPairs(Evaluation):
+    """Error of ABX: averaged over speakers, and then over ordered pairs of classes.
+
+    A drawn test set is one of speakers: a cell weighs as often as its speaker is drawn, or as both
+    are drawn together. Pairs of classes that no drawn speaker has are left out.
+    """
+
+    def __init__(self, cells: CellIndex, errors: FloatArray) -> None:
+        """Take the cells and their errors, [n_cells]."""
+        names, groups = np.unique(cells.speakers, return_inverse=True)
+        super().__init__(len(names), "speakers")
+        self._groups = groups.reshape(cells.speakers.shape)
+        self._is_within = bool((cells.speakers[:, 0] == cells.speakers[:, 1]).all())
+        self._starts = np.searchsorted(cells.pair, np.arange(cells.n_pairs))
+        self._errors = np.asarray(errors, np.float64)
+
+    def scores(self, weights: FloatArray) -> FloatArray:
+        """Return the error for each vector of weights; 0.5 if no cell is drawn."""
+        n_draws = max(1, _CELLS_PER_CHUNK // max(1, len(self._errors)))
+        chunks = np.split(weights, range(n_draws, len(weights), n_draws))
+        return np.concatenate([self._scores(chunk) for chunk in chunks])
+
+    def _scores(self, weights: FloatArray) -> FloatArray:
+        left, right = (weights[:, self._groups[:, side]] for side in (0, 1))
+        of_cells = left if self._is_within else left * right
+        totals = np.add.reduceat(of_cells, self._starts, axis=1)  # [n_draws, n_pairs]
+        sums = np.add.reduceat(of_cells * self._errors, self._starts, axis=1)
+        is_drawn = totals > 0
+        means = np.where(is_drawn, sums / np.where(is_drawn, totals, 1.0), 0.0)
+        n_drawn = is_drawn.sum(1)
+        return np.where(n_drawn > 0, means.sum(1) / np.maximum(1, n_drawn), 0.5)
+
+
+def unit_frames(frames: npt.NDArray[np.generic]) -> Float32:
+    """Return frames [n, dim] scaled to length 1, as float32; a frame of zeros stays one."""
+    wide = frames.astype(np.float32)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.maximum(norms, np.float32(1e-20)))
