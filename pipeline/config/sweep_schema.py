@@ -15,15 +15,17 @@ class TaskConfig:
 
     Attributes:
         name: Short name: "ks", "sid", "lid", "ic", "er", "regression", "sv", "pr", "asr", "phone",
-            "word" or "frame".
+            "word", "frame" or "abx".
         kind: "utterance" (a class per utterance, on pooled features), "regression" (a number per
             utterance), "verification" (pairs of utterances), "frames" (CTC), "spans" (a class per
-            span, on pooled features) or "framewise" (a class per frame, from spans).
+            span, on pooled features), "framewise" (a class per frame, from spans) or "abx"
+            (comparisons of spans).
         labels: Columns that may hold the labels; the first one in the store is used.
         slots: Whether every column of `labels` is an intent slot with its own classes; an utterance
             is correct if all its intent slots are. Not a storage slot.
         metric: "accuracy"; "f1" is possible if `kind` is framewise; "ccc", "pearson" or "mae" for
-            regression; "eer" or "min_dcf" for verification; "cer", "wer" or "per" for frames.
+            regression; "eer" or "min_dcf" for verification; "abx_within"
+            or "abx_across" for ABX; "cer", "wer" or "per" for frames.
         speaker_independent: Whether train, dev and test must have disjoint speakers.
         lrs: Learning rates of Adam. Tasks that train nothing have none.
         steps: Maximum number of optimiser steps. 0: 640, or 20 epochs of train if that is more. Set
@@ -43,7 +45,7 @@ class TaskConfig:
         head: For verification, "cosine" or "lda".
         trials: For verification, file of the test trials; None draws them from test.
         n_trials: Trials that are drawn, half of them of one speaker.
-        sample_seed: Seed of the draw.
+        sample_seed: Seed of what is drawn: trials, or spans for ABX.
         skip_missing_trials: Whether trials of utterances that are not in the store are left out.
         silence: For tasks on spans, labels of spans that are left out, unless `spans.skip` is set.
         min_count: For tasks on spans, the fewest spans of a class that is learned.
@@ -51,6 +53,10 @@ class TaskConfig:
             all.
         unlabelled: For framewise tasks, name of a class for frames in no span; None: such frames
             are neither trained on nor scored.
+        context: For ABX, "triphone": spans have the same labels before and after; or "any".
+        speaker_column: For ABX, column of the speaker; None finds it by its name.
+        max_items: For ABX, spans of a class, context and speaker, drawn.
+        max_speakers: For ABX across speakers, speakers of X for a context and a speaker, drawn.
     """
 
     name: str
@@ -78,6 +84,10 @@ class TaskConfig:
     min_count: int = 1
     max_classes: int | None = None
     unlabelled: str | None = None
+    context: str | None = None
+    speaker_column: str | None = None
+    max_items: int = 10
+    max_speakers: int = 5
 
     @property
     def is_trained(self) -> bool:

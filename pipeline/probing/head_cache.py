@@ -42,6 +42,10 @@ _LATER: dict[str, Any] = {
     "min_count": 1,
     "max_classes": None,
     "unlabelled": None,
+    "context": None,
+    "speaker_column": None,
+    "max_items": 10,
+    "max_speakers": 5,
 }
 """Task settings that are newer than the first caches, with the value that heads then had."""
 

@@ -45,6 +45,7 @@ from pipeline.probing.results import (
     mean_scores,
 )
 from pipeline.probing.splits import Split, make_split
+from pipeline.probing.tasks.abx import AbxTask
 from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
 from pipeline.probing.tasks.framewise import FramewiseTask
@@ -69,6 +70,7 @@ TASK_KINDS: dict[str, TaskFactory] = {
     "frames": FrameTask,
     "spans": SpanTask,
     "framewise": FramewiseTask,
+    "abx": AbxTask,
 }
 """Implementations of `Task` by `task.kind`."""
 

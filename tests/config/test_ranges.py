@@ -40,7 +40,8 @@ def load(name: str, value: str) -> Config | SweepConfig:
     if name in PLAN:
         return load_config([override])
     task = dict.fromkeys(("task.min_count", "task.max_classes"), "word")
-    task |= dict.fromkeys(("task.n_trials", "task.trial_seed"), "sv")
+    task |= dict.fromkeys(("task.n_trials", "task.sample_seed"), "sv")
+    task |= dict.fromkeys(("task.max_items", "task.max_speakers"), "abx")
     return load_sweep_config([f"task={task.get(name, 'ks')}", override])
 
 

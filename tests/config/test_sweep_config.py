@@ -28,7 +28,20 @@ def keys(name):
 
 def test_the_tasks_of_the_design_are_there():
     """Classes and numbers of utterances, transcripts, and classes of spans and frames."""
-    known = {"asr", "er", "frame", "ic", "ks", "lid", "phone", "pr", "regression", "sid", "word"}
+    known = {
+        "abx",
+        "asr",
+        "er",
+        "frame",
+        "ic",
+        "ks",
+        "lid",
+        "phone",
+        "pr",
+        "regression",
+        "sid",
+        "word",
+    }
     assert set(TASKS) >= known
 
 
@@ -93,7 +106,7 @@ def test_overrides_are_applied():
     [
         (
             ["layers=all"],
-            "no task is given; set task=asr|er|frame|ic|ks|lid|phone|pr|regression|sid|sv|word",
+            "no task is given; set task=abx|asr|er|frame|ic|ks|lid|phone|pr|regression|sid|sv|word",
         ),
         (["task=kws"], "no task is called 'kws'; did you mean ks?"),
         (["task=ks", "task.lr=[1]"], "unknown setting task.lr; did you mean task.lrs"),

@@ -30,8 +30,11 @@ CASES = {
     "verification": "sv",
     "spans": "word",
     "framewise": "frame",
+    "abx": "abx",
 }
 """Name of a task of each kind, trained on the words of the store. A new kind is one line."""
+UNTRAINED = ("abx", "verification")
+"""Kinds that train nothing; what is predicted are trials, and comparisons of spans."""
 NUMBERS = {"ab": "1.5", "cd": "-2", "bad": "30", "cab": "7"}
 """The labels of a regression in place of the words."""
 N, LAYERS, DIM = 60, (1, 2), 16
@@ -55,7 +58,7 @@ class Case:
 
 def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
     """Make the task of a kind for a small store."""
-    steps = [] if kind == "verification" else ["task.steps=8", "task.eval_every=4"]
+    steps = [] if kind in UNTRAINED else ["task.steps=8", "task.eval_every=4"]
     if kind in SPAN_KINDS:  # the spans are the whole utterances
         path = store.root.parent / "words.csv"
         rows = (f"{name},0,1,{word}\n" for name, word in zip(store.ids, words, strict=True))
@@ -82,7 +85,7 @@ def store(tmp_path_factory):
         [9] * N,
         layers=LAYERS,
         dim=DIM,
-        columns=pa.table({"word": WORDS}),
+        columns=pa.table({"word": WORDS, "speaker": [f"s{row // 30}" for row in range(N)]}),
         features=planted([row % 4 for row in range(N)]),
     )
     return open_store(root)
@@ -94,7 +97,7 @@ def case(request, store):
     task = make_task(request.param, store)
     settings = [f"task={CASES[request.param]}", "seeds=[0,1]"]
     specs = list(list_heads(load_sweep_config(settings), LAYERS, len(FOLDS)))
-    if request.param != "verification":
+    if request.param not in UNTRAINED:
         specs = [replace(spec, lr=1e-2) for spec in specs if spec.lr == max(s.lr for s in specs)]
     trained: dict[HeadSpec, HeadResult] = {}
     notes: list[str] = []
@@ -131,7 +134,7 @@ def test_predictions_and_references_are_those_of_the_test_utterances(case):
         fold, truth = FOLDS[head.fold], case.task.truth[head.fold]
         assert len(head.predictions) == len(truth)
         assert {type(item) for item in head.predictions} == {type(item) for item in truth}
-        if case.kind == "verification":  # they are those of trials
+        if case.kind in UNTRAINED:
             continue
         assert len(truth) == len(fold.test)
         by_word = {WORDS[row]: truth[i] for i, row in enumerate(fold.test.tolist())}

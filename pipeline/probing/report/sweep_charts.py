@@ -41,6 +41,8 @@ METRICS = {
     "mae": "mean absolute error",
     "eer": "equal error rate",
     "min_dcf": "minimum detection cost",
+    "abx_within": "ABX error within speakers",
+    "abx_across": "ABX error across speakers",
 }
 """Full names of metrics."""
 

@@ -1,8 +1,9 @@
 """ABX on spans: how well classes such as phones are told apart, without training.
 
-As in the Zero Resource Speech Challenge 2021 (angles between frames, dynamic time warping; contexts,
-then speakers, then pairs of classes are averaged), with two differences: frames are those whose
-centre is in the span, and dev and test are of different speakers, so that dev chooses the layer.
+As in the Zero Resource Speech Challenge 2021 (angles between frames, dynamic time warping; errors
+are averaged over contexts, speakers, and pairs of classes), with two differences: frames are those
+whose centre is in the span, and dev and test are of different speakers, so that dev chooses the
+layer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 
 from pipeline.errors import ConfigError, counted
 from pipeline.probing.abx.cells import ACROSS, WITHIN, Block, Items, plan_blocks, sample_items
-from pipeline.probing.abx.errors import CellIndex, MinimalPairs, abx_errors, index_cells, unit_frames
+from pipeline.probing.abx.errors import (
+    CellIndex,
+    MinimalPairs,
+    abx_errors,
+    index_cells,
+    unit_frames,
+)
 from pipeline.probing.abx.warping import Float32
 from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.labels import Fold, IntArray, read_texts
@@ -94,7 +101,9 @@ class AbxTask(Task):
         texts = [text or "" for text in read_texts(data.store, column)]
         self._speakers = np.unique(texts, return_inverse=True)[1].astype(np.int64)
         contexts = _contexts(data.spans) if config.context == TRIPHONE else None
-        self._contexts = np.zeros(len(data.spans.numbers), np.int64) if contexts is None else contexts
+        self._contexts = (
+            np.zeros(len(data.spans.numbers), np.int64) if contexts is None else contexts
+        )
         self._dev = [self._part(_without_test(fold), "dev") for fold in data.folds]
         self._test = [self._part(fold.test, "test") for fold in data.folds]
         self._cells = [
@@ -123,7 +132,9 @@ class AbxTask(Task):
                 dev=dev.score,
                 test=MinimalPairs(self._cells[spec.fold][metric], test[metric]).score,
                 curve=(),
-                predictions=tuple((error,) for error in np.concatenate(list(test.values())).tolist()),
+                predictions=tuple(
+                    (error,) for error in np.concatenate(list(test.values())).tolist()
+                ),
             )
             on_head(spec, found)
 
@@ -209,7 +220,9 @@ class AbxTask(Task):
         frame_bytes = store.feature_dim * (store.codec.value_dtype.itemsize + 2 * _FLOAT_BYTES)
 
         def read(which: IntArray) -> tuple[Float32, IntArray]:
-            return _read(store, layer, part.position[which], part.first[which], part.n_frames[which])
+            return _read(
+                store, layer, part.position[which], part.first[which], part.n_frames[which]
+            )
 
         most_frames = max(1, self._data.memory // frame_bytes)
         return abx_errors(part.items, part.blocks[metric], part.n_frames, read, most_frames)

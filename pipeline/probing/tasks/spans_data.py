@@ -17,7 +17,7 @@ from pipeline.spans.placing import PlacedSpans, place_spans
 from pipeline.spans.reading import read_configured
 from pipeline.store.read.features import FeatureStore
 
-SPAN_KINDS = ("spans", "framewise")
+SPAN_KINDS = ("spans", "framewise", "abx")
 """Kinds of tasks whose labels are spans."""
 _SAMPLE_SEED = 0
 _FLOAT_BYTES = 4

@@ -78,7 +78,9 @@ class VerificationTask(Task):
             self._dev.append(
                 test
                 if is_dev_test
-                else draw_trials(fold.dev, data.labels.texts[0], config.n_trials, config.sample_seed)
+                else draw_trials(
+                    fold.dev, data.labels.texts[0], config.n_trials, config.sample_seed
+                )
             )
             warnings += warning
         n_speakers = sum(len(np.unique(self._speakers[item.pairs])) for item in self._test)
