@@ -61,7 +61,7 @@ def errors_of(items, blocks, frames, bounds, most_frames=10**9):
 
 
 def plain_errors(items, frames, bounds, mode):
-    """Return the error of each (A and X's class, B's class, speaker, speaker of X) by loops."""
+    """Return the errors in each context, by A and X's class, B's class, and both speakers."""
 
     def distance(i, j):
         left, right = (frames[bounds[k] : bounds[k + 1]].astype(float) for k in (i, j))
@@ -84,7 +84,7 @@ def plain_errors(items, frames, bounds, mode):
     by_context = defaultdict(list)
     for key, errors in cells.items():
         by_context[key[:4]].append(np.mean(errors))
-    return {key: np.mean(errors) for key, errors in by_context.items()}
+    return by_context
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 2**32 - 1), st.booleans())
@@ -128,34 +128,39 @@ def test_errors_are_those_of_plain_loops_over_triples(mode, seed):
     cells, errors = errors_of(items, blocks, frames, bounds)
     expected = plain_errors(items, frames, bounds, mode)
     assert len(errors) == len(expected) > 4
-    by_pair = defaultdict(list)
-    for key in sorted(expected):
-        by_pair[key[:2]].append(expected[key])
-    assert errors == pytest.approx([expected[key] for key in sorted(expected)], abs=1e-9)
-    assert cells.n_pairs == len(by_pair)
+    means = [np.mean(expected[key]) for key in sorted(expected)]
+    assert errors == pytest.approx(means, abs=1e-9)
     in_parts = errors_of(items, blocks, frames, bounds, most_frames=30)[1]
     assert in_parts == pytest.approx(errors, abs=1e-12)
-    score = np.mean([np.mean(values) for values in by_pair.values()])
-    assert MinimalPairs(cells, errors).score == pytest.approx(score)
+    assert MinimalPairs(cells, errors).score == pytest.approx(plain_score(expected))
+
+
+def plain_score(expected, times=None):
+    """Return the mean over contexts and speakers of X, over speakers, and over pairs.
+
+    A speaker counts as often as `times` says.
+    """
+    by_speaker = defaultdict(list)
+    for (label, other, one, x), values in expected.items():
+        n = 1 if times is None or one == x else times[x]
+        by_speaker[label, other, one] += values * n
+    by_pair = defaultdict(list)
+    for (label, other, one), values in by_speaker.items():
+        if values:
+            by_pair[label, other] += [np.mean(values)] * (1 if times is None else times[one])
+    return np.mean([np.mean(values) for values in by_pair.values() if values])
 
 
 @pytest.mark.parametrize("mode", [WITHIN, ACROSS])
 def test_a_speaker_that_is_drawn_twice_counts_twice(mode):
     """Across speakers, a cell weighs as often as both are drawn together."""
-    items, frames, bounds = random_items(2, n=80)
+    items, frames, bounds = random_items(2, n=40)
     cells, errors = errors_of(items, plan_blocks(items, mode, 9, 0), frames, bounds)
     run = MinimalPairs(cells, errors)
-    times = np.array([2.0, 0.0, 1.0])
-    by_pair = defaultdict(list)
-    for pair, (one, other), error in zip(cells.pair, cells.speakers, errors, strict=True):
-        weight = times[one] if mode == WITHIN else times[one] * times[other]
-        by_pair[pair].append((weight, error))
-    means = [
-        sum(w * e for w, e in items) / sum(w for w, _ in items)
-        for items in by_pair.values()
-        if sum(w for w, _ in items)
-    ]
-    assert run.scores(times[None])[0] == pytest.approx(np.mean(means))
+    expected = plain_errors(items, frames, bounds, mode)
+    times = [2, 0, 1]
+    found = run.scores(np.array([times], float))[0]
+    assert found == pytest.approx(plain_score(expected, times))
     assert run.scores(np.zeros((1, 3)))[0] == 0.5
     low, high = interval(resampled_scores([[run]]))[0]
     assert low <= run.score <= high

@@ -22,12 +22,14 @@ class CellIndex:
 
     Attributes:
         pair: Number of the ordered pair of classes of each cell, int64 [n_cells], ascending.
-        speakers: Speaker of A and B, and of X, int64 [n_cells, 2].
+        speakers: Speaker of A and B, and of X, int64 [n_cells, 2]; ascending for each pair.
+        n_contexts: Number of contexts that each cell is the mean of, int64 [n_cells].
         n_pairs: Number of pairs of classes.
     """
 
     pair: IntArray
     speakers: IntArray
+    n_contexts: IntArray
     n_pairs: int
 
 
@@ -70,9 +72,10 @@ def abx_errors(
 
 def index_cells(items: Items, blocks: list[Block]) -> CellIndex:
     """Return the cells of blocks, in the order of `abx_errors`."""
-    keys, _ = _cells_of(items, blocks)
+    keys, which = _cells_of(items, blocks)
     pairs, pair = np.unique(keys[:, :2], axis=0, return_inverse=True)
-    return CellIndex(pair.reshape(-1).astype(np.int64), keys[:, 2:], len(pairs))
+    n_contexts = np.bincount(which, minlength=len(keys))
+    return CellIndex(pair.reshape(-1).astype(np.int64), keys[:, 2:], n_contexts, len(pairs))
 
 
 def _cells_of(items: Items, blocks: list[Block]) -> tuple[IntArray, IntArray]:
@@ -140,20 +143,28 @@ def _block_errors(items: Items, block: Block, distances: Float32) -> list[float]
 
 
 class MinimalPairs(Evaluation):
-    """Error of ABX: averaged over speakers, and then over ordered pairs of classes.
+    """Error of ABX: averaged over contexts and speakers of X, over speakers, and over pairs.
 
-    A drawn test set is one of speakers: a cell weighs as often as its speaker is drawn, or as both
-    are drawn together. Pairs of classes that no drawn speaker has are left out.
+    A drawn test set is one of speakers: each counts as often as it is drawn. What no drawn speaker
+    has is left out.
     """
 
     def __init__(self, cells: CellIndex, errors: FloatArray) -> None:
         """Take the cells and their errors, [n_cells]."""
         names, groups = np.unique(cells.speakers, return_inverse=True)
         super().__init__(len(names), "speakers")
-        self._groups = groups.reshape(cells.speakers.shape)
-        self._is_within = bool((cells.speakers[:, 0] == cells.speakers[:, 1]).all())
-        self._starts = np.searchsorted(cells.pair, np.arange(cells.n_pairs))
+        first, other = groups.reshape(cells.speakers.shape).T
+        is_within = np.array_equal(first, other)
+        self._other = None if is_within else other
+        self._n_contexts = cells.n_contexts.astype(np.float64)
         self._errors = np.asarray(errors, np.float64)
+        # cells of a pair and a speaker of A and B are adjacent, and so are those of a pair
+        is_new = np.ones(len(first), bool)
+        is_new[1:] = (first[1:] != first[:-1]) | (cells.pair[1:] != cells.pair[:-1])
+        self._speaker_starts = np.flatnonzero(is_new)
+        self._first = first[self._speaker_starts]
+        pairs = cells.pair[self._speaker_starts]
+        self._pair_starts = np.searchsorted(pairs, np.arange(cells.n_pairs))
 
     def scores(self, weights: FloatArray) -> FloatArray:
         """Return the error for each vector of weights; 0.5 if no cell is drawn."""
@@ -162,14 +173,23 @@ class MinimalPairs(Evaluation):
         return np.concatenate([self._scores(chunk) for chunk in chunks])
 
     def _scores(self, weights: FloatArray) -> FloatArray:
-        left, right = (weights[:, self._groups[:, side]] for side in (0, 1))
-        of_cells = left if self._is_within else left * right
-        totals = np.add.reduceat(of_cells, self._starts, axis=1)  # [n_draws, n_pairs]
-        sums = np.add.reduceat(of_cells * self._errors, self._starts, axis=1)
-        is_drawn = totals > 0
-        means = np.where(is_drawn, sums / np.where(is_drawn, totals, 1.0), 0.0)
-        n_drawn = is_drawn.sum(1)
-        return np.where(n_drawn > 0, means.sum(1) / np.maximum(1, n_drawn), 0.5)
+        counts = self._n_contexts * (1.0 if self._other is None else weights[:, self._other])
+        counts = np.broadcast_to(counts, (len(weights), len(self._errors)))
+        of_speakers, is_known = _means(counts, self._errors, self._speaker_starts)
+        drawn = weights[:, self._first] * is_known
+        of_pairs, is_known = _means(drawn, of_speakers, self._pair_starts)
+        n_known = is_known.sum(1)
+        return np.where(n_known > 0, of_pairs.sum(1) / np.maximum(1, n_known), 0.5)
+
+
+def _means(
+    weights: FloatArray, values: FloatArray, starts: IntArray
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Return weighted means of adjacent values, 0 without any weight, and whether there is some."""
+    total = np.add.reduceat(weights, starts, axis=1)
+    is_known = total > 0
+    sums = np.add.reduceat(weights * values, starts, axis=1)
+    return np.where(is_known, sums / np.where(is_known, total, 1.0), 0.0), is_known
 
 
 def unit_frames(frames: npt.NDArray[np.generic]) -> Float32:

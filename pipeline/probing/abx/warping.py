@@ -111,6 +111,7 @@ def _chunk_distances(
 ) -> list[Float32]:
     """Return the distances of the blocks of a chunk; pairs of equal lengths are warped together."""
     lengths = np.diff(bounds)
+    most = int(lengths.max()) + 1
     parts, bases, strides, shapes = [], [], [], []
     offset = 0
     for rows, columns in blocks:
@@ -121,18 +122,16 @@ def _chunk_distances(
         first_column = np.cumsum(np.append(0, lengths[columns[:-1]]))
         bases.append((offset + first_row[:, None] * width + first_column).ravel())
         strides.append(np.full(len(rows) * len(columns), width))
-        left, right = np.broadcast_arrays(lengths[rows][:, None], lengths[columns])
-        shapes.append(np.stack([left.ravel(), right.ravel()], axis=1))
+        shapes.append((lengths[rows][:, None] * most + lengths[columns]).ravel())
         offset += len(parts[-1])
     distances, base, stride = (np.concatenate(values) for values in (parts, bases, strides))
-    shape = np.concatenate(shapes)
-    kinds, kind_of = np.unique(shape, axis=0, return_inverse=True)
-    order = np.argsort(kind_of.reshape(-1), kind="stable")
-    ends = np.searchsorted(kind_of.reshape(-1)[order], np.arange(len(kinds) + 1))
+    kinds, kind_of = np.unique(np.concatenate(shapes), return_inverse=True)
+    order = np.argsort(kind_of, kind="stable")
+    ends = np.searchsorted(kind_of[order], np.arange(len(kinds) + 1))
     result = np.empty(len(base), np.float32)
-    for kind, (n_left, n_right) in enumerate(kinds.tolist()):
-        at = order[ends[kind] : ends[kind + 1]]
-        result[at] = warped(distances, base[at], stride[at], (n_left, n_right))
+    for number, kind in enumerate(kinds.tolist()):
+        at = order[ends[number] : ends[number + 1]]
+        result[at] = warped(distances, base[at], stride[at], divmod(kind, most))
     sizes = [len(rows) * len(columns) for rows, columns in blocks]
     split = np.split(result, np.cumsum(sizes)[:-1])
     return [

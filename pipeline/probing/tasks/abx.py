@@ -164,7 +164,7 @@ class AbxTask(Task):
 
     def _evaluation(self, heads: Sequence[HeadResult], metric: str) -> MinimalPairs:
         """Return the error over the cells of all folds; a speaker counts once per fold."""
-        pair, speakers, errors = [], [], []
+        pair, speakers, n_contexts, errors = [], [], [], []
         n_pairs = 0
         for number, head in enumerate(heads):
             index = self._cells[head.fold]
@@ -174,8 +174,11 @@ class AbxTask(Task):
             errors.append(np.array(found, np.float64)[:, 0])
             pair.append(cells.pair + n_pairs)
             speakers.append(cells.speakers + number * len(self._speakers))
+            n_contexts.append(cells.n_contexts)
             n_pairs += cells.n_pairs
-        cells = CellIndex(np.concatenate(pair), np.concatenate(speakers), n_pairs)
+        cells = CellIndex(
+            np.concatenate(pair), np.concatenate(speakers), np.concatenate(n_contexts), n_pairs
+        )
         return MinimalPairs(cells, np.concatenate(errors))
 
     def _part(self, positions: IntArray, name: str) -> _Part:
