@@ -87,16 +87,24 @@ def plain_errors(items, frames, bounds, mode):
     return by_context
 
 
-@given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 2**32 - 1), st.booleans())
-def test_a_warped_distance_is_the_mean_along_the_best_path(n, m, seed, ties):
-    """Several pairs at once, at any place in a larger matrix, and with equal distances."""
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_a_warped_distance_is_the_mean_along_the_best_path(shapes, seed, ties):
+    """Several pairs at once, of different lengths, at any place, and with equal distances."""
     random = np.random.default_rng(seed)
-    whole = random.random((3 * n, 2 * m))
+    whole = random.random((9 * len(shapes), 12))
     whole = (np.round(whole * 4) / 4 if ties else whole).astype(np.float32)
-    corners = [(row, column) for row in (0, n, 2 * n) for column in (0, m)]
-    base = np.array([row * 2 * m + column for row, column in corners])
-    found = warped(whole.ravel(), base, np.full(len(base), 2 * m), (n, m))
-    expected = [plain_warped(whole[r : r + n, c : c + m].astype(float)) for r, c in corners]
+    corners = [(9 * i, int(random.integers(0, 4))) for i in range(len(shapes))]
+    base = np.array([row * 12 + column for row, column in corners])
+    n_left, n_right = np.array(shapes).T
+    found = warped(whole.ravel(), base, np.full(len(base), 12), n_left, n_right)
+    expected = [
+        plain_warped(whole[row : row + n, column : column + m].astype(float))
+        for (row, column), (n, m) in zip(corners, shapes, strict=True)
+    ]
     assert found == pytest.approx(expected, rel=1e-5)
 
 

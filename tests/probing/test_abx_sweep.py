@@ -51,7 +51,7 @@ def run(root, out, *settings):
 def found(root, tmp_path_factory):
     """The sweep with contexts, across speakers, with every speaker in one part."""
     out = tmp_path_factory.mktemp("out") / "abx"
-    return run(root, out, "task.metric=abx_across", "split.speaker=speaker")
+    return run(root, out, "task.metric=abx_across")
 
 
 def test_the_layer_with_the_phones_has_few_errors(found):
@@ -75,18 +75,16 @@ def test_the_layer_with_the_phones_has_few_errors(found):
 
 def test_memory_changes_no_error(root, tmp_path, found):
     """Frames are read context by context if they do not fit."""
-    settings = ["task.metric=abx_across", "split.speaker=speaker", "memory=4kB"]
-    result, _ = run(root, tmp_path / "out", *settings)
+    result, _ = run(root, tmp_path / "out", "task.metric=abx_across", "memory=4kB")
     assert [score.test for score in result.scores] == pytest.approx(
         [score.test for score in found[0].scores], abs=1e-9
     )
 
 
 def test_a_second_run_compares_nothing(found, root):
-    """Cached errors are those of the same spans only."""
+    """Cached errors are those of the same spans; the speakers of a part are in no other one."""
     result, folder = found
-    settings = ["task.metric=abx_across", "split.speaker=speaker"]
-    again, _ = run(root, folder, *settings)
+    again, _ = run(root, folder, "task.metric=abx_across", "split.speaker=speaker")
     assert (again.trained, again.reused) == (0, 2)
     assert again.scores == result.scores
 
@@ -103,7 +101,7 @@ def test_contexts_are_the_neighbours_without_a_gap(root, tmp_path):
     """In any context there are more comparisons than in equal ones; silence is no neighbour."""
     counts = {}
     for context in ("triphone", "any"):
-        settings = ["split.speaker=speaker", f"task.context={context}", "task.max_items=1000"]
+        settings = [f"task.context={context}", "task.max_items=1000"]
         result, _ = run(root, tmp_path / context, *settings)
         counts[context] = result.score(1)
         assert result.score(2).test < 0.15

@@ -128,6 +128,8 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     """
     if task.kind == "verification":  # the speakers of a part are in no other one
         config = replace(config, speaker=labels.columns[0])
+    if task.kind == "abx" and config.speaker is None:
+        config = replace(config, speaker=task.speaker_column or find_speaker_column(store))
     is_free = config.speaker == NO_SPEAKER
     if is_free:
         config = replace(config, speaker=None)
