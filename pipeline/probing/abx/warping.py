@@ -121,7 +121,7 @@ def _chunks(
 def _chunk_distances(
     frames: Float32, bounds: IntArray, blocks: list[tuple[IntArray, IntArray]]
 ) -> list[Float32]:
-    """Return the distances of the blocks of a chunk; pairs of similar lengths are warped together."""
+    """Return the distances of the blocks of a chunk: similar lengths are warped together."""
     lengths = np.diff(bounds)
     parts, bases, strides, sizes = [], [], [], []
     offset = 0
