@@ -11,12 +11,13 @@ import soundfile
 RATE_HZ = 16_000
 
 
-@lru_cache(maxsize=256)
 def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """Make a voiced sound with a gliding pitch and some breath noise: float32 [n_samples].
+    """Make a voiced sound with a gliding pitch and some breath noise: float32 [n_samples]."""
+    return _voice(seconds, seed, rate_hz).copy()
 
-    Tests share it, so it is read-only.
-    """
+
+@lru_cache(maxsize=256)
+def _voice(seconds: float, seed: int, rate_hz: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     n = round(seconds * rate_hz)
     t = np.arange(n) / rate_hz
@@ -24,9 +25,7 @@ def voice(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
     phase = 2 * np.pi * np.cumsum(pitch) / rate_hz
     harmonics = sum(np.sin(k * phase) / k for k in range(1, 8))
     syllables = 0.5 * (1 + np.sin(2 * np.pi * rng.uniform(2, 5) * t))
-    sound = (0.1 * harmonics * syllables + 0.01 * rng.standard_normal(n)).astype(np.float32)
-    sound.flags.writeable = False
-    return sound
+    return (0.1 * harmonics * syllables + 0.01 * rng.standard_normal(n)).astype(np.float32)
 
 
 def write_folder(
