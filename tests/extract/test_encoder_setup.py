@@ -56,7 +56,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(
 def test_a_wrong_setting_is_a_usage_error(verb: str) -> None:
     """Every verb exits with code 2 and prints one line."""
     done = CliRunner().invoke(
-        app, [verb, "dataset.path=nowhere", "store=nowhere", "model=tiny", "extract.precision=fp64"]
+        app,
+        [verb, "dataset.path=nowhere", "store=elsewhere", "model=tiny", "extract.precision=fp64"],
     )
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
