@@ -209,10 +209,12 @@ class ObjectClient(Objects):
             except BaseException as error:
                 if not is_failure(error):
                     raise
-                found = self._try_read(key)
+                failure = read_failure(error)
+                if failure.is_denied:
+                    raise
+                found = self._try_read(key, is_there=failure.is_conflict)
                 if found is not None:
                     return found == data
-                failure = read_failure(error)
                 if failure.is_conflict:  # a request that was under way, and came to nothing
                     raise PassingError(failure.reason) from None
                 raise
@@ -231,8 +233,12 @@ class ObjectClient(Objects):
 
         self._write(key, send, "delete")
 
-    def _try_read(self, key: str) -> bytes | None:
-        """Return the content of an object; None if there is none, or it cannot be read now."""
+    def _try_read(self, key: str, is_there: bool) -> bytes | None:
+        """Return the content of an object; None if there is none, or it cannot be read now.
+
+        Raises:
+            UnansweredError: It is there, and this user may not read whose it is.
+        """
         try:
             return bytes(self._fetch(key)[0])
         except PassingError:
@@ -240,6 +246,13 @@ class ObjectClient(Objects):
         except BaseException as error:
             if not is_failure(error):
                 raise
+            failure = read_failure(error)
+            if failure.is_denied and is_there:
+                refused = RequestError(failure, 0.0, is_unanswered=True)
+                cause = as_os_error(refused, self.locate(key), self.server, "read")
+                raise UnansweredError(
+                    f"{self.locate(key)} exists and cannot be read back: {cause.strerror}"
+                ) from cause
             return None
 
     def _head(self, key: str) -> ObjectInfo:

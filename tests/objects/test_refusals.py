@@ -11,7 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.errors import NoBucketError, RefusedError, SourceError, StoreError, UnreachableError
+from pipeline.errors import (
+    NoBucketError,
+    RefusedError,
+    SourceError,
+    StoreError,
+    UnansweredError,
+    UnreachableError,
+)
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.requests import Limits
 from pipeline.sources.remote import listing, reading
@@ -87,6 +94,24 @@ def test_a_missing_permission_is_named(
         assert "403 Forbidden (AccessDenied: Access Denied)" in str(error)
         assert f"this takes {permission}" in str(error)
         assert "the credentials are those of AWS_ACCESS_KEY_ID" in str(error)
+
+
+def test_a_creation_that_may_not_be_read_back_is_refused_at_once(proxy: Proxy, s3: str) -> None:
+    """Whose object is there cannot be told, and trying again would not help."""
+    client = ObjectClient(s3, Limits())
+    client.put("x", [b"of another one"])
+    passed = proxy.pass_on
+
+    def answer(method: str, *rest: object) -> object:
+        if method == "GET":
+            return 403, [], b"<Error><Code>AccessDenied</Code></Error>"
+        return passed(method, *rest)  # type: ignore[arg-type]
+
+    proxy.pass_on = answer  # type: ignore[assignment, method-assign]
+    error = error_of(lambda client: client.create("x", b"mine"), client)
+    assert isinstance(error, UnansweredError)  # it may be an earlier request of the caller
+    assert f"{s3}/x exists and cannot be read back" in str(error)
+    assert "this takes s3:GetObject" in str(error)
 
 
 @pytest.mark.parametrize(
