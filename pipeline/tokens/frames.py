@@ -148,8 +148,8 @@ def sample(source: LayerSource, n_frames: int, seed: int, n_threads: int) -> Sam
     """Draw slices of 8 frames, uniformly and without replacement, and read them into memory.
 
     Slices cost a disk or a server an eighth of the reads of single frames, and train codebooks that
-    are as good (docs/performance.md). They are in random order, so that every beginning of the
-    sample is a sample.
+    are about as good (docs/performance.md). They are in random order, so that every beginning of
+    the sample is a sample.
 
     Args:
         source: What to read.

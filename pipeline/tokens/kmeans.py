@@ -34,6 +34,7 @@ FloatArray = npt.NDArray[np.float32]
 BLOCK_FRAMES = 8192
 """Frames of a block: what a thread reads and sums at a time."""
 _FARTHEST = 8  # of each block, to re-seed empty clusters with
+_MOST_RESEEDED = 1024  # clusters in an iteration; more wait for the next one
 _PART_TOLERANCE = 5e-3
 _MOST_PER_PART = 6
 _GROWTH = 4  # from a part to the next
@@ -202,7 +203,7 @@ class _Run:
             total.totals += found.totals.cpu()
             total.counts += found.counts.cpu()
             total.inertia += found.inertia
-            total.farthest = _most(total.farthest + found.farthest, k)
+            total.farthest = _most(total.farthest + found.farthest, min(k, _MOST_RESEEDED))
         return total, quantizer.centre.cpu().double()
 
     def _updated(self, centroids: Tensor, sums: _Sums, centre: Tensor) -> Tensor:

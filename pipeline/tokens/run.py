@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -290,7 +291,7 @@ def _codebook(
                 + (f" (it has {', '.join(names)})" if names else "")
                 + "; to make them, give the layer and the number of codes, as in layer=9 k=500"
             )
-        view = opened if settings.where is None else _selected(opened, settings.where)
+        view = opened if settings.where is None else _selected(opened, settings.where, observer)
         book = train_codebook(view, settings, memory, device, observer)
     for backend in backends:
         _note_differences(backend, name, book, str(location), observer, is_new)
@@ -299,13 +300,23 @@ def _codebook(
     return book, is_new
 
 
-def _selected(opened: FeatureStore, where: str) -> FeatureStore:
-    view = opened.select(where)
+def _selected(opened: FeatureStore, where: str, observer: Observer) -> FeatureStore:
+    """Return the utterances to train on.
+
+    Raises:
+        StoreError: There are none.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        view = opened.select(where)
+    texts = [str(item.message) for item in caught]
     if len(view) == 0:
         raise StoreError(
             f"where={where!r:.200} selects none of the {counted(len(opened), 'utterance')} of "
-            f"{opened.location}"
+            f"{opened.location}{''.join(f'; {text}' for text in texts)}"
         )
+    for text in texts:
+        observer.note(f"WARNING: {text}")
     return view
 
 

@@ -25,6 +25,7 @@ from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
 from pipeline.store.format.tokens import NO_TOKEN, chunk_key, codebook_key, parse_chunk
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
+from pipeline.tokens import assigning
 from tests.helpers.fake_store import make_store as make_fake_store
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
 from tests.helpers.token_stores import (
@@ -217,6 +218,10 @@ def test_where_restricts_only_the_training(root):
     assert result.train_frames == LENGTHS[0] + LENGTHS[3] + LENGTHS[6]
     assert result.frames == sum(LENGTHS)
     assert pipeline.open_store(root).codebook().training["where"] == "speaker = 'speaker-0'"
+    notes = Notes()
+    where = "speaker in ('speaker-0', 'speaker-9')"
+    tokenized(root, name="absent", where=where, observer=notes)
+    assert any("WARNING" in line and "speaker-9" in line for line in notes.lines)
     with pytest.raises(StoreError, match="selects none of the 7 utterances"):
         tokenized(root, name="none", where="score > 1000")
 
@@ -420,3 +425,25 @@ def test_a_copy_says_how_to_get_its_tokens(tmp_path, root):
     assert f"strata tokenize {tmp_path / 'copy'} codebook={result.codebook}" in line
     pipeline.tokenize(tmp_path / "copy", codebook=result.codebook)
     check_all(pipeline.open_store(tmp_path / "copy"))
+
+
+def test_a_unit_that_is_moved_meanwhile_keeps_no_tokens_behind(root, monkeypatch):
+    """Utterances are dropped while their unit gets tokens: the old slot keeps none of them."""
+    real, dropped = assigning.put_chunk, []
+
+    def slow(backend, name, slot, tokens):
+        if not dropped:
+            dropped.append(slot)
+            pipeline.drop(root, where="id = 'utt-0000'", confirm=True)
+        real(backend, name, slot, tokens)
+
+    monkeypatch.setattr(assigning, "put_chunk", slow)
+    notes = Notes()
+    result = tokenized(root, observer=notes)
+    assert (result.units, result.units_written) == (2, 2)
+    assert any("run again for it" in line for line in notes.lines)
+    assert not (root / chunk_key(result.name, dropped[0])).exists()
+    assert tokenized(root).units_written == 1
+    check_all(pipeline.open_store(root), rows=range(1, len(LENGTHS)))
+    found = verify_store(root)
+    assert (found.ok, found.orphans) == (True, ())

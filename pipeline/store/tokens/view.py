@@ -33,6 +33,7 @@ class TokenReader:
         self._arrays: dict[str, StoredTokens] = {}
         self._chunks: dict[tuple[str, int], TokenArray] = {}
         self._n_bytes = 0
+        self.default_name: str | None = None  # what None stood for, so that it is not looked up
 
     @property
     def names(self) -> list[str]:
@@ -199,8 +200,12 @@ class TokenView(StoreView):
         """
         if name is not None:
             return name
+        first = self._token_readers()[0]
+        if first.default_name is not None:
+            return first.default_name
         names = self.token_names
         if len(names) == 1:
+            first.default_name = names[0]
             return names[0]
         if names:
             raise StoreError(
