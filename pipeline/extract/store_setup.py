@@ -236,6 +236,7 @@ def _provenance(setup: EncoderSetup, resources: Resources) -> dict[str, Any]:
     return {
         "created": now(),
         "command": sys.argv[1:],
+        "model": asdict(setup.config.model),
         "device": resources.device,
         "threads_per_worker": resources.threads,
         "max_batch_frames": setup.batch_frames(resources.device),

@@ -57,7 +57,7 @@ class Vocabulary:
         Raises:
             ConfigError: `tokens` has another value, or all transcripts are empty.
         """
-        kind = _tokens(tokens)
+        kind = as_tokens(tokens)
         symbols = {symbol for text in transcripts for symbol in split(text, kind)}
         if not symbols:
             raise ConfigError("all training transcripts are empty; choose another column")
@@ -124,7 +124,7 @@ class Vocabulary:
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
             symbols = tuple(str(symbol) for symbol in stored["symbols"])
-            return cls(_tokens(stored["tokens"]), symbols)
+            return cls(as_tokens(stored["tokens"]), symbols)
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{path} holds no vocabulary: {error!r}") from error
 
@@ -143,8 +143,12 @@ def split(text: str, tokens: Tokens) -> tuple[str, ...]:
     return tuple(words) if tokens == "words" else tuple(" ".join(words))
 
 
-def _tokens(value: str | None) -> Tokens:
-    """Check a kind of symbol."""
+def as_tokens(value: str | None) -> Tokens:
+    """Return a kind of symbol, checked.
+
+    Raises:
+        ConfigError: It is none.
+    """
     for known in get_args(Tokens):
         if value == known:
             return cast("Tokens", known)

@@ -34,15 +34,38 @@ def describe_encoder(attributes: Mapping[str, Any]) -> str:
 
 def weights_source(attributes: Mapping[str, Any]) -> str | None:
     """Return the source of the encoder's weights (pretrained, random, ...); None if unknown."""
-    provenance = attributes["provenance"]
+    provenance = _of_extraction(attributes)
+    recorded = attributes["identity"]["encoder"].get("weights", {}).get("source")
+    source: str | None = provenance.get("weights", recorded)
+    return source
+
+
+def model_settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings `model.*` of the extraction, by name; none if they are not recorded.
+
+    Stores of earlier versions have them in the command only.
+    """
+    provenance = _of_extraction(attributes)
+    if "model" in provenance:
+        return dict(provenance["model"])
+    command = [str(word).partition("=") for word in provenance.get("command", ())]
+    given = {key: value for key, equals, value in command if equals}
+    return {
+        key.removeprefix("model.") if "." in key else "option": value
+        for key, value in given.items()
+        if key == "model" or key.startswith("model.")
+    }
+
+
+def _of_extraction(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance of the extraction that a store goes back to."""
+    provenance: dict[str, Any] = attributes["provenance"]
     while "parent" in provenance or "sources" in provenance:
         if "parent" in provenance:  # of a collapsed store
             provenance = provenance["parent"]
         else:  # of a copy, whose sources are of one encoder
             provenance = provenance["sources"][0]["provenance"]
-    recorded = attributes["identity"]["encoder"].get("weights", {}).get("source")
-    source: str | None = provenance.get("weights", recorded)
-    return source
+    return provenance
 
 
 def encoder_warnings(attributes: Mapping[str, Any]) -> tuple[str, ...]:

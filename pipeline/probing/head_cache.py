@@ -114,6 +114,10 @@ class HeadCache:
         files.write_atomic(self._path(spec), [text.encode()])
 
     def _path(self, spec: HeadSpec) -> Path:
+        return self.folder / f"{self.key(spec)}.json"
+
+    def key(self, spec: HeadSpec) -> str:
+        """Return the hash of all that a head depends on: the name of its file."""
         settings = self._common | {
             "data": self._fold_digests[spec.fold],
             "layer": spec.layer,
@@ -121,7 +125,7 @@ class HeadCache:
             "seed": spec.seed,
             "layers": self._layers if spec.layer == WEIGHTED else None,
         }
-        return self.folder / f"{_digest(settings)[:32]}.json"
+        return _digest(settings)[:32]
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -8,13 +8,16 @@ candidate. Scores are fractions (0.93, not 93).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from pipeline.store.format.layout import COLLAPSED_LAYER
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Candidate = int | Literal["weighted", "collapsed"]
 """A layer number, "weighted" for the weighted sum, or "collapsed" for a collapsed store's layer."""
@@ -86,8 +89,26 @@ class HeadResult:
     layer_weights: tuple[float, ...] | None = None
 
 
-OnHead = Callable[[HeadSpec, HeadResult], None]
-"""Called with each head as soon as it is trained."""
+class OnHead(Protocol):
+    """Called with each head as soon as it is trained."""
+
+    def __call__(
+        self,
+        spec: HeadSpec,
+        result: HeadResult,
+        parameters: Mapping[str, Tensor] | None = None,
+        /,
+    ) -> None:
+        """Take a head.
+
+        Args:
+            spec: Its settings.
+            result: Its scores and predictions.
+            parameters: What computes its predictions, as `pipeline.heads.trained.TrainedHead` has
+                it; None if the task cannot give it.
+        """
+
+
 Note = Callable[[str], None]
 """Called with progress lines for the terminal."""
 

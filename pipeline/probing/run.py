@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline import files
 from pipeline.config import SweepConfig
@@ -54,6 +55,7 @@ from pipeline.probing.tasks.spans import SpanTask
 from pipeline.probing.tasks.spans_data import SpanData, read_task_labels
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.tasks.verification import VerificationTask
+from pipeline.probing.trainers.kept_heads import KeptHeads
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore
@@ -84,6 +86,7 @@ class _SweepPlan:
     """A sweep before training.
 
     Attributes:
+        data: Features, labels and folds, as the task has them.
         store: The features.
         paths: Path of the store, or those of several, as given.
         config: Settings of the sweep.
@@ -93,9 +96,10 @@ class _SweepPlan:
         task: The task that the heads learn.
         specs: Settings of the heads.
         folder: Output folder.
-        heads: Folder of the cached heads.
+        cache: The cached heads.
     """
 
+    data: TaskData
     store: FeatureStore
     paths: tuple[str, ...]
     config: SweepConfig
@@ -105,7 +109,7 @@ class _SweepPlan:
     task: Task
     specs: tuple[HeadSpec, ...]
     folder: Path
-    heads: Path
+    cache: HeadCache
 
 
 def sweep(
@@ -115,7 +119,8 @@ def sweep(
 ) -> tuple[Sweep, Path]:
     """Train the heads that are not cached, score all heads, and write the results.
 
-    `weights.json` is written only if there is a weighted sum.
+    `weights.json` is written only if there is a weighted sum. The best head of each candidate is
+    written for `strata predict`.
 
     Args:
         store_path: The store, or several that are read as one; they are not changed.
@@ -134,7 +139,8 @@ def sweep(
     with announced(observer, "reading the features and the labels"):
         plan = _prepare(store_path, config, observer)
     times.append(time.perf_counter())
-    heads, n_reused = _train(plan, observer)
+    kept = KeptHeads(plan.task, plan.cache.key)
+    heads, n_reused = _train(plan, kept, observer)
     times.append(time.perf_counter())
     with announced(observer, "scoring the heads and computing baselines"):
         ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
@@ -144,6 +150,7 @@ def sweep(
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
     result = _result(plan, heads, ranking, baselines, seconds, n_reused)
     _write(result, plan)
+    kept.write(plan.folder, plan.data, ranking, observer.note)
     return result, plan.folder
 
 
@@ -200,7 +207,8 @@ def _prepare(
         config = replace(config, task=resolve_steps(config.task, n_train))
     kind = TASK_KINDS[config.task.kind]
     device, memory = choose_device(config.device), parse_bytes(config.memory)
-    task = kind(TaskData(store, config.task, labels, split.folds, layers, device, spans, memory))
+    data = TaskData(store, config.task, labels, split.folds, layers, device, spans, memory)
+    task = kind(data)
     if task.items:
         split = replace(split, description=f"{split.description}; {task.items}")
     specs = list_heads(config, layers, len(split.folds))
@@ -208,8 +216,9 @@ def _prepare(
     if note:
         observer.note(note)
     given = [store_path] if isinstance(store_path, str | Path) else store_path
-    paths, heads = tuple(str(path) for path in given), asked / HEADS
-    return _SweepPlan(store, paths, config, layers, labels, split, task, specs, folder, heads)
+    paths, folds = tuple(str(path) for path in given), split.folds
+    cache = HeadCache(asked / HEADS, store, config.task, labels, folds, layers, task.fingerprint)
+    return _SweepPlan(data, store, paths, config, layers, labels, split, task, specs, folder, cache)
 
 
 def _settings(
@@ -235,28 +244,22 @@ def _settings(
     )
 
 
-def _train(plan: _SweepPlan, observer: Observer) -> tuple[list[HeadResult], int]:
+def _train(plan: _SweepPlan, kept: KeptHeads, observer: Observer) -> tuple[list[HeadResult], int]:
     """Train the heads that are not cached.
 
     Returns:
         All heads, in the order of the specs, and the number of cached ones.
     """
-    cache = HeadCache(
-        plan.heads,
-        plan.store,
-        plan.config.task,
-        plan.labels,
-        plan.split.folds,
-        plan.layers,
-        plan.task.fingerprint,
-    )
-    cached = {spec: cache.load(spec) for spec in plan.specs}
+    cached = {spec: plan.cache.load(spec) for spec in plan.specs}
     heads = {spec: head for spec, head in cached.items() if head is not None}
     n_reused = len(heads)
     observer.head_trained(n_reused, len(plan.specs))
 
-    def on_head(spec: HeadSpec, head: HeadResult) -> None:
-        cache.save(spec, head)
+    def on_head(
+        spec: HeadSpec, head: HeadResult, parameters: Mapping[str, Tensor] | None = None, /
+    ) -> None:
+        kept.add(spec, head, parameters)
+        plan.cache.save(spec, head)
         heads[spec] = head
         observer.head_trained(len(heads), len(plan.specs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +13,14 @@ import torch
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, SourceError
+from pipeline.heads.trained import KINDS, TrainedHead
 from pipeline.probing.labels import Fold, Labels, read_labels
-from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
+from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, OnHead
 from pipeline.probing.run import TASK_KINDS, list_heads
 from pipeline.probing.significance import resampled_scores
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.tasks.spans_data import SPAN_KINDS, read_span_data
+from pipeline.probing.trainers.kept_heads import head_facts
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store
@@ -54,10 +57,21 @@ class Case:
     specs: list[HeadSpec]
     heads: list[HeadResult]
     notes: list[str]
+    tensors: dict[HeadSpec, Any]
+
+
+def into(heads: dict[HeadSpec, HeadResult]) -> OnHead:
+    """Return what collects trained heads."""
+    return lambda spec, head, parameters=None, /: heads.__setitem__(spec, head)
 
 
 def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
     """Make the task of a kind for a small store."""
+    return TASK_KINDS[kind](make_data(kind, store, words))
+
+
+def make_data(kind: str, store: FeatureStore, words: list[str] = WORDS) -> TaskData:
+    """Return what the task of a kind is made from."""
     steps = [] if kind in UNTRAINED else ["task.steps=8", "task.eval_every=4"]
     if kind in SPAN_KINDS:  # the spans are the whole utterances
         path = store.root.parent / "words.csv"
@@ -65,15 +79,13 @@ def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
         path.write_text("".join(["id,start,end,word\n", *rows]))
         config = load_sweep_config([f"task={CASES[kind]}", f"spans={path}", *steps])
         spans = read_span_data(store, config, len(LAYERS))
-        labels = spans.labels(None)
-        data = TaskData(store, config.task, labels, FOLDS, LAYERS, CPU, spans)
-        return TASK_KINDS[kind](data)
+        return TaskData(store, config.task, spans.labels(None), FOLDS, LAYERS, CPU, spans)
     config = load_sweep_config([f"task={CASES[kind]}", "labels=[word]", *steps])
     labels = read_labels(store, config.task, config.labels)
     if kind == "regression":
         words = [NUMBERS.get(word, word) for word in words]
     labels = Labels(labels.columns, (tuple(words),), labels.orders)
-    return TASK_KINDS[kind](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
+    return TaskData(store, config.task, labels, FOLDS, LAYERS, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +114,18 @@ def case(request, store):
     trained: dict[HeadSpec, HeadResult] = {}
     notes: list[str] = []
     calls: list[HeadSpec] = []
+    tensors: dict[HeadSpec, Any] = {}
 
-    def on_head(spec, head):
+    def on_head(spec, head, parameters=None):
+        tensors[spec] = parameters
         calls.append(spec)
         trained[spec] = head
 
     task.train(specs, on_head, notes.append)
     assert sorted(calls, key=str) == sorted(specs, key=str)
-    return Case(request.param, store, task, specs, [trained[spec] for spec in specs], notes)
+    return Case(
+        request.param, store, task, specs, [trained[spec] for spec in specs], notes, tensors
+    )
 
 
 def test_every_kind_has_a_case():
@@ -181,8 +197,33 @@ def test_a_head_depends_on_its_spec_only(case):
     for number in (3, len(case.specs) - 2):
         spec = case.specs[number]
         alone: dict[HeadSpec, HeadResult] = {}
-        make_task(case.kind, case.store).train([spec], alone.__setitem__, lambda _: None)
+        make_task(case.kind, case.store).train([spec], into(alone), lambda _: None)
         assert alone == {spec: case.heads[number]}
+
+
+def test_the_parameters_of_a_head_predict_as_it_does(case):
+    """A `TrainedHead` of them gives the predictions of the head, from the same features."""
+    if case.kind not in KINDS:  # it labels parts of utterances
+        assert set(case.tensors.values()) == {None}
+        return
+    data = make_data(case.kind, case.store)
+    for spec, head in zip(case.specs, case.heads, strict=True):
+        trained = TrainedHead(head_facts(data, case.task, head, "key"), case.tensors[spec])
+        layers, test = trained.facts.layers, FOLDS[spec.fold].test.tolist()
+        found = [trained(case.store.read(i, layers)) for i in test]
+        if case.kind == "frames":
+            assert tuple(item.transcript for item in found) == head.predictions
+        elif case.kind == "utterance":
+            numbers = [case.task.classes[0].index(item.labels[0]) for item in found]
+            assert [(number,) for number in numbers] == list(head.predictions)
+            assert all(0.25 < item.scores[0] <= 1 for item in found)
+        elif case.kind == "regression":
+            assert np.allclose([item.values for item in found], head.predictions, atol=1e-4)
+        else:
+            trials = case.task._test[spec.fold].pairs
+            vectors = {i: trained(case.store.read(i, layers)) for i in np.unique(trials).tolist()}
+            scores = [vectors[a].cosine(vectors[b]) for a, b in trials.tolist()]
+            assert np.allclose(scores, np.array(head.predictions)[:, 0], atol=1e-9)
 
 
 def test_extra_scores_and_baselines_are_named_numbers(case):
@@ -251,7 +292,7 @@ def test_heads_on_utterances_get_the_statistics_that_are_asked_for(tmp_path, kee
         task = TASK_KINDS["utterance"](TaskData(store, config.task, labels, FOLDS, LAYERS, CPU))
         heads: dict[HeadSpec, HeadResult] = {}
         spec = HeadSpec(2, 1e-2, 0, 0)
-        task.train([spec], heads.__setitem__, lambda _: None)
+        task.train([spec], into(heads), lambda _: None)
         accuracy[pooling] = task.evaluate([heads[spec]]).score
     assert accuracy["[mean]"] < 0.6
     assert accuracy["[mean,std]"] > 0.9

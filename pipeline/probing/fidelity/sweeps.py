@@ -176,7 +176,7 @@ def _train(
     if not n_before:
         observer.head_trained(0, n_total)
 
-    def on_head(spec: HeadSpec, head: HeadResult) -> None:
+    def on_head(spec: HeadSpec, head: HeadResult, *_: object) -> None:
         heads[spec] = head
         observer.head_trained(n_before + len(heads), n_total)
 

@@ -75,7 +75,10 @@ class Task(Protocol):
     items: str = ""
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
-        """Train heads. Call `on_head` once per spec, as soon as its head is trained."""
+        """Train heads. Call `on_head` once per spec, as soon as its head is trained.
+
+        With the parameters of a head, `strata predict` can use it.
+        """
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Evaluation:
         """Return the test score of the heads of one seed, given in the order of the folds."""
@@ -88,6 +91,10 @@ class Task(Protocol):
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...] | None:
         """Return [reference][prediction] counts in the first label column; None if undefined."""
+
+    def classes_of_fold(self, fold: int) -> tuple[tuple[str, ...], ...]:
+        """Return `classes` as the heads of a fold have them."""
+        return self.classes
 
     def write_files(self, folder: Path) -> None:
         """Write the files that users of the heads need in addition to the results, if any."""

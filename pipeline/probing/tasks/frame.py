@@ -54,7 +54,7 @@ class FrameTask(Task):
         """Train fold by fold and seed by seed, so that an interruption keeps what is trained."""
         for fold, seed in dict.fromkeys((spec.fold, spec.seed) for spec in specs):
             group = [spec for spec in specs if (spec.fold, spec.seed) == (fold, seed)]
-            heads = train_ctc_heads(
+            train_ctc_heads(
                 self._data.store,
                 self._config,
                 self._transcripts[fold],
@@ -62,9 +62,8 @@ class FrameTask(Task):
                 group,
                 self._data.device,
                 note,
+                on_head,
             )
-            for spec, head in zip(group, heads, strict=True):
-                on_head(spec, head)
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Ratio:
         """Return the error rate: the errors of each test utterance, and its number of symbols."""
@@ -90,6 +89,10 @@ class FrameTask(Task):
     def confusion(self, heads: Sequence[HeadResult]) -> None:
         """Return None: transcripts have no confusion matrix."""
         return
+
+    def classes_of_fold(self, fold: int) -> tuple[tuple[str, ...], ...]:
+        """Return the symbols of the training transcripts of a fold."""
+        return (self._transcripts[fold].vocabulary.symbols,)
 
     def write_files(self, folder: Path) -> None:
         """Write the vocabulary."""

@@ -86,7 +86,7 @@ class SpanTask(Task):
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
 
-        def on_trained(spec: HeadSpec, head: HeadResult) -> None:
+        def on_trained(spec: HeadSpec, head: HeadResult, *_: object) -> None:
             classes = [row[0] for row in head.predictions]
             grouped = self._by_utterance([int(number) for number in classes], spec.fold)
             on_head(spec, replace(head, predictions=grouped))

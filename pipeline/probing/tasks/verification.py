@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.errors import ConfigError
 from pipeline.probing.evaluation import Evaluation, FloatArray
@@ -100,7 +101,8 @@ class VerificationTask(Task):
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Score the trials of dev and test on each layer."""
         for spec in specs:
-            vectors = self._embed(spec.layer, self._folds[spec.fold])
+            parameters = self._parameters(spec.layer, self._folds[spec.fold])
+            vectors = self._embed(spec.layer, parameters)
             dev, test = (
                 cosines(vectors, trials) for trials in (self._dev[spec.fold], self._test[spec.fold])
             )
@@ -112,7 +114,7 @@ class VerificationTask(Task):
                 curve=(),
                 predictions=tuple((score,) for score in test.tolist()),
             )
-            on_head(spec, found)
+            on_head(spec, found, {key: torch.from_numpy(v) for key, v in parameters.items()})
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Detection:
         """Return the metric over the trials of all folds; groups are speakers."""
@@ -157,13 +159,20 @@ class VerificationTask(Task):
             )
         return trials, warnings
 
-    def _embed(self, layer: Candidate, fold: Fold) -> FloatArray:
-        """Return the vector of each utterance, of length 1: [n_utterances, dim]."""
+    def _parameters(self, layer: Candidate, fold: Fold) -> dict[str, FloatArray]:
+        """Return the mean of the training vectors, [dim], and the LDA's projection, [dim, k]."""
         vectors = self._pooled[self._layers.index(layer)].astype(np.float64)
-        if len(fold.train):
-            vectors = vectors - vectors[fold.train].mean(0)
-        if self._config.head == LDA:
-            vectors = _discriminants(vectors, self._speakers, fold.train)
+        mean = vectors[fold.train].mean(0) if len(fold.train) else np.zeros(vectors.shape[1])
+        if self._config.head != LDA:
+            return {"mean": mean}
+        projection = _discriminants(vectors[fold.train] - mean, self._speakers[fold.train])
+        return {"mean": mean, "projection": projection}
+
+    def _embed(self, layer: Candidate, parameters: dict[str, FloatArray]) -> FloatArray:
+        """Return the vector of each utterance, of length 1: [n_utterances, dim or k]."""
+        vectors = self._pooled[self._layers.index(layer)].astype(np.float64) - parameters["mean"]
+        if "projection" in parameters:
+            vectors = vectors @ parameters["projection"]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-300))
 
@@ -300,20 +309,26 @@ def _detection_cost(
     return np.asarray(cost.min(1) / min(P_TARGET, 1 - P_TARGET))
 
 
-def _discriminants(vectors: FloatArray, speakers: IntArray, train: IntArray) -> FloatArray:
-    """Project vectors on the directions that separate the training speakers."""
+def _discriminants(vectors: FloatArray, speakers: IntArray) -> FloatArray:
+    """Return the directions that separate the training speakers, [dim, k].
+
+    Args:
+        vectors: Training vectors, [n, dim].
+        speakers: Speaker of each, [n].
+    """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from threadpoolctl import threadpool_limits
 
-    n_speakers = len(np.unique(speakers[train]))
-    if n_speakers < 2 or len(train) <= n_speakers:
+    n_speakers = len(np.unique(speakers))
+    if n_speakers < 2 or len(vectors) <= n_speakers:
         raise ConfigError(
-            f"task.head=lda learns from {len(train)} utterances of {n_speakers} speakers in train; "
-            "it needs two speakers with several utterances. Use task.head=cosine"
+            f"task.head=lda learns from {len(vectors)} utterances of {n_speakers} speakers in "
+            "train; it needs two speakers with several utterances. Use task.head=cosine"
         )
+    n_components = min(n_speakers - 1, _MAX_COMPONENTS)
     model: Any = LinearDiscriminantAnalysis(
-        solver="eigen", shrinkage="auto", n_components=min(n_speakers - 1, _MAX_COMPONENTS)
+        solver="eigen", shrinkage="auto", n_components=n_components
     )
     with threadpool_limits(1):  # results are reproducible
-        model.fit(vectors[train], speakers[train])
-        return np.asarray(model.transform(vectors), np.float64)
+        model.fit(vectors, speakers)
+    return np.ascontiguousarray(model.scalings_[:, :n_components], np.float64)

@@ -29,7 +29,15 @@ from pipeline.feed.batch import Batch
 from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
 from pipeline.heads.modules import FramewiseLinear, WeightedSum
 from pipeline.probing.metrics import error_rate
-from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, stored_layer
+from pipeline.probing.results import (
+    WEIGHTED,
+    Candidate,
+    HeadResult,
+    HeadSpec,
+    Note,
+    OnHead,
+    stored_layer,
+)
 from pipeline.probing.trainers.frame_data import FrameData, Transcripts
 from pipeline.store.read.features import FeatureStore
 
@@ -47,6 +55,7 @@ def train_ctc_heads(
     specs: Sequence[HeadSpec],
     device: torch.device,
     note: Note = lambda line: None,
+    on_head: OnHead = lambda spec, result, parameters=None, /: None,
 ) -> list[HeadResult]:
     """Train heads, select the step of each on dev, and score it on test.
 
@@ -58,6 +67,7 @@ def train_ctc_heads(
         specs: Heads of this fold. Heads of one seed share their passes over the data.
         device: Device to train on.
         note: Called with a progress line at each evaluation.
+        on_head: Called with each head once those of its seed are trained.
 
     Returns:
         A result per spec, in their order. Predictions are texts, in the order of
@@ -70,7 +80,9 @@ def train_ctc_heads(
         _train(heads, data, seed, note)
         predictions = _transcribe(data, transcripts.test, [head.best for head in heads])
         for head, texts in zip(heads, predictions, strict=True):
-            results[head.spec] = head.result(_error_rate(data, transcripts.test, texts), texts)
+            result = head.result(_error_rate(data, transcripts.test, texts), texts)
+            results[head.spec] = result
+            on_head(head.spec, result, head.best.parameters())
     return [results[spec] for spec in specs]
 
 
@@ -128,6 +140,11 @@ class LinearMap:
         else:
             layer = torch.matmul(self.mix, frames.flatten(1)).view(frames.shape[1:])
         return nn.functional.linear(layer, self.weight, self.bias)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the tensors by name; `layer_weights` for a weighted sum."""
+        mix = {} if self.mix is None else {"layer_weights": self.mix}
+        return {"weight": self.weight, "bias": self.bias, **mix}
 
 
 class _Head:

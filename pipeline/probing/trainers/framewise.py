@@ -133,7 +133,7 @@ class Batch(NamedTuple):
 def train_framewise_heads(
     data: FramewiseData,
     specs: Sequence[HeadSpec],
-    on_head: OnHead = lambda spec, result: None,
+    on_head: OnHead = lambda spec, result, parameters=None, /: None,
     note: Note = lambda line: None,
 ) -> None:
     """Train heads, select the step of each on dev, and score it on test.

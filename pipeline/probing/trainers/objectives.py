@@ -56,6 +56,9 @@ class Objective(Protocol):
             labels: [n_columns, n].
         """
 
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the tensors that `predict` needs beside the outputs, by name."""
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -94,6 +97,10 @@ class Classification:
         """Return the fraction of utterances that are correct in all columns."""
         correct = (predictions == labels).all(1)
         return [count / labels.shape[1] for count in correct.sum(1).tolist()]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,13 @@ class Regression:
         truth = labels.double().cpu().numpy()
         found = predictions.double().cpu().numpy()
         return [float(agreement(self.metric, truth, head).mean()) for head in found]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return means and deviations of the labels, float32 [n_columns]."""
+        return {
+            "means": torch.tensor(self.means, dtype=torch.float32),
+            "deviations": torch.tensor(self.deviations, dtype=torch.float32),
+        }
 
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def train_pooled_heads(
     data: PooledData,
     specs: Sequence[HeadSpec],
     device: torch.device,
-    on_head: OnHead = lambda spec, result: None,
+    on_head: OnHead = lambda spec, result, parameters=None, /: None,
     note: Note = lambda line: None,
 ) -> list[HeadResult]:
     """Train heads, select the step of each on dev, and score it on test.
@@ -138,9 +138,9 @@ def train_pooled_heads(
         jobs = [pool.submit(_train, data, stack, stop) for stack in stacks]
         try:
             for job in as_completed(jobs):
-                for spec, result in job.result().items():
+                for spec, (result, parameters) in job.result().items():
                     results[spec] = result
-                    on_head(spec, result)
+                    on_head(spec, result, parameters)
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -218,7 +218,7 @@ def _result(head: HeadProgress, data: PooledData) -> HeadResult:
 
 def _train(
     data: PooledData, specs: Sequence[HeadSpec], stop: threading.Event
-) -> dict[HeadSpec, HeadResult]:
+) -> dict[HeadSpec, tuple[HeadResult, dict[str, Tensor]]]:
     """Train a stack until each head has stopped or taken all steps."""
     task, device = data.task, data.pooled.device
     number = specs[0].fold
@@ -250,7 +250,10 @@ def _train(
         if len(kept) < len(active):
             stack.keep(kept)
             active = [active[i] for i in kept]
-    return {head.spec: _result(head, data) for head in heads}
+    return {
+        head.spec: (_result(head, data), head.parameters() | objective.parameters())
+        for head in heads
+    }
 
 
 def _take_steps(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Predictions
 from pipeline.probing.trainers.head_stack import LinearMaps
@@ -60,6 +61,11 @@ class HeadProgress:
             predictions=predictions,
             layer_weights=None if mix is None else tuple(mix[0].tolist()),
         )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the tensors of the head at its best step, by name."""
+        mix = {} if self.best.mix is None else {"layer_weights": self.best.mix[0]}
+        return {"weight": self.best.weight[0], "bias": self.best.bias[0, :, 0], **mix}
 
 
 def stacks_of(specs: Sequence[HeadSpec], by_layer: bool) -> list[list[HeadSpec]]:
