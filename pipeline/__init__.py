@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
     from pipeline.online.cached import CachedEncoder, cached
     from pipeline.online.opening import open_or_extract
+    from pipeline.predict.predictor import Predictor
     from pipeline.spans.frame_labels import FrameLabels, frame_labels
     from pipeline.spans.placing import PlacedSpans, place_spans
     from pipeline.spans.pooling import iter_pooled_spans, pool_spans
@@ -58,6 +59,7 @@ _HOMES = {
     "MixedLoader": "pipeline.feed.mixture",
     "PlacedSpans": "pipeline.spans.placing",
     "PooledLinear": "pipeline.heads.modules",
+    "Predictor": "pipeline.predict.predictor",
     "Spans": "pipeline.spans.table",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
     "WeightedSum": "pipeline.heads.modules",
@@ -102,6 +104,7 @@ __all__ = [
     "MixedLoader",
     "PlacedSpans",
     "PooledLinear",
+    "Predictor",
     "Spans",
     "SpeechEncoder",
     "WeightedSum",

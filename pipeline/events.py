@@ -113,6 +113,9 @@ class Observer:
     def units_tokenized(self, done: int, total: int) -> None:
         """Receive the number of units with tokens and of all; first those of earlier runs."""
 
+    def recordings_encoded(self, done: int, total: int) -> None:
+        """Receive the number of recordings that were encoded to predict, from 0 on, and of all."""
+
 
 class ObserverGroup(Observer):
     """Passes each event to several observers, in the given order."""
@@ -189,6 +192,11 @@ class ObserverGroup(Observer):
         """Pass the event to each observer."""
         for observer in self._observers:
             observer.units_tokenized(done, total)
+
+    def recordings_encoded(self, done: int, total: int) -> None:
+        """Pass the event to each observer."""
+        for observer in self._observers:
+            observer.recordings_encoded(done, total)
 
 
 def rough_duration(seconds: float) -> str:

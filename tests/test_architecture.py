@@ -45,10 +45,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"feed", "spans", "store", "store/format", "config", "objects", *BOTTOM},
     "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},
     "online": {"encoders", "extract", "feed", "store", "store/format", "config", *BOTTOM},
+    "predict": {
+        *("audio", "config", "encoders", "extract", "heads", "sources", "store", "store/format"),
+        *("transforms", *BOTTOM),
+    },
 }
-"""The packages that each package may import: cli → online → probing, transforms, feed, spans,
-extract → heads, encoders, audio, sources, store → config → errors. What is not listed (`cli`, the
-public names) may import everything."""
+"""The packages that each package may import: cli → online, predict → probing, transforms, feed,
+spans, extract → heads, encoders, audio, sources, store → config → errors. What is not listed
+(`cli`, the public names) may import everything."""
 CONFINED = {
     "datasets": {
         "sources/hub.py",
@@ -298,7 +302,7 @@ store = pipeline.open_store(sys.argv[1])
 store.read(0), store.metadata, store.quarantined
 early = {"pandas"} & sys.modules.keys()
 for name in pipeline.__all__:
-    if name not in ("SpeechEncoder", "load_encoder"):
+    if name not in ("Predictor", "SpeechEncoder", "load_encoder"):
         getattr(pipeline, name)
 import pipeline.feed, pipeline.heads, pipeline.probing, pipeline.spans, pipeline.store
 homes = pipeline.store, pipeline.feed, pipeline.heads, pipeline.probing, pipeline.spans

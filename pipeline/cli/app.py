@@ -36,6 +36,7 @@ from pipeline.cli.streams import open_standard_streams
 from pipeline.cli.usage import Verbs
 from pipeline.cli.verbs import transforms
 from pipeline.cli.verbs.fidelity import fidelity
+from pipeline.cli.verbs.predict import export_head, predict
 from pipeline.config import load_config, load_sweep_config, plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError
@@ -318,6 +319,8 @@ def sweep(
 
 
 app.command()(fidelity)
+app.command()(predict)
+app.command()(export_head)
 
 
 @app.command()

@@ -333,3 +333,14 @@ class TokenProgress(CountProgress):
     def units_tokenized(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number of units that had tokens before."""
         self._update(done, total)
+
+
+class PredictProgress(CountProgress):
+    """Shows the number of recordings that were encoded to predict."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Count("recording", "encode", "encoded"), "recordings")
+
+    def recordings_encoded(self, done: int, total: int) -> None:
+        """Advance the bar."""
+        self._update(done, total)

@@ -117,6 +117,7 @@ def extract(
     decode: Decode = decode_audio,
     backend: Backend | None = None,
     share: Share | None = None,
+    encoder: Encoder | None = None,
 ) -> Status:
     """Extract what the store lacks.
 
@@ -128,6 +129,7 @@ def extract(
         backend: The store to write; None opens `config.store`.
         share: The units that this driver extracts, of those that several drivers share; None
             extracts all.
+        encoder: The encoder of the configuration, loaded; None loads it.
 
     Returns:
         The state of the store at the end.
@@ -173,7 +175,9 @@ def extract(
             make_layout(setup, dataset.plan),
             backend.writes_in_memory,
         )
-        layout, make_worker = _prepare(setup, backend, dataset, resources, observer, decode)
+        layout, make_worker = _prepare(
+            setup, backend, dataset, resources, observer, decode, encoder
+        )
         generation = save_dataset(backend, dataset, lease.check)
         if generation is not None:
             observer.note(
@@ -295,6 +299,7 @@ def _prepare(
     resources: Resources,
     observer: Observer,
     decode: Decode,
+    encoder: Encoder | None = None,
 ) -> tuple[Layout, Callable[[], Worker]]:
     """Load the encoder, set up the store, and return its layout and a worker's constructor.
 
@@ -305,7 +310,8 @@ def _prepare(
     is_inline = config.engine.kind == "inline"
     if is_inline:
         torch.set_num_threads(resources.threads)  # before any computation: bits depend on it
-    encoder = _load_encoder(setup, resources, observer)
+    if encoder is None:
+        encoder = _load_encoder(setup, resources, observer)
     layout = set_up_store(setup, backend, dataset, encoder, resources, observer)
     job = Job(
         backend=backend,

@@ -62,6 +62,7 @@ def test_all_python_on_every_page_is_run() -> None:
         "encoder",
         "export",
         "hub",
+        "predict",
         "spans",
         "store",
         "tokens",

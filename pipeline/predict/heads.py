@@ -1,0 +1,77 @@
+"""Heads of a sweep's folder, chosen by layer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.heads.trained import TRAINED, TrainedHead, file_of
+
+BEST = "best"
+HEAD = "head.safetensors"
+"""The head in the folder that `strata export-head` writes."""
+RESULT = "sweep.json"
+
+_LAYER_FILE = re.compile(r"layer-(-?\d+)")
+
+
+def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
+    """Read a head of a sweep.
+
+    Args:
+        folder: The folder of the sweep, or one that `strata export-head` wrote.
+        layer: "best" (by dev), "weighted", "collapsed", or a layer.
+
+    Raises:
+        ConfigError: It is no such folder, it has no trained heads, or none on this layer.
+    """
+    root = Path(folder)
+    if (root / HEAD).is_file():
+        head = TrainedHead.load(root / HEAD)
+        if layer not in (BEST, head.facts.layer):
+            raise ConfigError(f"{root} has the head on layer {head.facts.layer}, not {layer}")
+        return head
+    result = sweep_result(root)
+    layers = trained_layers(root)
+    if not layers:
+        raise ConfigError(
+            f"{root} has no trained heads in {TRAINED}/: an earlier version of Strata made this "
+            "sweep, and the same `strata sweep` again keeps them (heads are cached; only the best "
+            "of each layer is trained again). Heads of spans and frames (task=word, phone, frame) "
+            "are not kept"
+        )
+    wanted = result.get("best") if layer == BEST else layer
+    if wanted not in layers:
+        named = ", ".join(map(str, layers))
+        raise ConfigError(f"layer={layer}: {root} has heads on {named}; choose one, or layer=best")
+    return TrainedHead.load(file_of(root, wanted))
+
+
+def sweep_result(folder: Path) -> dict[str, Any]:
+    """Return what a sweep has written to `sweep.json`.
+
+    Raises:
+        ConfigError: The folder is not that of a sweep.
+    """
+    try:
+        found: Any = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if not folder.exists() else f"has no readable {RESULT}"
+        raise ConfigError(
+            f"{folder} {reason}; expected the folder of a sweep: the one with report.html, which "
+            "`strata sweep` prints"
+        ) from error
+    if not isinstance(found, dict) or "best" not in found:
+        raise ConfigError(f"{folder / RESULT} is not the result of a sweep; run the sweep again")
+    return found
+
+
+def trained_layers(folder: Path) -> list[int | str]:
+    """Return what there are trained heads on: layers in order, then names."""
+    stems = [path.stem for path in (folder / TRAINED).glob("*.safetensors")]
+    matches = {stem: _LAYER_FILE.fullmatch(stem) for stem in stems}
+    numbers = sorted(int(match[1]) for match in matches.values() if match)
+    return [*numbers, *sorted(stem for stem, match in matches.items() if match is None)]

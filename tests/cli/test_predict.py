@@ -1,0 +1,197 @@
+"""`strata predict` and `strata export-head` as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.errors import StoreError
+from tests.helpers.corpus import write_folder
+
+QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=4", "task.eval_every=2"]
+SPLIT = ["split.speaker=none", "split.ratios=[0.5,0.25,0.25]"]
+ONE = "engine.threads=1"
+
+
+def strata(*arguments):
+    """Run the command in this process."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Clips, a store of them, and sweeps for classes, two label columns, texts and speakers."""
+    folder = tmp_path_factory.mktemp("predict")
+    write_folder(folder / "clips", [0.3 + 0.01 * i for i in range(24)])
+    store = folder / "store"
+    data = ["dataset=audiofolder", f"dataset.path={folder / 'clips'}", "model=tiny"]
+    done = strata("extract", *data, "engine=inline", ONE, "extract.layers=[1,2]", f"store={store}")
+    assert done.exit_code == 0, done.stderr
+    for task, labels in (("ks", "[word]"), ("ic", "[word,speaker]"), ("asr", "[word]")):
+        words = [f"out={folder / task}", f"labels={labels}", *QUICK, *SPLIT]
+        done = strata("sweep", store, f"task={task}", "task.speaker_independent=false", *words)
+        assert done.exit_code == 0, done.stderr
+    trials = folder / "swept.txt"
+    trials.write_text("1 clip-000 clip-003\n0 clip-000 clip-001\n")
+    done = strata(
+        "sweep", store, "task=sv", f"out={folder / 'sv'}", f"task.trials={trials}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    return folder
+
+
+def test_predict_prints_a_table(root):
+    """The head, a warning about random weights, and a line per file."""
+    clip = root / "clips" / "clip-003.wav"
+    done = strata("predict", root / "ks", clip, "layer=2", ONE)
+    assert done.exit_code == 0, done.stderr
+    first, warning, names, row = done.stdout.splitlines()
+    assert first.startswith("ks on word: the head on layer 2 of tiny, accuracy 0.")
+    assert "RANDOM" in warning
+    assert names.split() == ["file", "label", "score"]
+    assert row.split()[0] == str(clip)
+    assert row.split()[1] in "0123"
+    assert 0.25 <= float(row.split()[2]) <= 1
+    assert "1 recording encoded in" in done.stderr
+
+
+def test_json_has_predictions_errors_and_the_head(root, tmp_path):
+    """A damaged file is an error and exit code 3; the others are predicted."""
+    shutil.copy(root / "clips" / "clip-000.wav", tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_bytes(b"RIFF")
+    done = strata("predict", root / "ks", tmp_path, ONE, "--json")
+    assert done.exit_code == 3
+    document = json.loads(done.stdout)
+    assert document.keys() == {"predictions", "errors", "head"}
+    (found,) = document["predictions"]
+    assert found.keys() == {"file", "label", "score"}
+    assert found["file"] == str(tmp_path / "a.wav")
+    (error,) = document["errors"]
+    assert error["file"] == str(tmp_path / "b.wav")
+    assert error["error"]
+    head = document["head"]
+    assert (head["task"], head["labels"], head["weights"]) == ("ks", ["word"], "random")
+    assert len(head["weights_sha256"]) == 64
+    assert f"not predicted: {tmp_path / 'b.wav'}: " in done.stderr
+
+
+def test_a_store_is_predicted_without_the_encoder(root, monkeypatch):
+    """As its sweep did on test; where= selects utterances."""
+    monkeypatch.setattr("pipeline.predict.predictor.HeadEncoder", None)
+    done = strata("predict", root / "ks", root / "store", "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    by_id = {item["id"]: item["label"] for item in document["predictions"]}
+    result = json.loads((root / "ks" / "sweep.json").read_text())
+    head = document["head"]
+    keys = ("layer", "lr", "seed", "fold")
+    (swept,) = [h for h in result["heads"] if all(h[key] == head[key] for key in keys)]
+    expected = [result["classes"][0][number] for (number,) in swept["predictions"]]
+    assert [by_id[name] for name in result["test_ids"][0]] == expected
+    done = strata("predict", root / "ks", root / "store", "where=word = '1'", "--json")
+    assert len(json.loads(done.stdout)["predictions"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("ic", ["id", "word", "word_score", "speaker", "speaker_score"]),
+        ("asr", ["id", "transcript"]),
+    ],
+)
+def test_out_writes_csv_and_jsonl(root, tmp_path, task, keys):
+    """The same rows in both forms; several label columns go by their names."""
+    for name in ("a.csv", "a.jsonl"):
+        done = strata("predict", root / task, root / "store", "--out", tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"written: {tmp_path / name}"
+    with (tmp_path / "a.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(table) == 24
+    assert list(table[0]) == list(lines[0]) == keys
+    assert [{k: str(v) for k, v in line.items()} for line in lines] == table
+
+
+def test_out_is_whole_or_as_it_was(root, tmp_path, monkeypatch):
+    """A failed write leaves the earlier file and no other."""
+    out = tmp_path / "a.csv"
+    out.write_text("earlier")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pipeline.files.write_synced", fail)
+    done = strata("predict", root / "ks", root / "store", "--out", out)
+    assert done.exit_code == 1
+    assert "a.csv cannot be written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert out.read_text() == "earlier"
+    assert issubclass(StoreError, Exception)
+
+
+def test_verification_scores_two_files_or_a_list(root, tmp_path):
+    """Of files and of a store alike; more files need a list."""
+    one, two = (root / "clips" / f"clip-00{i}.wav" for i in (0, 3))
+    done = strata("predict", root / "sv", one, two, ONE, "--json")
+    (pair,) = json.loads(done.stdout)["predictions"]
+    assert (pair["first"], pair["second"]) == (str(one), str(two))
+    (tmp_path / "trials.txt").write_text("1 clip-000 clip-003.wav\n0 clip-000 clip-001\n")
+    trials = f"trials={tmp_path / 'trials.txt'}"
+    done = strata("predict", root / "sv", root / "store", trials, "--json")
+    stored = json.loads(done.stdout)["predictions"]
+    assert [item["second"] for item in stored] == ["clip-003.wav", "clip-001.wav"]
+    assert stored[0]["score"] == pytest.approx(pair["score"], abs=1e-3)
+    done = strata("predict", root / "sv", root / "clips", ONE)
+    assert done.exit_code == 2
+    assert "there are 24 names: give two recordings" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ks"], "give the folder of a sweep, and what to predict"),
+        (["clips", "clips"], "has no readable sweep.json; expected the folder of a sweep"),
+        (["ks", "clips/none.wav"], "there is no recording"),
+        (["ks", "ks/heads"], "no audio files in"),
+        (["ks", "store", "clips"], "is a store and"),
+        (["ks", "store", "layer=7"], "has heads on 1, 2, weighted; choose one"),
+        (["ks", "store", "layer=first"], "layer is 'first'; expected best, weighted or a layer"),
+        (["ks", "clips", "trials=x"], "trials= is for the heads of sv"),
+        (["ks", "clips", "where=x"], "where= selects utterances of a store"),
+        (["ks", "store", "model.seed=1"], "a store is predicted without the encoder"),
+        (["ks", "clips", "extract.dtype=int8"], "extract.dtype=int8 is not a setting of predict"),
+        (["ks", "store", "--out", "x.txt"], "expected a file with the suffix .csv or .jsonl"),
+    ],
+)
+def test_wrong_arguments_are_refused(root, monkeypatch, arguments, message):
+    """Before the encoder is loaded, with exit code 2."""
+    monkeypatch.chdir(root)
+    done = strata("predict", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+def test_export_head_writes_a_folder_that_predicts(root, tmp_path):
+    """`predict` reads it like the folder of a sweep."""
+    done = strata("export-head", root / "ks", tmp_path / "head", "layer=1", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["head"]["layer"] == 1
+    assert {p.name for p in (tmp_path / "head").iterdir()} == {"head.safetensors", "README.md"}
+    found, expected = (
+        json.loads(strata("predict", folder, root / "store", "--json", *layer).stdout)
+        for folder, layer in ((tmp_path / "head", []), (root / "ks", ["layer=1"]))
+    )
+    assert found["predictions"] == expected["predictions"]
+    done = strata("export-head", root / "ks")
+    assert done.exit_code == 2
+    assert "SWEEP_DIR OUT" in done.stderr
