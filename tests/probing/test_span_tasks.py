@@ -168,6 +168,8 @@ def test_frames_in_no_span_may_be_a_class(root, tmp_path):
         ("ks", ["labels=[speaker]"], "task ks learns a column of the store; leave spans out"),
         ("phone", ["memory=lots"], "memory is 'lots'; expected bytes, or text"),
         ("phone", ["spans.tier=words"], "tier: of no use for spans of kind csv"),
+        ("phone", ["spans.id_form={id}.wav"], "spans.id_form='{stem}' finds 48 of 48 utterances"),
+        ("phone", ["spans.unit=samples"], "are in samples; give spans.sample_rate_hz=RATE"),
         ("phone", ["spans.skip=[a,b,c,sil,rare]"], "all spans have a label that is skipped"),
     ],
 )

@@ -50,6 +50,13 @@ def test_contiguous_spans_have_each_frame_exactly_once(n_frames, cuts):
     assert frames == list(range(n_frames))
 
 
+def test_a_time_at_a_centre_is_that_of_the_frame():
+    """Times in files have few digits: a float beside the centre counts as at it."""
+    frames = np.arange(2000)
+    times = np.array([float(f"{0.0125 + 0.02 * frame:.4f}") for frame in frames.tolist()])
+    assert (first_frames(GEOMETRY, times) == frames).all()
+
+
 @given(start=st.floats(0, 3), length=st.floats(0, 1))
 def test_frames_of_a_span_are_those_whose_centres_are_in_it(start, length):
     """The arithmetic agrees with a comparison of every centre, but for a millionth of a hop."""

@@ -12,6 +12,7 @@ from pipeline.spans.pooling import iter_pooled_spans, pool_spans
 from pipeline.spans.table import Spans
 from pipeline.store.format.codecs import codec_of
 from pipeline.store.read.opening import open_store
+from tests.helpers.backends import in_memory
 from tests.helpers.feature_stores import make_store, noise
 
 STATISTICS = {
@@ -102,6 +103,20 @@ def test_joined_stores_and_selections(tmp_path):
     assert same(got[1:], by_loop(both, spans)[1:])
 
 
+def test_a_store_that_is_no_folder(tmp_path):
+    """Spans are pooled through the backend, whatever it is."""
+    local = store_at(tmp_path, codec=codec_of("int8"))
+    spans = random_spans(20).take(range(20))
+    placed = place_spans(local, spans)
+    memory = open_store(in_memory(tmp_path))
+    parts = [
+        list(iter_pooled_spans(store, placed, [2], memory=30_000)) for store in (local, memory)
+    ]
+    for (rows, values), (expected_rows, expected) in zip(*parts, strict=True):
+        assert rows.tolist() == expected_rows.tolist()
+        assert torch.equal(values, expected)
+
+
 def test_every_span_comes_once_in_the_order_of_the_disk(tmp_path):
     """The iterator reads units in order, and no frame that no span needs."""
     store = store_at(tmp_path)
@@ -116,6 +131,17 @@ def test_every_span_comes_once_in_the_order_of_the_disk(tmp_path):
         own = placed.position == position
         assert placed.first[own].min() <= first
         assert first + where.shape[1] <= placed.last[own].max()
+
+
+def test_frames_between_distant_spans_are_not_read(tmp_path):
+    """Those of near spans are read with them."""
+    store = store_at(tmp_path)
+    spans = Spans.of(["utt-0001"] * 3, [0.0, 0.3, 5.0], [0.1, 0.4, 5.1], "abc")
+    placed = place_spans(store, spans)
+    read, plain = [], store.read_into
+    store.read_into = lambda cuts, axes: (read.extend(cuts), plain(cuts, axes))[1]
+    assert len(list(iter_pooled_spans(store, placed))) == 1
+    assert [(first, where.shape[1]) for _, first, where in read] == [(0, 20), (250, 5)]
 
 
 def test_results_go_to_a_given_array(tmp_path):

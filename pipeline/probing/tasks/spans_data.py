@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
-from pipeline.errors import ConfigError, counted, first_few
+from pipeline.config.spans_schema import SpansConfig
+from pipeline.errors import ConfigError, SourceError, counted, first_few
 from pipeline.feed.classes import in_class_order
 from pipeline.probing.labels import Fold, IntArray, Labels, read_labels
 from pipeline.spans.placing import PlacedSpans, place_spans
@@ -19,6 +21,9 @@ from pipeline.store.read.features import FeatureStore
 
 SPAN_KINDS = ("spans", "framewise", "abx")
 """Kinds of tasks whose labels are spans."""
+_OPTION = re.compile(
+    rf"(?<![\w.])({'|'.join(item.name for item in fields(SpansConfig) if item.name != 'path')})="
+)
 _SAMPLE_SEED = 0
 _FLOAT_BYTES = 4
 
@@ -110,8 +115,8 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
             are left.
         SourceError: The file cannot be read, or has no utterance of the store.
     """
-    task, given = config.task, config.spans
-    if given.path is None:
+    task, given, path = config.task, config.spans, config.spans.path
+    if path is None:
         raise ConfigError(
             f"task {task.name} learns labelled intervals; give spans=FILE (TextGrid, CTM, RTTM, "
             "csv, tsv, parquet or jsonl)"
@@ -121,15 +126,19 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
             f"labels={list(config.labels)} names columns of the store, and the labels of task "
             f"{task.name} are those of the spans; leave it out (spans.label_column=, spans.tier=)"
         )
-    spans = read_configured(replace(given, skip=task.silence if given.skip is None else given.skip))
-    placed = place_spans(store, spans, times=given.times, segment_start=given.segment_start)
-    notes, warnings = list(spans.notes), list(placed.notes)
+    given = replace(given, skip=task.silence if given.skip is None else given.skip)
+    try:
+        spans = read_configured(given)
+        placed = place_spans(store, spans, times=given.times, segment_start=given.segment_start)
+    except (ConfigError, SourceError) as error:
+        raise type(error)(_with_settings(str(error))) from error
+    notes, warnings = list(spans.notes), [_with_settings(note) for note in placed.notes]
     placed = placed.take(np.lexsort((placed.last, placed.first, placed.position)))
     placed, names, numbers, left_out = _classes(placed, task.min_count, task.max_classes)
     notes += left_out
     if len(names) < 2 and task.unlabelled is None:
         raise ConfigError(
-            f"{given.path} has {_n_classes(len(names))} to learn"
+            f"{path} has {_n_classes(len(names))} to learn"
             f"{f', {names[0]!r}' if names else ''}, with task.min_count={task.min_count}; expected "
             f"at least two{_all(notes)}"
         )
@@ -144,7 +153,7 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
             )
             placed, numbers = placed.take(kept), numbers[kept]
     bounds = np.searchsorted(placed.position, np.arange(len(store) + 1))
-    column = Path(given.path).name
+    column = Path(path).name
     return SpanData(
         placed, names, numbers, bounds, column, spans.digest, tuple(notes), tuple(warnings)
     )
@@ -198,6 +207,11 @@ def _sample(numbers: IntArray, most: int) -> IntArray | None:
         own = np.flatnonzero(numbers == number)
         kept.append(random.permutation(own)[: max(1, round(share * len(own)))])
     return np.sort(np.concatenate(kept))
+
+
+def _with_settings(message: str) -> str:
+    """Return a message in which options of `read_spans` have their names as settings of a sweep."""
+    return _OPTION.sub(r"spans.\1=", message)
 
 
 def _n_classes(n: int) -> str:
