@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,20 +61,38 @@ def logistic_regression(
 
 def _predict(vectors: npt.NDArray[np.float32], labels: IntArray, fold: Fold) -> IntArray:
     """Fit a classifier on train and predict test: int64 [n_test]."""
+    present = np.unique(labels[fold.train])
+    if len(present) == 1:  # the classifier needs two classes
+        return np.full(len(fold.test), present[0])
+    model = fitted_classifier(vectors[fold.train], labels[fold.train])
+    assert model is not None  # the work was limited before
+    return np.asarray(model.predict(vectors[fold.test]), np.int64)
+
+
+def fitted_classifier(vectors: npt.NDArray[np.float32], labels: IntArray) -> Any | None:
+    """Fit scikit-learn's logistic regression to standardised features.
+
+    Args:
+        vectors: Features, [n, dim].
+        labels: Classes, [n].
+
+    Returns:
+        The classifier, with a method `predict`; None if fitting takes too long, or there is one
+        class only.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    present = np.unique(labels[fold.train])
-    if len(present) == 1:  # the classifier needs two classes
-        return np.full(len(fold.test), present[0])
+    n_classes = len(np.unique(labels))
+    if n_classes < 2 or vectors.size * n_classes > _MAX_WORK:
+        return None
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     with warnings.catch_warnings(), threadpool_limits(1):  # one thread: results are reproducible
         # no convergence, and classes with few utterances; the sweep has a warning of its own
         warnings.simplefilter("ignore", UserWarning)
-        model.fit(vectors[fold.train], labels[fold.train])
-    return np.asarray(model.predict(vectors[fold.test]), np.int64)
+        return model.fit(vectors, labels)
 
 
 def ridge_regression(

@@ -18,7 +18,9 @@ from pipeline.probing.metrics import IntArray, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.trainers.framewise import (
+    N_SAMPLED,
     FramewiseData,
+    logistic_score,
     score_of,
     train_framewise_heads,
     untrained_score,
@@ -98,18 +100,21 @@ class FramewiseTask(Task):
         return {"macro_f1": self._evaluation("f1", heads).score}
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
-        """Return the scores of chance, the majority class, and an untrained head."""
+        """Return the scores of chance, majority class, an untrained head, logistic regression."""
         n = len(self.classes[0])
         majority, uniform = np.zeros((n, n), np.int64), np.zeros((n, n), np.int64)
         for fold in self._folds:
             test = self._counts[fold.test].sum(0)
             majority[:, self._counts[fold.train].sum(0).argmax()] += test
             uniform += test[:, None]  # times 1 / n
-        return {
+        scores = {
             "chance": score_of(self._metric, uniform),
             "majority class": score_of(self._metric, majority),
             f"untrained head, layer {layer}": untrained_score(self._data, layer),
         }
+        score = logistic_score(self._data, layer)
+        name = f"logistic regression on {N_SAMPLED:,} frames at most, layer {layer}"
+        return scores if score is None else scores | {name: score}
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...]:
         """Return [reference][prediction] counts of frames."""

@@ -30,6 +30,7 @@ from pipeline.events import rough_duration
 from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.frames.batch import LAYER_NORM
 from pipeline.feed.frames.loader import FrameLoader, make_frame_loader
+from pipeline.probing.baselines import fitted_classifier
 from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.metrics import class_counts, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
@@ -44,6 +45,8 @@ Item = TypeVar("Item")
 Triples = tuple[int, ...]
 """Confusions of an utterance: reference, prediction and number of frames, one after the other."""
 
+N_SAMPLED = 20_000
+"""Largest number of frames that the logistic regression of the baselines is fitted to."""
 _N_TIMED = 3
 """Steps that are timed to estimate the duration."""
 _COPIES = 3  # of a batch as float32, beside the windows of the loader
@@ -77,13 +80,15 @@ class FramewiseData:
         """Number of classes."""
         return len(self.labels.names)
 
-    def batches(self, positions: IntArray, seed: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, positions: IntArray, seed: int | None = None, is_endless: bool = False
+    ) -> Iterator[Batch]:
         """Yield the frames of utterances that have labels.
 
         Args:
             positions: Positions of the utterances.
-            seed: Seed of the order, for epochs without end; None is one pass in the order of the
-                store.
+            seed: Seed of the order; None is that of the store.
+            is_endless: Whether epochs follow each other without end; else there is one.
         """
         loader = self._loader(positions, seed)
         while True:
@@ -101,7 +106,7 @@ class FramewiseData:
                     torch.from_numpy(classes[kept]).to(self.device),
                     owner[kept],
                 )
-            if seed is None:
+            if not is_endless:
                 return
 
     def _loader(self, positions: IntArray, seed: int | None) -> FrameLoader:
@@ -165,6 +170,30 @@ def untrained_score(data: FramewiseData, layer: Candidate) -> float:
     return score_of(data.task.metric, cells[0])
 
 
+def logistic_score(data: FramewiseData, layer: Candidate) -> float | None:
+    """Return the test score of logistic regression on a sample of training frames, a baseline.
+
+    Of the first fold, with at most `N_SAMPLED` frames; None if fitting takes too long.
+    """
+    axis = [candidate_of(stored) for stored in data.layers].index(layer)
+    vectors, classes, n_frames = [], [], 0
+    for batch in data.batches(data.folds[0].train, seed=0):
+        vectors.append(batch.frames[axis].cpu().numpy())
+        classes.append(batch.classes.cpu().numpy())
+        n_frames += len(classes[-1])
+        if n_frames >= N_SAMPLED:
+            break
+    sample = slice(0, N_SAMPLED)
+    model = fitted_classifier(np.concatenate(vectors)[sample], np.concatenate(classes)[sample])
+    if model is None:
+        return None
+    cells = np.zeros((data.n_classes, data.n_classes), np.int64)
+    for batch in data.batches(data.folds[0].test):
+        found = model.predict(batch.frames[axis].cpu().numpy())
+        np.add.at(cells, (batch.classes.cpu().numpy(), found), 1)
+    return score_of(data.task.metric, cells)
+
+
 def score_of(metric: str, cells: IntArray) -> float:
     """Return the score of a confusion matrix [n_classes, n_classes]: accuracy or macro-F1."""
     if metric == "f1":
@@ -226,7 +255,7 @@ def _train(
     task, spec = data.task, stacks[0].heads[0].spec
     fold = data.folds[spec.fold]
     _evaluate(stacks, data, fold.dev, 0, pool)
-    batches, start_s = data.batches(fold.train, spec.seed), 0.0
+    batches, start_s = data.batches(fold.train, spec.seed, is_endless=True), 0.0
     for step in range(1, task.steps + 1):
         active = [stack for stack in stacks if stack.active]
         if not active:
