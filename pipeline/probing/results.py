@@ -192,6 +192,7 @@ class Sweep:
         trained: Number of heads trained in this run.
         reused: Number of heads taken from the cache.
         groups: What the bootstrap of the intervals draws: utterances or speakers.
+        spans: Path of the spans that were learned; None if the labels are columns of the store.
     """
 
     task: str
@@ -220,6 +221,7 @@ class Sweep:
     trained: int
     reused: int
     groups: str = "utterances"
+    spans: str | None = None
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

@@ -305,6 +305,7 @@ def _result(
         seconds=seconds,
         trained=len(heads) - n_reused,
         reused=n_reused,
+        spans=plan.config.spans.path,
         groups=ranking.groups,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,11 @@ from sklearn.metrics import f1_score
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, SourceError
 from pipeline.probing.metrics import class_counts, macro_f1_of_sums
+from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.results import WEIGHTED
 from pipeline.probing.run import sweep
+from pipeline.probing.tasks import spans as spans_module
+from pipeline.probing.tasks.base import TaskData
 from pipeline.probing.tasks.spans_data import read_span_data
 from pipeline.probing.trainers import framewise
 from pipeline.spans.frame_labels import frame_labels
@@ -86,6 +91,28 @@ def test_the_planted_layer_is_found(root, task, noun):
     assert again.scores == result.scores
 
 
+def test_the_report_reads_the_spans(root):
+    """Its Python names no column of the store, since the labels are in a file."""
+    result, folder = run(root, "phone", "split.speaker=speaker", "weighted=false", out="page")
+    page = html.unescape(write_report(result, folder).read_text())
+    assert f"spans = pipeline.read_spans({str(root / 'spans.csv')!r})" in page
+    assert "means = pipeline.pool_spans(store, spans, layers=[2])" in page
+    assert "columns=" not in page
+
+
+def test_the_means_do_not_depend_on_how_they_are_read(root, monkeypatch):
+    """Each span has its own, also if few fit in memory together."""
+    store = open_store(root / "store")
+    config = load_sweep_config(overrides_of(root))
+    data = read_span_data(store, config, 3)
+    parts = TaskData(store, config.task, data.labels(None), (), LAYERS, torch.device("cpu"), data)
+    whole = spans_module._pooled(parts, data)
+    few = partial(spans_module.iter_pooled_spans, memory=20_000)
+    monkeypatch.setattr(spans_module, "iter_pooled_spans", few)
+    assert torch.equal(spans_module._pooled(parts, data), whole)
+    assert whole.shape == (3, 4 * N - 2, DIM)
+
+
 def test_other_spans_train_other_heads(root):
     """The cache of heads knows the spans, and their results go to another folder."""
     result, folder = run(root, "word", "spans.skip=[sil]", "split.speaker=speaker", out="cache")
@@ -153,6 +180,9 @@ def test_frames_in_no_span_may_be_a_class(root, tmp_path):
     assert result.n_train + result.n_dev + result.n_test == 40
     assert any("8 utterances have no label and are left out" in line for line in result.warnings)
     assert result.comparison.test == "paired permutation test over utterances"
+    counts = np.array(result.confusion, float)  # of the best candidate, one seed
+    right, total = np.diagonal(counts), counts.sum(0) + counts.sum(1)
+    assert result.score(result.best).test == pytest.approx((2 * right / total).mean())
     assert result.score(1).extra.keys() == {"accuracy"}
     with pytest.raises(ConfigError, match=r"'speech'.*expected at least two"):
         run(root, "frame", *settings, out="vad")

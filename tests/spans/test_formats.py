@@ -300,6 +300,13 @@ def test_tables_have_the_column_names_that_people_use(tmp_path, kind, header, sc
     assert list(read_spans(path, **settings)) == ROWS
 
 
+def test_spans_that_differ_in_one_value_are_not_repeated(tmp_path):
+    """Utterance, start, end and label together make a span."""
+    rows = ["a,0,1,x", "b,0,1,x", "a,0.5,1,x", "a,0,2,x", "a,0,1,y"]
+    path = written(tmp_path, "a.csv", "\n".join(["id,start,end,label", *rows]))
+    assert len(read_spans(path)) == 5
+
+
 def test_a_table_may_have_durations_and_one_label_for_all(tmp_path):
     """NeMo's offset is a start; `label` names the spans of a table without labels."""
     path = written(tmp_path, "a.csv", "audio_filepath,offset,duration\nx,0.5,0.25\n")

@@ -254,10 +254,14 @@ def _next_steps(sweep: Sweep) -> list[Markup]:
         )
     else:
         layers = "" if sweep.best == "collapsed" else f", layers=[{sweep.best}]"
-        use = (
-            f"{opening}features = store.read(store.ids[0]{layers})  # [1, n_frames, dim]\n"
-            f"dataset = pipeline.FeatureDataset(store{layers}, columns={columns})\n"
-        )
+        use = f"{opening}features = store.read(store.ids[0]{layers})  # [1, n_frames, dim]\n"
+        if sweep.spans is None:
+            use += f"dataset = pipeline.FeatureDataset(store{layers}, columns={columns})\n"
+        else:
+            use += (
+                f"spans = pipeline.read_spans({sweep.spans!r})  # with the options of the sweep\n"
+                f"means = pipeline.pool_spans(store, spans{layers})  # [n_spans, 1, dim]\n"
+            )
     parts = [element("p", "Read the best features:"), element("pre", use)]
     if sweep.layer_weights is not None:
         first = ""
