@@ -17,8 +17,9 @@ The methods alternate, round after round, in one run:
   and without `cache=`, against a sequential download of whole shards, four at a time;
 - open: `open_store`, and `refresh` with nothing new.
 
-`--open-utterances 1000000` opens a store of so many utterances, and counts its requests; with
-`--overlap` clips are extracted while uploads are slow, to see whether the encoder waits.
+`--open-utterances 1000000` opens a store of so many utterances, and counts its requests;
+`--segments` decodes segments of a recording in the bucket, and counts the bytes; with `--overlap`
+clips are extracted while uploads are slow, to see whether the encoder waits.
 
 Prints medians, and one JSON line.
 """
@@ -46,6 +47,7 @@ import pytest
 import pipeline
 from benchmarks.objects_open import measure_open
 from benchmarks.objects_overlap import measure_overlap
+from benchmarks.objects_segments import measure_segments
 from benchmarks.synthetic_store import speech_lengths, write_store
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.opening import open_backend
@@ -69,12 +71,13 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--open-utterances", type=int, help="only open a store of so many")
+    parser.add_argument("--segments", action="store_true", help="only segments of a recording")
     parser.add_argument("--overlap", action="store_true", help="only extract, with slow uploads")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/strata-bench-objects"))
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    if options.open_utterances or options.overlap:
+    if options.open_utterances or options.overlap or options.segments:
         measure_alone(options)
         return
     try:
@@ -94,12 +97,14 @@ def main() -> None:
 
 def measure_alone(options: argparse.Namespace) -> None:
     """Measure what needs another store."""
-    found: dict[str, Any] = {}
+    found = {}
     try:
         with server(options) as uri:
             if options.open_utterances:
                 size = options.open_utterances, options.rounds
                 found["open"] = measure_open(options.folder / "index", uri, *size)
+            if options.segments:
+                found["segments"] = measure_segments(options.folder, uri)
             if options.overlap:
                 found["overlap"] = measure_overlap(options.folder, uri, behind)
     finally:
@@ -383,6 +388,8 @@ def loader_of(
 
 def epoch(loader: pipeline.feed.loader.FeatureLoader) -> int:
     """Run an epoch; return the bytes of its frames, without padding."""
+    if loader._ahead is not None:  # what is there would not be fetched again
+        loader._ahead._in_memory.clear()
     total = 0
     for batch in loader:
         _, n_layers, _, dim = batch.features.shape

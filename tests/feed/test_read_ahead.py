@@ -19,6 +19,7 @@ from pipeline.feed.ahead.fetching import ReadAhead
 from pipeline.feed.ahead.memory import N_HALVES, NOTED_BYTES
 from pipeline.feed.ahead.planning import Form, Portion, portions
 from pipeline.feed.batching import BatchSpec
+from pipeline.feed.frames import windows
 from pipeline.feed.frames.axis import FrameAxis
 from pipeline.feed.loader import FeatureLoader
 from pipeline.feed.mixture import mix
@@ -396,3 +397,29 @@ def test_a_size_that_is_none_is_refused(root: Path, value: object) -> None:
     dataset = pipeline.FeatureDataset(pipeline.open_store(root))
     with pytest.raises(ConfigError, match=rf"read_ahead is {value!r}.*0 for none"):
         pipeline.make_loader(dataset, max_frames_per_batch=400, read_ahead=value)
+
+
+@pytest.mark.parametrize("shuffle", ["units", "reservoir", False])
+def test_frames_of_a_bucket_are_those_of_a_folder(
+    root: Path, remote: pipeline.FeatureStore, shuffle: str | bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by many small blocks, each announced while the one before it is read."""
+    monkeypatch.setattr(windows, "READ_BYTES", 400)
+    monkeypatch.setattr(windows, "REMOTE_READS", 2)
+    announced: list[tuple[int, int]] = []
+    announce = windows._Part._announce
+
+    def note(part: windows._Part, start: int, stop: int) -> None:
+        announced.append((start, stop))
+        announce(part, start, stop)
+
+    monkeypatch.setattr(windows._Part, "_announce", note)
+    given = {"frames_per_batch": 300, "shuffle": shuffle, "memory": 200_000, "num_workers": 2}
+    pair = [
+        pipeline.make_frame_loader(pipeline.FeatureDataset(store, [2, 1]), **given)
+        for store in (pipeline.open_store(root), remote)
+    ]
+    for one, other in zip(*pair, strict=True):
+        assert torch.equal(one.utterances, other.utterances)
+        assert torch.equal(one.features, other.features)
+    assert len(announced) > 20

@@ -79,7 +79,7 @@ def make_frame_loader(
         dtype: Type of the features, "float16" or "float32"; None is what the store's readers
             return. Normalisation is computed in float32.
         memory: Largest size of what the loader holds in memory, in bytes or as text such as "2GB";
-            each thread needs another megabyte or two, or 32 for a store in a bucket. Larger windows
+            each thread needs another megabyte or two, or 64 for a store in a bucket. Larger windows
             shuffle better.
         rank: Rank of this process, from 0.
         world_size: Number of ranks. All have the same number of batches.

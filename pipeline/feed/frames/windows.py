@@ -317,12 +317,21 @@ class _Part:
         block = np.empty(shape, store.codec.value_dtype)
         for number in blocks:
             start = number * n_rows
+            if self.source.is_remote and number + 1 < blocks.stop:
+                self._announce(start + n_rows, min(start + 2 * n_rows, n_frames))
             cuts = self._block_cuts(start, min(start + n_rows, n_frames), block)
             for column in range(0, len(axes), self.layers_at_once):
                 some = axes[column : column + self.layers_at_once]
                 store.read_into(cuts, some, self.source.norm)
                 for i in range(len(some)):
                     self._scatter.copy(block[i, : n_frames - start], start, column + i)
+
+    def _announce(self, start: int, stop: int) -> None:
+        """Have the next block fetched while this one is waited for and copied."""
+        for slot, first, n in self._spans(start, stop):
+            shards = self.source.store.shards_of(slot)
+            for axis in self.source.axes:
+                shards.prefetch(axis, slot, first, first + n)
 
     def _block_cuts(self, start: int, stop: int, block: npt.NDArray[Any]) -> list[Cut]:
         """Return the cuts of frames `start:stop`, with their places in the block."""

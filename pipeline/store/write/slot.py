@@ -165,7 +165,7 @@ class SlotWriter:
             self.publish()
             if not self._backend.writes_in_memory:
                 check_exists(self._backend)
-            _check_complete(self._backend, published)
+            _check_complete(self._backend, published, self._run)
             won = self._backend.put_if_absent(key, [content])
         except UnansweredError as error:  # the commit may appear later: its data must stay
             raise self._with_unit(error, "may be committed") from error
@@ -219,17 +219,24 @@ def check_exists(backend: Backend) -> None:
         )
 
 
-def _check_complete(backend: Backend, sizes: Mapping[str, int]) -> None:
+def _check_complete(backend: Backend, sizes: Mapping[str, int], run: Map) -> None:
     """Check that the objects of the slot are there, with all their bytes.
 
     A clean-up removes the objects of a slot once its unit is committed in another slot. If a repair
     then revokes that commit, this attempt must not commit an incomplete slot. Nor must it if a
     server has cut what it was sent, and has not said so.
 
+    Args:
+        backend: The store.
+        sizes: Bytes of each object, by key.
+        run: As for `Backend.publish`.
+
     Raises:
         StoreError: An object is missing, or has another size.
     """
-    for key, n_bytes in sizes.items():
+
+    def check(item: tuple[str, int]) -> None:
+        key, n_bytes = item
         try:
             found = backend.size(key)
         except FileNotFoundError:
@@ -241,6 +248,8 @@ def _check_complete(backend: Backend, sizes: Mapping[str, int]) -> None:
                 f"{backend.locate(key)} has {found:,} bytes, and {n_bytes:,} were written: the "
                 "storage, or a proxy before it, cuts what it is sent"
             )
+
+    list(run(check, list(sizes.items())))
 
 
 def discard_slot(store: Location, layout: Layout, slot: int) -> None:
