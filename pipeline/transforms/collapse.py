@@ -53,6 +53,7 @@ from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into, encode_into, measure
 from pipeline.store.write.buffer import ALL_LAYERS, UnitBuffer
 from pipeline.transforms.layer_weights import read_weights
+from pipeline.transforms.tokens_left import note_tokens_of_layers
 from pipeline.transforms.writer import Final, Target, open_ledger, own_provenance, write_units
 
 Row = dict[str, Any]
@@ -148,6 +149,7 @@ def collapse(
     waiting = plan.n_units - len(ready)
     if waiting:
         observer.note(f"{waiting} units of {parent} are not extracted yet; run again when they are")
+    note_tokens_of_layers(parent, observer)
     return Collapse(
         weights=numbers,
         layers=layers,

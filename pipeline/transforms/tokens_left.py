@@ -10,6 +10,16 @@ from pipeline.store.format.tokens import codebook_key
 from pipeline.store.tokens.stored import token_names
 
 
+def note_tokens_of_layers(source: Backend, observer: Observer) -> None:
+    """Note that a collapsed store does not get the tokens of the layers that it is made of."""
+    names = token_names(source)
+    if names:
+        observer.note(
+            f"tokens {', '.join(names)} are of layers of {source}, and are not copied; read them "
+            "there, or tokenize the new store"
+        )
+
+
 def note_tokens(sources: Sequence[Backend], out: Backend, observer: Observer) -> None:
     """Note that tokens are not copied, and the commands that make them.
 

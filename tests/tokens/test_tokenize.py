@@ -427,6 +427,18 @@ def test_a_copy_says_how_to_get_its_tokens(tmp_path, root):
     check_all(pipeline.open_store(tmp_path / "copy"))
 
 
+def test_a_collapsed_store_has_tokens_of_its_own(tmp_path, root):
+    """Those of the layers are not copied, which a note says; a codebook of a layer is refused."""
+    result = tokenized(root)
+    notes = Notes()
+    pipeline.collapse(root, tmp_path / "sum", [0, 1, 0], observer=notes)
+    assert any("tokens layer2-k5 are of layers of" in line for line in notes.lines)
+    with pytest.raises(IdentityError, match="collapse"):
+        pipeline.tokenize(tmp_path / "sum", codebook=result.codebook)
+    pipeline.tokenize(tmp_path / "sum", -1, K)
+    check_all(pipeline.open_store(tmp_path / "sum"))
+
+
 def test_a_unit_that_is_moved_meanwhile_keeps_no_tokens_behind(root, monkeypatch):
     """Utterances are dropped while their unit gets tokens: the old slot keeps none of them."""
     real, dropped = assigning.put_chunk, []
