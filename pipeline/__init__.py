@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.online.cached import CachedEncoder, cached
     from pipeline.online.opening import open_or_extract
     from pipeline.predict.predictor import Predictor
+    from pipeline.probing.interactive.result import SweepResult
+    from pipeline.probing.interactive.sweeping import sweep
     from pipeline.spans.frame_labels import FrameLabels, frame_labels
     from pipeline.spans.placing import PlacedSpans, place_spans
     from pipeline.spans.pooling import iter_pooled_spans, pool_spans
@@ -62,6 +64,7 @@ _HOMES = {
     "Predictor": "pipeline.predict.predictor",
     "Spans": "pipeline.spans.table",
     "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
+    "SweepResult": "pipeline.probing.interactive.result",
     "WeightedSum": "pipeline.heads.modules",
     "cached": "pipeline.online.cached",
     "collapse": "pipeline.transforms.collapse",
@@ -82,6 +85,7 @@ _HOMES = {
     "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
     "read_spans": "pipeline.spans.reading",
+    "sweep": "pipeline.probing.interactive.sweeping",
     "token_quality": "pipeline.tokens.quality",
     "tokenize": "pipeline.tokens.run",
 }
@@ -107,6 +111,7 @@ __all__ = [
     "Predictor",
     "Spans",
     "SpeechEncoder",
+    "SweepResult",
     "WeightedSum",
     "cached",
     "collapse",
@@ -127,6 +132,7 @@ __all__ = [
     "pool_spans",
     "push",
     "read_spans",
+    "sweep",
     "token_quality",
     "tokenize",
 ]

@@ -1,19 +1,23 @@
-"""Settings of an extraction as a program gives them: overrides, groups as keywords, or both."""
+"""Settings as a program gives them: of an extraction, and of a sweep."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config.checking import build, type_hints
-from pipeline.config.loading import config_folder, load_config
-from pipeline.config.ranges import check_ranges
+from pipeline.config.loading import config_folder, load_config, load_sweep_config
+from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
+from pipeline.config.sweep_schema import SweepConfig
 from pipeline.errors import ConfigError, did_you_mean
 
 _OPTION_KEYS = {"dataset": "kind", "model": "name", "engine": "kind"}
 """The setting of each group that has the name of its YAML file."""
+_GROUPS = (("split", "split"), ("task", "task_settings"), ("spans", "spans"))
+"""Groups of settings of a sweep, and the keywords of their mappings."""
 
 
 def compose_config(overrides: Sequence[str], settings: Mapping[str, Any]) -> Config:
@@ -49,6 +53,67 @@ def compose_config(overrides: Sequence[str], settings: Mapping[str, Any]) -> Con
         config = dataclasses.replace(config, **{name: _converted(config, name, value)})
     check_ranges(config)
     return config
+
+
+def compose_sweep_config(task: str, settings: Mapping[str, Any]) -> SweepConfig:
+    """Compose the configuration of a sweep from keywords.
+
+    Args:
+        task: Name of the recipe.
+        settings: Values by the names of `SweepConfig`. `split` is a mapping of its settings,
+            `task_settings` one of those of the recipe, `spans` a path or a mapping of its settings.
+
+    Raises:
+        ConfigError: There is no such recipe, or a setting is unknown, of the wrong type or out of
+            range.
+
+    Example:
+        >>> config = compose_sweep_config("ks", {"seeds": [0], "split": {"speaker": "voice"}})
+        >>> config.task.name, config.seeds, config.split.speaker
+        ('ks', (0,), 'voice')
+    """
+    if not isinstance(task, str):
+        raise ConfigError(f"task is {task!r:.80}; expected the name of a recipe, such as 'ks'")
+    defaults = dataclasses.asdict(load_sweep_config([f"task={task}"]))
+    known = [name for name in defaults if name != "task"] + ["task_settings"]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"unknown setting {name}{_home(name, known, defaults)}")
+    settings = {name: _plain(value) for name, value in settings.items()}
+    if isinstance(settings.get("spans"), str):
+        settings["spans"] = {"path": settings["spans"]}
+    merged = defaults | {name: settings[name] for name in settings if name != "task_settings"}
+    for group, key in _GROUPS:
+        given = settings.get(key, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{key} is {given!r:.80}; expected a mapping of settings")
+        for name in given:
+            if name not in defaults[group]:
+                hint = did_you_mean(str(name), defaults[group])
+                raise ConfigError(f"unknown setting {name!r} in {key}{hint}")
+        merged[group] = defaults[group] | dict(given)
+    config = build(SweepConfig, merged)
+    check_sweep(config)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Return paths, ranges, arrays and scalars of NumPy, also in mappings, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _home(name: str, known: Sequence[str], defaults: Mapping[str, Any]) -> str:
+    """Say in which mapping a setting is, or which one has a similar name."""
+    for group, key in _GROUPS:
+        if name in defaults[group]:
+            return f"; write {key}={{{name!r}: ...}}"
+    return did_you_mean(name, known)
 
 
 def _option(group: str, value: Any) -> str | None:

@@ -1,9 +1,17 @@
-"""Description of the encoder that made the features of a store."""
+"""Descriptions of what results come from: the encoder of a store, and the setup of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
+
+from pipeline.config import SweepConfig
+from pipeline.probing.labels import Fold
+from pipeline.probing.results import Setup
+from pipeline.probing.splits.speakers import NO_SPEAKER, count_speakers, find_speaker_column
+from pipeline.store.read.features import FeatureStore
 
 RANDOM_WARNING = (
     "the encoder's weights are RANDOM: these results say nothing about a trained encoder"
@@ -30,6 +38,30 @@ def describe_encoder(attributes: Mapping[str, Any]) -> str:
         layers = identity["collapse"]["layers"]
         parts.append(f"a weighted sum of {len(layers)} layers, {layers[0]} to {layers[-1]}")
     return ", ".join(parts)
+
+
+def encoder_facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a store records of its encoder; what is unknown is left out.
+
+    Args:
+        attributes: Attributes of the store.
+
+    Returns:
+        "model", "weights" (pretrained, random, ...), "sha256" of the weights, "precision" of the
+        computation, "dtype" of the stored values, and of a collapsed store "collapsed", the layers
+        that were summed.
+    """
+    identity = attributes["identity"]
+    encoder = identity["encoder"]
+    facts = {
+        "model": encoder.get("model", encoder.get("name")),
+        "weights": weights_source(attributes),
+        "sha256": encoder.get("weights", {}).get("sha256"),
+        "precision": encoder.get("precision"),
+        "dtype": identity.get("dtype"),
+        "collapsed": identity.get("collapse", {}).get("layers"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def weights_source(attributes: Mapping[str, Any]) -> str | None:
@@ -71,3 +103,30 @@ def _of_extraction(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def encoder_warnings(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the warnings to show before any result from this store."""
     return (RANDOM_WARNING,) if weights_source(attributes) == "random" else ()
+
+
+def describe_setup(
+    store: FeatureStore, config: SweepConfig, labels: Sequence[str], folds: Sequence[Fold]
+) -> Setup:
+    """Collect what a methods section states of a sweep.
+
+    Args:
+        store: The features.
+        config: Settings of the sweep, with the steps that heads were trained for.
+        labels: Label columns.
+        folds: The folds.
+    """
+    wanted = config.split.speaker
+    column = find_speaker_column(store) if wanted in (None, NO_SPEAKER) else wanted
+    if config.task.kind == "verification":
+        column = labels[0]
+    speakers = count_speakers(store, column, folds)
+    return Setup(
+        recipe=asdict(config.task),
+        encoder=encoder_facts(store.attributes),
+        speakers=speakers,
+        speaker_column=column if speakers else None,
+        n_stored=len(store.whole()),
+        n_used=len(store),
+        version=version("strata-speech"),
+    )

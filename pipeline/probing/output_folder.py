@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import SweepConfig
+from pipeline.errors import ConfigError
 from pipeline.exclusive import create_exclusive
+from pipeline.files import local_folder
+from pipeline.probing.labels import Labels
 from pipeline.store.backend.folders import absolute_name, folder_of, name_of
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.serialization import json_bytes
@@ -49,14 +54,49 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
 def source_of(store: FeatureStore) -> dict[str, Any]:
     """Return the settings that name the features: the store's path and a hash of its identity.
 
-    Several stores have a list of paths.
+    Several stores have a list of paths. A selection has the number of its utterances and a hash of
+    their ids.
     """
     identity = json.dumps(store.attributes["identity"], sort_keys=True)
     paths = [absolute_name(backend) for backend in store.backends]
-    return {
+    source: dict[str, Any] = {
         "store": paths[0] if len(paths) == 1 else paths,
         "identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
     }
+    if digest := _selection(store):
+        source["selection"] = {"utterances": len(store), "sha256": digest}
+    return source
+
+
+def _selection(store: FeatureStore) -> str:
+    """Return a hash of the ids of a selection; empty for all utterances of a store."""
+    ids = store.ids
+    if ids == store.whole().ids:
+        return ""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def given_paths(source: FeatureStore | str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Return the path of a store, or those of several, as given."""
+    if isinstance(source, FeatureStore):
+        return tuple(str(backend) for backend in source.backends)
+    given = [source] if isinstance(source, str | Path) else source
+    return tuple(str(path) for path in given)
+
+
+def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> Path:
+    """Return the output folder that is asked for.
+
+    Raises:
+        ConfigError: The folder is inside the store.
+    """
+    names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
+    default = default_folder(store) / f"{config.task.name}-{names}"
+    folder = default if config.out is None else local_folder("out", config.out)
+    for root in store_folders(store):
+        if folder.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"out={folder} is inside the store {root}; give another out=FOLDER")
+    return folder
 
 
 def store_folders(store: FeatureStore) -> list[Path]:
@@ -65,10 +105,15 @@ def store_folders(store: FeatureStore) -> list[Path]:
 
 
 def default_folder(store: FeatureStore) -> Path:
-    """Return where the results of a store go: `sweeps/NAME`, or `sweeps/NAME+NAME` of several."""
+    """Return where the results of a store go: `sweeps/NAME`, or `sweeps/NAME+NAME` of several.
+
+    Those of a selection go to `sweeps/NAME-selection-HASH`.
+    """
     names = [name_of(backend) for backend in store.backends]
     more = len(names) - _MAX_NAMES
-    return Path("sweeps", "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])]))
+    joined = "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])])
+    digest = _selection(store)
+    return Path("sweeps", f"{joined}-selection-{digest[:8]}" if digest else joined)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

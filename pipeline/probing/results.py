@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -159,6 +159,30 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What a sweep was made with, as a methods section states it.
+
+    Attributes:
+        recipe: Settings of the task by the names of `TaskConfig`, as they were trained with.
+        encoder: What is known of the encoder: see `encoder_facts`.
+        speakers: Speakers of "train", "dev" and "test", or of "all" with several folds; empty if
+            the column of the speakers is not known.
+        speaker_column: That column.
+        n_stored: Utterances of the store, of which a selection has fewer.
+        n_used: Utterances that the sweep got, labelled or not.
+        version: Version of Strata.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    speakers: dict[str, int] = field(default_factory=dict)
+    speaker_column: str | None = None
+    n_stored: int = 0
+    n_used: int = 0
+    version: str = ""
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Results of a sweep.
 
@@ -193,6 +217,7 @@ class Sweep:
         reused: Number of heads taken from the cache.
         groups: What the bootstrap of the intervals draws: utterances or speakers.
         spans: Path of the spans that were learned; None if the labels are columns of the store.
+        setup: Settings, for a methods section.
     """
 
     task: str
@@ -222,6 +247,7 @@ class Sweep:
     reused: int
     groups: str = "utterances"
     spans: str | None = None
+    setup: Setup = Setup()
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

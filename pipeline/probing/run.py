@@ -9,7 +9,6 @@ cached in the folder that was asked for, so a changed sweep trains only the head
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,14 +24,18 @@ from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError, StoreError, layers_problem
 from pipeline.events import Observer, announced
-from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
+from pipeline.probing.encoder_description import (
+    describe_encoder,
+    describe_setup,
+    encoder_warnings,
+)
 from pipeline.probing.head_cache import HeadCache
 from pipeline.probing.labels import Labels
 from pipeline.probing.output_folder import (
     claim_folder,
-    default_folder,
+    given_paths,
+    output_folder,
     source_of,
-    store_folders,
 )
 from pipeline.probing.ranking import Ranking, best_single_layer, rank
 from pipeline.probing.results import (
@@ -113,7 +116,7 @@ class _SweepPlan:
 
 
 def sweep(
-    store_path: str | Path | Sequence[str | Path],
+    source: FeatureStore | str | Path | Sequence[str | Path],
     config: SweepConfig,
     observer: Observer | None = None,
 ) -> tuple[Sweep, Path]:
@@ -123,7 +126,8 @@ def sweep(
     written for `strata predict`.
 
     Args:
-        store_path: The store, or several that are read as one; they are not changed.
+        source: The store, or several that are read as one; they are not changed. An open store is
+            used as it is: of a selection, only its utterances.
         config: The task and the settings of the sweep.
         observer: Receives notes and progress.
 
@@ -137,7 +141,7 @@ def sweep(
     observer = observer or Observer()
     times = [time.perf_counter()]
     with announced(observer, "reading the features and the labels"):
-        plan = _prepare(store_path, config, observer)
+        plan = _prepare(source, config, observer)
     times.append(time.perf_counter())
     kept = KeptHeads(plan.task, plan.cache.key)
     heads, n_reused = _train(plan, kept, observer)
@@ -154,21 +158,6 @@ def sweep(
     return result, plan.folder
 
 
-def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> Path:
-    """Return the output folder that is asked for.
-
-    Raises:
-        ConfigError: The folder is inside the store.
-    """
-    names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
-    default = default_folder(store) / f"{config.task.name}-{names}"
-    folder = default if config.out is None else files.local_folder("out", config.out)
-    for root in store_folders(store):
-        if folder.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(f"out={folder} is inside the store {root}; give another out=FOLDER")
-    return folder
-
-
 def summary(result: Sweep) -> dict[str, Any]:
     """Return the output of `--json`: the results without heads, references and test ids."""
     document = {
@@ -182,15 +171,20 @@ def summary(result: Sweep) -> dict[str, Any]:
         **document,
         "scores": [asdict(score) for score in result.scores],
         "comparison": None if result.comparison is None else asdict(result.comparison),
+        "setup": asdict(result.setup),
     }
 
 
 def _prepare(
-    store_path: str | Path | Sequence[str | Path], config: SweepConfig, observer: Observer
+    source: FeatureStore | str | Path | Sequence[str | Path],
+    config: SweepConfig,
+    observer: Observer,
 ) -> _SweepPlan:
     """Read labels and features, split the utterances, list the heads, and claim the folder."""
-    store = open_store(store_path)
+    store = source if isinstance(source, FeatureStore) else open_store(source)
     if not len(store):
+        if isinstance(source, FeatureStore) and len(source.whole()):
+            raise StoreError(f"the selection of {store.location} has no utterances; select others")
         raise StoreError(
             f"{store.location} has no complete utterances yet; run `strata extract` first"
         )
@@ -215,8 +209,7 @@ def _prepare(
     folder, note = claim_folder(asked, settings)
     if note:
         observer.note(note)
-    given = [store_path] if isinstance(store_path, str | Path) else store_path
-    paths, folds = tuple(str(path) for path in given), split.folds
+    paths, folds = given_paths(source), split.folds
     cache = HeadCache(asked / HEADS, store, config.task, labels, folds, layers, task.fingerprint)
     return _SweepPlan(data, store, paths, config, layers, labels, split, task, specs, folder, cache)
 
@@ -307,6 +300,7 @@ def _result(
         reused=n_reused,
         spans=plan.config.spans.path,
         groups=ranking.groups,
+        setup=describe_setup(plan.store, plan.config, plan.labels.columns, folds),
     )
 
 

@@ -63,6 +63,7 @@ def test_all_python_on_every_page_is_run() -> None:
         "export",
         "hub",
         "predict",
+        "probing",
         "spans",
         "store",
         "tokens",
@@ -120,6 +121,29 @@ def test_the_tokens_page(tmp_path, monkeypatch) -> None:
     assert printed[0].startswith("250 frames, ")
     assert printed[0].endswith(" units, 250 frames again")
     assert printed[1] == "20 of 20 codes used"
+
+
+def test_the_page_on_probing_sweeps_a_selection(folder, tmp_path, monkeypatch) -> None:
+    """From Python, into a folder with what a paper needs."""
+    (tmp_path / "features").symlink_to(folder / "features")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    printed = run_python(ROOT / "docs" / "probing.md", names)
+    written = tmp_path / printed.strip()
+    assert "-selection-" in printed
+    assert len(names["result"].table) == len(names["store"].layers) + 1
+    assert 100 < sum(map(len, names["result"].sweep.test_ids)) + names["result"].sweep.n_train < 160
+    table = re.search(
+        r"^## Figures.*?^NAME is", (ROOT / "docs/probing.md").read_text(), re.S | re.M
+    )
+    assert table is not None
+    for ending in (".pdf", ".svg", ".csv", "-wide.svg", "-wide.png"):
+        assert (written / "figures" / f"scores{ending}").stat().st_size > 100
+        assert ending in table[0]
+    for name in ("report.html", "tables/scores.tex", "tables/scores.md", "methods.txt"):
+        assert (written / name).stat().st_size > 100
+        assert name.partition("/")[0] in table[0]
+    assert (tmp_path / "layers.pdf").stat().st_size > 1000
 
 
 def test_the_hub_page_reads_a_store_that_was_pushed(tmp_path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 
@@ -233,12 +234,16 @@ def test_the_report_of_the_layers(found, tmp_path):
     page = write_layers_report(found, tmp_path / "a")
     write_layers_report(found, tmp_path / "b")
     charts = {
-        f"{n}.{e}" for n in ("sizes", "directions", "variance", "cka") for e in ("svg", "png")
+        f"{name}{ending}"
+        for name in ("sizes", "directions", "variance", "cka")
+        for ending in (".pdf", ".svg", ".csv", "-wide.svg", "-wide.png")
     }
-    assert {path.name for path in page.parent.iterdir()} == {*charts, "report.html", "layers.json"}
-    for path in page.parent.iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    html = page.read_text()
+    files = {path for path in page.parent.rglob("*") if path.is_file()}
+    assert {path.name for path in files} == {*charts, "report.html", "layers.json"}
+    for path in files:
+        same = tmp_path / "b" / path.relative_to(page.parent)
+        assert path.read_bytes() == same.read_bytes(), path.name
+    html = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.S)
     assert html.index("RANDOM") < html.index("<h1")
     assert "by &lt;hand&gt;" in html
     assert "layer 3: 5 (" in html
@@ -247,6 +252,15 @@ def test_the_report_of_the_layers(found, tmp_path):
     stored = json.loads((tmp_path / "a/layers.json").read_text(), parse_constant=pytest.fail)
     assert stored["layers"][2]["outliers"][0]["dim"] == 5
     assert stored["cka"][3] == [None] * 4
+    with (page.parent / "figures/sizes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for layer, row in zip(found.layers, rows, strict=True):
+        assert int(row["layer"]) == layer.layer
+        assert float(row["norm of a frame (mean ± sd)"]) == layer.norm
+        assert float(row["sd"]) == layer.norm_sd
+    with (page.parent / "figures/cka.csv").open() as file:
+        cells = [row["cka"] for row in csv.DictReader(file)]
+    assert cells == ["" if v is None else repr(v) for row in found.cka for v in row]
 
 
 def test_the_table_of_the_layers(found):

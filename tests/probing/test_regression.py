@@ -110,7 +110,7 @@ def test_the_report_shows_predicted_against_true_numbers(found, tmp_path):
     assert "Example predictions" in page
     assert "<th>symbols" not in page
     assert "Confusions" not in page
-    assert (tmp_path / "predictions.svg").stat().st_size > 1000
+    assert (tmp_path / "figures" / "predictions.svg").stat().st_size > 1000
 
 
 def test_a_second_run_trains_nothing(found, root):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from dataclasses import replace
+from html import unescape
 from io import BytesIO
 from xml.etree import ElementTree
 
@@ -12,13 +16,9 @@ import pytest
 from PIL import Image
 
 from pipeline.probing.report.charts import COLOURS
-from pipeline.probing.report.html import _DARK, element, table
-from pipeline.probing.report.sweep_charts import (
-    confusion_chart,
-    curves_chart,
-    draw_charts,
-    scores_chart,
-)
+from pipeline.probing.report.html import _DARK, _SCRIPT, element, table
+from pipeline.probing.report.prediction_charts import confusion_chart
+from pipeline.probing.report.sweep_charts import curves_chart, draw_charts, scores_chart
 from pipeline.probing.report.sweep_report import headline, report_body, significance, write_report
 from pipeline.probing.results import WEIGHTED, Comparison
 from tests.helpers.browser import browse, find_browser, measure, served
@@ -77,7 +77,8 @@ def small_charts(small):
 
 def words_of(html: str) -> str:
     """Return the text of a page, without tags."""
-    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.S).split())
+    text = re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", html, flags=re.S)
+    return " ".join(text.split())
 
 
 def test_every_candidate_is_in_the_table(classes, class_folder):
@@ -102,18 +103,22 @@ def test_every_candidate_is_in_the_table(classes, class_folder):
 
 
 def test_the_files(class_folder, text_folder):
-    """Every chart is written as SVG with text, and as PNG of some size."""
+    """Every chart is there as PDF, SVG and CSV, and as wide SVG with text and PNG of some size."""
     names = {"scores", "weights", "curves", "confusion"}
     for folder, expected in ((class_folder, names), (text_folder, names - {"confusion"})):
-        found = {path.name for path in folder.iterdir()}
-        wanted = {f"{name}.{kind}" for name in expected for kind in ("svg", "png")}
-        assert found == wanted | {"report.html"}
+        assert {path.name for path in folder.iterdir()} == {
+            *("report.html", "methods.txt", "tables", "figures"),
+        }
+        figures = folder / "figures"
+        endings = (".pdf", ".svg", ".csv", "-wide.svg", "-wide.png")
+        wanted = {f"{name}{ending}" for name in expected for ending in endings}
+        assert {path.name for path in figures.iterdir()} == wanted
         for name in expected:
-            root = ElementTree.fromstring((folder / f"{name}.svg").read_bytes())
+            root = ElementTree.fromstring((figures / f"{name}-wide.svg").read_bytes())
             assert root.tag == "{http://www.w3.org/2000/svg}svg"
             texts_in_it = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
             assert texts_in_it & {"layer", "step", "predicted word"}
-            with Image.open(folder / f"{name}.png") as image:
+            with Image.open(figures / f"{name}-wide.png") as image:
                 image.verify()
                 assert min(image.size) > 300
 
@@ -121,15 +126,22 @@ def test_the_files(class_folder, text_folder):
 def test_the_same_sweep_gives_the_same_bytes(texts, text_folder, tmp_path):
     """The files have no dates, random ids or counters."""
     write_report(texts, tmp_path)
-    for path in text_folder.iterdir():
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+    paths = [path for path in text_folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in paths} >= {".pdf", ".tex", ".html"}
+    for path in paths:
+        same = tmp_path / path.relative_to(text_folder)
+        assert path.read_bytes() == same.read_bytes(), path.name
 
 
 def test_it_is_self_contained(class_folder, text_folder):
-    """The page has no external references and no scripts, and a policy forbids both."""
+    """The page has no external references and one known script; a policy forbids all else."""
     for folder in (class_folder, text_folder):
         html = (folder / "report.html").read_text()
         assert "default-src 'none'" in html
+        assert html.count(f"<script>{_SCRIPT}</script>") == 1
+        digest = hashlib.sha256(_SCRIPT.encode()).digest()
+        assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'\"" in html
+        html = html.replace(f"<script>{_SCRIPT}</script>", "")
         assert not re.findall(r"<(script|link|img|iframe|object|embed|base|form)\b", html)
         assert not re.findall(r"https?:|@import|\bsrc\s*=|\bon\w+\s*=\s*[\"']", html)
         assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', html))
@@ -146,11 +158,11 @@ def test_text_from_data_is_escaped(small_charts, tmp_path):
     made = class_sweep(classes=HOSTILE_NAMES, n_layers=2, seeds=(0,))
     sweep = replace(made, store='a"<b>', warnings=("<i>beware</i>",), labels=("<u>",))
     path = write_report(sweep, tmp_path)
-    html = path.read_text()
+    html = path.read_text().replace(f"<script>{_SCRIPT}</script>", "")
     assert not re.findall(r"<(script|i|b|u)\b", html)
     assert "&lt;script&gt;" in html
     assert "&lt;i&gt;beware&lt;/i&gt;" in html
-    root = ElementTree.fromstring((tmp_path / "confusion.svg").read_bytes())
+    root = ElementTree.fromstring((tmp_path / "figures" / "confusion.svg").read_bytes())
     shown = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"$x_1$ & \"co\" 'q'", "tab bell line", "二", "n" * 21 + "…"} <= shown
     predictions = ("</td><script>",) * 60
@@ -219,7 +231,7 @@ def test_many_classes_become_a_list_of_confusions(tmp_path):
     counts[17, 90] = 55
     sweep = replace(sweep, confusion=tuple(tuple(row) for row in counts.tolist()))
     html = write_report(sweep, tmp_path).read_text()
-    assert not (tmp_path / "confusion.svg").exists()
+    assert not (tmp_path / "figures" / "confusion.svg").exists()
     assert "120 classes are too many to draw" in html
     first = re.search(r"<td>(speaker \d+)</td><td>(speaker \d+)</td><td[^>]*>(\d+)</td>", html)
     assert first is not None
@@ -342,6 +354,58 @@ def test_a_browser_shows_every_chart_and_loads_nothing_else(kind, class_folder, 
             "http://report.test/measure.html",
             "http://report.test/report.html",
         }
+
+
+SORT = """<!doctype html>
+<iframe id="page" src="/report.html" style="width: 1000px; height: 2000px"></iframe>
+<pre id="found"></pre>
+<script>
+document.getElementById("page").onload = function () {
+  const inner = this.contentDocument;
+  const table = inner.querySelector("table.sortable");
+  const orders = [];
+  for (const name of ["test", "test", "candidate", "candidate", "learning rate"]) {
+    const buttons = [...table.querySelectorAll("th button")];
+    buttons.find((button) => button.textContent === name).click();
+    const column = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+    const marks = [...table.querySelectorAll("th")].map((head) => head.ariaSort);
+    orders.push([column, marks]);
+  }
+  document.getElementById("found").textContent = JSON.stringify(orders);
+};
+</script>"""
+"""A page that clicks on the headings of the table of scores."""
+
+
+@pytest.mark.browser
+@needs_browser
+def test_a_browser_sorts_the_scores(classes, tmp_path):
+    """A click on a heading sorts 25 layers by its column, the next one backwards; gaps are last."""
+    made = class_sweep(n_layers=25, seeds=(0,))
+    scores = (replace(made.scores[0], lr=0.0), *made.scores[1:])
+    path = write_report(replace(made, scores=scores), tmp_path)
+    assert path.read_text().count('class="sortable"') == 1
+    with served(tmp_path) as site:
+        site.pages["/sort.html"] = SORT
+        dom = browse(site, "/sort.html", "--dump-dom")
+    text = unescape(dom.partition('<pre id="found">')[2].partition("</pre>")[0])
+    ascending, descending, by_name, backwards, by_rate = json.loads(text)
+    of_name = {name_of(score.layer, made): round(score.test, 3) for score in scores}
+    assert len(of_name) == 26
+    tests = [of_name[name] for name in ascending[0]]
+    assert tests == sorted(tests)
+    assert [of_name[name] for name in descending[0]] == tests[::-1]
+    assert ascending[1].count("ascending") == descending[1].count("descending") == 1
+    names = [name_of(score.layer, made) for score in scores]
+    assert by_name[0] == names
+    assert backwards[0] == names[::-1]
+    assert by_rate[0][-1] == "layer 1"
+
+
+def name_of(layer, sweep) -> str:
+    """Return what the table calls a candidate."""
+    name = "weighted sum" if layer == WEIGHTED else f"layer {layer}"
+    return name + (", best by dev" if layer == sweep.best else "")
 
 
 @pytest.mark.browser

@@ -1,8 +1,10 @@
 """Charts: style and drawing. Only this file uses matplotlib.
 
-Every colour is one of `COLOURS`, so that a page can use the colours of its light or dark theme. The
+A chart is drawn for two media by one function: for the screen, and for a column of a paper. Every
+colour is one of `COLOURS`, so that a page can use the colours of its light or dark theme. The
 colours are distinguishable with colour blindness (after Okabe and Ito, Color Universal Design,
-2008), and markers and labels repeat what the colours show. The same data give the same bytes.
+2008), and markers, dashes and labels repeat what the colours show. The same data give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -21,7 +24,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
+from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+
+from pipeline.probing.report.tabular import Rows
 
 COLOURS = {
     "paper": "#ffffff",
@@ -35,8 +42,65 @@ COLOURS = {
 }
 """Colours of the light theme, by name."""
 
-WIDTH = 7.6
-"""Width of a chart in inches."""
+
+@dataclass(frozen=True)
+class Medium:
+    """Where a chart is shown.
+
+    Attributes:
+        width: Width of a chart in inches.
+        is_narrow: Whether panels go one below the other, and labels into the legend.
+        marker: Size of markers in points.
+        small: Size of annotations in points.
+        max_ticks: Largest number of layers at the x axis.
+        style: Settings of matplotlib that differ from the screen's.
+    """
+
+    width: float
+    is_narrow: bool
+    marker: float
+    small: float
+    max_ticks: int
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+    def wrapped(self, label: str) -> str:
+        """Return the label of an axis, in several lines if the medium is narrow."""
+        if not self.is_narrow or len(label) <= _MAX_NARROW_LABEL:
+            return label
+        return "\n".join(
+            textwrap.fill(part, _MAX_NARROW_LABEL)
+            for part in label.replace(" (", "\n(").split("\n")
+        )
+
+
+SCREEN = Medium(width=7.6, is_narrow=False, marker=4.5, small=8.0, max_ticks=26)
+COLUMN = Medium(
+    width=3.3,
+    is_narrow=True,
+    marker=3.4,
+    small=7.0,
+    max_ticks=13,
+    style={
+        "axes.labelsize": 8.0,
+        "axes.linewidth": 0.6,
+        "figure.constrained_layout.h_pad": 0.05,
+        "figure.constrained_layout.w_pad": 0.05,
+        "font.size": 7.0,
+        "grid.linewidth": 0.5,
+        "legend.borderaxespad": 0.4,
+        "legend.borderpad": 0.0,
+        "legend.columnspacing": 1.2,
+        "legend.handlelength": 2.4,
+        "legend.handletextpad": 0.5,
+        "legend.labelspacing": 0.3,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+    },
+)
+"""One column of a paper with two: the smallest text has 7 points."""
+_MAX_NARROW_LABEL = 24  # characters of a line
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": COLOURS["muted"],
@@ -52,6 +116,7 @@ _STYLE: Any = {
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.7,
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
     "svg.fonttype": "none",
     "svg.hashsalt": "strata",
     "text.color": COLOURS["ink"],
@@ -61,52 +126,97 @@ _STYLE: Any = {
     "ytick.color": COLOURS["muted"],
     "ytick.labelcolor": COLOURS["ink"],
 }
-_METADATA = {"svg": dict.fromkeys(("Creator", "Date", "Format", "Type")), "png": {"Software": None}}
-_MAX_TICKS = 26
-_MAX_LABELLED = 16
-"""Largest number of rows of a heat map whose cells show their numbers."""
+_METADATA = {
+    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    "png": {"Software": None},
+    "pdf": dict.fromkeys(("Creator", "CreationDate", "Producer")),
+}
+_DPI = 160
 _INVALID_XML = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
-_MAX_HORIZONTAL_LABEL = 3  # characters; a longer label under a cell is rotated
-_DARK_CELL = 0.55  # opacity; the number of a darker cell is light
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return _saved(self, "png")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart.
+    """A chart, drawn when one of its forms is asked for.
 
     Attributes:
         name: Name of its files, without extension.
         alt: Description for screen readers.
-        svg: SVG document, with text as text.
-        png: PNG image.
+        plot: Draws on a figure of the size for a medium.
+        size: Returns width and height in inches for a medium.
+        numbers: What is drawn: every point with its interval.
     """
 
     name: str
     alt: str
-    svg: bytes
-    png: bytes
+    plot: Callable[[Figure, Medium], None]
+    size: Callable[[Medium], tuple[float, float]]
+    numbers: Rows
+
+    @property
+    def svg(self) -> bytes:
+        """SVG document for the screen, with text as text."""
+        return self._screen["svg"]
+
+    @property
+    def png(self) -> bytes:
+        """PNG image for the screen."""
+        return self._screen["png"]
+
+    @property
+    def column_pdf(self) -> bytes:
+        """PDF for a column of a paper, with embedded TrueType fonts."""
+        return self._column["pdf"]
+
+    @property
+    def column_svg(self) -> bytes:
+        """SVG document for a column of a paper, with text as text."""
+        return self._column["svg"]
+
+    def draw(self, medium: Medium = SCREEN) -> NotebookFigure:
+        """Return a new figure with the chart."""
+        with _style_of(medium):
+            figure = NotebookFigure(figsize=self.size(medium), layout="constrained")
+            self.plot(figure, medium)
+            return figure
+
+    @cached_property
+    def _screen(self) -> dict[str, bytes]:
+        return self._rendered(SCREEN, ("svg", "png"))
+
+    @cached_property
+    def _column(self) -> dict[str, bytes]:
+        return self._rendered(COLUMN, ("pdf", "svg"))
+
+    def _rendered(self, medium: Medium, kinds: Iterable[str]) -> dict[str, bytes]:
+        with _style_of(medium):
+            figure = self.draw(medium)
+            images = {}
+            for kind in kinds:
+                images[kind] = _saved(figure, kind)
+                figure.set_layout_engine(None)  # the next form has the same layout
+            return images
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Mapping from the values of a heat map to opacities.
+def _style_of(medium: Medium) -> Any:
+    style: Any = {**_STYLE, **medium.style}
+    return matplotlib.rc_context(style)
 
-    Attributes:
-        label: Name of the values.
-        low: Value with opacity 0.
-        high: Value with opacity 1.
-        power: Exponent of the mapping; 0.5 makes small values visible.
-    """
 
-    label: str
-    low: float = 0.0
-    high: float = 1.0
-    power: float = 1.0
-
-    def opacities(self, values: object) -> np.ndarray:
-        """Return opacities from 0 to 1: values outside the scale are clipped, NaN is 0."""
-        part = (np.array(values, np.float64) - self.low) / (self.high - self.low)
-        return np.nan_to_num(np.clip(part, 0.0, 1.0)) ** self.power
+def _saved(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # the font may lack the script of a class name; the SVG uses the fonts of its viewer
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(file, format=kind, dpi=_DPI, metadata=_METADATA[kind])
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -120,6 +230,7 @@ class Line:
         marker: Marker of matplotlib.
         spread: Half the height of the error bar at each point; None for no error bars.
         hollow: Whether the markers are hollow.
+        dash: Dash in a narrow medium, which may be printed in grey.
     """
 
     label: str
@@ -128,31 +239,7 @@ class Line:
     marker: str = "o"
     spread: Sequence[float] | None = None
     hollow: bool = False
-
-
-def render(
-    name: str, alt: str, height: float, plot: Callable[[Figure], None], width: float = WIDTH
-) -> Chart:
-    """Render a chart as SVG and PNG.
-
-    Args:
-        name: Name of the files, without extension.
-        alt: Description for screen readers.
-        height: Height in inches.
-        plot: Function that draws on a figure.
-        width: Width in inches.
-    """
-    images = {}
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # the font may lack the script of a class name; the SVG uses the fonts of its viewer
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        plot(figure)
-        for kind, metadata in _METADATA.items():
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-            images[kind] = file.getvalue()
-    return Chart(name, alt, images["svg"], images["png"])
+    dash: str = "-"
 
 
 def short_line(text: object, max_length: int = 22) -> str:
@@ -161,16 +248,18 @@ def short_line(text: object, max_length: int = 22) -> str:
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def layer_axis(axes: Axes, layers: Sequence[int], n_panels: int = 1) -> None:
+def layer_axis(
+    axes: Axes, layers: Sequence[int], medium: Medium = SCREEN, n_panels: int = 1
+) -> None:
     """Label the x axis of one of `n_panels` adjacent panels with layer numbers."""
-    step = math.ceil(len(layers) * n_panels / _MAX_TICKS)
+    step = math.ceil(len(layers) * n_panels / medium.max_ticks)
     ticks = list(layers)[::step]
     axes.set_xticks(ticks, [str(layer) for layer in ticks])
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     axes.set_xlabel("layer")
 
 
-def draw_line(axes: Axes, layers: Sequence[int], line: Line) -> None:
+def draw_line(axes: Axes, layers: Sequence[int], line: Line, medium: Medium = SCREEN) -> None:
     """Draw a line over the layers."""
     colour = COLOURS[line.colour]
     axes.errorbar(
@@ -179,11 +268,12 @@ def draw_line(axes: Axes, layers: Sequence[int], line: Line) -> None:
         yerr=None if line.spread is None else list(line.spread),
         color=colour,
         marker=line.marker,
-        markersize=4.5,
+        markersize=medium.marker,
         markerfacecolor=COLOURS["paper"] if line.hollow else colour,
-        linewidth=1.3,
-        elinewidth=1.0,
-        capsize=2.5,
+        linewidth=1.0 if medium.is_narrow else 1.3,
+        linestyle=line.dash if medium.is_narrow else "-",
+        elinewidth=0.8 if medium.is_narrow else 1.0,
+        capsize=1.5 if medium.is_narrow else 2.5,
         label=line.label,
     )
 
@@ -200,101 +290,81 @@ def layer_lines(
         panels: Lines of each panel, by the label of its y axis.
     """
 
-    def plot(figure: Figure) -> None:
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    def plot(figure: Figure, medium: Medium) -> None:
+        grid = panels_of(figure, medium, len(panels))
         for axes, (label, lines) in zip(grid, panels.items(), strict=True):
             for line in lines:
-                draw_line(axes, layers, line)
-            layer_axis(axes, layers, len(panels))
-            axes.set_ylabel(label)
+                draw_line(axes, layers, line, medium)
+            layer_axis(axes, layers, medium, 1 if medium.is_narrow else len(panels))
+            axes.set_ylabel(medium.wrapped(label))
             low, high = min(0.0, axes.get_ylim()[0]), axes.get_ylim()[1]
             axes.set_ylim(low, high + 0.05 * (high - low))
             if len(lines) > 1:
-                legend_above(axes)
+                legend_above(axes, medium)
+        if medium.is_narrow:
+            for axes in grid[:-1]:
+                axes.set_xlabel("")
 
-    return render(name, alt, 2.9, plot)
+    def size(medium: Medium) -> tuple[float, float]:
+        return medium.width, 0.4 + 1.6 * len(panels) if medium.is_narrow else 2.9
+
+    columns: list[str] = ["layer"]
+    series: list[list[float]] = [list(layers)]
+    for label, line in ((label, line) for label, lines in panels.items() for line in lines):
+        columns.append(label if len(panels[label]) == 1 else line.label)
+        series.append(list(line.values))
+        if line.spread is not None:
+            columns.append("sd")
+            series.append(list(line.spread))
+    numbers = Rows(tuple(columns), list(zip(*series, strict=True)))
+    return Chart(name, alt, plot, size, numbers)
 
 
-def legend_above(axes: Axes) -> None:
-    """Put the legend above the axes, where it hides no data."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1.4)
+def panels_of(figure: Figure, medium: Medium, n_panels: int) -> list[Axes]:
+    """Return adjacent panels; in a narrow medium they go one below the other."""
+    shape = (n_panels, 1) if medium.is_narrow else (1, n_panels)
+    return list(figure.subplots(*shape, squeeze=False).flat)
 
 
-def heat_map(
-    name: str,
-    alt: str,
-    values: Sequence[Sequence[float]],
-    numbers: Sequence[Sequence[str]],
-    labels: Sequence[str],
-    axis_names: tuple[str, str],
-    scale: Scale,
-    upwards: bool = False,
-) -> Chart:
-    """Draw a square matrix as shaded cells.
+def legend_above(axes: Axes, medium: Medium = SCREEN, ncols: int = 4) -> None:
+    """Put the legend of an axes above it, where it hides no data.
 
-    Args:
-        name: Name of the files, without extension.
-        alt: Description for screen readers.
-        values: Value of each cell, shown by its opacity.
-        numbers: Text of each cell, shown if there is room.
-        labels: Labels of the rows and of the columns.
-        axis_names: Labels of the y axis and of the x axis.
-        scale: Mapping from values to opacities.
-        upwards: Whether the first row is at the bottom.
+    In a narrow medium it takes the width of the figure, and as many columns as fit.
     """
-    n = len(labels)
-    names = [short_line(label) for label in labels]
-    longest = max(len(label) for label in names)
-    side = max(2.4, 0.38 * n) if n <= _MAX_LABELLED else min(6.6, 0.17 * n + 1.2)
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        opacities = scale.opacities(values)
-        rows, columns = np.nonzero(opacities)
-        corners = 0.47 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        _shade(axes, np.stack([columns, rows], 1)[:, None] + corners, opacities[rows, columns])
-        if n <= _MAX_LABELLED:
-            _write_numbers(axes, opacities, numbers)
-        _label_cells(axes, names, rotated=longest > _MAX_HORIZONTAL_LABEL)
-        axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n - 0.5) if upwards else (n - 0.5, -0.5))
-        axes.set(ylabel=axis_names[0], xlabel=axis_names[1], aspect="equal")
-        axes.grid(visible=False)
-        _scale_bar(axes.inset_axes((1.03, 0.0, 0.14 / side, 1.0)), scale)
-
-    room = 0.08 * longest
-    below = room if longest > _MAX_HORIZONTAL_LABEL else 0.1
-    return render(name, alt, side + 0.5 + below, plot, side + 1.3 + room)
+    if not medium.is_narrow:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=ncols, columnspacing=1.4)
+        return
+    figure = axes.get_figure(root=True)
+    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    entries.sort(key=lambda entry: not isinstance(entry[0], Container))  # lines with points first
+    if figure is not None and entries:
+        handles, labels = zip(*entries, strict=True)
+        fitting = _n_columns(labels, medium)
+        figure.legend(handles, labels, loc="outside upper left", ncols=fitting)
 
 
-def _shade(axes: Axes, shapes: Any, opacities: np.ndarray) -> None:
+def _n_columns(labels: Sequence[str], medium: Medium) -> int:
+    """Return the number of columns with which a legend is as wide as a chart, at most."""
+    style = medium.style
+    size = style["font.size"]
+    extra = size * (style["legend.handlelength"] + style["legend.handletextpad"])
+    widths = [extra + (text_width(label, size) if label else 0.0) for label in labels]
+    for n_columns in range(min(4, len(labels)), 1, -1):
+        parts = np.array_split(widths, n_columns)  # as matplotlib fills columns
+        gaps = size * style["legend.columnspacing"] * (n_columns - 1)
+        if sum(part.max() for part in parts) + gaps <= 72 * medium.width - 2 * size:
+            return n_columns
+    return 1
+
+
+def text_width(text: str, size: float) -> float:
+    """Return the width of a line of text in points, for a font size in points."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
+
+
+def shade(axes: Axes, shapes: Any, opacities: np.ndarray) -> None:
+    """Fill polygons, [n][n_corners][2], with blue of some opacities, [n]."""
     faces = [to_rgba(COLOURS["blue"], opacity) for opacity in opacities.tolist()]
     axes.add_collection(PolyCollection(shapes, facecolors=faces, linewidths=0))
-
-
-def _label_cells(axes: Axes, names: Sequence[str], rotated: bool) -> None:
-    many = len(names) > _MAX_LABELLED
-    size = 9.0 if len(names) <= _MAX_TICKS else 6.5
-    axes.set_xticks(range(len(names)), names, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    for tick in axes.get_xticklabels() if rotated else []:
-        tick.set(rotation=90 if many else 45, rotation_mode="anchor")
-        tick.set(ha="right", va="center" if many else "top")
-
-
-def _write_numbers(axes: Axes, opacities: np.ndarray, numbers: Sequence[Sequence[str]]) -> None:
-    size = 8.0 if len(numbers) <= 12 else 6.5
-    for row, column in np.ndindex(opacities.shape):
-        colour = COLOURS["paper" if opacities[row, column] > _DARK_CELL else "ink"]
-        text = numbers[row][column]
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-
-
-def _scale_bar(axes: Axes, scale: Scale) -> None:
-    edges = np.linspace(scale.low, scale.high, 31)
-    shapes = [[(0, a), (1, a), (1, b), (0, b)] for a, b in pairwise(edges)]
-    _shade(axes, shapes, scale.opacities((edges[1:] + edges[:-1]) / 2))
-    axes.set(xlim=(0, 1), ylim=(scale.low, scale.high), xticks=[], ylabel=scale.label)
-    axes.yaxis.set_label_position("right")
-    axes.yaxis.tick_right()
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.grid(visible=False)

@@ -1,11 +1,14 @@
-"""Self-contained HTML pages: text, tables and charts, without scripts and network access.
+"""Self-contained HTML pages: text, tables and charts, without network access.
 
+The only script sorts tables; the page's policy allows it by its hash and forbids all others.
 markupsafe escapes everything that is not `Markup`. Pages and charts share their colours, a light
 and a dark set.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +55,11 @@ th, td { padding: 0.28rem 0.9rem 0.28rem 0; text-align: left; vertical-align: to
 thead th { color: var(--muted); font-weight: 600; white-space: normal; vertical-align: bottom; }
 .text { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 .number { text-align: right; }
+th button { all: unset; cursor: pointer; }
+th button:hover, th button:focus-visible { text-decoration: underline; }
+th button::after { content: " \\2195"; opacity: 0.5; }
+th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
+th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 tr.best { background: var(--wash); font-weight: 700; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1.2rem; margin: 0.6rem 0;
   font-size: 0.95rem; }
@@ -64,14 +72,47 @@ pre { background: var(--wash); padding: 0.8rem 1rem; overflow-x: auto; font-size
   border: 1px solid var(--grid); }
 footer { margin-top: 3rem; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 0.5rem; } }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; }
+@media print { th button::after { content: ""; }
+  body { max-width: none; padding: 0; font-size: 11pt; }
   figure, tr, .warning { break-inside: avoid; } h2 { break-after: avoid; } }
 """
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content security policy: the browser loads nothing, whatever a label contains."""
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const rows = [...body.rows];
+  const heads = [...table.tHead.rows[0].cells];
+  const compare = (a, b) => {
+    const x = parseFloat(a), y = parseFloat(b);
+    return isNaN(x) || isNaN(y) ? a.localeCompare(b, "en", { numeric: true }) : x - y;
+  };
+  heads.forEach((head, at) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.onclick = () => {
+      const sign = head.ariaSort === "ascending" ? -1 : 1;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.ariaSort = sign > 0 ? "ascending" : "descending";
+      const text = (row) => row.cells[at].textContent;
+      const gap = (row) => text(row) === "\u2013";
+      body.append(...[...rows].sort((a, b) =>
+        gap(a) - gap(b) || sign * compare(text(a), text(b))));
+    };
+  });
+}
+"""
+"""Makes the headings of sortable tables buttons; cells without a value stay last."""
+_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_HASH}'"
+)
+"""Content security policy: the browser loads nothing and runs no other script, whatever a label
+contains."""
 
 
+FIGURES = "figures"
+"""Folder of the charts, beside the page."""
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|–")
 _MAX_LINE = 32  # characters; a column with a longer cell is wrapped
 
@@ -101,7 +142,12 @@ def facts(values: Mapping[str, object]) -> Markup:
     return element("dl", *(part for pair in pairs for part in pair))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> Markup:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    best: int | None = None,
+    is_sortable: bool = False,
+) -> Markup:
     """Return a table.
 
     Args:
@@ -109,6 +155,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | Non
         rows: Cells. A float is shown with three decimals, None as a dash. Columns of numbers are
             right-aligned.
         best: Index of a row to highlight.
+        is_sortable: Whether a click on a heading sorts the rows by its column.
     """
     kinds = [_column_kind([row[i] for row in rows]) for i in range(len(head))]
     top = element("tr", *(element("th", h, kind=k) for h, k in zip(head, kinds, strict=True)))
@@ -120,7 +167,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], best: int | Non
         )
         for i, row in enumerate(rows)
     ]
-    whole = element("table", element("thead", top), element("tbody", *body))
+    kind = "sortable" if is_sortable else ""
+    whole = element("table", element("thead", top), element("tbody", *body), kind=kind)
     return element("div", whole, kind="scroll")
 
 
@@ -164,7 +212,7 @@ def section(title: str, *content: object) -> Markup:
 
 
 def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) -> Path:
-    """Write report.html, and each chart as SVG and PNG in the same folder.
+    """Write report.html, and the files of each chart in `figures/`.
 
     Returns:
         Path of report.html.
@@ -172,13 +220,13 @@ def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) 
     Raises:
         StoreError: A file cannot be written.
     """
-    names = []
     for chart in charts:
-        names.append(chart.name)
-        write_atomic(folder / f"{chart.name}.svg", [chart.svg])
-        write_atomic(folder / f"{chart.name}.png", [chart.png])
+        write_figures(folder / FIGURES, chart)
     css = _CSS.replace("LIGHT", _variables(COLOURS)).replace("DARK", _variables(_DARK))
-    footer = f"Each chart is also in the folder of this page as .svg and .png: {', '.join(names)}."
+    footer = (
+        f"Each chart is in the folder {FIGURES}/ beside this page: NAME.pdf and NAME.svg for a "
+        "column of a paper, NAME.csv with its numbers, NAME-wide.svg and NAME-wide.png as here."
+    )
     document = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -191,12 +239,30 @@ def write_page(folder: Path, title: str, body: Markup, charts: Iterable[Chart]) 
 <body>
 {body}
 {element("footer", footer)}
+<script>{_SCRIPT}</script>
 </body>
 </html>
 """
     path = folder / "report.html"
     write_atomic(path, [document.encode("utf-8", "replace")])
     return path
+
+
+def write_figures(folder: Path, chart: Chart) -> None:
+    """Write a chart for a column of a paper, for a screen, and as numbers.
+
+    Raises:
+        StoreError: A file cannot be written.
+    """
+    forms = {
+        ".pdf": chart.column_pdf,
+        ".svg": chart.column_svg,
+        ".csv": chart.numbers.to_csv(),
+        "-wide.svg": chart.svg,
+        "-wide.png": chart.png,
+    }
+    for ending, content in forms.items():
+        write_atomic(folder / f"{chart.name}{ending}", [content])
 
 
 def _variables(colours: Mapping[str, str]) -> str:

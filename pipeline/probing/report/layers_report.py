@@ -13,7 +13,8 @@ from markupsafe import Markup
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layer_statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
-from pipeline.probing.report.charts import Chart, Line, Scale, heat_map, layer_lines
+from pipeline.probing.report.charts import Chart, Line, layer_lines
+from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (
     element,
     facts,
@@ -24,6 +25,7 @@ from pipeline.probing.report.html import (
     warnings_box,
     write_page,
 )
+from pipeline.probing.report.tabular import Rows
 
 _MEANINGS = {
     "layer": "layer number",
@@ -47,7 +49,7 @@ _SCALE_STEP = 0.05  # the scale of the CKA map starts at a multiple of this
 
 
 def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
-    """Write report.html with its charts as SVG and PNG, and layers.json.
+    """Write report.html, its charts in `figures/`, and layers.json.
 
     Returns:
         Path of report.html.
@@ -58,6 +60,7 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
     text = json.dumps(asdict(statistics), indent=1, allow_nan=False)
     write_atomic(folder / "layers.json", [f"{text}\n".encode()])
     norms, directions, variance, cka = charts = draw_charts(statistics)
+    numbers = table(COLUMNS, table_rows(statistics), is_sortable=True)
     title = "Layer statistics"
     body = join(
         [
@@ -68,7 +71,7 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
             section("Norms", figure(norms), *_paragraphs(_outliers(statistics))),
             section("Directions", figure(directions)),
             section("Variance", figure(variance)),
-            section("All numbers", table(COLUMNS, table_rows(statistics)), facts(_MEANINGS)),
+            section("All numbers", numbers, facts(_MEANINGS)),
             section("The sample", _sample(statistics)),
         ]
     )
@@ -119,7 +122,7 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
             {
                 "mean cosine": [
                     Line("consecutive frames (smoothness)", smoothness, "green", "^"),
-                    Line("different utterances (anisotropy)", anisotropy),
+                    Line("different utterances (anisotropy)", anisotropy, dash="--"),
                 ]
             },
         ),
@@ -137,6 +140,12 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
 
 
 def _cka_chart(statistics: StoreStatistics) -> Chart:
+    names = [layer.layer for layer in statistics.layers]
+    pairs = [
+        (name, other, value)
+        for name, row in zip(names, statistics.cka, strict=True)
+        for other, value in zip(names, row, strict=True)
+    ]
     known = [value for row in statistics.cka for value in row if value is not None]
     low = max(0.0, math.floor(min(known, default=0.0) / _SCALE_STEP - 1) * _SCALE_STEP)
     return heat_map(
@@ -147,6 +156,7 @@ def _cka_chart(statistics: StoreStatistics) -> Chart:
         [str(layer.layer) for layer in statistics.layers],
         ("layer", "layer"),
         Scale("linear CKA", low=low),
+        Rows(("layer", "other_layer", "cka"), pairs),
         upwards=True,
     )
 

@@ -1,23 +1,29 @@
-"""Charts of a sweep: scores, learned weights, learning curves, confusion matrix."""
+"""Charts of a sweep: scores, learned weights, learning curves."""
 
 from __future__ import annotations
 
 import math
-from itertools import accumulate
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.charts import (
     COLOURS,
     Chart,
     Line,
-    Scale,
+    Medium,
     draw_line,
-    heat_map,
     layer_axis,
     legend_above,
-    render,
+    panels_of,
 )
+from pipeline.probing.report.naming import candidate_name, metric_name
+from pipeline.probing.report.prediction_charts import (
+    confusion_chart,
+    detection_chart,
+    predictions_chart,
+)
+from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import WEIGHTED, Candidate, CandidateScore, HeadResult, Sweep
 
 if TYPE_CHECKING:
@@ -29,45 +35,10 @@ DETECTION = ("eer", "min_dcf")
 MAX_CLASSES = 40
 """Largest number of classes of which a confusion matrix is drawn."""
 
-METRICS = {
-    "f1": "macro-F1",
-    "accuracy": "accuracy",
-    "cer": "character error rate",
-    "wer": "word error rate",
-    "per": "phone error rate",
-    "macro_f1": "macro-F1",
-    "ccc": "concordance correlation",
-    "pearson": "Pearson correlation",
-    "mae": "mean absolute error",
-    "eer": "equal error rate",
-    "min_dcf": "minimum detection cost",
-    "abx_within": "ABX error within speakers",
-    "abx_across": "ABX error across speakers",
-}
-"""Full names of metrics."""
-
-_MAX_POINTS = 2_000
-"""Points of a chart; of more, evenly spaced ones are drawn."""
 _COLOURS = ("blue", "orange", "green", "purple")
 _DASHES = ("-", "--", "-.", (0, (1, 1)))
-
-
-def metric_name(name: str) -> str:
-    """Return the full name of a metric."""
-    return METRICS.get(name, name.replace("_", " "))
-
-
-def candidate_name(layer: Candidate) -> str:
-    """Return the name of a candidate."""
-    if layer == WEIGHTED:
-        return "weighted sum"
-    return f"layer {layer}" if isinstance(layer, int) else "collapsed layer"
-
-
-def candidate_in_sentence(layer: Candidate) -> str:
-    """Return the name of a candidate, with an article if the name needs one."""
-    name = candidate_name(layer)
-    return name if isinstance(layer, int) else f"the {name}"
+_BASELINE_DASHES = (":", (0, (6, 1.5, 1, 1.5)), (0, (3, 1.5)), (0, (1, 3)))
+"""Dashes of the baselines in a narrow medium, whose labels are in the legend."""
 
 
 def draw_charts(sweep: Sweep) -> dict[str, Chart]:
@@ -96,46 +67,74 @@ def scores_chart(sweep: Sweep) -> Chart:
     direction = "higher" if sweep.higher_is_better else "lower"
     metric = metric_name(sweep.metric)
 
-    def plot(figure: Figure) -> None:
+    def plot(figure: Figure, medium: Medium) -> None:
         axes = figure.subplots()
         single = [score for score in sweep.scores if score.layer != WEIGHTED]
         places = [score.layer for score in single if isinstance(score.layer, int)]
         if places:
-            _draw_scores(axes, places, single)
-            layer_axis(axes, places)
+            _draw_scores(axes, places, single, medium)
+            layer_axis(axes, places, medium)
         elif single:  # a collapsed store has one layer without a number
-            _draw_scores(axes, [0], single)
+            _draw_scores(axes, [0], single, medium)
             axes.set_xticks([0], ["collapsed layer"])
         else:
             axes.set_xticks([])
-        axes.set_ylabel(f"{metric} ({direction} is better)")
-        labels = _draw_reference_lines(axes, sweep)
+        gap = "\n" if medium.is_narrow else " "
+        axes.set_ylabel(f"{metric}{gap}({direction} is better)")
         if isinstance(sweep.best, int):
-            _mark_best(axes, sweep.best, sweep.score(sweep.best).test)
-        _write_labels(axes, labels)
-        if single:
-            legend_above(axes)
+            _mark_best(axes, sweep.best, sweep.score(sweep.best).test, medium)
+        labels = _draw_reference_lines(axes, sweep, medium)
+        if not medium.is_narrow:
+            _write_labels(axes, labels, medium)
+        if single or medium.is_narrow:
+            legend_above(axes, medium)
+
+    def size(medium: Medium) -> tuple[float, float]:
+        n_lines = len(sweep.baselines) + 2 * (sweep.layer_weights is not None) + 3
+        return medium.width, 2.1 + 0.07 * n_lines if medium.is_narrow else 3.9
 
     alt = f"{metric} on dev and test by layer, {direction} is better"
-    return render("scores", alt, 3.9, plot)
+    return Chart("scores", alt, plot, size, _score_rows(sweep))
 
 
-def _draw_scores(axes: Axes, places: list[int], scores: list[CandidateScore]) -> None:
+def _score_rows(sweep: Sweep) -> Rows:
+    """Return the scores of candidates and baselines."""
+    columns = ("kind", "name", "layer", "dev", "test", "test_low", "test_high")
+    rows: list[tuple[object, ...]] = [
+        (
+            "candidate",
+            candidate_name(score.layer),
+            score.layer if isinstance(score.layer, int) else None,
+            score.dev,
+            score.test,
+            score.low,
+            score.high,
+        )
+        for score in sweep.scores
+    ]
+    rows += [("baseline", name, None, None, v, None, None) for name, v in sweep.baselines.items()]
+    return Rows(columns, rows)
+
+
+def _draw_scores(
+    axes: Axes, places: list[int], scores: list[CandidateScore], medium: Medium
+) -> None:
     """Draw the test scores with their intervals, and the dev scores."""
-    dev = Line("dev", [score.dev for score in scores], "orange", "s", hollow=True)
+    dev = Line("dev", [score.dev for score in scores], "orange", "s", hollow=True, dash="--")
     test = Line("test, 95 % interval", [score.test for score in scores])
-    draw_line(axes, places, dev)
-    draw_line(axes, places, test)
+    draw_line(axes, places, dev, medium)
+    draw_line(axes, places, test, medium)
     low, high = [score.low for score in scores], [score.high for score in scores]
-    blue = COLOURS["blue"]
-    axes.vlines(places, low, high, color=blue, linewidth=1.1)
-    axes.plot(places, low, "_", places, high, "_", color=blue, markersize=5)
+    blue, cap = COLOURS["blue"], 3 if medium.is_narrow else 5
+    axes.vlines(places, low, high, color=blue, linewidth=0.8 if medium.is_narrow else 1.1)
+    axes.plot(places, low, "_", places, high, "_", color=blue, markersize=cap)
 
 
-def _draw_reference_lines(axes: Axes, sweep: Sweep) -> list[tuple[float, str, str]]:
+def _draw_reference_lines(axes: Axes, sweep: Sweep, medium: Medium) -> list[tuple[float, str, str]]:
     """Draw the weighted sum and the baselines as horizontal lines.
 
-    A baseline far from the scores would compress the y axis; it gets a label at the edge instead.
+    A baseline far from the scores would compress the y axis; it gets a label at the edge instead,
+    or in a narrow medium an entry in the legend.
 
     Returns:
         (y position, text, colour) of the label of each line.
@@ -147,27 +146,40 @@ def _draw_reference_lines(axes: Axes, sweep: Sweep) -> list[tuple[float, str, st
     levels = [low, high, *near.values()]
     pad = 0.06 * (max(levels) - min(levels)) + 1e-3
     axes.set_ylim(min(levels) - pad, max(levels) + pad)
+    narrow = medium.is_narrow
     labels = []
     for score in sweep.scores:
         if score.layer == WEIGHTED:
             green = COLOURS["green"]
             axes.axhspan(score.low, score.high, color=green, alpha=0.13, linewidth=0)
-            axes.axhline(score.test, color=green, linewidth=1.6)
-            axes.axhline(score.dev, color=green, linewidth=1.0, linestyle=(0, (5, 3)))
+            test, dev = ("weighted sum, test", "weighted sum, dev") if narrow else ("_", "_")
+            width = 1.2 if narrow else 1.6
+            axes.axhline(score.test, color=green, linewidth=width, label=test)
+            axes.axhline(score.dev, color=green, linewidth=1.0, linestyle=(0, (5, 3)), label=dev)
             best = ", best by dev" if score.layer == sweep.best else ""
             text = f"weighted sum {score.test:.3f}\n(dev {score.dev:.3f}{best})"
             labels.append((score.test, text, "green"))
-    for name, value in sweep.baselines.items():
+    for i, (name, value) in enumerate(sweep.baselines.items()):
+        text = f"{name} {value:.3f}"
         if name in near:
-            axes.axhline(value, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
-            labels.append((value, f"{name} {value:.3f}", "muted"))
+            dash: Any = _BASELINE_DASHES[i % len(_BASELINE_DASHES)] if narrow else ":"
+            line = {"color": COLOURS["muted"], "linewidth": 1.0, "linestyle": dash}
+            axes.axhline(value, **line, label=_short_baseline(text) if narrow else "_")
+            labels.append((value, text, "muted"))
         else:
             edge, arrow = (-math.inf, "↓") if value < low else (math.inf, "↑")
-            labels.append((edge, f"{arrow} {name} {value:.3f}", "muted"))
+            labels.append((edge, f"{arrow} {text}", "muted"))
+            if narrow:
+                axes.plot([], [], " ", label=f"{arrow} {_short_baseline(text)}")
     return labels
 
 
-def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
+def _short_baseline(text: str) -> str:
+    """Return the label of a baseline without the layer, which a legend has no room for."""
+    return re.sub(r", layer \w+", "", text)
+
+
+def _write_labels(axes: Axes, labels: list[tuple[float, str, str]], medium: Medium) -> None:
     """Write the labels to the right of their lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     line = 0.052 * (high - low)
@@ -182,17 +194,17 @@ def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
             xycoords=("axes fraction", "data"),
             va="center",
             color=COLOURS[colour],
-            fontsize=8,
+            fontsize=medium.small,
             annotation_clip=False,
         )
 
 
-def _mark_best(axes: Axes, place: int, value: float) -> None:
+def _mark_best(axes: Axes, place: int, value: float, medium: Medium) -> None:
     axes.plot(
         [place],
         [value],
         "o",
-        markersize=12,
+        markersize=8 if medium.is_narrow else 12,
         markerfacecolor="none",
         markeredgecolor=COLOURS["ink"],
         label="best by dev",
@@ -206,7 +218,7 @@ def weights_chart(sweep: Sweep) -> Chart:
     chosen = sweep.score(WEIGHTED).lr
     heads = [head for head in sweep.heads if head.layer == WEIGHTED and head.lr == chosen]
 
-    def plot(figure: Figure) -> None:
+    def plot(figure: Figure, medium: Medium) -> None:
         axes = figure.subplots()
         places = list(sweep.layers)
         axes.bar(places, weights, width=0.7, color=COLOURS["green"], alpha=0.75, label="mean")
@@ -216,17 +228,24 @@ def weights_chart(sweep: Sweep) -> Chart:
                 head.layer_weights or (),
                 "o",
                 color=COLOURS["ink"],
-                markersize=3,
+                markersize=2 if medium.is_narrow else 3,
                 markerfacecolor=COLOURS["paper"],
                 label="each head" if i == 0 else None,
             )
         uniform = f"uniform, 1/{len(places)}"
         axes.axhline(1 / len(places), color=COLOURS["muted"], linestyle=":", label=uniform)
-        layer_axis(axes, places)
+        layer_axis(axes, places, medium)
         axes.set_ylabel("learned weight")
-        legend_above(axes)
+        legend_above(axes, medium)
 
-    return render("weights", "Learned weight of each layer in the weighted sum", 2.7, plot)
+    def size(medium: Medium) -> tuple[float, float]:
+        return medium.width, 2.1 if medium.is_narrow else 2.7
+
+    names = [f"seed {head.seed} fold {head.fold}" for head in heads]
+    series = [sweep.layers, weights, *(head.layer_weights or () for head in heads)]
+    numbers = Rows(("layer", "mean", *names), list(zip(*series, strict=True)))
+    alt = "Learned weight of each layer in the weighted sum"
+    return Chart("weights", alt, plot, size, numbers)
 
 
 def curves_chart(sweep: Sweep) -> Chart:
@@ -234,31 +253,50 @@ def curves_chart(sweep: Sweep) -> Chart:
     heads = best_heads(sweep)
     coloured = _highlighted(sweep)
 
-    def plot(figure: Figure) -> None:
-        panels = figure.subplots(1, 2)
+    def plot(figure: Figure, medium: Medium) -> None:
+        panels = panels_of(figure, medium, 2)
         ordered = sorted(heads, key=lambda layer: layer in coloured)
         grey = "other candidates"
+        faint: dict[str, Any] = {"color": COLOURS["grid"]}
+        if medium.is_narrow:  # the grid's grey is too light in print
+            faint = {"color": COLOURS["muted"], "alpha": 0.4}
+        thin, thick = (0.8, 1.1) if medium.is_narrow else (1.2, 1.6)
         for layer in ordered:
             steps, *values = zip(*_finite(heads[layer]), strict=True)
             for axes, series in zip(panels, values, strict=True):
                 if layer not in coloured:
-                    axes.plot(steps, series, color=COLOURS["grid"], linewidth=1.2, label=grey)
+                    axes.plot(steps, series, linewidth=thin, label=grey, **faint)
                     continue
                 at = coloured.index(layer)
-                style = {"color": COLOURS[_COLOURS[at]], "linestyle": _DASHES[at]}
-                axes.plot(steps, series, linewidth=1.6, label=candidate_name(layer), **style)
+                style: dict[str, Any] = {"color": COLOURS[_COLOURS[at]], "linestyle": _DASHES[at]}
+                axes.plot(steps, series, linewidth=thick, label=candidate_name(layer), **style)
             if layer not in coloured:
                 grey = "_"  # one entry in the legend
             else:
-                panels[1].plot([heads[layer].step], [heads[layer].dev], "o", color=style["color"])
+                dot: dict[str, Any] = {"markersize": medium.marker} if medium.is_narrow else {}
+                place = [heads[layer].step], [heads[layer].dev]
+                panels[1].plot(*place, "o", color=style["color"], **dot)
         for axes, label in zip(panels, ("training loss", f"dev {sweep.metric}"), strict=True):
             axes.set(xlabel="step", ylabel=label)
         _fit_scale(panels[0], [loss for head in heads.values() for _, loss, _ in _finite(head)])
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=5)
+        if medium.is_narrow:
+            panels[0].set_xlabel("")
+            legend_above(panels[0], medium)
+        else:
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=5)
 
+    def size(medium: Medium) -> tuple[float, float]:
+        return medium.width, 3.6 if medium.is_narrow else 3.2
+
+    rows = [
+        (candidate_name(layer), head.lr, head.seed, head.fold, *point, point[0] == head.step)
+        for layer, head in heads.items()
+        for point in _finite(head)
+    ]
+    columns = ("candidate", "learning_rate", "seed", "fold", "step", "training_loss", "dev")
     alt = "Training loss and dev score by training step"
-    return render("curves", alt, 3.2, plot)
+    return Chart("curves", alt, plot, size, Rows((*columns, "is_best_step"), rows))
 
 
 def best_heads(sweep: Sweep) -> dict[Candidate, HeadResult]:
@@ -290,75 +328,3 @@ def _fit_scale(axes: Axes, values: list[float]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-
-
-def confusion_chart(sweep: Sweep) -> Chart:
-    """Draw the test counts of the best candidate, shaded by the share of the true class."""
-    counts = sweep.confusion or ()
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    label = sweep.labels[0]
-    return heat_map(
-        "confusion",
-        f"Confusion matrix of {candidate_name(sweep.best)}: true against predicted class",
-        shares,
-        [[str(count) if count else "" for count in row] for row in counts],
-        sweep.classes[0],
-        (f"true {label}", f"predicted {label}"),
-        Scale("share of the true class", power=0.5),
-    )
-
-
-def predictions_chart(sweep: Sweep) -> Chart:
-    """Draw predicted against true numbers, a panel per label column, for the best candidate."""
-    score = sweep.score(sweep.best)
-    heads = [head for head in sweep.heads if (head.layer, head.lr) == (score.layer, score.lr)]
-    first = [head for head in heads if head.seed == heads[0].seed]
-    pairs = [
-        (truth, found)
-        for head in first
-        for truth, found in zip(sweep.truth[head.fold], head.predictions, strict=True)
-    ]
-    pairs = pairs[:: max(1, len(pairs) // _MAX_POINTS)]
-
-    def plot(figure: Figure) -> None:
-        panels = figure.subplots(1, len(sweep.labels), squeeze=False)[0]
-        for i, (axes, label) in enumerate(zip(panels, sweep.labels, strict=True)):
-            true, found = (
-                [float(item[i]) for item in column] for column in zip(*pairs, strict=True)
-            )
-            axes.plot(true, found, "o", color=COLOURS["blue"], alpha=0.5, markersize=3)
-            ends = [min(true), max(true)]
-            axes.plot(ends, ends, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
-            axes.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
-
-    alt = f"Predicted against true numbers, {candidate_name(sweep.best)}, first seed"
-    return render("predictions", alt, 3.2, plot)
-
-
-def detection_chart(sweep: Sweep) -> Chart:
-    """Draw the detection error trade-off of the best candidate (Martin et al., 1997)."""
-    heads = [head for head in sweep.heads if head.layer == sweep.best]
-    pairs = [
-        (found[0], truth[0])  # score, 1 for one speaker
-        for head in heads
-        for found, truth in zip(head.predictions, sweep.truth[head.fold], strict=True)
-    ]
-    ordered = [bool(truth) for _, truth in sorted(pairs)]
-    n_target = sum(ordered)
-    misses = list(accumulate(ordered))
-    false_alarms = [len(ordered) - i - 1 - (n_target - miss) for i, miss in enumerate(misses)]
-    step = max(1, len(ordered) // _MAX_POINTS)
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        x = [100 * count / max(1, len(ordered) - n_target) for count in false_alarms[::step]]
-        y = [100 * count / max(1, n_target) for count in misses[::step]]
-        axes.plot(x, y, color=COLOURS["blue"], linewidth=1.6)
-        axes.plot([0.1, 100], [0.1, 100], color=COLOURS["muted"], linewidth=1.0, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlim=(0.1, 100), ylim=(0.1, 100))
-        axes.set(xlabel="false alarms in %", ylabel="misses in %")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-
-    alt = f"Misses against false alarms, {candidate_name(sweep.best)}"
-    return render("detection", alt, 3.2, plot)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.files import write_atomic
 from pipeline.probing.report.charts import Chart
 from pipeline.probing.report.html import (
     element,
@@ -19,24 +20,22 @@ from pipeline.probing.report.html import (
     warnings_box,
     write_page,
 )
-from pipeline.probing.report.sweep_charts import (
-    MAX_CLASSES,
-    best_heads,
-    candidate_in_sentence,
-    candidate_name,
-    draw_charts,
-    metric_name,
-)
+from pipeline.probing.report.methods import methods
+from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
+from pipeline.probing.report.score_tables import TABLES, write_tables
+from pipeline.probing.report.sweep_charts import MAX_CLASSES, best_heads, draw_charts
 from pipeline.probing.results import NO_RATE, WEIGHTED, Candidate, Sweep
 
 SIGNIFICANCE_LEVEL = 0.05
 """p-value below which a difference is called significant."""
+METHODS = "methods.txt"
+"""File of the methods paragraph, beside the report."""
 _MAX_PAIRS = 20
 _N_EXAMPLES = 8
 
 
 def write_report(sweep: Sweep, folder: Path) -> Path:
-    """Write report.html and its charts as SVG and PNG. Equal sweeps give equal bytes.
+    """Write report.html, its charts, the tables and methods.txt. Equal sweeps give equal bytes.
 
     Args:
         sweep: Results of the sweep.
@@ -49,6 +48,8 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
         StoreError: A file cannot be written.
     """
     charts = draw_charts(sweep)
+    write_tables(sweep, folder / TABLES)
+    write_atomic(folder / METHODS, [f"{methods(sweep)}\n".encode("utf-8", "replace")])
     title = f"{_title(sweep)} {sweep.encoder}"
     return write_page(folder, title, report_body(sweep, charts), charts.values())
 
@@ -69,6 +70,7 @@ def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
             _errors(sweep, figures.get("confusion"), figures.get("predictions")),
             section("Errors", figures["detection"]) if "detection" in figures else Markup(),
             section("Next steps", *_next_steps(sweep)),
+            section("Methods", element("p", methods(sweep)), element("p", *_files(), kind="note")),
             section("Settings", _facts(sweep)),
         ]
     )
@@ -89,6 +91,17 @@ _CAPTIONS = {
     "predictions": "Test utterances of the best candidate, first seed. Dotted line: a perfect "
     "prediction.",
 }
+
+
+def _files() -> list[object]:
+    """Return the note that says where the text and the tables are."""
+    return [
+        "For a paper: this paragraph is in ",
+        element("code", METHODS),
+        ", and the scores are in ",
+        element("code", f"{TABLES}/scores.tex"),
+        ", .md and .csv beside this page.",
+    ]
 
 
 def _title(sweep: Sweep) -> str:
@@ -167,7 +180,8 @@ def _scores(sweep: Sweep) -> Markup:
         for score in sweep.scores
     ]
     at = [score.layer for score in sweep.scores].index(sweep.best)
-    return table([*columns, *(f"test {metric_name(name)}" for name in extras)], rows, at)
+    heading = [*columns, *(f"test {metric_name(name)}" for name in extras)]
+    return table(heading, rows, at, is_sortable=True)
 
 
 def _baselines(sweep: Sweep) -> Markup:
@@ -287,7 +301,7 @@ def _facts(sweep: Sweep) -> Markup:
         f"{label}: {len(names)}" for label, names in zip(sweep.labels, sweep.classes, strict=True)
     )
     kind = "classes" if sweep.confusion is not None else "symbols"
-    is_trained = rates != [NO_RATE]
+    is_trained, setup = rates != [NO_RATE], sweep.setup
     values: dict[str, object] = {
         "store": sweep.store if isinstance(sweep.store, str) else ", ".join(sweep.store),
         "encoder": sweep.encoder,
@@ -303,6 +317,10 @@ def _facts(sweep: Sweep) -> Markup:
         "learning rates": ", ".join(f"{rate:g}" for rate in rates) if is_trained else "",
         "seeds": ", ".join(str(seed) for seed in seeds) if is_trained else "",
         "heads": f"{sweep.trained} trained, {sweep.reused} taken from an earlier run",
+        "selection": ""
+        if setup.n_used == setup.n_stored
+        else f"{setup.n_used:,} of {setup.n_stored:,} utterances",
+        "Strata": setup.version,
         "time": ", ".join(f"{name} {took:.1f} s" for name, took in sweep.seconds.items()),
     }
     return facts({name: value for name, value in values.items() if value != ""})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.probing.labels import Labels, read_texts
+from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.store.read.features import FeatureStore
 
 NO_SPEAKER = "none"
@@ -48,6 +48,29 @@ def find_speaker_column(store: FeatureStore) -> str | None:
     """
     found = [(rank, name) for name in _names(store) if (rank := _rank(name)) is not None]
     return min(found, key=lambda item: item[0])[1] if found else None
+
+
+def count_speakers(
+    store: FeatureStore, column: str | None, folds: Sequence[Fold]
+) -> dict[str, int]:
+    """Return the number of speakers in "train", "dev" and "test", or in "all" of several folds.
+
+    Args:
+        store: The store.
+        column: Column of the speakers; None if it is not known, which gives no numbers.
+        folds: The folds.
+    """
+    if column is None or column not in store.metadata.column_names:
+        return {}
+    speakers = read_texts(store, column)
+
+    def count(*parts: IntArray) -> int:
+        return len({speakers[i] for part in parts for i in part.tolist()} - {None})
+
+    if len(folds) > 1:
+        return {"all": count(*(fold.test for fold in folds))}
+    [fold] = folds
+    return {"train": count(fold.train), "dev": count(fold.dev), "test": count(fold.test)}
 
 
 def is_certain(name: str) -> bool:
