@@ -129,7 +129,8 @@ def extract(
         backend: The store to write; None opens `config.store`.
         share: The units that this driver extracts, of those that several drivers share; None
             extracts all.
-        encoder: The encoder of the configuration, loaded; None loads it.
+        encoder: The encoder of the configuration, loaded; None loads it, and checks it in a new
+            store.
 
     Returns:
         The state of the store at the end.
@@ -310,9 +311,12 @@ def _prepare(
     is_inline = config.engine.kind == "inline"
     if is_inline:
         torch.set_num_threads(resources.threads)  # before any computation: bits depend on it
+    is_given = encoder is not None
     if encoder is None:
         encoder = _load_encoder(setup, resources, observer)
-    layout = set_up_store(setup, backend, dataset, encoder, resources, observer)
+    layout = set_up_store(
+        setup, backend, dataset, encoder, resources, observer, checks=not is_given
+    )
     job = Job(
         backend=backend,
         layout=layout,

@@ -143,6 +143,7 @@ def set_up_store(
     encoder: Encoder,
     resources: Resources,
     observer: Observer,
+    checks: bool = True,
 ) -> Layout:
     """Create the store, or check that it is the store that this run would create.
 
@@ -153,6 +154,7 @@ def set_up_store(
         encoder: The loaded encoder.
         resources: Number, threads and device of the workers.
         observer: Receives a note for each setting that changes the rounding of later features.
+        checks: Whether a new store gets a self-check of the encoder.
 
     Returns:
         The shapes of the store's arrays.
@@ -175,7 +177,8 @@ def set_up_store(
             identity,
             provenance,
         )
-        attributes["selfcheck"] = _selfcheck(encoder, source, resources, observer)
+        found = _selfcheck(encoder, source, resources, observer) if checks else None
+        attributes["selfcheck"] = found
         create_store(backend, layout, n_slots, attributes)
         return layout
     stored = read_attributes(backend)
