@@ -200,7 +200,8 @@ def test_the_caption_states_what_a_table_needs(wide_sweep):
         "task ks, labels word",
         "Means over 2 seeds (0 and 1); 400 test utterances; split: by the column split",
         "95 % bootstrap over the test utterances, 2,000 resamples",
-        "p = 0.41",
+        "Test of its difference to layer ",
+        ", the second on dev: p = 0.41 (McNemar's test).",
     ):
         assert part in text
     one = class_sweep(n_layers=2, seeds=(3,))
@@ -308,6 +309,10 @@ def test_the_methods_of_other_tasks():
     assert "seeds" not in text
     assert "2 trials of 400 test utterances" in caption(trials)
     assert "learning rate" not in latex_of(trials)
+    same = methods(replace(trials, split="trials veri_test.txt, dev is test"))
+    assert "chosen on the trials that are reported" in same
+    assert "only reported" in text
+    assert "only reported" not in same
     folds = replace(base, test_ids=(("a",), ("b",)), truth=(((0,),), ((1,),)))
     assert "(means over 2 folds) and 400 for test in all folds together" in methods(folds)
 
@@ -320,7 +325,9 @@ def test_the_methods_of_tasks_on_spans():
         setup = Setup(recipe=recipe(*overrides, "spans=alignments"))
         return methods(replace(base, metric=metric, labels=("phones",), setup=setup))
 
-    phones = text("accuracy", "task=phone", "task.pooling=[mean,max]", "task.steps=10")
+    steps = ("task.steps=10", "task.eval_every=1")
+    phones = text("accuracy", "task=phone", "task.pooling=[mean,max]", *steps)
+    assert "; every step they are scored on dev" in phones
     assert "Each span is represented by the mean and maximum of its frames" in phones
     assert "A frame belongs to the span that its centre is in." in phones
     assert "over the 10 classes of phones" in phones

@@ -227,6 +227,8 @@ def _training(sweep: Sweep) -> list[str]:
     """Describe optimisation and selection."""
     rates = sorted({head.lr for head in sweep.heads} - {NO_RATE}, reverse=True)
     if not rates:
+        if "dev is test" in sweep.split:
+            return ["The best layer is chosen on the trials that are reported."]
         return ["The best layer is the one with the best score on dev; test is only reported."]
     recipe = sweep.setup.recipe
     sentences = []
@@ -243,8 +245,9 @@ def _training(sweep: Sweep) -> list[str]:
         unit = _UNITS.get(recipe["kind"], "examples")
         line += f" for at most {recipe['steps']:,} steps of up to {recipe['batch']:,} {unit}"
     if recipe.get("eval_every"):
+        every = "step" if recipe["eval_every"] == 1 else f"{recipe['eval_every']:,} steps"
         line += (
-            f"; every {recipe['eval_every']:,} steps they are scored on dev, and training stops "
+            f"; every {every} they are scored on dev, and training stops "
             f"after {recipe['patience']:,} evaluations without a better score"
         )
     selected = ["the step of each head", "the best candidate"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.files import write_atomic
 from pipeline.probing.report.latex import latex_table
 from pipeline.probing.report.methods import listed, model_name, seeds_of
-from pipeline.probing.report.naming import candidate_name, metric_name
+from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
 from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import NO_RATE, CandidateScore, Sweep
 from pipeline.probing.significance import N_RESAMPLES
@@ -107,8 +107,8 @@ def caption(sweep: Sweep) -> str:
     ]
     if sweep.comparison is not None and sweep.comparison.p_value == sweep.comparison.p_value:
         lines.append(
-            f"It differs from {candidate_name(sweep.comparison.second)}, the second on dev, with "
-            f"p = {sweep.comparison.p_value:.2g} ({sweep.comparison.test})."
+            f"Test of its difference to {candidate_in_sentence(sweep.comparison.second)}, the "
+            f"second on dev: p = {sweep.comparison.p_value:.2g} ({sweep.comparison.test})."
         )
     return " ".join(lines)
 
