@@ -73,7 +73,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
         "strata predict THIS_FOLDER clip.wav",
         "```",
         "",
-        f"## Use it without Strata: {_libraries(facts)}",
+        f"## {_heading(facts)}",
         "",
         "```python",
         *_program(facts),
@@ -157,10 +157,12 @@ def _layers(facts: HeadFacts) -> list[int]:
     return list(collapse["layers"] if collapse else facts.layers)
 
 
-def _libraries(facts: HeadFacts) -> str:
+def _heading(facts: HeadFacts) -> str:
     if _is_hf(facts):
-        return "torch, safetensors and transformers"
-    return "torch, safetensors and " + ("torchaudio" if _bundle(facts) else "the encoder")
+        return "Use it without Strata: torch, safetensors and transformers"
+    if _bundle(facts):
+        return "Use it without Strata: torch, safetensors and torchaudio"
+    return "Use it in Python"
 
 
 def _program(facts: HeadFacts) -> list[str]:
