@@ -20,7 +20,7 @@ import pipeline
 from pipeline.cli.app import app
 from pipeline.config import load_sweep_config
 from pipeline.probing.encoder_description import RANDOM_WARNING
-from pipeline.probing.metrics import PAIRED_TEST, error_counts
+from pipeline.probing.metrics import error_counts
 from tests.helpers.pages import ROOT, blocks
 
 pytest.importorskip("espeakng_loader")
@@ -137,7 +137,7 @@ def test_the_twelve_elements_have_the_shape_that_the_page_says(page_run):
 def test_the_output_on_the_page_is_what_is_printed_today() -> None:
     """The warning and the name of the test in the sample are those of the code."""
     assert f"\nWARNING: {RANDOM_WARNING}\n" in PAGE.read_text()
-    assert f"({PAIRED_TEST}): no clear difference\n" in PAGE.read_text()
+    assert f"({'paired sign-flip test over utterances'}): no clear difference\n" in PAGE.read_text()
 
 
 def test_no_speaker_is_on_two_sides(page_run):
