@@ -24,9 +24,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-BOTTOM = {"errors", "events", "exclusive", "files"}
+BOTTOM = {"delimited", "errors", "events", "exclusive", "files", "threads"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "threads": set(),
+    "delimited": {"errors"},
     "events": {"errors"},
     "exclusive": {"errors", "files"},
     "files": {"errors"},

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import io
 import math
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TextIO
 
+from pipeline.delimited import delimited_records
 from pipeline.errors import ConfigError, SourceError
 
 _MARKS = (
@@ -61,25 +60,8 @@ def read_records(
     Raises:
         SourceError: It is no table; the message names the line.
     """
-    csv.field_size_limit(sys.maxsize)
-    n_lines = 0
     with open_text(path, encoding, newline="") as file:
-        reader = _reader(file, delimiter, quote)
-        try:
-            for record in reader:
-                if record:
-                    yield n_lines + 1, record
-                n_lines = reader.line_num
-        except csv.Error as error:
-            raise SourceError(
-                f"{path}, line {n_lines + 1} cannot be read: {error}; is a quotation mark open?"
-            ) from error
-
-
-def _reader(file: TextIO, delimiter: str, quote: bool) -> Any:
-    if quote:
-        return csv.reader(file, delimiter=delimiter, strict=True)
-    return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        yield from delimited_records(file, delimiter, quote, True, lambda n: f"{path}, line {n}")
 
 
 @contextmanager

@@ -29,10 +29,10 @@ from pipeline.store.format.tokens import NO_TOKEN, chunk_key
 from pipeline.store.read.shards import ShardReader
 from pipeline.store.tensors import decode_into
 from pipeline.store.tokens.stored import counts_of, put_chunk
+from pipeline.threads import in_order
 from pipeline.tokens.frames import weighted
 from pipeline.tokens.kmeans import BLOCK_FRAMES
 from pipeline.tokens.nearest import NonFiniteFrameError, Quantizer
-from pipeline.tokens.threads import in_order
 
 Row = dict[str, Any]
 _COLUMNS = ["unit", "slot", "status"]

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, counted
+from pipeline.threads import in_order, single_threaded
 from pipeline.tokens.nearest import ROWS, Frames, Quantizer, checked_sum
 from pipeline.tokens.seeding import INIT_PER_CLUSTER, initial
-from pipeline.tokens.threads import in_order, single_threaded
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -22,10 +22,10 @@ from pipeline.store.format.tokens import chunk_key
 from pipeline.store.read.opening import open_store
 from pipeline.store.tokens import stored
 from pipeline.store.write.slot import check_exists
+from pipeline.threads import single_threaded
 from pipeline.tokens.assigning import AssignedUnit, UnitTokenizer, slots_of_units
 from pipeline.tokens.frames import LayerSource
 from pipeline.tokens.quality import IntArray
-from pipeline.tokens.threads import single_threaded
 
 _COUNTED_AT_ONCE = 256  # units
 

@@ -8,9 +8,9 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from pipeline.errors import ConfigError
+from pipeline.threads import in_order, single_threaded
 from pipeline.tokens.kmeans import KMeansSettings, train
 from pipeline.tokens.nearest import NonFiniteFrameError, Quantizer
-from pipeline.tokens.threads import in_order, single_threaded
 
 
 class Points:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.probing.baselines import chance, logistic_regression, majority
 from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes
 from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
@@ -24,9 +23,9 @@ from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHe
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.tasks.inputs import check_pooling
 from pipeline.probing.tasks.spans_data import SpanData
-from pipeline.probing.tasks.utterance import check_classes
+from pipeline.probing.tasks.utterance import check_classes, class_baselines
 from pipeline.probing.trainers.objectives import Classification
-from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_score
+from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads
 from pipeline.spans.pooling import iter_pooled_spans
 
 
@@ -109,15 +108,7 @@ class SpanTask(Task):
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the scores of chance, majority class, an untrained head, logistic regression."""
-        axis = self._pooled_data.layers.index(layer)
-        scores = {
-            "chance": chance(self._classes),
-            "majority class": majority(self._classes, self._folds),
-            f"untrained head, layer {layer}": untrained_score(self._pooled_data, layer),
-        }
-        vectors = self._pooled_data.pooled[axis].numpy()
-        score = logistic_regression(vectors, self._classes, self._folds)
-        return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
+        return class_baselines(self._pooled_data, self._classes, layer)
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...]:
         """Return [reference][prediction] counts of spans."""

@@ -69,15 +69,7 @@ class UtteranceTask(Task):
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the scores of chance, majority class, an untrained head, logistic regression."""
-        axis = self._pooled_data.layers.index(layer)
-        scores = {
-            "chance": chance(self._classes),
-            "majority class": majority(self._classes, self._folds),
-            f"untrained head, layer {layer}": untrained_score(self._pooled_data, layer),
-        }
-        vectors = self._pooled_data.pooled[axis].numpy()
-        score = logistic_regression(vectors, self._classes, self._folds)
-        return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
+        return class_baselines(self._pooled_data, self._classes, layer)
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...]:
         """Return [reference][prediction] counts in the first label column."""
@@ -93,6 +85,24 @@ class UtteranceTask(Task):
         truth = np.concatenate([np.array(self.truth[head.fold], np.int64) for head in heads])
         predictions = np.concatenate([np.array(head.predictions, np.int64) for head in heads])
         return truth, predictions
+
+
+def class_baselines(data: PooledData, classes: Classes, layer: Candidate) -> dict[str, float]:
+    """Return the scores of chance, majority class, an untrained head, logistic regression.
+
+    Args:
+        data: Features and folds.
+        classes: Classes of the items that the features are of.
+        layer: A layer of the features.
+    """
+    scores = {
+        "chance": chance(classes),
+        "majority class": majority(classes, data.folds),
+        f"untrained head, layer {layer}": untrained_score(data, layer),
+    }
+    vectors = data.pooled[data.layers.index(layer)].numpy()
+    score = logistic_regression(vectors, classes, data.folds)
+    return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
 
 
 def check_classes(

@@ -36,9 +36,10 @@ from pipeline.probing.metrics import class_counts, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
 from pipeline.probing.trainers.objectives import Classification
-from pipeline.probing.trainers.progress import HeadProgress, single_threaded, stacks_of
+from pipeline.probing.trainers.progress import HeadProgress, stacks_of
 from pipeline.spans.frame_labels import FrameLabels
 from pipeline.store.read.features import FeatureStore
+from pipeline.threads import single_threaded
 
 Item = TypeVar("Item")
 

@@ -29,7 +29,8 @@ from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
 from pipeline.probing.trainers.objectives import Objective
-from pipeline.probing.trainers.progress import HeadProgress, single_threaded, stacks_of
+from pipeline.probing.trainers.progress import HeadProgress, stacks_of
+from pipeline.threads import single_threaded
 
 _MAX_OUTPUTS = 1 << 24
 """Largest number of outputs (heads × classes × utterances) that is computed at once."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Predictions
@@ -75,15 +72,3 @@ def stacks_of(specs: Sequence[HeadSpec], by_layer: bool) -> list[list[HeadSpec]]
         weighted = spec.layer == WEIGHTED
         stacks[(spec.fold, spec.seed, spec.layer if by_layer else weighted)].append(spec)
     return sorted(stacks.values(), key=lambda stack: stack[0].layer != WEIGHTED)
-
-
-@contextmanager
-def single_threaded(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Open a pool of `n` threads in each of which torch computes with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)

@@ -5,9 +5,7 @@ A line is looked up when a message needs it, by reading the file again.
 
 from __future__ import annotations
 
-import csv
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.delimited import delimited_records
 from pipeline.sources.lists.lines import place, read_lines
 
 
@@ -96,19 +94,7 @@ def read_records(
     Raises:
         SourceError: It is no table; the message names the line.
     """
-    csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        if form.quote:
-            reader = csv.reader(file, delimiter=form.delimiter, strict=is_strict)
-        else:
-            reader = csv.reader(file, delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
-        n_lines = 0
-        try:
-            for record in reader:
-                if record:
-                    yield n_lines + 1, record
-                n_lines = reader.line_num
-        except csv.Error as error:
-            raise SourceError(
-                f"{place(path, n_lines + 1)} cannot be read: {error}; is a quotation mark open?"
-            ) from error
+        yield from delimited_records(
+            file, form.delimiter, form.quote, is_strict, lambda line: place(path, line)
+        )
