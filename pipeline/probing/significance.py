@@ -73,7 +73,9 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
     """Test whether two candidates differ, on the same test groups.
 
     Ratios of equal sizes: sign flips of the difference of each group. Other functions of sums:
-    swaps of the two candidates in each group. Other scores: bootstrap of the difference.
+    swaps of the two candidates in each group. Other scores: bootstrap of the difference, with a
+    p-value of at least 0.5 ** (n - 1) for n groups: the smallest that a sign-flip test has. Of one
+    group all bootstrap samples are equal.
 
     Args:
         runs_a: Runs of one candidate.
@@ -95,8 +97,8 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
         return swapped, f"paired permutation test over {group}"
     a, b = resampled_scores([runs_a, runs_b], seed)
     n_tail = min(int((a <= b).sum()), int((a >= b).sum()))
-    p_value = min(1.0, 2 * (1 + n_tail) / (1 + N_RESAMPLES))
-    return p_value, f"paired bootstrap over {group}"
+    p_value = max(2 * (1 + n_tail) / (1 + N_RESAMPLES), 0.5 ** (runs_a[0].n_groups - 1))
+    return min(1.0, p_value), f"paired bootstrap over {group}"
 
 
 def sign_flip_p_value(counts_a: FloatArray, counts_b: FloatArray, seed: int = 0) -> float:

@@ -124,3 +124,11 @@ def test_settings_that_compare_nothing_are_refused(root, tmp_path, settings, mes
     """The message has what is known, or what to change."""
     with pytest.raises(ConfigError, match=message):
         run(root, tmp_path / "out", "split.speaker=none", *settings)
+
+
+def test_one_test_speaker_shows_no_difference_of_layers(root, tmp_path):
+    """Layer 2 is far better, but the interval and the test are over speakers."""
+    result, _ = run(root, tmp_path / "out", "split.ratios=[0.5,0.42,0.08]")
+    assert result.score(2).test < 0.2 < result.score(1).test
+    assert result.comparison.p_value == 1
+    assert "only 1 test speaker: intervals over so few speakers say little" in result.warnings

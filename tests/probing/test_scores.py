@@ -183,6 +183,13 @@ def test_other_scores_are_compared_by_the_bootstrap():
     assert paired_test([Median(values)], [Median(values.copy())])[0] == 1.0
 
 
+@pytest.mark.parametrize(("n", "smallest"), [(1, 1.0), (2, 0.5), (4, 0.125)])
+def test_the_bootstrap_of_few_groups_is_no_surer_than_sign_flips(n, smallest):
+    """One group makes all samples equal: no difference is shown, however large it is."""
+    values = np.arange(n, dtype=float)
+    assert paired_test([Median(values)], [Median(values + 9)])[0] == smallest
+
+
 def test_macro_f1_weights_classes_equally():
     """A class that is never predicted halves the score, however rare it is."""
     truth = np.array([[0]] * 98 + [[1]] * 2)

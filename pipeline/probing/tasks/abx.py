@@ -35,7 +35,7 @@ from pipeline.probing.results import (
     stored_layer,
 )
 from pipeline.probing.splits.speakers import find_speaker_column
-from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.base import Task, TaskData, few_speakers
 from pipeline.probing.tasks.spans_data import SpanData
 from pipeline.store.read.features import FeatureStore
 
@@ -110,7 +110,8 @@ class AbxTask(Task):
             {name: index_cells(part.items, blocks) for name, blocks in part.blocks.items()}
             for part in self._test
         ]
-        self.warnings = data.spans.warnings
+        n_speakers = sum(len(np.unique(part.items.speaker)) for part in self._test)
+        self.warnings = (*data.spans.warnings, *few_speakers(n_speakers))
         n_items = sum(len(part.items) for part in self._test)
         self.items = f"{n_items:,} test spans of {len(data.spans.names):,} classes"
         self.truth = tuple(

@@ -10,11 +10,15 @@ from typing import Protocol
 import torch
 
 from pipeline.config import TaskConfig
+from pipeline.errors import counted
 from pipeline.probing.evaluation import Evaluation
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
 from pipeline.probing.tasks.spans_data import SpanData
 from pipeline.store.read.features import FeatureStore
+
+_MIN_SPEAKERS = 20
+"""Test speakers below which a warning is given."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,11 @@ class Task(Protocol):
 
 TaskFactory = Callable[[TaskData], Task]
 """Creates a task of one kind."""
+
+
+def few_speakers(n_speakers: int) -> tuple[str, ...]:
+    """Return a warning about intervals over few test speakers, if they are few."""
+    if n_speakers >= _MIN_SPEAKERS:
+        return ()
+    noun = counted(n_speakers, "test speaker")
+    return (f"only {noun}: intervals over so few speakers say little",)

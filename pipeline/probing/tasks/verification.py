@@ -28,7 +28,7 @@ from pipeline.probing.results import (
     candidate_of,
 )
 from pipeline.probing.splits.trials import Trials, draw_trials, read_trials
-from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.base import Task, TaskData, few_speakers
 from pipeline.probing.tasks.inputs import pooled_inputs
 
 COSINE, LDA = "cosine", "lda"
@@ -37,8 +37,6 @@ P_TARGET = 0.01
 """Prior probability of a trial of one speaker, for the detection cost."""
 
 _MAX_COMPONENTS = 200
-_MIN_SPEAKERS = 20
-"""Test speakers below which a warning is given."""
 _CELLS_PER_CHUNK = 1 << 23
 """Largest number of draws × trials whose weights are in memory: 64 MiB of float64."""
 
@@ -85,10 +83,7 @@ class VerificationTask(Task):
             )
             warnings += warning
         n_speakers = sum(len(np.unique(self._speakers[item.pairs])) for item in self._test)
-        if n_speakers < _MIN_SPEAKERS:
-            warnings.append(
-                f"only {n_speakers} test speakers: intervals over so few speakers say little"
-            )
+        warnings += few_speakers(n_speakers)
         self.warnings = tuple(dict.fromkeys(warnings))
         self.truth = tuple(
             tuple((float(item),) for item in trials.is_target.tolist()) for trials in self._test
