@@ -146,6 +146,18 @@ def test_rare_and_silent_spans_are_left_out_and_said(root, tmp_path):
         read_span_data(store, load_sweep_config([*overrides_of(root), "task.min_count=999"]), 3)
 
 
+def test_spans_in_a_wrong_unit_are_named_where_no_classes_are_left(root, tmp_path):
+    """Milliseconds read as seconds leave a few spans: the error asks about the unit."""
+    first, *lines = (root / "spans.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    rows = [f"{row[0]},{row[1]}0,{float(row[2]) * 1000},{row[3]}" for row in cells]
+    path = tmp_path / "ms.csv"
+    path.write_text("\n".join([first, *rows]))
+    config = load_sweep_config(["task=phone", f"spans={path}", "task.min_count=999"])
+    with pytest.raises(ConfigError, match=r"to learn.* end after their utterances.*spans.unit=ms"):
+        read_span_data(open_store(root / "store"), config, 3)
+
+
 def overrides_of(root, task="phone"):
     return [f"task={task}", f"spans={root / 'spans.csv'}"]
 

@@ -146,7 +146,7 @@ def show_tokenization(
         f"after {counted(result.iterations, 'iteration')}",
         markup=False,
     )
-    inertia = "" if result.inertia is None else f", inertia {result.inertia:.6g} a frame"
+    inertia = "" if result.inertia is None else f", their inertia {result.inertia:.6g} a frame"
     out.print(
         f"tokens {result.name!r}: {counted(result.frames, 'frame')} in "
         f"{counted(result.units, 'unit')}, {result.units_written:,} of them written now{inertia}",

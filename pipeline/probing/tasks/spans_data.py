@@ -140,7 +140,7 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
         raise ConfigError(
             f"{path} has {_n_classes(len(names))} to learn"
             f"{f', {names[0]!r}' if names else ''}, with task.min_count={task.min_count}; expected "
-            f"at least two{_all(notes)}"
+            f"at least two{_all([*warnings, *notes])}"
         )
     if task.kind == "spans":
         span_bytes = n_layers * store.feature_dim * len(task.pooling) * _FLOAT_BYTES
