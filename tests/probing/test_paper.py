@@ -303,6 +303,9 @@ def test_the_methods_of_other_tasks():
     text = methods(trials)
     assert "by the cosine of these vectors, after the mean of train was subtracted and" in text
     assert "discriminant analysis" in text
+    setup = Setup(recipe=recipe("task=sv"))
+    assert "from which no mean was subtracted" in methods(replace(trials, setup=setup, n_train=0))
+    assert "after the mean of train was" in methods(replace(trials, setup=setup, n_train=9))
     assert "There are 2 test trials, drawn from test with seed 0." in text
     assert "over the test speakers" in text
     assert "Adam" not in text

@@ -234,6 +234,18 @@ def test_a_discriminant_analysis_learns_from_train(root, tmp_path):
     assert result.score(2).extra["eer"] < 0.1
 
 
+def test_trials_of_all_speakers_leave_no_mean_to_subtract(root, tmp_path):
+    """The warning says so: the scores are other ones than with a mean."""
+    path = tmp_path / "trials.txt"
+    pairs = [(a, (a + step) % len(IDS)) for a in range(len(IDS)) for step in (1, 24)]
+    path.write_text(
+        "".join(f"{int(SPEAKERS[a] == SPEAKERS[b])} {IDS[a]} {IDS[b]}\n" for a, b in pairs)
+    )
+    result, _ = swept(root, tmp_path / "out", f"task.trials={path}")
+    assert result.n_train == 0
+    assert any("no mean is subtracted from the features" in line for line in result.warnings)
+
+
 def test_a_list_of_trials_is_the_test_set(root, tmp_path):
     """Train and dev have the other speakers; heads of another list are not reused."""
     path = tmp_path / "trials.txt"

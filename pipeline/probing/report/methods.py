@@ -140,6 +140,8 @@ def _verification(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         "speakers was applied"
         if recipe["head"] == "lda"
         else "after the mean of train was subtracted; nothing else is trained"
+        if sweep.n_train
+        else "from which no mean was subtracted; nothing is trained"
     )
     return [
         _pooled(recipe),

@@ -223,6 +223,8 @@ def _split_by_trials(
             f"fewer than {_MIN_SPEAKERS} speakers are not in {path}: dev is test, so the best "
             "layer is chosen on the trials that are reported. Extract other speakers, too"
         )
+        if not len(rest):
+            warning += "; without any, no mean is subtracted from the features"
         return Split((Fold(rest, test, test),), f"trials {path}, dev is test", (warning,))
     train, dev = _take_dev(utterances, rest, "outside the trials")
     description = f"trials {path}, dev taken from the other speakers, seed {utterances.config.seed}"
