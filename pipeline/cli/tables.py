@@ -360,25 +360,26 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
 
 def _table(sweep: Sweep) -> Table:
     extras = list(sweep.scores[0].extra)
+    n_seeds = len({head.seed for head in sweep.heads})
     table = Table(box=None, pad_edge=False)
     names = ("layer", "lr", "dev", "test", "95 % interval", "± seeds")
     for name in (*names, *(extra.replace("_", "-") for extra in extras), ""):
         table.add_column(name, justify="right", no_wrap=True)
     for score in sweep.scores:
         best = score.layer == sweep.best
-        cells = [*_cells(score, extras), "best" if best else ""]
+        cells = [*_cells(score, extras, n_seeds), "best" if best else ""]
         table.add_row(*(Text(cell, style="bold" if best else "") for cell in cells))
     return table
 
 
-def _cells(score: CandidateScore, extras: list[str]) -> list[str]:
+def _cells(score: CandidateScore, extras: list[str], n_seeds: int) -> list[str]:
     return [
         str(score.layer),
         f"{score.lr:g}" if score.lr else "–",
         f"{score.dev:.3f}",
         f"{score.test:.3f}",
         f"{score.low:.3f}–{score.high:.3f}",
-        f"{score.seed_sd:.3f}",
+        f"{score.seed_sd:.3f}" if n_seeds > 1 else "–",
         *(f"{score.extra[name]:.3f}" for name in extras),
     ]
 
@@ -391,8 +392,9 @@ def _comparison(sweep: Sweep) -> str:
         for layer in (sweep.comparison.best, sweep.comparison.second)
     )
     sure = "a real difference" if sweep.comparison.p_value < 0.05 else "no clear difference"
+    lead = sweep.comparison.difference * (1 if sweep.higher_is_better else -1)
+    relation = "better" if lead > 0 else "worse" if lead < 0 else "different"
     return (
-        f"{best} against {second}, the best two on dev: test {sweep.metric} differs by "
-        f"{sweep.comparison.difference:+.3f}, p = {sweep.comparison.p_value:.3g} "
-        f"({sweep.comparison.test}): {sure}"
+        f"{best} against {second}, the best two on dev: test {sweep.metric} is {relation} by "
+        f"{abs(lead):.3f}, p = {sweep.comparison.p_value:.3g} ({sweep.comparison.test}): {sure}"
     )

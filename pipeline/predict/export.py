@@ -172,7 +172,8 @@ def _program(facts: HeadFacts) -> list[str]:
         'with safe_open("head.safetensors", "pt") as file:',
         '    facts = json.loads(file.metadata()["strata_head"])',
         "    head = {name: file.get_tensor(name) for name in file.keys()}",
-        'waveform, rate_hz = soundfile.read("clip.wav", dtype="float32")  # mono, 16 kHz',
+        'waveform, rate_hz = soundfile.read("clip.wav", dtype="float32")  # mono',
+        "assert rate_hz == 16_000, 'resample the recording to 16 kHz'",
     ]
     layers = _layers(facts)
     if _is_hf(facts):
@@ -195,9 +196,10 @@ def _program(facts: HeadFacts) -> list[str]:
     else:
         model = str(facts.identity["encoder"].get("model"))
         weights = facts.model.get("weights") or facts.weights
+        seed = f", seed={facts.model.get('seed') or 0}" if weights == "random" else ""
         imports = ["from pipeline import load_encoder  # or any other code with these weights"]
         encoding = [
-            f'encoder = load_encoder("{model}", weights="{weights}", layers={layers})',
+            f'encoder = load_encoder("{model}", weights="{weights}", layers={layers}{seed})',
             f"hidden = dict(zip({layers}, encoder([torch.from_numpy(waveform)])[0][:, None]))",
         ]
     stack = f"features = torch.stack([hidden[n][0] for n in {layers}])  # [layer, frame, feature]"

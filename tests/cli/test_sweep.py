@@ -65,7 +65,7 @@ def test_sweep_prints_a_table_and_an_object(first):
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert "RANDOM" in warnings[0]
     assert any("LEAKAGE: 3 of 3 values of 'speaker' (s0, s1, s2)" in line for line in warnings)
-    assert any("the best two on dev: test accuracy differs by" in line for line in lines)
+    assert any("the best two on dev: test accuracy is " in line for line in lines)
     assert any("logistic regression, layer 2" in line for line in lines)
     assert any(str(report) in line for line in lines)
     assert "4 heads to train" in lines

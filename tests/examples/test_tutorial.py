@@ -123,7 +123,7 @@ def test_the_commands_of_the_task_table_are_valid():
     """`strata sweep` accepts the settings that the table gives for each kind of label."""
     settings = re.findall(r"`(task=[^`]*)`", PAGE.read_text())
     names = {load_sweep_config(shlex.split(text)).task.name for text in settings}
-    assert names == {"ks", "er", "sid", "ic", "pr", "asr"}
+    assert names == {"ks", "er", "sid", "ic", "lid", "regression", "sv", "pr", "asr", "word"}
 
 
 def test_the_twelve_elements_have_the_shape_that_the_page_says(page_run):

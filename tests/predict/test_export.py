@@ -115,7 +115,7 @@ def test_the_card_says_what_the_head_is(root, tmp_path):
     ("weights", "model", "line"),
     [
         ("pretrained", "hubert_base", "torchaudio.pipelines.HUBERT_BASE.get_model().eval()"),
-        ("random", "tiny", 'load_encoder("tiny", weights="random", layers=[2])'),
+        ("random", "tiny", 'load_encoder("tiny", weights="random", layers=[2], seed=0)'),
     ],
 )
 def test_the_card_names_the_encoder_that_makes_the_features(root, tmp_path, weights, model, line):

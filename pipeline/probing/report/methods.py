@@ -269,10 +269,16 @@ def _split(sweep: Sweep) -> list[str]:
     sentences = [f"Split: {sweep.split.rstrip('.')}; {line}."]
     speakers = setup.speakers
     if "all" in speakers:
-        sentences.append(f"They are of {speakers['all']:,} speakers ({setup.speaker_column}).")
+        sentences.append(
+            f"The test utterances of all folds are of {speakers['all']:,} speakers (column "
+            f"{setup.speaker_column})."
+        )
     elif speakers:
         counts = listed([f"{speakers[part]:,} in {part}" for part in ("train", "dev", "test")])
-        sentences.append(f"Speakers (column {setup.speaker_column}): {counts}.")
+        line = f"Speakers (column {setup.speaker_column}): {counts}"
+        if shared := speakers.get("shared"):
+            line += f"; {shared:,} of the test speakers are in train or dev, too"
+        sentences.append(f"{line}.")
     return sentences
 
 

@@ -71,10 +71,13 @@ class _Utterances:
     grouped_by: str | None
     groups: tuple[str, ...]
 
-    @property
-    def description(self) -> str:
-        """Text that describes how utterances are assigned."""
-        separate = f", no {self.grouped_by} in two parts" if self.grouped_by else ""
+    def describe(self, where: str = "in two parts") -> str:
+        """Return the text that describes how utterances are assigned.
+
+        Args:
+            where: Where no group is.
+        """
+        separate = f", no {self.grouped_by} {where}" if self.grouped_by else ""
         has_classes = (
             len(np.unique(self.classes[self.usable])) > 1
         )  # transcripts and spans have none
@@ -200,7 +203,7 @@ def _split_by_column(
             store, utterances, separated, parts["train"], parts["test"]
         )
     train, dev = _take_dev(utterances, parts["train"], "in train, from which dev is taken")
-    description += f", dev taken from train {utterances.description}"
+    description += f", dev taken from train {utterances.describe('in both')}"
     return Split((Fold(train, dev, parts["test"]),), description)
 
 
@@ -249,11 +252,11 @@ def _new_split(utterances: _Utterances) -> Split:
     if config.folds is None:
         parts = utterances.assign(usable, config.ratios, keep_first=True)
         fold = Fold(usable[parts == 0], usable[parts == 1], usable[parts == 2])
-        return Split((fold,), f"new split {utterances.description}")
+        return Split((fold,), f"new split {utterances.describe()}")
     if isinstance(config.folds, int):
         shares = [1 / config.folds] * config.folds
         parts = utterances.assign(usable, shares, keep_first=False)
-        description = f"{config.folds} folds {utterances.description}"
+        description = f"{config.folds} folds {utterances.describe()}"
     else:
         names, parts = np.unique([utterances.groups[i] for i in usable], return_inverse=True)
         description = f"each of the {len(names)} values of {config.speaker} is the test set once"
@@ -263,7 +266,9 @@ def _new_split(utterances: _Utterances) -> Split:
     for part in range(int(parts.max()) + 1):
         train, dev = _take_dev(utterances, usable[parts != part], "outside the test set of a fold")
         folds.append(Fold(train, dev, usable[parts == part]))
-    return Split(tuple(folds), f"{description}, dev taken from train {utterances.description}")
+    return Split(
+        tuple(folds), f"{description}, dev taken from train {utterances.describe('in both')}"
+    )
 
 
 def _take_dev(utterances: _Utterances, train: IntArray, where: str) -> tuple[IntArray, IntArray]:

@@ -55,6 +55,8 @@ def count_speakers(
 ) -> dict[str, int]:
     """Return the number of speakers in "train", "dev" and "test", or in "all" of several folds.
 
+    With one fold, "shared" is the number of test speakers that are in train or dev, too.
+
     Args:
         store: The store.
         column: Column of the speakers; None if it is not known, which gives no numbers.
@@ -70,7 +72,13 @@ def count_speakers(
     if len(folds) > 1:
         return {"all": count(*(fold.test for fold in folds))}
     [fold] = folds
-    return {"train": count(fold.train), "dev": count(fold.dev), "test": count(fold.test)}
+    seen = count(fold.train, fold.dev)
+    return {
+        "train": count(fold.train),
+        "dev": count(fold.dev),
+        "test": count(fold.test),
+        "shared": seen + count(fold.test) - count(fold.train, fold.dev, fold.test),
+    }
 
 
 def is_certain(name: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import IntArray
 
 _WORDS = {"target": True, "nontarget": False, "non-target": False, "impostor": False}
@@ -85,7 +85,9 @@ def read_trials(path: str, ids: Sequence[str], skip_missing: bool) -> tuple[Tria
     return trials, n_missing
 
 
-def draw_trials(positions: IntArray, speakers: Sequence[str | None], n: int, seed: int) -> Trials:
+def draw_trials(
+    positions: IntArray, speakers: Sequence[str | None], n: int, seed: int, part: str = "test"
+) -> Trials:
     """Draw trials, half of them of one speaker, without repeats.
 
     Every speaker has about as many trials of one speaker as the others; pairs of two speakers are
@@ -96,6 +98,7 @@ def draw_trials(positions: IntArray, speakers: Sequence[str | None], n: int, see
         speakers: Speaker of each utterance of the store.
         n: Largest number of trials.
         seed: Seed of the draw.
+        part: What the utterances are, for the message of an error.
 
     Raises:
         ConfigError: There is one speaker only, or no speaker has two utterances.
@@ -106,9 +109,11 @@ def draw_trials(positions: IntArray, speakers: Sequence[str | None], n: int, see
     repeated = [utterances for utterances in own if len(utterances) > 1]
     if len(names) < 2 or not repeated:
         raise ConfigError(
-            f"{len(positions)} utterances of {len(names)} speakers ({first_few(names)}) give no "
-            "trials: dev and test each need two speakers, and two utterances of one of them. Give "
-            "them larger shares, e.g. split.ratios=[0.4,0.3,0.3], or another split"
+            f"{part} gives no trials: its {counted(len(positions), 'utterance')} are of "
+            f"{counted(len(names), 'speaker')} ({first_few(names)}), and it needs two "
+            "speakers, and two utterances of one of them. Give it a larger share, e.g. "
+            "split.ratios=[0.4,0.3,0.3] (dev, if it is cut from train, gets ratios[1] / "
+            "(ratios[0] + ratios[1]) of train), or another split"
         )
     share = -(-(n // 2) // len(repeated))
     same = [pair for utterances in repeated for pair in _pairs_of(utterances, share, random)]

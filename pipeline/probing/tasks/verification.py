@@ -78,7 +78,7 @@ class VerificationTask(Task):
                 test
                 if is_dev_test
                 else draw_trials(
-                    fold.dev, data.labels.texts[0], config.n_trials, config.sample_seed
+                    fold.dev, data.labels.texts[0], config.n_trials, config.sample_seed, "dev"
                 )
             )
             warnings += warning
