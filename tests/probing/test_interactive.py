@@ -102,10 +102,11 @@ def test_it_writes_what_the_command_writes(result):
     assert names >= {"report.html", "figures", "tables", "methods.txt", "sweep.json"}
     stored = json.loads((result.folder / "sweep.json").read_text())
     assert stored["setup"]["recipe"]["steps"] == 40
-    assert stored["setup"]["speakers"] == {"train": 3, "dev": 3, "test": 3}
+    assert stored["setup"]["speakers"] == {"train": 3, "dev": 3, "test": 3, "shared": 3}
     assert stored["best"] == result.best
     methods = (result.folder / "methods.txt").read_text()
     assert "learning rate of 0.01 for at most 40 steps" in methods
+    assert "3 of the test speakers are in train or dev, too." in methods
 
 
 def test_a_notebook_shows_it(result):
