@@ -71,6 +71,7 @@ def test_the_layer_with_the_phones_has_few_errors(found):
     assert result.comparison.test == "paired bootstrap over speakers"
     assert result.baselines == {"chance": 0.5}
     assert "test spans of 3 classes" in result.split
+    assert (result.n_train, result.n_dev + result.n_test) == (0, N)
 
 
 def test_memory_changes_no_error(root, tmp_path, found):

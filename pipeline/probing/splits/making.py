@@ -159,6 +159,12 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     else:
         split = _new_split(utterances)
     _check_parts(split, utterances)
+    if task.kind == "abx":  # nothing is trained: dev is all that is not test
+        folds = [
+            Fold(fold.train[:0], np.union1d(fold.train, fold.dev), fold.test)
+            for fold in split.folds
+        ]
+        split = replace(split, folds=tuple(folds))
     warnings = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
     warnings = [*unused, *warnings]
     n_unlabelled = len(store) - len(utterances.usable)

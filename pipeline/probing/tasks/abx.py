@@ -25,7 +25,7 @@ from pipeline.probing.abx.errors import (
 )
 from pipeline.probing.abx.warping import Float32
 from pipeline.probing.evaluation import FloatArray
-from pipeline.probing.labels import Fold, IntArray, read_texts
+from pipeline.probing.labels import IntArray, read_texts
 from pipeline.probing.results import (
     Candidate,
     HeadResult,
@@ -104,7 +104,9 @@ class AbxTask(Task):
         self._contexts = (
             np.zeros(len(data.spans.numbers), np.int64) if contexts is None else contexts
         )
-        self._dev = [self._part(_without_test(fold), "dev") for fold in data.folds]
+        self._dev = [
+            self._part(np.concatenate([fold.train, fold.dev]), "dev") for fold in data.folds
+        ]
         self._test = [self._part(fold.test, "test") for fold in data.folds]
         self._cells = [
             {name: index_cells(part.items, blocks) for name, blocks in part.blocks.items()}
@@ -244,11 +246,6 @@ def _read(
     ]
     store.read_into(cuts, store.axes([layer]))
     return unit_frames(stored[0]), bounds
-
-
-def _without_test(fold: Fold) -> IntArray:
-    """Return the positions of dev: all that is not test, for nothing is trained."""
-    return np.concatenate([fold.train, fold.dev])
 
 
 def _contexts(data: SpanData) -> IntArray:
