@@ -46,6 +46,11 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
     wanted = result.get("best") if layer == BEST else layer
     if wanted not in layers:
         named = ", ".join(map(str, layers))
+        if layer == BEST:
+            raise ConfigError(
+                f"{root} has no file of its best head, on {wanted}, in {TRAINED}/; run the same "
+                f"`strata sweep` again, which trains this head again, or choose one of {named}"
+            )
         raise ConfigError(f"layer={layer}: {root} has heads on {named}; choose one, or layer=best")
     return TrainedHead.load(file_of(root, wanted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,12 @@ def test_the_folder_of_a_sweep_is_checked(root, tmp_path):
         pipeline.Predictor(tmp_path)
     with pytest.raises(ConfigError, match=r"layer=2: .* has heads on 1, 3, weighted; choose one"):
         pipeline.Predictor(folder, 2)
+    best = json.loads((folder / "sweep.json").read_text())["best"]
+    name = best if isinstance(best, str) else f"layer-{best}"
+    others = tmp_path / "trained"
+    shutil.copytree(folder / "trained", others, ignore=lambda *_: [f"{name}.safetensors"])
+    with pytest.raises(ConfigError, match=f"no file of its best head, on {best}, .* trains this"):
+        pipeline.Predictor(tmp_path)
 
 
 def test_recordings_are_files_and_the_audio_of_folders(tmp_path):
