@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.labels import Classes, Fold, IntArray
+from pipeline.probing.results import CandidateScore, HeadResult
 
 _MAX_WORK = 4e9
 """Utterances × features × classes above which a logistic regression takes too long."""
+_LATE = 0.8
+"""Share of the steps after which a best step counts as near the last."""
 _MAX_RIDGE_WORK = 2e11
 """Utterances × features × the smaller of the two above which a ridge regression takes too long."""
 
@@ -129,3 +132,37 @@ def ridge_regression(
             found = np.asarray(model.predict(vectors[fold.test].astype(np.float64)))
             predictions.append(found.reshape(len(fold.test), -1).T)
     return np.hstack(predictions)
+
+
+def baseline_warnings(
+    best: CandidateScore,
+    heads: Sequence[HeadResult],
+    baselines: Mapping[str, float],
+    steps: int,
+    higher_is_better: bool,
+) -> tuple[str, ...]:
+    """Return a warning if a baseline is better than the interval of the best candidate.
+
+    Args:
+        best: Score of the best candidate.
+        heads: Its heads, at the chosen learning rate.
+        baselines: Scores of the baselines, by name.
+        steps: Most steps of a head.
+        higher_is_better: Direction of the metric.
+    """
+    sign, bound = (1, best.high) if higher_is_better else (-1, best.low)
+    better = {name: score for name, score in baselines.items() if sign * (score - bound) > 0}
+    if not better:
+        return ()
+    name = max(better, key=lambda item: sign * better[item])
+    warning = (
+        f"the baseline {name!r} ({better[name]:.3f}) is better than the best candidate "
+        f"({best.test:.3f})"
+    )
+    n_late = sum(head.step > _LATE * steps for head in heads)
+    if 2 * n_late > len(heads):
+        warning += (
+            f": {n_late} of its {len(heads)} heads were best near the last of {steps:,} steps, so "
+            "they may not be trained enough to rank layers; raise task.steps"
+        )
+    return (warning,)

@@ -24,6 +24,7 @@ from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
 from pipeline.errors import ConfigError, StoreError, layers_problem
 from pipeline.events import Observer, announced
+from pipeline.probing.baselines import baseline_warnings
 from pipeline.probing.encoder_description import (
     describe_encoder,
     describe_setup,
@@ -272,14 +273,17 @@ def _result(
 ) -> Sweep:
     ids, folds = plan.store.ids, plan.split.folds
     chosen = [head for folds in ranking.chosen[ranking.best] for head in folds]
+    best = next(score for score in ranking.scores if score.layer == ranking.best)
+    steps, higher = plan.config.task.steps, plan.task.higher_is_better
+    beaten = baseline_warnings(best, chosen, baselines, steps, higher)
     return Sweep(
         task=plan.config.task.name,
         store=plan.paths[0] if len(plan.paths) == 1 else plan.paths,
         encoder=describe_encoder(plan.store.attributes),
-        warnings=tuple(_warnings(plan)),
+        warnings=(*_warnings(plan), *beaten),
         labels=plan.labels.columns,
         metric=plan.config.task.metric,
-        higher_is_better=plan.task.higher_is_better,
+        higher_is_better=higher,
         layers=plan.layers,
         n_train=round(sum(len(fold.train) for fold in folds) / len(folds)),
         n_dev=round(sum(len(fold.dev) for fold in folds) / len(folds)),

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from pipeline.probing.baselines import chance, logistic_regression, majority
+from pipeline.probing.baselines import (
+    baseline_warnings,
+    chance,
+    logistic_regression,
+    majority,
+)
 from pipeline.probing.evaluation import Evaluation, Ratio, Sums
 from pipeline.probing.labels import Classes, Fold
 from pipeline.probing.metrics import confusion_matrix, macro_f1
+from pipeline.probing.results import CandidateScore, HeadResult
 from pipeline.probing.significance import (
     interval,
     paired_test,
@@ -227,3 +233,19 @@ def test_baselines():
     pairs = Classes((("a", "b", "c"), ("x", "y")), np.hstack([numbers, numbers == 2]))
     assert chance(pairs) == pytest.approx(1 / 6)
     assert majority(pairs, folds) == 0.6
+
+
+def test_a_baseline_beyond_the_interval_gives_a_warning():
+    """With the advice to train longer, if most heads were best near the last step."""
+    best = CandidateScore(3, 1e-2, 0.5, 0.4, 0.3, 0.45, 0.0)
+    late, early = (HeadResult(3, 1e-2, 0, 0, step, 0.5, 0.4, (), ()) for step in (620, 100))
+    baselines = {"chance": 0.1, "logistic regression, layer 3": 0.5}
+    (warning,) = baseline_warnings(best, [late, late, early], baselines, 640, True)
+    assert warning.startswith("the baseline 'logistic regression, layer 3' (0.500) is better than")
+    assert "2 of its 3 heads were best near the last of 640 steps" in warning
+    assert warning.endswith("raise task.steps")
+    (warning,) = baseline_warnings(best, [early, early], baselines, 640, True)
+    assert "steps" not in warning
+    assert baseline_warnings(best, [late], {"chance": 0.1, "other": 0.44}, 640, True) == ()
+    assert baseline_warnings(best, [late], {"chance": 0.9}, 640, False) == ()
+    assert baseline_warnings(best, [late], {"chance": 0.2}, 640, False)
