@@ -99,8 +99,9 @@ def time_ours(items: Items, frames: Float32, bounds: IntArray, mode: str) -> tup
         parts = [unit[bounds[i] : bounds[i + 1]] for i in which.tolist()]
         return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
 
-    errors = abx_errors(items, blocks, np.diff(bounds), read, most_frames=len(frames))
-    score = MinimalPairs(index_cells(items, blocks), errors).score
+    cells = index_cells(items, blocks)
+    errors = abx_errors(items, blocks, cells, np.diff(bounds), read, most_frames=len(frames))
+    score = MinimalPairs(cells, errors).score
     return time.perf_counter() - start, score
 
 

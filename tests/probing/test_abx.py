@@ -56,8 +56,8 @@ def errors_of(items, blocks, frames, bounds, most_frames=10**9):
         parts = [frames[bounds[i] : bounds[i + 1]] for i in which.tolist()]
         return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
 
-    errors = abx_errors(items, blocks, np.diff(bounds), read, most_frames)
-    return index_cells(items, blocks), errors
+    cells = index_cells(items, blocks)
+    return cells, abx_errors(items, blocks, cells, np.diff(bounds), read, most_frames)
 
 
 def plain_errors(items, frames, bounds, mode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,20 @@ class CellIndex:
     Attributes:
         pair: Number of the ordered pair of classes of each cell, int64 [n_cells], ascending.
         speakers: Speaker of A and B, and of X, int64 [n_cells, 2]; ascending for each pair.
-        n_contexts: Number of contexts that each cell is the mean of, int64 [n_cells].
+        of_block: Cell of each error of the blocks, block after block, int64 [n_errors]. A cell is
+            the mean of its errors, which are those of different contexts.
         n_pairs: Number of pairs of classes.
     """
 
     pair: IntArray
     speakers: IntArray
-    n_contexts: IntArray
+    of_block: IntArray
     n_pairs: int
+
+    @property
+    def n_contexts(self) -> IntArray:
+        """Number of contexts that each cell is the mean of, int64 [n_cells]."""
+        return np.bincount(self.of_block, minlength=len(self.pair))
 
 
 Read = Callable[[IntArray], tuple[Float32, IntArray]]
@@ -39,7 +45,12 @@ and the first frame of each item, then the number of frames, int64 [n_items + 1]
 
 
 def abx_errors(
-    items: Items, blocks: list[Block], n_frames: IntArray, read: Read, most_frames: int
+    items: Items,
+    blocks: list[Block],
+    cells: CellIndex,
+    n_frames: IntArray,
+    read: Read,
+    most_frames: int,
 ) -> FloatArray:
     """Return the error of each cell: the share of triples in which X is closer to B than to A.
 
@@ -49,12 +60,13 @@ def abx_errors(
     Args:
         items: The items.
         blocks: Items to compare, of `plan_blocks`.
+        cells: Their cells, of `index_cells`.
         n_frames: Number of frames of each item, int64 [n_items].
         read: Reads items, given by ascending index.
         most_frames: Frames that are read at a time, if one block has no more.
 
     Returns:
-        Errors of the cells of `index_cells`, [n_cells].
+        [n_cells].
     """
     values = []
     for chunk, used in _chunks(blocks, n_frames, most_frames):
@@ -66,33 +78,35 @@ def abx_errors(
         found = block_distances(frames, bounds, places)
         for block, distances in zip(chunk, found, strict=True):
             values += _block_errors(items, block, distances)
-    which = _cells_of(items, blocks)[1]
-    return np.asarray(np.bincount(which, np.array(values)) / np.bincount(which))
+    return np.asarray(np.bincount(cells.of_block, np.array(values)) / cells.n_contexts)
 
 
 def index_cells(items: Items, blocks: list[Block]) -> CellIndex:
-    """Return the cells of blocks, in the order of `abx_errors`."""
-    keys, which = _cells_of(items, blocks)
-    pairs, pair = np.unique(keys[:, :2], axis=0, return_inverse=True)
-    n_contexts = np.bincount(which, minlength=len(keys))
-    return CellIndex(pair.reshape(-1).astype(np.int64), keys[:, 2:], n_contexts, len(pairs))
-
-
-def _cells_of(items: Items, blocks: list[Block]) -> tuple[IntArray, IntArray]:
-    """Return the cells and, for each error of `_block_errors`, the number of its cell.
-
-    Returns:
-        Class of A and X, class of B, speaker of A and B, speaker of X: int64 [n_cells, 4], sorted;
-        and int64 [n_errors].
-    """
+    """Return the cells of blocks, which do not depend on the frames."""
     keys = [
         (label, other, block.speaker, block.other)
         for block in blocks
         for label, b in _compared(items, block)
         for other in np.unique(items.label[block.rows[b]]).tolist()
     ]
-    cells, which = np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)
-    return cells, which.reshape(-1)
+    cells, of_block = np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)
+    pairs, pair = np.unique(cells[:, :2], axis=0, return_inverse=True)
+    return CellIndex(
+        pair.reshape(-1).astype(np.int64), cells[:, 2:], of_block.reshape(-1), len(pairs)
+    )
+
+
+def joined(parts: Sequence[CellIndex]) -> CellIndex:
+    """Return the cells of several folds as one index; pairs and speakers are those of a fold."""
+    pairs = np.cumsum([0, *(part.n_pairs for part in parts)])
+    cells = np.cumsum([0, *(len(part.pair) for part in parts)])
+    speakers = np.cumsum([0, *(int(part.speakers.max(initial=0)) + 1 for part in parts)])
+    return CellIndex(
+        np.concatenate([part.pair + pairs[i] for i, part in enumerate(parts)]),
+        np.concatenate([part.speakers + speakers[i] for i, part in enumerate(parts)]),
+        np.concatenate([part.of_block + cells[i] for i, part in enumerate(parts)]),
+        int(pairs[-1]),
+    )
 
 
 def _compared(items: Items, block: Block) -> Iterator[tuple[int, IntArray]]:

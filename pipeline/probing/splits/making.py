@@ -78,10 +78,8 @@ class _Utterances:
             where: Where no group is.
         """
         separate = f", no {self.grouped_by} {where}" if self.grouped_by else ""
-        has_classes = (
-            len(np.unique(self.classes[self.usable])) > 1
-        )  # transcripts and spans have none
-        how = "stratified by label" if has_classes else "at random"
+        n_classes = len(np.unique(self.classes[self.usable]))
+        how = "stratified by label" if n_classes > 1 else "at random"  # transcripts have none
         return f"{how}{separate}, seed {self.config.seed}"
 
     def assign(
@@ -129,26 +127,20 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         ConfigError: The split is impossible; or the task is speaker-independent, and a random split
             has speakers in more than one part, or it is not known which column has the speakers.
     """
-    if task.kind == "verification":  # the speakers of a part are in no other one
-        config = replace(config, speaker=labels.columns[0])
-    if task.kind == "abx" and config.speaker is None:
-        config = replace(config, speaker=task.speaker_column or find_speaker_column(store))
+    config = _with_speaker(store, task, config, labels)
     is_free = config.speaker == NO_SPEAKER
     if is_free:
         config = replace(config, speaker=None)
-    if config.speaker in labels.columns and task.kind != "verification":
-        raise ConfigError(
-            f"split.speaker={config.speaker} is what task {task.name} learns: no class would be "
-            "in train and in test. Leave split.speaker out"
-        )
     is_independent = task.speaker_independent and not is_free
     speaker = config.speaker or find_speaker_column(store)
     # column whose values must not be shared between parts
-    is_label = speaker in labels.columns and task.kind != "verification"
-    separated = speaker if is_independent and not is_label else None
+    is_learned = config.speaker is None and speaker in labels.columns
+    separated = speaker if is_independent and not is_learned else None
     utterances = _utterances(store, task, config, labels)
+    unlabelled = _unlabelled(store, utterances)
     if task.trials is not None:
-        return _split_by_trials(store, task, utterances, task.trials)
+        split = _split_by_trials(store, task, utterances, task.trials)
+        return replace(split, warnings=(*unlabelled, *split.warnings))
     corpus, unused = find_corpus_split(store, config)
     if corpus is not None:
         split = _split_by_column(store, utterances, corpus, separated)
@@ -165,12 +157,35 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
             for fold in split.folds
         ]
         split = replace(split, folds=tuple(folds))
-    warnings = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
-    warnings = [*unused, *warnings]
-    n_unlabelled = len(store) - len(utterances.usable)
-    if n_unlabelled:
-        warnings.insert(0, f"{n_unlabelled} utterances have no label and are left out")
-    return replace(split, warnings=(*warnings, *recording_and_audio_warnings(store, split.folds)))
+    shared = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
+    leaked = recording_and_audio_warnings(store, split.folds)
+    return replace(split, warnings=(*unlabelled, *unused, *shared, *leaked))
+
+
+def _with_speaker(
+    store: FeatureStore, task: TaskConfig, config: SplitConfig, labels: Labels
+) -> SplitConfig:
+    """Return the settings, with the column of the speaker for tasks that compare speakers.
+
+    Raises:
+        ConfigError: Utterances are to be grouped by what the task learns.
+    """
+    if task.kind == "verification":  # its labels are the speakers
+        return replace(config, speaker=labels.columns[0])
+    if config.speaker in labels.columns:
+        raise ConfigError(
+            f"split.speaker={config.speaker} is what task {task.name} learns: no class would be "
+            "in train and in test. Leave split.speaker out"
+        )
+    if task.kind == "abx" and config.speaker is None:
+        return replace(config, speaker=task.speaker_column or find_speaker_column(store))
+    return config
+
+
+def _unlabelled(store: FeatureStore, utterances: _Utterances) -> list[str]:
+    """Return a warning about utterances without a label, if there are any."""
+    n = len(store) - len(utterances.usable)
+    return [f"{n} utterances have no label and are left out"] if n else []
 
 
 def _utterances(

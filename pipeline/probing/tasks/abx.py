@@ -21,6 +21,7 @@ from pipeline.probing.abx.errors import (
     MinimalPairs,
     abx_errors,
     index_cells,
+    joined,
     unit_frames,
 )
 from pipeline.probing.abx.warping import Float32
@@ -32,6 +33,7 @@ from pipeline.probing.results import (
     HeadSpec,
     Note,
     OnHead,
+    Predictions,
     stored_layer,
 )
 from pipeline.probing.splits.speakers import find_speaker_column
@@ -54,7 +56,8 @@ class _Part:
         position: Utterance of each, int64 [n_items].
         first: First frame of each within its utterance, int64 [n_items].
         n_frames: Number of frames of each, int64 [n_items].
-        blocks: Blocks to compare, by metric; those of a metric without any are left out.
+        blocks: Blocks to compare, by metric; a metric without any is left out.
+        cells: Cells of the blocks, by metric.
     """
 
     items: Items
@@ -62,6 +65,7 @@ class _Part:
     first: IntArray
     n_frames: IntArray
     blocks: dict[str, list[Block]]
+    cells: dict[str, CellIndex]
 
 
 class AbxTask(Task):
@@ -108,35 +112,29 @@ class AbxTask(Task):
             self._part(np.concatenate([fold.train, fold.dev]), "dev") for fold in data.folds
         ]
         self._test = [self._part(fold.test, "test") for fold in data.folds]
-        self._cells = [
-            {name: index_cells(part.items, blocks) for name, blocks in part.blocks.items()}
-            for part in self._test
-        ]
         n_speakers = sum(len(np.unique(part.items.speaker)) for part in self._test)
         self.warnings = (*data.spans.warnings, *few_speakers(n_speakers))
         n_items = sum(len(part.items) for part in self._test)
         self.items = f"{n_items:,} test spans of {len(data.spans.names):,} classes"
         self.truth = tuple(
-            tuple((0.0,) for cells in index.values() for _ in cells.pair) for index in self._cells
+            tuple((0.0,) for cells in part.cells.values() for _ in cells.pair)
+            for part in self._test
         )
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Compare the items of dev and test on each layer."""
         metric = self._data.config.metric
         for spec in specs:
-            layer, part = stored_layer(spec.layer), self._dev[spec.fold]
-            cells = index_cells(part.items, part.blocks[metric])
-            dev = MinimalPairs(cells, self._errors(part, metric, layer))
-            part = self._test[spec.fold]
-            test = {name: self._errors(part, name, layer) for name in part.blocks}
+            layer, dev, test = stored_layer(spec.layer), self._dev[spec.fold], self._test[spec.fold]
+            errors = {name: self._errors(test, name, layer) for name in test.blocks}
             found = HeadResult(
                 **asdict(spec),
                 step=0,
-                dev=dev.score,
-                test=MinimalPairs(self._cells[spec.fold][metric], test[metric]).score,
+                dev=MinimalPairs(dev.cells[metric], self._errors(dev, metric, layer)).score,
+                test=MinimalPairs(test.cells[metric], errors[metric]).score,
                 curve=(),
                 predictions=tuple(
-                    (error,) for error in np.concatenate(list(test.values())).tolist()
+                    (error,) for error in np.concatenate(list(errors.values())).tolist()
                 ),
             )
             on_head(spec, found)
@@ -151,7 +149,7 @@ class AbxTask(Task):
         return {
             name: self._evaluation(heads, name).score
             for name in others
-            if all(name in self._cells[head.fold] for head in heads)
+            if all(name in self._test[head.fold].cells for head in heads)
         }
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
@@ -167,21 +165,10 @@ class AbxTask(Task):
 
     def _evaluation(self, heads: Sequence[HeadResult], metric: str) -> MinimalPairs:
         """Return the error over the cells of all folds; a speaker counts once per fold."""
-        pair, speakers, n_contexts, errors = [], [], [], []
-        n_pairs = 0
-        for number, head in enumerate(heads):
-            index = self._cells[head.fold]
-            start = sum(len(index[name].pair) for name in list(index)[: list(index).index(metric)])
-            cells = index[metric]
-            found = head.predictions[start : start + len(cells.pair)]
-            errors.append(np.array(found, np.float64)[:, 0])
-            pair.append(cells.pair + n_pairs)
-            speakers.append(cells.speakers + number * len(self._speakers))
-            n_contexts.append(cells.n_contexts)
-            n_pairs += cells.n_pairs
-        cells = CellIndex(
-            np.concatenate(pair), np.concatenate(speakers), np.concatenate(n_contexts), n_pairs
-        )
+        errors = [
+            _predictions_of(metric, self._test[head.fold].cells, head.predictions) for head in heads
+        ]
+        cells = joined([self._test[head.fold].cells[metric] for head in heads])
         return MinimalPairs(cells, np.concatenate(errors))
 
     def _part(self, positions: IntArray, name: str) -> _Part:
@@ -218,6 +205,7 @@ class AbxTask(Task):
             placed.first[rows],
             placed.last[rows] - placed.first[rows],
             {metric: blocks for metric, blocks in planned.items() if blocks},
+            {metric: index_cells(items, blocks) for metric, blocks in planned.items() if blocks},
         )
 
     def _errors(self, part: _Part, metric: str, layer: int) -> FloatArray:
@@ -231,7 +219,17 @@ class AbxTask(Task):
             )
 
         most_frames = max(1, self._data.memory // frame_bytes)
-        return abx_errors(part.items, part.blocks[metric], part.n_frames, read, most_frames)
+        blocks, cells = part.blocks[metric], part.cells[metric]
+        return abx_errors(part.items, blocks, cells, part.n_frames, read, most_frames)
+
+
+def _predictions_of(
+    metric: str, cells: dict[str, CellIndex], predictions: Predictions
+) -> FloatArray:
+    """Return the errors of the cells of a metric, of predictions for those of all metrics."""
+    ends = np.cumsum([len(index.pair) for index in cells.values()])[:-1]
+    parts = np.split(np.array(predictions, np.float64)[:, 0], ends)
+    return dict(zip(cells, parts, strict=True))[metric]
 
 
 def _read(
