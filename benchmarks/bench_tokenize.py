@@ -30,10 +30,10 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 import pipeline
+from pipeline.threads import in_order, single_threaded
 from pipeline.tokens.frames import LayerSource, sample
 from pipeline.tokens.kmeans import BLOCK_FRAMES, KMeansSettings, train
 from pipeline.tokens.nearest import ROWS, Quantizer
-from pipeline.tokens.threads import in_order, single_threaded
 
 try:
     import faiss

@@ -1,11 +1,11 @@
 """Test scores as functions of weights of test groups.
 
-A group is what a test set is a sample of: an utterance, or a speaker. The bootstrap draws groups
-again, so a drawn test set is a vector of weights: how often each group was drawn. With a weight of
-1 for every group, a score is the one that is reported.
+A group is an utterance, or a speaker in tasks that compare speakers. The bootstrap draws groups
+again, so a drawn test set is a vector of weights: the number of times that each group was drawn.
+With a weight of 1 for every group, the score is the reported one.
 
 An accuracy, an error rate, an F1 score, a correlation or an absolute error is a function of sums
-over utterances (`Sums`); an equal error rate is not, so a task may have an evaluation of its own.
+over utterances (`Sums`). An equal error rate is not, so a task may have an evaluation of its own.
 """
 
 from __future__ import annotations
@@ -56,20 +56,14 @@ class Sums(Evaluation):
         values: Summands of each group, [n_groups, n_sums].
     """
 
-    def __init__(
-        self,
-        values: FloatArray,
-        function: Callable[[FloatArray], FloatArray],
-        group: str = "utterances",
-    ) -> None:
+    def __init__(self, values: FloatArray, function: Callable[[FloatArray], FloatArray]) -> None:
         """Take the summands and the function.
 
         Args:
             values: [n_groups, n_sums].
             function: Maps sums [n_draws, n_sums] to scores [n_draws].
-            group: What a group is.
         """
-        super().__init__(len(values), group)
+        super().__init__(len(values))
         self.values, self._function = np.asarray(values, np.float64), function
 
     def scores(self, weights: FloatArray) -> FloatArray:
@@ -92,15 +86,10 @@ class Ratio(Sums):
         sizes: [n_groups].
     """
 
-    def __init__(
-        self,
-        counts: npt.NDArray[np.generic],
-        sizes: npt.NDArray[np.generic],
-        group: str = "utterances",
-    ) -> None:
+    def __init__(self, counts: npt.NDArray[np.generic], sizes: npt.NDArray[np.generic]) -> None:
         """Take counts and sizes, [n_groups] each."""
         values = np.stack([counts, sizes], axis=1).astype(np.float64)
-        super().__init__(values, _ratio, group)
+        super().__init__(values, _ratio)
         self.counts, self.sizes = self.values.T
 
 

@@ -144,6 +144,14 @@ def test_drawn_trials_depend_on_the_seed_and_are_spread_over_speakers():
     assert max(own.values()) <= 3
 
 
+def test_pairs_that_run_out_give_fewer_trials():
+    """Most speakers have one utterance, and hardly any pair of them is left: the draw ends."""
+    speakers = ["a"] * 60 + ["b"] * 60 + [f"s{i}" for i in range(12)]
+    trials = draw_trials(np.arange(132), speakers, 5_000, 0)
+    pairs = {tuple(pair) for pair in trials.pairs[~trials.is_target].tolist()}
+    assert 1_000 < len(pairs) == int((~trials.is_target).sum()) < 2_500
+
+
 @pytest.mark.parametrize(
     "lines",
     [

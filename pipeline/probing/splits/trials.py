@@ -6,9 +6,10 @@ A list is in the format of VoxCeleb (`1 ID ID`, 1 for one speaker) or in that of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from pipeline.probing.labels import IntArray
 
 _WORDS = {"target": True, "nontarget": False, "non-target": False, "impostor": False}
 _DIGITS = {"1": True, "0": False}
+_TRIES = 20
+"""Draws for each trial of two speakers, after which there are fewer trials."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,11 @@ def draw_trials(
         ConfigError: There is one speaker only, or no speaker has two utterances.
     """
     random = np.random.default_rng(seed)
-    names = sorted({str(speakers[i]) for i in positions.tolist()})
-    own = [[i for i in positions.tolist() if str(speakers[i]) == name] for name in names]
+    by_speaker: dict[str, list[int]] = defaultdict(list)
+    for i in positions.tolist():
+        by_speaker[str(speakers[i])].append(i)
+    names = sorted(by_speaker)
+    own = [by_speaker[name] for name in names]
     repeated = [utterances for utterances in own if len(utterances) > 1]
     if len(names) < 2 or not repeated:
         raise ConfigError(
@@ -130,7 +136,9 @@ def draw_trials(
             for b in others
         ]
         other.update(every[i] for i in random.permutation(len(every))[:wanted])
-    while len(other) < wanted:
+    for _ in range(_TRIES * wanted):  # pairs of speakers with few utterances repeat
+        if len(other) == wanted:
+            break
         i, j = sorted(random.choice(len(own), 2, replace=False).tolist())
         other.add((int(random.choice(own[i])), int(random.choice(own[j]))))
     pairs = [*same, *sorted(other)]
@@ -190,4 +198,5 @@ def _positions(ids: Sequence[str]) -> dict[str, int]:
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")) if name else name
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.rpartition('.')[0] or file}"
