@@ -24,10 +24,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-BOTTOM = {"delimited", "errors", "events", "exclusive", "files", "threads"}
+BOTTOM = {"delimited", "devices", "errors", "events", "exclusive", "files", "threads"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "threads": set(),
+    "devices": {"errors"},
     "delimited": {"errors"},
     "events": {"errors"},
     "exclusive": {"errors", "files"},

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
+from pipeline.devices import choose_device
 from pipeline.errors import ConfigError, StoreError, layers_problem
 from pipeline.events import Observer, announced
 from pipeline.probing.baselines import baseline_warnings
@@ -337,19 +337,6 @@ def choose_layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
     if problem := layers_problem(config.layers, store.layers):
         raise ConfigError(problem)
     return tuple(layer for layer in store.layers if layer in config.layers)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that a sweep trains on.
-
-    Raises:
-        ConfigError: There is no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda and torch finds no GPU; set device=cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _mean_weights(ranking: Ranking) -> tuple[float, ...] | None:

@@ -180,11 +180,21 @@ def _joined(
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Join overlapping runs, which have the same label; runs are sorted by their first frame."""
     ends = np.maximum.accumulate(last)
-    begins = np.ones(len(first), bool)
-    begins[1:] = first[1:] >= ends[:-1]
-    starts = np.flatnonzero(begins)
+    starts = np.flatnonzero(_begins(first, ends))
     stops = ends[np.append(starts[1:], len(first)) - 1]
     return first[starts], stops, label[starts]
+
+
+def _begins(first: IntArray, ends: IntArray) -> npt.NDArray[np.bool_]:
+    """Return whether each run begins a group: it shares no frame with those before it.
+
+    Args:
+        first: First frame of each run, ascending.
+        ends: Latest end of each run and of those before it.
+    """
+    begins = np.ones(len(first), bool)
+    begins[1:] = first[1:] >= ends[:-1]
+    return begins
 
 
 def _check_overlaps(
@@ -199,10 +209,7 @@ def _check_overlaps(
     Raises:
         SourceError: They do not; the message names the first two and their lines.
     """
-    ends = np.maximum.accumulate(last)
-    begins = np.ones(len(first), bool)
-    begins[1:] = first[1:] >= ends[:-1]
-    group = np.cumsum(begins) - 1
+    group = np.cumsum(_begins(first, np.maximum.accumulate(last))) - 1
     lowest = np.full(int(group[-1]) + 1, np.iinfo(np.int32).max, np.int32)
     np.minimum.at(lowest, group, label)
     wrong = np.flatnonzero(label != lowest[group])

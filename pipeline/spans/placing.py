@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, UtteranceNotFoundError, counted, first_few
-from pipeline.spans.segments import in_segments
-from pipeline.spans.table import IntArray, Seconds, Spans
+from pipeline.spans.segments import in_segments, latest_ends
+from pipeline.spans.table import IntArray, Seconds, Spans, id_fields
 from pipeline.store.read.timing import first_frames
 from pipeline.store.read.utterances import StoreView
 
@@ -200,20 +200,15 @@ def difference(unknown: Sequence[str], store: StoreView) -> str:
 
 
 def _forms(utterance: str) -> dict[str, str]:
-    """Return what each field of `id_form` stands for."""
-    folder, slash, last = utterance.rpartition("/")
-    name = last.rpartition(".")[0] or last
-    return {"{id}": utterance, "{stem}": f"{folder}{slash}{name}", "{name}": name}
+    """Return what each field of `id_form`, with its braces, stands for."""
+    return {f"{{{field}}}": value for field, value in id_fields(utterance).items()}
 
 
 def _late(
     store: StoreView, spans: Spans, rows: IntArray, stop: Seconds, n_frames: IntArray
 ) -> list[str]:
     """Return a note of the spans that end after their utterances."""
-    geometry = store.geometry
-    rate, hop = geometry.sample_rate_hz, geometry.hop_samples
-    # of a recording the length is known up to a hop, which is the tolerance as well
-    ends = ((n_frames - 1) * hop + geometry.n_samples(1) + hop) / rate
+    ends = latest_ends(store.geometry, n_frames)
     late = np.flatnonzero(stop > ends + 1e-9)
     if not len(late):
         return []

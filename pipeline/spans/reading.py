@@ -11,7 +11,7 @@ from pipeline.config.spans_schema import SPAN_KINDS, SPAN_UNITS, SpansConfig
 from pipeline.errors import ConfigError, SourceError, counted, did_you_mean, first_few
 from pipeline.files import is_uri
 from pipeline.spans.nist import add_ctm, add_rttm
-from pipeline.spans.table import SpanBuilder, Spans
+from pipeline.spans.table import SpanBuilder, Spans, id_fields
 from pipeline.spans.tables import add_csv, add_jsonl, add_parquet
 from pipeline.spans.textgrid import add_textgrid
 
@@ -193,9 +193,7 @@ def _id_form(form: str) -> Callable[[str], str]:
     """
 
     def made(utterance: str) -> str:
-        folder, slash, last = utterance.rpartition("/")
-        name = last.rpartition(".")[0] or last
-        return form.format(id=utterance, stem=f"{folder}{slash}{name}", name=name)
+        return form.format(**id_fields(utterance))
 
     try:
         if made("a") == made("b"):

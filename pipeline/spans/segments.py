@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, SourceError, counted, first_few
 from pipeline.spans.table import IntArray, Seconds, Spans
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.read.utterances import StoreView
 
 _RECORDING = "recording"
@@ -51,9 +52,7 @@ def in_segments(store: StoreView, spans: Spans, start_column: str | None) -> Seg
         SourceError: The store has none of the recordings.
     """
     recordings, begin = _segments(store, start_column)
-    geometry = store.geometry
-    length = (store.frame_counts - 1) * geometry.hop_samples + geometry.n_samples(1)
-    end = begin + (length + geometry.hop_samples) / geometry.sample_rate_hz
+    end = begin + latest_ends(store.geometry, store.frame_counts)
     number = pc.fill_null(
         pc.index_in(recordings, value_set=pa.array(spans.utterances, pa.string())), -1
     )
@@ -100,6 +99,15 @@ def in_segments(store: StoreView, spans: Spans, start_column: str | None) -> Seg
         stop[in_order],
         notes,
     )
+
+
+def latest_ends(geometry: FrameGeometry, n_frames: IntArray) -> Seconds:
+    """Return the latest times at which utterances of so many frames may end, in seconds, [n].
+
+    The length of an utterance is known up to a hop.
+    """
+    hop = geometry.hop_samples
+    return ((n_frames - 1) * hop + geometry.n_samples(1) + hop) / geometry.sample_rate_hz
 
 
 def _overlapping(

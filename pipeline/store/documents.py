@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from crc32c import crc32c
-
 from pipeline.errors import (
     DamagedError,
     IdentityError,
@@ -39,7 +37,7 @@ from pipeline.store.format.layout import (
 )
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.pooling import MEAN
-from pipeline.store.format.zarr_json import group_document
+from pipeline.store.format.zarr_json import attributes_checksum, group_document
 from pipeline.store.serialization import json_bytes, parquet_bytes, read_parquet
 
 
@@ -124,7 +122,7 @@ def write_group(store: Location, layout: Layout, n_slots: int, attributes: dict[
         backend.ensure_folder(folder)
     resize(backend, layout, n_slots)
     own = {name: value for name, value in attributes.items() if name != CHECKSUM}
-    checked = own | {CHECKSUM: {"crc32c": _checksum(own, sorted(own)), "of": sorted(own)}}
+    checked = own | {CHECKSUM: {"crc32c": attributes_checksum(own, sorted(own)), "of": sorted(own)}}
     backend.put(ATTRIBUTES, [json_bytes(group_document(checked))])
 
 
@@ -172,7 +170,7 @@ def _put_attributes(
     changed = attributes | {"format_version": max(version, attributes["format_version"]), **facts}
     if CHECKSUM in changed:
         names = sorted({*changed[CHECKSUM]["of"], *facts})
-        changed[CHECKSUM] = {"crc32c": _checksum(changed, names), "of": names}
+        changed[CHECKSUM] = {"crc32c": attributes_checksum(changed, names), "of": names}
     backend.put(ATTRIBUTES, [json_bytes(group_document(changed))])
 
 
@@ -288,7 +286,10 @@ def _check_attributes(attributes: dict[str, Any], path: str) -> None:
     try:
         _check_checksum_name(attributes)
         expected = attributes.get(CHECKSUM)
-        is_same = expected is None or _checksum(attributes, expected["of"]) == expected["crc32c"]
+        is_same = (
+            expected is None
+            or attributes_checksum(attributes, expected["of"]) == expected["crc32c"]
+        )
         encoder = attributes.get("identity", {}).get("encoder", {})
         layers = list(attributes.get("layers", []))
         if is_same and layers != [COLLAPSED_LAYER]:
@@ -307,12 +308,6 @@ def _check_checksum_name(attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         if name != CHECKSUM and isinstance(value, dict) and value.keys() == {"crc32c", "of"}:
             raise KeyError(CHECKSUM)
-
-
-def _checksum(attributes: Mapping[str, Any], names: Sequence[str]) -> int:
-    """Return crc32c of some attributes as JSON, independent of spaces and order."""
-    chosen = {name: attributes[name] for name in names}
-    return int(crc32c(json.dumps(chosen, sort_keys=True, separators=(",", ":")).encode()))
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:

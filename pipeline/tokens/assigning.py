@@ -147,7 +147,7 @@ class UnitTokenizer:
             except NonFiniteFrameError as error:
                 raise DamagedError(
                     f"frame {error.frame} of utterance {row['id']!r} of store {self._backend} "
-                    f" is not finite, so it has no nearest centroid"
+                    "is not finite, so it has no nearest centroid"
                 ) from error
             found.append((start, codes, total))
         return found

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.config.sizes import parse_bytes
+from pipeline.devices import choose_device
 from pipeline.errors import ConfigError, IdentityError, StoreError, counted
 from pipeline.events import Observer
 from pipeline.store.backend.base import Backend, Location
@@ -126,9 +127,9 @@ def tokenize(
         The sizes, and how the codes are used.
 
     Raises:
-        StoreNotFoundError: There is no store, or no codebook.
-        ConfigError: A setting is wrong or missing, there are fewer frames than codes, or the sample
-            does not fit in memory.
+        StoreNotFoundError: There is no store.
+        ConfigError: A setting is wrong or missing, the file of the codebook is missing, there are
+            fewer frames than codes, or the sample does not fit in memory.
         IdentityError: The store has other tokens of this name, or the codebook is for other
             features.
         StoreError: The store lacks the layer, keeps no frames, or cannot be written.
@@ -179,20 +180,6 @@ def tokenize(
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device to compute on.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; expected auto, cpu or cuda")
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ConfigError("device is cuda and torch finds no GPU; set device=cpu")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
-
-
 def _check(settings: TokenSettings, codebook: Location | None) -> None:
     """Check settings that need no store.
 
@@ -224,8 +211,8 @@ def _default_name(opened: FeatureStore, settings: TokenSettings, codebook: Locat
     """
     if codebook is not None:
         return PurePosixPath(str(codebook)).name.removesuffix(".safetensors")
-    if settings.k is None or (settings.layer is None and settings.weights is None):
-        names = sorted({n for b in opened.backends for n in stored.codebook_names(b)})
+    if settings.k is None or not settings.names_features:
+        names = _codebook_names(opened.backends)
         known = f"; or go on with name={'|'.join(names)}" if names else ""
         raise ConfigError(
             f"give the layer and the number of codes, as in layer=9 k=500, or codebook=FILE{known}"
@@ -234,11 +221,16 @@ def _default_name(opened: FeatureStore, settings: TokenSettings, codebook: Locat
     return f"{what}-k{settings.k}"
 
 
+def _codebook_names(backends: Sequence[Backend]) -> list[str]:
+    """Return the names of the codebooks of stores, sorted."""
+    return sorted({name for backend in backends for name in stored.codebook_names(backend)})
+
+
 def _read_file(location: Location) -> Codebook:
     """Read a codebook that the user names.
 
     Raises:
-        StoreNotFoundError: There is no such file.
+        ConfigError: There is no such file.
         DamagedError: It is no codebook.
     """
     folder, _, file = str(location).rpartition("/")
@@ -284,8 +276,8 @@ def _codebook(
         settings.check_same(given, name, str(location))
     is_new = book is None
     if book is None:
-        if settings.k is None or (settings.layer is None and settings.weights is None):
-            names = sorted({n for b in backends for n in stored.codebook_names(b)})
+        if settings.k is None or not settings.names_features:
+            names = _codebook_names(backends)
             raise ConfigError(
                 f"store {opened.location} has no tokens {name!r}"
                 + (f" (it has {', '.join(names)})" if names else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,6 +56,11 @@ class TokenSettings:
     seed: int | None = None
     where: str | None = None
     sample_frames: int | str | None = None
+
+    @property
+    def names_features(self) -> bool:
+        """Whether a layer or weights are given."""
+        return self.layer is not None or self.weights is not None
 
     def check_same(self, codebook: Codebook, name: str, where: str) -> None:
         """Check that a codebook is one that was made with these settings, as far as they are given.
@@ -228,11 +233,6 @@ class _Progress:
 def _shown(value: object) -> str:
     text = str(list(value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def settings_of(codebook: Codebook) -> Mapping[str, Any]:
-    """Return the settings of a codebook, for a report."""
-    return {"layer": codebook.layer, "k": codebook.k, "seed": codebook.seed}
 
 
 def weights_of(given: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -80,7 +80,7 @@ def predict(
                 names = [str(path) for path in files]
             pairs = choose_pairs(given.get("trials"), names) if verifies else []
             if verifies:  # only what the pairs name
-                used = set(dict.fromkeys(name for pair in pairs for name in pair))
+                used = {name for pair in pairs for name in pair}
                 names = [name for name in names if name in used]
             predicted = (
                 predictor.predict_store(store, names)

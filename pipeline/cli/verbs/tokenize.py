@@ -69,11 +69,10 @@ def tokenize(
             from pipeline.tokens.run import tokenize as tokenize_stores
             from pipeline.transforms.layer_weights import read_weights
 
-        if "weights" in given:
-            n_layers = len(open_store(stores).layers)
-            settings["weights"] = read_weights(given["weights"], n_layers)
         with TokenProgress(console) as progress:
             opened = open_store(stores)
+            if "weights" in given:
+                settings["weights"] = read_weights(given["weights"], len(opened.layers))
             labels = _labels(opened, given, progress) if "spans" in given else None
             result = tokenize_stores(stores, observer=progress, **settings)
             quality = None

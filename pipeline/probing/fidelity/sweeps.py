@@ -9,12 +9,13 @@ from itertools import chain
 import numpy as np
 
 from pipeline.config import SweepConfig
+from pipeline.devices import choose_device
 from pipeline.events import Observer, announced
 from pipeline.probing.fidelity.run import choose_layers
 from pipeline.probing.labels import read_labels
 from pipeline.probing.ranking import evaluations_of, rank
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec
-from pipeline.probing.run import TASK_KINDS, choose_device, list_heads, size_warnings
+from pipeline.probing.run import TASK_KINDS, list_heads, size_warnings
 from pipeline.probing.significance import (
     Runs,
     interval,

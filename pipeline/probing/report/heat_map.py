@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -171,22 +171,25 @@ def _write_numbers(
 
 
 def _scale_beside(axes: Axes, scale: Scale) -> None:
-    edges = np.linspace(scale.low, scale.high, 31)
-    shapes = [[(0, a), (1, a), (1, b), (0, b)] for a, b in pairwise(edges)]
-    shade(axes, shapes, scale.opacities((edges[1:] + edges[:-1]) / 2))
+    _shade_scale(axes, scale, lambda a, b: [(0, a), (1, a), (1, b), (0, b)])
     axes.set(xlim=(0, 1), ylim=(scale.low, scale.high), xticks=[], ylabel=scale.label)
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.grid(visible=False)
 
 
 def _scale_above(axes: Axes, scale: Scale) -> None:
-    edges = np.linspace(scale.low, scale.high, 31)
-    shapes = [[(a, 0), (b, 0), (b, 1), (a, 1)] for a, b in pairwise(edges)]
-    shade(axes, shapes, scale.opacities((edges[1:] + edges[:-1]) / 2))
+    _shade_scale(axes, scale, lambda a, b: [(a, 0), (b, 0), (b, 1), (a, 1)])
     axes.set(ylim=(0, 1), xlim=(scale.low, scale.high), yticks=[], xlabel=scale.label)
     axes.xaxis.set_label_position("top")
     axes.xaxis.tick_top()
+
+
+def _shade_scale(
+    axes: Axes, scale: Scale, cell: Callable[[float, float], list[tuple[float, float]]]
+) -> None:
+    """Draw the opacities of a scale, each in the cell between two of its values."""
+    edges = np.linspace(scale.low, scale.high, 31)
+    shapes = [cell(a, b) for a, b in pairwise(edges)]
+    shade(axes, shapes, scale.opacities((edges[1:] + edges[:-1]) / 2))
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.grid(visible=False)

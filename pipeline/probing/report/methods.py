@@ -6,6 +6,7 @@ out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -301,7 +302,7 @@ def _scores(sweep: Sweep) -> list[str]:
         best = candidate_in_sentence(sweep.comparison.best)
         second = candidate_in_sentence(sweep.comparison.second)
         p = sweep.comparison.p_value
-        found = f", p = {p:.2g}" if p == p else ""
+        found = "" if math.isnan(p) else f", p = {p:.2g}"
         sentences.append(
             f"The two candidates with the best dev scores, {best} and {second}, were compared on "
             f"test ({sweep.comparison.test}{found})."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def caption(sweep: Sweep) -> str:
         f"Intervals: 95 % bootstrap over the test {sweep.groups}, {N_RESAMPLES:,} resamples.",
         "Bold: the best candidate on dev.",
     ]
-    if sweep.comparison is not None and sweep.comparison.p_value == sweep.comparison.p_value:
+    if sweep.comparison is not None and not math.isnan(sweep.comparison.p_value):
         lines.append(
             f"Test of its difference to {candidate_in_sentence(sweep.comparison.second)}, the "
             f"second on dev: p = {sweep.comparison.p_value:.2g} ({sweep.comparison.test})."

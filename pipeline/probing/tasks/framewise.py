@@ -122,7 +122,7 @@ class FramewiseTask(Task):
         total = np.zeros((n, n), np.int64)
         for head in heads:
             for triples in head.predictions:
-                rows, columns, counts = np.array(triples, np.int64).reshape(-1, 3).T
+                rows, columns, counts = _columns(triples)
                 np.add.at(total, (rows, columns), counts)
         return tuple(tuple(row) for row in total.tolist())
 
@@ -160,16 +160,21 @@ class FramewiseTask(Task):
         n = len(self.classes[0])
         rows = [triples for head in heads for triples in head.predictions]
         if metric == "accuracy":
-            found = [np.array(triples, np.int64).reshape(-1, 3).T for triples in rows]
+            found = [_columns(triples) for triples in rows]
             correct = [int(counts[a == b].sum()) for a, b, counts in found]
             return Ratio(np.array(correct), np.array([int(counts.sum()) for *_, counts in found]))
         values = np.zeros((len(rows), 3 * n))
         for out, triples in zip(values, rows, strict=True):
-            a, b, counts = np.array(triples, np.int64).reshape(-1, 3).T
+            a, b, counts = _columns(triples)
             np.add.at(out, a[a == b], counts[a == b])
             np.add.at(out, n + a, counts)
             np.add.at(out, 2 * n + b, counts)
         return Sums(values, macro_f1_of_sums)
+
+
+def _columns(triples: object) -> IntArray:
+    """Return references, predictions and counts of the confusions of an utterance: [3, n]."""
+    return np.array(triples, np.int64).reshape(-1, 3).T
 
 
 def _perfect(counts: IntArray) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ do not see them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from crc32c import crc32c
 from pipeline.errors import ConfigError
 from pipeline.store.format.codebook import Codebook
 from pipeline.store.format.layout import CHECKSUM, GROUP
-from pipeline.store.format.zarr_json import array_document
+from pipeline.store.format.zarr_json import array_document, attributes_checksum
 
 TokenArray = npt.NDArray[np.uint16]
 
@@ -92,15 +91,15 @@ def attributes_of(name: str, codebook: Codebook) -> dict[str, Any]:
         "codebook_sha256": codebook.sha256,
         "encoder": dict(codebook.encoder),
     }
-    return own | {CHECKSUM: {"crc32c": _checksum(own), "of": sorted(own)}}
+    return own | {CHECKSUM: {"crc32c": attributes_checksum(own, own), "of": sorted(own)}}
 
 
 def are_intact(attributes: Mapping[str, Any]) -> bool:
     """Return whether the attributes of an array of tokens are as they were written."""
     checked = attributes.get(CHECKSUM)
     try:
-        own = {key: attributes[key] for key in checked["of"]}  # type: ignore[index]
-        return bool(_checksum(own) == checked["crc32c"])  # type: ignore[index]
+        expected, names = checked["crc32c"], checked["of"]  # type: ignore[index]
+        return bool(attributes_checksum(attributes, names) == expected)
     except (KeyError, TypeError):
         return False
 
@@ -148,8 +147,3 @@ def deduplicate(tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray
     """
     starts = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]])[: len(tokens)])
     return tokens[starts], np.diff(np.append(starts, len(tokens))).astype(np.int64)
-
-
-def _checksum(attributes: Mapping[str, Any]) -> int:
-    text = json.dumps(dict(attributes), sort_keys=True, separators=(",", ":"))
-    return int(crc32c(text.encode()))

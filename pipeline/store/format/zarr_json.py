@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from crc32c import crc32c
 
 POOLED_DTYPE = "float32"
 
@@ -49,3 +53,13 @@ def array_document(
         "dimension_names": names,
         "storage_transformers": [],
     }
+
+
+def attributes_checksum(attributes: Mapping[str, Any], names: Iterable[str]) -> int:
+    """Return crc32c of some attributes as JSON, independent of spaces and order.
+
+    Raises:
+        KeyError: One is missing.
+    """
+    chosen = {name: attributes[name] for name in names}
+    return int(crc32c(json.dumps(chosen, sort_keys=True, separators=(",", ":")).encode()))

@@ -98,7 +98,7 @@ def count_tokens(backend: Backend) -> list[TokenCount]:
     """Return how much of a store has tokens, of each name; damaged documents are left out."""
     found = []
     slots: set[int] | None = None
-    for name in stored.token_names(backend):
+    for name in stored.token_folders(backend):
         try:
             known = stored.read_tokens(backend, name)
         except DamagedError:

@@ -233,7 +233,7 @@ def move_tokens(
         Problems: tokens that are damaged are not copied, so that they are made again.
     """
     problems = []
-    for name in token_names(backend):
+    for name in token_folders(backend):
         try:
             known = read_tokens(backend, name)
             if known is None:
