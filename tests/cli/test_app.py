@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import soundfile
-from typer.testing import CliRunner
 
 import pipeline
 from pipeline import events
-from pipeline.cli.app import app
 from pipeline.cli.output import signals_to
 from pipeline.config import config_folder
 from pipeline.encoders.wav2vec2.bundles import registry
+from tests.helpers.commands import error_line, last_json, strata
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 
 COMMON = ["model=tiny", "engine=inline", "engine.threads=1"]
@@ -39,34 +36,6 @@ def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = strata("extract", f"dataset.path={folder}", f"store={path}", *COMMON)
     assert done.returncode == 0, done.stderr
     return path
-
-
-@dataclass
-class Done:
-    """Result of a command."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def strata(*arguments: str) -> Done:
-    """Run the command in this process, which saves importing torch each time."""
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Done(result.exit_code, result.stdout, result.stderr)
-
-
-def last_json(done: Done) -> dict:
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def error_line(done: Done) -> str:
-    """The single error line on stderr."""
-    assert "Traceback" not in done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def test_the_version_is_that_of_the_package() -> None:

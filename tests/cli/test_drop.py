@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from tests.cli.test_app import strata
+from tests.helpers.commands import strata
 from tests.helpers.feature_stores import make_store
 
 

@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.store.format.codecs import FLOAT32, INT8
+from tests.helpers.commands import strata
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import INLINE, extract
 from tests.helpers.feature_stores import make_store
 from tests.helpers.planted_stores import write_planted
 
 QUICK = ["task=ks", "split.speaker=none", "seeds=[0]", "task.lrs=[1e-2]", "task.steps=40"]
-
-
-def strata(*arguments):
-    """Run the command in this process."""
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def test_a_sample_is_encoded_again(tmp_path):
     settings = ["dataset=audiofolder", f"dataset.path={folder}", "model=tiny"]
     more = ["engine=ray", "engine.workers=8", "engine.threads=1", "n_utterances=2", "layers=[1,12]"]
     done = strata("fidelity", tmp_path / "store", *settings, *more, "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["dtype"], document["n_utterances"], document["sweep"]) == ("int8", 2, None)
     assert [layer["layer"] for layer in document["layers"]] == [1, 12]
@@ -56,7 +47,7 @@ def test_a_sample_is_encoded_again(tmp_path):
 def test_another_store_and_a_task(stores):
     """--against compares with a store; a task adds scores, their difference and its test."""
     done = strata("fidelity", stores / "int8", "--against", stores / "float32", *QUICK, "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [layer["layer"] for layer in document["layers"]] == [1, 2, 3]
     sweep = document["sweep"]
@@ -116,7 +107,7 @@ def test_refusals(stores, monkeypatch, arguments, code, message):
     """One line that names the setting or the store, and the remedy."""
     monkeypatch.chdir(stores)
     done = strata("fidelity", *arguments)
-    assert done.exit_code == code
+    assert done.returncode == code
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
 

@@ -7,24 +7,15 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.config import load_sweep_config
 from pipeline.probing.run import sweep
+from tests.helpers.commands import strata
 from tests.helpers.corpus import write_folder
 
 QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=4", "task.eval_every=2"]
 SPLIT = ["split.speaker=none", "split.ratios=[0.5,0.25,0.25]"]
 ONE = "engine.threads=1"
-
-
-def strata(*arguments):
-    """Run the command in this process."""
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +26,7 @@ def root(tmp_path_factory):
     store = folder / "store"
     data = ["dataset=audiofolder", f"dataset.path={folder / 'clips'}", "model=tiny"]
     done = strata("extract", *data, "engine=inline", ONE, "extract.layers=[1,2]", f"store={store}")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     trials = folder / "swept.txt"
     trials.write_text("1 clip-000 clip-003\n0 clip-000 clip-001\n")
     sweeps = {
@@ -51,7 +42,7 @@ def test_predict_prints_a_table(root):
     """The head, a warning about random weights, and a line per file."""
     clip = root / "clips" / "clip-003.wav"
     done = strata("predict", root / "ks", clip, "layer=2", ONE)
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     first, warning, names, row = done.stdout.splitlines()
     assert first.startswith("ks on word: the head on layer 2 of tiny, accuracy 0.")
     assert "RANDOM" in warning
@@ -67,7 +58,7 @@ def test_json_has_predictions_errors_and_the_head(root, tmp_path):
     shutil.copy(root / "clips" / "clip-000.wav", tmp_path / "a.wav")
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     done = strata("predict", root / "ks", tmp_path, ONE, "--json")
-    assert done.exit_code == 3
+    assert done.returncode == 3
     document = json.loads(done.stdout)
     assert document.keys() == {"predictions", "errors", "head"}
     (found,) = document["predictions"]
@@ -86,7 +77,7 @@ def test_a_store_is_predicted_without_the_encoder(root, monkeypatch):
     """As its sweep did on test; where= selects utterances."""
     monkeypatch.setattr("pipeline.predict.predictor.HeadEncoder", None)
     done = strata("predict", root / "ks", root / "store", "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     by_id = {item["id"]: item["label"] for item in document["predictions"]}
     result = json.loads((root / "ks" / "sweep.json").read_text())
@@ -110,7 +101,7 @@ def test_out_writes_csv_and_jsonl(root, tmp_path, task, keys):
     """The same rows in both forms; several label columns go by their names."""
     for name in ("a.csv", "a.jsonl"):
         done = strata("predict", root / task, root / "store", "--out", tmp_path / name)
-        assert done.exit_code == 0, done.stderr
+        assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == f"written: {tmp_path / name}"
     with (tmp_path / "a.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -130,7 +121,7 @@ def test_out_is_whole_or_as_it_was(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pipeline.files.write_synced", fail)
     done = strata("predict", root / "ks", root / "store", "--out", out)
-    assert done.exit_code == 1
+    assert done.returncode == 1
     assert "a.csv cannot be written" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     assert out.read_text() == "earlier"
@@ -149,7 +140,7 @@ def test_verification_scores_two_files_or_a_list(root, tmp_path):
     assert [item["second"] for item in stored] == ["clip-003.wav", "clip-001.wav"]
     assert stored[0]["score"] == pytest.approx(pair["score"], abs=1e-3)
     done = strata("predict", root / "sv", root / "clips", ONE)
-    assert done.exit_code == 2
+    assert done.returncode == 2
     assert "there are 24 names: give two recordings" in done.stderr
 
 
@@ -174,7 +165,7 @@ def test_wrong_arguments_are_refused(root, monkeypatch, arguments, message):
     """Before the encoder is loaded, with exit code 2."""
     monkeypatch.chdir(root)
     done = strata("predict", *arguments)
-    assert done.exit_code == 2
+    assert done.returncode == 2
     assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
@@ -182,7 +173,7 @@ def test_wrong_arguments_are_refused(root, monkeypatch, arguments, message):
 def test_export_head_writes_a_folder_that_predicts(root, tmp_path):
     """`predict` reads it like the folder of a sweep."""
     done = strata("export-head", root / "ks", tmp_path / "head", "layer=1", "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["head"]["layer"] == 1
     assert {p.name for p in (tmp_path / "head").iterdir()} == {"head.safetensors", "README.md"}
     found, expected = (
@@ -191,5 +182,5 @@ def test_export_head_writes_a_folder_that_predicts(root, tmp_path):
     )
     assert found["predictions"] == expected["predictions"]
     done = strata("export-head", root / "ks")
-    assert done.exit_code == 2
+    assert done.returncode == 2
     assert "SWEEP_DIR OUT" in done.stderr

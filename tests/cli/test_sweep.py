@@ -6,10 +6,9 @@ import html
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.transforms.copy import CopySettings, copy_stores
+from tests.helpers.commands import strata
 from tests.helpers.planted_stores import write_planted
 
 QUICK = ["task.lrs=[1e-2]", "seeds=[0]", "task.steps=40", "task.eval_every=20"]
@@ -29,14 +28,6 @@ def store(tmp_path_factory):
     return root
 
 
-def strata(*arguments):
-    """Run the command in this process."""
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 @pytest.fixture(scope="module")
 def first(store, tmp_path_factory):
     """Output folder and result of a sweep with --json."""
@@ -47,7 +38,7 @@ def first(store, tmp_path_factory):
 def test_sweep_prints_a_table_and_an_object(first):
     """The table, with the best layer and warnings, goes to stderr; JSON goes to stdout."""
     out, done = first
-    assert done.exit_code == 0
+    assert done.returncode == 0
     document = json.loads(done.stdout)
     assert document["best_layer"] == 2
     assert {item["layer"] for item in document["results"]} == {1, 2, 3, "weighted"}
@@ -93,7 +84,7 @@ def test_without_json_stdout_has_the_table(store, first):
 def test_a_wrong_command_is_one_line_and_exit_code_2(store, tmp_path, settings, message):
     """No traceback; the object on stdout has the same message."""
     done = strata("sweep", store, *settings, f"out={tmp_path}", "--json")
-    assert done.exit_code == 2
+    assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert message in line
     assert message in json.loads(done.stdout)["error"]
@@ -102,7 +93,7 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(store, tmp_path, settings, 
 def test_no_store_is_exit_code_1(tmp_path):
     """A missing store is an error without a traceback, as for every verb."""
     done = strata("sweep", tmp_path / "nothing", "task=ks")
-    assert done.exit_code == 1
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
 
 
@@ -120,7 +111,7 @@ def halves(store, tmp_path_factory):
 def test_several_stores_are_swept_as_one(first, halves):
     """The scores are those of one store with the utterances of both; the report opens both."""
     paths, out, done = halves
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     document, expected = json.loads(done.stdout), json.loads(first[1].stdout)
     for name in ("scores", "best_layer", "n_test", "classes", "split"):
         assert document[name] == expected[name]
@@ -143,7 +134,7 @@ def test_what_cannot_be_swept_as_one_is_one_line(store, halves, tmp_path):
         ([], "no store is given before task=ks"),
     ):
         done = strata("sweep", *arguments, "task=ks", *QUICK, "--json")
-        assert done.exit_code in (1, 2)
+        assert done.returncode in (1, 2)
         assert message in json.loads(done.stdout)["error"]
 
 
@@ -152,7 +143,7 @@ def test_the_default_folder_has_the_names_of_the_stores(halves, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     paths = halves[0]
     done = strata("layers", *paths, "n_frames=2000", "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("one, ") == 1
     assert json.loads(done.stdout)["n_utterances"] == 120
     assert (tmp_path / "sweeps/one+two/layers/report.html").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import strata
+from tests.helpers.commands import strata
 from tests.helpers.token_stores import LAYER, LENGTHS, K, clustered_store
 
 

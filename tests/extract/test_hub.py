@@ -22,8 +22,8 @@ from pipeline.audio.probe import probe
 from pipeline.config import load_config
 from pipeline.errors import SourceError
 from pipeline.sources.opening import open_source
-from tests.cli.test_app import Done, error_line, last_json, strata
 from tests.helpers.audio_files import speechlike, write
+from tests.helpers.commands import Done, error_line, last_json, strata
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import contents
 from tests.helpers.hub_server import CONVERTED, Fault, Hub, running_hub, use_hub

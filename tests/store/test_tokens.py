@@ -30,7 +30,7 @@ from pipeline.store.format.tokens import (
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.status import read_status
 from pipeline.store.maintain.verify import verify_store
-from tests.cli.test_app import strata
+from tests.helpers.commands import strata
 from tests.helpers.token_stores import (
     LAYER,
     LENGTHS,

@@ -16,7 +16,7 @@ from sklearn.metrics.cluster import contingency_matrix
 import pipeline
 from pipeline.errors import StoreError
 from pipeline.tokens.quality import joint_counts, label_quality, usage
-from tests.cli.test_app import strata
+from tests.helpers.commands import strata
 from tests.helpers.token_stores import LAYER, LENGTHS, K, clustered_store, tokenized, true_code
 
 codes = arrays(np.int64, 60, elements=st.integers(0, 7))

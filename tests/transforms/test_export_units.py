@@ -9,7 +9,7 @@ import pytest
 import pipeline
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.format.tokens import chunk_key
-from tests.cli.test_app import strata
+from tests.helpers.commands import strata
 from tests.helpers.token_stores import LENGTHS, clustered_store, tokenized
 
 NAME = "layer2-k5"
