@@ -156,6 +156,16 @@ def test_features_of_another_shape_are_refused():
             head()(features)
 
 
+def test_statistics_of_another_shape_are_refused():
+    """The message has both shapes; a head on frames takes no statistics."""
+    for pooled in (randn(2, 1, DIM + 1), randn(2, 2, DIM), randn(2, DIM)):
+        with pytest.raises(ConfigError, match=r"expected \[n_utterances, 1, 3\], and a head that"):
+            head().of_pooled(pooled)
+    text = TrainedHead(replace(TEXT, dim=4), {"weight": torch.eye(4), "bias": torch.zeros(4)})
+    with pytest.raises(ConfigError, match="and a head that does not need frames"):
+        text.of_pooled(randn(2, 1, 4))
+
+
 def test_other_files_are_refused(tmp_path):
     """A missing file, text, other tensors, a cut file, a newer version, a damaged description."""
     path = tmp_path / "head.safetensors"

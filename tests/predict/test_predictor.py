@@ -17,9 +17,13 @@ from pipeline.errors import ConfigError, EncoderError, IdentityError, StoreError
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.heads.trained import TrainedHead
+from pipeline.predict.encoding import _rounded
+from pipeline.predict.export import export_head
 from pipeline.predict.pairs import choose_pairs
+from pipeline.predict.predictor import Predicted, score_pairs
 from pipeline.predict.recordings import find_recordings
 from pipeline.probing.run import sweep
+from pipeline.store.format.codecs import FLOAT16
 from tests.helpers.corpus import voice, write_folder
 
 ONE_THREAD = ["engine.threads=1"]
@@ -191,6 +195,31 @@ def test_other_weights_are_refused(root):
         predictor([torch.zeros(400)])
 
 
+def test_what_differs_from_the_sweep_without_harm_is_noted(root):
+    """Another precision, and another way to make waveforms; the predictions are made."""
+    folder = swept(root, extracted(root), "ks", *CASES["ks"])
+    notes = Notes()
+    more = [*ONE_THREAD, "extract.precision=fp32"]
+    predictor = pipeline.Predictor(folder, 1, overrides=more, observer=notes)
+    facts = predictor.head.facts
+    encoder = facts.identity["encoder"] | {"precision": "bf16"}
+    other = facts.identity | {"encoder": encoder, "audio": {"decoder": "another 1.0"}}
+    predictor.head = TrainedHead(replace(facts, identity=other), predictor.head.tensors)
+    assert predictor([torch.tensor(voice(0.5, 1))])[0].labels
+    text = "\n".join(notes.lines)
+    assert "precision is fp32, and bf16 in the sweep" in text
+    assert "WARNING: waveforms differ from the sweep's: audio.decoder is another 1.0 there" in text
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_a_feature_that_cannot_be_stored_is_refused(value):
+    """As an extraction refuses it; the message names the dtype and the setting that helps."""
+    features = torch.zeros(1, 3, 2)
+    features[0, 1, 1] = value
+    with pytest.raises(EncoderError, match=r"too large for float16; give extract.precision=fp32"):
+        _rounded(features, FLOAT16)
+
+
 def test_the_encoder_is_found_where_a_store_does_not_name_its_settings(root):
     """By the name of the model if its weights need no place; else the user must give one."""
     folder = swept(root, extracted(root), "ks", *CASES["ks"])
@@ -246,8 +275,15 @@ def test_the_folder_of_a_sweep_is_checked(root, tmp_path):
         ConfigError, match=r"no trained heads in trained/.*the same `strata sweep` again"
     ):
         pipeline.Predictor(tmp_path)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"sweep.json is not the result of a sweep; run the"):
+        pipeline.Predictor(tmp_path)
+    shutil.copy(folder / "sweep.json", tmp_path)
     with pytest.raises(ConfigError, match=r"layer=2: .* has heads on 1, 3, weighted; choose one"):
         pipeline.Predictor(folder, 2)
+    export_head(folder, tmp_path / "exported", 3)
+    with pytest.raises(ConfigError, match="has the head on layer 3, not 1"):
+        pipeline.Predictor(tmp_path / "exported", 1)
     best = json.loads((folder / "sweep.json").read_text())["best"]
     name = best if isinstance(best, str) else f"layer-{best}"
     others = tmp_path / "trained"
@@ -296,3 +332,5 @@ def test_pairs_are_two_names_or_those_of_a_list(tmp_path):
         choose_pairs(str(listed), names)
     with pytest.raises(ConfigError, match="cannot be read"):
         choose_pairs(str(tmp_path / "no.txt"), names)
+    with pytest.raises(ConfigError, match="no prediction of b; expected one of 1 names"):
+        score_pairs([Predicted("a")], [("a", "b")])

@@ -208,6 +208,7 @@ def test_ctm_of_kaldi_and_of_nemo(tmp_path, text, name):
     ("line", "words"),
     [
         ("u 1 0.5 x", "line 2 has 4 fields; a CTM has utterance, channel, start"),
+        ("u 1 0.5 1 two words NA lex NA x", "line 2 has 10 fields; a CTM has utterance"),
         ("u 1 x 0.5 y", "line 2: the start is 'x'; expected a number"),
         ("u 1 0,5 0.5 y", "the start is '0,5'; expected a number; write a point, not a comma"),
         ("u 1 nan 0.5 y", "line 2: the start is 'nan'; expected a number"),
@@ -245,6 +246,8 @@ def test_rttm_has_turns_that_may_overlap(tmp_path):
     assert spans.notes == (f"{path}: 1 line of other types than SPEAKER are left out: SPKR-INFO",)
     refused(written(tmp_path, "b.rttm", text + "rec 1 0 1\n"), "line 4 begins with 'rec'; expected")
     refused(written(tmp_path, "c.rttm", "SPEAKER a 1 0 1\n"), "line 1 has 5 fields; an RTTM has")
+    more = text.replace("ann <NA>", "ann lee of <NA>", 2)
+    refused(written(tmp_path, "d.rttm", more), "line 2 has 12 fields; an RTTM has SPEAKER")
 
 
 ROWS = [("a/1.wav", 0.5, 1.0, "x, y"), ("a/1.wav", 1.0, 1.5, ""), ("12", 0.0, 2.0, 'say "so"')]

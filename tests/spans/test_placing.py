@@ -242,6 +242,9 @@ def test_unlabelled_frames_may_be_a_class(store):
         frame_labels(store, spans, classes=["c"])
     with pytest.raises(ConfigError, match="has a name twice"):
         frame_labels(store, spans, classes=["a", "a"])
+    for wrong in ("", 3):
+        with pytest.raises(ConfigError, match="expected the name of a class, or None"):
+            frame_labels(store, spans, unlabelled=wrong)
 
 
 def test_a_frame_with_two_labels_is_refused_with_both_lines(store):
