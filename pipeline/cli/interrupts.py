@@ -1,9 +1,9 @@
 """Ctrl-C while a server is waited for: the command ends within seconds.
 
 Python delivers a signal to its main thread when that runs Python code again, which is not before a
-request has been answered or given up; and on the way out it waits for its other threads. So another
-thread is told of the signal by the C code. If a request is still unanswered some seconds later, it
-ends the process. That is as safe as SIGKILL, after which a run goes on where it was.
+request has been answered or given up. At its exit it waits for its other threads. So the C code
+notifies another thread of the signal by a pipe. That thread ends the process if a request is still
+unanswered some seconds later. This is as safe as SIGKILL, after which a run resumes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trained heads as files: what a sweep has learned, usable without the sweep.
 
 A file is a safetensors file. Its tensors compute the predictions; its metadata, one JSON document,
-says of what, and for which features. Kinds of heads, by `task.kind` of the sweep:
+describes the task and the features. Kinds of heads, by `task.kind` of the sweep:
 
 - `utterance`: `weight` [n_outputs, n_inputs] and `bias` [n_outputs] on statistics over the frames
   of an utterance; the outputs of all label columns follow each other.
@@ -53,7 +53,7 @@ def file_of(folder: Path, layer: int | str) -> Path:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one utterance.
+    """The prediction of a head for one utterance.
 
     Attributes:
         labels: The most probable class in each label column.
@@ -82,7 +82,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What is known of a trained head beside its tensors.
+    """Description of a trained head: its task, the features that it reads, its scores.
 
     Attributes:
         task: Name of the task.

@@ -20,7 +20,7 @@ NONE = -1
 class FrameLabels:
     """The label of each frame of a store: `labels["clip-1"]` is int64 [n_frames], -1 for none.
 
-    It holds the spans, not the frames, so it is small whatever the store's size.
+    It holds the spans, not the frames, so its size does not depend on the size of the store.
 
     Attributes:
         names: Names of the classes; a label is an index in them.

@@ -22,7 +22,7 @@ from pipeline.store.read.utterances import StoreView
 
 UTTERANCE, RECORDING = "utterance", "recording"
 _N_COMPARED = 20  # ids for which a form is looked for
-_MANY_LATE = 0.1  # share of spans beyond the end from which the unit is doubted
+_MANY_LATE = 0.1  # share of spans beyond the end, above which the note asks for the unit
 
 
 @dataclass(frozen=True)

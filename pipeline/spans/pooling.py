@@ -1,7 +1,7 @@
 """Statistics over the frames of each span, in one pass over a store.
 
 Utterances are read in the order of the disk, and of each only the frames that spans need. Memory is
-bounded whatever the number and the length of the spans: a span that does not fit is read in parts.
+bounded for any number and length of spans: a span that does not fit is read in parts.
 """
 
 from __future__ import annotations

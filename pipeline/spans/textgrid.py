@@ -2,8 +2,8 @@
 
 Praat itself reads only free-standing numbers, texts in double quotes and flags in angle brackets;
 everything else in a file is comment (Praat's manual, "Text file formats"). This makes both forms
-one. Parsers on PyPI were tried: none says in which line an error is, and some drop the rest of a
-file in silence.
+one. Parsers on PyPI were tried: none reports the line of an error, and some drop the rest of a file
+without an error.
 """
 
 from __future__ import annotations

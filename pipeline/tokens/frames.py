@@ -187,7 +187,7 @@ def sample(source: LayerSource, n_frames: int, seed: int, n_threads: int) -> Sam
 
 
 def default_sample(k: int, n_frames: int, most: int) -> int:
-    """Return how many frames are drawn unless the user says so.
+    """Return the default number of frames of a sample.
 
     Args:
         k: Number of clusters.
@@ -198,5 +198,5 @@ def default_sample(k: int, n_frames: int, most: int) -> int:
 
 
 def frames_in(source: LayerSource, memory: int) -> int:
-    """Return how many sampled frames fit in some bytes."""
+    """Return the number of sampled frames that fit in some bytes."""
     return math.floor(memory / source.frame_bytes)

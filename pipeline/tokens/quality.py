@@ -1,4 +1,4 @@
-"""What tokens are worth: how evenly codes are used, and how well they match labels of frames.
+"""Quality of tokens: how evenly codes are used, and how well they match labels of frames.
 
 Measures with labels are those of Hsu et al. 2021, "HuBERT: Self-Supervised Speech Representation
 Learning by Masked Prediction of Hidden Units" (arXiv 2106.07447), section IV-C: cluster purity,
@@ -46,7 +46,8 @@ class LabelQuality:
         phone_purity: Share of frames whose label is the most frequent one of their code.
         cluster_purity: Share of frames whose code is the most frequent one of their label.
         pnmi: Mutual information of labels and codes, as a share of the entropy of the labels; 0 if
-            codes say nothing, 1 if they determine the label. None if there is only one label.
+            codes and labels are independent, 1 if codes determine the label. None if there is only
+            one label.
     """
 
     frames: int

@@ -128,7 +128,7 @@ def _columns(facts: HeadFacts, prediction: Prediction) -> dict[str, Any]:
 
 
 def head_document(facts: HeadFacts) -> dict[str, Any]:
-    """Return what JSON answers say of a head."""
+    """Return the description of a head for JSON answers."""
     encoder = facts.identity["encoder"]
     return {
         "task": facts.task,

@@ -1,7 +1,6 @@
 """The methods paragraph of a paper: how the scores of a sweep were made.
 
-Every sentence follows from the results and settings of the sweep; what these do not say is left
-out.
+Every sentence follows from the results and settings of the sweep; nothing else is stated.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from pipeline.probing.tasks.base import Task, TaskData
 
 Parameters = Mapping[str, Tensor]
 _OF_FEATURES = ("format_version", "dtype", "audio", "encoder", "collapse")
-"""Parts of a store's identity that say what its features are."""
+"""Parts of a store's identity that describe its features."""
 
 
 class KeptHeads:

@@ -60,7 +60,7 @@ class TokenDamage:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How much of a store has tokens.
+    """Number of units of a store that have tokens of one name.
 
     Attributes:
         name: Name of the tokens.
@@ -95,7 +95,7 @@ def check_tokens(backend: Backend, layout: Layout) -> list[TokenDamage]:
 
 
 def count_tokens(backend: Backend) -> list[TokenCount]:
-    """Return how much of a store has tokens, of each name; damaged documents are left out."""
+    """Return the number of units with tokens, for each name; damaged documents are left out."""
     found = []
     slots: set[int] | None = None
     for name in stored.token_folders(backend):
@@ -154,8 +154,8 @@ def _taken(backend: Backend, layout: Layout) -> dict[int, list[Range]]:
 class _TokenCheck:
     """Checks the tokens of one name.
 
-    Checksums tell changed bytes, but not a chunk that has come to the place of another one. So the
-    tokens of a few frames of each slot are computed again.
+    Checksums detect changed bytes, but not a chunk that was moved to the place of another one. So
+    the tokens of a few frames of each slot are computed again.
     """
 
     def __init__(
