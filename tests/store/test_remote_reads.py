@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import gc
+import itertools
 import os
 import pickle
 import random
@@ -23,6 +24,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import DamagedError
+from pipeline.objects import ranges
 from pipeline.objects import requests as requests_module
 from pipeline.objects.client import ObjectClient
 from pipeline.objects.library import generation
@@ -204,6 +206,43 @@ def test_ranges_with_gaps_that_exceed_the_bound_are_fetched_once(
         for start in (0, 2500, 5000):
             assert reader.read(start, 100) == content[start : start + 100]
     assert proxy.counts == {"GET": len(keys)}
+    assert held() == 0
+
+
+def test_random_ranges_of_more_than_fits_are_requested_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of more objects than fit: no request takes the room of another one that is being made.
+
+    A range that was dropped would be requested alone when it is read, one after the other.
+    """
+    monkeypatch.setattr(fetching, "MOST_AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(fetching, "_MOST_WAITING_BYTES", 5_000)
+    for module in (fetching, ranges):
+        monkeypatch.setattr(module, "LONGEST_BYTES", 8_000)
+    content, sent = bytes(range(250)) * 160, list[tuple[int, int, int]]()
+
+    def fetcher(number: int) -> fetching.Fetch:
+        def fetch(start: int, length: int) -> memoryview:
+            sent.append((number, start, length))
+            return memoryview(content)[start : start + length]
+
+        return fetch
+
+    objects = [fetching.Segments(fetcher(number), "somewhere") for number in range(9)]
+    random = np.random.default_rng(0)
+    starts = {found: random.integers(len(content) - 100, size=60).tolist() for found in objects}
+    for found in objects:
+        for start in starts[found]:
+            found.add(start, start + 100)
+    for found in objects:
+        for start in starts[found]:
+            parts = found.take(start, start + 100)
+            assert b"".join(parts) == content[start : start + 100]
+    assert len(sent) <= 9 * 8  # for 60 ranges each
+    bounds = sorted((number, start, start + length) for number, start, length in sent)
+    for before, after in itertools.pairwise(bounds):
+        assert before[0] < after[0] or before[2] <= after[1]
     assert held() == 0
 
 

@@ -154,10 +154,14 @@ class Segments:
 
     def _drop(self, segment: _Segment) -> None:
         with self._fetcher.guard:
-            self._requested = [item for item in self._requested if item is not segment]
+            self.forget(segment)
             self._fetcher.release(segment)
             if self._fetcher.is_waiting:
                 self._fetcher.request()
+
+    def forget(self, segment: _Segment) -> None:
+        """Fetch a segment again if it is read after all. Called with the guard held."""
+        self._requested = [item for item in self._requested if item is not segment]
 
     def _timed(self, start: int, length: int) -> memoryview:
         """Fetch a range; note how long a small one takes."""
@@ -245,13 +249,17 @@ class _Fetcher:
             needed: The object that a reader waits for: its ranges are requested in any case.
         """
         with self.guard:
-            for key in list(self._waiting):  # a call within this one may have taken some
-                segments = self._waiting.get(key)
-                if segments is not None and (
-                    segments is needed or self.n_held + segments.n_to_send <= MOST_AHEAD_BYTES
-                ):
-                    del self._waiting[key]
-                    self._n_waiting -= segments.send()
+            if needed is not None and id(needed) in self._waiting:
+                self._send(needed)
+            while self._waiting:
+                segments = next(iter(self._waiting.values()))
+                if self.n_held + segments.n_to_send > MOST_AHEAD_BYTES:
+                    return
+                self._send(segments)
+
+    def _send(self, segments: Segments) -> None:
+        del self._waiting[id(segments)]
+        self._n_waiting -= segments.send()
 
     def hold(self, segments: Segments, segment: _Segment) -> None:
         """Count a segment; drop the oldest ones if there are too many bytes."""
@@ -264,7 +272,7 @@ class _Fetcher:
             owner, oldest = self._held.popleft()
             found = owner()
             if found is not None:
-                found._drop(oldest)
+                found.forget(oldest)  # and request nothing now: what is being sent needs the room
             self.release(oldest)
 
     def release(self, segment: _Segment) -> None:
