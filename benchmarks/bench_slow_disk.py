@@ -22,61 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from bench_memory import write_clips
-from torch import Tensor
+from noise_encoder import register_noise
 
-from pipeline.config import ModelConfig, load_config
-from pipeline.encoders.base import Clock, EncoderDescription, EncoderSettings
-from pipeline.encoders.registry import register_family
-from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.moments import MomentAccumulator
+from pipeline.config import load_config
 from pipeline.extract import run
 
 LIMIT = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
-DESCRIPTION = EncoderDescription("noise", 12, 768, GEOMETRY, max_window_s=60.0, context_s=2.0)
 BLOCK = 1 << 20
 METHODS = ("plain", "float16", "int8")
-
-
-class NoiseEncoder:
-    """Encoder that returns the same noise for every batch; see `Encoder`."""
-
-    name, dim, precision, device = "noise", 768, "fp32", torch.device("cpu")
-    geometry, weights_source, is_random, final_norm = GEOMETRY, "none", False, None
-
-    def __init__(self, settings: EncoderSettings) -> None:
-        self.layers, self.windows = settings.layers, settings.windows
-        self.identity: dict[str, Any] = {"model": self.name, "layers": list(self.layers)}
-        self.clock: Clock = lambda stage: nullcontext()
-        self._noise = torch.randn(20_000, self.dim, generator=torch.Generator().manual_seed(0))
-
-    def encode_batch(self, waveforms: Sequence[Tensor], **_: object) -> Iterator[Tensor]:
-        n_frames = sum(GEOMETRY.n_frames(len(waveform)) for waveform in waveforms)
-        for _layer in self.layers:
-            with self.clock("transformer"):
-                yield self._noise[:n_frames]
-
-    def statistics_accumulator(self) -> MomentAccumulator:
-        return MomentAccumulator()
-
-    def utterance_stats(self, utterance: object) -> None:
-        return None
-
-
-class NoiseFamily:
-    """Its family; see `EncoderFamily`."""
-
-    def describe(self, model: ModelConfig) -> EncoderDescription:
-        return DESCRIPTION
-
-    def load(self, model: ModelConfig, settings: EncoderSettings) -> NoiseEncoder:
-        return NoiseEncoder(settings)
 
 
 def main() -> None:
@@ -88,7 +46,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=9_216, help="frames per unit")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    register_family("noise", NoiseFamily())
+    register_noise()
     found: list[dict[str, dict[str, float]]] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -11,20 +11,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from pipeline.config import ModelConfig, load_config
-from pipeline.encoders.base import Clock, EncoderDescription, EncoderSettings
-from pipeline.encoders.registry import register_family
-from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.moments import MomentAccumulator
+from benchmarks.noise_encoder import register_noise
+from pipeline.config import load_config
 from pipeline.extract import run
 from pipeline.store.backend.base import Backend
 from pipeline.store.backend.local import LocalBackend
@@ -35,46 +28,9 @@ from tests.helpers.corpus import write_folder
 _CLIP_S, _CLIPS_PER_UNIT, _FRAMES_PER_UNIT = 5.0, 3, 768
 _UNIT_S = 4.0
 """What the encoder takes for a unit."""
-_DESCRIPTION = EncoderDescription("waiting", 12, 768, GEOMETRY, max_window_s=60.0, context_s=2.0)
 
 Behind = Callable[[float, float], AbstractContextManager[None]]
 """Puts a proxy before the server: milliseconds of latency, bytes a second."""
-
-
-class WaitingEncoder:
-    """Encoder that waits, and returns the same noise for every batch; see `Encoder`."""
-
-    name, dim, precision, device = "waiting", 768, "fp32", torch.device("cpu")
-    geometry, weights_source, is_random, final_norm = GEOMETRY, "none", False, None
-
-    def __init__(self, settings: EncoderSettings) -> None:
-        self.layers, self.windows = settings.layers, settings.windows
-        self.identity: dict[str, Any] = {"model": self.name, "layers": list(self.layers)}
-        self.clock: Clock = lambda stage: nullcontext()
-        self._noise = torch.randn(20_000, self.dim, generator=torch.Generator().manual_seed(0))
-
-    def encode_batch(self, waveforms: Sequence[Tensor], **_: object) -> Iterator[Tensor]:
-        n_frames = sum(GEOMETRY.n_frames(len(waveform)) for waveform in waveforms)
-        time.sleep(_UNIT_S * n_frames / _FRAMES_PER_UNIT)
-        for _layer in self.layers:
-            with self.clock("transformer"):
-                yield self._noise[:n_frames]
-
-    def statistics_accumulator(self) -> MomentAccumulator:
-        return MomentAccumulator()
-
-    def utterance_stats(self, utterance: object) -> None:
-        return None
-
-
-class WaitingFamily:
-    """Its family; see `EncoderFamily`."""
-
-    def describe(self, model: ModelConfig) -> EncoderDescription:
-        return _DESCRIPTION
-
-    def load(self, model: ModelConfig, settings: EncoderSettings) -> WaitingEncoder:
-        return WaitingEncoder(settings)
 
 
 def measure_overlap(
@@ -93,7 +49,7 @@ def measure_overlap(
         Seconds of each for a unit, from one commit to the next; `overlap` is the share of the
         shorter one of the encoder and the upload that passes while the other one is at work.
     """
-    register_family("waiting", WaitingFamily())
+    register_noise(_UNIT_S / _FRAMES_PER_UNIT)
     clips = write_folder(folder / "clips", [_CLIP_S] * (_CLIPS_PER_UNIT * n_units))
     extract(clips, str(folder / "warm"), 1)  # the first run of a process imports the model's code
     extract(clips, str(folder / "store"))
@@ -127,7 +83,7 @@ def extract(clips: Path, store: str, limit: int | None = None) -> None:
     """Extract clips in this process."""
     given = [
         *("dataset=audiofolder", f"dataset.path={clips}", f"store={store}"),
-        *("model=hf", "model.source=waiting", "model.name=waiting", "engine=inline"),
+        *("model=hf", "model.source=noise", "model.name=noise", "engine=inline"),
         f"plan.frames_per_unit={_FRAMES_PER_UNIT}",
     ]
     run.extract(load_config([*given, *([f"dataset.limit={limit}"] if limit else [])]))
