@@ -145,7 +145,7 @@ def test_a_lost_object_is_quarantined_and_a_lost_server_is_not(
 def test_a_bucket_that_is_emptied_is_not_quarantined(
     clips: Path, localbucket: LocalBucket, s3: str, tmp_path: Path
 ) -> None:
-    """As for a folder that is unmounted: nothing is concluded about its files."""
+    """As for a folder that is unmounted, whose files are not quarantined."""
     upload(clips, localbucket, s3)
 
     def empty() -> None:

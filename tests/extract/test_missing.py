@@ -126,7 +126,7 @@ def test_nodes_of_a_cluster_may_have_the_files(tmp_path: Path) -> None:
 def test_files_that_vanish_after_a_folder_was_listed(
     tmp_path: Path, n_lost: int, words: str | None
 ) -> None:
-    """A few are named and left out; of many nothing is concluded: the folder is being emptied."""
+    """A few are named and left out. If there are many, the folder is being emptied: a refusal."""
     for number in range(30):
         write(tmp_path / "clips" / f"{number:02}.wav")
     source = open_source(DatasetConfig("audiofolder", str(tmp_path / "clips")))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import pipeline
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.feed.ahead.fetching import ReadAhead
-from pipeline.feed.ahead.memory import N_HALVES, NOTED_BYTES
+from pipeline.feed.ahead.memory import N_HALVES, NOTED_BYTES, AheadMemory
 from pipeline.feed.ahead.planning import Form, Portion, portions
 from pipeline.feed.batching import BatchSpec
 from pipeline.feed.frames import windows
@@ -28,6 +28,7 @@ from pipeline.store.format.layout import FRAMES
 from tests.helpers.backends import in_bucket
 from tests.helpers.feature_stores import make_store, noise, rewrite
 from tests.servers.proxy import Fault, Proxy, Request
+from tests.servers.web import serve_folder
 
 LENGTHS = [int(n) for n in np.random.default_rng(3).integers(1, 90, 120)]
 SMALL = NOTED_BYTES + 3 * (64 << 10)
@@ -379,6 +380,25 @@ def test_folders_and_copies_are_not_fetched_ahead(root: Path, s3: str, tmp_path:
     for pair in (loaders(local, copied), loaders(local, local)):
         check_equal(*pair)
         assert pair[1]._ahead is None
+
+
+def test_a_store_on_a_web_server_is_fetched_ahead(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ranges, through another client than that of buckets: nothing is left to the readers."""
+    noted: list[bool] = []
+    note = AheadMemory.note
+
+    def watch(memory: AheadMemory, portion: int, chunk: int, is_filled: bool) -> None:
+        noted.append(is_filled)
+        note(memory, portion, chunk, is_filled)
+
+    monkeypatch.setattr(AheadMemory, "note", watch)
+    with serve_folder(Path("/")) as address:
+        pair = loaders(pipeline.open_store(root), pipeline.open_store(f"{address}{root}"))
+        assert check_equal(*pair) > 3
+    assert len(noted) > 10
+    assert all(noted)
 
 
 def test_the_memory_of_a_mixture_is_divided(

@@ -1,4 +1,4 @@
-"""What is said of a server that refuses: the operation, the URI, the reason, and what helps."""
+"""Errors of a server that refuses: they name the operation, the URI, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -96,18 +96,21 @@ def test_a_missing_permission_is_named(
         assert "the credentials are those of AWS_ACCESS_KEY_ID" in str(error)
 
 
+def test_a_creation_that_is_refused_reads_nothing(proxy: Proxy, s3: str) -> None:
+    """Nothing was created, so what is under the key says nothing about this request."""
+    client = ObjectClient(s3, QUICK)
+    client.put("x", [b"x"])
+    proxy.refuses = lambda request: request.method == "PUT"
+    proxy.requests.clear()
+    assert isinstance(error_of(WRITES["create"], client).__cause__, RefusedError)
+    assert set(proxy.counts) == {"CREATE"}
+
+
 def test_a_creation_that_may_not_be_read_back_is_refused_at_once(proxy: Proxy, s3: str) -> None:
-    """Whose object is there cannot be told, and trying again would not help."""
+    """The client cannot know whether the object is its own, and a retry would not help."""
     client = ObjectClient(s3, Limits())
     client.put("x", [b"of another one"])
-    passed = proxy.pass_on
-
-    def answer(method: str, *rest: object) -> object:
-        if method == "GET":
-            return 403, [], b"<Error><Code>AccessDenied</Code></Error>"
-        return passed(method, *rest)  # type: ignore[arg-type]
-
-    proxy.pass_on = answer  # type: ignore[assignment, method-assign]
+    proxy.refuses = lambda request: request.method == "GET"
     error = error_of(lambda client: client.create("x", b"mine"), client)
     assert isinstance(error, UnansweredError)  # it may be an earlier request of the caller
     assert f"{s3}/x exists and cannot be read back" in str(error)
@@ -122,7 +125,7 @@ def test_a_creation_that_may_not_be_read_back_is_refused_at_once(proxy: Proxy, s
         ("AWS_ACCESS_KEY_ID", "", "those of ~/.aws or the role of this machine"),
     ],
 )
-def test_it_is_said_where_the_credentials_come_from(
+def test_the_origin_of_the_credentials_is_named(
     proxy: Proxy, s3: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
     """Otherwise a forgotten variable is looked for in vain."""
@@ -138,7 +141,7 @@ def test_it_is_said_where_the_credentials_come_from(
     [
         (400, "ExpiredToken", "", "the session token has expired: get a new one"),
         (403, "InvalidAccessKeyId", "", "the server does not know the access key"),
-        (403, "SignatureDoesNotMatch", "", "the secret key is not that of the access key"),
+        (403, "SignatureDoesNotMatch", "", "the secret key does not belong to the access key"),
         (403, "RequestTimeTooSkewed", "", "the clock of this machine is wrong: set it"),
     ],
 )

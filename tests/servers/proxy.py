@@ -55,6 +55,7 @@ class Request:
 
 
 Choice = Callable[[Request], Fault | None]
+_DENIED = b"<Error><Code>AccessDenied</Code></Error>"
 
 
 class Proxy:
@@ -65,6 +66,7 @@ class Proxy:
         requests: What was asked for so far.
         choose: Returns the fault of a request; None for none.
         injected: How often each fault was.
+        refuses: Returns whether a request is answered as by S3 to a user who may not make it.
     """
 
     def __init__(self, url: str, upstream: str) -> None:
@@ -72,6 +74,7 @@ class Proxy:
         self.requests: list[Request] = []
         self.choose: Choice = lambda request: None
         self.injected: Counter[Fault] = Counter()
+        self.refuses: Callable[[Request], bool] = lambda request: False
         self.moment_s = 0.2
 
     @property
@@ -114,6 +117,9 @@ def start_proxy(upstream: str) -> Iterator[Proxy]:
                 len(body),
             )
             proxy.requests.append(request)
+            if proxy.refuses(request):
+                self.answer(403, [], b"" if self.command == "HEAD" else _DENIED)
+                return
             fault = proxy.choose(request)
             if fault is not None:
                 proxy.injected[fault] += 1

@@ -87,14 +87,7 @@ def test_a_server_that_cannot_be_written_is_named(proxy: Proxy, s3: str) -> None
 
 def test_a_user_who_may_not_delete_is_refused(proxy: Proxy, s3: str) -> None:
     """With the permission: data of failed attempts would stay, and be paid for."""
-    passed = proxy.pass_on
-
-    def keep(method: str, *rest: object) -> object:
-        if method == "DELETE":
-            return 403, [], b"<Error><Code>AccessDenied</Code></Error>"
-        return passed(method, *rest)  # type: ignore[arg-type]
-
-    proxy.pass_on = keep  # type: ignore[assignment, method-assign]
+    proxy.refuses = lambda request: request.method == "DELETE"
     with pytest.raises(StoreError, match=r"cannot be deleted.*this takes s3:DeleteObject"):
         RemoteBackend(s3, QUICK).leases.check()
 
