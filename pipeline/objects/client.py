@@ -33,7 +33,7 @@ _SMALL_BYTES = 1 << 20
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_PARTIAL = "non-partial response"
 _WITHOUT_REASON = (400, 401, 403)
-"""Failures of which more is to be known than the answer to a HEAD tells, which has no content."""
+"""Failures whose reason is in the content of an answer; the answer to a HEAD has none."""
 _without_ranges: set[Server] = set()
 """Servers that answer a request for a range with the whole object, or say that they do (rclone)."""
 LIST_PAGE = 1000
@@ -237,7 +237,7 @@ class ObjectClient(Objects):
         """Return the content of an object; None if there is none, or it cannot be read now.
 
         Raises:
-            UnansweredError: It is there, and this user may not read whose it is.
+            UnansweredError: It is there, and this user may not read it, so its creator is unknown.
         """
         try:
             return bytes(self._fetch(key)[0])
@@ -260,7 +260,7 @@ class ObjectClient(Objects):
             return self._info(load_obstore().head(self._requests.small(), self._path(key)))
         except BaseException as error:
             if is_failure(error) and read_failure(error).status in _WITHOUT_REASON:
-                return self._fetch(key, 0, 1)[1]  # its answer has content, which says why
+                return self._fetch(key, 0, 1)[1]  # the content of its answer has the reason
             raise
 
     def _fetch(

@@ -1,4 +1,4 @@
-"""What went wrong with a request, in one line, whether trying again may help, and what does.
+"""Failures of requests: the reason in one line, whether a retry may help, and the remedy.
 
 obstore reports an error as several lines of Rust values. Its first lines have the HTTP status and
 the server's own code and message; the rest says how the connection failed.
@@ -48,16 +48,16 @@ _PERMISSIONS: dict[str, dict[Action, str]] = {
 _WRONG_CLOCK = "the clock of this machine is wrong: set it, and run the same command again"
 _CAUSES = {
     "ExpiredToken": "the session token has expired: get a new one (such as `aws sso login`)",
-    "InvalidToken": "the session token (AWS_SESSION_TOKEN) is not that of the access key",
+    "InvalidToken": "the session token (AWS_SESSION_TOKEN) does not belong to the access key",
     "InvalidAccessKeyId": "the server does not know the access key",
-    "SignatureDoesNotMatch": "the secret key is not that of the access key, or a proxy changes "
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key, or a proxy changes "
     "requests",
     "RequestTimeTooSkewed": _WRONG_CLOCK,
     "RequestExpired": _WRONG_CLOCK,
     "AuthenticationFailed": "the key or the token is wrong or has expired, or the clock of this "
     "machine is wrong",
 }
-"""What codes of servers mean that are about credentials, whatever their status."""
+"""Meaning of the codes of servers that are about credentials, with any status."""
 _SAME_CAUSES = {"ExpiredTokenException": "ExpiredToken", "TokenRefreshRequired": "ExpiredToken"}
 _CREDENTIALS = {
     "s3": (
@@ -73,7 +73,7 @@ _CREDENTIALS = {
         "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE",
     ),
 }  # fmt: skip
-"""Variables that say which credentials are used; of S3 the first that is set does."""
+"""Variables that choose the credentials; for S3 the first one that is set is used."""
 _ELSE = {
     "s3": "~/.aws or the role of this machine",
     "gs": "gcloud or the role of this machine",

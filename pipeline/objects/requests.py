@@ -1,7 +1,7 @@
 """One request after the other until one succeeds: obstore's stores, retries, and errors.
 
 obstore itself retries only lists and the parts of a large object. Everything else is retried
-here. So a creation of an object knows whether an earlier request for it had no answer.
+here. So the creation of an object knows whether an earlier request for it was left unanswered.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Server:
 
     @property
     def without_bucket(self) -> str:
-        """What to say if it does not have the bucket, and what helps."""
+        """Message for a missing bucket, with the remedy."""
         kind = "container" if self.scheme == "az" else "bucket"
         return (
             f"{self} has no {kind} {self.bucket}; create it, or correct its name or "

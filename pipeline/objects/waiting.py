@@ -1,7 +1,8 @@
 """Requests that have not succeeded yet, and a note for the user if one waits for long.
 
-A server that is busy or gone is waited for, up to two minutes. A thread looks every second at the
-requests of this process, as the threads that make them are blocked. It ends when there are none.
+Requests to a server that is busy or gone are repeated for up to two minutes. The threads that make
+them are blocked, so another thread looks at all requests of the process every second. It ends when
+there are none.
 """
 
 from __future__ import annotations

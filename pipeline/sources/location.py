@@ -107,8 +107,9 @@ def check_reachable(config: DatasetConfig, file: str | None) -> None:
     away = next((f for f in folders if not f.is_dir() or not any(f.iterdir())), None)
     if away is not None:
         raise SourceError(
-            f"{away} is gone or empty (is it still mounted?), so nothing is concluded about the "
-            f"files of {describe_location(config)}: bring it back and run the same command again"
+            f"{away} is gone or empty (is it still mounted?), so no file of "
+            f"{describe_location(config)} is quarantined: bring it back and run the same command "
+            "again"
         )
 
 
@@ -145,8 +146,8 @@ def _check_remote(config: DatasetConfig, uri: str) -> None:
             fixed = folder_of(fixed)
         if not (has_files(fixed) or is_file(fixed)):
             raise SourceError(
-                f"{fixed} is gone or empty, so nothing is concluded about the files of "
-                f"{describe_location(config)}: bring it back and run the same command again"
+                f"{fixed} is gone or empty, so no file of {describe_location(config)} is "
+                "quarantined: bring it back and run the same command again"
             )
         _checked_until[uri] = time.monotonic() + _CHECK_S
 

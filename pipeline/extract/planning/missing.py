@@ -1,7 +1,7 @@
 """Audio files that do not exist: a dataset without any is refused, some are named to the user.
 
 A folder is listed before its files are read. If many of them are missing a moment later, it is
-being emptied, moved or unmounted, and nothing is concluded about its files.
+being emptied, moved or unmounted, and none of its files is quarantined.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _MOST_VANISHED, _VANISHED_SHARE = 10, 0.01
 def require_some_file(source: Source) -> None:
     """Refuse a dataset none of whose audio files exists, before a scan.
 
-    It looks for one file, from the first row on, and opens none. Remote files are not looked for:
-    the scan finds out.
+    It looks for one file, from the first row on, and opens none. Remote files are left to the scan.
 
     Args:
         source: The dataset. Rows with bytes in memory count as files that exist.
@@ -87,9 +86,9 @@ def _refuse_lost(source: Source, path: str, n_missing: int, n: int) -> None:
     if is_listed and n_missing > max(_MOST_VANISHED, _VANISHED_SHARE * n):
         raise SourceError(
             f"{describe_location(source.config)}: {n_missing:,} of {counted(n, 'file')} have "
-            f"vanished since it was listed a moment ago, first {path}, so nothing is concluded "
-            "about them. Bring them back, or wait until what removes them is done, and run the "
-            "same command again"
+            f"vanished since it was listed a moment ago, first {path}, so none of them is "
+            "quarantined. Bring them back, or let the removal finish, and run the same "
+            "command again"
         )
     if n_missing == n:
         raise _without_files(source)

@@ -193,7 +193,7 @@ class Decoder:
             raise SourceError(
                 f"{counted(self._n_vanished, 'file')} in a row of "
                 f"{describe_location(self._dataset)} have vanished since they were planned, last "
-                f"{segment.path}, so nothing is concluded about them: bring them back and run the "
+                f"{segment.path}, so none of them is quarantined: bring them back and run the "
                 "same command again"
             )
 

@@ -38,7 +38,7 @@ class ReadAhead:
         n_bytes: Bytes of memory at most: of two portions, and of the answers under way.
 
     Attributes:
-        memory: What batches find it in.
+        memory: Holds what was fetched; batches are read from it.
     """
 
     def __init__(self, dataset: FeatureDataset, n_bytes: int) -> None:
@@ -199,7 +199,7 @@ class ReadAhead:
                 with self._check_of(reader):
                     reader.check_end()
                 is_filled = True
-        except (OSError, EOFError, StoreError):  # who needs it reads it, and reports that
+        except (OSError, EOFError, StoreError):  # the batch reads it again and reports the error
             pass
         finally:
             self.memory.note(portion, number, is_filled)

@@ -113,7 +113,7 @@ def check_apart(backend: Backend) -> None:
 
 
 def _stores_around(backend: Backend) -> Iterator[str]:
-    """Yield the stores in whose folders a place lies; what may not be seen is none."""
+    """Yield the stores in whose folders a place lies, except those that this user may not see."""
     path = backend.local_path("")
     if path is not None:
         for parent in path.resolve().parents:

@@ -32,7 +32,8 @@ def create_store(
 def check_no_units(backend: Backend) -> None:
     """Check that a store without attributes has no committed units.
 
-    Nothing says what they are: with new attributes they could pass for features of other layers.
+    Their layers and encoder are unknown then: with new attributes they could be read as features of
+    other layers.
 
     Raises:
         DamagedError: It has.

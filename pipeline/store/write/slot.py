@@ -223,8 +223,8 @@ def _check_complete(backend: Backend, sizes: Mapping[str, int], run: Map) -> Non
     """Check that the objects of the slot are there, with all their bytes.
 
     A clean-up removes the objects of a slot once its unit is committed in another slot. If a repair
-    then revokes that commit, this attempt must not commit an incomplete slot. Nor must it if a
-    server has cut what it was sent, and has not said so.
+    then revokes that commit, this attempt must not commit an incomplete slot. The same holds if
+    a server has stored fewer bytes than it was sent, and has reported success.
 
     Args:
         backend: The store.

@@ -200,7 +200,7 @@ def _check_units(
     if names:
         raise ConfigError(
             f"{', '.join(names)} cannot be set for format=units, which writes tokens; it takes "
-            "where, name and dedup"
+            "where, tokens (on the command line: name) and dedup"
         )
 
 

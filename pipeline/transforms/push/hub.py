@@ -152,9 +152,8 @@ class HubRepository:
                 raise StoreError(f"{self._uri}: {_line(error)}") from None
             if isinstance(error, HfHubHTTPError):
                 is_denied = getattr(error.response, "status_code", 0) in _DENIED
-                raise StoreError(f"{where}: {_line(error)}{_LOG_IN if is_denied else again}") from (
-                    None
-                )
+                remedy = _LOG_IN if is_denied else again
+                raise StoreError(f"{where}: {_line(error)}{remedy}") from None
             if isinstance(error, OSError) and error.filename is None:
                 raise StoreError(f"{where}: {_line(error)}") from None
             if _is_of_connection(error):

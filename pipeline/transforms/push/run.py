@@ -247,7 +247,7 @@ def _documents(backend: Backend) -> list[str]:
     names = token_names(backend)
     tokens = [key for name in names for key in (document_key(name), codebook_key(name))]
     group = [f"{TOKENS}/zarr.json"] if names else []
-    arrays = [key for key in arrays if key not in group] if names else arrays
+    arrays = [key for key in arrays if key not in group]
     tokens = [key for key in tokens if backend.exists(key)]
     return [ATTRIBUTES, *sorted(arrays), *optional, *labels, *group, *tokens]
 
