@@ -280,6 +280,15 @@ def test_a_server_that_stays_away_is_one_clear_line(
     pickle.loads(pickle.dumps((raised.value, refused.value)))
 
 
+def test_a_list_on_a_busy_server_is_given_up_in_time(proxy: Proxy, s3: str) -> None:
+    """The library repeats lists itself; that does not add its own eight pauses to ours."""
+    proxy.choose = lambda request: Fault.BUSY
+    start_s = time.monotonic()
+    with pytest.raises(OSError, match="503"):
+        ObjectClient(s3, QUICK).list()
+    assert time.monotonic() - start_s < 4
+
+
 def test_a_wrong_address_is_found_out_soon(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not after as long as a server may be away in the middle of a run."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")

@@ -113,6 +113,8 @@ def test_units_without_attributes_are_not_taken_for_those_of_another_run(
     for layers in ("extract.layers=[3,7]", "extract.layers=[2,9]"):
         with pytest.raises(DamagedError, match=words):
             extract(clips, store, *INLINE, layers)
+    with pytest.raises(DamagedError, match=words):
+        run.plan(configured(clips, store, *INLINE))
     encoder = pipeline.load_encoder("tiny", weights="random")
     with pytest.raises(DamagedError, match=words):
         pipeline.cached(encoder, str(store))("a", torch.zeros(8000))
