@@ -65,6 +65,11 @@ def test_the_interval_covers_the_true_value():
     assert 0.9 <= covered <= 0.99
 
 
+def test_an_error_rate_without_symbols_is_the_number_of_errors():
+    """A drawn test set of empty references has a score, too."""
+    assert Ratio(np.array([2.0, 1.0]), np.zeros(2)).score == 3.0
+
+
 def test_more_seeds_do_not_narrow_an_interval():
     """The mean over ten equal seeds has the interval of one seed."""
     one = Ratio(correct_counts(70, 100), np.ones(100))

@@ -33,7 +33,8 @@ def split_of(root, *overrides, task="ks"):
     """Return the split that a sweep of a store uses."""
     config = configured(f"task={task}", *overrides)
     store = open_store(root)
-    return make_split(store, config.task, config.split, read_labels(store, config.task))
+    labels = read_labels(store, config.task, config.labels)
+    return make_split(store, config.task, config.split, labels)
 
 
 @cache
@@ -214,6 +215,35 @@ def test_a_split_column_that_is_not_used_gives_a_warning(tmp_path):
     assert "train is fold-a and fold-b, test is test" in chosen.description
     with pytest.raises(ConfigError, match=r"'test' of column 'split' is in two of split\.train"):
         split_of(root, "split.train=[fold-a,test]")
+
+
+def test_speakers_that_are_learned_are_in_every_part(tmp_path):
+    """Also in a task that should be independent of the speaker: its labels are what it learns."""
+    split = split_of(store_with(tmp_path, speaker=speakers_of(4)), "labels=[speaker]")
+    assert split.warnings == ()
+    assert all(len({row * 4 // N for row in part}) == 4 for part in in_parts(split.folds[0]))
+
+
+def test_folds_are_made_whatever_the_split_column_says(tmp_path):
+    """Cross-validation is asked for, so the corpus's own split is not used and not missed."""
+    where = ["train" if row % 4 else "test" for row in range(N)]
+    split = split_of(store_with(tmp_path, split=where), FREE, "split.folds=3")
+    assert len(split.folds) == 3
+    assert split.warnings == ()
+
+
+def test_other_columns_of_parts_may_have_any_values(tmp_path):
+    """Only a column that is called split is missed; a subset may be something else."""
+    root = store_with(tmp_path, subset=[f"s{row % 3}" for row in range(N)])
+    assert split_of(root, FREE).warnings == ()
+
+
+def test_a_value_that_is_spelt_so_is_preferred(tmp_path):
+    """Of Test and test, `split.test=Test` takes the first only; a list takes both spellings."""
+    where = [("train", "Test", "test", "dev")[row % 4] for row in range(N)]
+    root = store_with(tmp_path, split=where)
+    for setting, share in (("split.test=Test", 1), ("split.test=[Test]", 2)):
+        assert len(split_of(root, setting).folds[0].test) == share * N // 4
 
 
 def test_numbers_are_stratified_by_tenths(tmp_path):

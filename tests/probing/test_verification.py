@@ -191,6 +191,39 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, lines, message):
         read_trials(str(tmp_path / "absent"), IDS, skip_missing=False)
 
 
+def test_a_list_without_any_utterance_of_the_store_is_refused(tmp_path):
+    """Also where missing utterances may be left out: the ids may be of another form."""
+    path = tmp_path / "trials.txt"
+    path.write_text("1 x/1.wav x/2.wav\n0 x/1.wav x/3.wav\n")
+    with pytest.raises(ConfigError, match=r"2 of 2 trials have utterances that are not in"):
+        read_trials(str(path), IDS, skip_missing=True)
+
+
+def test_an_id_without_extension_must_mean_one_utterance(tmp_path):
+    """Of `a.wav` and `a.flac` the trial must say which."""
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a b\n0 a.wav b\n")
+    ids = ["a.wav", "a.flac", "b.wav"]
+    with pytest.raises(ConfigError, match=r"1 of 2 trials have .* e\.g\. a;"):
+        read_trials(str(path), ids, skip_missing=False)
+
+
+def test_utterances_without_a_speaker_are_counted_or_refused(tmp_path):
+    """They are left out with a warning, unless they are in the list of trials."""
+    speakers = [None if row == 239 else name for row, name in enumerate(SPEAKERS)]
+    columns = pa.table({"speaker": speakers})
+    make_store(tmp_path / "s", [3] * N, LAYERS, DIM, columns=columns, ids=IDS)
+    path = tmp_path / "trials.txt"
+    path.write_text(f"1 {IDS[0]} {IDS[24]}\n0 {IDS[0]} {IDS[1]}\n")
+    result, _ = swept(tmp_path / "s", tmp_path / "out", f"task.trials={path}")
+    assert "1 utterances have no label and are left out" in result.warnings
+    path.write_text(path.read_text() + f"0 {IDS[0]} {IDS[239]}\n")
+    with pytest.raises(
+        ConfigError, match=r"1 utterances of .* have no speaker in column 'speaker'"
+    ):
+        swept(tmp_path / "s", tmp_path / "out", f"task.trials={path}")
+
+
 def test_the_layer_with_the_speakers_is_best(found):
     """Its error is low, that of noise near a half; the interval is over speakers."""
     result, _ = found
