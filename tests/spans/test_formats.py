@@ -343,6 +343,28 @@ def test_a_table_may_have_durations_and_one_label_for_all(tmp_path):
         ),
         ("id,start,end,label\na,0,1,x\n", {"id_form": "{idd}"}, "id_form is '{idd}' ('idd')"),
         ("id,start,end,label\na,0,1,x\n", {"id_form": "x"}, "all ids would be the same"),
+        ("id,start,end,label,x,x\na,0,1,x,1,2\n", {}, "line 1 has several columns 'x'"),
+        ("id,start,duration,label\na,1,-1,x\n", {}, "line 2: duration is -1; expected at least 0"),
+        (
+            "id,start,end,label\na,0,1,x\n",
+            {"label": "x", "label_column": "label"},
+            "give label or label_column, not both",
+        ),
+        (
+            "id,start,end,dur,label\na,0,1,1,x\n",
+            {"stop_column": "end", "duration_column": "dur"},
+            "give stop_column or duration_column, not both",
+        ),
+        (
+            "id,start,end,label\na,0,1,x\n",
+            {"unit": "samples", "sample_rate_hz": -8000.0},
+            "sample_rate_hz is -8000.0; expected a rate above 0",
+        ),
+        (
+            "id,start,end,label\na,0,1,x\n",
+            {"unit": "ms", "sample_rate_hz": 8000.0},
+            "sample_rate_hz is for unit=samples, and unit is ms",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path, text, settings, words):

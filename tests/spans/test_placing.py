@@ -150,7 +150,7 @@ def test_ids_with_a_prefix_and_a_suffix_are_explained(tmp_path):
     assert len(place_spans(store, made)) == 2
 
 
-def segmented(root, starts, recordings, lengths, name="start", **source):
+def segmented(root, starts, recordings, lengths, name="start"):
     columns = pa.table({"recording": recordings, name: pa.array(starts, pa.float64())})
     make_store(root, lengths, columns=columns)
     return open_store(Path(root))
@@ -202,6 +202,16 @@ def test_times_of_recordings_need_their_columns(store, tmp_path):
     with pytest.raises(ConfigError, match="no column 'begin' in"):
         place_spans(other, spans, times="recording", segment_start="begin")
     assert len(place_spans(other, spans, times="recording", segment_start="begins")) == 1
+    texts = pa.table({"recording": ["rec"], "start": ["0.5"]})
+    make_store(tmp_path / "texts", [50], columns=texts)
+    with pytest.raises(ConfigError, match="segment_start=start holds string; expected seconds"):
+        place_spans(open_store(tmp_path / "texts"), spans, times="recording")
+    identity = dict(other.attributes["identity"])
+    identity["source"] = identity["source"] | {"segments": {"unit": "samples"}}
+    numbers = pa.table({"recording": ["rec"], "start": [8000]})
+    make_store(tmp_path / "samples", [50], columns=numbers, attributes={"identity": identity})
+    with pytest.raises(ConfigError, match="are counted in samples of their files; give times from"):
+        place_spans(open_store(tmp_path / "samples"), spans, times="recording")
 
 
 def test_each_frame_has_the_label_of_its_span(store):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
 from pipeline.probing.results import NO_RATE, WEIGHTED, Sweep
 from pipeline.probing.significance import N_RESAMPLES
@@ -285,7 +286,7 @@ def _split(sweep: Sweep) -> list[str]:
 def _scores(sweep: Sweep) -> list[str]:
     direction = "higher" if sweep.higher_is_better else "lower"
     score = f"The score is the {metric_name(sweep.metric)} ({direction} is better)"
-    if len(sweep.labels) > 1 and sweep.metric in ("ccc", "pearson", "mae"):
+    if len(sweep.labels) > 1 and sweep.metric in AGREEMENT:
         score += ", averaged over the labels"
     seeds = seeds_of(sweep)
     if len(seeds) > 1:

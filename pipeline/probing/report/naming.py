@@ -20,6 +20,8 @@ METRICS = {
     "abx_across": "ABX error across speakers",
 }
 """Full names of metrics."""
+DETECTION = ("eer", "min_dcf")
+"""Metrics of trials."""
 
 
 def metric_name(name: str) -> str:

@@ -9,7 +9,12 @@ from pathlib import Path
 from pipeline.files import write_atomic
 from pipeline.probing.report.latex import latex_table
 from pipeline.probing.report.methods import listed, model_name, seeds_of
-from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
+from pipeline.probing.report.naming import (
+    DETECTION,
+    candidate_in_sentence,
+    candidate_name,
+    metric_name,
+)
 from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import NO_RATE, CandidateScore, Sweep
 from pipeline.probing.significance import N_RESAMPLES
@@ -36,7 +41,7 @@ def score_rows(sweep: Sweep) -> Rows:
 
     `lr` is missing where nothing was trained, `seed_sd` where there is one seed.
     """
-    extras = _extras(sweep)
+    extras = extra_metrics(sweep)
     has_deviation = len(seeds_of(sweep)) > 1
     columns = ("candidate", "layer", "lr", "dev", "test", "low", "high", "seed_sd", *extras)
     rows = [
@@ -92,7 +97,7 @@ def caption(sweep: Sweep) -> str:
     direction = "higher" if sweep.higher_is_better else "lower"
     n_trials = sum(len(part) for part in sweep.truth)
     tested = f"{sweep.n_test:,} test utterances"
-    if sweep.metric in ("eer", "min_dcf"):
+    if sweep.metric in DETECTION:
         tested = f"{n_trials:,} trials of {tested}"
     seeds = seeds_of(sweep)
     runs = f"Means over {len(seeds)} seeds ({listed(seeds)}); " if len(seeds) > 1 else ""
@@ -116,7 +121,7 @@ def caption(sweep: Sweep) -> str:
 
 def _cells(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Return headings, and the cells of each candidate as text."""
-    extras, n_seeds = _extras(sweep), len(seeds_of(sweep))
+    extras, n_seeds = extra_metrics(sweep), len(seeds_of(sweep))
     head = ["candidate", *(["learning rate"] if n_seeds else []), "dev", "test", "95 % interval"]
     head += ["sd over seeds"] if n_seeds > 1 else []
     head += [f"test {metric_name(name)}" for name in extras]
@@ -143,7 +148,8 @@ def _baselines(sweep: Sweep, n_columns: int) -> list[list[str]]:
     ]
 
 
-def _extras(sweep: Sweep) -> list[str]:
+def extra_metrics(sweep: Sweep) -> list[str]:
+    """Return the names of the further test scores, in the order of their first candidate."""
     return list(dict.fromkeys(name for score in sweep.scores for name in score.extra))
 
 

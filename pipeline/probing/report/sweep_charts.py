@@ -17,7 +17,7 @@ from pipeline.probing.report.charts import (
     legend_above,
     panels_of,
 )
-from pipeline.probing.report.naming import candidate_name, metric_name
+from pipeline.probing.report.naming import DETECTION, candidate_name, metric_name
 from pipeline.probing.report.prediction_charts import (
     confusion_chart,
     detection_chart,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DETECTION = ("eer", "min_dcf")
-"""Metrics of trials."""
 MAX_CLASSES = 40
 """Largest number of classes of which a confusion matrix is drawn."""
 

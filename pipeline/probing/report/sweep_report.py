@@ -22,7 +22,7 @@ from pipeline.probing.report.html import (
 )
 from pipeline.probing.report.methods import methods
 from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
-from pipeline.probing.report.score_tables import TABLES, write_tables
+from pipeline.probing.report.score_tables import TABLES, extra_metrics, write_tables
 from pipeline.probing.report.sweep_charts import MAX_CLASSES, best_heads, draw_charts
 from pipeline.probing.results import NO_RATE, WEIGHTED, Candidate, Sweep
 
@@ -164,7 +164,7 @@ def _amount(value: float) -> str:
 
 
 def _scores(sweep: Sweep) -> Markup:
-    extras = list(dict.fromkeys(name for score in sweep.scores for name in score.extra))
+    extras = extra_metrics(sweep)
     columns = ["candidate", "learning rate", "dev", "test", "95 % interval", "sd over seeds"]
     n_seeds = len({head.seed for head in sweep.heads})
     rows = [
