@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_a_codebook_comes_back_or_is_refused(centroids, data):
     except DamagedError as error:
         outcome = str(error)
     assert outcome == book.sha256 or outcome.startswith("here ")
+
+
+def test_files_that_are_no_codebook_of_this_version_are_refused():
+    """Another kind, bytes after the centroids, a header longer than the file, and NaN."""
+    book = Codebook(np.ones((2, 3), np.float32), 9, None, 3, {}, {})
+    raw = book.to_bytes()
+    nan = replace(book, centroids=np.full((2, 3), np.nan, np.float32)).to_bytes()
+    for changed, words in (
+        (raw.replace(b"strata codebook 1", b"strata codebook 2"), "kind is 'strata codebook 2'"),
+        (raw + b"\0", "its centroids do not fit its metadata"),
+        (nan, "its centroids do not fit its metadata"),
+        (raw[:40], "its header is longer than the file"),
+    ):
+        with pytest.raises(DamagedError, match=f"here is no codebook of .*{words}"):
+            Codebook.from_bytes(changed, "here")
 
 
 def test_keys_and_places():
