@@ -387,11 +387,13 @@ def _cells(score: CandidateScore, extras: list[str], n_seeds: int) -> list[str]:
 def _comparison(sweep: Sweep) -> str:
     if sweep.comparison is None:
         return "One candidate only: nothing to compare."
-    best, second = (
-        "the weighted sum" if layer == "weighted" else f"layer {layer}"
-        for layer in (sweep.comparison.best, sweep.comparison.second)
-    )
-    sure = "a real difference" if sweep.comparison.p_value < 0.05 else "no clear difference"
+    from pipeline.probing.report.naming import candidate_in_sentence
+    from pipeline.probing.results import SIGNIFICANCE_LEVEL
+
+    best = candidate_in_sentence(sweep.comparison.best)
+    second = candidate_in_sentence(sweep.comparison.second)
+    is_clear = sweep.comparison.p_value < SIGNIFICANCE_LEVEL
+    sure = "a real difference" if is_clear else "no clear difference"
     lead = sweep.comparison.difference * (1 if sweep.higher_is_better else -1)
     relation = "better" if lead > 0 else "worse" if lead < 0 else "different"
     return (

@@ -27,6 +27,9 @@ WEIGHTED: Literal["weighted"] = "weighted"
 NO_RATE = 0.0
 """Learning rate of a head that is not trained."""
 
+SIGNIFICANCE_LEVEL = 0.05
+"""p-value below which a difference is called significant."""
+
 Predictions = tuple[tuple[int, ...], ...] | tuple[tuple[float, ...], ...] | tuple[str, ...]
 """One item per utterance: the class or the number in each label column, or a transcript. In
 verification one per trial: its score."""

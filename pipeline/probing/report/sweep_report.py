@@ -24,10 +24,8 @@ from pipeline.probing.report.methods import methods
 from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
 from pipeline.probing.report.score_tables import TABLES, extra_metrics, write_tables
 from pipeline.probing.report.sweep_charts import MAX_CLASSES, best_heads, draw_charts
-from pipeline.probing.results import NO_RATE, WEIGHTED, Candidate, Sweep
+from pipeline.probing.results import NO_RATE, SIGNIFICANCE_LEVEL, WEIGHTED, Candidate, Sweep
 
-SIGNIFICANCE_LEVEL = 0.05
-"""p-value below which a difference is called significant."""
 METHODS = "methods.txt"
 """File of the methods paragraph, beside the report."""
 _MAX_PAIRS = 20
