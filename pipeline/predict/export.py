@@ -173,7 +173,7 @@ def _program(facts: HeadFacts) -> list[str]:
         '    facts = json.loads(file.metadata()["strata_head"])',
         "    head = {name: file.get_tensor(name) for name in file.keys()}",
         'waveform, rate_hz = soundfile.read("clip.wav", dtype="float32")  # mono',
-        "assert rate_hz == 16_000, 'resample the recording to 16 kHz'",
+        'assert rate_hz == 16_000, "resample the recording to 16 kHz"',
     ]
     layers = _layers(facts)
     if _is_hf(facts):
