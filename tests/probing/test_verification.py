@@ -97,6 +97,17 @@ def test_a_speaker_that_is_drawn_twice_counts_twice():
         assert weighted[0] == pytest.approx(Detection(*again, metric).score)
 
 
+def test_one_drawn_speaker_says_nothing():
+    """Without a trial of two speakers the score is that of chance: 0.5, or a cost of 1."""
+    scores = np.array([0.9, 0.2, 0.8, 0.6, 0.1, 0.4])
+    is_target = np.array([True, True, True, False, False, False])
+    speakers = np.array([[0, 0], [0, 0], [1, 1], [0, 1], [0, 1], [0, 1]])
+    for metric, blind in (("eer", 0.5), ("min_dcf", 1.0)):
+        run = Detection(scores, is_target, speakers, metric)
+        assert run.scores(np.array([[2.0, 0.0], [0.0, 2.0]])).tolist() == [blind, blind]
+        assert run.score < blind
+
+
 def test_intervals_of_many_speakers_are_narrow():
     """They contain the score, and four times as many speakers halve them."""
     widths = []

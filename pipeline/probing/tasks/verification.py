@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.config.sweep_schema import LDA
 from pipeline.errors import ConfigError
 from pipeline.probing.evaluation import Evaluation, FloatArray
 from pipeline.probing.labels import Fold, IntArray
@@ -31,8 +32,8 @@ from pipeline.probing.splits.trials import Trials, draw_trials, read_trials
 from pipeline.probing.tasks.base import Task, TaskData, few_speakers
 from pipeline.probing.tasks.inputs import pooled_inputs
 
-COSINE, LDA = "cosine", "lda"
-METRICS = ("eer", "min_dcf")
+CHANCE = {"eer": 0.5, "min_dcf": 1.0}
+"""Score of decisions that do not look at the trials, by metric."""
 P_TARGET = 0.01
 """Prior probability of a trial of one speaker, for the detection cost."""
 
@@ -54,16 +55,12 @@ class VerificationTask(Task):
             data: What to evaluate; the label is the speaker.
 
         Raises:
-            ConfigError: The head or the metric is unknown, a part gives no trials, or the list of
+            ConfigError: The metric is unknown, a part gives no trials, or the list of
                 trials cannot be used.
         """
         config = data.config
-        for key, value, known in (
-            ("head", config.head, (COSINE, LDA)),
-            ("metric", config.metric, METRICS),
-        ):
-            if value not in known:
-                raise ConfigError(f"task.{key} is {value!r}; expected {' or '.join(known)}")
+        if config.metric not in CHANCE:
+            raise ConfigError(f"task.metric is {config.metric!r}; expected {' or '.join(CHANCE)}")
         self._config, self._folds = config, data.folds
         self._speakers = np.unique(
             [text or "" for text in data.labels.texts[0]], return_inverse=True
@@ -117,12 +114,12 @@ class VerificationTask(Task):
 
     def extra(self, heads: Sequence[HeadResult]) -> dict[str, float]:
         """Return the other metric."""
-        others = [name for name in METRICS if name != self._config.metric]
+        others = [name for name in CHANCE if name != self._config.metric]
         return {name: self._of_heads(heads, name).score for name in others}
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the score of equal scores for all trials."""
-        return {"chance": 0.5 if self._config.metric == "eer" else 1.0}
+        return {"chance": CHANCE[self._config.metric]}
 
     def confusion(self, heads: Sequence[HeadResult]) -> None:
         """Return None: there are no classes."""
@@ -230,6 +227,7 @@ class Detection(Evaluation):
         below = np.append(0, kinds.cumsum())[ends]
         self._below = below, ends - below
         self._of_shares = _equal_error_rate if metric == "eer" else _detection_cost
+        self._chance = CHANCE[metric]
 
     def scores(self, weights: FloatArray) -> FloatArray:
         """Return the metric for each vector of weights; 0.5 or 1 if a kind of trial has none."""
@@ -241,19 +239,19 @@ class Detection(Evaluation):
         left, right = self._others
         misses = _share_below(weights[:, self._targets])
         rejections = _share_below(weights[:, left] * weights[:, right])
-        return self._of_shares(misses, rejections, self._below)
+        is_known = (misses[:, -1] > 0) & (rejections[:, -1] > 0)
+        return np.where(is_known, self._of_shares(misses, rejections, self._below), self._chance)
 
 
 def _share_below(weights: FloatArray) -> FloatArray:
     """Return the share of the weight of the first trials, [n_draws, 1 + n_trials], from 0 to 1.
 
-    Half if there is no weight: if no trial of a kind is drawn, nothing is known.
+    All 0 if there is no weight.
     """
     shares = np.zeros((len(weights), 1 + weights.shape[1]))
     weights.cumsum(1, out=shares[:, 1:])
     total = shares[:, -1:].copy()
     shares /= np.where(total > 0, total, 1.0)
-    shares[total[:, 0] <= 0] = 0.5
     return shares
 
 
