@@ -33,6 +33,7 @@ from pipeline.cli.output import (
 )
 from pipeline.cli.progress import Notes, RunProgress, SweepProgress, VerifyProgress
 from pipeline.cli.streams import open_standard_streams
+from pipeline.cli.sweep_tables import show_sweep
 from pipeline.cli.usage import Verbs
 from pipeline.cli.verbs import transforms
 from pipeline.cli.verbs.fidelity import fidelity
@@ -313,7 +314,7 @@ def sweep(
             with announced(progress, "writing the report"):
                 page = write_report(result, folder)
         answer(
-            lambda out: tables.show_sweep(out, result, page),
+            lambda out: show_sweep(out, result, page),
             summary(result) | {"report": str(page)},
         )
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from pipeline.cli.reasons import Reason, print_lines, show_alike, show_reasons
 from pipeline.errors import counted
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.encoders.selfcheck import SelfCheck
     from pipeline.extract.planning.estimate import Estimate
     from pipeline.extract.relabel import Relabelling
-    from pipeline.probing.results import CandidateScore, Sweep
     from pipeline.store.maintain.repair import Repair
     from pipeline.store.maintain.status import Status
     from pipeline.store.maintain.verify import Verification
@@ -334,69 +332,4 @@ def show_selfcheck(console: Console, result: SelfCheck) -> None:
         f"{result.audio_s:.1f} s: largest relative errors per layer, {verdict} the "
         f"{result.tolerance:g} that rounding explains; {result.n_misfits} clips do not fit "
         f"{DEFAULT_CODEC.name}"
-    )
-
-
-def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
-    """Print the scores, their uncertainty and baselines, and the path of the report."""
-    folds = f", {len(sweep.test_ids):,} folds" if len(sweep.test_ids) > 1 else ""
-    console.print(
-        f"{sweep.task} on {', '.join(sweep.labels)}: {sweep.n_train:,} utterances to train, "
-        f"{sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
-        markup=False,
-    )
-    console.print(f"features: {sweep.encoder}; scores: {sweep.metric}, dev chooses", markup=False)
-    console.print(_table(sweep))
-    console.print(_comparison(sweep), markup=False)
-    for name, value in sweep.baselines.items():
-        console.print(f"  {name}: {value:.3f}", markup=False)
-    for warning in sweep.warnings:
-        console.print(f"WARNING: {warning}", style="bold red", markup=False)
-    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
-    done = "trained" if any(head.lr for head in sweep.heads) else "evaluated"
-    console.print(f"{counted(sweep.trained, 'head')} {done}, {sweep.reused:,} reused; {stages}")
-    console.print(f"report: {page}", markup=False)
-
-
-def _table(sweep: Sweep) -> Table:
-    extras = list(sweep.scores[0].extra)
-    n_seeds = len({head.seed for head in sweep.heads})
-    table = Table(box=None, pad_edge=False)
-    names = ("layer", "lr", "dev", "test", "95 % interval", "± seeds")
-    for name in (*names, *(extra.replace("_", "-") for extra in extras), ""):
-        table.add_column(name, justify="right", no_wrap=True)
-    for score in sweep.scores:
-        best = score.layer == sweep.best
-        cells = [*_cells(score, extras, n_seeds), "best" if best else ""]
-        table.add_row(*(Text(cell, style="bold" if best else "") for cell in cells))
-    return table
-
-
-def _cells(score: CandidateScore, extras: list[str], n_seeds: int) -> list[str]:
-    return [
-        str(score.layer),
-        f"{score.lr:g}" if score.lr else "–",
-        f"{score.dev:.3f}",
-        f"{score.test:.3f}",
-        f"{score.low:.3f}–{score.high:.3f}",
-        f"{score.seed_sd:.3f}" if n_seeds > 1 else "–",
-        *(f"{score.extra[name]:.3f}" for name in extras),
-    ]
-
-
-def _comparison(sweep: Sweep) -> str:
-    if sweep.comparison is None:
-        return "One candidate only: nothing to compare."
-    from pipeline.probing.report.naming import candidate_in_sentence
-    from pipeline.probing.results import SIGNIFICANCE_LEVEL
-
-    best = candidate_in_sentence(sweep.comparison.best)
-    second = candidate_in_sentence(sweep.comparison.second)
-    is_clear = sweep.comparison.p_value < SIGNIFICANCE_LEVEL
-    sure = "a real difference" if is_clear else "no clear difference"
-    lead = sweep.comparison.difference * (1 if sweep.higher_is_better else -1)
-    relation = "better" if lead > 0 else "worse" if lead < 0 else "different"
-    return (
-        f"{best} against {second}, the best two on dev: test {sweep.metric} is {relation} by "
-        f"{abs(lead):.3f}, p = {sweep.comparison.p_value:.3g} ({sweep.comparison.test}): {sure}"
     )

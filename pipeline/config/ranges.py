@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.config.sweep_schema import SplitConfig, SweepConfig
+from pipeline.config.sweep_schema import HEADS, SplitConfig, SweepConfig
 from pipeline.errors import ConfigError, did_you_mean
 
 _MAX_SEED = 2**32 - 1
@@ -116,6 +116,9 @@ def check_sweep(config: SweepConfig) -> None:
     devices = ("auto", "cpu", "cuda")
     if config.device not in devices:
         raise ConfigError(f"device is {config.device!r}{did_you_mean(config.device, devices)}")
+    heads = HEADS.get(config.task.kind, (config.task.head,))  # a task refuses unknown kinds
+    if config.task.head not in heads:
+        raise ConfigError(f"task.head is {config.task.head!r}; expected {' or '.join(heads)}")
     _check_split(config.split)
     _check_numbers(config)
 

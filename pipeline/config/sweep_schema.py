@@ -8,6 +8,19 @@ from pipeline.config.spans_schema import SpansConfig
 
 _UNTRAINED = ("verification", "abx")  # kinds of task
 
+LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA = "linear", "mlp", "attentive", "lstm", "cosine", "lda"
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "utterance": (LINEAR,),
+    "regression": (LINEAR,),
+    "spans": (LINEAR,),
+    "framewise": (LINEAR,),
+    "frames": (LINEAR,),
+    "verification": (COSINE, LDA),
+    "abx": (LINEAR,),
+}
+"""Heads of each kind of task; the first is that of the recipe. ABX has none, and ignores it."""
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -42,7 +55,7 @@ class TaskConfig:
         normalize: For frame tasks, whether each frame of each layer is normalised by a LayerNorm
             without parameters, as in SUPERB.
         loss: For regression, "ccc" or "mse".
-        head: For verification, "cosine" or "lda".
+        head: One of `HEADS` of the kind.
         trials: For verification, file of the test trials; None draws them from test.
         n_trials: Trials that are drawn, half of them of one speaker.
         sample_seed: Seed of what is drawn: trials, or spans for ABX.
@@ -75,7 +88,7 @@ class TaskConfig:
     tokens: str | None = None
     normalize: bool = False
     loss: str | None = None
-    head: str | None = None
+    head: str = LINEAR
     trials: str | None = None
     n_trials: int = 20_000
     sample_seed: int = 0

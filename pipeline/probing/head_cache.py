@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.config import TaskConfig
+from pipeline.config.sweep_schema import LINEAR
 from pipeline.probing.labels import Fold, Labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec
 from pipeline.store.format.pooling import MEAN
@@ -33,7 +34,7 @@ _NOT_HASHED = ("name", "labels", "slots", "speaker_independent", "lrs")
 _LATER: dict[str, Any] = {
     "pooling": (MEAN,),
     "loss": None,
-    "head": None,
+    "head": LINEAR,
     "trials": None,
     "n_trials": 20_000,
     "sample_seed": 0,
