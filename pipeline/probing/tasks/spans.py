@@ -6,7 +6,7 @@ paired tests: its count is the number of its spans that are correct.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,10 +85,12 @@ class SpanTask(Task):
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
 
-        def on_trained(spec: HeadSpec, head: HeadResult, *_: object) -> None:
+        def on_trained(
+            spec: HeadSpec, head: HeadResult, parameters: Mapping[str, Tensor] | None = None, /
+        ) -> None:
             classes = [row[0] for row in head.predictions]
             grouped = self._by_utterance([int(number) for number in classes], spec.fold)
-            on_head(spec, replace(head, predictions=grouped))
+            on_head(spec, replace(head, predictions=grouped), parameters)
 
         train_pooled_heads(self._pooled_data, specs, self._device, on_trained, note)
 

@@ -159,7 +159,7 @@ def train_framewise_heads(
             _train(stacks, data, pool, note)
             heads = [head for stack in stacks for head in stack.heads]
             for head, result in zip(heads, _tested(heads, data, pool), strict=True):
-                on_head(head.spec, result)
+                on_head(head.spec, result, head.parameters())
 
 
 def untrained_score(data: FramewiseData, layer: Candidate) -> float:
