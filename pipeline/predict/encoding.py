@@ -27,7 +27,7 @@ from pipeline.events import CommittedUnit, Observer, announced
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
-from pipeline.heads.trained import HeadFacts
+from pipeline.heads.facts import HeadFacts
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
 from pipeline.store.format.identity import SOXR_KEY, compare
 from pipeline.store.format.pooling import pool

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline import files
 from pipeline.encoders.wav2vec2.bundles import registry
 from pipeline.errors import ConfigError
-from pipeline.heads.trained import FRAMES, REGRESSION, VERIFICATION, HeadFacts, TrainedHead
+from pipeline.heads.facts import FRAMES, REGRESSION, VERIFICATION, HeadFacts
+from pipeline.heads.trained import TrainedHead
 from pipeline.predict.heads import BEST, HEAD, open_head, sweep_result
 
 CARD = "README.md"

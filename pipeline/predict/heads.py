@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.heads.trained import TRAINED, TrainedHead, file_of
+from pipeline.heads.files import TRAINED, file_of
+from pipeline.heads.trained import TrainedHead
 
 BEST = "best"
 HEAD = "head.safetensors"

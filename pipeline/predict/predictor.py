@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.events import Observer
-from pipeline.heads.trained import Prediction, TrainedHead
+from pipeline.heads.facts import FRAMEWISE, SPANS
+from pipeline.heads.prediction import Prediction
+from pipeline.heads.trained import TrainedHead
 from pipeline.predict.encoding import HeadEncoder, check_features
 from pipeline.predict.heads import BEST, open_head
 from pipeline.predict.recordings import find_recordings
@@ -71,6 +73,8 @@ class Predictor:
         observer: Observer | None = None,
     ) -> None:
         self.head: TrainedHead = open_head(folder, layer)
+        if self.head.facts.kind in (SPANS, FRAMEWISE):
+            raise ConfigError(f"{folder}: heads of {self.head.facts.kind} cannot be used yet")
         self._overrides, self._observer = tuple(overrides), observer or Observer()
         self._loaded: HeadEncoder | None = None
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError
-from pipeline.heads.trained import HeadFacts, TrainedHead
+from pipeline.heads.facts import HeadFacts
+from pipeline.heads.trained import TrainedHead
 from pipeline.store.format.codecs import codec_of
 from pipeline.store.format.pooling import STATISTICS, pool
 
@@ -123,7 +124,7 @@ def test_a_regression_has_the_unit_of_its_labels():
 
 def test_verification_compares_directions_from_the_mean():
     """Opposite directions have the cosine -1; other heads have none."""
-    facts = replace(FACTS, kind="verification", labels=("speaker",), classes=((),))
+    facts = replace(FACTS, kind="verification", head="cosine", labels=("speaker",), classes=((),))
     one = TrainedHead(facts, {"mean": torch.ones(DIM, dtype=torch.float64)})
     up, down = (one(torch.full((1, 2, DIM), value)) for value in (3.0, -7.0))
     assert up.cosine(down) == pytest.approx(-1.0)
@@ -139,7 +140,12 @@ def test_verification_compares_directions_from_the_mean():
         (FACTS, {"extra": torch.zeros(1)}, r"it has the tensors .*extra.*; expected \['bias'"),
         (replace(FACTS, layer="weighted"), {}, "expected .*'layer_weights'"),
         (replace(FACTS, layers=(1, 2)), {}, r"it reads one layer, and names \[1, 2\]"),
-        (replace(FACTS, kind="spans"), {}, "its kind is 'spans'; expected utterance, regression"),
+        (replace(FACTS, kind="word"), {}, "its kind is 'word'; expected utterance, regression"),
+        (
+            replace(FACTS, head="lstm"),
+            {},
+            "its form is 'lstm'; expected linear, mlp, att",
+        ),
         (replace(FACTS, test=float("nan")), {}, "its scores are not finite"),
     ],
 )
@@ -159,7 +165,7 @@ def test_features_of_another_shape_are_refused():
 def test_statistics_of_another_shape_are_refused():
     """The message has both shapes; a head on frames takes no statistics."""
     for pooled in (randn(2, 1, DIM + 1), randn(2, 2, DIM), randn(2, DIM)):
-        with pytest.raises(ConfigError, match=r"expected \[n_utterances, 1, 3\], and a head that"):
+        with pytest.raises(ConfigError, match=r"expected \[n_items, 1, 3\], and a head that"):
             head().of_pooled(pooled)
     text = TrainedHead(replace(TEXT, dim=4), {"weight": torch.eye(4), "bias": torch.zeros(4)})
     with pytest.raises(ConfigError, match="and a head that does not need frames"):
@@ -183,7 +189,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no trained head"):
         TrainedHead.load(path)
     for change, message in (
-        ({"version": 2}, "version 2; this Strata reads version 1"),
+        ({"version": 3}, "version 3; this Strata reads version 1 and 2: use the newer"),
         ({"classes": None}, "whose description is damaged"),
         ({"dim": 4}, r"expected \[5, 4\]; run the sweep again"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, SourceError
-from pipeline.heads.trained import KINDS, TrainedHead
+from pipeline.heads.facts import KINDS
+from pipeline.heads.trained import TrainedHead
 from pipeline.probing.labels import Fold, Labels, read_labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, OnHead
 from pipeline.probing.run import TASK_KINDS, list_heads
@@ -203,7 +205,7 @@ def test_a_head_depends_on_its_spec_only(case):
 
 def test_the_parameters_of_a_head_predict_as_it_does(case):
     """A `TrainedHead` of them gives the predictions of the head, from the same features."""
-    if case.kind not in KINDS:  # it labels parts of utterances
+    if case.kind not in KINDS:  # it trains nothing
         assert set(case.tensors.values()) == {None}
         return
     data = make_data(case.kind, case.store)
@@ -213,7 +215,16 @@ def test_the_parameters_of_a_head_predict_as_it_does(case):
         found = [trained(case.store.read(i, layers)) for i in test]
         if case.kind == "frames":
             assert tuple(item.transcript for item in found) == head.predictions
-        elif case.kind == "utterance":
+        elif case.kind == "framewise":
+            names = case.task.classes[0]
+            for row, item, triples in zip(test, found, head.predictions, strict=True):
+                counts: Counter[str] = Counter()
+                for segment in item.segments:
+                    counts[segment.label] += segment.last - segment.first
+                truth = names.index(WORDS[row])
+                pairs = sorted((names.index(name), n) for name, n in counts.items())
+                assert [number for pair in pairs for number in (truth, *pair)] == list(triples)
+        elif case.kind in ("utterance", "spans"):  # a span is a whole utterance
             numbers = [case.task.classes[0].index(item.labels[0]) for item in found]
             assert [(number,) for number in numbers] == list(head.predictions)
             assert all(0.25 < item.scores[0] <= 1 for item in found)

@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError, counted
 from pipeline.files import is_uri, write_atomic
 
 if TYPE_CHECKING:
-    from pipeline.heads.trained import HeadFacts, Prediction
+    from pipeline.heads.facts import HeadFacts
+    from pipeline.heads.prediction import Prediction
     from pipeline.predict.pairs import Pair
     from pipeline.predict.predictor import Predicted
 

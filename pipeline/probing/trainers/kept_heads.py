@@ -17,7 +17,9 @@ from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import ConfigError, counted
-from pipeline.heads.trained import KINDS, TRAINED, HeadFacts, TrainedHead, file_of
+from pipeline.heads.facts import FRAMEWISE, KINDS, HeadFacts
+from pipeline.heads.files import TRAINED, file_of
+from pipeline.heads.trained import TrainedHead
 from pipeline.probing.encoder_description import model_settings, weights_source
 from pipeline.probing.ranking import Ranking
 from pipeline.probing.results import (
@@ -30,6 +32,7 @@ from pipeline.probing.results import (
     stored_layer,
 )
 from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.store.read.timing import frame_times
 
 Parameters = Mapping[str, Tensor]
 _OF_FEATURES = ("format_version", "dtype", "audio", "encoder", "collapse")
@@ -172,6 +175,9 @@ def head_facts(data: TaskData, task: Task, head: HeadResult, key: str) -> HeadFa
         fold=head.fold,
         key=key,
         strata=version("strata-speech"),
+        head=config.head,
+        first_centre_s=float(frame_times(store.geometry, 1).centre_s[0]),
+        unlabelled=config.unlabelled if config.kind == FRAMEWISE else None,
     )
 
 
