@@ -11,10 +11,10 @@ _UNTRAINED = ("verification", "abx")  # kinds of task
 LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA = "linear", "mlp", "attentive", "lstm", "cosine", "lda"
 
 HEADS: dict[str, tuple[str, ...]] = {
-    "utterance": (LINEAR,),
-    "regression": (LINEAR,),
-    "spans": (LINEAR,),
-    "framewise": (LINEAR,),
+    "utterance": (LINEAR, MLP),
+    "regression": (LINEAR, MLP),
+    "spans": (LINEAR, MLP),
+    "framewise": (LINEAR, MLP),
     "frames": (LINEAR,),
     "verification": (COSINE, LDA),
     "abx": (LINEAR,),

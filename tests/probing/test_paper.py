@@ -287,6 +287,9 @@ def test_the_methods_of_other_tasks():
     assert "trained with CTC and decoded greedily" in asr
     assert "steps of up to 8,000 frames" in asr
     assert "from seed 0" in asr
+    setup = Setup(recipe=recipe("task=ks", "task.head=mlp"))
+    hidden = methods(replace(class_sweep(n_layers=2), setup=setup))
+    assert "A head is a hidden layer of 256 dimensions with ReLU and a linear layer over" in hidden
     base = class_sweep(n_layers=2)
     columns = {"labels": ("valence", "arousal"), "metric": "ccc", "confusion": None}
     setup = Setup(recipe=recipe("task=regression", "task.loss=mse"))

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from pipeline.config import load_sweep_config
-from pipeline.heads.modules import PooledLinear, WeightedSum
+from pipeline.heads.modules import WeightedSum
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, HeadSpec
-from pipeline.probing.trainers.head_stack import HeadShape, initial_parameters
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.pooled import (
     PooledData,
@@ -22,6 +21,7 @@ from pipeline.probing.trainers.pooled import (
     train_pooled_heads,
     untrained_score,
 )
+from pipeline.probing.trainers.snapshot import HeadShape, initial_parameters
 
 CPU = torch.device("cpu")
 DIM, CLASSES, N = 24, 5, 400
@@ -59,23 +59,34 @@ def trained(data, *specs):
 def plain_head(layer, seed, shape):
     """Return plain modules with the initial parameters of a head of the stack."""
     values = initial_parameters(seed, layer, shape)
-    head = PooledLinear(shape.dim, shape.n_outputs, shape.projection)
-    mix = WeightedSum(shape.n_layers)
-    targets = [*head.projector.parameters(), *head.output.parameters()]
-    for parameter, value in zip(targets, values[:4], strict=True):
+    first, last = (
+        nn.Linear(shape.dim, shape.projection),
+        nn.Linear(shape.projection, shape.n_outputs),
+    )
+    head = nn.Sequential(first, nn.ReLU() if shape.kind == "mlp" else nn.Identity(), last)
+    for parameter, value in zip(head.parameters(), values[:4], strict=True):
         parameter.data.copy_(value)
-    return head, mix
+    return head, WeightedSum(shape.n_layers)
+
+
+def close(found, expected):
+    """Compare parameters after a few steps of Adam, which magnifies rounding."""
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [6, WEIGHTED])
-@pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
-def test_a_stack_steps_as_autograd_does(layer, n_classes):
+@pytest.mark.parametrize(
+    ("n_classes", "kind"),
+    [((CLASSES,), "linear"), ((3, 4, 2), "linear"), ((90,), "linear"), ((3, 4, 2), "mlp")],
+    ids=["one", "three", "many", "mlp"],
+)
+def test_a_stack_steps_as_autograd_does(layer, n_classes, kind):
     """Losses and parameters equal those of plain modules, cross-entropy and torch's Adam.
 
-    With few classes, gradients are computed with the multiplied layers; with more classes than
-    utterances in a batch, layer by layer.
+    With few classes, gradients of linear heads are computed with the multiplied layers; with more
+    classes than utterances in a batch, layer by layer, as those of a hidden layer.
     """
-    data = make_data(n_classes)
+    data = make_data(n_classes, head=kind)
     lrs = (1e-2, 1e-3)
     stack = data.stack([HeadSpec(layer, lr, 4, 0) for lr in lrs])
     batches = [rows for _, rows in zip(range(12), data_order(4, N, 32), strict=False)]
@@ -95,13 +106,28 @@ def test_a_stack_steps_as_autograd_does(layer, n_classes):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        linear_map = stack.linear_maps().copy_of(i)
-        product = head.output.weight @ head.projector.weight
-        torch.testing.assert_close(linear_map.weight[0], product.detach(), rtol=1e-2, atol=1e-4)
+        found = stack.snapshot().copy_of(i).tensors()
+        first, _, last = head
+        if kind == "mlp":
+            close(found["hidden_weight"], first.weight)
+            close(found["hidden_bias"], first.bias)
+            close(found["weight"], last.weight)
+            close(found["bias"], last.bias)
+        else:
+            close(found["weight"], last.weight @ first.weight)
+            close(found["bias"], last(first.bias))
         if layer == WEIGHTED:
-            torch.testing.assert_close(
-                linear_map.mix[0], mix.weights().detach(), rtol=1e-3, atol=1e-5
-            )
+            close(found["layer_weights"], mix.weights())
+
+
+def test_a_hidden_layer_learns_what_a_linear_head_cannot():
+    """The class is whether two features have the same sign."""
+    data = make_data((2,), head="mlp", steps=300)
+    data.labels[0] = ((data.pooled[2, :, 0] > 0) == (data.pooled[2, :, 1] > 0)).long()
+    data.pooled[2, :, :2] *= 3
+    linear = replace(data, task=replace(data.task, head="linear"))
+    assert trained(data, (9, 1e-2))[0].test > 0.8
+    assert trained(linear, (9, 1e-2))[0].test < 0.65
 
 
 def test_a_plain_loop_reaches_the_same_accuracy():
@@ -145,19 +171,24 @@ def test_the_layer_with_the_classes_is_best():
     assert sum(heads[-1].layer_weights) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("n_classes", [(CLASSES,), (3, 4, 2), (90,)], ids=["one", "three", "many"])
-def test_a_head_does_not_depend_on_the_others(n_classes):
+@pytest.mark.parametrize(
+    ("n_classes", "kind"),
+    [((CLASSES,), "linear"), ((3, 4, 2), "linear"), ((90,), "linear"), ((CLASSES,), "mlp")],
+    ids=["one", "three", "many", "mlp"],
+)
+def test_a_head_does_not_depend_on_the_others(n_classes, kind):
     """A head trained separately or with heads of other settings is bit-identical."""
-    data = make_data(n_classes)
+    data = make_data(n_classes, head=kind)
     many = [(layer, lr, seed) for layer in (6, WEIGHTED) for lr in (1e-1, 1e-3) for seed in (0, 1)]
     together = trained(data, *many)
     for spec, head in list(zip(many, together, strict=True))[1::3]:
         assert trained(data, spec) == [head]
 
 
-def test_a_stack_may_span_layers():
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_stack_may_span_layers(kind):
     """Heads on several layers, as on a GPU, of which some stop, step as in separate stacks."""
-    data = make_data()
+    data = make_data(head=kind)
     specs = [HeadSpec(layer, lr, 0, 0) for layer in (9, 3) for lr in (1e-2, 1e-3)]
     together, alone = data.stack(specs), data.stack(specs[3:])
     for step, rows in zip(range(10), data_order(0, N, 32), strict=False):
@@ -166,7 +197,7 @@ def test_a_stack_may_span_layers():
         loss = together.step(data.pooled, data.labels, rows)[-1]
         assert loss == alone.step(data.pooled, data.labels, rows)[0]
     rows = torch.arange(N)
-    both, one = together.linear_maps(), alone.linear_maps()
+    both, one = together.snapshot(), alone.snapshot()
     assert torch.equal(
         both.outputs(both.inputs(both.select_layers(data.pooled, rows)))[1:],
         one.outputs(one.inputs(one.select_layers(data.pooled, rows))),
@@ -174,9 +205,10 @@ def test_a_stack_may_span_layers():
     assert [spec.lr for spec in together.specs] == [1e-3, 1e-3]
 
 
-def test_the_number_of_threads_does_not_matter():
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_the_number_of_threads_does_not_matter(kind):
     """Results are bit-identical for any number of threads: a stack is computed in one thread."""
-    data = make_data()
+    data = make_data(head=kind)
     specs = [(layer, 1e-2, seed) for layer in LAYERS for seed in (0, 1)]
     before = torch.get_num_threads()
     found = []

@@ -66,13 +66,25 @@ def run(root, task, *settings, out="out"):
     return sweep(root / "store", load_sweep_config([*overrides, *settings]))
 
 
-@pytest.mark.parametrize(("task", "noun"), [("phone", "spans"), ("frame", "frames")])
-def test_the_planted_layer_is_found(root, task, noun):
-    """All spans of an utterance are in one part, and utterances are what intervals are over."""
-    settings = ["split.speaker=speaker"]
+@pytest.mark.parametrize(
+    ("task", "noun", "kind"),
+    [
+        ("phone", "spans", "linear"),
+        ("phone", "spans", "mlp"),
+        ("frame", "frames", "linear"),
+        ("frame", "frames", "mlp"),
+    ],
+)
+def test_the_planted_layer_is_found(root, task, noun, kind):
+    """All spans of an utterance are in one part, and utterances are what intervals are over.
+
+    Heads of another kind are not taken from the cache.
+    """
+    settings = ["split.speaker=speaker", f"task.head={kind}"]
     if task == "frame":
         settings += ["spans.skip=[sil]", "task.min_count=2"]
     result, _ = run(root, task, *settings, out=task)
+    assert (result.trained, result.reused) == (4, 0)
     assert result.best in (2, WEIGHTED)
     assert result.score(2).test > 0.9
     assert result.score(1).test < 0.6

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config.sweep_schema import MLP
 from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
 from pipeline.probing.results import NO_RATE, WEIGHTED, Sweep
@@ -109,9 +110,12 @@ def _pooled(recipe: dict[str, Any], what: str = "utterance") -> str:
     )
 
 
-def _linear(recipe: dict[str, Any], output: str) -> str:
+def _two_layers(recipe: dict[str, Any], output: str) -> str:
     width = recipe["projection"]
-    return f"A head is a linear projection to {width} dimensions and a linear layer {output}"
+    first = f"linear projection to {width} dimensions"
+    if recipe.get("head") == MLP:
+        first = f"hidden layer of {width} dimensions with ReLU"
+    return f"A head is a {first} and a linear layer {output}"
 
 
 def _utterance(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
@@ -121,14 +125,14 @@ def _utterance(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         output = f"over the classes of {columns} ({sizes}); an utterance is correct if all are"
     else:
         output = f"over the {len(sweep.classes[0]):,} classes of {columns}"
-    return [_pooled(recipe), _linear(recipe, f"{output}, trained with the cross-entropy.")]
+    return [_pooled(recipe), _two_layers(recipe, f"{output}, trained with the cross-entropy.")]
 
 
 def _regression(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     loss = _LOSSES.get(recipe["loss"] or "ccc", recipe["loss"])
     return [
         _pooled(recipe),
-        _linear(recipe, f"with one output for each of {listed(sweep.labels)}")
+        _two_layers(recipe, f"with one output for each of {listed(sweep.labels)}")
         + f", trained to minimise {loss}, with labels standardised on train.",
     ]
 
@@ -156,7 +160,7 @@ def _frames(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     unit = {"characters": "characters", "words": "symbols"}.get(recipe["tokens"], "symbols")
     norm = " Each frame is normalised by a layer norm without parameters." * recipe["normalize"]
     return [
-        _linear(
+        _two_layers(
             recipe,
             f"over the {len(sweep.classes[0]):,} {unit} of train and the blank, applied to every "
             f"frame, trained with CTC and decoded greedily.{norm}",
@@ -168,7 +172,7 @@ def _spans(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     output = f"over the {len(sweep.classes[0]):,} classes of {listed(sweep.labels)}"
     return [
         _pooled(recipe, "span") + " A frame belongs to the span that its centre is in.",
-        _linear(recipe, f"{output}, trained with the cross-entropy."),
+        _two_layers(recipe, f"{output}, trained with the cross-entropy."),
     ]
 
 
@@ -182,7 +186,9 @@ def _framewise(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     )
     return [
         f"A frame has the label of the span that its centre is in; {rest}.",
-        _linear(recipe, f"{output}, applied to every frame, trained with the cross-entropy.{norm}"),
+        _two_layers(
+            recipe, f"{output}, applied to every frame, trained with the cross-entropy.{norm}"
+        ),
     ]
 
 

@@ -1,8 +1,9 @@
-"""Trainer of framewise tasks: a class per frame, linear heads on all layers in one pass.
+"""Trainer of framewise tasks: a class per frame, heads on all layers in one pass.
 
 A head is SUPERB's head for phone recognition (Yang et al., "SUPERB: Speech processing Universal
-PERformance Benchmark", 2021): Linear(dim → 256), Linear(→ classes) on each frame. SUPERB trains it
-by CTC on transcripts; here it is trained by cross-entropy on the labels of frames.
+PERformance Benchmark", 2021): Linear(dim → 256), Linear(→ classes) on each frame, with ReLU between
+them for `task.head=mlp`. SUPERB trains it by CTC on transcripts; here it is trained by
+cross-entropy on the labels of frames.
 
 Frames are streamed from the store in shuffled batches (`make_frame_loader`), so memory is bounded
 whatever the corpus. A batch is read once for all heads of a seed and fold. Heads of one layer form
@@ -34,9 +35,10 @@ from pipeline.probing.baselines import fitted_classifier
 from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.metrics import class_counts, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
-from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
+from pipeline.probing.trainers.head_stack import HeadStack
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.progress import HeadProgress, stacks_of
+from pipeline.probing.trainers.snapshot import HeadShape, Snapshot
 from pipeline.spans.frame_labels import FrameLabels
 from pipeline.store.read.features import FeatureStore
 from pipeline.threads import single_threaded
@@ -166,8 +168,8 @@ def untrained_score(data: FramewiseData, layer: Candidate) -> float:
     """Return the test score of a head before training, in the first fold: a baseline."""
     spec = HeadSpec(layer, lr=1.0, seed=0, fold=0)
     with single_threaded(1) as pool:
-        maps = _Stack([spec], data).maps()
-        (cells,) = _confusions([maps], data, data.folds[0].test, pool)
+        heads = _Stack([spec], data).snapshot()
+        (cells,) = _confusions([heads], data, data.folds[0].test, pool)
     return score_of(data.task.metric, cells[0])
 
 
@@ -212,20 +214,21 @@ class _Stack:
 
     def __init__(self, specs: Sequence[HeadSpec], data: FramewiseData) -> None:
         layers = [candidate_of(layer) for layer in data.layers]
-        shape = HeadShape(data.store.feature_dim, data.task.projection, data.n_classes, len(layers))
+        task, dim = data.task, data.store.feature_dim
+        shape = HeadShape(dim, task.projection, data.n_classes, len(layers), task.head)
         objective = Classification((data.n_classes,))
         self._stack = HeadStack(specs, layers, shape, objective, data.device)
-        maps = self.maps()
+        now = self.snapshot()
         self.heads = [
-            HeadProgress(spec, -math.inf, maps.copy_of(i), higher_is_better=True)
+            HeadProgress(spec, -math.inf, now.copy_of(i), higher_is_better=True)
             for i, spec in enumerate(specs)
         ]
         self.active = list(self.heads)
         self._losses: list[Tensor] = []
 
-    def maps(self) -> LinearMaps:
-        """Return the active heads, each as one linear map."""
-        return self._stack.linear_maps()
+    def snapshot(self) -> Snapshot:
+        """Return the active heads as they are now."""
+        return self._stack.snapshot()
 
     def step(self, batch: Batch) -> None:
         """Take a step on a batch."""
@@ -234,14 +237,14 @@ class _Stack:
 
     def record(self, step: int, scores: Sequence[float], patience: int) -> None:
         """Record the dev scores of the active heads, and stop those that improve no more."""
-        maps, losses = self.maps(), torch.stack(self._losses).double().mean(0).tolist()
+        now, losses = self.snapshot(), torch.stack(self._losses).double().mean(0).tolist()
         self._losses = []
         kept = []
         for i, head in enumerate(self.active):
             if not math.isfinite(losses[i]):
                 continue  # diverged: its best step so far is the result
             if head.record(step, losses[i], scores[i]):
-                head.best = maps.copy_of(i)
+                head.best = now.copy_of(i)
             if head.evaluations_since_best < patience:
                 kept.append(i)
         if kept and len(kept) < len(self.active):
@@ -291,7 +294,7 @@ def _evaluate(
     pool: ThreadPoolExecutor,
 ) -> None:
     """Record the dev scores of the active heads; before training, only the scores."""
-    cells = _confusions([stack.maps() for stack in stacks], data, dev, pool)
+    cells = _confusions([stack.snapshot() for stack in stacks], data, dev, pool)
     for stack, of_heads in zip(stacks, cells, strict=True):
         scores = [score_of(data.task.metric, matrix) for matrix in of_heads]
         if step:
@@ -302,19 +305,19 @@ def _evaluate(
 
 
 def _confusions(
-    maps: Sequence[LinearMaps], data: FramewiseData, positions: IntArray, pool: ThreadPoolExecutor
+    stacks: Sequence[Snapshot], data: FramewiseData, positions: IntArray, pool: ThreadPoolExecutor
 ) -> list[IntArray]:
     """Return confusions over utterances: of each stack [n_heads, n_classes, n_classes]."""
     n = data.n_classes
-    totals = [torch.zeros(len(some.weight), n * n, dtype=torch.int64) for some in maps]
+    totals = [torch.zeros(len(some.weight), n * n, dtype=torch.int64) for some in stacks]
 
-    def add(batch: Batch, item: tuple[LinearMaps, Tensor]) -> None:
+    def add(batch: Batch, item: tuple[Snapshot, Tensor]) -> None:
         some, total = item
         for head, found in enumerate(_predictions(some, batch)):
             total[head] += torch.bincount(batch.classes * n + found, minlength=n * n).cpu()
 
     for batch in data.batches(positions):
-        _each(pool, partial(add, batch), list(zip(maps, totals, strict=True)))
+        _each(pool, partial(add, batch), list(zip(stacks, totals, strict=True)))
     return [total.view(-1, n, n).numpy() for total in totals]
 
 
@@ -369,12 +372,12 @@ def triples_of(
 
 
 @torch.no_grad()
-def _predictions(maps: LinearMaps, batch: Batch) -> Iterator[Tensor]:
+def _predictions(heads: Snapshot, batch: Batch) -> Iterator[Tensor]:
     """Yield the predicted classes of a batch by each head, int64 [n]."""
-    n_per_chunk = max(1, _SCORE_CELLS // maps.weight[:, :, 0].numel())
+    n_per_chunk = max(1, _SCORE_CELLS // heads.n_values)
     rows = torch.arange(len(batch.classes), device=batch.classes.device)
     chunks = [
-        maps.outputs(maps.inputs(maps.select_layers(batch.frames, some))).argmax(1)
+        heads.outputs(heads.inputs(heads.select_layers(batch.frames, some))).argmax(1)
         for some in torch.split(rows, n_per_chunk)
     ]
     yield from torch.cat(chunks, dim=1)

@@ -1,101 +1,35 @@
-"""A stack of two-layer linear heads trained on the same batches, with hand-derived gradients.
+"""A stack of two-layer heads trained on the same batches, with hand-derived gradients.
 
-A head is `outputs = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of a
-weighted sum of layers. Both layers are linear, so they can be multiplied into one:
+A linear head is `outputs = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of
+a weighted sum of layers. Both layers are linear, so they can be multiplied into one:
 `outputs = (W2 W1) x + (W2 b1 + b2)`. With few outputs this is much cheaper, and its cost does not
 grow with the batch. The gradients with respect to W1, b1, W2 and b2 are the same either way.
 Computing them here takes half the time of autograd, which allocates tensors as large as all
-parameters.
+parameters. A head with a hidden layer, `outputs = W2 relu(W1 x + b1) + b2`, has the same parameters
+and is computed layer by layer.
 
 Plain reference: tests/probing/test_pooled_trainer.py, `test_a_stack_steps_as_autograd_does`, takes
-the same steps with `PooledLinear`, `WeightedSum`, cross-entropy, autograd and torch's Adam, and
-compares losses and parameters, for both ways to compute the gradients.
+the same steps with plain modules, `WeightedSum`, cross-entropy, autograd and torch's Adam, and
+compares losses and parameters, for each way to compute the gradients.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.config.sweep_schema import LINEAR
 from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
 from pipeline.probing.trainers.objectives import Objective
-
-
-class HeadShape(NamedTuple):
-    """Sizes of a head.
-
-    Attributes:
-        dim: Features per utterance.
-        projection: Width of the first linear layer.
-        n_outputs: Logits of all label columns, concatenated; one per column for a regression.
-        n_layers: Number of layers that a weighted sum combines.
-    """
-
-    dim: int
-    projection: int
-    n_outputs: int
-    n_layers: int
-
-
-class LinearMaps(NamedTuple):
-    """Heads as one linear map each, from pooled features to logits.
-
-    Attributes:
-        axes: Index of each head's layer on the layer axis, [n_heads]; a single index if all heads
-            read the same layer; empty for weighted sums.
-        mix: Weights of all layers, [n_heads, n_layers], for weighted sums; else None.
-        weight: [n_heads, n_outputs, dim].
-        bias: [n_heads, n_outputs, 1].
-    """
-
-    axes: tuple[int, ...]
-    mix: Tensor | None
-    weight: Tensor
-    bias: Tensor
-
-    def select_layers(self, pooled: Tensor, rows: Tensor) -> Tensor:
-        """Select the layers that the heads read, for some utterances.
-
-        Args:
-            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
-            rows: Positions of the utterances, int64 [n].
-
-        Returns:
-            [n_selected, n, dim]: one layer for all heads, one per head, or all for weighted sums.
-        """
-        if self.mix is not None:
-            return pooled[:, rows]
-        if len(self.axes) == 1:
-            return pooled[self.axes[0]][rows].unsqueeze(0)
-        return torch.stack([pooled[axis][rows] for axis in self.axes])
-
-    def inputs(self, selected: Tensor) -> Tensor:
-        """Return the input of each head, [n_heads, n, dim].
-
-        Args:
-            selected: Result of `select_layers`, [n_selected, n, dim].
-        """
-        if self.mix is None:
-            return selected.expand(len(self.weight), -1, -1)
-        return torch.stack([torch.mv(selected.flatten(1).T, mix) for mix in self.mix]).view(
-            len(self.mix), *selected.shape[1:]
-        )
-
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """Return the outputs [n_heads, n_outputs, n] of inputs [n_heads, n, dim]."""
-        return matmul_per_head(self.weight, inputs.mT).add_(self.bias)
-
-    def copy_of(self, number: int) -> LinearMaps:
-        """Return a copy of one head."""
-        at = slice(number, number + 1)
-        axes = self.axes[at] if len(self.axes) > 1 else self.axes
-        mix = None if self.mix is None else self.mix[at].clone()
-        return LinearMaps(axes, mix, self.weight[at].clone(), self.bias[at].clone())
+from pipeline.probing.trainers.snapshot import (
+    HeadShape,
+    Snapshot,
+    initial_parameters,
+    matmul_per_head,
+)
 
 
 class HeadStack:
@@ -146,12 +80,15 @@ class HeadStack:
         self._make_optimizer((previous[0], [previous[1][i] for i in heads]))
 
     @torch.no_grad()
-    def linear_maps(self) -> LinearMaps:
-        """Return the heads, each multiplied into one linear map."""
+    def snapshot(self) -> Snapshot:
+        """Return the heads as they are now; a hidden layer shares memory with the stack."""
         project, project_bias, output, output_bias, *_ = self._parameters
-        bias = matmul_per_head(output, project_bias.unsqueeze(2)).add_(output_bias.unsqueeze(2))
         mix = self._parameters[4].softmax(1) if self.weighted else None
-        return LinearMaps(self._axes, mix, matmul_per_head(output, project), bias)
+        if self.shape.kind != LINEAR:
+            hidden = (project, project_bias.unsqueeze(2))
+            return Snapshot(self._axes, mix, hidden, output, output_bias.unsqueeze(2))
+        bias = matmul_per_head(output, project_bias.unsqueeze(2)).add_(output_bias.unsqueeze(2))
+        return Snapshot(self._axes, mix, None, matmul_per_head(output, project), bias)
 
     @torch.no_grad()
     def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -165,25 +102,27 @@ class HeadStack:
         Returns:
             The loss of each head before the step, [n_heads].
         """
-        maps = self.linear_maps()
-        selected, batch_labels = maps.select_layers(pooled, rows), labels[:, rows]
-        inputs = maps.inputs(selected)
-        if self._product_is_cheaper(len(rows)):
-            loss, (left, right) = self._gradients_of_product(maps, inputs, batch_labels)
+        now = self.snapshot()
+        selected, batch_labels = now.select_layers(pooled, rows), labels[:, rows]
+        inputs = now.inputs(selected)
+        if now.hidden is not None:
+            loss, (left, right) = self._gradients_of_hidden(now, inputs, batch_labels)
+        elif self._product_is_cheaper(len(rows)):
+            loss, (left, right) = self._gradients_of_product(now, inputs, batch_labels)
         else:
             loss, (left, right) = self._gradients_layer_by_layer(inputs, batch_labels)
-        if maps.mix is not None:
-            self._mix_gradients(maps.mix, matmul_per_head(left, right), selected)
+        if now.mix is not None:
+            self._mix_gradients(now.mix, matmul_per_head(left, right), selected)
         self._optimizer.step()
         return loss
 
     def _gradients_of_product(
-        self, maps: LinearMaps, inputs: Tensor, labels: Tensor
+        self, now: Snapshot, inputs: Tensor, labels: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Fill the gradients, computing with the multiplied layers.
 
         Args:
-            maps: The heads.
+            now: The heads.
             inputs: [n_heads, batch, dim].
             labels: [n_columns, batch].
 
@@ -192,7 +131,7 @@ class HeadStack:
             inputs: [n_heads, batch, k] and [n_heads, k, dim].
         """
         project, project_bias, output = self._parameters[:3]
-        loss, errors = self._objective.loss(maps.outputs(inputs), labels)
+        loss, errors = self._objective.loss(now.outputs(inputs), labels)
         weight_gradient = matmul_per_head(errors, inputs)  # [n_heads, n_outputs, dim]
         bias_gradient = torch.stack([head.sum(1, keepdim=True) for head in errors])
         matmul_per_head(output.mT, weight_gradient, out=self._gradients[0])
@@ -200,7 +139,7 @@ class HeadStack:
         matmul_per_head(weight_gradient, project.mT, out=self._gradients[2])
         self._gradients[2] += bias_gradient * project_bias.unsqueeze(1)
         self._gradients[3].copy_(bias_gradient.squeeze(2))
-        return loss, (errors.mT, maps.weight)
+        return loss, (errors.mT, now.weight)
 
     def _gradients_layer_by_layer(
         self, inputs: Tensor, labels: Tensor
@@ -211,11 +150,36 @@ class HeadStack:
         outputs = matmul_per_head(output, hidden.mT).add_(output_bias.unsqueeze(2))
         loss, errors = self._objective.loss(outputs, labels)
         hidden_gradient = matmul_per_head(errors.mT, output)  # [n_heads, batch, projection]
+        self._fill_both_layers(inputs, hidden_gradient, hidden, errors)
+        return loss, (hidden_gradient, project)
+
+    def _gradients_of_hidden(
+        self, now: Snapshot, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Fill the gradients of heads with a hidden layer; the gradient of ReLU at 0 is 0."""
+        hidden = now.last_inputs(inputs)  # [n_heads, projection, batch]
+        outputs = matmul_per_head(now.weight, hidden).add_(now.bias)
+        loss, errors = self._objective.loss(outputs, labels)
+        hidden_gradient = matmul_per_head(now.weight.mT, errors).mul_(hidden > 0).mT
+        self._fill_both_layers(inputs, hidden_gradient, hidden.mT, errors)
+        return loss, (hidden_gradient, self._parameters[0])
+
+    def _fill_both_layers(
+        self, inputs: Tensor, hidden_gradient: Tensor, hidden: Tensor, errors: Tensor
+    ) -> None:
+        """Fill the gradients of weights and biases.
+
+        Args:
+            inputs: [n_heads, batch, dim].
+            hidden_gradient: Gradient with respect to what the first layer computes, [n_heads,
+                batch, projection].
+            hidden: What the second layer gets, [n_heads, batch, projection].
+            errors: Gradient with respect to the outputs, [n_heads, n_outputs, batch].
+        """
         matmul_per_head(hidden_gradient.mT, inputs, out=self._gradients[0])
         torch.stack([head.sum(0) for head in hidden_gradient], out=self._gradients[1])
         matmul_per_head(errors, hidden, out=self._gradients[2])
         torch.stack([head.sum(1) for head in errors], out=self._gradients[3])
-        return loss, (hidden_gradient, project)
 
     def _mix_gradients(self, mix: Tensor, input_gradient: Tensor, selected: Tensor) -> None:
         """Fill the gradient of the scalars whose softmax gives the weights of the layers.
@@ -233,7 +197,7 @@ class HeadStack:
 
     def _product_is_cheaper(self, batch: int) -> bool:
         """Return whether `_gradients_of_product` takes fewer multiplications for a batch size."""
-        dim, projection, n_outputs, _ = self.shape
+        dim, projection, n_outputs = self.shape[:3]
         both, product = projection * (dim + n_outputs), dim * n_outputs
         return projection * product + batch * product < batch * both
 
@@ -259,35 +223,3 @@ class HeadStack:
             for views, old_views in zip(self._views, previous[1], strict=True):
                 for view, old in zip(views, old_views, strict=True):
                     self._optimizer.state[view] = previous[0][old]
-
-
-def matmul_per_head(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply matrices head by head: [n_heads, m, k] @ [n_heads, k, n].
-
-    On a CPU one product per head, and likewise one sum per head elsewhere in this file: batched
-    products and sums round differently for different numbers of heads, and a head must not depend
-    on the other heads in training.
-    """
-    if left.is_cuda:
-        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
-    if out is None:
-        out = left.new_empty(len(left), left.shape[1], right.shape[2])
-    for head_left, head_right, head_out in zip(left, right, out, strict=True):
-        torch.mm(head_left, head_right, out=head_out)
-    return out
-
-
-def initial_parameters(seed: int, layer: Candidate, shape: HeadShape) -> list[Tensor]:
-    """Draw the parameters of a head before training, as `nn.Linear` does, from seed and layer.
-
-    Returns:
-        [projection, dim], [projection], [n_outputs, projection], [n_outputs]; for a weighted sum
-        also the scalars [n_layers], all zero.
-    """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer}".encode()))
-    values = []
-    for n_out, n_in in ((shape.projection, shape.dim), (shape.n_outputs, shape.projection)):
-        bound = 1 / math.sqrt(n_in)
-        sizes = ((n_out, n_in), (n_out,))
-        values += [torch.empty(size).uniform_(-bound, bound, generator=generator) for size in sizes]
-    return [*values, torch.zeros(shape.n_layers)] if layer == WEIGHTED else values

@@ -1,4 +1,4 @@
-"""Trainer of utterance tasks: linear heads on pooled features, all layers and settings at once.
+"""Trainer of utterance tasks: heads on pooled features, all layers and settings at once.
 
 Features are read once. Heads of one layer, seed and fold form a stack (`HeadStack`) and are trained
 on the same batches. On a CPU, stacks train in parallel, one per thread: a single stack of all heads
@@ -27,9 +27,10 @@ from pipeline.config import TaskConfig
 from pipeline.events import rough_duration
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
-from pipeline.probing.trainers.head_stack import HeadShape, HeadStack, LinearMaps
+from pipeline.probing.trainers.head_stack import HeadStack
 from pipeline.probing.trainers.objectives import Objective
 from pipeline.probing.trainers.progress import HeadProgress, stacks_of
+from pipeline.probing.trainers.snapshot import HeadShape, Snapshot
 from pipeline.threads import single_threaded
 
 _MAX_OUTPUTS = 1 << 24
@@ -70,25 +71,26 @@ class PooledData:
     def shape(self) -> HeadShape:
         """Sizes of a head."""
         n_layers, _, dim = self.pooled.shape
-        return HeadShape(dim, self.task.projection, sum(self.objectives[0].widths), n_layers)
+        n_outputs = sum(self.objectives[0].widths)
+        return HeadShape(dim, self.task.projection, n_outputs, n_layers, self.task.head)
 
     def stack(self, specs: Sequence[HeadSpec]) -> HeadStack:
         """Return untrained heads of one seed and fold."""
         objective = self.objectives[specs[0].fold]
         return HeadStack(specs, self.layers, self.shape, objective, self.pooled.device)
 
-    def predictions(self, maps: LinearMaps, positions: Tensor, fold: int) -> Tensor:
+    def predictions(self, heads: Snapshot, positions: Tensor, fold: int) -> Tensor:
         """Return the predicted labels of utterances: [n_heads, n_columns, n].
 
         Args:
-            maps: The heads.
+            heads: The heads.
             positions: Positions of the utterances, int64 [n].
             fold: Fold of the heads.
         """
-        n_per_chunk = max(1, _MAX_OUTPUTS // maps.weight[:, :, 0].numel())
+        n_per_chunk = max(1, _MAX_OUTPUTS // heads.n_values)
         predict = self.objectives[fold].predict
         chunks = [
-            predict(maps.outputs(maps.inputs(maps.select_layers(self.pooled, chunk))))
+            predict(heads.outputs(heads.inputs(heads.select_layers(self.pooled, chunk))))
             for chunk in torch.split(positions, n_per_chunk)
         ]
         return torch.cat(chunks, 2)
@@ -188,9 +190,9 @@ def resolve_steps(task: TaskConfig, n_train: int) -> TaskConfig:
 
 def untrained_score(data: PooledData, layer: Candidate) -> float:
     """Return the test score of a head before training, in the first fold: a baseline."""
-    maps = data.stack([HeadSpec(layer, lr=1.0, seed=0, fold=0)]).linear_maps()
+    head = data.stack([HeadSpec(layer, lr=1.0, seed=0, fold=0)]).snapshot()
     test = torch.from_numpy(data.folds[0].test)
-    return data.scores(data.predictions(maps, test, 0), test, 0)[0]
+    return data.scores(data.predictions(head, test, 0), test, 0)[0]
 
 
 def data_order(seed: int, n: int, batch: int) -> Iterator[Tensor]:
@@ -226,24 +228,24 @@ def _train(
     fold, objective = data.folds[number], data.objectives[number]
     train, dev = (torch.from_numpy(part).to(device) for part in (fold.train, fold.dev))
     stack = data.stack(specs)
-    maps = stack.linear_maps()
-    scores = data.scores(data.predictions(maps, dev, number), dev, number)
+    now = stack.snapshot()
+    scores = data.scores(data.predictions(now, dev, number), dev, number)
     heads = [
-        HeadProgress(spec, scores[i], maps.copy_of(i), objective.higher_is_better)
+        HeadProgress(spec, scores[i], now.copy_of(i), objective.higher_is_better)
         for i, spec in enumerate(specs)
     ]
     active, order = list(heads), data_order(specs[0].seed, len(train), task.batch)
     for start in range(0, task.steps, task.eval_every):
         n_steps = min(task.eval_every, task.steps - start)
         losses = _take_steps(data, stack, train, order, n_steps)
-        maps = stack.linear_maps()
-        scores = data.scores(data.predictions(maps, dev, number), dev, number)
+        now = stack.snapshot()
+        scores = data.scores(data.predictions(now, dev, number), dev, number)
         kept = []
         for i, head in enumerate(active):
             if not (math.isfinite(losses[i]) and math.isfinite(scores[i])):
                 continue  # diverged: its best step so far is the result
             if head.record(start + n_steps, losses[i], scores[i]):
-                head.best = maps.copy_of(i)
+                head.best = now.copy_of(i)
             if head.evaluations_since_best < task.patience:
                 kept.append(i)
         if stop.is_set() or not kept:

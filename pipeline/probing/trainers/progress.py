@@ -9,7 +9,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Predictions
-from pipeline.probing.trainers.head_stack import LinearMaps
+from pipeline.probing.trainers.snapshot import Snapshot
 
 
 class HeadProgress:
@@ -23,9 +23,7 @@ class HeadProgress:
         evaluations_since_best: Evaluations since `step`.
     """
 
-    def __init__(
-        self, spec: HeadSpec, dev: float, best: LinearMaps, higher_is_better: bool
-    ) -> None:
+    def __init__(self, spec: HeadSpec, dev: float, best: Snapshot, higher_is_better: bool) -> None:
         self.spec, self.dev, self.best = spec, dev, best
         self._sign = 1 if higher_is_better else -1
         self.step = self.evaluations_since_best = 0
@@ -61,8 +59,7 @@ class HeadProgress:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the tensors of the head at its best step, by name."""
-        mix = {} if self.best.mix is None else {"layer_weights": self.best.mix[0]}
-        return {"weight": self.best.weight[0], "bias": self.best.bias[0, :, 0], **mix}
+        return self.best.tensors()
 
 
 def stacks_of(specs: Sequence[HeadSpec], by_layer: bool) -> list[list[HeadSpec]]:
