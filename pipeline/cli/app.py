@@ -20,9 +20,7 @@ from pipeline.cli.options import (
     Debug,
     Overrides,
     Store,
-    flag,
     stores_and_settings,
-    whole,
 )
 from pipeline.cli.output import (
     EXIT_ERROR,
@@ -37,12 +35,11 @@ from pipeline.cli.sweep_tables import show_sweep
 from pipeline.cli.usage import Verbs
 from pipeline.cli.verbs import transforms
 from pipeline.cli.verbs.fidelity import fidelity
+from pipeline.cli.verbs.layers import layers
 from pipeline.cli.verbs.predict import export_head, predict
-from pipeline.config import load_config, load_sweep_config, plain_overrides
-from pipeline.config.ranges import RANGES, Range
+from pipeline.config import load_config, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.events import announced
-from pipeline.files import local_folder
 
 app = typer.Typer(
     name="strata",
@@ -238,54 +235,7 @@ for verb in transforms.VERBS:
     app.command()(verb)
 
 
-@app.command()
-def layers(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="STORE... [n_frames=20000] [seed=0] [out=DIR] [frame_statistics=false]",
-            help="A store, or several to read as one; sampled frames, report folder, whether to "
-            "keep the statistics of all frames in the store.",
-        ),
-    ],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Compare the layers without labels: norms, directions, CKA between layers."""
-    with reported(as_json, debug) as answer:
-        with announced(Notes(console), IMPORTING):
-            from pipeline.feed.frames.measuring import keep_statistics
-            from pipeline.feed.frames.sample import MAX_FRAMES
-            from pipeline.probing.layer_statistics import N_FRAMES, measure_layers
-            from pipeline.probing.output_folder import claim_folder, default_folder, source_of
-            from pipeline.probing.report import layers_report
-            from pipeline.store.read.opening import open_store
-
-        stores, overrides = stores_and_settings(arguments)
-        given = plain_overrides(overrides, {"n_frames", "seed", "out", "frame_statistics"})
-        keeps = flag(given, "frame_statistics")
-        n_frames = whole(given, "n_frames", N_FRAMES, Range(2, MAX_FRAMES))
-        seed = whole(given, "seed", 0, RANGES["split.seed"])
-        opened = open_store(stores)
-        folder = local_folder("out", given.get("out") or default_folder(opened) / "layers")
-        settings = source_of(opened) | {"layers": {"n_frames": n_frames, "seed": seed}}
-        with RunProgress(console) as progress:
-            with announced(progress, "measuring the layers"):
-                statistics = measure_layers(opened, n_frames, seed, progress.note)
-            for warning in statistics.warnings:
-                progress.note(f"WARNING: {warning}")
-            folder, note = claim_folder(folder, settings)
-            if note:
-                progress.note(note)
-            with announced(progress, "writing the report"):
-                page = layers_report.write_layers_report(statistics, folder)
-            if keeps:
-                keep_statistics(opened, progress.note)
-        rows = layers_report.table_rows(statistics)
-        answer(
-            lambda out: tables.show_layers(out, layers_report.COLUMNS, rows, page),
-            asdict(statistics) | {"report": str(page)},
-        )
+app.command()(layers)
 
 
 @app.command()

@@ -2,6 +2,6 @@
 
 In: an open store and the configuration of a sweep. Out: trained heads, scores with confidence
 intervals, and a report. `run.py` is a sweep from start to end; `results.py` is the contract of its
-steps, `tasks/base.py` that of a task. `layer_statistics.py` describes layers without labels,
+steps, `tasks/base.py` that of a task. `layers/` describes layers and compares encoders,
 `fidelity/` what their dtype costs.
 """

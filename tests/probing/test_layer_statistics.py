@@ -16,14 +16,14 @@ from pipeline.cli.app import app
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.frames.sample import MAX_FRAMES, SLICE_FRAMES, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings, weights_source
-from pipeline.probing.layer_statistics import (
+from pipeline.probing.layers.cka import linear_cka
+from pipeline.probing.layers.report import COLUMNS, table_rows, write_layers_report
+from pipeline.probing.layers.statistics import (
     Outlier,
-    linear_cka,
     mean_cosine,
     measure_layers,
     spectrum,
 )
-from pipeline.probing.report.layers_report import COLUMNS, table_rows, write_layers_report
 from tests.helpers.browser import find_browser, measure, served
 from tests.helpers.feature_stores import make_store, noise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,16 @@ class FrameSample:
     """Frames of all layers, slice by slice.
 
     Attributes:
-        features: float16 [n_layers, n_frames, dim].
+        features: as the store returns them: [n_layers, n_frames, dim].
         utterance: Position of the utterance of each frame: int64 [n_frames].
+        frame: Number of each frame within its utterance: int64 [n_frames].
         follows: Whether a frame is the successor, in the same utterance, of the previous frame of
             the sample: bool [n_frames].
     """
 
     features: npt.NDArray[Any]
     utterance: npt.NDArray[np.int64]
+    frame: npt.NDArray[np.int64]
     follows: npt.NDArray[np.bool_]
 
 
@@ -51,21 +54,48 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
         ConfigError: `n_frames` is out of range.
         StoreError: The store has no frames.
     """
+    [sample] = sample_same_frames([store], n_frames, seed)
+    return sample
+
+
+def sample_same_frames(
+    stores: Sequence[FeatureStore], n_frames: int, seed: int
+) -> list[FrameSample]:
+    """Draw the same frames of several stores, as `sample_frames` does of one.
+
+    Args:
+        stores: Stores with the same utterances at the same positions. An utterance that is shorter
+            in one of them is cut to it in all.
+        n_frames: As for `sample_frames`.
+        seed: As for `sample_frames`.
+
+    Returns:
+        A sample of each store.
+
+    Raises:
+        ConfigError: `n_frames` is out of range.
+        StoreError: The stores have no frames.
+    """
     if not 2 <= n_frames <= MAX_FRAMES:
         raise ConfigError(f"n_frames is {n_frames}; expected 2 to {MAX_FRAMES:,} frames")
-    owner, start, length = draw_slices(store, n_frames, seed)
-    n_slices = len(owner)
+    counts = np.min([store.frame_counts for store in stores], axis=0)
+    owner, start, length = _draw(counts, n_frames, seed, stores[0])
     at = np.concatenate([[0], np.cumsum(length)])  # offsets of the slices, [n_slices + 1]
-    features = np.empty(
-        (len(store.layers), int(at[-1]), store.feature_dim), store.codec.value_dtype
-    )
-    cuts = [(int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]]) for i in range(n_slices)]
-    store.read_into(cuts, store.axes(None))
     utterance = np.repeat(owner, length)
     frame = np.arange(at[-1]) - np.repeat(at[:-1] - start, length)
     follows = np.zeros(len(utterance), bool)
     follows[1:] = (utterance[1:] == utterance[:-1]) & (frame[1:] == frame[:-1] + 1)
-    return FrameSample(features, utterance, follows)
+    samples = []
+    for store in stores:
+        shape = (len(store.layers), int(at[-1]), store.feature_dim)
+        features = np.empty(shape, store.codec.value_dtype)
+        cuts = [
+            (int(owner[i]), int(start[i]), features[:, at[i] : at[i + 1]])
+            for i in range(len(owner))
+        ]
+        store.read_into(cuts, store.axes(None))
+        samples.append(FrameSample(features, utterance, frame, follows))
+    return samples
 
 
 def draw_slices(
@@ -80,7 +110,13 @@ def draw_slices(
     Raises:
         StoreError: The store has no frames.
     """
-    counts = store.frame_counts
+    return _draw(store.frame_counts, n_frames, seed, store)
+
+
+def _draw(
+    counts: IntArray, n_frames: int, seed: int, store: FeatureStore
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Draw slices of utterances with so many frames each; `store` is for the message."""
     slices = -(-counts // SLICE_FRAMES)  # of each utterance
     ends = np.cumsum(slices)
     if not len(ends) or not ends[-1]:

@@ -1,4 +1,4 @@
-"""Heat maps: square matrices as shaded cells, with numbers where there is room."""
+"""Heat maps: matrices as shaded cells, with numbers where there is room."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class _Cells:
     """Sizes of the cells of a heat map, and of the text in and around them.
 
     Attributes:
-        side: Side of the map in inches.
+        width: Width of the map in inches.
+        height: Its height in inches.
         size: Width and height of the chart in inches.
         step: Every so many rows and columns have a label.
         label_size: Size of these labels in points.
@@ -58,7 +59,8 @@ class _Cells:
         angle: Rotation of the labels of the columns in degrees.
     """
 
-    side: float
+    width: float
+    height: float
     size: tuple[float, float]
     step: int
     label_size: float
@@ -76,74 +78,84 @@ def heat_map(
     scale: Scale,
     numbers: Rows,
     upwards: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> Chart:
-    """Draw a square matrix as shaded cells.
+    """Draw a matrix as shaded cells, which are squares.
 
     Args:
         name: Name of the files, without extension.
         alt: Description for screen readers.
         values: Value of each cell, shown by its opacity.
         cells: Text of each cell, shown if there is room.
-        labels: Labels of the rows and of the columns.
+        labels: Labels of the rows, and of the columns if `columns` is None.
         axis_names: Labels of the y axis and of the x axis.
         scale: Mapping from values to opacities.
         numbers: The matrix for the CSV file.
         upwards: Whether the first row is at the bottom.
+        columns: Labels of the columns, for a matrix that is not square.
     """
-    n = len(labels)
     names = [short_line(label) for label in labels]
+    tops = names if columns is None else [short_line(label) for label in columns]
     longest_cell = max((text for row in cells for text in row), key=len, default="")
 
     def plot(figure: Figure, medium: Medium) -> None:
-        sizes = _sizes(names, longest_cell, medium)
+        sizes = _sizes(names, tops, longest_cell, medium)
         axes = figure.subplots()
         opacities = scale.opacities(values)
-        rows, columns = np.nonzero(opacities)
+        rows, places = np.nonzero(opacities)
         corners = 0.47 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        shade(axes, np.stack([columns, rows], 1)[:, None] + corners, opacities[rows, columns])
+        shade(axes, np.stack([places, rows], 1)[:, None] + corners, opacities[rows, places])
         if sizes.number_size:
             _write_numbers(axes, opacities, cells, sizes.number_size)
-        _label_cells(axes, names, sizes)
-        axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n - 0.5) if upwards else (n - 0.5, -0.5))
+        _label_cells(axes, names, tops, sizes)
+        last = len(names) - 0.5
+        axes.set(xlim=(-0.5, len(tops) - 0.5), ylim=(-0.5, last) if upwards else (last, -0.5))
         axes.set(ylabel=axis_names[0], xlabel=axis_names[1], aspect="equal")
         axes.grid(visible=False)
         if medium.is_narrow:
-            place = (0.0, 1.0 + 0.1 / sizes.side, 1.0, 0.09 / sizes.side)
+            place = (0.0, 1.0 + 0.1 / sizes.height, 1.0, 0.09 / sizes.height)
             _scale_above(axes.inset_axes(place), scale)
             layout: Any = figure.get_layout_engine()
             layout.set(rect=(0, 0, 1, 0.985))  # it has no margin above the label of the scale
         else:
-            _scale_beside(axes.inset_axes((1.03, 0.0, 0.14 / sizes.side, 1.0)), scale)
+            _scale_beside(axes.inset_axes((1.03, 0.0, 0.14 / sizes.width, 1.0)), scale)
 
-    return Chart(name, alt, plot, lambda medium: _sizes(names, longest_cell, medium).size, numbers)
+    def size(medium: Medium) -> tuple[float, float]:
+        return _sizes(names, tops, longest_cell, medium).size
+
+    return Chart(name, alt, plot, size, numbers)
 
 
-def _sizes(names: Sequence[str], longest_cell: str, medium: Medium) -> _Cells:
-    n = len(names)
-    longest = max(len(label) for label in names)
+def _sizes(names: Sequence[str], tops: Sequence[str], longest_cell: str, medium: Medium) -> _Cells:
+    n = max(len(names), len(tops))
+    longest = max(len(label) for label in (*names, *tops))
     is_rotated = longest > _MAX_HORIZONTAL_LABEL
     if not medium.is_narrow:
         side = max(2.4, 0.38 * n) if n <= _MAX_LABELLED else min(6.6, 0.17 * n + 1.2)
+        width, height = side * len(tops) / n, side * len(names) / n
         room = 0.08 * longest
         below = room if is_rotated else 0.1
         is_many = n > _MAX_LABELLED
         return _Cells(
-            side,
-            (side + 1.3 + room, side + 0.5 + below),
+            width,
+            height,
+            (width + 1.3 + room, height + 0.5 + below),
             step=1,
             label_size=9.0 if n <= medium.max_ticks else 6.5,
             number_size=0.0 if is_many else 8.0 if n <= 12 else 6.5,
             angle=(90 if is_many else 45) if is_rotated else 0,
         )
     size = medium.small
-    widest = max(text_width(label, size) for label in names) / 72
+    widest = max(text_width(label, size) for label in (*names, *tops)) / 72
     side = min(medium.width - 0.45 - widest, 0.45 * n + 0.5)
     cell = 72 * side / n  # points
     text = size * 1.15 if is_rotated else 72 * widest + 3
     fits = text_width(longest_cell, size) + 1.5 <= cell and size * 1.1 <= cell
+    height = side * len(names) / n
     return _Cells(
-        side,
-        (medium.width, side + 0.75 + (widest if is_rotated else 0.1)),
+        side * len(tops) / n,
+        height,
+        (medium.width, height + 0.87 + (widest if is_rotated else 0.1)),
         step=math.ceil(text / cell),
         label_size=size,
         number_size=size if fits else 0.0,
@@ -151,11 +163,10 @@ def _sizes(names: Sequence[str], longest_cell: str, medium: Medium) -> _Cells:
     )
 
 
-def _label_cells(axes: Axes, names: Sequence[str], sizes: _Cells) -> None:
-    places = range(0, len(names), sizes.step)
-    shown = list(names[:: sizes.step])
-    axes.set_xticks(places, shown, fontsize=sizes.label_size)
-    axes.set_yticks(places, shown, fontsize=sizes.label_size)
+def _label_cells(axes: Axes, names: Sequence[str], tops: Sequence[str], sizes: _Cells) -> None:
+    step, size = sizes.step, sizes.label_size
+    axes.set_xticks(range(0, len(tops), step), list(tops[::step]), fontsize=size)
+    axes.set_yticks(range(0, len(names), step), list(names[::step]), fontsize=size)
     for tick in axes.get_xticklabels() if sizes.angle else []:
         tick.set(rotation=sizes.angle, rotation_mode="anchor")
         tick.set(ha="right", va="center" if sizes.angle == 90 else "top")

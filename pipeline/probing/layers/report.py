@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
-from pipeline.probing.layer_statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
+from pipeline.probing.layers.statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
 from pipeline.probing.report.charts import Chart, Line, layer_lines
 from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (

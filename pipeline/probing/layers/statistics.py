@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.feed.frames.sample import FrameSample, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
+from pipeline.probing.layers.cka import centred, cross_norm, or_none
 from pipeline.store.read.features import FeatureStore
 
 N_FRAMES = 20_000
@@ -138,44 +139,6 @@ def measure_layers(
     )
 
 
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Return the linear centred kernel alignment of two representations of the same frames.
-
-    1 if one is a rotated and scaled copy of the other; near 0 if they are unrelated and there are
-    many more frames than features (Kornblith et al., 2019).
-
-    Args:
-        x: [n_frames, dim_x].
-        y: [n_frames, dim_y].
-
-    Returns:
-        0 to 1; nan if one of them is constant.
-    """
-    return _cka_of_centred(centred(x), centred(y))
-
-
-def centred(x: Tensor) -> Tensor:
-    """Subtract the mean over frames, in float64: [n_frames, dim].
-
-    Sums of float16 values are exact in float64, so a constant layer becomes exactly 0.
-    """
-    wide = x.to(torch.float64, copy=True)
-    return wide.sub_(wide.mean(0))
-
-
-def _cka_of_centred(x: Tensor, y: Tensor) -> float:
-    cross = _cross_norm(x, y)
-    own = _cross_norm(x, x) * _cross_norm(y, y)
-    return cross / math.sqrt(own) if own > 0 else math.nan
-
-
-def _cross_norm(x: Tensor, y: Tensor) -> float:
-    """Return the squared Frobenius norm of xᵀy, by features or frames, whichever are fewer."""
-    if len(x) < max(x.shape[1], y.shape[1]):
-        return float(((x @ x.T) * (y @ y.T)).sum())
-    return float((x.T @ y).square().sum())
-
-
 def _all_cka(
     features: npt.NDArray[Any], note: Callable[[str], None]
 ) -> tuple[tuple[float | None, ...], ...]:
@@ -193,17 +156,17 @@ def _all_cka(
     own = np.empty(n)
     for i in range(n):
         x = centred(torch.from_numpy(features[i]))
-        own[i] = _cross_norm(x, x)
+        own[i] = cross_norm(x, x)
         for j in range(i + 1):
             cross = own[i]
             if j < i:
-                cross = _cross_norm(x, centred(torch.from_numpy(features[j])))
+                cross = cross_norm(x, centred(torch.from_numpy(features[j])))
             if own[i] * own[j] > 0:
                 cka[i, j] = cka[j, i] = cross / math.sqrt(own[i] * own[j])
         if i == 1:  # 3 of n (n + 1) / 2 pairs are done
             remaining_s = (time.perf_counter() - start_s) / 3 * (n * (n + 1) / 2 - 3)
             note(f"CKA of all pairs of layers takes about {remaining_s:.0f} s")
-    return tuple(tuple(_or_none(value) for value in row) for row in cka)
+    return tuple(tuple(or_none(value) for value in row) for row in cka)
 
 
 def _measure_layer(layer: int, sample: FrameSample, axis: int) -> LayerStatistics:
@@ -222,10 +185,10 @@ def _measure_layer(layer: int, sample: FrameSample, axis: int) -> LayerStatistic
         largest=float(magnitude.max()),
         largest_dim=int(magnitude.max(0).values.argmax()),
         outliers=_outliers(rms),
-        anisotropy=_or_none(mean_cosine(unit_frames, sample.utterance)),
-        smoothness=_or_none(_mean_consecutive_cosine(unit_frames, sample.follows)),
-        first_component=_or_none(first),
-        effective_rank=_or_none(rank),
+        anisotropy=or_none(mean_cosine(unit_frames, sample.utterance)),
+        smoothness=or_none(_mean_consecutive_cosine(unit_frames, sample.follows)),
+        first_component=or_none(first),
+        effective_rank=or_none(rank),
     )
 
 
@@ -281,7 +244,3 @@ def _outliers(rms: Tensor) -> tuple[Outlier, ...]:
     ratios = rms / rms.median().clamp_min(1e-300)
     order = ratios.argsort(descending=True)[:_MAX_OUTLIERS].tolist()
     return tuple(Outlier(dim, float(ratios[dim])) for dim in order if ratios[dim] >= OUTLIER_RATIO)
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
