@@ -116,8 +116,10 @@ class RunError(StrataError):
 
 
 def counted(n: int, noun: str) -> str:
-    """Return a number with its noun, for a message: 1 unit, 2,000 units."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    """Return a number with its noun, for a message: 1 unit, 2,000 units, 3 classes."""
+    if n == 1:
+        return f"{n:,} {noun}"
+    return f"{n:,} {noun}es" if noun.endswith("s") else f"{n:,} {noun}s"
 
 
 def first_few(values: Sequence[object]) -> str:

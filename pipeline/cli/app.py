@@ -259,7 +259,7 @@ def sweep(
             from pipeline.probing.run import summary
             from pipeline.probing.run import sweep as sweep_store
 
-        with SweepProgress(console) as progress:
+        with SweepProgress(console, config.task.is_trained) as progress:
             result, folder = sweep_store(stores, config, progress)
             with announced(progress, "writing the report"):
                 page = write_report(result, folder)

@@ -252,14 +252,15 @@ class CountProgress(TerminalObserver):
 
 
 class SweepProgress(CountProgress):
-    """Shows the number of trained heads of a sweep.
+    """Shows the number of heads of a sweep that are trained, or evaluated without training.
 
     Heads are trained together, so the first ones to stop say nothing about the others: the time
     left is stated when more than a quarter of them is done.
     """
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, Count("head", "train", "trained", min_share=0.25), "heads")
+    def __init__(self, console: Console, is_trained: bool = True) -> None:
+        words = ("train", "trained") if is_trained else ("evaluate", "evaluated")
+        super().__init__(console, Count("head", *words, min_share=0.25), "heads")
 
     def head_trained(self, done: int, total: int) -> None:
         """Advance the bar; the first call has the number of cached heads."""

@@ -20,8 +20,8 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     """Print the scores, their uncertainty and baselines, and the path of the report."""
     folds = f", {len(sweep.test_ids):,} folds" if len(sweep.test_ids) > 1 else ""
     console.print(
-        f"{sweep.task} on {', '.join(sweep.labels)}: {sweep.n_train:,} utterances to train, "
-        f"{sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
+        f"{sweep.task} on {', '.join(sweep.labels)}: {counted(sweep.n_train, 'utterance')} "
+        f"to train, {sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
         markup=False,
     )
     console.print(f"features: {sweep.encoder}; scores: {sweep.metric}, dev chooses", markup=False)
@@ -32,7 +32,7 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
-    done = "trained" if any(head.lr for head in sweep.heads) else "evaluated"
+    done = "trained" if sweep.is_trained else "evaluated"
     console.print(f"{counted(sweep.trained, 'head')} {done}, {sweep.reused:,} reused; {stages}")
     console.print(f"report: {page}", markup=False)
 

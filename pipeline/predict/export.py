@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.encoders.wav2vec2.bundles import registry
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.heads.facts import FRAMES, REGRESSION, VERIFICATION, HeadFacts
 from pipeline.heads.trained import TrainedHead
 from pipeline.predict.heads import BEST, HEAD, open_head, sweep_result
@@ -100,7 +100,7 @@ def _rows(facts: HeadFacts, sweep: dict[str, Any]) -> list[tuple[str, str]]:
         ("features", _features_text(facts)),
         (
             "data",
-            f"{sweep['n_train']:,} utterances to train, {sweep['n_dev']:,} dev, "
+            f"{counted(sweep['n_train'], 'utterance')} to train, {sweep['n_dev']:,} dev, "
             f"{sweep['n_test']:,} test; {sweep['split']}",
         ),
         (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import counted
 from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.labels import Classes, Fold, IntArray
 from pipeline.probing.results import CandidateScore, HeadResult
@@ -162,7 +163,8 @@ def baseline_warnings(
     n_late = sum(head.step > _LATE * steps for head in heads)
     if 2 * n_late > len(heads):
         warning += (
-            f": {n_late} of its {len(heads)} heads were best near the last of {steps:,} steps, so "
-            "they may not be trained enough to rank layers; raise task.steps"
+            f": {n_late} of its {len(heads)} heads had the best dev score near the last of "
+            f"{counted(steps, 'step')}, so the heads may not be trained enough to rank layers; "
+            "raise task.steps"
         )
     return (warning,)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import SweepConfig
+from pipeline.errors import counted
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import Setup
 from pipeline.probing.splits.speakers import NO_SPEAKER, count_speakers, find_speaker_column
@@ -36,7 +37,9 @@ def describe_encoder(attributes: Mapping[str, Any]) -> str:
         parts.append(str(encoder["precision"]))
     if "collapse" in identity:
         layers = identity["collapse"]["layers"]
-        parts.append(f"a weighted sum of {len(layers)} layers, {layers[0]} to {layers[-1]}")
+        parts.append(
+            f"a weighted sum of {counted(len(layers), 'layer')}, {layers[0]} to {layers[-1]}"
+        )
     return ", ".join(parts)
 
 

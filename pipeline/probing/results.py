@@ -252,6 +252,11 @@ class Sweep:
     spans: str | None = None
     setup: Setup = Setup()
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether heads were trained, at learning rates."""
+        return any(head.lr != NO_RATE for head in self.heads)
+
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""
         return next(score for score in self.scores if score.layer == layer)

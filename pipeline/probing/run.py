@@ -22,7 +22,7 @@ from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
 from pipeline.devices import choose_device
-from pipeline.errors import ConfigError, StoreError, layers_problem
+from pipeline.errors import ConfigError, StoreError, counted, layers_problem
 from pipeline.events import Observer, announced
 from pipeline.probing.baselines import baseline_warnings
 from pipeline.probing.encoder_description import (
@@ -356,8 +356,9 @@ def _warnings(plan: _SweepPlan) -> list[str]:
         if missing:
             name = f"store {backend}" if len(plan.paths) > 1 else "the store"
             warnings.append(
-                f"{name} is not complete: {missing:,} of {status.utterances_total:,} utterances "
-                "are not extracted yet, and the scores do not include them"
+                f"{name} is not complete: {missing:,} of "
+                f"{counted(status.utterances_total, 'utterance')} not extracted yet, and not in "
+                "the scores"
             )
     warnings += [*plan.split.warnings, *plan.task.warnings]
     n_test = sum(len(fold.test) for fold in plan.split.folds)
@@ -368,7 +369,7 @@ def size_warnings(n_test: int) -> tuple[str, ...]:
     """Return a warning if there are few test utterances."""
     if n_test >= _MIN_TEST:
         return ()
-    return (f"only {n_test} test utterances: look at the intervals before the scores",)
+    return (f"only {counted(n_test, 'test utterance')}: look at the intervals before the scores",)
 
 
 def _write(result: Sweep, plan: _SweepPlan) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, SourceError, did_you_mean
+from pipeline.errors import ConfigError, SourceError, counted, did_you_mean
 from pipeline.spans.placing import UTTERANCE, PlacedSpans, place_spans
 from pipeline.spans.table import IntArray, Spans
 from pipeline.store.read.utterances import Key, StoreView
@@ -164,7 +164,9 @@ def frame_labels(
     known = runs[2] >= 0
     n_other = int((runs[1] - runs[0])[~known].sum())
     if n_other:
-        notes.append(f"{n_other:,} frames have labels that are no classes, and count as unlabelled")
+        notes.append(
+            f"{counted(n_other, 'frame')} with a label that is no class, counted as unlabelled"
+        )
     default = NONE if unlabelled is None else number_of[unlabelled]
     kept = (runs[0][known], runs[1][known], runs[2][known])
     return FrameLabels(store, names, kept, annotated, default, notes)

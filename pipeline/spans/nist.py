@@ -63,7 +63,7 @@ class _Channels:
         if self._n_others:
             builder.notes.append(
                 f"{path}: {counted(self._n_others, 'line')} of other channels than "
-                f"{self._chosen} are left out"
+                f"{self._chosen} left out"
             )
 
 
@@ -143,7 +143,7 @@ def add_rttm(
     if others:
         kinds = first_few(sorted(others))
         builder.notes.append(
-            f"{path}: {counted(others.total(), 'line')} of other types than {_SPEAKER} are left "
+            f"{path}: {counted(others.total(), 'line')} of other types than {_SPEAKER} left "
             f"out: {kinds}"
         )
 

@@ -112,8 +112,8 @@ def place_spans(
         empty = placed[~has_frames]
         shown = first_few([_shown(spans, row) for row in empty[:2].tolist()])
         notes.append(
-            f"{counted(len(empty), 'span')} of {len(placed):,} have no frame: no frame's centre is "
-            f"in them (first {shown})"
+            f"{counted(len(empty), 'span')} of {len(placed):,} without frames, since the centre of "
+            f"no frame is inside (first {shown})"
         )
     if not has_frames.any():
         raise SourceError(
@@ -153,7 +153,7 @@ def _positions(store: StoreView, spans: Spans) -> tuple[IntArray, list[str]]:
         if mask.any():
             n = int(counts[mask].sum())
             notes.append(
-                f"{counted(n, 'span')} of {len(spans):,} are of utterances that are {words} "
+                f"{counted(n, 'span')} of {len(spans):,} in utterances that are {words} "
                 f"({counted(int(mask.sum()), 'utterance')})"
             )
     if len(absent) == len(positions):

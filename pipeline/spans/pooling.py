@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.sizes import parse_bytes
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.spans.placing import UTTERANCE, PlacedSpans, place_spans
 from pipeline.spans.table import IntArray, Spans
 from pipeline.store.format.codecs import FloatArray
@@ -125,7 +125,8 @@ def iter_pooled_spans(
     n_frames = parse_bytes(memory) // frame_bytes
     if n_frames < 1:
         raise ConfigError(
-            f"memory is {memory!r}; a frame of {len(axes)} layers takes {frame_bytes:,} bytes"
+            f"memory is {memory!r}; a frame of {counted(len(axes), 'layer')} takes "
+            f"{frame_bytes:,} bytes"
         )
     for batch in _batches(store, placed, n_frames):
         yield _read(store, placed, batch, axes, statistic, n_frames)

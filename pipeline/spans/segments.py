@@ -85,11 +85,9 @@ def in_segments(store: StoreView, spans: Spans, start_column: str | None) -> Seg
     notes = []
     n_outside = len(spans) - len(np.unique(row))
     if n_outside:
-        notes.append(
-            f"{counted(n_outside, 'span')} of {len(spans):,} are in no segment of the store"
-        )
+        notes.append(f"{counted(n_outside, 'span')} of {len(spans):,} in no segment of the store")
     if is_cut.any():
-        notes.append(f"{counted(int(is_cut.sum()), 'span')} are cut at the ends of segments")
+        notes.append(f"{counted(int(is_cut.sum()), 'span')} cut at the ends of segments")
     in_order = np.argsort(row, kind="stable")
     return Segmented(
         row[in_order],

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import SourceError, first_few
+from pipeline.errors import SourceError, counted, first_few
 
 Int32Array = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.int64]
@@ -122,8 +122,9 @@ class Spans(Sequence[Span]):
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__}: {len(self):,} spans of {len(self.utterances):,} utterances, "
-            f"{len(self.labels):,} labels: {first_few(self.labels)}>"
+            f"<{type(self).__name__}: {counted(len(self), 'span')} of "
+            f"{counted(len(self.utterances), 'utterance')}, {counted(len(self.labels), 'label')}: "
+            f"{first_few(self.labels)}>"
         )
 
     @property
@@ -195,7 +196,7 @@ class Spans(Sequence[Span]):
             utterances=self.utterances,
             utterance=self.utterance[~left_out],
         )
-        note = f"{n_gone:,} of {len(self):,} spans are left out by their labels: {named}"
+        note = f"{n_gone:,} of {counted(len(self), 'span')} left out by label: {named}"
         return replace(kept, notes=(*self.notes, note))
 
     def with_ids(self, form: Callable[[str], str]) -> Spans:

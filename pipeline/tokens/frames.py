@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.errors import StoreError, layers_problem
+from pipeline.errors import StoreError, counted, layers_problem
 from pipeline.feed.frames.axis import FrameAxis
 from pipeline.feed.frames.sample import draw_slices
 from pipeline.store.read.features import FeatureStore
@@ -57,8 +57,8 @@ class LayerSource:
         axes = store.axes(None)
         if len(axes) != len(weights):
             raise StoreError(
-                f"{len(weights)} weights for the {len(axes)} layers {list(store.layers)} of "
-                f"{store.location}"
+                f"{counted(len(weights), 'weight')} for the {counted(len(axes), 'layer')} "
+                f"{list(store.layers)} of {store.location}"
             )
         used = [(axis, weight) for axis, weight in zip(axes, weights, strict=True) if weight]
         return cls(store, tuple(axis for axis, _ in used), tuple(weight for _, weight in used))

@@ -43,8 +43,8 @@ def initial(frames: Frames, k: int, seed: int, pool: ThreadPoolExecutor) -> Floa
             return chosen
         if n_some == len(frames):
             raise ConfigError(
-                f"k is {k:,}, but the {counted(n_some, 'frame')} to train on have only "
-                f"{len(chosen):,} different values; expected at least one for each cluster"
+                f"k is {k:,}, but training has {counted(n_some, 'frame')} with only "
+                f"{counted(len(chosen), 'different value')}; expected at least one for each cluster"
             )
         n_some *= 8
 

@@ -128,14 +128,14 @@ def train_codebook(
     frames: Frames = sampled
     if settings.sample_frames == ALL and len(sampled) < n_frames:
         observer.note(
-            f"training on all {n_frames:,} frames, which are read again for each iteration"
+            f"training on all {counted(n_frames, 'frame')}, which are read again for each iteration"
         )
         frames = StoredFrames(source)
         result = _trained(store, frames, plan, device, n_threads, progress, result.centroids)
     if not result.is_converged:
         observer.note(
-            f"WARNING: k-means ended after {result.iterations} iterations before it converged; the "
-            "codebook is usable"
+            f"WARNING: k-means ended after {counted(result.iterations, 'iteration')} before it "
+            "converged; the codebook is usable"
         )
     identity = store.attributes["identity"]
     return Codebook(
@@ -168,15 +168,15 @@ def _sample_size(settings: TokenSettings, n_frames: int, most: int, memory: int)
         if n_sample > most:
             raise ConfigError(
                 f"sample_frames={given:,} take {n_sample * memory // max(1, most):,} bytes; "
-                f"memory={memory:,} holds {most:,} frames. Raise memory, lower sample_frames, or "
-                "train on all frames from the disk: sample_frames=all"
+                f"memory={memory:,} holds {counted(most, 'frame')}. Raise memory, lower "
+                "sample_frames, or train on all frames from the disk: sample_frames=all"
             )
         return n_sample
     n_sample = default_sample(settings.k, n_frames, most)
     if n_sample < min(settings.k, n_frames):
         raise ConfigError(
-            f"memory={memory:,} holds {most:,} frames; k={settings.k:,} needs at least as many. "
-            "Raise memory"
+            f"memory={memory:,} holds {counted(most, 'frame')}; k={settings.k:,} needs at least "
+            "as many. Raise memory"
         )
     return n_sample
 

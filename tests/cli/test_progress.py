@@ -98,6 +98,15 @@ def test_a_run_prints_a_line_every_minute(out: Console, monkeypatch: pytest.Monk
     assert len(lines(out)) <= n_lines + 1
 
 
+def test_a_sweep_without_training_says_that_heads_are_evaluated(out: Console) -> None:
+    """As in speaker verification and ABX."""
+    with SweepProgress(out, is_trained=False) as progress:
+        progress.head_trained(0, 2)
+        progress.head_trained(2, 2)
+    assert lines(out)[0] == "2 heads to evaluate"
+    assert lines(out)[1].startswith("2 heads evaluated in ")
+
+
 def test_a_sweep_prints_its_start_every_minute_and_its_end(
     out: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,7 +261,7 @@ def test_transcripts_longer_than_their_frames_are_not_trained_on(store):
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     assert set(found.train) == {f"utt-{i:04d}" for i in range(32) if i not in (3, 4)}
     (warning,) = frame_data.transcript_warnings([found])
-    assert warning.startswith("2 utterances are left out of training (utt-0003, utt-0004)")
+    assert warning.startswith("2 utterances left out of training (utt-0003, utt-0004)")
     assert found.test["utt-0040"] == texts[40]
     with pytest.raises(ConfigError, match="nothing to train on"):
         frame_data.prepare_transcripts(store, TASK, FOLD, ["ab" * 99] * 48)
@@ -283,8 +283,8 @@ def test_symbols_missing_from_training_are_errors_and_a_warning(store):
     found = frame_data.prepare_transcripts(store, TASK, FOLD, texts)
     total = sum(len(text) for text in texts[40:])
     assert tuple(frame_data.transcript_warnings([found])) == (
-        f"{total} symbols of test ('x') are in no training transcript; no head can "
-        "predict them, and they count as errors",
+        f"{total} symbols of test ('x') in no training transcript: no head can predict what it "
+        "is not trained on, and each counts as an error",
     )
     (result,) = ctc.train_ctc_heads(store, TASK, found, LAYERS, specs_of(SPELLING), CPU)
     assert result.test >= 1

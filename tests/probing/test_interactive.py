@@ -139,7 +139,7 @@ def test_an_observer_gets_notes_and_progress(result, told, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = printed.err.splitlines()
-    assert lines[0] == "200 heads to train, 2 of them are trained already"
+    assert lines[0] == "200 heads, 2 of them from an earlier sweep"
     assert lines[1:3] == ["22 of 200 heads", "42 of 200 heads"]
     assert lines[-2:] == ["200 of 200 heads", "so it is"]
     assert len(lines) <= 13

@@ -309,7 +309,7 @@ def test_the_methods_of_other_tasks():
     setup = Setup(recipe=recipe("task=sv"))
     assert "from which no mean was subtracted" in methods(replace(trials, setup=setup, n_train=0))
     assert "after the mean of train was" in methods(replace(trials, setup=setup, n_train=9))
-    assert "There are 2 test trials, drawn from test with seed 0." in text
+    assert "The test has 2 trials, drawn from test with seed 0." in text
     assert "over the test speakers" in text
     assert "Adam" not in text
     assert "seeds" not in text
@@ -344,7 +344,9 @@ def test_the_methods_of_tasks_on_spans():
     assert "The score is the macro-F1" in frames
     assert "neither trained on nor scored" in text("accuracy", "task=frame")
     within = text("abx_within", "task=abx", "task.context=any")
-    assert "At most 10 spans of a class, context and speaker are compared, drawn with" in within
+    assert (
+        "The comparisons use at most 10 spans of a class, context and speaker, drawn with" in within
+    )
     assert "before and after" not in within
     across = text("abx_across", "task=abx")
     assert "with the same labels before and after them" in across

@@ -68,7 +68,7 @@ def test_the_layer_with_the_numbers_is_best(found):
     assert result.best in (2, WEIGHTED)
     assert result.comparison.test == "paired permutation test over utterances"
     assert 0 < result.comparison.p_value <= 1
-    assert any("3 utterances have no label" in line for line in result.warnings)
+    assert any("3 utterances without a label" in line for line in result.warnings)
 
 
 def test_scores_are_those_of_the_predictions(found):

@@ -338,16 +338,16 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path):
     write_planted(tmp_path / "store", columns=columns)
     with pytest.raises(ConfigError, match="column 'label' has one class only, 'same'"):
         swept(tmp_path / "store", tmp_path / "out", "labels=[label]")
-    with pytest.raises(ConfigError, match=r"1 classes of 'speaker' \(s3\) are in dev or test and"):
+    with pytest.raises(ConfigError, match=r"1 class of 'speaker' \(s3\) in dev or test and"):
         swept(tmp_path / "store", tmp_path / "out", task="sid")
     odd = {"word": ["rare" if row == 119 else f"w{row % 2}" for row in range(120)], "split": where}
     write_planted(tmp_path / "rare", columns=odd)
     found = swept(tmp_path / "rare", tmp_path / "out", "layers=[2]")
     assert (
-        "1 classes of 'word' (rare) are in dev or test and not in train: no head can predict them, "
-        "and the 1 of 30 test utterances that have them count as errors"
+        "1 class of 'word' (rare) in dev or test and not in train: no head can predict what it is "
+        "not trained on, so 1 of 30 test utterances count as errors"
     ) in found.warnings
-    single = "1 of 3 classes of 'word' have one utterance only"
+    single = "1 of 3 classes of 'word' with one utterance only"
     assert any(line.startswith(single) for line in found.warnings)
     new = {"word": [f"new{row % 2}" if row >= 90 else f"w{row % 2}" for row in range(120)]}
     write_planted(tmp_path / "new", columns=new | {"split": where})
@@ -365,10 +365,10 @@ def test_classes_that_a_fold_does_not_train_are_counted(tmp_path):
     settings = ("split.folds=groups", "split.speaker=who", "layers=[2]", "seeds=[0]")
     found = swept(tmp_path / "store", tmp_path / "out", *settings)
     [line] = [line for line in found.warnings if "not in train" in line]
-    assert "classes of 'word' (w10, w11, w12, w13, w14, ...) are in dev or test" in line
+    assert "classes of 'word' (w10, w11, w12, w13, w14, ...) in dev or test" in line
     assert "not in train in a fold: " in line
-    assert "the 38 of 120 test utterances" in line
-    assert any("38 of 40 classes of 'word' have one utterance only" in w for w in found.warnings)
+    assert "38 of 120 test utterances" in line
+    assert any("38 of 40 classes of 'word' with one utterance only" in w for w in found.warnings)
 
 
 SCORES = np.random.default_rng(0).uniform(1, 5, 120).round(2)
@@ -424,7 +424,7 @@ def test_left_out_transcripts_are_counted_over_all_folds(tmp_path):
     found = swept(tmp_path / "store", tmp_path / "out", *settings, task="asr")
     left_out = [line for line in found.warnings if "left out of training" in line]
     [line] = left_out
-    assert line.startswith("2 utterances are left out of training (utt-00")
+    assert line.startswith("2 utterances left out of training (utt-00")
 
 
 def test_an_incomplete_store_and_random_weights_are_warned_of(tmp_path):
@@ -440,7 +440,9 @@ def test_an_incomplete_store_and_random_weights_are_warned_of(tmp_path):
     found = swept(tmp_path / "some", tmp_path / "out", "layers=[2]")
     assert 0 < missing < 240
     assert "RANDOM" in found.warnings[0]
-    assert f"the store is not complete: {missing} of 240 utterances" in found.warnings[1]
+    assert (
+        f"the store is not complete: {missing} of 240 utterances not extracted" in found.warnings[1]
+    )
     assert "RANDOM" in found.encoder
 
 

@@ -247,7 +247,7 @@ def test_a_baseline_beyond_the_interval_gives_a_warning():
     baselines = {"chance": 0.1, "logistic regression, layer 3": 0.5}
     (warning,) = baseline_warnings(best, [late, late, early], baselines, 640, True)
     assert warning.startswith("the baseline 'logistic regression, layer 3' (0.500) is better than")
-    assert "2 of its 3 heads were best near the last of 640 steps" in warning
+    assert "2 of its 3 heads had the best dev score near the last of 640 steps" in warning
     assert warning.endswith("raise task.steps")
     (warning,) = baseline_warnings(best, [early, early], baselines, 640, True)
     assert "steps" not in warning

@@ -145,8 +145,8 @@ def test_rare_and_silent_spans_are_left_out_and_said(root, tmp_path):
     config = load_sweep_config(["task=phone", f"spans={root / 'spans.csv'}"])
     data = read_span_data(store, config, 3)
     assert data.notes == (
-        f"1 of {4 * N:,} spans are left out by their labels: 'sil'",
-        "1 span of 1 class are left out (fewer than 10 spans): 'rare'",
+        f"1 of {4 * N:,} spans left out by label: 'sil'",
+        "1 span of 1 class left out (fewer than 10 spans): 'rare'",
     )
     assert data.names == ("a", "b", "c")
     assert len(data.placed) == 4 * N - 2
@@ -202,7 +202,7 @@ def test_frames_in_no_span_may_be_a_class(root, tmp_path):
     assert result.metric == "f1"
     assert np.sum(result.truth[0][0][2::3]) == N_FRAMES
     assert result.n_train + result.n_dev + result.n_test == 40
-    assert any("8 utterances have no label and are left out" in line for line in result.warnings)
+    assert any("8 utterances without a label left out" in line for line in result.warnings)
     assert result.comparison.test == "paired permutation test over utterances"
     counts = np.array(result.confusion, float)  # of the best candidate, one seed
     right, total = np.diagonal(counts), counts.sum(0) + counts.sum(1)

@@ -444,7 +444,7 @@ def test_shared_recordings_are_warned_of(tmp_path):
     at = plan.table.schema.get_field_index("fingerprint")
     write_plan(root, replace(plan, table=plan.table.set_column(at, "fingerprint", marks)))
     warning = split_of(root).warnings[1]
-    assert "1 audio clips occur in more than one part" in warning
+    assert "1 audio clip in more than one part" in warning
     assert "(e.g. utt-0006)" in warning
 
 
@@ -476,7 +476,7 @@ def test_equal_audio_in_two_stores_is_warned_of(tmp_path):
     config = configured("task=ks")
     split = make_split(store, config.task, config.split, read_labels(store, config.task))
     (warning,) = split.warnings
-    assert "1 audio clips occur in more than one part" in warning
+    assert "1 audio clip in more than one part" in warning
     assert "(e.g. a/utt-0006)" in warning
 
 
@@ -485,7 +485,7 @@ def test_unlabelled_utterances_are_left_out_and_counted(tmp_path):
     words = [[None, ""][row % 20 // 10] if row % 10 == 0 else f"w{row % 2}" for row in range(N)]
     root = store_with(tmp_path, word=words)
     split = split_of(root, FREE)
-    assert "12 utterances have no label and are left out" in split.warnings
+    assert "12 utterances without a label left out" in split.warnings
     assert not any(row % 10 == 0 for part in in_parts(split.folds[0]) for row in part)
     with pytest.raises(ConfigError, match="no utterance has a label in word"):
         split_of(store_with(tmp_path / "none", word=[None] * N))

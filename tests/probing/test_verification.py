@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError
+from pipeline.probing.report.prediction_charts import detection_chart
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.run import sweep
 from pipeline.probing.significance import interval, resampled_scores
@@ -227,11 +230,9 @@ def test_utterances_without_a_speaker_are_counted_or_refused(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_text(f"1 {IDS[0]} {IDS[24]}\n0 {IDS[0]} {IDS[1]}\n")
     result, _ = swept(tmp_path / "s", tmp_path / "out", f"task.trials={path}")
-    assert "1 utterances have no label and are left out" in result.warnings
+    assert "1 utterance without a label left out" in result.warnings
     path.write_text(path.read_text() + f"0 {IDS[0]} {IDS[239]}\n")
-    with pytest.raises(
-        ConfigError, match=r"1 utterances of .* have no speaker in column 'speaker'"
-    ):
+    with pytest.raises(ConfigError, match=r"has 1 utterance without a speaker in column 'speaker'"):
         swept(tmp_path / "s", tmp_path / "out", f"task.trials={path}")
 
 
@@ -274,8 +275,44 @@ def test_the_report_has_a_trade_off_and_no_learning_curves(found, tmp_path):
     assert "equal error rate" in page
     assert "over the test speakers" in page
     assert "false alarms in %" in page
-    assert "Learning curves" not in page
-    assert "learning rates" not in page
+    for untrue in ("Learning curves", "earning rate", "eighted sum", "the step"):
+        assert untrue not in page
+    assert "Dev selects the best candidate" in page
+    assert "2 evaluated, 0 taken from an earlier run" in page
+
+
+def test_the_trade_off_has_normal_deviate_scales(found):
+    """Axes are probits of the rates, with the usual ticks; the dot is at the equal error rate."""
+    chart = detection_chart(found[0])
+    axes = chart.draw().axes[0]
+    marks = axes.get_xticks()
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert {"0.1", "1", "5", "20", "40"} <= set(labels)
+    assert norm.cdf(marks) * 100 == pytest.approx([float(label) for label in labels])
+    assert np.array_equal(axes.get_xticks(), axes.get_yticks())
+    curve, dot = axes.lines[1:]
+    rate = found[0].score(2).test
+    assert norm.cdf(dot.get_data()) == pytest.approx(np.full((2, 1), rate))
+    x, y = curve.get_data()
+    assert np.interp(0, y - x, x) == pytest.approx(norm.ppf(rate), abs=0.05)
+    assert f"equal error rate {100 * rate:.3g} %" in chart.alt
+
+
+def test_the_points_of_the_trade_off_are_error_rates(found):
+    """Those of a ROC curve at the same thresholds, from all accepted to none, ties together."""
+    head = found[0].heads[1]
+    rounded = tuple((round(score, 1),) for (score,) in head.predictions)
+    for scores in (head.predictions, rounded):
+        result = replace(found[0], heads=(replace(head, predictions=scores),))
+        rows = np.array(detection_chart(result).numbers.values)
+        truth = np.array(found[0].truth[0])[:, 0]
+        false_alarms, hits, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+        at = [int(np.flatnonzero(thresholds == threshold)[0]) for threshold in rows[:, 0]]
+        assert rows[:, 1] == pytest.approx(100 * false_alarms[at], abs=1e-9)
+        assert rows[:, 2] == pytest.approx(100 - 100 * hits[at], abs=1e-9)
+        assert rows[0, 1:].tolist() == [100, 0]
+        assert rows[-1, 1:].tolist() == [0, 100]
+    assert len(rows) == len(set(rounded)) + 1
 
 
 def test_a_discriminant_analysis_learns_from_train(root, tmp_path):
@@ -317,14 +354,12 @@ def test_a_list_of_trials_is_the_test_set(root, tmp_path):
     again, _ = swept(root, folder, *settings)
     assert again.reused == 0
     path.write_text(path.read_text() + "1 wav/000.wav wav/001.wav\n")
-    with pytest.raises(
-        ConfigError, match=r"1 trials contradict column 'speaker'.*wav/000.*wav/001"
-    ):
+    with pytest.raises(ConfigError, match=r"1 trial against column 'speaker'.*wav/000.*wav/001"):
         swept(root, tmp_path / "out", *settings)
     write(rows)
     path.write_text(path.read_text() + "1 gone.wav wav/001.wav\n")
     skipped, _ = swept(root, tmp_path / "skip", *settings, "task.skip_missing_trials=true")
-    assert any("1 trials of" in line and "left out" in line for line in skipped.warnings)
+    assert any("1 trial of" in line and "left out" in line for line in skipped.warnings)
 
 
 def test_few_speakers_are_refused_with_the_remedy(tmp_path):

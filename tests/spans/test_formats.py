@@ -229,7 +229,7 @@ def test_one_channel_of_a_ctm_is_chosen(tmp_path):
     path = written(tmp_path, "a.ctm", "u A 0 1 a\nu B 0 1 b\nu B 1 1 c\n")
     spans = read_spans(path, channel="B")
     assert [span.label for span in spans] == ["b", "c"]
-    assert spans.notes == (f"{path}: 1 line of other channels than B are left out",)
+    assert spans.notes == (f"{path}: 1 line of other channels than B left out",)
     refused(path, "has no line of channel '1'; leave channel out", channel="1")
 
 
@@ -243,7 +243,7 @@ def test_rttm_has_turns_that_may_overlap(tmp_path):
     path = written(tmp_path, "a.rttm", text)
     spans = read_spans(path)
     assert list(spans) == [("rec", 0.5, 1.5, "ann"), ("rec", 1.25, 2.25, "bob")]
-    assert spans.notes == (f"{path}: 1 line of other types than SPEAKER are left out: SPKR-INFO",)
+    assert spans.notes == (f"{path}: 1 line of other types than SPEAKER left out: SPKR-INFO",)
     refused(written(tmp_path, "b.rttm", text + "rec 1 0 1\n"), "line 4 begins with 'rec'; expected")
     refused(written(tmp_path, "c.rttm", "SPEAKER a 1 0 1\n"), "line 1 has 5 fields; an RTTM has")
     more = text.replace("ann <NA>", "ann lee of <NA>", 2)
@@ -397,7 +397,7 @@ def test_labels_are_skipped_and_ids_are_made(tmp_path):
     path = written(tmp_path, "a.csv", text)
     spans = read_spans(path, skip=["sil", "sp"])
     assert list(spans) == [("a/b.c.wav", 1, 2, "x")]
-    assert spans.notes == ("2 of 3 spans are left out by their labels: 'sil'",)
+    assert spans.notes == ("2 of 3 spans left out by label: 'sil'",)
     assert "d.wav" in spans.utterances  # labelled, as all silence
     for form, made in (("{id}.x", "a/b.c.wav.x"), ("{stem}", "a/b.c"), ("u-{name}", "u-b.c")):
         assert read_spans(path, id_form=form)[0].id == made

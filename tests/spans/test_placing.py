@@ -107,17 +107,17 @@ def test_what_has_no_frames_is_counted(store):
     assert placed.annotated.tolist() == [0, 2]
     late, empty = placed.notes[2:]
     assert placed.notes[:2] == (
-        "1 span of 7 are of utterances that are not in the store: other (1 utterance)",
-        "1 span of 7 are of utterances that are quarantined: they have no features (1 utterance)",
+        "1 span of 7 in utterances that are not in the store: other (1 utterance)",
+        "1 span of 7 in utterances that are quarantined: they have no features (1 utterance)",
     )
     assert late.startswith("2 spans of 5 end after their utterances, by more than a frame, and are")
     assert "are the times in seconds (unit=ms, unit=samples)" in late
     assert empty.startswith(
-        "2 spans of 5 have no frame: no frame's centre is in them (first 'b' of"
+        "2 spans of 5 without frames, since the centre of no frame is inside (first 'b' of"
     )
     chosen = place_spans(store.select("id = 'utt-0002'"), spans)
     assert chosen.position.tolist() == [0]
-    assert "3 spans of 7 are of utterances that are not selected (1 utterance)" in chosen.notes
+    assert "3 spans of 7 in utterances that are not selected (1 utterance)" in chosen.notes
     with pytest.raises(SourceError, match=r"no span has a frame of .*: 1 span of 1 end after"):
         place_spans(store, spans.take([4]))
 
@@ -176,8 +176,8 @@ def test_times_of_recordings_are_divided_among_segments(tmp_path):
         (4, 2, 0, 5),
     ]
     assert placed.annotated.tolist() == [0, 1, 2]
-    assert placed.notes[0] == "1 span of 5 are in no segment of the store"
-    assert placed.notes[1].endswith("are cut at the ends of segments")
+    assert placed.notes[0] == "1 span of 5 in no segment of the store"
+    assert placed.notes[1].endswith(" cut at the ends of segments")
     with pytest.raises(SourceError, match="has no recording of the spans"):
         place_spans(store, spans_of(("utt-0000", 0, 1, "x")), times="recording")
 
@@ -245,7 +245,7 @@ def test_unlabelled_frames_may_be_a_class(store):
     assert labels.at([0, 0, 1, 2], [0, 25, 0, 0]).tolist() == [0, 1, -1, -1]
     assert labels["utt-0002"].tolist() == [-1] * 60
     assert (labels.counts.tolist(), labels.n_unlabelled) == ([10, 30], 61)
-    assert labels.notes == ("10 frames have labels that are no classes, and count as unlabelled",)
+    assert labels.notes == ("10 frames with a label that is no class, counted as unlabelled",)
     merged = frame_labels(store, spans, unlabelled="b")
     assert merged["utt-0000"].tolist() == [0] * 10 + [1] * 30
     with pytest.raises(ConfigError, match="no span has a label of classes"):

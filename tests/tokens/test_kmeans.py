@@ -109,7 +109,7 @@ def test_too_few_frames_are_refused():
     with pytest.raises(ConfigError, match=r"k is 9, but there are only 8 frames"):
         train(Points(gaussians(8)), KMeansSettings(9))
     repeated = np.repeat(gaussians(8), 50, axis=0)
-    with pytest.raises(ConfigError, match=r"400 frames to train on have only 8 different values"):
+    with pytest.raises(ConfigError, match=r"400 frames with only 8 different values"):
         train(Points(repeated), KMeansSettings(9))
     assert len(train(Points(repeated), KMeansSettings(8)).centroids) == 8
 

@@ -182,7 +182,7 @@ def show_fidelity(console: Console, found: Fidelity, loss: SweepLoss | None, lin
     """Print the figures of each layer, the scores of a sweep, and the verdict."""
     console.print(
         f"{found.dtype} against {found.reference}: {counted(found.n_utterances, 'utterance')}, "
-        f"{found.n_frames:,} frames",
+        f"{counted(found.n_frames, 'frame')}",
         markup=False,
     )
     console.print(f"features: {found.encoder}", markup=False)
@@ -207,8 +207,8 @@ def show_fidelity(console: Console, found: Fidelity, loss: SweepLoss | None, lin
         )
     if loss is not None:
         console.print(
-            f"{loss.task} on {', '.join(loss.labels)}: {loss.n_train:,} utterances to train, "
-            f"{loss.n_test:,} test ({loss.split}); {loss.metric}; {loss.test}",
+            f"{loss.task} on {', '.join(loss.labels)}: {counted(loss.n_train, 'utterance')} to "
+            f"train, {loss.n_test:,} test ({loss.split}); {loss.metric}; {loss.test}",
             markup=False,
         )
         console.print(_scores(found, loss))

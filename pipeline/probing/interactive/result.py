@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, counted, did_you_mean
 from pipeline.probing.ranking import best_single_layer
 from pipeline.probing.report.charts import COLUMN, SCREEN, Chart
 from pipeline.probing.report.html import element, join, table
@@ -99,7 +99,7 @@ class SweepResult:
         return (
             f"<SweepResult {self.sweep.task}: best by dev {self.best}, test "
             f"{metric_name(self.sweep.metric)} {best.test:.3f} [{best.low:.3f}, {best.high:.3f}], "
-            f"{len(self.sweep.scores)} candidates, {self.report}>"
+            f"{counted(len(self.sweep.scores), 'candidate')}, {self.report}>"
         )
 
     def _repr_html_(self) -> str:

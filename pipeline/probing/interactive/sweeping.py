@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.composing import compose_sweep_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.events import Observer, announced
 from pipeline.probing.interactive.result import SweepResult
 from pipeline.probing.report.sweep_report import write_report
@@ -82,7 +82,7 @@ class PrintedProgress(Observer):
     def head_trained(self, done: int, total: int) -> None:
         """Print the number of heads if it has grown by a tenth."""
         if self._n_printed < 0 and done < total:
-            self.note(f"{total:,} heads to train, {done:,} of them are trained already")
+            self.note(f"{counted(total, 'head')}, {done:,} of them from an earlier sweep")
             self._n_printed = done
         elif done - self._n_printed >= max(1, total // _N_LINES) or done == total:
             self.note(f"{done:,} of {total:,} heads")

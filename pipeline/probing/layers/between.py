@@ -154,7 +154,8 @@ def compare_encoders(
         )
         for name, store in zip(names_of(stores), stores, strict=True)
     )  # fmt: skip
-    note(f"read {n_drawn:,} frames of {' and '.join(f'{len(e.layers)}' for e in encoders)} layers")
+    sizes = " and ".join(str(len(encoder.layers)) for encoder in encoders)
+    note(f"read {counted(n_drawn, 'frame')} of {sizes} layers")
     pairs = []
     for one, other in combinations(range(len(stores)), 2):
         found = _all_pairs(samples[one], samples[other], bounds, note)

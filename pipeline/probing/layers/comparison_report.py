@@ -9,6 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.errors import counted
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layers.between import EncoderComparison, LayerPairs
@@ -164,9 +165,10 @@ def _sample(comparison: EncoderComparison) -> Markup:
     return facts(
         stores
         | {
-            "frames": f"{comparison.n_frames:,} from {comparison.n_utterances:,} utterances that "
-            f"all stores have, in slices of up to {SLICE_FRAMES} consecutive frames, drawn "
-            "uniformly over all frames; the same frames of every store",
+            "frames": f"{comparison.n_frames:,} from "
+            f"{counted(comparison.n_utterances, 'utterance')} of all stores, in slices of up to "
+            f"{SLICE_FRAMES} consecutive frames, drawn uniformly over all frames; the same frames "
+            "of every store",
             "left out": "; ".join(comparison.notes) or "nothing",
             "groups of the jackknife": comparison.n_groups,
             "seed": comparison.seed,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.errors import counted
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layers.statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
@@ -206,8 +207,9 @@ def _sample(statistics: StoreStatistics) -> Markup:
     return facts(
         {
             "store": statistics.store,
-            "frames": f"{statistics.n_frames:,} from {statistics.n_utterances:,} utterances, in "
-            f"slices of up to {SLICE_FRAMES} consecutive frames, drawn uniformly over all frames",
+            "frames": f"{statistics.n_frames:,} from "
+            f"{counted(statistics.n_utterances, 'utterance')}, in slices of up to {SLICE_FRAMES} "
+            "consecutive frames, drawn uniformly over all frames",
             "seed": statistics.seed,
         }
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.errors import counted
 from pipeline.feed.frames.sample import FrameSample, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.layers.cka import centred, cross_norm, or_none
@@ -125,7 +126,7 @@ def measure_layers(
     note = note or (lambda _: None)
     sample = sample_frames(store, n_frames, seed)
     n_drawn = len(sample.utterance)
-    note(f"read {n_drawn:,} frames of {len(store.layers)} layers")
+    note(f"read {counted(n_drawn, 'frame')} of {counted(len(store.layers), 'layer')}")
     layers = tuple(_measure_layer(layer, sample, i) for i, layer in enumerate(store.layers))
     return StoreStatistics(
         store=", ".join(map(str, store.backends)),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config.sweep_schema import MLP
+from pipeline.errors import counted
 from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
 from pipeline.probing.results import NO_RATE, WEIGHTED, Sweep
@@ -124,7 +125,7 @@ def _utterance(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         sizes = listed([len(names) for names in sweep.classes])
         output = f"over the classes of {columns} ({sizes}); an utterance is correct if all are"
     else:
-        output = f"over the {len(sweep.classes[0]):,} classes of {columns}"
+        output = f"over the {counted(len(sweep.classes[0]), 'class')} of {columns}"
     return [_pooled(recipe), _two_layers(recipe, f"{output}, trained with the cross-entropy.")]
 
 
@@ -151,7 +152,7 @@ def _verification(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     return [
         _pooled(recipe),
         f"Two utterances are compared by the cosine of these vectors, {after}.",
-        f"There are {n_trials:,} test trials, {source}"
+        f"The test has {counted(n_trials, 'trial')}, {source}"
         + ("." if recipe["trials"] else f" with seed {recipe['sample_seed']}."),
     ]
 
@@ -169,7 +170,7 @@ def _frames(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
 
 
 def _spans(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
-    output = f"over the {len(sweep.classes[0]):,} classes of {listed(sweep.labels)}"
+    output = f"over the {counted(len(sweep.classes[0]), 'class')} of {listed(sweep.labels)}"
     return [
         _pooled(recipe, "span") + " A frame belongs to the span that its centre is in.",
         _two_layers(recipe, f"{output}, trained with the cross-entropy."),
@@ -178,7 +179,7 @@ def _spans(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
 
 def _framewise(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     norm = " Each frame is normalised by a layer norm without parameters." * recipe["normalize"]
-    output = f"over the {len(sweep.classes[0]):,} classes of {listed(sweep.labels)}"
+    output = f"over the {counted(len(sweep.classes[0]), 'class')} of {listed(sweep.labels)}"
     rest = (
         "frames in no span are neither trained on nor scored"
         if recipe["unlabelled"] is None
@@ -198,15 +199,16 @@ def _abx(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         ""
         if sweep.metric == "abx_within"
         else (
-            f", and at most {recipe['max_speakers']:,} speakers of X for a context and speaker of A"
+            f", and at most {counted(recipe['max_speakers'], 'speaker')} of X for a context and "
+            "speaker of A"
         )
     )
     return [
         f"A, B and X are spans of {listed(sweep.labels)}{context}, A and X of one class and B of "
         "another; an error is an X that is closer to B than to A. The distance is the mean angle "
         "between frames along the best path of a dynamic time warping. Nothing is trained.",
-        f"At most {recipe['max_items']:,} spans of a class, context and speaker are compared"
-        f"{speakers}, drawn with seed {recipe['sample_seed']}.",
+        f"The comparisons use at most {counted(recipe['max_items'], 'span')} of a class, context "
+        f"and speaker{speakers}, drawn with seed {recipe['sample_seed']}.",
     ]
 
 
@@ -223,11 +225,11 @@ _HEADS = {
 
 
 _UNITS = {
-    "utterance": "utterances",
-    "regression": "utterances",
-    "frames": "frames",
-    "spans": "spans",
-    "framewise": "frames",
+    "utterance": "utterance",
+    "regression": "utterance",
+    "frames": "frame",
+    "spans": "span",
+    "framewise": "frame",
 }
 """What a batch counts, by the kind of task."""
 
@@ -251,13 +253,16 @@ def _training(sweep: Sweep) -> list[str]:
         rate = f"constant learning rate out of {listed([f'{rate:g}' for rate in rates])}"
     line = f"Heads are trained by Adam at a {rate}"
     if recipe.get("steps"):
-        unit = _UNITS.get(recipe["kind"], "examples")
-        line += f" for at most {recipe['steps']:,} steps of up to {recipe['batch']:,} {unit}"
+        unit = _UNITS.get(recipe["kind"], "example")
+        line += (
+            f" for at most {counted(recipe['steps'], 'step')} of up to "
+            f"{counted(recipe['batch'], unit)}"
+        )
     if recipe.get("eval_every"):
         every = "step" if recipe["eval_every"] == 1 else f"{recipe['eval_every']:,} steps"
         line += (
             f"; every {every} they are scored on dev, and training stops "
-            f"after {recipe['patience']:,} evaluations without a better score"
+            f"after {counted(recipe['patience'], 'evaluation')} without a better score"
         )
     selected = ["the step of each head", "the best candidate"]
     if len(rates) > 1:
@@ -267,7 +272,9 @@ def _training(sweep: Sweep) -> list[str]:
 
 def _split(sweep: Sweep) -> list[str]:
     n_folds, setup = len(sweep.test_ids), sweep.setup
-    sizes = f"{sweep.n_train:,} utterances for training, {sweep.n_dev:,} for dev"
+    sizes = f"{counted(sweep.n_train, 'utterance')} for training, {sweep.n_dev:,} for dev"
+    if not sweep.n_train:
+        sizes = f"{counted(sweep.n_dev, 'utterance')} for dev"
     tested = f"{sweep.n_test:,} for test"
     if n_folds > 1:
         line = f"{sizes} (means over {n_folds} folds) and {tested} in all folds together"
@@ -277,14 +284,15 @@ def _split(sweep: Sweep) -> list[str]:
     speakers = setup.speakers
     if "all" in speakers:
         sentences.append(
-            f"The test utterances of all folds are of {speakers['all']:,} speakers (column "
-            f"{setup.speaker_column})."
+            f"The test utterances of all folds are of {counted(speakers['all'], 'speaker')} "
+            f"(column {setup.speaker_column})."
         )
     elif speakers:
-        counts = listed([f"{speakers[part]:,} in {part}" for part in ("train", "dev", "test")])
+        parts = ("train", "dev", "test") if sweep.n_train else ("dev", "test")
+        counts = listed([f"{speakers[part]:,} in {part}" for part in parts])
         line = f"Speakers (column {setup.speaker_column}): {counts}"
         if shared := speakers.get("shared"):
-            line += f"; {shared:,} of the test speakers are in train or dev, too"
+            line += f"; {shared:,} of the test speakers are in {' or '.join(parts[:-1])}, too"
         sentences.append(f"{line}.")
     return sentences
 

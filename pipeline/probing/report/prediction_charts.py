@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.probing.evaluation import FloatArray
+from pipeline.probing.labels import IntArray
 from pipeline.probing.report.charts import COLOURS, Chart, Medium, panels_of, short_line
 from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.naming import candidate_name
@@ -15,7 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_POINTS = 2_000
-"""Points of a chart; of more, evenly spaced ones are drawn."""
+"""Points of a chart of numbers; of more, evenly spaced ones are drawn."""
+_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99, 0.999)
+"""Rates at the axes of detection errors."""
+_FAR = 5.0
+"""Normal deviate for rates of 0, outside the axes."""
+_RESOLUTION = 0.01
+"""Distance of the points of detection errors, in normal deviates."""
 
 
 def confusion_chart(sweep: Sweep) -> Chart:
@@ -80,33 +91,82 @@ def predictions_chart(sweep: Sweep) -> Chart:
 
 
 def detection_chart(sweep: Sweep) -> Chart:
-    """Draw the detection error trade-off of the best candidate (Martin et al., 1997)."""
+    """Draw the detection error trade-off (DET) of the best candidate, with its equal error rate.
+
+    Both axes are normal deviates of the rates, so that normally distributed scores give a straight
+    line (Martin et al., The DET curve in assessment of detection task performance, 1997).
+    """
     heads = [head for head in sweep.heads if head.layer == sweep.best]
     pairs = [
         (found[0], truth[0])  # score, 1 for one speaker
         for head in heads
         for found, truth in zip(head.predictions, sweep.truth[head.fold], strict=True)
     ]
-    ordered = [bool(truth) for _, truth in sorted(pairs)]
-    n_target = sum(ordered)
-    misses = list(accumulate(ordered))
-    false_alarms = [len(ordered) - i - 1 - (n_target - miss) for i, miss in enumerate(misses)]
-    step = max(1, len(ordered) // _MAX_POINTS)
-    x = [100 * count / max(1, len(ordered) - n_target) for count in false_alarms[::step]]
-    y = [100 * count / max(1, n_target) for count in misses[::step]]
+    rates = _error_rates(np.array(pairs, np.float64).reshape(-1, 2))
+    score = sweep.score(sweep.best)
+    rate = score.test if sweep.metric == "eer" else score.extra["eer"]
+    low = 0.0001 if rate < 0.02 else 0.001
+    high = 0.5 if rate < 0.3 else 0.999
+    shown = rates[_distinct(_deviates(rates[:, 1:]))]
 
     def plot(figure: Figure, medium: Medium) -> None:
         axes = figure.subplots()
+        ends = _deviates([low, high])
+        x, y = _deviates(shown[:, 1:]).T
+        axes.plot(ends, ends, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
         axes.plot(x, y, color=COLOURS["blue"], linewidth=1.2 if medium.is_narrow else 1.6)
-        axes.plot([0.1, 100], [0.1, 100], color=COLOURS["muted"], linewidth=1.0, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlim=(0.1, 100), ylim=(0.1, 100))
+        at = _deviates([rate])
+        axes.plot(at, at, "o", color=COLOURS["orange"], markersize=1.5 * medium.marker)
+        note = f"equal error rate {100 * rate:.3g} %"
+        beside = (at[0] + 0.1, at[0] + 0.1)
+        axes.text(*beside, note, fontsize=medium.small)
+        ticks = [share for share in _TICKS if low <= share <= high]
+        marks = _deviates(ticks), [f"{100 * share:g}" for share in ticks]
+        axes.set_xticks(*marks)
+        axes.set_yticks(*marks)
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
         axes.set(xlabel="false alarms in %", ylabel="misses in %")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
+        axes.grid(visible=True)
 
     def size(medium: Medium) -> tuple[float, float]:
-        return medium.width, 2.5 if medium.is_narrow else 3.2
+        return medium.width, medium.width if medium.is_narrow else 4.4
 
-    alt = f"Misses against false alarms, {candidate_name(sweep.best)}"
-    numbers = Rows(("false_alarms_percent", "misses_percent"), list(zip(x, y, strict=True)))
-    return Chart("detection", alt, plot, size, numbers)
+    alt = (
+        f"Misses against false alarms on normal deviate scales, {candidate_name(sweep.best)}, "
+        f"equal error rate {100 * rate:.3g} %"
+    )
+    columns = ("threshold", "false_alarms_percent", "misses_percent")
+    return Chart("detection", alt, plot, size, Rows(columns, (shown * [1, 100, 100]).tolist()))
+
+
+def _error_rates(pairs: FloatArray) -> FloatArray:
+    """Return threshold, false alarms and misses at each distinct score, [n_thresholds, 3].
+
+    Args:
+        pairs: Score, and 1 for a trial of one speaker or 0, [n_trials, 2]. Trials whose score is
+            not below the threshold are taken for trials of one speaker.
+    """
+    scores, is_target = pairs[np.argsort(pairs[:, 0], kind="stable")].T
+    first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+    targets = np.append(0.0, is_target.cumsum())[first]  # below each threshold
+    n_targets = is_target.sum()
+    misses = targets / max(1.0, n_targets)
+    false_alarms = 1 - (first - targets) / max(1.0, len(pairs) - n_targets)
+    rates = np.stack([scores[first], false_alarms, misses], axis=1)
+    return np.append(rates, [[np.inf, 0.0, 1.0]], axis=0)  # nothing is accepted
+
+
+def _deviates(shares: npt.ArrayLike) -> FloatArray:
+    """Return the normal deviates of shares from 0 to 1, of the same shape, at most ±`_FAR`."""
+    values = np.asarray(shares, np.float64)
+    edge = NormalDist().cdf(-_FAR)
+    found = [NormalDist().inv_cdf(share) for share in values.clip(edge, 1 - edge).flat]
+    return np.array(found).reshape(values.shape)
+
+
+def _distinct(points: FloatArray) -> IntArray:
+    """Return positions of points of a curve, [n, 2], whose distance is visible, and of its end."""
+    cells = np.round(points / _RESOLUTION).astype(np.int64)
+    moved = (cells[1:] != cells[:-1]).any(axis=1)
+    moved[-1:] = True
+    return np.flatnonzero(np.append(True, moved))

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+from pipeline.errors import counted
 from pipeline.files import write_atomic
 from pipeline.probing.report.latex import latex_table
 from pipeline.probing.report.methods import listed, model_name, seeds_of
@@ -96,9 +97,9 @@ def caption(sweep: Sweep) -> str:
     """Return the caption: encoder, task, metric, split, sizes, seeds, interval, test."""
     direction = "higher" if sweep.higher_is_better else "lower"
     n_trials = sum(len(part) for part in sweep.truth)
-    tested = f"{sweep.n_test:,} test utterances"
+    tested = counted(sweep.n_test, "test utterance")
     if sweep.metric in DETECTION:
-        tested = f"{n_trials:,} trials of {tested}"
+        tested = f"{counted(n_trials, 'trial')} of {tested}"
     seeds = seeds_of(sweep)
     runs = f"Means over {len(seeds)} seeds ({listed(seeds)}); " if len(seeds) > 1 else ""
     if len(seeds) == 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipeline.errors import counted
 from pipeline.files import write_atomic
 from pipeline.probing.report.charts import Chart
 from pipeline.probing.report.html import (
@@ -54,7 +55,7 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
 
 def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
     """Return the body of the page, with the charts that `draw_charts` drew."""
-    captions = _CAPTIONS | {"scores": _CAPTIONS["scores"].format(groups=sweep.groups)}
+    captions = _CAPTIONS | {"scores": _scores_caption(sweep)}
     figures = {name: figure(chart, captions[name]) for name, chart in charts.items()}
     return join(
         [
@@ -75,20 +76,34 @@ def report_body(sweep: Sweep, charts: Mapping[str, Chart]) -> Markup:
 
 
 _CAPTIONS = {
-    "scores": "Intervals: 95 % bootstrap over the test {groups}. Dev selects the learning rate, "
-    "the step and the best candidate; test is only reported. Band and solid line: the weighted sum "
-    "on test; dashed line: on dev. Dotted lines: baselines; an arrow marks a baseline outside the "
-    "chart.",
     "weights": "Softmax over the layers, mean over the heads of the chosen learning rate. A layer "
     "with a larger norm needs less weight for the same effect, so a weight does not measure the "
     "importance of a layer.",
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
     "confusion": "What is tested (utterances, spans or frames), by the best candidate, over all "
     "seeds and folds.",
-    "detection": "Test trials of the best candidate. Dotted line: equal error rates.",
+    "detection": "Detection error trade-off (DET) of the best candidate, test trials. Both "
+    "axes are scaled by normal deviates: normally distributed scores give a straight line. Dot: "
+    "the equal error rate.",
     "predictions": "Test utterances of the best candidate, first seed. Dotted line: a perfect "
     "prediction.",
 }
+
+
+def _scores_caption(sweep: Sweep) -> str:
+    """Return the caption of the scores; it names only what the sweep has."""
+    selected = "the learning rate, the step and " if sweep.is_trained else ""
+    lines = [
+        f"Intervals: 95 % bootstrap over the test {sweep.groups}.",
+        f"Dev selects {selected}the best candidate; test is only reported."
+        if "dev is test" not in sweep.split
+        else "The best candidate is chosen on the test set that is reported.",
+    ]
+    if any(score.layer == WEIGHTED for score in sweep.scores):
+        lines.append("Band and solid line: the weighted sum on test; dashed line: on dev.")
+    if sweep.baselines:
+        lines.append("Dotted lines: baselines; an arrow marks a baseline outside the chart.")
+    return " ".join(lines)
 
 
 def _files() -> list[object]:
@@ -111,8 +126,8 @@ def headline(sweep: Sweep) -> str:
     best = sweep.score(sweep.best)
     return (
         f"{_capitalised(sweep.best)} has the best dev score: test {metric_name(sweep.metric)} "
-        f"{best.test:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}, {sweep.n_test} test "
-        "utterances)."
+        f"{best.test:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}, "
+        f"{counted(sweep.n_test, 'test utterance')})."
     )
 
 
@@ -163,16 +178,21 @@ def _amount(value: float) -> str:
 
 def _scores(sweep: Sweep) -> Markup:
     extras = extra_metrics(sweep)
-    columns = ["candidate", "learning rate", "dev", "test", "95 % interval", "sd over seeds"]
-    n_seeds = len({head.seed for head in sweep.heads})
+    has_seeds = len({head.seed for head in sweep.heads}) > 1
+    columns = [
+        "candidate",
+        *(["learning rate"] if sweep.is_trained else []),
+        *("dev", "test", "95 % interval"),
+        *(["sd over seeds"] if has_seeds else []),
+    ]
     rows = [
         [
             candidate_name(score.layer) + (", best by dev" if score.layer == sweep.best else ""),
-            f"{score.lr:g}" if score.lr != NO_RATE else None,
+            *([f"{score.lr:g}" if score.lr != NO_RATE else None] if sweep.is_trained else []),
             score.dev,
             score.test,
             f"{score.low:.3f} to {score.high:.3f}",
-            score.seed_sd if n_seeds > 1 else None,
+            *([score.seed_sd] if has_seeds else []),
             *(score.extra.get(name) for name in extras),
         ]
         for score in sweep.scores
@@ -299,7 +319,8 @@ def _facts(sweep: Sweep) -> Markup:
         f"{label}: {len(names)}" for label, names in zip(sweep.labels, sweep.classes, strict=True)
     )
     kind = "classes" if sweep.confusion is not None else "symbols"
-    is_trained, setup = rates != [NO_RATE], sweep.setup
+    is_trained, setup = sweep.is_trained, sweep.setup
+    done = "trained" if is_trained else "evaluated"
     values: dict[str, object] = {
         "store": sweep.store if isinstance(sweep.store, str) else ", ".join(sweep.store),
         "encoder": sweep.encoder,
@@ -310,15 +331,19 @@ def _facts(sweep: Sweep) -> Markup:
         + ("higher is better" if sweep.higher_is_better else "lower is better"),
         "layers": ", ".join(str(layer) for layer in sweep.layers),
         "split": sweep.split,
-        "utterances": f"{sweep.n_train} train, {sweep.n_dev} dev, {sweep.n_test} test",
+        "utterances": (f"{sweep.n_train:,} train, " if sweep.n_train else "")
+        + f"{sweep.n_dev:,} dev, {sweep.n_test:,} test",
         "folds": len(folds),
         "learning rates": ", ".join(f"{rate:g}" for rate in rates) if is_trained else "",
         "seeds": ", ".join(str(seed) for seed in seeds) if is_trained else "",
-        "heads": f"{sweep.trained} trained, {sweep.reused} taken from an earlier run",
+        "heads": f"{sweep.trained} {done}, {sweep.reused} taken from an earlier run",
         "selection": ""
         if setup.n_used == setup.n_stored
         else f"{setup.n_used:,} of {setup.n_stored:,} utterances",
         "Strata": setup.version,
-        "time": ", ".join(f"{name} {took:.1f} s" for name, took in sweep.seconds.items()),
+        "time": ", ".join(
+            f"{done if name == 'train' else name} {took:.1f} s"
+            for name, took in sweep.seconds.items()
+        ),
     }
     return facts({name: value for name, value in values.items() if value != ""})

@@ -59,9 +59,9 @@ def speaker_warnings(
     guess = f". If {column!r} is not the speaker: split.speaker=COLUMN or none" if is_guess else ""
     n_speakers = len({value for value in values if value is not None})
     return [
-        f"LEAKAGE: {len(shared)} of {n_speakers} values of {column!r} ({first_few(shared)}) are in "
-        "more than one part of the split, in a task that should be independent of the speaker: the "
-        f"scores do not hold for new speakers{guess}"
+        f"LEAKAGE: {len(shared)} of {counted(n_speakers, 'value')} of {column!r} "
+        f"({first_few(shared)}) are in more than one part of the split, in a task that should be "
+        f"independent of the speaker: the scores do not hold for new speakers{guess}"
     ]
 
 
@@ -77,7 +77,7 @@ def recording_and_audio_warnings(store: FeatureStore, folds: Sequence[Fold]) -> 
     clip_ids = _clip_ids(store, folds)
     if shared := shared_values(clip_ids, folds):
         warnings.append(
-            f"LEAKAGE: {len(shared)} audio clips occur in more than one part of the split "
+            f"LEAKAGE: {counted(len(shared), 'audio clip')} in more than one part of the split "
             f"(e.g. {first_few(shared[:_N_EXAMPLES])})"
         )
     return warnings

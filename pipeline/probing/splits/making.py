@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import SplitConfig, TaskConfig
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.probing.splits.corpus import CorpusSplit, find_corpus_split, no_utterance
 from pipeline.probing.splits.leakage import (
@@ -107,9 +107,9 @@ class _Utterances:
             values = sorted({self.groups[i] for i in self.usable.tolist()})
             left = f"of which {len(names)} is {where}, " if where else ""
             raise ConfigError(
-                f"{self.grouped_by} has {len(values)} values ({first_few(values)}), {left}too few "
-                f"for {len(shares)} parts. Give another split.speaker or split.column, or "
-                f"split.speaker={NO_SPEAKER} to split at random"
+                f"{self.grouped_by} has {counted(len(values), 'value')} ({first_few(values)}), "
+                f"{left}too few for {len(shares)} parts. Give another split.speaker or "
+                f"split.column, or split.speaker={NO_SPEAKER} to split at random"
             )
         return stratified_group_split(classes, groups.astype(np.int64), shares, seed)
 
@@ -185,7 +185,7 @@ def _with_speaker(
 def _unlabelled(store: FeatureStore, utterances: _Utterances) -> list[str]:
     """Return a warning about utterances without a label, if there are any."""
     n = len(store) - len(utterances.usable)
-    return [f"{n} utterances have no label and are left out"] if n else []
+    return [f"{counted(n, 'utterance')} without a label left out"] if n else []
 
 
 def _utterances(
@@ -216,7 +216,7 @@ def _split_by_column(
     description = corpus.description
     n_unused = len(usable) - sum(len(part) for part in parts.values())
     if n_unused:
-        description += f" ({n_unused} utterances with other values are not used)"
+        description += f" ({counted(n_unused, 'utterance')} with other values not used)"
     if len(parts["dev"]):
         return Split((Fold(parts["train"], parts["dev"], parts["test"]),), description)
     if utterances.grouped_by is None and separated is not None:
@@ -236,7 +236,7 @@ def _split_by_trials(
     unknown = np.setdiff1d(test, utterances.usable)
     if len(unknown):
         raise ConfigError(
-            f"{len(unknown):,} utterances of {path} have no speaker in column "
+            f"{path} has {counted(len(unknown), 'utterance')} without a speaker in column "
             f"{utterances.grouped_by!r}, e.g. {store.ids[int(unknown[0])]}"
         )
     tested = {utterances.groups[i] for i in test.tolist()}
@@ -277,7 +277,7 @@ def _new_split(utterances: _Utterances) -> Split:
     if isinstance(config.folds, int):
         shares = [1 / config.folds] * config.folds
         parts = utterances.assign(usable, shares, keep_first=False)
-        description = f"{config.folds} folds {utterances.describe()}"
+        description = f"{counted(config.folds, 'fold')} {utterances.describe()}"
     else:
         names, parts = np.unique([utterances.groups[i] for i in usable], return_inverse=True)
         description = f"each of the {len(names)} values of {config.speaker} is the test set once"
@@ -344,7 +344,7 @@ def _check_speakers(
     if shared and is_random:
         raise ConfigError(
             f"task {task.name} should be independent of the speaker, and a random split puts "
-            f"{len(shared)} speakers ({first_few(shared)}) into several parts. Set "
+            f"{counted(len(shared), 'speaker')} ({first_few(shared)}) into several parts. Set "
             f"split.speaker={column} to keep each in one part, or split.speaker={NO_SPEAKER} "
             "(or task.speaker_independent=false) to allow it"
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from pipeline.errors import counted
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.store.read.features import FeatureStore
 
@@ -110,7 +111,9 @@ def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int
 
 def ask_for_speaker(task: str, candidates: Sequence[tuple[str, int]]) -> str:
     """Return the message that asks for the column of the speakers."""
-    listed = ", ".join(f"{name} with {n_values} values" for name, n_values in candidates[:5])
+    listed = ", ".join(
+        f"{name} with {counted(n_values, 'value')}" for name, n_values in candidates[:5]
+    )
     hint = f"; columns that group the utterances as speakers do: {listed}" if listed else ""
     return (
         f"task {task} should be independent of the speaker, and no column of the store is known to "

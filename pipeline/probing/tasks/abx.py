@@ -115,7 +115,7 @@ class AbxTask(Task):
         n_speakers = sum(len(np.unique(part.items.speaker)) for part in self._test)
         self.warnings = (*data.spans.warnings, *few_speakers(n_speakers))
         n_items = sum(len(part.items) for part in self._test)
-        self.items = f"{n_items:,} test spans of {len(data.spans.names):,} classes"
+        self.items = f"{counted(n_items, 'test span')} of {counted(len(data.spans.names), 'class')}"
         self.truth = tuple(
             tuple((0.0,) for cells in part.cells.values() for _ in cells.pair)
             for part in self._test
@@ -194,10 +194,10 @@ class AbxTask(Task):
             n_speakers = len(np.unique(items.speaker))
             hint = ", or task.context=any" if config.context == TRIPHONE else ""
             raise ConfigError(
-                f"the {len(items):,} spans of {name}, of {counted(n_speakers, 'speaker')}, have no "
-                f"two of one class and a third of another in one context to compare for "
-                f"task.metric={config.metric}. Give spans of more utterances, larger shares, e.g. "
-                f"split.ratios=[0.4,0.3,0.3]{hint}"
+                f"{name} has {counted(len(items), 'span')} of {counted(n_speakers, 'speaker')}, "
+                "of which no three can be compared (two of one class and one of another, in one "
+                f"context) for task.metric={config.metric}. Give spans of more utterances, larger "
+                f"shares, e.g. split.ratios=[0.4,0.3,0.3]{hint}"
             )
         return _Part(
             items,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.evaluation import Ratio, Sums
 from pipeline.probing.metrics import IntArray, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
@@ -82,7 +82,8 @@ class FramewiseTask(Task):
         sizes = [[counts[p].sum() for p in (f.train, f.dev, f.test)] for f in data.folds]
         n_train, n_dev, n_test = np.mean(sizes, axis=0).round().astype(int).tolist()
         self.items = (
-            f"{n:,} classes of frames: {n_train:,} frames to train, {n_dev:,} dev, {n_test:,} test"
+            f"{counted(n, 'class')} of frames: {counted(n_train, 'frame')} to train, "
+            f"{n_dev:,} dev, {n_test:,} test"
         )
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes
 from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
@@ -66,8 +66,8 @@ class SpanTask(Task):
         sizes = [[len(part) for part in (f.train, f.dev, f.test)] for f in self._folds]
         n_train, n_dev, n_test = np.mean(sizes, axis=0).round().astype(int).tolist()
         self.items = (
-            f"{len(spans.numbers):,} spans of {len(spans.names):,} classes: {n_train:,} to train, "
-            f"{n_dev:,} dev, {n_test:,} test"
+            f"{counted(len(spans.numbers), 'span')} of {counted(len(spans.names), 'class')}: "
+            f"{n_train:,} to train, {n_dev:,} dev, {n_test:,} test"
         )
         self.truth = tuple(
             self._by_utterance(spans.numbers[fold.test].tolist(), number)

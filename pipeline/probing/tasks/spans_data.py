@@ -138,9 +138,9 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
     notes += left_out
     if len(names) < 2 and task.unlabelled is None:
         raise ConfigError(
-            f"{path} has {_n_classes(len(names))} to learn"
-            f"{f', {names[0]!r}' if names else ''}, with task.min_count={task.min_count}; expected "
-            f"at least two{_all([*warnings, *notes])}"
+            f"{path} has {counted(len(names), 'class')} to "
+            f"learn{f', {names[0]!r}' if names else ''}, with task.min_count={task.min_count}; "
+            f"expected at least two{_all([*warnings, *notes])}"
         )
     if task.kind == "spans":
         span_bytes = n_layers * store.feature_dim * len(task.pooling) * _FLOAT_BYTES
@@ -170,12 +170,15 @@ def _classes(
     beyond = chosen[max_classes:] if max_classes is not None else []
     chosen = chosen[:max_classes]
     notes = []
-    for gone, why in ((rare, f"fewer than {min_count} spans"), (beyond, "less frequent")):
+    for gone, why in (
+        (rare, f"fewer than {counted(min_count, 'span')}"),
+        (beyond, "less frequent"),
+    ):
         if gone:
             shown = first_few([repr(labels[i]) for i in gone])
             notes.append(
-                f"{counted(int(counts[gone].sum()), 'span')} of {_n_classes(len(gone))} are left "
-                f"out ({why}): {shown}"
+                f"{counted(int(counts[gone].sum()), 'span')} of {counted(len(gone), 'class')} "
+                f"left out ({why}): {shown}"
             )
     names = tuple(in_class_order(labels[i] for i in chosen))
     number_of = {name: number for number, name in enumerate(names)}
@@ -197,8 +200,8 @@ def _sample(numbers: IntArray, most: int) -> IntArray | None:
     counts = np.bincount(numbers)
     if most < 2 * len(counts):
         raise ConfigError(
-            f"memory is too small for {len(counts):,} classes: it holds the features of {most:,} "
-            "spans; raise memory, or sweep fewer layers"
+            f"memory is too small for {counted(len(counts), 'class')}: it holds the features of "
+            f"{counted(most, 'span')}; raise memory, or sweep fewer layers"
         )
     share = (most - len(counts)) / len(numbers)
     random = np.random.default_rng(_SAMPLE_SEED)
@@ -212,10 +215,6 @@ def _sample(numbers: IntArray, most: int) -> IntArray | None:
 def _with_settings(message: str) -> str:
     """Return a message in which options of `read_spans` have their names as settings of a sweep."""
     return _OPTION.sub(r"spans.\1=", message)
-
-
-def _n_classes(n: int) -> str:
-    return "1 class" if n == 1 else f"{n:,} classes"
 
 
 def _all(notes: list[str]) -> str:

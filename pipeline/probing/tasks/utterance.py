@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.config import TaskConfig
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.baselines import chance, logistic_regression, majority
 from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes, Fold, classes_of
@@ -140,8 +140,8 @@ def check_classes(
         n_single = int((np.unique(numbers[numbers >= 0], return_counts=True)[1] == 1).sum())
         if n_single:
             warnings.append(
-                f"{n_single} of {len(names)} classes of {column!r} have one {noun} only, so "
-                "they are never both trained on and tested"
+                f"{n_single} of {len(names)} classes of {column!r} with one {noun} only, never "
+                "both trained on and tested"
             )
     return tuple(warnings)
 
@@ -166,12 +166,14 @@ def _unseen_classes(
         return []
     n_test = sum(len(fold.test) for fold in folds)
     listed = first_few([names[number] for number in sorted(unseen)])
-    what = f"{len(unseen)} classes of {column!r} ({listed}) are in dev or test and not in train"
+    what = (
+        f"{counted(len(unseen), 'class')} of {column!r} ({listed}) in dev or test and not in train"
+    )
     if len(folds) > 1:
         what += " in a fold"
     if not task.speaker_independent:
         raise ConfigError(
-            f"{what}; task {task.name} cannot learn them. Give another split.column, or "
+            f"{what}: task {task.name} learns only what is in train. Give another split.column, or "
             "split.column=null to make a split"
         )
     if n_lost == n_test:
@@ -180,6 +182,6 @@ def _unseen_classes(
             "another split or other labels"
         )
     return [
-        f"{what}: no head can predict them, and the {n_lost} of {n_test} test {noun}s that "
-        "have them count as errors"
+        f"{what}: no head can predict what it is not trained on, so {n_lost} of {n_test} test "
+        f"{noun}s count as errors"
     ]

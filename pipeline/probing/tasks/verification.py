@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config.sweep_schema import LDA
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.probing.evaluation import Evaluation, FloatArray
 from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.results import (
@@ -139,14 +139,14 @@ class VerificationTask(Task):
         if wrong.any():
             ids = [data.store.ids[i] for i in trials.pairs[wrong.argmax()]]
             raise ConfigError(
-                f"{config.trials}: {int(wrong.sum()):,} trials contradict column "
+                f"{config.trials}: {counted(int(wrong.sum()), 'trial')} against column "
                 f"{data.labels.columns[0]!r} of the store, e.g. {ids[0]} and {ids[1]}; set "
                 "labels=[COLUMN] to the column of the speaker"
             )
         warnings = []
         if n_missing:
             warnings.append(
-                f"{n_missing:,} trials of {config.trials} are left out, because their utterances "
+                f"{counted(n_missing, 'trial')} of {config.trials} left out, because utterances "
                 "are not in the store: scores are not those of the whole list"
             )
         return trials, warnings
@@ -315,8 +315,9 @@ def _discriminants(vectors: FloatArray, speakers: IntArray) -> FloatArray:
     n_speakers = len(np.unique(speakers))
     if n_speakers < 2 or len(vectors) <= n_speakers:
         raise ConfigError(
-            f"task.head=lda learns from {len(vectors)} utterances of {n_speakers} speakers in "
-            "train; it needs two speakers with several utterances. Use task.head=cosine"
+            f"task.head=lda learns from {counted(len(vectors), 'utterance')} of "
+            f"{counted(n_speakers, 'speaker')} in train; it needs two speakers with several "
+            "utterances. Use task.head=cosine"
         )
     n_components = min(n_speakers - 1, _MAX_COMPONENTS)
     model: Any = LinearDiscriminantAnalysis(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
+from pipeline.errors import counted
 from pipeline.events import rough_duration
 from pipeline.feed.batch import Batch
 from pipeline.heads.ctc import Target, ctc_bytes, ctc_losses, greedy_symbols
@@ -246,15 +247,16 @@ def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> No
         if step == 1 + _N_TIMED:
             limit_s = (_finished_s(data.device) - start_s) / _N_TIMED * task.steps
             note(
-                f"seed {seed}, {len(heads)} heads: training takes at most about "
+                f"seed {seed}, {counted(len(heads), 'head')}: training takes at most about "
                 f"{rough_duration(limit_s)}, without the evaluations"
             )
         if step % task.eval_every == 0 or step == task.steps:
             _evaluate(active, data, step)
             best = min(heads, key=lambda head: head.best_dev)
             note(
-                f"seed {seed}, step {step} of {task.steps}, {len(active)} heads; best on dev: "
-                f"{task.metric} {best.best_dev:.3f} (layer {best.spec.layer}, lr {best.spec.lr:g})"
+                f"seed {seed}, step {step} of {task.steps}, {counted(len(active), 'head')}; best "
+                f"on dev: {task.metric} {best.best_dev:.3f} (layer {best.spec.layer}, lr "
+                f"{best.spec.lr:g})"
             )
 
 

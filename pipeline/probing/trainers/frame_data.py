@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TaskConfig
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.feed.batch import Batch
 from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.loader import FeatureLoader, make_loader
@@ -128,8 +128,9 @@ def prepare_transcripts(
     usable = _without(targets, (short, large))
     if not usable:
         raise ConfigError(
-            f"nothing to train on: of {len(train)} transcripts {len(short)} have more symbols than "
-            f"frames ({first_few(short)}), {len(large)} take too much memory ({first_few(large)})"
+            f"nothing to train on: of {counted(len(train), 'transcript')} {len(short)} with more "
+            f"symbols than frames ({first_few(short)}) and {len(large)} with too much memory "
+            f"({first_few(large)})"
         )
     return Transcripts(
         vocabulary=vocabulary,
@@ -197,7 +198,7 @@ def _dropped(ids: list[str], reason: str) -> list[str]:
     """Return a warning about utterances that are not trained on, if there are any."""
     if not ids:
         return []
-    return [f"{len(ids)} utterances are left out of training ({first_few(ids)}): {reason}"]
+    return [f"{counted(len(ids), 'utterance')} left out of training ({first_few(ids)}): {reason}"]
 
 
 def _unseen(part: str, folds: Sequence[Transcripts]) -> list[str]:
@@ -208,6 +209,7 @@ def _unseen(part: str, folds: Sequence[Transcripts]) -> list[str]:
     listed = first_few(sorted(map(repr, unknown)))
     where = " of the same fold" if len(folds) > 1 else ""
     return [
-        f"{unknown.total()} symbols of {part} ({listed}) are in no training transcript{where}; no "
-        "head can predict them, and they count as errors"
+        f"{counted(unknown.total(), 'symbol')} of {part} ({listed}) in no training "
+        f"transcript{where}: no head can predict what it is not trained on, and each counts as an "
+        "error"
     ]

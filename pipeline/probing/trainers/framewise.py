@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TaskConfig
+from pipeline.errors import counted
 from pipeline.events import rough_duration
 from pipeline.feed.dataset import FeatureDataset
 from pipeline.feed.frames.batch import LAYER_NORM
@@ -272,7 +273,7 @@ def _train(
             limit_s = (time.perf_counter() - start_s) / _N_TIMED * task.steps
             n_heads = sum(len(stack.heads) for stack in stacks)
             note(
-                f"seed {spec.seed}, {n_heads} heads: training takes at most about "
+                f"seed {spec.seed}, {counted(n_heads, 'head')}: training takes at most about "
                 f"{rough_duration(limit_s)}, without the evaluations"
             )
         if step % task.eval_every == 0 or step == task.steps:
@@ -281,8 +282,8 @@ def _train(
             best = max(heads, key=lambda head: head.dev)
             note(
                 f"seed {spec.seed}, step {step} of {task.steps}, "
-                f"{sum(len(stack.active) for stack in stacks)} heads; best on dev: {task.metric} "
-                f"{best.dev:.3f} (layer {best.spec.layer}, lr {best.spec.lr:g})"
+                f"{counted(sum(len(stack.active) for stack in stacks), 'head')}; best on dev: "
+                f"{task.metric} {best.dev:.3f} (layer {best.spec.layer}, lr {best.spec.lr:g})"
             )
 
 
