@@ -94,8 +94,8 @@ def _type_name(option: Any) -> str:
         return "null"
     if typing.get_origin(option) is tuple:
         item = typing.get_args(option)[0]
-        lists = {int: "a list of whole numbers", float: "a list of numbers"}
-        return lists.get(item, "a list of names")
+        lists = {int: "a list of whole numbers ([1,2])", float: "a list of numbers ([0.1,0.2])"}
+        return lists.get(item, "a list of names ([a,b])")
     if typing.get_origin(option) is dict:
         return "names with words, such as {speaker: text}"
     names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 _PATH, _SPANS = "dataset.path=", "spans="
+_QUOTES = "'\""
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -120,11 +122,81 @@ def _compose(root: str, kind: type[T], groups: Mapping[str, str], overrides: Seq
     _check_expansion(overrides)
     texts = [item for item in overrides if item.partition("=")[0] in known]
     others = [item for item in overrides if item not in texts]
-    merged = copy.deepcopy(_merge(folder, root, tuple(others)))
+    mappings: list[str] = []
+    try:
+        merged = copy.deepcopy(_merge(folder, root, tuple(others)))
+    except ConfigError:
+        collections = _collections(typing.cast("Any", kind))
+        unreadable = [item for item in others if not _is_readable(item)]
+        if not unreadable:
+            raise
+        words = [key for key, what in collections.items() if what == "words"]
+        mappings = [item for item in unreadable if item.partition("=")[0] in words]
+        plain = tuple(
+            _readable(item, collections) if item in unreadable else item
+            for item in others
+            if item not in mappings
+        )
+        merged = copy.deepcopy(_merge(folder, root, plain))
     for override in texts:
         key, _, value = override.partition("=")
         _put_text(merged, key, value)
+    for override in mappings:
+        key, _, value = override.partition("=")
+        _put(merged, key, _mapping(key, value))
     return build(kind, merged)
+
+
+def _readable(override: str, collections: Mapping[str, str]) -> str:
+    """Return an override that Hydra's grammar allows, with quotes around what needs them.
+
+    Args:
+        override: `key=value`, with a key that is known, and not of this grammar.
+        collections: "names" or "numbers" for each setting that takes a list of these.
+
+    Raises:
+        ConfigError: The value begins as a list, and cannot be read as one.
+    """
+    key, _, value = override.partition("=")
+    text = value.strip()
+    if text[0] not in "[{":  # of a wrong type, which `build` says
+        return f"{key}={_in_quotes(value)}"
+    kind = collections.get(key)
+    if kind == "names" and text[-1] == "]":
+        quoted = f"{key}=[{','.join(_readable_item(item) for item in text[1:-1].split(','))}]"
+        if _is_readable(quoted):
+            return quoted
+    expected = {
+        "names": "names in brackets, with special characters in double quotes, and for the shell "
+        f"the whole setting in single quotes: '{key}=[\"a,b\",c]'",
+        "numbers": f"numbers in brackets, such as {key}=[1,2]",
+    }.get(kind or "", "no list")
+    raise ConfigError(f"{key} is {value!r:.80}, which cannot be read; expected {expected}")
+
+
+def _is_readable(override: str) -> bool:
+    """Whether an override has one value by Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+    except (ValueError, RecursionError):  # too long, which `_merge` refuses
+        return True
+
+
+def _readable_item(item: str) -> str:
+    """Return an item of a list, in quotes if it needs them."""
+    item = item.strip()
+    has_quotes = not set(item).isdisjoint(_QUOTES)
+    return item if not item or has_quotes or _is_readable(f"x={item}") else _in_quotes(item)
+
+
+def _in_quotes(text: str) -> str:
+    doubled = re.sub(r'(\\+)(?="|$)', r"\1\1", text)  # before a quotation mark only
+    return '"' + doubled.replace('"', '\\"') + '"'
 
 
 @cache
@@ -138,7 +210,7 @@ def _merge(folder: Path, root: str, overrides: tuple[str, ...]) -> dict[str, Any
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
     try:
         changes, lines = [], set()
@@ -152,6 +224,9 @@ def _merge(folder: Path, root: str, overrides: tuple[str, ...]) -> dict[str, Any
         for key, value in changes:  # as Hydra does after it has composed the groups
             OmegaConf.update(config, key, value, merge=True)
         return _plain(config)
+    except InterpolationResolutionError as error:
+        used = next(item for item in overrides if "${" in item)
+        raise ConfigError(f"{used!r:.80} takes a value with ${{...}}; write it out") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or a deep list
@@ -229,6 +304,26 @@ def _text_settings(kind: Any) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
+def _collections(kind: Any) -> dict[str, str]:
+    """Return the settings whose value may be a list or a mapping.
+
+    "names" or "numbers" for a list of these, "words" for a mapping of names to words.
+    """
+    found: dict[str, str] = {}
+    for group, hint in type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            inner = _collections(typing.cast("Any", hint))
+            found |= {f"{group}.{key}": what for key, what in inner.items()}
+            continue
+        for option in (hint, *typing.get_args(hint)):
+            if typing.get_origin(option) is tuple:
+                found[group] = "names" if typing.get_args(option)[0] is str else "numbers"
+            elif typing.get_origin(option) is dict:
+                found[group] = "words"
+    return found
+
+
 def _check_expansion(overrides: Sequence[str]) -> None:
     """Refuse what a shell makes of x-{0..9}.tar: ten paths, of which only the last would count."""
     for before, override in itertools.pairwise(overrides):
@@ -244,8 +339,27 @@ def _put_text(merged: dict[str, Any], key: str, value: str) -> None:
     """Set a text setting to its literal value, without the quotes around it."""
     if not value:
         raise ConfigError(f"{key} is empty; write {key}=null to leave it unset")
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+    if len(value) > 1 and value[0] == value[-1] and value[0] in _QUOTES:
         value = value[1:-1]
+    _put(merged, key, None if value == "null" else value)
+
+
+def _put(merged: dict[str, Any], key: str, value: Any) -> None:
     group, _, name = key.rpartition(".")
-    section = merged[group] if group else merged
-    section[name] = None if value == "null" else value
+    (merged[group] if group else merged)[name] = value
+
+
+def _mapping(key: str, value: str) -> Any:
+    """Return a mapping of names to words, whose names may have any characters."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        found = _plain(OmegaConf.create(f"x: {value}"))["x"]
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"{key} is {value!r:.80}, which cannot be read; expected names with words in braces, "
+            f"such as '{key}={{speaker: text}}'"
+        ) from error
+    return found

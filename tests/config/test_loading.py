@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_sections_and_dataclasses_agree() -> None:
         ("plan.frames_per_unit=1e5", "plan.frames_per_unit is 100000.0; expected a whole number"),
         ("dataset.limit=0", "dataset.limit is 0; expected at least 1"),
         ("dataset.columns=speaker", "dataset.columns is 'speaker'; expected a list of names"),
-        ("dataset.columns={a: 1}", "expected a list of names or null"),
+        ("dataset.columns={a: 1}", "expected a list of names ([a,b]) or null"),
         ("extract.layers=[1,x]", "extract.layers is [1, 'x']; expected text or a list of whole"),
         ("extract.max_batch_s=0", "extract.max_batch_s is 0.0; expected seconds, more than 0"),
         ("extract.max_batch_s=nan", "expected seconds, more than 0"),
@@ -248,3 +249,50 @@ def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.store = "x"
     assert hash(config) == hash(load_config(["dataset.columns=[a]"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "columns"),
+    [
+        ("dataset.columns=[日本]", ("日本",)),
+        ("dataset.columns=[größe, a b,c(d),e=f]", ("größe", "a b", "c(d)", "e=f")),
+        ('dataset.columns=["日本", x]', ("日本", "x")),
+        ('dataset.columns=["a,b", c]', ("a,b", "c")),
+        ("dataset.columns=['a,b']", ("a,b",)),
+        ("dataset.columns=[a\\b;c]", ("a\\b;c",)),
+    ],
+)
+def test_names_may_have_any_characters(override, columns):
+    """In lists, with quotes or without; Hydra's grammar alone takes few characters."""
+    assert load_config([override]).dataset.columns == columns
+
+
+def test_names_of_a_mapping_may_have_any_characters():
+    """Also those that Hydra's grammar does not take."""
+    for text, names in (("{größe: text}", ["größe"]), ("{a: text,b:int}", ["a", "b"])):
+        assert list(load_config([f"dataset.types={text}"]).dataset.types) == names
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.columns=[a,l'x]", r"is \"\[a,l'x\]\".* '(dataset.columns=\[\"a,b\",c\])'"),
+        ('dataset.columns=["日本]', r"cannot be read; .* '(dataset.columns=\[\"a,b\",c\])'"),
+        ("dataset.columns=日本", r"is '日本'; expected a list of names \(\[a,b\]\)"),
+        ("dataset.columns=a,b", r"is 'a,b'; expected a list of names \(\[a,b\]\)"),
+        ("extract.layers=[0,", r"is '\[0,', which .* numbers in brackets, such as (\S+)$"),
+        ("dataset.limit=ä", r"dataset.limit is 'ä'; expected a whole number"),
+        ("dataset.limit=1,2", r"dataset.limit is '1,2'; expected a whole number"),
+        ("dataset.types={a", r"cannot be read; .* such as '(dataset.types=.*)'$"),
+        ("dataset.columns=[${x}]", r"'dataset.columns=\[\${x}\]' takes a value with \${...}"),
+    ],
+)
+def test_values_that_cannot_be_read_are_refused_with_a_spelling_that_works(override, message):
+    """Without Hydra's own words; the spelling in the message is read as it is."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config([override])
+    assert "hydra" not in str(caught.value).casefold()
+    assert "Exception" not in str(caught.value)
+    found = re.search(message, str(caught.value))
+    for spelling in found.groups():
+        load_config([spelling])
