@@ -20,7 +20,6 @@ from pipeline.cli.options import (
     Debug,
     Overrides,
     Store,
-    stores_and_settings,
 )
 from pipeline.cli.output import (
     EXIT_ERROR,
@@ -29,15 +28,15 @@ from pipeline.cli.output import (
     reported,
     signals_to,
 )
-from pipeline.cli.progress import Notes, RunProgress, SweepProgress, VerifyProgress
+from pipeline.cli.progress import Notes, RunProgress, VerifyProgress
 from pipeline.cli.streams import open_standard_streams
-from pipeline.cli.sweep_tables import show_sweep
 from pipeline.cli.usage import Verbs
 from pipeline.cli.verbs import transforms
 from pipeline.cli.verbs.fidelity import fidelity
 from pipeline.cli.verbs.layers import layers
 from pipeline.cli.verbs.predict import export_head, predict
-from pipeline.config import load_config, load_sweep_config
+from pipeline.cli.verbs.sweeps import report, sweep
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.events import announced
 
@@ -236,39 +235,8 @@ for verb in transforms.VERBS:
 
 
 app.command()(layers)
-
-
-@app.command()
-def sweep(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="STORE... task=... KEY=VALUE",
-            help="A store, or several to read as one; task and settings.",
-        ),
-    ],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Train small heads on every layer and on their weighted sum, and rank the layers."""
-    with reported(as_json, debug) as answer:
-        stores, overrides = stores_and_settings(arguments)
-        config = load_sweep_config(overrides)
-        with announced(Notes(console), IMPORTING):
-            from pipeline.probing.report.sweep_report import write_report
-            from pipeline.probing.run import summary
-            from pipeline.probing.run import sweep as sweep_store
-
-        with SweepProgress(console, config.task.is_trained) as progress:
-            result, folder = sweep_store(stores, config, progress)
-            with announced(progress, "writing the report"):
-                page = write_report(result, folder)
-        answer(
-            lambda out: show_sweep(out, result, page),
-            summary(result) | {"report": str(page)},
-        )
-
-
+app.command()(sweep)
+app.command()(report)
 app.command()(fidelity)
 app.command()(predict)
 app.command()(export_head)

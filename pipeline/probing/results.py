@@ -174,6 +174,7 @@ class Setup:
         n_stored: Utterances of the store, of which a selection has fewer.
         n_used: Utterances that the sweep got, labelled or not.
         version: Version of Strata.
+        fraction: Share of train that heads were trained on.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -183,6 +184,7 @@ class Setup:
     n_stored: int = 0
     n_used: int = 0
     version: str = ""
+    fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ class Sweep:
         groups: What the bootstrap of the intervals draws: utterances or speakers.
         spans: Path of the spans that were learned; None if the labels are columns of the store.
         setup: Settings, for a methods section.
+        units: What was tested, per fold, where test ids and references do not say it: see
+            `Task.units`.
     """
 
     task: str
@@ -251,6 +255,7 @@ class Sweep:
     groups: str = "utterances"
     spans: str | None = None
     setup: Setup = Setup()
+    units: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_trained(self) -> bool:

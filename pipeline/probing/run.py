@@ -8,17 +8,15 @@ cached in the folder that was asked for, so a changed sweep trains only the head
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pipeline import files
 from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
 from pipeline.devices import choose_device
@@ -39,6 +37,7 @@ from pipeline.probing.output_folder import (
     source_of,
 )
 from pipeline.probing.ranking import Ranking, best_single_layer, rank
+from pipeline.probing.result_files import write_result
 from pipeline.probing.results import (
     NO_RATE,
     WEIGHTED,
@@ -47,7 +46,6 @@ from pipeline.probing.results import (
     HeadSpec,
     Sweep,
     candidate_of,
-    mean_scores,
 )
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.tasks.abx import AbxTask
@@ -64,10 +62,9 @@ from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
-from pipeline.store.serialization import json_bytes
 
-HEADS, RESULT, WEIGHTS = "heads", "sweep.json", "weights.json"
-"""Files and folders in the output folder, beside those of the task and the report."""
+HEADS = "heads"
+"""Folder of the cached heads in the output folder."""
 
 TASK_KINDS: dict[str, TaskFactory] = {
     "utterance": UtteranceTask,
@@ -80,7 +77,6 @@ TASK_KINDS: dict[str, TaskFactory] = {
 }
 """Implementations of `Task` by `task.kind`."""
 
-_JSON_KEYS = {"baselines": "yardsticks"}  # fields of `Sweep` that have another name in the JSON
 _MIN_TEST = 100
 """Number of test utterances below which a warning is given."""
 
@@ -154,26 +150,10 @@ def sweep(
     times.append(time.perf_counter())
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
     result = _result(plan, heads, ranking, baselines, seconds, n_reused)
-    _write(result, plan)
+    write_result(result, plan.folder, plan.store.layers)
+    plan.task.write_files(plan.folder)
     kept.write(plan.folder, plan.data, ranking, observer.note)
     return result, plan.folder
-
-
-def summary(result: Sweep) -> dict[str, Any]:
-    """Return the output of `--json`: the results without heads, references and test ids."""
-    document = {
-        _JSON_KEYS.get(item.name, item.name): getattr(result, item.name) for item in fields(result)
-    }
-    for name in ("heads", "truth", "test_ids"):
-        del document[name]
-    return {
-        "best_layer": best_single_layer(result.scores, result.higher_is_better),
-        "results": mean_scores(result.heads),
-        **document,
-        "scores": [asdict(score) for score in result.scores],
-        "comparison": None if result.comparison is None else asdict(result.comparison),
-        "setup": asdict(result.setup),
-    }
 
 
 def _prepare(
@@ -292,6 +272,7 @@ def _result(
         classes=plan.task.classes,
         test_ids=tuple(tuple(ids[i] for i in fold.test.tolist()) for fold in folds),
         truth=plan.task.truth,
+        units=plan.task.units,
         scores=ranking.scores,
         best=ranking.best,
         comparison=ranking.comparison,
@@ -370,17 +351,3 @@ def size_warnings(n_test: int) -> tuple[str, ...]:
     if n_test >= _MIN_TEST:
         return ()
     return (f"only {counted(n_test, 'test utterance')}: look at the intervals before the scores",)
-
-
-def _write(result: Sweep, plan: _SweepPlan) -> None:
-    """Write the results, the files of the task, and the learned weights if there are any."""
-    whole = {_JSON_KEYS.get(name, name): value for name, value in asdict(result).items()}
-    text = json.dumps(whole | summary(result), allow_nan=False)
-    files.write_atomic(plan.folder / RESULT, [text.encode()])
-    plan.task.write_files(plan.folder)
-    if result.layer_weights is None:
-        (plan.folder / WEIGHTS).unlink(missing_ok=True)  # left by an earlier sweep
-        return
-    swept = dict(zip(result.layers, result.layer_weights, strict=True))
-    weights = [swept.get(layer, 0.0) for layer in plan.store.layers]
-    files.write_atomic(plan.folder / WEIGHTS, [json_bytes(weights)])

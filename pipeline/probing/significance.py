@@ -8,6 +8,7 @@ seeds is the mean of their scores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
@@ -96,9 +97,71 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
         swapped = _swap_p_value(every[: len(runs_a)], every[len(runs_a) :], seed)
         return swapped, f"paired permutation test over {group}"
     a, b = resampled_scores([runs_a, runs_b], seed)
+    p_value = _bootstrap_p_value(a, b, runs_a[0].n_groups)
+    return p_value, f"paired bootstrap over {group}"
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Difference of two candidates on the same test groups.
+
+    Attributes:
+        low: Lower bound of the 95 % bootstrap interval of the difference.
+        high: Upper bound of that interval.
+        p_value: p-value of the paired test.
+        test: Name of the paired test.
+    """
+
+    low: float
+    high: float
+    p_value: float
+    test: str
+
+
+def paired_results(
+    sets: Sequence[Runs], pairs: Sequence[tuple[int, int]], seed: int = 0
+) -> list[PairedResult]:
+    """Test pairs of candidates as `paired_test` does; each candidate is resampled once.
+
+    Args:
+        sets: Runs of the candidates, as many of each, on the same groups.
+        pairs: Positions of the candidates of each pair.
+        seed: Seed of the tests and of the draws.
+    """
+    if not pairs:
+        return []
+    resampled = resampled_scores(sets, seed)
+    found = []
+    for one, other in pairs:
+        low, high = interval(resampled[one] - resampled[other]).tolist()
+        if _are_sums([*sets[one], *sets[other]]):
+            p_value, test = paired_test(sets[one], sets[other], seed)
+        else:
+            run = sets[one][0]
+            p_value = _bootstrap_p_value(resampled[one], resampled[other], run.n_groups)
+            test = f"paired bootstrap over {run.group}"
+        found.append(PairedResult(low, high, p_value, test))
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for the number of tests.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
+    Statistics 1979: the smallest is multiplied by the number of tests, the next one by one less,
+    and so on; a corrected value is at least that of a smaller one.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = len(order) - np.arange(len(order))
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.take(p_values, order) * factors))
+    return [float(value) for value in corrected]
+
+
+def _bootstrap_p_value(a: FloatArray, b: FloatArray, n_groups: int) -> float:
+    """Return the two-sided p-value of the difference of two scores on bootstrap samples."""
     n_tail = min(int((a <= b).sum()), int((a >= b).sum()))
-    p_value = max(2 * (1 + n_tail) / (1 + N_RESAMPLES), 0.5 ** (runs_a[0].n_groups - 1))
-    return min(1.0, p_value), f"paired bootstrap over {group}"
+    return min(1.0, max(2 * (1 + n_tail) / (1 + N_RESAMPLES), 0.5 ** (n_groups - 1)))
 
 
 def sign_flip_p_value(counts_a: FloatArray, counts_b: FloatArray, seed: int = 0) -> float:

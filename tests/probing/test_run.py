@@ -14,8 +14,9 @@ import pytest
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.events import Observer
+from pipeline.probing.result_files import summary
 from pipeline.probing.results import WEIGHTED
-from pipeline.probing.run import summary, sweep
+from pipeline.probing.run import sweep
 from pipeline.store.read.opening import open_store
 from pipeline.transforms.collapse import collapse
 from tests.helpers.feature_stores import make_store

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,26 @@ class CellIndex:
     def n_contexts(self) -> IntArray:
         """Number of contexts that each cell is the mean of, int64 [n_cells]."""
         return np.bincount(self.of_block, minlength=len(self.pair))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what scores need of the cells, as JSON has it."""
+        return {
+            "pair": self.pair.tolist(),
+            "speakers": self.speakers.tolist(),
+            "n_contexts": self.n_contexts.tolist(),
+            "n_pairs": self.n_pairs,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> CellIndex:
+        """Return the cells of `to_dict`; which error of a block is of which cell is lost."""
+        counts = np.array(stored["n_contexts"], np.int64)
+        return cls(
+            np.array(stored["pair"], np.int64),
+            np.array(stored["speakers"], np.int64).reshape(-1, 2),
+            np.repeat(np.arange(len(counts)), counts),
+            int(stored["n_pairs"]),
+        )
 
 
 Read = Callable[[IntArray], tuple[Float32, IntArray]]

@@ -174,7 +174,9 @@ def table(
 
 def _column_kind(column: Sequence[object]) -> str:
     """Return the class of a column: number is right-aligned, text is wrapped."""
-    cells = [str(_cell(value)) for value in column]
+    cells = [
+        cell.striptags() if isinstance(cell, Markup) else str(cell) for cell in map(_cell, column)
+    ]
     if cells and all(_NUMBER.fullmatch(cell) for cell in cells):
         return "number"
     return "text" if any(len(cell) > _MAX_LINE for cell in cells) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _ESCAPES = {
     "\0": "{}",
@@ -50,7 +50,7 @@ def latex_table(
     label: str,
     head: Sequence[str],
     blocks: Sequence[Sequence[Sequence[str]]],
-    bold: int,
+    bold: int | Collection[tuple[int, int]],
     comment: str,
 ) -> str:
     """Return a floating table to be read by the command input.
@@ -60,7 +60,7 @@ def latex_table(
         label: Label for references.
         head: Plain text of the headings. The first column is left-aligned, the others right.
         blocks: Plain text of the cells of each row, in blocks that a rule divides.
-        bold: Row of the first block that is bold.
+        bold: Row of the first block that is bold, or row and column of its bold cells.
         comment: First line.
     """
     lines = [
@@ -82,19 +82,19 @@ def latex_table(
         r"    \toprule",
         f"    {_row(head)}",
     ]
+    cells = {(bold, at) for at in range(len(head))} if isinstance(bold, int) else set(bold)
     for number, block in enumerate(blocks):
         lines.append(r"    \midrule")
-        lines += [
-            f"    {_row(row, is_bold=number == 0 and at == bold)}" for at, row in enumerate(block)
-        ]
+        for at, row in enumerate(block):
+            columns = {column for of_row, column in cells if of_row == at and number == 0}
+            lines.append(f"    {_row(row, columns)}")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Sequence[str], is_bold: bool = False) -> str:
+def _row(cells: Sequence[str], bold: Collection[int] = ()) -> str:
     texts = [escaped(cell) for cell in cells]
-    if is_bold:
-        texts = [rf"\textbf{{{text}}}" if text else "" for text in texts]
-    elif texts[0][:1] in ("[", "*"):  # else an argument of the \\ before it
+    texts = [rf"\textbf{{{t}}}" if t and i in bold else t for i, t in enumerate(texts)]
+    if texts[0][:1] in ("[", "*"):  # else an argument of the \\ before it
         texts[0] = f"{{}}{texts[0]}"
     return f"{' & '.join(texts)} \\\\"

@@ -8,9 +8,11 @@ layer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +114,7 @@ class AbxTask(Task):
             self._part(np.concatenate([fold.train, fold.dev]), "dev") for fold in data.folds
         ]
         self._test = [self._part(fold.test, "test") for fold in data.folds]
+        self.units = tuple(map(self._unit, self._test))
         n_speakers = sum(len(np.unique(part.items.speaker)) for part in self._test)
         self.warnings = (*data.spans.warnings, *few_speakers(n_speakers))
         n_items = sum(len(part.items) for part in self._test)
@@ -207,6 +210,16 @@ class AbxTask(Task):
             {metric: blocks for metric, blocks in planned.items() if blocks},
             {metric: index_cells(items, blocks) for metric, blocks in planned.items() if blocks},
         )
+
+    def _unit(self, part: _Part) -> dict[str, Any]:
+        """Return the cells of a part by metric, and a hash of the items that they compare."""
+        items, ids = part.items, self._data.store.ids
+        rows = zip(part.position.tolist(), items.label, items.context, items.speaker, strict=True)
+        text = repr([(ids[i], int(a), int(b), int(c)) for i, a, b, c in rows])
+        return {
+            "items": hashlib.sha256(text.encode()).hexdigest(),
+            "cells": {metric: cells.to_dict() for metric, cells in part.cells.items()},
+        }
 
     def _errors(self, part: _Part, metric: str, layer: int) -> FloatArray:
         """Return the errors of the cells of a part, on a layer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -69,6 +69,8 @@ class Task(Protocol):
         fingerprint: Hash of what heads depend on beyond the settings, the labels and the features,
             e.g. of a file that the settings name; empty for nothing.
         higher_is_better: Direction of the metric.
+        units: What evaluations need besides references and predictions, per fold, as JSON has it:
+            utterances and speakers of trials, cells of ABX. None for other tasks.
     """
 
     warnings: tuple[str, ...]
@@ -77,6 +79,7 @@ class Task(Protocol):
     fingerprint: str = ""
     higher_is_better: bool
     items: str = ""
+    units: tuple[dict[str, Any], ...] = ()
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train heads. Call `on_head` once per spec, as soon as its head is trained.

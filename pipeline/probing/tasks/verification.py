@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class VerificationTask(Task):
             tuple((float(item),) for item in trials.is_target.tolist()) for trials in self._test
         )
         pairs = [(item.pairs.tolist(), item.is_target.tolist()) for item in self._test]
+        self.units = tuple(map(self._unit, data.folds, self._test, repeat(data.labels.texts[0])))
         self.fingerprint = hashlib.sha256(repr(pairs).encode()).hexdigest()
         self._layers: list[Candidate] = [candidate_of(layer) for layer in data.layers]
         self._pooled = pooled_inputs(data).numpy()  # [n_layers, n_utterances, dim]
@@ -150,6 +152,14 @@ class VerificationTask(Task):
                 "are not in the store: scores are not those of the whole list"
             )
         return trials, warnings
+
+    @staticmethod
+    def _unit(fold: Fold, trials: Trials, speakers: Sequence[str | None]) -> dict[str, Any]:
+        """Return the trials of a fold by positions of its test utterances, and their speakers."""
+        return {
+            "trials": np.searchsorted(fold.test, trials.pairs).tolist(),
+            "speakers": [speakers[i] or "" for i in fold.test.tolist()],
+        }
 
     def _parameters(self, layer: Candidate, fold: Fold) -> dict[str, FloatArray]:
         """Return the mean of the training vectors, [dim], and the LDA's projection, [dim, k]."""

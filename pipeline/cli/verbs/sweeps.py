@@ -1,0 +1,78 @@
+"""The verbs `sweep` and `report`: scores of layers, and comparisons of sweeps."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.comparison_tables import show_comparison
+from pipeline.cli.options import IMPORTING, AsJson, Debug, paths_and_settings, stores_and_settings
+from pipeline.cli.output import console, reported
+from pipeline.cli.progress import Notes, SweepProgress
+from pipeline.cli.sweep_tables import show_sweep
+from pipeline.config import load_sweep_config, plain_overrides
+from pipeline.errors import ConfigError
+from pipeline.events import announced
+
+
+def sweep(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE... task=... KEY=VALUE",
+            help="A store, or several to read as one; task and settings.",
+        ),
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train small heads on every layer and on their weighted sum, and rank the layers."""
+    with reported(as_json, debug) as answer:
+        stores, overrides = stores_and_settings(arguments)
+        config = load_sweep_config(overrides)
+        with announced(Notes(console), IMPORTING):
+            from pipeline.probing.report.sweep_report import write_report
+            from pipeline.probing.result_files import summary
+            from pipeline.probing.run import sweep as sweep_store
+
+        with SweepProgress(console) as progress:
+            result, folder = sweep_store(stores, config, progress)
+            with announced(progress, "writing the report"):
+                page = write_report(result, folder)
+        answer(
+            lambda out: show_sweep(out, result, page),
+            summary(result) | {"report": str(page)},
+        )
+
+
+def report(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SWEEP_DIR... [out=DIR]",
+            help="Folders of sweeps, or folders that contain these; where the report goes.",
+        ),
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare finished sweeps: leaderboard over tasks, scores by layer, paired tests."""
+    with reported(as_json, debug) as answer:
+        folders, overrides = paths_and_settings(arguments)
+        given = plain_overrides(overrides, {"out"})
+        if not folders:
+            raise ConfigError("no folder is given; write strata report SWEEP_DIR... [out=DIR]")
+        with announced(Notes(console), IMPORTING):
+            from pipeline.comparing.report.writing import write_comparison
+            from pipeline.comparing.results import document
+            from pipeline.comparing.running import compare_folders
+
+        notes = Notes(console)
+        comparison, folder = compare_folders(folders, given.get("out"), notes)
+        with announced(notes, "writing the report"):
+            page = write_comparison(comparison, folder)
+        answer(
+            lambda out: show_comparison(out, comparison, page),
+            document(comparison) | {"report": str(page)},
+        )

@@ -1,0 +1,356 @@
+"""Tables of a comparison as text, and as LaTeX, Markdown and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.comparing.naming import percent
+from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
+from pipeline.files import write_atomic
+from pipeline.probing.report.latex import latex_table
+from pipeline.probing.report.naming import candidate_name, metric_name
+from pipeline.probing.report.tabular import Rows
+from pipeline.probing.results import NO_RATE, SIGNIFICANCE_LEVEL, Candidate, CandidateScore
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$])")
+_DIRECTIONS = {True: "higher is better", False: "lower is better"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of a comparison.
+
+    Attributes:
+        name: Name of its files.
+        caption: What it shows.
+        head: Column headings.
+        rows: Cells as text; an empty text for no value.
+        numbers: The same in full precision, for the CSV file.
+        bold: Row and column of the bold cells.
+    """
+
+    name: str
+    caption: str
+    head: tuple[str, ...]
+    rows: list[list[str]]
+    numbers: Rows
+    bold: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+
+def write_grid(grid: Grid, folder: Path, version: str) -> None:
+    """Write NAME.tex, NAME.md and NAME.csv.
+
+    Raises:
+        StoreError: A file cannot be written.
+    """
+    label = f"tab:{grid.name.replace('_', '-')}"
+    made = f"Made by Strata {version}.".replace(" .", ".")
+    latex = latex_table(grid.caption, label, grid.head, [grid.rows], grid.bold, made)
+    for ending, text in (("tex", latex), ("md", markdown_of(grid))):
+        write_atomic(folder / f"{grid.name}.{ending}", [text.encode("utf-8", "replace")])
+    write_atomic(folder / f"{grid.name}.csv", [grid.numbers.to_csv()])
+
+
+def markdown_of(grid: Grid) -> str:
+    """Return a table in Markdown, with its caption."""
+    lines = [_escaped(grid.caption), "", f"| {' | '.join(map(_escaped, grid.head))} |"]
+    lines.append("|---" * len(grid.head) + "|")
+    for at, row in enumerate(grid.rows):
+        cells = [
+            f"**{_escaped(cell)}**" if cell and (at, column) in grid.bold else _escaped(cell)
+            for column, cell in enumerate(row)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_grids(comparison: Comparison) -> dict[str, Grid]:
+    """Return the tables that a comparison has data for, by name."""
+    grids = [leaderboard(comparison), pairs(comparison), scores(comparison)]
+    if any(task.head_changes for task in comparison.tasks):
+        grids.append(heads(comparison))
+    if len(comparison.fractions) > 1:
+        grids.append(learning_curves(comparison))
+    return {grid.name: grid for grid in grids if grid.rows}
+
+
+def row_name(comparison: Comparison, variant: Variant) -> str:
+    """Return the name of an encoder with its head, as the leaderboard shows it."""
+    parts = [variant.encoder, *([variant.head] if len(comparison.heads) > 1 else [])]
+    return ", ".join([*parts, *([variant.setting] if variant.setting else [])])
+
+
+def leaderboard(comparison: Comparison) -> Grid:
+    """Return the scores of each encoder and head, by task: best layer and weighted sum."""
+    names = dict.fromkeys(
+        row_name(comparison, variant)
+        for encoder in comparison.encoders
+        for task in comparison.tasks
+        for variant in task.full
+        if variant.encoder == encoder
+    )
+    cells: dict[tuple[str, str, bool], str] = {}
+    bold_names, long = set(), []
+    for task in comparison.tasks:
+        for variant in task.full:
+            name, is_best = row_name(comparison, variant), task.is_best(variant)
+            for score in (variant.best_layer, variant.weighted):
+                if score is None:
+                    continue
+                is_sum, is_chosen = score is not variant.best_layer, score == variant.best
+                cells[name, task.name, is_sum] = score_text(score, with_layer=not is_sum)
+                if is_best and is_chosen:
+                    bold_names.add((name, task.name, is_sum))
+                facts = (task.name, task.metric, variant.encoder, variant.head, variant.fraction)
+                long.append((*facts, *_numbers(score), is_chosen, is_best and is_chosen))
+    columns = [
+        (task, is_sum)
+        for task in comparison.tasks
+        for is_sum in ((False, True) if any(v.weighted for v in task.full) else (False,))
+    ]
+    rows = [[name, *(cells.get((name, t.name, s), "") for t, s in columns)] for name in names]
+    bold = {
+        (row, column)
+        for row, name in enumerate(names)
+        for column, (task, is_sum) in enumerate(columns, 1)
+        if (name, task.name, is_sum) in bold_names
+    }
+    return Grid(
+        "leaderboard",
+        "Test scores with 95 % bootstrap intervals of the best single layer, which dev chooses, "
+        "and of the learned weighted sum of the layers. Bold: the best test score of a task among "
+        "the best candidates (by dev) of the rows, and those that do not differ from it "
+        "significantly (paired tests, p-values corrected by Holm's method for all pairs of the "
+        f"task). {_metrics(comparison)}",
+        (
+            "encoder" if len(comparison.heads) == 1 else "encoder, head",
+            *(
+                f"{task.name}: {'weighted sum' if is_sum else 'best layer'}"
+                for task, is_sum in columns
+            ),
+        ),
+        rows,
+        Rows(
+            (
+                *("task", "metric", "encoder", "head", "fraction"),
+                *(*_SCORE_COLUMNS, "is_best_of_row", "is_bold"),
+            ),
+            long,
+        ),
+        frozenset(bold),
+    )
+
+
+def pairs(comparison: Comparison) -> Grid:
+    """Return the paired tests of the best candidates."""
+    tests = [pair.test for task in comparison.tasks for pair in task.pairs]
+    head = ("task", "first", "second", "difference", "95 % interval", "p", "p, corrected")
+    rows: list[list[str]] = []
+    numbers, bold = [], set()
+    for task in comparison.tasks:
+        for pair in task.pairs:
+            if pair.is_significant:
+                bold.add((len(rows), len(head) - 1))
+            rows.append([task.name, _side(pair, True), _side(pair, False), *difference(pair)])
+            numbers.append((task.name, task.metric, *_pair_numbers(pair)))
+    return Grid(
+        "pairs",
+        "Test score of the first minus that of the second, each by its best candidate on dev, with "
+        f"95 % bootstrap interval. {_tests(tests)}p-values are corrected by Holm's method for the "
+        f"number of tests of the task; bold: below {SIGNIFICANCE_LEVEL}.",
+        head,
+        rows,
+        Rows(("task", "metric", *_PAIR_COLUMNS), numbers),
+        frozenset(bold),
+    )
+
+
+def scores(comparison: Comparison) -> Grid:
+    """Return the scores of all candidates of all variants."""
+    with_heads, with_fractions = len(comparison.heads) > 1, len(comparison.fractions) > 1
+    head = ["task", "encoder", *(["head"] if with_heads else [])]
+    head += ["share of train"] if with_fractions else []
+    head += ["candidate", "dev", "test", "95 % interval"]
+    rows: list[list[str]] = []
+    numbers, bold = [], set()
+    for task in comparison.tasks:
+        for variant in task.variants:
+            name = f"{variant.encoder}, {variant.setting}" if variant.setting else variant.encoder
+            for score in variant.sweep.scores:
+                if score == variant.best:
+                    bold.add((len(rows), len(head) - 2))
+                rows.append(
+                    [
+                        task.name,
+                        name,
+                        *([variant.head] if with_heads else []),
+                        *([percent(variant.fraction)] if with_fractions else []),
+                        candidate_name(score.layer),
+                        f"{score.dev:.3f}",
+                        f"{score.test:.3f}",
+                        f"{score.low:.3f} to {score.high:.3f}",
+                    ]
+                )
+                facts = (task.name, task.metric, name, variant.head, variant.fraction)
+                size = variant.sweep.n_train
+                numbers.append((*facts, size, *_numbers(score), score == variant.best))
+    columns = ("task", "metric", "encoder", "head", "fraction", "n_train", *_SCORE_COLUMNS)
+    return Grid(
+        "scores",
+        "Scores of every layer and of the weighted sum. Bold: the best candidate on dev.",
+        tuple(head),
+        rows,
+        Rows((*columns, "is_best"), numbers),
+        frozenset(bold),
+    )
+
+
+def heads(comparison: Comparison) -> Grid:
+    """Return whether other heads have other best layers."""
+    tests = [c.test.test for task in comparison.tasks for c in task.head_changes if c.test]
+    rows: list[list[str]] = []
+    numbers = []
+    for task in comparison.tasks:
+        for change in task.head_changes:
+            test, rank = change.test, change.rank_correlation
+            rows.append(
+                [
+                    task.name,
+                    change.encoder,
+                    f"{change.reference}: {candidate_name(change.reference_layer)}",
+                    f"{change.head}: {candidate_name(change.layer)}",
+                    "" if rank is None else f"{rank:.2f}",
+                    *(difference(test) if test else [""] * 4),
+                ]
+            )
+            found = (None,) * len(_PAIR_COLUMNS) if test is None else _pair_numbers(test)
+            layers = _number(change.reference_layer), _number(change.layer)
+            facts = (task.name, change.encoder, change.reference, change.head, *layers, rank)
+            numbers.append((*facts, *found))
+    columns = ("task", "encoder", "reference", "head", "reference_layer", "layer")
+    return Grid(
+        "heads",
+        "Best single layer with each head, by dev; Spearman's correlation of the layers' dev "
+        "scores; and, with the other head, the test score of its best layer minus that of the best "
+        f"layer of the first head, with 95 % bootstrap interval. {_tests(tests)}p-values are "
+        "corrected by Holm's method for the number of these tests of the task.",
+        (
+            *("task", "encoder", "first head", "other head", "rank correlation"),
+            *("difference", "95 % interval", "p", "p, corrected"),
+        ),
+        rows,
+        Rows((*columns, "rank_correlation", *_PAIR_COLUMNS), numbers),
+    )
+
+
+def learning_curves(comparison: Comparison) -> Grid:
+    """Return the scores of the best candidates by number of training utterances."""
+    rows: list[list[str]] = []
+    numbers = []
+    for task in comparison.tasks:
+        ordered = sorted(task.variants, key=lambda v: v.fraction)
+        for variant in sorted(ordered, key=lambda v: row_name(comparison, v)):
+            for score in variant.sweep.scores:
+                facts = (task.name, task.metric, variant.encoder, variant.head)
+                size = (variant.fraction, variant.sweep.n_train)
+                numbers.append((*facts, *size, *_numbers(score), score == variant.best))
+            score = variant.best
+            rows.append(
+                [
+                    task.name,
+                    row_name(comparison, variant),
+                    percent(variant.fraction),
+                    f"{variant.sweep.n_train:,}",
+                    candidate_name(score.layer),
+                    f"{score.test:.3f}",
+                    f"{score.low:.3f} to {score.high:.3f}",
+                ]
+            )
+    columns = ("task", "metric", "encoder", "head", "fraction", "n_train", *_SCORE_COLUMNS)
+    return Grid(
+        "learning_curves",
+        "Test scores by number of training utterances, of the candidate that is best on dev at "
+        "each size. Dev and test are the same at all sizes; smaller sets are parts of larger ones.",
+        (
+            *("task", "encoder", "share of train", "training utterances"),
+            *("best on dev", "test", "95 % interval"),
+        ),
+        rows,
+        Rows((*columns, "is_best"), numbers),
+    )
+
+
+def score_text(score: CandidateScore, with_layer: bool) -> str:
+    """Return a test score with its interval, and the layer that it is of."""
+    layer = f", {candidate_name(score.layer)}" if with_layer else ""
+    return f"{score.test:.3f} [{score.low:.3f}, {score.high:.3f}]{layer}"
+
+
+def difference(pair: PairTest) -> list[str]:
+    """Return difference, interval, p-value and corrected p-value as text."""
+    return [
+        f"{pair.difference:+.3f}",
+        f"{pair.low:+.3f} to {pair.high:+.3f}",
+        f"{pair.p_value:.2g}",
+        f"{pair.adjusted:.2g}",
+    ]
+
+
+def _side(pair: PairTest, is_first: bool) -> str:
+    name = pair.first if is_first else pair.second
+    candidate = pair.first_candidate if is_first else pair.second_candidate
+    return f"{name} ({candidate_name(candidate)})"
+
+
+_SCORE_COLUMNS = ("candidate", "layer", "lr", "dev", "test", "low", "high", "seed_sd")
+_PAIR_COLUMNS = (
+    *("first", "first_candidate", "second", "second_candidate", "difference", "low", "high"),
+    *("p_value", "p_value_holm", "test"),
+)
+
+
+def _numbers(score: CandidateScore) -> tuple[object, ...]:
+    lr = score.lr if score.lr != NO_RATE else None
+    ends = (score.dev, score.test, score.low, score.high, score.seed_sd)
+    return (candidate_name(score.layer), _number(score.layer), lr, *ends)
+
+
+def _pair_numbers(pair: PairTest) -> tuple[object, ...]:
+    sides = pair.first, candidate_name(pair.first_candidate)
+    others = pair.second, candidate_name(pair.second_candidate)
+    values = pair.difference, pair.low, pair.high, pair.p_value, pair.adjusted
+    return (*sides, *others, *values, pair.test)
+
+
+def _number(layer: Candidate) -> int | None:
+    return layer if isinstance(layer, int) else None
+
+
+def _tests(names: Iterable[str]) -> str:
+    """Return a sentence that names tests; nothing without any."""
+    found = ", ".join(dict.fromkeys(names))
+    return f"{found[:1].upper()}{found[1:]}; " if found else ""
+
+
+def _metrics(comparison: Comparison) -> str:
+    """Return the metric of each task, with its direction."""
+    lines = [metric_line(task) for task in comparison.tasks]
+    return "; ".join(lines) + "."
+
+
+def metric_line(task: TaskComparison) -> str:
+    """Return the metric of a task with its direction: `ks: accuracy (higher is better)`."""
+    return f"{task.name}: {metric_name(task.metric)} ({_DIRECTIONS[task.higher_is_better]})"
+
+
+def html_rows(grid: Grid) -> Sequence[Sequence[str]]:
+    """Return the cells with a dash for no value, as pages show them."""
+    return [[cell or "–" for cell in row] for row in grid.rows]
+
+
+def _escaped(text: str) -> str:
+    """Return text as Markdown that shows it, on one line."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
