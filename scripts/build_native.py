@@ -1,4 +1,4 @@
-"""Compile the optional C code; without a compiler Strata works without it, but reads more slowly.
+"""Compile the optional C code; without a compiler Strata works without it, but more slowly.
 
 pip runs this when it installs or builds Strata (the hook of hatchling in pyproject.toml). To
 compile in a checkout that is not installed: `python scripts/build_native.py`.
@@ -16,14 +16,16 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = "pipeline/store/native"
+STORE, HEADS = "pipeline/store/native", "pipeline/probing/trainers/native"
 INCLUDES = (f"-I{sysconfig.get_paths()['include']}",)
+FAST = ("-ffp-contract=fast", "-fno-math-errno")  # where no bits are promised
 LIBRARIES = {
-    "libint8.native": (("int8.c",), ()),  # not .so, which Python would import
-    "librows.native": (("rows.c",), ()),
-    "_mapped.abi3.so": (("mapped.c", "int8.c", "rows.c"), INCLUDES),
+    "libint8.native": (STORE, ("int8.c",), ()),  # not .so, which Python would import
+    "librows.native": (STORE, ("rows.c",), ()),
+    "_mapped.abi3.so": (STORE, ("mapped.c", "int8.c", "rows.c"), INCLUDES),
+    "libheads.native": (HEADS, ("heads.c",), (*FAST, "-lm")),
 }
-"""The sources of each library, and further options."""
+"""Folder and sources of each library, and further options."""
 LINUX_ONLY = "_mapped.abi3.so"
 STABLE_SINCE = "cp311"  # the oldest Python whose stable interface has what mapped.c uses
 FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra")
@@ -34,16 +36,19 @@ def compile_all(root: Path) -> list[Path]:
     """Compile every library into its folder; return those that were compiled."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
-        print("no C compiler: features are read without C code, more slowly", file=sys.stderr)
+        print(
+            "no C compiler: features are read, and heads trained, without C code, more slowly",
+            file=sys.stderr,
+        )
         return []
     libraries = []
-    for name, (sources, options) in LIBRARIES.items():
+    for name, (folder, sources, options) in LIBRARIES.items():
         if name == LINUX_ONLY and sys.platform != "linux":
             continue
-        library = root / FOLDER / name
+        library = root / folder / name
         partial = library.with_suffix(".partial")
-        paths = [str(root / FOLDER / source) for source in sources]
-        command = [*compiler.split(), *FLAGS, *options, *paths, "-o", str(partial)]
+        paths = [str(root / folder / source) for source in sources]
+        command = [*compiler.split(), *FLAGS, *paths, *options, "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             print(f"{name} was not compiled: {done.stderr.strip()[-500:]}", file=sys.stderr)

@@ -24,7 +24,7 @@ from pipeline.probing.trainers.pooled import (
 from pipeline.probing.trainers.snapshot import HeadShape, initial_parameters
 
 CPU = torch.device("cpu")
-DIM, CLASSES, N = 24, 5, 400
+DIM, CLASSES, N = 32, 5, 400
 LAYERS = (3, 6, 9)
 KS = load_sweep_config(["task=ks"]).task
 
@@ -122,9 +122,9 @@ def test_a_stack_steps_as_autograd_does(layer, n_classes, kind):
 
 def test_a_hidden_layer_learns_what_a_linear_head_cannot():
     """The class is whether two features have the same sign."""
-    data = make_data((2,), head="mlp", steps=300)
+    data = make_data((2,), head="mlp", steps=400)
     data.labels[0] = ((data.pooled[2, :, 0] > 0) == (data.pooled[2, :, 1] > 0)).long()
-    data.pooled[2, :, :2] *= 3
+    data.pooled[2, :, :2] *= 6
     linear = replace(data, task=replace(data.task, head="linear"))
     assert trained(data, (9, 1e-2))[0].test > 0.8
     assert trained(linear, (9, 1e-2))[0].test < 0.65

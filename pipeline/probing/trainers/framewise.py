@@ -36,7 +36,7 @@ from pipeline.probing.baselines import fitted_classifier
 from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.metrics import class_counts, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
-from pipeline.probing.trainers.head_stack import HeadStack
+from pipeline.probing.trainers.fused_stack import make_stack
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.progress import HeadProgress, stacks_of
 from pipeline.probing.trainers.snapshot import HeadShape, Snapshot
@@ -218,7 +218,7 @@ class _Stack:
         task, dim = data.task, data.store.feature_dim
         shape = HeadShape(dim, task.projection, data.n_classes, len(layers), task.head)
         objective = Classification((data.n_classes,))
-        self._stack = HeadStack(specs, layers, shape, objective, data.device)
+        self._stack = make_stack(specs, layers, shape, objective, data.device, task.batch)
         now = self.snapshot()
         self.heads = [
             HeadProgress(spec, -math.inf, now.copy_of(i), higher_is_better=True)

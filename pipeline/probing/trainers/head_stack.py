@@ -107,7 +107,7 @@ class HeadStack:
         inputs = now.inputs(selected)
         if now.hidden is not None:
             loss, (left, right) = self._gradients_of_hidden(now, inputs, batch_labels)
-        elif self._product_is_cheaper(len(rows)):
+        elif self.shape.product_is_cheaper(len(rows)):
             loss, (left, right) = self._gradients_of_product(now, inputs, batch_labels)
         else:
             loss, (left, right) = self._gradients_layer_by_layer(inputs, batch_labels)
@@ -194,12 +194,6 @@ class HeadStack:
         pairs = zip(mix, weight_gradient, strict=True)
         means = torch.stack([torch.dot(weights, gradient) for weights, gradient in pairs])
         torch.mul(mix, weight_gradient - means.unsqueeze(1), out=self._gradients[4])
-
-    def _product_is_cheaper(self, batch: int) -> bool:
-        """Return whether `_gradients_of_product` takes fewer multiplications for a batch size."""
-        dim, projection, n_outputs = self.shape[:3]
-        both, product = projection * (dim + n_outputs), dim * n_outputs
-        return projection * product + batch * product < batch * both
 
     def _make_optimizer(
         self, previous: tuple[dict[Tensor, Any], list[list[Tensor]]] | None

@@ -27,6 +27,7 @@ from pipeline.config import TaskConfig
 from pipeline.events import rough_duration
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
+from pipeline.probing.trainers.fused_stack import FusedStack, make_stack
 from pipeline.probing.trainers.head_stack import HeadStack
 from pipeline.probing.trainers.objectives import Objective
 from pipeline.probing.trainers.progress import HeadProgress, stacks_of
@@ -65,7 +66,8 @@ class PooledData:
 
     def to(self, device: torch.device) -> PooledData:
         """Return the data with its tensors on a device."""
-        return replace(self, pooled=self.pooled.to(device), labels=self.labels.to(device))
+        pooled = self.pooled.to(device).contiguous()
+        return replace(self, pooled=pooled, labels=self.labels.to(device))
 
     @property
     def shape(self) -> HeadShape:
@@ -74,10 +76,11 @@ class PooledData:
         n_outputs = sum(self.objectives[0].widths)
         return HeadShape(dim, self.task.projection, n_outputs, n_layers, self.task.head)
 
-    def stack(self, specs: Sequence[HeadSpec]) -> HeadStack:
+    def stack(self, specs: Sequence[HeadSpec]) -> HeadStack | FusedStack:
         """Return untrained heads of one seed and fold."""
-        objective = self.objectives[specs[0].fold]
-        return HeadStack(specs, self.layers, self.shape, objective, self.pooled.device)
+        fold = specs[0].fold
+        batch, device = min(self.task.batch, len(self.folds[fold].train)), self.pooled.device
+        return make_stack(specs, self.layers, self.shape, self.objectives[fold], device, batch)
 
     def predictions(self, heads: Snapshot, positions: Tensor, fold: int) -> Tensor:
         """Return the predicted labels of utterances: [n_heads, n_columns, n].
@@ -260,7 +263,11 @@ def _train(
 
 
 def _take_steps(
-    data: PooledData, stack: HeadStack, train: Tensor, order: Iterator[Tensor], n_steps: int
+    data: PooledData,
+    stack: HeadStack | FusedStack,
+    train: Tensor,
+    order: Iterator[Tensor],
+    n_steps: int,
 ) -> list[float]:
     """Take training steps, and return the mean loss of each head."""
     losses = []

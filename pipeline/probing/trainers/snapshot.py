@@ -36,6 +36,15 @@ class HeadShape(NamedTuple):
     n_layers: int
     kind: str = LINEAR
 
+    def product_is_cheaper(self, batch: int) -> bool:
+        """Return whether a step with both layers multiplied takes fewer multiplications.
+
+        Args:
+            batch: Utterances of a batch.
+        """
+        both, product = self.projection * (self.dim + self.n_outputs), self.dim * self.n_outputs
+        return self.projection * product + batch * product < batch * both
+
 
 class Snapshot(NamedTuple):
     """Heads of one stack at one step of their training.

@@ -1,0 +1,164 @@
+"""A stack of linear heads on a CPU, whose steps C code takes in one pass over the parameters.
+
+It computes what `HeadStack` does, up to rounding: with the layers multiplied into one, the
+gradients of both layers, the step of Adam and the next product. In torch these are six passes over
+parameters that do not fit the caches of a core. Weighted sums of all heads of the stack, and the
+gradients of their weights, are computed while an utterance's features are in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config.sweep_schema import LINEAR
+from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
+from pipeline.probing.trainers.head_stack import HeadStack
+from pipeline.probing.trainers.native import heads as native
+from pipeline.probing.trainers.native.heads import HeadTensors, NativeHeads
+from pipeline.probing.trainers.objectives import Objective
+from pipeline.probing.trainers.snapshot import (
+    HeadShape,
+    Snapshot,
+    initial_parameters,
+    matmul_per_head,
+)
+
+
+class FusedStack:
+    """Linear heads that are trained together: of one seed and fold, all or none on weighted sums.
+
+    Attributes:
+        specs: Settings of the heads.
+        shape: Sizes of each head.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[HeadSpec],
+        layers: Sequence[Candidate],
+        shape: HeadShape,
+        objective: Objective,
+    ) -> None:
+        """Initialise the heads as torch initialises linear layers.
+
+        Args:
+            specs: Settings of the heads.
+            layers: Candidate at each index of the layer axis of the features.
+            shape: Sizes of each head.
+            objective: What the heads learn.
+        """
+        self.specs, self.shape, self._objective = list(specs), shape, objective
+        initial = [initial_parameters(spec.seed, spec.layer, shape) for spec in specs]
+        parts = [torch.stack(part) for part in zip(*initial, strict=True)]
+        first, first_bias, last, last_bias = parts[:4]
+        scalars = parts[4] if self.weighted else torch.empty(len(specs), 0)
+        axes = () if self.weighted else tuple(layers.index(spec.layer) for spec in specs)
+        self._axes = axes[:1] if len(set(axes)) == 1 else axes
+        self._values = HeadTensors(first, first_bias, last.mT.contiguous(), last_bias, scalars)
+        self._means, self._squares = self._values.zeros(), self._values.zeros()
+        self._product = matmul_per_head(last, first)
+        bias = matmul_per_head(last, first_bias.unsqueeze(2))
+        self._product_bias = bias.add_(last_bias.unsqueeze(2))
+        self._n_steps, self._memory = 0, torch.empty(0)
+        self._bind()
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the heads are on weighted sums."""
+        return self.specs[0].layer == WEIGHTED
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Keep these heads, with their optimizer state, and drop the others."""
+        self.specs = [self.specs[i] for i in heads]
+        self._axes = tuple(self._axes[i] for i in heads) if len(self._axes) > 1 else self._axes
+        self._values, self._means = self._values.take(heads), self._means.take(heads)
+        self._squares = self._squares.take(heads)
+        self._product = self._product[list(heads)]
+        self._product_bias = self._product_bias[list(heads)]
+        self._bind()
+
+    @torch.no_grad()
+    def snapshot(self) -> Snapshot:
+        """Return the heads as they are now; they share memory with the stack."""
+        mix = self._values.scalars.softmax(1) if self.weighted else None
+        return Snapshot(self._axes, mix, None, self._product, self._product_bias)
+
+    @torch.no_grad()
+    def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Take one step of Adam on the loss of a batch.
+
+        Args:
+            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
+            labels: Labels of all utterances, [n_columns, n_utterances].
+            rows: Positions of the utterances of the batch, int64 [batch].
+
+        Returns:
+            The loss of each head before the step, [n_heads].
+        """
+        now, batch_labels = self.snapshot(), labels[:, rows]  # refuses positions out of range
+        if now.mix is None:
+            inputs = now.inputs(now.select_layers(pooled, rows))
+        else:
+            inputs, of_inputs = self._buffers(len(rows))
+            native.mix_layers(pooled, rows, now.mix, inputs)
+        loss, errors = self._objective.loss(now.outputs(inputs), batch_labels)
+        bias = torch.stack([head.sum(1, keepdim=True) for head in errors])
+        scalars = self._values.scalars
+        if now.mix is not None:
+            matmul_per_head(errors.mT, now.weight, out=of_inputs)
+            scalars = _through_softmax(now.mix, native.mix_gradient(pooled, rows, of_inputs))
+        self._n_steps += 1
+        self._native.step(self._n_steps, matmul_per_head(errors, inputs), bias, scalars)
+        return loss
+
+    def _buffers(self, batch: int) -> Tensor:
+        """Return memory for the inputs and their gradients: new memory takes as long as a sum."""
+        shape = (2, len(self.specs), batch, self.shape.dim)
+        if self._memory.shape != shape:
+            self._memory = torch.empty(shape)
+        return self._memory
+
+    def _bind(self) -> None:
+        self._native = NativeHeads(
+            self._values,
+            self._means,
+            self._squares,
+            self._product,
+            self._product_bias,
+            [spec.lr for spec in self.specs],
+        )
+
+
+def _through_softmax(mix: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of scalars whose softmax is `mix`, float32 [n_heads, n_layers]."""
+    weights = mix.double()
+    pairs = zip(weights, gradient, strict=True)
+    means = torch.stack([torch.dot(of_head, some) for of_head, some in pairs])
+    return (weights * (gradient - means.unsqueeze(1))).float()
+
+
+def make_stack(
+    specs: Sequence[HeadSpec],
+    layers: Sequence[Candidate],
+    shape: HeadShape,
+    objective: Objective,
+    device: torch.device,
+    batch: int,
+) -> HeadStack | FusedStack:
+    """Return untrained heads of one seed and fold.
+
+    Args:
+        specs: Settings of the heads.
+        layers: Candidate at each index of the layer axis of the features.
+        shape: Sizes of each head.
+        objective: What the heads learn.
+        device: Device of the parameters.
+        batch: Utterances, spans or frames of a batch.
+    """
+    is_linear = shape.kind == LINEAR and shape.product_is_cheaper(batch)
+    if is_linear and device.type == "cpu" and native.fits(shape.dim, shape.projection):
+        return FusedStack(specs, layers, shape, objective)
+    return HeadStack(specs, layers, shape, objective, device)

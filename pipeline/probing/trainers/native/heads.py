@@ -1,0 +1,206 @@
+"""Steps of Adam of linear heads, and weighted sums, where the library is compiled and fits the CPU.
+
+Addresses are taken once, so a `NativeHeads` is valid as long as its tensors are neither replaced
+nor resized.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("libheads.native")
+AVX2, AVX512 = 1, 2
+"""Levels of instructions, as in heads.c."""
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Settings of Adam: those of `torch.optim.Adam`."""
+_WIDTH, _ROWS = 16, 4  # dim is a multiple of one, projection of the other
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, _POINTER) for name in ("value", "mean", "square")]
+
+
+class _Head(ctypes.Structure):
+    _fields_ = [
+        *((name, _SIZE) for name in ("n_outputs", "projection", "dim", "n_scalars")),
+        ("layers", _Layer * 5),
+        ("product", _POINTER),
+        ("product_bias", _POINTER),
+    ]
+
+
+class _Adam(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_float) for name in ("beta1", "beta2", "eps", "step_size", "root_scale")
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(name, _POINTER) for name in ("product", "product_bias", "scalars")]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("features", _POINTER),
+        *((name, _SIZE) for name in ("n_layers", "n_utterances", "dim")),
+        ("rows", _POINTER),
+        ("n_rows", _SIZE),
+    ]
+
+
+class HeadTensors(NamedTuple):
+    """Parameters of heads, or the moments of their gradients: float32, contiguous.
+
+    Attributes:
+        first: [n_heads, projection, dim].
+        first_bias: [n_heads, projection].
+        last: Transposed, [n_heads, projection, n_outputs].
+        last_bias: [n_heads, n_outputs].
+        scalars: Scalars of weighted sums, [n_heads, n_layers]; of other heads [n_heads, 0].
+    """
+
+    first: Tensor
+    first_bias: Tensor
+    last: Tensor
+    last_bias: Tensor
+    scalars: Tensor
+
+    def zeros(self) -> HeadTensors:
+        """Return zeros of the same shapes."""
+        return HeadTensors(*map(torch.zeros_like, self))
+
+    def take(self, heads: Sequence[int]) -> HeadTensors:
+        """Return copies of some heads."""
+        return HeadTensors(*(part[list(heads)] for part in self))
+
+
+class NativeHeads:
+    """Heads whose tensors C code changes in place.
+
+    Args:
+        values: Their parameters.
+        means: Means of their gradients, as Adam has them.
+        squares: Means of the squares of their gradients.
+        product: Both layers multiplied, [n_heads, n_outputs, dim].
+        product_bias: [n_heads, n_outputs, 1].
+        lrs: Learning rate of each head.
+    """
+
+    def __init__(
+        self,
+        values: HeadTensors,
+        means: HeadTensors,
+        squares: HeadTensors,
+        product: Tensor,
+        product_bias: Tensor,
+        lrs: Sequence[float],
+    ) -> None:
+        self._kept = (values, means, squares, product, product_bias)
+        self._lrs = tuple(lrs)
+        n, projection, dim = values.first.shape
+        shape = (values.last.shape[2], projection, dim, values.scalars.shape[1])
+        self._heads = (_Head * n)()
+        for i, head in enumerate(self._heads):
+            head.n_outputs, head.projection, head.dim, head.n_scalars = shape
+            for number, layer in enumerate(head.layers):
+                parts = (tensors[number] for tensors in (values, means, squares))
+                layer.value, layer.mean, layer.square = (_address(part, i) for part in parts)
+            head.product, head.product_bias = _address(product, i), _address(product_bias, i)
+        self._scratch = torch.empty(_ROWS * (dim + shape[0]))
+
+    def step(self, number: int, product: Tensor, product_bias: Tensor, scalars: Tensor) -> None:
+        """Take a step of Adam, and multiply the layers.
+
+        Args:
+            number: Number of the step, from 1.
+            product: Gradient with respect to the product, [n_heads, n_outputs, dim], contiguous.
+            product_bias: With respect to its bias, [n_heads, n_outputs, 1], contiguous.
+            scalars: With respect to the scalars, of the shape of theirs, contiguous.
+        """
+        library, level = _loaded()
+        beta1, beta2 = BETAS
+        root_scale = 1 / math.sqrt(1 - beta2**number)
+        for i, (head, lr) in enumerate(zip(self._heads, self._lrs, strict=True)):
+            gradients = _Gradients(
+                _address(product, i), _address(product_bias, i), _address(scalars, i)
+            )
+            by = _Adam(beta1, beta2, EPS, lr / (1 - beta1**number), root_scale)
+            library.strata_heads_step(level, head, gradients, by, self._scratch.data_ptr())
+
+
+def mix_layers(pooled: Tensor, rows: Tensor, mix: Tensor, out: Tensor) -> None:
+    """Compute weighted sums of layers.
+
+    Args:
+        pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
+        rows: Positions of the utterances, int64 [n]; they are not checked.
+        mix: Weights, float32 [n_heads, n_layers], contiguous.
+        out: Receives the sums, float32 [n_heads, n, dim], contiguous.
+    """
+    library, level = _loaded()
+    library.strata_heads_mix(level, _batch(pooled, rows), mix.data_ptr(), len(mix), out.data_ptr())
+
+
+def mix_gradient(pooled: Tensor, rows: Tensor, inputs: Tensor) -> Tensor:
+    """Return the gradient with respect to the weights of layers, float64 [n_heads, n_layers].
+
+    Args:
+        pooled: As of `mix_layers`.
+        rows: As of `mix_layers`.
+        inputs: Gradient with respect to the weighted sums, float32 [n_heads, n, dim], contiguous.
+    """
+    library, level = _loaded()
+    out = torch.empty(len(inputs), len(pooled), dtype=torch.float64)
+    library.strata_heads_mix_gradient(
+        level, _batch(pooled, rows), inputs.data_ptr(), len(inputs), out.data_ptr()
+    )
+    return out
+
+
+def fits(dim: int, projection: int) -> bool:
+    """Return whether heads of these sizes can be computed on this machine."""
+    return best_level() > 0 and dim % _WIDTH == 0 and projection % _ROWS == 0
+
+
+def best_level() -> int:
+    """Return the best instructions of this machine; 0 if there are none, or no library."""
+    return _loaded()[1]
+
+
+def _batch(pooled: Tensor, rows: Tensor) -> _Batch:
+    return _Batch(pooled.data_ptr(), *pooled.shape, rows.data_ptr(), len(rows))
+
+
+def _address(tensor: Tensor, i: int) -> int:
+    """Return the address of a head's part of a tensor."""
+    return int(tensor.data_ptr() + i * tensor.stride(0) * tensor.element_size())
+
+
+@cache
+def _loaded() -> tuple[Any, int]:
+    """Return the library, whose functions release the interpreter's lock, and its best level."""
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None, 0
+    number, head, batch = ctypes.c_int, ctypes.POINTER(_Head), ctypes.POINTER(_Batch)
+    gradients, adam = ctypes.POINTER(_Gradients), ctypes.POINTER(_Adam)
+    arguments = {
+        "step": [number, head, gradients, adam, _POINTER],
+        "mix": [number, batch, _POINTER, _SIZE, _POINTER],
+        "mix_gradient": [number, batch, _POINTER, _SIZE, _POINTER],
+    }
+    for name, types in arguments.items():
+        function = getattr(library, f"strata_heads_{name}")
+        function.argtypes, function.restype = types, None
+    return library, int(library.strata_heads_level())
