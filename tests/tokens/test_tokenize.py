@@ -416,17 +416,6 @@ def test_facts_of_the_codebook(root):
     assert document["attributes"]["encoder"] == facts["encoder"]
 
 
-def test_a_copy_says_how_to_get_its_tokens(tmp_path, root):
-    """Tokens are not copied; the command that the note names makes them."""
-    result = tokenized(root)
-    notes = Notes()
-    pipeline.copy_stores(str(root), tmp_path / "copy", observer=notes)
-    (line,) = [line for line in notes.lines if "tokens" in line]
-    assert f"strata tokenize {tmp_path / 'copy'} codebook={result.codebook}" in line
-    pipeline.tokenize(tmp_path / "copy", codebook=result.codebook)
-    check_all(pipeline.open_store(tmp_path / "copy"))
-
-
 def test_a_collapsed_store_has_tokens_of_its_own(tmp_path, root):
     """Those of the layers are not copied, which a note says; a codebook of a layer is refused."""
     result = tokenized(root)

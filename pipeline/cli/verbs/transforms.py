@@ -62,7 +62,7 @@ def collapse(
 
 
 COPY_SETTINGS = (
-    *("layers", "where", "ids", "dtype", "keep", "pooling", "frames_per_unit", "prefix"),
+    *("layers", "where", "ids", "dtype", "keep", "pooling", "frames_per_unit", "prefix", "tokens"),
 )
 
 
@@ -73,7 +73,7 @@ def copy(
             metavar="SRC... DST [KEY=VALUE...]",
             help="One or several stores, the new store, and layers=[6,12] ids=FILE dtype=int8 "
             "where=\"split = 'train'\" keep=[pooled] pooling=[mean,std] frames_per_unit=N "
-            "prefix=true.",
+            "prefix=true tokens=all|none|[NAME].",
         ),
     ],
     as_json: AsJson = False,
@@ -100,6 +100,7 @@ def copy(
             pooling=items(given, "pooling"),
             frames_per_unit=capacity,
             prefix=flag(given, "prefix"),
+            tokens=items(given, "tokens"),
         )
         with RunProgress(console) as progress:
             result = copy_stores(paths[:-1], paths[-1], settings, progress)

@@ -38,7 +38,7 @@ from pipeline.transforms.copy.making import CopyMaker
 from pipeline.transforms.copy.pieces import Pieces, make_pieces
 from pipeline.transforms.copy.settings import CopySettings, as_recorded, read_ids
 from pipeline.transforms.copy.sources import Source, check_form, check_sources, open_sources
-from pipeline.transforms.tokens_left import note_tokens
+from pipeline.transforms.copy.tokens import CarriedTokens, carry_tokens, choose_tokens
 from pipeline.transforms.writer import Target, check_space, open_ledger, write_units
 
 
@@ -54,6 +54,7 @@ class Copy:
         bytes: Bytes of its features.
         layers: Its layers.
         dtype: Format of its frames.
+        tokens: Names of the tokens that were copied.
         sources: Paths of the stores that it was made from.
         wall_seconds: Duration of this run.
     """
@@ -65,6 +66,7 @@ class Copy:
     bytes: int
     layers: tuple[int, ...]
     dtype: str
+    tokens: tuple[str, ...]
     sources: tuple[str, ...]
     wall_seconds: float
 
@@ -77,6 +79,7 @@ class _Prepared:
     pieces: Pieces
     layout: Layout
     identity: Identity
+    tokens: list[CarriedTokens]
 
 
 def copy_stores(
@@ -89,8 +92,8 @@ def copy_stores(
 
     The copy has the utterances that readers see: those that are quarantined, incomplete or replaced
     are left out. Columns are those of the newest labels. Stored bytes are copied as they are,
-    unless the dtype changes. Every piece of a source is compared with its checksum while it is
-    read.
+    unless the dtype changes, and tokens are copied with them. Every piece of a source is compared
+    with its checksum while it is read.
 
     The copy is written into the folder `OUT.copying`, and is renamed to `OUT` when it is complete.
     A run that was interrupted goes on if it is repeated with the same settings.
@@ -129,7 +132,9 @@ def copy_stores(
         check_content(place, copy.identity, copy.layout, copy.pieces)
     n_done, n_units = len(index_files.committed_units(place)), copy.pieces.plan.n_units
     if is_final and n_done == n_units:
-        observer.note(f"{target} is complete already; nothing to do")
+        n_new = _carry(copy, place, observer)
+        done = f"{counted(n_new, 'unit')} of it got tokens" if n_new else "nothing to do"
+        observer.note(f"{target} is complete already; {done}")
         return _result(copy, target, start_s)
     check_space(place, (n_units - n_done) * copy.layout.slot_bytes)
     run_id = uuid.uuid4().hex[:12]
@@ -139,12 +144,12 @@ def copy_stores(
         if lease.warning:
             observer.note(lease.warning)
         _write(copy, place, lease, run_id, observer)
+        _carry(copy, place, observer)
         with announced(observer, "checking the copy"):
             check_written(place)
         if not is_final:
             publish(place, target)
     result = _result(copy, target, start_s)
-    note_tokens([source.backend for source in copy.sources], target, observer)
     if result.quarantined:
         observer.note(
             f"WARNING: {counted(result.quarantined, 'utterance')} quarantined, because "
@@ -185,7 +190,10 @@ def _prepare(
     pieces = make_pieces(sources, chosen, capacity, {"copy": recorded})
     layout = copy_layout(first, layers, form, pieces)
     identity = copy_identity(sources, layout, chosen.columns, recorded)
-    return _Prepared(sources, pieces, layout, identity)
+    tokens, notes = choose_tokens(sources, out, layout, settings)
+    for line in notes:
+        observer.note(line)
+    return _Prepared(sources, pieces, layout, identity, tokens)
 
 
 def _write(copy: _Prepared, place: Backend, lease: Lease, run_id: str, observer: Observer) -> None:
@@ -207,6 +215,11 @@ def _write(copy: _Prepared, place: Backend, lease: Lease, run_id: str, observer:
     )
 
 
+def _carry(copy: _Prepared, place: Backend, observer: Observer) -> int:
+    """Give a place whose units are committed the tokens that it lacks; return their number."""
+    return carry_tokens(place, copy.tokens, copy.sources, copy.pieces, copy.layout, observer)
+
+
 def _result(copy: _Prepared, out: Backend, start_s: float) -> Copy:
     names = ["unit", "row", "piece", "n_pieces", "status", "n_frames"]
     pieces, first = index_files.complete_utterances(index_files.read_index(out, columns=names))
@@ -220,6 +233,7 @@ def _result(copy: _Prepared, out: Backend, start_s: float) -> Copy:
         bytes=n_units * layout.slot_bytes,
         layers=layout.layers,
         dtype=layout.codec.name,
+        tokens=tuple(item.name for item in copy.tokens),
         sources=tuple(str(source.backend) for source in copy.sources),
         wall_seconds=round(time.perf_counter() - start_s, 3),
     )

@@ -14,6 +14,9 @@ from pipeline.store.format.layout import KEPT, Layout
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.stored_form import StoredForm, choose_form
 
+ALL, NONE = "all", "none"
+"""Tokens of a copy: all that the sources have, or none."""
+
 Ids = str | Path | Sequence[str]
 """Ids of utterances, or a text file with one id a line."""
 
@@ -32,6 +35,7 @@ class CopySettings:
         frames_per_unit: Frames of a unit, rounded up to a multiple of 256.
         prefix: Whether ids become `<folder of the store>/<id>`. Then `where` and `ids` have the new
             ids, too.
+        tokens: "all", "none", or names of the tokens that the copy has; None stands for all.
     """
 
     layers: Sequence[int] | None = None
@@ -42,6 +46,25 @@ class CopySettings:
     pooling: str | Sequence[str] | None = None
     frames_per_unit: int | None = None
     prefix: bool = False
+    tokens: str | Sequence[str] | None = None
+
+    @property
+    def token_names(self) -> str | tuple[str, ...]:
+        """`ALL`, `NONE`, or the names of the tokens that are copied.
+
+        Raises:
+            ConfigError: No name is given, or it stands beside others.
+        """
+        if self.tokens is None:
+            return ALL
+        names = (self.tokens,) if isinstance(self.tokens, str) else tuple(self.tokens)
+        if len(names) == 1 and names[0] in (ALL, NONE):
+            return names[0]
+        if not names or {ALL, NONE} & set(names):
+            raise ConfigError(
+                f"tokens is {list(names)!r:.80}; expected all, none, or names of tokens"
+            )
+        return names
 
     def form(self, first: Layout) -> StoredForm:
         """Return what the copy stores, given the layout of the first source.
