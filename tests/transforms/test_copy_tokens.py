@@ -100,7 +100,10 @@ def test_names_choose_the_tokens(root, tmp_path, tokens, names):
     ("given", "message"),
     [
         ({"tokens": "othr"}, "tokens: there are none called 'othr'; did you mean other"),
-        ({"tokens": ["all", "other"]}, r"tokens is \['all', 'other'\]; expected all, none, or nam"),
+        (
+            {"tokens": ["all", "other"]},
+            r"tokens is \['all', 'other'\]; expected all, none, or names",
+        ),
         ({"tokens": []}, r"tokens is \[\]; expected all, none, or names"),
         (
             {"tokens": NAME, "dtype": "int8"},
