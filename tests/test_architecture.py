@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "online": {"encoders", "extract", "feed", "store", "store/format", "config", *BOTTOM},
     "predict": {
         *("audio", "config", "encoders", "extract", "heads", "sources", "store", "store/format"),
-        *("transforms", *BOTTOM),
+        *("spans", "transforms", *BOTTOM),
     },
 }
 """The packages that each package may import: cli → online, predict → probing, transforms, feed,

@@ -41,7 +41,7 @@ SPANS, FRAMEWISE = "spans", "framewise"
 FORMS = {
     UTTERANCE: (LINEAR, MLP, ATTENTIVE),
     REGRESSION: (LINEAR, MLP, ATTENTIVE),
-    SPANS: (LINEAR, MLP, ATTENTIVE),
+    SPANS: (LINEAR, MLP),
     FRAMEWISE: (LINEAR, MLP, LSTM),
     FRAMES: (LINEAR, MLP, LSTM),
     VERIFICATION: (COSINE, LDA),
@@ -123,6 +123,11 @@ class HeadFacts:
     def is_pooled(self) -> bool:
         """Whether the head gets statistics over frames, and needs no frames."""
         return self.kind not in (FRAMES, FRAMEWISE) and self.head != ATTENTIVE
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether the frames of an utterance are needed, also where statistics of parts are."""
+        return self.kind == SPANS or not self.is_pooled
 
     @property
     def n_outputs(self) -> int:

@@ -9,7 +9,7 @@ head that needs no more.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
 from pipeline.heads.facts import HeadFacts
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
+from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.identity import SOXR_KEY, compare
 from pipeline.store.format.pooling import pool
 from pipeline.store.read.features import FeatureStore
@@ -87,22 +88,21 @@ class HeadEncoder:
                 "nothing"
             )
 
+    @property
+    def geometry(self) -> FrameGeometry:
+        """Sample rate, hop and receptive field of the encoder."""
+        return self._encoder.geometry
+
     def features(self, waveform: Tensor) -> Tensor:
         """Encode one waveform, rounded as in the store: float32 [n_layers, n_frames, dim].
 
         Args:
-            waveform: float32 [n_samples], at the encoder's rate.
+            waveform: float32 [n_samples], at the encoder's rate; see `as_waveform`.
 
         Raises:
-            EncoderError: It is not one-dimensional float32 or empty, or a feature cannot be stored.
+            EncoderError: A feature cannot be stored.
         """
         encoder = self._encoder
-        if waveform.ndim != 1 or waveform.dtype != torch.float32 or not len(waveform):
-            raise EncoderError(
-                f"a waveform must be one-dimensional float32 with samples at "
-                f"{encoder.geometry.sample_rate_hz} Hz; it is {str(waveform.dtype)[6:]} of shape "
-                f"{list(waveform.shape)}"
-            )
         windows = encoder.windows.plan(len(waveform))
         if len(windows) == 1:
             features = encode_clips(encoder, [waveform])[0]
@@ -128,7 +128,7 @@ class HeadEncoder:
 
     def encode(
         self, recordings: Sequence[tuple[str, Path]], observer: Observer
-    ) -> Iterator[Encoded]:
+    ) -> Generator[Encoded, None, None]:
         """Encode recordings, up to a thousand at a time; their features exist until the next.
 
         Args:
@@ -274,7 +274,7 @@ def _config_of(facts: HeadFacts, overrides: Sequence[str]) -> Config:
         *(f"extract.{k}={encoder[k]}" for k in ("max_window_s", "context_s") if k in encoder),
         *([f"extract.precision={encoder['precision']}"] if "precision" in encoder else []),
     ]
-    if facts.is_pooled and "collapse" not in identity:
+    if not facts.needs_frames and "collapse" not in identity:
         keep = "[pooled]" if dtype != INT8.name else "[frames,pooled]"
         pooling = ",".join(facts.pooling)
         settings += [f"extract.keep={keep}", f"extract.pooling=[{pooling}]"]

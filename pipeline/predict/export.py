@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.config.sweep_schema import ATTENTIVE, COSINE, LDA, LINEAR, LSTM, MLP
 from pipeline.encoders.wav2vec2.bundles import registry
 from pipeline.errors import ConfigError, counted
-from pipeline.heads.facts import FRAMES, REGRESSION, VERIFICATION, HeadFacts
+from pipeline.heads.facts import FRAMES, FRAMEWISE, REGRESSION, SPANS, VERIFICATION, HeadFacts
 from pipeline.heads.trained import TrainedHead
 from pipeline.predict.heads import BEST, HEAD, open_head, sweep_result
 
@@ -21,6 +22,14 @@ _STATISTICS = {
     "max": "features.amax(1)",
     "first": "features[:, 0]",
     "last": "features[:, -1]",
+}
+_FORMS = {
+    LINEAR: "A linear head",
+    MLP: "A head with a hidden layer",
+    ATTENTIVE: "A head on attentive statistics over frames",
+    LSTM: "A recurrent head (two bidirectional LSTM layers)",
+    COSINE: "The centre for cosine scores",
+    LDA: "A linear discriminant analysis for cosine scores",
 }
 
 
@@ -60,7 +69,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
     lines = [
         f"# {facts.task}: {what}, from {_layer_text(facts)} of {_encoder_name(facts)}",
         "",
-        f"A linear head, trained by `strata sweep` (Strata {facts.strata}) on frozen features.",
+        f"{_FORMS[facts.head]}, made by `strata sweep` (Strata {facts.strata}) on frozen features.",
         "",
         "| | |",
         "|---|---|",
@@ -71,7 +80,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
         "## Use it with Strata",
         "",
         "```bash",
-        "strata predict THIS_FOLDER clip.wav",
+        f"strata predict THIS_FOLDER clip.wav{' spans=FILE' * (facts.kind == SPANS)}",
         "```",
         "",
         f"## {_heading(facts)}",
@@ -90,8 +99,9 @@ def _rows(facts: HeadFacts, sweep: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of the card's table."""
     encoder = facts.identity["encoder"]
     score = next((s for s in sweep.get("scores", ()) if s["layer"] == facts.layer), None)
+    labels = "spans" if facts.kind in (SPANS, FRAMEWISE) else "label columns"
     rows = [
-        ("task", f"{facts.task} ({facts.kind}), label columns: {', '.join(facts.labels)}"),
+        ("task", f"{facts.task} ({facts.kind}), {labels}: {', '.join(facts.labels)}"),
         (
             "encoder",
             f"{_encoder_name(facts)}, weights: {facts.weights}, sha256 of all weights "
@@ -121,7 +131,10 @@ def _rows(facts: HeadFacts, sweep: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _features_text(facts: HeadFacts) -> str:
-    inputs = "every frame" if not facts.is_pooled else " and ".join(facts.pooling) + " over frames"
+    inputs = "every frame"
+    if facts.is_pooled:
+        of = "the frames of a span" if facts.kind == SPANS else "frames"
+        inputs = f"{' and '.join(facts.pooling)} over {of}"
     stored = f"float32 here, {facts.identity.get('dtype')} in training"
     return (
         f"{_layer_text(facts)}, {inputs}; {facts.dim} values, {facts.frame_rate_hz:g} frames per "
@@ -216,8 +229,14 @@ def _of_features(facts: HeadFacts) -> list[str]:
     if "collapse" in facts.identity:
         weights = [round(weight, 8) for weight in facts.identity["collapse"]["weights"]]
         lines.append(f"features = torch.tensordot(torch.tensor({weights}), features, 1)[None]")
-    if facts.normalize:
+    if facts.normalize and not facts.is_pooled:
         lines.append("features = torch.nn.functional.layer_norm(features, features.shape[-1:])")
+    if facts.kind == SPANS:
+        lines += [
+            'times = torch.arange(features.shape[1]) / facts["frame_rate_hz"]  # of frames',
+            'times += facts["first_centre_s"]',
+            "features = features[:, (times >= 0.1) & (times < 0.4)]  # a span from 0.1 to 0.4 s",
+        ]
     if facts.is_pooled:
         parts = [_STATISTICS[name] for name in facts.pooling]
         joined = parts[0] if len(parts) == 1 else f"torch.cat([{', '.join(parts)}], -1)"
@@ -228,20 +247,58 @@ def _of_features(facts: HeadFacts) -> list[str]:
         lines.append(f'vector = {mixed}.double() - head["mean"]')
         lines.append('vector = vector @ head["projection"] if "projection" in head else vector')
         return [*lines, "vector = vector / vector.norm()  # the score of two files: vector @ other"]
-    lines.append(f'outputs = {mixed} @ head["weight"].T + head["bias"]')
+    return [*lines, *_outputs(facts.head, mixed), *_of_outputs(facts)]
+
+
+def _outputs(form: str, mixed: str) -> list[str]:
+    """Return the lines from the inputs of a head, or its frames, to its outputs."""
+    if form in (ATTENTIVE, LSTM):
+        lines = [f'frames = {mixed} @ head["projection_weight"].T + head["projection_bias"]']
+    if form == ATTENTIVE:
+        keys = 'torch.tanh(frames @ head["attention_weight"].T + head["attention_bias"])'
+        lines += [
+            f'attention = ({keys} @ head["attention_vector"]).softmax(0)  # [frame]',
+            "mean = attention @ frames",
+            "deviation = (attention @ frames**2 - mean**2).clamp(min=1e-5).sqrt()",
+        ]
+        mixed = "torch.cat([mean, deviation])"
+    elif form == LSTM:
+        lines += [
+            'units = head["lstm.weight_hh_l0"].shape[1]',
+            "lstm = torch.nn.LSTM(frames.shape[1], units, num_layers=2, bidirectional=True)",
+            'own = {k[5:]: v for k, v in head.items() if k.startswith("lstm.")}',
+            "lstm.load_state_dict(own)",
+        ]
+        mixed = "lstm(frames)[0].detach()"
+    elif form == MLP:
+        lines = [f'hidden = ({mixed} @ head["hidden_weight"].T + head["hidden_bias"]).relu()']
+        mixed = "hidden"
+    else:
+        lines = []
+    return [*lines, f'outputs = {mixed} @ head["weight"].T + head["bias"]']
+
+
+def _of_outputs(facts: HeadFacts) -> list[str]:
+    """Return the lines from outputs to a prediction."""
     if facts.kind == REGRESSION:
         values = 'outputs * head["deviations"] + head["means"]'
-        return [*lines, f'print(dict(zip(facts["labels"], ({values}).tolist())))']
+        return [f'print(dict(zip(facts["labels"], ({values}).tolist())))']
     if facts.kind == FRAMES:
         joiner = " " if facts.tokens == "words" else ""
         symbols = 'facts["classes"][0][n - 1] for n in path if n'
         return [
-            *lines,
             "path = outputs.argmax(-1).unique_consecutive().tolist()  # 0 is the blank of CTC",
             f'print(" ".join("{joiner}".join({symbols}).split()))',
         ]
+    if facts.kind == FRAMEWISE:
+        return [
+            "numbers, lengths = outputs.argmax(-1).unique_consecutive(return_counts=True)",
+            'stops_s = (lengths.cumsum(0) - 0.5) / facts["frame_rate_hz"]',
+            'stops_s += facts["first_centre_s"]  # between the centres of two frames',
+            "for number, stop_s in zip(numbers, stops_s):",
+            '    print(f"until {stop_s:.4f} s:", facts["classes"][0][number])',
+        ]
     return [
-        *lines,
         'for column, names in zip(facts["labels"], facts["classes"]):',
         "    scores, outputs = outputs[: len(names)].softmax(0), outputs[len(names) :]",
         "    print(column, names[scores.argmax()], float(scores.max()))",

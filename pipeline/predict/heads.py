@@ -39,10 +39,9 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
     layers = trained_layers(root)
     if not layers:
         raise ConfigError(
-            f"{root} has no trained heads in {TRAINED}/: task=abx trains none, those of spans and "
-            "frames (task=word, phone, frame) are not kept, and an earlier version of Strata kept "
-            "none: then run the same `strata sweep` again (heads are cached; only the best of each "
-            "layer is trained again)"
+            f"{root} has no trained heads in {TRAINED}/: task=abx trains none, and an earlier "
+            "version of Strata kept none, or none of this task: then run the same `strata sweep` "
+            "again (heads are cached; only the best of each layer is trained again)"
         )
     wanted = result.get("best") if layer == BEST else layer
     if wanted not in layers:

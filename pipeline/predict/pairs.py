@@ -32,7 +32,7 @@ def choose_pairs(trials: str | None, names: Sequence[str]) -> list[Pair]:
                 "give two recordings, or a list of pairs as trials=FILE"
             )
         return [(names[0], names[1])]
-    path, ends = Path(trials), _ends(names)
+    path, ends = Path(trials), name_ends(names)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,7 +57,7 @@ def _pair(line: str, where: str, ends: dict[str, list[str]]) -> Pair:
         raise ConfigError(f"{where} is {line!r:.80}; expected `ID ID`, `1 ID ID` or `ID ID target`")
     found = []
     for word in words:
-        names = ends.get(word) or ends.get(_stem(word)) or []
+        names = named(word, ends)
         if len(names) != 1:
             problem = f"may be any of {first_few(names)}" if names else "is none of the recordings"
             raise ConfigError(f"{where}: {word} {problem}; give it as a longer path")
@@ -65,7 +65,12 @@ def _pair(line: str, where: str, ends: dict[str, list[str]]) -> Pair:
     return found[0], found[1]
 
 
-def _ends(names: Sequence[str]) -> dict[str, list[str]]:
+def named(word: str, ends: dict[str, list[str]]) -> list[str]:
+    """Return the names that a word may mean, with or without its extension."""
+    return ends.get(word) or ends.get(_stem(word)) or []
+
+
+def name_ends(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the names by each of their ends after a slash, with and without extension.
 
     A name in full is not ambiguous, whatever others end with it.

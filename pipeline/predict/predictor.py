@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.events import Observer
-from pipeline.heads.facts import FRAMEWISE, SPANS
+from pipeline.heads.facts import SPANS
 from pipeline.heads.prediction import Prediction
 from pipeline.heads.trained import TrainedHead
 from pipeline.predict.encoding import HeadEncoder, check_features
+from pipeline.predict.given_spans import (
+    GivenSpans,
+    check_spans,
+    predict_spans,
+    predict_stored_spans,
+)
 from pipeline.predict.heads import BEST, open_head
 from pipeline.predict.recordings import find_recordings
+from pipeline.predict.waveforms import as_waveform, check_rate
+from pipeline.spans.placing import UTTERANCE
+from pipeline.spans.table import Spans
 from pipeline.store.backend.base import Location
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -30,11 +45,14 @@ class Predicted:
         name: Path of the file as given, or id of the utterance.
         prediction: The prediction; None if there is an error.
         error: Why the recording could not be encoded.
+        without_frames: Start and stop, in seconds, of given spans that have no class, since no
+            frame's centre is in them.
     """
 
     name: str
     prediction: Prediction | None = None
     error: str | None = None
+    without_frames: tuple[tuple[float, float], ...] = ()
 
 
 class Predictor:
@@ -59,7 +77,7 @@ class Predictor:
 
     Example:
         >>> predictor = pipeline.Predictor("sweeps/features/ks-digit")
-        >>> [prediction] = predictor([waveform])  # float32 [n_samples] at 16 kHz
+        >>> [prediction] = predictor([waveform], sample_rate=44_100)  # [n_samples]
         >>> prediction.labels, prediction.scores
         (('seven',), (0.98,))
     """
@@ -73,30 +91,59 @@ class Predictor:
         observer: Observer | None = None,
     ) -> None:
         self.head: TrainedHead = open_head(folder, layer)
-        if self.head.facts.kind in (SPANS, FRAMEWISE):
-            raise ConfigError(f"{folder}: heads of {self.head.facts.kind} cannot be used yet")
         self._overrides, self._observer = tuple(overrides), observer or Observer()
         self._loaded: HeadEncoder | None = None
 
-    def __call__(self, waveforms: Iterable[Tensor]) -> list[Prediction]:
+    def __call__(
+        self,
+        waveforms: Iterable[Tensor | NDArray[Any]],
+        sample_rate: int | None = None,
+        *,
+        spans: Iterable[Sequence[Any]] | None = None,
+    ) -> list[Prediction]:
         """Predict from waveforms, each encoded by itself.
 
         Args:
-            waveforms: float32 [n_samples] each, at the encoder's rate, 16 kHz; of any length.
+            waveforms: Tensors or arrays [n_samples], each of any length: floats, or int16 or int32,
+                which are scaled to [-1, 1) as an extraction does it.
+            sample_rate: Samples per second of all of them; other rates than the encoder's are
+                resampled as an extraction does it. None: they have the encoder's rate, 16 kHz.
+            spans: For a head on spans, those of each waveform: pairs (start_s, stop_s), or rows of
+                `Spans`.
 
         Raises:
+            ConfigError: Spans are missing or of no use, or a span has no frame.
             StrataError: The encoder cannot be loaded, is not that of the sweep, or a waveform
                 cannot be encoded.
         """
-        return [self._of_waveform(waveform) for waveform in waveforms]
+        check_rate(sample_rate)
+        check_spans(self.head.facts, spans is not None)
+        if isinstance(waveforms, Tensor | np.ndarray) and waveforms.ndim == 1:
+            raise ConfigError("expected a list of waveforms, not one; write [waveform]")
+        given = list(waveforms)
+        of_each = [()] * len(given) if spans is None else list(spans)
+        if len(of_each) != len(given):
+            raise ConfigError(
+                f"there are {counted(len(given), 'waveform')} and spans of {len(of_each)}; give a "
+                "list of spans for each waveform"
+            )
+        rate_hz = self._encoder.geometry.sample_rate_hz
+        ready = [as_waveform(item, sample_rate, rate_hz, i) for i, item in enumerate(given)]
+        pairs = zip(ready, of_each, strict=True)
+        return [self._of_waveform(waveform, own, i) for i, (waveform, own) in enumerate(pairs)]
 
-    def predict_files(self, paths: Sequence[str | Path]) -> list[Predicted]:
+    def predict_files(
+        self, paths: Sequence[str | Path], spans: Spans | GivenSpans | str | Path | None = None
+    ) -> list[Predicted]:
         """Predict from audio files, or the audio files in folders.
 
         They are decoded, resampled and encoded as `strata extract` does it, in batches.
 
         Args:
             paths: Files and folders.
+            spans: For a head on spans, the intervals to label, or a file of them. Their ids are
+                paths, or ends of paths, with or without extension. Files without spans are not
+                encoded.
 
         Returns:
             One item per file; those of a folder are sorted. A file that cannot be decoded has an
@@ -104,39 +151,54 @@ class Predictor:
 
         Raises:
             StrataError: There are no such files, or the encoder cannot be loaded or is not that of
-                the sweep.
+                the sweep; or spans are missing or of no use.
         """
+        check_spans(self.head.facts, spans is not None)
         files = [(str(path), path.absolute()) for path in find_recordings(paths)]
-        found: list[Predicted] = []
-        for encoded in self._encoder.encode(files, self._observer):
-            names = [name for name in encoded.names if name not in encoded.reasons]
-            predictions = dict(zip(names, self._of_store(encoded.store, names), strict=True))
-            found += [
-                Predicted(name, predictions.get(name), encoded.reasons.get(name))
-                for name in encoded.names
-            ]
-        return found
+        names = [name for name, _ in files]
+        given = None
+        if spans is not None:
+            given = GivenSpans.of(spans).of_recordings(names, self._observer)
+            self._note_without(names, given)
+            files = [item for item in files if item[0] in set(given.spans.utterances)]
+        found = {name: Predicted(name, Prediction()) for name in names}
+        with closing(self._encoder.encode(files, self._observer)) as parts:
+            for encoded in parts:
+                own = [name for name in encoded.names if name not in encoded.reasons]
+                predicted = self._of_store(encoded.store, own, given and given.of_names(own))
+                found |= {item.name: item for item in predicted}
+                found |= {name: Predicted(name, error=why) for name, why in encoded.reasons.items()}
+        return list(found.values())
 
     def predict_store(
-        self, store: FeatureStore | Location | Iterable[Location], ids: Sequence[str] | None = None
+        self,
+        store: FeatureStore | Location | Iterable[Location],
+        ids: Sequence[str] | None = None,
+        spans: Spans | GivenSpans | str | Path | None = None,
     ) -> list[Predicted]:
         """Predict from stored features, without the encoder.
 
         Args:
             store: A store, or where one or several are, of the encoder of the sweep.
             ids: Utterances; None for all, in the order of the store.
+            spans: For a head on spans, the intervals to label, or a file of them, with the ids of
+                the store.
 
         Raises:
             IdentityError: Another encoder made the features.
-            ConfigError: The store lacks the layer.
+            ConfigError: The store lacks the layer; or spans are missing or of no use.
             StoreError: It lacks frames or statistics that the head needs.
+            SourceError: No span is of these utterances, or has a frame.
             UtteranceNotFoundError: It lacks an utterance.
         """
+        check_spans(self.head.facts, spans is not None)
         opened = store if isinstance(store, FeatureStore) else open_store(store)
         check_features(self.head.facts, opened, self._observer)
         names = list(opened.ids if ids is None else ids)
-        found = zip(names, self._of_store(opened, names), strict=True)
-        return [Predicted(name, prediction) for name, prediction in found]
+        given = None if spans is None else GivenSpans.of(spans)
+        if given is not None and ids is not None:
+            opened = opened.take([opened.position(name) for name in names])
+        return self._of_store(opened, names, given, self._observer)
 
     @property
     def _encoder(self) -> HeadEncoder:
@@ -145,23 +207,61 @@ class Predictor:
             self._loaded = HeadEncoder(self.head.facts, self._overrides, self._observer)
         return self._loaded
 
-    def _of_waveform(self, waveform: Tensor) -> Prediction:
-        features = self._encoder.features(torch.as_tensor(waveform))
+    def _of_waveform(self, waveform: Tensor, spans: Sequence[Any], number: int) -> Prediction:
+        features = self._encoder.features(waveform)
+        if self.head.facts.kind == SPANS:
+            return predict_spans(self.head, features, spans, self._encoder.geometry, number)
         if not self.head.facts.is_pooled:
             return self.head(features)
         return self.head.of_pooled(self._encoder.statistics(features).unsqueeze(0))[0]
 
-    def _of_store(self, store: FeatureStore, names: Sequence[str]) -> list[Prediction]:
-        """Predict utterances of a store that has the layers of the head."""
+    def _of_store(
+        self,
+        store: FeatureStore,
+        names: Sequence[str],
+        given: GivenSpans | None,
+        observer: Observer | None = None,
+    ) -> list[Predicted]:
+        """Predict utterances of a store that has the layers of the head.
+
+        Args:
+            store: The store.
+            names: Utterances of it.
+            given: Spans, for a head on these.
+            observer: Receives notes about spans; None if these have been matched before.
+        """
         facts = self.head.facts
         if not names:
             return []
-        if not facts.is_pooled:
+        if given is not None:
+            found = predict_stored_spans(self.head, store, given, observer)
+            if observer is not None:
+                self._note_without(names, given)
+            return [
+                Predicted(
+                    name,
+                    Prediction(segments=found.segments.get(name, ())),
+                    without_frames=found.without_frames.get(name, ()),
+                )
+                for name in names
+            ]
+        if facts.is_pooled:
+            at = torch.tensor([store.position(name) for name in names])
+            parts = [store.pooled(facts.layers, statistic=name) for name in facts.pooling]
+            predictions = self.head.of_pooled(torch.cat(parts, dim=-1)[at])
+        else:
             store.check_frames()
-            return [self.head(store.read(name, facts.layers)) for name in names]
-        at = torch.tensor([store.position(name) for name in names])
-        parts = [store.pooled(facts.layers, statistic=name) for name in facts.pooling]
-        return self.head.of_pooled(torch.cat(parts, dim=-1)[at])
+            predictions = [self.head(store.read(name, facts.layers)) for name in names]
+        return [Predicted(*pair) for pair in zip(names, predictions, strict=True)]
+
+    def _note_without(self, names: Sequence[str], given: GivenSpans) -> None:
+        """Note the recordings that no span is of."""
+        without = sorted(set(names) - set(given.spans.utterances))
+        if without and given.placing.get("times", UTTERANCE) == UTTERANCE:
+            self._observer.note(
+                f"{counted(len(without), 'recording')} of {len(names):,} without a span: "
+                f"{first_few(without)}"
+            )
 
 
 def score_pairs(

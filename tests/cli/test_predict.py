@@ -5,11 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import tempfile
+import time
+import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from pipeline.config import load_sweep_config
 from pipeline.probing.run import sweep
+from pipeline.spans.frame_labels import frame_labels
+from pipeline.spans.reading import read_spans
+from pipeline.spans.table import Spans
+from pipeline.store.read.opening import open_store
 from tests.helpers.commands import strata
 from tests.helpers.corpus import write_folder
 
@@ -35,6 +46,17 @@ def root(tmp_path_factory):
     }
     for task, words in (sweeps | {"sv": [f"task.trials={trials}"]}).items():
         sweep(store, load_sweep_config([f"task={task}", f"out={folder / task}", *words]))
+    (folder / "halves.csv").write_text(
+        "id,start,end,label\n"
+        + "".join(
+            f"clip-{i:03d}.wav,0,{(0.3 + 0.01 * i) / 2},speech\n"
+            f"clip-{i:03d}.wav,{(0.3 + 0.01 * i) / 2},1,pause\n"
+            for i in range(24)
+        )
+    )
+    for task, words in (("word", []), ("frame", ["task.unlabelled=pause", "spans.skip=[pause]"])):
+        settings = [f"task={task}", f"out={folder / task}", f"spans={folder / 'halves.csv'}"]
+        sweep(store, load_sweep_config([*settings, *QUICK, *SPLIT, *words]))
     return folder
 
 
@@ -144,6 +166,89 @@ def test_verification_scores_two_files_or_a_list(root, tmp_path):
     assert "there are 24 names: give two recordings" in done.stderr
 
 
+def test_intervals_get_labels(root, tmp_path):
+    """A row for each, of files and of a store alike; those without a frame are errors."""
+    out = tmp_path / "a.csv"
+    spans = f"spans={root / 'halves.csv'}"
+    done = strata("predict", root / "word", root / "store", spans, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["head"]["kind"], document["head"]["head"]) == ("spans", "linear")
+    rows = document["predictions"]
+    assert list(rows[0]) == ["id", "start_s", "stop_s", "label", "score"]
+    assert len(rows) == 48
+    assert {row["label"] for row in rows} <= {"speech", "pause"}
+    with out.open(newline="") as file:
+        assert [{k: str(v) for k, v in row.items()} for row in rows] == list(csv.DictReader(file))
+    (tmp_path / "few.tsv").write_text(
+        "file\tbegin_ms\tend_ms\nclip-003\t0\t200\nclip-003\t200\t202\n"
+    )
+    few = [f"spans={tmp_path / 'few.tsv'}", "spans.label=?", "layer=1"]
+    clip = root / "clips" / "clip-003.wav"
+    done = strata("predict", root / "word", clip, *few, ONE, "--json")
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    (row,), (error,) = document["predictions"], document["errors"]
+    assert (row["file"], row["start_s"], row["stop_s"]) == (str(clip), 0.0, 0.2)
+    assert (error["start_s"], error["stop_s"]) == (0.2, 0.202)
+    assert f"not predicted: {clip}, 0.2 to 0.202 s: no frame's centre is in it" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["rttm", "ctm", "jsonl"])
+def test_frames_become_segments_that_are_spans(root, tmp_path, suffix):
+    """Read as the spans that the head was trained on, a file gives each frame its class again.
+
+    An RTTM and a CTM have no segments of the class that stands for no span.
+    """
+    out = tmp_path / f"a.{suffix}"
+    done = strata("predict", root / "frame", root / "store", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["predictions"]
+    assert {row["label"] for row in rows} == {"speech", "pause"}
+    store = open_store(root / "store")
+    spans = read_spans(out, skip=[] if suffix != "jsonl" else ["pause"])
+    assert len(spans) == sum(row["label"] == "speech" for row in rows)
+    expected = Spans.of(*zip(*(list(row.values())[:4] for row in rows), strict=True))
+    truth = frame_labels(store, expected, classes=["speech", "pause"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = frame_labels(store, spans, unlabelled="pause")
+    for name in dict.fromkeys(span.id for span in spans):
+        assert found[name].tolist() == truth[name].tolist()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
+    """While recordings are encoded; the error says that there are no predictions."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    soundfile.write(clips / "0.wav", np.zeros(16_000 * 60, np.int16), 16_000)
+    for number in range(1, 60):
+        (clips / f"{number}.wav").hardlink_to(clips / "0.wav")
+    out = tmp_path / "out.csv"
+    words = ["predict", str(root / "ks"), str(clips), "--out", str(out), ONE]
+    process = drivers.start(words, tmp_path / "log")
+
+    def folders():
+        listed = Path(tempfile.gettempdir()).glob("strata-predict-*/recordings.jsonl")
+        return [path.parent for path in listed if str(clips) in path.read_text()]
+
+    end_s = time.monotonic() + 60
+    while not (found := folders()) or not (found[0] / "features").exists():
+        assert process.poll() is None, process.output()
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60)
+    assert process.returncode == 1
+    assert not found[0].exists()
+    assert not out.exists()
+    printed = process.output()
+    assert f"error: interrupted by {name}: no predictions are written; run the same" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,7 +263,11 @@ def test_verification_scores_two_files_or_a_list(root, tmp_path):
         (["ks", "clips", "where=x"], "where= selects utterances of a store"),
         (["ks", "store", "model.seed=1"], "a store is predicted without the encoder"),
         (["ks", "clips", "extract.dtype=int8"], "extract.dtype=int8 is not a setting of predict"),
-        (["ks", "store", "--out", "x.txt"], "expected a file with the suffix .csv or .jsonl"),
+        (["ks", "store", "--out", "x.txt"], "suffix .csv, .jsonl, or for parts of"),
+        (["ks", "store", "--out", "x.ctm"], "a CTM has parts of recordings, and this head labels"),
+        (["word", "store"], "the heads of word label given intervals; give spans=FILE (TextGrid"),
+        (["ks", "store", "spans=halves.csv"], "spans= is for heads on intervals"),
+        (["ks", "store", "spans.tier=words"], "spans.tier is about the file of spans=FILE"),
     ],
 )
 def test_wrong_arguments_are_refused(root, monkeypatch, arguments, message):

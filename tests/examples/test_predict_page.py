@@ -74,6 +74,14 @@ def test_the_new_recordings_get_their_labels(page):
     assert "40 utterances of the store" in python
 
 
+def test_intervals_get_their_labels(page):
+    """Two of one waveform, in their order, each with a class and its probability."""
+    rows = [line.split() for line in page.printed[-3].splitlines() if len(line.split()) == 4]
+    assert [row[:2] for row in rows] == [["0.0", "0.2"], ["0.1", "0.3"]]
+    assert rows[0][2] == "low"
+    assert all(0.5 <= float(row[3]) <= 1 for row in rows)
+
+
 def test_the_program_is_that_of_the_card(page):
     """And predicts the same without Strata."""
     card = (page.folder / "exported" / "README.md").read_text()

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import nn
 
 import pipeline
 from pipeline.config import load_config, load_sweep_config
+from pipeline.config.sweep_schema import ATTENTIVE, LSTM, MLP
 from pipeline.errors import ConfigError
 from pipeline.extract import run
+from pipeline.heads.trained import TrainedHead
 from pipeline.predict.export import card_of, export_head
 from pipeline.predict.heads import open_head, sweep_result
 from pipeline.probing.run import sweep
@@ -24,6 +27,7 @@ from tests.encoders.test_huggingface import CHECKPOINTS, make
 from tests.helpers.corpus import voice, write_folder
 
 QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=4", "task.eval_every=2"]
+MOST_LINES = 33
 SPLIT = ["split.speaker=none", "split.ratios=[0.5,0.25,0.25]", "task.speaker_independent=false"]
 
 
@@ -50,6 +54,11 @@ def root(tmp_path_factory):
         ("asr", 0, ["task.normalize=true"]),
         ("regression", "weighted", []),
         ("sv", "best", []),
+        ("ks", "weighted", ["task.head=mlp"]),
+        ("word", 2, ["task.pooling=[mean,std]"]),
+        ("word", "weighted", ["task.head=mlp"]),
+        ("frame", 1, ["task.normalize=true"]),
+        ("frame", "weighted", ["task.head=mlp"]),
     ],
 )
 def test_the_card_predicts_without_strata(root, tmp_path, monkeypatch, task, layer, settings):
@@ -58,23 +67,103 @@ def test_the_card_predicts_without_strata(root, tmp_path, monkeypatch, task, lay
         trials = tmp_path / "trials.txt"
         trials.write_text("1 clip-000 clip-003\n0 clip-000 clip-001\n")
         words = [f"task.trials={trials}"]
+    elif task in ("word", "frame"):
+        words = [*QUICK, *SPLIT, f"spans={halves(root)}"]
     else:
         words = [*QUICK, *SPLIT, *([] if task == "ic" else ["labels=[word]"])]
     out = tmp_path / "sweep"
     sweep(root / "store", load_sweep_config([f"task={task}", f"out={out}", *words, *settings]))
     head = export_head(out, tmp_path / "head", layer)
-    monkeypatch.chdir(tmp_path / "head")
+    check_card(tmp_path / "head", head, monkeypatch)
+
+
+FORMS = [
+    ("ks", ATTENTIVE, {}),
+    ("ks", ATTENTIVE, {"layer": "weighted", "layers": (1, 2, 3)}),
+    ("regression", ATTENTIVE, {}),
+    ("asr", LSTM, {"normalize": True}),
+    ("asr", MLP, {}),
+    ("frame", LSTM, {"layer": "weighted", "layers": (1, 2, 3)}),
+]
+
+
+@pytest.mark.parametrize(("task", "form", "change"), FORMS)
+def test_the_card_of_each_form_predicts_without_strata(
+    root, tmp_path, monkeypatch, task, form, change
+):
+    """With the modules of torch; the tensors are random, of the shapes that trainers give."""
+    out, target = root / f"{task}-linear", tmp_path / "head"
+    if not out.exists():
+        own = [f"spans={halves(root)}"] if task == "frame" else ["labels=[word]"]
+        words = [f"task={task}", f"out={out}", *QUICK, *SPLIT, *own, "layers=[1]"]
+        sweep(root / "store", load_sweep_config(words))
+    linear = open_head(out)
+    facts = replace(linear.facts, head=form, **change)
+    dim, width = facts.dim, 6
+    torch.manual_seed(0)
+    projection, attention = nn.Linear(dim, width), nn.Linear(width, 5)
+    inputs = {MLP: width, ATTENTIVE: 2 * width, LSTM: 2 * 4}[form]
+    named = {"": nn.Linear(inputs, facts.n_outputs)}
+    if form == MLP:
+        named["hidden_"] = projection
+    else:
+        named["projection_"] = projection
+    tensors = {"attention_vector": torch.randn(5)} if form == ATTENTIVE else {}
+    if form == ATTENTIVE:
+        named["attention_"] = attention
+    if form == LSTM:
+        lstm = nn.LSTM(width, 4, 2, bidirectional=True)
+        tensors |= {f"lstm.{name}": 3 * value.detach() for name, value in lstm.named_parameters()}
+    for start, layer in named.items():
+        tensors |= {
+            f"{start}weight": 3 * layer.weight.detach(),
+            f"{start}bias": layer.bias.detach(),
+        }
+    tensors |= {
+        name: linear.tensors[name] for name in ("means", "deviations") if task == "regression"
+    }
+    if facts.layer == "weighted":
+        tensors["layer_weights"] = torch.tensor([0.2, 0.3, 0.5])
+    head = TrainedHead(facts, tensors)
+    target.mkdir()
+    (target / "README.md").write_text(card_of(facts, sweep_result(out)))
+    head.save(target / "head.safetensors")
+    check_card(target, head, monkeypatch)
+
+
+def halves(root):
+    """Return a file with two spans of each clip."""
+    path = root / "halves.csv"
+    ids = [f"clip-{i:03d}.wav" for i in range(24)]
+    rows = [f"{name},0,0.15,first\n{name},0.15,1,second\n" for name in ids]
+    path.write_text("id,start,end,label\n" + "".join(rows))
+    return path
+
+
+def check_card(folder, head, monkeypatch):
+    """Run the program of a card, and compare what it prints with what a `Predictor` predicts."""
+    monkeypatch.chdir(folder)
+    task = head.facts.task
     soundfile.write("clip.wav", voice(1.1, 99), 16_000, "FLOAT")
     (program,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)
     assert "pipeline" not in program
+    assert len(program.splitlines()) <= MOST_LINES
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
         exec(program, names)
     predictor = pipeline.Predictor(".", overrides=["engine.threads=1"])
     assert predictor.head.facts == head.facts
-    [found] = predictor([torch.tensor(voice(1.1, 99))])
+    spans = [[(0.1, 0.4)]] if task == "word" else None
+    [found] = predictor([torch.tensor(voice(1.1, 99))], spans=spans)
     words = printed.getvalue().split()
-    if task == "asr":
+    if task == "word":
+        (segment,) = found.segments
+        assert (words[:-1], segment.label) == (["halves.csv", segment.label], words[1])
+        assert float(words[2]) == pytest.approx(segment.score, abs=1e-3)
+    elif task == "frame":
+        lines = [f"until {s.stop_s:.4f} s: {s.label}" for s in found.segments]
+        assert printed.getvalue().splitlines() == lines
+    elif task == "asr":
         assert " ".join(words) == found.transcript
     elif task == "regression":
         assert float(words[1].rstrip("}")) == pytest.approx(found.values[0], rel=1e-3)

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -135,9 +136,21 @@ def test_waveforms_are_predicted_as_files(root, task):
             item.prediction.transcript,
         )
         assert found.scores == pytest.approx(item.prediction.scores, abs=1e-4)
-    for wrong in (torch.zeros(0), torch.zeros(2, 400), torch.zeros(400).double()):
-        with pytest.raises(EncoderError, match="must be one-dimensional float32 with samples"):
-            predictor([wrong])
+    with pytest.raises(ConfigError, match=r"a list of waveforms, not one; write \[waveform\]"):
+        predictor(waves[0])
+
+
+def test_waveforms_of_another_rate_are_resampled_as_files(root, tmp_path):
+    """As by an extraction: arrays of integers at 44.1 kHz, like the file that they are in."""
+    samples = (voice(0.8, 7)[:12_000] * 20_000).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 44_100)
+    folder = swept(root, extracted(root), "ks", *CASES["ks"])
+    predictor = pipeline.Predictor(folder, overrides=ONE_THREAD)
+    (file,) = predictor.predict_files([tmp_path / "a.wav"])
+    (found,) = predictor([samples], sample_rate=44_100)
+    assert found.scores == pytest.approx(file.prediction.scores, abs=1e-5)
+    (other,) = predictor([samples])
+    assert other.scores != pytest.approx(file.prediction.scores, abs=1e-5)
 
 
 def test_the_encoder_stops_at_the_layer_of_the_head(root):

@@ -1,10 +1,7 @@
-"""What `predict` and `export-head` print and write: tables, JSON, csv and jsonl."""
+"""What `predict` and `export-head` print and write."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import ConfigError, counted
-from pipeline.files import is_uri, write_atomic
+from pipeline.cli.verbs.prediction_files import ctm_line, rttm_line, table_text
+from pipeline.errors import counted
+from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
     from pipeline.heads.facts import HeadFacts
@@ -23,21 +21,9 @@ if TYPE_CHECKING:
     from pipeline.predict.pairs import Pair
     from pipeline.predict.predictor import Predicted
 
-_SUFFIXES = (".csv", ".jsonl")
-
-
-def check_out(out: Path | None) -> None:
-    """Check where predictions are to be written, before the work.
-
-    Raises:
-        ConfigError: It is a URI, a folder, or no csv or jsonl.
-    """
-    if out is None:
-        return
-    if is_uri(out):
-        raise ConfigError(f"--out {out}: expected a file of this machine")
-    if out.suffix not in _SUFFIXES or out.is_dir():
-        raise ConfigError(f"--out {out}: expected a file with the suffix {' or '.join(_SUFFIXES)}")
+_NO_FRAME = "no frame's centre is in it"
+_OF_PARTS = ("spans", "framewise")
+"""Kinds of heads that predict parts of recordings, a row each."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +57,32 @@ class Answers:
                 for (first, second), score in zip(self.pairs, self.scores, strict=True)
                 if score is not None
             ]
+        if self.facts.kind in _OF_PARTS:
+            return [
+                {
+                    self.noun: item.name,
+                    "start_s": segment.start_s,
+                    "stop_s": segment.stop_s,
+                    "label": segment.label,
+                    "score": segment.score,
+                }
+                for item in self.predicted
+                for segment in (item.prediction.segments if item.prediction else ())
+            ]
         return [
             {self.noun: item.name, **_columns(self.facts, item.prediction)}
             for item in self.predicted
             if item.prediction is not None
         ]
 
-    def errors(self) -> list[dict[str, str]]:
-        """Return the recordings that could not be predicted."""
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the recordings that could not be predicted, and the spans without a frame."""
         return [
             {self.noun: item.name, "error": item.error} for item in self.predicted if item.error
+        ] + [
+            {self.noun: item.name, "start_s": start_s, "stop_s": stop_s, "error": _NO_FRAME}
+            for item in self.predicted
+            for start_s, stop_s in item.without_frames
         ]
 
     def document(self) -> dict[str, Any]:
@@ -94,19 +96,18 @@ class Answers:
     def write(self, path: Path) -> None:
         """Write the predictions and then the errors, atomically.
 
+        A CTM and an RTTM have no errors, and no parts of the class that stands for no span.
+
         Raises:
             StoreError: The file cannot be written.
         """
-        rows = [*self.rows(), *self.errors()]
-        if path.suffix == ".jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        rows = self.rows()
+        if path.suffix in (".ctm", ".rttm"):
+            kept = [row for row in rows if row["label"] != self.facts.unlabelled]
+            of = ctm_line if path.suffix == ".ctm" else rttm_line
+            text = "".join(of(row[self.noun], row) for row in kept)
         else:
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            file = io.StringIO()
-            writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            text = file.getvalue()
+            text = table_text([*rows, *self.errors()], is_csv=path.suffix == ".csv")
         write_atomic(path, [text.encode("utf-8", "surrogateescape")])
 
 
@@ -137,6 +138,7 @@ def head_document(facts: HeadFacts) -> dict[str, Any]:
         "labels": list(facts.labels),
         "layer": facts.layer,
         "layers": list(facts.layers),
+        "head": facts.head,
         "metric": facts.metric,
         "dev": facts.dev,
         "test": facts.test,
@@ -168,7 +170,9 @@ def show(console: Console, result: Answers, out: Path | None) -> None:
             table.add_row(*(Text(_cell(value)) for value in row.values()))
         console.print(table)
     for error in errors:
-        console.print(f"not predicted: {error[result.noun]}: {error['error']}", markup=False)
+        part = f", {error['start_s']:g} to {error['stop_s']:g} s" if "start_s" in error else ""
+        name = f"{error[result.noun]}{part}"
+        console.print(f"not predicted: {name}: {error['error']}", markup=False)
     unscored = sum(score is None for score in result.scores)
     if unscored:
         console.print(f"{counted(unscored, 'trial')} not scored, because of these errors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,16 +12,15 @@ from pipeline.cli.options import (
     IMPORTING,
     AsJson,
     Debug,
-    items,
     layer_list,
     stores_and_settings,
     whole,
 )
 from pipeline.cli.output import console, reported
 from pipeline.cli.progress import Notes, TokenProgress
+from pipeline.cli.verbs.span_settings import SPANS, check_alone, read_given_spans
 from pipeline.config import plain_overrides
 from pipeline.config.ranges import RANGES, Range
-from pipeline.config.spans_schema import SpansConfig
 from pipeline.errors import ConfigError, counted
 from pipeline.events import announced
 
@@ -35,10 +34,6 @@ SETTINGS = (
     *("layer", "k", "weights", "seed", "where", "sample_frames", "name", "codebook", "memory"),
     *("device", "spans"),
 )
-_LISTS = ("tier", "skip")
-_PLACING = ("times", "segment_start")
-SPANS = {f"spans.{item.name}": item.name for item in fields(SpansConfig) if item.name != "path"}
-"""Settings of the file with spans, and the arguments of `read_spans` and `place_spans`."""
 _CODES = Range(1, 65_535)
 _FRAMES = Range(1, 10**12, "whole numbers")
 
@@ -61,8 +56,7 @@ def tokenize(
         stores, overrides = stores_and_settings(arguments)
         given = plain_overrides(overrides, [*SETTINGS, *SPANS])
         settings = _settings(given)
-        if "spans" not in given and (alone := [key for key in given if key in SPANS]):
-            raise ConfigError(f"{alone[0]} is about the file of spans=FILE, which is not given")
+        check_alone(given)
         with announced(Notes(console), IMPORTING):
             from pipeline.store.read.opening import open_store
             from pipeline.tokens.quality import token_quality
@@ -116,17 +110,9 @@ def _labels(store: FeatureStore, given: dict[str, str], observer: Notes) -> Fram
     """
     from pipeline.spans.frame_labels import frame_labels
     from pipeline.spans.placing import place_spans
-    from pipeline.spans.reading import read_spans
 
-    reading: dict[str, Any] = {}
-    for key, name in SPANS.items():
-        if key in given:
-            reading[name] = items(given, key) if name in _LISTS else given[key]
-    if "sample_rate_hz" in reading:
-        rate = whole(given, "spans.sample_rate_hz", 0, Range(1, 10**9, "hertz"))
-        reading["sample_rate_hz"] = float(rate)
-    placing = {name: reading.pop(name) for name in _PLACING if name in reading}
-    placed = place_spans(store, read_spans(given["spans"], **reading), **placing)
+    spans, placing = read_given_spans(given)
+    placed = place_spans(store, spans, **placing)
     labels = frame_labels(store, placed)
     for note in labels.notes:
         observer.note(note)
