@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.feed.loader import FeatureLoader, FeatureStream, make_loader
     from pipeline.feed.mixture import MixedLoader, mix
     from pipeline.heads.modules import FramewiseLinear, PooledLinear, WeightedSum
+    from pipeline.heads.networks import FramewiseLSTM, FramewiseMLP, PooledAttentive
     from pipeline.online.cached import CachedEncoder, cached
     from pipeline.online.opening import open_or_extract
     from pipeline.predict.predictor import Predictor
@@ -57,9 +58,12 @@ _HOMES = {
     "FrameLabels": "pipeline.spans.frame_labels",
     "FrameLoader": "pipeline.feed.frames.loader",
     "FrameStatistics": "pipeline.store.frame_statistics",
+    "FramewiseLSTM": "pipeline.heads.networks",
     "FramewiseLinear": "pipeline.heads.modules",
+    "FramewiseMLP": "pipeline.heads.networks",
     "MixedLoader": "pipeline.feed.mixture",
     "PlacedSpans": "pipeline.spans.placing",
+    "PooledAttentive": "pipeline.heads.networks",
     "PooledLinear": "pipeline.heads.modules",
     "Predictor": "pipeline.predict.predictor",
     "Spans": "pipeline.spans.table",
@@ -104,9 +108,12 @@ __all__ = [
     "FrameLabels",
     "FrameLoader",
     "FrameStatistics",
+    "FramewiseLSTM",
     "FramewiseLinear",
+    "FramewiseMLP",
     "MixedLoader",
     "PlacedSpans",
+    "PooledAttentive",
     "PooledLinear",
     "Predictor",
     "Spans",

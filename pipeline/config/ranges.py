@@ -71,6 +71,7 @@ RANGES: Mapping[str, Range] = {
     "task.eval_every": Range(0, 1_000_000),
     "task.patience": Range(1, 1_000_000),
     "task.projection": Range(1, 65_536),
+    "task.units": Range(1, 16_384),
     "task.n_trials": Range(2, 10_000_000),
     "task.sample_seed": Range(0, _MAX_SEED),
     "task.max_items": Range(2, 100_000),

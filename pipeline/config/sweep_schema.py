@@ -11,11 +11,11 @@ _UNTRAINED = ("verification", "abx")  # kinds of task
 LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA = "linear", "mlp", "attentive", "lstm", "cosine", "lda"
 
 HEADS: dict[str, tuple[str, ...]] = {
-    "utterance": (LINEAR, MLP),
-    "regression": (LINEAR, MLP),
+    "utterance": (LINEAR, MLP, ATTENTIVE),
+    "regression": (LINEAR, MLP, ATTENTIVE),
     "spans": (LINEAR, MLP),
-    "framewise": (LINEAR, MLP),
-    "frames": (LINEAR,),
+    "framewise": (LINEAR, MLP, LSTM),
+    "frames": (LINEAR, MLP, LSTM),
     "verification": (COSINE, LDA),
     "abx": (LINEAR,),
 }
@@ -56,6 +56,7 @@ class TaskConfig:
             without parameters, as in SUPERB.
         loss: For regression, "ccc" or "mse".
         head: One of `HEADS` of the kind.
+        units: For `head` lstm, the units of each direction of each of its two layers.
         trials: For verification, file of the test trials; None draws them from test.
         n_trials: Trials that are drawn, half of them of one speaker.
         sample_seed: Seed of what is drawn: trials, or spans for ABX.
@@ -89,6 +90,7 @@ class TaskConfig:
     normalize: bool = False
     loss: str | None = None
     head: str = LINEAR
+    units: int = 256
     trials: str | None = None
     n_trials: int = 20_000
     sample_seed: int = 0
@@ -152,8 +154,8 @@ class SweepConfig:
         labels: Label columns that replace the recipe's.
         device: "auto", "cpu" or "cuda".
         out: Folder of the results; None uses sweeps/STORE/TASK-LABELS.
-        memory: For tasks on spans, the largest size of the features in memory, as text such as
-            "4GB".
+        memory: For tasks on spans and for heads on frames, the largest size of the features in
+            memory, as text such as "4GB"; for heads on frames, of their training, too.
         split: Split of the corpus.
         spans: Where labelled intervals are read from, for tasks on spans.
     """

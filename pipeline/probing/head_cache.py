@@ -35,6 +35,7 @@ _LATER: dict[str, Any] = {
     "pooling": (MEAN,),
     "loss": None,
     "head": LINEAR,
+    "units": 256,
     "trials": None,
     "n_trials": 20_000,
     "sample_seed": 0,

@@ -42,6 +42,7 @@ def load(name: str, value: str) -> Config | SweepConfig:
     task = dict.fromkeys(("task.min_count", "task.max_classes"), "word")
     task |= dict.fromkeys(("task.n_trials", "task.sample_seed"), "sv")
     task |= dict.fromkeys(("task.max_items", "task.max_speakers"), "abx")
+    task["task.units"] = "asr"
     return load_sweep_config([f"task={task.get(name, 'ks')}", override])
 
 

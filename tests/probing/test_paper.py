@@ -290,6 +290,20 @@ def test_the_methods_of_other_tasks():
     setup = Setup(recipe=recipe("task=ks", "task.head=mlp"))
     hidden = methods(replace(class_sweep(n_layers=2), setup=setup))
     assert "A head is a hidden layer of 256 dimensions with ReLU and a linear layer over" in hidden
+    setup = Setup(recipe=recipe("task=ks", "task.head=attentive"))
+    attentive = methods(replace(class_sweep(n_layers=2), setup=setup))
+    assert (
+        "A head is a linear projection of each frame to 256 dimensions, attentive statistics "
+        "pooling over the frames of an utterance (Okabe et al., 2018) with 128 hidden units, and a "
+        "linear layer over the 10 classes of word"
+    ) in attentive
+    assert "mean of its frames" not in attentive
+    setup = Setup(recipe=recipe("task=asr", "task.head=lstm", "task.units=1024"))
+    lstm = methods(replace(texts, setup=setup))
+    assert "two bidirectional LSTM layers of 1,024 units in each direction and a linear" in lstm
+    assert "with gradients clipped to a norm of 1, for at most" in lstm
+    assert "without a better score or a lower loss." in lstm
+    assert "clipped" not in asr
     base = class_sweep(n_layers=2)
     columns = {"labels": ("valence", "arousal"), "metric": "ccc", "confusion": None}
     setup = Setup(recipe=recipe("task=regression", "task.loss=mse"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.config import load_sweep_config
+from pipeline.config.sweep_schema import HEADS
 from pipeline.errors import ConfigError, SourceError
 from pipeline.heads.facts import KINDS
 from pipeline.heads.trained import TrainedHead
@@ -54,6 +55,7 @@ class Case:
     """A task and its trained heads, in the order of `specs`."""
 
     kind: str
+    head: str
     store: FeatureStore
     task: Task
     specs: list[HeadSpec]
@@ -67,14 +69,22 @@ def into(heads: dict[HeadSpec, HeadResult]) -> OnHead:
     return lambda spec, head, parameters=None, /: heads.__setitem__(spec, head)
 
 
-def make_task(kind: str, store: FeatureStore, words: list[str] = WORDS) -> Task:
+def make_task(
+    kind: str, store: FeatureStore, words: list[str] = WORDS, head: str | None = None
+) -> Task:
     """Make the task of a kind for a small store."""
-    return TASK_KINDS[kind](make_data(kind, store, words))
+    return TASK_KINDS[kind](make_data(kind, store, words, head))
 
 
-def make_data(kind: str, store: FeatureStore, words: list[str] = WORDS) -> TaskData:
-    """Return what the task of a kind is made from."""
+def make_data(
+    kind: str, store: FeatureStore, words: list[str] = WORDS, head: str | None = None
+) -> TaskData:
+    """Return what the task of a kind is made from; `head` is that of the recipe, or another one."""
     steps = [] if kind in UNTRAINED else ["task.steps=8", "task.eval_every=4"]
+    if head not in (None, HEADS[kind][0]):
+        steps.append(f"task.head={head}")
+    if head == "lstm":
+        steps += ["task.units=6", "task.projection=8"]
     if kind in SPAN_KINDS:  # the spans are the whole utterances
         path = store.root.parent / "words.csv"
         rows = (f"{name},0,1,{word}\n" for name, word in zip(store.ids, words, strict=True))
@@ -105,13 +115,16 @@ def store(tmp_path_factory):
     return open_store(root)
 
 
-@pytest.fixture(scope="module", params=sorted(TASK_KINDS))
+@pytest.fixture(
+    scope="module", params=[f"{kind} {head}" for kind in sorted(HEADS) for head in HEADS[kind]]
+)
 def case(request, store):
-    """A task of every kind, with heads on two layers and the weighted sum, in two folds."""
-    task = make_task(request.param, store)
-    settings = [f"task={CASES[request.param]}", "seeds=[0,1]"]
+    """A task of every kind and head, with two layers and the weighted sum, in two folds."""
+    kind, head = request.param.split()
+    task = make_task(kind, store, head=head)
+    settings = [f"task={CASES[kind]}", "seeds=[0,1]"]
     specs = list(list_heads(load_sweep_config(settings), LAYERS, len(FOLDS)))
-    if request.param not in UNTRAINED:
+    if kind not in UNTRAINED:
         specs = [replace(spec, lr=1e-2) for spec in specs if spec.lr == max(s.lr for s in specs)]
     trained: dict[HeadSpec, HeadResult] = {}
     notes: list[str] = []
@@ -125,14 +138,12 @@ def case(request, store):
 
     task.train(specs, on_head, notes.append)
     assert sorted(calls, key=str) == sorted(specs, key=str)
-    return Case(
-        request.param, store, task, specs, [trained[spec] for spec in specs], notes, tensors
-    )
+    return Case(kind, head, store, task, specs, [trained[spec] for spec in specs], notes, tensors)
 
 
 def test_every_kind_has_a_case():
-    """A new kind of task must be tested here."""
-    assert CASES.keys() == TASK_KINDS.keys()
+    """A new kind of task must be tested here, with every head that it may have."""
+    assert CASES.keys() == TASK_KINDS.keys() == HEADS.keys()
 
 
 def test_a_head_has_the_settings_of_its_spec(case):
@@ -199,7 +210,7 @@ def test_a_head_depends_on_its_spec_only(case):
     for number in (3, len(case.specs) - 2):
         spec = case.specs[number]
         alone: dict[HeadSpec, HeadResult] = {}
-        make_task(case.kind, case.store).train([spec], into(alone), lambda _: None)
+        make_task(case.kind, case.store, head=case.head).train([spec], into(alone), lambda _: None)
         assert alone == {spec: case.heads[number]}
 
 
@@ -208,7 +219,7 @@ def test_the_parameters_of_a_head_predict_as_it_does(case):
     if case.kind not in KINDS:  # it trains nothing
         assert set(case.tensors.values()) == {None}
         return
-    data = make_data(case.kind, case.store)
+    data = make_data(case.kind, case.store, head=case.head)
     for spec, head in zip(case.specs, case.heads, strict=True):
         trained = TrainedHead(head_facts(data, case.task, head, "key"), case.tensors[spec])
         layers, test = trained.facts.layers, FOLDS[spec.fold].test.tolist()

@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config.sweep_schema import MLP
+from pipeline.config.sweep_schema import ATTENTIVE, LSTM, MLP
 from pipeline.errors import counted
+from pipeline.heads.networks import ATTENTION_DIM
 from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
 from pipeline.probing.results import NO_RATE, WEIGHTED, Sweep
 from pipeline.probing.significance import N_RESAMPLES
+from pipeline.probing.trainers.sequences import MAX_GRADIENT_NORM
 
 _STATISTICS = {
     "mean": "mean",
@@ -102,20 +104,31 @@ def _heads(sweep: Sweep) -> list[str]:
     return [] if describe is None else describe(sweep, recipe)
 
 
-def _pooled(recipe: dict[str, Any], what: str = "utterance") -> str:
+def _pooled(recipe: dict[str, Any], what: str = "utterance") -> list[str]:
+    """Describe the statistics that heads get; none if they get frames."""
+    if recipe.get("head") == ATTENTIVE:
+        return []
     names = [_STATISTICS.get(name, name) for name in recipe["pooling"]]
     if len(names) == 1 and recipe["pooling"][0] in ("first", "last"):
-        return f"Each {what} is represented by its {names[0]} frame."
-    return f"Each {what} is represented by the {listed(names)} of its frames" + (
-        ", concatenated." if len(names) > 1 else "."
-    )
+        return [f"Each {what} is represented by its {names[0]} frame."]
+    end = ", concatenated." if len(names) > 1 else "."
+    return [f"Each {what} is represented by the {listed(names)} of its frames{end}"]
 
 
-def _two_layers(recipe: dict[str, Any], output: str) -> str:
-    width = recipe["projection"]
+def _head(recipe: dict[str, Any], output: str) -> str:
+    """Describe a head up to its last layer, which `output` goes on with."""
+    width, head = recipe["projection"], recipe.get("head")
     first = f"linear projection to {width} dimensions"
-    if recipe.get("head") == MLP:
+    if head == MLP:
         first = f"hidden layer of {width} dimensions with ReLU"
+    elif head == LSTM:
+        first += f", two bidirectional LSTM layers of {recipe['units']:,} units in each direction"
+    elif head == ATTENTIVE:
+        first = (
+            f"linear projection of each frame to {width} dimensions, attentive statistics pooling "
+            f"over the frames of an utterance (Okabe et al., 2018) with {ATTENTION_DIM} hidden "
+            "units,"
+        )
     return f"A head is a {first} and a linear layer {output}"
 
 
@@ -126,14 +139,14 @@ def _utterance(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         output = f"over the classes of {columns} ({sizes}); an utterance is correct if all are"
     else:
         output = f"over the {counted(len(sweep.classes[0]), 'class')} of {columns}"
-    return [_pooled(recipe), _two_layers(recipe, f"{output}, trained with the cross-entropy.")]
+    return [*_pooled(recipe), _head(recipe, f"{output}, trained with the cross-entropy.")]
 
 
 def _regression(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     loss = _LOSSES.get(recipe["loss"] or "ccc", recipe["loss"])
     return [
-        _pooled(recipe),
-        _two_layers(recipe, f"with one output for each of {listed(sweep.labels)}")
+        *_pooled(recipe),
+        _head(recipe, f"with one output for each of {listed(sweep.labels)}")
         + f", trained to minimise {loss}, with labels standardised on train.",
     ]
 
@@ -150,7 +163,7 @@ def _verification(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
         else "from which no mean was subtracted; nothing is trained"
     )
     return [
-        _pooled(recipe),
+        *_pooled(recipe),
         f"Two utterances are compared by the cosine of these vectors, {after}.",
         f"The test has {counted(n_trials, 'trial')}, {source}"
         + ("." if recipe["trials"] else f" with seed {recipe['sample_seed']}."),
@@ -161,7 +174,7 @@ def _frames(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     unit = {"characters": "characters", "words": "symbols"}.get(recipe["tokens"], "symbols")
     norm = " Each frame is normalised by a layer norm without parameters." * recipe["normalize"]
     return [
-        _two_layers(
+        _head(
             recipe,
             f"over the {len(sweep.classes[0]):,} {unit} of train and the blank, applied to every "
             f"frame, trained with CTC and decoded greedily.{norm}",
@@ -172,8 +185,9 @@ def _frames(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
 def _spans(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     output = f"over the {counted(len(sweep.classes[0]), 'class')} of {listed(sweep.labels)}"
     return [
-        _pooled(recipe, "span") + " A frame belongs to the span that its centre is in.",
-        _two_layers(recipe, f"{output}, trained with the cross-entropy."),
+        *_pooled(recipe, "span"),
+        "A frame belongs to the span that its centre is in.",
+        _head(recipe, f"{output}, trained with the cross-entropy."),
     ]
 
 
@@ -187,9 +201,7 @@ def _framewise(sweep: Sweep, recipe: dict[str, Any]) -> list[str]:
     )
     return [
         f"A frame has the label of the span that its centre is in; {rest}.",
-        _two_layers(
-            recipe, f"{output}, applied to every frame, trained with the cross-entropy.{norm}"
-        ),
+        _head(recipe, f"{output}, applied to every frame, trained with the cross-entropy.{norm}"),
     ]
 
 
@@ -252,6 +264,8 @@ def _training(sweep: Sweep) -> list[str]:
     if len(rates) > 1:
         rate = f"constant learning rate out of {listed([f'{rate:g}' for rate in rates])}"
     line = f"Heads are trained by Adam at a {rate}"
+    if recipe.get("head") == LSTM:
+        line += f", with gradients clipped to a norm of {MAX_GRADIENT_NORM:g},"
     if recipe.get("steps"):
         unit = _UNITS.get(recipe["kind"], "example")
         line += (
@@ -263,6 +277,8 @@ def _training(sweep: Sweep) -> list[str]:
         line += (
             f"; every {every} they are scored on dev, and training stops "
             f"after {counted(recipe['patience'], 'evaluation')} without a better score"
+            + " or a lower loss"
+            * (recipe["kind"] == "frames")
         )
     selected = ["the step of each head", "the best candidate"]
     if len(rates) > 1:

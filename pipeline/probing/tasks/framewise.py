@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.sweep_schema import LSTM
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.evaluation import Ratio, Sums
 from pipeline.probing.metrics import IntArray, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.inputs import check_units, sequence_data
+from pipeline.probing.trainers import sequences
+from pipeline.probing.trainers.frame_lessons import FrameLabelLesson
 from pipeline.probing.trainers.framewise import (
     N_SAMPLED,
     FramewiseData,
@@ -25,6 +29,7 @@ from pipeline.probing.trainers.framewise import (
     train_framewise_heads,
     untrained_score,
 )
+from pipeline.probing.trainers.sequence_data import SequenceData
 from pipeline.spans.frame_labels import frame_labels
 from pipeline.store.format.pooling import MEAN
 
@@ -46,7 +51,8 @@ class FramewiseTask(Task):
             data: What to learn from; it has spans.
 
         Raises:
-            ConfigError: There are fewer than two classes, or a part has no frames with labels.
+            ConfigError: There are fewer than two classes, a part has no frames with labels, or a
+                setting does not fit the task or the head.
             SourceError: A frame is in spans of different labels.
             StoreError: The store keeps no frames.
         """
@@ -57,6 +63,7 @@ class FramewiseTask(Task):
             raise ConfigError(f"task.metric is {config.metric!r}; expected {' or '.join(METRICS)}")
         if config.pooling != (MEAN,):
             raise ConfigError(f"task {config.name} gets frames; task.pooling is for other tasks")
+        check_units(config)
         data.store.check_frames()
         labels = frame_labels(
             data.store, spans.placed, classes=spans.names, unlabelled=config.unlabelled
@@ -81,13 +88,23 @@ class FramewiseTask(Task):
         self.warnings = (*spans.warnings, *self._unseen())
         sizes = [[counts[p].sum() for p in (f.train, f.dev, f.test)] for f in data.folds]
         n_train, n_dev, n_test = np.mean(sizes, axis=0).round().astype(int).tolist()
+        self._sequences: SequenceData | None = None
+        if config.head == LSTM:
+            lessons = [FrameLabelLesson.of(data.store, config, labels, of) for of in data.folds]
+            self._sequences = sequence_data(data, lessons)
         self.items = (
             f"{counted(n, 'class')} of frames: {counted(n_train, 'frame')} to train, "
             f"{n_dev:,} dev, {n_test:,} test"
         )
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
-        """Train fold by fold and seed by seed, so that an interruption keeps what is trained."""
+        """Train fold by fold and seed by seed, LSTMs layer by layer, too.
+
+        An interruption keeps what is trained.
+        """
+        if self._sequences is not None:
+            sequences.train_sequence_heads(self._sequences, specs, on_head, note)
+            return
         train_framewise_heads(self._data, specs, on_head, note)
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Sums:
@@ -111,7 +128,7 @@ class FramewiseTask(Task):
         scores = {
             "chance": score_of(self._metric, uniform),
             "majority class": score_of(self._metric, majority),
-            f"untrained head, layer {layer}": untrained_score(self._data, layer),
+            f"untrained head, layer {layer}": self._untrained_score(layer),
         }
         score = logistic_score(self._data, layer)
         name = f"logistic regression on {N_SAMPLED:,} frames at most, layer {layer}"
@@ -129,6 +146,11 @@ class FramewiseTask(Task):
 
     def write_files(self, folder: Path) -> None:
         """Write nothing."""
+
+    def _untrained_score(self, layer: Candidate) -> float:
+        if self._sequences is not None:
+            return sequences.untrained_score(self._sequences, layer)
+        return untrained_score(self._data, layer)
 
     def _unseen(self) -> list[str]:
         """Check that each part of each fold has frames, and warn of classes that train lacks.

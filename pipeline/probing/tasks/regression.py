@@ -1,4 +1,4 @@
-"""Regression: a number per utterance and label column, from pooled features."""
+"""Regression: a number per utterance and label column, from pooled features or from frames."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pipeline.probing.baselines import ridge_regression
 from pipeline.probing.evaluation import FloatArray, Sums
 from pipeline.probing.labels import Fold, Labels, numbers_of
 from pipeline.probing.metrics import AGREEMENT, agreement, agreement_of_sums, agreement_sums
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.tasks.base import Task, TaskData
-from pipeline.probing.tasks.inputs import pooled_inputs
+from pipeline.probing.tasks.utterance_heads import UtteranceHeads
 from pipeline.probing.trainers.objectives import LOSSES, Regression
-from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_score
 
 
 class RegressionTask(Task):
@@ -28,14 +27,15 @@ class RegressionTask(Task):
     """
 
     def __init__(self, data: TaskData) -> None:
-        """Check the labels and read the pooled features.
+        """Check the labels and read the pooled features, if heads get these.
 
         Args:
             data: What to learn from.
 
         Raises:
-            ConfigError: A label is no number, a column is constant over train, or the metric or the
-                loss is unknown.
+            ConfigError: A label is no number, a column is constant over train, the metric or the
+                loss is unknown, or `task.pooling` does not fit.
+            StoreError: The heads need frames, and the store keeps none.
         """
         metric, loss = data.config.metric, data.config.loss or LOSSES[0]
         for key, value, known in (("metric", metric, AGREEMENT), ("loss", loss, LOSSES)):
@@ -43,7 +43,7 @@ class RegressionTask(Task):
                 raise ConfigError(f"task.{key} is {value!r}; expected {' or '.join(known)}")
         self.higher_is_better = metric != "mae"
         self._metric, self._columns = metric, data.labels.columns
-        self._folds, self._device = data.folds, data.device
+        self._folds = data.folds
         self._numbers = numbers_of(data.labels)  # [n_columns, n_utterances]
         self.classes: tuple[tuple[str, ...], ...] = tuple(() for _ in self._columns)
         self.warnings: tuple[str, ...] = ()
@@ -52,18 +52,12 @@ class RegressionTask(Task):
             for fold in data.folds
         )
         objectives = [self._objective(fold, data.labels, metric, loss) for fold in data.folds]
-        self._pooled_data = PooledData(
-            pooled=pooled_inputs(data),
-            layers=tuple(candidate_of(layer) for layer in data.layers),
-            labels=torch.from_numpy(self._numbers.astype(np.float32)),
-            objectives=tuple(objectives),
-            folds=data.folds,
-            task=data.config,
-        )
+        labels = torch.from_numpy(self._numbers.astype(np.float32))
+        self._heads = UtteranceHeads(data, labels, objectives)
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
-        train_pooled_heads(self._pooled_data, specs, self._device, on_head, note)
+        self._heads.train(specs, on_head, note)
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Sums:
         """Return the metric, averaged over label columns, as a function of moments."""
@@ -90,11 +84,10 @@ class RegressionTask(Task):
                 for fold in self._folds
             ]
         )
-        axis = self._pooled_data.layers.index(layer)
-        ridge = ridge_regression(self._pooled_data.pooled[axis].numpy(), self._numbers, self._folds)
+        ridge = ridge_regression(self._heads.vectors(layer), self._numbers, self._folds)
         scores = {
             "mean of train": float(agreement(self._metric, truth, means).mean()),
-            f"untrained head, layer {layer}": untrained_score(self._pooled_data, layer),
+            f"untrained head, layer {layer}": self._heads.untrained_score(layer),
         }
         if ridge is not None:
             score = float(agreement(self._metric, truth, ridge).mean())

@@ -1,4 +1,4 @@
-"""Utterance tasks: a class per utterance and label column, from pooled features."""
+"""Utterance tasks: a class per utterance and label column, from pooled features or from frames."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.config import TaskConfig
@@ -14,11 +15,11 @@ from pipeline.probing.baselines import chance, logistic_regression, majority
 from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes, Fold, classes_of
 from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.tasks.base import Task, TaskData
-from pipeline.probing.tasks.inputs import pooled_inputs
+from pipeline.probing.tasks.utterance_heads import UtteranceHeads
 from pipeline.probing.trainers.objectives import Classification
-from pipeline.probing.trainers.pooled import PooledData, train_pooled_heads, untrained_score
+from pipeline.probing.trainers.pooled import PooledData, untrained_score
 
 
 class UtteranceTask(Task):
@@ -27,16 +28,17 @@ class UtteranceTask(Task):
     higher_is_better = True
 
     def __init__(self, data: TaskData) -> None:
-        """Check the labels and read the pooled features.
+        """Check the labels and read the pooled features, if heads get these.
 
         Args:
             data: What to learn from.
 
         Raises:
-            ConfigError: A column has fewer than two classes, or a class to be recognised is
-                missing from train.
+            ConfigError: A column has fewer than two classes, a class to be recognised is missing
+                from train, or `task.pooling` does not fit.
+            StoreError: The heads need frames, and the store keeps none.
         """
-        self._folds, self._device = data.folds, data.device
+        self._folds = data.folds
         self._classes = classes_of(data.labels)
         self.classes = self._classes.names
         self.warnings = check_classes(self._classes, data.labels.columns, data.folds, data.config)
@@ -45,18 +47,12 @@ class UtteranceTask(Task):
             tuple(tuple(row) for row in numbers[fold.test].tolist()) for fold in data.folds
         )
         objective = Classification(tuple(len(names) for names in self.classes))
-        self._pooled_data = PooledData(
-            pooled=pooled_inputs(data),
-            layers=tuple(candidate_of(layer) for layer in data.layers),
-            labels=torch.from_numpy(numbers.T.copy()),
-            objectives=(objective,) * len(data.folds),
-            folds=data.folds,
-            task=data.config,
-        )
+        labels = torch.from_numpy(numbers.T.copy())
+        self._heads = UtteranceHeads(data, labels, (objective,) * len(data.folds))
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:
         """Train all heads together."""
-        train_pooled_heads(self._pooled_data, specs, self._device, on_head, note)
+        self._heads.train(specs, on_head, note)
 
     def evaluate(self, heads: Sequence[HeadResult]) -> Ratio:
         """Return the accuracy: an utterance is correct if it is so in all label columns."""
@@ -69,7 +65,8 @@ class UtteranceTask(Task):
 
     def baselines(self, layer: Candidate) -> dict[str, float]:
         """Return the scores of chance, majority class, an untrained head, logistic regression."""
-        return class_baselines(self._pooled_data, self._classes, layer)
+        untrained, vectors = self._heads.untrained_score(layer), self._heads.vectors(layer)
+        return baselines_on_vectors(vectors, self._classes, self._folds, layer, untrained)
 
     def confusion(self, heads: Sequence[HeadResult]) -> tuple[tuple[int, ...], ...]:
         """Return [reference][prediction] counts in the first label column."""
@@ -95,13 +92,32 @@ def class_baselines(data: PooledData, classes: Classes, layer: Candidate) -> dic
         classes: Classes of the items that the features are of.
         layer: A layer of the features.
     """
+    vectors = data.pooled[data.layers.index(layer)].numpy()
+    return baselines_on_vectors(vectors, classes, data.folds, layer, untrained_score(data, layer))
+
+
+def baselines_on_vectors(
+    vectors: npt.NDArray[np.float32],
+    classes: Classes,
+    folds: Sequence[Fold],
+    layer: Candidate,
+    untrained: float,
+) -> dict[str, float]:
+    """Return the scores of chance, majority class, an untrained head, logistic regression.
+
+    Args:
+        vectors: Pooled features of a layer, [n_items, dim].
+        classes: Classes of the items.
+        folds: The folds, of items.
+        layer: The layer.
+        untrained: Score of an untrained head on it.
+    """
     scores = {
         "chance": chance(classes),
-        "majority class": majority(classes, data.folds),
-        f"untrained head, layer {layer}": untrained_score(data, layer),
+        "majority class": majority(classes, folds),
+        f"untrained head, layer {layer}": untrained,
     }
-    vectors = data.pooled[data.layers.index(layer)].numpy()
-    score = logistic_regression(vectors, classes, data.folds)
+    score = logistic_regression(vectors, classes, folds)
     return scores if score is None else scores | {f"logistic regression, layer {layer}": score}
 
 
