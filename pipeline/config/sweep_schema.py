@@ -60,6 +60,7 @@ class TaskConfig:
         trials: For verification, file of the test trials; None draws them from test.
         n_trials: Trials that are drawn, half of them of one speaker.
         sample_seed: Seed of what is drawn: trials, or spans for ABX.
+        trial_id_form: For verification, form of the ids of `trials`, as `spans.id_form`.
         skip_missing_trials: Whether trials of utterances that are not in the store are left out.
         silence: For tasks on spans, labels of spans that are left out, unless `spans.skip` is set.
         min_count: For tasks on spans, the fewest spans of a class that is learned.
@@ -94,6 +95,7 @@ class TaskConfig:
     trials: str | None = None
     n_trials: int = 20_000
     sample_seed: int = 0
+    trial_id_form: str | None = None
     skip_missing_trials: bool = False
     silence: tuple[str, ...] = ()
     min_count: int = 1

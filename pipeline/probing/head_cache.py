@@ -40,6 +40,7 @@ _LATER: dict[str, Any] = {
     "n_trials": 20_000,
     "sample_seed": 0,
     "skip_missing_trials": False,
+    "trial_id_form": None,
     "silence": (),
     "min_count": 1,
     "max_classes": None,

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, UtteranceNotFoundError, counted, first_few
+from pipeline.spans.id_forms import find_id_form
 from pipeline.spans.segments import in_segments, latest_ends
-from pipeline.spans.table import IntArray, Seconds, Spans, id_fields
+from pipeline.spans.table import IntArray, Seconds, Spans
 from pipeline.store.read.timing import first_frames
 from pipeline.store.read.utterances import StoreView
 
 UTTERANCE, RECORDING = "utterance", "recording"
-_N_COMPARED = 20  # ids for which a form is looked for
 _MANY_LATE = 0.1  # share of spans beyond the end, above which the note asks for the unit
 
 
@@ -169,39 +169,19 @@ def difference(unknown: Sequence[str], store: StoreView) -> str:
         unknown: Ids that are not in the store, at least one.
         store: The store.
     """
-    ids = set(store.whole_column("id").to_pylist())
-    by_name: dict[str, str] = {}
-    for name in ids:
-        by_name.setdefault(_forms(name)["{name}"], name)
-    for one in unknown[:_N_COMPARED]:
-        forms = _forms(one)
-        near = by_name.get(forms["{name}"]) or by_name.get(one.rpartition("/")[2])
-        if near is None:
-            continue
-        for field, value in forms.items():
-            before, match, after = near.partition(value)
-            if not match:
-                continue
-            made = [before + _forms(item)[field] + after for item in unknown]
-            n_found = sum(item in ids for item in made)
-            form = (
-                (before + "\0" + after).replace("{", "{{").replace("}", "}}").replace("\0", field)
-            )
-            return (
-                f"the spans have {one!r} where the store has {near!r}; id_form={form!r} finds "
-                f"{n_found:,} of {len(unknown):,} utterances"
-            )
+    found = find_id_form(unknown, store.whole_column("id").to_pylist())
+    if found is not None:
+        return (
+            f"the spans have {found.one!r} where the store has {found.near!r}; "
+            f"id_form={found.form!r} finds {found.n_found:,} of "
+            f"{counted(len(unknown), 'utterance')}"
+        )
     try:
         store.position(unknown[0])
     except UtteranceNotFoundError as error:
         first = store.ids[0]
         return f"{str(error).partition(': ')[2]}; ids of the store are such as {first!r}"
     return ""
-
-
-def _forms(utterance: str) -> dict[str, str]:
-    """Return what each field of `id_form`, with its braces, stands for."""
-    return {f"{{{field}}}": value for field, value in id_fields(utterance).items()}
 
 
 def _late(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.config.spans_schema import SPAN_KINDS, SPAN_UNITS, SpansConfig
 from pipeline.errors import ConfigError, SourceError, counted, did_you_mean, first_few
 from pipeline.files import is_uri
+from pipeline.spans.id_forms import id_maker
 from pipeline.spans.nist import add_ctm, add_rttm
-from pipeline.spans.table import SpanBuilder, Spans, id_fields
+from pipeline.spans.table import SpanBuilder, Spans
 from pipeline.spans.tables import add_csv, add_jsonl, add_parquet
 from pipeline.spans.textgrid import add_textgrid
 
@@ -116,7 +117,7 @@ def read_configured(config: SpansConfig) -> Spans:
         _add(builder, kind, file, _stem(file, path), config)
     spans = builder.finish()
     if config.id_form is not None:
-        spans = spans.with_ids(_id_form(config.id_form))
+        spans = spans.with_ids(id_maker(config.id_form))
     if config.skip:
         spans = spans.without(config.skip)
         if not len(spans):
@@ -183,26 +184,6 @@ def _stem(file: Path, root: Path) -> str:
     if inside.suffix.lower() == ".gz":
         inside = inside.with_suffix("")
     return str(inside.with_suffix(""))
-
-
-def _id_form(form: str) -> Callable[[str], str]:
-    """Return what makes an id from that of the file.
-
-    Raises:
-        ConfigError: The form names something else than id, stem and name.
-    """
-
-    def made(utterance: str) -> str:
-        return form.format(**id_fields(utterance))
-
-    try:
-        if made("a") == made("b"):
-            raise ValueError("all ids would be the same")
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"id_form is {form!r} ({error}); expected a text with {{id}}, {{stem}} or {{name}}"
-        ) from error
-    return made
 
 
 def _check(config: SpansConfig) -> None:

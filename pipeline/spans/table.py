@@ -207,13 +207,6 @@ class Spans(Sequence[Span]):
         return replace(self, utterances=tuple(distinct), utterance=numbers[self.utterance])
 
 
-def id_fields(utterance: str) -> dict[str, str]:
-    """Return the fields of `id_form` for an id: the id, its stem and its name."""
-    folder, slash, last = utterance.rpartition("/")
-    name = last.rpartition(".")[0] or last
-    return {"id": utterance, "stem": f"{folder}{slash}{name}", "name": name}
-
-
 class SpanBuilder:
     """Collects spans, without an object for each."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -213,6 +214,28 @@ def test_a_list_without_any_utterance_of_the_store_is_refused(tmp_path):
         read_trials(str(path), IDS, skip_missing=True)
 
 
+def test_ids_of_another_form_are_found_with_the_form_of_the_message(tmp_path):
+    """As in VoxCeleb, where a recording has the same name in many folders."""
+    ids = [f"wav/id{a}/v{b}/0000{c}.wav" for a in range(6) for b in range(3) for c in range(4)]
+    lines = [
+        f"{int(i // 12 == j // 12)} {ids[i][4:]} {ids[j][4:]}"
+        for i, j in ((0, 5), (30, 31), (3, 60), (71, 2))
+    ]
+    path = tmp_path / "trials.txt"
+    path.write_text("\n".join(lines))
+    expected = r"has 'id0/v0/00000.wav' where the store has 'wav/id0/v0/00000.wav': (\S+)='(\S+)' "
+    with pytest.raises(ConfigError, match=f"{expected}finds 8 of 8 utterances") as caught:
+        read_trials(str(path), ids, skip_missing=False)
+    setting, form = re.search(expected, str(caught.value)).groups()
+    assert setting == "task.trial_id_form"
+    trials, n_missing = read_trials(str(path), ids, skip_missing=False, id_form=form)
+    assert (trials.pairs.tolist(), n_missing) == ([[0, 5], [30, 31], [3, 60], [71, 2]], 0)
+    with pytest.raises(ConfigError, match=r"task.trial_id_form is 'x' .*; expected a text with"):
+        read_trials(str(path), ids, skip_missing=False, id_form="x")
+    with pytest.raises(ConfigError, match="Extract these utterances, or leave the trials out"):
+        read_trials(str(path), ids, skip_missing=False, id_form="{name}")
+
+
 def test_an_id_without_extension_must_mean_one_utterance(tmp_path):
     """Of `a.wav` and `a.flac` the trial must say which."""
     path = tmp_path / "trials.txt"
@@ -330,7 +353,9 @@ def test_trials_of_all_speakers_leave_no_mean_to_subtract(root, tmp_path):
     path.write_text(
         "".join(f"{int(SPEAKERS[a] == SPEAKERS[b])} {IDS[a]} {IDS[b]}\n" for a, b in pairs)
     )
-    result, _ = swept(root, tmp_path / "out", f"task.trials={path}")
+    path.write_text(path.read_text().replace("wav/", ""))
+    settings = (f"task.trials={path}", "task.trial_id_form=wav/{id}")
+    result, _ = swept(root, tmp_path / "out", *settings)
     assert result.n_train == 0
     assert any("no mean is subtracted from the features" in line for line in result.warnings)
 

@@ -232,7 +232,7 @@ def _split_by_trials(
     store: FeatureStore, task: TaskConfig, utterances: _Utterances, path: str
 ) -> Split:
     """Take test from a list of trials, and train and dev from the other speakers."""
-    test = read_trials(path, store.ids, task.skip_missing_trials)[0].positions
+    test = read_trials(path, store.ids, task.skip_missing_trials, task.trial_id_form)[0].positions
     unknown = np.setdiff1d(test, utterances.usable)
     if len(unknown):
         raise ConfigError(

@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import IntArray
+from pipeline.spans.id_forms import find_id_form, id_maker
 
 _WORDS = {"target": True, "nontarget": False, "non-target": False, "impostor": False}
 _DIGITS = {"1": True, "0": False}
+_ID_FORM = "task.trial_id_form"
 _TRIES = 20
 """Draws for each trial of two speakers, after which there are fewer trials."""
 
@@ -44,7 +46,9 @@ class Trials:
         return np.unique(self.pairs)
 
 
-def read_trials(path: str, ids: Sequence[str], skip_missing: bool) -> tuple[Trials, int]:
+def read_trials(
+    path: str, ids: Sequence[str], skip_missing: bool, id_form: str | None = None
+) -> tuple[Trials, int]:
     """Read a list of trials.
 
     An utterance is found by its id, or else by its id without the extension of a file.
@@ -53,6 +57,7 @@ def read_trials(path: str, ids: Sequence[str], skip_missing: bool) -> tuple[Tria
         path: File with a trial per line.
         ids: Ids of the utterances of the store.
         skip_missing: Whether trials of utterances that are not in the store are left out.
+        id_form: How ids are made from those in the file, as for `pipeline.read_spans`.
 
     Returns:
         The trials, and the number of those that were left out.
@@ -62,11 +67,14 @@ def read_trials(path: str, ids: Sequence[str], skip_missing: bool) -> tuple[Tria
             or there are no trials of one of both kinds.
     """
     file = Path(path)
+    make = None if id_form is None else id_maker(id_form, _ID_FORM)
     position_of = _positions(ids)
     pairs, targets, missing = [], [], []
     n_missing = 0
     for line_number, line in _lines(file):
         is_target, names = _parse(line, f"{file}:{line_number}")
+        if make is not None:
+            names = make(names[0]), make(names[1])
         found = [position_of.get(name, position_of.get(_stem(name))) for name in names]
         if found[0] is None or found[1] is None:
             n_missing += 1
@@ -76,10 +84,18 @@ def read_trials(path: str, ids: Sequence[str], skip_missing: bool) -> tuple[Tria
         targets.append(is_target)
     if n_missing and (not skip_missing or not pairs):
         absent = list(dict.fromkeys(missing))
+        form = None if id_form is not None else find_id_form(absent, ids)
+        remedy = (
+            "Extract these utterances, or leave the trials out with task.skip_missing_trials=true"
+            if form is None
+            else f"The list has {form.one!r} where the store has {form.near!r}: "
+            f"{_ID_FORM}={form.form!r} finds {form.n_found:,} of "
+            f"{counted(len(absent), 'utterance')}"
+        )
         raise ConfigError(
             f"{file}: {n_missing:,} of {n_missing + len(pairs):,} trials have utterances that are "
             f"not in the store, e.g. {first_few(absent)}; its ids are like {first_few(ids[:2])}. "
-            "Extract these utterances, or leave the trials out with task.skip_missing_trials=true"
+            f"{remedy}"
         )
     trials = Trials(np.array(pairs, np.int64).reshape(-1, 2), np.array(targets, bool))
     if not trials.is_target.any() or trials.is_target.all():

@@ -135,7 +135,9 @@ class VerificationTask(Task):
         config = data.config
         if config.trials is None:
             return draw_trials(test, data.labels.texts[0], config.n_trials, config.sample_seed), []
-        trials, n_missing = read_trials(config.trials, data.store.ids, config.skip_missing_trials)
+        trials, n_missing = read_trials(
+            config.trials, data.store.ids, config.skip_missing_trials, config.trial_id_form
+        )
         speakers = self._speakers[trials.pairs]
         wrong = trials.is_target != (speakers[:, 0] == speakers[:, 1])
         if wrong.any():
