@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "feed": {"heads", "store", "store/format", "config", *BOTTOM},
     "spans": {"store", "store/format", "config", *BOTTOM},
     "transforms": {"store", "store/format", "config", *BOTTOM},
-    "probing": {"feed", "heads", "spans", "store", "store/format", "config", *BOTTOM},
+    "probing": {"feed", "heads", "spans", "store", "store/format", "tokens", "config", *BOTTOM},
     "comparing": {"probing", "store", "config", *BOTTOM},
     "tokens": {"feed", "spans", "store", "store/format", "config", "objects", *BOTTOM},
     "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},

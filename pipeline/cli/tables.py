@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.store.maintain.verify import Verification
 
 
+NumberTable = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Column names and rows."""
+
 MAX_ITEMS = 20
 """Items of a list that `inspect` prints without `--all`."""
 
@@ -278,16 +281,21 @@ def _cut(value: Any, show_all: bool) -> Any:
     return f"{str(value[:MAX_ITEMS])[:-1]}, ... and {len(value) - MAX_ITEMS:,} more]"
 
 
-def show_layers(
-    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], page: Path
-) -> None:
-    """Print the table of layer statistics and the path of the report."""
-    table = Table(box=None, pad_edge=False)
-    for name in head:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def show_layers(console: Console, tables: Sequence[NumberTable], page: Path) -> None:
+    """Print tables of layer statistics and the path of the report.
+
+    Args:
+        console: Where to print.
+        tables: Column names and rows of each.
+        page: The report.
+    """
+    for head, rows in tables:
+        table = Table(box=None, pad_edge=False)
+        for name in head:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(f"report: {page}", markup=False)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -13,6 +14,7 @@ from pipeline.errors import counted
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layers.between import EncoderComparison, LayerPairs
+from pipeline.probing.layers.label_report import LabelsByStore, label_charts, label_section
 from pipeline.probing.report.charts import Chart
 from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (
@@ -40,8 +42,15 @@ _MEANINGS = {
 }
 
 
-def write_comparison_report(comparison: EncoderComparison, folder: Path) -> Path:
+def write_comparison_report(
+    comparison: EncoderComparison, folder: Path, labels: LabelsByStore | None = None
+) -> Path:
     """Write report.html, its charts in `figures/`, and layers.json.
+
+    Args:
+        comparison: CKA between the layers.
+        folder: Where to write.
+        labels: Statistics with labels, by the name of the encoder.
 
     Returns:
         Path of report.html.
@@ -49,9 +58,10 @@ def write_comparison_report(comparison: EncoderComparison, folder: Path) -> Path
     Raises:
         StoreError: A file cannot be written.
     """
-    text = json.dumps(asdict(comparison), indent=1, allow_nan=False)
+    text = json.dumps(comparison_document(comparison, labels), indent=1, allow_nan=False)
     write_atomic(folder / "layers.json", [f"{text}\n".encode()])
     charts = draw_comparison(comparison)
+    of_labels = label_charts(labels) if labels else []
     names = [encoder.name for encoder in comparison.encoders]
     title = f"Layers of {' and '.join(names)}"
     encoders = {encoder.name: encoder.encoder for encoder in comparison.encoders}
@@ -59,7 +69,7 @@ def write_comparison_report(comparison: EncoderComparison, folder: Path) -> Path
         [
             warnings_box(comparison.warnings),
             element("h1", title),
-            element("p", "Similarity of layers over the same frames, without labels.", kind="lead"),
+            element("p", "Similarity of layers over the same frames.", kind="lead"),
             facts(encoders),
             *(
                 section(
@@ -74,10 +84,19 @@ def write_comparison_report(comparison: EncoderComparison, folder: Path) -> Path
                 table(COLUMNS, comparison_rows(comparison), is_sortable=True),
                 facts(_MEANINGS),
             ),
+            *([label_section(labels, of_labels)] if labels else []),
             section("The sample", _sample(comparison)),
         ]
     )
-    return write_page(folder, title, body, charts)
+    return write_page(folder, title, body, [*charts, *of_labels])
+
+
+def comparison_document(
+    comparison: EncoderComparison, labels: LabelsByStore | None = None
+) -> dict[str, Any]:
+    """Return all numbers, ready for JSON; with labels `labels` has theirs by encoder."""
+    of_labels = {name: asdict(found) for name, found in (labels or {}).items()}
+    return asdict(comparison) | ({"labels": of_labels} if labels else {})
 
 
 def comparison_rows(comparison: EncoderComparison) -> list[list[str]]:

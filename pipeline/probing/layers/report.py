@@ -7,13 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from pipeline.errors import counted
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
+from pipeline.probing.layers.label_report import label_charts, label_section
 from pipeline.probing.layers.statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
+from pipeline.probing.layers.with_labels import LabelStatistics
 from pipeline.probing.report.charts import Chart, Line, layer_lines
 from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (
@@ -49,8 +52,15 @@ COLUMNS = tuple(_MEANINGS)
 _SCALE_STEP = 0.05  # the scale of the CKA map starts at a multiple of this
 
 
-def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
+def write_layers_report(
+    statistics: StoreStatistics, folder: Path, labels: LabelStatistics | None = None
+) -> Path:
     """Write report.html, its charts in `figures/`, and layers.json.
+
+    Args:
+        statistics: Statistics without labels.
+        folder: Where to write.
+        labels: Statistics with labels.
 
     Returns:
         Path of report.html.
@@ -58,16 +68,20 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
     Raises:
         StoreError: A file cannot be written.
     """
-    text = json.dumps(asdict(statistics), indent=1, allow_nan=False)
+    text = json.dumps(report_document(statistics, labels), indent=1, allow_nan=False)
     write_atomic(folder / "layers.json", [f"{text}\n".encode()])
     norms, directions, variance, cka = charts = draw_charts(statistics)
     numbers = table(COLUMNS, table_rows(statistics), is_sortable=True)
     title = "Layer statistics"
+    found = {} if labels is None else {"": labels}
+    of_labels = label_charts(found) if found else []
+    lead = "Without and with labels." if found else "Computed without labels."
     body = join(
         [
             warnings_box(statistics.warnings),
             element("h1", title),
-            element("p", f"{statistics.encoder}. Computed without labels.", kind="lead"),
+            element("p", f"{statistics.encoder}. {lead}", kind="lead"),
+            *([label_section(found, of_labels)] if found else []),
             section("Similarity of layers", figure(cka), *_paragraphs(_similarity(statistics))),
             section("Norms", figure(norms), *_paragraphs(_outliers(statistics))),
             section("Directions", figure(directions)),
@@ -76,7 +90,14 @@ def write_layers_report(statistics: StoreStatistics, folder: Path) -> Path:
             section("The sample", _sample(statistics)),
         ]
     )
-    return write_page(folder, f"{title}: {statistics.encoder}", body, charts)
+    return write_page(folder, f"{title}: {statistics.encoder}", body, [*charts, *of_labels])
+
+
+def report_document(
+    statistics: StoreStatistics, labels: LabelStatistics | None = None
+) -> dict[str, Any]:
+    """Return all numbers, ready for JSON; with labels `labels` has theirs."""
+    return asdict(statistics) | ({} if labels is None else {"labels": asdict(labels)})
 
 
 def table_rows(statistics: StoreStatistics) -> list[list[str]]:

@@ -1,0 +1,170 @@
+"""The part of a report of layers that is about labels: charts, tables, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from pipeline.probing.layers.with_labels import (
+    MIN_COUNT,
+    Estimate,
+    LabelledLayer,
+    LabelStatistics,
+)
+from pipeline.probing.report.charts import Chart, Line, layer_lines
+from pipeline.probing.report.html import element, facts, figure, section, table
+
+LabelsByStore = Mapping[str, LabelStatistics]
+"""Statistics with labels, by the name of the store; of a single store by any name."""
+
+COLUMNS = ("layer", "PWCCA", "± sd", "shuffled", "CCA", "SVCCA", "PNMI", "± sd", "shuffled")
+"""Columns of the printed table of statistics with labels."""
+_STATISTICS = {"pwcca": "PWCCA", "cca": "mean CCA", "svcca": "SVCCA", "pnmi": "PNMI"}
+"""Names of the statistics, by their fields and the names of their charts."""
+_MEANINGS = {
+    "PWCCA": "projection-weighted canonical correlation between the mean over the frames of a span "
+    "and its class as a one-hot vector: 1 if a linear map of the features gives the class, 0 if "
+    "they have nothing to do with it. Directions are weighted by how much of the classes (or of "
+    "the features, if these have fewer dimensions) they account for (Morcos et al., 2018). Spans, "
+    "splits and scores are as in layer-wise analyses of speech encoders (Pasad et al., 2021)",
+    "mean CCA": "the same correlations, averaged with equal weights",
+    "SVCCA": "the same average after the features are reduced to the directions that have 99 % of "
+    "their variance (Raghu et al., 2017)",
+    "PNMI": "mutual information between k-means clusters of frames and the classes of these "
+    "frames, as a share of the entropy of the classes: 1 if the cluster determines the class, 0 "
+    "if they are independent (Hsu et al., 2021). It grows with k",
+    "± sd": "standard deviation over parts (CCA) or divisions (PNMI) of the utterances",
+    "shuffled": "the same with shuffled labels, the chance level: a value is evidence only as far "
+    "as it is above",
+}
+_STYLES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"))
+
+
+def label_rows(statistics: LabelStatistics) -> list[list[str]]:
+    """Return the cells of the printed table, one row per layer, with the columns of `COLUMNS`."""
+    return [
+        [
+            str(layer.layer),
+            *_cells(layer.pwcca),
+            _text(layer.cca.value),
+            _text(layer.svcca.value),
+            *_cells(layer.pnmi),
+        ]
+        for layer in statistics.layers
+    ]
+
+
+def label_charts(found: LabelsByStore) -> list[Chart]:
+    """Draw each statistic over the layers, with its chance level; a line per store."""
+    numbers = sorted({layer.layer for one in found.values() for layer in one.layers})
+    return [
+        layer_lines(
+            kind,
+            f"{name} with the labels of spans, and with shuffled labels, by layer",
+            numbers,
+            {f"{name} with labels": _lines(found, kind, numbers)},
+        )
+        for kind, name in _STATISTICS.items()
+    ]
+
+
+def label_section(found: LabelsByStore, charts: Sequence[Chart]) -> Markup:
+    """Return the section of a page; `charts` are those of `label_charts`."""
+    head = (
+        "layer",
+        *(part for name in _STATISTICS.values() for part in (name, "± sd", "shuffled")),
+    )
+    content: list[object] = [
+        element("p", f"Labels are those of {next(iter(found.values())).spans}."),
+        *map(figure, charts),
+    ]
+    for name, statistics in found.items():
+        rows = [
+            [str(layer.layer), *(c for kind in _STATISTICS for c in _cells(_estimate(layer, kind)))]
+            for layer in statistics.layers
+        ]
+        if len(found) > 1:
+            content.append(element("p", f"{name}:"))
+        content += [table(head, rows, is_sortable=True), element("p", _best(statistics))]
+    content.append(facts(_MEANINGS))
+    for name, statistics in found.items():
+        content.append(facts(_sample(name if len(found) > 1 else "", statistics)))
+    return section("Labels of spans", *content)
+
+
+def _lines(found: LabelsByStore, kind: str, numbers: Sequence[int]) -> list[Line]:
+    lines = []
+    for i, (name, statistics) in enumerate(found.items()):
+        of_layer = {layer.layer: _estimate(layer, kind) for layer in statistics.layers}
+        estimates = [of_layer.get(number) for number in numbers]
+        colour, marker = _STYLES[i % len(_STYLES)]
+        values, sds, shuffled, shuffled_sds = (
+            [_number(None if e is None else getattr(e, part)) for e in estimates]
+            for part in ("value", "sd", "shuffled", "shuffled_sd")
+        )
+        is_single = len(found) == 1
+        label = "labels (mean ± sd)" if is_single else name
+        other = "shuffled labels" if is_single else f"{name}, shuffled"
+        lines += [
+            Line(label, values, colour, marker, spread=sds),
+            Line(
+                other,
+                shuffled,
+                "orange" if is_single else colour,
+                "s" if is_single else marker,
+                spread=shuffled_sds,
+                hollow=True,
+                dash="--",
+            ),
+        ]
+    return lines
+
+
+def _best(statistics: LabelStatistics) -> str:
+    """Name the layers with the highest values."""
+    lines = []
+    for kind in ("pwcca", "pnmi"):
+        known = [
+            (estimate.value, -layer.layer, estimate)
+            for layer in statistics.layers
+            if (estimate := _estimate(layer, kind)).value is not None
+        ]
+        if known:
+            value, negative, estimate = max(known, key=lambda item: item[:2])
+            lines.append(
+                f"{_STATISTICS[kind]} is highest in layer {-negative}: {value:.3f} (shuffled "
+                f"labels: {_text(estimate.shuffled)})."
+            )
+    return " ".join(lines)
+
+
+def _sample(name: str, statistics: LabelStatistics) -> dict[str, object]:
+    stated: dict[str, object] = {"store": name} if name else {}
+    return stated | {
+        "spans": f"{statistics.n_spans:,} of {statistics.n_classes:,} classes (at least "
+        f"{MIN_COUNT} of each); directions are fitted on most parts of the utterances, their "
+        f"regularisation is chosen on another, and {statistics.n_trials} parts are scored in turn",
+        "frames": f"{statistics.n_frames:,}, of which {statistics.n_labelled:,} have a label; "
+        f"k={statistics.k} clusters are trained on those of half of the utterances and counted on "
+        f"the other half, {statistics.n_divisions} times",
+        "left out": "; ".join(statistics.notes) or "nothing",
+    }
+
+
+def _estimate(layer: LabelledLayer, kind: str) -> Estimate:
+    found: Estimate = getattr(layer, kind)
+    return found
+
+
+def _cells(estimate: Estimate) -> tuple[str, str, str]:
+    return _text(estimate.value), _text(estimate.sd), _text(estimate.shuffled)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
