@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.heads.files import TRAINED, file_of
 from pipeline.heads.trained import TrainedHead
 
@@ -15,6 +16,8 @@ BEST = "best"
 HEAD = "head.safetensors"
 """The head in the folder that `strata export-head` writes."""
 RESULT = "sweep.json"
+_SETTINGS = "settings.json"  # of a comparison: the sweeps that it is of
+_DEPTHS = ("*/", "*/*/")
 
 _LAYER_FILE = re.compile(r"layer-(-?\d+)")
 
@@ -64,6 +67,11 @@ def sweep_result(folder: Path) -> dict[str, Any]:
     try:
         found: Any = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if found := _sweeps_of(folder):
+            raise ConfigError(
+                f"{folder} is not the folder of one sweep: it has, or compares, "
+                f"{counted(len(found), 'sweep')}. Give one of them: {first_few(found)}"
+            ) from error
         reason = "does not exist" if not folder.exists() else f"has no readable {RESULT}"
         raise ConfigError(
             f"{folder} {reason}; expected the folder of a sweep: the one with report.html, which "
@@ -72,6 +80,18 @@ def sweep_result(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "best" not in found:
         raise ConfigError(f"{folder / RESULT} is not the result of a sweep; run the sweep again")
     return found
+
+
+def _sweeps_of(folder: Path) -> list[str]:
+    """Return the folders of sweeps that a folder compares, or that are in it or in its folders."""
+    named: Any = None
+    with suppress(OSError, ValueError):
+        named = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    listed = named.get("sweeps", []) if isinstance(named, dict) else []
+    compared = [str(item) for item in listed] if isinstance(listed, list) else []
+    if compared:
+        return compared
+    return sorted(str(path.parent) for at in _DEPTHS for path in folder.glob(f"{at}{RESULT}"))
 
 
 def trained_layers(folder: Path) -> list[int | str]:

@@ -279,6 +279,24 @@ def test_wrong_arguments_are_refused(root, monkeypatch, arguments, message):
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
 
+def test_a_comparison_names_its_sweeps(root, tmp_path):
+    """`predict` and `export-head` ask for one of them, of a report or of a folder of sweeps."""
+    done = strata("report", root / "ks", root / "ic", f"out={tmp_path / 'report'}")
+    assert done.returncode == 0, done.stderr
+    nested = tmp_path / "sweeps" / "store"
+    nested.mkdir(parents=True)
+    for task in ("ks", "ic"):
+        (nested / task).symlink_to(root / task)
+    for folder, (first, second) in (
+        (tmp_path / "report", (root / "ic", root / "ks")),
+        (tmp_path / "sweeps", (nested / "ic", nested / "ks")),
+    ):
+        for words in (("predict", folder, root / "store"), ("export-head", folder, tmp_path / "x")):
+            done = strata(*words)
+            assert done.returncode == 2
+            assert f"or compares, 2 sweeps. Give one of them: {first}, {second}" in done.stderr
+
+
 def test_export_head_writes_a_folder_that_predicts(root, tmp_path):
     """`predict` reads it like the folder of a sweep."""
     done = strata("export-head", root / "ks", tmp_path / "head", "layer=1", "--json")
