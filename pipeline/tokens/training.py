@@ -123,10 +123,12 @@ def train_codebook(
     with announced(observer, f"reading a sample of {n_sample:,} of {n_frames:,} frames"):
         sampled = sample(source, n_sample, seed, n_threads)
     plan = KMeansSettings(settings.k, seed)
-    progress = _Progress(observer, plan)
+    is_sample_first = settings.sample_frames == ALL and len(sampled) < n_frames
+    progress = _Progress(observer, plan, n_frames if is_sample_first else 0, _n_stored(store))
     result = _trained(store, sampled, plan, device, n_threads, progress)
     frames: Frames = sampled
-    if settings.sample_frames == ALL and len(sampled) < n_frames:
+    if is_sample_first:
+        progress.n_later = 0
         observer.note(
             f"training on all {counted(n_frames, 'frame')}, which are read again for each iteration"
         )
@@ -201,10 +203,30 @@ def _trained(
         ) from error
 
 
-class _Progress:
-    """Notes about the iterations, with an estimate of the time left."""
+def _n_stored(store: FeatureStore) -> int:
+    """Return the frames of all utterances of a store, of which some are selected."""
+    return int(store.whole().frame_counts.sum())
 
-    def __init__(self, observer: Observer, plan: KMeansSettings) -> None:
+
+class _Progress:
+    """Notes about the iterations, with an estimate of the time left.
+
+    Attributes:
+        n_later: Frames of a training that follows this one; 0 if none does.
+    """
+
+    def __init__(
+        self, observer: Observer, plan: KMeansSettings, n_later: int, n_stored: int
+    ) -> None:
+        """Start.
+
+        Args:
+            observer: Receives the notes.
+            plan: Settings of the training.
+            n_later: Frames of a training that follows this one; 0 if none does.
+            n_stored: Frames that get tokens after the training.
+        """
+        self.n_later, self._n_stored = n_later, n_stored
         self._observer, self._plan = observer, plan
         self._start_s = self._noted_s = time.perf_counter()
         self._before = math.inf
@@ -223,6 +245,11 @@ class _Progress:
         if is_last:
             left_s = seconds * (self._plan.max_iterations - iteration)
             left = f"; at most {rough_duration(left_s)} left, less if it converges"
+            if self.n_later:
+                left += f", then the training on all {counted(self.n_later, 'frame')}"
+            else:
+                assigning_s = seconds / n_frames * self._n_stored
+                left += f", then about {rough_duration(assigning_s)} to assign all frames"
         fell = f" ({fall:.2%} less)" if math.isfinite(fall) and iteration > 1 else ""
         self._observer.note(
             f"k-means on {counted(n_frames, 'frame')}, iteration {iteration}: inertia "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 
@@ -14,6 +15,7 @@ from pipeline.config import load_sweep_config
 from pipeline.heads.modules import WeightedSum
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, HeadSpec
+from pipeline.probing.trainers import pooled
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.pooled import (
     PooledData,
@@ -305,3 +307,51 @@ def test_initial_parameters_are_those_of_a_linear_layer():
 def test_an_untrained_head_is_at_chance():
     """Without training, the accuracy is below 0.5."""
     assert untrained_score(make_data(), 6) < 0.5
+
+
+class Clock:
+    """Time that passes by steps and evaluations only."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_the_expected_duration_counts_steps_and_evaluations(monkeypatch):
+    """Evaluations before training and after every few steps, too."""
+    clock = Clock()
+
+    def step(data, stack, train, order, n_steps):
+        clock.now += 2.0 * n_steps
+
+    def score(self, predictions, positions, fold):
+        clock.now += 10.0
+        return [0.0]
+
+    monkeypatch.setattr(pooled, "time", clock)
+    monkeypatch.setattr(pooled, "_take_steps", step)
+    monkeypatch.setattr(PooledData, "scores", score)
+    spec = HeadSpec(3, 1e-3, 0, 0)
+    for eval_every, n_evaluations in ((20, 4), (60, 2), (45, 3)):
+        data = make_data(eval_every=eval_every)
+        assert pooled._stack_s(data, [spec]) == 60 * 2 + 10 * n_evaluations
+
+
+def test_the_expected_duration_is_that_of_the_busiest_thread(monkeypatch):
+    """Three stacks of one second on two threads take two; each kind is timed in all threads."""
+    timed = []
+
+    def seconds(data, specs):
+        timed.append(specs[0].layer)
+        return 4.0 if specs[0].layer == WEIGHTED else 1.0
+
+    monkeypatch.setattr(pooled, "_stack_s", seconds)
+    single = [[HeadSpec(layer, 1e-3, 0, 0)] for layer in LAYERS]
+    weighted = [[HeadSpec(WEIGHTED, 1e-3, 0, 0)]]
+    with ThreadPoolExecutor(2) as pool:
+        assert pooled._limit_s(None, single, pool, 2) == 2.0
+        assert len(timed) == 2
+        assert pooled._limit_s(None, weighted + single, pool, 2) == 4.0
+        assert pooled._limit_s(None, weighted + single, pool, 16) == 4.0

@@ -8,7 +8,9 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from pipeline.errors import ConfigError
+from pipeline.events import Observer
 from pipeline.threads import in_order, single_threaded
+from pipeline.tokens import training
 from pipeline.tokens.kmeans import KMeansSettings, train
 from pipeline.tokens.nearest import NonFiniteFrameError, Quantizer
 
@@ -142,3 +144,24 @@ def test_the_pool_keeps_the_order_and_the_bound():
         assert next(found) == 0
         assert len(started) <= 5
         assert list(found) == list(range(1, 50))
+
+
+def test_the_time_left_counts_what_follows(monkeypatch):
+    """The training on all frames after that on a sample, and the assignment of all frames."""
+    monkeypatch.setattr(training, "_NOTE_FROM_S", 0.0)
+    lines = []
+
+    class Lines(Observer):
+        def note(self, text):
+            lines.append(text)
+
+    progress = training._Progress(Lines(), KMeansSettings(5, 0, max_iterations=10), 7000, 90_000)
+    progress(4, 1000, 3.0, 5.0, True)
+    assert lines[0].endswith(
+        "at most 30 s left, less if it converges, then the training on all 7,000 frames"
+    )
+    progress.n_later = 0
+    progress(4, 9000, 3.0, 5.0, True)
+    assert lines[1].endswith("less if it converges, then about 50 s to assign all frames")
+    progress(4, 9000, 3.0, 5.0, False)
+    assert lines[2].endswith(", 5.0 s")

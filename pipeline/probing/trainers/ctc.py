@@ -14,6 +14,7 @@ result is bit-identical.
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -43,7 +44,9 @@ from pipeline.probing.trainers.frame_data import FrameData, Transcripts
 from pipeline.store.read.features import FeatureStore
 
 _N_TIMED = 3
-"""Steps that are timed to estimate the duration."""
+"""Steps that are timed to estimate the duration, at least: the first batches are read ahead."""
+_TIMED_S = 3.0
+"""Seconds that they take, at least, unless an evaluation comes first."""
 _CHUNK_BYTES = 1 << 28
 """Memory for the scores and CTC tables of the heads whose loss is computed at once."""
 
@@ -236,7 +239,7 @@ class _Head:
 def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> None:
     """Train the heads of one seed until each has stopped or reached the last step."""
     task, batches = data.task, data.epochs(seed)
-    start_s = 0.0
+    start_s = math.inf
     for step in range(1, task.steps + 1):
         active = [head for head in heads if head.active]
         if not active:
@@ -244,8 +247,10 @@ def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> No
         _step(active, next(batches), data)
         if step == 1:  # takes longer than the others
             start_s = _finished_s(data.device)
-        if step == 1 + _N_TIMED:
-            limit_s = (_finished_s(data.device) - start_s) / _N_TIMED * task.steps
+        passed_s = time.perf_counter() - start_s
+        if step > _N_TIMED and passed_s > (0.0 if step == task.eval_every else _TIMED_S):
+            limit_s = (_finished_s(data.device) - start_s) / (step - 1) * task.steps
+            start_s = math.inf  # noted once
             note(
                 f"seed {seed}, {counted(len(heads), 'head')}: training takes at most about "
                 f"{rough_duration(limit_s)}, without the evaluations"

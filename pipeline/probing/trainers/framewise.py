@@ -52,7 +52,9 @@ Triples = tuple[int, ...]
 N_SAMPLED = 20_000
 """Largest number of frames that the logistic regression of the baselines is fitted to."""
 _N_TIMED = 3
-"""Steps that are timed to estimate the duration."""
+"""Steps that are timed to estimate the duration, at least: the first batches are read ahead."""
+_TIMED_S = 3.0
+"""Seconds that they take, at least, unless an evaluation comes first."""
 _COPIES = 3  # of a batch as float32, beside the windows of the loader
 _SCORE_CELLS = 1 << 22  # outputs of the heads of one stack that are computed at once
 
@@ -259,8 +261,10 @@ def _train(
     """Train the heads of one seed and fold until each has stopped or reached the last step."""
     task, spec = data.task, stacks[0].heads[0].spec
     fold = data.folds[spec.fold]
+    begun_s = time.perf_counter()
     _evaluate(stacks, data, fold.dev, 0, pool)
-    batches, start_s = data.batches(fold.train, spec.seed, is_endless=True), 0.0
+    evaluation_s = time.perf_counter() - begun_s
+    batches, start_s = data.batches(fold.train, spec.seed, is_endless=True), math.inf
     for step in range(1, task.steps + 1):
         active = [stack for stack in stacks if stack.active]
         if not active:
@@ -269,12 +273,15 @@ def _train(
         _each(pool, partial(_Stack.step, batch=batch), active)
         if step == 1:  # takes longer than the others
             start_s = time.perf_counter()
-        if step == 1 + _N_TIMED:
-            limit_s = (time.perf_counter() - start_s) / _N_TIMED * task.steps
+        passed_s = time.perf_counter() - start_s
+        if step > _N_TIMED and passed_s > (0.0 if step == task.eval_every else _TIMED_S):
+            start_s = math.inf  # noted once
+            limit_s = passed_s / (step - 1) * task.steps
+            limit_s += evaluation_s * -(-task.steps // task.eval_every)
             n_heads = sum(len(stack.heads) for stack in stacks)
             note(
                 f"seed {spec.seed}, {counted(n_heads, 'head')}: training takes at most about "
-                f"{rough_duration(limit_s)}, without the evaluations"
+                f"{rough_duration(limit_s)}"
             )
         if step % task.eval_every == 0 or step == task.steps:
             _evaluate(active, data, fold.dev, step, pool)

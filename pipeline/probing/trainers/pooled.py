@@ -12,11 +12,12 @@ layer, and the data order on its seed.
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -135,7 +136,7 @@ def train_pooled_heads(
     n_threads = torch.get_num_threads() if on_cpu else 1
     with single_threaded(n_threads) as pool:
         stacks = stacks_of(specs, on_cpu)
-        limit_s = pool.submit(_work_s, data, stacks).result() / n_threads
+        limit_s = _limit_s(data, stacks, pool, n_threads)
         if limit_s > _NOTE_FROM_S:
             note(
                 f"training takes at most about {rough_duration(limit_s)}; heads that improve no "
@@ -153,27 +154,43 @@ def train_pooled_heads(
     return [results[spec] for spec in specs]
 
 
-def _work_s(data: PooledData, stacks: Sequence[Sequence[HeadSpec]]) -> float:
-    """Estimate the seconds of one thread if every head takes all steps, from a few timed steps."""
+def _limit_s(
+    data: PooledData,
+    stacks: Sequence[Sequence[HeadSpec]],
+    pool: ThreadPoolExecutor,
+    n_threads: int,
+) -> float:
+    """Estimate the seconds until every head has taken all steps, from a few timed ones.
+
+    A stack of each kind is timed in all threads at once, as stacks are trained: threads share the
+    memory's bandwidth, and the cores with other programs.
+    """
     by_kind: dict[tuple[bool, int], float] = {}
-    total_s = 0.0
+    ends = [0.0] * min(n_threads, len(stacks))  # of each thread
     for stack in stacks:
         kind = (stack[0].layer == WEIGHTED, len(stack))
         if kind not in by_kind:
-            by_kind[kind] = _step_s(data, stack)
-        total_s += by_kind[kind] * data.task.steps
-    return total_s
+            timed = [pool.submit(_stack_s, data, stack) for _ in ends]
+            by_kind[kind] = sum(job.result() for job in timed) / len(ends)
+        heapq.heappush(ends, heapq.heappop(ends) + by_kind[kind])
+    return max(ends, default=0.0)
 
 
-def _step_s(data: PooledData, specs: Sequence[HeadSpec]) -> float:
-    """Return the seconds of a training step of a stack."""
-    train = torch.from_numpy(data.folds[specs[0].fold].train).to(data.pooled.device)
+def _stack_s(data: PooledData, specs: Sequence[HeadSpec]) -> float:
+    """Return the seconds of all steps and evaluations of a stack, by those of a few."""
+    number, task = specs[0].fold, data.task
+    fold = data.folds[number]
+    train, dev = (torch.from_numpy(part).to(data.pooled.device) for part in (fold.train, fold.dev))
     stack = data.stack(specs)
-    order = data_order(specs[0].seed, len(train), data.task.batch)
+    order = data_order(specs[0].seed, len(train), task.batch)
     _take_steps(data, stack, train, order, 1)
     start_s = time.perf_counter()
     _take_steps(data, stack, train, order, _N_TIMED)
-    return (time.perf_counter() - start_s) / _N_TIMED
+    stepped_s = time.perf_counter()
+    data.scores(data.predictions(stack.snapshot(), dev, number), dev, number)
+    evaluation_s = time.perf_counter() - stepped_s
+    n_evaluations = 1 + -(-task.steps // task.eval_every)
+    return (stepped_s - start_s) / _N_TIMED * task.steps + evaluation_s * n_evaluations
 
 
 def resolve_steps(task: TaskConfig, n_train: int) -> TaskConfig:
