@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.comparing.interactive.result import ComparisonResult
+    from pipeline.comparing.interactive.sweeping import report, sweep
     from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
     from pipeline.feed.batch import Batch, collate
     from pipeline.feed.batching import BatchPolicy
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.online.opening import open_or_extract
     from pipeline.predict.predictor import Predictor
     from pipeline.probing.interactive.result import SweepResult
-    from pipeline.probing.interactive.sweeping import sweep
     from pipeline.spans.frame_labels import FrameLabels, frame_labels
     from pipeline.spans.placing import PlacedSpans, place_spans
     from pipeline.spans.pooling import iter_pooled_spans, pool_spans
@@ -49,6 +50,7 @@ _HOMES = {
     "BatchPolicy": "pipeline.feed.batching",
     "CachedEncoder": "pipeline.online.cached",
     "Codebook": "pipeline.store.format.codebook",
+    "ComparisonResult": "pipeline.comparing.interactive.result",
     "CopySettings": "pipeline.transforms.copy.settings",
     "FeatureDataset": "pipeline.feed.dataset",
     "FeatureLoader": "pipeline.feed.loader",
@@ -89,7 +91,8 @@ _HOMES = {
     "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
     "read_spans": "pipeline.spans.reading",
-    "sweep": "pipeline.probing.interactive.sweeping",
+    "report": "pipeline.comparing.interactive.sweeping",
+    "sweep": "pipeline.comparing.interactive.sweeping",
     "token_quality": "pipeline.tokens.quality",
     "tokenize": "pipeline.tokens.run",
 }
@@ -99,6 +102,7 @@ __all__ = [
     "BatchPolicy",
     "CachedEncoder",
     "Codebook",
+    "ComparisonResult",
     "CopySettings",
     "FeatureDataset",
     "FeatureLoader",
@@ -139,6 +143,7 @@ __all__ = [
     "pool_spans",
     "push",
     "read_spans",
+    "report",
     "sweep",
     "token_quality",
     "tokenize",

@@ -15,6 +15,7 @@ from itertools import combinations
 from pipeline.comparing.evaluating import can_evaluate, evaluations, fingerprint
 from pipeline.comparing.heads import compare_heads, head_order
 from pipeline.comparing.naming import (
+    SEPARATOR,
     EncoderKey,
     encoder_key,
     encoder_names,
@@ -161,12 +162,12 @@ def _named(variants: Sequence[Variant]) -> tuple[Variant, ...]:
         parts = [variant.encoder, *([variant.head] if has_heads else [])]
         if variant.fraction != largest:
             parts.append(f"{percent(variant.fraction)} of train")
-        return ", ".join(parts)
+        return SEPARATOR.join(parts)
 
     def folder_of(at: int) -> str:
         return variants[at].folder.rstrip("/").rpartition("/")[2]
 
-    names = unique_names(range(len(variants)), name_of, folder_of)
+    names = unique_names(range(len(variants)), name_of, folder_of, separator=SEPARATOR)
     counts = Counter(map(name_of, range(len(variants))))
     return tuple(
         replace(

@@ -18,6 +18,8 @@ EncoderKey = tuple[tuple[str, str], ...]
 _FACTS = ("dtype", "precision", "weights", "collapsed")
 """Facts that tell encoders of one model apart, in the order in which they are tried."""
 _HASH_LENGTH = 8
+SEPARATOR = " / "
+"""Between the parts of the name of a variant; lists of names have commas."""
 
 
 def encoder_key(sweep: Sweep) -> EncoderKey:
@@ -71,14 +73,17 @@ def _with(model: str, fact: str | None) -> str:
 
 
 def unique_names(
-    items: Sequence[Key], name: Callable[[Key], str], *more: Callable[[Key], str]
+    items: Sequence[Key],
+    name: Callable[[Key], str],
+    *more: Callable[[Key], str],
+    separator: str = ", ",
 ) -> dict[Key, str]:
     """Return a name for each item: `name`, and for equal ones what `more` adds, or a number."""
     names = {item: name(item) for item in items}
     for add in more:
         counts = Counter(names.values())
         names = {
-            item: f"{found}, {add(item)}" if counts[found] > 1 else found
+            item: f"{found}{separator}{add(item)}" if counts[found] > 1 else found
             for item, found in names.items()
         }
     seen: Counter[str] = Counter()

@@ -82,6 +82,7 @@ RANGES: Mapping[str, Range] = {
     "task.lrs": Range(0, 100, "numbers", is_open=True, max_items=100),
     "layers": Range(-1, 1000),
     "seeds": Range(0, _MAX_SEED, "whole numbers"),
+    "fractions": Range(0, 1, "shares", is_open=True, max_items=100),
     "split.seed": Range(0, _MAX_SEED),
     "split.folds": Range(2, 1000),
     "split.ratios": Range(0, 1, "shares", is_open=True),
@@ -117,9 +118,7 @@ def check_sweep(config: SweepConfig) -> None:
     devices = ("auto", "cpu", "cuda")
     if config.device not in devices:
         raise ConfigError(f"device is {config.device!r}{did_you_mean(config.device, devices)}")
-    heads = HEADS.get(config.task.kind, (config.task.head,))  # a task refuses unknown kinds
-    if config.task.head not in heads:
-        raise ConfigError(f"task.head is {config.task.head!r}; expected {' or '.join(heads)}")
+    _check_heads(config)
     _check_split(config.split)
     _check_numbers(config)
 
@@ -154,6 +153,26 @@ def _check_numbers(config: Config | SweepConfig) -> None:
                 )
             if any(item not in expected for item in value):
                 raise ConfigError(f"{name} is {_shown(value)}; expected {expected}")
+
+
+def _check_heads(config: SweepConfig) -> None:
+    heads = HEADS.get(config.task.kind, (config.task.head,))  # a task refuses unknown kinds
+    if config.task.head not in heads:
+        raise ConfigError(f"task.head is {config.task.head!r}; expected {' or '.join(heads)}")
+    for name, values in (("heads", config.heads), ("fractions", config.fractions)):
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise ConfigError(f"{name} is {_shown(values)}; expected one or more different ones")
+    for head in config.heads or ():
+        if head not in heads:
+            raise ConfigError(
+                f"heads has {head!r}{did_you_mean(head, heads)}; task {config.task.name} has "
+                f"{', '.join(heads)}"
+            )
+    if config.fractions is not None and not config.task.is_trained:
+        raise ConfigError(
+            f"fractions is {_shown(config.fractions)}, and task {config.task.name} trains no "
+            "heads; leave it out"
+        )
 
 
 def _check_split(split: SplitConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.config.spans_schema import SpansConfig
 
@@ -160,6 +160,8 @@ class SweepConfig:
             memory, as text such as "4GB"; for heads on frames, of their training, too.
         split: Split of the corpus.
         spans: Where labelled intervals are read from, for tasks on spans.
+        heads: Kinds of heads to compare, each of which replaces `task.head`; None: only that one.
+        fractions: Shares of train, each of which heads are trained on; None: all of train.
     """
 
     task: TaskConfig
@@ -172,3 +174,19 @@ class SweepConfig:
     memory: str = "4GB"
     split: SplitConfig = field(default_factory=SplitConfig)
     spans: SpansConfig = field(default_factory=SpansConfig)
+    heads: tuple[str, ...] | None = None
+    fractions: tuple[float, ...] | None = None
+
+    @property
+    def variants(self) -> tuple[SweepConfig, ...]:
+        """Settings of one sweep for each head and share of train, the largest share first."""
+        return tuple(
+            replace(self, task=replace(self.task, head=head), heads=None, fractions=(fraction,))
+            for head in self.heads or (self.task.head,)
+            for fraction in sorted(self.fractions or (1.0,), reverse=True)
+        )
+
+    @property
+    def fraction(self) -> float:
+        """Share of train of settings with one share."""
+        return self.fractions[0] if self.fractions else 1.0

@@ -132,4 +132,5 @@ def describe_setup(
         n_stored=len(store.whole()),
         n_used=len(store),
         version=version("strata-speech"),
+        fraction=config.fraction,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import SweepConfig
+from pipeline.config.sweep_schema import HEADS
 from pipeline.errors import ConfigError
 from pipeline.exclusive import create_exclusive
 from pipeline.files import local_folder
@@ -22,7 +23,7 @@ from pipeline.store.serialization import json_bytes
 SETTINGS = "settings.json"
 """What the results in a folder are of. Its exclusive creation claims the folder."""
 _MAX_NAMES = 3  # of stores, in the name of a folder
-_RESULTS = ("sweep.json", "layers.json", "report.html", "weights.json")
+_RESULTS = ("sweep.json", "layers.json", "comparison.json", "report.html", "weights.json")
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
@@ -90,13 +91,34 @@ def output_folder(store: FeatureStore, config: SweepConfig, labels: Labels) -> P
     Raises:
         ConfigError: The folder is inside the store.
     """
-    names = re.sub(r"[^\w.+-]", "_", "+".join(labels.columns))
-    default = default_folder(store) / f"{config.task.name}-{names}"
+    names = label_names(labels.columns)
+    default = default_folder(store) / f"{config.task.name}-{names}{_suffix(config)}"
     folder = default if config.out is None else local_folder("out", config.out)
+    check_outside(folder, store)
+    return folder
+
+
+def check_outside(folder: Path, store: FeatureStore) -> None:
+    """Check that a folder of results is not inside a store.
+
+    Raises:
+        ConfigError: It is.
+    """
     for root in store_folders(store):
         if folder.resolve().is_relative_to(root.resolve()):
             raise ConfigError(f"out={folder} is inside the store {root}; give another out=FOLDER")
-    return folder
+
+
+def label_names(columns: Sequence[str]) -> str:
+    """Return label columns as a part of the name of a folder."""
+    return re.sub(r"[^\w.+-]", "_", "+".join(columns))
+
+
+def _suffix(config: SweepConfig) -> str:
+    """Return what the default folder of another head, or of a share of train, is told apart by."""
+    usual = HEADS.get(config.task.kind, (config.task.head,))[0]
+    head = "" if config.task.head == usual else f"-{config.task.head}"
+    return head if config.fraction == 1 else f"{head}-train{config.fraction:g}"
 
 
 def store_folders(store: FeatureStore) -> list[Path]:

@@ -48,6 +48,7 @@ from pipeline.probing.results import (
     candidate_of,
 )
 from pipeline.probing.splits import Split, make_split
+from pipeline.probing.splits.shares import take_share
 from pipeline.probing.tasks.abx import AbxTask
 from pipeline.probing.tasks.base import Task, TaskData, TaskFactory
 from pipeline.probing.tasks.frame import FrameTask
@@ -116,6 +117,8 @@ def sweep(
     source: FeatureStore | str | Path | Sequence[str | Path],
     config: SweepConfig,
     observer: Observer | None = None,
+    *,
+    paths: Sequence[object] | None = None,
 ) -> tuple[Sweep, Path]:
     """Train the heads that are not cached, score all heads, and write the results.
 
@@ -127,6 +130,7 @@ def sweep(
             used as it is: of a selection, only its utterances.
         config: The task and the settings of the sweep.
         observer: Receives notes and progress.
+        paths: Paths of an open store as they were given, for the report; None: those that it has.
 
     Returns:
         The results and the output folder; pass both to `report.write_report`.
@@ -135,10 +139,18 @@ def sweep(
         ConfigError: The store lacks the labels or layers, or cannot be split as configured.
         StoreError: There is no such store, it is empty, or the output cannot be written.
     """
+    if len(config.variants) > 1:
+        raise ConfigError(
+            "heads and fractions with several values are several sweeps; `strata sweep` and "
+            "`pipeline.sweep` run them, and compare them"
+        )
+    [config] = config.variants
     observer = observer or Observer()
     times = [time.perf_counter()]
     with announced(observer, "reading the features and the labels"):
         plan = _prepare(source, config, observer)
+        if paths is not None:
+            plan = replace(plan, paths=tuple(map(str, paths)))
     times.append(time.perf_counter())
     kept = KeptHeads(plan.task, plan.cache.key)
     heads, n_reused = _train(plan, kept, observer)
@@ -176,6 +188,7 @@ def _prepare(
     asked = output_folder(store, config, labels)
     settings = _settings(store, config, layers, labels, spans)
     split = make_split(store, config.task, config.split, labels)
+    split = take_share(split, config.task, labels, config.fraction, config.split.seed)
     items = [fold if spans is None else spans.fold_of(fold) for fold in split.folds]
     n_train = max(1, *(len(fold.train) for fold in items))
     if config.task.is_trained:
@@ -203,7 +216,9 @@ def _settings(
     spans: SpanData | None,
 ) -> dict[str, Any]:
     """Return all that distinguishes the results of a sweep from those of others."""
-    own = {} if spans is None else {"spans": spans.digest, "memory": config.memory}
+    own: dict[str, Any] = {} if config.fraction == 1 else {"fraction": config.fraction}
+    if spans is not None:
+        own |= {"spans": spans.digest, "memory": config.memory}
     return (
         source_of(store)
         | own

@@ -125,10 +125,10 @@ def test_several_stores_are_swept_as_one(first, halves):
 
 
 def test_what_cannot_be_swept_as_one_is_one_line(store, halves, tmp_path):
-    """Stores with equal ids, an output inside one of them, and no store at all."""
+    """An output inside one of them, a store that is given twice, and no store at all."""
     (one, two), *_ = halves
     for arguments, message in (
-        ([store, one], "in several stores ('utt-0000', "),
+        ([one, two, one], f"store {one} is given twice"),
         ([one, two, f"out={two}/x"], f"is inside the store {two}"),
         ([one, tmp_path / "nothing"], "no store at"),
         ([], "no store is given before task=ks"),

@@ -133,8 +133,8 @@ def test_sweeps_that_differ_in_other_settings_have_the_name_of_their_folder():
     sweep = invented_sweep()
     [task] = compared(sweep, replace(sweep), folders=["x/ks-word", "x/ks-word-2"]).tasks
     assert [variant.name for variant in task.variants] == [
-        "hubert_base, ks-word",
-        "hubert_base, ks-word-2",
+        "hubert_base / ks-word",
+        "hubert_base / ks-word-2",
     ]
     assert [variant.setting for variant in task.variants] == ["ks-word", "ks-word-2"]
     assert len(task.pairs) == 1
@@ -184,9 +184,9 @@ def test_heads_may_have_other_best_layers():
     assert found.heads == ("linear", "mlp", "lstm")
     [task] = found.tasks
     assert [variant.name for variant in task.variants] == [
-        "hubert_base, linear",
-        "hubert_base, mlp",
-        "hubert_base, lstm",
+        "hubert_base / linear",
+        "hubert_base / mlp",
+        "hubert_base / lstm",
     ]
     first, second = task.head_changes
     assert (first.reference_layer, first.layer) == (9, 4)
@@ -208,9 +208,9 @@ def test_shares_of_train_are_named_and_not_tested():
     [task] = compared(*sweeps).tasks
     assert [variant.name for variant in task.variants] == [
         "a",
-        "a, 10 % of train",
+        "a / 10 % of train",
         "b",
-        "b, 10 % of train",
+        "b / 10 % of train",
     ]
     assert [(pair.first, pair.second) for pair in task.pairs] == [("a", "b")]
     assert task.winner.name == "b"

@@ -78,13 +78,14 @@ def make_store(
     attributes=None,
     units=None,
     ids=None,
+    encoder=None,
     **form,
 ):
     """Write a store of utterances of `lengths` frames; return its plan.
 
     Rows `lost` are quarantined, those of `pieces` are cut into so many, `attributes` are added to
-    the group's, and only `units` are committed if they are given. `form` is codec, keep and
-    statistics of the layout.
+    the group's, and only `units` are committed if they are given. `encoder` has facts of the
+    encoder beside its layers. `form` is codec, keep and statistics of the layout.
     """
     root = Path(root)
     columns = default_columns(len(lengths)) if columns is None else columns
@@ -98,7 +99,7 @@ def make_store(
         }
         for name in columns.column_names
     ]
-    encoder = {"layers": list(layers)}
+    encoder = {"layers": list(layers)} | (encoder or {})
     identity = make_identity({"columns": described}, {"mono": "mean"}, encoder, layout)
     group = {
         "format_version": layout.format_version,

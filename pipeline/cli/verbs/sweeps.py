@@ -21,23 +21,38 @@ def sweep(
         list[str],
         typer.Argument(
             metavar="STORE... task=... KEY=VALUE",
-            help="A store, or several to read as one; task and settings.",
+            help="A store, several to read as one, or several to compare; task and settings.",
         ),
     ],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train small heads on every layer and on their weighted sum, and rank the layers."""
+    """Train small heads on every layer and on their weighted sum; compare layers and stores."""
     with reported(as_json, debug) as answer:
         stores, overrides = stores_and_settings(arguments)
         config = load_sweep_config(overrides)
         with announced(Notes(console), IMPORTING):
+            from pipeline.comparing.report.writing import write_comparison
+            from pipeline.comparing.results import document
+            from pipeline.comparing.running import plan_sweeps, run_plan
             from pipeline.probing.report.sweep_report import write_report
             from pipeline.probing.result_files import summary
             from pipeline.probing.run import sweep as sweep_store
 
+        notes = Notes(console)
+        with announced(notes, "opening the stores"):
+            plan = plan_sweeps(stores, config, notes)
+        if len(plan.sweeps) > 1:
+            comparison, folder = run_plan(plan, lambda: SweepProgress(console))
+            with announced(notes, "writing the report"):
+                page = write_comparison(comparison, folder)
+            answer(
+                lambda out: show_comparison(out, comparison, page),
+                document(comparison) | {"report": str(page)},
+            )
+            return
         with SweepProgress(console) as progress:
-            result, folder = sweep_store(stores, config, progress)
+            result, folder = sweep_store(plan.sweeps[0].store, config, progress, paths=stores)
             with announced(progress, "writing the report"):
                 page = write_report(result, folder)
         answer(

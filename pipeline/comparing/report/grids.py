@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.comparing.naming import percent
+from pipeline.comparing.naming import SEPARATOR, percent
 from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
 from pipeline.files import write_atomic
 from pipeline.probing.report.latex import latex_table
@@ -80,7 +80,7 @@ def draw_grids(comparison: Comparison) -> dict[str, Grid]:
 def row_name(comparison: Comparison, variant: Variant) -> str:
     """Return the name of an encoder with its head, as the leaderboard shows it."""
     parts = [variant.encoder, *([variant.head] if len(comparison.heads) > 1 else [])]
-    return ", ".join([*parts, *([variant.setting] if variant.setting else [])])
+    return SEPARATOR.join([*parts, *([variant.setting] if variant.setting else [])])
 
 
 def leaderboard(comparison: Comparison) -> Grid:
@@ -126,7 +126,7 @@ def leaderboard(comparison: Comparison) -> Grid:
         "significantly (paired tests, p-values corrected by Holm's method for all pairs of the "
         f"task). {_metrics(comparison)}",
         (
-            "encoder" if len(comparison.heads) == 1 else "encoder, head",
+            "encoder" if len(comparison.heads) == 1 else "encoder / head",
             *(
                 f"{task.name}: {'weighted sum' if is_sum else 'best layer'}"
                 for task, is_sum in columns
@@ -178,7 +178,11 @@ def scores(comparison: Comparison) -> Grid:
     numbers, bold = [], set()
     for task in comparison.tasks:
         for variant in task.variants:
-            name = f"{variant.encoder}, {variant.setting}" if variant.setting else variant.encoder
+            name = (
+                f"{variant.encoder}{SEPARATOR}{variant.setting}"
+                if variant.setting
+                else variant.encoder
+            )
             for score in variant.sweep.scores:
                 if score == variant.best:
                     bold.add((len(rows), len(head) - 2))

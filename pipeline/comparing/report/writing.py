@@ -74,7 +74,7 @@ def report_body(
     tasks = comparison.tasks
     return join(
         [
-            warnings_box(comparison.warnings),
+            warnings_box(_first_warnings(comparison.warnings)),
             element("h1", title(comparison)),
             *(element("p", headline(task), kind="lead") for task in tasks),
             section(
@@ -98,6 +98,7 @@ def report_body(
     )
 
 
+_MAX_WARNINGS = 8
 _BEST_LAYERS = (
     "The single layer with the best dev score, of the number of the last layer; darker cells are "
     "deeper layers."
@@ -110,6 +111,13 @@ _CURVES = (
     "Test scores of the candidate that is best on dev at each size, with 95 % bootstrap intervals. "
     "Lines are shifted sideways where their intervals would hide each other."
 )
+
+
+def _first_warnings(warnings: Sequence[str]) -> list[str]:
+    """Return the first warnings, and how many more the reports of the sweeps have."""
+    shown = list(warnings[:_MAX_WARNINGS])
+    n_more = len(warnings) - len(shown)
+    return [*shown, f"{n_more:,} more, in the reports of the sweeps"] if n_more else shown
 
 
 def _table(grid: Grid, is_sortable: bool = False) -> Markup:

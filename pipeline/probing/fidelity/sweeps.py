@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config import SweepConfig
 from pipeline.devices import choose_device
+from pipeline.errors import ConfigError
 from pipeline.events import Observer, announced
 from pipeline.probing.fidelity.run import choose_layers
 from pipeline.probing.labels import read_labels
@@ -126,6 +127,12 @@ def compare_sweeps(
     Raises:
         ConfigError: The store lacks the labels or layers, or cannot be split as configured.
     """
+    if len(config.variants) > 1 or config.fraction != 1:
+        raise ConfigError(
+            "heads and fractions are settings of `strata sweep`; fidelity compares one head on all "
+            "of train. Leave them out, or set task.head"
+        )
+    [config] = config.variants
     observer = observer or Observer()
     common = [layer for layer in store.layers if layer in reference.layers]
     asked = None if isinstance(config.layers, str) else config.layers

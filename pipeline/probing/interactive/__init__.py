@@ -1,5 +1,4 @@
-"""Sweeps from Python, in a notebook or a program: `pipeline.sweep`.
+"""The result of a sweep in Python: `SweepResult`, with table, charts and report.
 
-In: a store and settings as keywords. Out: a `SweepResult` with the table of scores, the chart and
-the report. `sweeping.py` runs; `result.py` is what it returns.
+In: a finished sweep. `pipeline.sweep`, which returns it, is in `pipeline/comparing/interactive/`.
 """

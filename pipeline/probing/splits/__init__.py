@@ -3,6 +3,7 @@
 In: a store, the labels of its utterances, settings. Out: a `Split`. `making.py` decides,
 `corpus.py` finds the corpus's own split, `stratified.py` draws, `speakers.py` finds the column of
 the speakers, `leakage.py` looks for speakers, recordings and clips in more than one part, and
+`shares.py` takes shares of train, and
 `trials.py` pairs test utterances for verification.
 """
 
