@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spans": {"store", "store/format", "config", *BOTTOM},
     "transforms": {"store", "store/format", "config", *BOTTOM},
     "probing": {"feed", "heads", "spans", "store", "store/format", "tokens", "config", *BOTTOM},
-    "comparing": {"probing", "store", "config", *BOTTOM},
+    "comparing": {"probing", "store", "store/format", "config", *BOTTOM},
     "tokens": {"feed", "spans", "store", "store/format", "config", "objects", *BOTTOM},
     "extract": {"encoders", "audio", "sources", "store", "store/format", "config", *BOTTOM},
     "online": {"encoders", "extract", "feed", "store", "store/format", "config", *BOTTOM},

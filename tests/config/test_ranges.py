@@ -48,7 +48,8 @@ def load(name: str, value: str) -> Config | SweepConfig:
 
 def is_list(name: str) -> bool:
     """Whether the setting is a list of numbers."""
-    return name in ("extract.layers", "layers", "seeds", "task.lrs", "split.ratios")
+    lists = ("extract.layers", "layers", "seeds", "fractions", "task.lrs", "split.ratios")
+    return name in lists
 
 
 def test_every_number_has_a_range() -> None:
@@ -77,7 +78,7 @@ def test_the_ends_of_a_range_are_as_stated(name: str) -> None:
     expected = RANGES[name]
     if name == "split.ratios":
         return  # three shares that sum to 1
-    step = 1e-3 if name in ("run.max_quarantined", "task.lrs") else 1
+    step = 1e-3 if name in ("run.max_quarantined", "task.lrs", "fractions") else 1
     ends = [expected.minimum + step * expected.is_open, expected.maximum]
     for end, beyond in zip(ends, [expected.minimum - 1, expected.maximum + step], strict=True):
         load(name, f"[{end}]" if is_list(name) else f"{end}")
