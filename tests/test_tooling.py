@@ -18,7 +18,7 @@ def test_pre_commit_runs_the_fast_checks_of_scripts_test() -> None:
     hooks = config["repos"][0]["hooks"]
     assert {hook["language"] for hook in hooks} == {"system"}
     script = (ROOT / "scripts" / "test").read_text()
-    commands = re.findall(r"^(\.venv/bin/.*?)(?: >.*)?$", script, re.M)
+    commands = re.findall(r"^(?:nice -n \d+ )?(\.venv/bin/.*?)(?: >.*)?$", script, re.M)
     assert [hook["entry"] for hook in hooks] == [c for c in commands if "pytest" not in c]
 
 

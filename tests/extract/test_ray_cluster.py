@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 N_CLIPS = 24
 PREEMPTION = 2
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+"""Nobody reads the logs."""
 RAY = ("engine=ray", "engine.workers=2", "engine.threads=1")
 
 
@@ -54,7 +55,11 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()  # the Ray that other tests share has one node
     made = Cluster(
         initialize_head=True,
-        head_node_args={**NODE, "_system_config": {"metrics_report_interval_ms": 500}},
+        head_node_args={
+            **NODE,
+            "include_dashboard": False,  # an agent of the node exports the metrics
+            "_system_config": {"metrics_report_interval_ms": 500},
+        },
     )
     ray.init(address=made.address, log_to_driver=False)
     yield made
