@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,6 @@ class TrainedHead:
         """
         write_head(path, self.facts, self.tensors)
 
-    @torch.no_grad()
     def __call__(self, features: Tensor) -> Prediction:
         """Predict from the features of one utterance, or of one span.
 
@@ -83,10 +82,26 @@ class TrainedHead:
             )
         if facts.is_pooled:
             return self.of_pooled(pooled(features, facts.pooling).unsqueeze(0))[0]
-        frames = features.detach().cpu().float()
-        if facts.normalize:
-            frames = normalized(frames)
-        outputs = outputs_of(facts, self.tensors, mixed(self.tensors, frames))
+        return self.of_frames([features])
+
+    @torch.no_grad()
+    def of_frames(self, parts: Iterable[Tensor]) -> Prediction:
+        """Predict from the frames of one utterance, of which one layer at a time is in memory.
+
+        Args:
+            parts: Consecutive frames, [n_layers, n, dim] each, of the layers `facts.layers`.
+
+        Raises:
+            ConfigError: The head gets statistics over frames.
+        """
+        facts = self.facts
+        if facts.is_pooled:
+            raise ConfigError(
+                f"a head of the kind {facts.kind} and the form {facts.head} gets "
+                "statistics over frames; see of_pooled"
+            )
+        frames = torch.cat([self._of_part(part) for part in parts])
+        outputs = outputs_of(facts, self.tensors, frames)
         if facts.kind == FRAMES:
             vocabulary = Vocabulary(as_tokens(facts.tokens), facts.classes[0])
             symbols = greedy_symbols(outputs.argmax(0).numpy())
@@ -124,6 +139,11 @@ class TrainedHead:
             norms = vectors.norm(dim=1, keepdim=True).clamp_min(1e-300)
             return [Prediction(embedding=vector) for vector in vectors / norms]
         return self._of_outputs(outputs_of(facts, self.tensors, inputs))
+
+    def _of_part(self, features: Tensor) -> Tensor:
+        """Return the layer or the weighted sum of some frames: [n_layers, n, dim] to [n, dim]."""
+        frames = features.detach().cpu().float()
+        return mixed(self.tensors, normalized(frames) if self.facts.normalize else frames)
 
     def _of_outputs(self, outputs: Tensor) -> list[Prediction]:
         """Return the classes or the numbers of outputs [n_outputs, n_items]."""

@@ -36,6 +36,8 @@ from pipeline.store.read.opening import open_store
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_PART_CELLS = 1 << 27  # features of a long recording that are read at a time: 512 MiB as float32
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -251,7 +253,14 @@ class Predictor:
             predictions = self.head.of_pooled(torch.cat(parts, dim=-1)[at])
         else:
             store.check_frames()
-            predictions = [self.head(store.read(name, facts.layers)) for name in names]
+            n_read = max(1, _PART_CELLS // (len(facts.layers) * facts.dim))
+            predictions = [
+                self.head.of_frames(
+                    store.read(name, facts.layers, start, start + n_read)
+                    for start in range(0, store.n_frames(name), n_read)
+                )
+                for name in names
+            ]
         return [Predicted(*pair) for pair in zip(names, predictions, strict=True)]
 
     def _note_without(self, names: Sequence[str], given: GivenSpans) -> None:

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.predict.given_spans import GivenSpans
 from pipeline.spans.frame_labels import frame_labels
 from pipeline.spans.table import Spans
+from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
 from tests.helpers.corpus import write_folder
 from tests.predict.test_predictor import LENGTHS, ONE_THREAD, Notes, extracted, swept
@@ -90,6 +91,34 @@ def test_frames_are_labelled_as_in_the_sweep(root):
             assert [n for pair, count in counted for n in (*pair, count)] == triples
         files = predictor.predict_files([root / "clips"])
         assert [item.prediction for item in files] == [item.prediction for item in stored]
+
+
+@pytest.mark.parametrize("task", ["frame", "asr"])
+def test_long_recordings_are_read_in_parts(root, monkeypatch, task):
+    """With the predictions of the whole, also of a weighted sum, for which all layers are read."""
+    if task == "frame":
+        folder = swept_parts(root, task, "task.metric=f1")
+    else:
+        folder = swept(root, extracted(root), task, "labels=[word]")
+    predictor = pipeline.Predictor(folder, "weighted")
+    whole = predictor.predict_store(extracted(root))
+    sizes = []
+    read = FeatureStore.read
+
+    def counted(*arguments):
+        found = read(*arguments)
+        sizes.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(FeatureStore, "read", counted)
+    dim = predictor.head.facts.dim
+    monkeypatch.setattr("pipeline.predict.predictor._PART_CELLS", 2 * dim * 7)
+    parts = predictor.predict_store(extracted(root))
+    assert max(sizes) == 7
+    for one, other in zip(whole, parts, strict=True):
+        assert one.prediction.transcript == other.prediction.transcript
+        pairs = zip(one.prediction.segments, other.prediction.segments, strict=True)
+        assert all(a == b._replace(score=pytest.approx(b.score, abs=1e-5)) for a, b in pairs)
 
 
 def test_segments_are_spans_of_their_frames(root):
