@@ -12,14 +12,16 @@ import soundfile
 import torch
 
 import pipeline
+from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, SourceError
 from pipeline.predict.given_spans import GivenSpans
+from pipeline.probing.run import sweep
 from pipeline.spans.frame_labels import frame_labels
 from pipeline.spans.table import Spans
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
 from tests.helpers.corpus import write_folder
-from tests.predict.test_predictor import LENGTHS, ONE_THREAD, Notes, extracted, swept
+from tests.predict.test_predictor import LENGTHS, ONE_THREAD, QUICK, Notes, extracted, swept
 
 IDS = [f"clip-{i:03d}.wav" for i in range(len(LENGTHS))]
 WORDS = ["task.min_count=2", "task.pooling=[mean,max]"]
@@ -54,6 +56,16 @@ def kept_in_sweep(folder: Path, predictor):
     return result["test_ids"][0], head["predictions"]
 
 
+def confusions(root, name, predictor, segments):
+    """Return reference, prediction and number of frames of each pair of these, flat."""
+    store, names = open_store(extracted(root)), predictor.head.facts.classes[0]
+    placed = pipeline.place_spans(store, pipeline.read_spans(root / "halves.csv"))
+    truth = frame_labels(store, placed, classes=names)[name].tolist()
+    spread = [names.index(s.label) for s in segments for _ in range(s.first, s.last)]
+    pairs = Counter(pair for pair in zip(truth, spread, strict=True) if pair[0] >= 0)
+    return [number for pair, count in sorted(pairs.items()) for number in (*pair, count)]
+
+
 def test_spans_are_labelled_as_in_the_sweep(root):
     """From the store as in the sweep's test, and from files to the last bit as from the store."""
     folder = swept_parts(root, "word", *WORDS)
@@ -76,20 +88,55 @@ def test_frames_are_labelled_as_in_the_sweep(root):
     folder = swept_parts(root, "frame", "task.metric=f1")
     for layer in ("best", "weighted"):
         predictor = pipeline.Predictor(folder, layer, overrides=ONE_THREAD)
-        store = open_store(extracted(root))
-        stored = predictor.predict_store(store)
+        stored = predictor.predict_store(extracted(root))
         ids, expected = kept_in_sweep(folder, predictor)
-        names = predictor.head.facts.classes[0]
-        placed = pipeline.place_spans(store, pipeline.read_spans(root / "halves.csv"))
-        truth = frame_labels(store, placed, classes=names)
         by_id = {item.name: item.prediction.segments for item in stored}
         for name, triples in zip(ids, expected, strict=True):
-            spread = [names.index(s.label) for s in by_id[name] for _ in range(s.first, s.last)]
-            assert len(spread) == store.n_frames(name)
-            pairs = [(a, b) for a, b in zip(truth[name].tolist(), spread, strict=True) if a >= 0]
-            counted = sorted(Counter(pairs).items())
-            assert [n for pair, count in counted for n in (*pair, count)] == triples
+            assert confusions(root, name, predictor, by_id[name]) == triples
         files = predictor.predict_files([root / "clips"])
+        assert [item.prediction for item in files] == [item.prediction for item in stored]
+
+
+FORMS = [
+    ("ks", "mlp"),
+    ("regression", "attentive"),
+    ("word", "mlp"),
+    ("frame", "lstm"),
+    ("asr", "lstm"),
+]
+
+
+@pytest.mark.parametrize(("task", "form"), FORMS)
+def test_heads_of_each_form_predict_as_in_the_sweep(root, task, form):
+    """From the store as in the sweep's test; files as the store, to the last bit."""
+    words = [f"task.head={form}", "task.projection=8", f"out={root / form / task}"]
+    if form == "lstm":
+        words += ["task.units=6"]
+    if task in ("word", "frame"):
+        words += [f"spans={root / 'halves.csv'}", "task.min_count=2"]
+    else:
+        words += ["labels=[word]"]
+    folder = root / form / task
+    result, _ = sweep(extracted(root), load_sweep_config([f"task={task}", *QUICK, *words]))
+    spans = root / "halves.csv" if task == "word" else None
+    for layer in (3, "weighted"):
+        predictor = pipeline.Predictor(folder, layer, overrides=ONE_THREAD)
+        assert predictor.head.facts.head == form
+        stored = predictor.predict_store(extracted(root), spans=spans)
+        by_id = {item.name: item.prediction for item in stored}
+        ids, expected = kept_in_sweep(folder, predictor)
+        for name, swept_one in zip(ids, expected, strict=True):
+            found = by_id[name]
+            if task == "asr":
+                assert found.transcript == swept_one
+            elif task == "regression":
+                assert found.values == pytest.approx(swept_one, rel=1e-4, abs=1e-4)
+            elif task == "frame":
+                assert confusions(root, name, predictor, found.segments) == swept_one
+            else:
+                labels = found.labels or [s.label for s in found.segments]
+                assert [result.classes[0].index(label) for label in labels] == swept_one
+        files = predictor.predict_files([root / "clips"], spans)
         assert [item.prediction for item in files] == [item.prediction for item in stored]
 
 
