@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -34,11 +35,17 @@ def test_integers_are_scaled_as_in_a_file(dtype, subtype):
 
 
 def test_floats_of_any_layout_are_taken():
-    """Arrays and tensors, in double precision, reversed, or of one channel of two."""
-    expected = torch.from_numpy(SAMPLES.astype(np.float32))
-    stereo = np.stack([SAMPLES, -SAMPLES], axis=1)
-    for given in (SAMPLES, torch.from_numpy(SAMPLES), SAMPLES[::-1].copy()[::-1], stereo[:, 0]):
-        assert torch.equal(as_waveform(given, None, RATE_HZ), expected)
+    """Arrays and tensors, in double precision, read-only, reversed, or one channel of two."""
+    single = SAMPLES.astype(np.float32)
+    expected = torch.from_numpy(single.copy())
+    fixed = single.copy()
+    fixed.flags.writeable = False
+    stereo = np.stack([single, -single], axis=1)
+    double = torch.from_numpy(SAMPLES)
+    for given in (SAMPLES, double, fixed, single[::-1].copy()[::-1], stereo[:, 0]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(as_waveform(given, None, RATE_HZ), expected)
     assert torch.equal(as_waveform(expected.clone().requires_grad_(), RATE_HZ, RATE_HZ), expected)
 
 
