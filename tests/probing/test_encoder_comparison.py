@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,11 +166,23 @@ def test_the_command_compares_encoders(folders, tmp_path, monkeypatch):
     """A rectangular map with its numbers, a table of the most similar layers, notes, JSON."""
     monkeypatch.chdir(tmp_path)
     given = [str(folder) for folder in folders]
-    done = CliRunner().invoke(app, ["layers", *given, "n_frames=300", "--json"])
+    ids = [f"utt-{row:04d}" for row in (0, 1, 2, 4, 5)]
+    spans = [
+        f"{name},{at * 0.1:.1f},{at * 0.1 + 0.1:.1f},{'ab'[at % 2]}"
+        for name in ids
+        for at in range(6)
+    ]
+    Path("turns.csv").write_text("\n".join(["id,start,end,label", *spans]))
+    settings = ["n_frames=300", "spans=turns.csv", "k=4"]
+    done = CliRunner().invoke(app, ["layers", *given, *settings, "--json"])
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["report"] == "sweeps/one-vs-two/layers/report.html"
     assert [encoder["layers"] for encoder in document["encoders"]] == [[1, 2, 3], [4, 5]]
+    assert {name: len(found["layers"]) for name, found in document["labels"].items()} == {
+        "one": 3,
+        "two": 2,
+    }
     [pair] = document["pairs"]
     assert pair["cka"][2] == [None, None]
     assert "comparing 2 encoders, one, two" in done.stderr
@@ -178,6 +191,7 @@ def test_the_command_compares_encoders(folders, tmp_path, monkeypatch):
     html = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert "Layer 2 of one and layer 4 of two are the most similar (CKA 1.000" in html
     assert "Kornblith et al., 2019" in html
+    assert "Morcos et al., 2018" in html
     with (tmp_path / "sweeps/one-vs-two/layers/figures/cka.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["layer"], row["other_layer"]) for row in rows[:3]] == [

@@ -335,6 +335,8 @@ def test_charts_and_tables_of_labels(found):
     table = label_rows(found)
     assert all(len(row) == len(COLUMNS) for row in table)
     assert table[3] == ["4", *["–"] * 8]
+    near = replace(found.layers[0], cca=replace(found.layers[0].cca, value=-1e-5))
+    assert label_rows(replace(found, layers=(near,)))[0][4] == "0.000"
 
 
 @pytest.mark.slow

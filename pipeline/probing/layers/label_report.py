@@ -27,8 +27,9 @@ _MEANINGS = {
     "PWCCA": "projection-weighted canonical correlation between the mean over the frames of a span "
     "and its class as a one-hot vector: 1 if a linear map of the features gives the class, 0 if "
     "they have nothing to do with it. Directions are weighted by how much of the classes (or of "
-    "the features, if these have fewer dimensions) they account for (Morcos et al., 2018). Spans, "
-    "splits and scores are as in layer-wise analyses of speech encoders (Pasad et al., 2021)",
+    "the features, if these have fewer dimensions) they account for (Morcos et al., 2018). Used "
+    "for layers of speech encoders by Pasad et al., 2021, whose protocol it follows with the "
+    "differences that docs/probing.md lists",
     "mean CCA": "the same correlations, averaged with equal weights",
     "SVCCA": "the same average after the features are reduced to the directions that have 99 % of "
     "their variance (Raghu et al., 2017)",
@@ -134,8 +135,8 @@ def _best(statistics: LabelStatistics) -> str:
         if known:
             value, negative, estimate = max(known, key=lambda item: item[:2])
             lines.append(
-                f"{_STATISTICS[kind]} is highest in layer {-negative}: {value:.3f} (shuffled "
-                f"labels: {_text(estimate.shuffled)})."
+                f"{_STATISTICS[kind]} is highest in layer {-negative}: {value:.3f} "
+                f"± {_text(estimate.sd)} (shuffled labels: {_text(estimate.shuffled)})."
             )
     return " ".join(lines)
 
@@ -167,4 +168,4 @@ def _number(value: float | None) -> float:
 
 
 def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"  # no minus before 0
