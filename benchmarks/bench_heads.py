@@ -1,6 +1,6 @@
 """Time the training steps of heads that read frames, one head in one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_heads.py [--rounds 5]
+    OMP_NUM_THREADS=1 python benchmarks/bench_heads.py [--rounds 5] [--large]
 
 The store has random features of the shape of a base model (12 layers, 768 features, float16). A
 step is one batch of the recipe: 128 clips of one second for `attentive`, 8,000 frames of utterances
@@ -54,7 +54,8 @@ def lesson_of(store: pipeline.FeatureStore, task: TaskConfig) -> Lesson:
     n, random = len(store), np.random.default_rng(0)
     if task.kind == "utterance":
         labels = torch.from_numpy(random.integers(0, 10, (1, n)))
-        return UtteranceLesson(labels, Classification((10,)), fold_of(n), task.batch)
+        objective = Classification((10,))
+        return UtteranceLesson(labels, objective, fold_of(n), task.batch, store.frame_counts)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz '"))
     texts = ["".join(random.choice(letters, SYMBOLS_PER_UTTERANCE)).strip() for _ in range(n)]
     return TranscriptLesson(store, task, prepare_transcripts(store, task, fold_of(n), texts))
@@ -64,7 +65,9 @@ def main() -> None:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--large", action="store_true", help="LSTMs of 1024 units, too")
+    given = parser.parse_args()
+    rounds = given.rounds
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name, n, frames in (
@@ -75,6 +78,8 @@ def main() -> None:
             warm(Path(folder) / name)
         groups, seconds, sizes, steps = {}, {}, {}, {}
         for kind, (name, settings) in KINDS.items():
+            if "1024" in kind and not given.large:
+                continue
             store = pipeline.open_store(Path(folder) / name)
             head = settings or [f"task.head={kind}"]
             task = load_sweep_config([f"task={name}", *head]).task
@@ -83,7 +88,7 @@ def main() -> None:
             data = SequenceData(store, LAYERS, task, (lesson,), torch.device("cpu"), 1 << 33)
             for layer in (9, WEIGHTED):
                 spec = HeadSpec(layer, 1e-3, 0, 0)
-                n_per_part, n_bytes = sequences._frames_per_part(data, spec)
+                n_per_part, n_bytes = sequences._frames_per_part(data, [spec])
                 key = (kind, str(layer))
                 groups[key] = (sequences._Group(data, [spec], n_per_part), lesson.order(0))
                 seconds[key], sizes[key], steps[key] = [], n_bytes, task.steps

@@ -278,7 +278,7 @@ class FramewiseLSTM(_Framewise):
         """Estimate of the memory of a training step, per frame, without the frames themselves."""
         n_directions = 2 * N_LSTM_LAYERS
         n_values = 4 * self.projector.out_features + 6 * self.output.out_features
-        return (n_values + n_directions * 20 * self.lstm.hidden_size) * _FLOAT_BYTES
+        return (n_values + n_directions * 10 * self.lstm.hidden_size) * _FLOAT_BYTES
 
 
 def _without_padding(features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ def lesson_of(store, task: TaskConfig, objective=None) -> Lesson:
     labels = torch.tensor([CLASSES])
     if objective is not None:
         labels = torch.tensor([CLASSES, [number**2 for number in CLASSES]]).float()
-    return UtteranceLesson(labels, objective or Classification((3,)), FOLD, task.batch)
+    objective = objective or Classification((3,))
+    return UtteranceLesson(labels, objective, FOLD, task.batch, store.frame_counts)
 
 
 def data_of(store, task: TaskConfig, objective=None, memory=1 << 30) -> SequenceData:
@@ -319,20 +320,24 @@ def test_memory_bounds_threads_and_parts(store, monkeypatch):
     """A part fits in memory, threads share it; an utterance that does not fit is named."""
     data = data_of(store, task_of("lstm"))
     spec = HeadSpec(WEIGHTED, 0.1, 0, 0)
-    _, n_bytes = sequences._frames_per_part(data, spec)
-    assert n_bytes <= 1 << 28
-    longest = max(LENGTHS)
-    frame_bytes = sequences._frames_per_part(replace(data, memory=longest * 10_000), spec)
-    assert longest <= frame_bytes[0]
-    assert frame_bytes[1] <= longest * 10_000
+    many, largest_bytes = sequences._frames_per_part(data, [spec])
+    assert many == data.task.batch
+    small = replace(data, memory=100_000)
+    few, n_bytes = sequences._frames_per_part(small, [spec])
+    assert max(LENGTHS) <= few < many
+    assert n_bytes <= 100_000
+    assert sequences._frames_per_part(small, [spec, replace(spec, lr=0.2)])[0] < few
     pools = []
     opened = sequences.single_threaded
     monkeypatch.setattr(sequences, "single_threaded", lambda n: pools.append(n) or opened(n))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    for memory, n_threads in ((1 << 30, 4), (1 << 28, 1)):
+    for n_threads in (3, 1):
+        memory = n_threads * largest_bytes + 100
         trained(replace(data, memory=memory, task=replace(data.task, steps=1)), spec)
         assert pools.pop() == n_threads
-    with pytest.raises(ConfigError, match=r"with 18 frames takes about .* more than memory; raise"):
+    with pytest.raises(
+        ConfigError, match=r"'utt-00.*' with 18 frames takes about .* more than memory; raise mem"
+    ):
         trained(replace(data, memory=1000), spec)
 
 

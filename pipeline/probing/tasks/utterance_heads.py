@@ -44,8 +44,8 @@ class UtteranceHeads:
         if data.config.head == ATTENTIVE:
             check_attentive(data)
             pairs = zip(objectives, data.folds, strict=True)
-            batch = data.config.batch
-            lessons = [UtteranceLesson(labels, objective, fold, batch) for objective, fold in pairs]
+            counts, batch = data.store.frame_counts, data.config.batch
+            lessons = [UtteranceLesson(labels, of, fold, batch, counts) for of, fold in pairs]
             self._sequences = sequence_data(data, lessons)
             return
         self._pooled = pooled.PooledData(

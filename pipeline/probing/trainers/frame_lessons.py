@@ -83,6 +83,11 @@ class TranscriptLesson:
             for key, text in texts.items()
         }
 
+    @property
+    def largest_batch(self) -> int:
+        """Those of a batch, or of the longest utterance."""
+        return max(self._task.batch, int(self._store.frame_counts[self.fold.train].max()))
+
     def order(self, seed: int) -> Iterator[IntArray]:
         """Yield batches of at most `task.batch` frames with padding, without end."""
         return batches_by_frames(self._store, self.fold.train, self._task.batch, seed)
@@ -162,6 +167,11 @@ class FrameLabelLesson:
     def n_outputs(self) -> int:
         """Number of classes."""
         return len(self.labels.names)
+
+    @property
+    def largest_batch(self) -> int:
+        """Those of a batch, or of the longest utterance."""
+        return max(self.task.batch, int(self.store.frame_counts[self.fold.train].max()))
 
     def order(self, seed: int) -> Iterator[IntArray]:
         """Yield batches of at most `task.batch` frames with padding, without end."""

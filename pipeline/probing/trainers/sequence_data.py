@@ -32,6 +32,7 @@ class Lesson(Protocol):
         n_outputs: Outputs of a head: per utterance, or per frame.
         higher_is_better: Direction of the score.
         fold: Positions of the utterances of train, dev and test.
+        largest_batch: Frames that a training batch has at most.
     """
 
     @property
@@ -40,6 +41,8 @@ class Lesson(Protocol):
     def higher_is_better(self) -> bool: ...
     @property
     def fold(self) -> Fold: ...
+    @property
+    def largest_batch(self) -> int: ...
 
     def order(self, seed: int) -> Iterator[IntArray]:
         """Yield the positions of training batches without end, in the order of a seed."""
@@ -130,6 +133,24 @@ def normalized(layer: Tensor, task: TaskConfig) -> Tensor:
     return nn.functional.layer_norm(values, values.shape[1:]) if task.normalize else values
 
 
+class LayerMix(torch.autograd.Function):
+    """Weighted sum of layers that keeps them in their stored dtype: [n_layers, n_frames, dim]."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, frames: Tensor, task: TaskConfig) -> Tensor:
+        ctx.frames, ctx.task = frames, task  # not saved for backward: they need no gradient
+        out = torch.zeros(frames.shape[1:], device=frames.device)
+        for weight, layer in zip(weights.tolist(), frames, strict=True):
+            out.add_(normalized(layer, task), alpha=weight)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        flat = gradient.flatten()
+        products = [torch.dot(normalized(layer, ctx.task).flatten(), flat) for layer in ctx.frames]
+        return torch.stack(products), None, None
+
+
 @dataclass(frozen=True)
 class UtteranceLesson:
     """Labels of utterances: classes, or numbers.
@@ -142,12 +163,14 @@ class UtteranceLesson:
         objective: Loss, predictions and score.
         fold: Positions of train, dev and test.
         batch: Utterances per step.
+        frame_counts: Frames of each utterance of the store, int64 [n_utterances].
     """
 
     labels: Tensor
     objective: Objective
     fold: Fold
     batch: int
+    frame_counts: IntArray
 
     @property
     def n_outputs(self) -> int:
@@ -158,6 +181,11 @@ class UtteranceLesson:
     def higher_is_better(self) -> bool:
         """Direction of the score."""
         return self.objective.higher_is_better
+
+    @property
+    def largest_batch(self) -> int:
+        """Frames of the longest training utterances."""
+        return int(np.sort(self.frame_counts[self.fold.train])[-self.batch :].sum())
 
     def order(self, seed: int) -> Iterator[IntArray]:
         """Yield batches of `batch` utterances in the order of a seed."""

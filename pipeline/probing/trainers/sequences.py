@@ -29,9 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TaskConfig
 from pipeline.config.sweep_schema import LSTM
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.events import rough_duration
 from pipeline.heads.modules import WeightedSum
 from pipeline.probing.labels import IntArray
@@ -45,14 +44,18 @@ from pipeline.probing.results import (
     stored_layer,
 )
 from pipeline.probing.trainers.progress import stacks_of
-from pipeline.probing.trainers.sequence_data import SequenceData, normalized
+from pipeline.probing.trainers.sequence_data import LayerMix, SequenceData, normalized
 from pipeline.threads import single_threaded
 
 MAX_GRADIENT_NORM = 1.0
 """Norm to which the gradients of an LSTM are clipped, as in s3prl."""
-_PART_BYTES = 1 << 28
+_PART_BYTES = 1 << 30
 """Memory of the part of a batch that is in memory at once, unless one utterance needs more."""
 _FLOAT_BYTES = 4
+_KEPT = 2
+"""Blocks that malloc keeps after they are freed: the measured peak over what is in use."""
+_COPIES = 5
+"""Of each parameter: its value, gradient, two moments of Adam, and value at the best step."""
 _NOTE_FROM_S = 5.0
 _INITIALISING = threading.Lock()
 """Held while torch's random state is that of a head."""
@@ -77,7 +80,7 @@ def train_sequence_heads(
         ConfigError: The frames of the longest utterance do not fit in memory.
     """
     groups = stacks_of(specs, by_layer=True)
-    parts = {group[0].layer: _frames_per_part(data, group[0]) for group in groups}
+    parts = {group[0].layer: _frames_per_part(data, group) for group in groups}
     n_threads = torch.get_num_threads() if data.device.type == "cpu" else 1
     n_threads = max(1, min(n_threads, *(data.memory // n_bytes for _, n_bytes in parts.values())))
     stop = threading.Event()
@@ -103,34 +106,40 @@ def train_sequence_heads(
 def untrained_score(data: SequenceData, layer: Candidate) -> float:
     """Return the test score of a head before training, in the first fold: a baseline."""
     spec = HeadSpec(layer, lr=1.0, seed=0, fold=0)
-    group = _Group(data, [spec], _frames_per_part(data, spec)[0])
+    group = _Group(data, [spec], _frames_per_part(data, [spec])[0])
     return group.evaluate(group.heads, data.lessons[0].fold.test)[0][0]
 
 
-def _frames_per_part(data: SequenceData, spec: HeadSpec) -> tuple[int, int]:
-    """Return the most frames of a head's part of a batch, and the bytes that they take.
+def _frames_per_part(data: SequenceData, specs: Sequence[HeadSpec]) -> tuple[int, int]:
+    """Return the most frames of a part of a batch, and the bytes that training a group takes.
 
     Raises:
         ConfigError: The longest utterance does not fit in memory.
     """
     store = data.store
-    n_layers = len(data.layers) if spec.layer == WEIGHTED else 1
+    n_layers = len(data.layers) if _is_weighted(specs[0]) else 1
     stored = n_layers * store.codec.value_dtype.itemsize
     with torch.device("meta"):
-        network = data.network(spec.fold)
+        network = data.network(specs[0].fold)
+    n_parameters = sum(value.numel() for value in network.parameters())
+    fixed = len(specs) * _COPIES * n_parameters * _FLOAT_BYTES
     frame_bytes = (stored + 4 * _FLOAT_BYTES) * store.feature_dim + network.frame_bytes
+    frame_bytes *= _KEPT
     folds = [lesson.fold for lesson in data.lessons]
     used = np.concatenate([part for fold in folds for part in (fold.train, fold.dev, fold.test)])
     longest = int(used[store.frame_counts[used].argmax()])
     n_longest = int(store.frame_counts[longest])
-    if n_longest * frame_bytes > data.memory:
+    if fixed + n_longest * frame_bytes > data.memory:
         raise ConfigError(
-            f"training on utterance {store.ids[longest]!r} with {n_longest:,} frames takes about "
-            f"{n_longest * frame_bytes / 1e9:.2g} GB, more than memory; raise memory=, or sweep a "
-            "store without it"
+            f"training {counted(len(specs), 'head')} of {n_parameters:,} parameters on utterance "
+            f"{store.ids[longest]!r} with {counted(n_longest, 'frame')} takes about "
+            f"{(fixed + n_longest * frame_bytes) / 1e9:.2g} GB, more than memory; raise memory=, "
+            "give fewer task.lrs, or sweep a store without it"
         )
-    n = max(n_longest, min(_PART_BYTES, data.memory) // frame_bytes)
-    return n, n * frame_bytes
+    largest = max(lesson.largest_batch for lesson in data.lessons)
+    fitting = min(_PART_BYTES, data.memory - fixed) // frame_bytes
+    n = max(n_longest, min(fitting, largest))
+    return n, fixed + n * frame_bytes
 
 
 class _Head:
@@ -169,7 +178,7 @@ class _Head:
         """
         if self.mix is None:
             return self.network.of_frames(frames[0], lengths)
-        mixed = _Mix.apply(self.mix.weights(), frames, self._task)
+        mixed = LayerMix.apply(self.mix.weights(), frames, self._task)
         return self.network.of_frames(mixed, lengths)
 
     def step(self, loss: Tensor) -> None:
@@ -232,24 +241,6 @@ class _Head:
         return [parameter.detach().clone() for parameter in self._all]
 
 
-class _Mix(torch.autograd.Function):
-    """Weighted sum of layers that keeps them in their stored dtype: [n_layers, n_frames, dim]."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, frames: Tensor, task: TaskConfig) -> Tensor:
-        ctx.frames, ctx.task = frames, task
-        out = torch.zeros(frames.shape[1:], device=frames.device)
-        for weight, layer in zip(weights.tolist(), frames, strict=True):
-            out.add_(normalized(layer, task), alpha=weight)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        flat = gradient.flatten()
-        products = [torch.dot(normalized(layer, ctx.task).flatten(), flat) for layer in ctx.frames]
-        return torch.stack(products), None, None
-
-
 class _Group:
     """Heads of one layer, seed and fold, which read their frames together.
 
@@ -269,24 +260,43 @@ class _Group:
         """Take a step of heads on a batch of utterances."""
         parts = self._parts(positions)
         if len(parts) == 1:
-            frames, lengths = self._frames(positions)
-            for head in heads:
-                outputs = head.outputs(frames, lengths)
-                loss, gradient = self._lesson.loss(outputs.detach(), positions)
-                outputs.backward(gradient)  # type: ignore[no-untyped-call]
-                head.step(loss)
+            self._step_at_once(heads, positions)
             return
-        found = [self._lesson.loss(torch.cat(o), positions) for o in self._outputs(heads, parts)]
-        starts = [0] * len(heads)
+        outputs: list[list[Tensor]] = [[] for _ in heads]
         for part in parts:
-            frames, lengths = self._frames(part)
-            for number, (head, (_, gradient)) in enumerate(zip(heads, found, strict=True)):
-                outputs = head.outputs(frames, lengths)
-                start = starts[number]
-                starts[number] = stop = start + len(outputs)
-                outputs.backward(gradient[start:stop])  # type: ignore[no-untyped-call]
-        for head, (loss, _) in zip(heads, found, strict=True):
+            for own, found in zip(outputs, self._outputs(heads, part), strict=True):
+                own.append(found)
+        losses, gradients = [], []
+        for own in outputs:
+            loss, gradient = self._lesson.loss(torch.cat(own), positions)
+            losses.append(loss)
+            gradients.append(torch.split(gradient, [len(found) for found in own]))
+        for number, part in enumerate(parts):
+            self._add_gradients(heads, part, [of[number] for of in gradients])
+        for head, loss in zip(heads, losses, strict=True):
             head.step(loss)
+
+    def _step_at_once(self, heads: Sequence[_Head], positions: IntArray) -> None:
+        frames, lengths = self._frames(positions)
+        for head in heads:
+            outputs = head.outputs(frames, lengths)
+            loss, gradient = self._lesson.loss(outputs.detach(), positions)
+            outputs.backward(gradient)  # type: ignore[no-untyped-call]
+            head.step(loss)
+
+    @torch.no_grad()
+    def _outputs(self, heads: Sequence[_Head], part: IntArray) -> list[Tensor]:
+        """Return the outputs of each head. Frames are released before the next part is read."""
+        frames, lengths = self._frames(part)
+        return [head.outputs(frames, lengths) for head in heads]
+
+    def _add_gradients(
+        self, heads: Sequence[_Head], part: IntArray, gradients: Sequence[Tensor]
+    ) -> None:
+        """Add the gradients of each head on a part, given those of its outputs."""
+        frames, lengths = self._frames(part)
+        for head, gradient in zip(heads, gradients, strict=True):
+            head.outputs(frames, lengths).backward(gradient)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def evaluate(
@@ -296,23 +306,11 @@ class _Group:
         predictions: list[list[Any]] = [[] for _ in heads]
         losses = [0.0] * len(heads)
         for part in self._parts(positions):
-            frames, lengths = self._frames(part)
-            for number, head in enumerate(heads):
-                outputs = head.outputs(frames, lengths)
+            for number, outputs in enumerate(self._outputs(heads, part)):
                 predictions[number] += self._lesson.predict(outputs, part)
                 losses[number] += self._lesson.dev_loss(outputs, part)
         scores = [self._lesson.score(tuple(items), positions) for items in predictions]
         return list(zip(scores, losses, predictions, strict=True))
-
-    @torch.no_grad()
-    def _outputs(self, heads: Sequence[_Head], parts: Sequence[IntArray]) -> list[list[Tensor]]:
-        """Return the outputs of each head for each part."""
-        outputs: list[list[Tensor]] = [[] for _ in heads]
-        for part in parts:
-            frames, lengths = self._frames(part)
-            for head, own in zip(heads, outputs, strict=True):
-                own.append(head.outputs(frames, lengths))
-        return outputs
 
     def _frames(self, positions: IntArray) -> tuple[Tensor, Tensor]:
         """Read utterances: [n_layers, n_frames, dim], and the frames of each, [n]."""
