@@ -1,4 +1,4 @@
-"""What a head predicts for an item: classes, a transcript, numbers, segments or a vector."""
+"""What a head predicts for an item: classes, a transcript, numbers, spans or a vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 
-class Segment(NamedTuple):
+class LabelledSpan(NamedTuple):
     """A part of an utterance with its class.
 
     Attributes:
@@ -40,7 +40,7 @@ class Prediction:
         transcript: The transcript, of a head with CTC.
         values: The number in each label column, of a regression.
         embedding: Vector of length 1 for verification, float64 [k].
-        segments: Of a framewise head the runs of frames of one class, which cover the utterance;
+        spans: Of a framewise head the runs of frames of one class, which cover the utterance;
             of a head on spans, the spans that were given, each with its class.
     """
 
@@ -49,7 +49,7 @@ class Prediction:
     transcript: str | None = None
     values: tuple[float, ...] = ()
     embedding: Tensor | None = None
-    segments: tuple[Segment, ...] = ()
+    spans: tuple[LabelledSpan, ...] = ()
 
     def cosine(self, other: Prediction) -> float:
         """Return the score of two utterances in verification: higher for one speaker.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config.sweep_schema import ATTENTIVE, LSTM, MLP
 from pipeline.heads.facts import LSTM_LAYERS, HeadFacts
-from pipeline.heads.prediction import Segment
+from pipeline.heads.prediction import LabelledSpan
 
 Tensors = Mapping[str, Tensor]
 
@@ -113,11 +113,11 @@ def classified(
     return [(tuple(name for name, _ in row), tuple(score for _, score in row)) for row in rows]
 
 
-def segmented(facts: HeadFacts, outputs: Tensor) -> tuple[Segment, ...]:
-    """Join runs of frames of one class: [n_classes, n_frames] to segments that cover all frames.
+def spans_of_frames(facts: HeadFacts, outputs: Tensor) -> tuple[LabelledSpan, ...]:
+    """Join runs of frames of one class: [n_classes, n_frames] to spans that cover all frames.
 
-    A segment begins and ends in the middle between the centres of two frames; the first begins at
-    0. So a segment has its frames by the rule for spans: those whose centres are in it.
+    A span begins and ends in the middle between the centres of two frames; the first begins at
+    0. So a span has its frames by the rule for spans: those whose centres are in it.
     """
     best, scores = outputs.argmax(0), outputs.softmax(0).amax(0).double()
     changes = (torch.nonzero(best[1:] != best[:-1]).flatten() + 1).tolist()
@@ -126,7 +126,7 @@ def segmented(facts: HeadFacts, outputs: Tensor) -> tuple[Segment, ...]:
     for first, last in pairwise([0, *changes, len(best)]):
         start_s, stop_s = (facts.first_centre_s + (n - 0.5) * hop_s for n in (first, last))
         found.append(
-            Segment(
+            LabelledSpan(
                 round(start_s, 6) if first else 0.0,
                 round(stop_s, 6),
                 facts.classes[0][int(best[first])],

@@ -14,7 +14,14 @@ from pipeline.heads.ctc import greedy_symbols
 from pipeline.heads.facts import FRAMES, FRAMEWISE, REGRESSION, VERIFICATION, HeadFacts, problem_of
 from pipeline.heads.files import read_head, write_head
 from pipeline.heads.prediction import Prediction
-from pipeline.heads.scoring import classified, mixed, normalized, outputs_of, pooled, segmented
+from pipeline.heads.scoring import (
+    classified,
+    mixed,
+    normalized,
+    outputs_of,
+    pooled,
+    spans_of_frames,
+)
 from pipeline.heads.vocabulary import Vocabulary, as_tokens
 
 
@@ -107,7 +114,7 @@ class TrainedHead:
             symbols = greedy_symbols(outputs.argmax(0).numpy())
             return Prediction(transcript=vocabulary.decode(symbols))
         if facts.kind == FRAMEWISE:
-            return Prediction(segments=segmented(facts, outputs))
+            return Prediction(spans=spans_of_frames(facts, outputs))
         return self._of_outputs(outputs)[0]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Intervals that a head on spans labels: read, matched with recordings, and predicted."""
+"""Spans that a head labels: read, matched with recordings, and predicted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, SourceError, counted, first_few
 from pipeline.events import Observer
 from pipeline.heads.facts import SPANS, HeadFacts
-from pipeline.heads.prediction import Prediction, Segment
+from pipeline.heads.prediction import LabelledSpan, Prediction
 from pipeline.heads.trained import TrainedHead
 from pipeline.predict.pairs import name_ends, named
 from pipeline.spans.placing import UTTERANCE, PlacedSpans, place_spans
@@ -108,11 +108,11 @@ class SpanPredictions:
     """What is predicted for spans, by utterance.
 
     Attributes:
-        segments: The spans with their classes, in the order of the file.
+        spans: The spans with their classes, in the order of the file.
         without_frames: Start and stop of the spans in which no frame's centre is.
     """
 
-    segments: dict[str, tuple[Segment, ...]]
+    spans: dict[str, tuple[LabelledSpan, ...]]
     without_frames: dict[str, tuple[tuple[float, float], ...]]
 
 
@@ -129,7 +129,7 @@ def check_spans(facts: HeadFacts, are_given: bool) -> None:
         )
     if facts.kind != SPANS and are_given:
         raise ConfigError(
-            f"spans= is for heads on intervals (task=word or phone), and this is one of "
+            f"spans= is for heads on spans (task=word or phone), and this is one of "
             f"{facts.task}; leave it out"
         )
 
@@ -161,13 +161,13 @@ def predict_stored_spans(
     if placed is not None and observer is not None:
         for note in placed.notes:
             observer.note(note)
-    segments: dict[str, list[tuple[int, Segment]]] = {}
+    labelled: dict[str, list[tuple[int, LabelledSpan]]] = {}
     for some, predictions in _predicted(head, store, placed) if placed else ():
         for at, prediction in enumerate(predictions):
             row, first, last = int(some.row[at]), int(some.first[at]), int(some.last[at])
             times = float(spans.start_s[row]), float(spans.stop_s[row])
-            found = Segment(*times, prediction.labels[0], prediction.scores[0], first, last)
-            segments.setdefault(store.ids[int(some.position[at])], []).append((row, found))
+            found = LabelledSpan(*times, prediction.labels[0], prediction.scores[0], first, last)
+            labelled.setdefault(store.ids[int(some.position[at])], []).append((row, found))
     without: dict[str, list[tuple[float, float]]] = {}
     if given.placing.get("times", UTTERANCE) == UTTERANCE:
         ids, rows = set(store.ids), set(placed.row.tolist() if placed else ())
@@ -176,7 +176,7 @@ def predict_stored_spans(
             if row not in rows and span.id in ids:
                 without.setdefault(span.id, []).append((span.start_s, span.stop_s))
     return SpanPredictions(
-        {name: tuple(item for _, item in sorted(some)) for name, some in segments.items()},
+        {name: tuple(item for _, item in sorted(some)) for name, some in labelled.items()},
         {name: tuple(some) for name, some in without.items()},
     )
 
@@ -210,8 +210,8 @@ def predict_spans(
                 f"{features.shape[1]}. Give a longer span"
             )
         one = head(features[:, first:last])
-        found.append(Segment(start_s, stop_s, one.labels[0], one.scores[0], first, last))
-    return Prediction(segments=tuple(found))
+        found.append(LabelledSpan(start_s, stop_s, one.labels[0], one.scores[0], first, last))
+    return Prediction(spans=tuple(found))
 
 
 def _predicted(

@@ -242,7 +242,7 @@ class Predictor:
             return [
                 Predicted(
                     name,
-                    Prediction(segments=found.segments.get(name, ())),
+                    Prediction(spans=found.spans.get(name, ())),
                     without_frames=found.without_frames.get(name, ()),
                 )
                 for name in names

@@ -195,10 +195,10 @@ def test_intervals_get_labels(root, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["rttm", "ctm", "jsonl"])
-def test_frames_become_segments_that_are_spans(root, tmp_path, suffix):
+def test_frames_become_spans(root, tmp_path, suffix):
     """Read as the spans that the head was trained on, a file gives each frame its class again.
 
-    An RTTM and a CTM have no segments of the class that stands for no span.
+    An RTTM and a CTM have no spans of the class that stands for no span.
     """
     out = tmp_path / f"a.{suffix}"
     done = strata("predict", root / "frame", root / "store", "--out", out, "--json")
@@ -266,7 +266,7 @@ def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
         (["ks", "store", "--out", "x.txt"], "suffix .csv, .jsonl, or for parts of"),
         (["ks", "store", "--out", "x.ctm"], "a CTM has parts of recordings, and this head labels"),
         (["word", "store"], "the heads of word label given intervals; give spans=FILE (TextGrid"),
-        (["ks", "store", "spans=halves.csv"], "spans= is for heads on intervals"),
+        (["ks", "store", "spans=halves.csv"], "spans= is for heads on spans"),
         (["ks", "store", "spans.tier=words"], "spans.tier is about the file of spans=FILE"),
     ],
 )

@@ -117,9 +117,9 @@ def test_a_recurrent_head_on_frames():
     one = TrainedHead(replace(FRAMEWISE, head="lstm"), tensors)
     with torch.no_grad():
         outputs = module(features[0])
-    spread = [s.label for s in one(features).segments for _ in range(s.first, s.last)]
+    spread = [s.label for s in one(features).spans for _ in range(s.first, s.last)]
     assert spread == [FRAMEWISE.classes[0][n] for n in outputs.argmax(1).tolist()]
-    first = one(features).segments[0]
+    first = one(features).spans[0]
     probabilities = outputs.softmax(1).amax(1)[: first.last]
     assert first.score == pytest.approx(float(probabilities.mean()), rel=1e-5)
     text = replace(TEXT, head="lstm", classes=(("a",),))
@@ -127,12 +127,12 @@ def test_a_recurrent_head_on_frames():
     assert TrainedHead(text, tensors)(features).transcript == "a" * sum(n == 1 for n in runs)
 
 
-def test_frames_of_one_class_are_a_segment():
-    """Segments cover all frames, meet between two centres, and have the mean probability."""
+def test_frames_of_one_class_are_a_span():
+    """Spans cover all frames, meet between two centres, and have the mean probability."""
     facts = replace(FRAMEWISE, dim=2)
     one = TrainedHead(facts, {"weight": torch.eye(2), "bias": torch.zeros(2)})
     frames = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [4.0, 0.0]])
-    speech, silence, last = one(frames[None]).segments
+    speech, silence, last = one(frames[None]).spans
     assert [s[:3] for s in (speech, silence, last)] == [
         (0.0, 0.0425, "speech"),  # centres are at 12.5, 32.5, 52.5 and 72.5 ms
         (0.0425, 0.0625, "silence"),
@@ -141,7 +141,7 @@ def test_frames_of_one_class_are_a_segment():
     assert [(s.first, s.last) for s in (speech, silence, last)] == [(0, 2), (2, 3), (3, 4)]
     p = [float(torch.tensor([x, 0.0]).softmax(0)[0]) for x in (2, 1)]
     assert speech.score == pytest.approx(sum(p) / 2)
-    (whole,) = one(frames[None, :2]).segments
+    (whole,) = one(frames[None, :2]).spans
     assert (whole.start_s, whole.stop_s, whole.last) == (0.0, 0.0425, 2)
 
 

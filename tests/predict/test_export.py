@@ -149,11 +149,11 @@ def check_card(folder, head, monkeypatch):
     [found] = predictor([torch.tensor(voice(1.1, 99))], spans=spans)
     words = printed.getvalue().split()
     if task == "word":
-        (segment,) = found.segments
-        assert (words[:-1], segment.label) == (["halves.csv", segment.label], words[1])
-        assert float(words[2]) == pytest.approx(segment.score, abs=1e-3)
+        (span,) = found.spans
+        assert (words[:-1], span.label) == (["halves.csv", span.label], words[1])
+        assert float(words[2]) == pytest.approx(span.score, abs=1e-3)
     elif task == "frame":
-        lines = [f"until {s.stop_s:.4f} s: {s.label}" for s in found.segments]
+        lines = [f"until {s.stop_s:.4f} s: {s.label}" for s in found.spans]
         assert printed.getvalue().splitlines() == lines
     elif task == "asr":
         assert " ".join(words) == found.transcript

@@ -56,12 +56,12 @@ def kept_in_sweep(folder: Path, predictor):
     return result["test_ids"][0], head["predictions"]
 
 
-def confusions(root, name, predictor, segments):
+def confusions(root, name, predictor, spans):
     """Return reference, prediction and number of frames of each pair of these, flat."""
     store, names = open_store(extracted(root)), predictor.head.facts.classes[0]
     placed = pipeline.place_spans(store, pipeline.read_spans(root / "halves.csv"))
     truth = frame_labels(store, placed, classes=names)[name].tolist()
-    spread = [names.index(s.label) for s in segments for _ in range(s.first, s.last)]
+    spread = [names.index(s.label) for s in spans for _ in range(s.first, s.last)]
     pairs = Counter(pair for pair in zip(truth, spread, strict=True) if pair[0] >= 0)
     return [number for pair, count in sorted(pairs.items()) for number in (*pair, count)]
 
@@ -73,7 +73,7 @@ def test_spans_are_labelled_as_in_the_sweep(root):
         predictor = pipeline.Predictor(folder, layer, overrides=ONE_THREAD)
         stored = predictor.predict_store(extracted(root), spans=root / "halves.csv")
         ids, expected = kept_in_sweep(folder, predictor)
-        by_id = {item.name: item.prediction.segments for item in stored}
+        by_id = {item.name: item.prediction.spans for item in stored}
         names = predictor.head.facts.classes[0]
         for name, numbers in zip(ids, expected, strict=True):
             assert [s.label for s in by_id[name]] == [names[n] for n in numbers]
@@ -90,7 +90,7 @@ def test_frames_are_labelled_as_in_the_sweep(root):
         predictor = pipeline.Predictor(folder, layer, overrides=ONE_THREAD)
         stored = predictor.predict_store(extracted(root))
         ids, expected = kept_in_sweep(folder, predictor)
-        by_id = {item.name: item.prediction.segments for item in stored}
+        by_id = {item.name: item.prediction.spans for item in stored}
         for name, triples in zip(ids, expected, strict=True):
             assert confusions(root, name, predictor, by_id[name]) == triples
         files = predictor.predict_files([root / "clips"])
@@ -132,9 +132,9 @@ def test_heads_of_each_form_predict_as_in_the_sweep(root, task, form):
             elif task == "regression":
                 assert found.values == pytest.approx(swept_one, rel=1e-4, abs=1e-4)
             elif task == "frame":
-                assert confusions(root, name, predictor, found.segments) == swept_one
+                assert confusions(root, name, predictor, found.spans) == swept_one
             else:
-                labels = found.labels or [s.label for s in found.segments]
+                labels = found.labels or [s.label for s in found.spans]
                 assert [result.classes[0].index(label) for label in labels] == swept_one
         files = predictor.predict_files([root / "clips"], spans)
         assert [item.prediction for item in files] == [item.prediction for item in stored]
@@ -164,18 +164,18 @@ def test_long_recordings_are_read_in_parts(root, monkeypatch, task):
     assert max(sizes) == 7
     for one, other in zip(whole, parts, strict=True):
         assert one.prediction.transcript == other.prediction.transcript
-        pairs = zip(one.prediction.segments, other.prediction.segments, strict=True)
+        pairs = zip(one.prediction.spans, other.prediction.spans, strict=True)
         assert all(a == b._replace(score=pytest.approx(b.score, abs=1e-5)) for a, b in pairs)
 
 
-def test_segments_are_spans_of_their_frames(root):
+def test_spans_of_frames_have_their_frames(root):
     """Read as spans, they give each frame its class again."""
     predictor = pipeline.Predictor(swept_parts(root, "frame", "task.metric=f1"))
     store = open_store(extracted(root))
     rows = [
         (item.name, s.start_s, s.stop_s, s.label, s.last - s.first)
         for item in predictor.predict_store(store)
-        for s in item.prediction.segments
+        for s in item.prediction.spans
     ]
     ids, starts, stops, labels, lengths = zip(*rows, strict=True)
     placed = pipeline.place_spans(store, Spans.of(ids, starts, stops, labels))
@@ -189,11 +189,11 @@ def test_waveforms_are_labelled_as_files(root):
     waves = [soundfile.read(path)[0] for path in paths]
     words = pipeline.Predictor(swept_parts(root, "word", *WORDS), overrides=ONE_THREAD)
     files = words.predict_files(paths, root / "halves.csv")
-    times = [[s[:2] for s in item.prediction.segments] for item in files]
+    times = [[s[:2] for s in item.prediction.spans] for item in files]
     for found, item in zip(words(waves, spans=times), files, strict=True):
-        assert [s.label for s in found.segments] == [s.label for s in item.prediction.segments]
-        scores = [s.score for s in item.prediction.segments]
-        assert [s.score for s in found.segments] == pytest.approx(scores, abs=1e-4)
+        assert [s.label for s in found.spans] == [s.label for s in item.prediction.spans]
+        scores = [s.score for s in item.prediction.spans]
+        assert [s.score for s in found.spans] == pytest.approx(scores, abs=1e-4)
     with pytest.raises(
         ConfigError, match=r"waveform 0: no frame's centre is between 0.5 and 0.505"
     ):
@@ -203,7 +203,7 @@ def test_waveforms_are_labelled_as_files(root):
     frame = pipeline.Predictor(swept_parts(root, "frame", "task.metric=f1"), overrides=ONE_THREAD)
     (found,) = frame(waves[:1])
     (item,) = frame.predict_files(paths[:1])
-    assert [s[:3] for s in found.segments] == [s[:3] for s in item.prediction.segments]
+    assert [s[:3] for s in found.spans] == [s[:3] for s in item.prediction.spans]
 
 
 def test_spans_name_recordings_by_the_ends_of_their_paths(root, tmp_path):
@@ -219,10 +219,10 @@ def test_spans_name_recordings_by_the_ends_of_their_paths(root, tmp_path):
         ["", "", "", ""],
     )
     found = {Path(p.name).name: p for p in predictor.predict_files([root / "clips"], spans)}
-    assert [s[:2] for s in found["clip-000.wav"].prediction.segments] == [(0.1, 0.4)]
-    assert [s[:2] for s in found["clip-002.wav"].prediction.segments] == [(0.0, 0.7)]
+    assert [s[:2] for s in found["clip-000.wav"].prediction.spans] == [(0.1, 0.4)]
+    assert [s[:2] for s in found["clip-002.wav"].prediction.spans] == [(0.0, 0.7)]
     assert found["clip-002.wav"].without_frames == ((0.51, 0.512),)
-    assert found["clip-001.wav"].prediction.segments == ()
+    assert found["clip-001.wav"].prediction.spans == ()
     assert notes.counts[-1] == (2, 2)
     text = "\n".join(notes.lines)
     assert "1 span of 4 are of other recordings: other" in text
@@ -245,9 +245,9 @@ def test_stored_spans_have_the_ids_of_the_store(root):
     store = open_store(extracted(root))
     spans = Spans.of([IDS[2], IDS[0], IDS[2]], [0.9, 0.0, 0.1], [0.901, 0.5, 0.4], ["a", "b", "c"])
     two, four = predictor.predict_store(store, [IDS[2], IDS[4]], spans)
-    assert [s[:2] for s in two.prediction.segments] == [(0.1, 0.4)]
+    assert [s[:2] for s in two.prediction.spans] == [(0.1, 0.4)]
     assert two.without_frames == ((0.9, 0.901),)
-    assert four.prediction.segments == ()
+    assert four.prediction.spans == ()
     with pytest.raises(SourceError, match="has no utterance of the spans"):
         predictor.predict_store(store, [IDS[3]], spans)
 
@@ -263,8 +263,8 @@ def test_heads_need_what_they_label(root):
     ):
         with pytest.raises(ConfigError, match=r"heads of word label given intervals; give spans="):
             call(words)
-    with pytest.raises(ConfigError, match=r"spans= is for heads on intervals .* one of frame"):
+    with pytest.raises(ConfigError, match=r"spans= is for heads on spans .* one of frame"):
         frame.predict_store(extracted(root), spans=root / "halves.csv")
     assert np.all(
-        [s.score > 0.5 for p in frame.predict_store(extracted(root)) for s in p.prediction.segments]
+        [s.score > 0.5 for p in frame.predict_store(extracted(root)) for s in p.prediction.spans]
     )

@@ -35,7 +35,7 @@ def predict(
             metavar="SWEEP_DIR FILES_OR_DIRS... [layer=best|weighted|N] [trials=FILE] "
             "[spans=FILE] [model.weights=PATH]",
             help="The folder of a sweep, and audio files, folders of them, or a store. trials= "
-            "lists pairs to verify, spans= intervals to label (spans.tier=, spans.id_form=, ...); "
+            "lists pairs to verify, spans= the spans to label (spans.tier=, spans.id_form=, ...); "
             "where= selects utterances of a store.",
         ),
     ],
@@ -53,7 +53,7 @@ def predict(
 ) -> None:
     """Label recordings with a trained head of a sweep.
 
-    It predicts a class, a transcript, a number, the score of a trial, or the classes of intervals.
+    It predicts a class, a transcript, a number, the score of a trial, or the classes of spans.
     """
     with reported(as_json, debug) as answer:
         paths, overrides = paths_and_settings(arguments)

@@ -61,13 +61,13 @@ class Answers:
             return [
                 {
                     self.noun: item.name,
-                    "start_s": segment.start_s,
-                    "stop_s": segment.stop_s,
-                    "label": segment.label,
-                    "score": segment.score,
+                    "start_s": span.start_s,
+                    "stop_s": span.stop_s,
+                    "label": span.label,
+                    "score": span.score,
                 }
                 for item in self.predicted
-                for segment in (item.prediction.segments if item.prediction else ())
+                for span in (item.prediction.spans if item.prediction else ())
             ]
         return [
             {self.noun: item.name, **_columns(self.facts, item.prediction)}
