@@ -76,13 +76,27 @@ def test_a_head_has_the_same_bits_in_any_stack(level):
 
 
 @needs_library
-def test_a_position_out_of_range_is_refused():
+@pytest.mark.parametrize("rows", [[0, N], [-1, 0]])
+def test_a_position_out_of_range_is_refused(rows):
     """C code would read outside the features."""
-    stack = FusedStack(
-        [HeadSpec(1, 1e-2, 0, 0)], LAYERS, HeadShape(16, 4, 2, 3), Classification((2,))
-    )
+    shape = HeadShape(16, 4, 2, len(LAYERS))
+    stack = FusedStack([HeadSpec(WEIGHTED, 1e-2, 0, 0)], LAYERS, shape, Classification((2,)))
     with pytest.raises(IndexError):
-        stack.step(features(16), torch.zeros(1, N, dtype=torch.int64), torch.tensor([0, N]))
+        stack.step(features(16), torch.zeros(1, N, dtype=torch.int64), torch.tensor(rows))
+
+
+@needs_library
+def test_outputs_of_weighted_sums_are_those_of_torch(level):
+    """Features that C code cannot read are read by torch."""
+    shape = HeadShape(16, 4, 2, len(LAYERS))
+    specs = [HeadSpec(WEIGHTED, 1e-2, seed, 0) for seed in range(5)]
+    heads = FusedStack(specs, LAYERS, shape, Classification((2,))).snapshot()
+    heads = heads._replace(mix=torch.rand(5, len(LAYERS)))
+    pooled, rows = features(16), torch.tensor([4, 0, N - 1])
+    assert native.can_mix(pooled)
+    strided = pooled.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not native.can_mix(strided)
+    torch.testing.assert_close(heads.outputs_of(pooled, rows), heads.outputs_of(strided, rows))
 
 
 @pytest.mark.parametrize(

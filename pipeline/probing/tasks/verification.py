@@ -41,6 +41,8 @@ P_TARGET = 0.01
 _MAX_COMPONENTS = 200
 _CELLS_PER_CHUNK = 1 << 23
 """Largest number of draws × trials whose weights are in memory: 64 MiB of float64."""
+_TRIALS_PER_CHUNK = 256
+"""Trials whose vectors are copied at once, so that the copies stay in a core's cache."""
 
 
 class VerificationTask(Task):
@@ -201,8 +203,12 @@ class VerificationTask(Task):
 
 def cosines(vectors: FloatArray, trials: Trials) -> FloatArray:
     """Return the score of each trial, [n_trials], of vectors of length 1."""
-    left, right = trials.pairs.T
-    return np.asarray(np.einsum("td,td->t", vectors[left], vectors[right]))
+    found = np.empty(len(trials))
+    for first in range(0, len(trials), _TRIALS_PER_CHUNK):
+        chunk = slice(first, first + _TRIALS_PER_CHUNK)
+        left, right = trials.pairs[chunk].T
+        found[chunk] = np.einsum("td,td->t", vectors[left], vectors[right])
+    return found
 
 
 class Detection(Evaluation):
@@ -224,14 +230,15 @@ class Detection(Evaluation):
         Args:
             scores: Score of each trial, higher for one speaker, [n_trials].
             is_target: Whether a trial is of one speaker, [n_trials].
-            speakers: Speakers of both utterances, [n_trials, 2].
+            speakers: Number of the speaker of both utterances, from 0, [n_trials, 2].
             metric: "eer" or "min_dcf".
         """
-        names, groups = np.unique(speakers, return_inverse=True)
-        super().__init__(len(names), "speakers")
-        order = np.argsort(scores, kind="stable")
+        is_used = np.bincount(speakers.ravel()) > 0
+        groups = (is_used.cumsum() - 1)[speakers]  # speakers without a trial are left out
+        super().__init__(int(is_used.sum()), "speakers")
+        order = np.argsort(scores)  # equal scores have no threshold between them
         ordered, kinds = scores[order], is_target[order]
-        pairs = groups.reshape(speakers.shape)[order]
+        pairs = groups[order]
         self._targets = pairs[kinds, 0]
         self._others = np.ascontiguousarray(pairs[~kinds].T)  # [2, n]
         # a threshold is between different scores: number of trials of each kind below it

@@ -385,8 +385,7 @@ def _predictions(heads: Snapshot, batch: Batch) -> Iterator[Tensor]:
     n_per_chunk = max(1, _SCORE_CELLS // heads.n_values)
     rows = torch.arange(len(batch.classes), device=batch.classes.device)
     chunks = [
-        heads.outputs(heads.inputs(heads.select_layers(batch.frames, some))).argmax(1)
-        for some in torch.split(rows, n_per_chunk)
+        heads.outputs_of(batch.frames, some).argmax(1) for some in torch.split(rows, n_per_chunk)
     ]
     yield from torch.cat(chunks, dim=1)
 

@@ -98,7 +98,7 @@ class FusedStack:
         Returns:
             The loss of each head before the step, [n_heads].
         """
-        now, batch_labels = self.snapshot(), labels[:, rows]  # refuses positions out of range
+        now, batch_labels = self.snapshot(), labels[:, rows]
         if now.mix is None:
             inputs = now.inputs(now.select_layers(pooled, rows))
         else:

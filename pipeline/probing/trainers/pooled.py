@@ -94,7 +94,7 @@ class PooledData:
         n_per_chunk = max(1, _MAX_OUTPUTS // heads.n_values)
         predict = self.objectives[fold].predict
         chunks = [
-            predict(heads.outputs(heads.inputs(heads.select_layers(self.pooled, chunk))))
+            predict(heads.outputs_of(self.pooled, chunk))
             for chunk in torch.split(positions, n_per_chunk)
         ]
         return torch.cat(chunks, 2)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.config.sweep_schema import LINEAR
 from pipeline.probing.results import WEIGHTED, Candidate
+from pipeline.probing.trainers.native import heads as native
 
 
 class HeadShape(NamedTuple):
@@ -102,6 +103,19 @@ class Snapshot(NamedTuple):
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the outputs [n_heads, n_outputs, n] of inputs [n_heads, n, dim]."""
         return matmul_per_head(self.weight, self.last_inputs(inputs)).add_(self.bias)
+
+    def outputs_of(self, pooled: Tensor, rows: Tensor) -> Tensor:
+        """Return the outputs for some utterances, [n_heads, n_outputs, n].
+
+        Args:
+            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
+            rows: Positions of the utterances, int64 [n].
+        """
+        if self.mix is None or not native.can_mix(pooled):
+            return self.outputs(self.inputs(self.select_layers(pooled, rows)))
+        inputs = pooled.new_empty(len(self.mix), len(rows), pooled.shape[2])
+        native.mix_layers(pooled, rows, self.mix, inputs)
+        return self.outputs(inputs)
 
     def last_inputs(self, inputs: Tensor) -> Tensor:
         """Return what the last layer gets: values of the hidden layer, or the inputs.

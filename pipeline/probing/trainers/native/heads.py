@@ -143,9 +143,13 @@ def mix_layers(pooled: Tensor, rows: Tensor, mix: Tensor, out: Tensor) -> None:
 
     Args:
         pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
-        rows: Positions of the utterances, int64 [n]; they are not checked.
+        rows: Positions of the utterances, int64 [n].
         mix: Weights, float32 [n_heads, n_layers], contiguous.
         out: Receives the sums, float32 [n_heads, n, dim], contiguous.
+
+    Raises:
+        IndexError: A position is out of range.
+        ValueError: A tensor has another type or form.
     """
     library, level = _loaded()
     library.strata_heads_mix(level, _batch(pooled, rows), mix.data_ptr(), len(mix), out.data_ptr())
@@ -167,6 +171,12 @@ def mix_gradient(pooled: Tensor, rows: Tensor, inputs: Tensor) -> Tensor:
     return out
 
 
+def can_mix(pooled: Tensor) -> bool:
+    """Return whether `mix_layers` can read these features on this machine."""
+    is_plain = pooled.device.type == "cpu" and pooled.dtype == torch.float32
+    return is_plain and pooled.is_contiguous() and fits(pooled.shape[2], _ROWS)
+
+
 def fits(dim: int, projection: int) -> bool:
     """Return whether heads of these sizes can be computed on this machine."""
     return best_level() > 0 and dim % _WIDTH == 0 and projection % _ROWS == 0
@@ -178,6 +188,10 @@ def best_level() -> int:
 
 
 def _batch(pooled: Tensor, rows: Tensor) -> _Batch:
+    if not (can_mix(pooled) and rows.is_contiguous() and rows.dtype == torch.int64):
+        raise ValueError(f"cannot read {pooled.dtype} features of strides {pooled.stride()}")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < pooled.shape[1]:
+        raise IndexError(f"positions of utterances reach beyond the {pooled.shape[1]:,} there are")
     return _Batch(pooled.data_ptr(), *pooled.shape, rows.data_ptr(), len(rows))
 
 
