@@ -13,7 +13,7 @@ from pipeline.probing.trainers.objectives import Classification, Regression
 from pipeline.probing.trainers.snapshot import HeadShape
 
 CPU = torch.device("cpu")
-LAYERS, N, BATCH = (1, 2, 3), 50, 20
+LAYERS, N, BATCH = (1, 2, 3), 50, 22
 needs_library = pytest.mark.skipif(not native.best_level(), reason="no C compiler, or another CPU")
 
 

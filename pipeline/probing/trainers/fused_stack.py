@@ -17,7 +17,7 @@ from pipeline.config.sweep_schema import LINEAR
 from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
 from pipeline.probing.trainers.head_stack import HeadStack
 from pipeline.probing.trainers.native import heads as native
-from pipeline.probing.trainers.native.heads import HeadTensors, NativeHeads
+from pipeline.probing.trainers.native.heads import HeadInputs, HeadTensors, NativeHeads
 from pipeline.probing.trainers.objectives import Objective
 from pipeline.probing.trainers.snapshot import (
     HeadShape,
@@ -62,7 +62,7 @@ class FusedStack:
         self._product = matmul_per_head(last, first)
         bias = matmul_per_head(last, first_bias.unsqueeze(2))
         self._product_bias = bias.add_(last_bias.unsqueeze(2))
-        self._n_steps, self._memory = 0, torch.empty(0)
+        self._n_steps = 0
         self._bind()
 
     @property
@@ -98,28 +98,13 @@ class FusedStack:
         Returns:
             The loss of each head before the step, [n_heads].
         """
-        now, batch_labels = self.snapshot(), labels[:, rows]
-        if now.mix is None:
-            inputs = now.inputs(now.select_layers(pooled, rows))
-        else:
-            inputs, of_inputs = self._buffers(len(rows))
-            native.mix_layers(pooled, rows, now.mix, inputs)
-        loss, errors = self._objective.loss(now.outputs(inputs), batch_labels)
-        bias = torch.stack([head.sum(1, keepdim=True) for head in errors])
-        scalars = self._values.scalars
-        if now.mix is not None:
-            matmul_per_head(errors.mT, now.weight, out=of_inputs)
-            scalars = _through_softmax(now.mix, native.mix_gradient(pooled, rows, of_inputs))
+        axes = self._axes * len(self.specs) if len(self._axes) == 1 else self._axes
+        inputs = HeadInputs(pooled, rows, axes, self.snapshot().mix)
+        self._native.mix(inputs)
+        loss, errors = self._objective.loss(self._native.outputs(inputs), labels[:, rows])
         self._n_steps += 1
-        self._native.step(self._n_steps, matmul_per_head(errors, inputs), bias, scalars)
+        self._native.learn(self._n_steps, inputs, errors)
         return loss
-
-    def _buffers(self, batch: int) -> Tensor:
-        """Return memory for the inputs and their gradients: new memory takes as long as a sum."""
-        shape = (2, len(self.specs), batch, self.shape.dim)
-        if self._memory.shape != shape:
-            self._memory = torch.empty(shape)
-        return self._memory
 
     def _bind(self) -> None:
         self._native = NativeHeads(
@@ -130,14 +115,6 @@ class FusedStack:
             self._product_bias,
             [spec.lr for spec in self.specs],
         )
-
-
-def _through_softmax(mix: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient of scalars whose softmax is `mix`, float32 [n_heads, n_layers]."""
-    weights = mix.double()
-    pairs = zip(weights, gradient, strict=True)
-    means = torch.stack([torch.dot(of_head, some) for of_head, some in pairs])
-    return (weights * (gradient - means.unsqueeze(1))).float()
 
 
 def make_stack(

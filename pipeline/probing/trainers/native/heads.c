@@ -57,13 +57,6 @@ int strata_heads_level(void) { return NONE; }
 
 #endif
 
-/* Take a step of a head. scratch: 4 * (dim + n_outputs) values. */
-void strata_heads_step(int level, const struct head *head, const struct gradients *gradients,
-                       const struct adam *by, float *scratch)
-{
-    CALL(step, head, gradients, by, scratch);
-}
-
 /* out [n_heads][n_rows][dim]: weighted sums of the layers, by mix [n_heads][n_layers]. */
 void strata_heads_mix(int level, const struct batch *batch, const float *mix, size_t n_heads,
                       float *out)
@@ -71,9 +64,52 @@ void strata_heads_mix(int level, const struct batch *batch, const float *mix, si
     CALL(mix_layers, batch, mix, n_heads, out);
 }
 
-/* out [n_heads][n_layers]: products of each layer with inputs [n_heads][n_rows][dim]. */
-void strata_heads_mix_gradient(int level, const struct batch *batch, const float *inputs,
-                               size_t n_heads, double *out)
+/* out [n_heads][n_outputs][n_rows]. */
+void strata_heads_outputs(int level, const struct head *heads, size_t n_heads,
+                          const struct inputs *inputs, float *out)
 {
-    CALL(mix_gradient, batch, inputs, n_heads, out);
+    for (size_t h = 0; h < n_heads; h++)
+        CALL(outputs, heads + h, inputs + h, out + h * heads[h].n_outputs * inputs[h].n_rows);
+}
+
+/* The gradient of scalars whose softmax is `mix`, from that of the weights. */
+static void through_softmax(size_t n, const float *mix, const double *of_weights, float *out)
+{
+    double mean = 0;
+    for (size_t i = 0; i < n; i++)
+        mean += mix[i] * of_weights[i];
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)(mix[i] * (of_weights[i] - mean));
+}
+
+/* Take a step of every head.
+ *
+ * errors: gradient with respect to the outputs, [n_heads][n_outputs][n_rows].
+ * by: settings of each head.
+ * batch, mix, of_inputs, sums: for weighted sums, else NULL: the features that were mixed, the
+ * weights, and memory of n_heads * n_rows * dim and n_heads * n_layers values.
+ * scratch: (n_outputs + 4) * (dim + 1) + 4 * n_outputs + n_layers values.
+ */
+void strata_heads_learn(int level, const struct head *heads, size_t n_heads,
+                        const struct inputs *inputs, const struct batch *batch, const float *mix,
+                        const float *errors, const struct adam *by, float *of_inputs, double *sums,
+                        float *scratch)
+{
+    const size_t n_outputs = heads->n_outputs, n = inputs->n_rows, dim = heads->dim;
+    float *g = scratch, *g_bias = g + n_outputs * dim, *g_scalars = g_bias + n_outputs;
+    float *rest = g_scalars + heads->n_scalars;
+    if (batch) {
+        for (size_t h = 0; h < n_heads; h++)
+            CALL(input_gradient, heads + h, n, errors + h * n_outputs * n, of_inputs + h * n * dim,
+                 rest);
+        CALL(mix_gradient, batch, of_inputs, n_heads, sums);
+    }
+    for (size_t h = 0; h < n_heads; h++) {
+        const size_t n_layers = heads[h].n_scalars;
+        CALL(product_gradient, heads + h, inputs + h, errors + h * n_outputs * n, g, g_bias);
+        if (batch)
+            through_softmax(n_layers, mix + h * n_layers, sums + h * n_layers, g_scalars);
+        const struct gradients gradients = {g, g_bias, g_scalars};
+        CALL(step, heads + h, &gradients, by + h, rest);
+    }
 }

@@ -38,12 +38,21 @@ struct batch {
     size_t n_rows;
 };
 
+/* The inputs of a head: rows of [][dim], or the first ones where `rows` is NULL. */
+struct inputs {
+    const float *base;
+    const int64_t *rows;
+    size_t n_rows;
+};
+
 int strata_heads_level(void);
-void strata_heads_step(int level, const struct head *head, const struct gradients *gradients,
-                       const struct adam *by, float *scratch);
 void strata_heads_mix(int level, const struct batch *batch, const float *mix, size_t n_heads,
                       float *out);
-void strata_heads_mix_gradient(int level, const struct batch *batch, const float *inputs,
-                               size_t n_heads, double *out);
+void strata_heads_outputs(int level, const struct head *heads, size_t n_heads,
+                          const struct inputs *inputs, float *out);
+void strata_heads_learn(int level, const struct head *heads, size_t n_heads,
+                        const struct inputs *inputs, const struct batch *batch, const float *mix,
+                        const float *errors, const struct adam *by, float *of_inputs, double *sums,
+                        float *scratch);
 
 #endif

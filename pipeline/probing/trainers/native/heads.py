@@ -45,8 +45,8 @@ class _Adam(ctypes.Structure):
     ]
 
 
-class _Gradients(ctypes.Structure):
-    _fields_ = [(name, _POINTER) for name in ("product", "product_bias", "scalars")]
+class _Inputs(ctypes.Structure):
+    _fields_ = [("base", _POINTER), ("rows", _POINTER), ("n_rows", _SIZE)]
 
 
 class _Batch(ctypes.Structure):
@@ -84,6 +84,22 @@ class HeadTensors(NamedTuple):
         return HeadTensors(*(part[list(heads)] for part in self))
 
 
+class HeadInputs(NamedTuple):
+    """What heads get.
+
+    Attributes:
+        pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
+        rows: Positions of the utterances of a batch, int64 [n].
+        axes: Index of each head's layer, [n_heads]; not used for weighted sums.
+        mix: Weights of weighted sums, float32 [n_heads, n_layers], contiguous; else None.
+    """
+
+    pooled: Tensor
+    rows: Tensor
+    axes: Sequence[int]
+    mix: Tensor | None
+
+
 class NativeHeads:
     """Heads whose tensors C code changes in place.
 
@@ -116,26 +132,78 @@ class NativeHeads:
                 parts = (tensors[number] for tensors in (values, means, squares))
                 layer.value, layer.mean, layer.square = (_address(part, i) for part in parts)
             head.product, head.product_bias = _address(product, i), _address(product_bias, i)
-        self._scratch = torch.empty(_ROWS * (dim + shape[0]))
+        self._shape = shape
+        self._settings = (_Adam * n)()
+        n_outputs = shape[0]
+        n_values = (n_outputs + _ROWS) * (dim + 1) + _ROWS * n_outputs + shape[3]
+        self._scratch, self._memory = torch.empty(n_values), torch.empty(0)
+        self._sums = torch.empty(n, shape[3], dtype=torch.float64)
 
-    def step(self, number: int, product: Tensor, product_bias: Tensor, scalars: Tensor) -> None:
-        """Take a step of Adam, and multiply the layers.
+    def outputs(self, inputs: HeadInputs) -> Tensor:
+        """Return the outputs of the heads, [n_heads, n_outputs, n]."""
+        library, level = _loaded()
+        n_heads = len(self._heads)
+        out = torch.empty(n_heads, self._shape[0], len(inputs.rows))
+        library.strata_heads_outputs(
+            level, self._heads, n_heads, self._inputs(inputs), out.data_ptr()
+        )
+        return out
+
+    def learn(self, number: int, inputs: HeadInputs, errors: Tensor) -> None:
+        """Take a step of Adam with each head, and multiply its layers.
 
         Args:
             number: Number of the step, from 1.
-            product: Gradient with respect to the product, [n_heads, n_outputs, dim], contiguous.
-            product_bias: With respect to its bias, [n_heads, n_outputs, 1], contiguous.
-            scalars: With respect to the scalars, of the shape of theirs, contiguous.
+            inputs: What `outputs` got.
+            errors: Gradient with respect to the outputs, float32 [n_heads, n_outputs, n].
         """
         library, level = _loaded()
-        beta1, beta2 = BETAS
-        root_scale = 1 / math.sqrt(1 - beta2**number)
-        for i, (head, lr) in enumerate(zip(self._heads, self._lrs, strict=True)):
-            gradients = _Gradients(
-                _address(product, i), _address(product_bias, i), _address(scalars, i)
-            )
-            by = _Adam(beta1, beta2, EPS, lr / (1 - beta1**number), root_scale)
-            library.strata_heads_step(level, head, gradients, by, self._scratch.data_ptr())
+        (beta1, beta2), errors = BETAS, errors.contiguous()
+        root_scale, share = 1 / math.sqrt(1 - beta2**number), 1 - beta1**number
+        for by, lr in zip(self._settings, self._lrs, strict=True):
+            by.beta1, by.beta2, by.eps = beta1, beta2, EPS
+            by.step_size, by.root_scale = lr / share, root_scale
+        mix = inputs.mix
+        library.strata_heads_learn(
+            level,
+            self._heads,
+            len(self._heads),
+            self._inputs(inputs),
+            None if mix is None else _batch(inputs.pooled, inputs.rows),
+            None if mix is None else mix.data_ptr(),
+            errors.data_ptr(),
+            self._settings,
+            None if mix is None else self._mixed(len(inputs.rows))[1].data_ptr(),
+            self._sums.data_ptr(),
+            self._scratch.data_ptr(),
+        )
+
+    def _inputs(self, inputs: HeadInputs) -> Any:
+        """Return where each head finds its inputs; weighted sums are computed."""
+        n = len(inputs.rows)
+        found = (_Inputs * len(self._heads))()
+        if inputs.mix is None:
+            batch = _batch(inputs.pooled, inputs.rows)  # checks them
+            for head, axis in zip(found, inputs.axes, strict=True):
+                head.base, head.rows = _address(inputs.pooled, axis), batch.rows
+                head.n_rows = n
+            return found
+        mixed = self._mixed(n)[0]
+        for i, head in enumerate(found):
+            head.base, head.n_rows = _address(mixed, i), n
+        return found
+
+    def mix(self, inputs: HeadInputs) -> None:
+        """Compute the weighted sums of these inputs, once for `outputs` and `learn`."""
+        if inputs.mix is not None:
+            mix_layers(inputs.pooled, inputs.rows, inputs.mix, self._mixed(len(inputs.rows))[0])
+
+    def _mixed(self, batch: int) -> Tensor:
+        """Return memory for weighted sums and their gradients; new memory takes time."""
+        shape = (2, len(self._heads), batch, self._shape[2])
+        if self._memory.shape != shape:
+            self._memory = torch.empty(shape)
+        return self._memory
 
 
 def mix_layers(pooled: Tensor, rows: Tensor, mix: Tensor, out: Tensor) -> None:
@@ -153,22 +221,6 @@ def mix_layers(pooled: Tensor, rows: Tensor, mix: Tensor, out: Tensor) -> None:
     """
     library, level = _loaded()
     library.strata_heads_mix(level, _batch(pooled, rows), mix.data_ptr(), len(mix), out.data_ptr())
-
-
-def mix_gradient(pooled: Tensor, rows: Tensor, inputs: Tensor) -> Tensor:
-    """Return the gradient with respect to the weights of layers, float64 [n_heads, n_layers].
-
-    Args:
-        pooled: As of `mix_layers`.
-        rows: As of `mix_layers`.
-        inputs: Gradient with respect to the weighted sums, float32 [n_heads, n, dim], contiguous.
-    """
-    library, level = _loaded()
-    out = torch.empty(len(inputs), len(pooled), dtype=torch.float64)
-    library.strata_heads_mix_gradient(
-        level, _batch(pooled, rows), inputs.data_ptr(), len(inputs), out.data_ptr()
-    )
-    return out
 
 
 def can_mix(pooled: Tensor) -> bool:
@@ -207,12 +259,13 @@ def _loaded() -> tuple[Any, int]:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None, 0
-    number, head, batch = ctypes.c_int, ctypes.POINTER(_Head), ctypes.POINTER(_Batch)
-    gradients, adam = ctypes.POINTER(_Gradients), ctypes.POINTER(_Adam)
+    number, heads, batch = ctypes.c_int, ctypes.POINTER(_Head), ctypes.POINTER(_Batch)
+    inputs, adam = ctypes.POINTER(_Inputs), ctypes.POINTER(_Adam)
+    outputs = [number, heads, _SIZE, inputs]
     arguments = {
-        "step": [number, head, gradients, adam, _POINTER],
         "mix": [number, batch, _POINTER, _SIZE, _POINTER],
-        "mix_gradient": [number, batch, _POINTER, _SIZE, _POINTER],
+        "outputs": [*outputs, _POINTER],
+        "learn": [*outputs, batch, _POINTER, _POINTER, adam, _POINTER, _POINTER, _POINTER],
     }
     for name, types in arguments.items():
         function = getattr(library, f"strata_heads_{name}")

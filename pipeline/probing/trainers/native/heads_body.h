@@ -31,59 +31,70 @@ TARGET INLINE float NAME(sum_of)(const lanes *x)
     return sums[0];
 }
 
-/* ROWS of the gradient of W1: out = W2' G. */
-TARGET INLINE void NAME(first_gradient)(size_t n_outputs, size_t dim, const float *restrict g,
-                                        const float *restrict w2, float *restrict out)
+/* Sums of `n` rows of g for ROWS of the results: out[r] = sum over k of by[r][k] g[k]. */
+TARGET INLINE void NAME(combine)(size_t n, size_t dim, const float *restrict g,
+                                 const float *restrict by, size_t row_stride, size_t stride,
+                                 float *restrict out)
 {
     for (size_t j = 0; j < dim; j += WIDTH) {
         lanes sums[ROWS] = {0};
-        for (size_t k = 0; k < n_outputs; k++) {
-            lanes of_output = IN(g + k * dim + j);
+        for (size_t k = 0; k < n; k++) {
+            lanes values = IN(g + k * dim + j);
             UNROLL for (int r = 0; r < ROWS; r++)
-                sums[r] += of_output * w2[r * n_outputs + k];
+                sums[r] += values * by[r * row_stride + k * stride];
         }
         UNROLL for (int r = 0; r < ROWS; r++)
             AT(out + r * dim + j) = sums[r];
     }
 }
 
-/* `depth` columns of the gradient of W2, for ROWS of its rows: dots = W1 G'. */
-TARGET INLINE void NAME(last_gradient)(int depth, size_t dim, const float *restrict g,
-                                       size_t n_outputs, const float *restrict w1,
-                                       float *restrict dots)
+/* Products of ROWS rows with `depth` rows of g: out[r][k] = x[r] . g[k]. */
+TARGET INLINE void NAME(dots)(int depth, size_t dim, const float *restrict g,
+                              const float *const *restrict x, float *restrict out, size_t stride)
 {
     lanes sums[ROWS][DEPTH] = {0};
     for (size_t j = 0; j < dim; j += WIDTH) {
-        lanes of_outputs[DEPTH];
+        lanes values[DEPTH];
         UNROLL for (int k = 0; k < depth; k++)
-            of_outputs[k] = IN(g + k * dim + j);
+            values[k] = IN(g + k * dim + j);
         UNROLL for (int r = 0; r < ROWS; r++) {
-            lanes weights = IN(w1 + r * dim + j);
+            lanes of_row = IN(x[r] + j);
             UNROLL for (int k = 0; k < depth; k++)
-                sums[r][k] += of_outputs[k] * weights;
+                sums[r][k] += values[k] * of_row;
         }
     }
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int k = 0; k < depth; k++)
-            dots[r * n_outputs + k] = NAME(sum_of)(&sums[r][k]);
+            out[r * stride + k] = NAME(sum_of)(&sums[r][k]);
 }
 
-/* `depth` rows of the product of ROWS of both layers: p += W2 W1. */
-TARGET INLINE void NAME(multiply)(int depth, size_t dim, float *restrict p, size_t n_outputs,
-                                  const float *restrict w1, const float *restrict w2)
+/* `depth` sums of ROWS rows, added: p[k] += sum over r of by[r][k] x[r]. */
+TARGET INLINE void NAME(add)(int depth, size_t dim, float *restrict p,
+                             const float *const *restrict x, const float *restrict by,
+                             size_t row_stride, size_t stride)
 {
     for (size_t j = 0; j < dim; j += WIDTH) {
-        lanes weights[ROWS];
+        lanes values[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++)
-            weights[r] = IN(w1 + r * dim + j);
+            values[r] = IN(x[r] + j);
         UNROLL for (int k = 0; k < depth; k++) {
             lanes total = IN(p + k * dim + j);
             UNROLL for (int r = 0; r < ROWS; r++)
-                total += weights[r] * w2[r * n_outputs + k];
+                total += values[r] * by[r * row_stride + k * stride];
             AT(p + k * dim + j) = total;
         }
     }
 }
+
+/* All rows of g, or of p, in steps of DEPTH. */
+#define EACH_DEPTH(function, n, first, ...)                                                       \
+    do {                                                                                          \
+        size_t first = 0;                                                                         \
+        for (; first + DEPTH <= (n); first += DEPTH)                                              \
+            NAME(function)(DEPTH, __VA_ARGS__);                                                   \
+        for (; first < (n); first++)                                                              \
+            NAME(function)(1, __VA_ARGS__);                                                       \
+    } while (0)
 
 TARGET static void NAME(step)(const struct head *head, const struct gradients *gradients,
                               const struct adam *settings, float *scratch)
@@ -100,25 +111,19 @@ TARGET static void NAME(step)(const struct head *head, const struct gradients *g
     for (size_t i = 0; i < head->projection; i += ROWS) {
         float *w1 = first.value + i * dim, *w2 = last.value + i * n_outputs;
         float *b1 = first_bias.value + i, b1_gradient[ROWS] = {0};
-        size_t k = 0;
-        NAME(first_gradient)(n_outputs, dim, g, w2, rows);
-        for (; k + DEPTH <= n_outputs; k += DEPTH)
-            NAME(last_gradient)(DEPTH, dim, g + k * dim, n_outputs, w1, dots + k);
-        for (; k < n_outputs; k++)
-            NAME(last_gradient)(1, dim, g + k * dim, n_outputs, w1, dots + k);
+        const float *const x[] = {w1, w1 + dim, w1 + 2 * dim, w1 + 3 * dim};
+        NAME(combine)(n_outputs, dim, g, w2, n_outputs, 1, rows);
+        EACH_DEPTH(dots, n_outputs, k, dim, g + k * dim, x, dots + k, n_outputs);
         for (size_t r = 0; r < ROWS; r++)
-            for (k = 0; k < n_outputs; k++) {
+            for (size_t k = 0; k < n_outputs; k++) {
                 b1_gradient[r] += w2[r * n_outputs + k] * g_bias[k];
                 dots[r * n_outputs + k] += g_bias[k] * b1[r];
             }
         NAME(update)(first, i * dim, ROWS * dim, rows, by);
         NAME(update)(first_bias, i, ROWS, b1_gradient, by);
         NAME(update)(last, i * n_outputs, ROWS * n_outputs, dots, by);
-        for (k = 0; k + DEPTH <= n_outputs; k += DEPTH)
-            NAME(multiply)(DEPTH, dim, p + k * dim, n_outputs, w1, w2 + k);
-        for (; k < n_outputs; k++)
-            NAME(multiply)(1, dim, p + k * dim, n_outputs, w1, w2 + k);
-        for (k = 0; k < n_outputs; k++)
+        EACH_DEPTH(add, n_outputs, k, dim, p + k * dim, x, w2 + k, n_outputs, 1);
+        for (size_t k = 0; k < n_outputs; k++)
             for (size_t r = 0; r < ROWS; r++)
                 p_bias[k] += w2[r * n_outputs + k] * b1[r];
     }
@@ -195,6 +200,79 @@ TARGET static void NAME(mix_gradient)(const struct batch *batch, const float *in
     }
 }
 
+/* ROWS of the inputs from one on; after the end the last one again. */
+TARGET INLINE void NAME(take_rows)(const struct inputs *inputs, size_t dim, size_t first,
+                                   const float **x)
+{
+    for (size_t r = 0; r < ROWS; r++) {
+        size_t row = first + r < inputs->n_rows ? first + r : inputs->n_rows - 1;
+        x[r] = inputs->base + (inputs->rows ? (size_t)inputs->rows[row] : row) * dim;
+    }
+}
+
+TARGET static void NAME(outputs)(const struct head *head, const struct inputs *inputs, float *out)
+{
+    const size_t n = inputs->n_rows, n_outputs = head->n_outputs, dim = head->dim;
+    float found[ROWS * DEPTH];
+    for (size_t row = 0; row < n; row += ROWS) {
+        const float *x[ROWS];
+        NAME(take_rows)(inputs, dim, row, x);
+        for (size_t k = 0; k < n_outputs;) {
+            size_t depth = k + DEPTH <= n_outputs ? DEPTH : 1;
+            if (depth == DEPTH)
+                NAME(dots)(DEPTH, dim, head->product + k * dim, x, found, DEPTH);
+            else
+                NAME(dots)(1, dim, head->product + k * dim, x, found, DEPTH);
+            for (size_t r = 0; r < ROWS && row + r < n; r++)
+                for (size_t i = 0; i < depth; i++)
+                    out[(k + i) * n + row + r] = found[r * DEPTH + i] + head->product_bias[k + i];
+            k += depth;
+        }
+    }
+}
+
+/* The gradient with respect to the product and its bias. errors: [n_outputs][n_rows]. */
+TARGET static void NAME(product_gradient)(const struct head *head, const struct inputs *inputs,
+                                          const float *errors, float *g, float *g_bias)
+{
+    const size_t n = inputs->n_rows, n_outputs = head->n_outputs, dim = head->dim;
+    memset(g, 0, n_outputs * dim * sizeof *g);
+    size_t row = 0;
+    for (; row + ROWS <= n; row += ROWS) {
+        const float *x[ROWS];
+        NAME(take_rows)(inputs, dim, row, x);
+        EACH_DEPTH(add, n_outputs, k, dim, g + k * dim, x, errors + k * n + row, 1, n);
+    }
+    for (; row < n; row++) {
+        const float *x[ROWS];
+        NAME(take_rows)(inputs, dim, row, x);
+        for (size_t k = 0; k < n_outputs; k++) {
+            const float only[ROWS] = {errors[k * n + row]};
+            NAME(add)(1, dim, g + k * dim, x, only, 1, n);
+        }
+    }
+    for (size_t k = 0; k < n_outputs; k++) {
+        g_bias[k] = 0;
+        for (row = 0; row < n; row++)
+            g_bias[k] += errors[k * n + row];
+    }
+}
+
+/* The gradient with respect to the inputs, out [n_rows][dim]. */
+TARGET static void NAME(input_gradient)(const struct head *head, size_t n, const float *errors,
+                                        float *out, float *scratch)
+{
+    const size_t dim = head->dim;
+    size_t row = 0;
+    for (; row + ROWS <= n; row += ROWS)
+        NAME(combine)(head->n_outputs, dim, head->product, errors + row, 1, n, out + row * dim);
+    for (; row < n; row++) { /* the other rows of scratch are not used */
+        NAME(combine)(head->n_outputs, dim, head->product, errors + row, 0, n, scratch);
+        memcpy(out + row * dim, scratch, dim * sizeof *out);
+    }
+}
+
+#undef EACH_DEPTH
 #undef ROWS
 #undef lanes
 #undef AT
