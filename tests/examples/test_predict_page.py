@@ -19,6 +19,8 @@ from tests.helpers.pages import ROOT, blocks
 
 pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs" / "predict.md"
+QUICK = ["seeds=[0]"]
+"""Settings added to the sweep of the page, to save time."""
 
 
 class PageRun(NamedTuple):
@@ -49,7 +51,8 @@ def page(tmp_path_factory):
                 printed.append(out.getvalue())
             elif block.language == "bash":
                 for line in block.text.splitlines():
-                    done = CliRunner().invoke(app, shlex.split(line)[1:])
+                    quick = QUICK if line.startswith("strata sweep ") else []
+                    done = CliRunner().invoke(app, [*shlex.split(line)[1:], *quick])
                     assert done.exit_code == 0, done.output
                     printed.append(done.stdout)
     return PageRun(folder, names, printed)
