@@ -13,7 +13,7 @@ import pipeline
 from pipeline.errors import counted
 
 ROOT = Path(pipeline.__file__).parent
-PACKAGES = ("heads", "predict", "probing", "spans", "tokens")
+PACKAGES = ("comparing", "heads", "predict", "probing", "spans", "tokens")
 NOUN = re.compile(
     r" (?:[a-z]+ )?(audio clips|candidates|classes|clips|codes|evaluations|fields|folds|frames|"
     r"heads|iterations|labels|layers|lines|seeds|segments|spans|speakers|steps|symbols|tiers|"
@@ -27,6 +27,7 @@ NEVER_ONE = (
         "facts.dim",
         "facts.frame_rate_hz",
         "one.frame_rate_hz",
+        "others[at]",
         "sizes",
         "len(self.symbols)",
     ),

@@ -30,7 +30,7 @@ def headline(task: TaskComparison) -> str:
     lead = f"{task.name}: {winner.name} with {candidate_in_sentence(score.layer)}"
     value = (
         f"test {metric_name(task.metric)} {score.test:.3f} (95 % interval {score.low:.3f} to "
-        f"{score.high:.3f}, {winner.sweep.n_test:,} test utterances)"
+        f"{score.high:.3f}, {counted(winner.sweep.n_test, 'test utterance')})"
     )
     others = [variant for variant in task.full if variant != winner]
     if not others:
@@ -133,6 +133,6 @@ def _sizes(task: TaskComparison, with_name: bool) -> str:
 def _split(variant: Variant) -> str:
     sweep = variant.sweep
     return (
-        f"{sweep.n_train:,} utterances for training, {sweep.n_dev:,} for dev, {sweep.n_test:,} for "
-        f"test ({sweep.split.rstrip('.')})"
+        f"{counted(sweep.n_train, 'utterance')} for training, {sweep.n_dev:,} for dev, "
+        f"{sweep.n_test:,} for test ({sweep.split.rstrip('.')})"
     )

@@ -166,8 +166,8 @@ def measure_with_labels(
     n_fitted = len(spans) * (len(parts) - 2) // len(parts)
     if n_fitted < _FEW_PER_DIMENSION * store.feature_dim:
         notes.append(
-            f"{n_fitted:,} spans to fit canonical correlations of {store.feature_dim} features are "
-            "few, and the values are low for that reason; raise n_spans or give more spans"
+            f"{counted(n_fitted, 'span')} to fit canonical correlations of {store.feature_dim} "
+            "features: too few, so the values are low; raise n_spans or give more spans"
         )
     shuffled = np.random.default_rng([seed, 2]).permutation(numbers)
     layers: list[LabelledLayer] = []

@@ -85,7 +85,7 @@ def _missing_classes(
         return []
     what = (
         f"fractions: {fraction:g} of train is {counted(n, 'utterance')}, and there are "
-        f"{n_classes:,} classes, so {n_missing:,} of them are not trained on"
+        f"{counted(n_classes, 'class')}, so {n_missing:,} of them are not trained on"
     )
     if not task.speaker_independent and task.kind == "utterance":
         smallest = n_classes / n_all
