@@ -64,8 +64,13 @@ def write_result(result: Sweep, folder: Path, stored_layers: Sequence[int]) -> N
     files.write_atomic(folder / WEIGHTS, [json_bytes(weights)])
 
 
-def read_result(folder: Path) -> Sweep:
+def read_result(folder: Path, chosen_only: bool = False) -> Sweep:
     """Read the results of a sweep.
+
+    Args:
+        folder: Its folder.
+        chosen_only: Whether predictions are left out of heads at learning rates that dev has not
+            chosen, which are most of the file.
 
     Raises:
         ConfigError: The folder has no sweep.json, or one that is damaged, of something else, or of
@@ -90,14 +95,14 @@ def read_result(folder: Path) -> Sweep:
             f"{path} is of an earlier version of Strata, which did not state the settings; {_AGAIN}"
         )
     try:
-        return _parse(document)
+        return _parse(document, chosen_only)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}"
         ) from error
 
 
-def _parse(document: Mapping[str, Any]) -> Sweep:
+def _parse(document: Mapping[str, Any], chosen_only: bool) -> Sweep:
     """Build the results from their JSON; fields of later versions than the file are defaults."""
     values = {
         item.name: document[key]
@@ -107,12 +112,15 @@ def _parse(document: Mapping[str, Any]) -> Sweep:
     for name, convert in _CONVERTERS.items():
         if name in values:
             values[name] = convert(values[name])
-    found = Sweep(**values)
+    chosen = {(score.layer, score.lr) for score in values["scores"]}
+    heads = values.pop("heads")
+    is_left_out = [chosen_only and (head["layer"], head["lr"]) not in chosen for head in heads]
+    found = Sweep(**values, heads=tuple(map(_head, heads, is_left_out)))
     if found.best not in [score.layer for score in found.scores]:
         raise ValueError(f"best is {found.best!r}, which has no score")
-    for head in found.heads:
+    for head, without in zip(found.heads, is_left_out, strict=True):
         n_tested, n_predicted = len(found.truth[head.fold]), len(head.predictions)
-        if n_tested != n_predicted:
+        if n_tested != n_predicted and not without:
             raise ValueError(f"a head has {n_predicted} predictions for {n_tested} test items")
     return found
 
@@ -127,17 +135,14 @@ def _rows(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(item if isinstance(item, str) else tuple(item) for item in values)
 
 
-def _head(stored: Mapping[str, Any]) -> HeadResult:
-    weights = stored["layer_weights"]
-    found = HeadResult(**stored)
-    return HeadResult(
-        **{item.name: getattr(found, item.name) for item in fields(found)}
-        | {
-            "curve": tuple((step, loss, dev) for step, loss, dev in found.curve),
-            "predictions": _rows(found.predictions),
-            "layer_weights": None if weights is None else tuple(weights),
-        }
-    )
+def _head(stored: Mapping[str, Any], without_predictions: bool) -> HeadResult:
+    weights, predictions = stored["layer_weights"], stored["predictions"]
+    changed = {
+        "curve": tuple((step, loss, dev) for step, loss, dev in stored["curve"]),
+        "predictions": () if without_predictions else _rows(predictions),
+        "layer_weights": None if weights is None else tuple(weights),
+    }
+    return HeadResult(**{**stored, **changed})
 
 
 def _setup(stored: Mapping[str, Any]) -> Setup:
@@ -159,7 +164,6 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "comparison": lambda item: None if item is None else Comparison(**item),
     "layer_weights": lambda value: None if value is None else tuple(value),
     "confusion": lambda value: None if value is None else _deep_tuple(value),
-    "heads": lambda items: tuple(map(_head, items)),
     "setup": _setup,
     "units": tuple,
 }

@@ -6,14 +6,22 @@ import json
 
 import pytest
 
+from pipeline.probing.report import html
 from tests.helpers.commands import error_line, strata
 from tests.helpers.finished_sweeps import finished_sweep, write_words
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Sweeps of two stores on two tasks, in `sweeps/`."""
+    """Sweeps of two stores on two tasks, in `sweeps/`; figures have tests of their own."""
     path = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(html, "write_figures", lambda *_: None)
+        yield _swept(path)
+
+
+def _swept(path):
+    """Run the sweeps, and return the folder."""
     for number, name in enumerate(("one", "two")):
         store = write_words(path / name, seed=number, strength=0.6 - 0.5 * number)
         for kind in ("utterance", "regression"):

@@ -37,6 +37,12 @@ def test_results_are_read_as_they_were_written(finished):
     """sweep.json has all of a sweep: nothing is lost or of another type."""
     found, folder = finished
     assert read_result(folder) == found
+    small = read_result(folder, chosen_only=True)
+    assert small.scores == found.scores
+    chosen = {(score.layer, score.lr) for score in found.scores}
+    for head, whole in zip(small.heads, found.heads, strict=True):
+        is_chosen = (head.layer, head.lr) in chosen
+        assert head == (whole if is_chosen else replace(whole, predictions=()))
 
 
 def test_evaluations_give_the_scores_again(finished):

@@ -33,7 +33,7 @@ def large():
     """Three encoders of 25 layers, or 13, on five tasks."""
     return comparison_of(
         *(
-            invented_sweep(task, model, n_layers, level, best=best, n_test=300, seeds=(0,))
+            invented_sweep(task, model, n_layers, level, best=best, n_test=150, seeds=(0,))
             for number, task in enumerate(TASKS)
             for model, n_layers, level, best in (
                 ("hubert_large", 24, 0.85, 18 - number),
