@@ -63,9 +63,9 @@ def _nested_order(classes: IntArray, seed: int) -> IntArray:
     rank = np.arange(len(classes)) - np.repeat(starts, sizes)
     size = np.repeat(sizes, sizes)
     tie = random.permutation(len(classes))
-    # keys of lexsort, the last one first: the first of each class, then shares of the class
-    later = np.where(rank == 0, -size / size.max(), (rank + 0.5) / size)
-    return np.asarray(by_class[np.lexsort((tie, later, rank > 0))])
+    # below 0 for the first of each class; else the share of the class that is drawn before
+    place = np.where(rank == 0, -size / size.max(), (rank + 0.5) / size)
+    return np.asarray(by_class[np.lexsort((tie, place))])
 
 
 def _missing_classes(
