@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -370,6 +371,22 @@ def test_an_interrupted_sweep_keeps_the_layers_that_are_trained(store, tmp_path,
     for layer in LAYERS:
         kept = TrainedHead.load(folder / "trained" / f"layer-{layer}.safetensors")
         assert kept.facts.head == "attentive"
+
+
+def test_a_stopped_group_takes_no_further_step(store, monkeypatch):
+    """After Ctrl-C, or a head that cannot be saved, other threads end at their next step."""
+    data = data_of(store, task_of("mlp", steps=200))
+    stop, n_steps, take = threading.Event(), [], sequences._Group.step
+
+    def step(group, heads, positions):
+        n_steps.append(len(heads))
+        take(group, heads, positions)
+        if len(n_steps) == 3:
+            stop.set()
+
+    monkeypatch.setattr(sequences._Group, "step", step)
+    assert sequences._train(data, [HeadSpec(3, 0.01, 0, 0)], 10**6, stop) == []
+    assert len(n_steps) == 3
 
 
 def task_data(store, task: TaskConfig, column: str, texts) -> TaskData:
