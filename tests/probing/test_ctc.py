@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -340,3 +341,24 @@ def test_normalising_removes_the_scale_of_a_layer(store, transcripts, tmp_path):
         ]
         losses = [[loss for _, loss, _ in curve] for curve in curves]
         assert np.allclose(*losses, rtol=1e-3) == normalize
+
+
+def test_a_head_that_diverges_ends_at_its_best_step(store, transcripts):
+    """Before the first one that is the head before training; other heads are not changed."""
+    diverging, sound = (specs_of(SPELLING, lr=lr)[0] for lr in (1e30, 0.03))
+    for eval_every in (20, 1):
+        task = replace(TASK, steps=20, eval_every=eval_every)
+        kept = {}
+
+        def keep(spec, result, parameters=None, kept=kept):
+            kept[spec] = parameters
+
+        lost, other = ctc.train_ctc_heads(
+            store, task, transcripts, LAYERS, [diverging, sound], CPU, on_head=keep
+        )
+        assert (lost.step, lost.curve) == (0, ())
+        assert lost.test == ctc.untrained_error_rate(store, task, transcripts, SPELLING, CPU)
+        assert 0 < lost.dev < math.inf
+        assert all(bool(tensor.isfinite().all()) for tensor in kept[diverging].values())
+        [alone] = ctc.train_ctc_heads(store, task, transcripts, LAYERS, [sound], CPU)
+        assert other == alone

@@ -158,7 +158,7 @@ class _Head:
         spec: Its settings.
         active: Whether training continues.
         best: The head at its best dev error rate; before the first evaluation, the untrained head.
-        best_dev: Best dev error rate.
+        best_dev: Best dev error rate; infinite before the first evaluation.
     """
 
     def __init__(self, spec: HeadSpec, data: FrameData) -> None:
@@ -208,10 +208,13 @@ class _Head:
 
         The error rate selects the step. A lower loss also counts as an improvement, because the
         error rate rises at first: CTC predicts fewer and fewer symbols before it predicts correct
-        ones.
+        ones. A loss that is not finite ends the training: the best step so far is the result.
         """
         loss = float(torch.stack(self._losses).mean())
         self._losses = []
+        if not (math.isfinite(loss) and math.isfinite(dev_loss)):
+            self.active = False
+            return
         self._curve.append((step, loss, dev))
         self._evaluations_since_best += 1
         if dev < self.best_dev:
@@ -265,6 +268,16 @@ def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> No
             )
 
 
+def _score_untrained(heads: Sequence[_Head], data: FrameData) -> None:
+    """Score heads that diverged before their first evaluation as they were before training."""
+    diverged = [head for head in heads if math.isinf(head.best_dev)]
+    if not diverged:
+        return
+    predictions = _transcribe(data, data.transcripts.dev, [head.best for head in diverged])
+    for head, texts in zip(diverged, predictions, strict=True):
+        head.best_dev = _error_rate(data, data.transcripts.dev, texts)
+
+
 def _finished_s(device: torch.device) -> float:
     """Wait for the device, and return the time."""
     if device.type == "cuda":
@@ -309,6 +322,7 @@ def _evaluate(heads: Sequence[_Head], data: FrameData, step: int) -> None:
                     dev_losses[head] += loss * len(batch)
     for head, predicted in zip(heads, predictions, strict=True):
         head.record(step, _error_rate(data, texts, predicted), dev_losses[head])
+    _score_untrained(heads, data)
 
 
 @torch.no_grad()
