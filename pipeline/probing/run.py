@@ -59,6 +59,7 @@ from pipeline.probing.tasks.spans_data import SpanData, read_task_labels
 from pipeline.probing.tasks.utterance import UtteranceTask
 from pipeline.probing.tasks.verification import VerificationTask
 from pipeline.probing.trainers.kept_heads import KeptHeads
+from pipeline.probing.trainers.native.heads import stale_note
 from pipeline.probing.trainers.pooled import resolve_steps
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore
@@ -254,6 +255,8 @@ def _train(plan: _SweepPlan, kept: KeptHeads, observer: Observer) -> tuple[list[
 
     missing = [spec for spec in plan.specs if spec not in heads]
     if missing:
+        if plan.config.task.is_trained and (note := stale_note()):
+            observer.note(note)
         plan.task.train(missing, on_head, observer.note)
     return [heads[spec] for spec in plan.specs], n_reused
 

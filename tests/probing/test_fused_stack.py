@@ -11,6 +11,7 @@ from pipeline.probing.trainers.head_stack import HeadStack
 from pipeline.probing.trainers.native import heads as native
 from pipeline.probing.trainers.objectives import Classification, Regression
 from pipeline.probing.trainers.snapshot import HeadShape
+from pipeline.store.native.rows import LIBRARY as OTHER_LIBRARY
 
 CPU = torch.device("cpu")
 LAYERS, N, BATCH = (1, 2, 3), 50, 22
@@ -125,5 +126,25 @@ def test_without_the_library_heads_are_trained_in_torch(tmp_path, monkeypatch):
         assert native.best_level() == 0
         stack = make_stack([HeadSpec(1, 1e-2, 0, 0)], LAYERS, shape, objective, CPU, 128)
         assert isinstance(stack, HeadStack)
+    finally:
+        native._loaded.cache_clear()
+
+
+@needs_library
+@pytest.mark.parametrize("number", [native.INTERFACE + 1, None])
+def test_a_library_of_another_version_is_not_used(number, monkeypatch):
+    """Its functions may differ; a sweep says how to compile it again. Old ones have no number."""
+    assert native.stale_note() == ""
+    if number is None:
+        monkeypatch.setattr(native, "LIBRARY", OTHER_LIBRARY)
+    else:
+        monkeypatch.setattr(native, "INTERFACE", number)
+    native._loaded.cache_clear()
+    try:
+        assert native.best_level() == 0
+        assert not native.fits(768, 256)
+        note = native.stale_note()
+        assert note.startswith(f"WARNING: {native.LIBRARY} is of another version of Strata")
+        assert note.endswith("compile it again: python scripts/build_native.py")
     finally:
         native._loaded.cache_clear()

@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.events import Observer
+from pipeline.probing import run
 from pipeline.probing.result_files import summary
 from pipeline.probing.results import WEIGHTED
 from pipeline.probing.run import sweep
@@ -208,6 +209,18 @@ def test_another_sweep_gets_another_folder(store, tmp_path):
     again, third = folder_of(by, "layers=[2,3]")
     assert (third, again.trained) == (first, 0)
     assert (second / "sweep.json").is_file()
+
+
+def test_a_library_of_another_version_is_noted(store, tmp_path, monkeypatch):
+    """The sweep goes on without it, and says so where heads are trained."""
+    monkeypatch.setattr(run, "stale_note", lambda: "WARNING: compile it again")
+    notes = []
+    observer = Observer()
+    observer.note = notes.append
+    config = replace(configured("task=ks", "layers=[2]"), out=str(tmp_path))
+    for n_notes in (1, 1):  # the second time nothing is trained
+        sweep(store, config, observer)
+        assert notes.count("WARNING: compile it again") == n_notes
 
 
 def test_results_without_settings_are_not_overwritten(store, tmp_path):

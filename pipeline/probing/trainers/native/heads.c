@@ -16,6 +16,9 @@
 
 enum { NONE = 0, AVX2 = 1, AVX512 = 2 };
 
+/* Number of the interface: increase it here and in heads.py when a function or a struct changes. */
+int strata_heads_interface(void) { return 1; }
+
 #if defined(__x86_64__)
 
 #define INLINE static inline __attribute__((always_inline))

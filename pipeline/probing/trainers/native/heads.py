@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("libheads.native")
+INTERFACE = 1
+"""Number of the interface that is used here, as in heads.c; an older library has another one."""
 AVX2, AVX512 = 1, 2
 """Levels of instructions, as in heads.c."""
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -239,6 +241,17 @@ def best_level() -> int:
     return _loaded()[1]
 
 
+def stale_note() -> str:
+    """Return a warning if the library is of another version of its sources, and not used."""
+    library = _library()
+    if library is None or _is_current(library):
+        return ""
+    return (
+        f"WARNING: {LIBRARY} is of another version of Strata and is not used, so heads are trained "
+        "without C code, more slowly; compile it again: python scripts/build_native.py"
+    )
+
+
 def _batch(pooled: Tensor, rows: Tensor) -> _Batch:
     if not (can_mix(pooled) and rows.is_contiguous() and rows.dtype == torch.int64):
         raise ValueError(f"cannot read {pooled.dtype} features of strides {pooled.stride()}")
@@ -252,12 +265,25 @@ def _address(tensor: Tensor, i: int) -> int:
     return int(tensor.data_ptr() + i * tensor.stride(0) * tensor.element_size())
 
 
+def _library() -> ctypes.CDLL | None:
+    """Return the library; None if it is not compiled, or for another system."""
+    try:
+        return ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None
+
+
+def _is_current(library: ctypes.CDLL) -> bool:
+    """Return whether a library has this interface; the first libraries had no number."""
+    function = getattr(library, "strata_heads_interface", None)
+    return function is not None and function() == INTERFACE
+
+
 @cache
 def _loaded() -> tuple[Any, int]:
     """Return the library, whose functions release the interpreter's lock, and its best level."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+    library = _library()
+    if library is None or not _is_current(library):
         return None, 0
     number, heads, batch = ctypes.c_int, ctypes.POINTER(_Head), ctypes.POINTER(_Batch)
     inputs, adam = ctypes.POINTER(_Inputs), ctypes.POINTER(_Adam)
