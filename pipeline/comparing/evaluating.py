@@ -63,7 +63,7 @@ def evaluations(sweep: Sweep, layer: Candidate) -> list[Evaluation]:
     heads: HeadsBySeed = [sorted(group, key=lambda h: h.fold) for group in by_seed.values()]
     orders = [_order(ids) for ids in sweep.test_ids]
     found = [evaluate(sweep, group, orders) for group in heads]
-    if not found or abs(mean_score(found) - chosen.test) > _TOLERANCE:
+    if not found or not abs(mean_score(found) - chosen.test) <= _TOLERANCE:  # NaN is damage
         score = f"{mean_score(found):.6f}" if found else "nothing"
         raise ConfigError(
             f"the predictions on {layer} of the sweep of {sweep.task} on {sweep.store} score "

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, first_few
+from pipeline.probing.output_folder import SETTINGS
 from pipeline.probing.result_files import RESULT, read_result
 from pipeline.probing.results import Sweep
 
-_PRUNED = {"heads", "trained", "figures", "tables", "features.zarr"}
-"""Folders that hold no sweeps, and many files."""
+_PRUNED = {"heads", "trained", "figures", "tables"}
+"""Folders inside that of a sweep that hold no sweeps, and many files."""
+_STORE = "features.zarr"
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,7 @@ def _folders(place: Path) -> list[Path]:
         raise ConfigError(
             f"{place} {reason}; expected the folder of a sweep, or one that contains such folders"
         )
-    found = []
-    for root, names, files in os.walk(place):
-        names[:] = sorted(name for name in names if name not in _PRUNED)
-        if RESULT in files:
-            found.append(Path(root))
+    found = list(_walk(place))
     if not found:
         inside = first_few(sorted(path.name for path in place.iterdir())) or "nothing"
         raise ConfigError(
@@ -81,3 +79,30 @@ def _folders(place: Path) -> list[Path]:
             "folders that `strata sweep` has written, for example sweeps/STORE/TASK-LABELS"
         )
     return found
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """Yield the folders that have a result, by name; links to folders are followed.
+
+    Raises:
+        ConfigError: A folder cannot be read.
+    """
+    seen = set()
+    for root, names, files in os.walk(place, onerror=_refuse, followlinks=True):
+        resolved = os.path.realpath(root)
+        if resolved in seen:  # a link to a folder around it has no end
+            names.clear()
+            continue
+        seen.add(resolved)
+        is_sweep = RESULT in files or SETTINGS in files
+        left_out = {_STORE} | (_PRUNED if is_sweep else set())
+        names[:] = sorted(name for name in names if name not in left_out)
+        if RESULT in files:
+            yield Path(root)
+
+
+def _refuse(error: OSError) -> None:
+    raise ConfigError(
+        f"{error.filename} cannot be read ({error.strerror}); make it readable, or give other "
+        "folders"
+    ) from error

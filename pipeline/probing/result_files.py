@@ -78,7 +78,7 @@ def read_result(folder: Path, chosen_only: bool = False) -> Sweep:
     """
     path = folder / RESULT
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder} has no {RESULT}; expected the folder of a sweep, the one with its report"
@@ -90,16 +90,21 @@ def read_result(folder: Path, chosen_only: bool = False) -> Sweep:
             f"{path} is not the result of a sweep of Strata: it lacks task, heads or scores. Give "
             "folders that `strata sweep` has written"
         )
-    if not document.get("setup", {}).get("recipe"):
+    setup = document.get("setup")
+    if not (isinstance(setup, dict) and setup.get("recipe")):
         raise ConfigError(
             f"{path} is of an earlier version of Strata, which did not state the settings; {_AGAIN}"
         )
     try:
         return _parse(document, chosen_only)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}"
         ) from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"it has {name}, which no sweep writes")
 
 
 def _parse(document: Mapping[str, Any], chosen_only: bool) -> Sweep:

@@ -269,3 +269,14 @@ def test_sweeps_are_found_in_folders(tmp_path):
             read_sweeps([place])
     with pytest.raises(ConfigError, match="no folder is given"):
         read_sweeps([])
+
+
+def test_links_to_sweeps_are_followed(tmp_path):
+    """Also from a folder that has the name of one that a sweep has; a circle of links ends."""
+    store = write_words(tmp_path / "features")
+    _, elsewhere = finished_sweep(store, "utterance", tmp_path / "disk" / "ks")
+    inside = tmp_path / "sweeps" / "heads"
+    inside.mkdir(parents=True)
+    (inside / "ks").symlink_to(elsewhere)
+    (inside / "up").symlink_to(tmp_path / "sweeps")
+    assert [item.folder for item in read_sweeps([tmp_path / "sweeps"])] == [inside / "ks"]

@@ -113,9 +113,11 @@ def test_results_of_an_earlier_version_lack_trials(store, tmp_path):
     [
         (None, r"has no sweep\.json; expected the folder of a sweep"),
         ("{", r"cannot be read .*run the same `strata sweep` again"),
+        ('{"task": NaN}', r"cannot be read \(it has NaN, which no sweep writes\); run the same"),
         ("[1]", "is not the result of a sweep of Strata"),
         ('{"task": 1}', "it lacks task, heads or scores"),
         ('{"task": "ks", "heads": [], "scores": []}', "is of an earlier version"),
+        ('{"task": "ks", "heads": [], "scores": [], "setup": []}', "is of an earlier version"),
         (
             '{"task": "ks", "heads": [], "scores": [], "setup": {"recipe": {"kind": 1}}}',
             r"is damaged \(TypeError: .*run the same",
@@ -139,4 +141,14 @@ def test_missing_predictions_are_damage(store, tmp_path):
     document["heads"][0]["predictions"].pop()
     (folder / "sweep.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"a head has .* predictions for .* test items"):
+        read_result(folder)
+
+
+def test_a_fold_that_does_not_exist_is_damage(store, tmp_path):
+    """A head of it would have no references."""
+    _, folder = finished_sweep(store, "utterance", tmp_path)
+    document = json.loads((folder / "sweep.json").read_text())
+    document["heads"][0]["fold"] = 7
+    (folder / "sweep.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"is damaged \(IndexError: .*run the same"):
         read_result(folder)
