@@ -162,7 +162,8 @@ class Predictor:
         if spans is not None:
             given = GivenSpans.of(spans).of_recordings(names, self._observer)
             self._note_without(names, given)
-            files = [item for item in files if item[0] in set(given.spans.utterances)]
+            with_spans = set(given.spans.utterances)
+            files = [item for item in files if item[0] in with_spans]
         found = {name: Predicted(name, Prediction()) for name in names}
         with closing(self._encoder.encode(files, self._observer)) as parts:
             for encoded in parts:

@@ -230,7 +230,7 @@ def test_the_parameters_of_a_head_predict_as_it_does(case):
             names = case.task.classes[0]
             for row, item, triples in zip(test, found, head.predictions, strict=True):
                 counts: Counter[str] = Counter()
-                for segment in item.segments:
+                for segment in item.spans:
                     counts[segment.label] += segment.last - segment.first
                 truth = names.index(WORDS[row])
                 pairs = sorted((names.index(name), n) for name, n in counts.items())
