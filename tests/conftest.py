@@ -177,11 +177,27 @@ def random_models_once() -> Iterator[None]:
 def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
     """Prepare the tiny encoder, and check it on the same clips, once for all extractions.
 
-    This takes half of the time of a short extraction. Each gets a copy with a clock of its own.
+    This takes half of the time of a short extraction. Each gets a copy with a clock of its own, and
+    with modules that were prepared for its number of threads: oneDNN's layout of the weights, and
+    with it the rounding, depends on that.
     """
+    import torch
+
     from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
     from pipeline.encoders.wav2vec2.families import TorchaudioFamily
     from pipeline.extract import selfcheck as checks
+
+    class OfThreads(dict[Any, Any]):
+        """Items that are kept for each number of threads."""
+
+        def __contains__(self, key):
+            return super().__contains__((key, torch.get_num_threads()))
+
+        def __getitem__(self, key):
+            return super().__getitem__((key, torch.get_num_threads()))
+
+        def __setitem__(self, key, value):
+            super().__setitem__((key, torch.get_num_threads()), value)
 
     load, check = TorchaudioFamily.load, checks.selfcheck
     kept: dict[Any, Any] = {}
@@ -194,6 +210,7 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
         key = (model.seed, settings)
         if key not in kept:
             kept[key] = load(self, model, settings)
+            kept[key]._modules = OfThreads()
         return copy(kept[key])
 
     def check_once(encoder, waveforms):

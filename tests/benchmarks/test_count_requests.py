@@ -12,7 +12,7 @@ from tests.servers.proxy import Proxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "buckets.md"
 ROWS = {
-    "run": "a run, whatever its size",
+    "run": "a run of any size",
     "run: each unit": "each unit",
     "idle": "a run that finds nothing to do",
     "open": "`open_store`",
