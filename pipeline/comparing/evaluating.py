@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,9 @@ def evaluations(sweep: Sweep, layer: Candidate) -> list[Evaluation]:
         if (head.layer, head.lr) == (layer, chosen.lr):
             by_seed[head.seed].append(head)
     heads: HeadsBySeed = [sorted(group, key=lambda h: h.fold) for group in by_seed.values()]
-    orders = [_order(ids) for ids in sweep.test_ids]
-    found = [evaluate(sweep, group, orders) for group in heads]
+    with _damage_named(sweep):
+        orders = [_order(ids) for ids in sweep.test_ids]
+        found = [evaluate(sweep, group, orders) for group in heads]
     if not found or not abs(mean_score(found) - chosen.test) <= _TOLERANCE:  # NaN is damage
         score = f"{mean_score(found):.6f}" if found else "nothing"
         raise ConfigError(
@@ -78,10 +80,27 @@ def fingerprint(sweep: Sweep) -> str:
 
     It has the metric, the ids of the test utterances of each fold in any order, and their
     references with the names of classes. The frames of an utterance may differ in number.
+
+    Raises:
+        ConfigError: The references are damaged.
     """
     kind = kind_of(sweep)
-    parts: list[Any] = [kind, sweep.metric, _CONTENTS.get(kind, _references)(sweep)]
+    with _damage_named(sweep):
+        parts: list[Any] = [kind, sweep.metric, _CONTENTS.get(kind, _references)(sweep)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _damage_named(sweep: Sweep) -> Iterator[None]:
+    """Turn the errors that other references or predictions than a sweep writes lead to into one."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"references or predictions of the sweep of {sweep.task} on {sweep.store} cannot be "
+            f"evaluated ({type(error).__name__}: {error}): its sweep.json is damaged; run the same "
+            "`strata sweep` again"
+        ) from error
 
 
 Orders = Sequence[Sequence[int]]

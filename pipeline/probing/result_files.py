@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from pipeline import files
@@ -123,11 +125,50 @@ def _parse(document: Mapping[str, Any], chosen_only: bool) -> Sweep:
     found = Sweep(**values, heads=tuple(map(_head, heads, is_left_out)))
     if found.best not in [score.layer for score in found.scores]:
         raise ValueError(f"best is {found.best!r}, which has no score")
+    _check_types(found)
     for head, without in zip(found.heads, is_left_out, strict=True):
         n_tested, n_predicted = len(found.truth[head.fold]), len(head.predictions)
         if n_tested != n_predicted and not without:
             raise ValueError(f"a head has {n_predicted} predictions for {n_tested} test items")
     return found
+
+
+def _check_types(found: Sweep) -> None:
+    """Check the values that a comparison computes with.
+
+    Raises:
+        TypeError: One has another type.
+    """
+    heads, scores = found.heads, found.scores
+    of_type: list[tuple[str, type | UnionType, Iterable[object]]] = [
+        (
+            "text",
+            str,
+            [found.task, found.metric, *found.labels, *chain(*found.test_ids, *found.classes)],
+        ),
+        ("a mapping", dict, [found.setup.encoder, *found.units]),
+        ("true or false", bool, [found.higher_is_better]),
+        (
+            "a whole number",
+            int,
+            [found.n_train, found.n_dev, found.n_test, *(head.seed for head in heads)],
+        ),
+        (
+            "a number",
+            int | float,
+            [number for head in heads for number in (head.dev, head.test, head.lr)],
+        ),
+        (
+            "a number",
+            int | float,
+            [number for item in scores for number in (item.dev, item.test, item.lr)],
+        ),
+        ("a number", int | float, [number for item in scores for number in (item.low, item.high)]),
+    ]
+    for name, kind, values in of_type:
+        for value in values:
+            if not isinstance(value, kind):
+                raise TypeError(f"{value!r:.40} is in place of {name}")
 
 
 def _deep_tuple(value: Any) -> Any:

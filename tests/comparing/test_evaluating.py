@@ -28,6 +28,12 @@ def finished(request, store, tmp_path_factory):
     return finished_sweep(store, request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.fixture(scope="module")
+def finished_words(store, tmp_path_factory):
+    """The folder of a sweep of words."""
+    return finished_sweep(store, "utterance", tmp_path_factory.mktemp("finished"))[1]
+
+
 def test_every_kind_of_task_has_a_sweep():
     """A new kind must be compared, too."""
     assert TASKS.keys() == TASK_KINDS.keys()
@@ -144,11 +150,25 @@ def test_missing_predictions_are_damage(store, tmp_path):
         read_result(folder)
 
 
-def test_a_fold_that_does_not_exist_is_damage(store, tmp_path):
-    """A head of it would have no references."""
-    _, folder = finished_sweep(store, "utterance", tmp_path)
-    document = json.loads((folder / "sweep.json").read_text())
-    document["heads"][0]["fold"] = 7
-    (folder / "sweep.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"is damaged \(IndexError: .*run the same"):
-        read_result(folder)
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("heads", 0, "fold"), 7, r"is damaged \(IndexError: .*run the same"),
+        (("heads", 1, "dev"), "x", r"is damaged \(TypeError: 'x' is in place of a number"),
+        (("test_ids", 0, 0), 3, r"is damaged \(TypeError: 3 is in place of text"),
+        (("task",), [], r"is damaged \(TypeError: \[\] is in place of text"),
+        (("truth", 0, 0, 0), 99, r"cannot be evaluated \(IndexError: .*is damaged; run the same"),
+        (("classes", 0), [], r"cannot be evaluated \(IndexError: .*is damaged; run the same"),
+        (("truth", 0, 0), [], r"cannot be evaluated \(ValueError: .*is damaged; run the same"),
+    ],
+)
+def test_changed_values_are_damage(finished_words, tmp_path, place, value, message):
+    """Wherever they are; the message has the remedy."""
+    document = json.loads((finished_words / "sweep.json").read_text())
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "sweep.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=message):
+        fingerprint(read_result(tmp_path))
