@@ -96,6 +96,8 @@ def plan_sweeps(given: Sequence[Given], config: SweepConfig, observer: Observer)
     for at, store in enumerate(stores):
         check_outside(folder, store)
         for variant in config.variants:
+            if variant.task.reads_frames:
+                store.check_frames()
             name = _name(names[at], variant, config)
             out = None if config.out is None else str(folder / _slug(name))
             planned.append(PlannedSweep(name, store, replace(variant, out=out)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.config.spans_schema import SpansConfig
 
 _UNTRAINED = ("verification", "abx")  # kinds of task
+_POOLED = ("utterance", "regression", "verification")  # those on statistics over frames
 
 LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA = "linear", "mlp", "attentive", "lstm", "cosine", "lda"
 
@@ -110,6 +111,11 @@ class TaskConfig:
     def is_trained(self) -> bool:
         """Whether heads are trained, by learning rate and seed."""
         return self.kind not in _UNTRAINED
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether a store of statistics over frames alone is not enough."""
+        return self.kind not in _POOLED or self.head == ATTENTIVE
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,17 @@ def test_selections_can_be_compared(root):
     assert np.unique([len(item.store) for item in plan.sweeps]).tolist() == [28]
 
 
+def test_heads_on_frames_are_refused_before_anything_is_trained(root, tmp_path):
+    """If a store has none; heads on means are compared."""
+    small = write_words(tmp_path / "small", keep=("pooled",), encoder={"model": "c"})
+    stores = [str(root / "plain"), str(small)]
+    config = compose_sweep_config("ks", SETTINGS | {"heads": ["linear", "mlp"]})
+    assert len(plan_sweeps(stores, config, Notes()).sweeps) == 4
+    config = compose_sweep_config("ks", SETTINGS | {"heads": ["linear", "attentive"]})
+    with pytest.raises(StoreError, match=r"small keeps no frames"):
+        plan_sweeps(stores, config, Notes())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
