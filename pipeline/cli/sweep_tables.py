@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
     """Print the scores, their uncertainty and baselines, and the path of the report."""
     folds = f", {len(sweep.test_ids):,} folds" if len(sweep.test_ids) > 1 else ""
+    sizes = f"{sweep.n_dev:,} dev, {sweep.n_test:,} test{folds}"
+    if sweep.n_train:
+        sizes = f"{counted(sweep.n_train, 'utterance')} to train, {sizes}"
+    else:
+        sizes = f"utterances: {sizes}"
     console.print(
-        f"{sweep.task} on {', '.join(sweep.labels)}: {counted(sweep.n_train, 'utterance')} "
-        f"to train, {sweep.n_dev:,} dev, {sweep.n_test:,} test{folds} ({sweep.split})",
-        markup=False,
+        f"{sweep.task} on {', '.join(sweep.labels)}: {sizes} ({sweep.split})", markup=False
     )
     console.print(f"features: {sweep.encoder}; scores: {sweep.metric}, dev chooses", markup=False)
     console.print(_table(sweep))
@@ -31,36 +35,40 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
         console.print(f"  {name}: {value:.3f}", markup=False)
     for warning in sweep.warnings:
         console.print(f"WARNING: {warning}", style="bold red", markup=False)
-    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in sweep.seconds.items())
     done = "trained" if sweep.is_trained else "evaluated"
+    names = {} if sweep.is_trained else {"train": "evaluate"}
+    stages = ", ".join(
+        f"{names.get(stage, stage)} {duration(seconds)}" for stage, seconds in sweep.seconds.items()
+    )
     console.print(f"{counted(sweep.trained, 'head')} {done}, {sweep.reused:,} reused; {stages}")
     console.print(f"report: {page}", markup=False)
 
 
 def _table(sweep: Sweep) -> Table:
+    """Return the scores; learning rates only of trained heads, deviations only of several seeds."""
     extras = list(sweep.scores[0].extra)
     n_seeds = len({head.seed for head in sweep.heads})
+    columns: dict[str, Callable[[CandidateScore], str]] = {
+        "layer": lambda score: str(score.layer),
+        "lr": lambda score: f"{score.lr:g}",
+        "dev": lambda score: f"{score.dev:.3f}",
+        "test": lambda score: f"{score.test:.3f}",
+        "95 % interval": lambda score: f"{score.low:.3f}–{score.high:.3f}",
+        "± seeds": lambda score: f"{score.seed_sd:.3f}",
+    }
+    if not sweep.is_trained:
+        del columns["lr"]
+    if n_seeds == 1:
+        del columns["± seeds"]
     table = Table(box=None, pad_edge=False)
-    names = ("layer", "lr", "dev", "test", "95 % interval", "± seeds")
-    for name in (*names, *(extra.replace("_", "-") for extra in extras), ""):
+    for name in (*columns, *(extra.replace("_", "-") for extra in extras), ""):
         table.add_column(name, justify="right", no_wrap=True)
     for score in sweep.scores:
         best = score.layer == sweep.best
-        cells = [*_cells(score, extras, n_seeds), "best" if best else ""]
+        cells = [cell_of(score) for cell_of in columns.values()]
+        cells += [f"{score.extra[name]:.3f}" for name in extras] + ["best" if best else ""]
         table.add_row(*(Text(cell, style="bold" if best else "") for cell in cells))
     return table
-
-
-def _cells(score: CandidateScore, extras: list[str], n_seeds: int) -> list[str]:
-    return [
-        str(score.layer),
-        f"{score.lr:g}" if score.lr else "–",
-        f"{score.dev:.3f}",
-        f"{score.test:.3f}",
-        f"{score.low:.3f}–{score.high:.3f}",
-        f"{score.seed_sd:.3f}" if n_seeds > 1 else "–",
-        *(f"{score.extra[name]:.3f}" for name in extras),
-    ]
 
 
 def _comparison(sweep: Sweep) -> str:

@@ -22,6 +22,7 @@ def store(tmp_path_factory):
         "speaker": [f"s{row % 3}" for row in range(120)],
         "split": ["test" if row % 5 == 0 else "train" for row in range(120)],
         "n": list(range(120)),
+        "voice": [f"v{row % 6}" for row in range(120)],
     }
     attributes = {"provenance": {"weights": "random"}}
     write_planted(root, columns=columns, attributes=attributes)
@@ -147,3 +148,27 @@ def test_the_default_folder_has_the_names_of_the_stores(halves, tmp_path, monkey
     assert done.stdout.count("one, ") == 1
     assert json.loads(done.stdout)["n_utterances"] == 120
     assert (tmp_path / "sweeps/one+two/layers/report.html").exists()
+
+
+def test_the_table_has_what_the_task_has(store, tmp_path):
+    """Nothing is trained for verification: no learning rate, no deviation over seeds."""
+    done = strata(
+        "sweep",
+        store,
+        "task=sv",
+        "labels=[voice]",
+        "split.column=null",
+        "split.ratios=[0.34,0.33,0.33]",
+        f"out={tmp_path}/a",
+    )
+    assert done.returncode == 0, done.stderr
+    (heading,) = [line for line in done.stdout.splitlines() if "95 % interval" in line]
+    assert " lr " not in heading
+    assert "seeds" not in heading
+    assert ", evaluate 0." in done.stdout
+    several = strata(
+        "sweep", store, "task=ks", f"out={tmp_path}/b", *QUICK, "seeds=[0,1]", "layers=[2]"
+    )
+    (heading,) = [line for line in several.stdout.splitlines() if "95 % interval" in line]
+    assert " lr " in heading
+    assert "± seeds" in heading
