@@ -78,16 +78,17 @@ def _whole(tasks: Sequence[TaskComparison], encoders: Sequence[str]) -> Comparis
 def _encoder_keys(stored: Sequence[StoredSweep]) -> list[EncoderKey]:
     """Return the key of the encoder of each sweep.
 
-    Stores of the same facts have a key each, if they are swept alike: then they are compared.
+    Stores of the same facts that are swept alike have a key each: they are compared. Other stores
+    of these facts, as of other corpora for other tasks, have the key of the facts.
     """
-    keys = [encoder_key(item.sweep) for item in stored]
-    stores: dict[tuple[object, ...], set[str]] = defaultdict(set)
-    for key, item in zip(keys, stored, strict=True):
-        stores[key, *_kind(item.sweep)].add(str(item.sweep.store))
-    shared = {found[0] for found, own in stores.items() if len(own) > 1}
+    keys, stores = [encoder_key(item.sweep) for item in stored], [item.store for item in stored]
+    alike: dict[tuple[object, ...], set[str]] = defaultdict(set)
+    for key, item, store in zip(keys, stored, stores, strict=True):
+        alike[key, *_kind(item.sweep)].add(store)
+    compared = {(found[0], store) for found, own in alike.items() if len(own) > 1 for store in own}
     return [
-        (*key, ("store", str(item.sweep.store))) if key in shared else key
-        for key, item in zip(keys, stored, strict=True)
+        (*key, ("store", store)) if (key, store) in compared else key
+        for key, store in zip(keys, stores, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,15 @@ class StoredSweep:
 
     sweep: Sweep
     folder: Path
+
+    @property
+    def store(self) -> str:
+        """Absolute path of the store, or those of several; as it was given if that is not known."""
+        try:
+            settings = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            return str(settings["store"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return str(self.sweep.store)
 
 
 def read_sweeps(places: Sequence[str | Path]) -> list[StoredSweep]:

@@ -128,6 +128,31 @@ def test_one_encoder_has_one_name_in_all_tasks():
     assert [[v.name for v in task.variants] for task in found.tasks] == [["a", "b"]] * 2
 
 
+def test_only_stores_that_are_compared_have_names_of_their_own():
+    """Another corpus of the same encoder keeps the name of the encoder."""
+    sweeps = [
+        invented_sweep("ks", store="words"),
+        invented_sweep("ks", store="copy"),
+        invented_sweep("er", store="moods"),
+        invented_sweep("sid", store="voices"),
+    ]
+    ks, er, sid = compared(*sweeps).tasks
+    assert len({variant.encoder for variant in ks.variants}) == 2
+    assert er.variants[0].encoder == sid.variants[0].encoder
+    assert er.variants[0].encoder not in {variant.encoder for variant in ks.variants}
+
+
+def test_a_store_has_one_name_however_its_path_is_spelt(tmp_path):
+    """`settings.json` has the absolute path; `sweep.json` has it as it was given."""
+    stored = []
+    for name, given in (("a", "words"), ("b", f"{tmp_path}/words")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps({"store": f"{tmp_path}/words"}))
+        stored.append(StoredSweep(invented_sweep(store=given), folder))
+    assert compare(stored).encoders == ("hubert_base",)
+
+
 def test_sweeps_that_differ_in_other_settings_have_the_name_of_their_folder():
     """Two sweeps of one store with the same head, e.g. with other learning rates."""
     sweep = invented_sweep()
