@@ -12,7 +12,7 @@ from rich.text import Text
 from pipeline.errors import counted
 
 if TYPE_CHECKING:
-    from pipeline.comparing.report.grids import Grid
+    from pipeline.comparing.report.grid import Grid
     from pipeline.comparing.results import Comparison
 
 _MAX_PAIRS = 20

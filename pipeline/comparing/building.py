@@ -1,7 +1,7 @@
 """A comparison, made of finished sweeps.
 
 Sweeps of one task, label and metric are compared. Those with the same test units are tested in
-pairs, each by its best candidate on dev.
+pairs, each by its best candidate on dev. A sweep that is a part of another one is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from pipeline.comparing.naming import (
 )
 from pipeline.comparing.reading import StoredSweep
 from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
+from pipeline.comparing.subsets import LeftOut, without_parts
 from pipeline.errors import ConfigError, counted, first_few
+from pipeline.probing.report.methods import listed
 from pipeline.probing.results import Sweep
 from pipeline.probing.significance import holm, paired_results
 
@@ -44,23 +46,36 @@ def compare(stored: Sequence[StoredSweep]) -> Comparison:
     """
     if not stored:
         raise ConfigError("there are no sweeps to compare")
+    stored, left_out = without_parts(stored)
     keys = _encoder_keys(stored)
     names = _names_of_encoders(stored, keys)
     by_task: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, item in enumerate(stored):
-        sweep = item.sweep
-        by_task[sweep.task, sweep.metric, *sweep.labels].append(at)
+        by_task[_task_key(item.sweep)].append(at)
     tasks = unique_names(
         list(by_task), lambda key: key[0], lambda key: "+".join(key[2:]), lambda key: key[1]
     )
     order = list(dict.fromkeys(keys))
+    drafts = {
+        key: _drafts([(stored[i], keys[i], names[keys[i]]) for i in which], order)
+        for key, which in by_task.items()
+    }
+    has_heads = any(len({draft.head for draft in found}) > 1 for found in drafts.values())
     return _whole(
         [
-            _compare_task(tasks[key], [(stored[i], keys[i], names[keys[i]]) for i in which], order)
-            for key, which in by_task.items()
+            _compare_task(
+                tasks[key],
+                _named(found, has_heads),
+                [item for item in left_out if _task_key(item.part.sweep) == key],
+            )
+            for key, found in drafts.items()
         ],
         [names[key] for key in order],
     )
+
+
+def _task_key(sweep: Sweep) -> tuple[str, ...]:
+    return sweep.task, sweep.metric, *sweep.labels
 
 
 def _whole(tasks: Sequence[TaskComparison], encoders: Sequence[str]) -> Comparison:
@@ -107,15 +122,12 @@ def _names_of_encoders(
     return encoder_names(sweeps)
 
 
-def _compare_task(
-    name: str,
-    stored: Sequence[tuple[StoredSweep, EncoderKey, str]],
-    order: Sequence[EncoderKey],
-) -> TaskComparison:
-    """Compare the sweeps of a task.
+def _drafts(
+    stored: Sequence[tuple[StoredSweep, EncoderKey, str]], order: Sequence[EncoderKey]
+) -> list[Variant]:
+    """Return the sweeps of a task by encoder, head and share of train, named by their encoders.
 
     Args:
-        name: Name of the task within the comparison.
         stored: Sweeps, with the key and the name of their encoder.
         order: Keys of all encoders, in the order in which they are shown.
     """
@@ -123,7 +135,19 @@ def _compare_task(
         ((order.index(key), _draft(item, encoder)) for item, key, encoder in stored),
         key=lambda draft: (draft[0], head_order(draft[1].head), -draft[1].fraction),
     )
-    variants = _named([draft[1] for draft in drafts])
+    return [draft for _, draft in drafts]
+
+
+def _compare_task(
+    name: str, variants: tuple[Variant, ...], left_out: Sequence[LeftOut]
+) -> TaskComparison:
+    """Compare the sweeps of a task.
+
+    Args:
+        name: Name of the task within the comparison.
+        variants: Its sweeps.
+        left_out: Sweeps of the task that are a part of others.
+    """
     sweep = variants[0].sweep
     task = TaskComparison(
         task=sweep.task,
@@ -134,9 +158,8 @@ def _compare_task(
         variants=variants,
     )
     pairs = _test_pairs(task)
-    return replace(
-        task, pairs=pairs, head_changes=compare_heads(task), notes=_notes(task, len(pairs))
-    )
+    notes = (*(item.note for item in left_out), *_notes(task, len(pairs)))
+    return replace(task, pairs=pairs, head_changes=compare_heads(task), notes=notes)
 
 
 def _draft(item: StoredSweep, encoder: str) -> Variant:
@@ -153,9 +176,13 @@ def _draft(item: StoredSweep, encoder: str) -> Variant:
     )
 
 
-def _named(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Give variants names that say what differs: encoder, head, share of train, folder."""
-    has_heads = len({variant.head for variant in variants}) > 1
+def _named(variants: Sequence[Variant], has_heads: bool) -> tuple[Variant, ...]:
+    """Give variants names that say what differs: encoder, head, share of train, folder.
+
+    Args:
+        variants: The variants of a task.
+        has_heads: Whether names have the head, which some task of the comparison has several of.
+    """
     largest = max(variant.fraction for variant in variants)
 
     def name_of(at: int) -> str:
@@ -249,6 +276,13 @@ def _notes(task: TaskComparison, n_pairs: int) -> tuple[str, ...]:
         notes.append(
             "sweeps with other numbers of seeds are not tested against each other; give all of "
             "them the same seeds="
+        )
+    layers = {variant.name: listed(variant.sweep.layers) for variant in task.full}
+    if len(set(layers.values())) > 1:
+        shown = "; ".join(f"{name}: {numbers}" for name, numbers in layers.items())
+        notes.append(
+            f"the sweeps are of different layers ({shown}): the best layer and the weighted sum of "
+            "each are those of its own layers"
         )
     n_all = len(task.full) * (len(task.full) - 1) // 2
     if len(task.full) > MAX_ALL_PAIRS and n_pairs < n_all:

@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 _KNOWN = (LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA)
 
 
+MIN_RANKED = 5
+"""Fewest layers of which a rank correlation is stated: of four, any order has one of 1/24."""
+
+
 def head_order(head: str) -> tuple[int, str]:
     """Return the place of a kind of head: the simplest come first."""
     return (_KNOWN.index(head) if head in _KNOWN else len(_KNOWN), head)
 
 
 def compare_heads(task: TaskComparison) -> tuple[HeadChange, ...]:
-    """Compare the other heads of each encoder with its first one, at the largest share of train."""
+    """Compare the other heads of each encoder with its first one, at the largest share of train.
+
+    Sweeps of a single layer have no best layer and are not compared.
+    """
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in task.full:
         groups.setdefault((variant.encoder, variant.setting), []).append(variant)
@@ -39,7 +46,7 @@ def compare_heads(task: TaskComparison) -> tuple[HeadChange, ...]:
         _change(variants[0], other)
         for variants in groups.values()
         for other in variants[1:]
-        if other.head != variants[0].head
+        if other.head != variants[0].head and min(map(_n_single, (variants[0], other))) > 1
     ]
     tests = [change.test for change in changes if change.test is not None]
     adjusted = iter(holm([test.p_value for test in tests]) if tests else [])
@@ -51,7 +58,13 @@ def compare_heads(task: TaskComparison) -> tuple[HeadChange, ...]:
     )
 
 
+def _n_single(variant: Variant) -> int:
+    """Return the number of single layers that were swept."""
+    return sum(isinstance(score.layer, int) for score in variant.sweep.scores)
+
+
 def _change(first: Variant, other: Variant) -> HeadChange:
+    n_layers, correlation = _rank_correlation(first.sweep, other.sweep)
     before, after = first.best_layer.layer, other.best_layer.layer
     return HeadChange(
         encoder=first.encoder,
@@ -59,7 +72,8 @@ def _change(first: Variant, other: Variant) -> HeadChange:
         head=other.head,
         reference_layer=before,
         layer=after,
-        rank_correlation=_rank_correlation(first.sweep, other.sweep),
+        n_layers=n_layers,
+        rank_correlation=correlation,
         test=_test(other, after, before),
     )
 
@@ -86,19 +100,22 @@ def _test(variant: Variant, layer: Candidate, other: Candidate) -> PairTest | No
     )
 
 
-def _rank_correlation(one: Sweep, other: Sweep) -> float | None:
-    """Return Spearman's correlation of the dev scores of the layers that both have."""
+def _rank_correlation(one: Sweep, other: Sweep) -> tuple[int, float | None]:
+    """Return the number of layers that both have, and Spearman's correlation of their dev scores.
+
+    The latter is None with fewer layers than `MIN_RANKED`, or if all scores of one are equal.
+    """
     mine, theirs = (
         {score.layer: score.dev for score in sweep.scores if isinstance(score.layer, int)}
         for sweep in (one, other)
     )
     layers = [layer for layer in mine if layer in theirs]
-    if len(layers) < 3:
-        return None
+    if len(layers) < MIN_RANKED:
+        return len(layers), None
     first, second = (_ranks([scores[layer] for layer in layers]) for scores in (mine, theirs))
     if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
+        return len(layers), None
+    return len(layers), float(np.corrcoef(first, second)[0, 1])
 
 
 def _ranks(values: Sequence[float]) -> FloatArray:

@@ -108,8 +108,9 @@ class HeadChange:
         head: The other head.
         reference_layer: Best single layer with the first head, by dev.
         layer: Best single layer with the other head, by dev.
-        rank_correlation: Spearman's correlation of the dev scores of the layers; None with fewer
-            than three layers.
+        n_layers: Number of layers that both have.
+        rank_correlation: Spearman's correlation of the dev scores of these layers; None with fewer
+            than five.
         test: With the other head, its best layer against that of the first head; None if they are
             equal, or if predictions are missing.
     """
@@ -119,6 +120,7 @@ class HeadChange:
     head: str
     reference_layer: Candidate
     layer: Candidate
+    n_layers: int
     rank_correlation: float | None
     test: PairTest | None
 
@@ -193,6 +195,21 @@ class Comparison:
     fractions: tuple[float, ...]
     warnings: tuple[str, ...] = ()
     version: str = ""
+
+    @property
+    def names_heads(self) -> bool:
+        """Whether names have the head: if there are several for one task."""
+        return any(len({variant.head for variant in task.variants}) > 1 for task in self.tasks)
+
+    @property
+    def random_encoders(self) -> tuple[str, ...]:
+        """Names of the encoders that have random weights."""
+        variants = [variant for task in self.tasks for variant in task.variants]
+        return tuple(
+            dict.fromkeys(
+                v.encoder for v in variants if v.sweep.setup.encoder.get("weights") == "random"
+            )
+        )
 
     @property
     def n_sweeps(self) -> int:

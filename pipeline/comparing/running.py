@@ -16,6 +16,7 @@ from pipeline.comparing.building import compare
 from pipeline.comparing.heads import head_order
 from pipeline.comparing.naming import SEPARATOR, percent, unique_names
 from pipeline.comparing.reading import StoredSweep, read_sweeps
+from pipeline.comparing.report.writing import COMPARISON
 from pipeline.comparing.results import Comparison
 from pipeline.comparing.stores import (
     Given,
@@ -175,7 +176,9 @@ def claim_comparison(
         )
     claimed, line = claim_folder(folder, {"sweeps": folders})
     if line:
-        note(line)
+        is_report = (folder / COMPARISON).exists()
+        has = "the report of other sweeps" if is_report else "results of something else"
+        note(f"{folder} has {has}, and is left as it is; this report goes to {claimed}")
     return claimed
 
 

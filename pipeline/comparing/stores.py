@@ -18,6 +18,7 @@ from pipeline.events import Observer
 from pipeline.probing.labels import IntArray, Labels, read_texts
 from pipeline.probing.run import choose_layers
 from pipeline.probing.splits import Split, make_split
+from pipeline.probing.splits.shares import take_share
 from pipeline.probing.tasks.spans_data import SPAN_KINDS, read_task_labels
 from pipeline.store.backend.folders import name_of, relation
 from pipeline.store.format.identity import compare
@@ -115,11 +116,13 @@ def check_comparable(stores: Sequence[FeatureStore], config: SweepConfig) -> Lab
         Labels of the utterances.
 
     Raises:
-        ConfigError: A store lacks the labels, a layer, or a column of the split; or labels or
-            splits differ.
+        ConfigError: A store lacks the labels, a layer, or a column of the split; labels or splits
+            differ; or a share of train is too small for the task.
     """
     first = stores[0]
     labels, split = _labels_and_split(first, config)
+    for variant in config.variants:
+        take_share(split, variant.task, labels, variant.fraction, variant.split.seed)
     for other in stores[1:]:
         found, other_split = _labels_and_split(other, config)
         if config.task.kind not in SPAN_KINDS:

@@ -53,7 +53,10 @@ def test_another_report_does_not_overwrite_it(root, monkeypatch):
     strata("report", "sweeps", "out=mine")
     before = (root / "mine/report.html").read_bytes()
     done = strata("report", "sweeps/one", "out=mine")
-    assert "mine has the results of another sweep (other sweeps); these go to mine-2" in done.stderr
+    assert (
+        "mine has the report of other sweeps, and is left as it is; this report goes to mine-2"
+        in done.stderr
+    )
     assert (root / "mine/report.html").read_bytes() == before
     assert (root / "mine-2/report.html").is_file()
 

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.comparing.building import MAX_ALL_PAIRS, compare
 from pipeline.comparing.reading import StoredSweep, read_sweeps
+from pipeline.comparing.report.sentences import head_line
 from pipeline.comparing.results import document
 from pipeline.errors import ConfigError, StrataError
 from pipeline.probing.results import WEIGHTED
@@ -156,13 +157,90 @@ def test_a_store_has_one_name_however_its_path_is_spelt(tmp_path):
 def test_sweeps_that_differ_in_other_settings_have_the_name_of_their_folder():
     """Two sweeps of one store with the same head, e.g. with other learning rates."""
     sweep = invented_sweep()
-    [task] = compared(sweep, replace(sweep), folders=["x/ks-word", "x/ks-word-2"]).tasks
+    other = replace(sweep, heads=tuple(replace(h, lr=1e-3) for h in sweep.heads))
+    other = replace(other, scores=tuple(replace(s, lr=1e-3) for s in sweep.scores))
+    [task] = compared(sweep, other, folders=["x/ks-word", "x/ks-word-2"]).tasks
     assert [variant.name for variant in task.variants] == [
         "hubert_base / ks-word",
         "hubert_base / ks-word-2",
     ]
     assert [variant.setting for variant in task.variants] == ["ks-word", "ks-word-2"]
     assert len(task.pairs) == 1
+
+
+def only(sweep, layers=None, seeds=None):
+    """Return a sweep of fewer layers or seeds."""
+    is_kept = lambda x: layers is None or x.layer in layers  # noqa: E731
+    heads = tuple(h for h in sweep.heads if is_kept(h) and (seeds is None or h.seed in seeds))
+    scores = tuple(s for s in sweep.scores if is_kept(s))
+    return replace(sweep, heads=heads, scores=scores, layers=layers or sweep.layers, best=9)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_part_of_another_sweep_is_left_out(order):
+    """A quick look at three layers, whichever is given first: no row, no test, and a note."""
+    whole, other = invented_sweep(model="a"), invented_sweep(model="b", level=0.5)
+    sweeps = [only(whole, (1, 6, 9)), whole, other][::order]
+    folders = ["x/quick", "x/whole", "y"][::order]
+    found = compared(*sweeps, folders=folders)
+    [task] = found.tasks
+    assert sorted(variant.name for variant in task.variants) == ["a", "b"]
+    assert {variant.folder for variant in task.variants} == {"x/whole", "y"}
+    assert len(task.pairs) == 1
+    assert task.pairs[0].adjusted == task.pairs[0].p_value
+    assert task.notes == (
+        "x/quick is left out: it is the sweep of x/whole with fewer layers and candidates (no "
+        "weighted sum)",
+    )
+    [seeds] = compared(only(whole, seeds=(0,)), whole, folders=["x/one", "x/two"]).tasks
+    assert seeds.notes == ("x/one is left out: it is the sweep of x/two with fewer seeds",)
+    [copied] = compared(whole, replace(whole), folders=["x/one", "x/two"]).tasks
+    assert copied.notes == ("x/two is left out: it is the sweep of x/one",)
+
+
+def test_a_sweep_with_other_settings_is_no_part(tmp_path):
+    """Neither with layers of its own, nor with another recipe, split, store or test set."""
+    whole = only(invented_sweep(), tuple(range(1, 10)))
+    recipe = whole.setup.recipe | {"projection": 8}
+    for other in (
+        only(invented_sweep(), (8, 9, 10)),
+        only(replace(whole, setup=replace(whole.setup, recipe=recipe)), (1, 9)),
+        only(replace(whole, split="another"), (1, 9)),
+        only(replace(whole, store="another"), (1, 9)),
+        only(replace(whole, test_ids=(tuple(f"x{i}" for i in range(200)),)), (1, 9)),
+    ):
+        [task] = compared(whole, other).tasks
+        assert len(task.variants) == 2
+    part = only(whole, (1, 9))
+    stored = [StoredSweep(whole, tmp_path / "whole"), StoredSweep(part, tmp_path / "part")]
+    for item, seed, layers in zip(stored, (0, 1), ([1, 2], [1]), strict=True):
+        item.folder.mkdir()
+        settings = {"layers": layers, "split": {"seed": seed}, "task": {"lrs": [seed], "steps": 8}}
+        (item.folder / "settings.json").write_text(json.dumps(settings))
+    assert len(compare(stored).tasks[0].variants) == 2
+    settings["split"]["seed"] = 0
+    (item.folder / "settings.json").write_text(json.dumps(settings))
+    assert len(compare(stored).tasks[0].variants) == 1
+
+
+def test_sweeps_of_other_layers_have_a_note():
+    """The best layer of three is not that of twelve."""
+    [task] = compared(only(invented_sweep(model="a"), (1, 6, 9)), invented_sweep(model="b")).tasks
+    assert task.notes == (
+        "the sweeps are of different layers (a: 1, 6 and 9; b: 1 to 12): the best layer and the "
+        "weighted sum of each are those of its own layers",
+    )
+
+
+def test_a_rank_correlation_is_of_at_least_five_layers():
+    """And says of how many."""
+    for n, has_rank in ((4, False), (5, True)):
+        layers = tuple(range(10 - n, 10))
+        found = [only(invented_sweep(head=head), layers) for head in ("linear", "mlp")]
+        [change] = compared(*found).tasks[0].head_changes
+        assert change.n_layers == n
+        assert (change.rank_correlation is not None) == has_rank
+        assert (f" The dev scores of {n} layers have" in head_line(None, change)) == has_rank
 
 
 def test_other_test_sets_are_shown_and_not_tested():

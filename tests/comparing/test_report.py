@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from pipeline.comparing.building import compare
 from pipeline.comparing.reading import StoredSweep
-from pipeline.comparing.report.grids import draw_grids, markdown_of
+from pipeline.comparing.report.grid import markdown_of, write_grid
+from pipeline.comparing.report.grids import draw_grids
 from pipeline.comparing.report.sentences import head_line, headline, methods, pair_line, title
 from pipeline.comparing.report.writing import draw_charts, report_body, write_comparison
 from pipeline.probing.report import html
@@ -205,7 +207,9 @@ def test_sentences_state_what_was_found(large):
     assert title(large) == "Which encoder is best over 5 tasks?"
     line = headline(task)
     assert re.match(
-        r"ks: \w+_large with (the weighted sum|layer \d+) has the best test score", line
+        r"ks: of the candidates that dev chose, \w+_large with (the weighted sum|layer \d+) has "
+        "the best test score",
+        line,
     )
     assert "not significantly different from" in line
     found = pair_line(task, task.pairs[1])
@@ -218,6 +222,91 @@ def test_sentences_state_what_was_found(large):
     alone = comparison_of(invented_sweep())
     assert "tested" not in headline(alone.tasks[0])
     assert "There are no two sweeps" in report_body(alone, draw_charts(alone), draw_grids(alone))
+
+
+def test_methods_state_each_fact_once_with_what_it_is_about():
+    """Layers, weights, seeds, heads and speakers are as in the paragraph of a sweep."""
+    sweeps = [
+        replace(sweep, setup=replace(sweep.setup, speakers={"train": 9, "dev": 2, "test": 3}))
+        for sweep in (
+            invented_sweep(task, model, 6, head=head)
+            for task, head in (("ks", "linear"), ("er", "linear"), ("ic", "mlp"))
+            for model in ("a", "b")
+        )
+    ]
+    text = methods(comparison_of(*sweeps))
+    for model in ("a", "b"):
+        line = (
+            f"{model}: The features are the outputs of layers 1 to 6 (raw outputs of the "
+            f"Transformer blocks, without a final layer norm) of {model} with pretrained weights "
+            f"(SHA-256 {model:0<16}), computed in fp32 and stored as float16."
+        )
+        assert text.count(line) == 1
+    assert text.count("ks and er: Each utterance is represented by the mean") == 1
+    assert text.count("ic: Each utterance") == 1
+    assert "A head is a hidden layer of 256 dimensions with ReLU" in text
+    assert text.count("Heads are trained by Adam at a constant learning rate of 0.01") == 1
+    assert text.count("averaged over the seeds 0 and 1.") == 1
+    assert "9 in train, 2 in dev and 3 in test" in text
+
+
+def test_random_weights_are_in_every_caption_and_in_the_methods():
+    """A table of a paper that was made of random weights cannot be taken for a result."""
+    found = comparison_of(
+        *(invented_sweep(task, "tiny", 2, weights="random") for task in ("ks", "er")),
+        invented_sweep("ks", "other", 2),
+    )
+    for grid in draw_grids(found).values():
+        for table in (grid, *grid.parts):
+            assert table.caption.startswith("RANDOM WEIGHTS, so scores say nothing about a trained")
+            assert "trained encoder: tiny. " in table.caption
+    assert "tiny: The features are" in methods(found)
+    assert methods(found).count("The weights of the encoder are random") == 1
+    assert "RANDOM" not in draw_grids(comparison_of(invented_sweep()))["leaderboard"].caption
+
+
+def test_latex_has_a_leaderboard_of_each_task(small, tmp_path):
+    """One of all tasks is wider than a page; Markdown and CSV have all."""
+    write_grid(draw_grids(small)["leaderboard"], tmp_path, "1")
+    latex = (tmp_path / "leaderboard.tex").read_text()
+    assert re.findall(r"label\{(.*)\}", latex) == ["tab:leaderboard-1", "tab:leaderboard-2"]
+    first, second = latex.split(r"\end{table}")[:2]
+    assert "ks: weighted sum" in first
+    assert "er" not in re.findall(r"(\w+): weighted sum", first)
+    assert "er: weighted sum" in second
+    assert "ks: weighted sum | er: best layer" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_an_encoder_has_one_name_in_tables_and_sentences():
+    """Also if each task has another head, which then tells nothing apart."""
+    found = comparison_of(
+        *(
+            invented_sweep(task, model, 6, head=head)
+            for task, head in (("ks", "linear"), ("er", "mlp"))
+            for model in ("a", "b")
+        )
+    )
+    assert [row[0] for row in draw_grids(found)["leaderboard"].rows] == ["a", "b"]
+    assert {v.name for task in found.tasks for v in task.variants} == {"a", "b"}
+    both = comparison_of(
+        *(invented_sweep("ks", "a", 6, head=head) for head in ("linear", "mlp")),
+        invented_sweep("er", "a", 6),
+    )
+    rows = [row[0] for row in draw_grids(both)["leaderboard"].rows]
+    assert rows == ["a / linear", "a / mlp"]
+    assert {v.name for task in both.tasks for v in task.variants} == set(rows)
+    assert headline(both.tasks[1]).startswith("er: a / linear with ")
+
+
+def test_one_layer_has_no_best_layer():
+    """Neither a section nor a sentence."""
+    found = comparison_of(
+        *(invented_sweep(head=head, n_layers=1, weighted=False) for head in ("linear", "mlp"))
+    )
+    assert found.tasks[0].head_changes == ()
+    charts, grids = draw_charts(found), draw_grids(found)
+    assert "best-layers" not in charts
+    assert "Best layers" not in report_body(found, charts, grids)
 
 
 def test_layers_of_other_depths_share_an_axis(large):

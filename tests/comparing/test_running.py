@@ -70,6 +70,14 @@ class Notes(Observer):
         self.lines.append(line)
 
 
+def test_shares_that_are_too_small_are_refused_before_training(root):
+    """Not after the larger shares are trained, which may take hours."""
+    settings = SETTINGS | {"fractions": [0.001, 1], "split": {}}
+    config = compose_sweep_config("sid", settings | {"labels": ["speaker"]})
+    with pytest.raises(ConfigError, match=r"0\.001 of train is 1 utterance.*fractions of at least"):
+        plan_sweeps([str(root / "plain"), str(root / "turned")], config, Notes())
+
+
 def test_stores_of_the_same_utterances_are_compared_on_what_they_share(root, tmp_path):
     """In the order of the first, whatever that of the others; the missing ones are counted."""
     notes = Notes()
@@ -193,6 +201,8 @@ def test_a_finished_comparison_can_be_reported_again(several, tmp_path):
     html = again._repr_html_()
     assert html.count("<tr") == 1 + 4
     assert again.plot("best-layers")._repr_png_()[:4] == b"\x89PNG"
+    with pytest.raises(ConfigError, match="'scores'; there are best-layers, layers, learning-curves$"):
+        again.plot("scores")
     with pytest.raises(ConfigError, match="no chart 'layer'; did you mean layers"):
         again.plot("layer")
     assert repr(again).startswith("<ComparisonResult: 8 sweeps of a, b on ks, ")

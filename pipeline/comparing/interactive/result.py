@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.comparing.report.grids import draw_grids, html_rows
+from pipeline.comparing.report.grid import html_rows
+from pipeline.comparing.report.grids import draw_grids
 from pipeline.comparing.report.sentences import headline
 from pipeline.comparing.report.writing import draw_charts
 from pipeline.comparing.results import Comparison
@@ -95,8 +96,7 @@ class ComparisonResult:
         name = next(iter(self._charts)) if chart is None else chart
         if name not in self._charts:
             raise ConfigError(
-                f"the comparison has no chart {name!r}{did_you_mean(name, self._charts)}; it has "
-                f"{', '.join(self._charts)}"
+                f"the comparison has no chart {name!r}{did_you_mean(name, self._charts)}"
             )
         return self._charts[name].draw(COLUMN if is_column else SCREEN)
 

@@ -1,70 +1,23 @@
-"""Tables of a comparison as text, and as LaTeX, Markdown and CSV."""
+"""Tables of a comparison: leaderboard, paired tests, scores, heads, learning curves."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
 
+from pipeline.comparing.heads import MIN_RANKED
 from pipeline.comparing.naming import SEPARATOR, percent
+from pipeline.comparing.report.grid import Grid
 from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
-from pipeline.files import write_atomic
-from pipeline.probing.report.latex import latex_table
 from pipeline.probing.report.naming import candidate_name, metric_name
 from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import NO_RATE, SIGNIFICANCE_LEVEL, Candidate, CandidateScore
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&$])")
+_TWO_METHODS = (
+    "The interval (bootstrap) and the p-value (the test) are of two methods, which can disagree "
+    "near the border; the p-value decides."
+)
 _DIRECTIONS = {True: "higher is better", False: "lower is better"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of a comparison.
-
-    Attributes:
-        name: Name of its files.
-        caption: What it shows.
-        head: Column headings.
-        rows: Cells as text; an empty text for no value.
-        numbers: The same in full precision, for the CSV file.
-        bold: Row and column of the bold cells.
-    """
-
-    name: str
-    caption: str
-    head: tuple[str, ...]
-    rows: list[list[str]]
-    numbers: Rows
-    bold: frozenset[tuple[int, int]] = field(default_factory=frozenset)
-
-
-def write_grid(grid: Grid, folder: Path, version: str) -> None:
-    """Write NAME.tex, NAME.md and NAME.csv.
-
-    Raises:
-        StoreError: A file cannot be written.
-    """
-    label = f"tab:{grid.name.replace('_', '-')}"
-    made = f"Made by Strata {version}.".replace(" .", ".")
-    latex = latex_table(grid.caption, label, grid.head, [grid.rows], grid.bold, made)
-    for ending, text in (("tex", latex), ("md", markdown_of(grid))):
-        write_atomic(folder / f"{grid.name}.{ending}", [text.encode("utf-8", "replace")])
-    write_atomic(folder / f"{grid.name}.csv", [grid.numbers.to_csv()])
-
-
-def markdown_of(grid: Grid) -> str:
-    """Return a table in Markdown, with its caption."""
-    lines = [_escaped(grid.caption), "", f"| {' | '.join(map(_escaped, grid.head))} |"]
-    lines.append("|---" * len(grid.head) + "|")
-    for at, row in enumerate(grid.rows):
-        cells = [
-            f"**{_escaped(cell)}**" if cell and (at, column) in grid.bold else _escaped(cell)
-            for column, cell in enumerate(row)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def draw_grids(comparison: Comparison) -> dict[str, Grid]:
@@ -74,12 +27,25 @@ def draw_grids(comparison: Comparison) -> dict[str, Grid]:
         grids.append(heads(comparison))
     if len(comparison.fractions) > 1:
         grids.append(learning_curves(comparison))
-    return {grid.name: grid for grid in grids if grid.rows}
+    warning = _random_weights(comparison)
+    return {grid.name: _with_warning(grid, warning) for grid in grids if grid.rows}
+
+
+def _random_weights(comparison: Comparison) -> str:
+    """Return a sentence that names the encoders with random weights; nothing without any."""
+    names = ", ".join(comparison.random_encoders)
+    return f"RANDOM WEIGHTS, so scores say nothing about a trained encoder: {names}. " * bool(names)
+
+
+def _with_warning(grid: Grid, warning: str) -> Grid:
+    """Return a table and its parts with a warning before the caption."""
+    parts = tuple(_with_warning(part, warning) for part in grid.parts)
+    return replace(grid, caption=f"{warning}{grid.caption}", parts=parts)
 
 
 def row_name(comparison: Comparison, variant: Variant) -> str:
     """Return the name of an encoder with its head, as the leaderboard shows it."""
-    parts = [variant.encoder, *([variant.head] if len(comparison.heads) > 1 else [])]
+    parts = [variant.encoder, *([variant.head] if comparison.names_heads else [])]
     return SEPARATOR.join([*parts, *([variant.setting] if variant.setting else [])])
 
 
@@ -121,12 +87,13 @@ def leaderboard(comparison: Comparison) -> Grid:
     return Grid(
         "leaderboard",
         "Test scores with 95 % bootstrap intervals of the best single layer, which dev chooses, "
-        "and of the learned weighted sum of the layers. Bold: the best test score of a task among "
-        "the best candidates (by dev) of the rows, and those that do not differ from it "
-        "significantly (paired tests, p-values corrected by Holm's method for all pairs of the "
+        "and of the learned weighted sum of the layers. Bold: of the one "
+        "candidate of each row that dev chose, the best test score of the task, and those that do "
+        "not differ from it significantly; a score that dev did not choose is not bold, even if it "
+        "is higher (paired tests, p-values corrected by Holm's method for all pairs of the "
         f"task). {_metrics(comparison)}",
         (
-            "encoder" if len(comparison.heads) == 1 else "encoder / head",
+            "encoder / head" if comparison.names_heads else "encoder",
             *(
                 f"{task.name}: {'weighted sum' if is_sum else 'best layer'}"
                 for task, is_sum in columns
@@ -141,6 +108,17 @@ def leaderboard(comparison: Comparison) -> Grid:
             long,
         ),
         frozenset(bold),
+        _by_task(comparison),
+    )
+
+
+def _by_task(comparison: Comparison) -> tuple[Grid, ...]:
+    """Return a leaderboard of each task; none if there is one task."""
+    if len(comparison.tasks) == 1:
+        return ()
+    alone = [leaderboard(replace(comparison, tasks=(task,))) for task in comparison.tasks]
+    return tuple(
+        replace(grid, name=f"{grid.name}-{number}") for number, grid in enumerate(alone, 1)
     )
 
 
@@ -160,7 +138,7 @@ def pairs(comparison: Comparison) -> Grid:
         "pairs",
         "Test score of the first minus that of the second, each by its best candidate on dev, with "
         f"95 % bootstrap interval. {_tests(tests)}p-values are corrected by Holm's method for the "
-        f"number of tests of the task; bold: below {SIGNIFICANCE_LEVEL}.",
+        f"number of tests of the task; bold: below {SIGNIFICANCE_LEVEL}. {_TWO_METHODS}",
         head,
         rows,
         Rows(("task", "metric", *_PAIR_COLUMNS), numbers),
@@ -226,21 +204,22 @@ def heads(comparison: Comparison) -> Grid:
                     change.encoder,
                     f"{change.reference}: {candidate_name(change.reference_layer)}",
                     f"{change.head}: {candidate_name(change.layer)}",
-                    "" if rank is None else f"{rank:.2f}",
+                    "" if rank is None else f"{rank:.2f} (n = {change.n_layers})",
                     *(difference(test) if test else [""] * 4),
                 ]
             )
             found = (None,) * len(_PAIR_COLUMNS) if test is None else _pair_numbers(test)
             layers = _number(change.reference_layer), _number(change.layer)
-            facts = (task.name, change.encoder, change.reference, change.head, *layers, rank)
-            numbers.append((*facts, *found))
-    columns = ("task", "encoder", "reference", "head", "reference_layer", "layer")
+            facts = (task.name, change.encoder, change.reference, change.head, *layers)
+            numbers.append((*facts, change.n_layers, rank, *found))
+    columns = ("task", "encoder", "reference", "head", "reference_layer", "layer", "n_layers")
     return Grid(
         "heads",
-        "Best single layer with each head, by dev; Spearman's correlation of the layers' dev "
-        "scores; and, with the other head, the test score of its best layer minus that of the best "
-        f"layer of the first head, with 95 % bootstrap interval. {_tests(tests)}p-values are "
-        "corrected by Holm's method for the number of these tests of the task.",
+        "Best single layer with each head, by dev; Spearman's correlation of the dev scores of n "
+        f"layers, if there are at least {MIN_RANKED}; and, with the other head, the test score of "
+        "its best layer minus that of the best layer of the first head, with 95 % bootstrap "
+        f"interval. {_tests(tests)}p-values are corrected by Holm's method for the number of these "
+        f"tests of the task. {_TWO_METHODS}",
         (
             *("task", "encoder", "first head", "other head", "rank correlation"),
             *("difference", "95 % interval", "p", "p, corrected"),
@@ -348,13 +327,3 @@ def _metrics(comparison: Comparison) -> str:
 def metric_line(task: TaskComparison) -> str:
     """Return the metric of a task with its direction: `ks: accuracy (higher is better)`."""
     return f"{task.name}: {metric_name(task.metric)} ({_DIRECTIONS[task.higher_is_better]})"
-
-
-def html_rows(grid: Grid) -> Sequence[Sequence[str]]:
-    """Return the cells with a dash for no value, as pages show them."""
-    return [[cell or "–" for cell in row] for row in grid.rows]
-
-
-def _escaped(text: str) -> str:
-    """Return text as Markdown that shows it, on one line."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

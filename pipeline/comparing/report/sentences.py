@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.comparing.naming import percent
+from collections.abc import Mapping, Sequence
+
+from pipeline.comparing.naming import SEPARATOR, percent
 from pipeline.comparing.report.grids import metric_line
-from pipeline.comparing.results import Comparison, HeadChange, PairTest, TaskComparison, Variant
+from pipeline.comparing.results import Comparison, HeadChange, PairTest, TaskComparison
 from pipeline.errors import counted
-from pipeline.probing.report.methods import listed
+from pipeline.probing.report.methods import listed, method_parts
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
 from pipeline.probing.results import SIGNIFICANCE_LEVEL
-from pipeline.probing.significance import N_RESAMPLES
 
 
 def title(comparison: Comparison) -> str:
@@ -18,7 +19,7 @@ def title(comparison: Comparison) -> str:
     what = f"for {tasks[0].name}" if len(tasks) == 1 else f"over {len(tasks)} tasks"
     if len(comparison.encoders) > 1:
         return f"Which encoder is best {what}?"
-    if len(comparison.heads) > 1:
+    if comparison.names_heads:
         return f"Which head and layer are best {what}?"
     return f"How many labels are needed {what}?" if len(comparison.fractions) > 1 else "Sweeps"
 
@@ -27,14 +28,14 @@ def headline(task: TaskComparison) -> str:
     """Return the best variant of a task in a sentence."""
     winner = task.winner
     score = winner.best
-    lead = f"{task.name}: {winner.name} with {candidate_in_sentence(score.layer)}"
+    who = f"{winner.name} with {candidate_in_sentence(score.layer)}"
     value = (
         f"test {metric_name(task.metric)} {score.test:.3f} (95 % interval {score.low:.3f} to "
         f"{score.high:.3f}, {counted(winner.sweep.n_test, 'test utterance')})"
     )
     others = [variant for variant in task.full if variant != winner]
     if not others:
-        return f"{lead}: {value}."
+        return f"{task.name}: {who}: {value}."
     alike = [variant.name for variant in others if task.is_best(variant)]
     worse = [v for v in others if (test := task.test_of(v, winner)) and test.is_significant]
     if alike:
@@ -43,7 +44,10 @@ def headline(task: TaskComparison) -> str:
         found = f"significantly better than {listed([variant.name for variant in worse])}"
     else:
         found = "not tested against all others"
-    return f"{lead} has the best test score, {value}, {found}."
+    return (
+        f"{task.name}: of the candidates that dev chose, {who} has the best test score, {value}, "
+        f"{found}."
+    )
 
 
 def pair_line(task: TaskComparison, pair: PairTest) -> str:
@@ -65,7 +69,9 @@ def head_line(task: TaskComparison, change: HeadChange) -> str:
     after = candidate_in_sentence(change.layer)
     rank = change.rank_correlation
     order = (
-        "" if rank is None else f" The layers' dev scores have a rank correlation of {rank:.2f}."
+        ""
+        if rank is None
+        else f" The dev scores of {change.n_layers} layers have a rank correlation of {rank:.2f}."
     )
     if change.layer == change.reference_layer:
         return (
@@ -96,12 +102,7 @@ def methods(comparison: Comparison) -> str:
     ]
     if len(comparison.heads) > 1:
         sentences.append(f"Heads: {listed(comparison.heads)}.")
-    sentences += [_sizes(task, len(comparison.tasks) > 1) for task in comparison.tasks]
-    sentences.append(
-        "Dev selects the learning rate, the step and the candidate (a layer or the learned "
-        f"weighted sum); test is only reported, with 95 % percentile bootstrap intervals "
-        f"({N_RESAMPLES:,} resamples)."
-    )
+    sentences += _parts(comparison)
     tests = list(dict.fromkeys(pair.test for task in comparison.tasks for pair in task.pairs))
     if tests:
         n_tests = [f"{len(t.pairs)} for {t.name}" for t in comparison.tasks if t.pairs]
@@ -123,16 +124,54 @@ def methods(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _sizes(task: TaskComparison, with_name: bool) -> str:
-    """Return utterances and split of a task."""
-    splits = list(dict.fromkeys(_split(variant) for variant in task.full))
-    lead = f"{task.name}: " if with_name else ""
-    return f"{lead}{' / '.join(splits)}."
+_FACETS = (
+    (),
+    ("task",),
+    ("encoder",),
+    ("head",),
+    ("task", "head"),
+    ("task", "encoder"),
+    ("encoder", "head"),
+    ("task", "encoder", "head"),
+    ("task", "name"),
+)
+"""What sentences may differ by, in the order in which they are tried."""
 
 
-def _split(variant: Variant) -> str:
-    sweep = variant.sweep
-    return (
-        f"{counted(sweep.n_train, 'utterance')} for training, {sweep.n_dev:,} for dev, "
-        f"{sweep.n_test:,} for test ({sweep.split.rstrip('.')})"
+def _parts(comparison: Comparison) -> list[str]:
+    """Return how the scores of the sweeps were made, each text once, with what it is about."""
+    facts = [
+        (
+            {
+                "task": task.name,
+                "encoder": variant.encoder,
+                "head": variant.head,
+                "name": variant.name,
+            },
+            method_parts(variant.sweep),
+        )
+        for task in comparison.tasks
+        for variant in task.full
+    ]
+    n_parts = len(facts[0][1])
+    return [_told_apart([(names, parts[at]) for names, parts in facts]) for at in range(n_parts)]
+
+
+def _told_apart(texts: Sequence[tuple[Mapping[str, str], str]]) -> str:
+    """Return different texts, each after what it is about; a common text alone."""
+    facets = next(
+        (
+            facets
+            for facets in _FACETS
+            if len({tuple(names[facet] for facet in facets) for names, _ in texts})
+            == len({(*(names[facet] for facet in facets), text) for names, text in texts})
+        ),
+        _FACETS[-1],
+    )
+    owners: dict[str, dict[str, None]] = {}
+    for names, text in texts:
+        owner = SEPARATOR.join(names[facet] for facet in facets)
+        owners.setdefault(text, {})[owner] = None
+    return " ".join(
+        f"{listed(list(of))}: {text}" if facets else text for text, of in owners.items() if text
     )

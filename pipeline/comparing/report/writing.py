@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from pipeline.comparing.report.charts import best_layers_chart, file_name, layers_chart
 from pipeline.comparing.report.curves import curves_chart
-from pipeline.comparing.report.grids import Grid, draw_grids, html_rows, metric_line, write_grid
+from pipeline.comparing.report.grid import Grid, html_rows, write_grid
+from pipeline.comparing.report.grids import draw_grids, metric_line
 from pipeline.comparing.report.sentences import head_line, headline, methods, title
 from pipeline.comparing.results import Comparison, TaskComparison, document
 from pipeline.files import write_atomic
@@ -35,7 +36,8 @@ COMPARISON = "comparison.json"
 def draw_charts(comparison: Comparison) -> dict[str, Chart]:
     """Draw the charts that a comparison has data for, by name."""
     charts = [layers_chart(task, comparison) for task in comparison.tasks]
-    charts.append(best_layers_chart(comparison))
+    if any(len(variant.sweep.layers) > 1 for task in comparison.tasks for variant in task.full):
+        charts.append(best_layers_chart(comparison))
     charts += [
         curves_chart(task, comparison)
         for task in comparison.tasks
@@ -82,7 +84,11 @@ def report_body(
                 _table(grids["leaderboard"], is_sortable=True),
                 element("p", grids["leaderboard"].caption, kind="note"),
             ),
-            section("Best layers", figure(charts["best-layers"], _BEST_LAYERS)),
+            *(
+                [section("Best layers", figure(charts["best-layers"], _BEST_LAYERS))]
+                if "best-layers" in charts
+                else []
+            ),
             *(_task(task, comparison, charts) for task in tasks),
             _pairs(comparison, grids),
             _heads(comparison, grids),

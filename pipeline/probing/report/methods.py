@@ -33,16 +33,19 @@ _LOSSES = {
 
 def methods(sweep: Sweep) -> str:
     """Return the paragraph, one line of plain text."""
-    sentences = [
-        *_features(sweep),
-        *_heads(sweep),
-        *_training(sweep),
-        *_split(sweep),
-        *_scores(sweep),
-    ]
+    sentences = [*method_parts(sweep), *_best_two(sweep)]
     if sweep.setup.version:
         sentences.append(f"All of this was done with Strata {sweep.setup.version}.")
     return " ".join(sentences)
+
+
+def method_parts(sweep: Sweep) -> tuple[str, ...]:
+    """Return features, heads, training, split and scores, each as a line of plain text.
+
+    A part is empty where nothing is to be stated. Comparisons of sweeps state each text once.
+    """
+    parts = (_features, _heads, _training, _split, _scores)
+    return tuple(" ".join(part(sweep)) for part in parts)
 
 
 def model_name(sweep: Sweep) -> str:
@@ -323,11 +326,16 @@ def _scores(sweep: Sweep) -> list[str]:
         score += f", averaged over the seeds {listed(seeds)}"
     elif seeds:
         score += f", from seed {seeds[0]}"
-    sentences = [
+    return [
         f"{score}.",
         f"Intervals are 95 % percentile bootstrap intervals over the test {sweep.groups}, with "
         f"{N_RESAMPLES:,} resamples.",
     ]
+
+
+def _best_two(sweep: Sweep) -> list[str]:
+    """Describe the test of the two best candidates."""
+    sentences = []
     if sweep.comparison is not None:
         best = candidate_in_sentence(sweep.comparison.best)
         second = candidate_in_sentence(sweep.comparison.second)
