@@ -14,7 +14,7 @@ import torch
 
 from pipeline.config import load_sweep_config
 from pipeline.config.sweep_schema import HEADS
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, StoreError
 from pipeline.heads.facts import KINDS
 from pipeline.heads.trained import TrainedHead
 from pipeline.probing.labels import Fold, Labels, read_labels
@@ -297,6 +297,17 @@ def loudness(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
     random = np.random.default_rng([row, layer])
     values = random.standard_normal((n_frames, dim)) * 3 ** (row % 4)
     return (values - values.mean(0)).astype(np.float16)
+
+
+@pytest.mark.parametrize("kind", ["utterance", "regression", "verification"])
+def test_features_that_are_not_finite_are_refused(store, monkeypatch, kind) -> None:
+    """By the ids of the utterances; heads would diverge, and nothing would say why."""
+    pooled = store.pooled(store.layers)
+    pooled[3, 0, 1], pooled[5, 1, 0] = float("nan"), float("inf")
+    monkeypatch.setattr(FeatureStore, "pooled", lambda self, layers, **_: pooled)
+    found = f"2 utterances of .* not finite \\({store.ids[3]}, {store.ids[5]}\\)"
+    with pytest.raises(StoreError, match=found):
+        make_task(kind, store)
 
 
 @pytest.mark.parametrize("keep", [("frames", "pooled"), ("pooled",)])
