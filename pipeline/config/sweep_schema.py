@@ -63,7 +63,8 @@ class TaskConfig:
         sample_seed: Seed of what is drawn: trials, or spans for ABX.
         trial_id_form: For verification, form of the ids of `trials`, as `spans.id_form`.
         skip_missing_trials: Whether trials of utterances that are not in the store are left out.
-        silence: For tasks on spans, labels of spans that are left out, unless `spans.skip` is set.
+        silence: For tasks on spans, labels of spans that are left out, in upper or lower case,
+            unless `spans.skip` is set.
         min_count: For tasks on spans, the fewest spans of a class that is learned.
         max_classes: For tasks on spans, how many of the most frequent classes are learned; None:
             all.

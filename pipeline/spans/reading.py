@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.config.spans_schema import SPAN_KINDS, SPAN_UNITS, SpansConfig
@@ -119,10 +119,28 @@ def read_configured(config: SpansConfig) -> Spans:
     if config.id_form is not None:
         spans = spans.with_ids(id_maker(config.id_form))
     if config.skip:
-        spans = spans.without(config.skip)
-        if not len(spans):
-            raise SourceError(f"{path}: all spans have a label that is skipped: {spans.notes[-1]}")
+        spans = without_labels(spans, config.path, config.skip)
     return spans
+
+
+def without_labels(
+    spans: Spans, path: str, labels: Collection[str], ignore_case: bool = False
+) -> Spans:
+    """Return the spans of a file that have none of some labels.
+
+    Args:
+        spans: The spans.
+        path: The file, for the message of an error.
+        labels: The labels.
+        ignore_case: Whether labels that differ in case only are equal.
+
+    Raises:
+        SourceError: None is left.
+    """
+    kept = spans.without(labels, ignore_case)
+    if len(spans) and not len(kept):
+        raise SourceError(f"{path}: all spans have a label that is skipped: {kept.notes[-1]}")
+    return kept
 
 
 def _add(builder: SpanBuilder, kind: str, path: Path, utterance: str, config: SpansConfig) -> None:

@@ -183,14 +183,21 @@ class Spans(Sequence[Span]):
             line=self.line[rows],
         )
 
-    def without(self, labels: Collection[str]) -> Spans:
-        """Return the spans that have none of some labels; the number left out is noted."""
-        gone = np.array([label in labels for label in self.labels], bool)
+    def without(self, labels: Collection[str], ignore_case: bool = False) -> Spans:
+        """Return the spans that have none of some labels; the number left out is noted.
+
+        Args:
+            labels: The labels.
+            ignore_case: Whether labels that differ in case only are equal.
+        """
+        folded = {label.casefold() for label in labels} if ignore_case else set(labels)
+        is_gone = [(label.casefold() if ignore_case else label) in folded for label in self.labels]
+        gone = np.array(is_gone, bool)
         left_out = gone[self.label]
         n_gone = int(left_out.sum())
         if not n_gone:
             return self
-        named = first_few([repr(label) for label in self.labels if label in labels])
+        named = first_few([repr(self.labels[i]) for i in np.flatnonzero(gone)])
         kept = replace(  # an utterance without spans is still one that was labelled
             self.take(np.flatnonzero(~left_out)),
             utterances=self.utterances,

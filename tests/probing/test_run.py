@@ -369,6 +369,24 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path):
         swept(tmp_path / "new", tmp_path / "out", "layers=[2]")
 
 
+def test_classes_of_test_that_dev_lacks_give_a_warning(tmp_path):
+    """A dev of one class of a speaker cannot choose the layer; a rare class does not matter."""
+    part = ["test" if row >= 100 else "dev" if row >= 80 else "train" for row in range(120)]
+    gender = ["f" if row >= 100 else "m" if row >= 80 else "fm"[row % 2] for row in range(120)]
+    write_planted(tmp_path / "store", columns={"gender": gender, "split": part})
+    settings = ("layers=[2]", "seeds=[0]", "split.speaker=none", "labels=[gender]")
+    found = swept(tmp_path / "store", tmp_path / "out", *settings)
+    assert (
+        "dev lacks 1 class of 'gender' (f), which 20 of 20 test utterances have: dev cannot choose "
+        "the best layer for them. Give another split.seed, larger split.ratios for dev, or "
+        "split.folds"
+    ) in found.warnings
+    rare = ["rare" if row in (1, 119) else "fm"[row % 2] for row in range(120)]
+    write_planted(tmp_path / "rare", columns={"gender": rare, "split": part})
+    found = swept(tmp_path / "rare", tmp_path / "out", *settings)
+    assert not any("dev lacks" in line for line in found.warnings)
+
+
 def test_classes_that_a_fold_does_not_train_are_counted(tmp_path):
     """Over all folds together; scikit-learn's own warnings do not appear."""
     columns = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,9 @@ def features(row, layer, n_frames, dim):
     if layer == 2:
         values += CENTRES[np.repeat(LABELS[row], 10)[:n_frames]]
     return values.astype(np.float16)
+
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,42 @@ def test_rare_and_silent_spans_are_left_out_and_said(root, tmp_path):
     assert set(data.names) == set(sorted(counts, key=counts.get)[1:])
     with pytest.raises(ConfigError, match=r"has 0 classes to learn, with task.min_count=999"):
         read_span_data(store, load_sweep_config([*overrides_of(root), "task.min_count=999"]), 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [("phone", "SIL"), ("phone", "<sil>"), ("abx", "SIL_S"), ("abx", "+NSN+"), ("word", "<SIL>")]
+    + [("word", label) for label in ("[SIL]", "SIL", "<s>", "</s>", "[NOISE]", "<UNK>", "!SIL")],
+)
+def test_silence_is_left_out_in_the_spellings_of_aligners(root, tmp_path, task, label):
+    """In any case of letters; `spans.skip` is compared as it is written."""
+    text = (root / "spans.csv").read_text().replace(",sil", f",{label}")
+    path = tmp_path / "spans.csv"
+    path.write_text(text)
+    store, settings = open_store(root / "store"), [f"task={task}", f"spans={path}"]
+    data = read_span_data(store, load_sweep_config([*settings, "task.min_count=1"]), 3)
+    assert data.names == ("a", "b", "c", "rare")
+    assert data.notes == (f"1 of {4 * N:,} spans left out by label: {label!r}",)
+    settings += ["task.min_count=1", f"spans.skip=['{label.swapcase()}']"]
+    assert label in read_span_data(store, load_sweep_config(settings), 3).names
+
+
+def test_silence_is_a_class_of_frames(root):
+    """Speech and silence may be what is recognised."""
+    config = load_sweep_config(overrides_of(root, "frame"))
+    assert "sil" in read_span_data(open_store(root / "store"), config, 3).names
+
+
+def test_the_page_has_the_labels_that_are_left_out():
+    """The list of docs/spans.md is that of the recipes."""
+    page = (REPOSITORY / "docs" / "spans.md").read_text()
+    for task, name in (("phone", "phone"), ("abx", "phone"), ("word", "word")):
+        start = f"| `{name}`"
+        [row] = [line for line in page.splitlines() if line.startswith(start) and "empty" in line]
+        silence = load_sweep_config([f"task={task}"]).task.silence
+        assert silence[0] == ""
+        listed = row.split("the empty label, ")[1].removesuffix(" |")
+        assert listed == " ".join(f"`{label}`" for label in silence[1:])
 
 
 def test_spans_in_a_wrong_unit_are_named_where_no_classes_are_left(root, tmp_path):

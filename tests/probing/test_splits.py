@@ -18,7 +18,11 @@ from pipeline.config import SplitConfig, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import make_split
-from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
+from pipeline.probing.splits.stratified import (
+    have_equal_shares,
+    stratified_group_split,
+    stratified_split,
+)
 from pipeline.store.documents import read_plan, write_plan
 from pipeline.store.read.opening import open_store
 from tests.helpers.planted_stores import planted, write_planted
@@ -307,7 +311,58 @@ def test_usual_names_of_the_speaker_column_are_known(tmp_path, name):
     with pytest.raises(ConfigError, match="6 speakers") as caught:
         split_of(root)
     assert f"split.speaker={name}" in str(caught.value)
-    assert split_of(root, f"split.speaker={name}").warnings == ()
+    [warning] = split_of(root, f"split.speaker={name}").warnings
+    assert f"only 1 test speaker (column {name})" in warning
+
+
+def test_few_test_speakers_give_a_warning(tmp_path):
+    """Intervals are over utterances; folds test every speaker. Ten speakers are enough."""
+    warning = "only {} (column speaker): intervals over utterances say nothing about other speakers"
+    root = store_with(tmp_path / "six", speaker=speakers_of(6))
+    remedy = "; split.column=null split.speaker=speaker split.folds=groups tests each of the 6 "
+    [found] = split_of(root, "split.speaker=speaker").warnings
+    assert found == warning.format("1 test speaker") + remedy + "speakers once"
+    folds = split_of(root, "split.speaker=speaker", "split.folds=groups")
+    assert folds.warnings == (warning.format("6 test speakers"),)
+    assert split_of(root, FREE).warnings == ()
+    root = store_with(tmp_path / "many", speaker=speakers_of(40))
+    few = split_of(root, "split.speaker=speaker")
+    assert "split.folds=5 tests each of the 40 speakers once" in few.warnings[0]
+    assert split_of(root, "split.speaker=speaker", "split.ratios=[0.5,0.1,0.4]").warnings == ()
+    where = ["test" if row < N // 40 else "train" for row in range(N)]
+    root = store_with(tmp_path / "own", speaker=speakers_of(40), split=where)
+    assert "only 1 test speaker" in split_of(root).warnings[0]
+
+
+def test_a_split_is_called_stratified_only_if_it_is(tmp_path):
+    """A class that is a property of the speaker is not in equal shares in parts of few speakers."""
+    gender = ["fm"[row * 6 // N % 2] for row in range(N)]
+    root = store_with(tmp_path, speaker=speakers_of(6), gender=gender)
+    settings = ["split.speaker=speaker", "labels=[gender]"]
+    assert split_of(root, *settings).description.startswith(
+        "new split with unequal shares of the labels, no speaker in two parts"
+    )
+    folds = split_of(root, *settings, "split.folds=groups").description
+    assert "dev taken from train with unequal shares of the labels" in folds
+    assert "3 folds stratified by label" in split_of(root, *settings, "split.folds=3").description
+    words = split_of(root, "split.speaker=speaker").description
+    assert words.startswith("new split stratified by label")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([[0, 1] * 10, [0, 1]], True),
+        ([[0, 1] * 10, [1]], True),  # one utterance cannot be half of each class
+        ([[0, 1] * 10, [1] * 4], False),
+        ([[0, 1] * 10, []], True),
+        ([[0, 1] * 10, [0] * 12 + [1] * 8], True),
+        ([[0, 1] * 10, [0] * 18 + [1] * 2], False),
+    ],
+)
+def test_shares_of_classes_are_equal_up_to_a_tenth_and_rounding(parts, expected):
+    """In total variation from all parts together."""
+    assert have_equal_shares([np.array(part, int) for part in parts]) is expected
 
 
 @pytest.mark.parametrize(
@@ -348,7 +403,7 @@ def test_a_random_split_without_a_known_speaker_column_asks(tmp_path):
         assert "split.speaker=COLUMN" in message
         assert "split.speaker=none" in message
     assert split_of(root, FREE).warnings == ()
-    assert split_of(root, "split.speaker=who").warnings == ()
+    assert "only 1 test speaker (column who)" in split_of(root, "split.speaker=who").warnings[0]
     assert split_of(root, "task.speaker_independent=false").warnings == ()
 
 
@@ -358,7 +413,7 @@ def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
     root = store_with(tmp_path, who=speakers)
     for settings in ([], ["split.folds=3"], ["split.folds=groups"]):
         split = split_of(root, "split.speaker=who", *settings)
-        assert split.warnings == ()
+        assert not any("LEAKAGE" in line for line in split.warnings)
         for fold in split.folds:
             sides = [{speakers[row] for row in part} for part in in_parts(fold)]
             assert all(sides)
@@ -405,7 +460,7 @@ def test_dev_is_speaker_independent_where_the_corpus_is(tmp_path):
     split = split_of(store_with(tmp_path, split=where, speaker=speakers))
     sides = [{speakers[row] for row in part} for part in in_parts(split.folds[0])]
     assert not sides[0] & sides[1]
-    assert split.warnings == ()
+    assert not any("LEAKAGE" in line for line in split.warnings)
 
 
 def test_speakers_that_are_classes_are_in_every_part(tmp_path):

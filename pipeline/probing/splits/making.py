@@ -18,6 +18,7 @@ from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.probing.splits.corpus import CorpusSplit, find_corpus_split, no_utterance
+from pipeline.probing.splits.few_speakers import few_speaker_warnings
 from pipeline.probing.splits.leakage import (
     recording_and_audio_warnings,
     shared_values,
@@ -30,7 +31,11 @@ from pipeline.probing.splits.speakers import (
     grouping_columns,
     is_certain,
 )
-from pipeline.probing.splits.stratified import stratified_group_split, stratified_split
+from pipeline.probing.splits.stratified import (
+    have_equal_shares,
+    stratified_group_split,
+    stratified_split,
+)
 from pipeline.probing.splits.trials import read_trials
 from pipeline.store.read.features import FeatureStore
 
@@ -71,15 +76,22 @@ class _Utterances:
     grouped_by: str | None
     groups: tuple[str, ...]
 
-    def describe(self, where: str = "in two parts") -> str:
+    def describe(self, folds: Sequence[Sequence[IntArray]], where: str = "in two parts") -> str:
         """Return the text that describes how utterances are assigned.
 
         Args:
+            folds: The parts that were assigned, of each fold.
             where: Where no group is.
         """
         separate = f", no {self.grouped_by} {where}" if self.grouped_by else ""
-        n_classes = len(np.unique(self.classes[self.usable]))
-        how = "stratified by label" if n_classes > 1 else "at random"  # transcripts have none
+        if len(np.unique(self.classes[self.usable])) == 1:  # transcripts have none
+            how = "at random"
+        elif self.grouped_by is None or all(
+            have_equal_shares([self.classes[part] for part in parts]) for parts in folds
+        ):
+            how = "stratified by label"
+        else:
+            how = "with unequal shares of the labels"
         return f"{how}{separate}, seed {self.config.seed}"
 
     def assign(
@@ -158,8 +170,9 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         ]
         split = replace(split, folds=tuple(folds))
     shared = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
+    few = [] if shared else few_speaker_warnings(store, task, separated, split.folds)
     leaked = recording_and_audio_warnings(store, split.folds)
-    return replace(split, warnings=(*unlabelled, *unused, *shared, *leaked))
+    return replace(split, warnings=(*unlabelled, *unused, *shared, *few, *leaked))
 
 
 def _with_speaker(
@@ -224,7 +237,7 @@ def _split_by_column(
             store, utterances, separated, parts["train"], parts["test"]
         )
     train, dev = _take_dev(utterances, parts["train"], "in train, from which dev is taken")
-    description += f", dev taken from train {utterances.describe('in both')}"
+    description += f", dev taken from train {utterances.describe([(train, dev)], 'in both')}"
     return Split((Fold(train, dev, parts["test"]),), description)
 
 
@@ -273,11 +286,13 @@ def _new_split(utterances: _Utterances) -> Split:
     if config.folds is None:
         parts = utterances.assign(usable, config.ratios, keep_first=True)
         fold = Fold(usable[parts == 0], usable[parts == 1], usable[parts == 2])
-        return Split((fold,), f"new split {utterances.describe()}")
+        described = utterances.describe([(fold.train, fold.dev, fold.test)])
+        return Split((fold,), f"new split {described}")
     if isinstance(config.folds, int):
         shares = [1 / config.folds] * config.folds
         parts = utterances.assign(usable, shares, keep_first=False)
-        description = f"{counted(config.folds, 'fold')} {utterances.describe()}"
+        tested = [usable[parts == part] for part in range(config.folds)]
+        description = f"{counted(config.folds, 'fold')} {utterances.describe([tested])}"
     else:
         names, parts = np.unique([utterances.groups[i] for i in usable], return_inverse=True)
         description = f"each of the {len(names)} values of {config.speaker} is the test set once"
@@ -287,9 +302,8 @@ def _new_split(utterances: _Utterances) -> Split:
     for part in range(int(parts.max()) + 1):
         train, dev = _take_dev(utterances, usable[parts != part], "outside the test set of a fold")
         folds.append(Fold(train, dev, usable[parts == part]))
-    return Split(
-        tuple(folds), f"{description}, dev taken from train {utterances.describe('in both')}"
-    )
+    how = utterances.describe([(fold.train, fold.dev) for fold in folds], "in both")
+    return Split(tuple(folds), f"{description}, dev taken from train {how}")
 
 
 def _take_dev(utterances: _Utterances, train: IntArray, where: str) -> tuple[IntArray, IntArray]:

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from pipeline.probing.labels import IntArray
 
 _N_TRIALS = 200
+_EQUAL = 0.1
+"""Total variation distance up to which the shares of the classes count as equal."""
 
 
 def stratified_split(
@@ -81,6 +83,24 @@ def stratified_group_split(
         if distance < best_distance:
             best, best_distance = parts, distance
     return best[groups]
+
+
+def have_equal_shares(parts: Sequence[IntArray]) -> bool:
+    """Whether each part has about the shares of the classes that all parts together have.
+
+    The total variation distance is at most 0.1, plus what rounding to whole utterances may make.
+
+    Args:
+        parts: Class of each utterance of each part, int64 [n_utterances].
+    """
+    parts = [part for part in parts if len(part)]
+    n_classes = int(max(part.max() for part in parts)) + 1
+    counts = np.stack([np.bincount(part, minlength=n_classes) for part in parts])
+    whole = counts.sum(0) / counts.sum()
+    sizes = counts.sum(1)
+    distances = np.abs(counts / sizes[:, None] - whole).sum(1) / 2
+    rounding = np.count_nonzero(whole) / (4 * sizes)
+    return bool((distances <= _EQUAL + rounding).all())
 
 
 def _assign_in_order(

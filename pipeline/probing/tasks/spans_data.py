@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, SourceError, counted, first_few
 from pipeline.feed.classes import in_class_order
 from pipeline.probing.labels import Fold, IntArray, Labels, read_labels
 from pipeline.spans.placing import PlacedSpans, place_spans
-from pipeline.spans.reading import read_configured
+from pipeline.spans.reading import read_configured, without_labels
 from pipeline.store.read.features import FeatureStore
 
 SPAN_KINDS = ("spans", "framewise", "abx")
@@ -126,9 +126,10 @@ def read_span_data(store: FeatureStore, config: SweepConfig, n_layers: int) -> S
             f"labels={list(config.labels)} names columns of the store, and the labels of task "
             f"{task.name} are those of the spans; leave it out (spans.label_column=, spans.tier=)"
         )
-    given = replace(given, skip=task.silence if given.skip is None else given.skip)
     try:
         spans = read_configured(given)
+        if given.skip is None:
+            spans = without_labels(spans, path, task.silence, ignore_case=True)
         placed = place_spans(store, spans, times=given.times, segment_start=given.segment_start)
     except (ConfigError, SourceError) as error:
         raise type(error)(_with_settings(str(error))) from error

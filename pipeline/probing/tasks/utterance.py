@@ -21,6 +21,9 @@ from pipeline.probing.tasks.utterance_heads import UtteranceHeads
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.pooled import PooledData, untrained_score
 
+_MUCH = 0.1
+"""Share of the test items above which classes that dev lacks give a warning."""
+
 
 class UtteranceTask(Task):
     """Classification of utterances. A prediction is correct if all label columns are."""
@@ -138,8 +141,8 @@ def check_classes(
         noun: What has a class, for messages.
 
     Returns:
-        Warnings about classes of dev or test that train lacks, and about classes with one
-        utterance.
+        Warnings about classes of dev or test that train lacks, about classes of many test
+        utterances that dev lacks, and about classes with one utterance.
 
     Raises:
         ConfigError: A column has one class only; or train lacks a class of dev or test, and the
@@ -153,6 +156,7 @@ def check_classes(
             )
         numbers = classes.numbers[:, axis]
         warnings += _unseen_classes(numbers, names, column, folds, task, noun)
+        warnings += _classes_missing_in_dev(numbers, names, column, folds, noun)
         n_single = int((np.unique(numbers[numbers >= 0], return_counts=True)[1] == 1).sum())
         if n_single:
             warnings.append(
@@ -200,4 +204,26 @@ def _unseen_classes(
     return [
         f"{what}: no head can predict what it is not trained on, so {n_lost} of {n_test} test "
         f"{noun}s count as errors"
+    ]
+
+
+def _classes_missing_in_dev(
+    numbers: IntArray, names: Sequence[str], column: str, folds: Sequence[Fold], noun: str
+) -> list[str]:
+    """Return a warning if dev lacks the classes of a tenth or more of the test items."""
+    missing: set[int] = set()
+    n_affected = 0
+    for fold in folds:
+        lacks = ~np.isin(numbers[fold.test], numbers[fold.dev])
+        missing.update(numbers[fold.test][lacks].tolist())
+        n_affected += int(lacks.sum())
+    n_test = sum(len(fold.test) for fold in folds)
+    if n_affected < _MUCH * n_test:
+        return []
+    listed = first_few([names[number] for number in sorted(missing)])
+    where = " in a fold" if len(folds) > 1 else ""
+    return [
+        f"dev lacks {counted(len(missing), 'class')} of {column!r} ({listed}){where}, which "
+        f"{n_affected:,} of {n_test:,} test {noun}s have: dev cannot choose the best layer for "
+        "them. Give another split.seed, larger split.ratios for dev, or split.folds"
     ]
