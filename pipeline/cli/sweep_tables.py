@@ -75,15 +75,17 @@ def _comparison(sweep: Sweep) -> str:
     if sweep.comparison is None:
         return "One candidate only: nothing to compare."
     from pipeline.probing.report.naming import candidate_in_sentence
+    from pipeline.probing.report.p_values import p_value_text
     from pipeline.probing.results import SIGNIFICANCE_LEVEL
 
     best = candidate_in_sentence(sweep.comparison.best)
     second = candidate_in_sentence(sweep.comparison.second)
-    is_clear = sweep.comparison.p_value < SIGNIFICANCE_LEVEL
-    sure = "a real difference" if is_clear else "no clear difference"
+    is_significant = sweep.comparison.p_value < SIGNIFICANCE_LEVEL
+    sure = f"{'' if is_significant else 'not '}significant at {SIGNIFICANCE_LEVEL:g}"
+    p_value = p_value_text(sweep.comparison.p_value, sweep.comparison.test, digits=3)
     lead = sweep.comparison.difference * (1 if sweep.higher_is_better else -1)
     relation = "better" if lead > 0 else "worse" if lead < 0 else "different"
     return (
         f"{best} against {second}, the best two on dev: test {sweep.metric} is {relation} by "
-        f"{abs(lead):.3f}, p = {sweep.comparison.p_value:.3g} ({sweep.comparison.test}): {sure}"
+        f"{abs(lead):.3f}, {p_value} ({sweep.comparison.test}): {sure}"
     )

@@ -25,6 +25,15 @@ N_FLIPS = 20_000
 N_SWAPS = 4_000
 """Random swaps of a paired test of scores that are no ratio."""
 
+_SIGN_FLIP = "paired sign-flip test"
+_PERMUTATION = "paired permutation test"
+_BOOTSTRAP = "paired bootstrap"
+_DRAWS = {
+    _SIGN_FLIP: (N_FLIPS, "random sign flips"),
+    _PERMUTATION: (N_SWAPS, "random swaps"),
+    _BOOTSTRAP: (N_RESAMPLES, "resamples"),
+}
+"""Number and name of the random draws of each test."""
 _LEVEL = 0.95
 _CELLS_PER_CHUNK = 1 << 22
 """Largest number of draws × groups that is drawn at once: 32 MiB of float64."""
@@ -92,13 +101,13 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
             np.asarray(np.mean([run.counts for run in part], axis=0))
             for part in (every[: len(runs_a)], every[len(runs_a) :])
         )
-        return sign_flip_p_value(a, b, seed), f"paired sign-flip test over {group}"
+        return sign_flip_p_value(a, b, seed), f"{_SIGN_FLIP} over {group}"
     if _are_sums(every):
         swapped = _swap_p_value(every[: len(runs_a)], every[len(runs_a) :], seed)
-        return swapped, f"paired permutation test over {group}"
+        return swapped, f"{_PERMUTATION} over {group}"
     a, b = resampled_scores([runs_a, runs_b], seed)
     p_value = _bootstrap_p_value(a, b, runs_a[0].n_groups)
-    return p_value, f"paired bootstrap over {group}"
+    return p_value, f"{_BOOTSTRAP} over {group}"
 
 
 @dataclass(frozen=True)
@@ -139,9 +148,24 @@ def paired_results(
         else:
             run = sets[one][0]
             p_value = _bootstrap_p_value(resampled[one], resampled[other], run.n_groups)
-            test = f"paired bootstrap over {run.group}"
+            test = f"{_BOOTSTRAP} over {run.group}"
         found.append(PairedResult(low, high, p_value, test))
     return found
+
+
+def draws_of(test: str) -> tuple[int, str] | None:
+    """Return the number of random draws of a test, and what they are, by the name of the test.
+
+    None for a name that `paired_test` does not give.
+    """
+    return next((draws for name, draws in _DRAWS.items() if test.startswith(name)), None)
+
+
+def smallest_p_value(test: str) -> float:
+    """Return the p-value of a test in which no random draw is as extreme as what was found."""
+    if (draws := draws_of(test)) is None:
+        return 0.0
+    return (2 if test.startswith(_BOOTSTRAP) else 1) / (1 + draws[0])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

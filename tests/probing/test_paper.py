@@ -334,7 +334,7 @@ def test_the_methods_of_other_tasks():
     assert "only reported" in text
     assert "only reported" not in same
     folds = replace(base, test_ids=(("a",), ("b",)), truth=(((0,),), ((1,),)))
-    assert "(means over 2 folds) and 400 for test in all folds together" in methods(folds)
+    assert "for dev per fold (means over 2 folds) and 400 for test in all folds" in methods(folds)
 
 
 def test_the_methods_of_tasks_on_spans():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
@@ -15,13 +17,16 @@ from pipeline.probing.baselines import (
 from pipeline.probing.evaluation import Evaluation, Ratio, Sums
 from pipeline.probing.labels import Classes, Fold
 from pipeline.probing.metrics import confusion_matrix, macro_f1
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.results import CandidateScore, HeadResult
 from pipeline.probing.significance import (
+    draws_of,
     interval,
     paired_test,
     resampled_scores,
     seed_deviation,
     sign_flip_p_value,
+    smallest_p_value,
 )
 
 
@@ -170,6 +175,32 @@ def test_the_permutation_test_keeps_its_level():
     exact = sign_flip_p_value(*counts)
     assert paired_test([a], [b]) == (exact, "paired sign-flip test over utterances")
     assert paired_test([same[0]], [same[1]])[0] == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "test", "expected"),
+    [
+        (1 / 20_001, "paired sign-flip test over utterances", "p < 0.0001"),
+        (2 / 20_001, "paired sign-flip test over utterances", "p = 0.0001"),
+        (1 / 4_001, "paired permutation test over utterances", "p < 0.001"),
+        (2 / 2_001, "paired bootstrap over speakers", "p < 0.001"),
+        (0.25, "paired bootstrap over speakers", "p = 0.25"),
+        (math.nan, "paired bootstrap over speakers", "p = nan"),
+        (1e-9, "a test of another version", "p = 1e-09"),
+    ],
+)
+def test_the_smallest_p_value_of_random_draws_is_a_bound(p_value, test, expected):
+    """With k draws a p-value is never below about 1 / k, whatever the difference is."""
+    assert p_value_text(p_value, test) == expected
+
+
+def test_a_large_difference_has_the_smallest_p_value():
+    """Of each paired test; its name gives the number of draws."""
+    better, worse = np.ones(60), np.zeros(60)
+    sizes = np.ones(60)
+    p_value, test = paired_test([Ratio(better, sizes)], [Ratio(worse, sizes)])
+    assert p_value == smallest_p_value(test)
+    assert draws_of(test) == (20_000, "random sign flips")
 
 
 class Median(Evaluation):

@@ -14,8 +14,9 @@ from pipeline.errors import counted
 from pipeline.heads.networks import ATTENTION_DIM
 from pipeline.probing.metrics import AGREEMENT
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.results import NO_RATE, WEIGHTED, Sweep
-from pipeline.probing.significance import N_RESAMPLES
+from pipeline.probing.significance import N_RESAMPLES, draws_of
 from pipeline.probing.trainers.sequences import MAX_GRADIENT_NORM
 
 _STATISTICS = {
@@ -296,7 +297,7 @@ def _split(sweep: Sweep) -> list[str]:
         sizes = f"{counted(sweep.n_dev, 'utterance')} for dev"
     tested = f"{sweep.n_test:,} for test"
     if n_folds > 1:
-        line = f"{sizes} (means over {n_folds} folds) and {tested} in all folds together"
+        line = f"{sizes} per fold (means over {n_folds} folds) and {tested} in all folds together"
     else:
         line = f"{sizes} and {tested}"
     sentences = [f"Split: {sweep.split.rstrip('.')}; {line}."]
@@ -339,10 +340,12 @@ def _best_two(sweep: Sweep) -> list[str]:
     if sweep.comparison is not None:
         best = candidate_in_sentence(sweep.comparison.best)
         second = candidate_in_sentence(sweep.comparison.second)
-        p = sweep.comparison.p_value
-        found = "" if math.isnan(p) else f", p = {p:.2g}"
+        p, test = sweep.comparison.p_value, sweep.comparison.test
+        draws = draws_of(test)
+        how = "" if draws is None else f" with {draws[0]:,} {draws[1]}"
+        found = "" if math.isnan(p) else f", {p_value_text(p, test)}"
         sentences.append(
             f"The two candidates with the best dev scores, {best} and {second}, were compared on "
-            f"test ({sweep.comparison.test}{found})."
+            f"test ({test}{how}{found})."
         )
     return sentences

@@ -12,6 +12,7 @@ from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.labels import IntArray
 from pipeline.probing.report.charts import COLOURS, Chart, Medium, panels_of, short_line
 from pipeline.probing.report.heat_map import Scale, heat_map
+from pipeline.probing.report.methods import seeds_of
 from pipeline.probing.report.naming import candidate_name
 from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import Sweep
@@ -30,24 +31,28 @@ _RESOLUTION = 0.01
 
 
 def confusion_chart(sweep: Sweep) -> Chart:
-    """Draw the test counts of the best candidate, shaded by the share of the true class."""
+    """Draw the test counts of the best candidate, shaded by the share of the true class.
+
+    Counts are sums over seeds and folds.
+    """
     counts, names = sweep.confusion or (), sweep.classes[0]
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    label = short_line(sweep.labels[0])
+    label, n_seeds = short_line(sweep.labels[0]), len(seeds_of(sweep))
+    summed = f", counts of {n_seeds} seeds summed" if n_seeds > 1 else ""
     cells = [
-        (names[true], names[predicted], count, shares[true][predicted])
+        (names[true], names[predicted], count, shares[true][predicted], n_seeds)
         for true, row in enumerate(counts)
         for predicted, count in enumerate(row)
     ]
     return heat_map(
         "confusion",
-        f"Confusion matrix of {candidate_name(sweep.best)}: true against predicted class",
+        f"Confusion matrix of {candidate_name(sweep.best)}: true against predicted class{summed}",
         shares,
         [[str(count) if count else "" for count in row] for row in counts],
         names,
         (f"true {label}", f"predicted {label}"),
         Scale("share of the true class", power=0.5),
-        Rows(("true", "predicted", "count", "share_of_true"), cells),
+        Rows(("true", "predicted", "count", "share_of_true", "seeds_summed"), cells),
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.probing.report.naming import (
     candidate_name,
     metric_name,
 )
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.report.tabular import Rows
 from pipeline.probing.results import NO_RATE, CandidateScore, Sweep
 from pipeline.probing.significance import N_RESAMPLES
@@ -115,7 +116,8 @@ def caption(sweep: Sweep) -> str:
     if sweep.comparison is not None and not math.isnan(sweep.comparison.p_value):
         lines.append(
             f"Test of its difference to {candidate_in_sentence(sweep.comparison.second)}, the "
-            f"second on dev: p = {sweep.comparison.p_value:.2g} ({sweep.comparison.test})."
+            f"second on dev: {p_value_text(sweep.comparison.p_value, sweep.comparison.test)} "
+            f"({sweep.comparison.test})."
         )
     return " ".join(lines)
 

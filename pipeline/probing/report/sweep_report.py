@@ -21,8 +21,9 @@ from pipeline.probing.report.html import (
     warnings_box,
     write_page,
 )
-from pipeline.probing.report.methods import methods
+from pipeline.probing.report.methods import methods, seeds_of
 from pipeline.probing.report.naming import candidate_in_sentence, candidate_name, metric_name
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.report.score_tables import TABLES, extra_metrics, write_tables
 from pipeline.probing.report.sweep_charts import MAX_CLASSES, best_heads, draw_charts
 from pipeline.probing.results import NO_RATE, SIGNIFICANCE_LEVEL, WEIGHTED, Candidate, Sweep
@@ -80,8 +81,8 @@ _CAPTIONS = {
     "with a larger norm needs less weight for the same effect, so a weight does not measure the "
     "importance of a layer.",
     "curves": "The best head of each candidate. Dots: the step with the best dev score.",
-    "confusion": "What is tested (utterances, spans or frames), by the best candidate, over all "
-    "seeds and folds.",
+    "confusion": "What is tested (utterances, spans or frames), by the best candidate. Counts are "
+    "sums over all seeds and folds.",
     "detection": "Detection error trade-off (DET) of the best candidate, test trials. Both "
     "axes are scaled by normal deviates: normally distributed scores give a straight line. Dot: "
     "the equal error rate.",
@@ -144,7 +145,7 @@ def significance(sweep: Sweep) -> list[str]:
         f"{_capitalised(comparison.second)} has the second-best dev score. On test, {best} is "
         + relation
         + (f" by {_amount(abs(lead))}" if lead else "")
-        + f" (p = {comparison.p_value:.2g}, {comparison.test})"
+        + f" ({p_value_text(comparison.p_value, comparison.test)}, {comparison.test})"
     )
     if not comparison.p_value < SIGNIFICANCE_LEVEL:
         meaning = (
@@ -244,7 +245,9 @@ def _frequent_confusions(sweep: Sweep) -> Markup:
     ]
     if not rows:
         return element("p", "No test utterance was confused.")
-    heading = ["true class", "predicted class", "count", "share of the true class"]
+    n_seeds = len(seeds_of(sweep))
+    count = f"count, sum of {n_seeds} seeds" if n_seeds > 1 else "count"
+    heading = ["true class", "predicted class", count, "share of the true class"]
     return table(heading, rows[:_MAX_PAIRS])
 
 
