@@ -201,7 +201,9 @@ def test_a_finished_comparison_can_be_reported_again(several, tmp_path):
     html = again._repr_html_()
     assert html.count("<tr") == 1 + 4
     assert again.plot("best-layers")._repr_png_()[:4] == b"\x89PNG"
-    with pytest.raises(ConfigError, match="'scores'; there are best-layers, layers, learning-curves$"):
+    with pytest.raises(
+        ConfigError, match=r"'scores'; there are best-layers, layers, learning-curves$"
+    ):
         again.plot("scores")
     with pytest.raises(ConfigError, match="no chart 'layer'; did you mean layers"):
         again.plot("layer")

@@ -17,7 +17,13 @@ import pipeline
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.frames.sample import sample_same_frames
-from pipeline.probing.layers.between import align, by_encoder, compare_encoders
+from pipeline.probing.layers.between import (
+    align,
+    are_one_encoder,
+    by_encoder,
+    compare_encoders,
+    names_of,
+)
 from pipeline.probing.layers.cka import GroupedFrames, linear_cka
 from pipeline.probing.layers.comparison_report import (
     COLUMNS,
@@ -161,6 +167,32 @@ def test_what_cannot_be_compared_is_refused(stores, tmp_path, form, error, messa
         align([stores[0], pipeline.open_store(tmp_path)])
 
 
+def test_stores_are_named_as_sweeps_name_their_encoders(tmp_path):
+    """By the model, or what tells two of one model apart; copies by folder, or else by path."""
+    places = {
+        "a/read": {"model": "hubert"},
+        "b": {"model": "wavlm"},
+        "c/read": {"model": "hubert"},
+        "d": {"model": "hubert", "precision": "bf16"},
+        "e": {"model": "hubert", "precision": "fp32"},
+    }
+    stores = {}
+    for place, encoder in places.items():
+        make_store(tmp_path / place, [9], encoder=encoder)
+        stores[place] = pipeline.open_store(tmp_path / place)
+
+    def named(*chosen):
+        return names_of([stores[place] for place in chosen])
+
+    assert named("a/read", "b") == ["hubert", "wavlm"]
+    assert named("d", "e") == ["hubert bf16", "hubert fp32"]
+    assert not are_one_encoder([stores["d"], stores["e"]])
+    copies = named("a/read", "c/read")
+    assert len(set(copies)) == 2
+    assert copies[0].endswith("a/read")
+    assert are_one_encoder([stores["a/read"], stores["c/read"]])
+
+
 @pytest.mark.slow
 def test_the_command_compares_encoders(folders, tmp_path, monkeypatch):
     """A rectangular map with its numbers, a table of the most similar layers, notes, JSON."""
@@ -185,7 +217,7 @@ def test_the_command_compares_encoders(folders, tmp_path, monkeypatch):
     }
     [pair] = document["pairs"]
     assert pair["cka"][2] == [None, None]
-    assert "comparing 2 encoders, one, two" in done.stderr
+    assert "comparing 2 stores of one encoder, one, two, because" in done.stderr
     assert "1 utterance have different numbers" in done.stderr
     page = (tmp_path / document["report"]).read_text()
     html = re.sub(r"<script>.*?</script>", "", page, flags=re.S)

@@ -18,12 +18,15 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.app import app
+from pipeline.cli.verbs.span_settings import read_given_spans
+from pipeline.config.loading import load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.feed.frames.sample import FrameSample
+from pipeline.probing.layers import label_report
 from pipeline.probing.layers.cca import RIDGES, Fit, Moments, Spectrum, held_out
 from pipeline.probing.layers.information import divide, pnmi
 from pipeline.probing.layers.label_report import COLUMNS, label_charts, label_rows
-from pipeline.probing.layers.with_labels import MIN_COUNT, measure_with_labels
+from pipeline.probing.layers.with_labels import MIN_COUNT, Estimate, measure_with_labels
 from tests.helpers.feature_stores import make_store
 
 N_CLASSES = 5
@@ -337,6 +340,65 @@ def test_charts_and_tables_of_labels(found):
     assert table[3] == ["4", *["–"] * 8]
     near = replace(found.layers[0], cca=replace(found.layers[0].cca, value=-1e-5))
     assert label_rows(replace(found, layers=(near,)))[0][4] == "0.000"
+
+
+def test_layers_within_the_spread_have_no_best_one(found):
+    """Only a lead beyond the spread of a value is called the highest."""
+    layers = [
+        replace(
+            found.layers[0],
+            layer=number,
+            pwcca=Estimate(value, 0.005, 0.1, 0.01),
+            pnmi=Estimate(None, None, None, None),
+        )
+        for number, value in ((1, 0.119), (2, 0.116))
+    ]
+    assert label_report._best(replace(found, layers=tuple(layers))) == (
+        "PWCCA is 0.116 to 0.119: the layers do not differ by more than the spread of one "
+        "(± 0.005; shuffled labels: 0.100)."
+    )
+    layers[1] = replace(layers[1], pwcca=Estimate(0.2, 0.005, 0.1, 0.01))
+    line = label_report._best(replace(found, layers=tuple(layers)))
+    assert line.startswith("PWCCA is highest in layer 2: 0.200 ± 0.005")
+    line = label_report._best(replace(found, layers=tuple(layers[:1])))
+    assert line.startswith("PWCCA of layer 1: 0.119")
+
+
+def test_wrong_spans_are_refused_before_anything_is_computed(made, tmp_path, monkeypatch):
+    """Of one store and of several: statistics without labels may take minutes."""
+    store, _ = made
+    make_store(tmp_path / "other", [9] * 3, layers=(1,), encoder={"model": "other"})
+    (tmp_path / "wrong.csv").write_text("id,start,end,label\nnobody,0,0.1,a\n")
+
+    def refuse(*_, **__):
+        raise AssertionError("computed before the spans were checked")
+
+    monkeypatch.setattr("pipeline.probing.layers.between.compare_encoders", refuse)
+    monkeypatch.setattr("pipeline.probing.layers.statistics.measure_layers", refuse)
+    spans = f"spans={tmp_path / 'wrong.csv'}"
+    for stores in ([store], [store, tmp_path / "other"]):
+        done = CliRunner().invoke(app, ["layers", *map(str, stores), spans])
+        assert done.exit_code in (1, 2)
+        assert "nobody" in done.stderr
+
+
+def test_silence_is_left_out_as_in_sweeps_of_phones(tmp_path):
+    """Unless `spans.skip` is given; a label of it that no span has gets a note."""
+    path = tmp_path / "phones.csv"
+    path.write_text("id,start,end,label\nx,0,0.1,sil\nx,0.1,0.2,a\nx,0.2,0.3,b\n")
+    skip = load_sweep_config(["task=phone"]).task.silence
+
+    def labels(**given):
+        spans, _ = read_given_spans({"spans": str(path)} | given, skip)
+        return {spans.labels[i] for i in spans.label}, " ".join(spans.notes)
+
+    kept, notes = labels()
+    assert kept == {"a", "b"}
+    assert "'sil'" in notes
+    assert "no span" not in notes
+    kept, notes = labels(**{"spans.skip": "[b,nope]"})
+    assert kept == {"sil", "a"}
+    assert "no span has the label 'nope' of spans.skip" in notes
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from pipeline.files import local_folder
 
 if TYPE_CHECKING:
     from pipeline.probing.layers.with_labels import LabelStatistics
+    from pipeline.spans.placing import PlacedSpans
     from pipeline.store.read.features import FeatureStore
 
 SETTINGS = ("n_frames", "seed", "out", "frame_statistics", "spans", "n_spans", "k")
@@ -113,18 +114,36 @@ class _Run:
             settings |= self.with_labels | {"spans": [one.digest for one in labels]}
         return {"layers": settings}
 
-    def labels(self, store: FeatureStore, progress: RunProgress) -> LabelStatistics | None:
-        """Return the statistics with labels of a store; None without spans."""
+    def placed(self, store: FeatureStore) -> PlacedSpans | None:
+        """Return the spans in a store; None without spans.
+
+        Silence is left out as in sweeps of phones, unless `spans.skip` is given.
+
+        Raises:
+            ConfigError: A setting of the spans is wrong.
+            SourceError: The file cannot be read, or has no utterance of the store.
+        """
         if self.with_labels is None:
             return None
-        from pipeline.probing.layers.with_labels import measure_with_labels
+        from pipeline.config.loading import load_sweep_config
         from pipeline.spans.placing import place_spans
 
+        silence = load_sweep_config(["task=phone"]).task.silence
+        spans, placing = read_given_spans(self.given, silence)
+        return place_spans(store, spans, **placing)
+
+    def labels(
+        self, store: FeatureStore, placed: PlacedSpans | None, progress: RunProgress
+    ) -> LabelStatistics | None:
+        """Return the statistics with labels of a store; None without spans."""
+        if self.with_labels is None or placed is None:
+            return None
+        from pipeline.probing.layers.with_labels import measure_with_labels
+
         with announced(progress, "comparing layers with the labels of spans"):
-            spans, placing = read_given_spans(self.given)
             found = measure_with_labels(
                 store,
-                place_spans(store, spans, **placing),
+                placed,
                 Path(self.given["spans"]).name,
                 n_frames=self.n_frames,
                 seed=self.seed,
@@ -166,11 +185,12 @@ def _measure(store: FeatureStore, run: _Run, progress: RunProgress) -> Found:
     from pipeline.probing.output_folder import claim_folder, default_folder, source_of
 
     folder = run.folder(default_folder(store))
+    placed = run.placed(store)
     with announced(progress, "measuring the layers"):
         statistics = measure_layers(store, run.n_frames, run.seed, progress.note)
     for warning in statistics.warnings:
         progress.note(f"WARNING: {warning}")
-    labels = run.labels(store, progress)
+    labels = run.labels(store, placed, progress)
     used = [] if labels is None else [labels]
     folder, note = claim_folder(folder, source_of(store) | run.settings(used))
     if note:
@@ -194,23 +214,25 @@ def _compare(
     """Compare the layers of several encoders and write the report."""
     from pipeline.probing.layers import comparison_report as report
     from pipeline.probing.layers import label_report
-    from pipeline.probing.layers.between import compare_encoders
+    from pipeline.probing.layers.between import are_one_encoder, compare_encoders, names_of
     from pipeline.probing.output_folder import claim_folder, default_folder, source_of
 
-    names = [default_folder(store).name for store in stores]
-    folder = run.folder(Path("sweeps", "-vs-".join(names)))
+    names, folders = names_of(stores), [default_folder(store).name for store in stores]
+    folder = run.folder(Path("sweeps", "-vs-".join(folders)))
+    what = "stores of one encoder" if are_one_encoder(stores) else "encoders"
     progress.note(
-        f"comparing {len(stores)} encoders, {', '.join(names)}, because their stores cannot be "
-        "read as one"
+        f"comparing {len(stores)} {what}, {', '.join(names)}, because their stores cannot be read "
+        "as one"
     )
+    placed = [run.placed(store) for store in stores]
     with announced(progress, "comparing the layers"):
         comparison = compare_encoders(stores, run.n_frames, run.seed, progress.note, reasons)
     for line in (*(f"WARNING: {text}" for text in comparison.warnings), *comparison.notes):
         progress.note(line)
     labels = {
         encoder.name: found
-        for encoder, store in zip(comparison.encoders, stores, strict=True)
-        if (found := run.labels(store, progress)) is not None
+        for encoder, store, spans in zip(comparison.encoders, stores, placed, strict=True)
+        if (found := run.labels(store, spans, progress)) is not None
     }
     sources = {"stores": [source_of(store) for store in stores]}
     folder, note = claim_folder(folder, sources | run.settings(labels.values()))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import items, whole
 from pipeline.config.ranges import Range
 from pipeline.config.spans_schema import SpansConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 
 if TYPE_CHECKING:
     from pipeline.spans.table import Spans
@@ -30,8 +30,14 @@ def check_alone(given: Mapping[str, str]) -> None:
         raise ConfigError(f"{alone[0]} is about the file of spans=FILE, which is not given")
 
 
-def read_given_spans(given: Mapping[str, str]) -> tuple[Spans, dict[str, Any]]:
+def read_given_spans(
+    given: Mapping[str, str], skip: Sequence[str] = ()
+) -> tuple[Spans, dict[str, Any]]:
     """Read the spans of `spans=`; return them and the settings of `place_spans`.
+
+    Args:
+        given: The settings.
+        skip: Labels that are left out, unless `spans.skip` is given.
 
     Raises:
         ConfigError: A setting has no effect, or another form.
@@ -39,7 +45,7 @@ def read_given_spans(given: Mapping[str, str]) -> tuple[Spans, dict[str, Any]]:
     """
     from pipeline.spans.reading import read_spans
 
-    reading: dict[str, Any] = {}
+    reading: dict[str, Any] = {"skip": skip}
     for key, name in SPANS.items():
         if key in given:
             reading[name] = items(given, key) if name in _LISTS else given[key]
@@ -47,4 +53,22 @@ def read_given_spans(given: Mapping[str, str]) -> tuple[Spans, dict[str, Any]]:
         rate = whole(given, "spans.sample_rate_hz", 0, Range(1, 10**9, "hertz"))
         reading["sample_rate_hz"] = float(rate)
     placing = {name: reading.pop(name) for name in _PLACING if name in reading}
-    return read_spans(given["spans"], **reading), placing
+    spans = read_spans(given["spans"], **reading)
+    return _with_absent(spans, given, reading), placing
+
+
+def _with_absent(spans: Spans, given: Mapping[str, str], reading: Mapping[str, Any]) -> Spans:
+    """Return spans with a note about labels of `spans.skip` that no span has."""
+    from pipeline.spans.reading import read_spans
+
+    if "spans.skip" not in given:
+        return spans
+    every = {
+        label.casefold()
+        for label in read_spans(given["spans"], **(dict(reading) | {"skip": ()})).labels
+    }
+    absent = [repr(label) for label in reading["skip"] if label.casefold() not in every]
+    if not absent:
+        return spans
+    note = f"no span has the label {first_few(absent)} of spans.skip"
+    return replace(spans, notes=(*spans.notes, note))

@@ -12,7 +12,12 @@ import torch
 
 from pipeline.errors import ConfigError, IdentityError, StoreError, counted, first_few
 from pipeline.feed.frames.sample import FrameSample, sample_same_frames
-from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
+from pipeline.probing.encoder_description import (
+    describe_encoder,
+    encoder_facts,
+    encoder_warnings,
+)
+from pipeline.probing.encoder_names import encoder_names
 from pipeline.probing.layers.cka import Alignment, FloatArray, GroupedFrames, or_none
 from pipeline.probing.layers.statistics import N_FRAMES
 from pipeline.store.backend.folders import name_of
@@ -32,7 +37,7 @@ class ComparedEncoder:
     """An encoder of a comparison.
 
     Attributes:
-        name: Its short name: the folder of its store.
+        name: Its short name: the model, and what tells it from others of one model.
         store: Path of the store.
         encoder: Description of the encoder.
         layers: Layer numbers.
@@ -236,11 +241,28 @@ def align(
 
 
 def names_of(stores: Sequence[FeatureStore]) -> list[str]:
-    """Return a short name of each store: its folder; its path if folders have the same name."""
-    names = ["+".join(name_of(backend) for backend in store.backends) for store in stores]
-    if len(set(names)) == len(names):
-        return names
-    return ["+".join(str(backend) for backend in store.backends) for store in stores]
+    """Return a short name of each store: that of its encoder, as sweeps name it.
+
+    Stores of one encoder have the names of their folders, or their paths if these are equal.
+    """
+    facts = [
+        {name: str(value) for name, value in encoder_facts(store.attributes).items()}
+        for store in stores
+    ]
+    folders = ["+".join(name_of(backend) for backend in store.backends) for store in stores]
+    paths = ["+".join(str(backend) for backend in store.backends) for store in stores]
+    shared = {folder for folder in folders if folders.count(folder) > 1}
+    unique = [
+        path if folder in shared else folder for folder, path in zip(folders, paths, strict=True)
+    ]
+    names = encoder_names(facts, [{name} for name in unique])
+    return unique if len(set(names)) < len(names) else names
+
+
+def are_one_encoder(stores: Sequence[FeatureStore]) -> bool:
+    """Whether all stores are of one encoder with the same precision and dtype."""
+    first, *others = (encoder_facts(store.attributes) for store in stores)
+    return all(facts == first for facts in others)
 
 
 def _check_times(one: FeatureStore, other: FeatureStore) -> None:

@@ -134,9 +134,20 @@ def _best(statistics: LabelStatistics) -> str:
         ]
         if known:
             value, negative, estimate = max(known, key=lambda item: item[:2])
+            name = _STATISTICS[kind]
+            spread = max(e.sd or 0.0 for _, _, e in known)
+            lowest = min(found for found, _, _ in known)
+            if len(known) > 1 and value - lowest <= spread:
+                lines.append(
+                    f"{name} is {lowest:.3f} to {value:.3f}: the layers do not differ by more than "
+                    f"the spread of one (± {spread:.3f}; shuffled labels: "
+                    f"{_text(estimate.shuffled)})."
+                )
+                continue
+            where = " of" if len(known) == 1 else " is highest in"
             lines.append(
-                f"{_STATISTICS[kind]} is highest in layer {-negative}: {value:.3f} "
-                f"± {_text(estimate.sd)} (shuffled labels: {_text(estimate.shuffled)})."
+                f"{name}{where} layer {-negative}: {value:.3f} ± {_text(estimate.sd)} "
+                f"(shuffled labels: {_text(estimate.shuffled)})."
             )
     return " ".join(lines)
 
