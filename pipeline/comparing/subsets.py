@@ -16,6 +16,7 @@ from pipeline.comparing.naming import encoder_key
 from pipeline.comparing.reading import StoredSweep
 from pipeline.errors import ConfigError
 from pipeline.probing.output_folder import SETTINGS
+from pipeline.probing.report.methods import listed
 from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
 _COUNTED = ("layers", "weighted", "seeds")
@@ -47,9 +48,10 @@ class LeftOut:
             )
             if values(part) < values(whole)
         ]
+        less = [f"fewer {listed(fewer)}"] if fewer else []
         if _has_sum(whole) and not _has_sum(part):
-            fewer.append("candidates (no weighted sum)")
-        but = f" with fewer {' and '.join(fewer)}" if fewer else ""
+            less.append("no weighted sum")
+        but = f" with {' and '.join(less)}" if less else ""
         return f"{self.part.folder} is left out: it is the sweep of {self.whole.folder}{but}"
 
 

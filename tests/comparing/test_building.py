@@ -189,8 +189,7 @@ def test_a_part_of_another_sweep_is_left_out(order):
     assert len(task.pairs) == 1
     assert task.pairs[0].adjusted == task.pairs[0].p_value
     assert task.notes == (
-        "x/quick is left out: it is the sweep of x/whole with fewer layers and candidates (no "
-        "weighted sum)",
+        "x/quick is left out: it is the sweep of x/whole with fewer layers and no weighted sum",
     )
     [seeds] = compared(only(whole, seeds=(0,)), whole, folders=["x/one", "x/two"]).tasks
     assert seeds.notes == ("x/one is left out: it is the sweep of x/two with fewer seeds",)
