@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config.checking import build, type_hints
+from pipeline.config.hints import option_hint, setting_hint
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -256,9 +257,10 @@ def _check_keys(
         if key in chosen:
             options = [path.stem for path in (folder / key).glob("*.yaml")]
             if value not in options:
-                raise ConfigError(f"no {key} is called {value!r}{did_you_mean(value, options)}")
+                hint = option_hint(key, value, options)
+                raise ConfigError(f"no {key} is called {value!r}{hint}")
         elif key not in known:
-            raise ConfigError(f"unknown setting {key}{did_you_mean(key, known)}")
+            raise ConfigError(f"unknown setting {key}{setting_hint(key, known)}")
 
 
 def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:

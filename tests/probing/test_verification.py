@@ -272,7 +272,7 @@ def test_the_layer_with_the_speakers_is_best(found):
     assert result.baselines == {"chance": 0.5}
     assert 0 < result.score(2).extra["min_dcf"] <= 1
     assert [head.layer for head in result.heads] == [1, 2]
-    assert result.split == "column split"
+    assert result.split == "column split; 1,770 test trials, 1,770 dev trials"
 
 
 def test_scores_are_cosines_of_centred_means(found, root):

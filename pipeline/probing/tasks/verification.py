@@ -83,6 +83,8 @@ class VerificationTask(Task):
             )
             warnings += warning
         n_speakers = sum(len(np.unique(self._speakers[item.pairs])) for item in self._test)
+        n_dev, n_test = sum(map(len, self._dev)), sum(map(len, self._test))
+        self.items = f"{counted(n_test, 'test trial')}, {counted(n_dev, 'dev trial')}"
         warnings += few_speakers(n_speakers)
         self.warnings = tuple(dict.fromkeys(warnings))
         self.truth = tuple(
