@@ -196,7 +196,8 @@ def show_verification(
     n_damaged = len(verification.damaged_units)
     verdict = f"{counted(n_damaged, 'unit')} DAMAGED" if n_damaged else "sound"
     if verification.tokens:
-        verdict += f", {counted(len(verification.tokens), 'problem')} of TOKENS"
+        verdict = verdict if n_damaged else "features sound"
+        verdict += f", TOKENS DAMAGED ({counted(len(verification.tokens), 'problem')})"
     lost = verification.utterances_quarantined
     quarantined = f" and {lost:,} quarantined" if lost else ""
     console.print(

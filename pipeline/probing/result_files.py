@@ -146,6 +146,7 @@ def _check_types(found: Sweep) -> None:
             str,
             [found.task, found.metric, *found.labels, *chain(*found.test_ids, *found.classes)],
         ),
+        ("text", str, found.warnings),
         ("a mapping", dict, [found.setup.encoder, *found.units]),
         ("true or false", bool, [found.higher_is_better]),
         (

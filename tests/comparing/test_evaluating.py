@@ -156,6 +156,7 @@ def test_missing_predictions_are_damage(store, tmp_path):
         (("heads", 0, "fold"), 7, r"is damaged \(IndexError: .*run the same"),
         (("heads", 1, "dev"), "x", r"is damaged \(TypeError: 'x' is in place of a number"),
         (("test_ids", 0, 0), 3, r"is damaged \(TypeError: 3 is in place of text"),
+        (("warnings",), [[]], r"is damaged \(TypeError: \[\] is in place of text"),
         (("task",), [], r"is damaged \(TypeError: \[\] is in place of text"),
         (("truth", 0, 0, 0), 99, r"cannot be evaluated \(IndexError: .*is damaged; run the same"),
         (("classes", 0), [], r"cannot be evaluated \(IndexError: .*is damaged; run the same"),

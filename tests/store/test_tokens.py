@@ -172,7 +172,7 @@ def test_a_flipped_byte_in_a_chunk(root):
     assert [(item.name, item.key) for item in found.tokens] == [(NAME, chunk_key(NAME, 0))]
     done = strata("verify", str(root))
     assert done.returncode == 1
-    assert "sound, 1 problem of TOKENS" in done.stdout
+    assert ": features sound, TOKENS DAMAGED (1 problem)" in done.stdout
     done = strata("verify", str(root), "--repair", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["tokens"][0]["name"] == NAME
