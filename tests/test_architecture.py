@@ -216,6 +216,7 @@ MAY_USE_FILES = {
     "store/coordination/lease.py": {"os"},  # which process holds it
     "store/coordination/processes.py": {"os", "pathlib"},  # reads /proc
     "store/native/int8.py": {"pathlib"},  # the compiled code beside it
+    "store/native/library.py": {"pathlib"},  # the same
     "store/native/rows.py": {"pathlib"},  # the same
     "store/read/facts.py": {"pathlib"},  # the type of `FeatureStore.root`
     "transforms/collapse.py": {"pathlib"},  # the type of a path to weights

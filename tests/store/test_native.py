@@ -79,6 +79,42 @@ def test_without_the_library_torch_decodes(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @needs_library
+@pytest.mark.parametrize("number", [int8.INTERFACE + 1, None])
+def test_a_decoder_of_another_version_is_not_used(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its functions may take other arguments, or be missing. Libraries of before have no number."""
+    if number is None:
+        monkeypatch.setattr(int8, "LIBRARY", rows.LIBRARY)
+    else:
+        monkeypatch.setattr(int8, "INTERFACE", number)
+    int8._load.cache_clear()
+    try:
+        assert int8.best_level() == 0
+        stored, scales = (torch.from_numpy(array) for array in case(4, 8))
+        assert not int8.decode(stored, scales, torch.empty(4, 8))
+    finally:
+        int8._load.cache_clear()
+
+
+@needs_library
+@pytest.mark.parametrize("number", [rows.INTERFACE + 1, None])
+def test_copies_of_another_version_are_not_used(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy copies the rows."""
+    if number is None:
+        monkeypatch.setattr(rows, "LIBRARY", int8.LIBRARY)
+    else:
+        monkeypatch.setattr(rows, "INTERFACE", number)
+    rows._load.cache_clear()
+    try:
+        assert not rows.is_compiled()
+    finally:
+        rows._load.cache_clear()
+
+
+@needs_library
 def test_the_library_is_that_of_this_source() -> None:
     """It exports what the module calls."""
     library = ctypes.CDLL(str(int8.LIBRARY))

@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.store.native.library import load_library
+
 LIBRARY = Path(__file__).with_name("libint8.native")
+INTERFACE = 1
+"""Number of the interface that is used here, as in int8.c."""
 AVX2, AVX512 = 1, 2
 """Levels of instructions, as in int8.c."""
 
@@ -54,10 +58,9 @@ def best_level() -> int:
 
 @cache
 def _load() -> tuple[ctypes._FuncPointer, int] | None:
-    """Return the function, which releases the interpreter's lock, and its best level."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+    """Return the function and its best level."""
+    library = load_library(LIBRARY, "strata_int8", INTERFACE)
+    if library is None:
         return None
     level = int(library.strata_int8_level())
     function = library.strata_int8_decode

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.native.library import load_library
 from pipeline.store.native.mapped import MappedFile
 
 LIBRARY = Path(__file__).with_name("librows.native")
+INTERFACE = 1
+"""Number of the interface that is used here, as in rows.c."""
 
 IntArray = npt.NDArray[np.int64]
 
@@ -160,11 +163,11 @@ def is_compiled() -> bool:
 
 @cache
 def _load() -> ctypes._FuncPointer | None:
-    """Return the function, which releases the interpreter's lock."""
-    try:
-        function = ctypes.CDLL(str(LIBRARY)).strata_place_rows
-    except (OSError, AttributeError):  # not compiled, or from before a change
+    """Return the function."""
+    library = load_library(LIBRARY, "strata_rows", INTERFACE)
+    if library is None:
         return None
+    function = library.strata_place_rows
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     function.argtypes = [pointer, pointer, size, size, size, size]
     function.restype = None

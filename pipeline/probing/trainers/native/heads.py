@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.store.native.library import is_stale, load_library
+
 LIBRARY = Path(__file__).with_name("libheads.native")
 INTERFACE = 1
-"""Number of the interface that is used here, as in heads.c; an older library has another one."""
+"""Number of the interface that is used here, as in heads.c."""
 AVX2, AVX512 = 1, 2
 """Levels of instructions, as in heads.c."""
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Settings of Adam: those of `torch.optim.Adam`."""
+_NAME = "strata_heads"  # what the names of its functions begin with
 _WIDTH, _ROWS = 16, 4  # dim is a multiple of one, projection of the other
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
@@ -243,8 +246,7 @@ def best_level() -> int:
 
 def stale_note() -> str:
     """Return a warning if the library is of another version of its sources, and not used."""
-    library = _library()
-    if library is None or _is_current(library):
+    if not is_stale(LIBRARY, _NAME, INTERFACE):
         return ""
     return (
         f"WARNING: {LIBRARY} is of another version of Strata and is not used, so heads are trained "
@@ -265,25 +267,11 @@ def _address(tensor: Tensor, i: int) -> int:
     return int(tensor.data_ptr() + i * tensor.stride(0) * tensor.element_size())
 
 
-def _library() -> ctypes.CDLL | None:
-    """Return the library; None if it is not compiled, or for another system."""
-    try:
-        return ctypes.CDLL(str(LIBRARY))
-    except OSError:
-        return None
-
-
-def _is_current(library: ctypes.CDLL) -> bool:
-    """Return whether a library has this interface; the first libraries had no number."""
-    function = getattr(library, "strata_heads_interface", None)
-    return function is not None and function() == INTERFACE
-
-
 @cache
 def _loaded() -> tuple[Any, int]:
-    """Return the library, whose functions release the interpreter's lock, and its best level."""
-    library = _library()
-    if library is None or not _is_current(library):
+    """Return the library and its best level."""
+    library = load_library(LIBRARY, _NAME, INTERFACE)
+    if library is None:
         return None, 0
     number, heads, batch = ctypes.c_int, ctypes.POINTER(_Head), ctypes.POINTER(_Batch)
     inputs, adam = ctypes.POINTER(_Inputs), ctypes.POINTER(_Adam)
@@ -294,6 +282,6 @@ def _loaded() -> tuple[Any, int]:
         "learn": [*outputs, batch, _POINTER, _POINTER, adam, _POINTER, _POINTER, _POINTER],
     }
     for name, types in arguments.items():
-        function = getattr(library, f"strata_heads_{name}")
+        function = getattr(library, f"{_NAME}_{name}")
         function.argtypes, function.restype = types, None
     return library, int(library.strata_heads_level())
