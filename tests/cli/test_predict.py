@@ -194,6 +194,15 @@ def test_intervals_get_labels(root, tmp_path):
     assert f"not predicted: {clip}, 0.2 to 0.202 s: no frame's centre is in it" in done.stderr
 
 
+def test_a_table_has_the_times_of_spans_between_frames(root, tmp_path):
+    """They are multiples of 0.0025 s, of which three decimals lose a part."""
+    (tmp_path / "a.csv").write_text("id,start,end\nclip-003.wav,0.0225,0.2\n")
+    spans = [f"spans={tmp_path / 'a.csv'}", "spans.label=?"]
+    done = strata("predict", root / "word", root / "store", *spans)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:3] == ["clip-003.wav", "0.0225", "0.2000"]
+
+
 @pytest.mark.parametrize("suffix", ["rttm", "ctm", "jsonl"])
 def test_frames_become_spans(root, tmp_path, suffix):
     """Read as the spans that the head was trained on, a file gives each frame its class again.

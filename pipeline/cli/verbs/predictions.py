@@ -167,7 +167,7 @@ def show(console: Console, result: Answers, out: Path | None) -> None:
             is_number = isinstance(value, float)
             table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row.values()))
+            table.add_row(*(Text(_cell(*item)) for item in row.items()))
         console.print(table)
     for error in errors:
         part = f", {error['start_s']:g} to {error['stop_s']:g} s" if "start_s" in error else ""
@@ -195,5 +195,7 @@ def _headline(facts: HeadFacts) -> str:
     )
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _cell(name: str, value: Any) -> str:
+    """Return a value as the table has it. Times of spans are multiples of 0.0025 s."""
+    n_digits = 4 if name in ("start_s", "stop_s") else 3
+    return f"{value:.{n_digits}f}" if isinstance(value, float) else str(value)
