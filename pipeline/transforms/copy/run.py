@@ -216,7 +216,7 @@ def _write(copy: _Prepared, place: Backend, lease: Lease, run_id: str, observer:
 
 
 def _carry(copy: _Prepared, place: Backend, observer: Observer) -> int:
-    """Give a place whose units are committed the tokens that it lacks; return their number."""
+    """Write the tokens that the committed units of a place lack; return the number of units."""
     return carry_tokens(place, copy.tokens, copy.sources, copy.pieces, copy.layout, observer)
 
 

@@ -77,7 +77,7 @@ def choose_tokens(
     found, notes = [], []
     for name in names:
         arrays = tuple(stored.read_tokens(item.backend, name) for item in sources)
-        problem = _problem(name, arrays, sources, layout) or _clash(name, names)
+        problem = _problem(arrays, sources, layout) or _clash(name, names)
         if problem is None:
             found.append(CarriedTokens(name, _codebook(name, arrays, sources), arrays))
             continue
@@ -95,10 +95,7 @@ def choose_tokens(
 
 
 def _problem(
-    name: str,
-    arrays: Sequence[StoredTokens | None],
-    sources: Sequence[Source],
-    layout: Layout,
+    arrays: Sequence[StoredTokens | None], sources: Sequence[Source], layout: Layout
 ) -> str | None:
     """Return why tokens cannot be carried; None if they can."""
     have = [(item, known) for item, known in zip(sources, arrays, strict=True) if known is not None]
@@ -163,7 +160,7 @@ def carry_tokens(
         observer: Receives notes.
 
     Returns:
-        Number of chunks that were written, one for each unit and name.
+        Number of units that got tokens, of one name or several.
 
     Raises:
         StoreError: The copy has other tokens of one of the names.
@@ -171,12 +168,14 @@ def carry_tokens(
     """
     if not tokens:
         return 0
-    n_written = 0
+    written: set[int] = set()
     index = index_files.read_index(place, columns=["unit", "slot", "status"])
     rows = index_files.of_status(index, OK)
     slots = dict(zip(rows["unit"].to_pylist(), rows["slot"].to_pylist(), strict=True))
+    n_slots = Ledger.open(place, pieces.plan.n_units).n_slots
     for item in tokens:
-        _put_documents(place, item, layout, Ledger.open(place, pieces.plan.n_units).n_slots)
+        stored.put_codebook(place, item.name, item.codebook)
+        stored.put_document(place, item.name, item.codebook, layout.frames_per_unit, n_slots)
         done = stored.slots_with_tokens(place, item.name)
         missing = [unit for unit, slot in slots.items() if slot not in done]
         chunk_of = _chunk_reader(item, sources)
@@ -187,20 +186,14 @@ def carry_tokens(
                 n_without += 1
             else:
                 stored.put_chunk(place, item.name, slots[unit], made)
-                n_written += 1
+                written.add(unit)
         if n_without:
             observer.note(
                 f"{counted(n_without, 'unit')} of {len(slots):,} without tokens {item.name!r}, "
                 f"because sources lack some; `strata tokenize STORE name={item.name}` makes them "
                 "for the copy"
             )
-    return n_written
-
-
-def _put_documents(place: Backend, item: CarriedTokens, layout: Layout, n_slots: int) -> None:
-    """Write the codebook and the zarr.json of tokens, unless they are there."""
-    stored.put_codebook(place, item.name, item.codebook)
-    stored.put_document(place, item.name, item.codebook, layout.frames_per_unit, n_slots)
+    return len(written)
 
 
 def _chunk_reader(
