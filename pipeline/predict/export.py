@@ -80,7 +80,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
         "## Use it with Strata",
         "",
         "```bash",
-        f"strata predict THIS_FOLDER clip.wav{' spans=FILE' * (facts.kind == SPANS)}",
+        f"strata predict THIS_FOLDER clip.wav{' spans=FILE' if facts.kind == SPANS else ''}",
         "```",
         "",
         f"## {_heading(facts)}",

@@ -26,7 +26,7 @@ from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.timing import frames_between, span_times
 
 _CELLS = 1 << 26  # statistics of spans in memory at a time: 256 MiB
-FORMATS = "TextGrid, CTM, RTTM, csv, tsv, parquet or jsonl"
+_FORMATS = "TextGrid, CTM, RTTM, csv, tsv, parquet or jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class GivenSpans:
 
         Raises:
             SourceError: The file cannot be read.
+            ConfigError: There are no spans.
         """
         if isinstance(spans, GivenSpans):
             return spans
-        return cls(spans if isinstance(spans, Spans) else read_spans(spans))
+        found = spans if isinstance(spans, Spans) else read_spans(spans)
+        if not len(found):
+            raise ConfigError("spans= has no spans; give at least one")
+        return cls(found)
 
     def of_recordings(self, names: Sequence[str], observer: Observer) -> GivenSpans:
         """Return the spans of recordings, with the names of these as ids.
@@ -124,7 +128,7 @@ def check_spans(facts: HeadFacts, are_given: bool) -> None:
     """
     if facts.kind == SPANS and not are_given:
         raise ConfigError(
-            f"the heads of {facts.task} label given intervals; give spans=FILE ({FORMATS}), in "
+            f"the heads of {facts.task} label given intervals; give spans=FILE ({_FORMATS}), in "
             "Python spans="
         )
     if facts.kind != SPANS and are_given:

@@ -252,6 +252,16 @@ def test_stored_spans_have_the_ids_of_the_store(root):
         predictor.predict_store(store, [IDS[3]], spans)
 
 
+def test_spans_of_which_none_is_left_are_refused(root):
+    """Such as a selection without results; for files and stores alike."""
+    predictor = pipeline.Predictor(swept_parts(root, "word", *WORDS))
+    none = Spans.of(["a"], [0.0], [1.0], ["x"]).take([])
+    with pytest.raises(ConfigError, match="spans= has no spans; give at least one"):
+        predictor.predict_files([root / "clips"], none)
+    with pytest.raises(ConfigError, match="spans= has no spans; give at least one"):
+        predictor.predict_store(extracted(root), spans=none)
+
+
 def test_heads_need_what_they_label(root):
     """Spans for heads on spans, and none for others; the message has the remedy."""
     words = pipeline.Predictor(swept_parts(root, "word", *WORDS))
