@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.sweep_schema import ATTENTIVE, COSINE, LDA, LINEAR, LSTM, MLP
+from pipeline.heads.networks import LSTM_LAYERS
 
 UTTERANCE, REGRESSION, FRAMES, VERIFICATION = "utterance", "regression", "frames", "verification"
 SPANS, FRAMEWISE = "spans", "framewise"
@@ -49,8 +50,6 @@ FORMS = {
 """Forms that heads of each kind may have in a file."""
 KINDS = tuple(FORMS)
 
-LSTM_LAYERS = 2
-"""Layers of an LSTM: those of SUPERB's speech recogniser."""
 _GATES = 4
 
 

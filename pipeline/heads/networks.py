@@ -22,9 +22,9 @@ from pipeline.heads.modules import PROJECTION_DIM, valid_frames
 
 ATTENTION_DIM = 128
 """Width of the hidden layer of the attention."""
-LSTM_UNITS, N_LSTM_LAYERS = 256, 2
+LSTM_UNITS, LSTM_LAYERS = 256, 2
 """Units of each direction and layer, and layers. SUPERB's speech recognition has 1024 units."""
-_MIN_VARIANCE = 1e-5
+_VARIANCE_FLOOR = 1e-5  # so that the deviation has a gradient
 _FLOAT_BYTES = 4
 
 
@@ -38,6 +38,9 @@ class FrameHead(nn.Module, ABC):
         Args:
             frames: Frames of all utterances, one utterance after the other, [n_frames, dim].
             lengths: Frames of each utterance, at least 1, int64 [batch].
+
+        Returns:
+            Logits, [batch, n_outputs], or of a head on every frame [n_frames, n_outputs].
         """
 
     @abstractmethod
@@ -79,15 +82,8 @@ class AttentiveStatistics(nn.Module):
         Returns:
             Mean and standard deviation of each utterance, [batch, 2 * dim].
         """
-        shape = len(lengths), int(lengths.max())
-        places = _places(lengths.to(frames.device), shape[1])
-        energies = self.energy(self.hidden(frames).tanh())[:, 0]
-        padded = _moved(energies, places, shape, -math.inf)
-        weights = padded.softmax(1).unsqueeze(1)  # [batch, 1, longest]
-        values = _moved(frames, places, (*shape, frames.shape[1]), 0.0)
-        mean = torch.bmm(weights, values)  # [batch, 1, dim]
-        variance = torch.bmm(weights, (values - mean).square())
-        return torch.cat([mean, variance.clamp_min(_MIN_VARIANCE).sqrt()], dim=2)[:, 0]
+        vector = self.energy.weight[0]
+        return attentive_statistics(frames, lengths, self.hidden.weight, self.hidden.bias, vector)
 
 
 class PooledAttentive(FrameHead):
@@ -126,15 +122,7 @@ class PooledAttentive(FrameHead):
         return self.of_frames(*_without_padding(features, lengths))
 
     def of_frames(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Score utterances whose frames follow each other without padding.
-
-        Args:
-            frames: [n_frames, dim].
-            lengths: Frames of each utterance, int64 [batch].
-
-        Returns:
-            Logits, [batch, classes].
-        """
+        """Score utterances without padding: [n_frames, dim] to [batch, classes]."""
         projected = self.projector(frames.to(self.output.weight.dtype))
         scores: Tensor = self.output(self.pooling(projected, lengths))
         return scores
@@ -242,19 +230,11 @@ class FramewiseLSTM(_Framewise):
         """
         super().__init__()
         self.projector = nn.Linear(dim, projection)
-        self.lstm = nn.LSTM(projection, units, N_LSTM_LAYERS, bidirectional=True)
+        self.lstm = nn.LSTM(projection, units, LSTM_LAYERS, bidirectional=True)
         self.output = nn.Linear(2 * units, vocab)
 
     def of_frames(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Score frames without padding.
-
-        Args:
-            frames: [n_frames, dim].
-            lengths: Frames of each utterance, int64 [batch].
-
-        Returns:
-            Logits, [n_frames, vocab].
-        """
+        """Score frames without padding: [n_frames, dim] to [n_frames, vocab]."""
         projected = self.projector(frames.to(self.output.weight.dtype))
         places, batch_sizes = _packing(lengths.cpu())
         places = places.to(frames.device)
@@ -276,9 +256,35 @@ class FramewiseLSTM(_Framewise):
     @property
     def frame_bytes(self) -> int:
         """Estimate of the memory of a training step, per frame, without the frames themselves."""
-        n_directions = 2 * N_LSTM_LAYERS
+        n_directions = 2 * LSTM_LAYERS
         n_values = 4 * self.projector.out_features + 6 * self.output.out_features
         return (n_values + n_directions * 10 * self.lstm.hidden_size) * _FLOAT_BYTES
+
+
+def attentive_statistics(
+    frames: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, vector: Tensor
+) -> Tensor:
+    """Compute `AttentiveStatistics` with given parameters.
+
+    Args:
+        frames: Frames of all utterances, one utterance after the other, [n_frames, dim].
+        lengths: Frames of each utterance, int64 [batch].
+        weight: W, [hidden, dim].
+        bias: b, [hidden].
+        vector: v, [hidden].
+
+    Returns:
+        Mean and standard deviation of each utterance, [batch, 2 * dim].
+    """
+    shape = len(lengths), int(lengths.max())
+    places = _places(lengths.to(frames.device), shape[1])
+    energies = nn.functional.linear(frames, weight, bias).tanh() @ vector
+    padded = _moved(energies, places, shape, -math.inf)
+    weights = padded.softmax(1).unsqueeze(1)  # [batch, 1, longest]
+    values = _moved(frames, places, (*shape, frames.shape[1]), 0.0)
+    mean = torch.bmm(weights, values)  # [batch, 1, dim]
+    variance = torch.bmm(weights, (values - mean).square())
+    return torch.cat([mean, variance.clamp_min(_VARIANCE_FLOOR).sqrt()], dim=2)[:, 0]
 
 
 def _without_padding(features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -299,9 +305,15 @@ def _without_padding(features: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
 
 def _places(lengths: Tensor, longest: int) -> Tensor:
     """Return the place of each frame among padded ones, int64 [n_frames]."""
-    owner = torch.repeat_interleave(lengths)  # number of the utterance of each frame
-    time = torch.arange(len(owner), device=lengths.device) - (lengths.cumsum(0) - lengths)[owner]
+    owner, time = _owner_and_time(lengths)
     return owner * longest + time
+
+
+def _owner_and_time(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of the utterance of each frame, and its number there: int64 [n_frames]."""
+    owner = torch.repeat_interleave(lengths)
+    time = torch.arange(len(owner), device=lengths.device) - (lengths.cumsum(0) - lengths)[owner]
+    return owner, time
 
 
 def _packing(lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,8 +327,7 @@ def _packing(lengths: Tensor) -> tuple[Tensor, Tensor]:
     """
     rank = torch.empty_like(lengths)
     rank[lengths.argsort(descending=True, stable=True)] = torch.arange(len(lengths))
-    owner = torch.repeat_interleave(lengths)
-    time = torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
+    owner, time = _owner_and_time(lengths)
     batch_sizes = torch.bincount(time)
     return (batch_sizes.cumsum(0) - batch_sizes)[time] + rank[owner], batch_sizes
 

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.sweep_schema import ATTENTIVE, LSTM, MLP
-from pipeline.heads.facts import LSTM_LAYERS, HeadFacts
+from pipeline.heads.facts import HeadFacts
+from pipeline.heads.networks import LSTM_LAYERS, attentive_statistics
 from pipeline.heads.prediction import LabelledSpan
 
 Tensors = Mapping[str, Tensor]
-
-VARIANCE_FLOOR = 1e-5
-"""Least variance in attentive statistics, so that the deviation has a gradient."""
 
 
 def outputs_of(facts: HeadFacts, tensors: Tensors, inputs: Tensor) -> Tensor:
@@ -39,21 +37,17 @@ def outputs_of(facts: HeadFacts, tensors: Tensors, inputs: Tensor) -> Tensor:
         inputs = nn.functional.linear(
             inputs, tensors["projection_weight"], tensors["projection_bias"]
         )
-        of_frames = attentive_statistics if facts.head == ATTENTIVE else lstm_outputs
+        of_frames = attentive_outputs if facts.head == ATTENTIVE else lstm_outputs
         inputs = of_frames(tensors, inputs)
     return torch.mm(tensors["weight"], inputs.T) + tensors["bias"][:, None]
 
 
-def attentive_statistics(tensors: Tensors, frames: Tensor) -> Tensor:
-    """Return mean and deviation of frames, weighted by attention: [n, d] to [1, 2 d].
-
-    Okabe, Koshinaka and Shinoda, "Attentive statistics pooling for deep speaker embedding", 2018.
-    """
-    keys = nn.functional.linear(frames, tensors["attention_weight"], tensors["attention_bias"])
-    weights = torch.mv(keys.tanh_(), tensors["attention_vector"]).softmax(0)
-    mean = torch.mv(frames.T, weights)
-    variance = torch.mv(frames.square().T, weights) - mean.square()
-    return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()])[None]
+def attentive_outputs(tensors: Tensors, frames: Tensor) -> Tensor:
+    """Return mean and deviation of frames, weighted by attention: [n, d] to [1, 2 d]."""
+    names = ("attention_weight", "attention_bias", "attention_vector")
+    return attentive_statistics(
+        frames, torch.tensor([len(frames)]), *(tensors[name] for name in names)
+    )
 
 
 def lstm_outputs(tensors: Tensors, frames: Tensor) -> Tensor:

@@ -259,7 +259,7 @@ def _outputs(form: str, mixed: str) -> list[str]:
         lines += [
             f'attention = ({keys} @ head["attention_vector"]).softmax(0)  # [frame]',
             "mean = attention @ frames",
-            "deviation = (attention @ frames**2 - mean**2).clamp(min=1e-5).sqrt()",
+            "deviation = (attention @ (frames - mean) ** 2).clamp(min=1e-5).sqrt()",
         ]
         mixed = "torch.cat([mean, deviation])"
     elif form == LSTM:

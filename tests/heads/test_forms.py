@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import ConfigError
+from pipeline.heads.networks import PooledAttentive
 from pipeline.heads.trained import TrainedHead
 from tests.heads.test_trained import DIM, FACTS, TEXT
 
@@ -78,6 +79,21 @@ def test_attentive_statistics():
     alone = TrainedHead(replace(FACTS, head="attentive"), tensors)(features[:, :1])
     flat = out(torch.cat([frames[0], torch.full((WIDTH,), 1e-5).sqrt()]))
     assert alone.scores == pytest.approx(expected_scores(flat), rel=1e-4)  # no deviation: the floor
+
+
+def test_attention_over_frames_far_from_zero():
+    """A deviation that is small beside the mean is that of training, not lost in rounding."""
+    network = PooledAttentive(DIM, 5, WIDTH)
+    with torch.no_grad():
+        network.projector.bias.fill_(100.0)
+        network.output.weight[:, :WIDTH] = 0  # the deviation alone decides
+        network.output.weight[:, WIDTH:] *= 20
+    features = 0.05 * torch.randn(1, 40, DIM)
+    tensors = {name: value.detach().clone() for name, value in network.tensors().items()}
+    with torch.no_grad():
+        exact = network.double()(features.double())[0]
+    one = TrainedHead(replace(FACTS, head="attentive"), tensors)
+    assert one(features).scores == pytest.approx(expected_scores(exact), rel=1e-5)
 
 
 def test_an_attentive_regression_has_the_unit_of_its_labels():
