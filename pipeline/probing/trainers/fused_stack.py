@@ -14,26 +14,16 @@ import torch
 from torch import Tensor
 
 from pipeline.config.sweep_schema import LINEAR
-from pipeline.probing.results import WEIGHTED, Candidate, HeadSpec
-from pipeline.probing.trainers.head_stack import HeadStack
+from pipeline.probing.results import Candidate, HeadSpec
+from pipeline.probing.trainers.head_stack import HeadStack, Stack
 from pipeline.probing.trainers.native import heads as native
 from pipeline.probing.trainers.native.heads import HeadInputs, HeadTensors, NativeHeads
 from pipeline.probing.trainers.objectives import Objective
-from pipeline.probing.trainers.snapshot import (
-    HeadShape,
-    Snapshot,
-    initial_parameters,
-    matmul_per_head,
-)
+from pipeline.probing.trainers.snapshot import HeadShape, Snapshot, matmul_per_head
 
 
-class FusedStack:
-    """Linear heads that are trained together: of one seed and fold, all or none on weighted sums.
-
-    Attributes:
-        specs: Settings of the heads.
-        shape: Sizes of each head.
-    """
+class FusedStack(Stack):
+    """Linear heads whose steps C code computes, on a CPU."""
 
     def __init__(
         self,
@@ -42,21 +32,11 @@ class FusedStack:
         shape: HeadShape,
         objective: Objective,
     ) -> None:
-        """Initialise the heads as torch initialises linear layers.
-
-        Args:
-            specs: Settings of the heads.
-            layers: Candidate at each index of the layer axis of the features.
-            shape: Sizes of each head.
-            objective: What the heads learn.
-        """
-        self.specs, self.shape, self._objective = list(specs), shape, objective
-        initial = [initial_parameters(spec.seed, spec.layer, shape) for spec in specs]
-        parts = [torch.stack(part) for part in zip(*initial, strict=True)]
+        """Initialise the heads as torch initialises linear layers; see `Stack`."""
+        super().__init__(specs, layers, shape, objective)
+        parts = self._initial_parameters()
         first, first_bias, last, last_bias = parts[:4]
         scalars = parts[4] if self.weighted else torch.empty(len(specs), 0)
-        axes = () if self.weighted else tuple(layers.index(spec.layer) for spec in specs)
-        self._axes = axes[:1] if len(set(axes)) == 1 else axes
         self._values = HeadTensors(first, first_bias, last.mT.contiguous(), last_bias, scalars)
         self._means, self._squares = self._values.zeros(), self._values.zeros()
         self._product = matmul_per_head(last, first)
@@ -65,15 +45,9 @@ class FusedStack:
         self._n_steps = 0
         self._bind()
 
-    @property
-    def weighted(self) -> bool:
-        """Whether the heads are on weighted sums."""
-        return self.specs[0].layer == WEIGHTED
-
     def keep(self, heads: Sequence[int]) -> None:
         """Keep these heads, with their optimizer state, and drop the others."""
-        self.specs = [self.specs[i] for i in heads]
-        self._axes = tuple(self._axes[i] for i in heads) if len(self._axes) > 1 else self._axes
+        super().keep(heads)
         self._values, self._means = self._values.take(heads), self._means.take(heads)
         self._squares = self._squares.take(heads)
         self._product = self._product[list(heads)]
@@ -88,16 +62,7 @@ class FusedStack:
 
     @torch.no_grad()
     def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Take one step of Adam on the loss of a batch.
-
-        Args:
-            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
-            labels: Labels of all utterances, [n_columns, n_utterances].
-            rows: Positions of the utterances of the batch, int64 [batch].
-
-        Returns:
-            The loss of each head before the step, [n_heads].
-        """
+        """Take one step of Adam on the loss of a batch, and return the loss of each head."""
         axes = self._axes * len(self.specs) if len(self._axes) == 1 else self._axes
         inputs = HeadInputs(pooled, rows, axes, self.snapshot().mix)
         self._native.mix(inputs)
@@ -124,7 +89,7 @@ def make_stack(
     objective: Objective,
     device: torch.device,
     batch: int,
-) -> HeadStack | FusedStack:
+) -> Stack:
     """Return untrained heads of one seed and fold.
 
     Args:

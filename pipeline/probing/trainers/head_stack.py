@@ -1,4 +1,4 @@
-"""A stack of two-layer heads trained on the same batches, with hand-derived gradients.
+"""Stacks of two-layer heads trained on the same batches, with hand-derived gradients.
 
 A linear head is `outputs = W2 (W1 x + b1) + b2`, where x is the mean over frames of a layer, or of
 a weighted sum of layers. Both layers are linear, so they can be multiplied into one:
@@ -15,6 +15,7 @@ compares losses and parameters, for each way to compute the gradients.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,10 @@ from pipeline.probing.trainers.snapshot import (
 )
 
 
-class HeadStack:
+class Stack(ABC):
     """Heads that are trained together: of one seed and fold, all or none on weighted sums.
+
+    An implementation must implement `snapshot` and `step`, and extend `keep`.
 
     Attributes:
         specs: Settings of the heads.
@@ -46,25 +49,18 @@ class HeadStack:
         layers: Sequence[Candidate],
         shape: HeadShape,
         objective: Objective,
-        device: torch.device,
     ) -> None:
-        """Initialise the heads as torch initialises linear layers.
+        """Find the layers of the heads.
 
         Args:
             specs: Settings of the heads.
             layers: Candidate at each index of the layer axis of the features.
             shape: Sizes of each head.
             objective: What the heads learn.
-            device: Device of the parameters.
         """
-        self.specs = list(specs)
-        self.shape = shape
-        self._objective = objective
-        initial = [initial_parameters(spec.seed, spec.layer, shape) for spec in specs]
-        self._parameters = [torch.stack(parts).to(device) for parts in zip(*initial, strict=True)]
+        self.specs, self.shape, self._objective = list(specs), shape, objective
         axes = () if self.weighted else tuple(layers.index(spec.layer) for spec in specs)
         self._axes = axes[:1] if len(set(axes)) == 1 else axes
-        self._make_optimizer(None)
 
     @property
     def weighted(self) -> bool:
@@ -73,10 +69,53 @@ class HeadStack:
 
     def keep(self, heads: Sequence[int]) -> None:
         """Keep these heads, with their optimizer state, and drop the others."""
-        previous = self._optimizer.state, self._views
         self.specs = [self.specs[i] for i in heads]
-        self._parameters = [part[list(heads)] for part in self._parameters]
         self._axes = tuple(self._axes[i] for i in heads) if len(self._axes) > 1 else self._axes
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Return the heads as they are now; they may share memory with the stack."""
+
+    @abstractmethod
+    def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Take one step of Adam on the loss of a batch.
+
+        Args:
+            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim], contiguous.
+            labels: Labels of all utterances, [n_columns, n_utterances].
+            rows: Positions of the utterances of the batch, int64 [batch].
+
+        Returns:
+            The loss of each head before the step, [n_heads].
+        """
+
+    def _initial_parameters(self) -> list[Tensor]:
+        """Draw the parameters of all heads as `initial_parameters` does, [n_heads, ...] each."""
+        drawn = [initial_parameters(spec.seed, spec.layer, self.shape) for spec in self.specs]
+        return [torch.stack(parts) for parts in zip(*drawn, strict=True)]
+
+
+class HeadStack(Stack):
+    """Heads whose steps torch computes, on any device."""
+
+    def __init__(
+        self,
+        specs: Sequence[HeadSpec],
+        layers: Sequence[Candidate],
+        shape: HeadShape,
+        objective: Objective,
+        device: torch.device,
+    ) -> None:
+        """Initialise the heads as torch initialises linear layers, on a device; see `Stack`."""
+        super().__init__(specs, layers, shape, objective)
+        self._parameters = [part.to(device) for part in self._initial_parameters()]
+        self._make_optimizer(None)
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Keep these heads, with their optimizer state, and drop the others."""
+        super().keep(heads)
+        previous = self._optimizer.state, self._views
+        self._parameters = [part[list(heads)] for part in self._parameters]
         self._make_optimizer((previous[0], [previous[1][i] for i in heads]))
 
     @torch.no_grad()
@@ -92,16 +131,7 @@ class HeadStack:
 
     @torch.no_grad()
     def step(self, pooled: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Take one step of Adam on the loss of a batch.
-
-        Args:
-            pooled: Features of all utterances, float32 [n_layers, n_utterances, dim].
-            labels: Labels of all utterances, [n_columns, n_utterances].
-            rows: Positions of the utterances of the batch, int64 [batch].
-
-        Returns:
-            The loss of each head before the step, [n_heads].
-        """
+        """Take one step of Adam on the loss of a batch, and return the loss of each head."""
         now = self.snapshot()
         selected, batch_labels = now.select_layers(pooled, rows), labels[:, rows]
         inputs = now.inputs(selected)

@@ -1,6 +1,6 @@
 """Trainer of utterance tasks: heads on pooled features, all layers and settings at once.
 
-Features are read once. Heads of one layer, seed and fold form a stack (`HeadStack`) and are trained
+Features are read once. Heads of one layer, seed and fold form a stack (`Stack`) and are trained
 on the same batches. On a CPU, stacks train in parallel, one per thread: a single stack of all heads
 took a quarter more time, limited by memory bandwidth. Each stack computes in one thread, so the
 results do not depend on the number of threads. On a GPU, the heads of one seed and fold form two
@@ -28,8 +28,8 @@ from pipeline.config import TaskConfig
 from pipeline.events import rough_duration
 from pipeline.probing.labels import Fold
 from pipeline.probing.results import WEIGHTED, Candidate, HeadResult, HeadSpec, Note, OnHead
-from pipeline.probing.trainers.fused_stack import FusedStack, make_stack
-from pipeline.probing.trainers.head_stack import HeadStack
+from pipeline.probing.trainers.fused_stack import make_stack
+from pipeline.probing.trainers.head_stack import Stack
 from pipeline.probing.trainers.objectives import Objective
 from pipeline.probing.trainers.progress import HeadProgress, stacks_of
 from pipeline.probing.trainers.snapshot import HeadShape, Snapshot
@@ -77,7 +77,7 @@ class PooledData:
         n_outputs = sum(self.objectives[0].widths)
         return HeadShape(dim, self.task.projection, n_outputs, n_layers, self.task.head)
 
-    def stack(self, specs: Sequence[HeadSpec]) -> HeadStack | FusedStack:
+    def stack(self, specs: Sequence[HeadSpec]) -> Stack:
         """Return untrained heads of one seed and fold."""
         fold = specs[0].fold
         batch, device = min(self.task.batch, len(self.folds[fold].train)), self.pooled.device
@@ -281,7 +281,7 @@ def _train(
 
 def _take_steps(
     data: PooledData,
-    stack: HeadStack | FusedStack,
+    stack: Stack,
     train: Tensor,
     order: Iterator[Tensor],
     n_steps: int,
