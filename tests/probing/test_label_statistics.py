@@ -383,9 +383,12 @@ def test_wrong_spans_are_refused_before_anything_is_computed(made, tmp_path, mon
 
 
 def test_silence_is_left_out_as_in_sweeps_of_phones(tmp_path):
-    """Unless `spans.skip` is given; a label of it that no span has gets a note."""
+    """In upper and lower case, unless `spans.skip` is given, whose labels have one case.
+
+    A label of `spans.skip` that no span has gets a note.
+    """
     path = tmp_path / "phones.csv"
-    path.write_text("id,start,end,label\nx,0,0.1,sil\nx,0.1,0.2,a\nx,0.2,0.3,b\n")
+    path.write_text("id,start,end,label\nx,0,0.1,SIL\nx,0.1,0.2,a\nx,0.2,0.3,b\n")
     skip = load_sweep_config(["task=phone"]).task.silence
 
     def labels(**given):
@@ -394,11 +397,14 @@ def test_silence_is_left_out_as_in_sweeps_of_phones(tmp_path):
 
     kept, notes = labels()
     assert kept == {"a", "b"}
-    assert "'sil'" in notes
+    assert "'SIL'" in notes
     assert "no span" not in notes
     kept, notes = labels(**{"spans.skip": "[b,nope]"})
-    assert kept == {"sil", "a"}
+    assert kept == {"SIL", "a"}
     assert "no span has the label 'nope' of spans.skip" in notes
+    kept, notes = labels(**{"spans.skip": "[sil,b]"})
+    assert kept == {"SIL", "a"}
+    assert "no span has the label 'sil' of spans.skip" in notes
 
 
 @pytest.mark.slow

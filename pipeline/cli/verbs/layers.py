@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from pipeline.files import local_folder
 if TYPE_CHECKING:
     from pipeline.probing.layers.with_labels import LabelStatistics
     from pipeline.spans.placing import PlacedSpans
+    from pipeline.spans.table import Spans
     from pipeline.store.read.features import FeatureStore
 
 SETTINGS = ("n_frames", "seed", "out", "frame_statistics", "spans", "n_spans", "k")
@@ -114,22 +116,32 @@ class _Run:
             settings |= self.with_labels | {"spans": [one.digest for one in labels]}
         return {"layers": settings}
 
-    def placed(self, store: FeatureStore) -> PlacedSpans | None:
-        """Return the spans in a store; None without spans.
+    @cached_property
+    def spans(self) -> tuple[Spans, dict[str, Any]]:
+        """The spans of `spans=`, and the settings of `place_spans`.
 
         Silence is left out as in sweeps of phones, unless `spans.skip` is given.
 
         Raises:
             ConfigError: A setting of the spans is wrong.
-            SourceError: The file cannot be read, or has no utterance of the store.
+            SourceError: The file cannot be read.
+        """
+        from pipeline.config.loading import load_sweep_config
+
+        return read_given_spans(self.given, load_sweep_config(["task=phone"]).task.silence)
+
+    def placed(self, store: FeatureStore) -> PlacedSpans | None:
+        """Return the spans in a store; None without spans.
+
+        Raises:
+            ConfigError: As for `spans`.
+            SourceError: As for `spans`; or they are of no utterance of the store.
         """
         if self.with_labels is None:
             return None
-        from pipeline.config.loading import load_sweep_config
         from pipeline.spans.placing import place_spans
 
-        silence = load_sweep_config(["task=phone"]).task.silence
-        spans, placing = read_given_spans(self.given, silence)
+        spans, placing = self.spans
         return place_spans(store, spans, **placing)
 
     def labels(

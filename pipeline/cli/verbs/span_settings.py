@@ -31,21 +31,21 @@ def check_alone(given: Mapping[str, str]) -> None:
 
 
 def read_given_spans(
-    given: Mapping[str, str], skip: Sequence[str] = ()
+    given: Mapping[str, str], silence: Sequence[str] = ()
 ) -> tuple[Spans, dict[str, Any]]:
     """Read the spans of `spans=`; return them and the settings of `place_spans`.
 
     Args:
         given: The settings.
-        skip: Labels that are left out, unless `spans.skip` is given.
+        silence: Labels that are left out, in upper or lower case, unless `spans.skip` is given.
 
     Raises:
         ConfigError: A setting has no effect, or another form.
         SourceError: The file cannot be read.
     """
-    from pipeline.spans.reading import read_spans
+    from pipeline.spans.reading import read_spans, without_labels
 
-    reading: dict[str, Any] = {"skip": skip}
+    reading: dict[str, Any] = {}
     for key, name in SPANS.items():
         if key in given:
             reading[name] = items(given, key) if name in _LISTS else given[key]
@@ -53,22 +53,13 @@ def read_given_spans(
         rate = whole(given, "spans.sample_rate_hz", 0, Range(1, 10**9, "hertz"))
         reading["sample_rate_hz"] = float(rate)
     placing = {name: reading.pop(name) for name in _PLACING if name in reading}
+    skip = reading.pop("skip", None)
     spans = read_spans(given["spans"], **reading)
-    return _with_absent(spans, given, reading), placing
-
-
-def _with_absent(spans: Spans, given: Mapping[str, str], reading: Mapping[str, Any]) -> Spans:
-    """Return spans with a note about labels of `spans.skip` that no span has."""
-    from pipeline.spans.reading import read_spans
-
-    if "spans.skip" not in given:
-        return spans
-    every = {
-        label.casefold()
-        for label in read_spans(given["spans"], **(dict(reading) | {"skip": ()})).labels
-    }
-    absent = [repr(label) for label in reading["skip"] if label.casefold() not in every]
-    if not absent:
-        return spans
-    note = f"no span has the label {first_few(absent)} of spans.skip"
-    return replace(spans, notes=(*spans.notes, note))
+    if skip is None:
+        return without_labels(spans, given["spans"], silence, ignore_case=True), placing
+    absent = [repr(label) for label in skip if label not in spans.labels]
+    kept = without_labels(spans, given["spans"], skip)
+    if absent:
+        note = f"no span has the label {first_few(absent)} of spans.skip"
+        kept = replace(kept, notes=(*kept.notes, note))
+    return kept, placing
