@@ -26,7 +26,9 @@ from pipeline.store.serialization import json_bytes
 RESULT, WEIGHTS = "sweep.json", "weights.json"
 """Files in the output folder, beside those of the task and the report."""
 
-_JSON_KEYS = {"baselines": "yardsticks"}  # fields of `Sweep` that have another name in the JSON
+_JSON_KEYS = {"baselines": "yardsticks"}
+"""Fields of `Sweep` with another key in the JSON: that of the first version, which files have and
+programs read."""
 _AGAIN = "run the same `strata sweep` again (its heads are cached, so that takes seconds)"
 
 
@@ -162,9 +164,12 @@ def _check_types(found: Sweep) -> None:
         (
             "a number",
             int | float,
-            [number for item in scores for number in (item.dev, item.test, item.lr)],
+            [
+                number
+                for item in scores
+                for number in (item.dev, item.test, item.lr, item.low, item.high)
+            ],
         ),
-        ("a number", int | float, [number for item in scores for number in (item.low, item.high)]),
     ]
     for name, kind, values in of_type:
         for value in values:

@@ -23,6 +23,7 @@ from pipeline.config import plain_overrides
 from pipeline.errors import ConfigError, RunError
 from pipeline.events import announced
 from pipeline.files import is_uri
+from pipeline.store.format.layout import GROUP
 
 _OWN = ("layer", "trials", "where", "spans", *SPANS)
 """Settings of the verb itself; the others are those of the encoder."""
@@ -187,7 +188,7 @@ def _are_stores(paths: Sequence[str]) -> bool:
     Raises:
         ConfigError: Some are, and some are not.
     """
-    are = [is_uri(path) or (Path(path) / "features.zarr").is_dir() for path in paths]
+    are = [is_uri(path) or (Path(path) / GROUP).is_dir() for path in paths]
     if any(are) and not all(are):
         raise ConfigError(
             f"{paths[are.index(True)]} is a store and {paths[are.index(False)]} is not; predict "

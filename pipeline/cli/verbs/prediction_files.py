@@ -12,7 +12,9 @@ from typing import Any
 from pipeline.errors import ConfigError, first_few
 from pipeline.files import is_uri
 
-_TABLES, _NIST = (".csv", ".jsonl"), (".ctm", ".rttm")
+_TABLES, NIST = (".csv", ".jsonl"), (".ctm", ".rttm")
+OF_PARTS = ("spans", "framewise")
+"""Kinds of heads that predict parts of recordings, a row each."""
 
 
 def check_out(out: Path | None) -> None:
@@ -25,10 +27,10 @@ def check_out(out: Path | None) -> None:
         return
     if is_uri(out):
         raise ConfigError(f"--out {out}: expected a file of this machine")
-    if out.suffix not in (*_TABLES, *_NIST) or out.is_dir():
+    if out.suffix not in (*_TABLES, *NIST) or out.is_dir():
         raise ConfigError(
             f"--out {out}: expected a file with the suffix {', '.join(_TABLES)}, or for parts of "
-            f"recordings {' or '.join(_NIST)}"
+            f"recordings {' or '.join(NIST)}"
         )
 
 
@@ -38,9 +40,9 @@ def check_nist(out: Path | None, kind: str, names: Sequence[str], classes: Seque
     Raises:
         ConfigError: The head predicts whole recordings, or a name has white space.
     """
-    if out is None or out.suffix not in _NIST:
+    if out is None or out.suffix not in NIST:
         return
-    if kind not in ("spans", "framewise"):
+    if kind not in OF_PARTS:
         raise ConfigError(
             f"--out {out}: a {out.suffix[1:].upper()} has parts of recordings, and this head "
             f"labels whole ones; give a file with the suffix {' or '.join(_TABLES)}"

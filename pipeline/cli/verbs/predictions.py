@@ -11,7 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.verbs.prediction_files import ctm_line, rttm_line, table_text
+from pipeline.cli.verbs.prediction_files import (
+    NIST,
+    OF_PARTS,
+    ctm_line,
+    rttm_line,
+    table_text,
+)
 from pipeline.errors import counted
 from pipeline.files import write_atomic
 
@@ -22,8 +28,6 @@ if TYPE_CHECKING:
     from pipeline.predict.predictor import Predicted
 
 _NO_FRAME = "no frame's centre is in it"
-_OF_PARTS = ("spans", "framewise")
-"""Kinds of heads that predict parts of recordings, a row each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Answers:
                 for (first, second), score in zip(self.pairs, self.scores, strict=True)
                 if score is not None
             ]
-        if self.facts.kind in _OF_PARTS:
+        if self.facts.kind in OF_PARTS:
             return [
                 {
                     self.noun: item.name,
@@ -102,7 +106,7 @@ class Answers:
             StoreError: The file cannot be written.
         """
         rows = self.rows()
-        if path.suffix in (".ctm", ".rttm"):
+        if path.suffix in NIST:
             kept = [row for row in rows if row["label"] != self.facts.unlabelled]
             of = ctm_line if path.suffix == ".ctm" else rttm_line
             text = "".join(of(row[self.noun], row) for row in kept)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.comparison_tables import show_comparison
 from pipeline.cli.options import IMPORTING, AsJson, Debug, paths_and_settings, stores_and_settings
-from pipeline.cli.output import console, reported
+from pipeline.cli.output import Answer, console, reported
 from pipeline.cli.progress import Notes, SweepProgress
 from pipeline.cli.sweep_tables import show_sweep
 from pipeline.config import load_sweep_config, plain_overrides
 from pipeline.errors import ConfigError
 from pipeline.events import announced
+
+if TYPE_CHECKING:
+    from pipeline.comparing.results import Comparison
 
 
 def sweep(
@@ -32,8 +36,6 @@ def sweep(
         stores, overrides = stores_and_settings(arguments)
         config = load_sweep_config(overrides)
         with announced(Notes(console), IMPORTING):
-            from pipeline.comparing.report.writing import write_comparison
-            from pipeline.comparing.results import document
             from pipeline.comparing.running import plan_sweeps, run_plan
             from pipeline.probing.report.sweep_report import write_report
             from pipeline.probing.result_files import summary
@@ -43,13 +45,7 @@ def sweep(
         with announced(notes, "opening the stores"):
             plan = plan_sweeps(stores, config, notes)
         if len(plan.sweeps) > 1:
-            comparison, folder = run_plan(plan, lambda: SweepProgress(console))
-            with announced(notes, "writing the report"):
-                page = write_comparison(comparison, folder)
-            answer(
-                lambda out: show_comparison(out, comparison, page),
-                document(comparison) | {"report": str(page)},
-            )
+            _finish(*run_plan(plan, lambda: SweepProgress(console)), notes, answer)
             return
         with SweepProgress(console) as progress:
             result, folder = sweep_store(plan.sweeps[0].store, config, progress, paths=stores)
@@ -79,15 +75,20 @@ def report(
         if not folders:
             raise ConfigError("no folder is given; write strata report SWEEP_DIR... [out=DIR]")
         with announced(Notes(console), IMPORTING):
-            from pipeline.comparing.report.writing import write_comparison
-            from pipeline.comparing.results import document
             from pipeline.comparing.running import compare_folders
 
         notes = Notes(console)
-        comparison, folder = compare_folders(folders, given.get("out"), notes)
-        with announced(notes, "writing the report"):
-            page = write_comparison(comparison, folder)
-        answer(
-            lambda out: show_comparison(out, comparison, page),
-            document(comparison) | {"report": str(page)},
-        )
+        _finish(*compare_folders(folders, given.get("out"), notes), notes, answer)
+
+
+def _finish(comparison: Comparison, folder: Path, notes: Notes, answer: Answer) -> None:
+    """Write the report of a comparison, and print it."""
+    from pipeline.comparing.report.writing import write_comparison
+    from pipeline.comparing.results import document
+
+    with announced(notes, "writing the report"):
+        page = write_comparison(comparison, folder)
+    answer(
+        lambda out: show_comparison(out, comparison, page),
+        document(comparison) | {"report": str(page)},
+    )
