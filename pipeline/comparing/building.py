@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import combinations
 
-from pipeline.comparing.evaluating import can_evaluate, evaluations, fingerprint
+from pipeline.comparing.evaluating import can_evaluate, fingerprint
 from pipeline.comparing.heads import compare_heads, head_order
 from pipeline.comparing.naming import (
     SEPARATOR,
@@ -22,13 +22,13 @@ from pipeline.comparing.naming import (
     percent,
     unique_names,
 )
+from pipeline.comparing.pairs import corrected, paired_tests
 from pipeline.comparing.reading import StoredSweep
 from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
 from pipeline.comparing.subsets import LeftOut, without_parts
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.report.methods import listed
 from pipeline.probing.results import Sweep
-from pipeline.probing.significance import holm, paired_results
 
 MAX_ALL_PAIRS = 12
 """Largest number of variants of which every pair is tested; of more, each against the best on
@@ -217,39 +217,19 @@ def _test_pairs(task: TaskComparison) -> tuple[PairTest, ...]:
     drafts: list[PairTest] = []
     for variants in groups.values():
         drafts += _test_group(task, variants)
-    adjusted = holm([pair.p_value for pair in drafts]) if drafts else []
-    pairs = zip(drafts, adjusted, strict=True)
-    return tuple(replace(pair, adjusted=corrected) for pair, corrected in pairs)
+    return tuple(corrected(drafts))
 
 
 def _test_group(task: TaskComparison, variants: Sequence[Variant]) -> list[PairTest]:
     """Test variants with the same test units; the p-values are not corrected yet."""
     if len(variants) < 2:
         return []
-    runs = [evaluations(variant.sweep, variant.best.layer) for variant in variants]
     wanted = list(combinations(range(len(variants)), 2))
     if len(variants) > MAX_ALL_PAIRS:
         sign = 1 if task.higher_is_better else -1
         best = max(range(len(variants)), key=lambda i: sign * variants[i].best.dev)
         wanted = [(best, other) for other in range(len(variants)) if other != best]
-    tests = []
-    for (i, j), found in zip(wanted, paired_results(runs, wanted), strict=True):
-        one, other = variants[i], variants[j]
-        tests.append(
-            PairTest(
-                first=one.name,
-                first_candidate=one.best.layer,
-                second=other.name,
-                second_candidate=other.best.layer,
-                difference=one.best.test - other.best.test,
-                low=found.low,
-                high=found.high,
-                p_value=found.p_value,
-                adjusted=1.0,
-                test=found.test,
-            )
-        )
-    return tests
+    return paired_tests([(variant, variant.best.layer) for variant in variants], wanted)
 
 
 def _notes(task: TaskComparison, n_pairs: int) -> tuple[str, ...]:

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.comparing.evaluating import evaluations
+from pipeline.comparing.pairs import corrected, paired_tests
 from pipeline.comparing.results import HeadChange, PairTest
 from pipeline.config.sweep_schema import ATTENTIVE, COSINE, LDA, LINEAR, LSTM, MLP
 from pipeline.probing.evaluation import FloatArray
 from pipeline.probing.results import Candidate, Sweep
-from pipeline.probing.significance import holm, paired_results
 
 if TYPE_CHECKING:
     from pipeline.comparing.results import TaskComparison, Variant
 
 _KNOWN = (LINEAR, MLP, ATTENTIVE, LSTM, COSINE, LDA)
-
 
 MIN_RANKED = 5
 """Fewest layers of which a rank correlation is stated: of four, any order has one of 1/24."""
@@ -48,13 +46,9 @@ def compare_heads(task: TaskComparison) -> tuple[HeadChange, ...]:
         for other in variants[1:]
         if other.head != variants[0].head and min(map(_n_single, (variants[0], other))) > 1
     ]
-    tests = [change.test for change in changes if change.test is not None]
-    adjusted = iter(holm([test.p_value for test in tests]) if tests else [])
+    tests = iter(corrected([change.test for change in changes if change.test is not None]))
     return tuple(
-        change
-        if change.test is None
-        else replace(change, test=replace(change.test, adjusted=next(adjusted)))
-        for change in changes
+        change if change.test is None else replace(change, test=next(tests)) for change in changes
     )
 
 
@@ -83,21 +77,8 @@ def _test(variant: Variant, layer: Candidate, other: Candidate) -> PairTest | No
     layers = [score.layer for score in variant.sweep.scores]
     if layer == other or other not in layers or variant.test_set is None:
         return None
-    runs = [evaluations(variant.sweep, item) for item in (layer, other)]
-    [found] = paired_results(runs, [(0, 1)])
-    scores = [variant.sweep.score(item).test for item in (layer, other)]
-    return PairTest(
-        first=variant.name,
-        first_candidate=layer,
-        second=variant.name,
-        second_candidate=other,
-        difference=scores[0] - scores[1],
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
-        adjusted=1.0,
-        test=found.test,
-    )
+    [found] = paired_tests([(variant, layer), (variant, other)], [(0, 1)])
+    return found
 
 
 def _rank_correlation(one: Sweep, other: Sweep) -> tuple[int, float | None]:

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError, first_few
 from pipeline.probing.output_folder import SETTINGS
 from pipeline.probing.result_files import RESULT, read_result
 from pipeline.probing.results import Sweep
+from pipeline.store.format.layout import GROUP
 
 _PRUNED = {"heads", "trained", "figures", "tables"}
 """Folders inside that of a sweep that hold no sweeps, and many files."""
-_STORE = "features.zarr"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,26 @@ class StoredSweep:
     @property
     def store(self) -> str:
         """Absolute path of the store, or those of several; as it was given if that is not known."""
+        return str(self.settings.get("store", self.sweep.store))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that the folder is claimed for; {} without any.
+
+        Raises:
+            ConfigError: They cannot be read.
+        """
+        path = self.folder / SETTINGS
         try:
-            settings = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-            return str(settings["store"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return str(self.sweep.store)
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error}); run the same `strata sweep` again in another "
+                "folder"
+            ) from error
+        return found if isinstance(found, dict) else {}
 
 
 def read_sweeps(places: Sequence[str | Path]) -> list[StoredSweep]:
@@ -105,7 +121,7 @@ def _walk(place: Path) -> Iterator[Path]:
             continue
         seen.add(resolved)
         is_sweep = RESULT in files or SETTINGS in files
-        left_out = {_STORE} | (_PRUNED if is_sweep else set())
+        left_out = {GROUP} | (_PRUNED if is_sweep else set())
         names[:] = sorted(name for name in names if name not in left_out)
         if RESULT in files:
             yield Path(root)

@@ -29,14 +29,18 @@ from pipeline.config import SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.events import Observer, announced
 from pipeline.files import local_folder
-from pipeline.probing.output_folder import check_outside, claim_folder, label_names
+from pipeline.probing.output_folder import (
+    check_outside,
+    claim_folder,
+    joined_names,
+    label_names,
+)
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.run import sweep
 from pipeline.store.read.features import FeatureStore
 
 REPORT = Path("sweeps", "report")
 """Where the report of finished sweeps goes, if no folder is given."""
-_MAX_NAMES = 3  # of stores, in the name of a folder
 _SUFFIX = "-comparison"
 
 
@@ -87,12 +91,11 @@ def plan_sweeps(given: Sequence[Given], config: SweepConfig, observer: Observer)
     stores = open_stores(given)
     if len(stores) == 1 and len(config.variants) == 1:
         return Plan((PlannedSweep("", stores[0], config),), Path())
-    labels = check_comparable(stores[:1], config).columns if len(stores) == 1 else ()
     if len(stores) > 1:
         stores = common_utterances(stores, observer)
-        labels = check_comparable(stores, config).columns
+    labels = check_comparable(stores, config).columns
     names = unique_names(range(len(stores)), lambda at: name_of_stores(stores[at]))
-    folder = _folder([names[at] for at in range(len(stores))], config, labels)
+    folder = _folder(list(names.values()), config, labels)
     planned = []
     for at, store in enumerate(stores):
         check_outside(folder, store)
@@ -102,8 +105,7 @@ def plan_sweeps(given: Sequence[Given], config: SweepConfig, observer: Observer)
             name = _name(names[at], variant, config)
             out = None if config.out is None else str(folder / _slug(name))
             planned.append(PlannedSweep(name, store, replace(variant, out=out)))
-    order = sorted(range(len(planned)), key=lambda i: _place(planned[i]))
-    return Plan(tuple(planned[i] for i in order), folder)
+    return Plan(tuple(sorted(planned, key=_place)), folder)
 
 
 def run_plan(plan: Plan, open_observer: OpenObserver) -> tuple[Comparison, Path]:
@@ -186,9 +188,7 @@ def _folder(names: Sequence[str], config: SweepConfig, labels: Sequence[str]) ->
     """Return the folder of a comparison: `sweeps/NAME+NAME/TASK-LABELS-comparison`."""
     if config.out is not None:
         return local_folder("out", config.out)
-    more = len(names) - _MAX_NAMES
-    joined = "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])])
-    return Path("sweeps", joined, f"{config.task.name}-{label_names(labels)}{_SUFFIX}")
+    return Path("sweeps", joined_names(names), f"{config.task.name}-{label_names(labels)}{_SUFFIX}")
 
 
 def _name(store: str, variant: SweepConfig, config: SweepConfig) -> str:

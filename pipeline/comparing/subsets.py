@@ -14,8 +14,6 @@ from typing import Any
 
 from pipeline.comparing.naming import encoder_key
 from pipeline.comparing.reading import StoredSweep
-from pipeline.errors import ConfigError
-from pipeline.probing.output_folder import SETTINGS
 from pipeline.probing.report.methods import listed
 from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
@@ -102,23 +100,8 @@ def _fixed_settings(item: StoredSweep) -> str:
 
 
 def _written_settings(item: StoredSweep) -> dict[str, Any]:
-    """Return the settings in the folder that a part has in common with the whole; {} without any.
-
-    Raises:
-        ConfigError: They cannot be read.
-    """
-    path = item.folder / SETTINGS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); run the same `strata sweep` again in another folder"
-        ) from error
-    if not isinstance(found, dict):
-        return {}
-    fixed = {key: value for key, value in found.items() if key not in _COUNTED}
+    """Return the settings in the folder that a part has in common with the whole."""
+    fixed = {key: value for key, value in item.settings.items() if key not in _COUNTED}
     if isinstance(task := fixed.get("task"), dict):
         fixed["task"] = {key: value for key, value in task.items() if key != "lrs"}
     return fixed

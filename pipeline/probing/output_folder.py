@@ -131,11 +131,15 @@ def default_folder(store: FeatureStore) -> Path:
 
     Those of a selection go to `sweeps/NAME-selection-HASH`.
     """
-    names = [name_of(backend) for backend in store.backends]
-    more = len(names) - _MAX_NAMES
-    joined = "+".join([*names[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])])
+    joined = joined_names([name_of(backend) for backend in store.backends])
     digest = _selection(store)
     return Path("sweeps", f"{joined}-selection-{digest[:8]}" if digest else joined)
+
+
+def joined_names(stores: Sequence[str]) -> str:
+    """Return names of stores for the name of a folder: the first ones, and how many more."""
+    more = len(stores) - _MAX_NAMES
+    return "+".join([*stores[:_MAX_NAMES], *([f"{more}-more"] if more > 0 else [])])
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

@@ -10,25 +10,34 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.comparing.report.grid import html_rows
+from pipeline.comparing.report.grid import Grid, html_of
 from pipeline.comparing.report.grids import draw_grids
 from pipeline.comparing.report.sentences import headline
 from pipeline.comparing.report.writing import draw_charts
 from pipeline.comparing.results import Comparison
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, counted, did_you_mean
 from pipeline.probing.report.charts import COLUMN, SCREEN, Chart
-from pipeline.probing.report.html import element, join, table
+from pipeline.probing.report.html import element, join
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_KINDS = {
-    "layer": pa.int64(),
-    "n_train": pa.int64(),
-    "is_best": pa.bool_(),
-    **dict.fromkeys(("task", "metric", "encoder", "head", "candidate"), pa.string()),
+_KINDS: dict[str, dict[str, pa.DataType]] = {
+    "scores": {
+        "layer": pa.int64(),
+        "n_train": pa.int64(),
+        "is_best": pa.bool_(),
+        **dict.fromkeys(("task", "metric", "encoder", "head", "candidate"), pa.string()),
+    },
+    "pairs": dict.fromkeys(
+        (
+            *("task", "metric", "first", "first_candidate", "second", "second_candidate"),
+            "test",  # name of the paired test
+        ),
+        pa.string(),
+    ),
 }
-"""Types of the columns of the table; all others are float64."""
+"""Types of the columns of both tables; all others are float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +85,7 @@ class ComparisonResult:
     @cached_property
     def pairs(self) -> pa.Table:
         """One row per paired test, with `p_value` and `p_value_holm`; see `comparison`."""
-        rows = draw_grids(self.comparison).get("pairs")
-        return pa.table({}) if rows is None else self._table_of("pairs")
+        return self._table_of("pairs") if "pairs" in self._grids else pa.table({})
 
     def plot(self, chart: str | None = None, *, is_column: bool = False) -> Figure:
         """Draw a chart of the report as a figure of matplotlib, which a notebook shows.
@@ -104,39 +112,29 @@ class ComparisonResult:
     def _charts(self) -> dict[str, Chart]:
         return draw_charts(self.comparison)
 
+    @cached_property
+    def _grids(self) -> dict[str, Grid]:
+        return draw_grids(self.comparison)
+
     def _table_of(self, name: str) -> pa.Table:
-        rows = draw_grids(self.comparison)[name].numbers
+        rows, kinds = self._grids[name].numbers, _KINDS[name]
         columns = dict(zip(rows.columns, zip(*rows.values, strict=True), strict=True))
-        texts = {"first", "first_candidate", "second", "second_candidate", "test"}
         return pa.table(
-            {
-                key: pa.array(
-                    values,
-                    pa.string()
-                    if name == "pairs" and key in texts
-                    else _KINDS.get(key, pa.float64()),
-                )
-                for key, values in columns.items()
-            }
+            {key: pa.array(values, kinds.get(key, pa.float64())) for key, values in columns.items()}
         )
 
     def __repr__(self) -> str:
         tasks = ", ".join(task.name for task in self.comparison.tasks)
         encoders = ", ".join(self.comparison.encoders)
-        n = self.comparison.n_sweeps
-        return f"<ComparisonResult: {n} sweeps of {encoders} on {tasks}, {self.report}>"
+        sweeps = counted(self.comparison.n_sweeps, "sweep")
+        return f"<ComparisonResult: {sweeps} of {encoders} on {tasks}, {self.report}>"
 
     def _repr_html_(self) -> str:
         """Return the leaderboard as a notebook shows it."""
-        grid = draw_grids(self.comparison)["leaderboard"]
-        rows = [
-            [element("b", c) if (i, j) in grid.bold and c else c for j, c in enumerate(row)]
-            for i, row in enumerate(html_rows(grid))
-        ]
         lines = [
             *(element("p", element("b", f"Warning: {w}")) for w in self.comparison.warnings),
             *(element("p", headline(task)) for task in self.comparison.tasks),
-            table(grid.head, rows),
+            html_of(self._grids["leaderboard"]),
             element("p", "Report: ", element("code", self.report)),
         ]
         return str(Markup("<div>{}</div>").format(join(lines)))

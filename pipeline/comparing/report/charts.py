@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.comparing.report.grids import row_name
+from pipeline.comparing.report.grids import DIRECTIONS, row_name
 from pipeline.comparing.results import Comparison, TaskComparison, Variant
 from pipeline.probing.report.charts import (
     COLOURS,
@@ -58,6 +58,12 @@ def style_of(comparison: Comparison, variant: Variant) -> dict[str, Any]:
     }
 
 
+def score_label(task: TaskComparison, medium: Medium) -> str:
+    """Return the label of an axis of test scores, in two lines if the medium is narrow."""
+    gap = "\n" if medium.is_narrow else " "
+    return f"test {metric_name(task.metric)}{gap}({DIRECTIONS[task.higher_is_better]})"
+
+
 def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
     """Draw the test scores of every encoder by layer, and beside them the weighted sums.
 
@@ -66,8 +72,6 @@ def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
     variants = task.full
     depths = {variant.name: _depth(variant) for variant in variants}
     is_relative = len({depth for depth in depths.values() if depth}) > 1
-    direction = "higher" if task.higher_is_better else "lower"
-    metric = metric_name(task.metric)
 
     def place(variant: Variant, layer: int) -> float:
         return layer / (depths[variant.name] or 1) if is_relative else float(layer)
@@ -93,9 +97,7 @@ def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
                 _draw_sum(axes, sums + shift, score, style, name if not scores else "_", medium)
         _label_axis(axes, places, sums, is_relative, medium, variants)
         axes.set_xlim((places[0] if places else sums) - 0.6 * step, sums + 0.6 * max(gap, step / 2))
-        axes.set_ylabel(
-            f"test {metric}{chr(10) if medium.is_narrow else ' '}({direction} is better)"
-        )
+        axes.set_ylabel(score_label(task, medium))
         legend_above(axes, medium, ncols=3)
 
     def size(medium: Medium) -> tuple[float, float]:
@@ -103,7 +105,8 @@ def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
         return medium.width, (2.2 + 0.13 * n_rows) if medium.is_narrow else 3.4 + 0.17 * n_rows
 
     alt = (
-        f"Test {metric} by layer of {len(variants)} encoders for {task.name}, {direction} is better"
+        f"Test {metric_name(task.metric)} by layer of {len(variants)} encoders for {task.name}, "
+        f"{DIRECTIONS[task.higher_is_better]}"
     )
     numbers = Rows(
         (

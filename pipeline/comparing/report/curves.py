@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from pipeline.comparing.report.charts import file_name, style_of
-from pipeline.comparing.report.grids import row_name
+from pipeline.comparing.report.charts import file_name, score_label, style_of
+from pipeline.comparing.report.grids import DIRECTIONS, row_name
 from pipeline.comparing.results import Comparison, TaskComparison, Variant
 from pipeline.probing.report.charts import Chart, Medium, legend_above, short_line
 from pipeline.probing.report.naming import candidate_name, metric_name
@@ -25,8 +25,6 @@ def curves_chart(task: TaskComparison, comparison: Comparison) -> Chart:
     lines: dict[str, list[Variant]] = defaultdict(list)
     for variant in sorted(task.variants, key=lambda v: v.sweep.n_train):
         lines[row_name(comparison, variant)].append(variant)
-    direction = "higher" if task.higher_is_better else "lower"
-    metric = metric_name(task.metric)
     sizes = sorted({variant.sweep.n_train for variant in task.variants})
 
     def plot(figure: Figure, medium: Medium) -> None:
@@ -51,9 +49,7 @@ def curves_chart(task: TaskComparison, comparison: Comparison) -> Chart:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("training utterances")
-        axes.set_ylabel(
-            f"test {metric}{chr(10) if medium.is_narrow else ' '}({direction} is better)"
-        )
+        axes.set_ylabel(score_label(task, medium))
         legend_above(axes, medium, ncols=3)
 
     def size(medium: Medium) -> tuple[float, float]:
@@ -76,5 +72,8 @@ def curves_chart(task: TaskComparison, comparison: Comparison) -> Chart:
             for score in variant.sweep.scores
         ],
     )
-    alt = f"Test {metric} for {task.name} by number of training utterances, {direction} is better"
+    alt = (
+        f"Test {metric_name(task.metric)} for {task.name} by number of training utterances, "
+        f"{DIRECTIONS[task.higher_is_better]}"
+    )
     return Chart(file_name("learning-curves", task, comparison), alt, plot, size, numbers)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from markupsafe import Markup
+
 from pipeline.files import write_atomic
+from pipeline.probing.report.html import element, table
 from pipeline.probing.report.latex import latex_table
 from pipeline.probing.report.tabular import Rows
 
@@ -73,9 +76,21 @@ def markdown_of(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html_rows(grid: Grid) -> Sequence[Sequence[str]]:
-    """Return the cells with a dash for no value, as pages show them."""
-    return [[cell or "–" for cell in row] for row in grid.rows]
+def html_of(grid: Grid, is_sortable: bool = False) -> Markup:
+    """Return a table for a page, with a dash for no value and without its caption.
+
+    Args:
+        grid: The table.
+        is_sortable: Whether a click on a heading sorts the rows by its column.
+    """
+    rows: list[Sequence[object]] = [
+        [
+            element("b", cell) if (at, column) in grid.bold else cell or "–"
+            for column, cell in enumerate(row)
+        ]
+        for at, row in enumerate(grid.rows)
+    ]
+    return table(grid.head, rows, is_sortable=is_sortable)
 
 
 def _escaped(text: str) -> str:

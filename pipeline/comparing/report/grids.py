@@ -17,7 +17,7 @@ _TWO_METHODS = (
     "The interval (bootstrap) and the p-value (the test) are of two methods, which can disagree "
     "near the border; the p-value decides."
 )
-_DIRECTIONS = {True: "higher is better", False: "lower is better"}
+DIRECTIONS = {True: "higher is better", False: "lower is better"}
 
 
 def draw_grids(comparison: Comparison) -> dict[str, Grid]:
@@ -326,4 +326,4 @@ def _metrics(comparison: Comparison) -> str:
 
 def metric_line(task: TaskComparison) -> str:
     """Return the metric of a task with its direction: `ks: accuracy (higher is better)`."""
-    return f"{task.name}: {metric_name(task.metric)} ({_DIRECTIONS[task.higher_is_better]})"
+    return f"{task.name}: {metric_name(task.metric)} ({DIRECTIONS[task.higher_is_better]})"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.comparing.report.charts import best_layers_chart, file_name, layers_chart
 from pipeline.comparing.report.curves import curves_chart
-from pipeline.comparing.report.grid import Grid, html_rows, write_grid
+from pipeline.comparing.report.grid import Grid, html_of, write_grid
 from pipeline.comparing.report.grids import draw_grids, metric_line
 from pipeline.comparing.report.sentences import head_line, headline, methods, title
 from pipeline.comparing.results import Comparison, TaskComparison, document
@@ -22,7 +22,6 @@ from pipeline.probing.report.html import (
     figure,
     join,
     section,
-    table,
     warnings_box,
     write_page,
 )
@@ -81,7 +80,7 @@ def report_body(
             *(element("p", headline(task), kind="lead") for task in tasks),
             section(
                 "Leaderboard",
-                _table(grids["leaderboard"], is_sortable=True),
+                html_of(grids["leaderboard"], is_sortable=True),
                 element("p", grids["leaderboard"].caption, kind="note"),
             ),
             *(
@@ -96,7 +95,7 @@ def report_body(
             section(
                 "All scores",
                 element("p", grids["scores"].caption, kind="note"),
-                _table(grids["scores"], is_sortable=True),
+                html_of(grids["scores"], is_sortable=True),
             ),
             section("Methods", element("p", methods(comparison)), _files(grids)),
             section("Sweeps", _sweeps(comparison)),
@@ -126,17 +125,6 @@ def _first_warnings(warnings: Sequence[str]) -> list[str]:
     return [*shown, f"{n_more:,} more, in the reports of the sweeps"] if n_more else shown
 
 
-def _table(grid: Grid, is_sortable: bool = False) -> Markup:
-    rows: list[Sequence[object]] = [
-        [
-            element("b", cell) if (at, column) in grid.bold and cell else cell
-            for column, cell in enumerate(row)
-        ]
-        for at, row in enumerate(html_rows(grid))
-    ]
-    return table(grid.head, rows, is_sortable=is_sortable)
-
-
 def _task(task: TaskComparison, comparison: Comparison, charts: Mapping[str, Chart]) -> Markup:
     """Return the section of a task: scores by layer, and what could not be compared."""
     chart = charts[file_name("layers", task, comparison)]
@@ -149,7 +137,9 @@ def _pairs(comparison: Comparison, grids: Mapping[str, Grid]) -> Markup:
         reason = "There are no two sweeps of one task with the same test units."
         return section("Paired tests", element("p", reason))
     grid = grids["pairs"]
-    return section("Paired tests", _table(grid, True), element("p", grid.caption, kind="note"))
+    return section(
+        "Paired tests", html_of(grid, is_sortable=True), element("p", grid.caption, kind="note")
+    )
 
 
 def _heads(comparison: Comparison, grids: Mapping[str, Grid]) -> Markup:
@@ -163,7 +153,9 @@ def _heads(comparison: Comparison, grids: Mapping[str, Grid]) -> Markup:
     ]
     grid = grids["heads"]
     note = element("p", grid.caption, kind="note")
-    return section("Does the best layer change with the head?", *lines, _table(grid, True), note)
+    return section(
+        "Does the best layer change with the head?", *lines, html_of(grid, is_sortable=True), note
+    )
 
 
 def _curves(
@@ -176,7 +168,7 @@ def _curves(
         for task in comparison.tasks
         if (name := file_name("learning-curves", task, comparison)) in charts
     ]
-    return section("Learning curves", *figures, _table(grids["learning_curves"], True))
+    return section("Learning curves", *figures, html_of(grids["learning_curves"], is_sortable=True))
 
 
 def _files(grids: Mapping[str, Grid]) -> Markup:
