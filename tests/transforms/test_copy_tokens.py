@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.events import Observer
 from pipeline.store.format.tokens import chunk_key
 from pipeline.store.maintain.repair import repair_store
@@ -86,7 +86,13 @@ def test_pieces_that_are_cut_keep_their_tokens(tmp_path):
 
 @pytest.mark.parametrize(
     ("tokens", "names"),
-    [("none", ()), (["other"], ("other",)), (None, (NAME, "other")), ("all", (NAME, "other"))],
+    [
+        ("none", ()),
+        (["other"], ("other",)),
+        (["other", "other"], ("other",)),
+        (None, (NAME, "other")),
+        ("all", (NAME, "other")),
+    ],
 )
 def test_names_choose_the_tokens(root, tmp_path, tokens, names):
     """None, some, or all, which is the default."""
@@ -186,6 +192,8 @@ def test_tokens_come_before_the_copy_appears_and_later_with_the_same_command(
     assert n_units > 1
     assert f"{out} is complete already; {n_units} units of it got tokens" in notes.lines
     check(out, root)
+    copy_stores(root, out, observer=notes)
+    assert notes.lines[-1] == f"{out} is complete already; nothing to do"
 
 
 def test_damaged_tokens_stop_a_copy(root, tmp_path):
@@ -199,6 +207,21 @@ def test_damaged_tokens_stop_a_copy(root, tmp_path):
         copy_stores(tmp_path / "store", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     copy_stores(tmp_path / "store", tmp_path / "out", CopySettings(tokens="none"))
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"), [(None, "missing"), ("other", "not that of the tokens")]
+)
+def test_tokens_without_their_codebook_stop_a_copy(root, tmp_path, other, problem):
+    """Nothing could be said about what their numbers mean."""
+    shutil.copytree(root, tmp_path / "store")
+    path = tmp_path / "store/codebooks" / f"{NAME}.safetensors"
+    path.unlink()
+    if other is not None:
+        shutil.copy(path.with_stem(other), path)
+    with pytest.raises(DamagedError, match=rf"{NAME}.safetensors is {problem}; restore it, or"):
+        copy_stores(tmp_path / "store", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_revoked_units_of_a_copy_get_their_tokens_again(root, tmp_path):

@@ -73,7 +73,7 @@ def choose_tokens(
             if name not in names:
                 hint = did_you_mean(name, names) if names else "; the stores have none"
                 raise ConfigError(f"tokens: there are none called {name!r}{hint}")
-        names = list(wanted)
+        names = list(dict.fromkeys(wanted))
     found, notes = [], []
     for name in names:
         arrays = tuple(stored.read_tokens(item.backend, name) for item in sources)
