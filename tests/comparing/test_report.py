@@ -216,6 +216,9 @@ def test_sentences_state_what_was_found(large):
     assert re.search(
         r"hubert_large \(.*\) is better by 0\.\d+ than hubert_base .* significant\.", found
     )
+    assert ": p < 0.0001, corrected 0.5 (paired sign-flip" in pair_line(
+        task, replace(task.pairs[1], p_value=1 / 20_001, adjusted=0.5)
+    )
     text = methods(large)
     assert "15 sweeps of hubert_large, wavlm_large and hubert_base were compared on 5 tasks" in text
     assert "corrected by Holm's method for the number of tests of a task (3 for ks, " in text

@@ -361,6 +361,11 @@ def test_a_sweep_notices_a_layer_that_has_lost_the_words(labelled):
     assert difference.high < -0.2
     line = verdict(compared(labelled / "broken", labelled / "float32"), loss)
     assert line.startswith("int8 costs this task: ks accuracy changes by -0.")
+    sure = [replace(item, p_value=1 / 20_001) for item in (loss.mean, difference)]
+    for seed_error, text in ((0.0, ", p < 0.0001), by"), (9.0, "smallest p < 0.0001 of 2 tests")):
+        mean, item = (replace(one, seed_error=seed_error) for one in sure)
+        bound = replace(loss, mean=mean, candidates=(item,))
+        assert text in verdict(compared(labelled / "broken", labelled / "float32"), bound)
     backwards = compare_sweeps(
         *stores[::-1], load_sweep_config([*QUICK, "layers=[2]", "weighted=false"])
     )

@@ -10,6 +10,7 @@ from pipeline.comparing.results import Comparison, HeadChange, PairTest, TaskCom
 from pipeline.errors import counted
 from pipeline.probing.report.methods import listed, method_parts
 from pipeline.probing.report.naming import candidate_in_sentence, metric_name
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.results import SIGNIFICANCE_LEVEL
 
 
@@ -58,7 +59,8 @@ def pair_line(task: TaskComparison, pair: PairTest) -> str:
     sure = "significant" if pair.is_significant else "not significant"
     return (
         f"{pair.first} ({candidate_in_sentence(pair.first_candidate)}) is {relation}{amount} than "
-        f"{pair.second} ({candidate_in_sentence(pair.second_candidate)}): p = {pair.p_value:.2g}, "
+        f"{pair.second} ({candidate_in_sentence(pair.second_candidate)}): "
+        f"{p_value_text(pair.p_value, pair.test)}, "
         f"corrected {pair.adjusted:.2g} ({pair.test}): {sure}."
     )
 

@@ -7,6 +7,7 @@ import math
 from pipeline.probing.fidelity.figures import LayerFigures
 from pipeline.probing.fidelity.run import Fidelity
 from pipeline.probing.fidelity.sweeps import ScoreDifference, SweepLoss
+from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.results import Candidate
 
 SMALL_DB = 35.0
@@ -33,11 +34,11 @@ def verdict(fidelity: Fidelity, loss: SweepLoss | None = None) -> str:
     mean = loss.mean
     interval = f"95 % interval {mean.low:+.3f} to {mean.high:+.3f}"
     if not loss.noticed:
-        smallest = min(item.p_value for item in (mean, *loss.candidates))
+        smallest = p_value_text(min(i.p_value for i in (mean, *loss.candidates)), loss.test)
         return (
             f"{name} loses nothing that a probe of this data notices: {loss.task} {loss.metric} "
             f"changes by {mean.difference:+.3f} on average ({interval}, between seeds "
-            f"± {mean.seed_error:.3f}), smallest p = {smallest:.2g} of "
+            f"± {mean.seed_error:.3f}), smallest {smallest} of "
             f"{len(loss.candidates) + 1} tests; {ratio}"
         )
     first = loss.noticed[0]
@@ -45,7 +46,7 @@ def verdict(fidelity: Fidelity, loss: SweepLoss | None = None) -> str:
     effect = "helps" if is_better else "costs"
     return (
         f"{name} {effect} this task: {loss.task} {loss.metric} changes by "
-        f"{first.difference:+.3f} ({_name(first)}, p = {first.p_value:.2g}), by "
+        f"{first.difference:+.3f} ({_name(first)}, {p_value_text(first.p_value, loss.test)}), by "
         f"{mean.difference:+.3f} on average ({interval}); {ratio}"
     )
 
