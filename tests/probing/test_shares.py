@@ -89,9 +89,20 @@ def test_transcripts_are_drawn_at_random_and_numbers_by_their_size():
     assert "drawn at random" in split.description
     numbers = Labels(("score",), (tuple(str(i) for i in ORDER),), (None,))
     train, split = share(0.1, task=regression, labels=numbers)
+    assert share(0.01, task=regression, labels=numbers)[1].warnings == ("w",)
     tenths = np.array(ORDER)[train] // 40
     assert set(np.bincount(tenths, minlength=10).tolist()) <= {1, 2, 3}
     assert split.warnings == ("w",)
+
+
+def test_the_fold_that_lacks_most_is_named():
+    """Of a fold of one class and one of five, the second."""
+    words = np.array(LABELS.texts[0])
+    few = np.flatnonzero(words == "a")[:100]
+    split = Split((Fold(few, AT[:2], AT[2:4]), SPLIT.folds[0]), "two folds")
+    found = take_share(split, KS, LABELS, 0.01, 0)
+    [warning] = found.warnings
+    assert warning.startswith("fractions: 0.01 of train is 2 utterances, and there are 5 classes")
 
 
 def test_every_fold_has_a_share():

@@ -329,9 +329,18 @@ def test_few_test_speakers_give_a_warning(tmp_path):
     few = split_of(root, "split.speaker=speaker")
     assert "split.folds=5 tests each of the 40 speakers once" in few.warnings[0]
     assert split_of(root, "split.speaker=speaker", "split.ratios=[0.5,0.1,0.4]").warnings == ()
+    root = store_with(tmp_path / "ten", speaker=speakers_of(10))
+    assert split_of(root, "split.speaker=speaker", "split.folds=groups").warnings == ()
     where = ["test" if row < N // 40 else "train" for row in range(N)]
     root = store_with(tmp_path / "own", speaker=speakers_of(40), split=where)
     assert "only 1 test speaker" in split_of(root).warnings[0]
+
+
+def test_few_speakers_are_warned_of_once(tmp_path):
+    """Tasks with intervals over speakers have a warning of their own."""
+    root = store_with(tmp_path, speaker=speakers_of(6))
+    found = split_of(root, "split.ratios=[0.4,0.3,0.3]", task="sv")
+    assert found.warnings == ()
 
 
 def test_a_split_is_called_stratified_only_if_it_is(tmp_path):

@@ -2,9 +2,9 @@
 
 In: a store, the labels of its utterances, settings. Out: a `Split`. `making.py` decides,
 `corpus.py` finds the corpus's own split, `stratified.py` draws, `speakers.py` finds the column of
-the speakers, `leakage.py` looks for speakers, recordings and clips in more than one part, and
-`shares.py` takes shares of train, and
-`trials.py` pairs test utterances for verification.
+the speakers, `leakage.py` looks for speakers, recordings and clips in more than one part,
+`few_speakers.py` warns of few test speakers, `shares.py` takes shares of train, and `trials.py`
+pairs test utterances for verification.
 """
 
 from pipeline.probing.splits.making import Split, make_split

@@ -12,11 +12,11 @@ from pipeline.store.read.features import FeatureStore
 _FEW = 10
 """Test speakers below which a warning is given."""
 _MOST_GROUPS = 20
-"""Speakers up to which each may be the test set of a fold."""
+"""Largest number of speakers for which the warning recommends one fold per speaker."""
 _FOLDS = 5
-"""Folds that are recommended if there are more speakers."""
+"""Number of folds that the warning recommends for more speakers than that."""
 _OVER_SPEAKERS = ("verification", "abx")
-"""Kinds of tasks that warn themselves: their intervals are over speakers."""
+"""Kinds of tasks with intervals over speakers; they have a warning of their own."""
 
 
 def few_speaker_warnings(

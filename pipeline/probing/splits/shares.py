@@ -87,7 +87,7 @@ def _missing_classes(
         f"fractions: {fraction:g} of train is {counted(n, 'utterance')}, and there are "
         f"{counted(n_classes, 'class')}, so {n_missing:,} of them are not trained on"
     )
-    if not task.speaker_independent and task.kind == "utterance":
+    if not task.speaker_independent:
         smallest = n_classes / n_all
         raise ConfigError(
             f"{what}; task {task.name} cannot learn them. Give fractions of at least "

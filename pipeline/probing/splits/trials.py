@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import IntArray
-from pipeline.spans.id_forms import find_id_form, id_maker
+from pipeline.spans.id_forms import find_id_form, id_fields, id_maker
 
 _WORDS = {"target": True, "nontarget": False, "non-target": False, "impostor": False}
 _DIGITS = {"1": True, "0": False}
@@ -75,7 +75,7 @@ def read_trials(
         is_target, names = _parse(line, f"{file}:{line_number}")
         if make is not None:
             names = make(names[0]), make(names[1])
-        found = [position_of.get(name, position_of.get(_stem(name))) for name in names]
+        found = [position_of.get(name, position_of.get(id_fields(name)["stem"])) for name in names]
         if found[0] is None or found[1] is None:
             n_missing += 1
             missing += [name for name, at in zip(names, found, strict=True) if at is None]
@@ -208,11 +208,7 @@ def _positions(ids: Sequence[str]) -> dict[str, int]:
     stems: dict[str, int] = {}
     repeated = set()
     for position, name in enumerate(ids):
-        if stems.setdefault(_stem(name), position) != position:
-            repeated.add(_stem(name))
+        stem = id_fields(name)["stem"]
+        if stems.setdefault(stem, position) != position:
+            repeated.add(stem)
     return {name: at for name, at in stems.items() if name not in repeated} | exact
-
-
-def _stem(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.rpartition('.')[0] or file}"
