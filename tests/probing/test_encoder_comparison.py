@@ -17,6 +17,7 @@ import pipeline
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, StoreError
 from pipeline.feed.frames.sample import sample_same_frames
+from pipeline.probing.layers import between
 from pipeline.probing.layers.between import (
     align,
     are_one_encoder,
@@ -74,8 +75,8 @@ def test_the_same_frames_are_compared(stores):
     """Utterances are paired by id, cut to the shorter one, and left out if they differ by more."""
     aligned, notes = align(stores)
     assert aligned[0].ids == aligned[1].ids == ["utt-0000", "utt-0001", "utt-0002", "utt-0005"]
-    assert "5 utterances are in all stores" in notes[0]
-    assert "1 utterance have different numbers" in notes[1]
+    assert "5 utterances in all stores, compared; up to 1 of a store left out" in notes[0]
+    assert "1 utterance with different numbers" in notes[1]
     assert "'utt-0004'" in notes[1]
     one, two = sample_same_frames(aligned, 200, seed=0)
     assert np.array_equal(one.frame, two.frame)
@@ -105,6 +106,35 @@ def test_similarity_of_two_encoders(stores):
     assert cka[0, 0] == pytest.approx(linear_cka(whole[0][0], whole[1][0]), rel=1e-9)
     again = compare_encoders(stores[::-1], 5000, seed=0)
     assert np.allclose(np.array(again.pairs[0].cka, float).T, cka, equal_nan=True)
+
+
+def test_utterances_in_common_are_compared_up_to_two_frames_of_difference(stores, tmp_path):
+    """Two more frames are padding of the end; with three it is another recording."""
+    make_store(tmp_path, [LENGTHS[0] + 2, LENGTHS[1] + 3], layers=(7,))
+    aligned, notes = align([stores[0], pipeline.open_store(tmp_path)])
+    assert aligned[0].ids == ["utt-0000"]
+    assert "(first 'utt-0001')" in notes[-1]
+
+
+def test_the_jackknife_has_ten_groups_of_whole_utterances(tmp_path):
+    """However many utterances there are; a warning about an encoder has its name."""
+    lengths = [3 + i % 5 for i in range(40)]
+    for name, layer in (("one", 1), ("two", 2)):
+        make_store(
+            tmp_path / name,
+            lengths,
+            layers=(layer,),
+            dim=2,
+            encoder={"model": name, "weights": {"source": "random"}},
+        )
+    opened = [pipeline.open_store(tmp_path / name) for name in ("one", "two")]
+    found = compare_encoders(opened, 1000)
+    assert (found.n_utterances, found.n_groups) == (40, 10)
+    assert [line.partition(":")[0] for line in found.warnings] == ["one", "two"]
+    [sample] = sample_same_frames(opened[:1], 1000, seed=0)
+    bounds = between._bounds(sample)
+    assert (sample.frame[bounds[:-1]] == 0).all()
+    assert max(np.diff(bounds)) <= 2 * min(np.diff(bounds))
 
 
 def test_errors_and_chance_equal_their_definitions():
@@ -167,6 +197,15 @@ def test_what_cannot_be_compared_is_refused(stores, tmp_path, form, error, messa
         align([stores[0], pipeline.open_store(tmp_path)])
 
 
+def test_stores_without_common_utterances_may_have_been_meant_as_one(stores, tmp_path):
+    """The message has the reason why they are not read as one store."""
+    make_store(tmp_path, [9], layers=(1, 2), ids=["other"])
+    found, reasons = by_encoder([stores[0], pipeline.open_store(tmp_path)])
+    message = r"Or to read them as one store: .*layers is \[1, 2, 3\] there, \[1, 2\] here"
+    with pytest.raises(StoreError, match=message):
+        align(found, reasons)
+
+
 def test_stores_are_named_as_sweeps_name_their_encoders(tmp_path):
     """By the model, or what tells two of one model apart; copies by folder, or else by path."""
     places = {
@@ -218,7 +257,7 @@ def test_the_command_compares_encoders(folders, tmp_path, monkeypatch):
     [pair] = document["pairs"]
     assert pair["cka"][2] == [None, None]
     assert "comparing 2 stores of one encoder, one, two, because" in done.stderr
-    assert "1 utterance have different numbers" in done.stderr
+    assert "1 utterance with different numbers" in done.stderr
     page = (tmp_path / document["report"]).read_text()
     html = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert "Layer 2 of one and layer 4 of two are the most similar (CKA 1.000" in html

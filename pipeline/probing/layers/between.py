@@ -227,14 +227,14 @@ def align(
     n_other = max(len(store) for store in stores) - len(common)
     if n_other:
         notes.append(
-            f"{counted(len(common), 'utterance')} are in all stores and are compared; up to "
-            f"{n_other:,} of a store are not"
+            f"{counted(len(common), 'utterance')} in all stores, compared; up to {n_other:,} of a "
+            "store left out"
         )
     if differ.any():
         first = common[int(np.flatnonzero(differ)[0])]
         notes.append(
-            f"{counted(int(differ.sum()), 'utterance')} have different numbers of frames in the "
-            f"stores and are left out (first {first!r})"
+            f"{counted(int(differ.sum()), 'utterance')} with different numbers of frames in the "
+            f"stores, left out (first {first!r})"
         )
     taken = [store.take(at[~differ].tolist()) for store, at in zip(stores, positions, strict=True)]
     return taken, notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layers.between import EncoderComparison, LayerPairs
 from pipeline.probing.layers.label_report import LabelsByStore, label_charts, label_section
+from pipeline.probing.layers.values import cka_map, value_text
 from pipeline.probing.report.charts import Chart
-from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (
     element,
     facts,
@@ -31,7 +30,6 @@ from pipeline.probing.report.tabular import Rows
 
 COLUMNS = ("encoder", "layer", "compared with", "most similar layer", "CKA", "± s.e.", "chance")
 """Columns of the table of the most similar layers."""
-_SCALE_STEP = 0.05  # the scale of a map starts at a multiple of this
 _MEANINGS = {
     "CKA": "linear centred kernel alignment of two layers over the same frames: 1 if one is a "
     "rotated and scaled copy of the other, near 0 if they are unrelated (Kornblith et al., 2019). "
@@ -121,7 +119,7 @@ def comparison_rows(comparison: EncoderComparison) -> list[list[str]]:
                     rows.append([own, str(layer), other, "–", "–", "–", "–"])
                     continue
                 j = -max(known)[1]
-                values = [_text(matrix[i][j]) for matrix in (cka, error, chance)]
+                values = [value_text(matrix[i][j]) for matrix in (cka, error, chance)]
                 rows.append([own, str(layer), other, str(layers[other][j]), *values])
     return rows
 
@@ -143,19 +141,14 @@ def _chart(name: str, layers: dict[str, tuple[int, ...]], pair: LayerPairs) -> C
         for i, layer in enumerate(layers[pair.first])
         for j, other in enumerate(layers[pair.second])
     ]
-    known = [value for row in pair.cka for value in row if value is not None]
-    low = max(0.0, math.floor(min(known, default=0.0) / _SCALE_STEP - 1) * _SCALE_STEP)
-    return heat_map(
+    return cka_map(
         name,
         f"Linear CKA of each layer of {pair.first} with each layer of {pair.second}",
-        [[math.nan if value is None else value for value in row] for row in pair.cka],
-        [["–" if value is None else f"{value:.2f}" for value in row] for row in pair.cka],
-        [str(layer) for layer in layers[pair.first]],
+        pair.cka,
+        layers[pair.first],
         (f"layer of {pair.first}", f"layer of {pair.second}"),
-        Scale("linear CKA", low=low),
         Rows(columns, numbers),
-        upwards=True,
-        columns=[str(layer) for layer in layers[pair.second]],
+        layers[pair.second],
     )
 
 
@@ -193,7 +186,3 @@ def _sample(comparison: EncoderComparison) -> Markup:
             "seed": comparison.seed,
         }
     )
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

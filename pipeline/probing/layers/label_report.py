@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from pipeline.probing.layers.values import value_or_nan, value_text
 from pipeline.probing.layers.with_labels import (
     MIN_COUNT,
     Estimate,
@@ -49,8 +49,8 @@ def label_rows(statistics: LabelStatistics) -> list[list[str]]:
         [
             str(layer.layer),
             *_cells(layer.pwcca),
-            _text(layer.cca.value),
-            _text(layer.svcca.value),
+            value_text(layer.cca.value),
+            value_text(layer.svcca.value),
             *_cells(layer.pnmi),
         ]
         for layer in statistics.layers
@@ -102,7 +102,7 @@ def _lines(found: LabelsByStore, kind: str, numbers: Sequence[int]) -> list[Line
         estimates = [of_layer.get(number) for number in numbers]
         colour, marker = _STYLES[i % len(_STYLES)]
         values, sds, shuffled, shuffled_sds = (
-            [_number(None if e is None else getattr(e, part)) for e in estimates]
+            [value_or_nan(None if e is None else getattr(e, part)) for e in estimates]
             for part in ("value", "sd", "shuffled", "shuffled_sd")
         )
         is_single = len(found) == 1
@@ -141,13 +141,13 @@ def _best(statistics: LabelStatistics) -> str:
                 lines.append(
                     f"{name} is {lowest:.3f} to {value:.3f}: the layers do not differ by more than "
                     f"the spread of one (± {spread:.3f}; shuffled labels: "
-                    f"{_text(estimate.shuffled)})."
+                    f"{value_text(estimate.shuffled)})."
                 )
                 continue
             where = " of" if len(known) == 1 else " is highest in"
             lines.append(
-                f"{name}{where} layer {-negative}: {value:.3f} ± {_text(estimate.sd)} "
-                f"(shuffled labels: {_text(estimate.shuffled)})."
+                f"{name}{where} layer {-negative}: {value:.3f} ± {value_text(estimate.sd)} "
+                f"(shuffled labels: {value_text(estimate.shuffled)})."
             )
     return " ".join(lines)
 
@@ -171,12 +171,4 @@ def _estimate(layer: LabelledLayer, kind: str) -> Estimate:
 
 
 def _cells(estimate: Estimate) -> tuple[str, str, str]:
-    return _text(estimate.value), _text(estimate.sd), _text(estimate.shuffled)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"  # no minus before 0
+    return value_text(estimate.value), value_text(estimate.sd), value_text(estimate.shuffled)

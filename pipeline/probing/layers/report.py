@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +15,9 @@ from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
 from pipeline.probing.layers.label_report import label_charts, label_section
 from pipeline.probing.layers.statistics import OUTLIER_RATIO, LayerStatistics, StoreStatistics
+from pipeline.probing.layers.values import cka_map, value_or_nan, value_text
 from pipeline.probing.layers.with_labels import LabelStatistics
 from pipeline.probing.report.charts import Chart, Line, layer_lines
-from pipeline.probing.report.heat_map import Scale, heat_map
 from pipeline.probing.report.html import (
     element,
     facts,
@@ -49,7 +48,6 @@ _MEANINGS = {
 }
 COLUMNS = tuple(_MEANINGS)
 """Columns of the table of layers; together they fit into 80 characters."""
-_SCALE_STEP = 0.05  # the scale of the CKA map starts at a multiple of this
 
 
 def write_layers_report(
@@ -110,11 +108,11 @@ def table_rows(statistics: StoreStatistics) -> list[list[str]]:
             f"{layer.norm_sd:.2f}",
             f"{layer.largest:.2f}",
             str(layer.largest_dim),
-            _text(layer.anisotropy),
-            _text(layer.smoothness),
-            _text(layer.first_component),
-            _text(layer.effective_rank, 1),
-            _text(cka),
+            value_text(layer.anisotropy),
+            value_text(layer.smoothness),
+            value_text(layer.first_component),
+            value_text(layer.effective_rank, 1),
+            value_text(cka),
         ]
         for layer, cka in zip(statistics.layers, [*following, None], strict=True)
     ]
@@ -126,10 +124,10 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
     numbers = [layer.layer for layer in layers]
     norm = Line("norm", [a.norm for a in layers], spread=[a.norm_sd for a in layers])
     largest = Line("largest", [a.largest for a in layers], "orange", "s")
-    smoothness = [_number(a.smoothness) for a in layers]
-    anisotropy = [_number(a.anisotropy) for a in layers]
-    first = [_number(a.first_component) for a in layers]
-    rank = [_number(a.effective_rank) for a in layers]
+    smoothness = [value_or_nan(a.smoothness) for a in layers]
+    anisotropy = [value_or_nan(a.anisotropy) for a in layers]
+    first = [value_or_nan(a.first_component) for a in layers]
+    rank = [value_or_nan(a.effective_rank) for a in layers]
     return [
         layer_lines(
             "sizes",
@@ -168,18 +166,13 @@ def _cka_chart(statistics: StoreStatistics) -> Chart:
         for name, row in zip(names, statistics.cka, strict=True)
         for other, value in zip(names, row, strict=True)
     ]
-    known = [value for row in statistics.cka for value in row if value is not None]
-    low = max(0.0, math.floor(min(known, default=0.0) / _SCALE_STEP - 1) * _SCALE_STEP)
-    return heat_map(
+    return cka_map(
         "cka",
         "Linear CKA of each pair of layers",
-        [[_number(value) for value in row] for row in statistics.cka],
-        [["–" if value is None else f"{value:.2f}" for value in row] for row in statistics.cka],
-        [str(layer.layer) for layer in statistics.layers],
+        statistics.cka,
+        names,
         ("layer", "layer"),
-        Scale("linear CKA", low=low),
         Rows(("layer", "other_layer", "cka"), pairs),
-        upwards=True,
     )
 
 
@@ -238,11 +231,3 @@ def _sample(statistics: StoreStatistics) -> Markup:
 
 def _paragraphs(lines: Sequence[str]) -> list[Markup]:
     return [element("p", line) for line in lines]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _text(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

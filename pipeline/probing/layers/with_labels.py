@@ -131,7 +131,7 @@ def measure_with_labels(
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> LabelStatistics:
-    """Measure how much every layer has of the labels of spans.
+    """Measure how much of the labels of spans is in the features of every layer.
 
     Memory: 4 bytes per value of the spans of the sample, and 2 of its frames: 0.7 GB for 10,000
     spans and 20,000 frames of 12 layers of 768 features.
@@ -217,19 +217,21 @@ def _draw(
     labels = placed.spans.labels
     counts = np.bincount(placed.label, minlength=len(labels))
     frequent = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i] >= MIN_COUNT]
-    left = [i for i in np.flatnonzero(counts).tolist() if i not in set(frequent[:MAX_CLASSES])]
+    classes = frequent[:MAX_CLASSES]
+    left = np.setdiff1d(np.flatnonzero(counts), classes).tolist()
     if left:
         notes.append(
-            f"{counted(int(counts[left].sum()), 'span')} of {counted(len(left), 'label')} are left "
-            f"out, with fewer than {MIN_COUNT} in the sample or not among the {MAX_CLASSES} most "
-            f"frequent: {first_few([repr(labels[i]) for i in left])}"
+            f"{counted(int(counts[left].sum()), 'span')} of {counted(len(left), 'label')} left "
+            f"out: labels with fewer than {MIN_COUNT} spans in the sample, or not among the "
+            f"{MAX_CLASSES} most frequent: {first_few([repr(labels[i]) for i in left])}"
         )
-    if len(frequent) < 2:
+    if len(classes) < 2:
+        why = f" ({'; '.join(notes)})" if notes else ""
         raise ConfigError(
-            f"the spans have {counted(len(frequent), 'label')} with at least {MIN_COUNT} spans of "
-            f"{len(placed):,}; expected at least two labels ({'; '.join(notes)})"
+            f"{counted(len(placed), 'span')} with {counted(len(classes), 'label')} of at least "
+            f"{MIN_COUNT} spans; expected at least two such labels{why}"
         )
-    names = in_class_order(labels[i] for i in frequent[:MAX_CLASSES])
+    names = in_class_order(labels[i] for i in classes)
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of.get(label, -1) for label in labels], np.int64)[placed.label]
     return placed.take(numbers >= 0), numbers[numbers >= 0], names, notes

@@ -120,7 +120,7 @@ def _pooled(recipe: dict[str, Any], what: str = "utterance") -> list[str]:
 
 
 def _head(recipe: dict[str, Any], output: str) -> str:
-    """Describe a head up to its last layer, which `output` goes on with."""
+    """Describe a head; `output` is the description of its last layer."""
     width, head = recipe["projection"], recipe.get("head")
     first = f"linear projection to {width} dimensions"
     if head == MLP:
