@@ -234,9 +234,10 @@ def test_spans_name_recordings_by_the_ends_of_their_paths(root, tmp_path):
     both.touch()
     with pytest.raises(ConfigError, match=r"spans of 'clip-000' may be of any of .*longer ids"):
         predictor.predict_files([root / "clips", both], spans)
-    given = GivenSpans(spans, {"times": "recording"})
-    with pytest.raises(ConfigError, match="are for stores of segments"):
-        predictor.predict_files([root / "clips"], given)
+    for placing in ({"times": "recording"}, {"segment_start": "start"}):
+        given = GivenSpans(spans, placing)
+        with pytest.raises(ConfigError, match="are for stores of segments"):
+            predictor.predict_files([root / "clips"], given)
 
 
 def test_stored_spans_have_the_ids_of_the_store(root):

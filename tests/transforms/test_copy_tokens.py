@@ -10,9 +10,11 @@ import pytest
 import pipeline
 from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.events import Observer
-from pipeline.store.format.tokens import chunk_key
+from pipeline.store.backend.opening import open_backend
+from pipeline.store.format.tokens import NO_TOKEN, chunk_key
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
+from pipeline.store.tokens.stored import put_chunk, read_tokens
 from pipeline.transforms.copy import CopySettings, copy_stores
 from pipeline.transforms.copy import run as copy_run
 from tests.helpers.token_stores import LENGTHS, clustered_store, expected_tokens, tokenized
@@ -222,6 +224,34 @@ def test_tokens_without_their_codebook_stop_a_copy(root, tmp_path, other, proble
     with pytest.raises(DamagedError, match=rf"{NAME}.safetensors is {problem}; restore it, or"):
         copy_stores(tmp_path / "store", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("code", [5, NO_TOKEN])
+def test_frames_without_a_code_stop_a_copy(root, tmp_path, code):
+    """With the id of the utterance: the checksum of such a chunk is right, but it has no code."""
+    shutil.copytree(root, tmp_path / "store")
+    backend = open_backend(tmp_path / "store")
+    known = read_tokens(backend, NAME)
+    (tmp_path / "store" / chunk_key(NAME, 0)).unlink()
+    put_chunk(backend, NAME, 0, np.full(known.frames_per_unit, code, np.uint16))
+    with pytest.raises(DamagedError, match=rf"tokens '{NAME}' lack a code of utterance 'utt-000"):
+        copy_stores(tmp_path / "store", tmp_path / "out", CopySettings(tokens=NAME))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_differ_in_case_only_are_not_copied_together(root, tmp_path):
+    """On many file systems they are one name; a note has the command that makes the second."""
+    clustered_store(tmp_path / "more", (50, 80))
+    pipeline.tokenize(
+        tmp_path / "more", codebook=root / "codebooks/other.safetensors", name="Other"
+    )
+    notes = Notes()
+    done = copy_stores(
+        [root, tmp_path / "more"], tmp_path / "out", CopySettings(prefix=True), notes
+    )
+    assert done.tokens == ("Other", NAME)
+    (line,) = [line for line in notes.lines if "upper and lower case" in line]
+    assert line.startswith("tokens 'other' are not copied: the name differs from 'Other' only in ")
 
 
 def test_revoked_units_of_a_copy_get_their_tokens_again(root, tmp_path):
