@@ -15,7 +15,6 @@ result is bit-identical.
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,12 +40,9 @@ from pipeline.probing.results import (
     stored_layer,
 )
 from pipeline.probing.trainers.frame_data import FrameData, Transcripts
+from pipeline.probing.trainers.progress import StepTimer
 from pipeline.store.read.features import FeatureStore
 
-_N_TIMED = 3
-"""Steps that are timed to estimate the duration, at least: the first batches are read ahead."""
-_TIMED_S = 3.0
-"""Seconds that they take, at least, unless an evaluation comes first."""
 _CHUNK_BYTES = 1 << 28
 """Memory for the scores and CTC tables of the heads whose loss is computed at once."""
 
@@ -242,18 +238,13 @@ class _Head:
 def _train(heads: Sequence[_Head], data: FrameData, seed: int, note: Note) -> None:
     """Train the heads of one seed until each has stopped or reached the last step."""
     task, batches = data.task, data.epochs(seed)
-    start_s = math.inf
+    timer = StepTimer(task, data.device)
     for step in range(1, task.steps + 1):
         active = [head for head in heads if head.active]
         if not active:
             return
         _step(active, next(batches), data)
-        if step == 1:  # takes longer than the others
-            start_s = _finished_s(data.device)
-        passed_s = time.perf_counter() - start_s
-        if step > _N_TIMED and passed_s > (0.0 if step == task.eval_every else _TIMED_S):
-            limit_s = (_finished_s(data.device) - start_s) / (step - 1) * task.steps
-            start_s = math.inf  # noted once
+        if (limit_s := timer.limit_s(step)) is not None:
             note(
                 f"seed {seed}, {counted(len(heads), 'head')}: training takes at most about "
                 f"{rough_duration(limit_s)}, without the evaluations"
@@ -276,13 +267,6 @@ def _score_untrained(heads: Sequence[_Head], data: FrameData) -> None:
     predictions = _transcribe(data, data.transcripts.dev, [head.best for head in diverged])
     for head, texts in zip(diverged, predictions, strict=True):
         head.best_dev = _error_rate(data, data.transcripts.dev, texts)
-
-
-def _finished_s(device: torch.device) -> float:
-    """Wait for the device, and return the time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _step(heads: Sequence[_Head], batch: Batch, data: FrameData) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.metrics import error_rate
 from pipeline.probing.results import Predictions
 from pipeline.probing.trainers.frame_data import Transcripts
-from pipeline.probing.trainers.framewise import score_of
+from pipeline.probing.trainers.framewise import Triples, score_of, triples_of
 from pipeline.spans.frame_labels import FrameLabels
 from pipeline.store.read.features import FeatureStore
 
@@ -94,12 +95,7 @@ class TranscriptLesson:
 
     def loss(self, outputs: Tensor, positions: IntArray) -> tuple[Tensor, Tensor]:
         """Return the CTC loss per symbol, averaged over utterances, and its gradient."""
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self._ctc(leaf, positions)
-            loss.backward()  # type: ignore[no-untyped-call]
-        assert leaf.grad is not None
-        return loss.detach(), leaf.grad
+        return _with_gradient(outputs, lambda leaf: self._ctc(leaf, positions))
 
     def predict(self, outputs: Tensor, positions: IntArray) -> list[Any]:
         """Return the transcripts, decoded greedily."""
@@ -179,13 +175,9 @@ class FrameLabelLesson:
 
     def loss(self, outputs: Tensor, positions: IntArray) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy, averaged over labelled frames, and its gradient."""
-        leaf = outputs.detach().requires_grad_()
         labels = torch.from_numpy(self._of(positions)).to(outputs.device)
-        with torch.enable_grad():
-            loss = nn.functional.cross_entropy(leaf, labels, ignore_index=-1)
-            loss.backward()  # type: ignore[no-untyped-call]
-        assert leaf.grad is not None
-        return loss.detach(), leaf.grad
+        loss = partial(nn.functional.cross_entropy, target=labels, ignore_index=-1)
+        return _with_gradient(outputs, loss)
 
     def predict(self, outputs: Tensor, positions: IntArray) -> list[Any]:
         """Return the confusions of each utterance."""
@@ -219,8 +211,17 @@ class FrameLabelLesson:
         return np.concatenate([self.labels[int(position)] for position in positions])
 
 
-def _confusions(labels: IntArray, predicted: IntArray, n_classes: int) -> tuple[int, ...]:
+def _with_gradient(outputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a loss, and its gradient with respect to the outputs."""
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = loss_of(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
+def _confusions(labels: IntArray, predicted: IntArray, n_classes: int) -> Triples:
     """Return reference, prediction and number of frames of each pair, ascending."""
     kept = labels >= 0
     cells, counts = np.unique(labels[kept] * n_classes + predicted[kept], return_counts=True)
-    return tuple(np.stack([cells // n_classes, cells % n_classes, counts], axis=1).ravel().tolist())
+    return triples_of(cells, counts, 1, n_classes)[0]

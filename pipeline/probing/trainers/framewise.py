@@ -38,7 +38,7 @@ from pipeline.probing.metrics import class_counts, macro_f1_of_sums
 from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
 from pipeline.probing.trainers.fused_stack import make_stack
 from pipeline.probing.trainers.objectives import Classification
-from pipeline.probing.trainers.progress import HeadProgress, stacks_of
+from pipeline.probing.trainers.progress import HeadProgress, StepTimer, stacks_of
 from pipeline.probing.trainers.snapshot import HeadShape, Snapshot
 from pipeline.spans.frame_labels import FrameLabels
 from pipeline.store.read.features import FeatureStore
@@ -51,10 +51,6 @@ Triples = tuple[int, ...]
 
 N_SAMPLED = 20_000
 """Largest number of frames that the logistic regression of the baselines is fitted to."""
-_N_TIMED = 3
-"""Steps that are timed to estimate the duration, at least: the first batches are read ahead."""
-_TIMED_S = 3.0
-"""Seconds that they take, at least, unless an evaluation comes first."""
 _COPIES = 3  # of a batch as float32, beside the windows of the loader
 _SCORE_CELLS = 1 << 22  # outputs of the heads of one stack that are computed at once
 
@@ -264,19 +260,15 @@ def _train(
     begun_s = time.perf_counter()
     _evaluate(stacks, data, fold.dev, 0, pool)
     evaluation_s = time.perf_counter() - begun_s
-    batches, start_s = data.batches(fold.train, spec.seed, is_endless=True), math.inf
+    batches = data.batches(fold.train, spec.seed, is_endless=True)
+    timer = StepTimer(task, data.device)
     for step in range(1, task.steps + 1):
         active = [stack for stack in stacks if stack.active]
         if not active:
             return
         batch = next(batches)
         _each(pool, partial(_Stack.step, batch=batch), active)
-        if step == 1:  # takes longer than the others
-            start_s = time.perf_counter()
-        passed_s = time.perf_counter() - start_s
-        if step > _N_TIMED and passed_s > (0.0 if step == task.eval_every else _TIMED_S):
-            start_s = math.inf  # noted once
-            limit_s = passed_s / (step - 1) * task.steps
+        if (limit_s := timer.limit_s(step)) is not None:
             limit_s += evaluation_s * -(-task.steps // task.eval_every)
             n_heads = sum(len(stack.heads) for stack in stacks)
             note(

@@ -1,15 +1,60 @@
-"""Progress of heads in training, how heads are stacked, and threads for the stacks."""
+"""Progress of heads in training, its expected duration, and how heads are stacked."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
 from torch import Tensor
 
+from pipeline.config import TaskConfig
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, Predictions
 from pipeline.probing.trainers.snapshot import Snapshot
+
+_N_TIMED = 3
+"""Steps that are timed to estimate the duration, at least: the first batches are read ahead."""
+_TIMED_S = 3.0
+"""Seconds that they take, at least, unless an evaluation comes first."""
+
+
+class StepTimer:
+    """Estimate of the duration of all steps, from the first ones.
+
+    Args:
+        task: Settings of the task: `steps` and `eval_every`.
+        device: Device that computes the steps.
+    """
+
+    def __init__(self, task: TaskConfig, device: torch.device) -> None:
+        self._task, self._device = task, device
+        self._start_s = math.inf  # none, or already estimated
+
+    def limit_s(self, step: int) -> float | None:
+        """Return the seconds of all steps, once; None while too few are timed, and later.
+
+        Args:
+            step: Number of the step that was taken, from 1.
+        """
+        if step == 1:  # takes longer than the others
+            self._start_s = finished_s(self._device)
+        passed_s = time.perf_counter() - self._start_s
+        least_s = 0.0 if step == self._task.eval_every else _TIMED_S
+        if step <= _N_TIMED or passed_s <= least_s:
+            return None
+        passed_s = finished_s(self._device) - self._start_s
+        self._start_s = math.inf
+        return passed_s / (step - 1) * self._task.steps
+
+
+def finished_s(device: torch.device) -> float:
+    """Wait for the device, and return the time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class HeadProgress:

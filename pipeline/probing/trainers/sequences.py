@@ -43,7 +43,7 @@ from pipeline.probing.results import (
     OnHead,
     stored_layer,
 )
-from pipeline.probing.trainers.progress import stacks_of
+from pipeline.probing.trainers.progress import finished_s, stacks_of
 from pipeline.probing.trainers.sequence_data import LayerMix, SequenceData, normalized
 from pipeline.threads import single_threaded
 
@@ -384,9 +384,7 @@ def _step_s(data: SequenceData, spec: HeadSpec, n_per_part: int) -> float:
     group.step(group.heads, next(order))
     start_s = time.perf_counter()
     group.step(group.heads, next(order))
-    if data.device.type == "cuda":
-        torch.cuda.synchronize(data.device)
-    return time.perf_counter() - start_s
+    return finished_s(data.device) - start_s
 
 
 def _is_weighted(spec: HeadSpec) -> bool:
