@@ -172,6 +172,12 @@ def test_statistics_of_another_shape_are_refused():
         text.of_pooled(randn(2, 1, 4))
 
 
+def test_frames_for_a_head_on_statistics_are_refused():
+    """The outputs of the first frame would look like those of the utterance."""
+    with pytest.raises(ConfigError, match=r"utterance and the form linear gets stat.*of_pooled"):
+        head().of_frames([randn(1, 5, DIM)])
+
+
 def test_other_files_are_refused(tmp_path):
     """A missing file, text, other tensors, a cut file, a newer version, a damaged description."""
     path = tmp_path / "head.safetensors"

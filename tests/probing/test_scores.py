@@ -285,3 +285,18 @@ def test_a_baseline_beyond_the_interval_gives_a_warning():
     assert baseline_warnings(best, [late], {"chance": 0.1, "other": 0.44}, 640, True) == ()
     assert baseline_warnings(best, [late], {"chance": 0.9}, 640, False) == ()
     assert baseline_warnings(best, [late], {"chance": 0.2}, 640, False)
+    assert baseline_warnings(best, [late], {"chance": 0.45}, 640, True) == ()  # the bound
+    assert baseline_warnings(best, [late], {"chance": 0.3}, 640, False) == ()
+    (warning,) = baseline_warnings(best, [late], {"chance": 0.6, "majority class": 0.7}, 640, True)
+    assert "'majority class' (0.700)" in warning
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_late"), [((513,), True), ((512,), False), ((620, 100), False)]
+)
+def test_a_baseline_that_wins_names_the_steps_if_most_heads_are_late(steps, is_late):
+    """Late is after four fifths of the steps, and most is more than half of the heads."""
+    best = CandidateScore(3, 1e-2, 0.5, 0.4, 0.3, 0.45, 0.0)
+    heads = [HeadResult(3, 1e-2, 0, 0, step, 0.5, 0.4, (), ()) for step in steps]
+    (warning,) = baseline_warnings(best, heads, {"chance": 0.5}, 640, True)
+    assert ("raise task.steps" in warning) == is_late

@@ -306,6 +306,55 @@ def test_patience_and_perfection_end_training(store):
     assert found[noisy][0].curve[-1][0] < 1000
 
 
+def test_an_evaluation_that_is_not_finite_ends_training(store):
+    """A score of NaN is neither recorded nor followed by further steps."""
+    head = sequences._Head(data_of(store, task_of("mlp", patience=2)), HeadSpec(6, 0.05, 0, 0))
+    assert head.record(0, 0.5, 1.0)
+    for step, dev, continues in ((4, 0.4, True), (8, math.nan, False)):
+        head.step(torch.tensor(2.0))
+        assert head.record(step, dev, 1.0) == continues
+    assert head.result(0.3, []).curve == ((4, 2.0, 0.4),)
+    assert head.dev == 0.4
+
+
+def test_a_lower_dev_loss_delays_the_stop(store):
+    """The error rate of CTC rises at first; without a lower loss, patience counts."""
+    head = sequences._Head(data_of(store, task_of("mlp", patience=2)), HeadSpec(6, 0.05, 0, 0))
+    head.record(0, 0.5, 9.0)
+    found = []
+    for step, dev_loss in enumerate((8.0, 7.0, 6.0, 6.0, 6.0), 1):
+        head.step(torch.tensor(2.0))
+        found.append(head.record(step, 0.6, dev_loss))
+    assert found == [True, True, True, True, False]
+
+
+def test_a_head_that_cannot_be_saved_stops_the_others(store, monkeypatch):
+    """Other threads are told to end, and the error is raised."""
+    events = []
+
+    def train(data, specs, n_per_part, stop):
+        events.append(stop)
+        group = sequences._Group(data, specs, n_per_part)
+        return [(head, head.result(0.5, [])) for head in group.heads]
+
+    def full(spec, result, parameters=None, /):
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(sequences, "_train", train)
+    with pytest.raises(StoreError, match="disk full"):
+        sequences.train_sequence_heads(
+            data_of(store, task_of("mlp")), [HeadSpec(6, 0.05, 0, 0)], full
+        )
+    assert events[0].is_set()
+
+
+def test_the_largest_batch_is_that_of_the_longest_utterances(store):
+    """Utterances have different lengths, and any of train may meet in a batch."""
+    task = task_of("attentive", batch=3)
+    longest = sorted(LENGTHS[i] for i in FOLD.train)[-3:]
+    assert lesson_of(store, task).largest_batch == sum(longest)
+
+
 def test_batches_are_those_of_a_loader(store):
     """The order of utterances is the one that CTC's linear heads of the same seed get."""
     loader = pipeline.make_loader(

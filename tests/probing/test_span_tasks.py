@@ -259,6 +259,7 @@ def test_frames_in_no_span_may_be_a_class(root, tmp_path):
         ("phone", ["labels=[speaker]"], "names columns of the store, and the labels of task phone"),
         ("phone", ["task.metric=f1"], "task.metric is 'f1'; expected accuracy"),
         ("frame", ["task.metric=wer"], "task.metric is 'wer'; expected accuracy or f1"),
+        ("frame", ["task.units=512"], "task.units is 512, and task.head=linear has no LSTM"),
         ("ks", ["labels=[speaker]"], "task ks learns a column of the store; leave spans out"),
         ("phone", ["memory=lots"], "memory is 'lots'; expected bytes, or text"),
         ("phone", ["spans.tier=words"], "tier: of no use for spans of kind csv"),
