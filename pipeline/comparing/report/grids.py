@@ -87,11 +87,10 @@ def leaderboard(comparison: Comparison) -> Grid:
     return Grid(
         "leaderboard",
         "Test scores with 95 % bootstrap intervals of the best single layer, which dev chooses, "
-        "and of the learned weighted sum of the layers. Bold: of the one "
-        "candidate of each row that dev chose, the best test score of the task, and those that do "
-        "not differ from it significantly; a score that dev did not choose is not bold, even if it "
-        "is higher (paired tests, p-values corrected by Holm's method for all pairs of the "
-        f"task). {_metrics(comparison)}",
+        "and of the learned weighted sum of the layers. Bold: the best test score of the task, and "
+        "those that do not differ from it significantly (paired tests, p-values corrected by "
+        "Holm's method for all pairs of the task). Only the candidate that dev chose can be bold "
+        f"in a row, even if the other score is higher. {_metrics(comparison)}",
         (
             "encoder / head" if comparison.names_heads else "encoder",
             *(
