@@ -200,6 +200,8 @@ def test_waveforms_are_labelled_as_files(root):
         words(waves[:1], spans=[[(0.5, 0.505)]])
     with pytest.raises(ConfigError, match="there are 2 waveforms and spans of 1; give a list"):
         words(waves, spans=[[(0, 0.5)]])
+    (found,) = words(waves[:1], spans=[[(0.2, 99.0)]])
+    assert found.spans[0].last == open_store(extracted(root)).n_frames(IDS[0])
     frame = pipeline.Predictor(swept_parts(root, "frame", "task.metric=f1"), overrides=ONE_THREAD)
     (found,) = frame(waves[:1])
     (item,) = frame.predict_files(paths[:1])
@@ -251,6 +253,9 @@ def test_stored_spans_have_the_ids_of_the_store(root):
     assert four.prediction.spans == ()
     with pytest.raises(SourceError, match="has no utterance of the spans"):
         predictor.predict_store(store, [IDS[3]], spans)
+    late_first = Spans.of([IDS[2], IDS[2]], [0.3, 0.0], [0.6, 0.3], ["a", "b"])
+    (two,) = predictor.predict_store(store, [IDS[2]], late_first)
+    assert [s.start_s for s in two.prediction.spans] == [0.3, 0.0]
 
 
 def test_spans_of_which_none_is_left_are_refused(root):
