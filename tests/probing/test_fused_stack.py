@@ -87,6 +87,26 @@ def test_a_position_out_of_range_is_refused(rows):
 
 
 @needs_library
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        (torch.Tensor.double, torch.arange(4)),
+        (lambda pooled: pooled.transpose(0, 1).contiguous().transpose(0, 1), torch.arange(4)),
+        (torch.clone, torch.arange(4, dtype=torch.int32)),
+        (torch.clone, torch.arange(8)[::2]),
+    ],
+    ids=["float64", "strided", "int32", "strided rows"],
+)
+def test_tensors_of_another_form_are_refused(change, rows):
+    """C code would read other numbers; the message has types and strides."""
+    shape = HeadShape(16, 4, 2, len(LAYERS))
+    for layer in (2, WEIGHTED):
+        stack = FusedStack([HeadSpec(layer, 1e-2, 0, 0)], LAYERS, shape, Classification((2,)))
+        with pytest.raises(ValueError, match=r"C code cannot read .*; expected contiguous"):
+            stack.step(change(features(16)), torch.zeros(1, N, dtype=torch.int64), rows)
+
+
+@needs_library
 def test_outputs_of_weighted_sums_are_those_of_torch(level):
     """Features that C code cannot read are read by torch."""
     shape = HeadShape(16, 4, 2, len(LAYERS))

@@ -21,7 +21,7 @@ from pipeline.probing.labels import Fold, Labels, read_labels
 from pipeline.probing.results import WEIGHTED, HeadResult, HeadSpec, OnHead
 from pipeline.probing.run import TASK_KINDS, list_heads
 from pipeline.probing.significance import resampled_scores
-from pipeline.probing.tasks.base import Task, TaskData
+from pipeline.probing.tasks.base import Task, TaskData, few_speakers
 from pipeline.probing.tasks.spans_data import SPAN_KINDS, read_span_data
 from pipeline.probing.trainers.kept_heads import head_facts
 from pipeline.store.read.features import FeatureStore
@@ -297,6 +297,12 @@ def loudness(row: int, layer: int, n_frames: int, dim: int) -> np.ndarray:
     random = np.random.default_rng([row, layer])
     values = random.standard_normal((n_frames, dim)) * 3 ** (row % 4)
     return (values - values.mean(0)).astype(np.float16)
+
+
+def test_intervals_over_few_speakers_give_a_warning() -> None:
+    """Below 20 test speakers, which are counted."""
+    assert few_speakers(20) == ()
+    assert few_speakers(19)[0].startswith("only 19 test speakers: ")
 
 
 @pytest.mark.parametrize("kind", ["utterance", "regression", "verification"])

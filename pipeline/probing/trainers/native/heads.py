@@ -222,7 +222,7 @@ def mix_layers(pooled: Tensor, rows: Tensor, mix: Tensor, out: Tensor) -> None:
 
     Raises:
         IndexError: A position is out of range.
-        ValueError: A tensor has another type or form.
+        ValueError: The features or the positions have another type or form.
     """
     library, level = _loaded()
     library.strata_heads_mix(level, _batch(pooled, rows), mix.data_ptr(), len(mix), out.data_ptr())
@@ -256,7 +256,11 @@ def stale_note() -> str:
 
 def _batch(pooled: Tensor, rows: Tensor) -> _Batch:
     if not (can_mix(pooled) and rows.is_contiguous() and rows.dtype == torch.int64):
-        raise ValueError(f"cannot read {pooled.dtype} features of strides {pooled.stride()}")
+        raise ValueError(
+            f"C code cannot read {pooled.dtype} features of shape {list(pooled.shape)} and strides "
+            f"{pooled.stride()} at {rows.dtype} positions of strides {rows.stride()}; expected "
+            "contiguous float32 features and contiguous int64 positions on the CPU"
+        )
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < pooled.shape[1]:
         raise IndexError(f"positions of utterances reach beyond the {pooled.shape[1]:,} there are")
     return _Batch(pooled.data_ptr(), *pooled.shape, rows.data_ptr(), len(rows))
