@@ -53,7 +53,8 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate
     sign = 1.0 if task.higher_is_better else -1.0
     chosen = {layer: _heads_at_best_lr(heads, layer, sign) for layer in candidates}
     runs = {layer: evaluations_of(task, by_seed) for layer, by_seed in chosen.items()}
-    intervals = interval(resampled_scores([runs[layer] for layer in candidates]))
+    resampled = resampled_scores([runs[layer] for layer in candidates])
+    intervals = interval(resampled)
     scores = tuple(
         _score(task, layer, chosen[layer], runs[layer], intervals[i])
         for i, layer in enumerate(candidates)
@@ -62,7 +63,8 @@ def rank(task: Task, heads: Sequence[HeadResult], candidates: Sequence[Candidate
     best, comparison = order[0], None
     if len(order) > 1:
         second = order[1]
-        p_value, test = paired_test(runs[best.layer], runs[second.layer])
+        a, b = (resampled[candidates.index(score.layer)] for score in (best, second))
+        p_value, test = paired_test(runs[best.layer], runs[second.layer], resampled=(a, b))
         comparison = Comparison(best.layer, second.layer, best.test - second.test, p_value, test)
     groups = runs[best.layer][0].group
     return Ranking(scores, best.layer, comparison, chosen, groups)

@@ -30,6 +30,9 @@ NO_RATE = 0.0
 SIGNIFICANCE_LEVEL = 0.05
 """p-value below which a difference is called significant."""
 
+DEV_IS_TEST = "dev is test"
+"""Part of the description of a split without other utterances than those of test for dev."""
+
 Predictions = tuple[tuple[int, ...], ...] | tuple[tuple[float, ...], ...] | tuple[str, ...]
 """One item per utterance: the class or the number in each label column, or a transcript. In
 verification one per trial: its score."""
@@ -261,6 +264,11 @@ class Sweep:
     def is_trained(self) -> bool:
         """Whether heads were trained, at learning rates."""
         return any(head.lr != NO_RATE for head in self.heads)
+
+    @property
+    def is_dev_test(self) -> bool:
+        """Whether the best candidate was chosen on the test set, for lack of other speakers."""
+        return DEV_IS_TEST in self.split
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

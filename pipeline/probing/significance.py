@@ -79,7 +79,12 @@ def interval(resampled: FloatArray) -> FloatArray:
     return np.moveaxis(np.quantile(resampled, [tail, 1 - tail], axis=-1), 0, -1)
 
 
-def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
+def paired_test(
+    runs_a: Runs,
+    runs_b: Runs,
+    seed: int = 0,
+    resampled: tuple[FloatArray, FloatArray] | None = None,
+) -> tuple[float, str]:
     """Test whether two candidates differ, on the same test groups.
 
     Ratios of equal sizes: sign flips of the difference of each group. Other functions of sums:
@@ -91,6 +96,7 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
         runs_a: Runs of one candidate.
         runs_b: Runs of the other candidate, as many, in the same order.
         seed: Seed of the test.
+        resampled: `resampled_scores` of both with the same seed, if they are known.
 
     Returns:
         The two-sided p-value, and the name of the test.
@@ -105,7 +111,7 @@ def paired_test(runs_a: Runs, runs_b: Runs, seed: int = 0) -> tuple[float, str]:
     if _are_sums(every):
         swapped = _swap_p_value(every[: len(runs_a)], every[len(runs_a) :], seed)
         return swapped, f"{_PERMUTATION} over {group}"
-    a, b = resampled_scores([runs_a, runs_b], seed)
+    a, b = resampled_scores([runs_a, runs_b], seed) if resampled is None else resampled
     p_value = _bootstrap_p_value(a, b, runs_a[0].n_groups)
     return p_value, f"{_BOOTSTRAP} over {group}"
 
@@ -142,14 +148,9 @@ def paired_results(
     resampled = resampled_scores(sets, seed)
     found = []
     for one, other in pairs:
-        low, high = interval(resampled[one] - resampled[other]).tolist()
-        if _are_sums([*sets[one], *sets[other]]):
-            p_value, test = paired_test(sets[one], sets[other], seed)
-        else:
-            run = sets[one][0]
-            p_value = _bootstrap_p_value(resampled[one], resampled[other], run.n_groups)
-            test = f"{_BOOTSTRAP} over {run.group}"
-        found.append(PairedResult(low, high, p_value, test))
+        a, b = resampled[one], resampled[other]
+        low, high = interval(a - b).tolist()
+        found.append(PairedResult(low, high, *paired_test(sets[one], sets[other], seed, (a, b))))
     return found
 
 

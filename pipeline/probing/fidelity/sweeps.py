@@ -208,12 +208,15 @@ def _differences(
     names: list[Candidate | None] = [*candidates, None]
     before, after = ([*runs, list(chain(*runs))] for runs in (expected, found))
     resampled = resampled_scores([*before, *after])
-    intervals = interval(resampled[len(names) :] - resampled[: len(names)]).tolist()
+    resampled_before, resampled_after = np.split(resampled, 2)
+    intervals = interval(resampled_after - resampled_before).tolist()
     n_seeds = len(expected[0])
     compared = []
-    for name, a, b, (low, high) in zip(names, before, after, intervals, strict=True):
+    draws = zip(resampled_before, resampled_after, strict=True)
+    every = zip(names, before, after, draws, intervals, strict=True)
+    for name, a, b, of_both, (low, high) in every:
         scores = [mean_score(runs) for runs in (a, b)]
-        p_value, test = paired_test(a, b)
+        p_value, test = paired_test(a, b, resampled=of_both)
         deviations = [seed_deviation(_scores_by_seed(runs, n_seeds)) for runs in (a, b)]
         compared.append(
             ScoreDifference(

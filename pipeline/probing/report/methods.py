@@ -254,7 +254,7 @@ def _training(sweep: Sweep) -> list[str]:
     """Describe optimisation and selection."""
     rates = sorted({head.lr for head in sweep.heads} - {NO_RATE}, reverse=True)
     if not rates:
-        if "dev is test" in sweep.split:
+        if sweep.is_dev_test:
             return ["The best layer is chosen on the trials that are reported."]
         return ["The best layer is the one with the best score on dev; test is only reported."]
     recipe = sweep.setup.recipe

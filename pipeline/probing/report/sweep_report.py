@@ -96,9 +96,9 @@ def _scores_caption(sweep: Sweep) -> str:
     selected = "the learning rate, the step and " if sweep.is_trained else ""
     lines = [
         f"Intervals: 95 % bootstrap over the test {sweep.groups}.",
-        f"Dev selects {selected}the best candidate; test is only reported."
-        if "dev is test" not in sweep.split
-        else "The best candidate is chosen on the test set that is reported.",
+        "The best candidate is chosen on the test set that is reported."
+        if sweep.is_dev_test
+        else f"Dev selects {selected}the best candidate; test is only reported.",
     ]
     if any(score.layer == WEIGHTED for score in sweep.scores):
         lines.append("Band and solid line: the weighted sum on test; dashed line: on dev.")

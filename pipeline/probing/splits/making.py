@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
+from pipeline.probing.results import DEV_IS_TEST
 from pipeline.probing.splits.corpus import CorpusSplit, find_corpus_split, no_utterance
 from pipeline.probing.splits.few_speakers import few_speaker_warnings
 from pipeline.probing.splits.leakage import (
@@ -262,7 +263,7 @@ def _split_by_trials(
         )
         if not len(rest):
             warning += "; without any, no mean is subtracted from the features"
-        return Split((Fold(rest, test, test),), f"trials {path}, dev is test", (warning,))
+        return Split((Fold(rest, test, test),), f"trials {path}, {DEV_IS_TEST}", (warning,))
     train, dev = _take_dev(utterances, rest, "outside the trials")
     description = f"trials {path}, dev taken from the other speakers, seed {utterances.config.seed}"
     return Split((Fold(train, dev, test),), description)
