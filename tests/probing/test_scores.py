@@ -22,6 +22,7 @@ from pipeline.probing.results import CandidateScore, HeadResult
 from pipeline.probing.significance import (
     draws_of,
     interval,
+    paired_results,
     paired_test,
     resampled_scores,
     seed_deviation,
@@ -216,6 +217,9 @@ class Median(Evaluation):
         return self.sorted[(shares >= shares[:, -1:] / 2).argmax(1)]
 
 
+PAIRS = [(0, 1), (2, 0)]
+
+
 def test_other_scores_are_compared_by_the_bootstrap():
     """A clear difference has a small p-value, none a large one."""
     values = np.random.default_rng(5).standard_normal(200)
@@ -223,6 +227,20 @@ def test_other_scores_are_compared_by_the_bootstrap():
     assert name == "paired bootstrap over speakers"
     assert p_value < 0.01
     assert paired_test([Median(values)], [Median(values.copy())])[0] == 1.0
+
+
+def test_pairs_are_tested_as_alone():
+    """Samples are drawn once for all pairs; a difference is that of the first to the second."""
+    values = np.random.default_rng(5).standard_normal(60)
+    medians = [[Median(values + shift)] for shift in (0.0, 0.8, 0.1)]
+    ratios = [[Ratio(values > shift, np.ones(60))] for shift in (0.0, 0.8, 0.1)]
+    for sets in (medians, ratios):
+        for (one, other), found in zip(PAIRS, paired_results(sets, PAIRS, seed=3), strict=True):
+            assert (found.p_value, found.test) == paired_test(sets[one], sets[other], seed=3)
+            difference = sets[one][0].score - sets[other][0].score
+            assert found.low <= difference <= found.high
+    assert paired_results(medians, PAIRS)[0].high < 0
+    assert paired_results(medians, []) == []
 
 
 @pytest.mark.parametrize(("n", "smallest"), [(1, 1.0), (2, 0.5), (4, 0.125)])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.spans.reading import read_spans
+from pipeline.spans.reading import read_spans, without_labels
+from pipeline.spans.table import Spans
 
 LONG = """File type = "ooTextFile"
 Object class = "TextGrid"
@@ -418,3 +420,13 @@ def test_the_digest_is_that_of_the_spans(tmp_path):
     assert len(digests) == 5
     ctm = written(tmp_path, "base.ctm", "a 1 0 1 x\nb 1 1 1 y\n")
     assert read_spans(ctm).digest in digests
+
+
+def test_spans_that_are_all_left_out_by_label_are_refused():
+    """A selection that is empty before has lost none to its labels."""
+    only = Spans.of(["a"], [0.0], [0.1], ["SIL"])
+    empty = only.take(np.array([], np.int64))
+    assert without_labels(empty, "x.csv", ["sil"]) is empty
+    assert len(without_labels(only, "x.csv", ["sil"])) == 1
+    with pytest.raises(SourceError, match=r"x.csv: all spans have a label that is skipped: 1 of"):
+        without_labels(only, "x.csv", ["sil"], ignore_case=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.spans.frame_labels import frame_labels
+from pipeline.spans.id_forms import find_id_form
 from pipeline.spans.placing import place_spans
 from pipeline.spans.table import Spans
 from pipeline.store.format.geometry import FrameGeometry
@@ -280,3 +281,11 @@ def test_labels_of_contiguous_spans_cover_all_frames(store, data):
     centres = np.round(store.times("utt-0002").centre_s * 1000, 3)
     wanted = [f"{np.searchsorted(borders, c, side='right') - 1:02}" for c in centres]
     assert [labels.names[i] for i in labels["utt-0002"]] == wanted
+
+
+def test_of_equally_good_forms_the_shortest_is_offered():
+    """It names the fewest folders."""
+    found = find_id_form(
+        ["a", "b"], ["archive/old/a.wav", "archive/old/b.wav", "z/a.wav", "z/b.wav"]
+    )
+    assert (found.form, found.near, found.n_found) == ("z/{id}.wav", "z/a.wav", 2)
