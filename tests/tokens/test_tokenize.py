@@ -25,7 +25,7 @@ from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
 from pipeline.store.format.tokens import NO_TOKEN, chunk_key, codebook_key, parse_chunk
 from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
-from pipeline.tokens import assigning
+from pipeline.tokens import assigning, training
 from tests.helpers.fake_store import make_store as make_fake_store
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
 from tests.helpers.token_stores import (
@@ -237,10 +237,21 @@ def test_the_sample_is_bounded(root):
         tokenized(root, name="d", memory=100)
 
 
-def test_all_frames_from_the_disk(root):
-    """sample_frames=all reads every frame, in bounded memory, and finds the same centres."""
-    result = tokenized(root, sample_frames="all", memory=3000)
+def test_all_frames_from_the_disk(root, monkeypatch):
+    """sample_frames=all reads every frame, in bounded memory, and finds the same centres.
+
+    The notes of the sample's training name the one on all frames, whose own name the assignment.
+    """
+    monkeypatch.setattr(training, "_NOTE_FROM_S", 0.0)
+    notes = Notes()
+    result = tokenized(root, sample_frames="all", memory=3000, observer=notes)
     assert result.train_frames == sum(LENGTHS)
+    of_all = [line for line in notes.lines if f"k-means on {sum(LENGTHS)} frames" in line]
+    assert of_all
+    assert not any("then the training on all" in line for line in of_all)
+    of_sample = [line for line in notes.lines if "then the training on all" in line]
+    assert of_sample
+    assert not any("to assign all frames" in line for line in of_sample)
     check_all(pipeline.open_store(root))
 
 
