@@ -25,10 +25,9 @@ import torch.nn.functional as F
 import transformers
 
 from pipeline.encoders.clips import encode_clips
+from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.wav2vec2.bundles import find_model
-from pipeline.encoders.wav2vec2.encoder import load_encoder
-from pipeline.encoders.wav2vec2.huggingface import load_hf_encoder
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -118,7 +117,7 @@ def against_transformers(name: str, family: str, clips) -> float:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
-        encoder = load_hf_encoder(folder, layers="superb")
+        encoder = load_encoder(folder, source="huggingface", layers="superb")
     largest = 0.0
     for clip, found in zip(clips, in_batches(encoder, clips), strict=True):
         inputs = extractor(clip.numpy(), sampling_rate=RATE_HZ, return_tensors="pt")

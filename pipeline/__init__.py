@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.comparing.interactive.result import ComparisonResult
     from pipeline.comparing.interactive.sweeping import report, sweep
-    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder, load_encoder
+    from pipeline.encoders.encoder import SpeechEncoder
+    from pipeline.encoders.loading import load_encoder
     from pipeline.feed.batch import Batch, collate
     from pipeline.feed.batching import BatchPolicy
     from pipeline.feed.dataset import FeatureDataset
@@ -69,7 +70,7 @@ _HOMES = {
     "PooledLinear": "pipeline.heads.modules",
     "Predictor": "pipeline.predict.predictor",
     "Spans": "pipeline.spans.table",
-    "SpeechEncoder": "pipeline.encoders.wav2vec2.encoder",
+    "SpeechEncoder": "pipeline.encoders.encoder",
     "SweepResult": "pipeline.probing.interactive.result",
     "WeightedSum": "pipeline.heads.modules",
     "cached": "pipeline.online.cached",
@@ -81,7 +82,7 @@ _HOMES = {
     "frame_labels": "pipeline.spans.frame_labels",
     "frame_statistics": "pipeline.feed.frames.measuring",
     "iter_pooled_spans": "pipeline.spans.pooling",
-    "load_encoder": "pipeline.encoders.wav2vec2.encoder",
+    "load_encoder": "pipeline.encoders.loading",
     "make_frame_loader": "pipeline.feed.frames.loader",
     "make_loader": "pipeline.feed.loader",
     "mix": "pipeline.feed.mixture",

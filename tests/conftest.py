@@ -183,7 +183,7 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
     """
     import torch
 
-    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+    from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
     from pipeline.encoders.wav2vec2.families import TorchaudioFamily
     from pipeline.extract import selfcheck as checks
 
@@ -214,7 +214,7 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
         return copy(kept[key])
 
     def check_once(encoder, waveforms):
-        if type(encoder) is not SpeechEncoder or encoder.name != "tiny":
+        if type(encoder) is not Wav2Vec2Encoder or encoder.name != "tiny":
             return check(encoder, waveforms)
         key = (json.dumps(encoder.identity), *(clip.numpy().tobytes() for clip in waveforms))
         if key not in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from pipeline.encoders.wav2vec2.encoder import load_encoder
+from pipeline.encoders.loading import load_encoder
 from pipeline.errors import WeightsError
 
 try:

@@ -7,15 +7,16 @@ a worker. `tests/encoders/test_conformance.py` checks both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
+from pipeline.encoders.layers import standard_names
 from pipeline.encoders.windows import Windowing
 from pipeline.store.format.geometry import FrameGeometry
 
@@ -51,7 +52,9 @@ class Encoder(Protocol):
     Attributes:
         name: Name of the model.
         geometry: Sample rate, hop and receptive field of the frames.
-        layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i.
+        layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i; see
+            `layers.py`.
+        layer_names: Their names.
         dim: Size of a feature vector.
         device: Device of the computation.
         precision: Precision of the matrix products, a key of `settings.PRECISIONS`.
@@ -68,6 +71,7 @@ class Encoder(Protocol):
     name: str
     geometry: FrameGeometry
     layers: tuple[int, ...]
+    layer_names: tuple[str, ...]
     dim: int
     device: torch.device
     precision: str
@@ -126,12 +130,15 @@ class EncoderDescription:
 
     Attributes:
         name: Name of the model.
-        n_layers: Number of blocks; layers 0 to `n_layers` can be extracted.
+        n_layers: N, the number of blocks; "all" extracts layers 1 to N.
         dim: Size of a feature vector.
         geometry: Sample rate, hop and receptive field of the frames.
         max_window_s: Default of the longest window, in seconds.
         context_s: Default context on each side of a window, in seconds.
         window_limit_s: Longest window that the model can encode; None if there is no limit.
+        layer_names: Names of all layers that can be extracted, by number; if empty, layers 0 to N
+            with the names of `layers.standard_names`.
+        layer_dims: Sizes of the layers whose size is not `dim`. A store has layers of one size.
     """
 
     name: str
@@ -141,6 +148,17 @@ class EncoderDescription:
     max_window_s: float
     context_s: float
     window_limit_s: float | None = None
+    layer_names: Mapping[int, str] = field(default_factory=dict)
+    layer_dims: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Names of all layers that can be extracted, by number."""
+        return self.layer_names or standard_names(self.n_layers)
+
+    def dim_of(self, layers: Sequence[int]) -> int:
+        """Return the size of chosen layers, all of which have one size."""
+        return self.layer_dims.get(layers[0], self.dim)
 
 
 @dataclass(frozen=True)

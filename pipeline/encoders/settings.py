@@ -28,7 +28,7 @@ audio, and nearly all of the computation is for context."""
 
 def resolve_settings(
     description: EncoderDescription,
-    layers: str | Sequence[int] = "all",
+    layers: str | Sequence[int | str] = "all",
     precision: str = "auto",
     device: str = "auto",
     max_window_s: float | None = None,
@@ -50,36 +50,58 @@ def resolve_settings(
     """
     device = choose_device(device)
     return EncoderSettings(
-        layers=choose_layers(layers, description.n_layers),
+        layers=choose_layers(layers, description),
         precision=choose_precision(precision, device),
         device=device,
         windows=choose_windows(description, max_window_s, context_s),
     )
 
 
-def choose_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
+def choose_layers(
+    layers: str | Sequence[int | str], description: EncoderDescription
+) -> tuple[int, ...]:
     """Return the chosen layers, ascending.
 
     Args:
-        layers: "all" for 1..N, "superb" for 0..N, or numbers in 0..N.
-        n_layers: N, the number of blocks.
+        layers: "all" for 1..N, "superb" for 0..N, or numbers or names of the encoder's layers.
+        description: The encoder.
 
     Raises:
-        ConfigError: The choice is empty, repeats a layer, or names one that the model lacks.
+        ConfigError: The choice is empty, repeats a layer, or names one that the model lacks, or
+            layers of different sizes.
     """
+    n_layers, names = description.n_layers, description.names
     if layers == "all":
         return tuple(range(1, n_layers + 1))
-    if layers == "superb":
+    if layers == "superb" and 0 in names:
         return tuple(range(n_layers + 1))
-    expected = f"expected all, superb, or a list of 0 to {n_layers}, each once, like [1,6,12]"
+    expected = _expected_layers(description)
     if isinstance(layers, str) or not layers:
         raise ConfigError(f"layers={layers or '[]'} names no layers; {expected}")
-    numbers = tuple(layers)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
-        raise ConfigError(f"layers={list(numbers)!r} are not all whole numbers; {expected}")
-    if len(set(numbers)) != len(numbers) or not all(0 <= n <= n_layers for n in numbers):
-        raise ConfigError(f"layers={list(numbers)} do not fit the model; {expected}")
+    numbers_of = {name: number for number, name in names.items()}
+    given = [numbers_of.get(n, n) if isinstance(n, str) else n for n in layers]
+    numbers = tuple(n for n in given if isinstance(n, int) and not isinstance(n, bool))
+    if len(numbers) < len(given):
+        raise ConfigError(f"layers={list(layers)!r} are not all layers of the model; {expected}")
+    if len(set(numbers)) != len(numbers) or not names.keys() >= set(numbers):
+        raise ConfigError(f"layers={list(layers)} do not fit the model; {expected}")
+    sizes = {n: description.dim_of([n]) for n in numbers}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{names[n]} has {size}" for n, size in sorted(sizes.items()))
+        raise ConfigError(
+            f"layers={list(layers)} have features of different sizes ({listed}); a store has "
+            "layers of one size, so extract them to two stores"
+        )
     return tuple(sorted(numbers))
+
+
+def _expected_layers(description: EncoderDescription) -> str:
+    n_layers, names = description.n_layers, description.names
+    low = 0 if 0 in names else 1
+    extra = [name for number, name in names.items() if not low <= number <= n_layers]
+    superb = ", superb" if low == 0 else ""
+    also = f", also {' and '.join(extra)}" if extra else ""
+    return f"expected all{superb}, or a list of {low} to {n_layers}, each once, like [1,6,12]{also}"
 
 
 def choose_precision(precision: str, device: str) -> str:

@@ -120,7 +120,7 @@ def resolve_encoder_setup(config: Config) -> EncoderSetup:
         config,
         family,
         description,
-        choose_layers(extract.layers, description.n_layers),
+        choose_layers(extract.layers, description),
         choose_windows(description, extract.max_window_s, extract.context_s),
         choose_form(extract.dtype, extract.keep, extract.pooling),
     )

@@ -112,7 +112,7 @@ def make_layout(setup: EncoderSetup, plan: Plan, backend: Backend | None = None)
         plan: The plan of the store.
         backend: The store, of which layers may have been dropped; None if there is none.
     """
-    dim, form = setup.description.dim, setup.form
+    dim, form = setup.description.dim_of(setup.layers), setup.form
     dropped: Sequence[int] = ()
     if backend is not None and is_created(backend):
         dropped = read_attributes(backend).get(DROPPED_LAYERS, ())

@@ -52,7 +52,7 @@ from pipeline.store.write.creation import check_no_units, create_store
 from pipeline.store.write.slot import commit_unit
 
 if TYPE_CHECKING:
-    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+    from pipeline.encoders.encoder import SpeechEncoder
 
 FINGERPRINT = "fingerprint"
 """Column of the store with the fingerprint of each waveform."""

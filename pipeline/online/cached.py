@@ -24,7 +24,7 @@ from pipeline.store.format.stored_form import choose_form
 from pipeline.store.read.features import FeatureStore
 
 if TYPE_CHECKING:
-    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+    from pipeline.encoders.encoder import SpeechEncoder
 
 
 def cached(

@@ -20,7 +20,7 @@ from pipeline.store.format.records import FLAG_FP32, FLAG_PADDED, FLAG_WINDOWED
 from pipeline.store.tensors import decode_into, encode_into, measure
 
 if TYPE_CHECKING:
-    from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+    from pipeline.encoders.encoder import SpeechEncoder
 
 _LENGTH_BITS = 32
 

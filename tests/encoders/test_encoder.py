@@ -21,10 +21,10 @@ from pipeline.encoders.clips import encode_clips
 from pipeline.encoders.kernels import cpu
 from pipeline.encoders.kernels.cuda import CudaKernels
 from pipeline.encoders.kernels.reference import ReferenceKernels
+from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.settings import choose_layers
 from pipeline.encoders.wav2vec2.bundles import find_model
-from pipeline.encoders.wav2vec2.encoder import load_encoder
 from pipeline.encoders.wav2vec2.weights import fill_model, load_model
 from pipeline.errors import ConfigError, EncoderError, WeightsError
 from tests.helpers.encoder_kinds import (
@@ -161,7 +161,7 @@ def test_large_models_keep_the_last_layer_raw():
 def test_impossible_layers_are_refused(layers):
     """Misspelt words, empty choices, layers that the model lacks, repeated or fractional ones."""
     with pytest.raises(ConfigError, match="expected all, superb, or a list of 0 to 12"):
-        choose_layers(layers, 12)
+        choose_layers(layers, find_model("tiny").describe())
 
 
 def test_settings_are_checked_before_weights_are_fetched():
@@ -234,9 +234,9 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_unreadable_weights_are_a_one_line_error(tmp_path, suffix):
-    """Missing, empty and corrupt files raise a WeightsError."""
+    """Empty and corrupt files raise a WeightsError; a path without a file is a wrong setting."""
     path = tmp_path / f"weights.{suffix}"
-    with pytest.raises(WeightsError, match="there are no weights at"):
+    with pytest.raises(ConfigError, match="there are no weights at"):
         load_encoder("tiny", path)
     for content in (b"", b"neither format"):
         path.write_bytes(content)
@@ -263,7 +263,7 @@ def test_without_a_network_the_remedies_are_named(monkeypatch):
     monkeypatch.setattr("torchaudio.pipelines._wav2vec2.utils.load_state_dict_from_url", offline)
     with pytest.raises(WeightsError, match=r"Name or service.*weights=PATH.*weights=random"):
         load_encoder("wav2vec2_base", "pretrained")
-    with pytest.raises(WeightsError, match="tiny has no pretrained weights"):
+    with pytest.raises(ConfigError, match="tiny has no pretrained weights"):
         load_encoder("tiny", "pretrained")
 
 

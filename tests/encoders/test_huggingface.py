@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import relative_errors
-from pipeline.encoders.wav2vec2.huggingface import load_hf_encoder
 from pipeline.errors import ConfigError, WeightsError
 from tests.helpers.encoder_kinds import randomize, speech
 
@@ -28,6 +29,9 @@ CHECKPOINTS = {
     "unispeech-sat base": ("UniSpeechSatModel", {}, True),
     "unispeech-sat large": ("UniSpeechSatModel", LARGE, False),
 }
+
+
+load_hf_encoder = partial(load_encoder, source="huggingface")
 
 
 def make(folder, model_class, options, normalize, **extractor):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.encoders.clips import encode_clips
+from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import find_overflow, relative_errors
-from pipeline.encoders.wav2vec2.encoder import load_encoder
 from pipeline.errors import ConfigError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
 

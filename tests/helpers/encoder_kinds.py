@@ -13,7 +13,7 @@ from torchaudio.pipelines._wav2vec2 import utils as bundle_utils
 
 from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import find_model
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.weights import LoadedModel, digest
 
 # One bundle for each combination that differs in code: GroupNorm or LayerNorm front end, conv bias,
@@ -61,7 +61,7 @@ def small_encoder(name, **settings):
         model = randomize(spec.build())
     loaded = LoadedModel(model, "random", digest(model))
     options = {"precision": "fp32", "device": "cpu"} | settings
-    return SpeechEncoder(spec, loaded, resolve_settings(spec.describe(), **options))
+    return Wav2Vec2Encoder(spec, loaded, resolve_settings(spec.describe(), **options))
 
 
 def speech(n_samples, seed=0, amplitude=0.1):

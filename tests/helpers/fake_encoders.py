@@ -64,6 +64,7 @@ class FakeEncoder:
         self.geometry = description.geometry
         self.dim = description.dim
         self.layers = settings.layers
+        self.layer_names = tuple(description.names[layer] for layer in settings.layers)
         self.precision = settings.precision
         self.device = torch.device(settings.device)
         self.windows = settings.windows

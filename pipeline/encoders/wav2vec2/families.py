@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
+from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.huggingface import find_hf_spec, load_hf_model
 from pipeline.encoders.wav2vec2.weights import load_model, weights_problem
 from pipeline.errors import ConfigError
@@ -21,10 +21,10 @@ class TorchaudioFamily:
             raise ConfigError(problem)
         return spec.describe()
 
-    def load(self, model: ModelConfig, settings: EncoderSettings) -> SpeechEncoder:
+    def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:
         """Load the encoder; see `EncoderFamily`."""
         spec = self._spec(model)
-        return SpeechEncoder(spec, load_model(spec, model.weights, model.seed), settings)
+        return Wav2Vec2Encoder(spec, load_model(spec, model.weights, model.seed), settings)
 
     def _spec(self, model: ModelConfig) -> ModelSpec:
         if model.name is None:
@@ -41,10 +41,10 @@ class HuggingFaceFamily:
         """Describe the checkpoint by its config.json; see `EncoderFamily`."""
         return find_hf_spec(self._name(model), model.revision).describe()
 
-    def load(self, model: ModelConfig, settings: EncoderSettings) -> SpeechEncoder:
+    def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:
         """Load the encoder; see `EncoderFamily`."""
         spec, loaded = load_hf_model(self._name(model), model.revision, model.allow_pickle)
-        return SpeechEncoder(spec, loaded, settings)
+        return Wav2Vec2Encoder(spec, loaded, settings)
 
     def _name(self, model: ModelConfig) -> str:
         if model.name is None:

@@ -7,7 +7,7 @@ only with `allow_pickle`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
-from pipeline.encoders.wav2vec2.encoder import SpeechEncoder
 from pipeline.encoders.wav2vec2.geometry import CONV_KERNELS, CONV_STRIDES, SAMPLE_RATE_HZ
 from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
 from pipeline.errors import ConfigError, WeightsError
@@ -43,44 +41,21 @@ _REQUIRED = {
 _NORMALIZE_EPS = 1e-7  # of Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
 
 
-def load_hf_encoder(
-    name_or_dir: str | Path,
-    revision: str | None = None,
-    *,
-    allow_pickle: bool = False,
-    layers: str | Sequence[int] = "all",
-    precision: str = "auto",
-    device: str = "auto",
-    max_window_s: float | None = None,
-    context_s: float | None = None,
-) -> SpeechEncoder:
-    """Load a wav2vec 2.0, HuBERT, WavLM or UniSpeech-SAT checkpoint in Hugging Face form.
+def load_hf_model(
+    name_or_dir: str | Path, revision: str | None, allow_pickle: bool
+) -> tuple[ModelSpec, LoadedModel]:
+    """Load a checkpoint into torchaudio's model.
 
     Args:
         name_or_dir: Hub id, or a directory with config.json, preprocessor_config.json and
             model.safetensors.
         revision: Branch, tag or commit on the hub; the default branch if None.
         allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
-        layers: As for `load_encoder`, like the following arguments.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        device: "cpu", "cuda"… or "auto".
-        max_window_s: Longest window in seconds.
-        context_s: Context on each side of a window in seconds.
 
     Raises:
-        ConfigError: `transformers` is not installed, a setting is wrong, or the architecture is
-            not supported.
+        ConfigError: `transformers` is not installed, or the architecture is not supported.
         WeightsError: The checkpoint cannot be found or read, or lacks weights.
     """
-    spec, loaded = load_hf_model(name_or_dir, revision, allow_pickle)
-    settings = resolve_settings(spec.describe(), layers, precision, device, max_window_s, context_s)
-    return SpeechEncoder(spec, loaded, settings)
-
-
-def load_hf_model(
-    name_or_dir: str | Path, revision: str | None, allow_pickle: bool
-) -> tuple[ModelSpec, LoadedModel]:
-    """Load a checkpoint into torchaudio's model; arguments and errors as `load_hf_encoder`."""
     model, extractor = _fetch(str(name_or_dir), revision, allow_pickle)
     spec = spec_of_config(model.config, extractor, str(name_or_dir))
     state = torchaudio_names(model.state_dict(), spec)
@@ -91,8 +66,8 @@ def find_hf_spec(name_or_dir: str | Path, revision: str | None = None) -> ModelS
     """Read the architecture of a checkpoint, without its weights.
 
     Args:
-        name_or_dir: As for `load_hf_encoder`.
-        revision: As for `load_hf_encoder`.
+        name_or_dir: As for `load_hf_model`.
+        revision: As for `load_hf_model`.
 
     Raises:
         ConfigError: `transformers` is not installed, or the architecture is not supported.

@@ -280,8 +280,7 @@ def _check_times(one: FeatureStore, other: FeatureStore) -> None:
             "encoders of the same frame rate"
         )
     centres = [
-        store.geometry.receptive_field_samples / 2 / store.geometry.sample_rate_hz
-        for store in (one, other)
+        store.geometry.centre_samples / store.geometry.sample_rate_hz for store in (one, other)
     ]
     if abs(centres[0] - centres[1]) > 0.5 / one.frame_rate_hz:
         raise ConfigError(

@@ -52,11 +52,12 @@ def frame_times(
         reduction: Of `REDUCTIONS`.
     """
     rate = geometry.sample_rate_hz
-    start = np.arange(n_frames) * geometry.hop_samples / rate
+    start = (np.arange(n_frames) * geometry.hop_samples - geometry.left_padding_samples) / rate
     stop = start + geometry.receptive_field_samples / rate
     firsts = np.arange(0, n_frames, n_joined)
     lasts = firsts if reduction == STRIDE else np.minimum(firsts + n_joined, n_frames) - 1
-    return FrameTimes(start[firsts], (start[firsts] + stop[lasts]) / 2, stop[lasts])
+    centre = (start[firsts] + stop[lasts]) / 2
+    return FrameTimes(np.maximum(start[firsts], 0.0), centre, stop[lasts])
 
 
 def frames_between(
@@ -139,7 +140,7 @@ def first_frames(geometry: FrameGeometry, times_s: Seconds) -> npt.NDArray[np.in
     Returns:
         int64 [n]; not limited by the length of an utterance.
     """
-    centre = geometry.receptive_field_samples / 2
+    centre = geometry.centre_samples
     hops = (times_s * geometry.sample_rate_hz - centre) / geometry.hop_samples
     return np.clip(np.ceil(np.round(hops, 6)), 0, _LAST).astype(np.int64)
 

@@ -1,0 +1,71 @@
+"""`load_encoder`: an encoder by name, for programs that use it without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from pipeline.config import ModelConfig
+from pipeline.encoders.encoder import SpeechEncoder
+from pipeline.encoders.registry import find_family
+from pipeline.encoders.settings import resolve_settings
+
+
+def load_encoder(
+    name: str | Path = "hubert_base",
+    weights: str | Path = "pretrained",
+    *,
+    source: str = "torchaudio",
+    layers: str | Sequence[int | str] = "all",
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    max_window_s: float | None = None,
+    context_s: float | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> SpeechEncoder:
+    """Load an encoder by the name of its model.
+
+    Args:
+        name: Short name of the model, as listed by `strata models`; for "huggingface" a hub id, or
+            a directory with config.json, preprocessor_config.json and model.safetensors.
+        weights: "pretrained" (downloaded by torchaudio), "random" (features mean nothing), or the
+            path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
+        source: Kind of checkpoint, as `model.source`: "torchaudio" or "huggingface".
+        layers: "all" for 1..N, "superb" for 0..N, or a list of numbers or names.
+        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
+            CUDA.
+        device: "cpu", "cuda", "cuda:1" …, or "auto": CUDA where available.
+        seed: Seed of random weights.
+        max_window_s: Longest window in seconds; longer utterances are encoded in overlapping
+            windows. None for the model's default.
+        context_s: Context on each side of a window in seconds, encoded and discarded. None for the
+            model's default.
+        revision: Branch, tag or commit of a checkpoint on the hub; the default branch if None.
+        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or there is no such checkpoint.
+        WeightsError: The weights cannot be fetched or read, or do not fit the model.
+
+    Example:
+        >>> encoder = load_encoder("tiny", weights="random")
+        >>> [features] = encoder([torch.zeros(16_000)])
+        >>> features.shape  # [n_layers, n_frames, dim]
+        torch.Size([12, 49, 48])
+    """
+    family = find_family(source)
+    model = ModelConfig(
+        name=str(name),
+        source=source,
+        weights=str(weights),
+        seed=seed,
+        revision=revision,
+        allow_pickle=allow_pickle,
+    )
+    settings = resolve_settings(
+        family.describe(model), layers, precision, device, max_window_s, context_s
+    )
+    return cast(SpeechEncoder, family.load(model, settings))
