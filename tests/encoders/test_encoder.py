@@ -156,7 +156,7 @@ def test_large_models_keep_the_last_layer_raw():
 
 @pytest.mark.parametrize(
     "layers",
-    ["some", "", [], [0, 13], [-1], [1, 1], [1.0], [True]],
+    ["some", "", [], [0, 13], [-2], [1, 1], [1.0], [True]],
 )
 def test_impossible_layers_are_refused(layers):
     """Misspelt words, empty choices, layers that the model lacks, repeated or fractional ones."""

@@ -13,6 +13,7 @@ import torch
 import torchaudio
 
 from pipeline.encoders.base import EncoderDescription
+from pipeline.encoders.layers import CONV, standard_names
 from pipeline.encoders.wav2vec2.geometry import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -88,6 +89,11 @@ class ModelSpec:
         return bool(self.params["encoder_layer_norm_first"])
 
     @property
+    def conv_dim(self) -> int:
+        """Channels of the convolution stack's output."""
+        return int(self.params["extractor_conv_layer_config"][-1][0])
+
+    @property
     def group_norm(self) -> bool:
         """Whether the first convolution is normalised over the whole utterance."""
         return bool(self.params["extractor_mode"] == "group_norm")
@@ -107,6 +113,8 @@ class ModelSpec:
             geometry=GEOMETRY,
             max_window_s=DEFAULT_MAX_WINDOW_S,
             context_s=DEFAULT_CONTEXT_S,
+            layer_names=standard_names(self.n_layers, conv=True, final_norm=self.pre_norm),
+            layer_dims={CONV: self.conv_dim},
         )
 
     def architecture(self) -> dict[str, Any]:

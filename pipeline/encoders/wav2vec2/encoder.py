@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.encoders.base import EncoderSettings
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.kernels import kernels_for
-from pipeline.encoders.kernels.base import Pack
+from pipeline.encoders.kernels.base import Pack, wide_dtype
+from pipeline.encoders.layers import CONV
 from pipeline.encoders.settings import PRECISIONS, REFERENCE_PRECISION, check_precision
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.frontend import Frontend
@@ -35,7 +36,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         self._spec = spec
         self._model = loaded.model.to(self.device)
         self._kernels = kernels_for(self.device)
-        self._modules: dict[str, tuple[Frontend, Transformer]] = {}
+        self._modules: dict[str, tuple[Frontend, Transformer | None]] = {}
         self.final_norm = self._find_final_norm()
 
     def _encode(
@@ -56,12 +57,16 @@ class Wav2Vec2Encoder(SpeechEncoder):
         counts: Sequence[int],
         precision: str,
         frontend: Frontend,
-        transformer: Transformer,
+        transformer: Transformer | None,
     ) -> Iterator[Tensor]:
         pack = Pack(counts, self.device, self._kernels.row_multiple)
         clock = partial(self._stage, precision)
         with clock("front_end"):
             frames = frontend(waveforms, moments, pack)
+        if CONV in self.layers:
+            yield frames[: pack.n_frames].to(wide_dtype(frames.dtype))
+        if transformer is None:
+            return
         for layer, features in enumerate(transformer(frames, pack, clock)):
             if layer in self.layers:
                 yield features
@@ -79,16 +84,19 @@ class Wav2Vec2Encoder(SpeechEncoder):
         """
         return compute_moments(utterance) if isinstance(utterance, Tensor) else utterance
 
-    def _modules_for(self, precision: str) -> tuple[Frontend, Transformer]:
-        """Return front end and transformer in a precision, prepared on first use."""
+    def _modules_for(self, precision: str) -> tuple[Frontend, Transformer | None]:
+        """Return front end and transformer in a precision, prepared on first use.
+
+        There is no transformer if only the output of the convolution stack is wanted.
+        """
         if precision not in self._modules:
             if precision != REFERENCE_PRECISION:
                 check_precision(precision)
             dtype = PRECISIONS.get(precision, torch.float64)
-            self._modules[precision] = (
-                Frontend(self._model, self._spec, self._kernels, dtype),
-                Transformer(self._model, self._spec, self._kernels, dtype, depth=self.layers[-1]),
-            )
+            parts = self._model, self._spec, self._kernels, dtype
+            deepest = self.layers[-1]
+            transformer = None if deepest == CONV else Transformer(*parts, depth=deepest)
+            self._modules[precision] = Frontend(*parts), transformer
         return self._modules[precision]
 
     def _find_final_norm(self) -> dict[str, Any] | None:

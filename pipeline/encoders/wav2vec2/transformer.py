@@ -124,7 +124,8 @@ class Transformer:
             spec: Architecture of the model.
             kernels: Operations for the model's device.
             dtype: Dtype of the matrix products.
-            depth: Number of blocks to prepare; deeper ones are not run.
+            depth: Deepest layer to compute: the number of blocks to prepare, or N + 1 for all N and
+                the final norm of a pre-norm model.
         """
         encoder = model.encoder
         projection = encoder.feature_projection
@@ -133,7 +134,9 @@ class Transformer:
         linear, conv = projection.projection, encoder.transformer.pos_conv_embed.conv
         self._projection = kernels.linear(linear.weight, linear.bias, dtype)
         self._position = kernels.positional_convolution(conv.weight, conv.bias, conv.groups, dtype)
-        self._norm = None if spec.pre_norm else LayerNorm(encoder.transformer.layer_norm, dtype)
+        norm = LayerNorm(encoder.transformer.layer_norm, dtype)
+        self._norm = None if spec.pre_norm else norm
+        self._final_norm = norm if depth > spec.n_layers else None
         layers = encoder.transformer.layers
         is_wavlm = spec.kind == "wavlm"
         self._bias = _PositionBias(layers[0].attention, dtype) if is_wavlm else None
@@ -148,7 +151,8 @@ class Transformer:
             clock: Times the computation of each layer.
 
         Yields:
-            Layers 0 (the input of block 1) to `depth`: float32 `[n_frames, dim]` each.
+            Layers 0 (the input of block 1) to `depth`: float32 `[n_frames, dim]` each. Layer N + 1
+            is the output of block N after the model's final norm.
         """
         with clock("transformer"):
             x = self._projection(self._input_norm(frames))  # [n_rows, dim]
@@ -161,4 +165,8 @@ class Transformer:
         for block in self._blocks:
             with clock("transformer"):
                 x = block(x, pack, self._bias)
+            yield x[: pack.n_frames]
+        if self._final_norm is not None:
+            with clock("transformer"):
+                x = self._final_norm(x)
             yield x[: pack.n_frames]
