@@ -21,7 +21,7 @@ from pipeline.encoders.selfcheck import relative_errors, selfcheck
 from pipeline.encoders.settings import PRECISIONS, resolve_settings
 from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
-from tests.helpers.encoder_kinds import small_encoder, speech
+from tests.helpers.encoder_kinds import VARIANTS, small_encoder, speech
 from tests.helpers.fake_encoders import FIXED_WINDOW, NARROW, FakeFamily
 
 WINDOWS = {"max_window_s": 4.0, "context_s": 0.5}
@@ -54,9 +54,9 @@ def case(name: str) -> Case:
     return Case(small_encoder(name, **WINDOWS))
 
 
-@pytest.fixture(params=[*FAMILIES, "wavlm_base", "wavlm_large", "hubert_large"])
+@pytest.fixture(params=[*FAMILIES, "wavlm_base", "wavlm_large", "hubert_large", *VARIANTS])
 def one(request: pytest.FixtureRequest) -> Case:
-    """One encoder of each family, and small ones with position bias and pre-norm blocks."""
+    """One encoder of each family, and small ones of the kinds that differ in their blocks."""
     return case(request.param)
 
 

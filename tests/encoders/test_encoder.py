@@ -28,6 +28,7 @@ from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.weights import fill_model, load_model
 from pipeline.errors import ConfigError, EncoderError, WeightsError
 from tests.helpers.encoder_kinds import (
+    ALL_KINDS,
     KINDS,
     randomize,
     reference,
@@ -78,7 +79,7 @@ def test_true_hubert_base_in_an_equal_batch_equals_torchaudio(true_base):
     assert_equal_to_torchaudio(true_base, waveforms, true_base(waveforms))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_batch_mates_change_nothing(name):
     """For every kind of model, in any order of the batch."""
     encoder = small_encoder(name)
@@ -346,7 +347,7 @@ def test_a_checkpoint_of_fairseq_is_named_as_one(tmp_path, entries):
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_the_operations_of_gpus_give_the_same_features(name, precision):
     """The whole GPU path, run on the CPU, against the plain one in float64."""
     waveforms = [speech(20_000), 30 * speech(30_123, 2), speech(160, 3), speech(719, 4) + 0.4]

@@ -15,7 +15,7 @@ from pipeline.encoders.kernels.cuda import CudaKernels
 from pipeline.encoders.wav2vec2.stream import Stream
 from pipeline.extract.stages.receive import DeviceReceiver
 from pipeline.store.format.codecs import FLOAT16
-from tests.helpers.encoder_kinds import small_encoder, speech
+from tests.helpers.encoder_kinds import VARIANTS, small_encoder, speech
 
 FILL = Stream.fill
 SYNCHRONISING = (
@@ -106,7 +106,9 @@ def test_the_number_of_operations_does_not_depend_on_the_clips(
     assert sum(few.values()) < 450
 
 
-@pytest.mark.parametrize("name", ["hubert_base", "wavlm_base", "hubert_large", "wavlm_large"])
+@pytest.mark.parametrize(
+    "name", ["hubert_base", "wavlm_base", "hubert_large", "wavlm_large", *VARIANTS]
+)
 def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No value is read on the host before the end of the batch, with any kind of attention."""
     assert not count_operations(name, 7, monkeypatch).waits

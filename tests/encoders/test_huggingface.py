@@ -28,6 +28,20 @@ CHECKPOINTS = {
     "wavlm large": ("WavLMModel", LARGE, True),
     "unispeech-sat base": ("UniSpeechSatModel", {}, True),
     "unispeech-sat large": ("UniSpeechSatModel", LARGE, False),
+    "unispeech base": ("UniSpeechModel", {}, True),
+    "unispeech large": ("UniSpeechModel", LARGE, False),
+    "data2vec": ("Data2VecAudioModel", {}, True),
+    "data2vec, 2 even kernels": (
+        "Data2VecAudioModel",
+        {"num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 8, "layer_norm_eps": 0.1},
+        True,
+    ),
+    "distilhubert": ("HubertModel", {"feat_proj_layer_norm": False}, False),
+    "mhubert": ("HubertModel", {"conv_pos_batch_norm": True}, True),
+    "mhubert large": ("HubertModel", LARGE | {"conv_pos_batch_norm": True}, True),
+    "mms": ("Wav2Vec2ForCTC", LARGE | {"adapter_attn_dim": 8, "layer_norm_eps": 0.1}, True),
+    "unispeech with adapters": ("UniSpeechModel", LARGE | {"adapter_attn_dim": 8}, True),
+    "adapters that a base model has not": ("Wav2Vec2Model", {"adapter_attn_dim": 8}, True),
 }
 
 
@@ -134,7 +148,7 @@ def test_remote_code_is_not_run(tmp_path):
     [
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"conv_stride": [4, 2, 2, 2, 2, 2, 2]}, "conv_stride"),
-        ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
+        ({"feat_extract_norm": "batch"}, "feat_extract_norm='batch'; only 'group' or 'layer'"),
         ({"model_type": "wav2vec2-conformer"}, "'wav2vec2-conformer' model; expected one of"),
         ({"model_type": "bert"}, "'bert' model; expected one of"),
     ],

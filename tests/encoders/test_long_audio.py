@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.errors import EncoderError
-from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
+from tests.helpers.encoder_kinds import ALL_KINDS, KINDS, reference, small_encoder, speech
 
 
 def uneven(n_samples):
@@ -19,7 +19,7 @@ def uneven(n_samples):
     return waveform
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_layer_0_of_windows_equals_that_of_the_whole(name):
     """The input of block 1 is exact, if the context spans the positional convolution's 64 frames.
 

@@ -20,9 +20,9 @@ def convolve(request: pytest.FixtureRequest):
     """`convolve(conv, x, counts)` with the operations of each device, in float32."""
     kernels = KERNELS[request.param]()
 
-    def run(conv: torch.nn.Conv1d, x: torch.Tensor, counts: list[int], dtype=torch.float32):
+    def run(conv, x: torch.Tensor, counts: list[int], dtype=torch.float32, **options):
         weight, bias = conv.weight.detach(), conv.bias.detach()
-        position = kernels.positional_convolution(weight, bias, conv.groups, dtype)
+        position = kernels.positional_convolution(weight, bias, conv.groups, dtype, **options)
         with torch.inference_mode():
             return position(x, Pack(counts, "cpu"))
 
@@ -77,6 +77,18 @@ def test_other_precisions(convolve, dtype) -> None:
     for got, clip in zip(found.split(counts), x.split(counts), strict=True):
         wanted = by_definition(conv, clip)
         assert (got - wanted).abs().max() <= limit * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gelu_can_be_left_out(convolve, dtype) -> None:
+    """GELU of the convolution without it is the convolution with it, and they differ."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(32, 32, 19, padding=9, groups=4)
+    x, counts = torch.randn(70, 32), [3, 67]
+    plain = convolve(conv, x, counts, dtype, gelu=False)
+    whole = convolve(conv, x, counts, dtype)
+    torch.testing.assert_close(F.gelu(plain), whole)
+    assert plain.min() < -0.2 < whole.min()
 
 
 def test_blocks_are_computed_in_parts(monkeypatch) -> None:

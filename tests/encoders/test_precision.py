@@ -9,7 +9,7 @@ from pipeline.encoders.clips import encode_clips
 from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import find_overflow, relative_errors
 from pipeline.errors import ConfigError
-from tests.helpers.encoder_kinds import KINDS, small_encoder, speech
+from tests.helpers.encoder_kinds import ALL_KINDS, small_encoder, speech
 
 LIMITS = {"bf16": 5e-2, "fp16": 6e-3}
 
@@ -19,7 +19,7 @@ def clips():
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_error_against_fp32_is_that_of_the_format(name, precision):
     """Each layer is within a few roundings of fp32, and differs from it."""
     exact, reduced = small_encoder(name), small_encoder(name, precision=precision)
@@ -30,7 +30,7 @@ def test_error_against_fp32_is_that_of_the_format(name, precision):
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_batch_mates_leak_nothing_in_reduced_precision(name, precision):
     """The error against fp32 is about the same in a batch as separately."""
     exact, reduced = small_encoder(name), small_encoder(name, precision=precision)

@@ -12,6 +12,7 @@ import torch
 from torchaudio.pipelines._wav2vec2 import utils as bundle_utils
 
 from pipeline.encoders.settings import resolve_settings
+from pipeline.encoders.wav2vec2.building import Parts
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.weights import LoadedModel, digest
@@ -26,11 +27,24 @@ KINDS = [
     "wavlm_base",
     "wavlm_large",
 ]
+# Architectures without a bundle: the bundle that they differ from, the difference, and parameters.
+VARIANTS = {
+    "distilhubert": ("hubert_base", Parts(projection_norm=False), {}),
+    "mhubert": ("hubert_base", Parts(position="batch_norm"), {}),
+    "data2vec": (
+        "wav2vec2_base",
+        Parts(position="stack", position_layers=3),
+        {"extractor_mode": "layer_norm", "encoder_pos_conv_kernel": 19},
+    ),
+    "mms": ("wav2vec2_xlsr_300m", Parts(adapter_dim=8), {}),
+}
+ALL_KINDS = [*KINDS, *VARIANTS]
 
 
 def small_spec(name):
-    """Narrow the architecture of a bundle to 4 blocks of 32 channels."""
-    spec = find_model(name)
+    """Narrow the architecture of a bundle or variant to 4 blocks of 32 channels."""
+    bundle, parts, changes = VARIANTS.get(name, (name, Parts(), {}))
+    spec = find_model(bundle)
     narrow = {
         "extractor_conv_layer_config": [
             (24, kernel, stride) for _, kernel, stride in spec.params["extractor_conv_layer_config"]
@@ -41,7 +55,9 @@ def small_spec(name):
         "encoder_ff_interm_features": 64,
         "encoder_pos_conv_groups": 8,
     }
-    return replace(spec, name=f"small {name}", params={**spec.params, **narrow})
+    return replace(
+        spec, name=f"small {name}", params={**spec.params, **narrow, **changes}, parts=parts
+    )
 
 
 def randomize(model):
@@ -50,6 +66,9 @@ def randomize(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
     return model.requires_grad_(False)
 
 

@@ -91,8 +91,8 @@ class Linear(Protocol):
 
 
 PositionalConvolution = Callable[[Tensor, Pack], Tensor]
-"""Maps packed frames `[n_frames, dim]` to `gelu(conv(x))` of each clip with zero padding at its
-ends: `[n_frames, dim]`, float32 or the dtype of the products."""
+"""Maps packed frames `[n_frames, dim]` to `conv(x)` or `gelu(conv(x))` of each clip, with zeros at
+its ends: `[n_frames, dim]`, float32 or the dtype of the products."""
 
 PositionBias = Callable[[int], Tensor]
 """Returns the relative position bias `[heads, n, n]` of clips of `n` frames."""
@@ -127,9 +127,15 @@ class Kernels(Protocol):
         """
 
     def positional_convolution(
-        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        n_groups: int,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = True,
     ) -> PositionalConvolution:
-        """Prepare a grouped convolution over time with stride 1, followed by GELU.
+        """Prepare a grouped convolution over time with stride 1.
 
         Args:
             weight: float32 `[dim, dim / n_groups, kernel]`. Output t sees inputs
@@ -137,6 +143,7 @@ class Kernels(Protocol):
             bias: float32 `[dim]`.
             n_groups: Number of groups.
             dtype: Dtype of the products.
+            gelu: Whether GELU follows.
         """
 
     def clip_products(

@@ -63,12 +63,18 @@ class CpuKernels(ReferenceKernels):
         return PlainLinear(weight, bias, dtype)
 
     def positional_convolution(
-        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        n_groups: int,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = True,
     ) -> PositionalConvolution:
         """Prepare a grouped convolution: by FFT, in float32 for every dtype but float64."""
         if dtype == torch.float64:
-            return super().positional_convolution(weight, bias, n_groups, dtype)
-        return FourierConvolution(weight, bias, n_groups)
+            return super().positional_convolution(weight, bias, n_groups, dtype, gelu=gelu)
+        return FourierConvolution(weight, bias, n_groups, gelu=gelu)
 
     def attention(
         self,

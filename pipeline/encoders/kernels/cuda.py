@@ -35,10 +35,16 @@ class CudaKernels(ReferenceKernels):
         self._prepared: tuple[Pack, PaddedGroups, Tensor | None] | None = None
 
     def positional_convolution(
-        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        n_groups: int,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = True,
     ) -> PositionalConvolution:
         """Prepare a grouped convolution as a block Toeplitz product."""
-        return ToeplitzConvolution(weight, bias, n_groups, dtype)
+        return ToeplitzConvolution(weight, bias, n_groups, dtype, gelu=gelu)
 
     def clip_products(
         self, windows: Tensor, factors: Tensor, owners: npt.NDArray[np.int64], out: Tensor

@@ -19,14 +19,16 @@ from pipeline.encoders.kernels.reference import gelu_
 class FourierConvolution:
     """`gelu(conv(x))` of each clip, with zero padding at its ends, in float32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, n_groups: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, n_groups: int, *, gelu: bool = True) -> None:
         """Prepare the weights.
 
         Args:
             weight: float32 `[dim, dim / n_groups, kernel]`.
             bias: float32 `[dim]`.
             n_groups: Number of groups.
+            gelu: Whether GELU follows.
         """
+        self._gelu = gelu
         self._n_groups = n_groups
         self._kernel = weight.shape[2]
         self._bias = bias.detach().float()
@@ -51,4 +53,5 @@ class FourierConvolution:
         products = spectra @ self._spectrum  # [frequency, group, block, out]
         products = products.permute(2, 0, 1, 3).flatten(2)  # [block, frequency, dim]
         y: Tensor = torch.fft.irfft(products, n=size, dim=1)[:, :step].reshape(-1, dim)
-        return gelu_(y.index_select(0, rows) + self._bias)
+        y = y.index_select(0, rows) + self._bias
+        return gelu_(y) if self._gelu else y

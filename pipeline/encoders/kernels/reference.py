@@ -60,7 +60,13 @@ class ReferenceKernels:
         return PlainLinear(weight, bias, dtype)
 
     def positional_convolution(
-        self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        n_groups: int,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = True,
     ) -> PositionalConvolution:
         """Prepare a grouped convolution: torch's, clip by clip."""
         # In bfloat16 oneDNN 3.12 with AMX gives wrong values if a group has 8 channels.
@@ -74,7 +80,8 @@ class ReferenceKernels:
                 y = F.conv1d(clip.T[None].to(exact), weight, bias, padding=reach, groups=n_groups)
                 y = y.to(dtype)
                 parts.append(y[0, :, : len(clip)].T)  # an even kernel gives one frame too many
-            return gelu_(torch.cat(parts))
+            convolved = torch.cat(parts)
+            return gelu_(convolved) if gelu else convolved
 
         return convolve
 

@@ -26,7 +26,15 @@ _MAX_BLOCKS = 1024  # computed at once: 0.2 GB of inputs in fp16 for 768 channel
 class ToeplitzConvolution:
     """`gelu(conv(x))` of each clip, with zero padding at its ends."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, n_groups: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        n_groups: int,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = True,
+    ) -> None:
         """Prepare the weights.
 
         Args:
@@ -34,7 +42,9 @@ class ToeplitzConvolution:
             bias: float32 `[dim]`.
             n_groups: Number of groups.
             dtype: Dtype of the products.
+            gelu: Whether GELU follows.
         """
+        self._gelu = gelu
         n_in, kernel = weight.shape[1:]
         n_out = weight.shape[0] // n_groups
         taps = weight.detach().view(n_groups, n_out, n_in, kernel).permute(0, 3, 2, 1)
@@ -79,4 +89,5 @@ class ToeplitzConvolution:
         y = y.view(self._n_groups, -1, y.shape[2] // BLOCK_FRAMES)  # [group, block * P, out]
         outputs = pack.indices(first_block[clip] * BLOCK_FRAMES + frame)
         chosen = y.index_select(1, outputs)  # [group, n_frames, out]
-        return gelu_(chosen.transpose(0, 1).reshape(len(x), -1).add_(self._bias))
+        y = chosen.transpose(0, 1).reshape(len(x), -1).add_(self._bias)
+        return gelu_(y) if self._gelu else y

@@ -14,6 +14,7 @@ import torchaudio
 
 from pipeline.encoders.base import EncoderDescription
 from pipeline.encoders.layers import CONV, standard_names
+from pipeline.encoders.wav2vec2.building import Parts, build_model
 from pipeline.encoders.wav2vec2.geometry import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -28,6 +29,7 @@ from pipeline.store.format.codecs import DEFAULT_CODEC
 # Settings of training or of the output head; they do not change a feature.
 _NOT_ARCHITECTURE = ("dropout", "layer_drop", "aux_num_out")
 
+_NO_CHANGES = Parts()
 _CONVOLUTIONS = [(32, *both) for both in zip(CONV_KERNELS, CONV_STRIDES, strict=True)]
 _TINY: dict[str, Any] = {
     "extractor_mode": "group_norm",
@@ -60,6 +62,7 @@ class ModelSpec:
         waveform_norm_eps: Term added to the variance by that normalisation.
         layer_norm_eps: Term added to the variance by the layer norms of the transformer.
         sample_rate_hz: Sample rate of the training data.
+        parts: What differs from torchaudio's modules.
         bundle: Attribute of `torchaudio.pipelines` with the pretrained weights; None if there are
             none.
     """
@@ -71,6 +74,7 @@ class ModelSpec:
     waveform_norm_eps: float = 1e-5
     layer_norm_eps: float = 1e-5
     sample_rate_hz: int = SAMPLE_RATE_HZ
+    parts: Parts = _NO_CHANGES
     bundle: str | None = None
 
     @property
@@ -130,24 +134,16 @@ class ModelSpec:
             "normalize_waveform": self.normalize_waveform,
             "waveform_norm_eps": self.waveform_norm_eps,
             "layer_norm_eps": self.layer_norm_eps,
+            **self.parts.changes(),
         }
 
     def build(self, device: str = "cpu") -> torch.nn.Module:
-        """Build torchaudio's model, without the output head, in evaluation mode.
+        """Build the model from torchaudio's modules, without its head, in evaluation mode.
 
         Args:
             device: "cpu" for a randomly initialised model, "meta" for shapes without memory.
         """
-        factory = {
-            "wav2vec2": torchaudio.models.wav2vec2_model,
-            "wavlm": torchaudio.models.wavlm_model,
-        }[self.kind]
-        with torch.device(device):
-            model: torch.nn.Module = factory(**self.params, aux_num_out=None)
-        for module in model.get_submodule("encoder").modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.eps = self.layer_norm_eps
-        return model.eval()
+        return build_model(self.kind, self.params, self.parts, self.layer_norm_eps, device)
 
     def n_parameters(self) -> int:
         """Count the weights, without the output head."""

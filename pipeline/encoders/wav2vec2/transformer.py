@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.encoders.base import Clock
 from pipeline.encoders.kernels.base import Kernels, Pack, wide_dtype
+from pipeline.encoders.kernels.reference import gelu_
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.layer_norm import LayerNorm
 
@@ -90,6 +91,57 @@ class _PositionBias:
         return self._table[:, :n_frames, :n_frames]
 
 
+class _Adapter:
+    """Bottleneck after a block (MMS), whose output is added to that of the block."""
+
+    def __init__(self, module: Any, kernels: Kernels, dtype: torch.dtype) -> None:
+        self._norm = LayerNorm(module.norm, dtype)
+        self._inner = kernels.linear(module.linear_1.weight, module.linear_1.bias, dtype)
+        self._outer = kernels.linear(module.linear_2.weight, module.linear_2.bias, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map float32 `[n_rows, dim]` to `[n_rows, dim]` in the dtype of the matrix products."""
+        return self._outer(self._inner(self._norm(x)).relu_())
+
+
+class _Position:
+    """Positional convolution, for mHuBERT after a batch norm, which is applied as an affine map."""
+
+    def __init__(self, module: Any, kernels: Kernels, dtype: torch.dtype) -> None:
+        conv = module.conv
+        self._convolve = kernels.positional_convolution(conv.weight, conv.bias, conv.groups, dtype)
+        self._affine: tuple[Tensor, Tensor] | None = None
+        if hasattr(module, "batch_norm"):
+            factor, term = module.batch_norm.factors()
+            self._affine = factor.to(wide_dtype(dtype)), term.to(wide_dtype(dtype))
+
+    def __call__(self, x: Tensor, pack: Pack) -> Tensor:
+        """Map packed frames `[n_frames, dim]` to the same shape."""
+        if self._affine is not None:
+            factor, term = self._affine
+            x = torch.addcmul(term, x.to(factor.dtype), factor)
+        return self._convolve(x, pack)
+
+
+class _PositionStack:
+    """data2vec's positional convolutions, each with a layer norm without weights and GELU."""
+
+    def __init__(self, module: Any, kernels: Kernels, dtype: torch.dtype) -> None:
+        self._wide = wide_dtype(dtype)
+        self._layers = [
+            kernels.positional_convolution(
+                layer.conv.weight, layer.conv.bias, layer.conv.groups, dtype, gelu=False
+            )
+            for layer in module.layers
+        ]
+
+    def __call__(self, x: Tensor, pack: Pack) -> Tensor:
+        """Map packed frames `[n_frames, dim]` to float32 of the same shape."""
+        for convolve in self._layers:
+            x = gelu_(F.layer_norm(convolve(x, pack).to(self._wide), x.shape[1:]))
+        return x
+
+
 class _Block:
     """One transformer block: pre-norm (large models) or post-norm (base models)."""
 
@@ -101,12 +153,15 @@ class _Block:
         inner, outer = layer.feed_forward.intermediate_dense, layer.feed_forward.output_dense
         self._inner = kernels.linear(inner.weight, inner.bias, dtype)
         self._outer = kernels.linear(outer.weight, outer.bias, dtype)
+        adapter = getattr(layer, "adapter_layer", None)
+        self._adapter = None if adapter is None else _Adapter(adapter, kernels, dtype)
 
     def __call__(self, x: Tensor, pack: Pack, position_bias: _PositionBias | None) -> Tensor:
         """Map float32 `[n_rows, dim]` to float32 `[n_rows, dim]`."""
         if self._pre_norm:
             x = x + self._attention(self._norm(x), pack, position_bias)
-            return x + self._outer(self._inner(self._final_norm(x), gelu=True))
+            x = x + self._outer(self._inner(self._final_norm(x), gelu=True))
+            return x if self._adapter is None else x + self._adapter(x)
         x = self._norm(x + self._attention(x, pack, position_bias))
         return self._final_norm(x + self._outer(self._inner(x, gelu=True)))
 
@@ -130,10 +185,13 @@ class Transformer:
         encoder = model.encoder
         projection = encoder.feature_projection
         self._wide = wide_dtype(dtype)
-        self._input_norm = LayerNorm(projection.layer_norm, dtype)
-        linear, conv = projection.projection, encoder.transformer.pos_conv_embed.conv
+        self._input_norm = (
+            LayerNorm(projection.layer_norm, dtype) if spec.parts.projection_norm else None
+        )
+        linear, position = projection.projection, encoder.transformer.pos_conv_embed
         self._projection = kernels.linear(linear.weight, linear.bias, dtype)
-        self._position = kernels.positional_convolution(conv.weight, conv.bias, conv.groups, dtype)
+        kind = _PositionStack if spec.parts.position == "stack" else _Position
+        self._position = kind(position, kernels, dtype)
         norm = LayerNorm(encoder.transformer.layer_norm, dtype)
         self._norm = None if spec.pre_norm else norm
         self._final_norm = norm if depth > spec.n_layers else None
@@ -155,7 +213,9 @@ class Transformer:
             is the output of block N after the model's final norm.
         """
         with clock("transformer"):
-            x = self._projection(self._input_norm(frames))  # [n_rows, dim]
+            if self._input_norm is not None:
+                frames = self._input_norm(frames)
+            x = self._projection(frames)  # [n_rows, dim]
             position = self._position(x[: pack.n_frames], pack)
             x = x.to(self._wide)
             x[: pack.n_frames] += position

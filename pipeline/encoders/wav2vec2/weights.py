@@ -24,14 +24,11 @@ _OTHER_FORM = (
     "weights to a state dict with torchaudio's names"
 )
 _SHOWN = 3  # names listed in a message; the others are counted
+_POSITION = "encoder.transformer.pos_conv_embed.conv."
 # Names of weight_norm's two tensors before torch 2.0, as in published checkpoints.
 _LEGACY_NAMES = {
-    "encoder.transformer.pos_conv_embed.conv.weight_g": (
-        "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original0"
-    ),
-    "encoder.transformer.pos_conv_embed.conv.weight_v": (
-        "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original1"
-    ),
+    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
+    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
 }
 
 
@@ -119,10 +116,12 @@ def fill_model(
     state = {
         _LEGACY_NAMES.get(name, name): tensor
         for name, tensor in state.items()
-        if not name.startswith("aux.")
+        if not name.startswith("aux.") and not name.endswith(".num_batches_tracked")
     }
     model = spec.build("meta")
     expected = model.state_dict()
+    if spec.parts.position == "weight_norm" and f"{_POSITION}weight" in state:
+        state |= _with_weight_norm(state.pop(f"{_POSITION}weight"))
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not part of the model" for name in state if name not in expected]
     wrong += [
@@ -140,6 +139,17 @@ def fill_model(
     model.load_state_dict(whole, assign=True)
     model.requires_grad_(False)
     return LoadedModel(model.eval(), source, digest(model))
+
+
+def _with_weight_norm(weight: Tensor) -> dict[str, Tensor]:
+    """Return the two tensors of weight_norm for a weight from which it was removed.
+
+    Args:
+        weight: Weight of the positional convolution, `[dim, dim / n_groups, kernel]`.
+    """
+    names = list(_LEGACY_NAMES.values())
+    direction = weight.detach().to(torch.float32)
+    return dict(zip(names, (torch.norm_except_dim(direction, 2, 2), direction), strict=True))
 
 
 def digest(model: torch.nn.Module) -> str:

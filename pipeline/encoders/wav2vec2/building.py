@@ -1,0 +1,173 @@
+"""Construction of torchaudio's models, with the parts that torchaudio does not have.
+
+The weights of these parts have the names that transformers gives them, below torchaudio's names of
+the modules that hold them. The modules compute, too, in plain PyTorch: torchaudio's
+`extract_features` is the reference of the packed code for every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+_FACTORIES = {
+    "wav2vec2": torchaudio.models.wav2vec2_model,
+    "wavlm": torchaudio.models.wavlm_model,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What differs from torchaudio's modules; the defaults are theirs.
+
+    Attributes:
+        projection_norm: Whether the feature projection starts with a layer norm; DistilHuBERT
+            has none.
+        position: Positional convolution: "weight_norm"; "batch_norm", a batch norm before it, as in
+            mHuBERT; or "stack", convolutions with layer norms, as in data2vec.
+        position_layers: Convolutions of a "stack".
+        adapter_dim: Inner size of the adapter after each block of a pre-norm model, as in MMS; None
+            if there are no adapters.
+    """
+
+    projection_norm: bool = True
+    position: str = "weight_norm"
+    position_layers: int = 1
+    adapter_dim: int | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return what is not the default, for the identity of a store."""
+        pairs = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in pairs if value != field.default}
+
+
+def build_model(
+    kind: str, params: Mapping[str, Any], parts: Parts, layer_norm_eps: float, device: str
+) -> nn.Module:
+    """Build a model without the output head, in evaluation mode.
+
+    Args:
+        kind: torchaudio factory: "wav2vec2" or "wavlm".
+        params: Arguments of the factory.
+        parts: What differs from torchaudio's modules.
+        layer_norm_eps: Term added to the variance by the layer norms of the transformer.
+        device: "cpu" for a randomly initialised model, "meta" for shapes without memory.
+    """
+    with torch.device(device):
+        model: nn.Module = _FACTORIES[kind](**params, aux_num_out=None)
+        for module in model.get_submodule("encoder").modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = layer_norm_eps
+        _add_parts(model, params, parts)
+    return model.eval()
+
+
+def _add_parts(model: Any, params: Mapping[str, Any], parts: Parts) -> None:
+    dim = params["encoder_embed_dim"]
+    transformer = model.encoder.transformer
+    convolution = dim, params["encoder_pos_conv_kernel"], params["encoder_pos_conv_groups"]
+    if not parts.projection_norm:
+        model.encoder.feature_projection.layer_norm = nn.Identity()
+    if parts.position == "batch_norm":
+        transformer.pos_conv_embed = NormedPosition(*convolution)
+    elif parts.position == "stack":
+        transformer.pos_conv_embed = PositionStack(*convolution, parts.position_layers)
+    if parts.adapter_dim is not None:
+        for layer in transformer.layers:
+            layer.adapter_layer = Adapter(dim, parts.adapter_dim)
+            layer.register_forward_hook(_apply_adapter)
+
+
+class BatchNorm(nn.Module):
+    """A batch norm over channels with fixed statistics; it counts no batches."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[batch, dim, frames]`."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the norm as an affine map: factor and term of each channel, float64 `[dim]`."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        factor = self.weight.detach().double() * (variance.double() + self.eps).rsqrt()
+        return factor, self.bias.detach().double() - mean.double() * factor
+
+
+class _SameConvolution(nn.Conv1d):
+    """A grouped convolution over time that keeps the number of frames."""
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[batch, dim, frames]` to the same shape."""
+        return super().forward(x)[..., : x.shape[-1]]  # an even kernel gives one frame too many
+
+
+class NormedPosition(nn.Module):
+    """Positional convolution after a batch norm; the padding is added after the norm."""
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.batch_norm = BatchNorm(dim)
+        self.conv = _SameConvolution(dim, kernel, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[batch, frames, dim]` to the same shape."""
+        return F.gelu(self.conv(self.batch_norm(x.mT))).mT
+
+
+class PositionStack(nn.Module):
+    """Positional convolutions, each followed by a layer norm without weights and GELU."""
+
+    def __init__(self, dim: int, kernel: int, groups: int, n_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_PositionLayer(dim, kernel, groups) for _ in range(n_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[batch, frames, dim]` to the same shape."""
+        for layer in self.layers:
+            convolve = layer.get_submodule("conv")
+            x = F.gelu(F.layer_norm(convolve(x.mT).mT, x.shape[-1:]))
+        return x
+
+
+class _PositionLayer(nn.Module):
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.conv = _SameConvolution(dim, kernel, groups)
+
+
+class Adapter(nn.Module):
+    """Bottleneck after a block (Houlsby et al. 2019); its output is added to that of the block."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear_1 = nn.Linear(dim, inner)
+        self.linear_2 = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., dim]` to the same shape."""
+        y: Tensor = self.linear_2(F.relu(self.linear_1(self.norm(x))))
+        return y
+
+
+def _apply_adapter(layer: nn.Module, _: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """Add the adapter's output to that of a block of torchaudio."""
+    x, position_bias = output
+    return x + layer.get_submodule("adapter_layer")(x), position_bias
