@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ class Encoder(Protocol):
         is_random: Whether the weights are random, so that the features mean nothing.
         final_norm: Final LayerNorm of a pre-norm model, which is not applied to the last layer:
             `weight` and `bias` (float32 `[dim]`) and `eps`. None for other models.
+        notes: What the user should know about the model, in lines.
+        one_by_one: Whether each clip is encoded alone, because the model's features depend on the
+            other clips of a batch. Callers of `encode_batch` follow it; the self-check finds out.
         clock: Context manager that times one stage, `front_end` or `transformer`, of each batch.
             The worker sets it.
     """
@@ -80,6 +83,8 @@ class Encoder(Protocol):
     weights_source: str
     is_random: bool
     final_norm: dict[str, Any] | None
+    notes: tuple[str, ...]
+    one_by_one: bool
     clock: Clock
 
     def encode_batch(
@@ -201,4 +206,20 @@ class EncoderFamily(Protocol):
 
         Raises:
             WeightsError: The weights cannot be read or do not fit the model.
+        """
+
+
+@runtime_checkable
+class VersionedFamily(Protocol):
+    """A family of checkpoints that may change under the same name."""
+
+    def pin(self, model: ModelConfig) -> ModelConfig:
+        """Return the same model with the version that it has now in its settings.
+
+        Called once, in the process that distributes the work, so that every process loads the same
+        version.
+
+        Raises:
+            ConfigError: The model is unknown.
+            WeightsError: The version cannot be found.
         """

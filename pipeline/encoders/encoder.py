@@ -39,6 +39,9 @@ class SpeechEncoder(ABC):
         final_norm: For pre-norm models, `weight` and `bias` (float32 `[dim]`) and `eps` of the
             final norm, which is not applied to the last layer. None for post-norm models.
         identity: Everything that changes a feature by more than rounding, JSON-able.
+        notes: What the user should know about the model, in lines.
+        one_by_one: Whether `__call__` and extractions encode each clip alone, for a model whose
+            features depend on the other clips of a batch.
         clock: `clock(stage)`: context manager that times one stage, `front_end` or `transformer`,
             of each batch. The default does nothing.
     """
@@ -81,6 +84,8 @@ class SpeechEncoder(ABC):
             "max_window_s": self.windows.max_window_s,
             "context_s": self.windows.context_s,
         }
+        self.notes: tuple[str, ...] = ()
+        self.one_by_one = False
         self.clock: Clock = _no_clock
 
     @property
@@ -128,7 +133,7 @@ class SpeechEncoder(ABC):
                 continue
             parts = self.encode_windows(waveform, windows, self.utterance_stats(waveform))
             results[i] = torch.cat([features.cpu() for _, features in parts], dim=1)
-        n_most = round(_CALL_S * self.frame_rate_hz)
+        n_most = 1 if self.one_by_one else round(_CALL_S * self.frame_rate_hz)
         for batch in _cut(
             short, [self.geometry.n_frames(len(waveforms[i])) for i in short], n_most
         ):

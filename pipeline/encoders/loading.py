@@ -8,7 +8,7 @@ from typing import cast
 
 from pipeline.config import ModelConfig
 from pipeline.encoders.encoder import SpeechEncoder
-from pipeline.encoders.registry import find_family
+from pipeline.encoders.registry import find_family, pin_model
 from pipeline.encoders.settings import resolve_settings
 
 
@@ -65,6 +65,7 @@ def load_encoder(
         revision=revision,
         allow_pickle=allow_pickle,
     )
+    model = pin_model(model)
     settings = resolve_settings(
         family.describe(model), layers, precision, device, max_window_s, context_s
     )

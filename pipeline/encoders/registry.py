@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.encoders.base import EncoderFamily
+from pipeline.config import ModelConfig
+from pipeline.encoders.base import EncoderFamily, VersionedFamily
 from pipeline.encoders.wav2vec2.families import HuggingFaceFamily, TorchaudioFamily
 from pipeline.errors import ConfigError
 
@@ -34,3 +35,14 @@ def find_family(source: str) -> EncoderFamily:
         *others, last = _FAMILIES
         raise ConfigError(f"model.source is {source!r}; expected {', '.join(others)} or {last}")
     return _FAMILIES[source]
+
+
+def pin_model(model: ModelConfig) -> ModelConfig:
+    """Return a model with the version that it has now, if its family has versions.
+
+    Raises:
+        ConfigError: The model is unknown.
+        WeightsError: The version cannot be found.
+    """
+    family = find_family(model.source)
+    return family.pin(model) if isinstance(family, VersionedFamily) else model

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
-from pipeline.encoders.registry import find_family
+from pipeline.encoders.registry import find_family, pin_model
 from pipeline.encoders.settings import (
     check_precision,
     choose_layers,
@@ -102,17 +102,25 @@ class EncoderSetup:
         return f"layers {list(self.layers)}: {blocks} and takes {space} layers 1 to {n_layers}"
 
 
-def resolve_encoder_setup(config: Config) -> EncoderSetup:
+def resolve_encoder_setup(config: Config, stored: Mapping[str, Any] | None = None) -> EncoderSetup:
     """Check the settings that need neither data nor weights, and resolve layers and windows.
 
-    Every verb with these settings calls this function first.
+    Every verb with these settings calls this function first. It also decides on the commit of a
+    checkpoint on the hub, which all workers load.
+
+    Args:
+        config: The configuration.
+        stored: Attributes of the store that the features are compared with or added to; None if
+            there is none. If no revision is configured, the commit is that of the store.
 
     Raises:
         ConfigError: A setting is wrong.
         WeightsError: The configuration of a Hugging Face checkpoint cannot be fetched.
     """
     check_engine(config.engine)
-    model, extract = config.model, config.extract
+    extract = config.extract
+    model = pin_model(replace(config.model, revision=revision_of(config, stored)))
+    config = replace(config, model=model)
     family = find_family(model.source)
     description = family.describe(model)
     check_precision(extract.precision)
@@ -124,3 +132,20 @@ def resolve_encoder_setup(config: Config) -> EncoderSetup:
         choose_windows(description, extract.max_window_s, extract.context_s),
         choose_form(extract.dtype, extract.keep, extract.pooling),
     )
+
+
+def revision_of(config: Config, stored: Mapping[str, Any] | None) -> str | None:
+    """Return the revision of the checkpoint to load: the configured one, or that of a store.
+
+    Args:
+        config: The configuration.
+        stored: Attributes of a store; None if there is none.
+    """
+    if config.model.revision is not None or stored is None:
+        return config.model.revision
+    recorded = stored.get("provenance", {}).get("model", {})
+    if (recorded.get("source"), recorded.get("name")) != (config.model.source, config.model.name):
+        return None
+    weights = stored.get("identity", {}).get("encoder", {}).get("weights", {})
+    commit: str | None = weights.get("commit")
+    return commit

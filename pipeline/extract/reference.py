@@ -91,7 +91,7 @@ class EncodedReference:
         if config.extract.layers == "all":  # the default
             config = replace(config, extract=replace(config.extract, layers=store.layers))
         config = replace(config, extract=replace(config.extract, precision=PRECISION))
-        setup = resolve_encoder_setup(config)
+        setup = resolve_encoder_setup(config, store.attributes)
         resources = find_resources(config.engine)
         with announced(observer, "opening the dataset"):
             source = open_source(config.dataset, count_channels)

@@ -22,7 +22,7 @@ from pipeline.encoders.base import Encoder
 from pipeline.errors import ConfigError, RunError, SourceError, StoreError, counted, first_few
 from pipeline.events import Observer, ObserverGroup, announced
 from pipeline.extract.driver import Driver, LeasedStore, Share, failure_message
-from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
+from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup, revision_of
 from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning.dataset import PlannedDataset
@@ -50,7 +50,7 @@ from pipeline.store.backend.opening import absolute_location, open_backend
 from pipeline.store.coordination.lease import Lease, is_read_only
 from pipeline.store.coordination.log_observer import RunLogObserver
 from pipeline.store.coordination.run_log import RunLog
-from pipeline.store.documents import read_plan
+from pipeline.store.documents import read_attributes, read_plan
 from pipeline.store.format.layout import Layout
 from pipeline.store.labels import read_labels
 from pipeline.store.maintain.cleanup import remove_leftovers
@@ -86,7 +86,7 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
     backend = open_backend(config.store) if config.store else None
     if backend is not None:
         check_apart_from_dataset(config.dataset, backend)
-    setup = resolve_encoder_setup(config)
+    setup = _resolve(config, backend, observer)
     source = _open_source(config, observer)
     if backend is None:
         dataset = plan_new(config, setup.windows, source, observer)
@@ -149,7 +149,7 @@ def extract(
     config = _with_absolute_paths(config)
     backend = _open_store(config) if backend is None else backend
     check_apart_from_dataset(config.dataset, backend)
-    setup = resolve_encoder_setup(config)
+    setup = _resolve(config, backend, observer)
     with announced(observer, "looking for the workers' resources"):  # a cluster is connected to
         find_resources(config.engine)  # refuse missing resources before a long scan
     run_id, share = _new_run_id(), share or Share()
@@ -206,6 +206,18 @@ def extract(
             raise RunError(failure_message(driver.failures, backend))
     with announced(observer, "reading the index"):
         return read_status(backend)
+
+
+def _resolve(config: Config, backend: Backend | None, observer: Observer) -> EncoderSetup:
+    """Resolve the encoder's settings; a store that exists states the commit of the weights."""
+    stored = read_attributes(backend) if backend is not None and is_created(backend) else None
+    commit = revision_of(config, stored)
+    if commit != config.model.revision:
+        observer.note(
+            f"the store was begun with commit {commit} of {config.model.name}, which is loaded "
+            "again; model.revision chooses another one"
+        )
+    return resolve_encoder_setup(config, stored)
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -348,8 +360,8 @@ def _load_encoder(setup: EncoderSetup, resources: Resources, observer: Observer)
             "For real features set model.weights=pretrained or model.weights=PATH"
         )
     savings = setup.describe_savings()
-    if savings:
-        observer.note(savings)
+    for line in (*encoder.notes, *([savings] if savings else [])):
+        observer.note(line)
     return encoder
 
 

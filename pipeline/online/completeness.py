@@ -50,7 +50,7 @@ def check_settings(config: Config, backend: Backend) -> None:
                 f"store {backend} was made by `strata {verb}`, and nothing can be extracted into "
                 "it; read it with open_store, or give the store that it was made from"
             )
-    setup = resolve_encoder_setup(config)
+    setup = resolve_encoder_setup(config, attributes)
     encoder = dict(identity.get("encoder", {}))
     wanted = setup.stated_facts()
     encoder |= {name: value for name, value in wanted.items() if name in encoder}

@@ -78,6 +78,8 @@ class FakeEncoder:
         self.weights_source = "made"
         self.is_random = False
         self.final_norm: dict[str, Any] | None = None
+        self.notes: tuple[str, ...] = ()
+        self.one_by_one = False
         self.clock: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
         self.n_encoded: list[int] = []
         self._fixed_window_s = description.window_limit_s

@@ -1,4 +1,4 @@
-"""A hub on this machine: an HTTP server with the part of the Hugging Face hub that datasets need.
+"""A hub on this machine: an HTTP server with what datasets and models need of the Hugging Face hub.
 
 The clients are the real ones, `huggingface_hub` and `datasets`. As on the hub, a large file is
 redirected to a server of another name, a commit never changes, and errors have an `X-Error-Code`.
@@ -28,9 +28,13 @@ from pipeline.sources.repository import remote
 
 CONVERTED = "refs/convert/parquet"
 PAGE_ENTRIES = 1000
-_API = re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>[a-z-]+)/(?P<rest>.+))?")
-_RESOLVE = re.compile(r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-_LARGE = (".parquet", ".wav", ".flac", ".tar")
+_API = re.compile(
+    r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>[a-z-]+)/(?P<rest>.+))?"
+)
+_RESOLVE = re.compile(
+    r"(?:/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+)
+_LARGE = (".parquet", ".wav", ".flac", ".tar", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Hub:
     Attributes:
         url: Address of the server.
         cdn: Address of large files, under another name.
-        trees: Files of each commit of each repository.
+        trees: Files of each commit of each repository, of datasets and models alike.
         branches: Newest commit of each branch of each repository.
         dates: Days of commits, by repository and commit.
         requests: The requests, in order.

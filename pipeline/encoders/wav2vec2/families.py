@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
-from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model
+from pipeline.encoders.hub.checkpoint import Checkpoint, open_checkpoint
+from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model, registry
 from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
-from pipeline.encoders.wav2vec2.huggingface import find_hf_spec, load_hf_model
+from pipeline.encoders.wav2vec2.huggingface import (
+    find_hf_spec,
+    load_hf_model,
+    require_transformers,
+)
 from pipeline.encoders.wav2vec2.weights import load_model, weights_problem
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted, first_few
 
 
 class TorchaudioFamily:
@@ -39,14 +47,35 @@ class HuggingFaceFamily:
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
         """Describe the checkpoint by its config.json; see `EncoderFamily`."""
-        return find_hf_spec(self._name(model), model.revision).describe()
+        return find_hf_spec(self._open(model)).describe()
 
     def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:
         """Load the encoder; see `EncoderFamily`."""
-        spec, loaded = load_hf_model(self._name(model), model.revision, model.allow_pickle)
-        return Wav2Vec2Encoder(spec, loaded, settings)
+        checkpoint = self._open(model)
+        spec, loaded = load_hf_model(checkpoint, model.allow_pickle)
+        encoder = Wav2Vec2Encoder(spec, loaded, settings)
+        if checkpoint.commit is not None:
+            encoder.identity["weights"]["commit"] = checkpoint.commit
+            encoder.notes += (f"the encoder is {checkpoint}",)
+        if loaded.unused:
+            encoder.notes += (
+                f"{counted(len(loaded.unused), 'weight')} of {model.name} that the encoder does "
+                f"not have are not used: {first_few(loaded.unused)}",
+            )
+        return encoder
 
-    def _name(self, model: ModelConfig) -> str:
-        if model.name is None:
+    def pin(self, model: ModelConfig) -> ModelConfig:
+        """Resolve the revision of a checkpoint on the hub to a commit; see `VersionedFamily`."""
+        return replace(model, revision=self._open(model).commit)
+
+    def _open(self, model: ModelConfig) -> Checkpoint:
+        name = model.name
+        if name is None:
             raise ConfigError("model=hf needs model.name=ID_OR_DIR, a hub id or a directory")
-        return model.name
+        if name in registry() and not Path(name).is_dir():
+            raise ConfigError(
+                f"model.name={name} is a short name, not a checkpoint in Hugging Face form; use "
+                f"model={name}"
+            )
+        require_transformers()
+        return open_checkpoint(name, model.revision)

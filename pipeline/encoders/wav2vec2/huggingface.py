@@ -7,56 +7,149 @@ only with `allow_pickle`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from pipeline.encoders.hub.checkpoint import Checkpoint
+from pipeline.encoders.hub.config_file import read_config, require_preprocessor
+from pipeline.encoders.hub.weight_files import fetch_weights, weights_problem
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.conversion.configs import misfit, spec_of_config
 from pipeline.encoders.wav2vec2.conversion.names import torchaudio_names
 from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
 from pipeline.errors import ConfigError, WeightsError
 
+_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""Errors of transformers about files that it cannot use."""
 
-def load_hf_model(
-    name_or_dir: str | Path, revision: str | None, allow_pickle: bool
-) -> tuple[ModelSpec, LoadedModel]:
+
+def load_hf_model(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[ModelSpec, LoadedModel]:
     """Load a checkpoint into torchaudio's model.
 
     Args:
-        name_or_dir: Hub id, or a directory with config.json, preprocessor_config.json and
-            model.safetensors.
-        revision: Branch, tag or commit on the hub; the default branch if None.
+        checkpoint: The checkpoint.
         allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
 
     Raises:
         ConfigError: `transformers` is not installed, or the architecture is not supported.
         WeightsError: The checkpoint cannot be found or read, or lacks weights.
     """
-    model, extractor = _fetch(str(name_or_dir), revision, allow_pickle)
-    spec = spec_of_config(model.config, extractor, str(name_or_dir))
+    config, extractor = fetch_config(checkpoint)
+    _check_config(config, checkpoint.name)
+    spec = spec_of_config(config, extractor, checkpoint.name)
+    model, unused = fetch_model(checkpoint, config, allow_pickle)
     state = torchaudio_names(model.state_dict(), spec)
-    return spec, fill_model(spec, state, "huggingface", str(name_or_dir))
+    loaded = fill_model(spec, state, "huggingface", checkpoint.name)
+    return spec, replace(loaded, unused=unused)
 
 
-def find_hf_spec(name_or_dir: str | Path, revision: str | None = None) -> ModelSpec:
+def find_hf_spec(checkpoint: Checkpoint) -> ModelSpec:
     """Read the architecture of a checkpoint, without its weights.
 
     Args:
-        name_or_dir: As for `load_hf_model`.
-        revision: As for `load_hf_model`.
+        checkpoint: The checkpoint.
 
     Raises:
         ConfigError: `transformers` is not installed, or the architecture is not supported.
         WeightsError: The checkpoint cannot be found.
     """
-    config, extractor = _fetch_config(str(name_or_dir), revision)
-    return spec_of_config(config, extractor, str(name_or_dir))
+    config, extractor = fetch_config(checkpoint)
+    _check_config(config, checkpoint.name)
+    return spec_of_config(config, extractor, checkpoint.name)
 
 
-def _transformers() -> Any:
+def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """Load the configuration and the feature extractor as objects of transformers.
+
+    Raises:
+        ConfigError: `transformers` is not installed or does not know the architecture, or the
+            checkpoint needs code of its own.
+        WeightsError: A file is missing or unreadable.
+    """
+    transformers = require_transformers()
+    read_config(checkpoint, transformers.CONFIG_MAPPING)
+    require_preprocessor(checkpoint)
+    folder = checkpoint.folder()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    except _UNLOADABLE as error:
+        raise _unloadable(checkpoint, error) from error
+    return config, extractor
+
+
+def fetch_model(
+    checkpoint: Checkpoint, config: Any, allow_pickle: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """Load the base model in float32 as an object of transformers.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: Its configuration, as an object of transformers.
+        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+
+    Returns:
+        The model, and the names of weights in the files that it does not have, e.g. of a head.
+
+    Raises:
+        WeightsError: The weights are missing or damaged, or do not fit the configuration.
+    """
+    files = fetch_weights(checkpoint, allow_pickle)
+    try:
+        with _no_reports():
+            model, report = require_transformers().AutoModel.from_pretrained(
+                checkpoint.folder(),
+                config=config,
+                use_safetensors=files[0].suffix == ".safetensors",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+    except _UNLOADABLE as error:
+        raise _unloadable(checkpoint, error) from error
+    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
+    mismatched = [
+        f"{name} has {list(found)}, expected {list(expected)}"
+        for name, found, expected in sorted(report["mismatched_keys"])
+    ]
+    own = {name for name, _ in model.named_children()}
+    unused = sorted(report["unexpected_keys"])
+    unexpected = [name for name in unused if own & set(name.split(".")[:2])]
+    if problem := weights_problem(missing, unexpected, mismatched):
+        raise WeightsError(f"{checkpoint} {problem}")
+    return model, tuple(unused)
+
+
+@contextmanager
+def _no_reports() -> Iterator[None]:
+    """Let transformers print neither progress nor tables to stderr."""
+    logging = require_transformers().utils.logging
+    before, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def require_transformers() -> Any:
+    """Return the library.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         return import_module("transformers")
     except ImportError as error:
@@ -65,49 +158,11 @@ def _transformers() -> Any:
         ) from error
 
 
-def _unloadable(name: str, error: Exception, hint: str = "") -> WeightsError:
-    return WeightsError(
-        f"cannot load the Hugging Face checkpoint {name!r}: {str(error).splitlines()[0]}"
-        f"{hint} It needs config.json, preprocessor_config.json and weights"
-    )
-
-
-def _fetch_config(name: str, revision: str | None) -> tuple[Any, Any]:
-    """Load the configuration and the feature extractor as objects of transformers."""
-    transformers = _transformers()
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **common)
-        _check_config(config, name)
-        return config, transformers.AutoFeatureExtractor.from_pretrained(name, **common)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
-
-
-def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Any, Any]:
-    """Load the base model and its feature extractor as objects of transformers."""
-    config, extractor = _fetch_config(name, revision)
-    try:
-        model, report = _transformers().AutoModel.from_pretrained(
-            name,
-            config=config,
-            use_safetensors=None if allow_pickle else True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            revision=revision,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        hint = "" if allow_pickle else " Only safetensors are read unless allow_pickle is set."
-        raise _unloadable(name, error, hint) from error
-    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
-    if missing or report["mismatched_keys"]:
-        wrong = missing or sorted(str(key) for key in report["mismatched_keys"])
-        raise WeightsError(
-            f"the Hugging Face checkpoint {name!r} lacks {len(wrong)} of the weights that its "
-            f"config.json requires, first {', '.join(wrong[:3])}"
-        )
-    return model, extractor
+def _unloadable(checkpoint: Checkpoint, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0] if str(error) else ""
+    if not isinstance(error, OSError | ValueError | SafetensorError):
+        reason = f"{type(error).__name__} {reason}"
+    return WeightsError(f"cannot load {checkpoint}: {reason}")
 
 
 def _check_config(config: Any, name: str) -> None:

@@ -40,11 +40,13 @@ class LoadedModel:
         model: torchaudio's `Wav2Vec2Model` in evaluation mode, float32, on the CPU, without head.
         source: "pretrained", "random", "file" or "huggingface".
         sha256: Digest of the names, shapes and bytes of all weights.
+        unused: Names of weights of the checkpoint that the model does not have, e.g. of a head.
     """
 
     model: torch.nn.Module
     source: str
     sha256: str
+    unused: tuple[str, ...] = ()
 
 
 def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:

@@ -19,15 +19,11 @@ import huggingface_hub
 
 from pipeline.errors import SourceError, StoreError
 from pipeline.files import write_atomic
+from pipeline.hub_errors import FETCH_ERRORS
 from pipeline.sources import hub
 from pipeline.sources.location import describe_location
 from pipeline.sources.repository import converted
-from pipeline.sources.repository.errors import (
-    FETCH_ERRORS,
-    HubUnreachableError,
-    explained,
-    explanation,
-)
+from pipeline.sources.repository.errors import HubUnreachableError, explained, explanation
 from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 
 if TYPE_CHECKING:

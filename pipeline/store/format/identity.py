@@ -19,6 +19,7 @@ SOXR_KEY = "resampler_for_large_factors"
 audio of such sample rates lacks it."""
 
 _MISSING = object()
+_COMMIT, _SHA256 = "weights.commit", "weights.sha256"
 
 
 def make_identity(
@@ -70,8 +71,18 @@ def check_same(stored: Identity, wanted: Identity, where: str) -> None:
 
 
 def compare(stored: Identity, wanted: Identity) -> list[str]:
-    """Return every difference of two identities, as `key is STORED there, WANTED here`."""
+    """Return every difference of two identities, as `key is STORED there, WANTED here`.
+
+    The commit of a checkpoint on the hub says where its weights are from. It is not compared where
+    both have the same SHA-256: a later commit may have changed a text only, and the same weights
+    may be in a directory.
+    """
     old, new = _flatten(stored), _flatten(wanted)
+    for key in [key for key in {**old, **new} if key.endswith(_COMMIT)]:
+        digest = key.removesuffix(_COMMIT) + _SHA256
+        if old.get(digest) is not None and old.get(digest) == new.get(digest):
+            old.pop(key, None)
+            new.pop(key, None)
     keys = [*old, *(key for key in new if key not in old)]
     pairs = ((key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys)
     return [_difference(key, stored, wanted) for key, stored, wanted in pairs if stored != wanted]
