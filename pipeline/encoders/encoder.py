@@ -207,7 +207,7 @@ class SpeechEncoder(ABC):
 
     def statistics_accumulator(self) -> StatisticsAccumulator:
         """Return a new accumulator, for a recording that is decoded block by block."""
-        return _NoStatistics()
+        return NoStatistics()
 
     def utterance_stats(self, utterance: Any) -> Any:
         """Compute the utterance-wide statistics that each window needs; None if none is needed.
@@ -234,7 +234,7 @@ class SpeechEncoder(ABC):
 
     @contextmanager
     def _stage(self, precision: str, stage: str) -> Iterator[None]:
-        """Time a stage, with float32 products on CUDA as the precision says.
+        """Time a stage, with float32 products and convolutions on CUDA as the precision says.
 
         The setting is the process's: a trainer that uses TF32 gets it back after the stage.
         """
@@ -242,17 +242,20 @@ class SpeechEncoder(ABC):
             with self.clock(stage):
                 yield
             return
-        settings = torch.backends.cuda.matmul
-        before = settings.fp32_precision
-        settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        cudnn: Any = torch.backends.cudnn
+        backends = [torch.backends.cuda.matmul, cudnn.conv]
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         try:
             with self.clock(stage):
                 yield
         finally:
-            settings.fp32_precision = before
+            for backend, setting in zip(backends, before, strict=True):
+                backend.fp32_precision = setting
 
 
-class _NoStatistics:
+class NoStatistics:
     """Accumulator of an encoder whose windows need nothing of the utterance."""
 
     def update(self, samples: Tensor) -> None:

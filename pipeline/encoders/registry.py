@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderFamily, VersionedFamily
-from pipeline.encoders.wav2vec2.families import HuggingFaceFamily, TorchaudioFamily
+from pipeline.encoders.general.families import TransformersFamily
+from pipeline.encoders.wav2vec2.families import TorchaudioFamily
 from pipeline.errors import ConfigError
 
 _FAMILIES: dict[str, EncoderFamily] = {
     "torchaudio": TorchaudioFamily(),
-    "huggingface": HuggingFaceFamily(),
+    "huggingface": TransformersFamily(),
 }
 
 

@@ -20,8 +20,8 @@ class Window:
         keep_start: First frame to keep. The windows of an utterance keep every frame exactly once.
         keep_stop: End (exclusive) of the frames to keep.
         sample_start: First sample to encode; a multiple of the hop.
-        sample_stop: End (exclusive) of the samples to encode. It is beyond the utterance where the
-            encoder pads the last frame.
+        sample_stop: End (exclusive) of the samples to encode. It may be beyond the utterance where
+            the encoder pads the end.
     """
 
     feed_start: int
@@ -98,5 +98,14 @@ class Windowing:
 
     def _window(self, feed_start: int, feed_stop: int, keep_start: int, keep_stop: int) -> Window:
         sample_start = feed_start * self.geometry.hop_samples
-        sample_stop = sample_start + self.geometry.n_samples(feed_stop - feed_start)
+        sample_stop = sample_start + self._most_samples(feed_stop - feed_start)
         return Window(feed_start, feed_stop, keep_start, keep_stop, sample_start, sample_stop)
+
+    def _most_samples(self, n_frames: int) -> int:
+        """Samples of a window; where the encoder pads, as many as have so many frames.
+
+        So the last frame sees the audio that there is, and as little padding as may be.
+        """
+        if self.geometry.right_padding_samples:
+            return self.geometry.n_samples(n_frames + 1) - 1
+        return self.geometry.n_samples(n_frames)

@@ -47,11 +47,14 @@ class HuggingFaceFamily:
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
         """Describe the checkpoint by its config.json; see `EncoderFamily`."""
-        return find_hf_spec(self._open(model)).describe()
+        return find_hf_spec(open_model(model)).describe()
 
     def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:
         """Load the encoder; see `EncoderFamily`."""
-        checkpoint = self._open(model)
+        checkpoint = open_model(model)
+        if model.weights == "random":
+            spec = find_hf_spec(checkpoint)
+            return Wav2Vec2Encoder(spec, load_model(spec, "random", model.seed), settings)
         spec, loaded = load_hf_model(checkpoint, model.allow_pickle)
         encoder = Wav2Vec2Encoder(spec, loaded, settings)
         if checkpoint.commit is not None:
@@ -66,16 +69,23 @@ class HuggingFaceFamily:
 
     def pin(self, model: ModelConfig) -> ModelConfig:
         """Resolve the revision of a checkpoint on the hub to a commit; see `VersionedFamily`."""
-        return replace(model, revision=self._open(model).commit)
+        return replace(model, revision=open_model(model).commit)
 
-    def _open(self, model: ModelConfig) -> Checkpoint:
-        name = model.name
-        if name is None:
-            raise ConfigError("model=hf needs model.name=ID_OR_DIR, a hub id or a directory")
-        if name in registry() and not Path(name).is_dir():
-            raise ConfigError(
-                f"model.name={name} is a short name, not a checkpoint in Hugging Face form; use "
-                f"model={name}"
-            )
-        require_transformers()
-        return open_checkpoint(name, model.revision)
+
+def open_model(model: ModelConfig) -> Checkpoint:
+    """Find the checkpoint of `model.name`, a hub id or a directory.
+
+    Raises:
+        ConfigError: There is no name or no such checkpoint, or transformers is not installed.
+        WeightsError: The hub refuses it, or does not answer.
+    """
+    name = model.name
+    if name is None:
+        raise ConfigError("model=hf needs model.name=ID_OR_DIR, a hub id or a directory")
+    if name in registry() and not Path(name).is_dir():
+        raise ConfigError(
+            f"model.name={name} is a short name, not a checkpoint in Hugging Face form; use "
+            f"model={name}"
+        )
+    require_transformers()
+    return open_checkpoint(name, model.revision)

@@ -25,7 +25,7 @@ from pipeline.encoders.wav2vec2.conversion.names import torchaudio_names
 from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
 from pipeline.errors import ConfigError, WeightsError
 
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 """Errors of transformers about files that it cannot use."""
 
 
@@ -81,8 +81,8 @@ def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
         extractor = transformers.AutoFeatureExtractor.from_pretrained(
             folder, trust_remote_code=False
         )
-    except _UNLOADABLE as error:
-        raise _unloadable(checkpoint, error) from error
+    except UNLOADABLE as error:
+        raise unloadable(checkpoint, error) from error
     return config, extractor
 
 
@@ -104,7 +104,7 @@ def fetch_model(
     """
     files = fetch_weights(checkpoint, allow_pickle)
     try:
-        with _no_reports():
+        with no_reports():
             model, report = require_transformers().AutoModel.from_pretrained(
                 checkpoint.folder(),
                 config=config,
@@ -114,8 +114,8 @@ def fetch_model(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except _UNLOADABLE as error:
-        raise _unloadable(checkpoint, error) from error
+    except UNLOADABLE as error:
+        raise unloadable(checkpoint, error) from error
     missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
     mismatched = [
         f"{name} has {list(found)}, expected {list(expected)}"
@@ -130,7 +130,7 @@ def fetch_model(
 
 
 @contextmanager
-def _no_reports() -> Iterator[None]:
+def no_reports() -> Iterator[None]:
     """Let transformers print neither progress nor tables to stderr."""
     logging = require_transformers().utils.logging
     before, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -158,7 +158,8 @@ def require_transformers() -> Any:
         ) from error
 
 
-def _unloadable(checkpoint: Checkpoint, error: Exception) -> WeightsError:
+def unloadable(checkpoint: Checkpoint, error: Exception) -> WeightsError:
+    """Return the error that says in one line what transformers cannot load."""
     reason = str(error).splitlines()[0] if str(error) else ""
     if not isinstance(error, OSError | ValueError | SafetensorError):
         reason = f"{type(error).__name__} {reason}"

@@ -1,0 +1,89 @@
+"""Loader of the encoder of a Hugging Face checkpoint, as a module of transformers.
+
+Only the encoder is built, and only its weights are read. Code in a checkpoint is never run, and
+pickles are read only with `allow_pickle`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from pipeline.encoders.general.kinds import Kind
+from pipeline.encoders.hub.checkpoint import Checkpoint
+from pipeline.encoders.hub.weight_files import fetch_weights, weights_problem
+from pipeline.encoders.wav2vec2.huggingface import UNLOADABLE, no_reports, unloadable
+from pipeline.errors import WeightsError
+
+_TRAINING_ONLY = ("masked_spec_embed", "num_batches_tracked")
+
+
+def build_random(kind: Kind, config: Any, seed: int) -> torch.nn.Module:
+    """Build the encoder with random weights, from `seed` only.
+
+    Args:
+        kind: Architecture of the checkpoint.
+        config: Configuration of the encoder, an object of transformers.
+        seed: Seed of the weights.
+
+    Returns:
+        The encoder in evaluation mode, float32, on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]), no_reports():
+        torch.manual_seed(seed)
+        module: torch.nn.Module = _class_of(kind)._from_config(config, dtype=torch.float32)
+    return module.eval().requires_grad_(False)
+
+
+def load_module(
+    checkpoint: Checkpoint, kind: Kind, config: Any, allow_pickle: bool
+) -> torch.nn.Module:
+    """Build the encoder with the weights of a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        kind: Its architecture.
+        config: Configuration of the encoder, an object of transformers.
+        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+
+    Returns:
+        The encoder in evaluation mode, float32, on the CPU.
+
+    Raises:
+        WeightsError: The weights are missing or damaged, or do not fit the configuration.
+    """
+    files = fetch_weights(checkpoint, allow_pickle)
+    try:
+        with no_reports():
+            module, report = _class_of(kind).from_pretrained(
+                checkpoint.folder(),
+                config=config,
+                key_mapping={kind.prefix: ""},
+                use_safetensors=files[0].suffix == ".safetensors",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+    except UNLOADABLE as error:
+        raise unloadable(checkpoint, error) from error
+    missing = [key for key in report["missing_keys"] if not key.endswith(_TRAINING_ONLY)]
+    mismatched = [
+        f"{name} has {list(found)}, expected {list(expected)}"
+        for name, found, expected in sorted(report["mismatched_keys"])
+    ]
+    blocks = [
+        name
+        for name in report["unexpected_keys"]
+        if name.startswith(f"{kind.blocks}.") and not name.endswith(_TRAINING_ONLY)
+    ]
+    if problem := weights_problem(sorted(missing), sorted(blocks), mismatched):
+        raise WeightsError(f"{checkpoint} {problem}")
+    whole: torch.nn.Module = module
+    return whole.eval().requires_grad_(False)
+
+
+def _class_of(kind: Kind) -> Any:
+    return getattr(import_module(kind.module), kind.encoder_class)
