@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.comparing.interactive.sweeping import report, sweep
     from pipeline.encoders.encoder import SpeechEncoder
     from pipeline.encoders.loading import load_encoder
+    from pipeline.encoders.modules.registration import register_encoder
     from pipeline.feed.batch import Batch, collate
     from pipeline.feed.batching import BatchPolicy
     from pipeline.feed.dataset import FeatureDataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.spans.reading import read_spans
     from pipeline.spans.table import Spans
     from pipeline.store.format.codebook import Codebook
+    from pipeline.store.format.geometry import FrameGeometry
     from pipeline.store.frame_statistics import FrameStatistics
     from pipeline.store.read.features import FeatureStore
     from pipeline.store.read.opening import open_store
@@ -58,6 +60,7 @@ _HOMES = {
     "FeatureStore": "pipeline.store.read.features",
     "FeatureStream": "pipeline.feed.loader",
     "FrameBatch": "pipeline.feed.frames.batch",
+    "FrameGeometry": "pipeline.store.format.geometry",
     "FrameLabels": "pipeline.spans.frame_labels",
     "FrameLoader": "pipeline.feed.frames.loader",
     "FrameStatistics": "pipeline.store.frame_statistics",
@@ -92,6 +95,7 @@ _HOMES = {
     "pool_spans": "pipeline.spans.pooling",
     "push": "pipeline.transforms.push.run",
     "read_spans": "pipeline.spans.reading",
+    "register_encoder": "pipeline.encoders.modules.registration",
     "report": "pipeline.comparing.interactive.sweeping",
     "sweep": "pipeline.comparing.interactive.sweeping",
     "token_quality": "pipeline.tokens.quality",
@@ -110,6 +114,7 @@ __all__ = [
     "FeatureStore",
     "FeatureStream",
     "FrameBatch",
+    "FrameGeometry",
     "FrameLabels",
     "FrameLoader",
     "FrameStatistics",
@@ -144,6 +149,7 @@ __all__ = [
     "pool_spans",
     "push",
     "read_spans",
+    "register_encoder",
     "report",
     "sweep",
     "token_quality",

@@ -16,6 +16,7 @@ from pipeline.cli import tables
 from pipeline.cli.options import (
     IMPORTING,
     All,
+    AllowCode,
     AsJson,
     Debug,
     Overrides,
@@ -36,7 +37,7 @@ from pipeline.cli.verbs.fidelity import fidelity
 from pipeline.cli.verbs.layers import layers
 from pipeline.cli.verbs.predict import export_head, predict
 from pipeline.cli.verbs.sweeps import report, sweep
-from pipeline.config import load_config
+from pipeline.config import check_code, load_config
 from pipeline.errors import ConfigError
 from pipeline.events import announced
 
@@ -78,30 +79,42 @@ def _options(
 def plan(
     overrides: Overrides = None,
     show_all: All = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Scan the dataset and print its size, units and disk space; with store=, write the plan."""
     with reported(as_json, debug) as answer:
         config = load_config(overrides or [])
+        check_code(config.model, allow_code)
         with announced(Notes(console), IMPORTING):
+            from pipeline.encoders.modules.registration import allow_target
             from pipeline.extract import run
 
+        allow_target(config.model)
         with RunProgress(console) as progress:
             estimate = run.plan(config, progress)
         answer(lambda out: tables.show_estimate(out, estimate, show_all), asdict(estimate))
 
 
 @app.command()
-def extract(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def extract(
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Extract what is missing; safe to run again at any time."""
     with reported(as_json, debug) as answer:
         config = load_config(overrides or [])
+        check_code(config.model, allow_code)
         with announced(Notes(console), IMPORTING):
+            from pipeline.encoders.modules.registration import allow_target
             from pipeline.extract import run
             from pipeline.extract.stop import Stop
             from pipeline.store.coordination.run_history import read_history
 
+        allow_target(config.model)
         stop = Stop()
         last = read_history(config.store).last_busy if config.store else None
         progress = RunProgress(console, last.speed if last else None)
@@ -252,14 +265,22 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 @app.command()
-def selfcheck(overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def selfcheck(
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Compare separate with batched encoding, and the precision with fp32, on a few clips."""
     with reported(as_json, debug) as answer:
         config = load_config(["engine=inline", *(overrides or [])])
+        check_code(config.model, allow_code)
         with announced(Notes(console), IMPORTING):
+            from pipeline.encoders.modules.registration import allow_target
             from pipeline.extract.resources import find_resources
             from pipeline.extract.selfcheck import full_selfcheck
 
+        allow_target(config.model)
         with announced(Notes(console), "loading the encoder and encoding the clips"):
             result = full_selfcheck(config, find_resources(config.engine).device)
         code = 0 if result.ok else EXIT_ERROR

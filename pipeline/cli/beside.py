@@ -108,9 +108,13 @@ def _extract(request: dict[str, Any], messages: _Messages) -> None:
     """Extract what a request asks for."""
     from pipeline.extract.stop import Stop
     from pipeline.online.beside import Request, extract_beside
+    from pipeline.online.code_transfer import unpack_code
     from pipeline.store.coordination.run_history import read_history
 
     config: Config = build(Config, request.pop("config"))
+    code = request.pop("code", None)
+    if code is not None:
+        unpack_code(code, config.model)
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.request("SIGTERM"))
     last = read_history(config.store).last_busy if config.store else None

@@ -29,6 +29,10 @@ Overrides = Annotated[
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URI of a store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 All = Annotated[bool, typer.Option("--all", help="Print all items of long lists.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Import and call the code that model.target names."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 

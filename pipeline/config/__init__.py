@@ -10,6 +10,7 @@ value of the wrong type raises a ConfigError that names the nearest correct one.
 from pipeline.config.checking import build
 from pipeline.config.composing import compose_config
 from pipeline.config.loading import config_folder, load_config, load_sweep_config, plain_overrides
+from pipeline.config.models import check_code, code_problem, register_model
 from pipeline.config.schema import (
     Config,
     DatasetConfig,
@@ -34,10 +35,13 @@ __all__ = [
     "SweepConfig",
     "TaskConfig",
     "build",
+    "check_code",
+    "code_problem",
     "compose_config",
     "config_folder",
     "did_you_mean",
     "load_config",
     "load_sweep_config",
     "plain_overrides",
+    "register_model",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.checking import build, type_hints
 from pipeline.config.loading import config_folder, load_config, load_sweep_config
+from pipeline.config.models import is_registered_model
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -121,8 +122,11 @@ def _option(group: str, value: Any) -> str | None:
     if isinstance(value, str):
         return value
     named = value.get(_OPTION_KEYS[group]) if isinstance(value, Mapping) else None
-    exists = named is not None and (config_folder() / group / f"{named}.yaml").is_file()
-    return str(named) if exists else None
+    if named is None:
+        return None
+    exists = (config_folder() / group / f"{named}.yaml").is_file()
+    is_registered = group == "model" and is_registered_model(str(named))
+    return str(named) if exists or is_registered else None
 
 
 def _converted(config: Config, name: str, value: Any) -> Any:

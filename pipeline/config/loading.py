@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.config.checking import build, type_hints
 from pipeline.config.hints import option_hint, setting_hint
+from pipeline.config.models import expand_models, model_hint
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -40,7 +41,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         ConfigError: An override is misspelt, malformed, of the wrong type or out of range.
     """
     groups = {"dataset": "audiofolder", "model": "hubert_base", "engine": "ray"}
-    config = _compose("config", Config, groups, overrides)
+    config = _compose("config", Config, groups, expand_models(overrides))
     check_ranges(config)
     return config
 
@@ -257,7 +258,8 @@ def _check_keys(
         if key in chosen:
             options = [path.stem for path in (folder / key).glob("*.yaml")]
             if value not in options:
-                hint = option_hint(key, value, options)
+                is_model = key == "model"
+                hint = model_hint(value, options) if is_model else option_hint(key, value, options)
                 raise ConfigError(f"no {key} is called {value!r}{hint}")
         elif key not in known:
             raise ConfigError(f"unknown setting {key}{setting_hint(key, known)}")

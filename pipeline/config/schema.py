@@ -80,12 +80,17 @@ class ModelConfig:
     """Encoder.
 
     Attributes:
-        name: Short name, e.g. "hubert_base"; for "huggingface" a hub id or directory.
-        source: "torchaudio" (models with a short name) or "huggingface".
+        name: Short name, e.g. "hubert_base"; for "huggingface" a hub id or directory; for "module"
+            the name of an encoder that is registered, or that `target` gets.
+        source: "torchaudio" (models with a short name), "huggingface" or "module".
         weights: For models with a short name: "pretrained", "random", or the path of a state dict.
         seed: Seed of random weights.
         revision: Branch, tag or commit of a hub checkpoint.
         allow_pickle: Whether a checkpoint without safetensors may be read from a pickle.
+        target: Code of the user that makes a torch module, "package.module:factory"; it runs only
+            if the user allows it.
+        layers: Names of the submodules whose outputs are the layers of this module.
+        version: Version of this code.
     """
 
     name: str | None = None
@@ -94,6 +99,9 @@ class ModelConfig:
     seed: int = 0
     revision: str | None = None
     allow_pickle: bool = False
+    target: str | None = None
+    layers: tuple[str, ...] | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 An encoder turns waveforms into hidden layers. A family handles one kind of checkpoint: it describes
 a model without its weights, so that planning loads none, and it loads the encoder in the process of
-a worker. `tests/encoders/test_conformance.py` checks both.
+a worker. `pipeline/testing/checks.py` checks both.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from typing import cast
 
 from pipeline.config import ModelConfig
 from pipeline.encoders.encoder import SpeechEncoder
-from pipeline.encoders.registry import find_family, pin_model
+from pipeline.encoders.modules.encoder import MODULE
+from pipeline.encoders.modules.registration import is_registered
+from pipeline.encoders.registry import family_of, pin_model
 from pipeline.encoders.settings import resolve_settings
 
 
@@ -29,7 +31,8 @@ def load_encoder(
     """Load an encoder by the name of its model.
 
     Args:
-        name: Short name of the model, as listed by `strata models`; for "huggingface" a hub id, or
+        name: Short name of the model, as listed by `strata models`, or of an encoder from
+            `register_encoder`; for "huggingface" a hub id, or
             a directory with config.json, preprocessor_config.json and model.safetensors.
         weights: "pretrained" (downloaded by torchaudio), "random" (features mean nothing), or the
             path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
@@ -56,16 +59,17 @@ def load_encoder(
         >>> features.shape  # [n_layers, n_frames, dim]
         torch.Size([12, 49, 48])
     """
-    family = find_family(source)
+    is_own = source == "torchaudio" and is_registered(str(name))
     model = ModelConfig(
         name=str(name),
-        source=source,
+        source=MODULE if is_own else source,
         weights=str(weights),
         seed=seed,
         revision=revision,
         allow_pickle=allow_pickle,
     )
     model = pin_model(model)
+    family = family_of(model)
     settings = resolve_settings(
         family.describe(model), layers, precision, device, max_window_s, context_s
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderFamily, VersionedFamily
 from pipeline.encoders.general.families import TransformersFamily
+from pipeline.encoders.modules.registration import RegisteredModules, find_module
 from pipeline.encoders.wav2vec2.families import TorchaudioFamily
 from pipeline.errors import ConfigError
 
 _FAMILIES: dict[str, EncoderFamily] = {
     "torchaudio": TorchaudioFamily(),
     "huggingface": TransformersFamily(),
+    "module": RegisteredModules(),
 }
 
 
@@ -47,3 +49,14 @@ def pin_model(model: ModelConfig) -> ModelConfig:
     """
     family = find_family(model.source)
     return family.pin(model) if isinstance(family, VersionedFamily) else model
+
+
+def family_of(model: ModelConfig) -> EncoderFamily:
+    """Return the family that describes and loads a model, in this process and in workers.
+
+    Raises:
+        ConfigError: There is no such family, or the model is code that is not registered or allowed
+            in this process.
+    """
+    family = find_family(model.source)
+    return find_module(model) if isinstance(family, RegisteredModules) else family

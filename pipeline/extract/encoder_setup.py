@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderFamily, EncoderSettings
-from pipeline.encoders.registry import find_family, pin_model
+from pipeline.encoders.registry import family_of, pin_model
 from pipeline.encoders.settings import (
     check_precision,
     choose_layers,
@@ -121,7 +121,7 @@ def resolve_encoder_setup(config: Config, stored: Mapping[str, Any] | None = Non
     extract = config.extract
     model = pin_model(replace(config.model, revision=revision_of(config, stored)))
     config = replace(config, model=model)
-    family = find_family(model.source)
+    family = family_of(model)
     description = family.describe(model)
     check_precision(extract.precision)
     return EncoderSetup(

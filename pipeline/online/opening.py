@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 from os import PathLike, fspath
 from typing import Any
 
-from pipeline.config import Config, compose_config
+from pipeline.config import Config, check_code, compose_config
+from pipeline.encoders.modules.registration import allow_target
 from pipeline.errors import ConfigError
+from pipeline.online.code_transfer import pack_code
 from pipeline.online.completeness import check_settings, is_complete
 from pipeline.online.dataset import OnlineDataset, View
 from pipeline.online.extraction import Extraction, wait_s
@@ -31,6 +33,7 @@ def open_or_extract(
     rank: int = 0,
     world_size: int = 1,
     recheck: bool = False,
+    allow_code: bool = False,
     **settings: Any,
 ) -> OnlineDataset:
     """Open the features of a dataset; extract what is missing while training on the rest.
@@ -62,6 +65,8 @@ def open_or_extract(
         recheck: Whether to compare a complete store with the dataset, its audio and the weights,
             and to extract what is new, as `strata extract` does. The settings `retry_quarantined`
             and `restore_dropped` imply it.
+        allow_code: Whether code may run that `model.target` names; encoders from
+            `register_encoder` need no permission.
         **settings: Settings by group: `dataset`, `model`, `engine`, `extract`, `plan` and `run`.
             A group is the name of an option ("hubert_base"), a mapping ({"path": "clips"}), or its
             dataclass. Defaults are those of `strata extract`, except for `engine`, which is
@@ -86,6 +91,8 @@ def open_or_extract(
     elif overrides or settings:
         given = [*overrides, *settings]
         raise ConfigError(f"config and {given[0]} are both given; put all settings into config")
+    check_code(config.model, allow_code)
+    allow_target(config.model)
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank}; expected 0 to {world_size - 1}")
     config = replace(config, store=_path_of(store_uri))
@@ -105,7 +112,10 @@ def open_or_extract(
     if is_complete(backend) and not recheck:
         check_settings(config, backend)
         return OnlineDataset(open_store(backend), view, None)
-    request = {"rank": rank, "world_size": world_size, "recheck": recheck}
+    request: dict[str, Any] = {"rank": rank, "world_size": world_size, "recheck": recheck}
+    code = pack_code(config.model)
+    if code is not None:
+        request["code"] = code
     extraction = Extraction({"config": asdict(config), **request})
     try:
         _await_unit(extraction, backend)

@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from pipeline.audio.identity import audio_identity
-from pipeline.config import Config, load_config
+from pipeline.config import Config, check_code, load_config
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.clips import encode_clips, encode_windows
+from pipeline.encoders.modules.registration import allow_target
 from pipeline.errors import ConfigError, EncoderError, IdentityError
 from pipeline.events import CommittedUnit, Observer, announced
 from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
 from pipeline.heads.facts import HeadFacts
+from pipeline.predict.own_code import is_own_code, own_code_settings
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.identity import SOXR_KEY, compare
@@ -65,6 +67,7 @@ class HeadEncoder:
         facts: What the head was trained on.
         overrides: Settings of the user, of `SETTINGS`, e.g. `model.weights=PATH`.
         observer: Receives notes.
+        allow_code: Whether code may run that `overrides` name.
 
     Raises:
         ConfigError: A setting is wrong or not allowed, or the place of the weights is unknown.
@@ -72,9 +75,17 @@ class HeadEncoder:
         IdentityError: They are not those of the head.
     """
 
-    def __init__(self, facts: HeadFacts, overrides: Sequence[str], observer: Observer) -> None:
+    def __init__(
+        self,
+        facts: HeadFacts,
+        overrides: Sequence[str],
+        observer: Observer,
+        allow_code: bool = False,
+    ) -> None:
         self._facts = facts
         self._config = _config_of(facts, overrides)
+        check_code(self._config.model, allow_code)
+        allow_target(self._config.model)
         self._setup: EncoderSetup = resolve_encoder_setup(self._config)
         resources = find_resources(self._config.engine)
         with announced(observer, "loading the encoder and hashing its weights"):
@@ -286,6 +297,8 @@ def _model_settings(facts: HeadFacts, overrides: Sequence[str]) -> list[str]:
     if any(item.startswith("model=") for item in overrides):
         return []
     known = {key: value for key, value in facts.model.items() if value is not None}
+    if is_own_code(known):
+        return own_code_settings(facts, known)
     option = known.pop("option", None)
     if option is None and "source" not in known and "weights" in known:
         option = facts.identity["encoder"].get("model")

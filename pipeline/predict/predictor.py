@@ -70,6 +70,8 @@ class Predictor:
             (`model.weights=PATH`, or `model=hf model.name=DIR`), `engine.threads=N`,
             `engine.device=cpu`, `extract.precision=fp32` or `extract.max_batch_s=N`.
         observer: Receives notes and progress; None prints nothing.
+        allow_code: Whether code may run that `model.target` names in `overrides`. What the sweep
+            names never runs.
 
     Raises:
         ConfigError: The folder has no such head.
@@ -91,9 +93,11 @@ class Predictor:
         *,
         overrides: Sequence[str] = (),
         observer: Observer | None = None,
+        allow_code: bool = False,
     ) -> None:
         self.head: TrainedHead = open_head(folder, layer)
         self._overrides, self._observer = tuple(overrides), observer or Observer()
+        self._allow_code = allow_code
         self._loaded: HeadEncoder | None = None
 
     def __call__(
@@ -207,7 +211,9 @@ class Predictor:
     def _encoder(self) -> HeadEncoder:
         """The encoder, loaded on first use."""
         if self._loaded is None:
-            self._loaded = HeadEncoder(self.head.facts, self._overrides, self._observer)
+            self._loaded = HeadEncoder(
+                self.head.facts, self._overrides, self._observer, self._allow_code
+            )
         return self._loaded
 
     def _of_waveform(self, waveform: Tensor, spans: Sequence[Any], number: int) -> Prediction:

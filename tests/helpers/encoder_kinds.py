@@ -16,6 +16,7 @@ from pipeline.encoders.wav2vec2.building import Parts
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.weights import LoadedModel, digest
+from pipeline.testing.signals import speech as speech  # for the tests that import it from here
 
 # One bundle for each combination that differs in code: GroupNorm or LayerNorm front end, conv bias,
 # post-norm or pre-norm blocks, position bias, waveform normalisation.
@@ -81,18 +82,6 @@ def small_encoder(name, **settings):
     loaded = LoadedModel(model, "random", digest(model))
     options = {"precision": "fp32", "device": "cpu"} | settings
     return Wav2Vec2Encoder(spec, loaded, resolve_settings(spec.describe(), **options))
-
-
-def speech(n_samples, seed=0, amplitude=0.1):
-    """Make a voiced, noisy, slowly modulated signal at 16 kHz: float32 `[n_samples]`."""
-    generator = torch.Generator().manual_seed(seed)
-    t = torch.arange(n_samples, dtype=torch.float64) / 16_000
-    pitch = 90 + 15 * seed + 20 * torch.sin(2 * torch.pi * 3 * t)
-    phase = 2 * torch.pi * torch.cumsum(pitch / 16_000, 0)
-    voiced = sum(torch.sin(k * phase) / k for k in range(1, 12))
-    envelope = 0.2 + torch.sin(2 * torch.pi * (2 + 0.3 * seed) * t).clamp_min(0.0)
-    noise = 0.2 * torch.randn(n_samples, generator=generator, dtype=torch.float64)
-    return (amplitude * envelope * (voiced + noise)).float()
 
 
 def reference(encoder, waveform):

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli.options import IMPORTING, AsJson, Debug, Store, layer_list, whole
+from pipeline.cli.options import IMPORTING, AllowCode, AsJson, Debug, Store, layer_list, whole
 from pipeline.cli.output import console, reported
 from pipeline.cli.progress import FidelityProgress, Notes, SweepProgress
-from pipeline.config import load_config, load_sweep_config, plain_overrides
+from pipeline.config import check_code, load_config, load_sweep_config, plain_overrides
 from pipeline.config.ranges import RANGES, Range
 from pipeline.errors import ConfigError, counted
 from pipeline.events import announced
@@ -45,6 +45,7 @@ def fidelity(
             "--against", metavar="OTHER", help="A store to compare with, e.g. one of float32."
         ),
     ] = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -67,6 +68,7 @@ def fidelity(
         if against is None:
             _check_encoded(others)
             config, sweep_config = load_config(["engine=inline", *_in_process(others)]), None
+            check_code(config.model, allow_code)
         else:
             _check_against(others)
             config = None
@@ -103,8 +105,10 @@ def fidelity(
                 found = measure(opened, against_store, sample.clips, layers, progress)
             else:
                 with announced(notes, IMPORTING):
+                    from pipeline.encoders.modules.registration import allow_target
                     from pipeline.extract.reference import EncodedReference
 
+                allow_target(config.model)
                 names = [clip.name for clip in sample.clips]
                 with closing(EncodedReference(opened, config, names, progress)) as encoded:
                     found = measure(opened, encoded, sample.clips, layers, progress)

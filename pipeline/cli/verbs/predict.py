@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import IMPORTING, AsJson, Debug, paths_and_settings
+from pipeline.cli.options import IMPORTING, AllowCode, AsJson, Debug, paths_and_settings
 from pipeline.cli.output import EXIT_QUARANTINED, console, reported
 from pipeline.cli.progress import Notes, PredictProgress
 from pipeline.cli.verbs import predictions as answers
@@ -49,6 +49,7 @@ def predict(
             ".rttm.",
         ),
     ] = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -81,7 +82,13 @@ def predict(
             from pipeline.store.read.opening import open_store
 
         with PredictProgress(console) as progress, _ended_by_signals():
-            predictor = Predictor(paths[0], _layer(given), overrides=settings, observer=progress)
+            predictor = Predictor(
+                paths[0],
+                _layer(given),
+                overrides=settings,
+                observer=progress,
+                allow_code=allow_code,
+            )
             facts = predictor.head.facts
             verifies = facts.kind == "verification"
             if not verifies and "trials" in given:

@@ -1,0 +1,41 @@
+"""Heads on encoders that are code of the user: what a sweep names is never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.encoders.modules.encoder import MODULE
+from pipeline.encoders.modules.registration import is_registered
+from pipeline.errors import ConfigError
+from pipeline.heads.facts import HeadFacts
+
+
+def is_own_code(known: Mapping[str, Any]) -> bool:
+    """Whether the recorded settings of a model name code of the user.
+
+    Args:
+        known: Settings `model.*` that a head has recorded.
+    """
+    return MODULE in (known.get("source"), known.get("option")) or "target" in known
+
+
+def own_code_settings(facts: HeadFacts, known: Mapping[str, Any]) -> list[str]:
+    """Return the settings of the encoder of a head, if this program has registered it.
+
+    Args:
+        facts: The head.
+        known: Settings `model.*` that it has recorded.
+
+    Raises:
+        ConfigError: It is not registered. The message says what to give.
+    """
+    name, target = str(facts.identity["encoder"].get("model")), known.get("target")
+    if is_registered(name):
+        return [f"model={name}", f"model.seed={int(known.get('seed', 0))}"]
+    layers = f" 'model.layers=[{','.join(known['layers'])}]'" if "layers" in known else ""
+    raise ConfigError(
+        f"the encoder of the sweep is code of its own ({target or name}), and code that a sweep "
+        f"names is not run: give it yourself, by model=module model.target={target or '…'}{layers} "
+        "--allow-code (in Python by pipeline.register_encoder). The hash of its weights is compared"
+    )
