@@ -283,6 +283,7 @@ MAY_NAME_THE_CODEC = {
     "config/schema.py",  # the default of a setting
     "store/native/int8.py",  # the destinations of code in C
     "encoders/settings.py",  # the precision of a computation, not of what is stored
+    "encoders/checkpoints/tensors.py",  # what a file of weights holds
 }
 CODEC_NAMES = re.compile(r"half|half_|<?f2|65504(\.0)?|.*\bfloat16\b.*", re.DOTALL)
 

@@ -80,10 +80,11 @@ class ModelConfig:
     """Encoder.
 
     Attributes:
-        name: Short name, e.g. "hubert_base"; for "huggingface" a hub id or directory; for "module"
-            the name of an encoder that is registered, or that `target` gets.
-        source: "torchaudio" (models with a short name), "huggingface" or "module".
-        weights: For models with a short name: "pretrained", "random", or the path of a state dict.
+        name: Short name, e.g. "hubert_base"; for "huggingface" a hub id or directory; for
+            "checkpoint" the path of a file of fairseq, unilm or s3prl; for "module" the name of an
+            encoder that is registered, or that `target` gets.
+        source: "torchaudio" (models with a short name), "huggingface", "checkpoint" or "module".
+        weights: For models with a short name: "pretrained", "random", or the path of a file.
         seed: Seed of random weights.
         revision: Branch, tag or commit of a hub checkpoint.
         allow_pickle: Whether a checkpoint without safetensors may be read from a pickle.

@@ -32,11 +32,13 @@ def load_encoder(
 
     Args:
         name: Short name of the model, as listed by `strata models`, or of an encoder from
-            `register_encoder`; for "huggingface" a hub id, or
-            a directory with config.json, preprocessor_config.json and model.safetensors.
-        weights: "pretrained" (downloaded by torchaudio), "random" (features mean nothing), or the
-            path of a state dict with torchaudio's names (.pt, .pth, .safetensors).
-        source: Kind of checkpoint, as `model.source`: "torchaudio" or "huggingface".
+            `register_encoder`; for "huggingface" a hub id, or a directory with config.json,
+            preprocessor_config.json and model.safetensors; for "checkpoint" the path of an original
+            checkpoint of fairseq, unilm or s3prl.
+        weights: "pretrained" (downloaded), "random" (features mean nothing), or for a model with a
+            short name the path of a file (.pt, .pth, .safetensors): a state dict with torchaudio's
+            names, or an original checkpoint of this model.
+        source: Kind of checkpoint, as `model.source`: "torchaudio", "huggingface" or "checkpoint".
         layers: "all" for 1..N, "superb" for 0..N, or a list of numbers or names.
         precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
             CUDA.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderFamily, VersionedFamily
+from pipeline.encoders.checkpoints.family import CheckpointFamily
 from pipeline.encoders.general.families import TransformersFamily
 from pipeline.encoders.modules.registration import RegisteredModules, find_module
 from pipeline.encoders.wav2vec2.families import TorchaudioFamily
@@ -12,6 +13,7 @@ from pipeline.errors import ConfigError
 _FAMILIES: dict[str, EncoderFamily] = {
     "torchaudio": TorchaudioFamily(),
     "huggingface": TransformersFamily(),
+    "checkpoint": CheckpointFamily(),
     "module": RegisteredModules(),
 }
 

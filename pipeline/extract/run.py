@@ -235,6 +235,8 @@ def _with_absolute_paths(config: Config) -> Config:
     weights = Path(model.weights).expanduser()
     if model.weights not in ("pretrained", "random") and weights.exists():
         model = replace(model, weights=str(weights.absolute()))
+    if model.source == "checkpoint" and model.name is not None:
+        model = replace(model, name=str(Path(model.name).expanduser().absolute()))
     return replace(config, dataset=dataset, model=model, store=store)
 
 

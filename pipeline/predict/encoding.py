@@ -41,6 +41,8 @@ from pipeline.transforms.collapse import collapse
 SETTINGS = ("model", "engine.threads", "engine.device", "extract.precision", "extract.max_batch_s")
 """Settings that a user may give: those of another place of the weights, and of the computation."""
 
+_OPTIONS = {"huggingface": "hf", "checkpoint": "checkpoint"}
+"""Values of `model=` for the sources of models without a short name."""
 _PER_STORE = 1000
 """Recordings of a temporary store; more go through several, one after the other."""
 
@@ -305,10 +307,11 @@ def _model_settings(facts: HeadFacts, overrides: Sequence[str]) -> list[str]:
     if "source" in known or option is not None:
         source = known.pop("source", "torchaudio")
         if option is None:
-            option = "hf" if source == "huggingface" else known.pop("name", None)
-        named = [f"model.source={source}"] if source not in ("torchaudio", "huggingface") else []
+            option = _OPTIONS.get(source) or known.pop("name", None)
+        is_known = source == "torchaudio" or source in _OPTIONS
+        named = [] if is_known else [f"model.source={source}"]
         unset: dict[str, Any] = {"seed": 0, "allow_pickle": False}
-        if option == "hf":
+        if option in _OPTIONS.values():
             unset = {key: known.get(key) for key in ("seed", "weights")} | {"allow_pickle": False}
         given = {key: value for key, value in known.items() if unset.get(key) != value}
         return [f"model={option}", *named, *(f"model.{k}={_text(v)}" for k, v in given.items())]

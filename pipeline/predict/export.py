@@ -212,8 +212,11 @@ def _program(facts: HeadFacts) -> list[str]:
         weights = facts.model.get("weights") or facts.weights
         seed = f", seed={facts.model.get('seed') or 0}" if weights == "random" else ""
         imports = ["from pipeline import load_encoder  # or any other code with these weights"]
+        settings = f'weights="{weights}", layers={layers}{seed}'
+        if facts.model.get("source") == "checkpoint":
+            model, settings = facts.model["name"], f'source="checkpoint", layers={layers}'
         encoding = [
-            f'encoder = load_encoder("{model}", weights="{weights}", layers={layers}{seed})',
+            f'encoder = load_encoder("{model}", {settings})',
             f"hidden = dict(zip({layers}, encoder([torch.from_numpy(waveform)])[0][:, None]))",
         ]
     stack = f"features = torch.stack([hidden[n][0] for n in {layers}])  # [layer, frame, feature]"

@@ -62,7 +62,8 @@ def test_unknown_models_are_refused(name: str) -> None:
 def test_families_are_found_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered families are found; the error for an unknown source names the known ones."""
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
-    with pytest.raises(ConfigError, match="'mine'; expected torchaudio, huggingface or module"):
+    known = "torchaudio, huggingface, checkpoint or module"
+    with pytest.raises(ConfigError, match=f"'mine'; expected {known}"):
         find_family("mine")
     family = FakeFamily(NARROW)
     register_family("mine", family)

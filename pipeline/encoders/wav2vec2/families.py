@@ -15,7 +15,7 @@ from pipeline.encoders.wav2vec2.huggingface import (
     load_hf_model,
     require_transformers,
 )
-from pipeline.encoders.wav2vec2.weights import load_model, weights_problem
+from pipeline.encoders.wav2vec2.weights import check_weights, load_model, weights_problem
 from pipeline.errors import ConfigError, counted, first_few
 
 
@@ -27,6 +27,7 @@ class TorchaudioFamily:
         spec = self._spec(model)
         if problem := weights_problem(spec, model.weights):
             raise ConfigError(problem)
+        check_weights(spec, model.weights)
         return spec.describe()
 
     def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 import torchaudio
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.encoders.checkpoints.names import NEW_NAMES, POSITION
+from pipeline.encoders.checkpoints.reading import check_spec, open_weights
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
-from pipeline.errors import WeightsError, first_few
+from pipeline.errors import WeightsError
 
-_UNSAFE = "Unsupported global"  # torch's words for a pickle with other objects
-_OTHER_FORM = (
-    "use the Hugging Face form of the model (model=hf model.name=...), or convert the "
-    "weights to a state dict with torchaudio's names"
-)
 _SHOWN = 3  # names listed in a message; the others are counted
-_POSITION = "encoder.transformer.pos_conv_embed.conv."
-# Names of weight_norm's two tensors before torch 2.0, as in published checkpoints.
-_LEGACY_NAMES = {
-    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
-    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,8 @@ def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:
 
     Args:
         spec: Architecture of the model.
-        weights: "pretrained", "random", or the path of a state dict (.pt, .pth, .safetensors).
+        weights: "pretrained", "random", or the path of a file: a state dict with torchaudio's
+            names, or a checkpoint of fairseq, unilm or s3prl (.pt, .pth, .safetensors).
         seed: Seed of random weights; ignored otherwise.
 
     Raises:
@@ -66,8 +54,26 @@ def load_model(spec: ModelSpec, weights: str | Path, seed: int) -> LoadedModel:
         return LoadedModel(model := _random_model(spec, seed), "random", digest(model))
     if weights == "pretrained":
         return fill_model(spec, _download(spec), "pretrained", spec.bundle or spec.name)
-    path = Path(weights).expanduser()
-    return fill_model(spec, _read_file(path), "file", str(path))
+    found = open_weights(Path(weights).expanduser())
+    check_spec(found, spec)
+    return fill_model(spec, found.read(), "file", found.origin)
+
+
+def check_weights(spec: ModelSpec, weights: str | Path) -> None:
+    """Check that a file of weights fits a model, without reading the weights.
+
+    Args:
+        spec: Architecture of the model.
+        weights: As for `load_model`; nothing is checked for "pretrained" and "random".
+
+    Raises:
+        WeightsError: The file cannot be read, or is that of another architecture.
+    """
+    if weights in ("pretrained", "random"):
+        return
+    found = open_weights(Path(weights).expanduser())
+    check_spec(found, spec)
+    check_shapes(spec, found.shapes, found.origin)
 
 
 def weights_problem(spec: ModelSpec, weights: str | Path) -> str | None:
@@ -94,7 +100,7 @@ def weights_problem(spec: ModelSpec, weights: str | Path) -> str | None:
         return None
     return (
         f"there are no weights at {path}; model.weights is pretrained, random, "
-        "or the path of a .pt, .pth or .safetensors state dict"
+        "or the path of a .pt, .pth or .safetensors file"
     )
 
 
@@ -116,31 +122,57 @@ def fill_model(
     if state and all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     state = {
-        _LEGACY_NAMES.get(name, name): tensor
+        NEW_NAMES.get(name, name): tensor
         for name, tensor in state.items()
         if not name.startswith("aux.") and not name.endswith(".num_batches_tracked")
     }
+    check_shapes(spec, {name: tensor.shape for name, tensor in state.items()}, origin)
     model = spec.build("meta")
-    expected = model.state_dict()
-    if spec.parts.position == "weight_norm" and f"{_POSITION}weight" in state:
-        state |= _with_weight_norm(state.pop(f"{_POSITION}weight"))
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is not part of the model" for name in state if name not in expected]
+    if spec.parts.position == "weight_norm" and f"{POSITION}.weight" in state:
+        state |= _with_weight_norm(state.pop(f"{POSITION}.weight"))
+    whole = {name: state[name].detach().to("cpu", torch.float32) for name in model.state_dict()}
+    model.load_state_dict(whole, assign=True)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval(), source, digest(model))
+
+
+def check_shapes(
+    spec: ModelSpec,
+    shapes: Mapping[str, Sequence[int]],
+    origin: str,
+    remedy: str = "Choose the model that they belong to",
+) -> None:
+    """Check names and shapes of weights against a model.
+
+    Args:
+        spec: Architecture of the model.
+        shapes: Shapes of the weights, by torchaudio's names.
+        origin: Origin of the weights, for messages.
+        remedy: What to do if they do not fit.
+
+    Raises:
+        WeightsError: Weights are missing, unknown or of another shape; the first are named.
+    """
+    found = {NEW_NAMES.get(name, name): tuple(shape) for name, shape in shapes.items()}
+    if spec.parts.position == "weight_norm" and f"{POSITION}.weight" in found:
+        shape = found.pop(f"{POSITION}.weight")
+        found |= dict(zip(NEW_NAMES.values(), ((1, 1, shape[-1]), shape), strict=True))
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in spec.build("meta").state_dict().items()
+    }
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of the model" for name in found if name not in expected]
     wrong += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise WeightsError(
             f"the weights of {origin} do not fit {spec.name}: {'; '.join(wrong[:_SHOWN])}{more}. "
-            "Choose the model that they belong to"
+            f"{remedy}"
         )
-    whole = {name: state[name].detach().to("cpu", torch.float32) for name in expected}
-    model.load_state_dict(whole, assign=True)
-    model.requires_grad_(False)
-    return LoadedModel(model.eval(), source, digest(model))
 
 
 def _with_weight_norm(weight: Tensor) -> dict[str, Tensor]:
@@ -149,9 +181,10 @@ def _with_weight_norm(weight: Tensor) -> dict[str, Tensor]:
     Args:
         weight: Weight of the positional convolution, `[dim, dim / n_groups, kernel]`.
     """
-    names = list(_LEGACY_NAMES.values())
     direction = weight.detach().to(torch.float32)
-    return dict(zip(names, (torch.norm_except_dim(direction, 2, 2), direction), strict=True))
+    return dict(
+        zip(NEW_NAMES.values(), (torch.norm_except_dim(direction, 2, 2), direction), strict=True)
+    )
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -180,30 +213,4 @@ def _download(spec: ModelSpec) -> dict[str, Tensor]:
             "or model.weights=random to try things out"
         ) from error
     state: dict[str, Tensor] = model.state_dict()
-    return state
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    unreadable = (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError)
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except unreadable as error:
-        if isinstance(error, UnpicklingError) and _UNSAFE in str(error):
-            raise WeightsError(
-                f"cannot read the weights at {path}: it holds other objects than tensors, as a "
-                f"checkpoint of fairseq does; {_OTHER_FORM}"
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot read the weights at {path}: {reason}") from error
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        raise WeightsError(
-            f"{path} holds a training checkpoint with the entries {first_few(list(state))}, as "
-            f"fairseq writes it; {_OTHER_FORM}"
-        )
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WeightsError(f"{path} does not hold a state dict (a mapping of names to tensors)")
     return state
