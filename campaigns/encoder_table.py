@@ -2,11 +2,11 @@
 
     python campaigns/encoder_table.py DATA [--only PART] [--models NAME …] [--threads N]
 
-PART is families, precision or windows; all of them by default. DATA has the folders `read_speech`
-and `long` with 16 kHz FLAC files of real speech. The architectures are the real ones, with random
-weights from seed 0, which suffice to measure rounding and leaks. The error of a layer of an
-utterance is max |a - b| / max |b| over its frames and features; each figure is the largest over the
-utterances and the layers.
+PART is families, variants, precision or windows; all of them by default. DATA has the folders
+`read_speech` and `long` with 16 kHz FLAC files of real speech. The architectures are the real ones,
+with random weights from seed 0, which suffice to measure rounding and leaks. The error of a layer
+of an utterance is max |a - b| / max |b| over its frames and features; each figure is the largest
+over the utterances and the layers.
 """
 
 from __future__ import annotations
@@ -41,6 +41,30 @@ FAMILIES = {
     "wav2vec2_large_lv60k": ("Wav2Vec2", 12),
     "hubert_large": ("Hubert", 12),
     "wavlm_large": ("WavLM", 12),
+}
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+}
+# models without a bundle: prefix of transformers' classes, options of the configuration that are
+# not the default (the sizes of a base model), whether waveforms are normalised, number of clips
+VARIANTS = {
+    "data2vec_audio_base": ("Data2VecAudio", {}, True, 24),
+    "unispeech_base": ("UniSpeech", {}, True, 24),
+    "unispeech_sat_base": ("UniSpeechSat", {}, True, 24),
+    "distilhubert": (
+        "Hubert",
+        {"num_hidden_layers": 2, "feat_proj_layer_norm": False},
+        False,
+        24,
+    ),
+    "mhubert_base": ("Hubert", {"conv_pos_batch_norm": True}, True, 24),
+    "mms_300m_adapters": ("Wav2Vec2", LARGE | {"adapter_attn_dim": 16}, True, 12),
 }
 
 
@@ -108,23 +132,44 @@ def hf_config(name: str, family: str):
     return config, spec.normalize_waveform
 
 
-def against_transformers(name: str, family: str, clips) -> float:
-    """Return the largest error of layers 0..N against `hidden_states` of a saved checkpoint."""
-    config, normalize = hf_config(name, family)
+def against_transformers(config, family: str, normalize: bool, clips) -> list[float]:
+    """Compare a random model with its saved checkpoint, loaded as an encoder.
+
+    Returns:
+        The largest differences of layers 0..N: alone against in a batch, and against
+        `hidden_states` of transformers, clip by clip.
+    """
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}Model")(config).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
         encoder = load_encoder(folder, source="huggingface", layers="superb")
-    largest = 0.0
+    leak = largest = 0.0
     for clip, found in zip(clips, in_batches(encoder, clips), strict=True):
         inputs = extractor(clip.numpy(), sampling_rate=RATE_HZ, return_tensors="pt")
         with torch.inference_mode():
             states = model(inputs.input_values, output_hidden_states=True).hidden_states
+        leak = max(leak, worst([(found, encode_clips(encoder, [clip])[0])]))
         largest = max(largest, worst([(found, torch.stack(states)[:, 0])]))
-    return largest
+    return [leak, largest]
+
+
+def variants(data: Path, names) -> None:
+    print("| model | clips | alone vs batch | ours vs transformers |")
+    print("|---|---|---|---|")
+    for name in names:
+        family, options, normalize, n_clips = VARIANTS[name]
+        config = getattr(transformers, f"{family}Config")(**options)
+        figures = against_transformers(config, family, normalize, real_clips(data, n_clips))
+        print(
+            f"| {name} | {n_clips} | " + " | ".join(f"{f:.1e}" for f in figures) + " |", flush=True
+        )
 
 
 def families(data: Path, names) -> None:
@@ -143,7 +188,8 @@ def families(data: Path, names) -> None:
             worst(zip(batched, reference, strict=True)),
         ]
         del encoder, batched, alone, reference
-        figures.append(against_transformers(name, family, clips))
+        config, normalize = hf_config(name, family)
+        figures.append(against_transformers(config, family, normalize, clips)[1])
         print(
             f"| {name} | {n_clips} | " + " | ".join(f"{f:.1e}" for f in figures) + " |", flush=True
         )
@@ -208,13 +254,16 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", choices=["families", "precision", "windows"])
-    parser.add_argument("--models", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--only", choices=["families", "variants", "precision", "windows"])
+    both = [*FAMILIES, *VARIANTS]
+    parser.add_argument("--models", nargs="+", choices=both, default=both)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only in (None, "families"):
-        families(arguments.data, arguments.models)
+        families(arguments.data, [name for name in arguments.models if name in FAMILIES])
+    if arguments.only in (None, "variants"):
+        variants(arguments.data, [name for name in arguments.models if name in VARIANTS])
     if arguments.only in (None, "precision"):
         precision(arguments.data)
     if arguments.only in (None, "windows"):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pipeline.encoders.kernels.base import Pack
 from pipeline.encoders.wav2vec2 import moments as moments_module
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
-from pipeline.encoders.wav2vec2.layer_norm import LayerNorm
 from pipeline.encoders.wav2vec2.moments import (
     MomentAccumulator,
     Moments,
     compute_moments,
     sum_moments,
 )
+from pipeline.encoders.wav2vec2.norms import LayerNorm
 from pipeline.encoders.wav2vec2.stream import Stream
 from pipeline.errors import EncoderError
 from tests.helpers.encoder_kinds import KINDS, small_encoder, speech

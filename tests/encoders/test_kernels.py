@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.encoders.kernels import cpu
-from pipeline.encoders.kernels.base import Kernels, Pack, wide_dtype
+from pipeline.encoders.kernels.base import Kernels, Pack, RelativePositions, wide_dtype
 from pipeline.encoders.kernels.cpu import CpuKernels, can_pack
 from pipeline.encoders.kernels.cuda import CudaKernels
 from pipeline.encoders.kernels.grouping import pad_in_groups
@@ -120,6 +120,57 @@ def test_attention_is_that_of_each_clip(kernels: Kernels, dtype, with_bias) -> N
     for start, count in zip(pack.starts, pack.counts, strict=True):
         rows = slice(start, start + count)
         assert relative_error(found[rows], exact[rows]) <= DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_with_relative_positions_is_that_of_each_clip(kernels: Kernels, dtype) -> None:
+    """Each pair of frames has the key of its distance, before and after the query."""
+    random = torch.Generator().manual_seed(0)
+    n_heads, head_dim, longest = 4, 8, max(COUNTS) + 20
+    pack = Pack(COUNTS, "cpu", kernels.row_multiple)
+    projected = torch.randn(pack.n_rows, 3 * n_heads * head_dim, generator=random).to(dtype)
+    content, position = torch.randn(2, n_heads, head_dim, generator=random).to(dtype)
+    table = torch.randn(n_heads, 2 * longest - 1, head_dim, generator=random).to(dtype)
+
+    def keys(n: int) -> torch.Tensor:
+        return table[:, longest - n : longest + n - 1]
+
+    exact_keys = lambda n: keys(n).double()  # noqa: E731
+    with torch.inference_mode():
+        found = kernels.relative_attention(
+            projected, pack, n_heads, RelativePositions(content, position, keys)
+        )
+        exact = ReferenceKernels().relative_attention(
+            projected.double(),
+            pack,
+            n_heads,
+            RelativePositions(content.double(), position.double(), exact_keys),
+        )
+    assert found.dtype == dtype
+    assert torch.isfinite(found).all()
+    for start, count in zip(pack.starts, pack.counts, strict=True):
+        rows = slice(start, start + count)
+        assert relative_error(found[rows], exact[rows]) <= DTYPES[dtype]
+
+
+@pytest.mark.parametrize("kernel", [1, 7, 31])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_each_channel_is_convolved_within_its_clip(kernels: Kernels, dtype, kernel) -> None:
+    """By the definition, for clips that are shorter and longer than the kernel."""
+    random = torch.Generator().manual_seed(0)
+    pack, dim, reach = Pack(COUNTS, "cpu"), 6, kernel // 2
+    x = torch.randn(pack.n_frames, dim, generator=random)
+    x[pack.starts[2] : pack.starts[3]] *= 1e4
+    weight, bias = torch.randn(dim, kernel, generator=random), torch.randn(dim, generator=random)
+    with torch.inference_mode():
+        found = kernels.depthwise_convolution(weight.to(dtype), bias.to(dtype))(x, pack)
+    assert (found.dtype, found.shape) == (dtype, x.shape)
+    for start, count in zip(pack.starts, pack.counts, strict=True):
+        rows = slice(start, start + count)
+        padded = F.pad(x[rows].double(), (0, 0, reach, reach))
+        weighted = padded.unfold(0, kernel, 1) * weight.to(dtype).double()
+        exact = weighted.sum(-1) + bias.double()
+        assert relative_error(found[rows], exact) <= DTYPES[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

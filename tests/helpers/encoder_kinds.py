@@ -28,6 +28,12 @@ KINDS = [
     "wavlm_base",
     "wavlm_large",
 ]
+CONFORMER = {
+    "encoder_layer_norm_first": True,
+    "conformer_kernel": 7,
+    "conformer_position": "relative",
+    "conformer_activation": "silu",
+}
 # Architectures without a bundle: the bundle that they differ from, the difference, and parameters.
 VARIANTS = {
     "distilhubert": ("hubert_base", Parts(projection_norm=False), {}),
@@ -38,8 +44,16 @@ VARIANTS = {
         {"extractor_mode": "layer_norm", "encoder_pos_conv_kernel": 19},
     ),
     "mms": ("wav2vec2_xlsr_300m", Parts(adapter_dim=8), {}),
+    "conformer": ("wav2vec2_xlsr_300m", Parts(), CONFORMER),
+    "rotary conformer": (
+        "wav2vec2_base",
+        Parts(),
+        CONFORMER | {"conformer_position": "rotary", "conformer_activation": "gelu"},
+    ),
 }
 ALL_KINDS = [*KINDS, *VARIANTS]
+WITH_REFERENCE = [name for name in ALL_KINDS if "conformer" not in name]
+"""Those whose modules compute; the blocks of a Conformer only hold weights."""
 
 
 def small_spec(name):
@@ -56,9 +70,11 @@ def small_spec(name):
         "encoder_ff_interm_features": 64,
         "encoder_pos_conv_groups": 8,
     }
-    return replace(
-        spec, name=f"small {name}", params={**spec.params, **narrow, **changes}, parts=parts
-    )
+    params, kind = {**spec.params, **narrow, **changes}, spec.kind
+    if "conformer_kernel" in changes:
+        kind = "conformer"
+        params = {key: value for key, value in params.items() if "pos_conv" not in key}
+    return replace(spec, name=f"small {name}", kind=kind, params=params, parts=parts)
 
 
 def randomize(model):

@@ -124,7 +124,14 @@ CHECKPOINTS = {
     "sew-d": ("SEWDForCTC", _SEW, "sew_d", ("Wav2Vec2FeatureExtractor", {"do_normalize": False})),
     "wav2vec2-conformer": (
         "Wav2Vec2ConformerForCTC",
-        {**_BLOCKS, **_CONVOLUTIONS, "vocab_size": 12, "feat_extract_norm": "layer"},
+        # With ReLU, which the packed path does not have.
+        {
+            **_BLOCKS,
+            **_CONVOLUTIONS,
+            "vocab_size": 12,
+            "feat_extract_norm": "layer",
+            "hidden_act": "relu",
+        },
         "wav2vec2_conformer",
         ("Wav2Vec2FeatureExtractor", {"do_normalize": True}),
     ),

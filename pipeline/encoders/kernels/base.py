@@ -9,6 +9,7 @@ every implementation against the reference in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -94,8 +95,28 @@ PositionalConvolution = Callable[[Tensor, Pack], Tensor]
 """Maps packed frames `[n_frames, dim]` to `conv(x)` or `gelu(conv(x))` of each clip, with zeros at
 its ends: `[n_frames, dim]`, float32 or the dtype of the products."""
 
+DepthwiseConvolution = Callable[[Tensor, Pack], Tensor]
+"""Maps packed frames `[n_frames, dim]` to the convolution of each clip, with zeros at its ends:
+`[n_frames, dim]`, float32 at least."""
+
 PositionBias = Callable[[int], Tensor]
 """Returns the relative position bias `[heads, n, n]` of clips of `n` frames."""
+
+
+@dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions in the scores of attention: ((q + content)·k + (q + position)·p) / √d.
+
+    Attributes:
+        content: Added to the queries that meet keys, `[heads, head_dim]` in the dtype.
+        position: Added to the queries that meet positions, `[heads, head_dim]` in the dtype.
+        keys: `keys(n)`: p of all positions in clips of n frames, from n - 1 frames before the query
+            to n - 1 after it: `[heads, 2 * n - 1, head_dim]` in the dtype.
+    """
+
+    content: Tensor
+    position: Tensor
+    keys: Callable[[int], Tensor]
 
 
 class Kernels(Protocol):
@@ -178,4 +199,28 @@ class Kernels(Protocol):
 
         Returns:
             `[n_rows, dim]` in the dtype; finite where `projected` is.
+        """
+
+    def relative_attention(
+        self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
+    ) -> Tensor:
+        """Attend within each clip, with relative positions (Wav2Vec2-Conformer).
+
+        Args:
+            projected: Queries, keys and values, `[n_rows, 3 * dim]` in the dtype.
+            pack: Places of the clips.
+            n_heads: Number of heads.
+            positions: Their part of the scores.
+
+        Returns:
+            `[n_rows, dim]` in the dtype; finite where `projected` is.
+        """
+
+    def depthwise_convolution(self, weight: Tensor, bias: Tensor) -> DepthwiseConvolution:
+        """Prepare a convolution over time of each channel by itself, with stride 1.
+
+        Args:
+            weight: float32 or float64 `[dim, kernel]`, the kernel odd. Output t sees inputs
+                t - kernel // 2 … t + kernel // 2.
+            bias: `[dim]` of the same dtype.
         """

@@ -19,9 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.encoders.kernels.base import Linear, Pack, PositionalConvolution, PositionBias
+from pipeline.encoders.kernels.base import (
+    DepthwiseConvolution,
+    Linear,
+    Pack,
+    PositionalConvolution,
+    PositionBias,
+    RelativePositions,
+)
+from pipeline.encoders.kernels.depthwise import StreamConvolution
 from pipeline.encoders.kernels.fft import FourierConvolution
 from pipeline.encoders.kernels.reference import PlainLinear, ReferenceKernels
+from pipeline.encoders.kernels.relative import relative_scores
 
 _SCORES = 2**26  # of one attention call: 256 MB in float32 if they are materialised (WavLM)
 
@@ -100,6 +109,30 @@ class CpuKernels(ReferenceKernels):
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
             mixed[span.rows] = attended.transpose(1, 2).reshape(-1, dim)
         return mixed
+
+    def relative_attention(
+        self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
+    ) -> Tensor:
+        """Attend clip by clip, or neighbours of equal length in one call."""
+        dim = projected.shape[1] // 3
+        head_dim = dim // n_heads
+        keys = positions.keys(pack.longest)
+        mixed = projected.new_empty(projected.shape[0], dim)
+        mixed[pack.n_frames :] = 0.0
+        for span in find_spans(pack.counts, n_heads):
+            shape = span.n_clips, span.n_frames
+            heads = projected[span.rows].view(*shape, 3, n_heads, head_dim)
+            query, key, value = heads.permute(2, 0, 3, 1, 4)  # [clips, heads, frames, head_dim]
+            scores = relative_scores(query + positions.position[:, None], keys) * head_dim**-0.5
+            attended = F.scaled_dot_product_attention(
+                query + positions.content[:, None], key, value, attn_mask=scores
+            )
+            mixed[span.rows] = attended.transpose(1, 2).reshape(-1, dim)
+        return mixed
+
+    def depthwise_convolution(self, weight: Tensor, bias: Tensor) -> DepthwiseConvolution:
+        """Prepare a convolution of each channel, on all clips at once."""
+        return StreamConvolution(weight, bias)
 
 
 class Span(NamedTuple):

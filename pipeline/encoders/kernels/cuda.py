@@ -14,13 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoders.kernels.base import (
+    DepthwiseConvolution,
     Pack,
     PositionalConvolution,
     PositionBias,
+    RelativePositions,
     to_device,
 )
+from pipeline.encoders.kernels.depthwise import StreamConvolution
 from pipeline.encoders.kernels.grouping import PaddedGroup, PaddedGroups, pad_in_groups
 from pipeline.encoders.kernels.reference import ReferenceKernels
+from pipeline.encoders.kernels.relative import relative_scores
 from pipeline.encoders.kernels.toeplitz import ToeplitzConvolution
 
 
@@ -77,6 +81,22 @@ class CudaKernels(ReferenceKernels):
         parts = [_attend(projected, group, n_heads, gates, table) for group in padded.groups]
         return torch.cat(parts).index_select(0, padded.places)
 
+    def relative_attention(
+        self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
+    ) -> Tensor:
+        """Attend in padded groups of like length."""
+        padded, _ = self._prepare(pack, None, projected.dtype)
+        keys = positions.keys(padded.n_frames)
+        parts = [
+            _attend(projected, group, n_heads, relative=(positions, keys))
+            for group in padded.groups
+        ]
+        return torch.cat(parts).index_select(0, padded.places)
+
+    def depthwise_convolution(self, weight: Tensor, bias: Tensor) -> DepthwiseConvolution:
+        """Prepare a convolution of each channel, on all clips at once."""
+        return StreamConvolution(weight, bias)
+
     def _prepare(
         self, pack: Pack, bias: PositionBias | None, dtype: torch.dtype
     ) -> tuple[PaddedGroups, Tensor | None]:
@@ -92,8 +112,9 @@ def _attend(
     projected: Tensor,
     group: PaddedGroup,
     n_heads: int,
-    gates: Tensor | None,
-    table: Tensor | None,
+    gates: Tensor | None = None,
+    table: Tensor | None = None,
+    relative: tuple[RelativePositions, Tensor] | None = None,
 ) -> Tensor:
     """Attend within the clips of one group: `[n_clips * n_frames, dim]`."""
     n_clips, n_frames = group.rows.shape
@@ -104,6 +125,11 @@ def _attend(
     if gates is not None and table is not None:
         gate = gates[group.rows].transpose(1, 2)[..., None].to(projected.dtype)
         mask = torch.addcmul(mask, gate, table[:, :n_frames, :n_frames])
+    if relative is not None:
+        positions, keys = relative
+        scores = relative_scores(query + positions.position[:, None], keys)
+        mask = mask + scores * query.shape[-1] ** -0.5
+        query = query + positions.content[:, None]
     if is_half(projected):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     else:  # the fused kernels may compute float32 products in TF32

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoders.kernels.base import (
+    DepthwiseConvolution,
     Linear,
     Pack,
     PositionalConvolution,
     PositionBias,
+    RelativePositions,
     wide_dtype,
 )
 
@@ -115,6 +117,40 @@ class ReferenceKernels:
                 scores = scores + gates[rows].T[..., None] * bias(count)
             mixed[rows] = (scores.softmax(dim=-1) @ value).transpose(0, 1).reshape(count, dim)
         return mixed
+
+    def relative_attention(
+        self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
+    ) -> Tensor:
+        """Attend clip by clip; the key of each pair of frames is looked up."""
+        dim = projected.shape[1] // 3
+        wide = wide_dtype(projected.dtype)
+        mixed = projected.new_zeros(projected.shape[0], dim)
+        for start, count in zip(pack.starts, pack.counts, strict=True):
+            rows = slice(start, start + count)
+            heads = projected[rows].to(wide).view(count, 3, n_heads, dim // n_heads)
+            query, key, value = heads.permute(1, 2, 0, 3)  # [heads, frames, head_dim]
+            frames = torch.arange(count, device=projected.device)
+            distances = frames[:, None] - frames  # of query i and key j
+            pairs = positions.keys(count).to(wide)[:, count - 1 - distances]  # [heads, i, j, dim]
+            by_content = (query + positions.content[:, None]) @ key.mT
+            moved = query + positions.position[:, None]
+            by_position = torch.einsum("hid,hijd->hij", moved, pairs)
+            scores = (by_content + by_position) * (dim // n_heads) ** -0.5
+            mixed[rows] = (scores.softmax(dim=-1) @ value).transpose(0, 1).reshape(count, dim)
+        return mixed
+
+    def depthwise_convolution(self, weight: Tensor, bias: Tensor) -> DepthwiseConvolution:
+        """Prepare a convolution of each channel: torch's, clip by clip."""
+        dim, reach = weight.shape[0], weight.shape[1] // 2
+
+        def convolve(x: Tensor, pack: Pack) -> Tensor:
+            parts = []
+            for clip in torch.split(x.to(weight.dtype), list(pack.counts)):
+                y = F.conv1d(clip.T[None], weight[:, None], bias, padding=reach, groups=dim)
+                parts.append(y[0].T)
+            return torch.cat(parts)
+
+        return convolve
 
 
 def runs(values: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

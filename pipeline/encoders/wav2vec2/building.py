@@ -1,8 +1,8 @@
 """Construction of torchaudio's models, with the parts that torchaudio does not have.
 
 The weights of these parts have the names that transformers gives them, below torchaudio's names of
-the modules that hold them. The modules compute, too, in plain PyTorch: torchaudio's
-`extract_features` is the reference of the packed code for every model.
+the modules that hold them. The modules compute, too, in plain PyTorch, so torchaudio's
+`extract_features` is a reference of the packed code. Those of the Conformer only hold weights.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
+from pipeline.encoders.wav2vec2.conformer import ConformerLayer, RotaryTable
+from pipeline.encoders.wav2vec2.norms import BatchNorm
+
 _FACTORIES = {
     "wav2vec2": torchaudio.models.wav2vec2_model,
     "wavlm": torchaudio.models.wavlm_model,
+    "conformer": torchaudio.models.wav2vec2_model,
 }
 
 
@@ -53,19 +57,45 @@ def build_model(
     """Build a model without the output head, in evaluation mode.
 
     Args:
-        kind: torchaudio factory: "wav2vec2" or "wavlm".
-        params: Arguments of the factory.
+        kind: torchaudio factory, "wav2vec2" or "wavlm", or "conformer".
+        params: Arguments of the factory. For "conformer" those of "wav2vec2" without the positional
+            convolution, and `conformer_kernel`, `conformer_position` and `conformer_activation`.
         parts: What differs from torchaudio's modules.
         layer_norm_eps: Term added to the variance by the layer norms of the transformer.
         device: "cpu" for a randomly initialised model, "meta" for shapes without memory.
     """
     with torch.device(device):
-        model: nn.Module = _FACTORIES[kind](**params, aux_num_out=None)
+        model: nn.Module = _FACTORIES[kind](**_factory_params(kind, params), aux_num_out=None)
         for module in model.get_submodule("encoder").modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = layer_norm_eps
-        _add_parts(model, params, parts)
+        if kind == "conformer":
+            _add_conformer(model, params)
+        else:
+            _add_parts(model, params, parts)
     return model.eval()
+
+
+def _factory_params(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    if kind != "conformer":
+        return dict(params)
+    replaced = {"num_layers": 0, "pos_conv_kernel": 1, "pos_conv_groups": 1}  # `_add_conformer`
+    own = {name: value for name, value in params.items() if not name.startswith("conformer_")}
+    return own | {f"encoder_{name}": value for name, value in replaced.items()}
+
+
+def _add_conformer(model: Any, params: Mapping[str, Any]) -> None:
+    """Replace positional convolution and blocks; that convolution is not used in this model."""
+    dim, heads = params["encoder_embed_dim"], params["encoder_num_heads"]
+    position = params["conformer_position"]
+    sizes = dim, params["encoder_ff_interm_features"], heads, params["conformer_kernel"]
+    transformer = model.encoder.transformer
+    del transformer.pos_conv_embed
+    transformer.layers = nn.ModuleList(
+        ConformerLayer(*sizes, position) for _ in range(params["encoder_num_layers"])
+    )
+    if position == "rotary":
+        transformer.embed_positions = RotaryTable(dim // heads)
 
 
 def _add_parts(model: Any, params: Mapping[str, Any], parts: Parts) -> None:
@@ -82,29 +112,6 @@ def _add_parts(model: Any, params: Mapping[str, Any], parts: Parts) -> None:
         for layer in transformer.layers:
             layer.adapter_layer = Adapter(dim, parts.adapter_dim)
             layer.register_forward_hook(_apply_adapter)
-
-
-class BatchNorm(nn.Module):
-    """A batch norm over channels with fixed statistics; it counts no batches."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-        self.eps = 1e-5
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `[batch, dim, frames]`."""
-        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the norm as an affine map: factor and term of each channel, float64 `[dim]`."""
-        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        factor = self.weight.detach().double() * (variance.double() + self.eps).rsqrt()
-        return factor, self.bias.detach().double() - mean.double() * factor
 
 
 class _SameConvolution(nn.Conv1d):

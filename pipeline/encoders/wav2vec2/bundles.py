@@ -56,7 +56,8 @@ class ModelSpec:
 
     Attributes:
         name: Short name, as in `model=hubert_base`.
-        kind: torchaudio factory of the model: "wav2vec2" (also for HuBERT) or "wavlm".
+        kind: torchaudio factory of the model, "wav2vec2" (also for HuBERT) or "wavlm"; or
+            "conformer", see `building.build_model`.
         params: Arguments of the factory, without the output head.
         normalize_waveform: Whether each waveform is normalised to zero mean and unit variance.
         waveform_norm_eps: Term added to the variance by that normalisation.

@@ -29,7 +29,6 @@ from pipeline.encoders.kernels.base import Kernels, Pack, wide_dtype
 from pipeline.encoders.kernels.reference import gelu_
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY, HOP_SAMPLES
-from pipeline.encoders.wav2vec2.layer_norm import LayerNorm
 from pipeline.encoders.wav2vec2.moments import (
     KERNEL_SAMPLES,
     STRIDE_SAMPLES,
@@ -37,6 +36,7 @@ from pipeline.encoders.wav2vec2.moments import (
     compute_moments,
     sum_moments,
 )
+from pipeline.encoders.wav2vec2.norms import LayerNorm
 from pipeline.encoders.wav2vec2.stream import Stream
 
 _SILENCE_VARIANCE = 1e-10  # 100 dB below full scale; quieter waveforms get no larger scale

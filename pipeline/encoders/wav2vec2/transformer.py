@@ -6,7 +6,7 @@ cast to the precision. A batch is the concatenated rows of its clips, without pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from pipeline.encoders.base import Clock
 from pipeline.encoders.kernels.base import Kernels, Pack, wide_dtype
 from pipeline.encoders.kernels.reference import gelu_
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
-from pipeline.encoders.wav2vec2.layer_norm import LayerNorm
+from pipeline.encoders.wav2vec2.conformer import ConformerBlock, Positions
+from pipeline.encoders.wav2vec2.norms import LayerNorm
 
 _BIAS_FRAMES = 256  # the table of the position bias grows in steps of this
 
@@ -145,8 +146,10 @@ class _PositionStack:
 class _Block:
     """One transformer block: pre-norm (large models) or post-norm (base models)."""
 
-    def __init__(self, layer: Any, kernels: Kernels, dtype: torch.dtype) -> None:
-        self._pre_norm = layer.layer_norm_first
+    def __init__(
+        self, layer: Any, kernels: Kernels, dtype: torch.dtype, bias: _PositionBias | None
+    ) -> None:
+        self._pre_norm, self._bias = layer.layer_norm_first, bias
         self._attention = _Attention(layer.attention, kernels, dtype)
         self._norm = LayerNorm(layer.layer_norm, dtype)
         self._final_norm = LayerNorm(layer.final_layer_norm, dtype)
@@ -156,13 +159,13 @@ class _Block:
         adapter = getattr(layer, "adapter_layer", None)
         self._adapter = None if adapter is None else _Adapter(adapter, kernels, dtype)
 
-    def __call__(self, x: Tensor, pack: Pack, position_bias: _PositionBias | None) -> Tensor:
+    def __call__(self, x: Tensor, pack: Pack) -> Tensor:
         """Map float32 `[n_rows, dim]` to float32 `[n_rows, dim]`."""
         if self._pre_norm:
-            x = x + self._attention(self._norm(x), pack, position_bias)
+            x = x + self._attention(self._norm(x), pack, self._bias)
             x = x + self._outer(self._inner(self._final_norm(x), gelu=True))
             return x if self._adapter is None else x + self._adapter(x)
-        x = self._norm(x + self._attention(x, pack, position_bias))
+        x = self._norm(x + self._attention(x, pack, self._bias))
         return self._final_norm(x + self._outer(self._inner(x, gelu=True)))
 
 
@@ -188,17 +191,13 @@ class Transformer:
         self._input_norm = (
             LayerNorm(projection.layer_norm, dtype) if spec.parts.projection_norm else None
         )
-        linear, position = projection.projection, encoder.transformer.pos_conv_embed
+        linear, transformer = projection.projection, encoder.transformer
         self._projection = kernels.linear(linear.weight, linear.bias, dtype)
-        kind = _PositionStack if spec.parts.position == "stack" else _Position
-        self._position = kind(position, kernels, dtype)
-        norm = LayerNorm(encoder.transformer.layer_norm, dtype)
+        self._position = _make_position(transformer, spec, kernels, dtype)
+        norm = LayerNorm(transformer.layer_norm, dtype)
         self._norm = None if spec.pre_norm else norm
         self._final_norm = norm if depth > spec.n_layers else None
-        layers = encoder.transformer.layers
-        is_wavlm = spec.kind == "wavlm"
-        self._bias = _PositionBias(layers[0].attention, dtype) if is_wavlm else None
-        self._blocks = [_Block(layer, kernels, dtype) for layer in layers[:depth]]
+        self._blocks = _make_blocks(transformer, spec, kernels, dtype, depth)
 
     def __call__(self, frames: Tensor, pack: Pack, clock: Clock) -> Iterator[Tensor]:
         """Run the blocks over a batch, one at a time.
@@ -216,17 +215,48 @@ class Transformer:
             if self._input_norm is not None:
                 frames = self._input_norm(frames)
             x = self._projection(frames)  # [n_rows, dim]
-            position = self._position(x[: pack.n_frames], pack)
+            position = None
+            if self._position is not None:
+                position = self._position(x[: pack.n_frames], pack)
             x = x.to(self._wide)
-            x[: pack.n_frames] += position
+            if position is not None:
+                x[: pack.n_frames] += position
             if self._norm is not None:
                 x = self._norm(x)
         yield x[: pack.n_frames]
         for block in self._blocks:
             with clock("transformer"):
-                x = block(x, pack, self._bias)
+                x = block(x, pack)
             yield x[: pack.n_frames]
         if self._final_norm is not None:
             with clock("transformer"):
                 x = self._final_norm(x)
             yield x[: pack.n_frames]
+
+
+def _make_position(
+    transformer: Any, spec: ModelSpec, kernels: Kernels, dtype: torch.dtype
+) -> _Position | _PositionStack | None:
+    """Prepare the positional convolution; the Conformer has none."""
+    if spec.kind == "conformer":
+        return None
+    kind = _PositionStack if spec.parts.position == "stack" else _Position
+    return kind(transformer.pos_conv_embed, kernels, dtype)
+
+
+def _make_blocks(
+    transformer: Any, spec: ModelSpec, kernels: Kernels, dtype: torch.dtype, depth: int
+) -> list[Callable[[Tensor, Pack], Tensor]]:
+    """Prepare the first `depth` blocks."""
+    layers = transformer.layers[:depth]
+    if spec.kind == "conformer":
+        heads, activation, position = (
+            spec.params[name]
+            for name in ("encoder_num_heads", "conformer_activation", "conformer_position")
+        )
+        positions = Positions(transformer, spec.dim, position, dtype)
+        common = positions, heads, activation, kernels, dtype
+        return [ConformerBlock(layer, *common) for layer in layers]
+    is_wavlm = spec.kind == "wavlm" and depth > 0
+    bias = _PositionBias(layers[0].attention, dtype) if is_wavlm else None
+    return [_Block(layer, kernels, dtype, bias) for layer in layers]

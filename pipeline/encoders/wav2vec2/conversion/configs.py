@@ -21,6 +21,7 @@ KINDS = {
     "unispeech-sat": "wav2vec2",
     "data2vec-audio": "wav2vec2",
     "wavlm": "wavlm",
+    "wav2vec2-conformer": "conformer",
 }
 """Model types of transformers that the packed encoder computes, and the kind of each."""
 _REQUIRED = {
@@ -31,6 +32,11 @@ _REQUIRED = {
     "conv_stride": (list(CONV_STRIDES),),
 }
 """Options that change a feature, and their values that are computed."""
+_ACTIVATIONS = {"gelu": "gelu", "swish": "silu", "silu": "silu"}
+_CONFORMER = {
+    "hidden_act": tuple(_ACTIVATIONS),
+    "position_embeddings_type": ("relative", "rotary", None),
+}
 _WITH_ADAPTERS = ("wav2vec2", "hubert", "unispeech", "unispeech-sat")
 _NORMALIZE_EPS = 1e-7  # of Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
 
@@ -46,7 +52,8 @@ def misfit(config: Any) -> str | None:
     """
     if config.model_type not in KINDS:
         return f"is a {config.model_type!r} model; expected one of {', '.join(KINDS)}"
-    for option, known in _REQUIRED.items():
+    required = _REQUIRED | (_CONFORMER if config.model_type == "wav2vec2-conformer" else {})
+    for option, known in required.items():
         value = getattr(config, option, known[0])
         value = list(value) if isinstance(value, tuple) else value
         if value not in known:
@@ -71,11 +78,29 @@ def spec_of_config(config: Any, extractor: Any, name: str) -> ModelSpec:
             f"{name!r} was trained at {extractor.sampling_rate} Hz; only models for "
             f"{SAMPLE_RATE_HZ} Hz are supported"
         )
+    return ModelSpec(
+        name=f"hf_{config.model_type}",
+        kind=KINDS[config.model_type],
+        params=MappingProxyType(_params_of(config)),
+        normalize_waveform=bool(extractor.do_normalize),
+        waveform_norm_eps=_NORMALIZE_EPS,
+        layer_norm_eps=config.layer_norm_eps,
+        parts=_parts_of(config),
+    )
+
+
+def _params_of(config: Any) -> dict[str, Any]:
+    """Return the arguments of torchaudio's factory, and for the Conformer those of its blocks."""
     kind = KINDS[config.model_type]
-    is_data2vec = config.model_type == "data2vec-audio"
-    # data2vec-audio has neither option: all its convolutions have a layer norm, its blocks too.
+    is_data2vec, is_conformer = config.model_type == "data2vec-audio", kind == "conformer"
+    # data2vec-audio has neither option: its convolutions have layer norms, its blocks post-norm.
     norm = "layer" if is_data2vec else config.feat_extract_norm
-    position = config.conv_pos_kernel_size if is_data2vec else config.num_conv_pos_embeddings
+    is_pre_norm = is_conformer or (not is_data2vec and config.do_stable_layer_norm)
+    position = {}
+    if not is_conformer:
+        kernel = config.conv_pos_kernel_size if is_data2vec else config.num_conv_pos_embeddings
+        position["encoder_pos_conv_kernel"] = kernel
+        position["encoder_pos_conv_groups"] = config.num_conv_pos_embedding_groups
     params: dict[str, Any] = {
         "extractor_mode": f"{norm}_norm",
         "extractor_conv_layer_config": list(
@@ -84,29 +109,26 @@ def spec_of_config(config: Any, extractor: Any, name: str) -> ModelSpec:
         "extractor_conv_bias": config.conv_bias,
         "encoder_embed_dim": config.hidden_size,
         "encoder_projection_dropout": 0.0,
-        "encoder_pos_conv_kernel": position,
-        "encoder_pos_conv_groups": config.num_conv_pos_embedding_groups,
+        **position,
         "encoder_num_layers": config.num_hidden_layers,
         "encoder_num_heads": config.num_attention_heads,
         "encoder_attention_dropout": 0.0,
         "encoder_ff_interm_features": config.intermediate_size,
         "encoder_ff_interm_dropout": 0.0,
         "encoder_dropout": 0.0,
-        "encoder_layer_norm_first": not is_data2vec and config.do_stable_layer_norm,
+        "encoder_layer_norm_first": is_pre_norm,
         "encoder_layer_drop": 0.0,
     }
+    if is_conformer:
+        return params | {
+            "conformer_kernel": config.conv_depthwise_kernel_size,
+            "conformer_position": config.position_embeddings_type,
+            "conformer_activation": _ACTIVATIONS[config.hidden_act],
+        }
     if kind == "wavlm":
         params["encoder_num_buckets"] = config.num_buckets
         params["encoder_max_distance"] = config.max_bucket_distance
-    return ModelSpec(
-        name=f"hf_{config.model_type}",
-        kind=kind,
-        params=MappingProxyType(params),
-        normalize_waveform=bool(extractor.do_normalize),
-        waveform_norm_eps=_NORMALIZE_EPS,
-        layer_norm_eps=config.layer_norm_eps,
-        parts=_parts_of(config),
-    )
+    return params
 
 
 def _parts_of(config: Any) -> Parts:

@@ -29,6 +29,8 @@ def torchaudio_names(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, 
         for prefix, place in _PLACES.items()
         if name.startswith(prefix)
     }
+    if spec.kind == "conformer":  # it has a positional convolution, and does not use it
+        return {name: value for name, value in renamed.items() if ".pos_conv_embed." not in name}
     if spec.kind == "wavlm":
         for i in range(spec.n_layers):
             prefix = f"encoder.transformer.layers.{i}.attention."
