@@ -213,12 +213,13 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
             kept[key]._modules = OfThreads()
         return copy(kept[key])
 
-    def check_once(encoder, waveforms):
+    def check_once(encoder, waveforms, codec, **more):
         if type(encoder) is not Wav2Vec2Encoder or encoder.name != "tiny":
-            return check(encoder, waveforms)
-        key = (json.dumps(encoder.identity), *(clip.numpy().tobytes() for clip in waveforms))
+            return check(encoder, waveforms, codec, **more)
+        setting = (json.dumps(encoder.identity), codec.name, *more.values())
+        key = (setting, *(clip.numpy().tobytes() for clip in waveforms))
         if key not in found:
-            found[key] = check(encoder, waveforms)
+            found[key] = check(encoder, waveforms, codec, **more)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -271,7 +271,7 @@ def selfcheck(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Compare separate with batched encoding, and the precision with fp32, on a few clips."""
+    """Compare clips alone, in batches, encoded again, and in fp32."""
     with reported(as_json, debug) as answer:
         config = load_config(["engine=inline", *(overrides or [])])
         check_code(config.model, allow_code)
@@ -282,6 +282,8 @@ def selfcheck(
 
         allow_target(config.model)
         with announced(Notes(console), "loading the encoder and encoding the clips"):
-            result = full_selfcheck(config, find_resources(config.engine).device)
+            result, note = full_selfcheck(config, find_resources(config.engine).device)
         code = 0 if result.ok else EXIT_ERROR
+        if note:
+            Notes(console).note(note)
         answer(lambda out: tables.show_selfcheck(out, result), asdict(result), code)

@@ -328,17 +328,14 @@ def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def show_selfcheck(console: Console, result: SelfCheck) -> None:
-    """Print the largest relative error of each layer and the verdict."""
-    from pipeline.store.format.codecs import DEFAULT_CODEC
+    """Print the largest relative error of each layer, and what was found."""
+    from pipeline.encoders.checking.findings import describe_check, error_text, findings
 
-    table = Table("layer", "single vs batch", f"{result.precision} vs fp32", box=None)
-    for row in zip(result.layers, result.alone_vs_batch, result.precision_vs_fp32, strict=True):
-        table.add_row(str(row[0]), f"{row[1]:.1e}", f"{row[2]:.1e}")
+    heads = ("layer", "single vs batch", f"{result.precision} vs fp32", "largest value")
+    table = Table(*heads, box=None)
+    columns = (result.alone_vs_batch, result.precision_vs_fp32, result.largest)
+    for layer, *values in zip(result.layers, *columns, strict=True):
+        table.add_row(str(layer), *map(error_text, values))
     console.print(table)
-    verdict = "within" if result.ok else "NOT within"
-    console.print(
-        f"{result.model} in {result.precision}, {result.n_waveforms} clips, "
-        f"{result.audio_s:.1f} s: largest relative errors per layer, {verdict} the "
-        f"{result.tolerance:g} that rounding explains; {result.n_misfits} clips do not fit "
-        f"{DEFAULT_CODEC.name}"
-    )
+    for line in (*describe_check(result), *findings(result)):
+        console.print(line)

@@ -36,6 +36,7 @@ from pipeline.extract.store_setup import (
     check_apart_from_dataset,
     check_planned,
     cpu_threads_of,
+    encodes_one_by_one,
     is_created,
     make_layout,
     set_up_store,
@@ -331,12 +332,13 @@ def _prepare(
     layout = set_up_store(
         setup, backend, dataset, encoder, resources, observer, checks=not is_given
     )
+    one_by_one = encodes_one_by_one(backend)
     job = Job(
         backend=backend,
         layout=layout,
         dataset=config.dataset,
         load_encoder=setup.loader(resources.device),
-        max_batch_frames=setup.batch_frames(resources.device),
+        max_batch_frames=1 if one_by_one else setup.batch_frames(resources.device),
         threads=resources.threads,
         decode=decode,
         encoder_identity=encoder.identity,

@@ -15,8 +15,10 @@ from typing import Any
 from pipeline.audio.identity import audio_identity, audio_provenance
 from pipeline.config import DatasetConfig
 from pipeline.encoders.base import Encoder
-from pipeline.errors import ConfigError, IdentityError
-from pipeline.events import Observer
+from pipeline.encoders.checking.findings import findings, refusal
+from pipeline.encoders.selfcheck import SelfCheck
+from pipeline.errors import ConfigError, EncoderError, IdentityError
+from pipeline.events import Observer, announced
 from pipeline.extract.encoder_setup import EncoderSetup
 from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.resources import Resources
@@ -42,6 +44,9 @@ from pipeline.store.write.creation import create_store
 _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "zarr", "ray", "numpy")
 _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
 """Provenance on which the last bits of the features depend."""
+_ONE_BY_ONE = "one_by_one"
+"""Provenance of a store whose clips are encoded one by one, because others of a batch change them.
+It is no part of the identity: features are those of the clips alone, as in any store."""
 
 
 def is_created(backend: Backend) -> bool:
@@ -153,19 +158,24 @@ def set_up_store(
         dataset: The dataset and its plan.
         encoder: The loaded encoder.
         resources: Number, threads and device of the workers.
-        observer: Receives a note for each setting that changes the rounding of later features.
+        observer: Receives a note for each setting that changes the rounding of later features, and
+            warnings about what the self-check found.
         checks: Whether a new store gets a self-check of the encoder.
 
     Returns:
         The shapes of the store's arrays.
 
     Raises:
+        EncoderError: The encoder gives other features each time.
         IdentityError: The store holds other features.
     """
     plan, source = dataset.plan, dataset.source
     layout = make_layout(setup, plan, backend)
     provenance = _provenance(setup, resources) | {"weights": encoder.weights_source}
     if not is_created(backend):
+        found = _checked(setup, encoder, source, resources, observer) if checks else None
+        if encoder.one_by_one or (found is not None and found.leaks):
+            provenance[_ONE_BY_ONE] = True
         n_slots = Ledger.open(backend, plan.n_units).n_slots
         audio = audio_identity(uses_soxr=SOXR_KEY in plan.source)
         identity = make_identity(source.identity, audio, encoder.identity, layout)
@@ -177,13 +187,17 @@ def set_up_store(
             identity,
             provenance,
         )
-        found = _selfcheck(encoder, source, resources, observer) if checks else None
-        attributes["selfcheck"] = found
+        attributes["selfcheck"] = None if found is None else asdict(found)
         create_store(backend, layout, n_slots, attributes)
         return layout
     stored = read_attributes(backend)
     _check_same(stored, backend, dataset, layout, encoder.identity)
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
+    if encodes_one_by_one(backend):
+        observer.note(
+            "clips are encoded one by one, as they were when the store was created: others of a "
+            "batch change them"
+        )
     for name in _AFFECTS_ROUNDING:
         before, current = stored["provenance"][name], provenance[name]
         if before != current:
@@ -192,6 +206,16 @@ def set_up_store(
                 "within rounding, not to the last bit"
             )
     return layout
+
+
+def encodes_one_by_one(backend: Backend) -> bool:
+    """Return whether the clips of a store are encoded one by one, as was decided with its first.
+
+    A store whose features depend on the other clips of a batch would depend on where a run was
+    interrupted, or on how utterances are ordered. So each clip is a batch of its own.
+    """
+    provenance = read_attributes(backend)["provenance"]
+    return bool(provenance.get(_ONE_BY_ONE, False))
 
 
 def check_planned(setup: EncoderSetup, backend: Backend, dataset: PlannedDataset) -> None:
@@ -258,26 +282,27 @@ def _versions() -> Mapping[str, str]:
     return versions
 
 
-def _selfcheck(
-    encoder: Encoder, source: Source, resources: Resources, observer: Observer
-) -> dict[str, Any] | None:
-    """Check the encoder on the first clips; the result is stored in the attributes."""
-    if encoder.device.type != resources.device:
-        observer.note(
-            "no self-check: this process has no GPU; run `strata selfcheck` on a node that has one"
-        )
-        return None
-    result = quick_selfcheck(encoder, source)
-    if result is None:
-        return None
-    if not result.ok:
-        observer.note(
-            f"WARNING: the self-check found relative errors of {max(result.alone_vs_batch):.1e} "
-            f"(single clip against batch) and {max(result.precision_vs_fp32):.1e} "
-            f"({result.precision} against fp32), more than {result.tolerance:g}; see "
-            "`strata selfcheck`"
-        )
-    return asdict(result)
+def _checked(
+    setup: EncoderSetup,
+    encoder: Encoder,
+    source: Source,
+    resources: Resources,
+    observer: Observer,
+) -> SelfCheck:
+    """Check the encoder on the first clips, and say what was found.
+
+    Raises:
+        EncoderError: Its features are others each time.
+    """
+    with announced(observer, "checking the encoder on a few clips"):
+        found, notes = quick_selfcheck(encoder, source, setup, resources.device)
+    for note in notes:
+        observer.note(note)
+    if why_not := refusal(found):
+        raise EncoderError(why_not)
+    for finding in findings(found):
+        observer.note(f"WARNING: {finding}")
+    return found
 
 
 def _as_json(identity: Identity) -> Identity:

@@ -85,6 +85,8 @@ class HeadFacts:
         first_centre_s: Centre of the first frame, in seconds from the start of an utterance.
         unlabelled: Of framewise heads, the class that stands for frames in no span; None: there
             is none.
+        one_by_one: Whether the encoder encodes clips one by one, since others of a batch change
+            them.
     """
 
     task: str
@@ -112,6 +114,7 @@ class HeadFacts:
     head: str = LINEAR
     first_centre_s: float = 0.0
     unlabelled: str | None = None
+    one_by_one: bool = False
 
     @property
     def n_inputs(self) -> int:

@@ -92,6 +92,7 @@ class HeadEncoder:
         resources = find_resources(self._config.engine)
         with announced(observer, "loading the encoder and hashing its weights"):
             self._encoder: Encoder = self._setup.loader(resources.device)()
+        self._encoder.one_by_one |= facts.one_by_one
         self._clock = self._encoder.clock
         _check_encoder(facts, self._encoder.identity, observer)
         _check_audio(facts, observer)

@@ -75,6 +75,11 @@ def weights_source(attributes: Mapping[str, Any]) -> str | None:
     return source
 
 
+def encodes_one_by_one(attributes: Mapping[str, Any]) -> bool:
+    """Return whether clips were encoded one by one, since others of a batch change them."""
+    return bool(_of_extraction(attributes).get("one_by_one", False))
+
+
 def model_settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings `model.*` of the extraction, by name; none if they are not recorded.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from pipeline.encoders.checking.findings import describe_check, findings
 from pipeline.encoders.kernels import cpu
 from pipeline.encoders.selfcheck import relative_errors, selfcheck
 from tests.helpers.encoder_kinds import small_encoder, speech
@@ -47,8 +48,55 @@ def test_values_that_do_not_fit_are_counted():
     encoder = small_encoder("hubert_large", layers=[4])
     encoder._model.encoder.transformer.layers[3].feed_forward.output_dense.bias[0] = 1e6
     report = selfcheck(encoder, clips())
-    assert report.n_misfits == 3
+    assert report.n_misfits == report.n_unstorable == 3
     assert not report.ok
+    [text] = findings(report)
+    assert "layer 4 has values up to 1.0e+06, beyond float16 (65504), in 3 of 3 clips" in text
+
+
+def test_values_that_are_not_finite_have_no_error():
+    """The result is strict JSON; a layer without finite values has None, others are measured."""
+    encoder = small_encoder("hubert_large", layers=[3, 4])
+    encoder._model.encoder.transformer.layers[3].feed_forward.output_dense.bias[0] = torch.nan
+    report = selfcheck(encoder, clips())
+    assert report.alone_vs_batch[0] < 1e-5
+    assert report.alone_vs_batch[1] is report.largest[1] is None
+    assert json.loads(json.dumps(asdict(report), allow_nan=False))["largest"][1] is None
+    [text] = findings(report)
+    assert "layer 4 has values that are not finite" in text
+
+
+def test_a_sound_encoder_has_nothing_to_say():
+    """No findings, and a line with what was compared."""
+    report = selfcheck(small_encoder("wavlm_base"), clips())
+    assert findings(report) == []
+    assert set(report.mates) == {"batch", "permuted", "silence"}
+    verdict, compared = describe_check(report)
+    assert "3 clips, 1.1 s: ok" in verdict
+    assert "encoded again: the same bits" in compared
+
+
+def test_silence_says_nothing():
+    """If all clips are silent, that is the only finding, and the check is not ok."""
+    report = selfcheck(small_encoder("hubert_base"), [torch.zeros(5_000), torch.zeros(900)])
+    assert (report.n_silent, report.ok) == (2, False)
+    [text] = findings(report)
+    assert "all 2 clips are silent" in text
+
+
+def test_one_by_one_is_followed_by_the_call(monkeypatch):
+    """An encoder that is told so never holds two utterances in a batch."""
+    encoder, sizes = small_encoder("hubert_base"), []
+    encode = encoder._encode
+    monkeypatch.setattr(
+        encoder, "_encode", lambda clips, *more: sizes.append(len(clips)) or encode(clips, *more)
+    )
+    together = encoder(clips())
+    encoder.one_by_one = True
+    alone = encoder(clips())
+    assert sizes == [3, 1, 1, 1]
+    for one, other in zip(together, alone, strict=True):
+        assert relative_errors(one, other).max() < 1e-5
 
 
 def test_relative_errors_are_by_layer_and_keep_nan():

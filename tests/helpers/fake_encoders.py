@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -198,3 +198,80 @@ def write_spelled(
         files[name] = (tag, n_samples)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return files
+
+
+FAULTS = ("padding", "order", "random", "state", "rounding", "overflow", "range", "nan", "constant")
+"""What may be wrong with a `FaultyEncoder`: features depend on the padding of their batch, on the
+place in it, on chance, on how often it was called, or on that in their last bit; layer 2 has values
+that only a reduced precision cannot hold, that float16 cannot hold, that are not finite, or that
+are all the same."""
+
+
+class FaultyEncoder(FakeEncoder):
+    """A fake encoder with a fault.
+
+    Attributes:
+        batch_sizes: Clips of each batch since the last check of a test, of all faulty encoders.
+    """
+
+    batch_sizes: ClassVar[list[int]] = []
+
+    def __init__(
+        self, description: EncoderDescription, settings: EncoderSettings, fault: str
+    ) -> None:
+        super().__init__(description, settings)
+        self._fault = fault
+        self._n_calls = 0
+
+    def encode_batch(
+        self,
+        waveforms: Sequence[Tensor],
+        *,
+        stats: Sequence[int | None] | None = None,
+        precision: str | None = None,
+    ) -> Iterator[Tensor]:
+        self.batch_sizes.append(len(waveforms))
+        self._n_calls += 1
+        counts = [self.geometry.n_frames(len(waveform)) for waveform in waveforms]
+        layers = super().encode_batch(waveforms, stats=stats, precision=precision)
+        for layer, features in zip(self.layers, layers, strict=True):
+            parts = [
+                self._spoil(part, layer, i, max(counts), precision or self.precision)
+                for i, part in enumerate(torch.split(features, counts))
+            ]
+            yield torch.cat(parts)
+
+    def _spoil(
+        self, features: Tensor, layer: int, place: int, n_most: int, precision: str
+    ) -> Tensor:
+        if self._fault == "padding":
+            return features * (1 + 0.03 * (n_most - len(features)) / n_most)
+        if self._fault == "order":
+            return features * (1 + 0.01 * place)
+        if self._fault == "random":
+            return features + torch.rand_like(features)
+        if self._fault == "state":
+            return features * (1 + 0.01 * self._n_calls)
+        if self._fault == "rounding":
+            return features * (1 + 2.0**-23 * (self._n_calls % 2))
+        if layer != 2:
+            return features
+        if self._fault == "overflow":
+            return features if precision == "fp32" else torch.full_like(features, torch.inf)
+        if self._fault == "range":
+            return features * 1e5
+        if self._fault == "nan":
+            return torch.full_like(features, torch.nan)
+        if self._fault == "constant":
+            return torch.ones_like(features)
+        return features
+
+
+@dataclass(frozen=True)
+class FaultyFamily(FakeFamily):
+    """A family of an encoder with a fault, one of `FAULTS`; "" has none."""
+
+    fault: str = ""
+
+    def load(self, model: ModelConfig, settings: EncoderSettings) -> FaultyEncoder:
+        return FaultyEncoder(self.describe(model), settings, self.fault)

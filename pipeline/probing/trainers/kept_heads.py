@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, counted
 from pipeline.heads.facts import FRAMEWISE, KINDS, HeadFacts
 from pipeline.heads.files import TRAINED, file_of
 from pipeline.heads.trained import TrainedHead
-from pipeline.probing.encoder_description import model_settings, weights_source
+from pipeline.probing.encoder_description import encodes_one_by_one, model_settings, weights_source
 from pipeline.probing.ranking import Ranking
 from pipeline.probing.results import (
     NO_RATE,
@@ -178,6 +178,7 @@ def head_facts(data: TaskData, task: Task, head: HeadResult, key: str) -> HeadFa
         head=config.head,
         first_centre_s=float(frame_times(store.geometry, 1).centre_s[0]),
         unlabelled=config.unlabelled if config.kind == FRAMEWISE else None,
+        one_by_one=encodes_one_by_one(store.attributes),
     )
 
 

@@ -1,0 +1,1 @@
+"""Parts of the self-check: comparisons of encodings, and what they found in words."""
