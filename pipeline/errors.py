@@ -128,23 +128,6 @@ def first_few(values: Sequence[object]) -> str:
     return listed + (", ..." if len(values) > 5 else "")
 
 
-def layers_problem(layers: Sequence[int], have: Sequence[int], of: str = "the store") -> str | None:
-    """Return what is wrong with layers that are asked for, for a message; None if nothing is.
-
-    Args:
-        layers: Those that are asked for.
-        have: Those that there are.
-        of: What has them.
-    """
-    expected = f"expected some of {list(have)}, the layers of {of}"
-    if isinstance(layers, str | bytes) or not hasattr(layers, "__len__"):
-        return f"layers is {layers!r:.60}; {expected}, in a list"
-    if not len(layers):
-        return f"layers=[] names no layers; {expected}, or leave it out for all of them"
-    unknown = [layer for layer in layers if layer not in have]
-    return f"no layers {unknown} in {of}; it has {list(have)}" if unknown else None
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint with the known words closest to a misspelt one, to append to a message."""
     options = sorted(known)

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 IMPORTING = "importing torch and other libraries"
 """What takes long after the machine has started, or on a network file system."""
 
-_LAYERS = re.compile(r"\[\s*-?\d{1,6}(\s*,\s*-?\d{1,6})*\s*\]|-?\d{1,6}", re.ASCII)
+_LAYER = re.compile(r"-?\d{1,6}|[A-Za-z_][\w.-]*", re.ASCII)
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 Overrides = Annotated[
@@ -67,8 +67,8 @@ def flag(given: Mapping[str, str], name: str, default: bool = False) -> bool:
     return text == "true"
 
 
-def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int] | None:
-    """Return the layers that a setting has: `[1,6]`, `6`, or `all` for None, the default.
+def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int | str] | None:
+    """Return the layers that a setting has: `[1,conv]`, `6`, or `all` for None, the default.
 
     Raises:
         ConfigError: It is another text.
@@ -80,9 +80,12 @@ def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int] | No
         raise ConfigError(
             f"{name}={text} names no layers; expected layers such as [1,6], or leave it out for all"
         )
-    if not _LAYERS.fullmatch(text):
-        raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,6], or all")
-    return [int(number) for number in re.findall(r"-?\d+", text)]
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    found = [item.strip() for item in inner.split(",")]
+    is_list = inner != text or len(found) == 1
+    if not is_list or not all(map(_LAYER.fullmatch, found)):
+        raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,conv], or all")
+    return [int(item) if item.removeprefix("-").isdigit() else item for item in found]
 
 
 def items(given: Mapping[str, str], name: str) -> list[str] | None:

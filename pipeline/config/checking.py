@@ -71,6 +71,8 @@ _NO_MATCH = object()
 
 
 def _try_convert(option: Any, value: Any) -> Any:
+    if isinstance(option, types.UnionType):
+        return value if type(value) in typing.get_args(option) else _NO_MATCH
     if option is types.NoneType:
         return None if value is None else _NO_MATCH
     if typing.get_origin(option) is dict:
@@ -94,7 +96,11 @@ def _type_name(option: Any) -> str:
         return "null"
     if typing.get_origin(option) is tuple:
         item = typing.get_args(option)[0]
-        lists = {int: "a list of whole numbers ([1,2])", float: "a list of numbers ([0.1,0.2])"}
+        lists: dict[Any, str] = {
+            int: "a list of whole numbers ([1,2])",
+            float: "a list of numbers ([0.1,0.2])",
+            int | str: "a list of numbers or names ([1,conv])",
+        }
         return lists.get(item, "a list of names ([a,b])")
     if typing.get_origin(option) is dict:
         return "names with words, such as {speaker: text}"

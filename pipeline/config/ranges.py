@@ -58,7 +58,7 @@ RANGES: Mapping[str, Range] = {
     "plan.frames_per_unit": Range(1, _DAY_S * 50),
     "engine.workers": Range(1, 10_000),
     "engine.threads": Range(1, 1024),
-    "extract.layers": Range(0, 1000),
+    "extract.layers": Range(-1, 1000),
     "extract.max_batch_s": Range(0, _DAY_S, "seconds", is_open=True),
     "extract.max_window_s": Range(1, 3600, "seconds"),
     "extract.context_s": Range(0, 600, "seconds"),
@@ -151,7 +151,7 @@ def _check_numbers(config: Config | SweepConfig) -> None:
                 raise ConfigError(
                     f"{name} has {len(value):,} items; expected at most {expected.max_items:,}"
                 )
-            if any(item not in expected for item in value):
+            if any(item not in expected for item in value if not isinstance(item, str)):
                 raise ConfigError(f"{name} is {_shown(value)}; expected {expected}")
 
 

@@ -110,7 +110,7 @@ class ExtractConfig:
     """Layers, precision, batches and windows, and what is stored.
 
     Attributes:
-        layers: "all" (1..N), "superb" (0..N), or a list of layers.
+        layers: "all" (1..N), "superb" (0..N), or a list of layers by number or name.
         keep: What is stored of an utterance, of "frames" and "pooled".
         pooling: Statistics over its frames that "pooled" holds, of "mean", "std", "max", "first"
             and "last".
@@ -123,7 +123,7 @@ class ExtractConfig:
             encoder's default.
     """
 
-    layers: str | tuple[int, ...] = "all"
+    layers: str | tuple[int | str, ...] = "all"
     keep: str | tuple[str, ...] = ("frames", "pooled")
     pooling: str | tuple[str, ...] = ("mean",)
     dtype: str = "float16"

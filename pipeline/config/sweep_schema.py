@@ -157,7 +157,7 @@ class SweepConfig:
 
     Attributes:
         task: Recipe of the task.
-        layers: "all", or a list of layers.
+        layers: "all", or a list of layers by number or name.
         weighted: Whether to train on the learned weighted sum of these layers too.
         seeds: Seeds of initial values and data order; heads are trained for each seed.
         labels: Label columns that replace the recipe's.
@@ -172,7 +172,7 @@ class SweepConfig:
     """
 
     task: TaskConfig
-    layers: str | tuple[int, ...] = "all"
+    layers: str | tuple[int | str, ...] = "all"
     weighted: bool = True
     seeds: tuple[int, ...] = (0, 1, 2)
     labels: tuple[str, ...] | None = None

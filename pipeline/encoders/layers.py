@@ -1,15 +1,13 @@
 """Numbers and names of the layers of a model.
 
-A store holds numbers; the names are for people. `-1` and `N + 1` are optional layers that "all"
-leaves out.
+A store holds both. `-1` and `N + 1` are optional layers that "all" leaves out.
 """
 
 from __future__ import annotations
 
-CONV = -1
-"""Output of the convolution stack, before the feature projection."""
-INPUT = 0
-"""Input of block 1."""
+from pipeline.store.format.layers import CONV, INPUT, standard_name
+
+__all__ = ["CONV", "INPUT", "standard_names"]
 
 
 def standard_names(
@@ -26,6 +24,6 @@ def standard_names(
         >>> standard_names(2, conv=True, final_norm=True)
         {-1: 'conv', 0: 'input', 1: 'block_1', 2: 'block_2', 3: 'final_norm'}
     """
-    names = {CONV: "conv"} if conv else {}
-    names |= {INPUT: "input"} | {i: f"block_{i}" for i in range(1, n_layers + 1)}
+    numbers = range(CONV if conv else INPUT, n_layers + 1)
+    names = {number: standard_name(number) for number in numbers}
     return names | ({n_layers + 1: "final_norm"} if final_norm else {})

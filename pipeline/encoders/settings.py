@@ -76,9 +76,11 @@ def choose_layers(
     if layers == "superb" and 0 in names:
         return tuple(range(n_layers + 1))
     expected = _expected_layers(description)
+    numbers_of = {name: number for number, name in names.items()}
+    if isinstance(layers, str) and (layers in numbers_of or layers.removeprefix("-").isdigit()):
+        raise ConfigError(f"layers={layers} is no list; for this layer alone write [{layers}]")
     if isinstance(layers, str) or not layers:
         raise ConfigError(f"layers={layers or '[]'} names no layers; {expected}")
-    numbers_of = {name: number for number, name in names.items()}
     given = [numbers_of.get(n, n) if isinstance(n, str) else n for n in layers]
     numbers = tuple(n for n in given if isinstance(n, int) and not isinstance(n, bool))
     if len(numbers) < len(given):

@@ -19,6 +19,7 @@ from pipeline.encoders.settings import (
 from pipeline.encoders.windows import Windowing
 from pipeline.extract.resources import check_engine
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.layers import labels_of
 from pipeline.store.format.stored_form import StoredForm, choose_form
 
 BATCH_S = {"cpu": 20.0, "cuda": 320.0}
@@ -89,17 +90,22 @@ class EncoderSetup:
         Returns:
             None if layers 1 to N are all extracted.
         """
-        n_layers, deepest = self.description.n_layers, max(self.layers)
+        description, deepest = self.description, max(self.layers)
+        n_layers = description.n_layers
         if set(range(1, n_layers + 1)) <= set(self.layers):
             return None
-        blocks = (
-            f"stops after block {deepest} of {n_layers}"
-            if deepest < n_layers
-            else f"runs all {n_layers} blocks"
-        )
-        saved = 1 - len(self.layers) / n_layers
-        space = f"{saved:.0%} less space than" if saved else "as much space as"
-        return f"layers {list(self.layers)}: {blocks} and takes {space} layers 1 to {n_layers}"
+        if deepest < 1:
+            blocks = f"runs none of the {n_layers} blocks"
+        elif deepest < n_layers:
+            blocks = f"stops after block {deepest} of {n_layers}"
+        else:
+            blocks = f"runs all {n_layers} blocks"
+        size = len(self.layers) * description.dim_of(self.layers)
+        saved = 1 - size / (n_layers * description.dim)
+        space = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} space than"
+        space = space if saved else "as much space as"
+        labels = labels_of({layer: description.names[layer] for layer in self.layers})
+        return f"layers {labels}: {blocks} and takes {space} layers 1 to {n_layers}"
 
 
 def resolve_encoder_setup(config: Config, stored: Mapping[str, Any] | None = None) -> EncoderSetup:

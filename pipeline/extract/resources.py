@@ -53,7 +53,7 @@ def worker_bytes(layout: Layout | None = None, writes_in_memory: bool = False) -
     held = values * _FLOAT_BYTES if layout.codec.n_scales else 0
     features = values * layout.codec.bytes_per_value + layout.pooled_bytes + held
     audio = 2 * layout.frames_per_unit * _MAX_HOP_SAMPLES * _FLOAT_BYTES
-    model = 12 * layout.dim**2 * max(layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
+    model = 12 * layout.dim**2 * max(0, *layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
     objects = units_per_worker("cpu") * layout.slot_bytes if writes_in_memory else 0
     return features + objects + audio + model + _PROCESS_BYTES
 

@@ -130,6 +130,7 @@ def make_layout(setup: EncoderSetup, plan: Plan, backend: Backend | None = None)
         form.keep,
         form.statistics,
         tuple(layer for layer in dropped if layer in setup.layers),
+        tuple(setup.description.names[layer] for layer in setup.layers),
     )
 
 

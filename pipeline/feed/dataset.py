@@ -44,7 +44,7 @@ class FeatureDataset(Dataset[Example]):
     def __init__(
         self,
         store: FeatureStore,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[int | str] | None = None,
         columns: Sequence[str] = (),
         max_frames: int | None = None,
         *,
@@ -56,7 +56,7 @@ class FeatureDataset(Dataset[Example]):
 
         Args:
             store: The store, or a selection of it.
-            layers: Layers to read, in this order; None reads all.
+            layers: Layers to read, by number or name, in this order; None reads all.
             columns: Metadata columns to return with every utterance.
             max_frames: Maximum number of frames of an utterance; a longer one is cropped at a
                 random place. None crops nothing.
@@ -88,7 +88,7 @@ class FeatureDataset(Dataset[Example]):
         store.check_frames()
         store.expect_epochs()
         self._axes = store.axes(layers)
-        self.layers = tuple(store.layers[axis] for axis in self._axes)
+        self.layers = store.numbers_at(self._axes)
         self.max_frames = max_frames
         self._norm = store.final_norm if final_norm else None
         self.tokens = tokens

@@ -83,6 +83,8 @@ class HeadFacts:
         strata: Version of Strata that wrote the file.
         head: Form of the head, of `FORMS` of the kind.
         first_centre_s: Centre of the first frame, in seconds from the start of an utterance.
+        layer_names: Names of `layers`; empty in files of earlier versions, whose layers have the
+            standard ones.
         unlabelled: Of framewise heads, the class that stands for frames in no span; None: there
             is none.
         one_by_one: Whether the encoder encodes clips one by one, since others of a batch change
@@ -115,6 +117,7 @@ class HeadFacts:
     first_centre_s: float = 0.0
     unlabelled: str | None = None
     one_by_one: bool = False
+    layer_names: tuple[str, ...] = ()
 
     @property
     def n_inputs(self) -> int:

@@ -85,7 +85,7 @@ def _facts_of(document: dict[str, Any], tensors: Mapping[str, Tensor]) -> HeadFa
     }
     if "head" not in facts and facts["kind"] == VERIFICATION:
         facts["head"] = LDA if "projection" in tensors else COSINE
-    for name in ("labels", "pooling", "layers"):
-        facts[name] = tuple(facts[name])
+    for name in ("labels", "pooling", "layers", "layer_names"):
+        facts[name] = tuple(facts.get(name, ()))
     facts["classes"] = tuple(map(tuple, facts["classes"]))
     return HeadFacts(**facts)

@@ -68,7 +68,9 @@ _SAMPLE_BYTES = 4
 def make_layout(encoder: SpeechEncoder, codec: Any, frames_per_unit: int) -> Layout:
     """Return the shapes of the arrays of a new store."""
     per_slot = max(1, frames_per_unit // _FRAMES_PER_UTTERANCE)
-    return Layout(encoder.layers, encoder.dim, frames_per_unit, per_slot, codec)
+    return Layout(
+        encoder.layers, encoder.dim, frames_per_unit, per_slot, codec, names=encoder.layer_names
+    )
 
 
 def open_cache(backend: Backend, encoder: SpeechEncoder, layout: Layout) -> Layout:

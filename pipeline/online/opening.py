@@ -24,7 +24,7 @@ def open_or_extract(
     store_uri: str | PathLike[str],
     *overrides: str,
     config: Config | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     columns: Sequence[str] = (),
     classes: Sequence[str] | Mapping[str, Sequence[str]] = (),
     max_frames: int | None = None,

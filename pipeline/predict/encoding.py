@@ -30,9 +30,11 @@ from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
 from pipeline.heads.facts import HeadFacts
 from pipeline.predict.own_code import is_own_code, own_code_settings
+from pipeline.predict.heads import layer_text
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.identity import SOXR_KEY, compare
+from pipeline.store.format.layers import labels_of
 from pipeline.store.format.pooling import pool
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
@@ -236,7 +238,8 @@ def check_features(facts: HeadFacts, store: FeatureStore, observer: Observer) ->
     if missing:
         raise ConfigError(
             f"store {store.location} has no layer {', '.join(map(str, missing))}, which the head "
-            f"on layer {facts.layer} needs; it has {list(store.layers)}. Choose another layer=, "
+            f"on {layer_text(facts)} needs; it has {labels_of(store.named_layers)}. Choose another "
+            "layer=, "
             "or a store that has it"
         )
     ours, theirs = (

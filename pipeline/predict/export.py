@@ -11,7 +11,8 @@ from pipeline.encoders.wav2vec2.bundles import registry
 from pipeline.errors import ConfigError, counted
 from pipeline.heads.facts import FRAMES, FRAMEWISE, REGRESSION, SPANS, VERIFICATION, HeadFacts
 from pipeline.heads.trained import TrainedHead
-from pipeline.predict.heads import BEST, HEAD, open_head, sweep_result
+from pipeline.predict.heads import BEST, HEAD, layer_text, open_head, sweep_result
+from pipeline.store.format.layers import CONV
 
 CARD = "README.md"
 _MAX_CLASSES = 50
@@ -39,7 +40,7 @@ def export_head(folder: str | Path, out: str | Path, layer: int | str = BEST) ->
     Args:
         folder: The folder of the sweep.
         out: The folder to write; new, or empty.
-        layer: "best" (by dev), "weighted", "collapsed" or a layer.
+        layer: "best" (by dev), "weighted", "collapsed" or a layer by number or name.
 
     Returns:
         The head.
@@ -67,7 +68,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
     """
     what = facts.labels[0] if len(facts.labels) == 1 else ", ".join(facts.labels)
     lines = [
-        f"# {facts.task}: {what}, from {_layer_text(facts)} of {_encoder_name(facts)}",
+        f"# {facts.task}: {what}, from {layer_text(facts)} of {_encoder_name(facts)}",
         "",
         f"{_FORMS[facts.head]}, made by `strata sweep` (Strata {facts.strata}) on frozen features.",
         "",
@@ -137,15 +138,9 @@ def _features_text(facts: HeadFacts) -> str:
         inputs = f"{' and '.join(facts.pooling)} over {of}"
     stored = f"float32 here, {facts.identity.get('dtype')} in training"
     return (
-        f"{_layer_text(facts)}, {inputs}; {facts.dim} values, {facts.frame_rate_hz:g} frames per "
+        f"{layer_text(facts)}, {inputs}; {facts.dim} values, {facts.frame_rate_hz:g} frames per "
         f"second; {stored}"
     )
-
-
-def _layer_text(facts: HeadFacts) -> str:
-    if facts.layer == "weighted":
-        return f"a weighted sum of layers {', '.join(map(str, facts.layers))}"
-    return "a collapsed sum of layers" if facts.layer == "collapsed" else f"layer {facts.layer}"
 
 
 def _encoder_name(facts: HeadFacts) -> str:
@@ -161,7 +156,7 @@ def _is_hf(facts: HeadFacts) -> bool:
 def _bundle(facts: HeadFacts) -> str | None:
     """Return the torchaudio bundle of the encoder, if its layers can be had from it."""
     spec = registry().get(str(facts.identity["encoder"].get("model")))
-    has_layers = 0 not in _layers(facts)
+    has_layers = all(0 < layer <= (spec.n_layers if spec else 0) for layer in _layers(facts))
     return spec.bundle if spec and facts.weights == "pretrained" and has_layers else None
 
 
@@ -198,7 +193,9 @@ def _program(facts: HeadFacts) -> list[str]:
             f'extractor = AutoFeatureExtractor.from_pretrained("{name}")',
             'inputs = extractor(waveform, sampling_rate=rate_hz, return_tensors="pt").input_values',
             "with torch.no_grad():",
-            "    hidden = model(inputs, output_hidden_states=True).hidden_states",
+            "    output = model(inputs, output_hidden_states=True)",
+            "    hidden = dict(enumerate(output.hidden_states))",
+            *_optional_layers(facts),
         ]
     elif bundle := _bundle(facts):
         imports = ["import torchaudio"]
@@ -224,6 +221,17 @@ def _program(facts: HeadFacts) -> list[str]:
         *(names, "from safetensors import safe_open", *imports, ""),
         *(*loading, *encoding, stack, *_of_features(facts)),
     ]
+
+
+def _optional_layers(facts: HeadFacts) -> list[str]:
+    """Return the lines that add `conv` and `final_norm` to the layers of transformers."""
+    lines, layers = [], _layers(facts)
+    n_blocks = facts.identity["encoder"].get("architecture", {}).get("encoder_num_layers")
+    if CONV in layers:
+        lines.append("    hidden[-1] = model.feature_extractor(inputs).transpose(1, 2)  # conv")
+    if n_blocks is not None and n_blocks + 1 in layers:
+        lines.append(f"    hidden[{n_blocks + 1}] = output.last_hidden_state  # final_norm")
+    return lines
 
 
 def _of_features(facts: HeadFacts) -> list[str]:
@@ -313,7 +321,8 @@ def _cautions(facts: HeadFacts) -> list[str]:
     encoder = facts.identity["encoder"]
     lines = [
         "Layer *i* is the output of block *i*, without the LayerNorm that some models apply after "
-        "the last block; 0 is the input of block 1.",
+        "the last block; 0 is the input of block 1, -1 the output of the convolution stack, and "
+        "the number after that of the last block its output after that LayerNorm.",
     ]
     if _is_hf(facts) and encoder.get("architecture", {}).get("encoder_layer_norm_first"):
         lines.append(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, counted, first_few
+from pipeline.heads.facts import HeadFacts
 from pipeline.heads.files import TRAINED, file_of
 from pipeline.heads.trained import TrainedHead
+from pipeline.store.format.layers import label_of, standard_name
 
 BEST = "best"
 HEAD = "head.safetensors"
@@ -27,7 +30,7 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
 
     Args:
         folder: The folder of the sweep, or one that `strata export-head` wrote.
-        layer: "best" (by dev), "weighted", "collapsed", or a layer.
+        layer: "best" (by dev), "weighted", "collapsed", or a layer by number or name.
 
     Raises:
         ConfigError: It is no such folder, it has no trained heads, or none on this layer.
@@ -35,8 +38,9 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
     root = Path(folder)
     if (root / HEAD).is_file():
         head = TrainedHead.load(root / HEAD)
-        if layer not in (BEST, head.facts.layer):
-            raise ConfigError(f"{root} has the head on layer {head.facts.layer}, not {layer}")
+        numbers = _numbers(head.facts.layers, head.facts.layer_names)
+        if layer not in (BEST, head.facts.layer) and numbers.get(layer) != head.facts.layer:
+            raise ConfigError(f"{root} has the head on {layer_text(head.facts)}, not {layer}")
         return head
     result = sweep_result(root)
     layers = trained_layers(root)
@@ -46,9 +50,12 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
             "version of Strata kept none, or none of this task: then run the same `strata sweep` "
             "again (heads are cached; only the best of each layer is trained again)"
         )
+    numbers = _numbers(result.get("layers", ()), result.get("layer_names", ()))
     wanted = result.get("best") if layer == BEST else layer
+    wanted = wanted if wanted in layers else numbers.get(wanted, wanted)
     if wanted not in layers:
-        named = ", ".join(map(str, layers))
+        labels: dict[Any, str] = {n: label_of(n, name) for name, n in numbers.items()}
+        named = ", ".join(labels.get(candidate, str(candidate)) for candidate in layers)
         if layer == BEST:
             raise ConfigError(
                 f"{root} has no file of its best head, on {wanted}, in {TRAINED}/; run the same "
@@ -56,6 +63,24 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
             )
         raise ConfigError(f"layer={layer}: {root} has heads on {named}; choose one, or layer=best")
     return TrainedHead.load(file_of(root, wanted))
+
+
+def layer_text(facts: HeadFacts) -> str:
+    """Return what a head reads, for people: `layer 6`, `conv`, a sum of layers."""
+    numbers = _numbers(facts.layers, facts.layer_names)
+    labels = {number: label_of(number, name) for name, number in numbers.items()}
+    if facts.layer == "weighted":
+        return f"a weighted sum of layers {', '.join(labels.values())}"
+    if facts.layer == "collapsed":
+        return "a collapsed sum of layers"
+    label = labels[int(facts.layer)]
+    return f"layer {label}" if label.isdigit() else label
+
+
+def _numbers(layers: Sequence[int], names: Sequence[str]) -> dict[Any, int]:
+    """Return the numbers of layers by name; results of earlier versions have no names."""
+    known = names if len(names) == len(layers) else map(standard_name, layers)
+    return dict(zip(known, layers, strict=True))
 
 
 def sweep_result(folder: Path) -> dict[str, Any]:

@@ -209,6 +209,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "warnings": tuple,
     "labels": tuple,
     "layers": tuple,
+    "layer_names": tuple,
     "classes": _deep_tuple,
     "test_ids": _deep_tuple,
     "truth": lambda folds: tuple(map(_rows, folds)),

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from pipeline.store.format.layers import label_of, standard_name
 from pipeline.store.format.layout import COLLAPSED_LAYER
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.store.read.features import FeatureStore
 
 Candidate = int | Literal["weighted", "collapsed"]
 """A layer number, "weighted" for the weighted sum, or "collapsed" for a collapsed store's layer."""
@@ -38,9 +41,12 @@ Predictions = tuple[tuple[int, ...], ...] | tuple[tuple[float, ...], ...] | tupl
 verification one per trial: its score."""
 
 
-def candidate_of(stored: int) -> Candidate:
-    """Return the candidate of a layer number of a store."""
-    return "collapsed" if stored == COLLAPSED_LAYER else stored
+def candidates_of(store: FeatureStore, layers: Sequence[int]) -> tuple[Candidate, ...]:
+    """Return the candidates that are single layers of a store.
+
+    The layer -1 is the weighted sum of a collapsed store, and `conv` of others.
+    """
+    return ("collapsed",) if store.is_collapsed else tuple(layers)
 
 
 def stored_layer(candidate: Candidate) -> int:
@@ -203,6 +209,8 @@ class Sweep:
         metric: accuracy, cer, wer, per, ccc, pearson, mae, eer or min_dcf.
         higher_is_better: Direction of the metric.
         layers: Swept layers.
+        layer_names: Their names; empty in results of earlier versions, whose layers have the
+            standard ones.
         n_train: Training utterances, mean over folds.
         n_dev: Dev utterances, mean over folds.
         n_test: Test utterances, sum over folds.
@@ -259,6 +267,7 @@ class Sweep:
     spans: str | None = None
     setup: Setup = Setup()
     units: tuple[dict[str, Any], ...] = ()
+    layer_names: tuple[str, ...] = ()
 
     @property
     def is_trained(self) -> bool:
@@ -269,6 +278,12 @@ class Sweep:
     def is_dev_test(self) -> bool:
         """Whether the best candidate was chosen on the test set, for lack of other speakers."""
         return DEV_IS_TEST in self.split
+
+    @property
+    def labels_of_layers(self) -> dict[Candidate, str]:
+        """What tables call each swept layer: its number if it is 0 or a block, else its name."""
+        names = self.layer_names or tuple(map(standard_name, self.layers))
+        return {n: label_of(n, name) for n, name in zip(self.layers, names, strict=True)}
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config import SweepConfig
 from pipeline.config.sizes import parse_bytes
 from pipeline.devices import choose_device
-from pipeline.errors import ConfigError, StoreError, counted, layers_problem
+from pipeline.errors import ConfigError, StoreError, counted
 from pipeline.events import Observer, announced
 from pipeline.probing.baselines import baseline_warnings
 from pipeline.probing.encoder_description import (
@@ -45,7 +45,6 @@ from pipeline.probing.results import (
     HeadResult,
     HeadSpec,
     Sweep,
-    candidate_of,
 )
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.splits.shares import take_share
@@ -61,6 +60,7 @@ from pipeline.probing.tasks.verification import VerificationTask
 from pipeline.probing.trainers.kept_heads import KeptHeads
 from pipeline.probing.trainers.native.heads import stale_note
 from pipeline.probing.trainers.pooled import resolve_steps
+from pipeline.store.format.layers import number_layers
 from pipeline.store.maintain.status import read_status
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
@@ -200,7 +200,7 @@ def _prepare(
     task = kind(data)
     if task.items:
         split = replace(split, description=f"{split.description}; {task.items}")
-    specs = list_heads(config, layers, len(split.folds))
+    specs = list_heads(config, data.candidates, len(split.folds))
     folder, note = claim_folder(asked, settings)
     if note:
         observer.note(note)
@@ -283,6 +283,7 @@ def _result(
         metric=plan.config.task.metric,
         higher_is_better=higher,
         layers=plan.layers,
+        layer_names=tuple(plan.store.named_layers[layer] for layer in plan.layers),
         n_train=round(sum(len(fold.train) for fold in folds) / len(folds)),
         n_dev=round(sum(len(fold.dev) for fold in folds) / len(folds)),
         n_test=sum(len(fold.test) for fold in folds),
@@ -307,9 +308,11 @@ def _result(
     )
 
 
-def list_heads(config: SweepConfig, layers: Sequence[int], n_folds: int) -> tuple[HeadSpec, ...]:
+def list_heads(
+    config: SweepConfig, layers: Sequence[Candidate], n_folds: int
+) -> tuple[HeadSpec, ...]:
     """Return the heads of a sweep, in the order in which they are reported."""
-    candidates: list[Candidate] = [candidate_of(layer) for layer in layers]
+    candidates = list(layers)
     if not config.task.is_trained:
         return tuple(
             HeadSpec(layer, NO_RATE, 0, fold) for layer in candidates for fold in range(n_folds)
@@ -333,9 +336,8 @@ def choose_layers(store: FeatureStore, config: SweepConfig) -> tuple[int, ...]:
     """
     if isinstance(config.layers, str):
         return store.layers
-    if problem := layers_problem(config.layers, store.layers):
-        raise ConfigError(problem)
-    return tuple(layer for layer in store.layers if layer in config.layers)
+    numbers = number_layers(config.layers, store.named_layers, error=ConfigError)
+    return tuple(layer for layer in store.layers if layer in numbers)
 
 
 def _mean_weights(ranking: Ranking) -> tuple[float, ...] | None:

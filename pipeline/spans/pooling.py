@@ -31,7 +31,7 @@ _COPIES = 3  # of the frames that are read: as stored, as float32, and the resul
 def pool_spans(
     store: FeatureStore,
     spans: Spans,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     statistic: str = MEAN,
     *,
     out: FloatArray | None = None,
@@ -48,7 +48,7 @@ def pool_spans(
     Args:
         store: The store, or several that are read as one, or a selection.
         spans: The spans.
-        layers: Layers to read, in this order; None reads all.
+        layers: Layers to read, by number or name, in this order; None reads all.
         statistic: "mean", "std" (of the population), "max", "first" or "last" (frame).
         out: Where to write, float32 [n_spans, n_layers, dim], such as a `numpy.memmap`.
         times: "utterance" or "recording": from where times count; see `place_spans`. Of a span
@@ -93,7 +93,7 @@ def pool_spans(
 def iter_pooled_spans(
     store: FeatureStore,
     placed: PlacedSpans,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     statistic: str = MEAN,
     *,
     memory: int | str = DEFAULT_MEMORY,

@@ -18,10 +18,10 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.layers import COLLAPSED, LAYER_NAMES, is_collapsed, standard_name
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
-    COLLAPSED_LAYER,
     DROPPED_LAYERS,
     FORMAT_2,
     FORMAT_3,
@@ -71,6 +71,7 @@ def group_attributes(
     return {
         "format_version": layout.format_version,
         "layers": list(layout.layers),
+        **names_attribute(layout),
         "feature_dim": layout.dim,
         "frames_per_unit": layout.frames_per_unit,
         "utterances_per_slot": layout.utterances_per_slot,
@@ -81,6 +82,16 @@ def group_attributes(
         "identity": identity,
         "provenance": dict(provenance),
     }
+
+
+def names_attribute(layout: Layout) -> dict[str, Any]:
+    """Return the attribute with the names of the layers; nothing if they follow from the numbers.
+
+    So the attributes of a store with layers 0 to N alone are those of earlier versions.
+    """
+    if layout.layer_names in (tuple(map(standard_name, layout.layers)), (COLLAPSED,)):
+        return {}
+    return {LAYER_NAMES: list(layout.layer_names)}
 
 
 def write_plan(store: Location, plan: Plan) -> None:
@@ -292,7 +303,7 @@ def _check_attributes(attributes: dict[str, Any], path: str) -> None:
         )
         encoder = attributes.get("identity", {}).get("encoder", {})
         layers = list(attributes.get("layers", []))
-        if is_same and layers != [COLLAPSED_LAYER]:
+        if is_same and not is_collapsed(attributes):
             is_same = layers == list(encoder.get("layers", layers))
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged ({error!r}); restore it from a copy") from error
@@ -319,6 +330,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     """
     try:
         identity = attributes.get("identity", {})
+        names = (COLLAPSED,) if is_collapsed(attributes) else attributes.get(LAYER_NAMES, ())
         return Layout(
             layers=tuple(attributes["layers"]),
             dim=attributes["feature_dim"],
@@ -328,6 +340,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
             keep=tuple(identity.get("keep", KEPT)),
             statistics=tuple(identity.get("pooling", (MEAN,))),
             dropped_layers=tuple(attributes.get(DROPPED_LAYERS, ())),
+            names=tuple(names),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
@@ -344,3 +357,8 @@ def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Locati
     stored = replace(layout_of(attributes), dropped_layers=())
     if stored != replace(layout, dropped_layers=()):
         raise IdentityError(f"store {store} has {stored}, but its plan requires {layout}")
+    if stored.layer_names != layout.layer_names:
+        raise IdentityError(
+            f"store {store} has the layers {', '.join(stored.layer_names)}, and this run those "
+            f"called {', '.join(layout.layer_names)}; choose the same layers, or another store="
+        )

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.errors import StoreError, counted, layers_problem
+from pipeline.errors import StoreError, counted
 from pipeline.feed.frames.axis import FrameAxis
 from pipeline.feed.frames.sample import draw_slices
+from pipeline.store.format.layers import labels_of, number_layers
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.merged import Cut
 
@@ -41,7 +42,7 @@ class LayerSource:
 
     @classmethod
     def of(
-        cls, store: FeatureStore, layer: int | None, weights: Sequence[float] | None
+        cls, store: FeatureStore, layer: int | str | None, weights: Sequence[float] | None
     ) -> LayerSource:
         """Return the source of a layer, or of a weighted sum of all layers if it is None.
 
@@ -49,16 +50,16 @@ class LayerSource:
             StoreError: The store lacks the layer, or keeps no frames.
         """
         store.check_frames()
+        names = store.named_layers
         if weights is None:
-            if layer is None or (problem := layers_problem([layer], store.layers)):
-                reason = "no layer is given" if layer is None else problem
-                raise StoreError(f"{store.location}: {reason}")
-            return cls(store, tuple(store.axes([layer])))
+            if layer is None:
+                raise StoreError(f"{store.location}: no layer is given")
+            return cls(store, tuple(store.axes(number_layers([layer], names, store.location))))
         axes = store.axes(None)
         if len(axes) != len(weights):
             raise StoreError(
                 f"{counted(len(weights), 'weight')} for the {counted(len(axes), 'layer')} "
-                f"{list(store.layers)} of {store.location}"
+                f"{labels_of(names)} of {store.location}"
             )
         used = [(axis, weight) for axis, weight in zip(axes, weights, strict=True) if weight]
         return cls(store, tuple(axis for axis, _ in used), tuple(weight for _, weight in used))

@@ -37,6 +37,7 @@ from pipeline.store.documents import (
 )
 from pipeline.store.format.codecs import checksum
 from pipeline.store.format.identity import Identity, check_same
+from pipeline.store.format.layers import COLLAPSED, LAYER_NAMES
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     COLLAPSED_LAYER,
@@ -57,7 +58,7 @@ from pipeline.transforms.tokens_left import note_tokens_of_layers
 from pipeline.transforms.writer import Final, Target, open_ledger, own_provenance, write_units
 
 Row = dict[str, Any]
-_OF_PARENT = ("final_norm", DROPPED_LAYERS, *LABEL_ATTRIBUTES)
+_OF_PARENT = ("final_norm", DROPPED_LAYERS, LAYER_NAMES, *LABEL_ATTRIBUTES)
 _AHEAD_BYTES = 32 << 20  # of all layers that are fetched together
 """Attributes about the layers and labels of the parent; `copy_labels` states the labels."""
 
@@ -188,6 +189,7 @@ def _prepare(
     layout = replace(
         whole,
         layers=(COLLAPSED_LAYER,),
+        names=(COLLAPSED,),
         dropped_layers=(),
         frames_per_unit=plan.frames_per_unit,
         utterances_per_slot=plan.utterances_per_slot,

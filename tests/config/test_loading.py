@@ -115,7 +115,10 @@ def test_sections_and_dataclasses_agree() -> None:
         ("dataset.limit=0", "dataset.limit is 0; expected at least 1"),
         ("dataset.columns=speaker", "dataset.columns is 'speaker'; expected a list of names"),
         ("dataset.columns={a: 1}", "expected a list of names ([a,b]) or null"),
-        ("extract.layers=[1,x]", "extract.layers is [1, 'x']; expected text or a list of whole"),
+        (
+            "extract.layers=[1,true]",
+            "extract.layers is [1, True]; expected text or a list of numbers",
+        ),
         ("extract.max_batch_s=0", "extract.max_batch_s is 0.0; expected seconds, more than 0"),
         ("extract.max_batch_s=nan", "expected seconds, more than 0"),
         ("extract.max_batch_s=fast", "extract.max_batch_s is 'fast'; expected a number or null"),

@@ -26,7 +26,8 @@ def numbers_of(kind: type, prefix: str = "") -> set[str]:
             if dataclasses.is_dataclass(option):
                 names |= numbers_of(option, f"{prefix}{key}.")
             items = typing.get_args(option) if typing.get_origin(option) is tuple else (option,)
-            if {int, float} & set(items):
+            of_items = [typing.get_args(item) or (item,) for item in items]
+            if {int, float} & {kind for kinds in of_items for kind in kinds}:
                 names.add(f"{prefix}{key}")
     return names
 

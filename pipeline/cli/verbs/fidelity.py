@@ -93,10 +93,11 @@ def fidelity(
                 view, other, left_out = in_common(opened, other)
             if left_out:
                 notes.note(left_out)
-            choose_layers(against_store.layers, layers)
+            named = opened.named_layers
+            choose_layers({layer: named[layer] for layer in against_store.layers}, layers)
             sample = draw_sample(view, n_utterances, seed)
         else:
-            choose_layers(opened.layers, layers)
+            choose_layers(opened.named_layers, layers)
             sample = draw_sample(opened, n_utterances, seed)
         if cut := sample.describe_cut():
             notes.note(cut)

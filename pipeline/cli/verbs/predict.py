@@ -180,11 +180,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _layer(given: dict[str, str]) -> int | str:
-    """Return the setting `layer`: best, weighted, collapsed or a number."""
+    """Return the setting `layer`: best, weighted, or a layer by number or name."""
     text = given.get("layer", "best")
     if re.fullmatch(r"-?\d{1,6}", text, re.ASCII):
         return int(text)
-    if text not in ("best", "weighted", "collapsed"):
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII):
         raise ConfigError(f"layer is {text!r:.40}; expected best, weighted or a layer")
     return text
 

@@ -20,6 +20,7 @@ from pipeline.cli.verbs.prediction_files import (
 )
 from pipeline.errors import counted
 from pipeline.files import write_atomic
+from pipeline.predict.heads import layer_text
 
 if TYPE_CHECKING:
     from pipeline.heads.facts import HeadFacts
@@ -142,6 +143,7 @@ def head_document(facts: HeadFacts) -> dict[str, Any]:
         "labels": list(facts.labels),
         "layer": facts.layer,
         "layers": list(facts.layers),
+        "layer_names": list(facts.layer_names),
         "head": facts.head,
         "metric": facts.metric,
         "dev": facts.dev,
@@ -191,9 +193,9 @@ def show_export(console: Console, facts: HeadFacts, folder: str) -> None:
 
 
 def _headline(facts: HeadFacts) -> str:
-    layer = f"layer {facts.layer}" if isinstance(facts.layer, int) else f"the {facts.layer} sum"
+    what = f"the {facts.layer} sum" if isinstance(facts.layer, str) else layer_text(facts)
     return (
-        f"{facts.task} on {', '.join(facts.labels)}: the head on {layer} of "
+        f"{facts.task} on {', '.join(facts.labels)}: the head on {what} of "
         f"{facts.identity['encoder'].get('model')}, {facts.metric} {facts.dev:.3f} on dev, "
         f"{facts.test:.3f} on test"
     )

@@ -45,7 +45,7 @@ def make_frame_loader(
     dataset: FeatureDataset | Subset[Any],
     *,
     frames_per_batch: int,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     shuffle: str | bool = RESERVOIR,
     seed: int = 0,
     normalize: str | FrameStatistics | None = None,
@@ -110,8 +110,8 @@ def make_frame_loader(
     for (name, smallest), value in zip(least.items(), given, strict=True):
         _check_whole(name, value, smallest)
     check_rank(rank, world_size)
-    chosen = tuple(dataset.layers if layers is None else layers)
-    source = FrameSource.of(dataset, chosen)
+    source = FrameSource.of(dataset, dataset.layers if layers is None else layers)
+    chosen = dataset.store.numbers_at(source.axes)
     statistics = None
     if isinstance(normalize, FrameStatistics):
         statistics, normalize = _of_layers(normalize, chosen, source), STANDARDIZE
@@ -175,8 +175,7 @@ class FrameLoader(ResumableLoader[FrameBatch]):
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers of the batches."""
-        have = self._source.store.layers
-        return tuple(have[axis] for axis in self._source.axes)
+        return self._source.store.numbers_at(self._source.axes)
 
     @property
     def window_frames(self) -> int:
@@ -256,7 +255,7 @@ def _check(
     dataset: FeatureDataset,
     shuffle: str | bool,
     normalize: str | FrameStatistics | None,
-    layers: Sequence[int] | None,
+    layers: Sequence[int | str] | None,
 ) -> None:
     """Check what has a few values only."""
     if shuffle not in (RESERVOIR, UNITS) and shuffle is not False:

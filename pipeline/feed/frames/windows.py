@@ -66,7 +66,7 @@ class FrameSource:
     norm: FinalNorm | None = None
 
     @classmethod
-    def of(cls, dataset: FeatureDataset, layers: Sequence[int]) -> FrameSource:
+    def of(cls, dataset: FeatureDataset, layers: Sequence[int | str]) -> FrameSource:
         """Return the source of layers of a dataset.
 
         Raises:

@@ -11,6 +11,7 @@ from pipeline.probing.fidelity.figures import Frames
 from pipeline.store.backend.folders import relation
 from pipeline.store.format.codecs import FLOAT32
 from pipeline.store.format.identity import compare
+from pipeline.store.format.layers import labels_of
 from pipeline.store.labels import places_of_ids
 from pipeline.store.read.catalogue import Piece
 from pipeline.store.read.features import FeatureStore
@@ -57,7 +58,8 @@ class StoreReference:
         if not self.layers:
             raise IdentityError(
                 f"stores {store.backend} and {other.backend} cannot be compared: the first has "
-                f"layers {list(store.layers)}, the second {list(other.layers)}"
+                f"layers {labels_of(store.named_layers)}, the second "
+                f"{labels_of(other.named_layers)}"
             )
         self._store = other
         self.precision = precision_of(other)

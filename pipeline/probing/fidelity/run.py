@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from pipeline.errors import AudioError, ConfigError, StoreError, layers_problem
+from pipeline.errors import AudioError, ConfigError, StoreError
 from pipeline.events import Observer
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.fidelity.against import check_frames, precision_of
 from pipeline.probing.fidelity.figures import Frames, LayerFigures, LayerLoss
 from pipeline.probing.fidelity.sampling import Clip
 from pipeline.store.format.codecs import Codec
+from pipeline.store.format.layers import number_layers
 from pipeline.store.read.catalogue import Piece
 from pipeline.store.read.features import FeatureStore
 
@@ -95,7 +96,7 @@ def measure(
     store: FeatureStore,
     reference: Reference,
     clips: Sequence[Clip],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     observer: Observer | None = None,
 ) -> Fidelity:
     """Compare stored features with a reference.
@@ -116,7 +117,8 @@ def measure(
     """
     observer = observer or Observer()
     check_frames(store)
-    chosen = choose_layers(reference.layers, layers)
+    names = store.named_layers
+    chosen = choose_layers({layer: names[layer] for layer in reference.layers}, layers)
     codec = store.codec
     precisions = (precision_of(store), reference.precision)
     parts = None not in precisions and precisions[0] != precisions[1]
@@ -163,21 +165,21 @@ def measure(
     )
 
 
-def choose_layers(common: Sequence[int], layers: Sequence[int] | None) -> tuple[int, ...]:
+def choose_layers(common: Mapping[int, str], layers: Sequence[int | str] | None) -> tuple[int, ...]:
     """Return the layers to compare, in the order of the store.
 
     Args:
-        common: Layers that the store and the reference have.
-        layers: Those that were asked for; None for all.
+        common: Names of the layers that the store and the reference have, by number.
+        layers: Those that were asked for, by number or name; None for all.
 
     Raises:
         ConfigError: One is missing, or none is named.
     """
     if layers is None:
         return tuple(common)
-    if problem := layers_problem(layers, common, "the common part of store and reference"):
-        raise ConfigError(problem)
-    return tuple(layer for layer in common if layer in layers)
+    of = "the common part of store and reference"
+    numbers = number_layers(layers, common, of, error=ConfigError)
+    return tuple(layer for layer in common if layer in numbers)
 
 
 def _as_stored(codec: Codec, values: Frames) -> Frames:

@@ -15,7 +15,7 @@ from pipeline.events import Observer, announced
 from pipeline.probing.fidelity.run import choose_layers
 from pipeline.probing.labels import read_labels
 from pipeline.probing.ranking import evaluations_of, rank
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, candidates_of
 from pipeline.probing.run import TASK_KINDS, list_heads, size_warnings
 from pipeline.probing.significance import (
     Runs,
@@ -134,14 +134,15 @@ def compare_sweeps(
         )
     [config] = config.variants
     observer = observer or Observer()
-    common = [layer for layer in store.layers if layer in reference.layers]
+    names = store.named_layers
+    common = {layer: names[layer] for layer in store.layers if layer in reference.layers}
     asked = None if isinstance(config.layers, str) else config.layers
     layers = choose_layers(common, asked)
     labels = read_labels(store, config.task, config.labels)
     split = make_split(store, config.task, config.split, labels)
     n_train = max(len(fold.train) for fold in split.folds)
     config = replace(config, task=resolve_steps(config.task, n_train))
-    specs = list_heads(config, layers, len(split.folds))
+    specs = list_heads(config, candidates_of(store, layers), len(split.folds))
     device = choose_device(config.device)
     candidates = list(dict.fromkeys(spec.layer for spec in specs))
     n_total = len(specs) + len(specs) // len(config.task.lrs)

@@ -13,7 +13,15 @@ from pipeline.config import TaskConfig
 from pipeline.errors import counted
 from pipeline.probing.evaluation import Evaluation
 from pipeline.probing.labels import Fold, Labels
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, Predictions
+from pipeline.probing.results import (
+    Candidate,
+    HeadResult,
+    HeadSpec,
+    Note,
+    OnHead,
+    Predictions,
+    candidates_of,
+)
 from pipeline.probing.tasks.spans_data import SpanData
 from pipeline.store.read.features import FeatureStore
 
@@ -44,6 +52,11 @@ class TaskData:
     device: torch.device
     spans: SpanData | None = None
     memory: int = 1 << 30
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidates that are single layers, in the order of `layers`."""
+        return candidates_of(self.store, self.layers)
 
 
 class Task(Protocol):

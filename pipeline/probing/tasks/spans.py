@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, counted
 from pipeline.probing.evaluation import Ratio
 from pipeline.probing.labels import Classes
 from pipeline.probing.metrics import IntArray, confusion_matrix, macro_f1
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead
 from pipeline.probing.tasks.base import Task, TaskData
 from pipeline.probing.tasks.inputs import check_pooling
 from pipeline.probing.tasks.spans_data import SpanData
@@ -75,7 +75,7 @@ class SpanTask(Task):
         )
         self._pooled_data = PooledData(
             pooled=_pooled(data, spans),
-            layers=tuple(candidate_of(layer) for layer in data.layers),
+            layers=data.candidates,
             labels=torch.from_numpy(spans.numbers[None].copy()),
             objectives=(Classification((len(spans.names),)),) * len(data.folds),
             folds=self._folds,

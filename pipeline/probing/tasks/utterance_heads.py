@@ -14,7 +14,6 @@ from pipeline.probing.results import (
     HeadSpec,
     Note,
     OnHead,
-    candidate_of,
     stored_layer,
 )
 from pipeline.probing.tasks.base import TaskData
@@ -50,7 +49,7 @@ class UtteranceHeads:
             return
         self._pooled = pooled.PooledData(
             pooled=pooled_inputs(data),
-            layers=tuple(candidate_of(layer) for layer in data.layers),
+            layers=data.candidates,
             labels=labels,
             objectives=tuple(objectives),
             folds=data.folds,

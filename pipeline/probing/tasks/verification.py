@@ -27,7 +27,6 @@ from pipeline.probing.results import (
     HeadSpec,
     Note,
     OnHead,
-    candidate_of,
 )
 from pipeline.probing.splits.trials import Trials, draw_trials, read_trials
 from pipeline.probing.tasks.base import Task, TaskData, few_speakers
@@ -93,7 +92,7 @@ class VerificationTask(Task):
         pairs = [(item.pairs.tolist(), item.is_target.tolist()) for item in self._test]
         self.units = tuple(map(self._unit, data.folds, self._test, repeat(data.labels.texts[0])))
         self.fingerprint = hashlib.sha256(repr(pairs).encode()).hexdigest()
-        self._layers: list[Candidate] = [candidate_of(layer) for layer in data.layers]
+        self._layers = data.candidates
         self._pooled = pooled_inputs(data).numpy()  # [n_layers, n_utterances, dim]
 
     def train(self, specs: Sequence[HeadSpec], on_head: OnHead, note: Note) -> None:

@@ -35,7 +35,7 @@ from pipeline.feed.frames.loader import FrameLoader, make_frame_loader
 from pipeline.probing.baselines import fitted_classifier
 from pipeline.probing.labels import Fold, IntArray
 from pipeline.probing.metrics import class_counts, macro_f1_of_sums
-from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidate_of
+from pipeline.probing.results import Candidate, HeadResult, HeadSpec, Note, OnHead, candidates_of
 from pipeline.probing.trainers.fused_stack import make_stack
 from pipeline.probing.trainers.objectives import Classification
 from pipeline.probing.trainers.progress import HeadProgress, StepTimer, stacks_of
@@ -177,7 +177,7 @@ def logistic_score(data: FramewiseData, layer: Candidate) -> float | None:
 
     Of the first fold, with at most `N_SAMPLED` frames; None if fitting takes too long.
     """
-    axis = [candidate_of(stored) for stored in data.layers].index(layer)
+    axis = candidates_of(data.store, data.layers).index(layer)
     vectors, classes, n_frames = [], [], 0
     for batch in data.batches(data.folds[0].train, seed=0):
         vectors.append(batch.frames[axis].cpu().numpy())
@@ -212,7 +212,7 @@ class _Stack:
     """
 
     def __init__(self, specs: Sequence[HeadSpec], data: FramewiseData) -> None:
-        layers = [candidate_of(layer) for layer in data.layers]
+        layers = candidates_of(data.store, data.layers)
         task, dim = data.task, data.store.feature_dim
         shape = HeadShape(dim, task.projection, data.n_classes, len(layers), task.head)
         objective = Classification((data.n_classes,))

@@ -179,6 +179,7 @@ def head_facts(data: TaskData, task: Task, head: HeadResult, key: str) -> HeadFa
         first_centre_s=float(frame_times(store.geometry, 1).centre_s[0]),
         unlabelled=config.unlabelled if config.kind == FRAMEWISE else None,
         one_by_one=encodes_one_by_one(store.attributes),
+        layer_names=tuple(store.named_layers[layer] for layer in reads),
     )
 
 

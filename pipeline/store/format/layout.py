@@ -19,6 +19,7 @@ from typing import Any
 from crc32c import crc32c
 
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
+from pipeline.store.format.layers import standard_name
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.zarr_json import array_document, chunked_document
 
@@ -67,7 +68,7 @@ LABEL_ATTRIBUTES = (HAS_LABELS, NEWEST_LABELS)
 DROPPED_LAYERS = "dropped_layers"
 """Attribute of a store of which layers were dropped: their numbers."""
 COLLAPSED_LAYER = -1
-"""Layer number in a collapsed store: negative, because the layer is not the output of a block."""
+"""Layer number in a collapsed store; in other stores it is that of `conv`: see `is_collapsed`."""
 
 _FLOAT_BYTES = 4
 _DECODING: dict[str, dict[str, Any]] = {
@@ -130,6 +131,7 @@ class Layout:
         statistics: Statistics over the frames of an utterance in the pooled array; see
             `STATISTICS`.
         dropped_layers: Layers that keep their place on the axis, without shards and values.
+        names: Names of `layers`; empty if they are the standard ones.
     """
 
     layers: tuple[int, ...]
@@ -140,6 +142,7 @@ class Layout:
     keep: tuple[str, ...] = field(default=KEPT, repr=False)
     statistics: tuple[str, ...] = field(default=(MEAN,), repr=False)
     dropped_layers: tuple[int, ...] = field(default=(), repr=False)
+    names: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.layers or self.dim < 1 or self.utterances_per_slot < 1:
@@ -148,6 +151,8 @@ class Layout:
             raise ValueError(f"a store cannot keep {self.keep} with {self.statistics}")
         if not self.axes or not set(self.dropped_layers) <= set(self.layers):
             raise ValueError(f"layers {self.dropped_layers} of {self.layers} cannot be dropped")
+        if self.names and len(set(self.names)) != len(self.layers):
+            raise ValueError(f"layers {self.layers} cannot have the names {self.names}")
         if self.frames_per_unit < 1 or self.frames_per_unit % CHUNK_FRAMES:
             raise ValueError(
                 f"frames_per_unit is {self.frames_per_unit}; "
@@ -164,6 +169,24 @@ class Layout:
         """Position on the layer axis of each layer that was not dropped, in order."""
         gone = self.dropped_layers
         return {layer: axis for axis, layer in enumerate(self.layers) if layer not in gone}
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Name of each layer of `layers`."""
+        return self.names or tuple(map(standard_name, self.layers))
+
+    @cached_property
+    def kept_names(self) -> dict[int, str]:
+        """Name of each layer that was not dropped, in order."""
+        named = dict(zip(self.layers, self.layer_names, strict=True))
+        return {layer: named[layer] for layer in self.axes}
+
+    @cached_property
+    def named_axes(self) -> dict[int | str, int]:
+        """Position on the layer axis of each layer that was not dropped, by number and by name."""
+        axes = self.axes
+        names: dict[int | str, int] = {name: axes[n] for n, name in self.kept_names.items()}
+        return {**names, **dict(axes.items())}
 
     @cached_property
     def kept_axes(self) -> tuple[int, ...]:

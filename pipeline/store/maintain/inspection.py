@@ -25,6 +25,7 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
     return {
         "utterances": len(store),
         "layers": list(store.layers),
+        "layer_names": list(store.layer_names),
         "dropped_layers": list(store.attributes.get(DROPPED_LAYERS, ())),
         "feature_dim": store.feature_dim,
         "frame_rate_hz": store.frame_rate_hz,
@@ -115,11 +116,12 @@ def _ranges(store: FeatureStore, features: Tensor) -> list[dict[str, Any]]:
     return [
         {
             "layer": layer,
+            "name": name,
             "shape": list(values.shape),
             "min": round(float(values.min()), 4),
             "max": round(float(values.max()), 4),
             "mean": round(float(values.mean()), 4),
             "std": round(float(values.std(correction=0)), 4),
         }
-        for layer, values in zip(store.layers, features.float(), strict=True)
+        for (layer, name), values in zip(store.named_layers.items(), features.float(), strict=True)
     ]

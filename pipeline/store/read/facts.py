@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.errors import StoreError
 from pipeline.store.backend.base import Backend
 from pipeline.store.format.codecs import Codec
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.layers import is_collapsed, label_of
 from pipeline.store.format.layout import Layout
 from pipeline.store.read.catalogue import ALONE, Catalogue, IntArray, Place
 from pipeline.store.read.shards import ShardReader
@@ -70,6 +72,36 @@ class StoreFacts:
     def layers(self) -> tuple[int, ...]:
         """Layers that can be read, in the order of the layer axis; dropped ones are left out."""
         return tuple(self._layout.axes)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Name of each layer of `layers`, which readers take in place of its number.
+
+        `conv` is the output of the convolution stack, `input` the input of block 1, `block_6` the
+        output of block 6, `final_norm` that of the last block after the model's final norm,
+        `collapsed` the weighted sum that `collapse` has written. Layers of other models have the
+        names of their modules.
+        """
+        return tuple(self._layout.kept_names.values())
+
+    @property
+    def named_layers(self) -> dict[int, str]:
+        """Names of `layers`, by number."""
+        return dict(self._layout.kept_names)
+
+    @property
+    def layer_labels(self) -> dict[int, str]:
+        """What tables call each layer: its number if it is 0 or a block, else its name."""
+        return {layer: label_of(layer, name) for layer, name in self._layout.kept_names.items()}
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the only layer is a weighted sum that `collapse` has written."""
+        return is_collapsed(self.attributes)
+
+    def numbers_at(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers of the layers at positions on the layer axis."""
+        return tuple(self._layout.layers[axis] for axis in axes)
 
     @property
     def feature_dim(self) -> int:

@@ -59,7 +59,7 @@ class FeatureStore(TokenView):
     def read(
         self,
         key: Key,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[int | str] | None = None,
         start: int | None = None,
         stop: int | None = None,
         *,
@@ -80,7 +80,8 @@ class FeatureStore(TokenView):
 
         Args:
             key: Its id, or its position in `ids`; a negative one counts from the end.
-            layers: Layers to read, in this order; None reads all.
+            layers: Layers to read, by number or name (`layer_names`), in this order; None reads
+                all. -1 is `conv`, not the last layer.
             start: First frame, as in a slice.
             stop: One past the last frame, as in a slice.
             start_s: Instead of `start`: frames whose centre is not before this time, in seconds
@@ -128,7 +129,7 @@ class FeatureStore(TokenView):
         self._fill((position, first, out), axes, verify)
         features = torch.from_numpy(out)
         if norm is not None:
-            features = norm.apply(features, self._numbers(axes))
+            features = norm.apply(features, self.numbers_at(axes))
         return features if n_joined == 1 else join_frames(features, n_joined, reduction)
 
     def times(self, key: Key, *, rate_hz: float | None = None, reduction: str = MEAN) -> FrameTimes:
@@ -158,7 +159,7 @@ class FeatureStore(TokenView):
     def read_many(
         self,
         keys: Sequence[Key] | slice,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[int | str] | None = None,
         *,
         verify: bool | None = None,
     ) -> list[Tensor]:
@@ -248,7 +249,7 @@ class FeatureStore(TokenView):
 
     def pooled(
         self,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[int | str] | None = None,
         *,
         statistic: str = MEAN,
         verify: bool | None = None,
@@ -376,7 +377,7 @@ class FeatureStore(TokenView):
         if self._verifies(verify):
             check_cuts(self._shards, self._catalogue, self._checksums, cuts, axes)
         if norm is not None:
-            layers = self._numbers(axes)
+            layers = self.numbers_at(axes)
             for _, _, where in cuts:
                 norm.apply(torch.from_numpy(where), layers)
 
@@ -387,10 +388,6 @@ class FeatureStore(TokenView):
         if self._verifies(verify):
             check_pooled(self._shards, self._catalogue, self._checksums, axes)
         read_pooled(self._shards, self._catalogue, axes, statistic, out)
-
-    def _numbers(self, axes: Sequence[int]) -> list[int]:
-        """Return the layers at some positions on the layer axis."""
-        return [self._layout.layers[axis] for axis in axes]
 
     def _verifies(self, verify: bool | None) -> bool:
         return self._verify if verify is None else verify

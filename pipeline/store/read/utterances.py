@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import StoreError, UtteranceNotFoundError, layers_problem
+from pipeline.errors import StoreError, UtteranceNotFoundError
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes
+from pipeline.store.format.layers import number_layers
 from pipeline.store.labels import read_labels
 from pipeline.store.read import verified
 from pipeline.store.read.catalogue import Catalogue, Piece, Place, committed_state, read_catalogue
@@ -366,8 +367,8 @@ class StoreView(StoreFacts):
             raise IndexError(f"position {key} in a store of {n_utterances} utterances")
         return position
 
-    def axes(self, layers: Sequence[int] | None) -> list[int]:
-        """Return the positions of `layers` on the layer axis; None stands for all.
+    def axes(self, layers: Sequence[int | str] | None) -> list[int]:
+        """Return the positions on the layer axis of layers, by number or name; None for all.
 
         Raises:
             StoreError: A layer is not in the store, or was dropped, or `layers` is no list of
@@ -376,15 +377,13 @@ class StoreView(StoreFacts):
         layout = self._layout
         if layers is None:
             return list(layout.kept_axes)
-        known = layout.axes
+        known = layout.named_axes
         try:
-            axes = [known[layer] for layer in layers]
+            axes = [] if isinstance(layers, str) else [known[layer] for layer in layers]
         except (KeyError, TypeError):
             axes = []
-        if not axes and (problem := layers_problem(layers, self.layers)):
-            gone = layout.dropped_layers
-            raise StoreError(problem + (f" (layers {list(gone)} were dropped)" if gone else ""))
-        return axes
+        gone = layout.dropped_layers
+        return axes or [known[n] for n in number_layers(layers, layout.kept_names, dropped=gone)]
 
     @property
     def _carried(self) -> tuple[Column, ...]:

@@ -21,15 +21,16 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.backend.folders import is_there, relation, show_store, unseen
 from pipeline.store.documents import (
     check_format_shape,
+    names_attribute,
     read_attributes,
     read_plan,
     write_plan,
 )
 from pipeline.store.format.identity import Identity, compare
+from pipeline.store.format.layers import LAYER_NAMES, is_collapsed
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
-    COLLAPSED_LAYER,
     DROPPED_LAYERS,
     KEPT,
     LABEL_ATTRIBUTES,
@@ -53,7 +54,7 @@ SUFFIX = ".copying"
 """Ends the name of the folder beside the destination, until the copy is complete."""
 _EARLY = (PLAN, LEASE, LEASE_LOCK)
 """Objects that a run writes before the attributes."""
-_OF_SOURCE = (CHECKSUM, *LABEL_ATTRIBUTES, DROPPED_LAYERS, "selfcheck")
+_OF_SOURCE = (CHECKSUM, *LABEL_ATTRIBUTES, DROPPED_LAYERS, LAYER_NAMES, "selfcheck")
 """Attributes that are about the store that has them."""
 _ONE_UNIT = 1e-9  # a share of the units; `verify_store` reads at least one
 
@@ -163,7 +164,7 @@ def copy_identity(
     identity["dtype"] = layout.codec.name
     identity["audio"] = joined_audio(sources)
     identity["source"] = first.get("source", {}) | {"columns": [dict(c) for c in columns]}
-    if layout.layers != (COLLAPSED_LAYER,):
+    if not is_collapsed(sources[0].attributes):
         identity["encoder"] = first.get("encoder", {}) | {"layers": list(layout.layers)}
     if layout.keep != KEPT:
         identity["keep"] = list(layout.keep)
@@ -185,6 +186,7 @@ def copy_attributes(
     own |= {
         "format_version": layout.format_version,
         "layers": list(layout.layers),
+        **names_attribute(layout),
         "frames_per_unit": layout.frames_per_unit,
         "utterances_per_slot": layout.utterances_per_slot,
         "identity": identity,
@@ -207,6 +209,7 @@ def copy_layout(first: Layout, layers: tuple[int, ...], form: StoredForm, pieces
     return replace(
         first,
         layers=layers,
+        names=tuple(first.kept_names[layer] for layer in layers),
         frames_per_unit=pieces.plan.frames_per_unit,
         utterances_per_slot=pieces.plan.utterances_per_slot,
         codec=form.codec,

@@ -38,7 +38,7 @@ class CopySettings:
         tokens: "all", "none", or names of the tokens that the copy has; None stands for all.
     """
 
-    layers: Sequence[int] | None = None
+    layers: Sequence[int | str] | None = None
     where: str | None = None
     ids: Ids | None = None
     dtype: str | None = None

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, DamagedError, IdentityError, StoreError, layers_problem
+from pipeline.errors import ConfigError, DamagedError, IdentityError, StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.documents import layout_of, read_attributes, read_plan
 from pipeline.store.format.identity import SOXR_KEY, Identity
+from pipeline.store.format.layers import labels_of, number_layers
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.stored_form import StoredForm
@@ -125,12 +126,12 @@ def _facts(backend: Backend, catalogue: Catalogue) -> pa.Table:
     return index.select(list(_FACTS)).take(index_files.row_numbers(order[found]))
 
 
-def check_sources(sources: Sequence[Source], layers: Sequence[int] | None) -> tuple[int, ...]:
+def check_sources(sources: Sequence[Source], layers: Sequence[int | str] | None) -> tuple[int, ...]:
     """Check that stores can be joined.
 
     Args:
         sources: The stores.
-        layers: The layers that are copied; None stands for all.
+        layers: The layers that are copied, by number or name; None stands for all.
 
     Returns:
         The layers of the copy, in the order of the first store.
@@ -150,14 +151,17 @@ def check_sources(sources: Sequence[Source], layers: Sequence[int] | None) -> tu
                 remedy = f"; layers={common} copies what both have" if common else ""
                 raise IdentityError(
                     f"stores cannot be joined: {first.backend} has layers "
-                    f"{list(first.layout.axes)}, {other.backend} has "
-                    f"{list(other.layout.axes)}{remedy}"
+                    f"{labels_of(first.layout.kept_names)}, {other.backend} has "
+                    f"{labels_of(other.layout.kept_names)}{remedy}"
                 )
         return tuple(first.layout.axes)
-    for source in sources:
-        if problem := layers_problem(layers, tuple(source.layout.axes), f"store {source.backend}"):
-            raise ConfigError(problem)
-    return tuple(layer for layer in first.layout.axes if layer in layers)
+    numbers, *_ = (
+        number_layers(
+            layers, source.layout.kept_names, f"store {source.backend}", error=ConfigError
+        )
+        for source in sources
+    )
+    return tuple(layer for layer in first.layout.axes if layer in numbers)
 
 
 def check_form(sources: Sequence[Source], form: StoredForm, is_dtype_given: bool) -> None:

@@ -20,12 +20,12 @@ from pipeline.errors import (
     StoreError,
     counted,
     first_few,
-    layers_problem,
 )
 from pipeline.events import Observer
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import layout_of, read_attributes, read_plan
+from pipeline.store.format.layers import number_layers
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK
@@ -147,26 +147,26 @@ def _column(rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     return pa.chunked_array([pa.nulls(len(rows), field.type)])
 
 
-def choose_layers(layout: Layout, layers: Sequence[int], name: str) -> list[int]:
+def choose_layers(layout: Layout, layers: Sequence[int | str], name: str) -> list[int]:
     """Return the layers to drop that have not been dropped yet.
 
     Args:
         layout: Shapes of the store.
-        layers: The layers that were asked for.
+        layers: The layers that were asked for, by number or name.
         name: The store, for messages.
 
     Raises:
         ConfigError: The store has no such layer, or no other.
     """
-    if problem := layers_problem(layers, layout.layers, f"store {name}"):
-        dropped = list(layout.dropped_layers)
-        raise ConfigError(problem + (f" (layers {dropped} were dropped)" if dropped else ""))
-    if set(layout.axes) <= set(layers):
+    names = dict(zip(layout.layers, layout.layer_names, strict=True))
+    gone = layout.dropped_layers
+    numbers = number_layers(layers, names, f"store {name}", dropped=gone, error=ConfigError)
+    if set(layout.axes) <= set(numbers):
         raise ConfigError(
             f"layers={list(layers)} are all layers of store {name}; to remove all of it, delete "
             "the folder"
         )
-    return [layer for layer in layout.axes if layer in layers]
+    return [layer for layer in layout.axes if layer in numbers]
 
 
 def choose_utterances(

@@ -85,7 +85,7 @@ def drop(
     *,
     ids: Ids | None = None,
     where: str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     tokens: str | None = None,
     confirm: bool = False,
     observer: Observer | None = None,
@@ -101,7 +101,7 @@ def drop(
         store: The store.
         ids: The utterances: their ids, or a text file with one id a line.
         where: Condition on the columns, as for `FeatureStore.select`; with `ids`, those of both.
-        layers: Layers, in place of utterances. At least one layer stays.
+        layers: Layers, by number or name, in place of utterances. At least one layer stays.
         tokens: Name of tokens, in place of utterances; their codebook goes with them.
         confirm: Whether to drop them.
         observer: Receives progress and notes.
@@ -191,7 +191,7 @@ def _described(n_utterances: int, layers: Sequence[int]) -> str:
 
 def _choose(
     content: Content,
-    layers: Sequence[int] | None,
+    layers: Sequence[int | str] | None,
     where: str | None,
     ids: Ids | None,
     n_pending: int,

@@ -40,6 +40,7 @@ class Content:
 
     Attributes:
         layers: Exported layers.
+        labels: What files and columns of each of them are called by: `6`, `conv`.
         dim: Length of a vector: features per frame, times the number of statistics.
         statistics: Statistics over frames that are exported, one after the other in a vector; none
             if the frames are.
@@ -54,6 +55,7 @@ class Content:
     """
 
     layers: tuple[int, ...]
+    labels: tuple[str, ...]
     dim: int
     statistics: tuple[str, ...]
     dtype: torch.dtype | None

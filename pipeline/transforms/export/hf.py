@@ -49,7 +49,7 @@ class HuggingFaceDataset(ExportFormat):
             ConfigError: A column of the store has the name of a column of features.
         """
         super().__init__(content, out)
-        names = [f"layer_{layer}" for layer in content.layers]
+        names = [f"layer_{label}" for label in content.labels]
         self._names = ["features"] if content.is_single else names
         clash = [name for name in self._names if name in content.columns.names]
         if clash:

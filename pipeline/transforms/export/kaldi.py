@@ -42,7 +42,7 @@ class KaldiArchives(ExportFormat):
         content = self.content
         if content.is_single or content.is_pooled:
             return [""]
-        return [f"layer_{layer}/" for layer in content.layers]
+        return [f"layer_{label}/" for label in content.labels]
 
     def write_part(self, number: int, chunks: Iterable[Chunk]) -> Iterator[Entry]:
         """Write an ark, or one for each of several layers; offsets in them are equal."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -44,6 +45,7 @@ FORMATS: Mapping[str, type[ExportFormat]] = {
 SHARD_MB = 512
 CHUNK_BYTES = 32 << 20
 """Bytes of the utterances that are read together; two chunks are in memory."""
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _ROWS = 10_000  # of the metadata that are hashed together
 
 
@@ -52,7 +54,7 @@ def export(
     out: Location,
     format: str,  # noqa: A002  the name of the setting
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     where: str | None = None,
     pooled: bool = False,
     pooling: Sequence[str] | None = None,
@@ -73,8 +75,8 @@ def export(
         out: The folder to write, or an incomplete export of the same to complete.
         format: npy, safetensors, kaldi, webdataset or hf; or units, for which `out` is a new file
             of text: tokens, not features.
-        layers: Layers to export, in this order; None exports all. One layer is exported without an
-            axis of layers.
+        layers: Layers to export, by number or name, in this order; None exports all. One layer is
+            exported without an axis of layers.
         where: Condition on the utterances; see `FeatureStore.select`.
         pooled: Export statistics over the frames of each utterance instead of its frames.
         pooling: With `pooled`, any of mean, std, max, first and last, one after the other in a
@@ -178,7 +180,7 @@ def _write(
 
 
 def _check_units(
-    layers: Sequence[int] | None,
+    layers: Sequence[int | str] | None,
     pooled: bool,
     pooling: Sequence[str] | None,
     dtype: str | None,
@@ -206,7 +208,7 @@ def _check_units(
 
 def _content(
     view: FeatureStore,
-    layers: Sequence[int] | None,
+    layers: Sequence[int | str] | None,
     statistics: tuple[str, ...],
     dtype: torch.dtype | None,
     source: str,
@@ -218,13 +220,12 @@ def _content(
         StoreError: A layer is not in the store.
         ConfigError: A layer is given twice.
     """
-    if layers is not None:
-        view.axes(layers)
-        if len(set(layers)) < len(layers):
-            raise ConfigError(f"layers={list(layers)} has a layer twice")
-    chosen = view.layers if layers is None else tuple(layers)
+    chosen = view.numbers_at(view.axes(layers))
+    if layers is not None and len(set(chosen)) < len(chosen):
+        raise ConfigError(f"layers={list(layers)} has a layer twice")
     return Content(
         layers=chosen,
+        labels=tuple(_file_label(layer, view) for layer in chosen),
         dim=view.feature_dim * max(1, len(statistics)),
         statistics=statistics,
         dtype=dtype,
@@ -235,6 +236,15 @@ def _content(
         source=source,
         shard_bytes=shard_bytes,
     )
+
+
+def _file_label(layer: int, view: FeatureStore) -> str:
+    """Return what files and columns of a layer are called by: its label, if that is a plain word.
+
+    The layer of a collapsed store goes by its number, as in exports of earlier versions.
+    """
+    label = view.layer_labels[layer]
+    return label if not view.is_collapsed and _PLAIN.fullmatch(label) else str(layer)
 
 
 def _statistics(view: FeatureStore, pooled: bool, pooling: Sequence[str] | None) -> tuple[str, ...]:

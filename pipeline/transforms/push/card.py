@@ -27,7 +27,7 @@ def make_card(store: FeatureStore, uri: str, name: str, license_name: str | None
         "encoder": encoder.get("model", "unknown"),
         "weights": ", ".join(f"{key} {value}" for key, value in weights.items()) or "unknown",
         "precision": encoder.get("precision", "unknown"),
-        "layers": ", ".join(map(str, store.layers)),
+        "layers": ", ".join(store.layer_labels.values()),
         "features per frame": f"{store.feature_dim:,}",
         "frames per second": f"{store.frame_rate_hz:g}",
         "stored as": str(identity.get("dtype", "unknown")),
@@ -51,7 +51,8 @@ tags:
 # Features of {name.rpartition("/")[2]}
 
 Hidden layers of a speech encoder, one array per utterance and layer, written by Strata. They are
-raw outputs of the transformer blocks; layer 0, if it is there, is the input of the first block.
+raw outputs of the transformer blocks; layer 0, if it is there, is the input of the first block,
+`conv` the output of the convolution stack, and `final_norm` follows the model's final norm.
 
 | | |
 |---|---|

@@ -14,6 +14,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.backend.folders import relation
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.identity import SOXR_KEY, compare
+from pipeline.store.format.layers import LAYER_NAMES
 from pipeline.store.format.layout import DROPPED_LAYERS
 from pipeline.store.read.catalogue import Catalogue
 
@@ -150,6 +151,7 @@ def what_must_agree(
             facts["collapse"] = {k: identity["collapse"][k] for k in ("layers", "weights")}
         if with_layers:
             facts["layers"] = list(attributes["layers"])
+            facts[LAYER_NAMES] = attributes.get(LAYER_NAMES)
             if DROPPED_LAYERS in one or DROPPED_LAYERS in other:
                 facts[DROPPED_LAYERS] = list(attributes.get(DROPPED_LAYERS, ()))
         found.append(facts | {name: attributes[name] for name in ("feature_dim", "frame_rate_hz")})

@@ -1,0 +1,93 @@
+"""Names of the layers of a store, and the choice of some of them by number or by name.
+
+A number is no position: -1 is the output of the convolution stack and not the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError, StoreError
+
+CONV = -1
+"""Output of the convolution stack, before the feature projection."""
+INPUT = 0
+"""Input of block 1."""
+COLLAPSED = "collapsed"
+"""Name of the layer of a collapsed store, the weighted sum of the layers of its parent."""
+LAYER_NAMES = "layer_names"
+"""Attribute of a store with the names of its layers, if they are not the standard ones."""
+
+
+def standard_name(layer: int) -> str:
+    """Return the name of a layer of a model whose numbers are those of its blocks.
+
+    Example:
+        >>> [standard_name(layer) for layer in (-1, 0, 12)]
+        ['conv', 'input', 'block_12']
+    """
+    return {CONV: "conv", INPUT: "input"}.get(layer, f"block_{layer}")
+
+
+def label_of(layer: int, name: str) -> str:
+    """Return what tables call a layer: its number if it is 0 or a block, else its name.
+
+    Example:
+        >>> label_of(6, "block_6"), label_of(13, "final_norm")
+        ('6', 'final_norm')
+    """
+    return str(layer) if layer >= INPUT and name == standard_name(layer) else name
+
+
+def labels_of(names: Mapping[int, str]) -> str:
+    """Return the labels of layers, for a message: `[0, 1, final_norm]`."""
+    return f"[{', '.join(label_of(layer, name) for layer, name in names.items())}]"
+
+
+def is_collapsed(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store was made by `collapse`, from its attributes.
+
+    Its only layer has the number -1, as `conv` of other stores.
+    """
+    is_single = list(attributes.get("layers", ())) == [CONV]
+    return is_single and "collapse" in attributes.get("identity", {})
+
+
+def number_layers(
+    layers: Sequence[int | str],
+    names: Mapping[int, str],
+    of: str = "the store",
+    *,
+    dropped: Sequence[int] = (),
+    error: type[ConfigError] | type[StoreError] = StoreError,
+) -> tuple[int, ...]:
+    """Return the numbers of layers that are asked for by number or by name, in their order.
+
+    Args:
+        layers: Numbers, names, or both.
+        names: Names of the layers that there are, by number.
+        of: What has them, for messages.
+        dropped: Layers that were dropped, for messages.
+        error: What to raise.
+
+    Raises:
+        ConfigError, StoreError: It is no list, or empty, or has a layer that is not there.
+    """
+    expected = f"expected some of {labels_of(names)}, the layers of {of}"
+    if isinstance(layers, str | bytes) or not hasattr(layers, "__len__"):
+        raise error(f"layers is {layers!r:.60}; {expected}, in a list")
+    if not len(layers):
+        raise error(f"layers=[] names no layers; {expected}, or leave it out for all of them")
+    numbers = {name: number for number, name in names.items()} | {n: n for n in names}
+    unknown = [layer for layer in layers if _key(layer) not in numbers]
+    if unknown:
+        listed = ", ".join(str(layer) for layer in unknown)
+        gone = f" (layers {list(dropped)} were dropped)" if dropped else ""
+        raise error(f"no layers [{listed}] in {of}; it has {labels_of(names)}{gone}")
+    return tuple(numbers[_key(layer)] for layer in layers)
+
+
+def _key(layer: object) -> Any:
+    """Return a layer as it is looked up; None for what can be none."""
+    return layer if isinstance(layer, str) or hasattr(layer, "__index__") else None
