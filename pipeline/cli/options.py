@@ -84,7 +84,7 @@ def layer_list(given: Mapping[str, str], name: str = "layers") -> list[int | str
     found = [item.strip() for item in inner.split(",")]
     is_list = inner != text or len(found) == 1
     if not is_list or not all(map(_LAYER.fullmatch, found)):
-        raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,conv], or all")
+        raise ConfigError(f"{name} is {text[:40]!r}; expected layers such as [1,6], or all")
     return [int(item) if item.removeprefix("-").isdigit() else item for item in found]
 
 

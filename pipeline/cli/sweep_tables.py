@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from pipeline.cli.tables import duration
 from pipeline.errors import counted
 
 if TYPE_CHECKING:
-    from pipeline.probing.results import CandidateScore, Sweep
+    from pipeline.probing.results import Candidate, CandidateScore, Sweep
 
 
 def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
@@ -47,9 +47,9 @@ def show_sweep(console: Console, sweep: Sweep, page: Path) -> None:
 def _table(sweep: Sweep) -> Table:
     """Return the scores; learning rates only of trained heads, deviations only of several seeds."""
     extras = list(sweep.scores[0].extra)
-    n_seeds = len({head.seed for head in sweep.heads})
+    n_seeds, labels = len({head.seed for head in sweep.heads}), sweep.layer_labels
     columns: dict[str, Callable[[CandidateScore], str]] = {
-        "layer": lambda score: str(score.layer),
+        "layer": lambda score: _label(score.layer, labels),
         "lr": lambda score: f"{score.lr:g}",
         "dev": lambda score: f"{score.dev:.3f}",
         "test": lambda score: f"{score.test:.3f}",
@@ -71,6 +71,10 @@ def _table(sweep: Sweep) -> Table:
     return table
 
 
+def _label(layer: Candidate, labels: Mapping[int, str]) -> str:
+    return labels.get(layer, str(layer)) if isinstance(layer, int) else layer
+
+
 def _comparison(sweep: Sweep) -> str:
     if sweep.comparison is None:
         return "One candidate only: nothing to compare."
@@ -78,8 +82,8 @@ def _comparison(sweep: Sweep) -> str:
     from pipeline.probing.report.p_values import p_value_text
     from pipeline.probing.results import SIGNIFICANCE_LEVEL
 
-    best = candidate_in_sentence(sweep.comparison.best)
-    second = candidate_in_sentence(sweep.comparison.second)
+    best = candidate_in_sentence(sweep.comparison.best, sweep)
+    second = candidate_in_sentence(sweep.comparison.second, sweep)
     is_significant = sweep.comparison.p_value < SIGNIFICANCE_LEVEL
     sure = f"{'' if is_significant else 'not '}significant at {SIGNIFICANCE_LEVEL:g}"
     p_value = p_value_text(sweep.comparison.p_value, sweep.comparison.test, digits=3)

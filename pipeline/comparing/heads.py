@@ -16,6 +16,7 @@ from pipeline.comparing.pairs import corrected, paired_tests
 from pipeline.comparing.results import HeadChange, PairTest
 from pipeline.config.sweep_schema import ATTENTIVE, COSINE, LDA, LINEAR, LSTM, MLP
 from pipeline.probing.evaluation import FloatArray
+from pipeline.probing.report.naming import candidate_name
 from pipeline.probing.results import Candidate, Sweep
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def _change(first: Variant, other: Variant) -> HeadChange:
         n_layers=n_layers,
         rank_correlation=correlation,
         test=_test(other, after, before),
+        reference_name=candidate_name(before, first.sweep),
+        name=candidate_name(after, other.sweep),
     )
 
 

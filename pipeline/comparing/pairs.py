@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeline.comparing.evaluating import evaluations
 from pipeline.comparing.results import PairTest, Variant
+from pipeline.probing.report.naming import candidate_name
 from pipeline.probing.results import Candidate
 from pipeline.probing.significance import holm, paired_results
 
@@ -39,6 +40,8 @@ def paired_tests(
                 p_value=found.p_value,
                 adjusted=1.0,
                 test=found.test,
+                first_name=candidate_name(first, one.sweep),
+                second_name=candidate_name(second, other.sweep),
             )
         )
     return tests

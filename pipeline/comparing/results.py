@@ -79,6 +79,8 @@ class PairTest:
         p_value: p-value of the test, not corrected.
         adjusted: p-value after Holm's correction for all tests of `Pairs`.
         test: Name of the test.
+        first_name: Name of the first candidate: layer 6, conv, weighted sum.
+        second_name: Name of the second candidate.
     """
 
     first: str
@@ -91,6 +93,8 @@ class PairTest:
     p_value: float
     adjusted: float
     test: str
+    first_name: str
+    second_name: str
 
     @property
     def is_significant(self) -> bool:
@@ -113,6 +117,8 @@ class HeadChange:
             than five.
         test: With the other head, its best layer against that of the first head; None if they are
             equal, or if predictions are missing.
+        reference_name: Name of `reference_layer`: layer 6, conv.
+        name: Name of `layer`.
     """
 
     encoder: str
@@ -123,6 +129,8 @@ class HeadChange:
     n_layers: int
     rank_correlation: float | None
     test: PairTest | None
+    reference_name: str
+    name: str
 
 
 @dataclass(frozen=True)

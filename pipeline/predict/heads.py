@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, counted, first_few
 from pipeline.heads.facts import HeadFacts
 from pipeline.heads.files import TRAINED, file_of
 from pipeline.heads.trained import TrainedHead
-from pipeline.store.format.layers import label_of, standard_name
+from pipeline.store.format.layers import label_layers, standard_name
 
 BEST = "best"
 HEAD = "head.safetensors"
@@ -54,7 +54,8 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
     wanted = result.get("best") if layer == BEST else layer
     wanted = wanted if wanted in layers else numbers.get(wanted, wanted)
     if wanted not in layers:
-        labels: dict[Any, str] = {n: label_of(n, name) for name, n in numbers.items()}
+        labels: dict[Any, str] = {}
+        labels |= label_layers(result.get("layers", ()), result.get("layer_names", ()))
         named = ", ".join(labels.get(candidate, str(candidate)) for candidate in layers)
         if layer == BEST:
             raise ConfigError(
@@ -67,8 +68,7 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
 
 def layer_text(facts: HeadFacts) -> str:
     """Return what a head reads, for people: `layer 6`, `conv`, a sum of layers."""
-    numbers = _numbers(facts.layers, facts.layer_names)
-    labels = {number: label_of(number, name) for name, number in numbers.items()}
+    labels = label_layers(facts.layers, facts.layer_names)
     if facts.layer == "weighted":
         return f"a weighted sum of layers {', '.join(labels.values())}"
     if facts.layer == "collapsed":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from pipeline.store.format.layers import label_of, standard_name
+from pipeline.store.format.layers import label_layers
 from pipeline.store.format.layout import COLLAPSED_LAYER
 
 if TYPE_CHECKING:
@@ -280,10 +280,9 @@ class Sweep:
         return DEV_IS_TEST in self.split
 
     @property
-    def labels_of_layers(self) -> dict[Candidate, str]:
+    def layer_labels(self) -> dict[int, str]:
         """What tables call each swept layer: its number if it is 0 or a block, else its name."""
-        names = self.layer_names or tuple(map(standard_name, self.layers))
-        return {n: label_of(n, name) for n, name in zip(self.layers, names, strict=True)}
+        return label_layers(self.layers, self.layer_names)
 
     def score(self, layer: Candidate) -> CandidateScore:
         """Return the score of a candidate."""

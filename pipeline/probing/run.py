@@ -45,6 +45,7 @@ from pipeline.probing.results import (
     HeadResult,
     HeadSpec,
     Sweep,
+    stored_layer,
 )
 from pipeline.probing.splits import Split, make_split
 from pipeline.probing.splits.shares import take_share
@@ -159,7 +160,11 @@ def sweep(
     with announced(observer, "scoring the heads and computing baselines"):
         ranking = rank(plan.task, heads, list(dict.fromkeys(spec.layer for spec in plan.specs)))
         layer = best_single_layer(ranking.scores, plan.task.higher_is_better)
-        baselines = plan.task.baselines(layer)
+        label = plan.store.layer_labels[stored_layer(layer)]
+        baselines = {
+            name.replace(f"layer {layer}", f"layer {label}"): score
+            for name, score in plan.task.baselines(layer).items()
+        }
     times.append(time.perf_counter())
     seconds = dict(zip(("read", "train", "score"), np.diff(times).tolist(), strict=True))
     result = _result(plan, heads, ranking, baselines, seconds, n_reused)

@@ -267,7 +267,7 @@ def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
         (["ks", "ks/heads"], "no audio files in"),
         (["ks", "store", "clips"], "is a store and"),
         (["ks", "store", "layer=7"], "has heads on 1, 2, weighted; choose one"),
-        (["ks", "store", "layer=first"], "layer is 'first'; expected best, weighted or a layer"),
+        (["ks", "store", "layer=first"], "layer=first: ks has heads on 1, 2, weighted; choose one"),
         (["ks", "clips", "trials=x"], "trials= is for the heads of sv"),
         (["ks", "clips", "where=x"], "where= selects utterances of a store"),
         (["ks", "store", "model.seed=1"], "a store is predicted without the encoder"),

@@ -18,6 +18,7 @@ from pipeline.probing.report.charts import (
     shade,
     short_line,
     text_width,
+    tick_label,
 )
 from pipeline.probing.report.naming import candidate_name, metric_name
 from pipeline.probing.report.tabular import Rows
@@ -117,7 +118,7 @@ def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
             (
                 variant.encoder,
                 variant.head,
-                candidate_name(score.layer),
+                candidate_name(score.layer, variant.sweep),
                 score.layer if isinstance(score.layer, int) else None,
                 score.layer / (depths[variant.name] or 1) if isinstance(score.layer, int) else None,
                 *(score.dev, score.test, score.low, score.high),
@@ -131,7 +132,7 @@ def layers_chart(task: TaskComparison, comparison: Comparison) -> Chart:
 
 def _depth(variant: Variant) -> int:
     """Return the number of the last layer that was swept; 0 without numbers."""
-    return max((layer for layer, _ in _single(variant)), default=0)
+    return max((layer for layer, _ in _single(variant) if layer > 0), default=0)
 
 
 def _single(variant: Variant) -> list[tuple[int, CandidateScore]]:
@@ -189,7 +190,8 @@ def _label_axis(
     else:
         every = math.ceil(len(places) / (medium.max_ticks - 2))
         ticks = list(places)[::every]
-        names, label = [f"{tick:.0f}" for tick in ticks], "layer"
+        labels = {n: text for v in variants for n, text in v.sweep.layer_labels.items()}
+        names, label = [tick_label(int(tick), labels) for tick in ticks], "layer"
     kinds = {s.layer for v in variants for s in v.sweep.scores if not isinstance(s.layer, int)}
     if kinds:
         ticks, names = [*ticks, sums], [*names, "sum" if WEIGHTED in kinds else "collapsed"]
@@ -215,8 +217,9 @@ def best_layers_chart(comparison: Comparison) -> Chart:
                 continue
             depth = _depth(variant)
             row = rows.index(row_name(comparison, variant))
-            texts[row][column] = f"{layer}/{depth}"
-            shares[row, column] = layer / depth if depth else 0.0
+            label = variant.sweep.layer_labels[layer]
+            texts[row][column] = f"{label}/{depth}" if label.isdigit() else label
+            shares[row, column] = max(0.0, layer / depth) if depth else 0.0
             numbers.append((variant.encoder, variant.head, task.name, layer, depth))
     names = [short_line(row, _MAX_NAME) for row in rows]
     columns = [short_line(task, 14) for task in tasks]

@@ -64,7 +64,7 @@ def curves_chart(task: TaskComparison, comparison: Comparison) -> Chart:
         [
             (
                 *(variant.encoder, variant.head, variant.fraction, variant.sweep.n_train),
-                candidate_name(score.layer),
+                candidate_name(score.layer, variant.sweep),
                 *(score.dev, score.test, score.low, score.high, score == variant.best),
             )
             for variants in lines.values()

@@ -67,11 +67,11 @@ def leaderboard(comparison: Comparison) -> Grid:
                 if score is None:
                     continue
                 is_sum, is_chosen = score is not variant.best_layer, score == variant.best
-                cells[name, task.name, is_sum] = score_text(score, with_layer=not is_sum)
+                cells[name, task.name, is_sum] = score_text(score, variant, with_layer=not is_sum)
                 if is_best and is_chosen:
                     bold_names.add((name, task.name, is_sum))
                 facts = (task.name, task.metric, variant.encoder, variant.head, variant.fraction)
-                long.append((*facts, *_numbers(score), is_chosen, is_best and is_chosen))
+                long.append((*facts, *_numbers(score, variant), is_chosen, is_best and is_chosen))
     columns = [
         (task, is_sum)
         for task in comparison.tasks
@@ -169,7 +169,7 @@ def scores(comparison: Comparison) -> Grid:
                         name,
                         *([variant.head] if with_heads else []),
                         *([percent(variant.fraction)] if with_fractions else []),
-                        candidate_name(score.layer),
+                        candidate_name(score.layer, variant.sweep),
                         f"{score.dev:.3f}",
                         f"{score.test:.3f}",
                         f"{score.low:.3f} to {score.high:.3f}",
@@ -177,7 +177,7 @@ def scores(comparison: Comparison) -> Grid:
                 )
                 facts = (task.name, task.metric, name, variant.head, variant.fraction)
                 size = variant.sweep.n_train
-                numbers.append((*facts, size, *_numbers(score), score == variant.best))
+                numbers.append((*facts, size, *_numbers(score, variant), score == variant.best))
     columns = ("task", "metric", "encoder", "head", "fraction", "n_train", *_SCORE_COLUMNS)
     return Grid(
         "scores",
@@ -201,8 +201,8 @@ def heads(comparison: Comparison) -> Grid:
                 [
                     task.name,
                     change.encoder,
-                    f"{change.reference}: {candidate_name(change.reference_layer)}",
-                    f"{change.head}: {candidate_name(change.layer)}",
+                    f"{change.reference}: {change.reference_name}",
+                    f"{change.head}: {change.name}",
                     "" if rank is None else f"{rank:.2f} (n = {change.n_layers})",
                     *(difference(test) if test else [""] * 4),
                 ]
@@ -238,7 +238,7 @@ def learning_curves(comparison: Comparison) -> Grid:
             for score in variant.sweep.scores:
                 facts = (task.name, task.metric, variant.encoder, variant.head)
                 size = (variant.fraction, variant.sweep.n_train)
-                numbers.append((*facts, *size, *_numbers(score), score == variant.best))
+                numbers.append((*facts, *size, *_numbers(score, variant), score == variant.best))
             score = variant.best
             rows.append(
                 [
@@ -246,7 +246,7 @@ def learning_curves(comparison: Comparison) -> Grid:
                     row_name(comparison, variant),
                     percent(variant.fraction),
                     f"{variant.sweep.n_train:,}",
-                    candidate_name(score.layer),
+                    candidate_name(score.layer, variant.sweep),
                     f"{score.test:.3f}",
                     f"{score.low:.3f} to {score.high:.3f}",
                 ]
@@ -265,9 +265,9 @@ def learning_curves(comparison: Comparison) -> Grid:
     )
 
 
-def score_text(score: CandidateScore, with_layer: bool) -> str:
+def score_text(score: CandidateScore, variant: Variant, with_layer: bool) -> str:
     """Return a test score with its interval, and the layer that it is of."""
-    layer = f", {candidate_name(score.layer)}" if with_layer else ""
+    layer = f", {candidate_name(score.layer, variant.sweep)}" if with_layer else ""
     return f"{score.test:.3f} [{score.low:.3f}, {score.high:.3f}]{layer}"
 
 
@@ -283,8 +283,7 @@ def difference(pair: PairTest) -> list[str]:
 
 def _side(pair: PairTest, is_first: bool) -> str:
     name = pair.first if is_first else pair.second
-    candidate = pair.first_candidate if is_first else pair.second_candidate
-    return f"{name} ({candidate_name(candidate)})"
+    return f"{name} ({pair.first_name if is_first else pair.second_name})"
 
 
 _SCORE_COLUMNS = ("candidate", "layer", "lr", "dev", "test", "low", "high", "seed_sd")
@@ -294,15 +293,15 @@ _PAIR_COLUMNS = (
 )
 
 
-def _numbers(score: CandidateScore) -> tuple[object, ...]:
+def _numbers(score: CandidateScore, variant: Variant) -> tuple[object, ...]:
     lr = score.lr if score.lr != NO_RATE else None
     ends = (score.dev, score.test, score.low, score.high, score.seed_sd)
-    return (candidate_name(score.layer), _number(score.layer), lr, *ends)
+    return (candidate_name(score.layer, variant.sweep), _number(score.layer), lr, *ends)
 
 
 def _pair_numbers(pair: PairTest) -> tuple[object, ...]:
-    sides = pair.first, candidate_name(pair.first_candidate)
-    others = pair.second, candidate_name(pair.second_candidate)
+    sides = pair.first, pair.first_name
+    others = pair.second, pair.second_name
     values = pair.difference, pair.low, pair.high, pair.p_value, pair.adjusted
     return (*sides, *others, *values, pair.test)
 

@@ -9,7 +9,7 @@ from pipeline.comparing.report.grids import metric_line
 from pipeline.comparing.results import Comparison, HeadChange, PairTest, TaskComparison
 from pipeline.errors import counted
 from pipeline.probing.report.methods import listed, method_parts
-from pipeline.probing.report.naming import candidate_in_sentence, metric_name
+from pipeline.probing.report.naming import candidate_in_sentence, metric_name, with_article
 from pipeline.probing.report.p_values import p_value_text
 from pipeline.probing.results import SIGNIFICANCE_LEVEL
 
@@ -29,7 +29,7 @@ def headline(task: TaskComparison) -> str:
     """Return the best variant of a task in a sentence."""
     winner = task.winner
     score = winner.best
-    who = f"{winner.name} with {candidate_in_sentence(score.layer)}"
+    who = f"{winner.name} with {candidate_in_sentence(score.layer, winner.sweep)}"
     value = (
         f"test {metric_name(task.metric)} {score.test:.3f} (95 % interval {score.low:.3f} to "
         f"{score.high:.3f}, {counted(winner.sweep.n_test, 'test utterance')})"
@@ -58,8 +58,8 @@ def pair_line(task: TaskComparison, pair: PairTest) -> str:
     amount = f" by {abs(lead):.3f}" if lead else ""
     sure = "significant" if pair.is_significant else "not significant"
     return (
-        f"{pair.first} ({candidate_in_sentence(pair.first_candidate)}) is {relation}{amount} than "
-        f"{pair.second} ({candidate_in_sentence(pair.second_candidate)}): "
+        f"{pair.first} ({with_article(pair.first_name)}) is {relation}{amount} than "
+        f"{pair.second} ({with_article(pair.second_name)}): "
         f"{p_value_text(pair.p_value, pair.test)}, "
         f"corrected {pair.adjusted:.2g} ({pair.test}): {sure}."
     )
@@ -67,8 +67,8 @@ def pair_line(task: TaskComparison, pair: PairTest) -> str:
 
 def head_line(task: TaskComparison, change: HeadChange) -> str:
     """Return whether the best layer changes with the head, in a sentence."""
-    before = candidate_in_sentence(change.reference_layer)
-    after = candidate_in_sentence(change.layer)
+    before = change.reference_name
+    after = change.name
     rank = change.rank_correlation
     order = (
         ""

@@ -21,6 +21,7 @@ from pipeline.probing.encoder_names import encoder_names
 from pipeline.probing.layers.cka import Alignment, FloatArray, GroupedFrames, or_none
 from pipeline.probing.layers.statistics import N_FRAMES
 from pipeline.store.backend.folders import name_of
+from pipeline.store.format.layers import label_layers
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.joined.columns import check_distinct
 from pipeline.store.read.joined.store import JoinedStore
@@ -41,12 +42,19 @@ class ComparedEncoder:
         store: Path of the store.
         encoder: Description of the encoder.
         layers: Layer numbers.
+        layer_names: Name of each layer.
     """
 
     name: str
     store: str
     encoder: str
     layers: tuple[int, ...]
+    layer_names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """What tables call each layer: its number if it is 0 or a block, else its name."""
+        return list(label_layers(self.layers, self.layer_names).values())
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def compare_encoders(
     encoders = tuple(
         ComparedEncoder(
             name, ", ".join(map(str, store.backends)), describe_encoder(store.attributes),
-            tuple(store.layers),
+            tuple(store.layers), store.layer_names,
         )
         for name, store in zip(names_of(stores), stores, strict=True)
     )  # fmt: skip

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.errors import counted
 from pipeline.feed.frames.sample import SLICE_FRAMES
 from pipeline.files import write_atomic
-from pipeline.probing.layers.between import EncoderComparison, LayerPairs
+from pipeline.probing.layers.between import ComparedEncoder, EncoderComparison, LayerPairs
 from pipeline.probing.layers.label_report import LabelsByStore, label_charts, label_section
 from pipeline.probing.layers.values import cka_map, value_text
 from pipeline.probing.report.charts import Chart
@@ -103,7 +103,7 @@ def comparison_rows(comparison: EncoderComparison) -> list[list[str]]:
     Columns are those of `COLUMNS`.
     """
     rows = []
-    layers = {encoder.name: encoder.layers for encoder in comparison.encoders}
+    layers = {encoder.name: encoder.labels for encoder in comparison.encoders}
     for pair in comparison.pairs:
         for own, other, is_turned in (
             (pair.first, pair.second, False),
@@ -116,47 +116,48 @@ def comparison_rows(comparison: EncoderComparison) -> list[list[str]]:
             for i, layer in enumerate(layers[own]):
                 known = [(value, -j) for j, value in enumerate(cka[i]) if value is not None]
                 if not known:
-                    rows.append([own, str(layer), other, "–", "–", "–", "–"])
+                    rows.append([own, layer, other, "–", "–", "–", "–"])
                     continue
                 j = -max(known)[1]
                 values = [value_text(matrix[i][j]) for matrix in (cka, error, chance)]
-                rows.append([own, str(layer), other, str(layers[other][j]), *values])
+                rows.append([own, layer, other, layers[other][j], *values])
     return rows
 
 
 def draw_comparison(comparison: EncoderComparison) -> list[Chart]:
     """Draw a heat map of each pair of encoders."""
-    layers = {encoder.name: encoder.layers for encoder in comparison.encoders}
+    encoders = {encoder.name: encoder for encoder in comparison.encoders}
     is_single = len(comparison.pairs) == 1
     return [
-        _chart("cka" if is_single else f"cka-{number}", layers, pair)
+        _chart("cka" if is_single else f"cka-{number}", encoders, pair)
         for number, pair in enumerate(comparison.pairs, 1)
     ]
 
 
-def _chart(name: str, layers: dict[str, tuple[int, ...]], pair: LayerPairs) -> Chart:
+def _chart(name: str, encoders: dict[str, ComparedEncoder], pair: LayerPairs) -> Chart:
     columns = ("first", "layer", "second", "other_layer", "cka", "standard_error", "chance")
+    one, two = encoders[pair.first], encoders[pair.second]
     numbers = [
         (pair.first, layer, pair.second, other, pair.cka[i][j], pair.error[i][j], pair.chance[i][j])
-        for i, layer in enumerate(layers[pair.first])
-        for j, other in enumerate(layers[pair.second])
+        for i, layer in enumerate(one.layers)
+        for j, other in enumerate(two.layers)
     ]
     return cka_map(
         name,
         f"Linear CKA of each layer of {pair.first} with each layer of {pair.second}",
         pair.cka,
-        layers[pair.first],
+        one.labels,
         (f"layer of {pair.first}", f"layer of {pair.second}"),
         Rows(columns, numbers),
-        layers[pair.second],
+        two.labels,
     )
 
 
 def _most_similar(comparison: EncoderComparison, pair: LayerPairs) -> str:
     """Describe the heat map of a pair."""
-    layers = {encoder.name: encoder.layers for encoder in comparison.encoders}
+    layers = {encoder.name: encoder.labels for encoder in comparison.encoders}
     known = [
-        (value, layers[pair.first][i], layers[pair.second][j], pair.error[i][j], pair.chance[i][j])
+        (value, i, j, pair.error[i][j], pair.chance[i][j])
         for i, row in enumerate(pair.cka)
         for j, value in enumerate(row)
         if value is not None
@@ -165,9 +166,11 @@ def _most_similar(comparison: EncoderComparison, pair: LayerPairs) -> str:
         return "All layers of one of the encoders are constant in the sample."
     most, least = max(known), min(known)
     error = "" if most[3] is None else f" ± {most[3]:.3f}"
+    one, two = layers[pair.first], layers[pair.second]
     return (
-        f"Layer {most[1]} of {pair.first} and layer {most[2]} of {pair.second} are the most "
-        f"similar (CKA {most[0]:.3f}{error}), layers {least[1]} and {least[2]} the least "
+        f"Layer {one[most[1]]} of {pair.first} and layer {two[most[2]]} of {pair.second} are the "
+        f"most similar (CKA {most[0]:.3f}{error}), layers {one[least[1]]} and {two[least[2]]} the "
+        "least "
         f"({least[0]:.3f}). Frames in any order give at most {max(k[4] or 0.0 for k in known):.3f}."
     )
 

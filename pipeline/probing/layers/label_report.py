@@ -47,7 +47,7 @@ def label_rows(statistics: LabelStatistics) -> list[list[str]]:
     """Return the cells of the printed table, one row per layer, with the columns of `COLUMNS`."""
     return [
         [
-            str(layer.layer),
+            statistics.labels[layer.layer],
             *_cells(layer.pwcca),
             value_text(layer.cca.value),
             value_text(layer.svcca.value),
@@ -60,12 +60,14 @@ def label_rows(statistics: LabelStatistics) -> list[list[str]]:
 def label_charts(found: LabelsByStore) -> list[Chart]:
     """Draw each statistic over the layers, with its chance level; a line per store."""
     numbers = sorted({layer.layer for one in found.values() for layer in one.layers})
+    labels = {number: label for one in found.values() for number, label in one.labels.items()}
     return [
         layer_lines(
             kind,
             f"{name} with the labels of spans, and with shuffled labels, by layer",
             numbers,
             {f"{name} with labels": _lines(found, kind, numbers)},
+            labels,
         )
         for kind, name in _STATISTICS.items()
     ]
@@ -82,8 +84,12 @@ def label_section(found: LabelsByStore, charts: Sequence[Chart]) -> Markup:
         *map(figure, charts),
     ]
     for name, statistics in found.items():
+        labels = statistics.labels
         rows = [
-            [str(layer.layer), *(c for kind in _STATISTICS for c in _cells(_estimate(layer, kind)))]
+            [
+                labels[layer.layer],
+                *(c for kind in _STATISTICS for c in _cells(_estimate(layer, kind))),
+            ]
             for layer in statistics.layers
         ]
         if len(found) > 1:
@@ -145,8 +151,9 @@ def _best(statistics: LabelStatistics) -> str:
                 )
                 continue
             where = " of" if len(known) == 1 else " is highest in"
+            best = statistics.labels[-negative]
             lines.append(
-                f"{name}{where} layer {-negative}: {value:.3f} ± {value_text(estimate.sd)} "
+                f"{name}{where} layer {best}: {value:.3f} ± {value_text(estimate.sd)} "
                 f"(shuffled labels: {value_text(estimate.shuffled)})."
             )
     return " ".join(lines)

@@ -31,7 +31,7 @@ from pipeline.probing.report.html import (
 from pipeline.probing.report.tabular import Rows
 
 _MEANINGS = {
-    "layer": "layer number",
+    "layer": "number of the layer, or its name if it is neither 0 nor a block",
     "norm": "mean L2 norm of a frame",
     "sd": "standard deviation of the norm over frames",
     "max |x|": "largest absolute component of a frame in the sample",
@@ -101,9 +101,10 @@ def report_document(
 def table_rows(statistics: StoreStatistics) -> list[list[str]]:
     """Return the cells of the table of layers, one row per layer, with the columns of `COLUMNS`."""
     following = [row[i + 1] for i, row in enumerate(statistics.cka[:-1])]
+    labels = statistics.labels
     return [
         [
-            str(layer.layer),
+            labels[layer.layer],
             f"{layer.norm:.2f}",
             f"{layer.norm_sd:.2f}",
             f"{layer.largest:.2f}",
@@ -121,7 +122,7 @@ def table_rows(statistics: StoreStatistics) -> list[list[str]]:
 def draw_charts(statistics: StoreStatistics) -> list[Chart]:
     """Draw norms, directions, variance, and the heat map of CKA."""
     layers = statistics.layers
-    numbers = [layer.layer for layer in layers]
+    numbers, labels = [layer.layer for layer in layers], statistics.labels
     norm = Line("norm", [a.norm for a in layers], spread=[a.norm_sd for a in layers])
     largest = Line("largest", [a.largest for a in layers], "orange", "s")
     smoothness = [value_or_nan(a.smoothness) for a in layers]
@@ -134,6 +135,7 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
             "Norm of a frame, and largest feature, by layer",
             numbers,
             {"norm of a frame (mean ± sd)": [norm], "largest |feature|": [largest]},
+            labels,
         ),
         layer_lines(
             "directions",
@@ -145,6 +147,7 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
                     Line("different utterances (anisotropy)", anisotropy, dash="--"),
                 ]
             },
+            labels,
         ),
         layer_lines(
             "variance",
@@ -154,6 +157,7 @@ def draw_charts(statistics: StoreStatistics) -> list[Chart]:
                 "share of variance, component 1": [Line("first", first)],
                 "effective rank (dimensions)": [Line("rank", rank, "orange", "s")],
             },
+            labels,
         ),
         _cka_chart(statistics),
     ]
@@ -170,7 +174,7 @@ def _cka_chart(statistics: StoreStatistics) -> Chart:
         "cka",
         "Linear CKA of each pair of layers",
         statistics.cka,
-        names,
+        list(statistics.labels.values()),
         ("layer", "layer"),
         Rows(("layer", "other_layer", "cka"), pairs),
     )
@@ -178,9 +182,9 @@ def _cka_chart(statistics: StoreStatistics) -> Chart:
 
 def _similarity(statistics: StoreStatistics) -> list[str]:
     """Describe the heat map."""
-    names = [layer.layer for layer in statistics.layers]
+    labels = list(statistics.labels.values())
     pairs = [
-        (value, names[i], names[j])
+        (value, i, j)
         for i, row in enumerate(statistics.cka)
         for j, value in enumerate(row[:i])
         if value is not None
@@ -188,21 +192,24 @@ def _similarity(statistics: StoreStatistics) -> list[str]:
     if not pairs:
         return ["There are no two layers to compare."]
     value, upper, lower = min(pairs)
-    lines = [f"Layers {lower} and {upper} are the least similar (CKA {value:.3f})."]
-    index_of = {name: i for i, name in enumerate(names)}
-    adjacent = [pair for pair in pairs if index_of[pair[1]] - index_of[pair[2]] == 1]
+    both = f"{labels[lower]} and {labels[upper]}"
+    lines = [f"Layers {both} are the least similar (CKA {value:.3f})."]
+    adjacent = [pair for pair in pairs if pair[1] - pair[2] == 1]
     if len(adjacent) > 1:
         value, upper, lower = min(adjacent)
-        least = f"least similar between {lower} and {upper} (CKA {value:.3f})"
+        least = f"least similar between {labels[lower]} and {labels[upper]} (CKA {value:.3f})"
         value, upper, lower = max(adjacent)
-        most = f"most similar between {lower} and {upper} (CKA {value:.3f})"
+        most = f"most similar between {labels[lower]} and {labels[upper]} (CKA {value:.3f})"
         lines.append(f"Adjacent layers are {least} and {most}.")
     return lines
 
 
 def _outliers(statistics: StoreStatistics) -> list[str]:
     """Describe the outlier dimensions of each layer."""
-    listed = [_list_outliers(layer) for layer in statistics.layers if layer.outliers]
+    labels = statistics.labels
+    listed = [
+        _list_outliers(labels[layer.layer], layer) for layer in statistics.layers if layer.outliers
+    ]
     if not listed:
         return [f"No dimension is more than {OUTLIER_RATIO:g} times as large as the median one."]
     return [
@@ -212,9 +219,9 @@ def _outliers(statistics: StoreStatistics) -> list[str]:
     ]
 
 
-def _list_outliers(layer: LayerStatistics) -> str:
+def _list_outliers(label: str, layer: LayerStatistics) -> str:
     listed = ", ".join(f"{item.dim} ({item.ratio:.0f}×)" for item in layer.outliers)
-    return f"layer {layer.layer}: {listed}"
+    return f"layer {label}: {listed}"
 
 
 def _sample(statistics: StoreStatistics) -> Markup:

@@ -20,6 +20,7 @@ from pipeline.errors import counted
 from pipeline.feed.frames.sample import FrameSample, sample_frames
 from pipeline.probing.encoder_description import describe_encoder, encoder_warnings
 from pipeline.probing.layers.cka import centred, cross_norm, or_none
+from pipeline.store.format.layers import label_layers
 from pipeline.store.read.features import FeatureStore
 
 N_FRAMES = 20_000
@@ -89,6 +90,7 @@ class StoreStatistics:
         seed: Seed of the sample.
         layers: One per layer, in the order of the store.
         cka: Linear CKA of each pair of layers, [n_layers][n_layers]; None for a constant layer.
+        layer_names: Name of each layer.
     """
 
     store: str
@@ -99,6 +101,12 @@ class StoreStatistics:
     seed: int
     layers: tuple[LayerStatistics, ...]
     cka: tuple[tuple[float | None, ...], ...]
+    layer_names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """What tables call each layer: its number if it is 0 or a block, else its name."""
+        return label_layers([layer.layer for layer in self.layers], self.layer_names)
 
 
 def measure_layers(
@@ -137,6 +145,7 @@ def measure_layers(
         seed=seed,
         layers=layers,
         cka=_all_cka(sample.features, note),
+        layer_names=store.layer_names,
     )
 
 

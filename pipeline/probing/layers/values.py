@@ -27,10 +27,10 @@ def cka_map(
     name: str,
     alt: str,
     cka: Sequence[Sequence[float | None]],
-    layers: Sequence[int],
+    layers: Sequence[str],
     axis_names: tuple[str, str],
     numbers: Rows,
-    other_layers: Sequence[int] | None = None,
+    other_layers: Sequence[str] | None = None,
 ) -> Chart:
     """Draw the CKA of pairs of layers as a heat map.
 
@@ -38,10 +38,10 @@ def cka_map(
         name: Name of the files, without extension.
         alt: Description for screen readers.
         cka: Linear CKA, [n_layers][n_other_layers].
-        layers: Layer numbers of the rows, and of the columns if `other_layers` is None.
+        layers: Labels of the rows, and of the columns if `other_layers` is None.
         axis_names: Labels of the y axis and of the x axis.
         numbers: The matrix for the CSV file.
-        other_layers: Layer numbers of the columns.
+        other_layers: Labels of the columns.
     """
     known = [value for row in cka for value in row if value is not None]
     low = max(0.0, math.floor(min(known, default=0.0) / _SCALE_STEP - 1) * _SCALE_STEP)
@@ -50,10 +50,10 @@ def cka_map(
         alt,
         [[value_or_nan(value) for value in row] for row in cka],
         [[value_text(value, 2) for value in row] for row in cka],
-        [str(layer) for layer in layers],
+        list(layers),
         axis_names,
         Scale("linear CKA", low=low),
         numbers,
         upwards=True,
-        columns=None if other_layers is None else [str(layer) for layer in other_layers],
+        columns=other_layers,
     )

@@ -27,6 +27,7 @@ from pipeline.probing.layers.statistics import N_FRAMES
 from pipeline.spans.frame_labels import frame_labels
 from pipeline.spans.placing import PlacedSpans
 from pipeline.spans.pooling import iter_pooled_spans
+from pipeline.store.format.layers import label_layers
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
@@ -105,6 +106,7 @@ class LabelStatistics:
         k: Number of clusters.
         notes: What was left out, and what to beware of.
         layers: One per layer, in the order of the store.
+        layer_names: Name of each layer.
     """
 
     spans: str
@@ -118,6 +120,12 @@ class LabelStatistics:
     k: int
     notes: tuple[str, ...]
     layers: tuple[LabelledLayer, ...]
+    layer_names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """What tables call each layer: its number if it is 0 or a block, else its name."""
+        return label_layers([layer.layer for layer in self.layers], self.layer_names)
 
 
 def measure_with_labels(
@@ -195,6 +203,7 @@ def measure_with_labels(
         k=k,
         notes=(*placed.spans.notes, *placed.notes, *notes),
         layers=tuple(layers),
+        layer_names=store.layer_names,
     )
 
 

@@ -41,6 +41,8 @@ COLOURS = {
     "purple": "#aa4499",
 }
 """Colours of the light theme, by name."""
+_PLAIN: Mapping[Any, str] = {}  # all layers go by their numbers
+_MAX_TICK = 10  # characters of the name of a layer at an axis, in two lines
 
 
 @dataclass(frozen=True)
@@ -249,14 +251,32 @@ def short_line(text: object, max_length: int = 22) -> str:
 
 
 def layer_axis(
-    axes: Axes, layers: Sequence[int], medium: Medium = SCREEN, n_panels: int = 1
+    axes: Axes,
+    layers: Sequence[int],
+    medium: Medium = SCREEN,
+    labels: Mapping[Any, str] = _PLAIN,
+    n_panels: int = 1,
 ) -> None:
-    """Label the x axis of one of `n_panels` adjacent panels with layer numbers."""
+    """Label the x axis of one of `n_panels` adjacent panels with layers.
+
+    Args:
+        axes: The panel.
+        layers: Numbers of the layers, their places on the axis.
+        medium: Where the chart is shown.
+        labels: Labels of the layers that do not go by their number.
+        n_panels: Number of panels side by side.
+    """
     step = math.ceil(len(layers) * n_panels / medium.max_ticks)
     ticks = list(layers)[::step]
-    axes.set_xticks(ticks, [str(layer) for layer in ticks])
+    axes.set_xticks(ticks, [tick_label(layer, labels) for layer in ticks])
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     axes.set_xlabel("layer")
+
+
+def tick_label(layer: int, labels: Mapping[Any, str]) -> str:
+    """Return the label of a layer in the width of a number or two; long names give the number."""
+    label = labels.get(layer, str(layer))
+    return label.replace("_", "\n") if len(label) <= _MAX_TICK else str(layer)
 
 
 def draw_line(axes: Axes, layers: Sequence[int], line: Line, medium: Medium = SCREEN) -> None:
@@ -279,7 +299,11 @@ def draw_line(axes: Axes, layers: Sequence[int], line: Line, medium: Medium = SC
 
 
 def layer_lines(
-    name: str, alt: str, layers: Sequence[int], panels: Mapping[str, Sequence[Line]]
+    name: str,
+    alt: str,
+    layers: Sequence[int],
+    panels: Mapping[str, Sequence[Line]],
+    labels: Mapping[int, str] = _PLAIN,
 ) -> Chart:
     """Draw lines over the layers, in adjacent panels whose y axes include zero.
 
@@ -288,6 +312,7 @@ def layer_lines(
         alt: Description for screen readers.
         layers: Layer numbers.
         panels: Lines of each panel, by the label of its y axis.
+        labels: Labels of the layers that do not go by their number.
     """
 
     def plot(figure: Figure, medium: Medium) -> None:
@@ -295,7 +320,8 @@ def layer_lines(
         for axes, (label, lines) in zip(grid, panels.items(), strict=True):
             for line in lines:
                 draw_line(axes, layers, line, medium)
-            layer_axis(axes, layers, medium, 1 if medium.is_narrow else len(panels))
+            n_beside = 1 if medium.is_narrow else len(panels)
+            layer_axis(axes, layers, medium, labels, n_beside)
             axes.set_ylabel(medium.wrapped(label))
             low, high = min(0.0, axes.get_ylim()[0]), axes.get_ylim()[1]
             axes.set_ylim(low, high + 0.05 * (high - low))

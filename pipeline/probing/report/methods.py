@@ -86,8 +86,8 @@ def _features(sweep: Sweep) -> list[str]:
         word = "layers" if len(sweep.layers) > 1 else "layer"
         inputs = "; layer 0 is the input of the first block" if 0 in sweep.layers else ""
         what = (
-            f"the outputs of {word} {listed(sweep.layers)} (raw outputs of the Transformer blocks, "
-            f"without a final layer norm{inputs})"
+            f"the outputs of {word} {listed(_shown_layers(sweep))} (raw outputs of the Transformer "
+            f"blocks, without a final layer norm{inputs}{_optional(sweep)})"
         )
     sentences = [f"The features are {what} of {encoder}{''.join(made)}."]
     if facts.get("weights") == "random":
@@ -99,6 +99,21 @@ def _features(sweep: Sweep) -> list[str]:
             f"Of the {setup.n_stored:,} utterances of the store, {setup.n_used:,} were selected."
         )
     return sentences
+
+
+def _shown_layers(sweep: Sweep) -> list[object]:
+    """Return the numbers of layers, and the names of those that are no blocks."""
+    labels = sweep.layer_labels
+    return [layer if labels[layer].isdigit() else labels[layer] for layer in sweep.layers]
+
+
+def _optional(sweep: Sweep) -> str:
+    """Return what layers are that do not go by their number."""
+    what = {
+        "conv": "; conv is the output of the convolution stack",
+        "final_norm": "; final_norm is the output of the last block after the final layer norm",
+    }
+    return "".join(text for name, text in what.items() if name in sweep.layer_labels.values())
 
 
 def _heads(sweep: Sweep) -> list[str]:
@@ -338,8 +353,8 @@ def _best_two(sweep: Sweep) -> list[str]:
     """Describe the test of the two best candidates."""
     sentences = []
     if sweep.comparison is not None:
-        best = candidate_in_sentence(sweep.comparison.best)
-        second = candidate_in_sentence(sweep.comparison.second)
+        best = candidate_in_sentence(sweep.comparison.best, sweep)
+        second = candidate_in_sentence(sweep.comparison.second, sweep)
         p, test = sweep.comparison.p_value, sweep.comparison.test
         draws = draws_of(test)
         how = "" if draws is None else f" with {draws[0]:,} {draws[1]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.probing.results import WEIGHTED, Candidate
+from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
 METRICS = {
     "f1": "macro-F1",
@@ -20,6 +20,7 @@ METRICS = {
     "abx_across": "ABX error across speakers",
 }
 """Full names of metrics."""
+_SUM, _COLLAPSED = "weighted sum", "collapsed layer"
 DETECTION = ("eer", "min_dcf")
 """Metrics of trials."""
 
@@ -29,14 +30,21 @@ def metric_name(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
 
-def candidate_name(layer: Candidate) -> str:
-    """Return the name of a candidate."""
+def candidate_name(layer: Candidate, sweep: Sweep) -> str:
+    """Return the name of a candidate of a sweep: layer 6, conv, weighted sum."""
     if layer == WEIGHTED:
-        return "weighted sum"
-    return f"layer {layer}" if isinstance(layer, int) else "collapsed layer"
+        return _SUM
+    if not isinstance(layer, int):
+        return _COLLAPSED
+    label = sweep.layer_labels.get(layer, str(layer))
+    return f"layer {label}" if label.isdigit() else label
 
 
-def candidate_in_sentence(layer: Candidate) -> str:
+def candidate_in_sentence(layer: Candidate, sweep: Sweep) -> str:
     """Return the name of a candidate, with an article if the name needs one."""
-    name = candidate_name(layer)
-    return name if isinstance(layer, int) else f"the {name}"
+    return with_article(candidate_name(layer, sweep))
+
+
+def with_article(name: str) -> str:
+    """Return the name of a candidate with an article if it needs one."""
+    return f"the {name}" if name in (_SUM, _COLLAPSED) else name

@@ -46,7 +46,8 @@ def confusion_chart(sweep: Sweep) -> Chart:
     ]
     return heat_map(
         "confusion",
-        f"Confusion matrix of {candidate_name(sweep.best)}: true against predicted class{summed}",
+        f"Confusion matrix of {candidate_name(sweep.best, sweep)}: true against predicted "
+        f"class{summed}",
         shares,
         [[str(count) if count else "" for count in row] for row in counts],
         names,
@@ -90,7 +91,7 @@ def predictions_chart(sweep: Sweep) -> Chart:
     def size(medium: Medium) -> tuple[float, float]:
         return medium.width, 0.2 + 2.1 * len(sweep.labels) if medium.is_narrow else 3.2
 
-    alt = f"Predicted against true numbers, {candidate_name(sweep.best)}, first seed"
+    alt = f"Predicted against true numbers, {candidate_name(sweep.best, sweep)}, first seed"
     columns = ("utterance", "label", "true", "predicted")
     return Chart("predictions", alt, plot, size, Rows(columns, rows))
 
@@ -137,7 +138,8 @@ def detection_chart(sweep: Sweep) -> Chart:
         return medium.width, medium.width if medium.is_narrow else 4.4
 
     alt = (
-        f"Misses against false alarms on normal deviate scales, {candidate_name(sweep.best)}, "
+        f"Misses against false alarms on normal deviate scales, "
+        f"{candidate_name(sweep.best, sweep)}, "
         f"equal error rate {100 * rate:.3g} %"
     )
     columns = ("threshold", "false_alarms_percent", "misses_percent")

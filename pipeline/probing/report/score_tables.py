@@ -48,7 +48,7 @@ def score_rows(sweep: Sweep) -> Rows:
     columns = ("candidate", "layer", "lr", "dev", "test", "low", "high", "seed_sd", *extras)
     rows = [
         (
-            candidate_name(score.layer),
+            candidate_name(score.layer, sweep),
             score.layer if isinstance(score.layer, int) else None,
             score.lr if score.lr != NO_RATE else None,
             score.dev,
@@ -115,7 +115,8 @@ def caption(sweep: Sweep) -> str:
     ]
     if sweep.comparison is not None and not math.isnan(sweep.comparison.p_value):
         lines.append(
-            f"Test of its difference to {candidate_in_sentence(sweep.comparison.second)}, the "
+            f"Test of its difference to {candidate_in_sentence(sweep.comparison.second, sweep)}, "
+            "the "
             f"second on dev: {p_value_text(sweep.comparison.p_value, sweep.comparison.test)} "
             f"({sweep.comparison.test})."
         )
@@ -131,7 +132,7 @@ def _cells(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
     def cells(score: CandidateScore) -> list[str]:
         return [
-            candidate_name(score.layer),
+            candidate_name(score.layer, sweep),
             *([f"{score.lr:g}"] if n_seeds else []),
             f"{score.dev:.3f}",
             f"{score.test:.3f}",

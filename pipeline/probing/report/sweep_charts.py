@@ -71,7 +71,7 @@ def scores_chart(sweep: Sweep) -> Chart:
         places = [score.layer for score in single if isinstance(score.layer, int)]
         if places:
             _draw_scores(axes, places, single, medium)
-            layer_axis(axes, places, medium)
+            layer_axis(axes, places, medium, sweep.layer_labels)
         elif single:  # a collapsed store has one layer without a number
             _draw_scores(axes, [0], single, medium)
             axes.set_xticks([0], ["collapsed layer"])
@@ -101,7 +101,7 @@ def _score_rows(sweep: Sweep) -> Rows:
     rows: list[tuple[object, ...]] = [
         (
             "candidate",
-            candidate_name(score.layer),
+            candidate_name(score.layer, sweep),
             score.layer if isinstance(score.layer, int) else None,
             score.dev,
             score.test,
@@ -174,7 +174,7 @@ def _draw_reference_lines(axes: Axes, sweep: Sweep, medium: Medium) -> list[tupl
 
 def _short_baseline(text: str) -> str:
     """Return the label of a baseline without the layer, which a legend has no room for."""
-    return re.sub(r", layer \w+", "", text)
+    return re.sub(r", layer [\w.-]+", "", text)
 
 
 def _write_labels(axes: Axes, labels: list[tuple[float, str, str]], medium: Medium) -> None:
@@ -232,7 +232,7 @@ def weights_chart(sweep: Sweep) -> Chart:
             )
         uniform = f"uniform, 1/{len(places)}"
         axes.axhline(1 / len(places), color=COLOURS["muted"], linestyle=":", label=uniform)
-        layer_axis(axes, places, medium)
+        layer_axis(axes, places, medium, sweep.layer_labels)
         axes.set_ylabel("learned weight")
         legend_above(axes, medium)
 
@@ -267,7 +267,9 @@ def curves_chart(sweep: Sweep) -> Chart:
                     continue
                 at = coloured.index(layer)
                 style: dict[str, Any] = {"color": COLOURS[_COLOURS[at]], "linestyle": _DASHES[at]}
-                axes.plot(steps, series, linewidth=thick, label=candidate_name(layer), **style)
+                axes.plot(
+                    steps, series, linewidth=thick, label=candidate_name(layer, sweep), **style
+                )
             if layer not in coloured:
                 grey = "_"  # one entry in the legend
             else:
@@ -288,7 +290,7 @@ def curves_chart(sweep: Sweep) -> Chart:
         return medium.width, 3.6 if medium.is_narrow else 3.2
 
     rows = [
-        (candidate_name(layer), head.lr, head.seed, head.fold, *point, point[0] == head.step)
+        (candidate_name(layer, sweep), head.lr, head.seed, head.fold, *point, point[0] == head.step)
         for layer, head in heads.items()
         for point in _finite(head)
     ]

@@ -126,9 +126,9 @@ def headline(sweep: Sweep) -> str:
     """Return the result in a sentence."""
     best = sweep.score(sweep.best)
     return (
-        f"{_capitalised(sweep.best)} has the best dev score: test {metric_name(sweep.metric)} "
-        f"{best.test:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}, "
-        f"{counted(sweep.n_test, 'test utterance')})."
+        f"{_capitalised(sweep.best, sweep)} has the best dev score: test "
+        f"{metric_name(sweep.metric)} {best.test:.3f} (95 % interval {best.low:.3f} to "
+        f"{best.high:.3f}, {counted(sweep.n_test, 'test utterance')})."
     )
 
 
@@ -137,12 +137,13 @@ def significance(sweep: Sweep) -> list[str]:
     comparison = sweep.comparison
     if comparison is None:
         return ["There is only one candidate, so there is nothing to compare it with."]
-    best = candidate_in_sentence(comparison.best)
-    second = candidate_in_sentence(comparison.second)
+    best = candidate_in_sentence(comparison.best, sweep)
+    second = candidate_in_sentence(comparison.second, sweep)
     lead = comparison.difference if sweep.higher_is_better else -comparison.difference
     relation = "better" if lead > 0 else "worse" if lead < 0 else "neither better nor worse"
     measured = (
-        f"{_capitalised(comparison.second)} has the second-best dev score. On test, {best} is "
+        f"{_capitalised(comparison.second, sweep)} has the second-best dev score. On test, {best} "
+        "is "
         + relation
         + (f" by {_amount(abs(lead))}" if lead else "")
         + f" ({p_value_text(comparison.p_value, comparison.test)}, {comparison.test})"
@@ -159,7 +160,7 @@ def significance(sweep: Sweep) -> list[str]:
     lines = [f"{measured}: {meaning}"]
     score = sweep.score(sweep.best)
     similar = [
-        candidate_in_sentence(other.layer)
+        candidate_in_sentence(other.layer, sweep)
         for other in sweep.scores
         if other.layer != sweep.best and score.low <= other.test <= score.high
     ]
@@ -168,8 +169,8 @@ def significance(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _capitalised(layer: Candidate) -> str:
-    name = candidate_in_sentence(layer)
+def _capitalised(layer: Candidate, sweep: Sweep) -> str:
+    name = candidate_in_sentence(layer, sweep)
     return name[0].upper() + name[1:]
 
 
@@ -188,7 +189,8 @@ def _scores(sweep: Sweep) -> Markup:
     ]
     rows = [
         [
-            candidate_name(score.layer) + (", best by dev" if score.layer == sweep.best else ""),
+            candidate_name(score.layer, sweep)
+            + (", best by dev" if score.layer == sweep.best else ""),
             *([f"{score.lr:g}" if score.lr != NO_RATE else None] if sweep.is_trained else []),
             score.dev,
             score.test,
@@ -213,7 +215,7 @@ def _baselines(sweep: Sweep) -> Markup:
 def _weights(sweep: Sweep, chart: Markup | None) -> Markup:
     if chart is None or sweep.layer_weights is None:
         return Markup()
-    head = ["layer", *(str(layer) for layer in sweep.layers)]
+    head = ["layer", *sweep.layer_labels.values()]
     return section("Learned weights", chart, table(head, [["weight", *sweep.layer_weights]]))
 
 
@@ -332,7 +334,7 @@ def _facts(sweep: Sweep) -> Markup:
         kind: classes if any(sweep.classes) else "",
         "metric": f"{metric_name(sweep.metric)}, "
         + ("higher is better" if sweep.higher_is_better else "lower is better"),
-        "layers": ", ".join(str(layer) for layer in sweep.layers),
+        "layers": ", ".join(sweep.layer_labels.values()),
         "split": sweep.split,
         "utterances": (f"{sweep.n_train:,} train, " if sweep.n_train else "")
         + f"{sweep.n_dev:,} dev, {sweep.n_test:,} test",

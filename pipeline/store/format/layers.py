@@ -40,6 +40,17 @@ def label_of(layer: int, name: str) -> str:
     return str(layer) if layer >= INPUT and name == standard_name(layer) else name
 
 
+def label_layers(layers: Sequence[int], names: Sequence[str] = ()) -> dict[int, str]:
+    """Return the label of each layer, by number.
+
+    Args:
+        layers: Numbers.
+        names: Name of each; empty in results of earlier versions, whose layers have standard ones.
+    """
+    known = names if len(names) == len(layers) else [standard_name(layer) for layer in layers]
+    return {layer: label_of(layer, name) for layer, name in zip(layers, known, strict=True)}
+
+
 def labels_of(names: Mapping[int, str]) -> str:
     """Return the labels of layers, for a message: `[0, 1, final_norm]`."""
     return f"[{', '.join(label_of(layer, name) for layer, name in names.items())}]"
