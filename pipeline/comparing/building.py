@@ -27,7 +27,7 @@ from pipeline.comparing.reading import StoredSweep
 from pipeline.comparing.results import Comparison, PairTest, TaskComparison, Variant
 from pipeline.comparing.subsets import LeftOut, without_parts
 from pipeline.errors import ConfigError, counted, first_few
-from pipeline.probing.report.methods import listed
+from pipeline.probing.report.methods import listed, shown_layers
 from pipeline.probing.results import Sweep
 
 MAX_ALL_PAIRS = 12
@@ -257,7 +257,7 @@ def _notes(task: TaskComparison, n_pairs: int) -> tuple[str, ...]:
             "sweeps with other numbers of seeds are not tested against each other; give all of "
             "them the same seeds="
         )
-    layers = {variant.name: listed(variant.sweep.layers) for variant in task.full}
+    layers = {variant.name: listed(shown_layers(variant.sweep)) for variant in task.full}
     if len(set(layers.values())) > 1:
         shown = "; ".join(f"{name}: {numbers}" for name, numbers in layers.items())
         notes.append(

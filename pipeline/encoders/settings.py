@@ -9,7 +9,7 @@ import torch
 
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.windows import Windowing
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -81,18 +81,22 @@ def choose_layers(
         raise ConfigError(f"layers={layers} is no list; for this layer alone write [{layers}]")
     if isinstance(layers, str) or not layers:
         raise ConfigError(f"layers={layers or '[]'} names no layers; {expected}")
+    shown = f"layers=[{', '.join(map(str, layers))}]"
     given = [numbers_of.get(n, n) if isinstance(n, str) else n for n in layers]
-    numbers = tuple(n for n in given if isinstance(n, int) and not isinstance(n, bool))
-    if len(numbers) < len(given):
-        raise ConfigError(f"layers={list(layers)!r} are not all layers of the model; {expected}")
-    if len(set(numbers)) != len(numbers) or not names.keys() >= set(numbers):
-        raise ConfigError(f"layers={list(layers)} do not fit the model; {expected}")
+    numbers = tuple(n for n in given if isinstance(n, int))
+    unknown = [str(n) for n in given if type(n) is not int or n not in names]
+    if unknown:
+        raise ConfigError(
+            f"{shown}: {description.name} has no layer {first_few(unknown)}; {expected}"
+        )
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"{shown} has a layer twice; {expected}")
     sizes = {n: description.dim_of([n]) for n in numbers}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{names[n]} has {size}" for n, size in sorted(sizes.items()))
         raise ConfigError(
-            f"layers={list(layers)} have features of different sizes ({listed}); a store has "
-            "layers of one size, so extract them to two stores"
+            f"{shown} have features of different sizes ({listed}); a store has layers of one size, "
+            "so extract them to two stores"
         )
     return tuple(sorted(numbers))
 
@@ -101,9 +105,13 @@ def _expected_layers(description: EncoderDescription) -> str:
     n_layers, names = description.n_layers, description.names
     low = 0 if 0 in names else 1
     extra = [name for number, name in names.items() if not low <= number <= n_layers]
+    example = f"[1,{names[n_layers]}]" if n_layers > 1 and n_layers in names else "[1]"
     superb = ", superb" if low == 0 else ""
     also = f", also {' and '.join(extra)}" if extra else ""
-    return f"expected all{superb}, or a list of {low} to {n_layers}, each once, like [1,6,12]{also}"
+    return (
+        f"expected all{superb}, or a list of {low} to {n_layers}, each once, by number or name, "
+        f"like {example}{also}"
+    )
 
 
 def choose_precision(precision: str, device: str) -> str:

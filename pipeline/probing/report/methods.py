@@ -86,7 +86,7 @@ def _features(sweep: Sweep) -> list[str]:
         word = "layers" if len(sweep.layers) > 1 else "layer"
         inputs = "; layer 0 is the input of the first block" if 0 in sweep.layers else ""
         what = (
-            f"the outputs of {word} {listed(_shown_layers(sweep))} (raw outputs of the Transformer "
+            f"the outputs of {word} {listed(shown_layers(sweep))} (raw outputs of the Transformer "
             f"blocks, without a final layer norm{inputs}{_optional(sweep)})"
         )
     sentences = [f"The features are {what} of {encoder}{''.join(made)}."]
@@ -101,7 +101,7 @@ def _features(sweep: Sweep) -> list[str]:
     return sentences
 
 
-def _shown_layers(sweep: Sweep) -> list[object]:
+def shown_layers(sweep: Sweep) -> list[object]:
     """Return the numbers of layers, and the names of those that are no blocks."""
     labels = sweep.layer_labels
     return [layer if labels[layer].isdigit() else labels[layer] for layer in sweep.layers]

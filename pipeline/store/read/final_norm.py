@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StoreError
+from pipeline.store.format.layers import LAYER_NAMES
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class FinalNorm:
             StoreError: There is none.
         """
         found = attributes.get("final_norm")
+        if found is None and "final_norm" in attributes.get(LAYER_NAMES, ()):
+            raise StoreError(
+                "the store lacks the layer before the final norm; read layers=['final_norm'], "
+                "which has it applied, without final_norm"
+            )
         if found is None:
             raise StoreError(
                 "the store has no final norm: its model normalises its last layer itself "
