@@ -29,8 +29,8 @@ from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
 from pipeline.heads.facts import HeadFacts
-from pipeline.predict.own_code import is_own_code, own_code_settings
 from pipeline.predict.heads import layer_text
+from pipeline.predict.own_code import is_own_code, own_code_settings
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
 from pipeline.store.format.geometry import FrameGeometry
 from pipeline.store.format.identity import SOXR_KEY, compare
