@@ -52,7 +52,7 @@ def spec_of_settings(
     for key, required in _REQUIRED.items():
         value = settings.model.get(key)
         if value not in (None, required):
-            raise ConfigError(f"{origin} has {key}={value!r}; only {required!r} is supported")
+            raise ConfigError(f"{origin} has {key}={value!r:.60}; only {required!r} is supported")
     if (embedding := settings.model.get("task_emb_type")) in ("add", "concat"):
         raise ConfigError(f"{origin} has task_emb_type={embedding!r}, which is not supported")
     for key in ("relative_position_embedding", "gru_rel_pos"):
@@ -63,7 +63,9 @@ def spec_of_settings(
             )
     mode = settings.model.get("extractor_mode") or "default"
     if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigError(f"{origin} has extractor_mode={mode!r}; expected {' or '.join(_MODES)}")
+        raise ConfigError(
+            f"{origin} has extractor_mode={mode!r:.60}; expected {' or '.join(_MODES)}"
+        )
     dim, heads = facts.count("encoder_embed_dim", 768), facts.count("encoder_attention_heads", 12)
     groups = facts.count("conv_pos_groups", 16)
     if dim % heads or dim % groups:
@@ -149,7 +151,7 @@ def _check_rate(settings: Settings, origin: str) -> None:
     rate_hz = settings.task_value("sample_rate")
     if rate_hz not in (None, SAMPLE_RATE_HZ):
         raise ConfigError(
-            f"{origin} was trained at {rate_hz} Hz; only models for {SAMPLE_RATE_HZ} Hz are "
+            f"{origin} was trained at {rate_hz!r:.20} Hz; only models for {SAMPLE_RATE_HZ} Hz are "
             "supported"
         )
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.encoders.checkpoints.pickles import Stream, read_pickle
-from pipeline.encoders.checkpoints.records import Named
+from pipeline.encoders.checkpoints.records import Named, printable
 from pipeline.encoders.checkpoints.tensors import (
     CONSTRUCTORS,
     Storage,
@@ -126,8 +126,7 @@ def _readable(path: Path) -> Iterator[None]:
         *(OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError),
         *(struct.error, zipfile.BadZipFile, SafetensorError, MemoryError),
     ) as error:
-        lines = str(error).splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise WeightsError(f"cannot read the weights at {path}: {reason}") from error
 
 

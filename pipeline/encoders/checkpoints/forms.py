@@ -9,12 +9,13 @@ from typing import Any
 
 from pipeline.encoders.checkpoints.files import SafeTensor, TensorFile, open_tensor_file
 from pipeline.encoders.checkpoints.names import is_hugging_face, is_original, unwrapped
-from pipeline.encoders.checkpoints.records import Inert, Named, plain
+from pipeline.encoders.checkpoints.records import Inert, Named, plain, printable
 from pipeline.encoders.checkpoints.tensors import StoredTensor
 from pipeline.errors import WeightsError, first_few
 
 # Settings that the configuration of an encoder states, and that of a fine-tuned model does not.
 _STATED = ("encoder_layers", "extractor_mode")
+_MAX_NAME = 200  # characters of a weight's name
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _recognise(file: TensorFile, content: dict[Any, Any]) -> Checkpoint:
         settings = _settings_of_fairseq(plain(content.get("cfg")))
         settings = settings or _settings_of_fairseq(plain(content.get("args")))
         return _checkpoint(file, "fairseq", content["model"], settings)
-    weights = content
+    weights = {str(name): value for name, value in content.items()}
     settings = _settings_of_fairseq(file.settings.get("cfg") or file.settings.get("config"))
     form = "fairseq" if is_original(unwrapped(weights)) else "torchaudio"
     return _checkpoint(file, form, weights, settings)
@@ -108,11 +109,17 @@ def _checkpoint(
     others = [
         name for name, one in tensors.items() if not isinstance(one, StoredTensor | SafeTensor)
     ]
+    strange = [name for name in tensors if not name.isprintable() or len(name) > _MAX_NAME]
+    if strange:
+        raise WeightsError(
+            f"cannot read the weights at {file.path}: the name of a weight is {strange[0]!r:.60}"
+        )
     if others or not tensors:
         shown = f"; {others[0]} {_describe(tensors[others[0]])}" if others else ""
+        entries = printable(first_few(list(weights))) or "of none"
         raise WeightsError(
             f"cannot read the weights at {file.path}: it does not hold a state dict (a mapping of "
-            f"names to tensors), but the entries {first_few(list(weights)) or 'of none'}{shown}"
+            f"names to tensors), but the entries {entries}{shown}"
         )
     if is_hugging_face(tensors):
         raise WeightsError(
@@ -148,7 +155,7 @@ def _settings(model: Any, task: Any) -> Settings | None:
 def _describe(value: Any) -> str:
     """Describe a value that is no tensor, for a message."""
     if isinstance(value, Inert):
-        return f"is an object of {value.kind:.80}, which is not loaded"
+        return f"is an object of {printable(value.kind)}, which is not loaded"
     if isinstance(value, Named):
-        return f"is a reference to {value.kind:.80}, which is not loaded"
+        return f"is a reference to {printable(value.kind)}, which is not loaded"
     return f"is a {type(value).__name__}, not a tensor"

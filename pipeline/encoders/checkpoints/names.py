@@ -79,7 +79,7 @@ _TRAINING = (
     "final_proj.",
     "target_glu.",
     "spk_proj.",  # of UniSpeech-SAT, and the next
-    "layer_norm_for_extract.",
+    "encoder.layer_norm_for_extract.",
     "output_layer.",  # predictions of DistilHuBERT, and the next
     "task_embedding.",
     f"{_NORMED}0.num_batches_tracked",

@@ -183,7 +183,10 @@ def _family_of(weights: EncoderWeights) -> str:
         return "distilhubert"
     if has_position_bias(weights.parts):
         return "wavlm"
-    if any(name.startswith(("spk_proj", "layer_norm_for_extract")) for name in checkpoint.tensors):
+    if any(
+        name.startswith(("spk_proj.", "encoder.layer_norm_for_extract."))
+        for name in checkpoint.tensors
+    ):
         return "unispeech_sat"
     model = checkpoint.settings.model if checkpoint.settings else {}
     stated = f"{model.get('_name') or model.get('arch') or ''}".lower()

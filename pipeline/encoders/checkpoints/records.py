@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_DEPTH = 40  # of nested settings; those of fairseq are at most 6 deep
+_DEPTH = 60  # of nested settings; those of fairseq are at most 6 deep, as objects 12
+_MOST_VALUES = 100_000  # of all settings; fairseq has some 500
+_SHOWN = 300  # characters of a message that come from a file
+_NOT_ENUMS = ("numpy", "torch")  # beginnings of names of what takes one argument, too
 _NODE_VALUE, _CONTENT = "_val", "_content"  # attributes of omegaconf's nodes and containers
 
 
@@ -39,7 +42,13 @@ class Inert:
     entries: list[tuple[Any, Any]] = field(default_factory=list)
 
 
-def plain(value: Any, depth: int = _DEPTH) -> Any:
+def printable(text: str) -> str:
+    """Return the first line of a text from a file, without control characters, for a message."""
+    line = next(iter(text.splitlines()), "")[:_SHOWN]
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
+
+
+def plain(value: Any) -> Any:
     """Turn settings into plain Python values.
 
     A namespace of argparse and a DictConfig of omegaconf become a dict, a ListConfig a list, a node
@@ -47,31 +56,43 @@ def plain(value: Any, depth: int = _DEPTH) -> Any:
 
     Args:
         value: What a pickle holds.
-        depth: Levels that may follow.
 
     Raises:
-        ValueError: The settings are nested too deeply, or contain themselves.
+        ValueError: The settings are nested too deeply, contain themselves, or are too many.
     """
-    if depth == 0:
-        raise ValueError(f"its settings are nested more than {_DEPTH} levels deep")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, dict):
-        return {key: plain(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
-    if isinstance(value, list | tuple):
-        return [plain(item, depth - 1) for item in value]
-    if isinstance(value, Inert):
-        return _plain_object(value, depth)
-    return None
+    return _Conversion().plain(value, _DEPTH)
 
 
-def _plain_object(value: Inert, depth: int) -> Any:
-    state = value.state
-    if isinstance(state, dict):
-        for key in (_CONTENT, _NODE_VALUE):
-            if value.kind.startswith("omegaconf.") and key in state:
-                return plain(state[key], depth - 1)
-        return plain(state, depth)
-    if state is None and len(value.args) == 1 and not value.kind.startswith(("numpy", "torch")):
-        return plain(value.args[0], depth - 1)  # an enumeration
-    return None
+class _Conversion:
+    """Conversion of one value, with a limit for settings that refer to each other many times."""
+
+    def __init__(self) -> None:
+        self._n_left = _MOST_VALUES
+
+    def plain(self, value: Any, depth: int) -> Any:
+        """Convert a value that may have `depth` levels below it."""
+        self._n_left -= 1
+        if depth == 0:
+            raise ValueError(f"its settings are nested more than {_DEPTH} levels deep")
+        if self._n_left < 0:
+            raise ValueError(f"its settings have more than {_MOST_VALUES} values")
+        if value is None or isinstance(value, str | bool | int | float):
+            return value
+        if isinstance(value, dict):
+            return {key: self.plain(item, depth - 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.plain(item, depth - 1) for item in value]
+        if isinstance(value, Inert):
+            return self._object(value, depth - 1)
+        return None
+
+    def _object(self, value: Inert, depth: int) -> Any:
+        state = value.state
+        if isinstance(state, dict):
+            for key in (_CONTENT, _NODE_VALUE):
+                if value.kind.startswith("omegaconf.") and key in state:
+                    return self.plain(state[key], depth)
+            return self.plain(state, depth)
+        if state is None and len(value.args) == 1 and not value.kind.startswith(_NOT_ENUMS):
+            return self.plain(value.args[0], depth)
+        return None

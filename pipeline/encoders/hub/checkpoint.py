@@ -125,7 +125,8 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     if path.is_file():
         raise ConfigError(
             f"model.name={name} is a file; model=hf takes a directory with config.json and "
-            "model.safetensors, or a hub id"
+            "model.safetensors, or a hub id; original files of fairseq, unilm and s3prl are read "
+            "with model=checkpoint"
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ConfigError(f"model.name={name}: there is no such directory{_hint(name)}")

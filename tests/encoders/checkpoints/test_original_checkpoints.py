@@ -13,6 +13,7 @@ from pipeline.encoders.selfcheck import relative_errors
 from tests.helpers.encoder_kinds import speech
 from tests.helpers.original_checkpoints import (
     LARGE,
+    fairseq_names,
     model_settings,
     save_config,
     save_data2vec,
@@ -28,7 +29,10 @@ from tests.helpers.original_checkpoints import (
 transformers = pytest.importorskip("transformers")
 
 WAVLM = {"relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 320}
-SPEAKERS = {"spk_proj.weight": torch.zeros(4, 32), "layer_norm_for_extract.weight": torch.zeros(32)}
+SPEAKERS = {
+    "spk_proj.weight": torch.zeros(4, 32),
+    "encoder.layer_norm_for_extract.bias": torch.zeros(32),
+}
 BIAS = {**LARGE, "conv_bias": False}
 
 
@@ -55,6 +59,11 @@ CASES = {
     "HuBERT base": (
         *("HubertModel", {}, partial(save_config, container=False), False),
         "checkpoint_hubert",
+    ),
+    "ContentVec, legacy": (
+        *("HubertModel", {}),
+        partial(save_config, name="contentvec", settings={"encoder_layers_1": 3}),
+        *(False, "checkpoint_hubert"),
     ),
     "HuBERT large": (
         *("HubertModel", BIAS, partial(save_config, normalize=True), True),
@@ -139,3 +148,19 @@ def test_layers_are_those_of_the_hugging_face_form(tmp_path, case):
         clip = waveform.double()
         clip = torch.nn.functional.layer_norm(clip, clip.shape) if normalize else clip
         assert relative_errors(found, hidden_states(model, clip)).max() <= 1e-5
+
+
+def test_weight_norm_may_have_been_removed(tmp_path):
+    """The weight of the positional convolution is then stored as it is; features are the same."""
+    model = small_model("HubertModel")
+    waveform = speech(9_000, 1)
+    expected = hidden_states(model.double(), waveform)
+    weights = fairseq_names(model.float())
+    for part in ("weight_g", "weight_v"):
+        del weights[f"encoder.pos_conv.0.{part}"]
+    weights["encoder.pos_conv.0.weight"] = model.encoder.pos_conv_embed.conv.weight
+    cfg = {"model": model_settings(model), "task": {"normalize": False}}
+    torch.save({"cfg": cfg, "model": weights}, tmp_path / "weights.pt")
+    path = tmp_path / "weights.pt"
+    encoder = load_encoder(path, source="checkpoint", layers="superb", device="cpu")
+    assert relative_errors(encoder([waveform])[0], expected).max() <= 1e-5

@@ -233,9 +233,18 @@ def test_settings_become_plain_values():
     assert plain(read(b"cany\nfunction\n.")) is None
 
 
+def test_settings_that_multiply_are_refused():
+    """Thirty lists, each of which holds the previous one ten times, are not expanded."""
+    value = [1]
+    for _ in range(30):
+        value = [value] * 10
+    with pytest.raises(ValueError, match="its settings have more than 100000 values"):
+        plain(read(pickle.dumps(value)))
+
+
 def test_settings_that_contain_themselves_are_refused():
     """The error says that they are nested too deeply."""
     loop = {}
     loop["again"] = loop
-    with pytest.raises(ValueError, match="nested more than 40 levels"):
+    with pytest.raises(ValueError, match="nested more than 60 levels"):
         plain(read(pickle.dumps(loop)))

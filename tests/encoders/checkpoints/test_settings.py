@@ -219,6 +219,10 @@ def test_a_state_dict_of_torchaudio_needs_no_name(tmp_path):
         ({"weight": torch.zeros(1), "n": 3}, "the entries weight, n; n is a int, not a tensor"),
         ({"weight": torch.zeros(1), "f": print}, "f is a reference to builtins.print"),
         ({"model": {"a": 1}, "cfg": None}, "a is a int, not a tensor"),
+        ({1: torch.zeros(1), None: 2}, "the entries 1, None; None is a int"),
+        ({"model": {"a\x1b[31m": torch.zeros(1)}}, r"the name of a weight is 'a\\x1b\[31m'"),
+        ({"model": {"a" * 300: torch.zeros(1)}}, "the name of a weight is 'aaa"),
+        ({"model": {"a": 1, "\nb": 2}}, "the name of a weight is '"),
         ({"args": argparse.Namespace(a=1)}, r"args is an object of argparse\.Namespace"),
     ],
 )
@@ -237,7 +241,7 @@ def test_settings_that_contain_themselves_are_one_line(tmp_path):
     cfg = {"model": {}}
     cfg["model"]["again"] = cfg
     torch.save({"cfg": cfg, "model": {"a": torch.zeros(1)}}, tmp_path / "weights.pt")
-    with pytest.raises(WeightsError, match="settings are nested more than 40 levels deep"):
+    with pytest.raises(WeightsError, match="settings are nested more than 60 levels deep"):
         load_encoder(tmp_path / "weights.pt", source="checkpoint")
 
 
