@@ -88,6 +88,8 @@ class ModelConfig:
         seed: Seed of random weights.
         revision: Branch, tag or commit of a hub checkpoint.
         allow_pickle: Whether a checkpoint without safetensors may be read from a pickle.
+        language: Language of the adapters of a hub checkpoint, as MMS has them; None for the
+            adapters of its main weights.
         target: Code of the user that makes a torch module, "package.module:factory"; it runs only
             if the user allows it.
         layers: Names of the submodules whose outputs are the layers of this module.
@@ -100,6 +102,7 @@ class ModelConfig:
     seed: int = 0
     revision: str | None = None
     allow_pickle: bool = False
+    language: str | None = None
     target: str | None = None
     layers: tuple[str, ...] | None = None
     version: str | None = None

@@ -27,6 +27,7 @@ def load_encoder(
     context_s: float | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    language: str | None = None,
 ) -> SpeechEncoder:
     """Load an encoder by the name of its model.
 
@@ -50,6 +51,8 @@ def load_encoder(
             model's default.
         revision: Branch, tag or commit of a checkpoint on the hub; the default branch if None.
         allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+        language: Language of the adapters of a checkpoint on the hub, as MMS has them ("fra"); None
+            for the adapters of its main weights.
 
     Raises:
         ConfigError: A setting is unknown or out of range, or there is no such checkpoint.
@@ -69,6 +72,7 @@ def load_encoder(
         seed=seed,
         revision=revision,
         allow_pickle=allow_pickle,
+        language=language,
     )
     model = pin_model(model)
     family = family_of(model)

@@ -16,6 +16,7 @@ _FAMILIES: dict[str, EncoderFamily] = {
     "checkpoint": CheckpointFamily(),
     "module": RegisteredModules(),
 }
+_WITHOUT_LANGUAGES = ("torchaudio", "checkpoint", "module")
 
 
 def register_family(source: str, family: EncoderFamily) -> None:
@@ -57,8 +58,13 @@ def family_of(model: ModelConfig) -> EncoderFamily:
     """Return the family that describes and loads a model, in this process and in workers.
 
     Raises:
-        ConfigError: There is no such family, or the model is code that is not registered or allowed
-            in this process.
+        ConfigError: There is no such family, the model is code that is not registered or allowed in
+            this process, or a language is chosen for a source without languages.
     """
     family = find_family(model.source)
+    if model.language is not None and model.source in _WITHOUT_LANGUAGES:
+        raise ConfigError(
+            f"model.language={model.language} chooses adapters of a checkpoint in Hugging Face "
+            f"form (model=hf), as MMS; model.source={model.source} has none: leave it out"
+        )
     return find_module(model) if isinstance(family, RegisteredModules) else family

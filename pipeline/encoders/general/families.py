@@ -53,4 +53,11 @@ class TransformersFamily:
                 "weights are those of model.name"
             )
         config, extractor = fetch_config(open_model(model))
-        return None if misfit(config) is None else read_model(model, config, extractor)
+        if misfit(config) is None:
+            return None
+        if model.language is not None:
+            raise ConfigError(
+                f"model.language={model.language} chooses adapters, as MMS has them; {model.name} "
+                "has none: leave it out"
+            )
+        return read_model(model, config, extractor)

@@ -78,6 +78,21 @@ class Checkpoint:
             raise WeightsError(f"{self} has no {file}{self.where_missing()}, {purpose}")
         return found
 
+    def files(self) -> list[str]:
+        """Return the names of the files of the checkpoint, sorted.
+
+        With `HF_HUB_OFFLINE` those in the cache.
+
+        Raises:
+            WeightsError: The hub refuses them, or does not answer.
+        """
+        if self.commit is None or huggingface_hub.constants.HF_HUB_OFFLINE:
+            return sorted(path.name for path in self.folder().iterdir() if path.is_file())
+        try:
+            return sorted(huggingface_hub.HfApi().list_repo_files(self.name, revision=self.commit))
+        except FETCH_ERRORS as error:
+            raise WeightsError(f"cannot list the files of {self}: {self._why(error)}") from error
+
     def where_missing(self) -> str:
         """Return what to add to the statement that a file is missing."""
         is_offline = self.commit is not None and huggingface_hub.constants.HF_HUB_OFFLINE

@@ -9,6 +9,7 @@ from pipeline.config import ModelConfig
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.hub.checkpoint import Checkpoint, open_checkpoint
 from pipeline.encoders.wav2vec2.bundles import ModelSpec, find_model, registry
+from pipeline.encoders.wav2vec2.conversion.adapters import find_languages, list_languages
 from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.huggingface import (
     find_hf_spec,
@@ -48,7 +49,14 @@ class HuggingFaceFamily:
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
         """Describe the checkpoint by its config.json; see `EncoderFamily`."""
-        return find_hf_spec(open_model(model)).describe()
+        checkpoint = open_model(model)
+        if model.weights == "random" and model.language is not None:
+            raise ConfigError(
+                f"model.language={model.language} chooses adapters of the checkpoint, but "
+                "model.weights=random reads none; leave one of them out"
+            )
+        spec = find_hf_spec(checkpoint, model.language, allow_pickle=model.allow_pickle)
+        return spec.describe()
 
     def load(self, model: ModelConfig, settings: EncoderSettings) -> Wav2Vec2Encoder:
         """Load the encoder; see `EncoderFamily`."""
@@ -56,8 +64,12 @@ class HuggingFaceFamily:
         if model.weights == "random":
             spec = find_hf_spec(checkpoint)
             return Wav2Vec2Encoder(spec, load_model(spec, "random", model.seed), settings)
-        spec, loaded = load_hf_model(checkpoint, model.allow_pickle)
+        spec, loaded = load_hf_model(checkpoint, model.allow_pickle, model.language)
         encoder = Wav2Vec2Encoder(spec, loaded, settings)
+        if model.language is not None:
+            encoder.identity["weights"]["language"] = model.language
+        elif spec.parts.adapter_dim is not None:
+            encoder.notes += _default_adapters(checkpoint)
         if checkpoint.commit is not None:
             encoder.identity["weights"]["commit"] = checkpoint.commit
             encoder.notes += (f"the encoder is {checkpoint}",)
@@ -71,6 +83,16 @@ class HuggingFaceFamily:
     def pin(self, model: ModelConfig) -> ModelConfig:
         """Resolve the revision of a checkpoint on the hub to a commit; see `VersionedFamily`."""
         return replace(model, revision=open_model(model).commit)
+
+
+def _default_adapters(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return a note on the languages whose adapters were not chosen, if there are any."""
+    if languages := find_languages(checkpoint.files()):
+        return (
+            f"the adapters are those of the main weights of {checkpoint}; "
+            f"{list_languages(languages)}: model.language chooses one",
+        )
+    return ()
 
 
 def open_model(model: ModelConfig) -> Checkpoint:

@@ -11,15 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline.encoders.hub.checkpoint import Checkpoint
 from pipeline.encoders.hub.config_file import read_config, require_preprocessor
-from pipeline.encoders.hub.weight_files import fetch_weights, weights_problem
+from pipeline.encoders.hub.weight_files import check_file, fetch_weights, weights_problem
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
+from pipeline.encoders.wav2vec2.conversion.adapters import (
+    LANGUAGE,
+    adapter_files,
+    adapter_names,
+    find_languages,
+    is_adapter,
+    list_languages,
+)
 from pipeline.encoders.wav2vec2.conversion.configs import misfit, spec_of_config
 from pipeline.encoders.wav2vec2.conversion.names import torchaudio_names
 from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
@@ -29,39 +41,55 @@ UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, Safetensor
 """Errors of transformers about files that it cannot use."""
 
 
-def load_hf_model(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[ModelSpec, LoadedModel]:
+def load_hf_model(
+    checkpoint: Checkpoint, allow_pickle: bool, language: str | None = None
+) -> tuple[ModelSpec, LoadedModel]:
     """Load a checkpoint into torchaudio's model.
 
     Args:
         checkpoint: The checkpoint.
-        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+        allow_pickle: Whether to read pickles if there are no safetensors files.
+        language: Language whose adapters replace those of the main weights; None for the latter.
 
     Raises:
-        ConfigError: `transformers` is not installed, or the architecture is not supported.
+        ConfigError: `transformers` is not installed, the architecture is not supported, or there
+            are no adapters of the language.
         WeightsError: The checkpoint cannot be found or read, or lacks weights.
     """
     config, extractor = fetch_config(checkpoint)
     _check_config(config, checkpoint.name)
     spec = spec_of_config(config, extractor, checkpoint.name)
-    model, unused = fetch_model(checkpoint, config, allow_pickle)
-    state = torchaudio_names(model.state_dict(), spec)
+    adapters: dict[str, Tensor] = {}
+    if language is not None:
+        file = find_adapters(checkpoint, spec, language, allow_pickle)
+        origin = f"{file.name} of {checkpoint}"
+        adapters = adapter_names(_read_adapters(file, origin), spec, origin)
+    model, unused = fetch_model(checkpoint, config, allow_pickle, needs_adapters=not adapters)
+    state = torchaudio_names(model.state_dict(), spec) | adapters
     loaded = fill_model(spec, state, "huggingface", checkpoint.name)
     return spec, replace(loaded, unused=unused)
 
 
-def find_hf_spec(checkpoint: Checkpoint) -> ModelSpec:
+def find_hf_spec(
+    checkpoint: Checkpoint, language: str | None = None, *, allow_pickle: bool = False
+) -> ModelSpec:
     """Read the architecture of a checkpoint, without its weights.
 
     Args:
         checkpoint: The checkpoint.
+        language: As for `load_hf_model`; checked.
+        allow_pickle: As for `load_hf_model`.
 
     Raises:
-        ConfigError: `transformers` is not installed, or the architecture is not supported.
+        ConfigError: As for `load_hf_model`.
         WeightsError: The checkpoint cannot be found.
     """
     config, extractor = fetch_config(checkpoint)
     _check_config(config, checkpoint.name)
-    return spec_of_config(config, extractor, checkpoint.name)
+    spec = spec_of_config(config, extractor, checkpoint.name)
+    if language is not None:
+        find_adapters(checkpoint, spec, language, allow_pickle)
+    return spec
 
 
 def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -86,8 +114,53 @@ def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
     return config, extractor
 
 
+def find_adapters(
+    checkpoint: Checkpoint, spec: ModelSpec, language: str, allow_pickle: bool
+) -> Path:
+    """Return the file with the adapters of a language.
+
+    Raises:
+        ConfigError: The model has no adapters, or none of this language.
+        WeightsError: The file cannot be fetched.
+    """
+    if spec.parts.adapter_dim is None:
+        raise ConfigError(
+            f"model.language={language} chooses adapters, as MMS has them; {checkpoint} has none: "
+            "leave it out"
+        )
+    safe, pickle = adapter_files(language)
+    if LANGUAGE.fullmatch(language):
+        if (found := checkpoint.find(safe)) is not None:
+            return found
+        if (found := checkpoint.find(pickle)) is not None:
+            if allow_pickle:
+                return found
+            raise ConfigError(
+                f"model.language={language}: {checkpoint} has {pickle} and no {safe}; "
+                "model.allow_pickle=true reads the tensors of the pickle, and runs no code"
+            )
+    languages = find_languages(checkpoint.files())
+    raise ConfigError(
+        f"model.language={language}: {checkpoint} has no {safe}{checkpoint.where_missing()}; "
+        f"{list_languages(languages, language)}"
+    )
+
+
+def _read_adapters(file: Path, origin: str) -> dict[str, Tensor]:
+    """Read a file of adapters, a pickle without running code."""
+    check_file(file, origin)
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except (*UNLOADABLE, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read {origin}: {reason}") from error
+    return state
+
+
 def fetch_model(
-    checkpoint: Checkpoint, config: Any, allow_pickle: bool
+    checkpoint: Checkpoint, config: Any, allow_pickle: bool, *, needs_adapters: bool = True
 ) -> tuple[Any, tuple[str, ...]]:
     """Load the base model in float32 as an object of transformers.
 
@@ -95,6 +168,8 @@ def fetch_model(
         checkpoint: The checkpoint.
         config: Its configuration, as an object of transformers.
         allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+        needs_adapters: Whether the adapters must be among the weights; if not, they come from
+            another file.
 
     Returns:
         The model, and the names of weights in the files that it does not have, e.g. of a head.
@@ -117,6 +192,13 @@ def fetch_model(
     except UNLOADABLE as error:
         raise unloadable(checkpoint, error) from error
     missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
+    if missing and all(is_adapter(name) for name in missing):
+        if needs_adapters:
+            raise WeightsError(
+                f"{checkpoint} has no adapters among its main weights; choose model.language: "
+                f"{list_languages(find_languages(checkpoint.files()))}"
+            )
+        missing = []
     mismatched = [
         f"{name} has {list(found)}, expected {list(expected)}"
         for name, found, expected in sorted(report["mismatched_keys"])
