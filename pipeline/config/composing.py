@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.checking import build, type_hints
 from pipeline.config.loading import config_folder, load_config, load_sweep_config
-from pipeline.config.models import is_registered_model
+from pipeline.config.models import OWN_CODE, is_own_code, is_registered_model
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -121,6 +121,8 @@ def _option(group: str, value: Any) -> str | None:
     """Return the YAML option of a group that a value names; None for the default one."""
     if isinstance(value, str):
         return value
+    if group == "model" and isinstance(value, Mapping) and is_own_code(value):
+        return OWN_CODE
     named = value.get(_OPTION_KEYS[group]) if isinstance(value, Mapping) else None
     if named is None:
         return None

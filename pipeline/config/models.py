@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.config.hints import option_hint
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import ConfigError
 
+OWN_CODE = "module"
+"""Option of the group `model`, and value of `model.source`, for code of the user."""
 _GROUP = "model="
-_OPTION = "module"
 _REGISTERED: dict[str, Mapping[str, str]] = {}
 
 
@@ -28,6 +30,11 @@ def is_registered_model(name: str) -> bool:
     return name in _REGISTERED
 
 
+def is_own_code(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of a model, without the prefix `model.`, are those of code of the user."""
+    return settings.get("source") == OWN_CODE or settings.get("target") is not None
+
+
 def expand_models(overrides: Sequence[str]) -> list[str]:
     """Return overrides in which a registered name is written out as its settings."""
     expanded: list[str] = []
@@ -36,7 +43,7 @@ def expand_models(overrides: Sequence[str]) -> list[str]:
         if not override.startswith(_GROUP) or settings is None:
             expanded.append(override)
             continue
-        expanded += [f"{_GROUP}{_OPTION}", *(f"model.{k}={v}" for k, v in settings.items())]
+        expanded += [f"{_GROUP}{OWN_CODE}", *(f"model.{k}={v}" for k, v in settings.items())]
     return expanded
 
 
