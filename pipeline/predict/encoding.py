@@ -342,9 +342,12 @@ def _check_encoder(facts: HeadFacts, encoder: dict[str, Any], observer: Observer
     there, here = _of_encoder(facts.identity), _of_encoder({"encoder": encoder})
     differences = compare(there["encoder"], here["encoder"])
     if differences:
+        remedy = "weights of the sweep by model.weights=PATH, or model=hf model.name=ID_OR_DIR"
+        if is_own_code(facts.model):
+            remedy = "code of the sweep, with its model.name, model.layers and model.version"
         raise IdentityError(
             f"the head was trained with another encoder: {'; '.join(differences)}. Give the "
-            "weights of the sweep by model.weights=PATH, or model=hf model.name=ID_OR_DIR"
+            f"{remedy}"
         )
     before, now = _precision(facts.identity), encoder.get("precision")
     if before != now:

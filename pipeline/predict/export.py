@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, counted
 from pipeline.heads.facts import FRAMES, FRAMEWISE, REGRESSION, SPANS, VERIFICATION, HeadFacts
 from pipeline.heads.trained import TrainedHead
 from pipeline.predict.heads import BEST, HEAD, layer_text, open_head, sweep_result
+from pipeline.predict.own_code import is_own_code
 from pipeline.store.format.layers import CONV
 
 CARD = "README.md"
@@ -208,8 +209,11 @@ def _program(facts: HeadFacts) -> list[str]:
         model = str(facts.identity["encoder"].get("model"))
         weights = facts.model.get("weights") or facts.weights
         seed = f", seed={facts.model.get('seed') or 0}" if weights == "random" else ""
-        imports = ["from pipeline import load_encoder  # or any other code with these weights"]
+        origin = "or any other code with these weights"
         settings = f'weights="{weights}", layers={layers}{seed}'
+        if is_own_code(facts.model):
+            origin, settings = "register it first: docs/add_an_encoder.md", f"layers={layers}"
+        imports = [f"from pipeline import load_encoder  # {origin}"]
         if facts.model.get("source") == "checkpoint":
             model, settings = facts.model["name"], f'source="checkpoint", layers={layers}'
         encoding = [

@@ -178,6 +178,16 @@ def test_a_head_predicts_with_code_that_the_user_gives(swept: Path) -> None:
         predictor.predict_files(["clips/clip-000.wav"])
 
 
+def test_the_card_of_a_head_says_to_register_the_encoder(swept: Path, tmp_path: Path) -> None:
+    """It does not name a place of weights."""
+    done = strata("export-head", "ks", tmp_path / "head", "layer=2")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert 'load_encoder("own_code:make", layers=[2])' in card
+    assert "register it first: docs/add_an_encoder.md" in card
+    assert not has_run(swept)
+
+
 def test_from_python_a_target_needs_an_argument(swept: Path) -> None:
     """`open_or_extract` of a complete store, which starts no process."""
     settings = {"model": {"source": "module", "target": "own_code:make", "layers": list(LAYERS)}}
