@@ -57,7 +57,5 @@ def option_hint(group: str, value: str, options: Sequence[str]) -> str:
             "for all"
         )
     words = [word for word in re.split(r"[^a-z]+", value.lower()) if word]
-    if group == "model" and "/" in value:
-        return f"; a checkpoint on the hub or in a directory is model=hf model.name={value}"
     meant = _TASK_WORDS.get(" ".join(words)) if group == "task" else None
     return f"; did you mean {meant}?" if meant in options else did_you_mean(value, options)

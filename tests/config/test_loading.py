@@ -92,6 +92,7 @@ def test_sections_and_dataclasses_agree() -> None:
     [
         ("dataste=hub", "unknown setting dataste; did you mean dataset"),
         ("dataset=hubb", "no dataset is called 'hubb'; did you mean hub?"),
+        ("model=facebook/hubert-base-ls960", "model=hf model.name=facebook/hubert-base-ls960"),
         ("model=hubert_bas", "no model is called 'hubert_bas'; did you mean hubert_base"),
         ("engine=spark", "no engine is called 'spark'; there are inline, ray"),
         ("dataset.pat=x", "unknown setting dataset.pat; did you mean dataset.path"),

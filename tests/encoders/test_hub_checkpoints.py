@@ -231,6 +231,8 @@ def test_unknown_names_and_revisions(served: Served) -> None:
     load_encoder(NAME, source="huggingface", device="cpu")
     with pytest.raises(ConfigError, match=f"did you mean {NAME}"):
         load_encoder("someone/hubert-smal", source="huggingface")
+    with pytest.raises(ConfigError, match=r"model\.name=hubert_bas: .*is model=hubert_base$"):
+        load_encoder("hubert_bas", source="huggingface")
     with pytest.raises(ConfigError, match=r"there is no revision v9: set model\.revision"):
         load_encoder(NAME, source="huggingface", revision="v9")
     served.use(True)

@@ -8,10 +8,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from pipeline.encoders.checking.comparisons import is_constant
 from pipeline.encoders.checking.findings import describe_check, findings
 from pipeline.encoders.kernels import cpu
-from pipeline.encoders.selfcheck import relative_errors, selfcheck
+from pipeline.encoders.selfcheck import LEAK, relative_errors, selfcheck
+from pipeline.encoders.settings import resolve_settings
 from tests.helpers.encoder_kinds import small_encoder, speech
+from tests.helpers.fake_encoders import NARROW, FaultyEncoder, spelled
 
 
 def clips():
@@ -97,6 +100,38 @@ def test_one_by_one_is_followed_by_the_call(monkeypatch):
     assert sizes == [3, 1, 1, 1]
     for one, other in zip(together, alone, strict=True):
         assert relative_errors(one, other).max() < 1e-5
+
+
+def mates_of(fault, lengths, precision="fp32"):
+    """Check a faulty encoder on clips that spell their frames; return which batches differ."""
+    settings = resolve_settings(NARROW, precision=precision, device="cpu")
+    waves = [torch.from_numpy(spelled(i + 1, n, NARROW.geometry)) for i, n in enumerate(lengths)]
+    report = selfcheck(FaultyEncoder(NARROW, settings, fault), waves)
+    assert report.leaks == any(error > LEAK for error in report.mates.values())
+    return {name for name, error in report.mates.items() if error > LEAK}, report
+
+
+def test_each_batch_finds_what_the_others_miss():
+    """Padding of clips of one length is seen beside longer silence only, an order in reverse."""
+    assert mates_of("padding", [4_000, 4_000, 4_000])[0] == {"silence"}
+    assert mates_of("ascending", [9_000, 5_000, 2_000])[0] == {"permuted"}
+    assert mates_of("", [9_000, 5_000, 2_000])[0] == set()
+
+
+def test_rounding_of_a_reduced_precision_is_no_leak():
+    """What differs in a batch by less than the precision's rounding is a leak in fp32 only."""
+    found, report = mates_of("coarse", [9_000, 5_000, 2_000], "bf16")
+    assert found == set()
+    assert max(report.alone_vs_batch) > LEAK
+    assert report.ok
+
+
+def test_infinite_layers_are_not_constant():
+    """They are reported as not finite."""
+    frames = torch.full((3, 2), torch.inf)
+    assert not is_constant([frames, frames])
+    assert is_constant([torch.ones(3, 2), torch.ones(1, 2)])
+    assert not is_constant([torch.ones(3, 2), torch.zeros(1, 2)])
 
 
 def test_relative_errors_are_by_layer_and_keep_nan():

@@ -103,6 +103,7 @@ def test_a_sound_encoder_is_batched_without_a_word(
         ),
         ("order", r"in a batch 2\.0e-02, in another order 2\.0e-02"),
     ],
+    ids=["padding", "order"],
 )
 def test_a_model_that_leaks_is_run_one_by_one(
     run: Run, corpus: dict[str, tuple[int, int]], fault: str, where: str

@@ -200,15 +200,24 @@ def write_spelled(
     return files
 
 
-FAULTS = ("padding", "order", "random", "state", "rounding", "overflow", "range", "nan", "constant")
-"""What may be wrong with a `FaultyEncoder`: features depend on the padding of their batch, on the
-place in it, on chance, on how often it was called, or on that in their last bit; layer 2 has values
-that only a reduced precision cannot hold, that float16 cannot hold, that are not finite, or that
-are all the same."""
-
-
 class FaultyEncoder(FakeEncoder):
     """A fake encoder with a fault.
+
+    With one of these, its features depend on what they should not:
+
+    - padding: the longest clip of the batch;
+    - order: the place in the batch;
+    - ascending: whether the clip before is shorter;
+    - random, state: chance, or the number of calls;
+    - rounding: the number of calls, in the last bit;
+    - coarse: the place in the batch, in reduced precisions only, as their rounding does;
+
+    With one of these, its layer 2 has wrong values:
+
+    - overflow: values that a reduced precision cannot hold;
+    - range: values that float16 cannot hold;
+    - nan: values that are not finite;
+    - constant: one value.
 
     Attributes:
         batch_sizes: Clips of each batch since the last check of a test, of all faulty encoders.
@@ -236,16 +245,20 @@ class FaultyEncoder(FakeEncoder):
         layers = super().encode_batch(waveforms, stats=stats, precision=precision)
         for layer, features in zip(self.layers, layers, strict=True):
             parts = [
-                self._spoil(part, layer, i, max(counts), precision or self.precision)
+                self._spoil(part, layer, i, counts, precision or self.precision)
                 for i, part in enumerate(torch.split(features, counts))
             ]
             yield torch.cat(parts)
 
     def _spoil(
-        self, features: Tensor, layer: int, place: int, n_most: int, precision: str
+        self, features: Tensor, layer: int, place: int, counts: Sequence[int], precision: str
     ) -> Tensor:
         if self._fault == "padding":
-            return features * (1 + 0.03 * (n_most - len(features)) / n_most)
+            return features * (1 + 0.03 * (max(counts) - counts[place]) / max(counts))
+        if self._fault == "ascending":
+            return features * (1 + 0.03 * (place > 0 and counts[place - 1] < counts[place]))
+        if self._fault == "coarse":
+            return features * (1 + 1e-3 * place * (precision != "fp32"))
         if self._fault == "order":
             return features * (1 + 0.01 * place)
         if self._fault == "random":
@@ -269,7 +282,7 @@ class FaultyEncoder(FakeEncoder):
 
 @dataclass(frozen=True)
 class FaultyFamily(FakeFamily):
-    """A family of an encoder with a fault, one of `FAULTS`; "" has none."""
+    """A family of an encoder with a fault, as of `FaultyEncoder`; "" has none."""
 
     fault: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.config import ModelConfig
@@ -111,4 +112,10 @@ def open_model(model: ModelConfig) -> Checkpoint:
             f"model={name}"
         )
     require_transformers()
-    return open_checkpoint(name, model.revision)
+    try:
+        return open_checkpoint(name, model.revision)
+    except ConfigError as error:
+        near = get_close_matches(name, registry(), n=1, cutoff=0.8)
+        if not near or "/" in name:
+            raise
+        raise ConfigError(f"{error}. The model of that name is model={near[0]}") from error
