@@ -17,6 +17,7 @@ from pipeline.encoders.wav2vec2.conversion.adapters import list_languages
 from pipeline.errors import ConfigError, WeightsError
 from tests.encoders.test_huggingface import LARGE, make
 from tests.helpers.encoder_kinds import speech
+from tests.helpers.hub_server import running_hub, use_hub
 
 transformers = pytest.importorskip("transformers")
 
@@ -145,7 +146,7 @@ def test_more_blocks_and_damaged_files_are_refused(mms):
     with pytest.raises(WeightsError, match="has weights of other blocks"):
         load_hf_encoder(mms, language="fra")
     save_file(whole | {name: torch.zeros(3)}, path)
-    with pytest.raises(WeightsError, match=r"has shape \[3\]"):
+    with pytest.raises(WeightsError, match=r"adapter\.fra\.safetensors .*of shape \[3\], expected"):
         load_hf_encoder(mms, language="fra")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WeightsError, match=r"adapter\.fra\.safetensors .* is damaged"):
@@ -171,3 +172,23 @@ def test_random_weights_have_no_language(mms):
     """Random weights read no file of the checkpoint."""
     with pytest.raises(ConfigError, match="weights=random reads none"):
         load_hf_encoder(mms, "random", language="fra")
+
+
+def test_adapters_on_the_hub_are_fetched_by_language(mms, tmp_path, monkeypatch):
+    """Only the file of the language; the hub lists what there is, and offline the cache does."""
+    with running_hub() as hub:
+        hub.commit_folder("someone/mms-small", mms)
+        home = tmp_path / "home"
+        use_hub(hub, home, monkeypatch)
+        load = partial(load_hf_encoder, "someone/mms-small")
+        assert load(language="fra").identity["weights"]["language"] == "fra"
+        fetched = {path.name for path in home.rglob("adapter.*")}
+        assert fetched == {"adapter.fra.safetensors"}
+        with pytest.raises(ConfigError, match=r"no adapter\.eng\.safetensors; .* of deu, fra$"):
+            load(language="eng")
+        use_hub(hub, home, monkeypatch, offline=True)
+        assert load(language="fra").identity["weights"]["language"] == "fra"
+        with pytest.raises(
+            ConfigError, match=r"in the cache \(HF_HUB_OFFLINE is set\); .* of fra$"
+        ):
+            load(language="deu")

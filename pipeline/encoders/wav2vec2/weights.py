@@ -182,9 +182,9 @@ def _with_weight_norm(weight: Tensor) -> dict[str, Tensor]:
         weight: Weight of the positional convolution, `[dim, dim / n_groups, kernel]`.
     """
     direction = weight.detach().to(torch.float32)
-    return dict(
-        zip(NEW_NAMES.values(), (torch.norm_except_dim(direction, 2, 2), direction), strict=True)
-    )
+    norm = torch.norm_except_dim(direction, 2, 2)
+    direction = direction.where(norm > 0, 1.0)  # a tap of zeros has no direction; its norm is 0
+    return dict(zip(NEW_NAMES.values(), (norm, direction), strict=True))
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -64,16 +64,24 @@ def adapter_names(state: Mapping[str, Tensor], spec: ModelSpec, origin: str) -> 
         origin: The file and its checkpoint, for messages.
 
     Raises:
-        WeightsError: A block has no adapters, or the file has adapters of no block of the model.
+        WeightsError: A block has no adapters, the file has adapters of no block of the model, or a
+            weight has another shape.
     """
     renamed = {
         "encoder.transformer.layers." + name.split("encoder.layers.", 1)[-1]: tensor
         for name, tensor in state.items()
         if is_adapter(name)
     }
-    expected = {name for name in spec.build("meta").state_dict() if is_adapter(name)}
-    if missing := sorted(expected - renamed.keys()):
+    whole = spec.build("meta").state_dict()
+    expected = {name: tensor.shape for name, tensor in whole.items() if is_adapter(name)}
+    if missing := sorted(expected.keys() - renamed.keys()):
         raise WeightsError(f"{origin} lacks {len(missing)} weights: {first_few(missing)}")
-    if unknown := sorted(renamed.keys() - expected):
+    if unknown := sorted(renamed.keys() - expected.keys()):
         raise WeightsError(f"{origin} has weights of other blocks: {first_few(unknown)}")
+    for name, tensor in renamed.items():
+        if tensor.shape != expected[name]:
+            raise WeightsError(
+                f"{origin} has {name} of shape {list(tensor.shape)}, expected "
+                f"{list(expected[name])}"
+            )
     return renamed
