@@ -41,6 +41,22 @@ CHECKPOINTS = {
     "mhubert large": ("HubertModel", LARGE | {"conv_pos_batch_norm": True}, True),
     "mms": ("Wav2Vec2ForCTC", LARGE | {"adapter_attn_dim": 8, "layer_norm_eps": 0.1}, True),
     "unispeech with adapters": ("UniSpeechModel", LARGE | {"adapter_attn_dim": 8}, True),
+    "conformer": (
+        "Wav2Vec2ConformerModel",
+        {"hidden_act": "swish", "do_stable_layer_norm": False, "layer_norm_eps": 0.1},
+        True,
+    ),
+    "conformer with a CTC head": (
+        "Wav2Vec2ConformerForCTC",
+        {"feat_extract_norm": "layer", "conv_bias": True},
+        True,
+    ),
+    "rotary conformer": ("Wav2Vec2ConformerModel", {"position_embeddings_type": "rotary"}, True),
+    "conformer without positions": (
+        "Wav2Vec2ConformerModel",
+        {"position_embeddings_type": None, "conv_depthwise_kernel_size": 7},
+        False,
+    ),
     "adapters that a base model has not": ("Wav2Vec2Model", {"adapter_attn_dim": 8}, True),
 }
 
