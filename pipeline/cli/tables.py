@@ -324,7 +324,14 @@ def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
         numbers = (str(row["layers"]), str(row["dim"]), count, f"{row['gb_per_hour']:.2f}")
         table.add_row(str(row["name"]), *numbers)
     console.print(table)
-    console.print("and any Hugging Face checkpoint of the family: model=hf model.name=ID_OR_DIR")
+    others = Table(show_header=False, box=None)
+    others.add_row("Hugging Face transformers", "model=hf model.name=ID_OR_DIR")
+    others.add_row("files of fairseq, unilm, s3prl", "model=checkpoint model.name=FILE.pt")
+    others.add_row(
+        "any torch module", "model=module model.target=PACKAGE.MODULE:FACTORY --allow-code"
+    )
+    console.print("Others:")
+    console.print(others)
 
 
 def show_selfcheck(console: Console, result: SelfCheck) -> None:

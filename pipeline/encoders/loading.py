@@ -12,13 +12,14 @@ from pipeline.encoders.modules.encoder import MODULE
 from pipeline.encoders.modules.registration import is_registered
 from pipeline.encoders.registry import family_of, pin_model
 from pipeline.encoders.settings import resolve_settings
+from pipeline.encoders.wav2vec2.bundles import registry
 
 
 def load_encoder(
     name: str | Path = "hubert_base",
     weights: str | Path = "pretrained",
     *,
-    source: str = "torchaudio",
+    source: str | None = None,
     layers: str | Sequence[int | str] = "all",
     precision: str = "auto",
     device: str = "auto",
@@ -33,13 +34,15 @@ def load_encoder(
 
     Args:
         name: Short name of the model, as listed by `strata models`, or of an encoder from
-            `register_encoder`; for "huggingface" a hub id, or a directory with config.json,
-            preprocessor_config.json and model.safetensors; for "checkpoint" the path of an original
-            checkpoint of fairseq, unilm or s3prl.
+            `register_encoder`; a hub id, or a directory with config.json,
+            preprocessor_config.json and model.safetensors; or the path of an original checkpoint of
+            fairseq, unilm or s3prl (.pt).
         weights: "pretrained" (downloaded), "random" (features mean nothing), or for a model with a
             short name the path of a file (.pt, .pth, .safetensors): a state dict with torchaudio's
             names, or an original checkpoint of this model.
         source: Kind of checkpoint, as `model.source`: "torchaudio", "huggingface" or "checkpoint".
+            None takes that of the name: a short name, a .pt file, a directory or an id with a
+            slash.
         layers: "all" for 1..N, "superb" for 0..N, or a list of numbers or names.
         precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
             CUDA.
@@ -64,10 +67,9 @@ def load_encoder(
         >>> features.shape  # [n_layers, n_frames, dim]
         torch.Size([12, 49, 48])
     """
-    is_own = source == "torchaudio" and is_registered(str(name))
     model = ModelConfig(
         name=str(name),
-        source=MODULE if is_own else source,
+        source=_source_of(str(name)) if source is None else source,
         weights=str(weights),
         seed=seed,
         revision=revision,
@@ -80,3 +82,15 @@ def load_encoder(
         family.describe(model), layers, precision, device, max_window_s, context_s
     )
     return cast(SpeechEncoder, family.load(model, settings))
+
+
+def _source_of(name: str) -> str:
+    """Return the kind of checkpoint that a name stands for."""
+    if is_registered(name):
+        return MODULE
+    if name in registry():
+        return "torchaudio"
+    path = Path(name).expanduser()
+    if path.suffix in (".pt", ".pth"):
+        return "checkpoint"
+    return "huggingface" if "/" in name or path.is_dir() else "torchaudio"

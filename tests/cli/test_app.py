@@ -282,7 +282,7 @@ def test_models_lists_the_registry() -> None:
     assert (base["layers"], base["dim"]) == (12, 768)
     assert base["gb_per_hour"] == pytest.approx(12 * 768 * 2 * 50 * 3600 / 1e9, rel=1e-3)
     files = {path.stem for path in (config_folder() / "model").glob("*.yaml")}
-    assert files == {*registry(), "hf", "module"}
+    assert files == {*registry(), "hf", "checkpoint", "module"}
 
 
 def test_selfcheck_reports_each_layer(folder: Path) -> None:
