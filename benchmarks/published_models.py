@@ -55,6 +55,10 @@ PACKED = {
     "wavlm-base-plus": Published("WavLMConfig", settings={"do_normalize": False}),
     "unispeech-sat-base": Published("UniSpeechSatConfig", settings={"do_normalize": False}),
     "data2vec-audio-base": Published("Data2VecAudioConfig"),
+    "wav2vec2-conformer-rel-pos-large": Published(
+        "Wav2Vec2ConformerConfig",
+        {**_LARGE, "feat_extract_norm": "layer", "conv_bias": True, "hidden_act": "swish"},
+    ),
 }
 """Models of the packed path."""
 GENERAL = {
@@ -109,9 +113,6 @@ GENERAL = {
     "medasr": Published("LasrEncoderConfig", extractor="LasrFeatureExtractor"),
     "w2v-bert-2.0": Published("Wav2Vec2BertConfig", extractor="SeamlessM4TFeatureExtractor"),
     "parakeet-ctc-0.6b": Published("ParakeetEncoderConfig", extractor="ParakeetFeatureExtractor"),
-    "wav2vec2-conformer-large": Published(
-        "Wav2Vec2ConformerConfig", {**_LARGE, "feat_extract_norm": "layer", "conv_bias": True}
-    ),
     "seamless-m4t-v2-large": Published(
         "SeamlessM4Tv2Config", extractor="SeamlessM4TFeatureExtractor"
     ),

@@ -77,6 +77,21 @@ def test_a_whole_recording_is_normalised_by_its_own_statistics(name):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_window_is_normalised_by_the_statistics_of_its_utterance(name):
+    """A quiet window of a loud utterance has other features than the same samples alone."""
+    front_end, _ = parts(name)
+    quiet, loud = 0.001 * speech(32_000, 1), speech(32_000, 2)
+    accumulator = front_end.accumulator()
+    accumulator.update(torch.cat([quiet, loud]))
+    stats = accumulator.finish()
+    window, alone = front_end.features(quiet, stats), front_end.features(quiet, None)
+    if stats is None:
+        assert torch.equal(window, alone)
+    else:
+        assert (window - alone).abs().max() > 0.1 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_the_shortest_clips_have_finite_features(name):
     """One sample, a constant, and silence."""
     front_end, _ = parts(name)

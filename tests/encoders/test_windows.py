@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError
+from pipeline.store.format.geometry import FrameGeometry
 
 n_frames = GEOMETRY.n_frames
 
@@ -83,3 +84,16 @@ def test_a_context_that_fills_the_window_is_refused():
     """Two contexts of 5 s leave nothing of a window of 10 s."""
     with pytest.raises(ConfigError, match="make it more than 10 s"):
         plan_windows(60 * 16_000, max_window_s=10.0, context_s=5.0)
+
+
+@given(n_samples=st.integers(1, 3_000_000))
+def test_the_last_window_has_the_end_of_the_utterance(n_samples):
+    """An encoder that pads its end sees every sample: only what is missing is padding."""
+    geometry = FrameGeometry(
+        16_000, 1_280, 2_641, left_padding_samples=1_321, right_padding_samples=1_160
+    )
+    windows = Windowing(geometry, 10.0, 1.0).plan(n_samples)
+    assert windows[-1].sample_stop >= n_samples
+    for window in windows:
+        part = min(window.sample_stop, n_samples) - window.sample_start
+        assert geometry.n_frames(part) == window.feed_stop - window.feed_start

@@ -80,7 +80,7 @@ _FAST_CONFORMER = {**_BLOCKS, "subsampling_conv_channels": 8, "num_mel_bins": 40
 
 # name: class of the model, options of its configuration, path of the encoder in it, feature
 # extractor and its options
-CHECKPOINTS = {
+_ALL = {
     "whisper": (
         "WhisperForConditionalGeneration",
         {**_DECODER, "num_mel_bins": 40, "max_source_positions": 200},
@@ -209,6 +209,10 @@ def _transformers():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
+
+
+CHECKPOINTS = {name: entry for name, entry in _ALL.items() if hasattr(_transformers(), entry[0])}
+"""Those that the installed version of transformers has."""
 
 
 def read_config(name, **changes):
