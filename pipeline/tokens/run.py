@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.store.backend.opening import open_backend
 from pipeline.store.coordination.lease import check_no_drop
 from pipeline.store.documents import read_attributes
 from pipeline.store.format.codebook import Codebook
+from pipeline.store.format.layers import number_layers
 from pipeline.store.format.tokens import MAX_CODES, codebook_key
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.joined.view import locations_of
@@ -87,7 +88,7 @@ class Tokenization:
 
 def tokenize(
     store: Location | Sequence[Location],
-    layer: int | None = None,
+    layer: int | str | None = None,
     k: int | None = None,
     *,
     weights: Sequence[float] | None = None,
@@ -107,7 +108,7 @@ def tokenize(
 
     Args:
         store: The store; or several, which get the same codebook, trained on all of them.
-        layer: The layer.
+        layer: The layer, by number or name.
         k: Number of codes, up to 65,535.
         weights: Weights of the layers, for a weighted sum in place of a layer.
         seed: Seed of the sample and of the initial centroids; None is 0.
@@ -141,10 +142,14 @@ def tokenize(
     """
     start_s = time.perf_counter()
     observer = observer or Observer()
-    settings = TokenSettings(layer, weights_of(weights), k, seed, where, sample_frames)
-    _check(settings, codebook)
+    number = layer if not isinstance(layer, str) else None
+    settings = TokenSettings(number, weights_of(weights), k, seed, where, sample_frames)
+    _check(settings, codebook, layer)
     target, most = choose_device(device), parse_bytes(memory)
     opened = open_store(locations_of(store))
+    if isinstance(layer, str):
+        [number] = number_layers([layer], opened.named_layers, opened.location)
+        settings = replace(settings, layer=number)
     for backend in opened.backends:
         check_no_drop(backend)
     given = None if codebook is None else _read_file(codebook)
@@ -180,7 +185,7 @@ def tokenize(
     )
 
 
-def _check(settings: TokenSettings, codebook: Location | None) -> None:
+def _check(settings: TokenSettings, codebook: Location | None, layer: int | str | None) -> None:
     """Check settings that need no store.
 
     Raises:
@@ -188,7 +193,7 @@ def _check(settings: TokenSettings, codebook: Location | None) -> None:
     """
     if settings.k is not None and not 1 <= settings.k <= MAX_CODES:
         raise ConfigError(f"k is {settings.k:,}; expected 1 to {MAX_CODES:,} codes")
-    if settings.layer is not None and settings.weights is not None:
+    if layer is not None and settings.weights is not None:
         raise ConfigError("layer= and weights= contradict each other; give one")
     given = settings.sample_frames
     if given is not None and given != ALL and not (isinstance(given, int) and given > 0):
@@ -217,8 +222,11 @@ def _default_name(opened: FeatureStore, settings: TokenSettings, codebook: Locat
         raise ConfigError(
             f"give the layer and the number of codes, as in layer=9 k=500, or codebook=FILE{known}"
         )
-    what = "weighted" if settings.layer is None else f"layer{settings.layer}"
-    return f"{what}-k{settings.k}"
+    if settings.layer is None:
+        return f"weighted-k{settings.k}"
+    label = opened.layer_labels.get(settings.layer, "")
+    is_name = label.isidentifier() and not opened.is_collapsed
+    return f"{label if is_name else f'layer{settings.layer}'}-k{settings.k}"
 
 
 def _codebook_names(backends: Sequence[Backend]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,8 @@ def tokenize(
                 with announced(progress, "comparing tokens with the spans"):
                     quality = token_quality(opened, labels, result.name)
         found = asdict(result) | {"quality": None if quality is None else asdict(quality)}
-        answer(lambda out: show_tokenization(out, result, quality), found)
+        labels_of_layers = opened.layer_labels
+        answer(lambda out: show_tokenization(out, result, quality, labels_of_layers), found)
 
 
 def _settings(given: dict[str, str]) -> dict[str, Any]:
@@ -120,10 +122,15 @@ def _labels(store: FeatureStore, given: dict[str, str], observer: Notes) -> Fram
 
 
 def show_tokenization(
-    out: Console, result: Tokenization, quality: LabelQuality | None = None
+    out: Console,
+    result: Tokenization,
+    quality: LabelQuality | None = None,
+    labels: Mapping[int, str] | None = None,
 ) -> None:
     """Print the codebook, and how its codes are used."""
-    what = "weighted sum of layers" if result.layer is None else f"layer {result.layer}"
+    what = "weighted sum of layers"
+    if result.layer is not None:
+        what = f"layer {(labels or {}).get(result.layer, result.layer)}"
     how = "trained on" if result.trained else "found; it was trained on"
     out.print(
         f"codebook {result.codebook}: {what}, k={result.k:,}, {how} "

@@ -151,7 +151,8 @@ def what_must_agree(
             facts["collapse"] = {k: identity["collapse"][k] for k in ("layers", "weights")}
         if with_layers:
             facts["layers"] = list(attributes["layers"])
-            facts[LAYER_NAMES] = attributes.get(LAYER_NAMES)
+            if LAYER_NAMES in one or LAYER_NAMES in other:
+                facts[LAYER_NAMES] = attributes.get(LAYER_NAMES)
             if DROPPED_LAYERS in one or DROPPED_LAYERS in other:
                 facts[DROPPED_LAYERS] = list(attributes.get(DROPPED_LAYERS, ()))
         found.append(facts | {name: attributes[name] for name in ("feature_dim", "frame_rate_hz")})
