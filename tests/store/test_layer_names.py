@@ -111,6 +111,15 @@ def test_unknown_names_are_refused_with_those_that_there_are(root, layers, messa
         pipeline.open_store(root).read(0, layers)
 
 
+def test_letters_of_a_text_are_no_names(tmp_path):
+    """Even where there are layers of these names."""
+    make_store(tmp_path / "s", [5], (1, 2), attributes={"layer_names": ["a", "b"]})
+    store = pipeline.open_store(tmp_path / "s")
+    assert store.read(0, ["b", "a"]).equal(store.read(0, [2, 1]))
+    with pytest.raises(StoreError, match=r"layers is 'ab'; expected some of \[a, b\]"):
+        store.read(0, "ab")
+
+
 def test_names_survive_copies_joins_and_drops(root, tmp_path):
     """A copy of plain layers alone needs no names."""
     copy_stores(root, tmp_path / "two", CopySettings(layers=["final_norm", 1]))
@@ -156,13 +165,16 @@ def test_a_weighted_sum_is_called_collapsed(root, tmp_path):
     assert pipeline.open_store(tmp_path / "again").layer_names == ("collapsed",)
 
 
-def test_a_store_of_conv_alone_is_no_weighted_sum(tmp_path):
+def test_a_store_of_conv_alone_is_no_weighted_sum(root, tmp_path):
     """Its copy keeps the layers in its identity, which readers compare."""
-    make_store(tmp_path / "s", [5], (-1,))
-    copy_stores(tmp_path / "s", tmp_path / "c", CopySettings())
+    copy_stores(root, tmp_path / "c", CopySettings(layers=["conv"]))
     store = pipeline.open_store(tmp_path / "c")
     assert (store.layer_names, store.is_collapsed) == (("conv",), False)
     assert store.attributes["identity"]["encoder"]["layers"] == [-1]
+    wrong = {"identity": {"encoder": {"layers": [0]}, "source": {"columns": []}}, "checksum": None}
+    make_store(tmp_path / "d", [5], (-1,), attributes=wrong)
+    with pytest.raises(DamagedError, match="do not match"):
+        pipeline.open_store(tmp_path / "d")
 
 
 def test_exports_name_the_layers(root, tmp_path):
