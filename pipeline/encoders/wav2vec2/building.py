@@ -8,6 +8,7 @@ the modules that hold them. The modules compute, too, in plain PyTorch, so torch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.encoders.wav2vec2.conformer import ConformerLayer, RotaryTable
 from pipeline.encoders.wav2vec2.norms import BatchNorm
@@ -51,6 +53,24 @@ class Parts:
         return {field.name: value for field, value in pairs if value != field.default}
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves out initial values on the meta device, for which torch would import its compiler.
+
+    The import takes a second or more, and a process that only plans needs it for nothing else.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return what `func` returns, with any values."""
+        if func is nn.init.normal_:
+            return (kwargs or {}).get("tensor", *args[:1])
+        if func is torch.norm_except_dim:
+            weight, _, kept = args
+            return weight.new_empty([n if i == kept else 1 for i, n in enumerate(weight.shape)])
+        return func(*args, **(kwargs or {}))
+
+
 def build_model(
     kind: str, params: Mapping[str, Any], parts: Parts, layer_norm_eps: float, device: str
 ) -> nn.Module:
@@ -64,7 +84,7 @@ def build_model(
         layer_norm_eps: Term added to the variance by the layer norms of the transformer.
         device: "cpu" for a randomly initialised model, "meta" for shapes without memory.
     """
-    with torch.device(device):
+    with _NoValues() if device == "meta" else nullcontext(), torch.device(device):
         model: nn.Module = _FACTORIES[kind](**_factory_params(kind, params), aux_num_out=None)
         for module in model.get_submodule("encoder").modules():
             if isinstance(module, nn.LayerNorm):
