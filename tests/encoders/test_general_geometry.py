@@ -39,8 +39,8 @@ def test_the_model_gives_the_frames_that_the_geometry_states(encoders, name):
     encoder = encoders(name)
     geometry = encoder.geometry
     generator = torch.Generator().manual_seed(1)
-    borders = [geometry.n_samples(n) + d for n in (1, 2, 3, 8, 17) for d in (-1, 0, 1)]
-    lengths = [*borders, *torch.randint(1, 60_000, (12,), generator=generator).tolist()]
+    borders = [geometry.n_samples(n) + d for n in (1, 2, 3, 17) for d in (-1, 0, 1)]
+    lengths = [*borders, *torch.randint(1, 60_000, (6,), generator=generator).tolist()]
     for length in lengths:
         [features] = encode_clips(encoder, [speech(max(1, length))])
         assert features.shape[1] == geometry.n_frames(max(1, length))
