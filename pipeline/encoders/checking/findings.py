@@ -92,7 +92,7 @@ def _cost(slowdown: float | None) -> str:
 def _leak(found: SelfCheck) -> str:
     """Return how far the other clips of a batch change a clip."""
     measured = {order: error for order, error in found.mates.items() if error is not None}
-    named = [f"{_WHERE[order]} {error_text(e)}" for order, e in measured.items() if e > LEAK]
+    named = [f"{error_text(e)} {_WHERE[order]}" for order, e in measured.items() if e > LEAK]
     layer = "" if found.mates_layer is None else f", most in layer {found.mates_layer}"
     if not named:
         return (
@@ -101,8 +101,8 @@ def _leak(found: SelfCheck) -> str:
             f"{found.tolerance:g} of rounding"
         )
     return (
-        f"the other clips of a batch change the features of {found.model} by more than rounding "
-        f"(relative to alone: {', '.join(named)}{layer})"
+        f"the other clips of a batch change the features of {found.model} by more than rounding: "
+        f"relative errors against the same clips alone are {', '.join(named)}{layer}"
     )
 
 
