@@ -25,7 +25,8 @@ def pack_code(model: ModelConfig) -> str | None:
     if model.source != MODULE:
         return None
     family = find_module(model)
-    references = (family.definition.factory, family.definition.inputs)
+    definition = family.definition
+    references = (definition.factory, definition.inputs, definition.outputs)
     pickler: Any = pickle
     if any(reference is not None and reference.is_by_value for reference in references):
         from ray import cloudpickle as pickler  # functions of a program or a notebook

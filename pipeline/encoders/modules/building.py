@@ -105,6 +105,7 @@ class ModuleRunner:
         self._definition = definition
         self._captured = CapturedModule(module, definition.points)
         self._inputs = None if definition.inputs is None else definition.inputs.get()
+        self._outputs = None if definition.outputs is None else definition.outputs.get()
 
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Run clips together, padded with zeros to the longest.
@@ -123,6 +124,8 @@ class ModuleRunner:
         lengths = torch.tensor([len(clip) for clip in clips], device=waveforms.device)
         args, kwargs = self._arguments(waveforms, lengths)
         layers = self._captured(*args, **kwargs)
+        if self._outputs is not None:
+            layers = [self._checked(self._outputs(layer)) for layer in layers]
         counts = {layer.shape[:2] for layer in layers}
         if len(counts) > 1 or layers[0].shape[0] != len(clips):
             names = self._definition.layers
@@ -141,6 +144,16 @@ class ModuleRunner:
                 f"× frames): {first_few(found)}; {wanted}"
             )
         return layers
+
+    def _checked(self, layer: object) -> Tensor:
+        """Return what `outputs` has made of a layer, if it is one."""
+        if isinstance(layer, Tensor) and layer.ndim == 3 and layer.is_floating_point():
+            return layer
+        raise EncoderError(
+            f"outputs of {self._definition.name} returns "
+            f"{[*layer.shape] if isinstance(layer, Tensor) else _kind(layer)}; expected a "
+            "floating-point tensor [clips, frames, dim]"
+        )
 
     def _arguments(
         self, waveforms: Tensor, lengths: Tensor

@@ -30,6 +30,7 @@ class ModuleDefinition:
     axes: str = "BTD"
     geometry: FrameGeometry | None = None
     inputs: Reference | None = None
+    outputs: Reference | None = None
     lengths_argument: str | None = None
     mask_argument: str | None = None
     version: str | None = None
@@ -72,8 +73,9 @@ class ModuleDefinition:
     def facts(self) -> dict[str, Any]:
         """Return what the identity of the encoder has beside the digest of its weights."""
         code = {"factory": self.factory.name, "version": self.version}
-        if self.inputs is not None:
-            code["inputs"] = self.inputs.name
+        for name in ("inputs", "outputs"):
+            if (reference := getattr(self, name)) is not None:
+                code[name] = reference.name
         given = {
             name: value
             for name in ("lengths_argument", "mask_argument")

@@ -57,6 +57,12 @@ def find_counts(count: Count, rate_hz: int, name: str) -> tuple[int, int]:
             "length needs a family of its own; does `layers` name the outputs of blocks?"
         )
     first = _step(count, start, 2 * start)
+    if (n_more := count(first) - n_frames) > 1:
+        raise EncoderError(
+            f"{name} gives {n_frames} frames for {first - 1} samples and {n_frames + n_more} for "
+            f"{first}: {n_more} more at once, as a model of patches does. outputs= can make one "
+            "frame of the vectors of a step, e.g. their mean"
+        )
     near = max(2, 2 * start // (n_twice - n_frames))  # more than the hop
     second = _step(count, first, first + near)
     hop = second - first

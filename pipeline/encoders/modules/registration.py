@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, code_problem, config_folder, register_model
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
@@ -30,6 +30,7 @@ def register_encoder(
     axes: str = "BTD",
     geometry: FrameGeometry | None = None,
     inputs: Callable[..., Any] | None = None,
+    outputs: Callable[[Tensor], Tensor] | None = None,
     lengths_argument: str | None = None,
     mask_argument: str | None = None,
     version: str | None = None,
@@ -59,6 +60,9 @@ def register_encoder(
             features: a tensor, a tuple, or a mapping of named arguments. It gets float32
             [clips, samples], padded with zeros, and int64 [clips], and has no weights. None calls
             `module(waveforms)`.
+        outputs: `outputs(layer)` makes frames of each layer [clips, frames, dim], in this order of
+            axes, e.g. the mean over the patches of a step, or frames without a class token. It has
+            no weights.
         lengths_argument: Name of an argument of the module for the samples of each clip.
         mask_argument: Name of an argument of the module for a mask, int64 [clips, samples]: 1 at
             samples, 0 at padding.
@@ -90,6 +94,7 @@ def register_encoder(
         axes=axes,
         geometry=geometry,
         inputs=None if inputs is None else _reference(inputs, "inputs"),
+        outputs=None if outputs is None else _reference(outputs, "outputs"),
         lengths_argument=lengths_argument,
         mask_argument=mask_argument,
         version=version,
@@ -204,9 +209,9 @@ def _reference(value: Any, what: str) -> Reference:
         raise ConfigError(
             f"{what} is {value!r:.80}; expected a function{', or a module' * (what == 'factory')}"
         )
-    if what == "inputs" and isinstance(value, nn.Module):
+    if what != "factory" and isinstance(value, nn.Module):
         raise ConfigError(
-            "inputs is a module, and its weights would be missing in the identity of a store; make "
-            "it a part of the module that the factory returns"
+            f"{what} is a module, and its weights would be missing in the identity of a store; "
+            "make it a part of the module that the factory returns"
         )
     return Reference(value)

@@ -143,6 +143,33 @@ def test_a_number_of_frames_without_a_simple_form_is_refused() -> None:
     assert probed(Toy(), geometry=GEOMETRY).geometry == GEOMETRY
 
 
+def test_vectors_of_one_step_are_made_one_frame() -> None:
+    """A model of patches is refused with the numbers; `outputs` makes frames of them."""
+
+    class Patches(Toy):
+        """Four vectors per frame."""
+
+        def forward(self, waveforms, lengths=None):
+            x = self.conv(waveforms[:, None]).transpose(1, 2).repeat_interleave(4, 1)
+            return self.blocks[2](self.blocks[1](self.blocks[0](x)))
+
+    with pytest.raises(EncoderError, match=r"4 more at once.*outputs= can make one frame"):
+        probed(Patches())
+    assert probed(Patches(), outputs=Reference(mean_of_four)).geometry == GEOMETRY
+    with pytest.raises(
+        EncoderError, match=r"outputs of toy returns \[1, 49\]; expected a floating"
+    ):
+        probed(Toy(), outputs=Reference(no_layer))
+
+
+def mean_of_four(layer):
+    return layer.unflatten(1, (-1, 4)).mean(2)
+
+
+def no_layer(layer):
+    return layer[..., 0]
+
+
 def test_a_window_of_fixed_length_is_refused() -> None:
     """Its number of frames does not grow."""
 

@@ -85,6 +85,7 @@ def test_the_identity_has_names_weights_and_version() -> None:
         registered(version="1", layers=LAYERS[:2]).identity,
         registered(version="1", layers=LAYERS[::-1]).identity,
         registered(version="1", inputs=as_they_are).identity,
+        registered(version="1", outputs=same).identity,
         registered(version="1", sample_rate_hz=8_000).identity,
         registered(name="other", version="1").identity,
     ]
@@ -94,6 +95,10 @@ def test_the_identity_has_names_weights_and_version() -> None:
 
 def as_they_are(waveforms, lengths):
     return waveforms
+
+
+def same(layer):
+    return layer
 
 
 def test_the_digest_has_every_type_and_shape() -> None:
@@ -199,6 +204,7 @@ def test_layers_of_two_sizes_go_into_two_stores() -> None:
         ),
         ({"inputs": as_they_are, "lengths_argument": "lengths"}, "have no use"),
         ({"inputs": nn.Identity()}, "inputs is a module, and its weights would be missing"),
+        ({"outputs": nn.Identity()}, "outputs is a module, and its weights would be missing"),
         ({"factory": 3}, "factory is 3; expected a function, or a module"),
     ],
 )
@@ -312,3 +318,21 @@ def test_a_store_is_resumed_only_with_the_same_version(tmp_path) -> None:
     registered(version="2")
     with pytest.raises(IdentityError, match="version"):
         run.extract(load_config(settings))
+
+
+def test_a_clip_that_the_module_refuses_is_quarantined(tmp_path) -> None:
+    """With the text of its exception; the others are extracted."""
+
+    class Choosy(Toy):
+        def forward(self, waveforms, lengths=None):
+            if waveforms.shape[1] == 9_600:
+                raise ValueError("not this clip")
+            return super().forward(waveforms)
+
+    write_folder(tmp_path / "clips", [0.2, 0.3, 0.4, 0.5, 0.6])
+    pipeline.register_encoder("mine", Choosy(), layers=LAYERS)
+    settings = [f"dataset.path={tmp_path}/clips", f"store={tmp_path}/store", "model=mine"]
+    status = run.extract(load_config([*settings, "engine=inline", "engine.threads=1"]))
+    assert (status.utterances_ok, status.utterances_quarantined) == (4, 1)
+    [row] = pipeline.open_store(tmp_path / "store").quarantined.to_pylist()
+    assert row["reason"] == "failed twice (ValueError: not this clip)"
