@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from functools import partial
 
 import pytest
@@ -13,6 +15,7 @@ import pipeline
 from pipeline.config import ModelConfig, load_config
 from pipeline.encoders.clips import encode_clips
 from pipeline.encoders.modules.building import state_digest
+from pipeline.encoders.modules.references import Reference
 from pipeline.encoders.modules.registration import allow_target, find_module
 from pipeline.encoders.registry import family_of
 from pipeline.encoders.selfcheck import relative_errors
@@ -336,3 +339,34 @@ def test_a_clip_that_the_module_refuses_is_quarantined(tmp_path) -> None:
     assert (status.utterances_ok, status.utterances_quarantined) == (4, 1)
     [row] = pipeline.open_store(tmp_path / "store").quarantined.to_pylist()
     assert row["reason"] == "failed twice (ValueError: not this clip)"
+
+
+def test_another_process_imports_the_factory_when_it_is_used(tmp_path, monkeypatch) -> None:
+    """From the folder that it came from; if it is missing there, the error has its name."""
+    folder = tmp_path / "own_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "models.py").write_text(
+        "from tests.helpers.toy_modules import Toy\nclass Own(Toy): pass"
+    )
+
+    def forget():
+        for name in ("own_package", "own_package.models"):
+            sys.modules.pop(name, None)
+
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        text = pickle.dumps(Reference(importlib.import_module("own_package.models").Own))
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        assert isinstance(pickle.loads(text).get()(), Toy)
+    forget()
+    (folder / "models.py").unlink()
+    arrived = pickle.loads(text)
+    assert arrived.name == "own_package.models:Own"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(EncoderError, match=r"Own cannot be imported in this .*PYTHONPATH"):
+            arrived.get()
+    forget()
