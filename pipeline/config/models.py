@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 OWN_CODE = "module"
 """Option of the group `model`, and value of `model.source`, for code of the user."""
 _GROUP = "model="
+_CHECKPOINTS = (".pt", ".pth", ".ckpt")
 _REGISTERED: dict[str, Mapping[str, str]] = {}
 
 
@@ -49,12 +50,18 @@ def expand_models(overrides: Sequence[str]) -> list[str]:
 
 def model_hint(value: str, options: Sequence[str]) -> str:
     """Return a hint at the model that a value of `model=` means, and at how others are named."""
+    if value.endswith(_CHECKPOINTS):
+        return (
+            f"; a file of fairseq, unilm or s3prl is model=checkpoint model.name={value}, a state "
+            f"dict of a model with a short name model=NAME model.weights={value}"
+        )
     if "/" in value:
         return (
             f"; a hub id or a folder of a checkpoint is model=hf model.name={value}. `strata "
             "models` lists the models with a short name"
         )
-    near = option_hint("model", value, [*options, *_REGISTERED])
+    name = value.lower().replace("-", "_")
+    near = option_hint("model", name, [*options, *_REGISTERED])
     near = near if "did you mean" in near else "; `strata models` lists all."
     return (
         f"{near} A checkpoint of Hugging Face is model=hf "

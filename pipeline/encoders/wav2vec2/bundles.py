@@ -195,5 +195,10 @@ def find_model(name: str) -> ModelSpec:
     if name in rows:
         return rows[name]
     near = difflib.get_close_matches(name.lower(), rows, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(rows)}"
+    hint = f"did you mean {', '.join(near)}?"
+    if not near:
+        hint = (
+            "`strata models` lists the short names; others are hub ids, files and folders, or "
+            "torch modules that pipeline.register_encoder has given a name"
+        )
     raise ConfigError(f"no model is called {name!r}; {hint}")
