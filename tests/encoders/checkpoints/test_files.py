@@ -54,13 +54,14 @@ def tensors():
 
 
 def test_tensors_are_those_of_torch(save):
-    """Views, parameters, every dtype, scalars and empty tensors."""
+    """Views, parameters, every dtype, scalars and empty tensors; all of them aligned."""
     expected = tensors()
     file = open_tensor_file(save({"model": expected}))
     for name, tensor in expected.items():
         found = file.read(file.content["model"][name])
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
         assert torch.equal(found, tensor.detach()), name
+        assert found.data_ptr() % found.element_size() == 0, name
 
 
 def test_state_dicts_and_other_objects(save):
