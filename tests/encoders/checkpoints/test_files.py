@@ -65,14 +65,15 @@ def test_tensors_are_those_of_torch(save):
 
 
 def test_state_dicts_and_other_objects(save):
-    """An OrderedDict is a dict; a module, an optimizer and a function are inert, or plain."""
+    """An OrderedDict is a dict, an optimizer's state is plain, and a module is inert."""
     model = torch.nn.Linear(2, 3)
-    optimizer = torch.optim.Adam(model.parameters())
-    model(torch.ones(2)).sum().backward()
-    optimizer.step()
+    optimizer = {
+        "state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 2)}},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.98), "params": [0, 1]}],
+    }
     content = {
         "state": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer,
         "module": torch.nn.Linear(2, 3),
         "size": torch.Size([2, 3]),
     }
@@ -366,12 +367,12 @@ def test_flipped_bits_of_an_old_file_raise_nothing_else(tmp_path):
     content = {f"layer.{i}": torch.randn(5, i) for i in range(1, 4)} | {"cfg": {"a": [1, "x"]}}
     torch.save(content, path, _use_new_zipfile_serialization=False)
     n_found = 0
-    for copy in damaged(path.read_bytes(), 400, seed=2):
+    for copy in damaged(path.read_bytes(), 200, seed=2):
         path.write_bytes(copy)
         found = outcome(path, None)
         n_found += isinstance(found, str)
         assert "\n" not in str(found) or isinstance(found, dict)
-    assert 40 < n_found < 400
+    assert 20 < n_found < 200
 
 
 def test_damaged_weights_without_a_recorded_checksum_are_read(tmp_path):
