@@ -64,12 +64,12 @@ VARIANTS = {
         24,
     ),
     "mhubert_base": ("Hubert", {"conv_pos_batch_norm": True}, True, 24),
-    "conformer_relative_base": ("Wav2Vec2Conformer", {"hidden_act": "swish"}, True, 24),
+    "conformer_relative_base": ("Wav2Vec2Conformer", {"hidden_act": "swish"}, True, 12),
     "conformer_rotary_base": (
         "Wav2Vec2Conformer",
         {"hidden_act": "swish", "position_embeddings_type": "rotary"},
         True,
-        24,
+        12,
     ),
     "mms_300m_adapters": ("Wav2Vec2", LARGE | {"adapter_attn_dim": 16}, True, 12),
 }
