@@ -17,7 +17,8 @@ def is_own_code(known: Mapping[str, Any]) -> bool:
     Args:
         known: Settings `model.*` that a head has recorded.
     """
-    return MODULE in (known.get("source"), known.get("option")) or "target" in known
+    names_module = MODULE in (known.get("source"), known.get("option"))
+    return names_module or known.get("target") is not None
 
 
 def own_code_settings(facts: HeadFacts, known: Mapping[str, Any]) -> list[str]:
