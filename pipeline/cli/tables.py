@@ -14,6 +14,7 @@ from rich.table import Table
 from pipeline.cli.reasons import Reason, print_lines, show_alike, show_reasons
 from pipeline.errors import counted
 from pipeline.files import UNKNOWN_BYTES
+from pipeline.store.format.layers import label_of, standard_name
 from pipeline.store.format.records import AUDIO_FLAGS
 
 if TYPE_CHECKING:
@@ -156,7 +157,10 @@ def show_status(
             "after fixing files, run `extract` with retry_quarantined=true"
         )
     for tokens in status.tokens:
-        what = "a weighted sum" if tokens.layer is None else f"layer {tokens.layer}"
+        what = "a weighted sum"
+        if tokens.layer is not None:
+            label = label_of(tokens.layer, tokens.layer_name or standard_name(tokens.layer))
+            what = f"layer {label}"
         console.print(
             f"tokens {tokens.name}: {what}, k={tokens.k:,}, {tokens.units:,} of "
             f"{counted(tokens.units_total, 'unit')}",

@@ -84,6 +84,19 @@ def test_features_are_those_of_an_extraction_and_are_encoded_once(encoder, tmp_p
         assert store.record(0)[record] == reference.record(0)[record]
 
 
+def test_a_store_of_conv_alone_has_its_name(tmp_path):
+    """Readers take it, and it is no weighted sum; the same encoder goes on with the store."""
+    front = pipeline.load_encoder("tiny", weights="random", device="cpu", layers=["conv"])
+    name, wave = next(iter(WAVES.items()))
+    with small(front, tmp_path / "s") as cache:
+        features = cache(name, wave, 16_000)
+    store = pipeline.open_store(tmp_path / "s")
+    assert (store.layers, store.layer_names, store.is_collapsed) == ((-1,), ("conv",), False)
+    assert torch.equal(store.read(name, ["conv"]), features)
+    with small(front, tmp_path / "s") as again:
+        assert torch.equal(again(name, wave, 16_000), features)
+
+
 def test_full_units_are_committed_at_once_and_the_rest_at_the_end(encoder, tmp_path, forbidden):
     """What is collected is returned from memory."""
     store = tmp_path / "store"

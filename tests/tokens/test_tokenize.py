@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import warnings
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
+from rich.console import Console
 
 import pipeline
+from pipeline.cli.tables import show_status
 from pipeline.errors import (
     ConfigError,
     DamagedError,
@@ -21,9 +24,12 @@ from pipeline.errors import (
     StoreNotFoundError,
 )
 from pipeline.events import Observer
+from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import BFLOAT16, FLOAT32, INT8
 from pipeline.store.format.tokens import NO_TOKEN, chunk_key, codebook_key, parse_chunk
 from pipeline.store.maintain.repair import repair_store
+from pipeline.store.maintain.status import read_status
+from pipeline.store.maintain.tokens import count_tokens
 from pipeline.store.maintain.verify import verify_store
 from pipeline.tokens import assigning, training
 from tests.helpers.fake_store import make_store as make_fake_store
@@ -370,6 +376,30 @@ def test_damaged_frames_get_no_tokens(root):
     with pytest.raises(DamagedError, match=r"layer 2 of utterance 'utt-000\d' has a wrong"):
         tokenized(root)
     assert set(chunks(root)) == {"0"}
+
+
+def test_a_layer_by_name(tmp_path):
+    """The codebook has its number, and the tokens are called after it if it is no block."""
+    clips = [200, 100]
+    make_store(tmp_path / "s", clips, (-1, 2))
+    result = pipeline.tokenize(tmp_path / "s", "conv", 4)
+    assert (result.name, result.layer) == ("conv-k4", -1)
+    assert pipeline.tokenize(tmp_path / "s", "block_2", 4).name == "layer2-k4"
+    counts = {item.name: item for item in count_tokens(open_backend(tmp_path / "s"))}
+    assert (counts["conv-k4"].layer, counts["conv-k4"].layer_name) == (-1, "conv")
+    out = io.StringIO()
+    show_status(Console(file=out, width=100), read_status(tmp_path / "s"))
+    assert "tokens conv-k4: layer conv, k=4" in out.getvalue()
+    with pytest.raises(StoreError, match=r"no layers \[input\] in .*; it has \[conv, 2\]"):
+        pipeline.tokenize(tmp_path / "s", "input", 4)
+    with pytest.raises(ConfigError, match="layer= and weights= contradict"):
+        pipeline.tokenize(tmp_path / "s", "conv", 4, weights=[1, 0])
+
+
+def test_codebooks_of_sums_state_no_names_that_follow_from_numbers(root):
+    """Those of earlier versions stay equal to the facts of their stores."""
+    pipeline.tokenize(root, k=K, weights=[0, 1, 0], name="sum")
+    assert "layer_names" not in pipeline.open_store(root).codebook("sum").encoder
 
 
 def test_a_weighted_sum(root):

@@ -18,6 +18,7 @@ from pipeline.errors import DamagedError, UnreachableError
 from pipeline.objects.parallel import run_parallel
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
+from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.format.codebook import Codebook
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.records import OK
@@ -68,6 +69,7 @@ class TokenCount:
         k: Number of codes.
         units: Committed units that have tokens.
         units_total: Committed units that have frames.
+        layer_name: Name of the layer; None for a weighted sum.
     """
 
     name: str
@@ -75,6 +77,7 @@ class TokenCount:
     k: int
     units: int
     units_total: int
+    layer_name: str | None = None
 
 
 def check_tokens(backend: Backend, layout: Layout) -> list[TokenDamage]:
@@ -98,6 +101,7 @@ def count_tokens(backend: Backend) -> list[TokenCount]:
     """Return the number of units with tokens, for each name; damaged documents are left out."""
     found = []
     slots: set[int] | None = None
+    names: dict[int, str] = {}
     for name in stored.token_folders(backend):
         try:
             known = stored.read_tokens(backend, name)
@@ -108,8 +112,12 @@ def count_tokens(backend: Backend) -> list[TokenCount]:
         if slots is None:
             index = index_files.read_index(backend, columns=_COLUMNS[:3])
             slots = set(index_files.of_status(index, OK)["slot"].to_pylist())
+            layout = layout_of(read_attributes(backend))
+            names = dict(zip(layout.layers, layout.layer_names, strict=True))
         n_done = len(slots & stored.slots_with_tokens(backend, name))
-        found.append(TokenCount(name, known.attributes["layer"], known.k, n_done, len(slots)))
+        layer = known.attributes["layer"]
+        counts = known.k, n_done, len(slots)
+        found.append(TokenCount(name, layer, *counts, names.get(layer)))
     return found
 
 
