@@ -22,6 +22,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 
 QUICK_CLIPS = 3
+_FIXED_CLIPS = 2  # where each costs a whole window, and a check 13 of them
 QUICK_CLIP_S = 4.0
 FULL_CLIPS = 8
 _TIMED_CLIPS = 16  # most clips of a batch that is timed against one by one
@@ -45,9 +46,9 @@ class Clips:
     n_silent: int = 0
 
 
-def quick_clips(encoder: Encoder, source: Source) -> Clips:
+def quick_clips(encoder: Encoder, source: Source, n_clips: int = QUICK_CLIPS) -> Clips:
     """Return starts of a few clips of the dataset, of different lengths."""
-    found = dataset_clips(source, encoder.geometry.sample_rate_hz, QUICK_CLIPS, QUICK_CLIP_S)
+    found = dataset_clips(source, encoder.geometry.sample_rate_hz, n_clips, QUICK_CLIP_S)
     # Unequal lengths, so that the batch holds padding that could leak.
     clips = [clip[: max(1, len(clip) // (i + 1))] for i, clip in enumerate(found.waveforms)]
     return replace(found, waveforms=clips)
@@ -69,7 +70,8 @@ def quick_selfcheck(
     Returns:
         The result, and what to say about how it was made.
     """
-    clips = quick_clips(encoder, source)
+    has_fixed_window = setup.description.window_limit_s is not None
+    clips = quick_clips(encoder, source, _FIXED_CLIPS if has_fixed_window else QUICK_CLIPS)
     notes = [] if clips.note is None else [clips.note]
     is_there = encoder.device.type == device
     if not is_there:

@@ -86,6 +86,8 @@ def test_every_verb_uses_the_encoders_geometry(encoder: EncoderDescription, tmp_
     assert store.frame_rate_hz == geometry.frame_rate_hz
     assert store.geometry == geometry
     assert store.attributes["sample_rate_hz"] == rate_hz
+    n_checked = 3 if encoder.window_limit_s is None else 2  # each of which costs a whole window
+    assert store.attributes["selfcheck"]["n_waveforms"] == n_checked
     for name, (tag, n_samples) in files.items():
         found, spelled = store.read(name).float(), expected(tag, n_samples, (1, 2, 3), geometry)
         assert torch.equal(found, spelled), name
