@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import pipeline
-from pipeline.config import load_sweep_config
+from pipeline.config import ModelConfig, load_sweep_config
 from pipeline.encoders.modules import registration
 from pipeline.errors import ConfigError
 from pipeline.events import Observer
 from pipeline.predict.encoding import HeadEncoder
+from pipeline.predict.own_code import is_own_code
 from pipeline.probing.run import sweep
 from tests.helpers import toy_modules
 from tests.helpers.commands import error_line, last_json, strata
@@ -199,3 +200,12 @@ def test_from_python_a_target_needs_an_argument(swept: Path) -> None:
     )
     assert len(list(pipeline.make_loader(found, max_frames_per_batch=500))) > 0
     assert has_run(swept)
+
+
+def test_an_unset_target_names_no_code() -> None:
+    """Stores record every setting of a model, also those without a value."""
+    recorded = asdict(ModelConfig("tiny", weights="random"))
+    assert "target" in recorded
+    assert not is_own_code(recorded)
+    assert is_own_code(recorded | {"target": "own_code:make"})
+    assert is_own_code(recorded | {"source": "module"})
