@@ -15,7 +15,7 @@ WORKER_BYTES = 6 * 10**9
 _PROCESS_BYTES = 1_300_000_000
 """Libraries, and the activations of a batch on a CPU; less for small models."""
 _FLOAT_BYTES = 4  # of a sample and of a weight
-_MAX_HOP_SAMPLES = 320
+_HOP_SAMPLES = 320  # of the wav2vec 2.0 family
 _WEIGHT_COPIES = 2  # as loaded, and as laid out for the CPU's products
 
 
@@ -34,7 +34,11 @@ class Resources:
     device: str
 
 
-def worker_bytes(layout: Layout | None = None, writes_in_memory: bool = False) -> int:
+def worker_bytes(
+    layout: Layout | None = None,
+    writes_in_memory: bool = False,
+    hop_samples: int = _HOP_SAMPLES,
+) -> int:
     """Return the memory that a worker on a CPU needs at most.
 
     It holds the features of one unit, the audio of two, and the model, whose size is that of the
@@ -46,13 +50,14 @@ def worker_bytes(layout: Layout | None = None, writes_in_memory: bool = False) -
     Args:
         layout: Shapes of the store's arrays; None before planning.
         writes_in_memory: As of the store's backend.
+        hop_samples: Samples between two frames of the encoder.
     """
     if layout is None:
         return WORKER_BYTES
     values = layout.n_layers * layout.frames_per_unit * layout.dim
     held = values * _FLOAT_BYTES if layout.codec.n_scales else 0
     features = values * layout.codec.bytes_per_value + layout.pooled_bytes + held
-    audio = 2 * layout.frames_per_unit * _MAX_HOP_SAMPLES * _FLOAT_BYTES
+    audio = 2 * layout.frames_per_unit * hop_samples * _FLOAT_BYTES
     model = 12 * layout.dim**2 * max(0, *layout.layers) * _FLOAT_BYTES * _WEIGHT_COPIES
     objects = units_per_worker("cpu") * layout.slot_bytes if writes_in_memory else 0
     return features + objects + audio + model + _PROCESS_BYTES
@@ -81,6 +86,7 @@ def find_resources(
     threads_before: int | None = None,
     layout: Layout | None = None,
     writes_in_memory: bool = False,
+    hop_samples: int = _HOP_SAMPLES,
 ) -> Resources:
     """Choose workers, threads and device.
 
@@ -98,6 +104,7 @@ def find_resources(
             or there are too few CPUs.
         layout: Shapes of the store's arrays, which determine the memory of a worker.
         writes_in_memory: As of the store's backend; the same.
+        hop_samples: Samples between two frames of the encoder; the same.
 
     Raises:
         ConfigError: A setting is wrong, or exceeds the machine.
@@ -121,7 +128,7 @@ def find_resources(
     if device == "cuda":
         n_fitting = gpus
     else:
-        needed = worker_bytes(layout, writes_in_memory)
+        needed = worker_bytes(layout, writes_in_memory, hop_samples)
         n_fitting = min(cpus // (config.threads or 1), machine.memory_bytes // needed)
     if n_units is not None:
         n_fitting = min(n_fitting, n_units)

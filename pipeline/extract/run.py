@@ -176,6 +176,7 @@ def extract(
             cpu_threads_of(backend),
             make_layout(setup, dataset.plan),
             backend.writes_in_memory,
+            setup.geometry.hop_samples,
         )
         layout, make_worker = _prepare(
             setup, backend, dataset, resources, observer, decode, encoder
@@ -299,6 +300,7 @@ def _check_finished(
         cpu_threads_of(backend),
         layout,
         backend.writes_in_memory,
+        setup.geometry.hop_samples,
     )
     _prepare(setup, backend, dataset, resources, observer, decode)
     is_extended = len(deferred_rows(backend, current_plan, setup.geometry)) > 0

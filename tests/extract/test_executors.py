@@ -564,6 +564,17 @@ def test_memory_of_a_worker_follows_the_layout(
     assert find_resources(EngineConfig("ray"), layout=layout).n_workers == 10
 
 
+def test_memory_of_a_worker_has_the_audio_of_long_hops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two units: four times as much for an encoder with 12.5 frames a second as for 50."""
+    layout = Layout(tuple(range(1, 13)), 768, 60_160, 60)
+    needed = resources.worker_bytes(layout)
+    more = resources.worker_bytes(layout, hop_samples=1280) - needed
+    assert more == 2 * 60_160 * (1280 - 320) * 4
+    monkeypatch.setattr(resources, "find_machine", lambda config: Machine(64, 0, 10 * needed))
+    found = find_resources(EngineConfig("ray"), layout=layout, hop_samples=1280)
+    assert found.n_workers == 10 * needed // (needed + more)
+
+
 def test_memory_of_a_worker_has_the_objects_that_go_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a bucket: one unit as objects while it goes up, and one that is written; not in a folder.
 
