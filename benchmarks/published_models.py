@@ -97,7 +97,7 @@ GENERAL = {
         },
         settings={"do_normalize": False},
     ),
-    "sew-small": Published(
+    "sew-tiny": Published(
         "SEWConfig",
         {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
         settings={"do_normalize": False},

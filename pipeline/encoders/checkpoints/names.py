@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 # What a fine-tuned model puts before the names of the encoder, e.g. "w2v_encoder.w2v_model.".
 _WRAPPED = re.compile(r"^(?:[a-z0-9_]+\.)*w2v_model\.")
-# Of mHuBERT: the positional convolution after a batch norm, both in one sequence.
+# Of some HuBERTs: the positional convolution after a batch norm, both in one sequence.
 _NORMED = "encoder.pos_conv."
 _NORMED_PARTS = {
     "0.weight": "batch_norm.weight",

@@ -36,7 +36,7 @@ class Parts:
         projection_norm: Whether the feature projection starts with a layer norm; DistilHuBERT
             has none.
         position: Positional convolution: "weight_norm"; "batch_norm", a batch norm before it, as in
-            mHuBERT; or "stack", convolutions with layer norms, as in data2vec.
+            some HuBERTs; or "stack", convolutions with layer norms, as in data2vec.
         position_layers: Convolutions of a "stack".
         adapter_dim: Inner size of the adapter after each block of a pre-norm model, as in MMS; None
             if there are no adapters.

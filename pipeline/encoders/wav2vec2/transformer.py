@@ -106,7 +106,7 @@ class _Adapter:
 
 
 class _Position:
-    """Positional convolution, for mHuBERT after a batch norm, which is applied as an affine map."""
+    """Positional convolution, in some HuBERTs after a batch norm, applied as an affine map."""
 
     def __init__(self, module: Any, kernels: Kernels, dtype: torch.dtype) -> None:
         conv = module.conv
