@@ -163,6 +163,7 @@ GENERAL = [
         "WhisperConfig",
         _whisper(12, 768),
         _LOG_MEL,
+        measured="whisper-small",
     ),
     _row("openai/whisper-medium", "WhisperConfig", _whisper(24, 1024), _LOG_MEL),
     _row("openai/whisper-large-v2", "WhisperConfig", _whisper(32, 1280), _LOG_MEL),
@@ -226,7 +227,7 @@ GENERAL = [
         "ParakeetFeatureExtractor",
         feature_size=128,
     ),
-    _row("google/medasr", "LasrCTCConfig", {}, "LasrFeatureExtractor"),
+    _row("google/medasr", "LasrCTCConfig", {}, "LasrFeatureExtractor", measured="medasr"),
     _row("hf-audio/omniasr-ctc-300m-v2", "OmniASRCTCConfig", {}, "OmniASRFeatureExtractor"),
     _row(
         "ibm-granite/granite-speech-3.3-2b",

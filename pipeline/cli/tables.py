@@ -334,7 +334,7 @@ def show_models(console: Console, rows: list[dict[str, Any]]) -> None:
     others.add_row(
         "any torch module", "model=module model.target=PACKAGE.MODULE:FACTORY --allow-code"
     )
-    console.print("Others:")
+    console.print("Others, listed in docs/models.md:")
     console.print(others)
 
 

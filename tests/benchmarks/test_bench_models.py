@@ -47,7 +47,19 @@ def threads():
 def test_every_method_is_measured(monkeypatch, capsys):
     """Four speeds for each model; the column of padding tells which models leak."""
     monkeypatch.setattr(bench_models, "MODELS", MODELS)
-    few = ["--rounds", "1", "--threads", "1", "--audio-s", "2", "--clip-s", "0.5", "1"]
+    few = [
+        "--clock",
+        "cpu",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--audio-s",
+        "2",
+        "--clip-s",
+        "0.5",
+        "1",
+    ]
     results = bench_models.main([*few, "--models", *MODELS])
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == results

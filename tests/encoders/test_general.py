@@ -184,9 +184,14 @@ def test_an_unknown_architecture_names_the_nearest_and_the_page(tmp_path):
     save("whisper", tmp_path)
     with pytest.raises(ConfigError, match=r"weights='x\.pt' is not pretrained or random"):
         load(tmp_path, weights="x.pt")
-    change(tmp_path, "config.json", model_type="speecht5")
-    with pytest.raises(ConfigError, match=r"docs/add_an_encoder\.md says how to add one"):
-        load(tmp_path)
+    for model_type, nearest in (("speecht5", None), ("moonshine_streaming", "moonshine")):
+        change(tmp_path, "config.json", model_type=model_type)
+        with pytest.raises(
+            ConfigError, match=r"docs/add_an_encoder\.md says how to add one"
+        ) as error:
+            load(tmp_path)
+        assert ("nearest" in str(error.value)) is (nearest is not None)
+        assert nearest is None or f"has is {nearest!r}; docs/models.md lists" in str(error.value)
 
 
 def test_pickles_are_read_only_with_allow_pickle(tmp_path):

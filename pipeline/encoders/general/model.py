@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pipeline.config import ModelConfig
@@ -12,7 +14,7 @@ from pipeline.encoders.general.architectures import KINDS
 from pipeline.encoders.general.front_ends import FrontEnd
 from pipeline.encoders.general.kinds import Kind
 from pipeline.encoders.layers import standard_names
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
 
 DEFAULT_MAX_WINDOW_S = 40.0
@@ -103,9 +105,11 @@ def read_model(model: ModelConfig, config: Any, extractor: Any) -> GeneralModel:
     """
     kind = KINDS.get(config.model_type)
     if kind is None:
+        near = _nearest(config.model_type)
+        nearest = f"the nearest one that has is {near!r}; " if near else ""
         raise ConfigError(
-            f"{model.name!r} is a {config.model_type!r} model, which has no encoder here"
-            f"{did_you_mean(config.model_type, KINDS)}. docs/add_an_encoder.md says how to add one"
+            f"{model.name!r} is a {config.model_type!r} model, which has no encoder here; {nearest}"
+            "docs/models.md lists those that have, and docs/add_an_encoder.md says how to add one"
         )
     found = type(extractor).__name__
     if found != kind.extractor_class:
@@ -115,6 +119,14 @@ def read_model(model: ModelConfig, config: Any, extractor: Any) -> GeneralModel:
         )
     front_end, geometry = kind.parts(kind.encoder_config(config), extractor, str(model.name))
     return GeneralModel(kind, config, front_end, geometry)
+
+
+def _nearest(model_type: str) -> str | None:
+    """Return the architecture with the most similar name, or one that begins with the same word."""
+    word = re.split("[-_]", model_type)[0]
+    same_word = [name for name in KINDS if re.split("[-_]", name)[0] == word]
+    near = [*get_close_matches(model_type, KINDS, n=1, cutoff=0.75), *same_word]
+    return near[0] if near else None
 
 
 def _plain(value: Any) -> Any:
