@@ -154,6 +154,13 @@ def _is_hf(facts: HeadFacts) -> bool:
     return facts.weights == "huggingface"
 
 
+def _is_of_transformers(facts: HeadFacts) -> bool:
+    """Whether transformers gives the layers as its hidden states, of waveforms."""
+    encoder = facts.identity["encoder"]
+    is_general = "front_end" in encoder.get("architecture", {})
+    return _is_hf(facts) and not is_general and not encoder["weights"].get("language")
+
+
 def _bundle(facts: HeadFacts) -> str | None:
     """Return the torchaudio bundle of the encoder, if its layers can be had from it."""
     spec = registry().get(str(facts.identity["encoder"].get("model")))
@@ -168,7 +175,7 @@ def _layers(facts: HeadFacts) -> list[int]:
 
 
 def _heading(facts: HeadFacts) -> str:
-    if _is_hf(facts):
+    if _is_of_transformers(facts):
         return "Use it without Strata: torch, safetensors and transformers"
     if _bundle(facts):
         return "Use it without Strata: torch, safetensors and torchaudio"
@@ -186,7 +193,7 @@ def _program(facts: HeadFacts) -> list[str]:
         'assert rate_hz == 16_000, "resample the recording to 16 kHz"',
     ]
     layers = _layers(facts)
-    if _is_hf(facts):
+    if _is_of_transformers(facts):
         name = _encoder_name(facts)
         imports = ["from transformers import AutoFeatureExtractor, AutoModel"]
         encoding = [
@@ -206,18 +213,12 @@ def _program(facts: HeadFacts) -> list[str]:
             "    hidden = [None, *model.extract_features(torch.from_numpy(waveform)[None])[0]]",
         ]
     else:
-        model = str(facts.identity["encoder"].get("model"))
-        weights = facts.model.get("weights") or facts.weights
-        seed = f", seed={facts.model.get('seed') or 0}" if weights == "random" else ""
         origin = "or any other code with these weights"
-        settings = f'weights="{weights}", layers={layers}{seed}'
         if is_own_code(facts.model):
-            origin, settings = "register it first: docs/add_an_encoder.md", f"layers={layers}"
+            origin = "register it first: docs/add_an_encoder.md"
         imports = [f"from pipeline import load_encoder  # {origin}"]
-        if facts.model.get("source") == "checkpoint":
-            model, settings = facts.model["name"], f'source="checkpoint", layers={layers}'
         encoding = [
-            f'encoder = load_encoder("{model}", {settings})',
+            f"encoder = load_encoder({_loading(facts)})",
             f"hidden = dict(zip({layers}, encoder([torch.from_numpy(waveform)])[0][:, None]))",
         ]
     stack = f"features = torch.stack([hidden[n][0] for n in {layers}])  # [layer, frame, feature]"
@@ -225,6 +226,21 @@ def _program(facts: HeadFacts) -> list[str]:
         *(names, "from safetensors import safe_open", *imports, ""),
         *(*loading, *encoding, stack, *_of_features(facts)),
     ]
+
+
+def _loading(facts: HeadFacts) -> str:
+    """Return the arguments of `load_encoder`."""
+    given, layers = facts.model, _layers(facts)
+    name = str(facts.identity["encoder"].get("model"))
+    if is_own_code(given):
+        return f'"{name}", layers={layers}'
+    weights = given.get("weights") or facts.weights
+    seed = f", seed={given.get('seed') or 0}" if weights == "random" else ""
+    if given.get("source") not in ("checkpoint", "huggingface"):
+        return f'"{name}", weights="{weights}", layers={layers}{seed}'
+    random = ', weights="random"' if weights == "random" else ""
+    language = f', language="{given["language"]}"' if given.get("language") else ""
+    return f'"{given["name"]}"{random}, source="{given["source"]}", layers={layers}{seed}{language}'
 
 
 def _optional_layers(facts: HeadFacts) -> list[str]:

@@ -94,7 +94,7 @@ def test_sections_and_dataclasses_agree() -> None:
         ("dataset=hubb", "no dataset is called 'hubb'; did you mean hub?"),
         ("model=facebook/hubert-base-ls960", "model=hf model.name=facebook/hubert-base-ls960"),
         ("model=hubert_bas", "no model is called 'hubert_bas'; did you mean hubert_base"),
-        ("model=HuBERT-Base", "did you mean hubert_base.* model=module: docs/add_an_encoder.md"),
+        ("model=HuBERT-Base", "did you mean hubert_base or hubert_large? A checkpoint of Hugging"),
         ("model=zipformer", "`strata models` lists all. A checkpoint of Hugging Face is model=hf"),
         ("model=a/b", "a hub id or a folder of a checkpoint is model=hf model.name=a/b"),
         ("model=wavlm.pt", "of fairseq, unilm or s3prl is model=checkpoint model.name=wavlm.pt"),

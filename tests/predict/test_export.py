@@ -210,3 +210,47 @@ def test_the_card_names_the_encoder_that_makes_the_features(root, tmp_path, weig
         facts, weights=weights, model={}, identity=facts.identity | {"encoder": encoder}
     )
     assert line in card_of(facts, sweep_result(out))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "given", "line"),
+    [
+        ({}, {}, {}, 'AutoModel.from_pretrained("folder")'),
+        (
+            {"front_end": {"input": "whisper log-mel"}},
+            {},
+            {},
+            'load_encoder("folder", source="huggingface", layers=[2])',
+        ),
+        (
+            {},
+            {"language": "fra"},
+            {"language": "fra"},
+            'load_encoder("folder", source="huggingface", layers=[2], language="fra")',
+        ),
+    ],
+    ids=["packed", "general", "language"],
+)
+def test_the_card_of_a_checkpoint_has_a_loader_that_gives_its_layers(
+    root, tmp_path, architecture, weights, given, line
+):
+    """Its hidden states are the layers of packed models; others need this package."""
+    out = tmp_path / "sweep"
+    words = ["task=ks", f"out={out}", *QUICK, *SPLIT, "labels=[word]", "layers=[2]"]
+    sweep(root / "store", load_sweep_config(words))
+    facts = open_head(out).facts
+    encoder = facts.identity["encoder"]
+    encoder = encoder | {
+        "architecture": encoder["architecture"] | architecture,
+        "weights": encoder["weights"] | weights,
+    }
+    model = {"name": "folder", "source": "huggingface"} | given
+    facts = replace(
+        facts,
+        weights="huggingface",
+        model=model,
+        identity=facts.identity | {"encoder": encoder},
+    )
+    card = card_of(facts, sweep_result(out))
+    assert line in card
+    assert ("AutoModel" in card) == ("load_encoder" not in card)
