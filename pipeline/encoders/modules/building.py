@@ -117,15 +117,20 @@ class ModuleRunner:
             Each layer, floating-point `[clips, frames, dim]`, all with one number of frames.
 
         Raises:
-            EncoderError: The layers have different numbers of frames or clips.
+            EncoderError: The layers have different numbers of frames or clips, or the module ends
+                the program.
         """
         longest = max(len(clip) for clip in clips)
         waveforms = torch.stack([F.pad(clip, (0, longest - len(clip))) for clip in clips])
         lengths = torch.tensor([len(clip) for clip in clips], device=waveforms.device)
-        args, kwargs = self._arguments(waveforms, lengths)
-        layers = self._captured(*args, **kwargs)
-        if self._outputs is not None:
-            layers = [self._checked(self._outputs(layer)) for layer in layers]
+        try:
+            args, kwargs = self._arguments(waveforms, lengths)
+            layers = self._captured(*args, **kwargs)
+            if self._outputs is not None:
+                layers = [self._checked(self._outputs(layer)) for layer in layers]
+        except SystemExit as error:  # else a run would end early, with the exit code of success
+            what = f"{self._definition.name}: the forward pass on samples {[*waveforms.shape]}"
+            raise EncoderError(failure(what, error)) from error
         counts = {layer.shape[:2] for layer in layers}
         if len(counts) > 1 or layers[0].shape[0] != len(clips):
             names = self._definition.layers

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.encoders.modules.building import BuiltModule, ModuleRunner
 from pipeline.encoders.modules.definition import ModuleDefinition
@@ -64,6 +64,7 @@ def probe_module(definition: ModuleDefinition, built: BuiltModule) -> Probe:
     """
     runner = ModuleRunner(definition, built.module)
     rate_hz = definition.sample_rate_hz
+    before = {name: values.clone() for name, values in built.module.named_buffers()}
 
     def run(*clips: Tensor) -> list[Tensor]:
         try:
@@ -96,7 +97,7 @@ def probe_module(definition: ModuleDefinition, built: BuiltModule) -> Probe:
     shortest = shortest_clip(count, geometry)
     _verify(definition, geometry, count, shortest)
     mate, short = noise(2 * rate_hz // 3, 1), noise(rate_hz // 2, 2, 3.0)
-    return Probe(
+    probe = Probe(
         built.sha256,
         geometry,
         tuple(layer.shape[2] for layer in layers),
@@ -105,6 +106,8 @@ def probe_module(definition: ModuleDefinition, built: BuiltModule) -> Probe:
         pads=definition.gets_lengths and _is_same(run, geometry, [second, mate, short]),
         field_is_known=is_known,
     )
+    _check_stateless(definition, before, built.module)
+    return probe
 
 
 def noise(n_samples: int, seed: int = 0, loudness: float = 1.0) -> Tensor:
@@ -129,6 +132,31 @@ def _check_deterministic(
                 "two runs on the same waveform. Is there a dropout that evaluation mode does not "
                 "end, or a state that is kept between calls?"
             )
+
+
+def _check_stateless(
+    definition: ModuleDefinition, before: Mapping[str, Tensor], module: nn.Module
+) -> None:
+    """Check that no buffer of the state dict has other values than before the runs.
+
+    Two runs may agree within rounding while a state drifts over the clips of a corpus. A buffer
+    with another shape is a table that grows, such as one of positions.
+    """
+    after = module.state_dict()
+    for name, values in before.items():
+        now = after.get(name)
+        if now is None or now.shape != values.shape:
+            continue
+        if not torch.equal(_bytes_of(now), _bytes_of(values)):  # NaN equals NaN
+            raise EncoderError(
+                f"{definition.name} keeps a state between calls: its buffer {name} changes in the "
+                "forward pass, so features may depend on the clips before. Leave it unchanged in "
+                "evaluation mode (a BatchNorm in training mode: track_running_stats=False)"
+            )
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
 
 
 def _verify(

@@ -95,6 +95,39 @@ def test_a_module_that_is_not_deterministic_is_refused() -> None:
         probed(Noisy())
 
 
+@pytest.mark.parametrize("drift", [0.0, 1e-7])
+def test_a_buffer_that_changes_is_refused(drift) -> None:
+    """Also if two runs agree within rounding; a table that grows is no state."""
+
+    class Counting(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("table", torch.arange(3.0))
+
+        def forward(self, waveforms, lengths=None):
+            self.table = torch.arange(len(self.table) + 1.0)
+            self.calls += drift
+            return super().forward(waveforms * (1 + self.calls), lengths)
+
+    if not drift:
+        assert probed(Counting()).geometry == GEOMETRY
+        return
+    with pytest.raises(EncoderError, match="toy keeps a state between calls: its buffer calls"):
+        probed(Counting())
+
+
+def test_a_module_that_ends_the_program_is_an_error() -> None:
+    """A run would end early, with the exit code of success."""
+
+    class Ending(Toy):
+        def forward(self, waveforms, lengths=None):
+            raise SystemExit(0)
+
+    with pytest.raises(EncoderError, match=r"forward pass on samples \[1, 16000\] failed: Sys"):
+        probed(Ending())
+
+
 def test_layers_of_other_rates_or_axes_are_refused_by_name() -> None:
     """With the numbers that were seen."""
 
