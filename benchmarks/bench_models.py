@@ -66,7 +66,7 @@ class Peer:
         """Compute the model's input of clips, padded if they are several."""
         options: dict[str, Any] = {"sampling_rate": RATE_HZ, "return_tensors": "pt"}
         if not self._is_whisper:
-            options |= {"padding": True, "return_attention_mask": len(clips) > 1}
+            options |= {"padding": True, "return_attention_mask": True}
         found = dict(self._extractor([clip.numpy() for clip in clips], **options))
         if len(clips) == 1 or self._is_whisper:
             found.pop("attention_mask", None)

@@ -21,6 +21,17 @@ MODELS = {
         settings={"do_normalize": False},
     ),
     "w2v-bert": Published("Wav2Vec2BertConfig", TINY, "SeamlessM4TFeatureExtractor"),
+    "speech-to-text": Published(
+        "Speech2TextConfig",
+        {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 32,
+            "conv_channels": 16,
+        },
+        "Speech2TextFeatureExtractor",
+    ),
     "whisper": Published(
         "WhisperConfig",
         {
@@ -63,7 +74,7 @@ def test_every_method_is_measured(monkeypatch, capsys):
     results = bench_models.main([*few, "--models", *MODELS])
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == results
-    assert [row["path"] for row in results] == ["packed", "general", "general"]
+    assert [row["path"] for row in results] == ["packed", *["general"] * 3]
     assert all(row[method] > 0 for row in results for method in bench_models.METHODS)
     leaks = {row["model"]: row["padding"] for row in results}
     assert leaks["hubert"] > 1e-3  # its GroupNorm sees the padding

@@ -179,6 +179,21 @@ def test_what_does_not_fit_is_refused(tmp_path, file, entries, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_forward_pass_on_a_cpu_holds_at_most_30_s_of_audio(tmp_path, monkeypatch):
+    """Padding included: seven windows of 4 s; larger batches are slower there."""
+    save("whisper", tmp_path)
+    encoder = load(tmp_path)
+    sizes, forward = [], encoder._forward
+
+    def count(captured, inputs, counts, group):
+        sizes.append(len(group))
+        return forward(captured, inputs, counts, group)
+
+    monkeypatch.setattr(encoder, "_forward", count)
+    assert len(encode_clips(encoder, [CLIPS[0][:1600]] * 16)) == 16
+    assert sizes == [7, 7, 2]
+
+
 def test_an_unknown_architecture_names_the_nearest_and_the_page(tmp_path):
     """And a path of weights is refused, since the checkpoint has its own."""
     save("whisper", tmp_path)
