@@ -107,10 +107,10 @@ def _expected_layers(description: EncoderDescription) -> str:
     extra = [name for number, name in names.items() if not low <= number <= n_layers]
     example = f"[1,{names[n_layers]}]" if n_layers > 1 and n_layers in names else "[1]"
     superb = ", superb" if low == 0 else ""
-    also = f", also {' and '.join(extra)}" if extra else ""
+    others = f" and {' and '.join(extra)}" if extra else ""
     return (
-        f"expected all{superb}, or a list of {low} to {n_layers}, each once, by number or name, "
-        f"like {example}{also}"
+        f"expected all{superb}, or a list of layers {low} to {n_layers}{others}, each once, by "
+        f"number or name, like {example}"
     )
 
 

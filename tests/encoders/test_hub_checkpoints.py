@@ -226,8 +226,8 @@ def test_refusals_have_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names_and_revisions(served: Served) -> None:
-    """A misspelt id names the cached one that is near; a revision that is not there is named."""
+def test_unknown_names_and_revisions(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt name brings what is near, without network too; an unknown revision is named."""
     load_encoder(NAME, source="huggingface", device="cpu")
     with pytest.raises(ConfigError, match=f"did you mean {NAME}"):
         load_encoder("someone/hubert-smal", source="huggingface")
@@ -238,6 +238,11 @@ def test_unknown_names_and_revisions(served: Served) -> None:
     served.use(True)
     with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
         load_encoder("someone/other", source="huggingface")
+    parent = served.folder.parent
+    monkeypatch.chdir(parent.parent)
+    message = f"no directory .* here, .* HF_HUB_OFFLINE is set.*; did you mean {parent.name}/pushed"
+    with pytest.raises(WeightsError, match=message):
+        load_encoder(f"{parent.name}/pushd", source="huggingface")
 
 
 def test_files_that_a_commit_lacks(served: Served) -> None:

@@ -78,7 +78,7 @@ def test_a_post_norm_model_has_no_final_norm():
     """Its names end at the last block, and the message lists what there is."""
     assert find_model("hubert_base").describe().names == standard_names(12, conv=True)
     assert find_model("wavlm_large").describe().names[25] == "final_norm"
-    with pytest.raises(ConfigError, match="also conv"):
+    with pytest.raises(ConfigError, match="layers 0 to 4 and conv, each once"):
         small_encoder("hubert_base", layers=["final_norm"])
 
 

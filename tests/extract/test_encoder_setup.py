@@ -19,7 +19,7 @@ from tests.helpers.corpus import write_folder
 
 WRONG = {
     "precision": ("extract.precision=fp64", "'fp64' is not one of auto, fp32, tf32, bf16, fp16"),
-    "layer": ("extract.layers=[1,13]", "a list of 0 to 12"),
+    "layer": ("extract.layers=[1,13]", "a list of layers 0 to 12"),
     "layers": ("extract.layers=best", "expected all, superb, or a list"),
     "window": ("extract.max_window_s=0", "max_window_s is 0.0; expected seconds, 1 or more and at"),
     "endless window": ("extract.max_window_s=inf", "max_window_s is inf; expected seconds"),

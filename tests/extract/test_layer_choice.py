@@ -82,12 +82,12 @@ def test_layers_of_modules_go_by_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("[block_13]", r"tiny has no layer block_13; expected all, superb, or a list of 0 to 12"),
+        ("[block_13]", r"tiny has no layer block_13; expected all, superb, or a list of layers 0"),
         ("[conv,1]", r"conv has 32, block_1 has 48\); .* so extract them to two stores"),
         ("[block_1,1]", r"layers=\[block_1, 1\] has a layer twice"),
         ("conv", r"layers=conv is no list; for this layer alone write \[conv\]"),
         ("[13]", r"tiny has no layer 13"),
-        ("[final_norm]", r"tiny has no layer final_norm; .* by number or name, .* also conv"),
+        ("[final_norm]", r"tiny has no layer final_norm; .* layers 0 to 12 and conv, each once"),
     ],
 )
 def test_wrong_layers_are_refused_with_what_there_is(tmp_path, layers, message):

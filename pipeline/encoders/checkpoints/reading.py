@@ -115,8 +115,9 @@ def spec_of(weights: EncoderWeights) -> tuple[ModelSpec, tuple[str, ...]]:
         if spec is None:
             raise ConfigError(
                 f"{weights.origin} states no settings of its model, and its weights have the "
-                "shapes of no model of torchaudio; give the model, as model=hubert_base "
-                "model.weights=PATH"
+                "shapes of no model of torchaudio, so its architecture is unknown; take the file "
+                "that was published, with its settings, or the model in Hugging Face form "
+                "(model=hf)"
             )
         return spec, (
             f"{checkpoint.file.path} states no settings of its model; they are those of "

@@ -176,7 +176,10 @@ def _find_commit(name: str, revision: str | None) -> str:
         is_setting = isinstance(error, errors.RevisionNotFoundError)
         kind = ConfigError if is_setting else WeightsError
         what = f"the checkpoint {name!r} cannot be fetched from the hub"
-        raise kind(f"{what}: {refusal.reason}") from error
+        if refusal.is_unreachable:
+            what = f"there is no directory {name!r} here, and it cannot be fetched from the hub"
+        hint = _hint(name) if refusal.is_unreachable else ""
+        raise kind(f"{what}: {refusal.reason}{hint}") from error
     found = Checkpoint(name, commit).find(CONFIG)
     if found is not None:
         _record(found.parents[2] / "refs" / (revision or "main"), commit)

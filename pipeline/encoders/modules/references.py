@@ -95,6 +95,7 @@ def import_target(target: str, folder: str | None = None) -> Any:
             raise ConfigError(
                 f"model.target={target}: there is no module {missing!r}; modules are searched in "
                 f"the installed packages, PYTHONPATH and {folder or 'sys.path'}"
+                f"{_without_suffix(module_name, path)}"
             ) from error
         raise EncoderError(failure(f"importing {module_name}", error)) from error
     except (Exception, SystemExit) as error:
@@ -127,6 +128,12 @@ def _look_up(module: ModuleType, path: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     return found
+
+
+def _without_suffix(module_name: str, path: str) -> str:
+    """Return a hint for the name of a file where that of a module belongs."""
+    stem = module_name.removesuffix(".py")
+    return f"; did you mean {stem}:{path}?" if stem != module_name else ""
 
 
 def _is_importable(value: Any) -> bool:

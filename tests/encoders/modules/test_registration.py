@@ -259,6 +259,7 @@ def test_unregistered_names_and_targets_are_refused() -> None:
         ("toy", ConfigError, "model.target is 'toy'; expected PACKAGE.MODULE:FACTORY"),
         ("a-b:c", ConfigError, "expected PACKAGE.MODULE:FACTORY"),
         ("nothing_such.x:make", ConfigError, "there is no module 'nothing_such'"),
+        (f"{TARGET}.py:make", ConfigError, f"there is no module .*did you mean {TARGET}:make"),
         (f"{TARGET}:mak", ConfigError, r"toy_modules.py\) has no 'mak'; did you mean make"),
         (f"{TARGET}:DIM", ConfigError, "factory is 8; expected a function"),
     ],
