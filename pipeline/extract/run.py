@@ -363,7 +363,7 @@ def _load_encoder(setup: EncoderSetup, resources: Resources, observer: Observer)
     if encoder.is_random:
         observer.note(
             "WARNING: the encoder's weights are RANDOM; the features mean nothing. "
-            "For real features set model.weights=pretrained or model.weights=PATH"
+            "For real features set model.weights=pretrained, or see docs/models.md"
         )
     savings = setup.describe_savings()
     for line in (*encoder.notes, *([savings] if savings else [])):

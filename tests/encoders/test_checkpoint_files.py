@@ -6,13 +6,16 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config import ModelConfig
 from pipeline.encoders.loading import load_encoder
+from pipeline.encoders.registry import find_family
 from pipeline.errors import ConfigError, StrataError, WeightsError
 from tests.encoders.test_huggingface import make
 
@@ -125,6 +128,20 @@ def test_damaged_weights_are_not_loaded(folder: Path) -> None:
     assert "is a pointer of git LFS, not the weights; run `git lfs pull`" in error_of(folder)
     (folder / WEIGHTS).unlink()
     assert "has no weights; expected model.safetensors" in error_of(folder)
+
+
+def test_weights_are_looked_for_before_a_run(folder: Path) -> None:
+    """A description, as `plan` needs it, refuses a directory without whole weights."""
+    family = find_family("huggingface")
+    model = ModelConfig(str(folder), "huggingface")
+    family.describe(model)
+    (folder / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(WeightsError, match="pointer of git LFS"):
+        family.describe(model)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(WeightsError, match="has no weights; expected model"):
+        family.describe(model)
+    assert family.describe(replace(model, weights="random")).n_layers == 3
 
 
 def test_weights_in_parts(folder: Path, sound: Path) -> None:

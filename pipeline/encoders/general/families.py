@@ -7,6 +7,7 @@ from pipeline.encoders.base import Encoder, EncoderDescription, EncoderSettings
 from pipeline.encoders.general.checkpoint import build_random, load_module
 from pipeline.encoders.general.encoder import GeneralEncoder
 from pipeline.encoders.general.model import GeneralModel, read_model
+from pipeline.encoders.hub.weight_files import fetch_weights
 from pipeline.encoders.wav2vec2.conversion.configs import misfit
 from pipeline.encoders.wav2vec2.families import HuggingFaceFamily, open_model
 from pipeline.encoders.wav2vec2.huggingface import fetch_config
@@ -20,9 +21,16 @@ class TransformersFamily:
         self._packed = HuggingFaceFamily()
 
     def describe(self, model: ModelConfig) -> EncoderDescription:
-        """Describe the checkpoint by its configuration; see `EncoderFamily`."""
+        """Describe the checkpoint by its configuration; see `EncoderFamily`.
+
+        In a directory it also looks for the weights; on the hub they are looked for when they are
+        fetched.
+        """
         general = self._general(model)
-        return self._packed.describe(model) if general is None else general.describe()
+        found = self._packed.describe(model) if general is None else general.describe()
+        if model.weights == "pretrained" and (checkpoint := open_model(model)).commit is None:
+            fetch_weights(checkpoint, model.allow_pickle)
+        return found
 
     def load(self, model: ModelConfig, settings: EncoderSettings) -> Encoder:
         """Load the encoder; see `EncoderFamily`."""
