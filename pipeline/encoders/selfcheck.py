@@ -2,8 +2,9 @@
 
 What it compares, for a few clips of mixed lengths:
 
-- each clip alone with the same clip in a batch: with the other clips, with them in reverse order,
-  and with a clip of silence behind that is longer than all of them, so that a model that pads its
+- each clip alone with the same clip in a batch: with the other clips, with them in reverse order
+  and another one as long as the longest, as some models run only clips of one length together, and
+  with a clip of silence behind that is longer than all of them, so that a model that pads its
   batches pads every clip. Only the rounding may change. Silence within an utterance is a part of
   it and is not compared, as attention and norms over time may see it;
 - a batch, and clips alone, with their encoding a second time: no bit may change;
@@ -70,7 +71,7 @@ class SelfCheck:
         tolerance: Largest error due to rounding in this precision.
         ok: Whether all errors are within the tolerance, and nothing else was found.
         mates: Largest errors in fp32 of waveforms alone against those in one batch: "batch", in
-            reverse order "permuted", and with longer silence behind "silence".
+            reverse order with one more "permuted", and with longer silence behind "silence".
         mates_layer: Layer with the largest of these; None if they are all 0.
         repeated: Largest error of a second encoding of the same batch, or of waveforms alone.
         is_repeatable: Whether a second encoding has the same bits.

@@ -118,6 +118,11 @@ def test_each_batch_finds_what_the_others_miss():
     assert mates_of("", [9_000, 5_000, 2_000])[0] == set()
 
 
+def test_clips_of_one_length_are_compared_where_no_two_are_equal():
+    """An encoder may leak only between clips of one length, as these are never padded."""
+    assert mates_of("equal", [9_000, 5_000, 2_000])[0] == {"permuted"}
+
+
 def test_rounding_of_a_reduced_precision_is_no_leak():
     """What differs in a batch by less than the precision's rounding is a leak in fp32 only."""
     found, report = mates_of("coarse", [9_000, 5_000, 2_000], "bf16")

@@ -206,6 +206,7 @@ class FaultyEncoder(FakeEncoder):
     With one of these, its features depend on what they should not:
 
     - padding: the longest clip of the batch;
+    - equal: how many clips of the batch have its length;
     - order: the place in the batch;
     - ascending: whether the clip before is shorter;
     - random, state: chance, or the number of calls;
@@ -257,6 +258,8 @@ class FaultyEncoder(FakeEncoder):
             return features * (1 + 0.03 * (max(counts) - counts[place]) / max(counts))
         if self._fault == "ascending":
             return features * (1 + 0.03 * (place > 0 and counts[place - 1] < counts[place]))
+        if self._fault == "equal":
+            return features * (1 + 0.03 * (counts.count(counts[place]) - 1))
         if self._fault == "coarse":
             return features * (1 + 1e-3 * place * (precision != "fp32"))
         if self._fault == "order":

@@ -15,8 +15,9 @@ from torch import Tensor
 from pipeline.encoders.base import Encoder
 
 BATCH, PERMUTED, SILENCE = "batch", "permuted", "silence"
-"""Batches in which a clip is compared with itself alone: all clips, the same in reverse order, and
-all clips before a clip of silence that is longer than any of them."""
+"""Batches in which a clip is compared with itself alone: all clips, the same in reverse order with
+another one that is as long as the longest, and all clips before a clip of silence that is longer
+than any of them."""
 _LONGER = 1.5  # length of that silence, relative to the longest clip
 
 Layers = Sequence[Tensor]
@@ -73,6 +74,8 @@ def errors_in_batch(
     if order == PERMUTED:
         places.reverse()
     batch = [clips[place] for place in places]
+    if order == PERMUTED:
+        batch.append(_of_equal_length(clips))
     if order == SILENCE:
         batch.append(_silence(encoder, clips))
     counts = [encoder.geometry.n_frames(clip.numel()) for clip in batch]
@@ -127,6 +130,17 @@ def is_constant(frames: Sequence[Tensor]) -> bool:
     low = torch.stack([part.amin(0) for part in frames]).amin(0)
     high = torch.stack([part.amax(0) for part in frames]).amax(0)
     return bool(((low == high) & low.isfinite()).all())
+
+
+def _of_equal_length(clips: Sequence[Tensor]) -> Tensor:
+    """Return another clip that is as long as the longest, for encoders that pad no batch.
+
+    They run only clips of one length together, and those of a check may all be of other lengths. It
+    is the longest one backwards, half of it silent, so that its mean and variance are others.
+    """
+    mate = max(clips, key=len).flip(0)
+    mate[: len(mate) // 2] = 0.0
+    return mate
 
 
 def _silence(encoder: Encoder, clips: Sequence[Tensor]) -> Tensor:
