@@ -12,7 +12,8 @@ from pipeline.encoders.modules.references import Reference
 from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
 
-_NAME = re.compile(r"[\w.:+-]{1,100}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][\w.:+-]{0,99}", re.ASCII)
+_WORDS = ("null", "true", "false", "inf", "nan")  # no texts in a setting such as `model=null`
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ class ModuleDefinition:
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
         raise ConfigError(
-            f"the name of an encoder is {name!r:.80}; expected letters, digits, _, -, + and ."
+            f"the name of an encoder is {name!r:.80}; expected letters, digits, _, -, + and ., "
+            f"from a letter or _ on, and none of {', '.join(_WORDS)}"
         )
 
 

@@ -192,6 +192,10 @@ def test_layers_of_two_sizes_go_into_two_stores() -> None:
     ("arguments", "message"),
     [
         ({"name": "a b"}, "the name of an encoder is 'a b'; expected letters"),
+        ({"name": "../x"}, "the name of an encoder is '../x'; expected letters"),
+        ({"name": "-x"}, "the name of an encoder is '-x'; expected letters"),
+        ({"name": "12"}, "the name of an encoder is '12'; expected letters"),
+        ({"name": "Null"}, "the name of an encoder is 'Null'; .* none of null, true"),
         ({"name": "hubert_base"}, "hubert_base is the name of a built-in model"),
         ({"layers": []}, r"layers of mine is \(\); expected names of submodules"),
         ({"layers": "blocks.0"}, "layers of mine is 'blocks.0'; expected names"),
