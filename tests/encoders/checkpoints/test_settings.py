@@ -218,7 +218,7 @@ def test_a_state_dict_of_torchaudio_needs_no_name(tmp_path):
         ({"model": {}}, "not hold a state dict .* the entries of none"),
         ({}, "not hold a state dict .* the entries of none"),
         ({"weight": torch.zeros(1), "n": 3}, "the entries weight, n; n is a int, not a tensor"),
-        ({"weight": torch.zeros(1), "f": print}, "f is a reference to builtins.print"),
+        ({"weight": torch.zeros(1), "f": len}, "f is a reference to builtins.len"),
         ({"model": {"a": 1}, "cfg": None}, "a is a int, not a tensor"),
         ({1: torch.zeros(1), None: 2}, "the entries 1, None; None is a int"),
         ({"model": {"a\x1b[31m": torch.zeros(1)}}, r"the name of a weight is 'a\\x1b\[31m'"),
