@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.checking import build, type_hints
 from pipeline.config.loading import config_folder, load_config, load_sweep_config
-from pipeline.config.models import OWN_CODE, is_own_code, is_registered_model
+from pipeline.config.models import OWN_CODE, is_own_code, is_registered_model, source_of
 from pipeline.config.ranges import check_ranges, check_sweep
 from pipeline.config.schema import Config
 from pipeline.config.sweep_schema import SweepConfig
@@ -28,7 +28,8 @@ def compose_config(overrides: Sequence[str], settings: Mapping[str, Any]) -> Con
         overrides: `group=option` and `key=value`, as on the command line.
         settings: Values by the names of `Config`. A group (`dataset`, `model`, `engine`,
             `extract`, `plan`, `run`) is the name of an option as in `dataset=manifest`, a mapping
-            of its settings, or its dataclass. They go before the overrides.
+            of its settings, or its dataclass. They go before the overrides. A model may also be
+            the id of a checkpoint on the hub or a path, and its source is then that of the name.
 
     Raises:
         ConfigError: A setting is unknown, of the wrong type or out of range.
@@ -42,6 +43,8 @@ def compose_config(overrides: Sequence[str], settings: Mapping[str, Any]) -> Con
     unknown = [name for name in settings if name not in hints]
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]}{did_you_mean(unknown[0], hints)}")
+    if "model" in settings:
+        settings = {**settings, "model": _with_source(settings["model"], overrides)}
     options = [
         f"{group}={option}"
         for group in _OPTION_KEYS
@@ -115,6 +118,25 @@ def _home(name: str, known: Sequence[str], defaults: Mapping[str, Any]) -> str:
         if name in defaults[group]:
             return f"; write {key}={{{name!r}: ...}}"
     return did_you_mean(name, known)
+
+
+def _with_source(model: Any, overrides: Sequence[str]) -> Any:
+    """Return a model with the source of its name, if that is a hub id or a path and none is given.
+
+    Other models are returned as they are.
+    """
+    settings = {"name": model} if isinstance(model, str | os.PathLike) else model
+    if not isinstance(settings, Mapping) or settings.get("source") or is_own_code(settings):
+        return model
+    name = settings.get("name")
+    is_chosen = any(override.startswith("model=") for override in overrides)
+    if is_chosen or not isinstance(name, str | os.PathLike):
+        return model
+    name = os.fspath(name)
+    short_names = [path.stem for path in (config_folder() / "model").glob("*.yaml")]
+    source = source_of(name, short_names)
+    is_short = source in ("torchaudio", OWN_CODE)
+    return model if is_short else {**settings, "name": name, "source": source}
 
 
 def _option(group: str, value: Any) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.hints import option_hint
@@ -34,6 +35,23 @@ def is_registered_model(name: str) -> bool:
 def is_own_code(settings: Mapping[str, Any]) -> bool:
     """Whether settings of a model, without the prefix `model.`, are those of code of the user."""
     return settings.get("source") == OWN_CODE or settings.get("target") is not None
+
+
+def source_of(name: str, short_names: Container[str]) -> str:
+    """Return the value of `model.source` that a name stands for, if none is given.
+
+    Args:
+        name: Name of a registered encoder, a short name, the path of a file or a directory, or a
+            hub id.
+        short_names: Models with a short name.
+    """
+    if is_registered_model(name):
+        return OWN_CODE
+    if name in short_names:
+        return "torchaudio"
+    if name.endswith(_CHECKPOINTS):
+        return "checkpoint"
+    return "huggingface" if "/" in name or Path(name).expanduser().is_dir() else "torchaudio"
 
 
 def expand_models(overrides: Sequence[str]) -> list[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from pipeline.config import ModelConfig
+from pipeline.config.models import source_of
 from pipeline.encoders.encoder import SpeechEncoder
-from pipeline.encoders.modules.encoder import MODULE
-from pipeline.encoders.modules.registration import is_registered
 from pipeline.encoders.registry import family_of, pin_model
 from pipeline.encoders.settings import resolve_settings
 from pipeline.encoders.wav2vec2.bundles import registry
@@ -41,8 +40,8 @@ def load_encoder(
             short name the path of a file (.pt, .pth, .safetensors): a state dict with torchaudio's
             names, or an original checkpoint of this model.
         source: Kind of checkpoint, as `model.source`: "torchaudio", "huggingface" or "checkpoint".
-            None takes that of the name: a short name, a .pt file, a directory or an id with a
-            slash.
+            None takes that of the name: a short name, a .pt, .pth or .ckpt file, a directory or
+            an id with a slash.
         layers: "all" for 1..N, "superb" for 0..N, or a list of numbers or names.
         precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", or "auto": fp32 on a CPU, fp16 on
             CUDA.
@@ -69,7 +68,7 @@ def load_encoder(
     """
     model = ModelConfig(
         name=str(name),
-        source=_source_of(str(name)) if source is None else source,
+        source=source_of(str(name), registry()) if source is None else source,
         weights=str(weights),
         seed=seed,
         revision=revision,
@@ -82,15 +81,3 @@ def load_encoder(
         family.describe(model), layers, precision, device, max_window_s, context_s
     )
     return cast(SpeechEncoder, family.load(model, settings))
-
-
-def _source_of(name: str) -> str:
-    """Return the kind of checkpoint that a name stands for."""
-    if is_registered(name):
-        return MODULE
-    if name in registry():
-        return "torchaudio"
-    path = Path(name).expanduser()
-    if path.suffix in (".pt", ".pth"):
-        return "checkpoint"
-    return "huggingface" if "/" in name or path.is_dir() else "torchaudio"

@@ -70,7 +70,8 @@ def open_or_extract(
         **settings: Settings by group: `dataset`, `model`, `engine`, `extract`, `plan` and `run`.
             A group is the name of an option ("hubert_base"), a mapping ({"path": "clips"}), or its
             dataclass. Defaults are those of `strata extract`, except for `engine`, which is
-            "inline": one worker, in the process beside this one. "ray" has several.
+            "inline": one worker, in the process beside this one. "ray" has several. `model` may
+            also be a hub id or a path, as for `load_encoder`.
 
     Raises:
         ConfigError: A setting is wrong.

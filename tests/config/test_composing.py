@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.config import EngineConfig, compose_config, load_config
@@ -40,6 +42,30 @@ def test_a_mapping_keeps_the_defaults_of_its_option():
     assert config.model.name == "a/b"
     assert config.dataset.kind == "audiofolder"
     assert config.engine.kind == "ray"
+
+
+@pytest.mark.parametrize(
+    ("model", "source"),
+    [
+        ("a/b", "huggingface"),
+        (Path("a/b"), "huggingface"),
+        ({"name": "a/b"}, "huggingface"),
+        ({"name": "a/b", "source": "checkpoint"}, "checkpoint"),
+        ("a/b.pt", "checkpoint"),
+        ({"name": "wavlm_base"}, "torchaudio"),
+    ],
+)
+def test_a_model_has_the_source_of_its_name(model, source):
+    """As for `load_encoder`: an id of the hub, a path or a short name; a given source stays."""
+    found = compose_config([], {"model": model}).model
+    assert found.source == source
+    assert found.name == str(model["name"] if isinstance(model, dict) else model)
+
+
+def test_the_source_of_an_override_goes_before_that_of_a_name():
+    """The name in a mapping does not replace a source that is given beside it."""
+    found = compose_config(["model=checkpoint"], {"model": {"name": "a/b"}})
+    assert found.model.source == "checkpoint"
 
 
 @pytest.mark.parametrize(

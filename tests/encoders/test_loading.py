@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config import models
 from pipeline.encoders import loading
 from pipeline.encoders.loading import load_encoder
-from pipeline.encoders.modules import registration
 from pipeline.errors import ConfigError
 
 
@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
         ("facebook/hubert-base-ls960", "huggingface"),
         ("folder", "huggingface"),
         ("models/hubert.pt", "checkpoint"),
+        ("models/hubert.ckpt", "checkpoint"),
         ("mine", "module"),
     ],
 )
@@ -25,7 +26,7 @@ def test_a_name_has_a_kind(name, source, tmp_path, monkeypatch):
     """A short name, an id of the hub, a directory, a file, and a registered encoder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    monkeypatch.setitem(registration._REGISTERED, "mine", None)
+    monkeypatch.setitem(models._REGISTERED, "mine", {})
     asked = []
 
     def stop(model):
