@@ -78,6 +78,8 @@ def show_estimate(console: Console, estimate: Estimate, show_all: bool = False) 
         f"{estimate.frames:,} frames, {size(estimate.bytes)} on disk "
         f"({_free(estimate.free_bytes)})"
     )
+    if fixed := estimate.fixed_windows:
+        print_lines(console, [line for line in [fixed.describe(estimate.hours)] if line])
     if estimate.unchanged is not None:
         from pipeline.extract.planning.changes import KINDS  # imports much, for `plan` alone
 

@@ -27,6 +27,7 @@ from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.messages import Job
 from pipeline.extract.planning.dataset import PlannedDataset
 from pipeline.extract.planning.estimate import Estimate, check_space, estimate
+from pipeline.extract.planning.fixed_windows import note_fixed_windows
 from pipeline.extract.planning.obtain import obtain_dataset, plan_new, save_dataset
 from pipeline.extract.planning.replanning import deferred_rows
 from pipeline.extract.planning.scan import explain_unreadable
@@ -103,12 +104,11 @@ def plan(config: Config, observer: Observer | None = None) -> Estimate:
         check_space(dataset.plan.n_units - n_committed, layout, backend)
     # Without a store the free space is that of the working directory.
     location = Path() if backend is None else backend
-    rate_hz = setup.geometry.sample_rate_hz
     with announced(observer, "reading the reasons why utterances cannot be read"):
-        reasons = explain_unreadable(dataset.unreadable(), rate_hz)
-    return replace(
-        estimate(dataset, layout, rate_hz, location), reasons=reasons, skipped=source.skipped
-    )
+        reasons = explain_unreadable(dataset.unreadable(), setup.geometry.sample_rate_hz)
+    window_s = setup.description.window_limit_s
+    found = estimate(dataset, layout, setup.windows, location, window_s)
+    return replace(found, reasons=reasons, skipped=source.skipped)
 
 
 def extract(
@@ -328,6 +328,7 @@ def _prepare(
     is_inline = config.engine.kind == "inline"
     if is_inline:
         torch.set_num_threads(resources.threads)  # before any computation: bits depend on it
+    note_fixed_windows(setup, dataset.plan, backend, observer)
     is_given = encoder is not None
     if encoder is None:
         encoder = _load_encoder(setup, resources, observer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -155,3 +156,17 @@ def test_the_plan_of_a_small_corpus_is_not_rounded_to_nothing() -> None:
     [line] = printed(show_estimate, small)
     assert line.startswith("144 utterances, 59.4 s of audio → 1 unit of 3,072 frames")
     assert line.endswith(", 2,865 frames, 3.3 MB on disk (57.70 GB free)")
+
+
+def test_the_plan_says_what_padding_to_whole_windows_costs() -> None:
+    """300 short clips cost 2.5 h with windows of 30 s; clips that fill them cost nothing more."""
+    short = Estimate(
+        300, 0, 0.04, 1, 7200, 10**6, 10**9, 8192, window_s=30.0, windows=300, encoded_hours=2.5
+    )
+    line = printed(show_estimate, short)[1]
+    assert line == (
+        "each utterance costs a whole window of 30 s or several: 300 windows, 2.5 h of encoding "
+        "for 0.04 h of audio"
+    )
+    full = replace(short, hours=2.4)
+    assert len(printed(show_estimate, full)) == 1

@@ -201,7 +201,7 @@ def test_estimate_is_what_the_store_will_take(tmp_path: Path, frames_per_unit: i
     folder = write_folder(tmp_path / "clips", [1.0] * 10)
     found = plan_source(source(folder), WINDOWING, frames_per_unit)
     layout = Layout((1, 6, 12), 768, found.frames_per_unit, found.utterances_per_slot)
-    cost = estimate(planned(source(folder), found), layout, 16_000, tmp_path)
+    cost = estimate(planned(source(folder), found), layout, WINDOWING, tmp_path)
     assert cost.bytes == found.n_units * layout.slot_bytes
     assert cost.hours == pytest.approx(10 / 3600)
     assert cost.frames == 490

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 
+from pipeline.encoders.windows import Windowing
 from pipeline.errors import NoSpaceError
 from pipeline.extract.planning.changes import KINDS
 from pipeline.extract.planning.dataset import PlannedDataset
+from pipeline.extract.planning.fixed_windows import FixedWindows, count_windows
 from pipeline.extract.planning.scan import Unreadable
 from pipeline.store.backend.base import Location
 from pipeline.store.backend.opening import open_backend
@@ -33,6 +36,10 @@ class Estimate:
         new, gone, replaced, relabelled, unchanged: Utterances, compared with those of the store
             (`Changes`); None if nothing is extracted there.
         dropped: Utterances of the dataset that were dropped from the store; the same.
+        window_s: Length that the encoder pads each window to, in seconds; None if it takes clips
+            of any length.
+        windows: Windows to encode; the same.
+        encoded_hours: Hours of audio to encode, padding included; the same.
     """
 
     utterances: int
@@ -51,10 +58,24 @@ class Estimate:
     relabelled: int | None = None
     unchanged: int | None = None
     dropped: int | None = None
+    window_s: float | None = None
+    windows: int | None = None
+    encoded_hours: float | None = None
+
+    @property
+    def fixed_windows(self) -> FixedWindows | None:
+        """Windows of an encoder that pads each to one length."""
+        if self.windows is None or self.window_s is None:
+            return None
+        return FixedWindows(self.windows, self.window_s)
 
 
 def estimate(
-    dataset: PlannedDataset, layout: Layout, sample_rate_hz: int, store: Location
+    dataset: PlannedDataset,
+    layout: Layout,
+    windows: Windowing,
+    store: Location,
+    window_s: float | None = None,
 ) -> Estimate:
     """Estimate the size of a plan.
 
@@ -63,8 +84,9 @@ def estimate(
     Args:
         dataset: The dataset and its plan.
         layout: Shapes of the store.
-        sample_rate_hz: Sample rate of the encoder.
+        windows: Windowing of the encoder.
         store: The store, which need not exist.
+        window_s: Length that the encoder pads each window to, in seconds; None if it does not.
     """
     plan, changes = dataset.shown, dataset.changes
     n_units = dataset.plan.n_units
@@ -73,16 +95,25 @@ def estimate(
     compared = (
         {} if changes is None else {kind: getattr(changes, kind) for kind in (*KINDS, "dropped")}
     )
+    padded: dict[str, Any] = {}
+    if window_s is not None:
+        found = count_windows(plan.table, windows, window_s)
+        padded = {
+            "window_s": window_s,
+            "windows": found.count,
+            "encoded_hours": found.encoded_hours,
+        }
     return Estimate(
         utterances=plan.n_utterances,
         unreadable=unreadable,
-        hours=plan.audio_seconds(sample_rate_hz) / 3600,
+        hours=plan.audio_seconds(windows.geometry.sample_rate_hz) / 3600,
         units=n_units,
         frames=plan.n_frames,
         bytes=n_units * layout.slot_bytes,
         free_bytes=open_backend(store).free_bytes(),
         frames_per_unit=plan.frames_per_unit,
         **compared,
+        **padded,
     )
 
 
