@@ -177,6 +177,15 @@ def test_a_missing_preprocessor_is_not_guessed(folder: Path) -> None:
     assert "states the sampling rate and the normalisation" in error_of(folder)
 
 
+def test_an_architecture_is_checked_before_its_preprocessor(folder: Path) -> None:
+    """A model that has no encoder needs no preprocessor, so that none is asked for."""
+    (folder / "preprocessor_config.json").unlink()
+    edit_config(folder, model_type="bert")
+    assert "is a 'bert' model, which has no encoder here" in error_of(folder, ConfigError)
+    edit_config(folder, model_type="hubret")
+    assert "transformers does not know; did you mean hubert" in error_of(folder, ConfigError)
+
+
 def test_names_that_are_no_checkpoints(folder: Path) -> None:
     """A file, a misspelt directory, a short name and a malformed id are each told apart."""
     assert "is a file; model=hf takes a directory" in error_of(folder / WEIGHTS, ConfigError)

@@ -189,7 +189,7 @@ def test_missing_parts_are_named(tmp_path):
     with pytest.raises(WeightsError, match="preprocessor_config"):
         load_hf_encoder(tmp_path)
     make(tmp_path, "HubertModel", {}, normalize=False, sampling_rate=8_000)
-    with pytest.raises(ConfigError, match="trained at 8000 Hz"):
+    with pytest.raises(ConfigError, match=r"trained at 8000 Hz.*sample_rate_hz=8000: docs/add"):
         load_hf_encoder(tmp_path)
 
 

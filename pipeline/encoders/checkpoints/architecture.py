@@ -152,7 +152,8 @@ def _check_rate(settings: Settings, origin: str) -> None:
     if rate_hz not in (None, SAMPLE_RATE_HZ):
         raise ConfigError(
             f"{origin} was trained at {rate_hz!r:.20} Hz; only models for {SAMPLE_RATE_HZ} Hz are "
-            "supported"
+            "supported; one of another rate is taken as a module of your own with "
+            f"sample_rate_hz={rate_hz!r:.20}: docs/add_an_encoder.md"
         )
 
 

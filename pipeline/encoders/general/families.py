@@ -6,11 +6,11 @@ from pipeline.config import ModelConfig
 from pipeline.encoders.base import Encoder, EncoderDescription, EncoderSettings
 from pipeline.encoders.general.checkpoint import build_random, load_module
 from pipeline.encoders.general.encoder import GeneralEncoder
-from pipeline.encoders.general.model import GeneralModel, read_model
+from pipeline.encoders.general.model import GeneralModel, find_kind, read_model
 from pipeline.encoders.hub.weight_files import fetch_weights
 from pipeline.encoders.wav2vec2.conversion.configs import misfit
 from pipeline.encoders.wav2vec2.families import HuggingFaceFamily, open_model
-from pipeline.encoders.wav2vec2.huggingface import fetch_config
+from pipeline.encoders.wav2vec2.huggingface import fetch_config, model_type_of
 from pipeline.errors import ConfigError
 
 
@@ -60,7 +60,9 @@ class TransformersFamily:
                 f"model.weights={model.weights!r} is not pretrained or random; with model=hf the "
                 "weights are those of model.name"
             )
-        config, extractor = fetch_config(open_model(model))
+        checkpoint = open_model(model)
+        find_kind(model.name, model_type_of(checkpoint))  # before its preprocessor is missed
+        config, extractor = fetch_config(checkpoint)
         if misfit(config) is None:
             return None
         if model.language is not None:

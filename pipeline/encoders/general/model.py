@@ -103,14 +103,7 @@ def read_model(model: ModelConfig, config: Any, extractor: Any) -> GeneralModel:
         ConfigError: The architecture or a setting is not supported, or the feature extractor does
             not fit.
     """
-    kind = KINDS.get(config.model_type)
-    if kind is None:
-        near = _nearest(config.model_type)
-        nearest = f"the nearest one that has is {near!r}; " if near else ""
-        raise ConfigError(
-            f"{model.name!r} is a {config.model_type!r} model, which has no encoder here; {nearest}"
-            "docs/models.md lists those that have, and docs/add_an_encoder.md says how to add one"
-        )
+    kind = find_kind(model.name, config.model_type)
     found = type(extractor).__name__
     if found != kind.extractor_class:
         raise ConfigError(
@@ -119,6 +112,26 @@ def read_model(model: ModelConfig, config: Any, extractor: Any) -> GeneralModel:
         )
     front_end, geometry = kind.parts(kind.encoder_config(config), extractor, str(model.name))
     return GeneralModel(kind, config, front_end, geometry)
+
+
+def find_kind(name: str | None, model_type: str) -> Kind:
+    """Return the architecture of a checkpoint.
+
+    Args:
+        name: Name of the checkpoint, for the message.
+        model_type: As its config.json has it.
+
+    Raises:
+        ConfigError: It has no encoder here.
+    """
+    if model_type in KINDS:
+        return KINDS[model_type]
+    near = _nearest(model_type)
+    nearest = f"the nearest one that has is {near!r}; " if near else ""
+    raise ConfigError(
+        f"{name!r} is a {model_type!r} model, which has no encoder here; {nearest}"
+        "docs/models.md lists those that have, and docs/add_an_encoder.md says how to add one"
+    )
 
 
 def _nearest(model_type: str) -> str | None:

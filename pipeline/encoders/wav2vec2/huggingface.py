@@ -92,6 +92,16 @@ def find_hf_spec(
     return spec
 
 
+def model_type_of(checkpoint: Checkpoint) -> str:
+    """Return the architecture that config.json names, which transformers knows.
+
+    Raises:
+        ConfigError: As for `fetch_config`.
+        WeightsError: config.json is missing or unreadable.
+    """
+    return str(read_config(checkpoint, require_transformers().CONFIG_MAPPING)["model_type"])
+
+
 def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """Load the configuration and the feature extractor as objects of transformers.
 

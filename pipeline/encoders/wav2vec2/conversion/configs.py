@@ -76,7 +76,8 @@ def spec_of_config(config: Any, extractor: Any, name: str) -> ModelSpec:
     if extractor.sampling_rate != SAMPLE_RATE_HZ:
         raise ConfigError(
             f"{name!r} was trained at {extractor.sampling_rate} Hz; only models for "
-            f"{SAMPLE_RATE_HZ} Hz are supported"
+            f"{SAMPLE_RATE_HZ} Hz are supported; one of another rate is taken as a module of your "
+            f"own with sample_rate_hz={extractor.sampling_rate}: docs/add_an_encoder.md"
         )
     return ModelSpec(
         name=f"hf_{config.model_type}",
