@@ -262,7 +262,22 @@ def _check_keys(
                 hint = model_hint(value, options) if is_model else option_hint(key, value, options)
                 raise ConfigError(f"no {key} is called {value!r}{hint}")
         elif key not in known:
-            raise ConfigError(f"unknown setting {key}{setting_hint(key, known)}")
+            hint = _other_options(key, folder, root, chosen) or setting_hint(key, known)
+            raise ConfigError(f"unknown setting {key}{hint}")
+
+
+def _other_options(key: str, folder: Path, root: str, chosen: Mapping[str, str]) -> str:
+    """Return a hint at the options of a group that have a setting, which the chosen one lacks."""
+    group = key.partition(".")[0]
+    if group not in chosen or key == group:
+        return ""
+    names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+    having = [
+        f"{group}={name}" for name in names if key in _known_keys(folder, root, {group: name})
+    ]
+    if not having:
+        return ""
+    return f"; it is a setting of {' or '.join(having)}, not of {group}={chosen[group]}"
 
 
 def _known_keys(folder: Path, root: str, chosen: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,39 @@ OWN_CODE = "module"
 """Option of the group `model`, and value of `model.source`, for code of the user."""
 _GROUP = "model="
 _CHECKPOINTS = (".pt", ".pth", ".ckpt")
+FAMILIES = {
+    "data2vec_audio": "facebook/data2vec-audio-base",
+    "distilhubert": "ntu-spml/distilhubert",
+    "granite_speech": "ibm-granite/granite-speech-3.3-2b",
+    "hubert": "facebook/hubert-base-ls960",
+    "lasr_ctc": "google/medasr",
+    "lasr_encoder": "google/medasr",
+    "mhubert": "utter-project/mHuBERT-147",
+    "moonshine": "UsefulSensors/moonshine-base",
+    "omniasr": "hf-audio/omniasr-ctc-300m-v2",
+    "omniasr_ctc": "hf-audio/omniasr-ctc-300m-v2",
+    "parakeet": "nvidia/parakeet-ctc-0.6b",
+    "parakeet_ctc": "nvidia/parakeet-ctc-0.6b",
+    "parakeet_encoder": "nvidia/parakeet-ctc-0.6b",
+    "parakeet_rnnt": "nvidia/parakeet-ctc-0.6b",
+    "parakeet_tdt": "nvidia/parakeet-tdt-0.6b-v3",
+    "qwen2_audio": "Qwen/Qwen2-Audio-7B",
+    "seamless_m4t": "facebook/hf-seamless-m4t-medium",
+    "seamless_m4t_v2": "facebook/seamless-m4t-v2-large",
+    "sew": "asapp/sew-tiny-100k",
+    "sew_d": "asapp/sew-d-tiny-100k",
+    "speech_to_text": "facebook/s2t-small-librispeech-asr",
+    "unispeech": "microsoft/unispeech-large-1500h-cv",
+    "unispeech_sat": "microsoft/unispeech-sat-base",
+    "voxtral": "mistralai/Voxtral-Mini-3B-2507",
+    "w2v_bert": "facebook/w2v-bert-2.0",
+    "wav2vec2": "facebook/wav2vec2-base",
+    "wav2vec2_bert": "facebook/w2v-bert-2.0",
+    "wav2vec2_conformer": "facebook/wav2vec2-conformer-rel-pos-large",
+    "wavlm": "microsoft/wavlm-base",
+    "whisper": "openai/whisper-base",
+}
+"""Names of families of models, with underscores, and a checkpoint of each, for messages."""
 _REGISTERED: dict[str, Mapping[str, str]] = {}
 
 
@@ -80,11 +113,26 @@ def model_hint(value: str, options: Sequence[str]) -> str:
         )
     name = value.lower().replace("-", "_")
     near = option_hint("model", name, [*options, *_REGISTERED])
-    near = near if "did you mean" in near else "; `strata models` lists all."
+    near = near if "did you mean" in near else ""
+    family = name if name in FAMILIES else _family_of(name)
+    has_short_names = any(option.startswith(f"{family}_") for option in options)
+    if family is not None and (name == family or not has_short_names):
+        return (
+            f"{near if has_short_names else ';'} {family} is a family of models, and one of them "
+            f"is named by its id or folder: model=hf model.name={FAMILIES[family]}. All are in "
+            "docs/models.md"
+        )
     return (
-        f"{near} A checkpoint of Hugging Face is model=hf "
-        "model.name=ID_OR_DIR, any other torch module model=module: docs/add_an_encoder.md"
+        f"{near or '; `strata models` lists all.'} A checkpoint of Hugging Face is model=hf "
+        "model.name=ID_OR_DIR (docs/models.md), any other torch module model=module: "
+        "docs/add_an_encoder.md"
     )
+
+
+def _family_of(name: str) -> str | None:
+    """Return the family with the longest name that a name begins with."""
+    found = [family for family in FAMILIES if name.startswith(f"{family}_")]
+    return max(found, key=len, default=None)
 
 
 def code_problem(target: str) -> str:

@@ -8,9 +8,12 @@ from functools import cache
 import pytest
 import torch
 
+from pipeline.config.models import FAMILIES
 from pipeline.encoders.clips import encode_clips
+from pipeline.encoders.general.architectures import KINDS
 from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import relative_errors
+from pipeline.encoders.wav2vec2.conversion import configs as packed
 from pipeline.errors import ConfigError, WeightsError
 from tests.helpers.encoder_kinds import speech
 
@@ -220,3 +223,8 @@ def test_pickles_are_read_only_with_allow_pickle(tmp_path):
     with pytest.raises(WeightsError, match="Only safetensors are read unless allow_pickle"):
         load(tmp_path)
     assert load(tmp_path, allow_pickle=True).identity == reference
+
+
+def test_each_family_has_an_example_for_messages() -> None:
+    """`model=whisper` is no option; the message names a checkpoint of the family."""
+    assert {name.replace("-", "_") for name in [*KINDS, *packed.KINDS]} <= set(FAMILIES)
