@@ -16,6 +16,10 @@ from pipeline.errors import ConfigError, did_you_mean
 
 _MAX_SEED = 2**32 - 1
 _DAY_S = 86_400
+_LAYERS = (
+    "; blocks are 1 to N (`strata models`), 0 is their input, -1 is conv, and no number counts "
+    "from the end"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Range:
         unit: What the numbers are, for messages; empty for a plain number.
         is_open: Whether the minimum itself is invalid.
         max_items: Largest number of items, for a list.
+        hint: What the numbers mean, to append to a message.
     """
 
     minimum: float
@@ -35,6 +40,7 @@ class Range:
     unit: str = ""
     is_open: bool = False
     max_items: int = 1000
+    hint: str = ""
 
     def __contains__(self, value: float) -> bool:
         """Whether a number is valid; NaN never is."""
@@ -58,7 +64,7 @@ RANGES: Mapping[str, Range] = {
     "plan.frames_per_unit": Range(1, _DAY_S * 50),
     "engine.workers": Range(1, 10_000),
     "engine.threads": Range(1, 1024),
-    "extract.layers": Range(-1, 1000),
+    "extract.layers": Range(-1, 1000, hint=_LAYERS),
     "extract.max_batch_s": Range(0, _DAY_S, "seconds", is_open=True),
     "extract.max_window_s": Range(1, 3600, "seconds"),
     "extract.context_s": Range(0, 600, "seconds"),
@@ -80,7 +86,7 @@ RANGES: Mapping[str, Range] = {
     "task.max_classes": Range(2, 100_000),
     "spans.sample_rate_hz": Range(0, 10**9, "hertz", is_open=True),
     "task.lrs": Range(0, 100, "numbers", is_open=True, max_items=100),
-    "layers": Range(-1, 1000),
+    "layers": Range(-1, 1000, hint=_LAYERS),
     "seeds": Range(0, _MAX_SEED, "whole numbers"),
     "fractions": Range(0, 1, "shares", is_open=True, max_items=100),
     "split.seed": Range(0, _MAX_SEED),
@@ -152,7 +158,7 @@ def _check_numbers(config: Config | SweepConfig) -> None:
                     f"{name} has {len(value):,} items; expected at most {expected.max_items:,}"
                 )
             if any(item not in expected for item in value if not isinstance(item, str)):
-                raise ConfigError(f"{name} is {_shown(value)}; expected {expected}")
+                raise ConfigError(f"{name} is {_shown(value)}; expected {expected}{expected.hint}")
 
 
 def _check_heads(config: SweepConfig) -> None:

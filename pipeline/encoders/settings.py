@@ -10,6 +10,7 @@ import torch
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError, first_few
+from pipeline.store.format.layers import counting_hint
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -88,6 +89,7 @@ def choose_layers(
     if unknown:
         raise ConfigError(
             f"{shown}: {description.name} has no layer {first_few(unknown)}; {expected}"
+            f"{counting_hint(unknown, names)}"
         )
     if len(set(numbers)) != len(numbers):
         raise ConfigError(f"{shown} has a layer twice; {expected}")

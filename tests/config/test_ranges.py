@@ -99,3 +99,10 @@ def test_a_deep_list_is_refused() -> None:
     """A thousand brackets do not end in a traceback."""
     with pytest.raises(ConfigError):
         load("seeds", "[" * 5000 + "]" * 5000)
+
+
+@pytest.mark.parametrize("name", ["extract.layers", "layers"])
+def test_a_layer_counted_from_the_end_is_refused_with_what_there_is(name: str) -> None:
+    """-2 in Python is the one before the last; here it is nothing."""
+    with pytest.raises(ConfigError, match=r"is .*-2.*; expected at least -1 .* from the end$"):
+        load(name, "[-2]")

@@ -166,6 +166,13 @@ def test_impossible_layers_are_refused(layers):
         choose_layers(layers, find_model("tiny").describe())
 
 
+def test_a_layer_counted_from_the_end_is_refused_with_the_last_one():
+    """-2 is no layer, and the message has the number of the last block."""
+    message = r"no layer -2; .*do not count from the end: the last layer is 12$"
+    with pytest.raises(ConfigError, match=message):
+        choose_layers([-2], find_model("tiny").describe())
+
+
 def test_settings_are_checked_before_weights_are_fetched():
     """A wrong precision or window is reported without a download."""
     with pytest.raises(ConfigError, match="precision='int8'"):

@@ -88,7 +88,10 @@ def test_a_negative_number_is_no_position(tmp_path):
     make_store(tmp_path / "s", [5], (1, 2, 3))
     store = pipeline.open_store(tmp_path / "s")
     for read in (store.read, store.read_many):
-        with pytest.raises(StoreError, match=r"no layers \[-1\] in the store; it has \[1, 2, 3\]"):
+        message = (
+            r"no layers \[-1\] in the store; it has \[1, 2, 3\]; .*\(-1 is conv\): the last .* 3$"
+        )
+        with pytest.raises(StoreError, match=message):
             read([0] if read == store.read_many else 0, [-1])
     with pytest.raises(ConfigError, match=r"no layers \[-1\]"):
         copy_stores(tmp_path / "s", tmp_path / "c", CopySettings(layers=[-1]))
@@ -102,7 +105,12 @@ def test_a_negative_number_is_no_position(tmp_path):
         (["block_9"], r"no layers \[block_9\] in the store; it has \[conv, 0, 1, 2, final_norm\]"),
         ("conv", r"layers is 'conv'; expected some of \[conv, 0, 1, 2, final_norm\], .* in a list"),
         ([], r"layers=\[\] names no layers"),
-        ([["conv"]], r"no layers \[\['conv'\]\] in the store"),
+        ([["conv"]], r"no layers \[\['conv'\]\] in the store; it has \[conv, .*norm\]$"),
+        (["blok_2"], r"it has .*final_norm\]; did you mean block_2\?$"),
+        (["finalnorm", 1], r"no layers \[finalnorm\] .*; did you mean final_norm\?$"),
+        ([9], r"it has .*; extract.layers=\[9\] with another store= extracts them, if the model"),
+        (["block_9"], r"; extract.layers=\[block_9\] with another store= extracts them"),
+        ([-2], r"; negative numbers do not count from the end: the last layer is final_norm$"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_there_are(root, layers, message):
@@ -159,7 +167,9 @@ def test_a_weighted_sum_is_called_collapsed(root, tmp_path):
     assert store.is_collapsed
     assert "layer_names" not in store.attributes
     assert store.read(0, ["collapsed"]).equal(store.read(0, [-1]))
-    with pytest.raises(StoreError, match=r"no layers \[conv\] in the store; it has \[collapsed\]"):
+    with pytest.raises(
+        StoreError, match=r"no layers \[conv\] in the store; it has \[collapsed\]; only"
+    ):
         store.read(0, ["conv"])
     copy_stores(tmp_path / "sum", tmp_path / "again", CopySettings(layers=["collapsed"]))
     assert pipeline.open_store(tmp_path / "again").layer_names == ("collapsed",)

@@ -178,7 +178,7 @@ def choose_layers(common: Mapping[int, str], layers: Sequence[int | str] | None)
     if layers is None:
         return tuple(common)
     of = "the common part of store and reference"
-    numbers = number_layers(layers, common, of, error=ConfigError)
+    numbers = number_layers(layers, common, of, error=ConfigError, are_extractable=False)
     return tuple(layer for layer in common if layer in numbers)
 
 

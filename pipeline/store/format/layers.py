@@ -5,6 +5,8 @@ A number is no position: -1 is the output of the convolution stack and not the l
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ COLLAPSED = "collapsed"
 """Name of the layer of a collapsed store, the weighted sum of the layers of its parent."""
 LAYER_NAMES = "layer_names"
 """Attribute of a store with the names of its layers, if they are not the standard ones."""
+_STANDARD = re.compile(r"conv|input|final_norm|block_\d+|\d+")
 
 
 def standard_name(layer: int) -> str:
@@ -72,6 +75,7 @@ def number_layers(
     *,
     dropped: Sequence[int] = (),
     error: type[ConfigError] | type[StoreError] = StoreError,
+    are_extractable: bool = True,
 ) -> tuple[int, ...]:
     """Return the numbers of layers that are asked for by number or by name, in their order.
 
@@ -81,6 +85,7 @@ def number_layers(
         of: What has them, for messages.
         dropped: Layers that were dropped, for messages.
         error: What to raise.
+        are_extractable: Whether the message says how to extract layers that are not there.
 
     Raises:
         ConfigError, StoreError: It is no list, or empty, or has a layer that is not there.
@@ -95,8 +100,46 @@ def number_layers(
     if unknown:
         listed = ", ".join(str(layer) for layer in unknown)
         gone = f" (layers {list(dropped)} were dropped)" if dropped else ""
-        raise error(f"no layers [{listed}] in {of}; it has {labels_of(names)}{gone}")
+        hint = _hint(unknown, names, are_extractable)
+        raise error(f"no layers [{listed}] in {of}; it has {labels_of(names)}{gone}{hint}")
     return tuple(numbers[_key(layer)] for layer in layers)
+
+
+def counting_hint(layers: Sequence[object], names: Mapping[int, str]) -> str:
+    """Return a hint for negative numbers that are no layers, to append to a message; else "".
+
+    Args:
+        layers: Layers that are not there.
+        names: Names of those that are, by number.
+    """
+    negative = [str(n) for n in layers if re.fullmatch(r"-\d+", str(n))]
+    if not negative:
+        return ""
+    last = max(names)
+    also = " (-1 is conv)" if str(CONV) in negative else ""
+    return (
+        f"; negative numbers do not count from the end{also}: the last layer is "
+        f"{label_of(last, names[last])}"
+    )
+
+
+def _hint(unknown: Sequence[object], names: Mapping[int, str], are_extractable: bool) -> str:
+    """Return the remedy for layers that are not there, to append to a message."""
+    if COLLAPSED in names.values():
+        return "; only their weighted sum is left, the store it was made from has the layers"
+    if hint := counting_hint(unknown, names):
+        return hint
+    words = [word for word in unknown if isinstance(word, str) and not _STANDARD.fullmatch(word)]
+    close = [name for word in words for name in difflib.get_close_matches(word, names.values(), 1)]
+    if close:
+        return f"; did you mean {' and '.join(dict.fromkeys(close))}?"
+    listed = [str(layer) for layer in unknown if isinstance(layer, str | int)]
+    if not are_extractable or not listed:
+        return ""
+    return (
+        f"; extract.layers=[{','.join(listed)}] with another store= extracts them, if the model "
+        "has them"
+    )
 
 
 def _key(layer: object) -> Any:

@@ -160,7 +160,9 @@ def choose_layers(layout: Layout, layers: Sequence[int | str], name: str) -> lis
     """
     names = dict(zip(layout.layers, layout.layer_names, strict=True))
     gone = layout.dropped_layers
-    numbers = number_layers(layers, names, f"store {name}", dropped=gone, error=ConfigError)
+    numbers = number_layers(
+        layers, names, f"store {name}", dropped=gone, error=ConfigError, are_extractable=False
+    )
     if set(layout.axes) <= set(numbers):
         raise ConfigError(
             f"layers={list(layers)} are all layers of store {name}; to remove all of it, delete "
