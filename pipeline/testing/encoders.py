@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 _SUITE = Path(__file__).with_name("suite.py")
+_CASE = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,10 +40,27 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args[:] = [str(_SUITE)]
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Load the encoder once, before the tests.
+
+    Raises:
+        pytest.UsageError: It cannot be loaded, of which no check would say more.
+    """
+    config = session.config
+    target, layers = config.getoption("--encoder"), config.getoption("--encoder-layers")
+    if not target or config.getoption("--collect-only"):
+        return
+    from pipeline.errors import StrataError
+    from pipeline.testing.loading import load_case
+
+    try:
+        config.stash[_CASE] = load_case(target, layers.split(",") if layers else None)
+    except StrataError as error:
+        message = str(error).replace("model.target", "--encoder")
+        raise pytest.UsageError(message.replace("model.layers", "--encoder-layers")) from error
+
+
 @pytest.fixture(scope="session")
 def strata_encoder(request: pytest.FixtureRequest) -> Any:
     """What `--encoder` names, with its layers: see `suite.py`."""
-    from pipeline.testing.loading import load_case
-
-    layers = request.config.getoption("--encoder-layers")
-    return load_case(request.config.getoption("--encoder"), layers.split(",") if layers else None)
+    return request.config.stash[_CASE]

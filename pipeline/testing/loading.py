@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pipeline.config import ModelConfig
 from pipeline.encoders.base import Encoder
 from pipeline.encoders.modules.encoder import MODULE
-from pipeline.encoders.modules.references import import_target
+from pipeline.encoders.modules.references import failure, import_target
 from pipeline.encoders.modules.registration import allow_target, find_module
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.testing.checks import EncoderCase, FamilyCase
 
 
@@ -41,7 +41,10 @@ def load_case(target: str, layers: Sequence[str] | None) -> LoadedCase:
     """
     found = import_target(target, os.getcwd())  # noqa: PTH109  as a text, for sys.path
     if layers is None and callable(found):
-        encoder = found()
+        try:
+            encoder = found()
+        except Exception as error:
+            raise EncoderError(failure(f"{target}()", error)) from error
         if not hasattr(encoder, "encode_batch"):
             raise ConfigError(
                 f"{target} returns {type(encoder).__name__}; expected an Encoder, or a torch "

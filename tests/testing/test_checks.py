@@ -189,3 +189,25 @@ def test_the_plugin_collects_the_suite_and_nothing_else(
     assert "is_random is not that of 'made'" in printed
     assert "test_own" not in printed
     assert os.fspath(tmp_path) in sys.path
+
+
+def test_an_encoder_that_cannot_be_loaded_is_one_line(
+    tmp_path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt name, or code that fails, stops the plugin before its tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken_encoder.py").write_text("def make(): pass\nraise ValueError('no GPU')\n")
+    (tmp_path / "failing_encoder.py").write_text("def make(): raise RuntimeError('no weights')\n")
+    for target, message in {
+        f"{TOYS}:maker": "has no 'maker'; did you mean make",
+        "failing_encoder:make": "failing_encoder:make() failed: RuntimeError: no weights",
+        "broken_encoder:make": "importing broken_encoder failed: ValueError: no GPU",
+    }.items():
+        options = ["-p", "pipeline.testing.encoders", "--encoder", target]
+        code = pytest.main([*options, "-q", "-p", "no:cacheprovider"])
+        printed = capsys.readouterr()
+        assert code == pytest.ExitCode.USAGE_ERROR
+        assert printed.err.count(message) == 1
+        assert message not in printed.out
+        assert "model.target" not in printed.err
