@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -17,7 +22,7 @@ FETCH_ERRORS: tuple[type[Exception], ...] = (
 )
 """Errors of a request to the hub, or of a download."""
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_AGAIN = "run the same command again: what was fetched is kept"
+_NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED)
 _TRANSPORT = (errors.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError)
 _NO_TRANSPORT = (errors.HfHubHTTPError,)
 
@@ -41,6 +46,14 @@ class HubItem:
         """Address of its page."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         return f"{huggingface_hub.constants.ENDPOINT}/{prefix}{self.name}"
+
+    @property
+    def again(self) -> str:
+        """The advice to run the command again, which fetches only what the cache lacks."""
+        folder = f"{self.kind}s--{self.name.replace('/', '--')}"
+        files = Path(huggingface_hub.constants.HF_HUB_CACHE, folder, "blobs")
+        kept = ": what was fetched is kept" if any(files.glob("*")) else ""
+        return f"run the same command again{kept}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def explanation(item: HubItem, error: BaseException) -> Refusal | None:
             f"commit that {page} has, or leave it out"
         )
     if _has(chain, errors.EntryNotFoundError) and not _has(chain, errors.LocalEntryNotFoundError):
-        return Refusal(f"the file is not there any more; {_AGAIN}")
+        return Refusal(f"the file is not there any more; {item.again}")
     status = next(filter(None, map(_status, chain)), None)
     if status == 401 and "Invalid credentials" in str(error):
         return Refusal(f"it does not accept the token in use: {LOG_IN}")
@@ -98,26 +111,41 @@ def explanation(item: HubItem, error: BaseException) -> Refusal | None:
         )
     if status == 403:
         return Refusal(
-            f"it refuses access (HTTP 403): {_AGAIN}. If that does not help, ask for access at "
+            f"it refuses access (HTTP 403): {item.again}. If that does not help, ask for access at "
             f"{page}, then {LOG_IN}"
         )
     if status == 429:
         return Refusal(
             "it limits the number of requests (HTTP 429): wait some minutes (with a token in "
-            f"HF_TOKEN more are allowed), then {_AGAIN}",
+            f"HF_TOKEN more are allowed), then {item.again}",
             is_unreachable=True,
         )
     if status is not None:
-        return Refusal(f"it answered with HTTP {status}; {_AGAIN}", is_unreachable=True)
+        return Refusal(f"it answered with HTTP {status}; {item.again}", is_unreachable=True)
+    if (lost := next(filter(_is_without_network, chain), None)) is not None:
+        is_name = isinstance(lost, socket.gaierror)
+        detail = "" if is_name else f" ({os.strerror(lost.errno or 0)})"
+        return Refusal(
+            f"there is no connection to the hub, {huggingface_hub.constants.ENDPOINT}{detail}: "
+            f"check the network, and HTTPS_PROXY if it has a proxy, then {item.again}. On a "
+            "machine without a connection, let HF_HOME be a folder whose cache has it",
+            is_unreachable=True,
+        )
     if any(isinstance(e, _TRANSPORT) and not isinstance(e, _NO_TRANSPORT) for e in chain):
         cause = next(e for e in reversed(chain) if isinstance(e, _TRANSPORT))
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-        return Refusal(f"{reason}; check the network, then {_AGAIN}", is_unreachable=True)
+        return Refusal(f"{reason}; check the network, then {item.again}", is_unreachable=True)
     return None
 
 
 def _has(chain: list[BaseException], kind: type[BaseException]) -> bool:
     return any(isinstance(error, kind) for error in chain)
+
+
+def _is_without_network(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the hub's name is unknown, or no connection to it can be made."""
+    is_known = isinstance(error, OSError) and error.errno in _NO_NETWORK
+    return is_known or isinstance(error, socket.gaierror)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
