@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.cli.reasons import Reason, print_lines, show_alike, show_reasons
 from pipeline.errors import counted
 from pipeline.files import UNKNOWN_BYTES
-from pipeline.store.format.layers import label_of, standard_name
+from pipeline.store.format.layers import label_layers, label_of, standard_name
 from pipeline.store.format.records import AUDIO_FLAGS
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def show_store(
     """Print the description of a store; its quarantined utterances come last, by reason."""
     facts = dict(facts)
     lost = facts.pop("quarantined")
+    console.print(_summary(facts), style="bold", markup=False)
     show_facts(console, facts, show_all)
     ids_of: defaultdict[str, list[str]] = defaultdict(list)
     for item in lost:
@@ -275,6 +276,28 @@ def show_store(
     console.print(f"quarantined: {len(lost):,}")
     reasons = [Reason(reason, len(ids), tuple(ids)) for reason, ids in ids_of.items()]
     show_reasons(console, reasons, show_all, f"strata inspect {store} --all")
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    """Return encoder, layers, size and dtype of a store in one line."""
+    storage = facts["storage"]
+    kept = "" if "frames" in storage["keep"] else ", pooled, without frames"
+    return (
+        f"{facts['identity']['encoder'].get('model', 'unknown encoder')}, layers "
+        f"{_layers_in_words(facts['layers'], facts['layer_names'])}, dim {facts['feature_dim']:,}, "
+        f"{storage['dtype']}{kept}"
+    )
+
+
+def _layers_in_words(layers: Sequence[int], names: Sequence[str]) -> str:
+    """Return the labels of layers; runs of numbers are ranges: `conv, 1 to 12`."""
+    runs: list[list[str]] = []
+    for layer, label in label_layers(layers, names).items():
+        if runs and label == str(layer) and runs[-1][-1] == str(layer - 1):
+            runs[-1].append(label)
+        else:
+            runs.append([label])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
 
 
 def _cut(value: Any, show_all: bool) -> Any:

@@ -45,6 +45,8 @@ SETTINGS = ("model", "engine.threads", "engine.device", "extract.precision", "ex
 
 _OPTIONS = {"huggingface": "hf", "checkpoint": "checkpoint"}
 """Values of `model=` for the sources of models without a short name."""
+_SHOWN = 2
+"""Differences of two encoders that a message lists."""
 _PER_STORE = 1000
 """Recordings of a temporary store; more go through several, one after the other."""
 
@@ -231,8 +233,9 @@ def check_features(facts: HeadFacts, store: FeatureStore, observer: Observer) ->
     differences = compare(_of_encoder(facts.identity), _of_encoder(identity))
     if differences:
         raise IdentityError(
-            f"store {store.location} holds features of another encoder than the head was trained "
-            f"on: {'; '.join(differences)}. Give a store of the same encoder"
+            f"give a store of the head's encoder, {facts.identity['encoder'].get('model')}, "
+            f"or audio files; store {store.location} holds features of another encoder than the "
+            f"head was trained on: {_in_short(differences)}"
         )
     missing = [layer for layer in facts.layers if layer not in store.layers]
     if missing:
@@ -329,6 +332,12 @@ def _model_settings(facts: HeadFacts, overrides: Sequence[str]) -> list[str]:
     )
 
 
+def _in_short(differences: Sequence[str]) -> str:
+    """Return the first differences, and how many more there are."""
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -346,8 +355,8 @@ def _check_encoder(facts: HeadFacts, encoder: dict[str, Any], observer: Observer
         if is_own_code(facts.model):
             remedy = "code of the sweep, with its model.name, model.layers and model.version"
         raise IdentityError(
-            f"the head was trained with another encoder: {'; '.join(differences)}. Give the "
-            f"{remedy}"
+            f"give the {remedy}; the head was trained with another encoder: "
+            f"{_in_short(differences)}"
         )
     before, now = _precision(facts.identity), encoder.get("precision")
     if before != now:

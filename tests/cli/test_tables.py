@@ -54,6 +54,10 @@ VERIFICATION = Verification(
 )
 STORE = {
     "layers": list(range(12)),
+    "layer_names": ["input", *(f"block_{i}" for i in range(1, 12))],
+    "feature_dim": 768,
+    "storage": {"dtype": "float16", "keep": ["frames", "pooled"]},
+    "identity": {"encoder": {"model": "hubert_base"}},
     "class_names": {"speaker": [f"s{i}" for i in range(1251)]},
     "columns": {f"c{i}": "string" for i in range(30)},
     "quarantined": [{"id": name, "reason": reason} for name, reason in BAD.items()],
@@ -170,3 +174,25 @@ def test_the_plan_says_what_padding_to_whole_windows_costs() -> None:
     )
     full = replace(short, hours=2.4)
     assert len(printed(show_estimate, full)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "hubert_base, layers 0 to 11, dim 768, float16"),
+        (
+            {
+                "layers": [-1, 1, 2, 4, 5, 6, 7],
+                "layer_names": ["conv", *(f"block_{i}" for i in (1, 2, 4, 5, 6)), "final_norm"],
+                "storage": {"dtype": "int8", "keep": ["pooled"]},
+            },
+            "hubert_base, layers conv, 1, 2, 4 to 6, final_norm, dim 768, int8, pooled, without "
+            "frames",
+        ),
+        ({"layers": [-1], "layer_names": ["collapsed"]}, ", layers collapsed, dim 768, float16"),
+        ({"layers": [1, 3], "layer_names": ["front", "norm"]}, ", layers front, norm, dim"),
+    ],
+)
+def test_the_first_line_of_a_store_says_what_its_features_are(changes: dict, line: str) -> None:
+    """Encoder, layers by name, size of a vector, and dtype."""
+    assert line in printed(show_store, STORE | changes, False)[0]
