@@ -22,7 +22,9 @@ def geometries(draw: st.DrawFn) -> FrameGeometry:
     field = draw(st.integers(hop, 2000))
     left = draw(st.integers(0, field))
     pads_end = draw(st.booleans())
-    right = 0 if pads_end else draw(st.integers(0, field - left))
+    least = 1 if hop == 1 else 0  # samples of a frame beside the padding
+    left = min(left, field - least)
+    right = 0 if pads_end else draw(st.integers(0, field - left - least))
     return FrameGeometry(draw(st.integers(1, 48_000)), hop, field, pads_end, left, right)
 
 
@@ -93,6 +95,7 @@ def test_a_damaged_geometry_is_named(damaged: object) -> None:
         (16_000, 320, True),
         (16_000, 320, 400, False, -1),
         (16_000, 320, 400, False, 201, 200),
+        (16_000, 1, 400, False, 200, 200),
     ],
 )
 def test_what_is_no_geometry_is_refused(wrong: tuple[int, ...]) -> None:

@@ -52,6 +52,8 @@ class FrameGeometry:
             raise ValueError(f"{self} is no geometry: expected a padding of 0 samples or more")
         if sum(padding) > self.receptive_field_samples:
             raise ValueError(f"{self} is no geometry: a frame sees nothing but padding")
+        if not self.pads_end and self.n_frames(1) > 1:
+            raise ValueError(f"{self} is no geometry: 1 sample has {self.n_frames(1)} frames")
 
     @property
     def frame_rate_hz(self) -> float:
