@@ -181,6 +181,7 @@ GENERAL = [
         "Wav2Vec2BertConfig",
         _size(24, 1024),
         _FILTER_BANK,
+        measured="w2v-bert-2.0",
     ),
     _row(
         "facebook/hf-seamless-m4t-medium",
@@ -216,6 +217,7 @@ GENERAL = [
         "ParakeetCTCConfig",
         _parakeet(24),
         "ParakeetFeatureExtractor",
+        measured="parakeet-ctc-0.6b",
     ),
     _row(
         "nvidia/parakeet-ctc-1.1b", "ParakeetCTCConfig", _parakeet(42), "ParakeetFeatureExtractor"
