@@ -371,18 +371,25 @@ def test_a_trainer_loads_no_heavy_library(store: FakeStore) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_worker_starts_without_datasets() -> None:
-    """It imports them, and pandas with them, only if it opens the dataset itself."""
+@pytest.mark.parametrize(
+    ("first", "last", "heavy"),
+    [
+        ("extract.worker", "extract.stages.decode", {"datasets", "pandas"}),
+        ("cli.app", "cli.verbs.predictions", {"torch", "ray", "datasets", "pandas"}),
+    ],
+)
+def test_programs_start_without_heavy_libraries(first: str, last: str, heavy: set[str]) -> None:
+    """Workers and the command line import them only where they are needed."""
     paths = {module_of(path): path for path in FILES}
-    left, seen = ["pipeline.extract.worker"], set()
+    left, seen = [f"pipeline.{first}"], set()
     while left:
         name = left.pop()
         if name in paths and name not in seen:
             seen.add(name)
             found = imports(paths[name], lazy=False)
-            assert not {"datasets", "pandas"} & {one.split(".")[0] for one in found}, name
+            assert not heavy & {one.split(".")[0] for one in found}, name
             left += found
-    assert "pipeline.extract.stages.decode" in seen
+    assert f"pipeline.{last}" in seen
 
 
 @pytest.mark.parametrize("name", pipeline.__all__)

@@ -20,7 +20,6 @@ from pipeline.cli.verbs.prediction_files import (
 )
 from pipeline.errors import counted
 from pipeline.files import write_atomic
-from pipeline.predict.heads import layer_text
 
 if TYPE_CHECKING:
     from pipeline.heads.facts import HeadFacts
@@ -193,6 +192,8 @@ def show_export(console: Console, facts: HeadFacts, folder: str) -> None:
 
 
 def _headline(facts: HeadFacts) -> str:
+    from pipeline.predict.heads import layer_text  # imports torch
+
     what = f"the {facts.layer} sum" if isinstance(facts.layer, str) else layer_text(facts)
     return (
         f"{facts.task} on {', '.join(facts.labels)}: the head on {what} of "
