@@ -6,7 +6,7 @@ reduced precisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -105,39 +105,32 @@ class ReferenceKernels:
         bias: PositionBias | None = None,
     ) -> Tensor:
         """Attend clip by clip: softmax of the scores, times the values."""
-        dim = projected.shape[1] // 3
-        wide = wide_dtype(projected.dtype)
-        mixed = projected.new_zeros(projected.shape[0], dim)
-        for start, count in zip(pack.starts, pack.counts, strict=True):
-            rows = slice(start, start + count)
-            heads = projected[rows].to(wide).view(count, 3, n_heads, dim // n_heads)
-            query, key, value = heads.permute(1, 2, 0, 3)  # [heads, frames, head_dim]
-            scores = query @ key.mT * (dim // n_heads) ** -0.5
+
+        def score(query: Tensor, key: Tensor, rows: slice) -> Tensor:
+            scores: Tensor = query @ key.mT * query.shape[-1] ** -0.5
             if gates is not None and bias is not None:
-                scores = scores + gates[rows].T[..., None] * bias(count)
-            mixed[rows] = (scores.softmax(dim=-1) @ value).transpose(0, 1).reshape(count, dim)
-        return mixed
+                scores = scores + gates[rows].T[..., None] * bias(key.shape[1])
+            return scores
+
+        return _attend(projected, pack, n_heads, score)
 
     def relative_attention(
         self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
     ) -> Tensor:
         """Attend clip by clip; the key of each pair of frames is looked up."""
-        dim = projected.shape[1] // 3
-        wide = wide_dtype(projected.dtype)
-        mixed = projected.new_zeros(projected.shape[0], dim)
-        for start, count in zip(pack.starts, pack.counts, strict=True):
-            rows = slice(start, start + count)
-            heads = projected[rows].to(wide).view(count, 3, n_heads, dim // n_heads)
-            query, key, value = heads.permute(1, 2, 0, 3)  # [heads, frames, head_dim]
-            frames = torch.arange(count, device=projected.device)
+
+        def score(query: Tensor, key: Tensor, rows: slice) -> Tensor:
+            count = key.shape[1]
+            frames = torch.arange(count, device=key.device)
             distances = frames[:, None] - frames  # of query i and key j
-            pairs = positions.keys(count).to(wide)[:, count - 1 - distances]  # [heads, i, j, dim]
+            pairs = positions.keys(count).to(key.dtype)[:, count - 1 - distances]  # [h, i, j, dim]
             by_content = (query + positions.content[:, None]) @ key.mT
             moved = query + positions.position[:, None]
             by_position = torch.einsum("hid,hijd->hij", moved, pairs)
-            scores = (by_content + by_position) * (dim // n_heads) ** -0.5
-            mixed[rows] = (scores.softmax(dim=-1) @ value).transpose(0, 1).reshape(count, dim)
-        return mixed
+            scores: Tensor = (by_content + by_position) * query.shape[-1] ** -0.5
+            return scores
+
+        return _attend(projected, pack, n_heads, score)
 
     def depthwise_convolution(self, weight: Tensor, bias: Tensor) -> DepthwiseConvolution:
         """Prepare a convolution of each channel: torch's, clip by clip."""
@@ -151,6 +144,36 @@ class ReferenceKernels:
             return torch.cat(parts)
 
         return convolve
+
+
+def _attend(
+    projected: Tensor,
+    pack: Pack,
+    n_heads: int,
+    score: Callable[[Tensor, Tensor, slice], Tensor],
+) -> Tensor:
+    """Attend clip by clip.
+
+    Args:
+        projected: Queries, keys and values, `[n_rows, 3 * dim]`.
+        pack: Places of the clips.
+        n_heads: Number of heads.
+        score: Maps queries and keys of a clip, `[heads, frames, head_dim]` each, and the rows of
+            the clip to the scores `[heads, frames, frames]`.
+
+    Returns:
+        `[n_rows, dim]` in the dtype of `projected`.
+    """
+    dim = projected.shape[1] // 3
+    wide = wide_dtype(projected.dtype)
+    mixed = projected.new_zeros(projected.shape[0], dim)
+    for start, count in zip(pack.starts, pack.counts, strict=True):
+        rows = slice(start, start + count)
+        heads = projected[rows].to(wide).view(count, 3, n_heads, dim // n_heads)
+        query, key, value = heads.permute(1, 2, 0, 3)  # [heads, frames, head_dim]
+        weights = score(query, key, rows).softmax(dim=-1)
+        mixed[rows] = (weights @ value).transpose(0, 1).reshape(count, dim)
+    return mixed
 
 
 def runs(values: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
