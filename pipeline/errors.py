@@ -128,6 +128,11 @@ def first_few(values: Sequence[object]) -> str:
     return listed + (", ..." if len(values) > 5 else "")
 
 
+def one_line(error: object) -> str:
+    """Return a text in one line of at most 300 characters; the type's name if it is empty."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint with the known words closest to a misspelt one, to append to a message."""
     options = sorted(known)

@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.lists.delimited import SUFFIXES
@@ -256,11 +256,6 @@ def quiet() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if not were_off:
             datasets.enable_progress_bars()
-
-
-def one_line(error: object) -> str:
-    """Return a text in one line of at most 300 characters; the type's name if it is empty."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _choose_splits(loaded: Any, config: DatasetConfig, root: str | None) -> Rows:

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # documented
 
-from pipeline.errors import ConfigError, StoreError, WeightsError
+from pipeline.errors import ConfigError, StoreError, WeightsError, one_line
 from pipeline.files import write_atomic
 from pipeline.hub_errors import FETCH_ERRORS, HubItem, Refusal, explanation
 
@@ -112,7 +112,7 @@ class Checkpoint:
 
     def _why(self, error: BaseException) -> str:
         refusal = explanation(HubItem("model", self.name, self.commit), error)
-        return _one_line(error) if refusal is None else refusal.reason
+        return one_line(error) if refusal is None else refusal.reason
 
 
 def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
@@ -162,7 +162,7 @@ def _find_commit(name: str, revision: str | None) -> str:
         commit = str(huggingface_hub.HfApi().model_info(name, revision=revision).sha)
     except FETCH_ERRORS as error:
         item = HubItem("model", name, revision)
-        refusal = explanation(item, error) or Refusal(_one_line(error))
+        refusal = explanation(item, error) or Refusal(one_line(error))
         if refusal.is_unreachable:
             known = huggingface_hub.try_to_load_from_cache(name, CONFIG, revision=revision)
             if isinstance(known, str):
@@ -211,7 +211,3 @@ def _hint(name: str) -> str:
     ]
     near += difflib.get_close_matches(name, cached, n=1, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line
 from pipeline.sources import hub
 from pipeline.sources.columns import check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
@@ -60,7 +60,7 @@ def read_metadata(
         if schema != schemas[0]:
             raise SourceError(
                 f"{root / file} and {root / metadata_files[0]} differ in their columns: "
-                f"{hub.one_line(schema)} against {hub.one_line(schemas[0])}"
+                f"{one_line(schema)} against {one_line(schemas[0])}"
             )
     return pa.concat_tables(tables), class_names, json.dumps(states), Places(tuple(places))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import hub_errors
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line
 from pipeline.hub_errors import FETCH_ERRORS, HubItem
 
 
@@ -34,8 +34,9 @@ def explained(name: str, revision: str | None, what: str) -> Iterator[None]:
     except FETCH_ERRORS as error:
         found = explanation(name, revision, error)
         if found is None:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise SourceError(f"{what} could not be fetched from the hub: {reason}") from error
+            raise SourceError(
+                f"{what} could not be fetched from the hub: {one_line(error)}"
+            ) from error
         kind, reason = found
         raise kind(f"{what} could not be fetched from the hub: {reason}") from error
 

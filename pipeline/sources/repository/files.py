@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import huggingface_hub
 
-from pipeline.errors import SourceError, StoreError
+from pipeline.errors import SourceError, StoreError, one_line
 from pipeline.files import write_atomic
 from pipeline.hub_errors import FETCH_ERRORS
 from pipeline.sources import hub
@@ -197,7 +197,7 @@ def _converted(config: DatasetConfig, builder: Any, error: BaseException | None)
         n_rows = {} if isinstance(found, str) else converted.stated_rows(name, found.config)
     if isinstance(found, str) and builder is None:
         if error is not None:
-            raise SourceError(f"{where} cannot be loaded: {hub.one_line(error)}; {found}")
+            raise SourceError(f"{where} cannot be loaded: {one_line(error)}; {found}")
         raise SourceError(
             f"{where}: {found}; leave out dataset.revision={config.revision} to load the "
             "repository itself"

@@ -19,7 +19,7 @@ import huggingface_hub  # which datasets depends on
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line
 from pipeline.sources import hub
 from pipeline.sources.archives.parquet.embedded import named
 from pipeline.sources.archives.parquet.pages import UnknownFormError
@@ -127,7 +127,7 @@ def _sliced(config: DatasetConfig, repository: Repository) -> list[Part]:
     try:
         slices = datasets.ReadInstruction.from_spec(config.split).to_absolute({name: n_rows})
     except (ValueError, AssertionError) as error:
-        raise SourceError(f"dataset.split={config.split}: {hub.one_line(error)}") from error
+        raise SourceError(f"dataset.split={config.split}: {one_line(error)}") from error
     bounds = [(one.from_ or 0, n_rows if one.to is None else one.to) for one in slices]
     return [replace(whole, start=start, stop=stop) for start, stop in bounds]
 
