@@ -2,11 +2,11 @@
 
 What it compares, for a few clips of mixed lengths:
 
-- each clip alone with the same clip in a batch: with the other clips, with them in reverse order
-  and another one as long as the longest, as some models run only clips of one length together, and
-  with a clip of silence behind that is longer than all of them, so that a model that pads its
-  batches pads every clip. Only the rounding may change. Silence within an utterance is a part of
-  it and is not compared, as attention and norms over time may see it;
+- each clip alone with the same clip in a batch: with the other clips; with them in reverse order
+  and one more as long as the longest, as some models run only clips of one length together; and
+  with a longer clip of silence at the end, so that a model that pads its batches pads every clip.
+  Only the rounding may change. Silence within an utterance is a part of it and is not compared, as
+  attention and norms over time may use it;
 - a batch, and clips alone, with their encoding a second time: no bit may change;
 - the precision with fp32.
 
@@ -43,7 +43,7 @@ __all__ = ["LEAK", "SelfCheck", "find_overflow", "is_silent", "relative_errors",
 
 LEAK = 1e-4
 """Error in fp32 above which a clip depends on the other clips of its batch. Rounding stays below a
-tenth of it, and padding that a model sees is above its tenfold."""
+tenth of it; models whose features depend on padding have errors above its tenfold."""
 SILENT_PEAK = 1e-4
 """Largest sample of a silent clip, of which errors say nothing."""
 _TOLERANCE = {"fp32": 1e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 6e-2}

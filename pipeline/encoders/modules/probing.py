@@ -55,7 +55,7 @@ class Probe:
 def probe_module(definition: ModuleDefinition, built: BuiltModule) -> Probe:
     """Run a module on noise of several lengths.
 
-    Takes about 40 runs on a second of audio or less, 10 if the geometry is stated.
+    Takes about 50 runs on a second of audio or less, 10 if the geometry is stated.
 
     Raises:
         ConfigError: There is no such submodule, or the geometry is another than stated.
