@@ -104,6 +104,28 @@ def test_pickled_adapters_are_read_only_with_allow_pickle(mms):
     assert load_hf_encoder(mms, language="fra", allow_pickle=True).identity == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(1)], r"adapter\.fra\.bin is a list, not a tensor"),
+        (
+            {"layers.0.adapter_layer.norm.bias": 3},
+            "a state dict .*norm.bias is a int, not a tensor",
+        ),
+        (torch.nn.Linear(1, 1), r"is an object of torch\.nn\.modules\.linear\.Linear"),
+        (b"anything", r"adapter\.fra\.bin: it is neither a file of PyTorch nor of safetensors"),
+    ],
+)
+def test_a_pickle_without_adapters_is_refused_in_one_line(mms, content, message):
+    """It is read as data, as original checkpoints are, and the message advises no other way."""
+    path = mms / "adapter.fra.bin"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    (mms / "adapter.fra.safetensors").unlink()
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_hf_encoder(mms, language="fra", allow_pickle=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_main_weights_may_lack_adapters_if_a_language_is_chosen(mms):
     """Without one the message says what to choose; the chosen ones are complete."""
     expected = load_hf_encoder(mms, language="deu").identity

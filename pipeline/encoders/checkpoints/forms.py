@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.encoders.checkpoints.files import SafeTensor, TensorFile, open_tensor_file
 from pipeline.encoders.checkpoints.names import is_hugging_face, is_original, unwrapped
 from pipeline.encoders.checkpoints.records import Inert, Named, plain, printable
@@ -73,14 +75,33 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: The file cannot be read, is damaged, or holds no weights of an encoder.
     """
-    file = open_tensor_file(path)
-    content = file.content
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} {_describe(content)}")
+    file = _open_dict(path)
     try:
-        return _recognise(file, content)
+        return _recognise(file, file.content)
     except ValueError as error:
         raise WeightsError(f"cannot read the weights at {path}: {error}") from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights by the names that it has, whatever wrote it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsError: The file cannot be read, is damaged, or holds something else than weights.
+    """
+    file = _open_dict(path)
+    tensors = {str(name): tensor for name, tensor in file.content.items()}
+    _check_tensors(file, tensors)
+    return {name: file.read(tensor) for name, tensor in tensors.items()}
+
+
+def _open_dict(path: Path) -> TensorFile:
+    file = open_tensor_file(path)
+    if not isinstance(file.content, dict):
+        raise WeightsError(f"{path} {_describe(file.content)}")
+    return file
 
 
 def _recognise(file: TensorFile, content: dict[Any, Any]) -> Checkpoint:
@@ -106,6 +127,17 @@ def _checkpoint(
 ) -> Checkpoint:
     tensors = unwrapped({str(name): tensor for name, tensor in weights.items()})
     tensors.pop("_ema", None)  # the teacher of data2vec, itself a dict of tensors
+    _check_tensors(file, tensors)
+    if is_hugging_face(tensors):
+        raise WeightsError(
+            f"{file.path} has the names of Hugging Face transformers; use model=hf with "
+            "model.name=DIR, the folder that has it and its config.json"
+        )
+    return Checkpoint(file, form, tensors, settings)
+
+
+def _check_tensors(file: TensorFile, tensors: Mapping[str, Any]) -> None:
+    """Check that all are tensors, with names that can be shown."""
     others = [
         name for name, one in tensors.items() if not isinstance(one, StoredTensor | SafeTensor)
     ]
@@ -116,17 +148,11 @@ def _checkpoint(
         )
     if others or not tensors:
         shown = f"; {others[0]} {_describe(tensors[others[0]])}" if others else ""
-        entries = printable(first_few(list(weights))) or "of none"
+        entries = printable(first_few(list(tensors))) or "of none"
         raise WeightsError(
             f"cannot read the weights at {file.path}: it does not hold a state dict (a mapping of "
             f"names to tensors), but the entries {entries}{shown}"
         )
-    if is_hugging_face(tensors):
-        raise WeightsError(
-            f"{file.path} has the names of Hugging Face transformers; use model=hf with "
-            "model.name=DIR, the folder that has it and its config.json"
-        )
-    return Checkpoint(file, form, tensors, settings)
 
 
 def _settings_of_fairseq(root: Any) -> Settings | None:

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.encoders.checkpoints.forms import read_state_dict
 from pipeline.encoders.hub.checkpoint import Checkpoint
 from pipeline.encoders.hub.config_file import read_config, require_preprocessor
 from pipeline.encoders.hub.weight_files import check_file, fetch_weights, weights_problem
@@ -63,7 +62,8 @@ def load_hf_model(
     if language is not None:
         file = find_adapters(checkpoint, spec, language, allow_pickle)
         origin = f"{file.name} of {checkpoint}"
-        adapters = adapter_names(_read_adapters(file, origin), spec, origin)
+        check_file(file, origin)
+        adapters = adapter_names(read_state_dict(file), spec, origin)
     model, unused = fetch_model(checkpoint, config, allow_pickle, needs_adapters=not adapters)
     state = torchaudio_names(model.state_dict(), spec) | adapters
     loaded = fill_model(spec, state, "huggingface", checkpoint.name)
@@ -154,19 +154,6 @@ def find_adapters(
         f"model.language={language}: {checkpoint} has no {safe}{checkpoint.where_missing()}; "
         f"{list_languages(languages, language)}"
     )
-
-
-def _read_adapters(file: Path, origin: str) -> dict[str, Tensor]:
-    """Read a file of adapters, a pickle without running code."""
-    check_file(file, origin)
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except (*UNLOADABLE, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot read {origin}: {reason}") from error
-    return state
 
 
 def fetch_model(
