@@ -117,6 +117,21 @@ def is_hugging_face(tensors: Mapping[str, T]) -> bool:
     return any(_HUGGING_FACE.match(name) for name in tensors)
 
 
+def own_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return the weights of a torchaudio model by its present names, without the output head.
+
+    Args:
+        tensors: Weights by torchaudio's names, all with the prefix `model.` if they are a bundle's.
+    """
+    prefix = "model." if all(name.startswith("model.") for name in tensors) else ""
+    names = {name: name.removeprefix(prefix) for name in tensors}
+    return {
+        NEW_NAMES.get(new, new): tensors[name]
+        for name, new in names.items()
+        if not new.startswith("aux.")
+    }
+
+
 def torchaudio_parts(tensors: Mapping[str, T]) -> tuple[dict[str, tuple[T, ...]], list[str]]:
     """Rename weights to torchaudio's names.
 

@@ -16,7 +16,7 @@ from pipeline.encoders.checkpoints.architecture import (
 )
 from pipeline.encoders.checkpoints.files import SafeTensor
 from pipeline.encoders.checkpoints.forms import Checkpoint, open_checkpoint
-from pipeline.encoders.checkpoints.names import NEW_NAMES, has_position_bias, torchaudio_parts
+from pipeline.encoders.checkpoints.names import has_position_bias, own_names, torchaudio_parts
 from pipeline.encoders.checkpoints.tensors import StoredTensor
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.errors import ConfigError, WeightsError, first_few
@@ -76,15 +76,8 @@ def open_weights(path: Path) -> EncoderWeights:
     """
     checkpoint = open_checkpoint(path)
     if checkpoint.form == "torchaudio":
-        names = checkpoint.tensors
-        if all(name.startswith("model.") for name in names):
-            names = {name.removeprefix("model."): tensor for name, tensor in names.items()}
-        kept = {
-            NEW_NAMES.get(name, name): (one,)
-            for name, one in names.items()
-            if not name.startswith("aux.")
-        }
-        return EncoderWeights(checkpoint, kept)
+        tensors = own_names(checkpoint.tensors)
+        return EncoderWeights(checkpoint, {name: (one,) for name, one in tensors.items()})
     parts, unknown = torchaudio_parts(checkpoint.tensors)
     if any("adapter_layer" in name for name in unknown):
         raise ConfigError(

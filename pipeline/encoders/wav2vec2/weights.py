@@ -11,7 +11,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from pipeline.encoders.checkpoints.names import NEW_NAMES, POSITION
+from pipeline.encoders.checkpoints.names import NEW_NAMES, POSITION, own_names
 from pipeline.encoders.checkpoints.reading import check_spec, open_weights
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.errors import WeightsError
@@ -119,12 +119,10 @@ def fill_model(
     Raises:
         WeightsError: Weights are missing, unknown or of another shape; the first are named.
     """
-    if state and all(name.startswith("model.") for name in state):
-        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     state = {
-        NEW_NAMES.get(name, name): tensor
-        for name, tensor in state.items()
-        if not name.startswith("aux.") and not name.endswith(".num_batches_tracked")
+        name: tensor
+        for name, tensor in own_names(state).items()
+        if not name.endswith(".num_batches_tracked")
     }
     check_shapes(spec, {name: tensor.shape for name, tensor in state.items()}, origin)
     model = spec.build("meta")
@@ -153,7 +151,7 @@ def check_shapes(
     Raises:
         WeightsError: Weights are missing, unknown or of another shape; the first are named.
     """
-    found = {NEW_NAMES.get(name, name): tuple(shape) for name, shape in shapes.items()}
+    found = {name: tuple(shape) for name, shape in shapes.items()}
     if spec.parts.position == "weight_norm" and f"{POSITION}.weight" in found:
         shape = found.pop(f"{POSITION}.weight")
         found |= dict(zip(NEW_NAMES.values(), ((1, 1, shape[-1]), shape), strict=True))
