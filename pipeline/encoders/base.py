@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.encoders.layers import standard_names
 from pipeline.encoders.windows import Windowing
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.layers import standard_names
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """`clock(stage)`: context manager that times a stage of a batch: `front_end`, `transformer`."""
@@ -53,7 +53,7 @@ class Encoder(Protocol):
         name: Name of the model.
         geometry: Sample rate, hop and receptive field of the frames.
         layers: Layers returned, ascending. 0 is the input of block 1, i the output of block i; see
-            `layers.py`.
+            `store/format/layers.py`.
         layer_names: Their names.
         dim: Size of a feature vector.
         device: Device of the computation.

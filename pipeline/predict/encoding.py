@@ -29,7 +29,7 @@ from pipeline.extract.encoder_setup import EncoderSetup, resolve_encoder_setup
 from pipeline.extract.resources import find_resources
 from pipeline.extract.run import extract
 from pipeline.heads.facts import HeadFacts
-from pipeline.predict.heads import layer_text
+from pipeline.predict.heads import input_text
 from pipeline.predict.own_code import is_own_code, own_code_settings
 from pipeline.store.format.codecs import DEFAULT_CODEC, INT8, Codec
 from pipeline.store.format.geometry import FrameGeometry
@@ -241,7 +241,7 @@ def check_features(facts: HeadFacts, store: FeatureStore, observer: Observer) ->
     if missing:
         raise ConfigError(
             f"store {store.location} has no layer {', '.join(map(str, missing))}, which the head "
-            f"on {layer_text(facts)} needs; it has {labels_of(store.named_layers)}. Choose another "
+            f"on {input_text(facts)} needs; it has {labels_of(store.named_layers)}. Choose another "
             "layer=, "
             "or a store that has it"
         )

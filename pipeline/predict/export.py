@@ -11,7 +11,7 @@ from pipeline.encoders.wav2vec2.bundles import registry
 from pipeline.errors import ConfigError, counted
 from pipeline.heads.facts import FRAMES, FRAMEWISE, REGRESSION, SPANS, VERIFICATION, HeadFacts
 from pipeline.heads.trained import TrainedHead
-from pipeline.predict.heads import BEST, HEAD, layer_text, open_head, sweep_result
+from pipeline.predict.heads import BEST, HEAD, input_text, open_head, sweep_result
 from pipeline.predict.own_code import is_own_code
 from pipeline.store.format.layers import CONV
 
@@ -69,7 +69,7 @@ def card_of(facts: HeadFacts, sweep: dict[str, Any]) -> str:
     """
     what = facts.labels[0] if len(facts.labels) == 1 else ", ".join(facts.labels)
     lines = [
-        f"# {facts.task}: {what}, from {layer_text(facts)} of {_encoder_name(facts)}",
+        f"# {facts.task}: {what}, from {input_text(facts)} of {_encoder_name(facts)}",
         "",
         f"{_FORMS[facts.head]}, made by `strata sweep` (Strata {facts.strata}) on frozen features.",
         "",
@@ -139,7 +139,7 @@ def _features_text(facts: HeadFacts) -> str:
         inputs = f"{' and '.join(facts.pooling)} over {of}"
     stored = f"float32 here, {facts.identity.get('dtype')} in training"
     return (
-        f"{layer_text(facts)}, {inputs}; {facts.dim} values, {facts.frame_rate_hz:g} frames per "
+        f"{input_text(facts)}, {inputs}; {facts.dim} values, {facts.frame_rate_hz:g} frames per "
         f"second; {stored}"
     )
 

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, counted, first_few
 from pipeline.heads.facts import HeadFacts
 from pipeline.heads.files import TRAINED, file_of
 from pipeline.heads.trained import TrainedHead
-from pipeline.store.format.layers import label_layers, standard_name
+from pipeline.store.format.layers import label_layers, layer_text, name_layers
 
 BEST = "best"
 HEAD = "head.safetensors"
@@ -40,7 +40,7 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
         head = TrainedHead.load(root / HEAD)
         numbers = _numbers(head.facts.layers, head.facts.layer_names)
         if layer not in (BEST, head.facts.layer) and numbers.get(layer) != head.facts.layer:
-            raise ConfigError(f"{root} has the head on {layer_text(head.facts)}, not {layer}")
+            raise ConfigError(f"{root} has the head on {input_text(head.facts)}, not {layer}")
         return head
     result = sweep_result(root)
     layers = trained_layers(root)
@@ -66,21 +66,19 @@ def open_head(folder: str | Path, layer: int | str = BEST) -> TrainedHead:
     return TrainedHead.load(file_of(root, wanted))
 
 
-def layer_text(facts: HeadFacts) -> str:
+def input_text(facts: HeadFacts) -> str:
     """Return what a head reads, for people: `layer 6`, `conv`, a sum of layers."""
     labels = label_layers(facts.layers, facts.layer_names)
     if facts.layer == "weighted":
         return f"a weighted sum of layers {', '.join(labels.values())}"
     if facts.layer == "collapsed":
         return "a collapsed sum of layers"
-    label = labels[int(facts.layer)]
-    return f"layer {label}" if label.isdigit() else label
+    return layer_text(labels[int(facts.layer)])
 
 
 def _numbers(layers: Sequence[int], names: Sequence[str]) -> dict[Any, int]:
-    """Return the numbers of layers by name; results of earlier versions have no names."""
-    known = names if len(names) == len(layers) else map(standard_name, layers)
-    return dict(zip(known, layers, strict=True))
+    """Return the numbers of layers, by name."""
+    return {name: number for number, name in name_layers(layers, names).items()}
 
 
 def sweep_result(folder: Path) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from pipeline.store.format.layers import label_layers
-from pipeline.store.format.layout import COLLAPSED_LAYER
+from pipeline.store.format.layers import COLLAPSED_LAYER, label_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -37,10 +37,9 @@ from pipeline.store.documents import (
 )
 from pipeline.store.format.codecs import checksum
 from pipeline.store.format.identity import Identity, check_same
-from pipeline.store.format.layers import COLLAPSED, LAYER_NAMES
+from pipeline.store.format.layers import COLLAPSED, COLLAPSED_LAYER, LAYER_NAMES
 from pipeline.store.format.layout import (
     ATTRIBUTES,
-    COLLAPSED_LAYER,
     DROPPED_LAYERS,
     FORMAT_3,
     LABEL_ATTRIBUTES,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.encoders.clips import encode_clips
-from pipeline.encoders.layers import standard_names
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.encoders.wav2vec2.bundles import find_model
 from pipeline.errors import ConfigError
+from pipeline.store.format.layers import standard_names
 from tests.helpers.encoder_kinds import KINDS, reference, small_encoder, speech
 
 PRE_NORM = ["hubert_large", "wavlm_large"]

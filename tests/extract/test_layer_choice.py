@@ -10,13 +10,13 @@ import zarr
 
 import pipeline
 from pipeline.config import load_config
-from pipeline.encoders.layers import standard_names
 from pipeline.encoders.registry import register_family
 from pipeline.errors import ConfigError
 from pipeline.extract import run
 from pipeline.extract.encoder_setup import resolve_encoder_setup
 from pipeline.extract.resources import worker_bytes
 from pipeline.extract.store_setup import make_layout
+from pipeline.store.format.layers import standard_names
 from pipeline.store.format.layout import Layout
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import extract

@@ -221,6 +221,7 @@ def test_labels_are_numbers_of_blocks_and_else_names():
         13: "final_norm",
     }
     assert label_of(3, "encoder.layers.3") == "encoder.layers.3"
+    assert label_of(1, "0") == "1"  # of a torch.nn.Sequential; "0" would look like another layer
     assert label_layers((-1, 6)) == {-1: "conv", 6: "6"}
     assert standard_name(6) == "block_6"
 

@@ -192,9 +192,9 @@ def show_export(console: Console, facts: HeadFacts, folder: str) -> None:
 
 
 def _headline(facts: HeadFacts) -> str:
-    from pipeline.predict.heads import layer_text  # imports torch
+    from pipeline.predict.heads import input_text  # imports torch
 
-    what = f"the {facts.layer} sum" if isinstance(facts.layer, str) else layer_text(facts)
+    what = f"the {facts.layer} sum" if isinstance(facts.layer, str) else input_text(facts)
     return (
         f"{facts.task} on {', '.join(facts.labels)}: the head on {what} of "
         f"{facts.identity['encoder'].get('model')}, {facts.metric} {facts.dev:.3f} on dev, "

@@ -13,9 +13,9 @@ from pipeline.encoders.captured import CapturePoint
 from pipeline.encoders.general.architectures import KINDS
 from pipeline.encoders.general.front_ends import FrontEnd
 from pipeline.encoders.general.kinds import Kind
-from pipeline.encoders.layers import standard_names
 from pipeline.errors import ConfigError
 from pipeline.store.format.geometry import FrameGeometry
+from pipeline.store.format.layers import standard_names
 
 DEFAULT_MAX_WINDOW_S = 40.0
 DEFAULT_CONTEXT_S = 5.0

@@ -13,7 +13,6 @@ import torch
 import torchaudio
 
 from pipeline.encoders.base import EncoderDescription
-from pipeline.encoders.layers import CONV, standard_names
 from pipeline.encoders.wav2vec2.building import Parts, build_model
 from pipeline.encoders.wav2vec2.geometry import (
     CONV_KERNELS,
@@ -25,6 +24,7 @@ from pipeline.encoders.wav2vec2.geometry import (
 )
 from pipeline.errors import ConfigError
 from pipeline.store.format.codecs import DEFAULT_CODEC
+from pipeline.store.format.layers import CONV, standard_names
 
 # Settings of training or of the output head; they do not change a feature.
 _NOT_ARCHITECTURE = ("dropout", "layer_drop", "aux_num_out")

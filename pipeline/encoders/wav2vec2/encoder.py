@@ -13,13 +13,13 @@ from pipeline.encoders.base import EncoderSettings
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.kernels import kernels_for
 from pipeline.encoders.kernels.base import Pack, wide_dtype
-from pipeline.encoders.layers import CONV
 from pipeline.encoders.settings import PRECISIONS, REFERENCE_PRECISION, check_precision
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.frontend import Frontend
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator, Moments, compute_moments
 from pipeline.encoders.wav2vec2.transformer import Transformer
 from pipeline.encoders.wav2vec2.weights import LoadedModel
+from pipeline.store.format.layers import CONV
 
 
 class Wav2Vec2Encoder(SpeechEncoder):

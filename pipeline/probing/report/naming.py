@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.probing.results import WEIGHTED, Candidate, Sweep
+from pipeline.store.format.layers import layer_text
 
 METRICS = {
     "f1": "macro-F1",
@@ -36,8 +37,7 @@ def candidate_name(layer: Candidate, sweep: Sweep) -> str:
         return _SUM
     if not isinstance(layer, int):
         return _COLLAPSED
-    label = sweep.layer_labels.get(layer, str(layer))
-    return f"layer {label}" if label.isdigit() else label
+    return layer_text(sweep.layer_labels.get(layer, str(layer)))
 
 
 def candidate_in_sentence(layer: Candidate, sweep: Sweep) -> str:

@@ -1,6 +1,7 @@
-"""Names of the layers of a store, and the choice of some of them by number or by name.
+"""Numbers and names of layers, of a model and of a store, and the choice of some of them.
 
-A number is no position: -1 is the output of the convolution stack and not the last layer.
+A number is no position: -1 is the output of the convolution stack and not the last layer. `-1` and
+`N + 1` of a model with N blocks are optional layers, which "all" leaves out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ CONV = -1
 """Output of the convolution stack, before the feature projection."""
 INPUT = 0
 """Input of block 1."""
+COLLAPSED_LAYER = CONV
+"""Layer number in a collapsed store; in other stores it is that of `conv`: see `is_collapsed`."""
 COLLAPSED = "collapsed"
 """Name of the layer of a collapsed store, the weighted sum of the layers of its parent."""
 LAYER_NAMES = "layer_names"
@@ -33,25 +36,58 @@ def standard_name(layer: int) -> str:
     return {CONV: "conv", INPUT: "input"}.get(layer, f"block_{layer}")
 
 
-def label_of(layer: int, name: str) -> str:
-    """Return what tables call a layer: its number if it is 0 or a block, else its name.
+def standard_names(
+    n_layers: int, *, conv: bool = False, final_norm: bool = False
+) -> dict[int, str]:
+    """Return the layers of a model with N blocks, by number.
+
+    Args:
+        n_layers: N.
+        conv: Whether the output of the convolution stack is a layer, -1.
+        final_norm: Whether the last block's output after the model's final norm is one, N + 1.
 
     Example:
-        >>> label_of(6, "block_6"), label_of(13, "final_norm")
-        ('6', 'final_norm')
+        >>> standard_names(2, conv=True, final_norm=True)
+        {-1: 'conv', 0: 'input', 1: 'block_1', 2: 'block_2', 3: 'final_norm'}
     """
-    return str(layer) if layer >= INPUT and name == standard_name(layer) else name
+    numbers = range(CONV if conv else INPUT, n_layers + 1)
+    names = {number: standard_name(number) for number in numbers}
+    return names | ({n_layers + 1: "final_norm"} if final_norm else {})
 
 
-def label_layers(layers: Sequence[int], names: Sequence[str] = ()) -> dict[int, str]:
-    """Return the label of each layer, by number.
+def name_layers(layers: Sequence[int], names: Sequence[str] = ()) -> dict[int, str]:
+    """Return the name of each layer, by number.
 
     Args:
         layers: Numbers.
         names: Name of each; empty in results of earlier versions, whose layers have standard ones.
     """
-    known = names if len(names) == len(layers) else [standard_name(layer) for layer in layers]
-    return {layer: label_of(layer, name) for layer, name in zip(layers, known, strict=True)}
+    known = names if len(names) == len(layers) else map(standard_name, layers)
+    return dict(zip(layers, known, strict=True))
+
+
+def label_of(layer: int, name: str) -> str:
+    """Return what tables call a layer: its number if it is 0 or a block, else its name.
+
+    A name of digits, as in `torch.nn.Sequential`, would look like the number of another layer, so
+    that such a layer is called by its own number.
+
+    Example:
+        >>> label_of(6, "block_6"), label_of(13, "final_norm")
+        ('6', 'final_norm')
+    """
+    is_numbered = layer >= INPUT and (name == standard_name(layer) or name.isdigit())
+    return str(layer) if is_numbered else name
+
+
+def label_layers(layers: Sequence[int], names: Sequence[str] = ()) -> dict[int, str]:
+    """Return the label of each layer, by number; the arguments are those of `name_layers`."""
+    return {layer: label_of(layer, name) for layer, name in name_layers(layers, names).items()}
+
+
+def layer_text(label: str) -> str:
+    """Return what sentences call a layer with a label: `layer 6`, `conv`."""
+    return f"layer {label}" if label.isdigit() else label
 
 
 def labels_of(names: Mapping[int, str]) -> str:
@@ -64,7 +100,7 @@ def is_collapsed(attributes: Mapping[str, Any]) -> bool:
 
     Its only layer has the number -1, as `conv` of other stores.
     """
-    is_single = list(attributes.get("layers", ())) == [CONV]
+    is_single = list(attributes.get("layers", ())) == [COLLAPSED_LAYER]
     return is_single and "collapse" in attributes.get("identity", {})
 
 
@@ -126,7 +162,7 @@ def counting_hint(layers: Sequence[object], names: Mapping[int, str]) -> str:
 def _hint(unknown: Sequence[object], names: Mapping[int, str], are_extractable: bool) -> str:
     """Return the remedy for layers that are not there, to append to a message."""
     if COLLAPSED in names.values():
-        return "; only their weighted sum is left, the store it was made from has the layers"
+        return "; only their weighted sum is left. The store that it was made from has the layers"
     if hint := counting_hint(unknown, names):
         return hint
     words = [word for word in unknown if isinstance(word, str) and not _STANDARD.fullmatch(word)]

@@ -19,7 +19,7 @@ from typing import Any
 from crc32c import crc32c
 
 from pipeline.store.format.codecs import DEFAULT_CODEC, Codec
-from pipeline.store.format.layers import standard_name
+from pipeline.store.format.layers import name_layers
 from pipeline.store.format.pooling import MEAN
 from pipeline.store.format.zarr_json import array_document, chunked_document
 
@@ -67,8 +67,6 @@ NEWEST_LABELS = "newest_labels"
 LABEL_ATTRIBUTES = (HAS_LABELS, NEWEST_LABELS)
 DROPPED_LAYERS = "dropped_layers"
 """Attribute of a store of which layers were dropped: their numbers."""
-COLLAPSED_LAYER = -1
-"""Layer number in a collapsed store; in other stores it is that of `conv`: see `is_collapsed`."""
 
 _FLOAT_BYTES = 4
 _DECODING: dict[str, dict[str, Any]] = {
@@ -173,12 +171,12 @@ class Layout:
     @property
     def layer_names(self) -> tuple[str, ...]:
         """Name of each layer of `layers`."""
-        return self.names or tuple(map(standard_name, self.layers))
+        return tuple(name_layers(self.layers, self.names).values())
 
     @cached_property
     def kept_names(self) -> dict[int, str]:
         """Name of each layer that was not dropped, in order."""
-        named = dict(zip(self.layers, self.layer_names, strict=True))
+        named = name_layers(self.layers, self.names)
         return {layer: named[layer] for layer in self.axes}
 
     @cached_property

@@ -20,6 +20,7 @@ from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import layout_of, read_attributes
 from pipeline.store.format.codebook import Codebook
+from pipeline.store.format.layers import name_layers
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.records import OK
 from pipeline.store.format.tokens import (
@@ -113,7 +114,7 @@ def count_tokens(backend: Backend) -> list[TokenCount]:
             index = index_files.read_index(backend, columns=_COLUMNS[:3])
             slots = set(index_files.of_status(index, OK)["slot"].to_pylist())
             layout = layout_of(read_attributes(backend))
-            names = dict(zip(layout.layers, layout.layer_names, strict=True))
+            names = name_layers(layout.layers, layout.names)
         n_done = len(slots & stored.slots_with_tokens(backend, name))
         layer = known.attributes["layer"]
         counts = known.k, n_done, len(slots)

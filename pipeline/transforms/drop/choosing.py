@@ -25,7 +25,7 @@ from pipeline.events import Observer
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Backend
 from pipeline.store.documents import layout_of, read_attributes, read_plan
-from pipeline.store.format.layers import number_layers
+from pipeline.store.format.layers import name_layers, number_layers
 from pipeline.store.format.layout import Layout
 from pipeline.store.format.plan import Plan
 from pipeline.store.format.records import OK
@@ -158,10 +158,13 @@ def choose_layers(layout: Layout, layers: Sequence[int | str], name: str) -> lis
     Raises:
         ConfigError: The store has no such layer, or no other.
     """
-    names = dict(zip(layout.layers, layout.layer_names, strict=True))
-    gone = layout.dropped_layers
     numbers = number_layers(
-        layers, names, f"store {name}", dropped=gone, error=ConfigError, are_extractable=False
+        layers,
+        name_layers(layout.layers, layout.names),
+        f"store {name}",
+        dropped=layout.dropped_layers,
+        error=ConfigError,
+        are_extractable=False,
     )
     if set(layout.axes) <= set(numbers):
         raise ConfigError(
