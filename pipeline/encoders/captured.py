@@ -149,7 +149,7 @@ class CapturedModule:
 
 
 class _AllReached(BaseException):
-    """Ends a forward pass; a module that handles every `Exception` does not hold it up."""
+    """Ends a forward pass, also through a module that handles every `Exception`."""
 
 
 def _first_tensor(value: Any) -> Tensor | None:

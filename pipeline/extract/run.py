@@ -216,7 +216,7 @@ def _resolve(config: Config, backend: Backend | None, observer: Observer) -> Enc
     commit = revision_of(config, stored)
     if commit != config.model.revision:
         observer.note(
-            f"the store was begun with commit {commit} of {config.model.name}, which is loaded "
+            f"the store was created with commit {commit} of {config.model.name}, which is used "
             "again; model.revision chooses another one"
         )
     return resolve_encoder_setup(config, stored)

@@ -22,7 +22,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 
 QUICK_CLIPS = 3
-_FIXED_CLIPS = 2  # where each costs a whole window, and a check 13 of them
+_FIXED_CLIPS = 2  # where each costs a whole window, and a check 14 of them
 QUICK_CLIP_S = 4.0
 FULL_CLIPS = 8
 _TIMED_CLIPS = 16  # most clips of a batch that is timed against one by one

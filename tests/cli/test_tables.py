@@ -169,7 +169,7 @@ def test_the_plan_says_what_padding_to_whole_windows_costs() -> None:
     )
     line = printed(show_estimate, short)[1]
     assert line == (
-        "each utterance costs a whole window of 30 s or several: 300 windows, 2.5 h of encoding "
+        "each utterance is padded to whole windows of 30 s: 300 windows, 2.5 h of encoding "
         "for 0.04 h of audio"
     )
     full = replace(short, hours=2.4)

@@ -157,7 +157,7 @@ def test_resuming_takes_the_commit_of_the_store(
     assert extract(config, notes).utterances_ok == 4
     plan(config)
     check_settings(config, open_backend(str(tmp_path / "store")))
-    [line] = [line for line in notes.lines if "the store was begun with commit" in line]
+    [line] = [line for line in notes.lines if "the store was created with commit" in line]
     assert f"commit {served.commit} of {NAME}" in line
     with pytest.raises(IdentityError) as caught:
         extract(configured(clips, tmp_path / "store", "model.revision=main"))

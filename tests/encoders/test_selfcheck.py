@@ -79,6 +79,19 @@ def test_a_sound_encoder_has_nothing_to_say():
     assert "encoded again: the same bits" in compared
 
 
+def test_two_clips_take_fourteen_encodings(monkeypatch):
+    """In fp32, so that a model with whole windows costs 14 of them (docs/encoder.md)."""
+    encoder = small_encoder("hubert_base")
+    encode, n_clips = encoder.encode_batch, []
+    monkeypatch.setattr(
+        encoder,
+        "encode_batch",
+        lambda waveforms, **options: n_clips.append(len(waveforms)) or encode(waveforms, **options),
+    )
+    assert selfcheck(encoder, clips()[:2]).ok
+    assert sum(n_clips) == 14
+
+
 def test_silence_says_nothing():
     """If all clips are silent, that is the only finding, and the check is not ok."""
     report = selfcheck(small_encoder("hubert_base"), [torch.zeros(5_000), torch.zeros(900)])
@@ -88,7 +101,7 @@ def test_silence_says_nothing():
 
 
 def test_one_by_one_is_followed_by_the_call(monkeypatch):
-    """An encoder that is told so never holds two utterances in a batch."""
+    """An encoder with `one_by_one` never has two utterances in a batch."""
     encoder, sizes = small_encoder("hubert_base"), []
     encode = encoder._encode
     monkeypatch.setattr(
@@ -112,7 +125,7 @@ def mates_of(fault, lengths, precision="fp32"):
 
 
 def test_each_batch_finds_what_the_others_miss():
-    """Padding of clips of one length is seen beside longer silence only, an order in reverse."""
+    """Silence finds padding of clips of one length; the reverse order finds a fault of order."""
     assert mates_of("padding", [4_000, 4_000, 4_000])[0] == {"silence"}
     assert mates_of("ascending", [9_000, 5_000, 2_000])[0] == {"permuted"}
     assert mates_of("", [9_000, 5_000, 2_000])[0] == set()

@@ -103,7 +103,7 @@ def test_plan_and_run_say_what_whole_windows_cost(tmp_path, name, n_windows):
     assert found.window_s == 4
     assert found.encoded_hours == pytest.approx(n_windows * 4 / 3600)
     assert lines == [
-        "each utterance costs a whole window of 4 s or several: 12 windows, 0.013 h of encoding "
+        "each utterance is padded to whole windows of 4 s: 12 windows, 0.013 h of encoding "
         "for 0.0038 h of audio"
     ]
     run.extract(config, again)

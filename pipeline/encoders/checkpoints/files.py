@@ -176,7 +176,7 @@ def _bytes_of(data: mmap.mmap, entry: zipfile.ZipInfo) -> memoryview:
         raise ValueError(f"its entry {entry.filename} is larger than those of checkpoints")
     start = _start_of(data, entry)
     content = memoryview(data)[start : start + entry.file_size]
-    if entry.CRC and zlib.crc32(content) != entry.CRC:  # PyTorch can be told to compute none
+    if entry.CRC and zlib.crc32(content) != entry.CRC:  # 0: PyTorch computed none
         raise ValueError(f"its entry {entry.filename} is damaged (wrong checksum)")
     return content
 

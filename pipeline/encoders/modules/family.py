@@ -16,8 +16,8 @@ from pipeline.errors import WeightsError
 class ModuleFamily:
     """One encoder made of a module; see `EncoderFamily`.
 
-    Describing it calls the factory and runs the module, once in a process: only this tells its
-    frames. Workers get what was found with the definition.
+    Its description calls the factory and runs the module, once in a process, to find its frames.
+    Workers get the results with the definition.
     """
 
     def __init__(self, definition: ModuleDefinition) -> None:

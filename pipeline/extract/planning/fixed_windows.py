@@ -17,7 +17,7 @@ from pipeline.store.backend.base import Backend
 from pipeline.store.format.plan import Plan
 
 _NOTABLE = 1.5
-"""Ratio of encoding to audio from which a user is told."""
+"""Largest ratio of encoded to planned audio without a note."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FixedWindows:
         if self.encoded_hours <= _NOTABLE * hours:
             return None
         return (
-            f"each utterance costs a whole window of {self.window_s:g} s or several: "
+            f"each utterance is padded to whole windows of {self.window_s:g} s: "
             f"{counted(self.count, 'window')}, {_short(self.encoded_hours)} h of encoding for "
             f"{_short(hours)} h of audio"
         )

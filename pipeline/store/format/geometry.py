@@ -51,7 +51,7 @@ class FrameGeometry:
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in padding):
             raise ValueError(f"{self} is no geometry: expected a padding of 0 samples or more")
         if sum(padding) > self.receptive_field_samples:
-            raise ValueError(f"{self} is no geometry: a frame sees nothing but padding")
+            raise ValueError(f"{self} is no geometry: a frame has only padding")
         if not self.pads_end and self.n_frames(1) > 1:
             raise ValueError(f"{self} is no geometry: 1 sample has {self.n_frames(1)} frames")
 

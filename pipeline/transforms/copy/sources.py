@@ -131,7 +131,7 @@ def check_sources(sources: Sequence[Source], layers: Sequence[int | str] | None)
 
     Args:
         sources: The stores.
-        layers: The layers that are copied, by number or name; None stands for all.
+        layers: The layers that are copied, by number or name; None: all.
 
     Returns:
         The layers of the copy, in the order of the first store.
