@@ -24,6 +24,7 @@ from pipeline.store.format.codecs import FLOAT32
 from tests.helpers.commands import error_line, last_json, strata
 from tests.helpers.feature_stores import make_store
 from tests.helpers.finished_sweeps import N, write_words
+from tests.helpers.observers import Notes
 
 RECIPE = {"lrs": [1e-2], "steps": 8, "eval_every": 4}
 SETTINGS = {
@@ -58,16 +59,6 @@ def root(tmp_path_factory):
     write_words(path / "plain", encoder={"model": "a"})
     write_words(path / "turned", order=range(N - 1, 3, -1), seed=1, encoder={"model": "b"})
     return path
-
-
-class Notes(Observer):
-    """Keeps notes."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_shares_that_are_too_small_are_refused_before_training(root):

@@ -16,7 +16,6 @@ import pipeline
 from pipeline.config import Config, load_config
 from pipeline.encoders.loading import load_encoder
 from pipeline.errors import ConfigError, IdentityError, WeightsError
-from pipeline.events import Observer
 from pipeline.extract.run import extract, plan
 from pipeline.online.completeness import check_settings
 from pipeline.store.backend.opening import open_backend
@@ -24,6 +23,7 @@ from pipeline.store.format.identity import compare
 from tests.encoders.test_huggingface import make
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.hub_server import Fault, Hub, running_hub, use_hub
+from tests.helpers.observers import Notes
 
 pytest.importorskip("transformers")
 NAME = "someone/hubert-small"
@@ -55,16 +55,6 @@ class Served:
         """Commit other weights, as of a longer training."""
         make(self.folder, "HubertModel", {"layer_norm_eps": 1e-4}, normalize=False)
         return self.push()
-
-
-class Notes(Observer):
-    """Keeps the notes of a run."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import torch
 
 import pipeline
 from pipeline.errors import AudioError
-from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.stages.recording import RecordingReader
 from pipeline.store import index as index_files
@@ -24,21 +23,12 @@ from pipeline.store.maintain.status import Status, read_status
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import RATE_HZ, voice, write_folder
 from tests.helpers.extraction import INLINE, configured
+from tests.helpers.observers import Notes
 
 LONG, BROKEN = "clip-001.wav", "clip-002.wav"
 SETTINGS = (*INLINE, "extract.max_window_s=4", "extract.context_s=0.5", "run.max_quarantined=1")
 RETRY = "retry_quarantined=true"
 READ = RecordingReader.read
-
-
-class Notes(Observer):
-    """Keeps the notes of a run."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 class Corpus:

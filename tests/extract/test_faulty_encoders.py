@@ -19,7 +19,6 @@ from pipeline.config import Config, load_sweep_config
 from pipeline.encoders import registry
 from pipeline.encoders.settings import resolve_settings
 from pipeline.errors import EncoderError
-from pipeline.events import Observer
 from pipeline.extract.encoder_setup import resolve_encoder_setup
 from pipeline.extract.run import extract
 from pipeline.extract.selfcheck import dataset_clips, measure_slowdown, quick_selfcheck
@@ -35,20 +34,11 @@ from tests.helpers.fake_encoders import (
     expected,
     write_spelled,
 )
+from tests.helpers.observers import Notes
 
 LENGTHS = [9_000, 4_000, 16_000, 2_400, 12_000]
 UNIT = "plan.frames_per_unit=256"
 Run = Callable[..., tuple[Path, list[str]]]
-
-
-class Notes(Observer):
-    """Keeps the notes of a run."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture

@@ -15,28 +15,17 @@ import pipeline
 from pipeline.config import load_config
 from pipeline.encoders.selfcheck import relative_errors
 from pipeline.errors import WeightsError
-from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.predict.encoding import _model_settings
 from pipeline.probing.encoder_description import model_settings
 from pipeline.store.documents import read_attributes
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import INLINE
+from tests.helpers.observers import Notes
 from tests.helpers.original_checkpoints import fairseq_names, small_model
 from tests.helpers.original_checkpoints import model_settings as settings_of
 
 pytest.importorskip("transformers")
-
-
-class Notes(Observer):
-    """Keeps the notes of a run."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a note."""
-        self.texts.append(text)
 
 
 def test_a_run_with_an_original_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +45,7 @@ def test_a_run_with_an_original_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     assert run.plan(config).utterances == 2
     notes = Notes()
     assert run.extract(config, notes).utterances_ok == 2
-    assert any("does not state whether waveforms are normalised" in text for text in notes.texts)
+    assert any("does not state whether waveforms are normalised" in text for text in notes.lines)
 
     store = pipeline.open_store("store")
     encoder = pipeline.load_encoder("hubert.pt", source="checkpoint", device="cpu")

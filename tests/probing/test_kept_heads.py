@@ -7,22 +7,12 @@ import shutil
 import pytest
 
 from pipeline.config import load_sweep_config
-from pipeline.events import Observer
 from pipeline.heads.trained import TrainedHead
 from pipeline.probing.run import sweep
+from tests.helpers.observers import Notes
 from tests.helpers.planted_stores import write_planted
 
 QUICK = ["task.steps=20", "task.eval_every=10", "split.speaker=none"]
-
-
-class Notes(Observer):
-    """Remembers notes."""
-
-    def __init__(self):
-        self.lines = []
-
-    def note(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")

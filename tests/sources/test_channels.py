@@ -20,12 +20,12 @@ from pipeline.audio.decode import decode
 from pipeline.audio.probe import count_channels, probe
 from pipeline.config import DatasetConfig, load_config
 from pipeline.errors import AudioError, SourceError
-from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.sources.base import Segment, Source
 from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import speechlike, write
 from tests.helpers.extraction import configured, extract
+from tests.helpers.observers import Notes
 
 CHANNELS = {"a.wav": 1, "b.flac": 2, "c.wav": 3}
 
@@ -201,14 +201,6 @@ def test_the_command_line_takes_numbers_and_words() -> None:
     for written in ("1", "each", "mean"):
         assert load_config([f"dataset.channel={written}"]).dataset.channel == written
     assert load_config([]).dataset.channel is None
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_the_plan_says_what_is_done_with_several_channels(

@@ -9,7 +9,6 @@ import pytest
 
 import pipeline
 from pipeline.errors import ConfigError, DamagedError, StoreError
-from pipeline.events import Observer
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.tokens import NO_TOKEN, chunk_key
 from pipeline.store.maintain.repair import repair_store
@@ -17,19 +16,10 @@ from pipeline.store.maintain.verify import verify_store
 from pipeline.store.tokens.stored import put_chunk, read_tokens
 from pipeline.transforms.copy import CopySettings, copy_stores
 from pipeline.transforms.copy import run as copy_run
+from tests.helpers.observers import Notes
 from tests.helpers.token_stores import LENGTHS, clustered_store, expected_tokens, tokenized
 
 NAME = "layer2-k5"
-
-
-class Notes(Observer):
-    """Collects notes."""
-
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
