@@ -102,9 +102,10 @@ class Windowing:
         return Window(feed_start, feed_stop, keep_start, keep_stop, sample_start, sample_stop)
 
     def _most_samples(self, n_frames: int) -> int:
-        """Samples of a window; where the encoder pads, as many as have so many frames.
+        """Return the samples of a window of `n_frames` frames.
 
-        So the last frame sees the audio that there is, and as little padding as may be.
+        If the encoder pads the end, these are the most samples that have this number of frames, so
+        that the last frame sees as much audio and as little padding as possible.
         """
         if self.geometry.right_padding_samples:
             return self.geometry.n_samples(n_frames + 1) - 1

@@ -45,8 +45,9 @@ _VERSIONED = ("strata-speech", "torch", "torchaudio", "datasets", "pyarrow", "za
 _AFFECTS_ROUNDING = ("threads_per_worker", "max_batch_frames", "device")
 """Provenance on which the last bits of the features depend."""
 _ONE_BY_ONE = "one_by_one"
-"""Provenance of a store whose clips are encoded one by one, because others of a batch change them.
-It is no part of the identity: features are those of the clips alone, as in any store."""
+"""Provenance of a store whose clips are encoded one by one, because the other clips of a batch
+change their features. It is no part of the identity: features are those of the clips alone, as in
+any store."""
 
 
 def is_created(backend: Backend) -> bool:
@@ -196,8 +197,8 @@ def set_up_store(
     resize(backend, layout, Ledger.open(backend, plan.n_units).n_slots)
     if encodes_one_by_one(backend):
         observer.note(
-            "clips are encoded one by one, as they were when the store was created: others of a "
-            "batch change them"
+            "clips are encoded one by one, as they were when the store was created, because the "
+            "other clips of a batch change their features"
         )
     for name in _AFFECTS_ROUNDING:
         before, current = stored["provenance"][name], provenance[name]
@@ -210,7 +211,7 @@ def set_up_store(
 
 
 def encodes_one_by_one(backend: Backend) -> bool:
-    """Return whether the clips of a store are encoded one by one, as was decided with its first.
+    """Return whether the clips of a store are encoded one by one, as decided at its creation.
 
     A store whose features depend on the other clips of a batch would depend on where a run was
     interrupted, or on how utterances are ordered. So each clip is a batch of its own.
@@ -293,7 +294,7 @@ def _checked(
     """Check the encoder on the first clips, and say what was found.
 
     Raises:
-        EncoderError: Its features are others each time.
+        EncoderError: The encoder gives other features each time.
     """
     with announced(observer, "checking the encoder on a few clips"):
         found, notes = quick_selfcheck(encoder, source, setup, resources.device)

@@ -87,8 +87,8 @@ class HeadFacts:
             standard ones.
         unlabelled: Of framewise heads, the class that stands for frames in no span; None: there
             is none.
-        one_by_one: Whether the encoder encodes clips one by one, since others of a batch change
-            them.
+        one_by_one: Whether the encoder encodes clips one by one, because the other clips of a batch
+            change their features.
     """
 
     task: str

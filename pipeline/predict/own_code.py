@@ -36,7 +36,8 @@ def own_code_settings(facts: HeadFacts, known: Mapping[str, Any]) -> list[str]:
         return [f"model={name}", f"model.seed={int(known.get('seed', 0))}"]
     layers = f" 'model.layers=[{','.join(known['layers'])}]'" if "layers" in known else ""
     raise ConfigError(
-        f"the encoder of the sweep is code of its own ({target or name}), and code that a sweep "
-        f"names is not run: give it yourself, by model=module model.target={target or '…'}{layers} "
-        "--allow-code (in Python by pipeline.register_encoder). The hash of its weights is compared"
+        f"the encoder of the sweep is its user's own code ({target or name}), and code that a "
+        f"sweep names is not run: give model=module model.target={target or '…'}{layers} "
+        "--allow-code (in Python call pipeline.register_encoder first). The hash of the weights is "
+        "then compared"
     )

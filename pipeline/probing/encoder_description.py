@@ -76,7 +76,7 @@ def weights_source(attributes: Mapping[str, Any]) -> str | None:
 
 
 def encodes_one_by_one(attributes: Mapping[str, Any]) -> bool:
-    """Return whether clips were encoded one by one, since others of a batch change them."""
+    """Return whether clips were encoded one by one, as the others of a batch change them."""
     return bool(_of_extraction(attributes).get("one_by_one", False))
 
 

@@ -18,7 +18,14 @@ from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
 from pipeline.store.format.codecs import DEFAULT_CODEC, codec_of
 from pipeline.store.format.geometry import FrameGeometry
-from pipeline.store.format.layers import COLLAPSED, LAYER_NAMES, is_collapsed, standard_name
+from pipeline.store.format.layers import (
+    COLLAPSED,
+    COLLAPSED_LAYER,
+    LAYER_NAMES,
+    is_collapsed,
+    name_layers,
+    standard_name,
+)
 from pipeline.store.format.layout import (
     ATTRIBUTES,
     CHECKSUM,
@@ -89,7 +96,8 @@ def names_attribute(layout: Layout) -> dict[str, Any]:
 
     So the attributes of a store with layers 0 to N alone are those of earlier versions.
     """
-    if layout.layer_names in (tuple(map(standard_name, layout.layers)), (COLLAPSED,)):
+    is_collapsed_layer = name_layers(layout.layers, layout.names) == {COLLAPSED_LAYER: COLLAPSED}
+    if is_collapsed_layer or layout.layer_names == tuple(map(standard_name, layout.layers)):
         return {}
     return {LAYER_NAMES: list(layout.layer_names)}
 

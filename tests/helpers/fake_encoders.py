@@ -53,7 +53,10 @@ FIXED_WINDOW = EncoderDescription(
 
 
 class FakeEncoder:
-    """Features that spell tag, layer and frame; see `Encoder`.
+    """Features that spell tag, layer and frame.
+
+    It has the contract of `Encoder` alone and is no `SpeechEncoder`, so that tests fail if an
+    extraction needs more than the contract.
 
     Attributes:
         n_encoded: Samples that each encoded batch held, padding included.

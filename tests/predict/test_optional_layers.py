@@ -113,7 +113,8 @@ def test_results_and_reports_call_layers_by_name(root):
     assert "layer 4" not in (root / "norm-sweep/report.html").read_text()
     conv = json.loads((root / "conv-sweep/sweep.json").read_text())
     assert conv["best"] == -1
-    assert "untrained head, layer conv" in conv["yardsticks"]
+    [stored] = read_sweeps([root / "conv-sweep"])
+    assert "untrained head, layer conv" in stored.sweep.baselines
     page = (root / "conv-sweep/report.html").read_text()
     assert "layer -1" not in page
     assert "Conv has the best dev score" in page

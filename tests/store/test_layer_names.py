@@ -49,6 +49,7 @@ def test_names_that_follow_from_the_numbers_are_not_written():
         "block_1",
         "final_norm",
     ]
+    assert attributes_of((1,), ("collapsed",))["layer_names"] == ["collapsed"]  # of a module
     modules = attributes_of((1, 2), ("encoder.layers.3", "norm"))
     assert layout_of(modules).layer_names == ("encoder.layers.3", "norm")
 

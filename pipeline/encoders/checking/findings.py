@@ -54,7 +54,7 @@ def findings(found: SelfCheck) -> list[str]:
     if found.n_silent == found.n_waveforms:
         return [
             f"all {found.n_waveforms} clips are silent, so that their errors say nothing about "
-            f"{found.model}; take others"
+            f"{found.model}; take other clips"
         ]
     why_not = refusal(found)
     return [
@@ -71,8 +71,8 @@ def _about_batches(found: SelfCheck) -> Iterator[str]:
         errors = max(worst(found.mates.values()), worst(found.alone_vs_batch))
         yield (
             f"clips in a batch differ by {error_text(errors)} from the same clips alone, more than "
-            f"the usual {_bound(found):g} of rounding, and too little for a leak of one clip into "
-            "another"
+            f"the usual {_bound(found):g} of rounding, but too little for a dependence on other "
+            "clips"
         )
     if not found.is_repeatable:
         yield (
