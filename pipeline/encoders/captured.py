@@ -1,6 +1,6 @@
 """Layers of any torch module, captured by hooks, and batches of clips that it can run together.
 
-`CapturedModule` runs a module and returns what named submodules put out. `group_clips` says which
+`CapturedModule` runs a module and returns the outputs of named submodules. `group_clips` says which
 clips of a batch run together, and `pack_groups` puts their frames into the order of the batch.
 """
 

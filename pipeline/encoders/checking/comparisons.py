@@ -135,8 +135,8 @@ def is_constant(frames: Sequence[Tensor]) -> bool:
 def _of_equal_length(clips: Sequence[Tensor]) -> Tensor:
     """Return another clip that is as long as the longest, for encoders that pad no batch.
 
-    They run only clips of one length together, and those of a check may all be of other lengths. It
-    is the longest one backwards, half of it silent, so that its mean and variance are others.
+    They run only clips of equal length together, and a check may have no two such clips. The clip
+    is the longest one, reversed and half silent, so that its mean and variance differ.
     """
     mate = max(clips, key=len).flip(0)
     mate[: len(mate) // 2] = 0.0

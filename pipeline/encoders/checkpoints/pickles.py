@@ -94,7 +94,7 @@ def read_pickle(
         persistent: Makes data of a persistent id, as `persistent_load` of an unpickler.
 
     Raises:
-        ValueError: The pickle is damaged, truncated, or does what no checkpoint does.
+        ValueError: The pickle is damaged or truncated, or has an operation that no checkpoint has.
     """
     machine = _Machine(constructors, persistent)
     source: Any = stream  # it has what `genops` needs of a file

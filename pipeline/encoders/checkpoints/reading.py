@@ -129,7 +129,7 @@ def check_spec(weights: EncoderWeights, spec: ModelSpec) -> None:
     """Check that what the file states of its model agrees with a model.
 
     Args:
-        weights: The weights; of those that state nothing, any model may be right.
+        weights: The weights; if the file states nothing of its model, any model may be right.
         spec: The model.
 
     Raises:

@@ -62,7 +62,7 @@ class Kind:
         package: Package of `transformers.models` with the encoder.
         encoder_class: Class of the encoder.
         extractor_class: Class of its feature extractor.
-        prefix: Pattern of what stands before the encoder's names in a checkpoint of a whole model.
+        prefix: Pattern of the prefix of the encoder's names in a checkpoint of a whole model.
         blocks: Name of the list of blocks in the encoder.
         parts: Returns front end and geometry from the encoder's configuration, the feature
             extractor and the name of the checkpoint.

@@ -189,8 +189,8 @@ def _find_commit(name: str, revision: str | None) -> str:
 def _record(ref: Path, commit: str) -> None:
     """Record the commit of a branch in the cache, as the client of the hub does.
 
-    It does so only for files that it fetches by the name of a branch; here all are fetched by the
-    commit, so that none is of a later one. A cache that is read-only is left alone.
+    The client records it only for files that it fetches by the name of a branch. Here all files are
+    fetched by the commit, so that all are of one commit. A read-only cache is not changed.
     """
     with suppress(OSError, StoreError):
         ref.parent.mkdir(parents=True, exist_ok=True)

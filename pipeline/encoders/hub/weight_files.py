@@ -58,7 +58,7 @@ def check_file(path: Path, what: str) -> None:
         what: What it is, for the message.
 
     Raises:
-        WeightsError: It is.
+        WeightsError: It is a pointer, or not whole.
     """
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))

@@ -100,7 +100,7 @@ def _note(definition: ModuleDefinition, probe: Probe) -> str:
     ]
     if not probe.field_is_known:
         words.append(
-            f"a frame sees the whole clip, so {geometry.receptive_field_samples} samples are taken "
+            f"a frame depends on the whole clip, so {geometry.receptive_field_samples} samples are taken "
             "as its receptive field (geometry= states another)"
         )
     if not probe.stacks:

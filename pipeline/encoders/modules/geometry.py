@@ -1,6 +1,6 @@
-"""The frame geometry of a model that is only run: its hop, the samples it needs, what a frame sees.
+"""Frame geometry of a model, found by running it: hop, needed samples and receptive field.
 
-Convolutions, pooling and framing, one after another, with whatever padding, always give
+Convolutions, pooling and framing, one after another, with any padding, always give
 `(n_samples - needed) // hop + 1` frames, for some `hop` and `needed`.
 """
 
@@ -27,7 +27,7 @@ class FoundGeometry:
 
     Attributes:
         geometry: The geometry.
-        is_known: Whether each frame sees a limited stretch, which is the receptive field.
+        is_known: Whether each frame depends on a limited number of samples, the receptive field.
     """
 
     geometry: FrameGeometry
@@ -90,11 +90,11 @@ def _step(count: Count, low: int, high: int) -> int:
 def find_field(
     run: Callable[[Tensor], Tensor], hop: int, needed: int, rate_hz: int
 ) -> FoundGeometry:
-    """Find what a frame sees, by changing samples before and behind it.
+    """Find the receptive field, by changing samples before and after a frame.
 
     If a frame in the middle changes with the last sample, the model has attention or the like, and
-    the field of its front end cannot be seen from outside. Then the smallest field is taken that
-    fits to the number of frames, with padding of equal size at both ends.
+    the field of its front end cannot be measured. The field is then the smallest one that fits the
+    numbers of frames, with padding of equal size at both ends.
 
     Args:
         run: Returns the first layer of a clip, `[1, frames, dim]`.

@@ -1,4 +1,4 @@
-"""What is found out about a module by running it: its frames, its layers, and what it tolerates."""
+"""Properties of a module that are found by running it: frames, layers, and safe batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _N_LENGTHS = 8  # random lengths on which a geometry is verified
 
 @dataclass(frozen=True)
 class Probe:
-    """What a module does; it goes to workers with the definition.
+    """Properties of a module that were found by running it; workers get them with the definition.
 
     Attributes:
         sha256: Digest of the weights.
@@ -40,7 +40,7 @@ class Probe:
         pads: Whether clips of other lengths are padded to run together, because that changes
             nothing.
         field_is_known: Whether the receptive field is stated or was found. With attention every
-            frame sees everything, so the field is taken from the number of frames alone.
+            frame depends on the whole clip, and the field follows from the number of frames alone.
     """
 
     sha256: str
