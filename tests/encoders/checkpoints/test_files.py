@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.encoders.checkpoints import files
 from pipeline.encoders.checkpoints.files import open_tensor_file
 from pipeline.encoders.checkpoints.records import Inert
 from pipeline.encoders.checkpoints.tensors import StoredTensor
@@ -223,6 +224,27 @@ def test_other_archives_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "text")
     with pytest.raises(WeightsError, match=r"with 0 data\.pkl"):
+        open_tensor_file(path)
+
+
+def test_an_archive_is_taken_as_its_directory_says_or_not_at_all(tmp_path, monkeypatch):
+    """One pickle, no larger than that of a checkpoint, and entries where the directory has them."""
+    good, storage = _described(GOOD, 10), {"x/data/0": bytes(40)}
+    path = tmp_path / "weights.pt"
+    write_zip(path, good, storage | {"y/data.pkl": good})
+    with pytest.raises(WeightsError, match=r"with 2 data\.pkl; expected 1"):
+        open_tensor_file(path)
+    write_zip(path, good, storage)
+    assert open_tensor_file(path).content
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("x/data/0").header_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + b"QK" + whole[at + 2 :])
+    with pytest.raises(WeightsError, match="x/data/0 is not where its directory says"):
+        open_tensor_file(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(files, "_MAX_PICKLE_BYTES", len(good) - 1)
+    with pytest.raises(WeightsError, match=r"x/data\.pkl is larger than those of checkpoints"):
         open_tensor_file(path)
 
 

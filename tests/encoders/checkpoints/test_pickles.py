@@ -13,6 +13,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from pipeline.encoders.checkpoints import pickles
 from pipeline.encoders.checkpoints.pickles import Stream, read_pickle
 from pipeline.encoders.checkpoints.records import Inert, Named, plain
 
@@ -214,6 +215,18 @@ def test_a_deeply_nested_pickle_neither_crashes_nor_hangs():
     depth = 100_000  # to hash a tuple of twice this depth overflows the stack of C
     with pytest.raises(ValueError, match="a key of the type tuple"):
         read(b"}" + b"(" * depth + b"t" * depth + b"I1\ns.")
+
+
+def test_operations_and_lines_are_limited(monkeypatch):
+    """A pickle that grows without an end is refused before it fills the memory."""
+    content = pickle.dumps(list(range(20)))
+    assert read(content) == list(range(20))
+    monkeypatch.setattr(pickles, "_MAX_OPCODES", 20)
+    with pytest.raises(ValueError, match="its pickle has more than 20 operations"):
+        read(content)
+    monkeypatch.setattr(pickles, "_MAX_READ_BYTES", 300)
+    with pytest.raises(ValueError, match="a line without an end"):
+        read(b"V" + b"a" * 1000)
 
 
 def test_settings_become_plain_values():
