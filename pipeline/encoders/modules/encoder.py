@@ -100,8 +100,8 @@ def _note(definition: ModuleDefinition, probe: Probe) -> str:
     ]
     if not probe.field_is_known:
         words.append(
-            f"a frame depends on the whole clip, so {geometry.receptive_field_samples} samples are taken "
-            "as its receptive field (geometry= states another)"
+            "a frame depends on the whole clip, so its receptive field is set to "
+            f"{geometry.receptive_field_samples} samples (geometry= states another)"
         )
     if not probe.stacks:
         words.append("clips run one by one, because clips in a batch change each other")
