@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipeline.encoders.base import Clock, EncoderDescription, EncoderSettings, StatisticsAccumulator
 from pipeline.encoders.clips import encode_clips, encode_windows
+from pipeline.encoders.settings import PRECISIONS
 from pipeline.encoders.windows import Window
-from pipeline.errors import EncoderError
+from pipeline.errors import ConfigError, EncoderError
 
 _CALL_S = 60.0  # audio seconds of one batch of `SpeechEncoder.__call__`
 
@@ -32,6 +33,7 @@ class SpeechEncoder(ABC):
         dim: Size of a feature vector.
         n_model_layers: Number of blocks of the model.
         precision: "fp32", "tf32", "bf16" or "fp16".
+        precisions: Precisions that `encode_batch` takes.
         device: Device of the computation.
         windows: Windowing of utterances longer than `max_window_s`.
         weights_source: "pretrained", "random", "file" or "huggingface"; not part of the identity.
@@ -46,6 +48,7 @@ class SpeechEncoder(ABC):
             of each batch. The default does nothing.
     """
 
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
     final_norm: dict[str, Any] | None
 
     def __init__(
@@ -168,6 +171,9 @@ class SpeechEncoder(ABC):
             EncoderError: There are no waveforms, or a waveform is empty, too long, or not
                 one-dimensional float32.
         """
+        precision = precision or self.precision
+        if precision not in self.precisions:
+            raise ConfigError(f"precision={precision!r} is not one of {', '.join(self.precisions)}")
         if not waveforms:
             raise EncoderError("the batch has no waveforms; expected at least 1")
         for waveform in waveforms:
@@ -180,7 +186,7 @@ class SpeechEncoder(ABC):
                 f"max_window_s={self.windows.max_window_s:g}; encode it with encode_windows"
             )
         moments = [None] * len(waveforms) if stats is None else stats
-        return self._encode(waveforms, moments, counts, precision or self.precision)
+        return self._encode(waveforms, moments, counts, precision)
 
     @abstractmethod
     def _encode(
@@ -192,13 +198,13 @@ class SpeechEncoder(ABC):
     ) -> Iterator[Tensor]:
         """Return an iterator over the chosen layers of one batch; see `encode_batch`.
 
-        Called with checked waveforms; checks the precision when it is called, not later.
+        Called with checked arguments.
 
         Args:
             waveforms: As for `encode_batch`.
             stats: Statistics of the utterance for each waveform that is a window, else None.
             counts: Frames of each waveform.
-            precision: Precision of this batch.
+            precision: Precision of this batch, one of `precisions`.
         """
 
     def plan_windows(self, n_samples: int) -> tuple[Window, ...]:

@@ -343,6 +343,14 @@ def test_a_batch_without_waveforms_is_refused():
         small_encoder("hubert_base").encode_batch([])
 
 
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_a_batch_in_an_unknown_precision_is_refused(precision):
+    """When the batch is given; "auto" is a setting of an encoder and no precision of a batch."""
+    expected = rf"precision='{precision}' is not one of fp32, tf32, bf16, fp16, fp64"
+    with pytest.raises(ConfigError, match=expected):
+        small_encoder("hubert_base").encode_batch([speech(16_000)], precision=precision)
+
+
 @pytest.mark.parametrize("entries", [{"args": argparse.Namespace(arch="hubert")}, {"cfg": None}])
 def test_a_checkpoint_of_fairseq_is_named_as_one(tmp_path, entries):
     """The error names what it lacks, and shows nothing of torch's advice to trust the file."""

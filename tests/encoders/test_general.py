@@ -98,6 +98,13 @@ def test_half_precisions_are_close(folders, name):
     assert torch.equal(encode_clips(encoder, [CLIPS[0]])[0], exact)
 
 
+def test_a_batch_in_an_unknown_precision_is_refused(folders):
+    """When the batch is given; float64 is a precision of the packed path only."""
+    encoder = load(folders("moonshine")[0])
+    with pytest.raises(ConfigError, match=r"'fp64' is not one of fp32, tf32, bf16, fp16$"):
+        encoder.encode_batch([CLIPS[0]], precision="fp64")
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_random_weights_need_no_file(folders, name, tmp_path):
     """They come from the seed, are marked as random, and differ from the checkpoint's."""

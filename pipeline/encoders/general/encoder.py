@@ -15,7 +15,7 @@ from pipeline.encoders.base import EncoderSettings, StatisticsAccumulator
 from pipeline.encoders.captured import CapturedModule, group_clips, pack_groups
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.general.model import GeneralModel
-from pipeline.encoders.settings import PRECISIONS, check_precision
+from pipeline.encoders.settings import PRECISIONS
 from pipeline.encoders.wav2vec2.weights import digest
 
 _PROBE_FRAMES = (29, 21)
@@ -80,6 +80,7 @@ class GeneralEncoder(SpeechEncoder):
         accumulator.update(utterance)
         return accumulator.finish()
 
+    @torch.inference_mode()
     def _encode(
         self,
         waveforms: Sequence[Tensor],
@@ -87,18 +88,7 @@ class GeneralEncoder(SpeechEncoder):
         counts: Sequence[int],
         precision: str,
     ) -> Iterator[Tensor]:
-        """Return an iterator over the chosen layers; see `SpeechEncoder._encode`."""
-        check_precision(precision)
-        return self._run(waveforms, stats, counts, precision)
-
-    @torch.inference_mode()
-    def _run(
-        self,
-        waveforms: Sequence[Tensor],
-        stats: Sequence[Any | None],
-        counts: Sequence[int],
-        precision: str,
-    ) -> Iterator[Tensor]:
+        """Yield the chosen layers; see `SpeechEncoder._encode`."""
         captured = self._captured_in(PRECISIONS[precision])
         with self._stage(precision, "front_end"):
             inputs = [

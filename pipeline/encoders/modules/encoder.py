@@ -15,7 +15,7 @@ from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.modules.building import BuiltModule, ModuleRunner
 from pipeline.encoders.modules.definition import ModuleDefinition
 from pipeline.encoders.modules.probing import Probe
-from pipeline.encoders.settings import PRECISIONS, check_precision
+from pipeline.encoders.settings import PRECISIONS
 
 MODULE = "module"
 """Origin of the weights, and value of `model.source`."""
@@ -44,6 +44,7 @@ class ModuleEncoder(SpeechEncoder):
         self.probe = probe
         self._runner = ModuleRunner(definition, built.module.to(self.device))
 
+    @torch.inference_mode()
     def _encode(
         self,
         waveforms: Sequence[Tensor],
@@ -51,14 +52,7 @@ class ModuleEncoder(SpeechEncoder):
         counts: Sequence[int],
         precision: str,
     ) -> Iterator[Tensor]:
-        """Return an iterator over the chosen layers; see `SpeechEncoder._encode`."""
-        check_precision(precision)
-        return self._run(waveforms, counts, precision)
-
-    @torch.inference_mode()
-    def _run(
-        self, waveforms: Sequence[Tensor], counts: Sequence[int], precision: str
-    ) -> Iterator[Tensor]:
+        """Yield the chosen layers; see `SpeechEncoder._encode`."""
         with self._stage(precision, "front_end"):
             shortest = self.probe.shortest_samples
             clips = [

@@ -13,7 +13,7 @@ from pipeline.encoders.base import EncoderSettings
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.kernels import kernels_for
 from pipeline.encoders.kernels.base import Pack, wide_dtype
-from pipeline.encoders.settings import PRECISIONS, REFERENCE_PRECISION, check_precision
+from pipeline.encoders.settings import PRECISIONS, REFERENCE_PRECISION
 from pipeline.encoders.wav2vec2.bundles import ModelSpec
 from pipeline.encoders.wav2vec2.frontend import Frontend
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator, Moments, compute_moments
@@ -24,6 +24,8 @@ from pipeline.store.format.layers import CONV
 
 class Wav2Vec2Encoder(SpeechEncoder):
     """Encoder of the wav2vec 2.0 family; see `SpeechEncoder`."""
+
+    precisions = (*SpeechEncoder.precisions, REFERENCE_PRECISION)
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, settings: EncoderSettings) -> None:
         """Use `load_encoder`, which checks the settings."""
@@ -90,8 +92,6 @@ class Wav2Vec2Encoder(SpeechEncoder):
         There is no transformer if only the output of the convolution stack is wanted.
         """
         if precision not in self._modules:
-            if precision != REFERENCE_PRECISION:
-                check_precision(precision)
             dtype = PRECISIONS.get(precision, torch.float64)
             parts = self._model, self._spec, self._kernels, dtype
             deepest = self.layers[-1]
