@@ -13,8 +13,8 @@ import torch
 
 from pipeline.encoders.general.kinds import Kind
 from pipeline.encoders.hub.checkpoint import Checkpoint
-from pipeline.encoders.hub.weight_files import fetch_weights, weights_problem
-from pipeline.encoders.wav2vec2.huggingface import UNLOADABLE, no_reports, unloadable
+from pipeline.encoders.hub.weight_files import weights_problem
+from pipeline.encoders.wav2vec2.huggingface import load_pretrained, no_reports
 from pipeline.errors import WeightsError
 
 _TRAINING_ONLY = ("masked_spec_embed", "num_batches_tracked")
@@ -54,32 +54,16 @@ def load_module(
     Raises:
         WeightsError: The weights are missing or damaged, or do not fit the configuration.
     """
-    files = fetch_weights(checkpoint, allow_pickle)
-    try:
-        with no_reports():
-            module, report = _class_of(kind).from_pretrained(
-                checkpoint.folder(),
-                config=config,
-                key_mapping={kind.prefix: ""},
-                use_safetensors=files[0].suffix == ".safetensors",
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are named below
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-    except UNLOADABLE as error:
-        raise unloadable(checkpoint, error) from error
-    missing = [key for key in report["missing_keys"] if not key.endswith(_TRAINING_ONLY)]
-    mismatched = [
-        f"{name} has {list(found)}, expected {list(expected)}"
-        for name, found, expected in sorted(report["mismatched_keys"])
-    ]
+    module, report = load_pretrained(
+        _class_of(kind), checkpoint, config, allow_pickle, key_mapping={kind.prefix: ""}
+    )
+    missing = [name for name in report.missing if not name.endswith(_TRAINING_ONLY)]
     blocks = [
         name
-        for name in report["unexpected_keys"]
+        for name in report.unexpected
         if name.startswith(f"{kind.blocks}.") and not name.endswith(_TRAINING_ONLY)
     ]
-    if problem := weights_problem(sorted(missing), sorted(blocks), mismatched):
+    if problem := weights_problem(missing, blocks, report.mismatched):
         raise WeightsError(f"{checkpoint} {problem}")
     whole: torch.nn.Module = module
     return whole.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from pipeline.encoders.wav2vec2.conversion.names import torchaudio_names
 from pipeline.encoders.wav2vec2.weights import LoadedModel, fill_model
 from pipeline.errors import ConfigError, WeightsError
 
-UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 """Errors of transformers about files that it cannot use."""
 
 
@@ -119,8 +119,8 @@ def fetch_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
         extractor = transformers.AutoFeatureExtractor.from_pretrained(
             folder, trust_remote_code=False
         )
-    except UNLOADABLE as error:
-        raise unloadable(checkpoint, error) from error
+    except _UNLOADABLE as error:
+        raise _unloadable(checkpoint, error) from error
     return config, extractor
 
 
@@ -174,21 +174,10 @@ def fetch_model(
     Raises:
         WeightsError: The weights are missing or damaged, or do not fit the configuration.
     """
-    files = fetch_weights(checkpoint, allow_pickle)
-    try:
-        with no_reports():
-            model, report = require_transformers().AutoModel.from_pretrained(
-                checkpoint.folder(),
-                config=config,
-                use_safetensors=files[0].suffix == ".safetensors",
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are named below
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-    except UNLOADABLE as error:
-        raise unloadable(checkpoint, error) from error
-    missing = sorted(key for key in report["missing_keys"] if key != "masked_spec_embed")
+    model, report = load_pretrained(
+        require_transformers().AutoModel, checkpoint, config, allow_pickle
+    )
+    missing = [key for key in report.missing if key != "masked_spec_embed"]
     if missing and all(is_adapter(name) for name in missing):
         if needs_adapters:
             raise WeightsError(
@@ -196,16 +185,64 @@ def fetch_model(
                 f"{list_languages(find_languages(checkpoint.files()))}"
             )
         missing = []
+    own = {name for name, _ in model.named_children()}
+    unexpected = [name for name in report.unexpected if own & set(name.split(".")[:2])]
+    if problem := weights_problem(missing, unexpected, report.mismatched):
+        raise WeightsError(f"{checkpoint} {problem}")
+    return model, tuple(report.unexpected)
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """How the weights of a checkpoint differ from those of a model, each sorted.
+
+    Attributes:
+        missing: Names that the model has, and the files do not.
+        unexpected: Names in the files that the model does not have.
+        mismatched: Names with another shape, and what the shapes are.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+
+def load_pretrained(
+    model_class: Any, checkpoint: Checkpoint, config: Any, allow_pickle: bool, **options: Any
+) -> tuple[Any, LoadingReport]:
+    """Load a model in float32 by `from_pretrained` of its class in transformers.
+
+    Args:
+        model_class: The class.
+        checkpoint: The checkpoint.
+        config: Configuration of the model, as an object of transformers.
+        allow_pickle: Whether to read pytorch_model.bin if there is no safetensors file.
+        options: Further options of `from_pretrained`.
+
+    Raises:
+        WeightsError: The weights are missing or damaged.
+    """
+    files = fetch_weights(checkpoint, allow_pickle)
+    try:
+        with no_reports():
+            model, report = model_class.from_pretrained(
+                checkpoint.folder(),
+                config=config,
+                use_safetensors=files[0].suffix == ".safetensors",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # the report names them
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+    except _UNLOADABLE as error:
+        raise _unloadable(checkpoint, error) from error
     mismatched = [
         f"{name} has {list(found)}, expected {list(expected)}"
         for name, found, expected in sorted(report["mismatched_keys"])
     ]
-    own = {name for name, _ in model.named_children()}
-    unused = sorted(report["unexpected_keys"])
-    unexpected = [name for name in unused if own & set(name.split(".")[:2])]
-    if problem := weights_problem(missing, unexpected, mismatched):
-        raise WeightsError(f"{checkpoint} {problem}")
-    return model, tuple(unused)
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    return model, LoadingReport(missing, unexpected, mismatched)
 
 
 @contextmanager
@@ -237,7 +274,7 @@ def require_transformers() -> Any:
         ) from error
 
 
-def unloadable(checkpoint: Checkpoint, error: Exception) -> WeightsError:
+def _unloadable(checkpoint: Checkpoint, error: Exception) -> WeightsError:
     """Return the error that says in one line what transformers cannot load."""
     reason = str(error).splitlines()[0] if str(error) else ""
     if not isinstance(error, OSError | ValueError | SafetensorError):
