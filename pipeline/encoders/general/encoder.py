@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoders.base import EncoderSettings, StatisticsAccumulator
 from pipeline.encoders.captured import CapturedModule, group_clips, pack_groups
 from pipeline.encoders.encoder import SpeechEncoder
+from pipeline.encoders.general.front_ends import pad_to
 from pipeline.encoders.general.model import GeneralModel
 from pipeline.encoders.settings import PRECISIONS
 from pipeline.encoders.wav2vec2.weights import digest
@@ -114,7 +114,7 @@ class GeneralEncoder(SpeechEncoder):
         """Run one group of clips: for each layer float32 `[clips, frames of the longest, dim]`."""
         lengths = [len(inputs[i]) for i in group]
         longest = max(lengths)
-        batch = torch.stack([_pad_end(inputs[i], longest) for i in group])
+        batch = torch.stack([pad_to(inputs[i], longest) for i in group])
         frames = [counts[i] for i in group]
         dtype = next(captured.module.parameters()).dtype
         layers = captured(**self._kind.arguments(batch.to(dtype), lengths, frames))
@@ -171,9 +171,3 @@ class GeneralEncoder(SpeechEncoder):
         norm: Any = self._module.get_submodule(self._model.final_norm)
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         return {"weight": norm.weight.cpu(), "bias": bias.cpu(), "eps": norm.eps}
-
-
-def _pad_end(values: Tensor, length: int) -> Tensor:
-    """Add zeros at the end of the first axis."""
-    missing = length - len(values)
-    return F.pad(values, (0, 0) * (values.ndim - 1) + (0, missing)) if missing else values

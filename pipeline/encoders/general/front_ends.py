@@ -13,7 +13,7 @@ from pipeline.encoders.base import StatisticsAccumulator
 from pipeline.encoders.encoder import NoStatistics
 from pipeline.encoders.general.frames import FrameAccumulator, FrameMoments, Framing
 
-_WAVEFORM_EPS = 1e-7  # of Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+WAVEFORM_EPS = 1e-7  # of Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
 
 
 class FrontEnd(ABC):
@@ -49,15 +49,15 @@ class FrontEnd(ABC):
         return NoStatistics()
 
 
-def pad_to(waveform: Tensor, n_samples: int) -> Tensor:
-    """Add zeros at the end of a waveform that has fewer samples."""
-    return F.pad(waveform, (0, max(0, n_samples - waveform.numel())))
+def pad_to(values: Tensor, length: int) -> Tensor:
+    """Add zeros at the end of the first axis of samples or features that are shorter."""
+    return F.pad(values, (0, 0) * (values.ndim - 1) + (0, max(0, length - len(values))))
 
 
 class WaveformFrontEnd(FrontEnd):
     """Samples, normalised to zero mean and unit variance if the checkpoint says so."""
 
-    def __init__(self, normalize: bool, least_samples: int, eps: float = _WAVEFORM_EPS) -> None:
+    def __init__(self, normalize: bool, least_samples: int, eps: float = WAVEFORM_EPS) -> None:
         """Take the settings of the checkpoint.
 
         Args:

@@ -36,12 +36,34 @@ class _Spectrum:
         return spectrum.square().sum(-1) @ self._filters.to(frames.device)
 
 
-class WhisperFrontEnd(FrontEnd):
-    """Log-mel features of a window of fixed length, as `WhisperFeatureExtractor` computes them.
+class _CutOffFrontEnd(FrontEnd):
+    """Log-mel features of centred frames, with the clip reflected at its ends.
 
     Values are cut off at eight orders of magnitude below the largest one of the utterance, also in
     its windows.
     """
+
+    n_fft: int
+    hop_samples: int
+    _spectrum: _Spectrum
+
+    def accumulator(self) -> StatisticsAccumulator:
+        """Return an accumulator of the largest value; see `FrontEnd`."""
+        reach = self.n_fft // 2
+        return FrameAccumulator(Framing(self.n_fft, self.hop_samples, reach, reach), self._log)
+
+    def _frames(self, waveform: Tensor) -> Tensor:
+        """Cut a clip into `[n_frames, n_fft]`."""
+        reach = self.n_fft // 2
+        padded = F.pad(waveform[None], (reach, reach), mode="reflect")[0]
+        return padded.unfold(0, self.n_fft, self.hop_samples)
+
+    def _log(self, frames: Tensor) -> Tensor:
+        return self._spectrum(frames).clamp_min(_LEAST_POWER).log10()
+
+
+class WhisperFrontEnd(_CutOffFrontEnd):
+    """Log-mel features of a window of fixed length, as `WhisperFeatureExtractor` computes them."""
 
     window_samples: int
 
@@ -71,20 +93,8 @@ class WhisperFrontEnd(FrontEnd):
 
     def features(self, waveform: Tensor, stats: FrameMoments | None) -> Tensor:
         """Compute `[frames of the window, n_mels]`; see `FrontEnd`."""
-        reach = self.n_fft // 2
-        padded = F.pad(pad_to(waveform, self.window_samples)[None], (reach, reach), mode="reflect")[
-            0
-        ]
-        values = self._log(padded.unfold(0, self.n_fft, self.hop_samples)[:-1])
+        values = self._log(self._frames(pad_to(waveform, self.window_samples))[:-1])
         return (_in_range(values, stats) + 4.0) / 4.0
-
-    def accumulator(self) -> StatisticsAccumulator:
-        """Return an accumulator of the largest value; see `FrontEnd`."""
-        reach = self.n_fft // 2
-        return FrameAccumulator(Framing(self.n_fft, self.hop_samples, reach, reach), self._log)
-
-    def _log(self, frames: Tensor) -> Tensor:
-        return self._spectrum(frames).clamp_min(_LEAST_POWER).log10()
 
 
 class NemoFrontEnd(FrontEnd):
@@ -169,12 +179,8 @@ class LasrFrontEnd(FrontEnd):
         return power.clamp_min(_LASR_LEAST_POWER).log().float()
 
 
-class GraniteFrontEnd(FrontEnd):
-    """Pairs of log-mel frames, as `GraniteSpeechFeatureExtractor` computes them.
-
-    Values are cut off at eight orders of magnitude below the largest one of the utterance, also in
-    its windows.
-    """
+class GraniteFrontEnd(_CutOffFrontEnd):
+    """Pairs of log-mel frames, as `GraniteSpeechFeatureExtractor` computes them."""
 
     def __init__(self, extractor: Any) -> None:
         """Take the settings of transformers' feature extractor."""
@@ -199,20 +205,9 @@ class GraniteFrontEnd(FrontEnd):
 
     def features(self, waveform: Tensor, stats: FrameMoments | None) -> Tensor:
         """Compute `[n_frames, 2 * n_mels]`; see `FrontEnd`."""
-        reach = self.n_fft // 2
-        waveform = pad_to(waveform, reach + 1)  # a reflection needs more samples than it adds
-        padded = F.pad(waveform[None], (reach, reach), mode="reflect")[0]
-        values = self._log(padded.unfold(0, self.n_fft, self.hop_samples))
-        values = _in_range(values, stats) / 4.0 + 1.0
+        waveform = pad_to(waveform, self.n_fft // 2 + 1)  # a reflection needs one more than it adds
+        values = _in_range(self._log(self._frames(waveform)), stats) / 4.0 + 1.0
         return values[: len(values) // 2 * 2].reshape(-1, 2 * self.n_mels)
-
-    def accumulator(self) -> StatisticsAccumulator:
-        """Return an accumulator of the largest value; see `FrontEnd`."""
-        reach = self.n_fft // 2
-        return FrameAccumulator(Framing(self.n_fft, self.hop_samples, reach, reach), self._log)
-
-    def _log(self, frames: Tensor) -> Tensor:
-        return self._spectrum(frames).clamp_min(_LEAST_POWER).log10()
 
 
 def _in_range(values: Tensor, stats: FrameMoments | None) -> Tensor:

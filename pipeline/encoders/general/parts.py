@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.encoders.general import geometries
-from pipeline.encoders.general.front_ends import WaveformFrontEnd
+from pipeline.encoders.general.front_ends import WAVEFORM_EPS, WaveformFrontEnd
 from pipeline.encoders.general.kaldi import (
     FRAME_SAMPLES,
     HOP_SAMPLES,
@@ -27,34 +28,23 @@ _OMNIASR_EPS = 1e-5  # of OmniASRFeatureExtractor
 
 def waveforms(config: Any, extractor: Any, name: str) -> Parts:
     """Return the parts of samples and convolutions."""
-    geometry = geometries.of_convolutions(
-        int(extractor.sampling_rate), config.conv_kernel, config.conv_stride
-    )
-    return WaveformFrontEnd(bool(extractor.do_normalize), geometry.n_samples(1)), geometry
+    return _of_waveforms(extractor, config.conv_kernel, config.conv_stride)
 
 
 def omniasr(config: Any, extractor: Any, name: str) -> Parts:
     """Return the parts of OmniASR."""
-    _, geometry = waveforms(config, extractor, name)
-    normalize = bool(extractor.do_normalize)
-    return WaveformFrontEnd(normalize, geometry.n_samples(1), _OMNIASR_EPS), geometry
+    return _of_waveforms(extractor, config.conv_kernel, config.conv_stride, eps=_OMNIASR_EPS)
 
 
 def squeezed_waveforms(config: Any, extractor: Any, name: str) -> Parts:
     """Return the parts of SEW and SEW-D."""
-    geometry = geometries.of_convolutions(
-        int(extractor.sampling_rate),
-        config.conv_kernel,
-        config.conv_stride,
-        squeeze=int(config.squeeze_factor),
-    )
-    return WaveformFrontEnd(bool(extractor.do_normalize), geometry.n_samples(1)), geometry
+    squeeze = int(config.squeeze_factor)
+    return _of_waveforms(extractor, config.conv_kernel, config.conv_stride, squeeze=squeeze)
 
 
 def moonshine(config: Any, extractor: Any, name: str) -> Parts:
     """Return the parts of Moonshine."""
-    geometry = geometries.of_convolutions(int(extractor.sampling_rate), (127, 7, 3), (64, 3, 2))
-    return WaveformFrontEnd(bool(extractor.do_normalize), geometry.n_samples(1)), geometry
+    return _of_waveforms(extractor, (127, 7, 3), (64, 3, 2))
 
 
 def whisper(config: Any, extractor: Any, name: str) -> Parts:
@@ -126,6 +116,19 @@ def speech_to_text(config: Any, extractor: Any, name: str) -> Parts:
     return front_end, geometries.of_padded_convolutions(
         int(extractor.sampling_rate), HOP_SAMPLES, FRAME_SAMPLES, config.conv_kernel_sizes
     )
+
+
+def _of_waveforms(
+    extractor: Any,
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    *,
+    squeeze: int = 1,
+    eps: float = WAVEFORM_EPS,
+) -> Parts:
+    rate_hz = int(extractor.sampling_rate)
+    geometry = geometries.of_convolutions(rate_hz, kernels, strides, squeeze=squeeze)
+    return WaveformFrontEnd(bool(extractor.do_normalize), geometry.n_samples(1), eps), geometry
 
 
 def _check_size(name: str, found: int, expected: int, option: str) -> None:
