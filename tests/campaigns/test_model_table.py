@@ -43,6 +43,18 @@ def test_every_architecture_has_a_row() -> None:
     assert types | same == {*KINDS, *configs.KINDS}
 
 
+@pytest.mark.parametrize("heading", ["Models of the packed path", "General path"])
+def test_the_encoder_page_has_every_architecture(heading: str) -> None:
+    """The tables of docs/encoder.md have each `model_type` of their path, and no others."""
+    section = model_table.ENCODER_PAGE.read_text().partition(f"\n## {heading}\n")[2]
+    first_table = section.partition("| `model_type` |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in first_table.splitlines()[2:]]
+    named = {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
+    packed = set(configs.KINDS)
+    both = {"wav2vec2-conformer"}
+    assert named == (packed if heading.startswith("Models") else KINDS.keys() - packed | both)
+
+
 def test_a_row_on_another_path_or_without_an_error_is_refused() -> None:
     """The tables cannot state what is not so."""
     hubert = Row(("hubert",), Published("HubertConfig"))
