@@ -58,6 +58,25 @@ def test_with_attention_the_field_is_that_of_the_number_of_frames() -> None:
     assert (centred.hop_samples, centred.n_samples(1), centred.centre_samples) == (320, 1, 0)
 
 
+def test_the_field_of_a_model_that_sees_all_of_the_past_is_not_known() -> None:
+    """Its frames change with the first sample of a clip, and with none behind them."""
+
+    class Past(Toy):
+        def forward(self, waveforms, lengths=None):
+            return super().forward(waveforms + 0.01 * waveforms.cumsum(1), lengths)
+
+    found = probed(Past())
+    assert (found.geometry, found.field_is_known) == (GEOMETRY, False)
+
+
+def test_more_frames_than_hops_are_refused() -> None:
+    """Those that see nothing but padding; the message has the numbers."""
+    with pytest.raises(
+        EncoderError, match=r"54 frames for 16000 .* more than n_samples // 320 \+ 1"
+    ):
+        probed(Toy(padding=800))
+
+
 def test_clips_are_padded_only_where_that_changes_nothing() -> None:
     """A module that is told the lengths uses them; without them it sees the padding."""
     lengths = {"lengths_argument": "lengths"}
@@ -95,15 +114,24 @@ def test_a_module_that_is_not_deterministic_is_refused() -> None:
         probed(Noisy())
 
 
+def test_features_that_are_not_finite_are_refused() -> None:
+    """On noise of a usual amplitude, as with weights that were never loaded."""
+    module = Toy()
+    nn.init.constant_(module.blocks[1].linear.weight, torch.nan)
+    with pytest.raises(EncoderError, match=r"layer blocks\.1 has values that are not finite"):
+        probed(module)
+
+
 @pytest.mark.parametrize("drift", [0.0, 1e-7])
 def test_a_buffer_that_changes_is_refused(drift) -> None:
-    """Also if two runs agree within rounding; a table that grows is no state."""
+    """Also if two runs agree within rounding; a table that grows is no state, nor is a NaN."""
 
     class Counting(Toy):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))
             self.register_buffer("table", torch.arange(3.0))
+            self.register_buffer("unset", torch.tensor(torch.nan))
 
         def forward(self, waveforms, lengths=None):
             self.table = torch.arange(len(self.table) + 1.0)
@@ -193,6 +221,10 @@ def test_vectors_of_one_step_are_made_one_frame() -> None:
         EncoderError, match=r"outputs of toy returns \[1, 49\]; expected a floating"
     ):
         probed(Toy(), outputs=Reference(no_layer))
+    with pytest.raises(
+        EncoderError, match=r"outputs of toy returns \[1, 49, 8\]; expected a float"
+    ):
+        probed(Toy(), outputs=Reference(whole_numbers))
 
 
 def mean_of_four(layer):
@@ -201,6 +233,10 @@ def mean_of_four(layer):
 
 def no_layer(layer):
     return layer[..., 0]
+
+
+def whole_numbers(layer):
+    return layer.long()
 
 
 def test_a_window_of_fixed_length_is_refused() -> None:

@@ -129,9 +129,11 @@ def test_the_digest_has_every_type_and_shape() -> None:
 
 def test_the_factory_is_seeded_and_must_repeat_its_weights() -> None:
     """Weights that torch draws are those of the seed; others are refused at the second call."""
-    state = torch.get_rng_state()
-    first, second = registered(), registered()
-    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        state = torch.get_rng_state()
+        first, second = registered(), registered()
+        assert torch.equal(torch.get_rng_state(), state)
     assert first.identity == second.identity
     other = pipeline.load_encoder("mine", device="cpu", seed=1)
     assert other.identity["weights"] != first.identity["weights"]
@@ -203,6 +205,8 @@ def test_layers_of_two_sizes_go_into_two_stores() -> None:
         ({"layers": [1]}, "layers of mine has 1; expected names"),
         ({"axes": "DTB"}, "axes='DTB' is not one of"),
         ({"sample_rate_hz": 16e3}, "sample_rate_hz is 16000.0; expected"),
+        ({"sample_rate_hz": True}, "sample_rate_hz is True; expected samples per second"),
+        ({"sample_rate_hz": 0}, "sample_rate_hz is 0; expected samples per second"),
         ({"version": 2}, "version is 2; expected a text"),
         ({"geometry": (320, 400)}, r"geometry is \(320, 400\); expected a FrameGeometry"),
         (
@@ -232,6 +236,7 @@ def test_wrong_arguments_are_refused_at_once(arguments, message) -> None:
             toy_modules.make_nothing,
             "make_nothing failed: FileNotFoundError: no file encoder.pt;",
         ),
+        (lambda: sys.exit(0), "failed: SystemExit: 0;"),
         (lambda: nn.LazyLinear(3), "has no values yet for weight"),
     ],
 )
