@@ -195,6 +195,7 @@ GENERAL = [
         "SeamlessM4Tv2Config",
         {},
         _FILTER_BANK,
+        measured="seamless-m4t-v2-large",
     ),
     _row("asapp/sew-tiny-100k", "SEWConfig", _size(12, 512, 8), measured="sew-tiny"),
     _row("asapp/sew-mid-100k", "SEWConfig", _size(24, 768, 12)),
