@@ -18,9 +18,11 @@ _CONVOLUTIONS = (
     *("feat_extract_activation", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
 )
 _BLOCKS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-_WHISPER_OPTIONS = (
+_WAVEFORM_OPTIONS = (*_BLOCKS, *_CONVOLUTIONS, "hidden_act", "layer_norm_eps")
+_FAST_CONFORMER = (*_BLOCKS, "hidden_act", "attention_bias", "convolution_bias", "conv_kernel_size")
+_ENCODER_BLOCKS = (
     *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
-    *("activation_function", "num_mel_bins", "max_source_positions"),
+    "activation_function",
 )
 _POSITIONS = (
     *("position_embeddings_type", "rotary_embedding_base", "max_source_positions"),
@@ -36,7 +38,7 @@ def _whisper_kind(package: str, encoder_class: str, **others: Any) -> Kind:
         "inner": "audio_config",
         "n_layers": "encoder_layers",
         "dim": "d_model",
-        "options": _WHISPER_OPTIONS,
+        "options": (*_ENCODER_BLOCKS, "num_mel_bins", "max_source_positions"),
         "arguments": whole_window,
     }
     return Kind(
@@ -73,7 +75,7 @@ def _waveform_kind(package: str, encoder_class: str, prefix: str, **others: Any)
         "extractor_class": _WAVEFORM_EXTRACTOR,
         "blocks": "encoder.layers",
         "parts": parts.waveforms,
-        "options": (*_BLOCKS, *_CONVOLUTIONS, "hidden_act", "layer_norm_eps"),
+        "options": _WAVEFORM_OPTIONS,
     }
     return Kind(package, encoder_class, prefix=rf"^{prefix}\.", **settings | others)
 
@@ -81,15 +83,14 @@ def _waveform_kind(package: str, encoder_class: str, prefix: str, **others: Any)
 def _wav2vec2_kind(package: str, encoder_class: str, prefix: str, file: str | None = None) -> Kind:
     """Return a kind for options that the packed encoder does not compute."""
     options = (
-        *("hidden_act", "layer_norm_eps", "do_stable_layer_norm", "adapter_attn_dim"),
-        *("feat_proj_layer_norm", "conv_pos_batch_norm", "conv_pos_kernel_size"),
-        *("num_buckets", "max_bucket_distance"),
+        *("do_stable_layer_norm", "adapter_attn_dim", "feat_proj_layer_norm"),
+        *("conv_pos_batch_norm", "conv_pos_kernel_size", "num_buckets", "max_bucket_distance"),
     )
     return _waveform_kind(
         package,
         encoder_class,
         prefix,
-        options=(*_BLOCKS, *_CONVOLUTIONS, *options),
+        options=(*_WAVEFORM_OPTIONS, *options),
         final_norm="encoder.layer_norm",
         norm_if="do_stable_layer_norm",
         file=file,
@@ -104,7 +105,7 @@ _PARAKEET = Kind(
     blocks="layers",
     parts=parts.parakeet,
     options=(
-        *(*_BLOCKS, "hidden_act", "attention_bias", "convolution_bias", "conv_kernel_size"),
+        *_FAST_CONFORMER,
         *("subsampling_factor", "subsampling_conv_channels", "subsampling_conv_kernel_size"),
         *("subsampling_conv_stride", "num_mel_bins", "scale_input"),
     ),
@@ -118,7 +119,7 @@ _LASR = Kind(
     blocks="layers",
     parts=parts.lasr,
     options=(
-        *(*_BLOCKS, "hidden_act", "attention_bias", "convolution_bias", "conv_kernel_size"),
+        *_FAST_CONFORMER,
         *("subsampling_conv_channels", "subsampling_conv_kernel_size", "subsampling_conv_stride"),
         *("num_mel_bins", "layer_norm_eps", "feed_forward_residual_weights"),
         *("conv_residual_weights", "rope_parameters"),
@@ -184,7 +185,7 @@ KINDS: dict[str, Kind] = {
         "SEWModel",
         "sew",
         parts=parts.squeezed_waveforms,
-        options=(*_BLOCKS, *_CONVOLUTIONS, "hidden_act", "layer_norm_eps", "squeeze_factor"),
+        options=(*_WAVEFORM_OPTIONS, "squeeze_factor"),
     ),
     "sew-d": _waveform_kind(
         "sew_d",
@@ -193,7 +194,7 @@ KINDS: dict[str, Kind] = {
         blocks="encoder.encoder.layer",
         parts=parts.squeezed_waveforms,
         options=(
-            *(*_BLOCKS, *_CONVOLUTIONS, "hidden_act", "layer_norm_eps", "squeeze_factor"),
+            *(*_WAVEFORM_OPTIONS, "squeeze_factor"),
             *("feature_layer_norm_eps", "max_position_embeddings", "position_buckets"),
             *("share_att_key", "relative_attention", "pos_att_type", "norm_rel_ebd"),
         ),
@@ -254,8 +255,7 @@ KINDS: dict[str, Kind] = {
         blocks="layers",
         parts=parts.speech_to_text,
         options=(
-            *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
-            *("activation_function", "scale_embedding", "conv_kernel_sizes", "conv_channels"),
+            *(*_ENCODER_BLOCKS, "scale_embedding", "conv_kernel_sizes", "conv_channels"),
             *("input_feat_per_channel", "input_channels", "pad_token_id"),
         ),
         n_layers="encoder_layers",
