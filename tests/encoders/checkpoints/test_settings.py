@@ -90,6 +90,21 @@ def test_a_wavlm_without_its_settings_of_positions_is_refused(tmp_path):
         load_encoder(tmp_path / "weights.pt", source="checkpoint")
 
 
+def test_projections_of_a_wavlm_that_cannot_be_joined_are_refused(tmp_path):
+    """torchaudio has one weight for the three: each must be there, and be no single number."""
+    model, path = small_model("WavLMModel"), tmp_path / "weights.pt"
+    cfg = model_settings(model) | {"relative_position_embedding": True, "gru_rel_pos": True}
+    name = "encoder.layers.1.self_attn.k_proj.weight"
+    weights = fairseq_names(model)
+    torch.save({"cfg": cfg, "model": weights | {name: torch.tensor(1.0)}}, path)
+    with pytest.raises(WeightsError, match="has a projection that is a single number"):
+        load_encoder(path, source="checkpoint")
+    del weights[name]
+    torch.save({"cfg": cfg, "model": weights}, path)
+    with pytest.raises(WeightsError, match=r"layers\.1\.attention.*in_proj_weight is missing"):
+        load_encoder(path, source="checkpoint")
+
+
 def test_settings_and_weights_must_agree(tmp_path, hubert):
     """More blocks in the settings than in the file is an error that names the weights."""
     path = save(tmp_path / "weights.pt", hubert, {"encoder_layers": 4})
@@ -134,7 +149,7 @@ def test_distilhubert_states_no_normalisation_and_has_none(tmp_path):
 
 def test_a_reference_in_the_settings_is_not_a_value(tmp_path, hubert):
     """A `${task.normalize}` in the model's section does not hide the task's value."""
-    settings = {"normalize": "${task.normalize}"}
+    settings = {"normalize": "${task.normalize}", "sample_rate": "${task.sample_rate}"}
     path = save(tmp_path / "weights.pt", hubert, settings, {"normalize": True})
     assert spec_of(open_weights(path))[0].normalize_waveform
 
