@@ -145,13 +145,20 @@ def test_weights_are_looked_for_before_a_run(folder: Path) -> None:
 
 
 def test_weights_in_parts(folder: Path, sound: Path) -> None:
-    """Weights in several files are those of one; a missing part is named with its index."""
+    """Weights in several files are those of one; a missing part is named with its index.
+
+    An index without parts is told as such.
+    """
     shard(folder)
     encoders = [load_encoder(f, source="huggingface", device="cpu") for f in (folder, sound)]
     assert encoders[0].identity == encoders[1].identity
     (folder / "model-00002-of-00002.safetensors").unlink()
     message = error_of(folder)
     assert "has no model-00002-of-00002.safetensors, which model.safetensors.index.json" in message
+    for content in ("{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'):
+        (folder / f"{WEIGHTS}.index.json").write_text(content)
+        assert "index.json of the Hugging Face" in (message := error_of(folder))
+        assert message.endswith("has no weight_map; fetch it again")
 
 
 def test_configurations_that_cannot_be_used(folder: Path) -> None:

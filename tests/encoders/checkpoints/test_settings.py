@@ -91,7 +91,7 @@ def test_a_wavlm_without_its_settings_of_positions_is_refused(tmp_path):
 
 
 def test_projections_of_a_wavlm_that_cannot_be_joined_are_refused(tmp_path):
-    """torchaudio has one weight for the three: each must be there, and be no single number."""
+    """The three are one weight of torchaudio: each must be there, and be no single number."""
     model, path = small_model("WavLMModel"), tmp_path / "weights.pt"
     cfg = model_settings(model) | {"relative_position_embedding": True, "gru_rel_pos": True}
     name = "encoder.layers.1.self_attn.k_proj.weight"
