@@ -88,3 +88,12 @@ documents = st.dictionaries(st.text("abc", min_size=1), values, max_size=4)
 def test_no_difference_is_overlooked(a: dict, b: dict) -> None:
     """`compare` returns nothing if and only if the two are equal."""
     assert (compare(a, b) == []) == (a == b)
+
+
+def test_commits_without_a_digest_are_compared() -> None:
+    """Only equal digests show that two commits have the same weights; missing ones show nothing."""
+    one, other = ({"weights": {"commit": letter * 40}} for letter in "ab")
+    [difference] = compare(identity(**one), identity(**other))
+    assert difference.startswith("encoder.weights.commit is ")
+    one, other = ({"weights": {"commit": letter * 40, "sha256": "c" * 64}} for letter in "ab")
+    assert compare(identity(**one), identity(**other)) == []
