@@ -175,6 +175,11 @@ def change(folder, file, **entries):
         ("config.json", {"encoder_layers": 4}, r"lacks \d+ of the weights .* first layers\.3"),
         (
             "config.json",
+            {"encoder_ffn_dim": 56},
+            r"has 9 weights of other shapes .* layers\.0\.fc1\.bias has \[48\], expected \[56\]",
+        ),
+        (
+            "config.json",
             {"encoder_layers": 2},
             r"has 15 weights that .*does not account for, first layers\.2",
         ),

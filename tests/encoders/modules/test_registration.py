@@ -293,6 +293,21 @@ def test_a_target_that_fails_on_import_is_one_line(tmp_path, monkeypatch) -> Non
             allow_target(ModelConfig(source="module", target=f"{name}:make", layers=LAYERS))
 
 
+def test_code_that_a_process_lacks_is_named(tmp_path, monkeypatch) -> None:
+    """A worker may have another version of a module, without the function, or none."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_code.py").write_text("def make(): pass\n")
+    module = importlib.import_module("own_code")
+    sent = pickle.dumps(Reference(module.make))
+    expected = r"own_code:make cannot be imported in this process \(.*; install the package on"
+    monkeypatch.delattr(module, "make")
+    with pytest.raises(EncoderError, match=expected):
+        pickle.loads(sent).get()
+    monkeypatch.setitem(sys.modules, "own_code", None)
+    with pytest.raises(EncoderError, match=expected):
+        pickle.loads(sent).get()
+
+
 def test_a_definition_states_its_layers_itself() -> None:
     """`model.target` may name one; settings beside it are refused."""
     model = ModelConfig(source="module", target=f"{TARGET}:DEFINITION")
