@@ -104,17 +104,22 @@ def test_weights_of_a_head_are_named_in_a_note(folder: Path) -> None:
 
 
 def test_transformers_prints_no_tables(folder: Path) -> None:
-    """Its report of weights that are not used does not reach the terminal; its level comes back."""
+    """Its report of unused weights does not reach the terminal; its level and bar come back."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
     before = transformers.utils.logging.get_verbosity()
+    had_bar = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.add_handler(handler)
+    transformers.utils.logging.enable_progress_bar()
     try:
         edit_weights(folder, lambda state: state | {"lm_head.weight": torch.zeros(3, 32)})
         load_encoder(folder, source="huggingface", device="cpu")
+        assert transformers.utils.logging.is_progress_bar_enabled()
     finally:
         transformers.utils.logging.remove_handler(handler)
+        if not had_bar:
+            transformers.utils.logging.disable_progress_bar()
     assert records == []
     assert transformers.utils.logging.get_verbosity() == before
 
