@@ -15,7 +15,7 @@ import pipeline
 from pipeline.config import ModelConfig, load_config
 from pipeline.encoders.clips import encode_clips
 from pipeline.encoders.modules.building import state_digest
-from pipeline.encoders.modules.references import Reference
+from pipeline.encoders.modules.references import Reference, import_target
 from pipeline.encoders.modules.registration import allow_target, find_module
 from pipeline.encoders.registry import family_of
 from pipeline.encoders.selfcheck import relative_errors
@@ -306,6 +306,16 @@ def test_code_that_a_process_lacks_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "own_code", None)
     with pytest.raises(EncoderError, match=expected):
         pickle.loads(sent).get()
+
+
+def test_a_folder_hides_no_installed_module(tmp_path, monkeypatch) -> None:
+    """It is searched last, so a file in it does not run in place of a module of the same name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError\n")
+    (tmp_path / "own_colours.py").write_text("def make(): pass\n")
+    assert callable(import_target("own_colours:make", str(tmp_path)))
+    assert callable(import_target("colorsys:rgb_to_hsv", str(tmp_path)))
 
 
 def test_a_definition_states_its_layers_itself() -> None:
