@@ -197,6 +197,14 @@ def test_exports_name_the_layers(root, tmp_path):
         export(root, tmp_path / "n", "npy", layers=["conv", -1])
 
 
+def test_a_name_that_is_no_file_name_gives_the_number(tmp_path):
+    """Of a module whose name has a slash, which would be a folder."""
+    make_store(tmp_path / "s", [5], (1, 2), attributes={"layer_names": ["a/b", "block_2"]})
+    export(tmp_path / "s", tmp_path / "k", "kaldi", dtype="float32")
+    folders = sorted(path.name for path in (tmp_path / "k").glob("layer_*"))
+    assert folders == ["layer_1", "layer_2"]
+
+
 def test_changed_names_are_noticed(root):
     """They are under the checksum of the attributes, and compared with those of a run."""
     path = root / "features.zarr/zarr.json"
