@@ -285,9 +285,9 @@ def test_a_conversion_that_may_be_out_of_date(served: Served) -> None:
 def test_a_download_that_breaks_off_goes_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client asks for the rest; if it is cut off for good, the next run fetches what is missing.
+    """The client asks for the rest; if it is cut off for good, the next run fetches what lacks.
 
-    Files are fetched beside each other, so one that waits for its turn may be missing, too.
+    Files are fetched beside each other, so one that waits for its turn may lack, too.
     """
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     served.hub.commit(NAME, served.shards())
