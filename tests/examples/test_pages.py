@@ -281,9 +281,9 @@ def test_every_step_of_a_clip_is_where_the_page_says(file: str, function: str) -
     assert found.__module__ == file.replace("/", ".")
 
 
-def test_the_encoder_page_lists_the_encoders_files() -> None:
+def test_the_architecture_page_lists_the_encoders_files() -> None:
     """Every file of `pipeline/encoders` has a row, and every row has a file."""
-    page = (ROOT / "docs" / "encoder.md").read_text()
+    page = (ROOT / "docs" / "architecture.md").read_text()
     folder = ROOT / "pipeline" / "encoders"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M))
