@@ -90,6 +90,30 @@ def test_what_a_file_system_lacks_is_named_before_the_run(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_another_driver_may_clean_up_the_trial(
+    tmp_path: Path, monkeypatch: Patch, times: int
+) -> None:
+    """It is made again; a file system that loses every file is still named."""
+    real, left = os.fsync, [None] * times
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        if left:
+            left.pop()
+            for path in tmp_path.iterdir():
+                path.unlink()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if times == 1:
+        check_folder(tmp_path)
+    else:
+        with pytest.raises(StoreError, match="cannot read back what was written: No such file"):
+            check_folder(tmp_path)
+    assert not left
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: Patch, number: int) -> None:
     """It is not taken for something that the file system lacks."""
