@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.encoders.kernels import cuda
 from pipeline.encoders.kernels.cuda import CudaKernels
 from pipeline.encoders.wav2vec2.stream import Stream
-from pipeline.extract.stages.receive import DeviceReceiver
-from pipeline.store.format.codecs import FLOAT16
+from pipeline.extract.stages.receive import DeviceReceiver, ScaledClip
+from pipeline.store.format.codecs import FLOAT16, INT8, Codec
+from pipeline.store.format.pooling import STATISTICS
 from tests.helpers.encoder_kinds import VARIANTS, small_encoder, speech
 
 FILL = Stream.fill
@@ -34,6 +36,7 @@ SYNCHRONISING = (
     "bincount",
     "repeat_interleave without output_size",
     "index by mask",
+    "segment_reduce that checks its lengths",
 )
 """Operations of which the host must know the result, or its shape, before it goes on."""
 VALUES = torch.arange(6.0)
@@ -68,16 +71,20 @@ def _name(func: Any, args: Any, kwargs: dict[str, Any]) -> str:
             return "index by mask"
     if name == "repeat_interleave" and overload == "Tensor" and kwargs.get("output_size") is None:
         return "repeat_interleave without output_size"
+    if name == "segment_reduce" and not kwargs.get("unsafe"):
+        return "segment_reduce that checks its lengths"
     return name
 
 
-def count_operations(name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch) -> OperationCount:
+def count_operations(
+    name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch, codec: Codec = FLOAT16
+) -> OperationCount:
     """Encode and receive a batch of about 8 s as on a GPU; count the operations."""
     encoder = small_encoder(name, precision="fp16")
     encoder._kernels = CudaKernels()
     waveforms = [speech(128_000 // n_clips, seed) for seed in range(n_clips)]
     n_frames = sum(encoder.geometry.n_frames(len(waveform)) for waveform in waveforms)
-    stored = torch.zeros(len(encoder.layers), n_frames, encoder.dim, dtype=torch.float16).numpy()
+    stored = np.zeros((len(encoder.layers), n_frames, encoder.dim), codec.dtype)
     counts = [encoder.geometry.n_frames(len(waveform)) for waveform in waveforms]
     filled: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -86,9 +93,11 @@ def count_operations(name: str, n_clips: int, monkeypatch: pytest.MonkeyPatch) -
         for _ in encoder.encode_batch(waveforms):  # prepares the weights, too
             pass
     monkeypatch.setattr(Stream, "fill", lambda *args: filled[0])
-    receiver = DeviceReceiver(torch.device("cpu"), FLOAT16)
+    receiver = DeviceReceiver(torch.device("cpu"), codec, STATISTICS)
+    scales = np.zeros((n_clips, len(encoder.layers), codec.n_scales, encoder.dim), np.float32)
+    scaled = [ScaledClip(part) for part in scales] if codec.n_scales else None
     with OperationCount() as count:
-        receiver.receive(encoder.encode_batch(waveforms), None, counts, stored)()
+        receiver.receive(encoder.encode_batch(waveforms), None, counts, stored, scaled)()
     return count
 
 
@@ -103,7 +112,7 @@ def test_the_number_of_operations_does_not_depend_on_the_clips(
     )
     few, many = (count_operations(name, n, monkeypatch).calls for n in (2, 40))
     assert few == many
-    assert sum(few.values()) < 450
+    assert sum(few.values()) < 550
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,11 @@ def test_the_number_of_operations_does_not_depend_on_the_clips(
 def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No value is read on the host before the end of the batch, with any kind of attention."""
     assert not count_operations(name, 7, monkeypatch).waits
+
+
+def test_nothing_waits_for_the_device_with_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranges of the clips, of which the scales of int8 are made, are found on the device."""
+    assert not count_operations("hubert_base", 7, monkeypatch, INT8).waits
 
 
 def assign_by_mask() -> None:
@@ -141,6 +155,7 @@ WAITING: dict[str, Callable[[], object]] = {
     "bincount": lambda: torch.bincount(COUNTS),
     "equal": lambda: torch.equal(VALUES, VALUES),
     "allclose": lambda: torch.allclose(VALUES, VALUES),
+    "segment_reduce": lambda: torch.segment_reduce(VALUES, "max", lengths=COUNTS[1:4], axis=0),
 }
 
 
@@ -160,5 +175,6 @@ def test_what_does_not_wait_is_not_counted() -> None:
         VALUES.repeat_interleave(COUNTS, output_size=8)
         VALUES.clone()[MASK] = 0.0
         torch.where(MASK, VALUES, 0.0)
+        torch.segment_reduce(VALUES, "max", lengths=COUNTS[1:4], axis=0, unsafe=True)
     assert sum(count.calls.values()) >= 5
     assert not count.waits
