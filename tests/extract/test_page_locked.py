@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,20 +31,29 @@ def test_a_buffer_has_the_memory_that_it_is_given() -> None:
 
 
 def test_all_of_the_frames_is_registered_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the address and size of the array; an error of CUDA is raised."""
-    registered, codes = [], [0, 2]
+    """With the address and size of the array, until it is deleted; an error of CUDA is raised."""
+    registered, released, codes = [], [], [0, 2]
 
     def register(address: int, n_bytes: int, flags: int) -> int:
         registered.append((address, n_bytes, flags))
         return codes.pop(0)
 
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    library = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=released.append)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: library)
     monkeypatch.setattr(torch.cuda, "check_error", check_error)
     buffer = UnitBuffer(LAYOUT, page_locked)
     buffer.start(256)
     assert buffer.frames.shape == (2, 256, 8)
     assert buffer.frames.dtype == LAYOUT.codec.dtype
-    assert registered == [(buffer.frames.ctypes.data, buffer.frames.nbytes, 0)]
+    address = buffer.frames.ctypes.data
+    assert registered == [(address, buffer.frames.nbytes, 0)]
+    part = torch.from_numpy(buffer.frames[1, 10:20])
+    del buffer
+    gc.collect()
+    assert not released  # a view is in use
+    del part
+    gc.collect()
+    assert released == [address]
     with pytest.raises(RuntimeError, match="2"):
         UnitBuffer(LAYOUT, page_locked)
 
