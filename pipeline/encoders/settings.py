@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.devices import check_gpu, count_gpus
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import ConfigError, first_few
@@ -144,14 +145,17 @@ def choose_device(device: str) -> str:
     """Resolve "auto" for this process.
 
     Raises:
-        ConfigError: torch has no such device.
+        ConfigError: torch has no such device, or this machine.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if count_gpus() else "cpu"
     try:
-        return str(torch.device(device))
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device={device!r} is not auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        check_gpu(chosen, f"device={device}")
+    return str(chosen)
 
 
 def choose_windows(

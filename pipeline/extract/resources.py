@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from pipeline.config import EngineConfig
+from pipeline.devices import check_gpu
 from pipeline.errors import ConfigError
 from pipeline.extract.executors.base import units_per_worker
-from pipeline.extract.executors.ray_cluster import check_importable, find_machine
+from pipeline.extract.executors.ray_cluster import check_importable, find_machine, is_cluster
 from pipeline.store.format.layout import Layout
 
 WORKER_BYTES = 6 * 10**9
@@ -119,7 +122,11 @@ def find_resources(
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus:
-        raise ConfigError("engine.device is cuda, but there is no GPU; use engine.device=auto")
+        if is_cluster(config):
+            raise ConfigError(
+                "engine.device is cuda, and the Ray cluster has no GPU; use engine.device=auto"
+            )
+        check_gpu(torch.device("cuda"), "engine.device is cuda")
     keeps_threads = config.threads is None and device == "cpu"
     if threads_before and keeps_threads and (config.workers or 1) * threads_before <= cpus:
         config = replace(config, threads=threads_before)

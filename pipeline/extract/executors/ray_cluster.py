@@ -99,9 +99,9 @@ def find_machine(config: EngineConfig) -> Machine:
 
 def _n_gpus() -> int:
     """Return the number of GPUs of this machine."""
-    import torch  # not in the head of this file: a Ray actor imports it, too
+    from pipeline.devices import count_gpus  # imports torch, and a Ray actor imports this file, too
 
-    return torch.cuda.device_count()
+    return count_gpus()
 
 
 def _memory_bytes() -> int:
