@@ -2,6 +2,7 @@
 
 `CapturedModule` runs a module and returns the outputs of named submodules. `group_clips` says which
 clips of a batch run together, and `pack_groups` puts their frames into the order of the batch.
+`send_clips` copies a batch to the device.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.kernels.base import to_device
 from pipeline.errors import ConfigError, EncoderError
 
 _AXES = {"BTD": (0, 1, 2), "BDT": (0, 2, 1), "TBD": (1, 0, 2)}
@@ -168,6 +170,19 @@ def _unknown(name: str, known: Mapping[str, nn.Module], module: nn.Module) -> st
     children = [child for child, _ in module.named_children()]
     hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(children)}"
     return f"{type(module).__name__} has no submodule {name!r}; {hint}"
+
+
+def send_clips(waveforms: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return clips on a device; from the host to a GPU in one transfer, without waiting for it.
+
+    Args:
+        waveforms: `[n_samples]` each, on any device.
+        device: The device.
+    """
+    if device.type != "cuda" or any(clip.device.type != "cpu" for clip in waveforms):
+        return [clip.to(device) for clip in waveforms]
+    together = to_device(torch.cat(list(waveforms)), device)
+    return list(torch.split(together, [len(clip) for clip in waveforms]))
 
 
 def group_clips(

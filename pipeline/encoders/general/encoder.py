@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.base import EncoderSettings, StatisticsAccumulator
-from pipeline.encoders.captured import CapturedModule, group_clips, pack_groups
+from pipeline.encoders.captured import CapturedModule, group_clips, pack_groups, send_clips
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.general.front_ends import pad_to
 from pipeline.encoders.general.model import GeneralModel
@@ -92,8 +92,8 @@ class GeneralEncoder(SpeechEncoder):
         captured = self._captured_in(PRECISIONS[precision])
         with self._stage(precision, "front_end"):
             inputs = [
-                self._front_end.features(waveform.to(self.device), stat)
-                for waveform, stat in zip(waveforms, stats, strict=True)
+                self._front_end.features(clip, None if stat is None else stat.to(self.device))
+                for clip, stat in zip(send_clips(waveforms, self.device), stats, strict=True)
             ]
         with self._stage(precision, "transformer"):
             lengths = [len(values) for values in inputs]

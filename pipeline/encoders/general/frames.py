@@ -8,11 +8,13 @@ not depend on the blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.encoders.kernels.base import to_device
 
 _CHUNK_FRAMES = 1024
 
@@ -32,6 +34,11 @@ class FrameMoments:
     total: Tensor
     squares: Tensor
     largest: float
+
+    def to(self, device: torch.device) -> FrameMoments:
+        """Copy the sums to a device, without waiting for it."""
+        total, squares = to_device(self.total, device), to_device(self.squares, device)
+        return replace(self, total=total, squares=squares)
 
     @property
     def mean(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.encoders.base import StatisticsAccumulator
 from pipeline.encoders.encoder import NoStatistics
 from pipeline.encoders.general.frames import FrameAccumulator, FrameMoments, Framing
+from pipeline.encoders.kernels.base import to_device
 
 WAVEFORM_EPS = 1e-7  # of Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
 
@@ -47,6 +48,21 @@ class FrontEnd(ABC):
     def accumulator(self) -> StatisticsAccumulator:
         """Return a new accumulator of the statistics of an utterance."""
         return NoStatistics()
+
+
+class Constant:
+    """A tensor of a front end, copied once to each device on which it is used."""
+
+    def __init__(self, value: Tensor) -> None:
+        """Take the tensor, on the CPU."""
+        self.value = value
+        self._on = {value.device: value}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the tensor on a device."""
+        if device not in self._on:
+            self._on[device] = to_device(self.value, device)
+        return self._on[device]
 
 
 def pad_to(values: Tensor, length: int) -> Tensor:

@@ -11,7 +11,7 @@ from torchaudio.compliance import kaldi
 from pipeline.encoders.base import StatisticsAccumulator
 from pipeline.encoders.encoder import NoStatistics
 from pipeline.encoders.general.frames import FrameAccumulator, FrameMoments, Framing
-from pipeline.encoders.general.front_ends import FrontEnd, pad_to
+from pipeline.encoders.general.front_ends import Constant, FrontEnd, pad_to
 from pipeline.encoders.general.log_mel import refuse_dither
 
 FRAME_SAMPLES = 400
@@ -30,9 +30,10 @@ class SeamlessFrontEnd(FrontEnd):
     def __init__(self, extractor: Any) -> None:
         """Take the settings of transformers' feature extractor."""
         self.stride = int(extractor.stride)
-        self._filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float64)
-        self._window = torch.as_tensor(extractor.window, dtype=torch.float64)
-        self.n_mels = self._filters.shape[1]
+        filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float64)
+        self.n_mels = filters.shape[1]
+        self._filters = Constant(filters)
+        self._window = Constant(torch.as_tensor(extractor.window, dtype=torch.float64))
 
     @property
     def least_samples(self) -> int:
@@ -66,10 +67,10 @@ class SeamlessFrontEnd(FrontEnd):
         first = frames[:, :1] * (1 - _PREEMPHASIS)
         frames = torch.cat([first, frames[:, 1:] - _PREEMPHASIS * frames[:, :-1]], 1)
         # The extractor keeps the spectrum as complex64.
-        spectrum = torch.fft.rfft(frames * self._window.to(frames.device), n=_N_FFT)
+        spectrum = torch.fft.rfft(frames * self._window.on(frames.device), n=_N_FFT)
         parts = torch.view_as_real(spectrum).float().double()
         power = parts.square().sum(-1)
-        return (power @ self._filters.to(frames.device)).clamp_min(_LEAST_POWER).log().float()
+        return (power @ self._filters.on(frames.device)).clamp_min(_LEAST_POWER).log().float()
 
 
 class Speech2TextFrontEnd(FrontEnd):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.general.front_ends import FrontEnd
+from pipeline.encoders.kernels.base import to_device
 from pipeline.store.format.geometry import FrameGeometry
 
 Arguments = dict[str, Tensor | None]
@@ -21,7 +22,7 @@ def _mask(batch: Tensor, lengths: Sequence[int]) -> Tensor | None:
     if min(lengths) == batch.shape[1]:
         return None
     mask = torch.arange(batch.shape[1]) < torch.tensor(list(lengths))[:, None]
-    return mask.to(batch.device)
+    return to_device(mask, batch.device)
 
 
 def with_mask(batch: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Arguments:
@@ -50,7 +51,7 @@ def attended_window(batch: Tensor, lengths: Sequence[int], counts: Sequence[int]
     mask = torch.arange(batch.shape[1] // 2) < torch.tensor(list(counts))[:, None]
     return {
         "input_features": batch.transpose(1, 2),
-        "attention_mask": mask[:, None, None].to(batch.device),
+        "attention_mask": to_device(mask[:, None, None], batch.device),
     }
 
 

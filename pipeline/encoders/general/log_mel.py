@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.encoders.base import StatisticsAccumulator
 from pipeline.encoders.general.frames import FrameAccumulator, FrameMoments, Framing
-from pipeline.encoders.general.front_ends import FrontEnd, pad_to
+from pipeline.encoders.general.front_ends import Constant, FrontEnd, pad_to
 from pipeline.errors import ConfigError
 
 _RANGE = 8.0  # Whisper: orders of magnitude of power below the largest value
@@ -26,14 +26,15 @@ class _Spectrum:
     def __init__(self, window: Tensor, n_fft: int, filters: Tensor) -> None:
         """Take a window of up to `n_fft` samples and the filters `[n_fft // 2 + 1, n_mels]`."""
         missing = n_fft - len(window)
-        self._window, self._n_fft, self._filters = window, n_fft, filters
-        self.centred = F.pad(window, (missing // 2, missing - missing // 2))
+        self._n_fft, self._filters = n_fft, Constant(filters)
+        self._window = Constant(window)
+        self._centred = Constant(F.pad(window, (missing // 2, missing - missing // 2)))
 
     def __call__(self, frames: Tensor, *, centred: bool = True) -> Tensor:
         """Map frames `[n, n_fft]`, or `[n, len(window)]` if not `centred`, to `[n, n_mels]`."""
-        window = (self.centred if centred else self._window).to(frames.device)
+        window = (self._centred if centred else self._window).on(frames.device)
         spectrum = torch.view_as_real(torch.fft.rfft(frames * window, n=self._n_fft))
-        return spectrum.square().sum(-1) @ self._filters.to(frames.device)
+        return spectrum.square().sum(-1) @ self._filters.on(frames.device)
 
 
 class _CutOffFrontEnd(FrontEnd):
@@ -212,8 +213,8 @@ class GraniteFrontEnd(_CutOffFrontEnd):
 
 def _in_range(values: Tensor, stats: FrameMoments | None) -> Tensor:
     """Raise values that are far below the largest one of the utterance."""
-    largest = values.max() if stats is None else torch.tensor(stats.largest, device=values.device)
-    return torch.maximum(values, largest.to(values.dtype) - _RANGE)
+    largest = values.max() if stats is None else values.new_full((), stats.largest)
+    return torch.maximum(values, largest - _RANGE)
 
 
 def refuse_dither(extractor: Any, name: str) -> None:

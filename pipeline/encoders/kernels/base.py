@@ -70,8 +70,8 @@ class Pack:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to a device; on CUDA through pinned memory, without waiting."""
-    if device.type != "cuda":
+    """Copy a tensor to a device; from the host to CUDA through pinned memory, without waiting."""
+    if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 

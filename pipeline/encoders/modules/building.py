@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline.encoders.captured import CapturedModule
+from pipeline.encoders.kernels.base import to_device
 from pipeline.encoders.modules.definition import ModuleDefinition
 from pipeline.encoders.modules.references import failure
 from pipeline.errors import EncoderError, first_few
@@ -122,7 +123,7 @@ class ModuleRunner:
         """
         longest = max(len(clip) for clip in clips)
         waveforms = torch.stack([F.pad(clip, (0, longest - len(clip))) for clip in clips])
-        lengths = torch.tensor([len(clip) for clip in clips], device=waveforms.device)
+        lengths = to_device(torch.tensor([len(clip) for clip in clips]), waveforms.device)
         try:
             args, kwargs = self._arguments(waveforms, lengths)
             layers = self._captured(*args, **kwargs)

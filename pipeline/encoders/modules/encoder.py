@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.encoders.base import EncoderDescription, EncoderSettings
-from pipeline.encoders.captured import group_clips, pack_groups
+from pipeline.encoders.captured import group_clips, pack_groups, send_clips
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.modules.building import BuiltModule, ModuleRunner
 from pipeline.encoders.modules.definition import ModuleDefinition
@@ -56,8 +56,8 @@ class ModuleEncoder(SpeechEncoder):
         with self._stage(precision, "front_end"):
             shortest = self.probe.shortest_samples
             clips = [
-                F.pad(waveform.to(self.device), (0, max(0, shortest - len(waveform))))
-                for waveform in waveforms
+                F.pad(clip, (0, max(0, shortest - len(clip))))
+                for clip in send_clips(waveforms, self.device)
             ]
             groups = self._groups([len(clip) for clip in clips])
         with self._stage(precision, "transformer"):
