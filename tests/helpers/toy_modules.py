@@ -25,7 +25,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
         mean: torch.Tensor | float = 0.0
         if self.attends:
-            weights = torch.ones(x.shape[:2]) if inside is None else inside.float()
+            weights = torch.ones(x.shape[:2], device=x.device) if inside is None else inside.float()
             mean = (x * weights[..., None]).sum(1, keepdim=True) / weights.sum(1)[:, None, None]
         return x + torch.tanh(self.linear(x) + mean)
 
@@ -44,7 +44,7 @@ class Toy(nn.Module):
         if lengths is not None:
             hop, needed = self.conv.stride[0], 400 - 2 * self.conv.padding[0]
             counts = (lengths - needed).div(hop, rounding_mode="floor") + 1
-            inside = torch.arange(x.shape[1]) < counts[:, None]
+            inside = torch.arange(x.shape[1], device=x.device) < counts[:, None]
         for block in self.blocks:
             x = block(x, inside)
         return x
