@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -240,25 +240,38 @@ class SpeechEncoder(ABC):
 
     @contextmanager
     def _stage(self, precision: str, stage: str) -> Iterator[None]:
-        """Time a stage, with float32 products and convolutions on CUDA as the precision says.
+        """Time a stage, with float32 products and convolutions on CUDA as the precision says."""
+        on_cuda = self.device.type == "cuda"
+        products = _float32_products(precision == "tf32") if on_cuda else nullcontext()
+        with products, self.clock(stage):
+            yield
 
-        The setting is the process's: a trainer that uses TF32 gets it back after the stage.
-        """
-        if self.device.type != "cuda":
-            with self.clock(stage):
-                yield
-            return
-        cudnn: Any = torch.backends.cudnn
-        backends = [torch.backends.cuda.matmul, cudnn.conv]
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        try:
-            with self.clock(stage):
-                yield
-        finally:
-            for backend, setting in zip(backends, before, strict=True):
-                backend.fp32_precision = setting
+
+@contextmanager
+def _float32_products(tf32: bool) -> Iterator[None]:
+    """Compute float32 products and convolutions on CUDA in TF32, or exactly.
+
+    The settings are the process's: a trainer that uses TF32 gets them back afterwards. The older
+    setting of cuDNN is kept equal to the newer ones, because code of a model that reads it, as
+    `torch.backends.cudnn.flags` does, gets an error if they differ.
+    """
+    cudnn: Any = torch.backends.cudnn
+    backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [backend.fp32_precision for backend in backends]
+    older: bool | None = None
+    with suppress(RuntimeError):  # they differed before, so there is no value to read
+        older = cudnn.allow_tf32
+    if older is not None:
+        cudnn.allow_tf32 = tf32
+    for backend in backends:
+        backend.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        if older is not None:
+            cudnn.allow_tf32 = older
+        for backend, setting in zip(backends, before, strict=True):
+            backend.fp32_precision = setting
 
 
 class NoStatistics:

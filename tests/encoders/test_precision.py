@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import find_overflow, relative_errors
 from pipeline.errors import ConfigError
 from tests.helpers.encoder_kinds import ALL_KINDS, small_encoder, speech
+from tests.helpers.fake_cuda import fake_cuda, place
 
 LIMITS = {"bf16": 5e-2, "fp16": 6e-3}
 
@@ -97,3 +100,49 @@ def test_tf32_needs_a_gpu():
 def test_auto_is_fp32_on_a_cpu():
     """Without CUDA the default precision is fp32."""
     assert load_encoder("tiny", "random", device="cpu").precision == "fp32"
+
+
+def set_matmul(value):
+    """Set float32 products as a trainer might."""
+    torch.backends.cuda.matmul.fp32_precision = value
+
+
+def set_convolutions(value):
+    """Set convolutions, in the way before torch 2.9."""
+    torch.backends.cudnn.allow_tf32 = value
+
+
+def settings_of_float32():
+    """Return what CUDA computes float32 products and convolutions in."""
+    cudnn = torch.backends.cudnn
+    return [part.fp32_precision for part in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
+
+
+@pytest.mark.parametrize(
+    "trainer", [lambda: None, lambda: set_matmul("tf32"), lambda: set_convolutions(False)]
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "tf32"])
+def test_tf32_is_used_only_in_tf32(precision, trainer):
+    """While an encoder computes; afterwards the process has its own settings again."""
+    encoder, found = small_encoder("hubert_base", layers=[0]), []
+
+    @contextmanager
+    def clock(stage):
+        found.append(settings_of_float32())
+        with torch.backends.cudnn.flags(enabled=False):  # as code of a model may do
+            yield
+
+    before = [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.allow_tf32]
+    try:
+        trainer()
+        own = settings_of_float32()
+        encoder.clock = clock
+        with fake_cuda():
+            list(place(encoder).encode_batch([torch.zeros(8_000)], precision=precision))
+        assert settings_of_float32() == own
+        assert torch.backends.cudnn.allow_tf32 == (own[1] == "tf32")
+    finally:
+        set_convolutions(before[1])
+        set_matmul(before[0])
+    expected = ["tf32" if precision == "tf32" else "ieee"] * 3
+    assert found == [expected, expected]
