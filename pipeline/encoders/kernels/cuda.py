@@ -36,7 +36,7 @@ class CudaKernels(ReferenceKernels):
     chunk_rows = 4096  # 0.3 GB of activations of the first convolution
 
     def __init__(self) -> None:
-        self._prepared: tuple[Pack, PaddedGroups, Tensor | None] | None = None
+        self._prepared: tuple[Pack, PaddedGroups, list[Tensor], Tensor | None] | None = None
 
     def positional_convolution(
         self,
@@ -77,19 +77,22 @@ class CudaKernels(ReferenceKernels):
             offsets, longest = pack.offsets, pack.longest
             attended: Tensor = varlen(query, key, value, offsets, offsets, longest, longest)
             return attended.flatten(1)
-        padded, table = self._prepare(pack, bias, projected.dtype)
-        parts = [_attend(projected, group, n_heads, gates, table) for group in padded.groups]
+        padded, masks, table = self._prepare(pack, bias, projected.dtype)
+        parts = [
+            _attend(projected, group, mask, n_heads, gates, table)
+            for group, mask in zip(padded.groups, masks, strict=True)
+        ]
         return torch.cat(parts).index_select(0, padded.places)
 
     def relative_attention(
         self, projected: Tensor, pack: Pack, n_heads: int, positions: RelativePositions
     ) -> Tensor:
         """Attend in padded groups of like length."""
-        padded, _ = self._prepare(pack, None, projected.dtype)
+        padded, masks, _ = self._prepare(pack, None, projected.dtype)
         keys = positions.keys(padded.n_frames)
         parts = [
-            _attend(projected, group, n_heads, relative=(positions, keys))
-            for group in padded.groups
+            _attend(projected, group, mask, n_heads, relative=(positions, keys))
+            for group, mask in zip(padded.groups, masks, strict=True)
         ]
         return torch.cat(parts).index_select(0, padded.places)
 
@@ -99,18 +102,26 @@ class CudaKernels(ReferenceKernels):
 
     def _prepare(
         self, pack: Pack, bias: PositionBias | None, dtype: torch.dtype
-    ) -> tuple[PaddedGroups, Tensor | None]:
-        """Return the groups of a pack and the position bias, which all layers share."""
+    ) -> tuple[PaddedGroups, list[Tensor], Tensor | None]:
+        """Return the groups of a pack, their masks and the position bias, for all layers."""
         if self._prepared is None or self._prepared[0] is not pack:
             padded = pad_in_groups(pack)
+            masks = [_mask(group, dtype) for group in padded.groups]
             table = None if bias is None else bias(padded.n_frames).to(dtype)
-            self._prepared = pack, padded, table
+            self._prepared = pack, padded, masks, table
         return self._prepared[1:]
+
+
+def _mask(group: PaddedGroup, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of the keys of a group: `[n_clips, 1, 1, n_frames]`."""
+    zeros = torch.zeros(group.is_padding.shape, dtype=dtype, device=group.is_padding.device)
+    return zeros.masked_fill_(group.is_padding, -torch.inf)[:, None, None]
 
 
 def _attend(
     projected: Tensor,
     group: PaddedGroup,
+    mask: Tensor,
     n_heads: int,
     gates: Tensor | None = None,
     table: Tensor | None = None,
@@ -120,15 +131,13 @@ def _attend(
     n_clips, n_frames = group.rows.shape
     heads = projected[group.rows].view(n_clips, n_frames, 3, n_heads, -1)
     query, key, value = heads.permute(2, 0, 3, 1, 4)  # [clips, heads, frames, head_dim]
-    mask = projected.new_zeros(n_clips, 1, 1, n_frames)
-    mask = mask.masked_fill_(group.is_padding[:, None, None], -torch.inf)
     if gates is not None and table is not None:
         gate = gates[group.rows].transpose(1, 2)[..., None].to(projected.dtype)
         mask = torch.addcmul(mask, gate, table[:, :n_frames, :n_frames])
     if relative is not None:
         positions, keys = relative
         scores = relative_scores(query + positions.position[:, None], keys)
-        mask = mask + scores * query.shape[-1] ** -0.5
+        mask = torch.add(mask, scores, alpha=query.shape[-1] ** -0.5)
         query = query + positions.content[:, None]
     if is_half(projected):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
