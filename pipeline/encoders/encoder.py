@@ -75,7 +75,7 @@ class SpeechEncoder(ABC):
         self.dim = description.dim_of(settings.layers)
         self.n_model_layers = description.n_layers
         self.precision = settings.precision
-        self.device = torch.device(settings.device)
+        self.device = _with_index(torch.device(settings.device))
         self.windows = settings.windows
         self.weights_source = weights_source
         self.is_random = weights_source == "random"
@@ -282,6 +282,14 @@ class NoStatistics:
 
     def finish(self) -> None:
         """Return no statistics."""
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Name the GPU that "cuda" is in this thread: in a thread of a worker it may be another one."""
+    index: int | None = device.index
+    if device.type != "cuda" or index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _cut(clips: Sequence[int], n_frames: Sequence[int], n_most: int) -> Iterator[list[int]]:

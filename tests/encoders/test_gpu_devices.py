@@ -15,11 +15,14 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import pipeline
+from pipeline.encoders.base import EncoderSettings
 from pipeline.encoders.clips import encode_windows
 from pipeline.encoders.encoder import SpeechEncoder
 from pipeline.encoders.kernels import cuda
 from pipeline.encoders.loading import load_encoder
+from pipeline.encoders.wav2vec2.encoder import Wav2Vec2Encoder
 from pipeline.encoders.wav2vec2.moments import compute_moments
+from pipeline.encoders.wav2vec2.weights import LoadedModel
 from pipeline.extract.stages.receive import DeviceReceiver, ScaledClip
 from pipeline.store.format.codecs import FLOAT16, INT8, Codec
 from pipeline.store.format.pooling import STATISTICS
@@ -207,6 +210,18 @@ def test_the_receiver_stays_on_the_device(codec: Codec, keeps_frames: bool) -> N
             encoder.encode_batch(clips()), kept, [counts[0] - 5, *counts[1:]], out, scaled
         )
         check_copies(fake)
+
+
+def test_cuda_is_the_gpu_of_the_thread_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread of a worker it would be the first one, whatever a trainer has chosen."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    cpu = small_encoder("hubert_base", layers=[1])
+    settings = EncoderSettings(cpu.layers, "fp16", "cuda", cpu.windows)
+    with fake_cuda():
+        encoder = Wav2Vec2Encoder(cpu._spec, LoadedModel(cpu._model, "random", ""), settings)
+        assert encoder.device == torch.device("cuda:1")
+        [layer] = encoder.encode_batch(clips())
+        assert layer.device == torch.device("cuda:1")
 
 
 def mixes_devices() -> object:
