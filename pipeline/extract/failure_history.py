@@ -60,7 +60,7 @@ class FailureHistory:
         position, name, signal = take_marker(self._backend, task.slot)
         detail = outcome.detail
         if outcome.cause == Cause.DIED:
-            detail = signal or "killed, or out of memory"
+            detail = signal or detail or "killed, or out of memory"
         cause = outcome.cause or Cause.FAILED
         failure = WorkerFailure(
             task.slot, task.unit, cause, detail, position, name, self._run_id, now()

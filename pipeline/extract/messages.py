@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # they import torch, which a driver's messages do not need
     from pipeline.audio.types import Decoded
     from pipeline.encoders.base import Encoder
 
+
+class DeviceLostError(Exception):
+    """A GPU has failed: its worker's process can compute nothing more, and must be replaced."""
+
+
 Place = Segment | int | None
 """Where the audio of an utterance is: its segment; or the row of the source that holds its bytes;
 None if the dataset does not have the utterance any more."""

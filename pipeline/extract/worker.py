@@ -14,7 +14,6 @@ import socket
 import time
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ from pipeline.audio.decode import decode
 from pipeline.audio.probe import count_channels
 from pipeline.encoders.base import Encoder
 from pipeline.errors import SourceError, WeightsError
-from pipeline.extract.messages import Job, UnitReport, UnitTask
+from pipeline.extract.messages import DeviceLostError, Job, UnitReport, UnitTask
 from pipeline.extract.stages.decode import Decoder, Utterance
 from pipeline.extract.stages.encode import EncodeStage
 from pipeline.extract.stages.timing import Stopwatch
@@ -89,6 +88,8 @@ class Worker:
         encoder = encoder if encoder is not None else job.load_encoder()
         _check_identity(encoder, job)
         self._device = encoder.device
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)  # each thread has a current device, at first cuda:0
         self._geometry = encoder.geometry
         if source is None and job.opens_source:
             from pipeline.sources.opening import open_source  # imports datasets: most of a second
@@ -118,6 +119,7 @@ class Worker:
             SourceError: The dataset is not the one that was planned.
             NoSpaceError: The disk is full.
             StoreError: The store cannot be written, or the claim on the slot cannot be seen here.
+            DeviceLostError: The GPU has failed.
         """
         return self.begin(task).result()
 
@@ -138,9 +140,11 @@ class Worker:
             self._encode(unit)
             metadata = self._metadata(task)
             return self._write_stage.commit(lambda: self._commit(unit, metadata))
-        except BaseException:
-            self._wait_for_device()
+        except BaseException as error:
+            is_lost = self._is_device_lost()
             unit.write.abort()
+            if is_lost:
+                raise DeviceLostError(f"{self._device} has failed: {error}") from error
             raise
 
     def interrupt(self) -> None:
@@ -166,11 +170,19 @@ class Worker:
         write.finish(used)
         unit.seconds = self._watch.take()
 
-    def _wait_for_device(self) -> None:
-        """Wait until a GPU no longer copies into the buffer of a unit that failed."""
+    def _is_device_lost(self) -> bool:
+        """Wait until a GPU no longer copies into the buffer of a unit that failed.
+
+        Returns:
+            Whether the GPU computes nothing more in this process: after some errors, such as an
+            illegal memory access or one that ECC finds, every later call of CUDA fails.
+        """
         if self._device.type == "cuda":
-            with suppress(RuntimeError):  # the error that led here matters more
+            try:
                 torch.cuda.synchronize(self._device)
+            except RuntimeError:
+                return True
+        return False
 
     def _segment(self, row: int) -> Segment:
         """Return the audio of a row of this worker's source."""

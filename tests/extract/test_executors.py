@@ -28,7 +28,7 @@ from pipeline.extract.executors.opening import open_executor
 from pipeline.extract.executors.ray import RayExecutor
 from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
 from pipeline.extract.executors.ray_cluster import Machine
-from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.extract.messages import DeviceLostError, UnitReport, UnitTask
 from pipeline.extract.resources import Resources, find_resources
 from pipeline.store.backend.local import LocalBackend
 from pipeline.store.backend.remote.backend import RemoteBackend
@@ -59,6 +59,8 @@ class ScriptedWorker:
                 raise SourceError(f"unit {task.unit} is not the planned one")
             case "error":
                 raise ValueError(f"unit {task.unit}\nis odd")
+            case "device":
+                raise DeviceLostError("cuda:0 has failed: CUDA error:\nan illegal memory access")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "":
@@ -311,6 +313,32 @@ def test_the_units_of_a_dead_worker_fail_and_the_worker_is_replaced(local_ray: N
         assert run(executor, [task(1)])[1].report is not None
     finally:
         executor.close()
+
+
+def test_a_worker_whose_gpu_fails_is_replaced(local_ray: None) -> None:
+    """As if its process had died: it would fail every unit from then on, and take all of them."""
+    executor = ray_executor(ScriptedWorker)
+    try:
+        wait_for_room(executor)
+        found = run(executor, [task(0, "device", sleep_s=0.5), task(1, sleep_s=0.5)])
+        assert found[0].cause == Cause.DIED
+        assert found[0].is_ambiguous == (found[1].report is None)
+        assert str(found[0].error) == "cuda:0 has failed: CUDA error: an illegal memory access"
+        again = run(executor, [task(0, exclusive=True)])[0].report
+        assert again is not None
+        assert again.n_bytes == 1  # the first unit of its worker
+    finally:
+        executor.close()
+
+
+def test_inline_a_gpu_that_fails_ends_the_run() -> None:
+    """This process cannot use it any more, so no unit is tried again."""
+    executor = InlineExecutor(ScriptedWorker, 2)
+    executor.submit(task(0, "device"), LONG_S)
+    executor.submit(task(1), LONG_S)
+    with pytest.raises(RunError, match=r"^cuda:0 has failed: .* memory access\. This process can"):
+        executor.poll(LONG_S)
+    executor.close()
 
 
 def test_a_unit_over_its_limit_is_stopped_and_the_other_is_not_blamed(local_ray: None) -> None:

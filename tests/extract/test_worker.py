@@ -24,6 +24,7 @@ from pipeline.encoders.wav2vec2.geometry import GEOMETRY
 from pipeline.encoders.wav2vec2.moments import MomentAccumulator
 from pipeline.encoders.windows import Windowing
 from pipeline.errors import EncoderError, SourceError, StoreError, WeightsError
+from pipeline.extract.messages import DeviceLostError
 from pipeline.extract.planning.planner import plan_source
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages import write as write_stage
@@ -582,3 +583,39 @@ def test_time_is_reported_by_stage(tmp_path: Path) -> None:
     assert 0.01 <= seconds["front_end"] < seconds["transformer"]
     assert seconds["transformer"] >= 0.03
     assert min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_gpu_that_computes_nothing_more_is_told_from_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """After such an error every later call of CUDA fails, so that a wait for the device does."""
+
+    def fail(*args: object, **options: object) -> Iterator[Tensor]:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def synchronize(device: torch.device) -> None:
+        if is_lost:
+            fail()
+
+    bench = Bench(tmp_path, [1.0], 256, SpellingEncoder())
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(bench.worker._encode_stage, "encode", fail)
+    bench.worker._device = torch.device("cuda:0")
+    kind = DeviceLostError if is_lost else RuntimeError
+    with pytest.raises(kind, match="unspecified launch failure"):
+        bench.extract(0)
+
+
+def test_the_thread_of_a_worker_computes_on_the_gpu_of_its_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be another one than the first, with which every thread begins."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**10, 10**10))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    encoder = SpellingEncoder()
+    encoder.device = torch.device("cuda:1")
+    Bench(tmp_path, [1.0], 256, encoder).worker.close()
+    assert chosen == [torch.device("cuda:1")]

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pipeline.errors import StrataError
-from pipeline.extract.messages import UnitReport, UnitTask
+from pipeline.extract.messages import DeviceLostError, UnitReport, UnitTask
 
 
 def units_per_worker(device: str) -> int:
@@ -30,7 +30,7 @@ class Cause(StrEnum):
     """Why an attempt failed. The values are written to the run log and the ledger."""
 
     DIED = "died"
-    """Its worker process died."""
+    """Its worker process died, or the GPU of that process failed."""
     HUNG = "hung"
     """It exceeded its time limit, and its worker was stopped."""
     FAILED = "failed"
@@ -89,6 +89,7 @@ class Executor(Protocol):
     - return exactly one `Outcome` for each submitted unit, in any order, until it is closed;
     - return a unit's exceptions as outcomes: a `StrataError` with its type, any other exception as
       a `RuntimeError` with its text and `Cause.FAILED`;
+    - after a `DeviceLostError` give no unit to that worker any more: replace it, or raise;
     - never retry: the driver decides, and claims a new slot for each attempt;
     - raise from `poll` only errors that no unit causes, such as a worker that cannot be created;
     - not access the store; `exclusive` is the only field of a task that it reads.
@@ -136,6 +137,9 @@ def attempt(task: UnitTask, report: Future[UnitReport]) -> Outcome:
         return Outcome(task, report=report.result())
     except StrataError as error:
         return Outcome(task, error=error, cause=Cause.FAILED, detail=type(error).__name__)
+    except DeviceLostError as error:
+        text = " ".join(str(error).split())
+        return Outcome(task, error=RuntimeError(text), cause=Cause.DIED, detail=text[:200])
     except Exception as error:  # noqa: BLE001  the worker's boundary: the driver decides
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(task, error=RuntimeError(text), cause=Cause.FAILED, detail=text[:200])

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from pipeline.extract.executors.base import Outcome, UnitWorker, attempt, can_take
+from pipeline.errors import RunError
+from pipeline.extract.executors.base import Cause, Outcome, UnitWorker, attempt, can_take
 from pipeline.extract.executors.encoding_thread import EncodingThread
 from pipeline.extract.messages import UnitReport, UnitTask
 
@@ -36,7 +37,11 @@ class InlineExecutor:
         return f"inline-{os.getpid()}"
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        """Wait for the first unit that ends; the first call creates the worker."""
+        """Wait for the first unit that ends; the first call creates the worker.
+
+        Raises:
+            RunError: The GPU has failed.
+        """
         if not self._tasks:
             return []
         if self._worker is None:
@@ -46,6 +51,12 @@ class InlineExecutor:
         ended = [task for task in self._tasks if self._reports[task.slot].done()]
         outcomes = [attempt(task, self._reports.pop(task.slot)) for task in ended]
         self._tasks = [task for task in self._tasks if task.slot in self._reports]
+        for outcome in outcomes:
+            if outcome.cause == Cause.DIED:
+                raise RunError(
+                    f"{outcome.error}. This process can extract no more units; those that are "
+                    "committed are safe: run the same command again to continue"
+                ) from outcome.error
         return outcomes
 
     def close(self) -> None:

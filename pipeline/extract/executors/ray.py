@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import EngineConfig
@@ -240,7 +240,19 @@ class RayExecutor:
                 for unit in dropped
             ]
         remote.end(reference)
-        return [outcome]
+        return self._replace(remote, outcome) if outcome.cause == Cause.DIED else [outcome]
+
+    def _replace(self, remote: RemoteActor, outcome: Outcome) -> list[Outcome]:
+        """Kill an actor whose GPU has failed; return the outcomes of its units.
+
+        If several failed, any of them may be the culprit.
+        """
+        ended, dropped = self._kill_actor(remote)
+        error = RuntimeError(f"{remote.name} was stopped, because its device failed")
+        found = [outcome, *ended]
+        found += [Outcome(unit.task, error=error, cause=Cause.DIED) for unit in dropped]
+        n_failed = sum(item.report is None for item in found)
+        return [replace(x, is_ambiguous=x.report is None and n_failed > 1) for x in found]
 
     def _kill_actor(self, remote: RemoteActor) -> tuple[list[Outcome], list[UnitInFlight]]:
         """Kill an actor; return the outcomes that it had finished, and its other units."""
