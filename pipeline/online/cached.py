@@ -154,7 +154,8 @@ class CachedEncoder:
     def __getstate__(self) -> dict[str, Any]:
         raise ConfigError(
             "an encoder cannot be pickled, so a cached one neither: start the workers of a "
-            "DataLoader with multiprocessing_context='fork', or call `cached` in each worker"
+            "DataLoader with multiprocessing_context='fork', or call `cached` in each worker, as "
+            "with an encoder on a GPU, because CUDA does not work after a fork"
         )
 
     def _renew(self) -> None:
