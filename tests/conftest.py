@@ -228,6 +228,27 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unrendered_charts() -> Iterator[None]:
+    """Plot charts, but render none: PDF, SVG and PNG take most of the time of a short sweep.
+
+    Tests of what a reader sees use the fixture `rendered_charts`.
+    """
+    from tests.helpers.charts import unrendered
+
+    with unrendered():
+        yield
+
+
+@pytest.fixture
+def rendered_charts(unrendered_charts: None) -> Iterator[None]:
+    """Render the charts of a test, as users get them."""
+    from tests.helpers.charts import rendered
+
+    with rendered():
+        yield
+
+
 @pytest.fixture(scope="session")
 def drivers() -> Iterator[Drivers]:
     """Starts `strata` in processes that are forked from one that has imported what it needs."""

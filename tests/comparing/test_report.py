@@ -19,6 +19,7 @@ from pipeline.comparing.report.sentences import head_line, headline, methods, pa
 from pipeline.comparing.report.writing import draw_charts, report_body, write_comparison
 from pipeline.probing.report import html
 from tests.helpers.browser import browse, measure, served
+from tests.helpers.charts import rendered
 from tests.helpers.invented_sweeps import invented_sweep
 from tests.probing.test_report import needs_browser, words_of
 
@@ -28,6 +29,13 @@ TASKS = ("ks", "er", "ic", "sid", "lid")
 def comparison_of(*sweeps):
     """Compare sweeps that need no folders."""
     return compare([StoredSweep(sweep, Path(f"sweeps/{i}")) for i, sweep in enumerate(sweeps)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendered_charts(unrendered_charts):
+    """Render the charts of all tests here."""
+    with rendered():
+        yield
 
 
 @pytest.fixture(scope="module")

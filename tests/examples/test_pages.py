@@ -125,7 +125,9 @@ def test_the_tokens_page(tmp_path, monkeypatch) -> None:
     assert printed[1] == "20 of 20 codes used"
 
 
-def test_the_page_on_probing_sweeps_a_selection(folder, tmp_path, monkeypatch) -> None:
+def test_the_page_on_probing_sweeps_a_selection(
+    folder, tmp_path, monkeypatch, rendered_charts
+) -> None:
     """From Python, into a folder with what a paper needs."""
     (tmp_path / "features").symlink_to(folder / "features")
     monkeypatch.chdir(tmp_path)

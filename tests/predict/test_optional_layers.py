@@ -22,11 +22,19 @@ from pipeline.probing.layers.statistics import measure_layers
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.run import sweep
 from tests.encoders.test_huggingface import CHECKPOINTS, make
+from tests.helpers.charts import rendered
 from tests.helpers.corpus import write_folder
 from tests.predict.test_export import check_card
 
 QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=4", "task.eval_every=2", "labels=[word]"]
 QUICK += ["split.speaker=none", "split.ratios=[0.5,0.25,0.25]", "task.speaker_independent=false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def svg(unrendered_charts):
+    """Render the charts of pages, which have names of layers."""
+    with rendered(["svg"]):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from pipeline.probing.layers.statistics import (
     spectrum,
 )
 from tests.helpers.browser import find_browser, measure, served
+from tests.helpers.charts import rendered
 from tests.helpers.feature_stores import make_store, noise
 
 
@@ -279,7 +280,8 @@ def test_the_table_of_the_layers(found):
 )
 def test_a_browser_shows_the_layers(found, tmp_path):
     """Four charts of some size with all their text visible, and nothing loaded."""
-    write_layers_report(found, tmp_path)
+    with rendered(["svg"]):
+        write_layers_report(found, tmp_path)
     with served(tmp_path) as site:
         seen = measure(site, 1100)
         assert len(seen["charts"]) == 4

@@ -20,6 +20,7 @@ from pipeline.probing.report.methods import listed, methods
 from pipeline.probing.report.score_tables import caption, latex_of, markdown_of, score_rows
 from pipeline.probing.report.sweep_charts import curves_chart, draw_charts, scores_chart
 from pipeline.probing.results import WEIGHTED, Setup
+from tests.helpers.charts import rendered
 from tests.helpers.fake_sweep import class_sweep, text_sweep
 
 SPECIAL = "_ & % $ # { } ~ ^ \\ < > | \" ` -- --- '' ,, [*] é"
@@ -29,6 +30,13 @@ BASELINES = {
     "untrained head, layer 9": 0.12,
     "logistic regression, layer 9": 0.91,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendered_charts(unrendered_charts):
+    """Render the charts of all tests here."""
+    with rendered():
+        yield
 
 
 @pytest.fixture(scope="module")

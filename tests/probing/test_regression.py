@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.results import WEIGHTED
 from pipeline.probing.run import sweep
+from tests.helpers.charts import rendered
 from tests.helpers.feature_stores import make_store
 
 N, DIM, LAYERS = 150, 12, (1, 2)
@@ -104,7 +105,8 @@ def test_baselines_are_the_mean_and_a_ridge_regression(found):
 def test_the_report_shows_predicted_against_true_numbers(found, tmp_path):
     """A chart with a panel per column, examples, and no confusion matrix."""
     result, _ = found
-    page = write_report(result, tmp_path).read_text(encoding="utf-8")
+    with rendered(["svg"]):
+        page = write_report(result, tmp_path).read_text(encoding="utf-8")
     assert "concordance correlation" in page
     assert "predicted mood" in page
     assert "Example predictions" in page

@@ -22,6 +22,7 @@ from pipeline.probing.report.sweep_charts import curves_chart, draw_charts, scor
 from pipeline.probing.report.sweep_report import headline, report_body, significance, write_report
 from pipeline.probing.results import WEIGHTED, Comparison
 from tests.helpers.browser import browse, find_browser, measure, served
+from tests.helpers.charts import rendered, unrendered
 from tests.helpers.fake_sweep import class_sweep, text_sweep
 
 HOSTILE_NAMES = (
@@ -35,6 +36,13 @@ HOSTILE_NAMES = (
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="no chromium or google-chrome on PATH (.ci/run installs one)"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendered_charts(unrendered_charts):
+    """Render the charts of all tests here."""
+    with rendered():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +165,8 @@ def test_text_from_data_is_escaped(small_charts, tmp_path):
     """Class names, ids, stores and warnings do not become markup, formulas or line breaks."""
     made = class_sweep(classes=HOSTILE_NAMES, n_layers=2, seeds=(0,))
     sweep = replace(made, store='a"<b>', warnings=("<i>beware</i>",), labels=("<u>",))
-    path = write_report(sweep, tmp_path)
+    with rendered(["svg"]):
+        path = write_report(sweep, tmp_path)
     html = path.read_text().replace(f"<script>{_SCRIPT}</script>", "")
     assert not re.findall(r"<(script|i|b|u)\b", html)
     assert "&lt;script&gt;" in html
@@ -230,7 +239,8 @@ def test_many_classes_become_a_list_of_confusions(tmp_path):
     counts = np.array(sweep.confusion)
     counts[17, 90] = 55
     sweep = replace(sweep, confusion=tuple(tuple(row) for row in counts.tolist()))
-    html = write_report(sweep, tmp_path).read_text()
+    with unrendered():
+        html = write_report(sweep, tmp_path).read_text()
     assert not (tmp_path / "figures" / "confusion.svg").exists()
     assert "120 classes are too many to draw" in html
     first = re.search(r"<td>(speaker \d+)</td><td>(speaker \d+)</td><td[^>]*>(\d+)</td>", html)
@@ -262,7 +272,8 @@ def test_one_candidate_is_enough(tmp_path):
         layer_weights=None,
         baselines={},
     )
-    words = words_of(write_report(sweep, tmp_path).read_text())
+    with rendered(["svg"]):
+        words = words_of(write_report(sweep, tmp_path).read_text())
     assert "The collapsed layer has the best dev score" in words
     assert "strata collapse" not in words
     only_sum = [s for s in made.scores if s.layer == WEIGHTED]
@@ -383,7 +394,8 @@ def test_a_browser_sorts_the_scores(classes, tmp_path):
     """A click on a heading sorts 25 layers by its column, the next one backwards; gaps are last."""
     made = class_sweep(n_layers=25, seeds=(0,))
     scores = (replace(made.scores[0], lr=0.0), *made.scores[1:])
-    path = write_report(replace(made, scores=scores), tmp_path)
+    with unrendered():
+        path = write_report(replace(made, scores=scores), tmp_path)
     assert path.read_text().count('class="sortable"') == 1
     with served(tmp_path) as site:
         site.pages["/sort.html"] = SORT

@@ -22,6 +22,7 @@ from pipeline.probing.run import sweep
 from pipeline.probing.significance import interval, resampled_scores
 from pipeline.probing.splits.trials import draw_trials, read_trials
 from pipeline.probing.tasks.verification import P_TARGET, Detection
+from tests.helpers.charts import rendered
 from tests.helpers.feature_stores import make_store
 
 N, DIM, LAYERS = 240, 16, (1, 2)
@@ -294,7 +295,8 @@ def test_scores_are_cosines_of_centred_means(found, root):
 
 def test_the_report_has_a_trade_off_and_no_learning_curves(found, tmp_path):
     """And says that the intervals are over speakers."""
-    page = write_report(found[0], tmp_path).read_text(encoding="utf-8")
+    with rendered(["svg"]):
+        page = write_report(found[0], tmp_path).read_text(encoding="utf-8")
     assert "equal error rate" in page
     assert "over the test speakers" in page
     assert "false alarms in %" in page

@@ -26,7 +26,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.container import Container
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from pipeline.probing.report.tabular import Rows
 
@@ -141,7 +142,7 @@ class NotebookFigure(Figure):
     """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        return _saved(self, "png")
+        return _forms_of(self, ["png"])["png"]
 
 
 @dataclass(frozen=True)
@@ -199,12 +200,7 @@ class Chart:
 
     def _rendered(self, medium: Medium, kinds: Iterable[str]) -> dict[str, bytes]:
         with _style_of(medium):
-            figure = self.draw(medium)
-            images = {}
-            for kind in kinds:
-                images[kind] = _saved(figure, kind)
-                figure.set_layout_engine(None)  # the next form has the same layout
-            return images
+            return _forms_of(self.draw(medium), kinds)
 
 
 def _style_of(medium: Medium) -> Any:
@@ -212,13 +208,20 @@ def _style_of(medium: Medium) -> Any:
     return matplotlib.rc_context(style)
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
-    file = io.BytesIO()
+def _forms_of(figure: Figure, kinds: Iterable[str]) -> dict[str, bytes]:
+    layout: Any = figure.get_layout_engine()
+    forms = {}
     with warnings.catch_warnings():
         # the font may lack the script of a class name; the SVG uses the fonts of its viewer
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(file, format=kind, dpi=_DPI, metadata=_METADATA[kind])
-    return file.getvalue()
+        layout.execute(figure)  # once for all forms, without the draw that `savefig` adds for it
+        figure.set_layout_engine(None)
+        for kind in kinds:
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, dpi=_DPI, metadata=_METADATA[kind])
+            forms[kind] = file.getvalue()
+    figure.set_layout_engine(layout)
+    return forms
 
 
 @dataclass(frozen=True)
@@ -387,7 +390,8 @@ def text_width(text: str, size: float) -> float:
     """Return the width of a line of text in points, for a font size in points."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
+        properties = FontProperties(size=size)
+        return float(text_to_path.get_text_width_height_descent(text, properties, False)[0])
 
 
 def shade(axes: Axes, shapes: Any, opacities: np.ndarray) -> None:
