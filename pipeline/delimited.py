@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.errors import SourceError
 
 
 def delimited_records(
-    file: TextIO, delimiter: str, quote: bool, strict: bool, name_of: Callable[[int], str]
+    file: Iterable[str], delimiter: str, quote: bool, strict: bool, name_of: Callable[[int], str]
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the records of a table that are not empty, each with the number of its first line.
 
     Args:
-        file: The table, opened with `newline=""`.
+        file: Lines of the table, opened with `newline=""`.
         delimiter: Separator of the fields.
         quote: Whether quotation marks quote.
         strict: Whether an open quotation mark is an error.

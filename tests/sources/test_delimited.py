@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import DatasetConfig, load_config
 from pipeline.errors import ConfigError, SourceError
+from pipeline.sources.base import Source
 from pipeline.sources.lists.delimited import form_of, infer_types, read_delimited
 from pipeline.sources.opening import open_source
 from tests.helpers.audio_files import speechlike, write
@@ -129,3 +130,67 @@ def test_types_are_settings() -> None:
     assert config.dataset.types == {"speaker": "text", "score": "float"}
     with pytest.raises(ConfigError, match="expected names with words, such as"):
         load_config(["dataset.path=x", "dataset.types=[speaker]"])
+
+
+def opened(path: Path, text: str, **more: Any) -> Source:
+    """Open a manifest of `a.wav` to `f.wav`, which are beside it."""
+    for name in "abcdef":
+        write(path.parent / f"{name}.wav", speechlike(800))
+    path.write_text(text)
+    return open_source(DatasetConfig("manifest", str(path), audio_column="path", **more))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        (["a.wav,x", 'b.wav,"open', "c.wav,y", "d.wav,z", 'e.wav,close"', "f.wav,x"], (4, 3)),
+        (['a.wav,"open', 'b.wav,close"', "c.wav,x"], (3, 2)),
+        (['a.wav,"a text', 'of two lines"', "", 'b.wav,"open', 'c.wav,close"'], (6, 5)),
+    ],
+)
+def test_a_mark_that_another_row_closes_is_refused(
+    tmp_path: Path, lines: list[str], first: tuple[int, int], end: str
+) -> None:
+    """It would take the rows between as the text of one; the message names the first of these."""
+    table = tmp_path / "t.csv"
+    with pytest.raises(SourceError) as error:
+        opened(table, end.join(["path,text", *lines, ""]))
+    line, begun = first
+    assert (
+        f"{table}, line {line} looks like a row, but is within quotation marks of line {begun}"
+        in str(error.value)
+    )
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text(table.read_text().replace("path", "file_name"))
+    with pytest.raises(SourceError, match=f"metadata.csv, line {line} looks like a row"):
+        open_source(DatasetConfig("audiofolder", str(tmp_path)))
+
+
+def test_texts_of_several_lines_are_no_rows(tmp_path: Path) -> None:
+    """Also with as many commas as the table has; a path without a suffix gives a note."""
+    table = tmp_path / "t.csv"
+    source = opened(table, 'path,text\na.wav,"roses, red\nviolets, blue\n\nyou"\nb.wav,x\n')
+    assert source.ids().to_pylist() == ["a.wav", "b.wav"]
+    assert source.metadata([0])["text"].to_pylist() == ["roses, red\nviolets, blue\n\nyou"]
+    assert source.notes == ()
+    [note] = opened(
+        table, 'name,text\na,"open\nb,x\nc,close"\nd,x\n', audio_path="{name}.wav"
+    ).notes
+    assert f"{table}, line 3 may be a row, but is within quotation marks of line 2" in note
+    assert "(2 such lines)" in note
+
+
+def test_marks_quote_between_semicolons_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    """Between tabs and bars they are text: a header with them is refused, with the reason."""
+    table = tmp_path / "t.csv"
+    text = '"path";"text"\r\n"a.wav";"x; ""y"""\r\n"b.wav";"z"\r\n'
+    source = opened(table, text, delimiter=";")
+    assert source.metadata(range(2))["text"].to_pylist() == ['x; "y"', "z"]
+    for delimiter in ("\\t", "|"):
+        with pytest.raises(SourceError, match="header is in quotation marks, which are text"):
+            opened(
+                table,
+                text.replace("x; ", "x").replace(";", "\t" if "t" in delimiter else "|"),
+                delimiter=delimiter,
+            )

@@ -39,7 +39,7 @@ def refused(config: DatasetConfig) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("delimiter", ["|", ";", " ", "\t", "\\t"])
+@pytest.mark.parametrize("delimiter", ["|", ":", " ", "\t", "\\t"])
 def test_a_table_with_another_separator(tmp_path: Path, delimiter: str) -> None:
     """Whatever its suffix; commas and quotation marks are text, numbers are numbers."""
     separator = delimiter.replace("\\t", "\t")

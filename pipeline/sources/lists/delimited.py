@@ -20,6 +20,9 @@ from pipeline.sources.lists.mapped import HEAP_BYTES, mapped
 from pipeline.sources.lists.places import Form, read_records
 
 SUFFIXES = (".csv", ".tsv")
+QUOTING = ",;"
+"""Delimiters between which quotation marks quote: those of spreadsheets. Elsewhere, as in the lists
+of speech corpora, they are text."""
 TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 """Values of `dataset.types`."""
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -34,7 +37,7 @@ def form_of(path: Path, delimiter: str | None = None, has_header: bool = True) -
 
     Args:
         path: The table; a tsv is separated by tabs.
-        delimiter: Separator, if it is another one. Only between commas do quotation marks quote.
+        delimiter: Separator, if it is another one; quotation marks quote between some (`QUOTING`).
         has_header: Whether the first record names the columns.
 
     Raises:
@@ -45,7 +48,7 @@ def form_of(path: Path, delimiter: str | None = None, has_header: bool = True) -
     delimiter = "\t" if delimiter == r"\t" else delimiter
     if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
         raise SourceError(f"dataset.delimiter is {delimiter!r}, not one character such as | or \\t")
-    return Form("csv", int(has_header), delimiter, quote=delimiter == ",")
+    return Form("csv", int(has_header), delimiter, quote=delimiter in QUOTING)
 
 
 def read_delimited(path: Path, form: Form, names: Sequence[str] | None = None) -> pa.Table:
@@ -132,7 +135,8 @@ def _remedy(record: Sequence[str], n_names: int, form: Form) -> str:
     if "\n" in record[-1]:
         return "; is a quotation mark open?"
     if len(record) > n_names and form.quote:
-        return "; put values that contain a comma in quotation marks"
+        name = "comma" if form.delimiter == "," else "semicolon"
+        return f"; put values that contain a {name} in quotation marks"
     return ""
 
 

@@ -20,6 +20,7 @@ from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, rea
 from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
 from pipeline.sources.lists.places import Form, Places
+from pipeline.sources.lists.swallowed import check_quotes
 from pipeline.sources.location import audio_root, existing_path
 from pipeline.sources.splits import ALL, COLUMN, chosen, with_split
 from pipeline.sources.tabular import TabularSource
@@ -94,8 +95,9 @@ def _text_rows(config: DatasetConfig, folder: Path, table: pa.Table, places: Pla
         table, column = _with_path(config.audio_path, table)
     hint = _audio_column_hint(column, table.column_names)
     require_column(column, table.column_names, "dataset.audio_column", hint)
+    notes = check_quotes(places, table, column)
     table = infer_types(table, {column, config.id_column, *(config.types or ())})
-    return Rows(table, {}, column, audio_root(config, folder), places=places)
+    return Rows(table, {}, column, audio_root(config, folder), notes=notes, places=places)
 
 
 def _audio_column_hint(column: str, names: list[str]) -> str:
@@ -104,6 +106,11 @@ def _audio_column_hint(column: str, names: list[str]) -> str:
     if marks:
         shown = "\\t" if marks[0] == "\t" else marks[0]
         return f"is the delimiter '{shown}'? Set 'dataset.delimiter={shown}'"
+    if f'"{column}"' in names:
+        return (
+            "the header is in quotation marks, which are text in a tsv and wherever the delimiter "
+            "is neither a comma nor a semicolon: save the table as csv, or without them"
+        )
     if column != "path" or difflib.get_close_matches(column, names, 1):
         return ""
     return "set dataset.audio_column to the column with the paths"

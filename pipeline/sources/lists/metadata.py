@@ -14,6 +14,7 @@ from pipeline.sources import hub
 from pipeline.sources.columns import check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
 from pipeline.sources.lists.places import Form, Places
+from pipeline.sources.lists.swallowed import check_quotes
 from pipeline.sources.location import require_regular
 from pipeline.sources.table_cache import table_state
 
@@ -46,6 +47,8 @@ def read_metadata(
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
         places.append((root / file, len(table), form))
         require_column("file_name", table.column_names, str(root / file))
+        if form.kind == "csv":
+            check_quotes(Places((places[-1],)), table, "file_name")
         check_text("column file_name", table.column("file_name"), str(root / file))
         paths = _normalized_paths(table.column("file_name"), Places((places[-1],)))
         directory = file.rpartition("/")[0]
