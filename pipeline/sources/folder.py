@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError, counted, first_few
+from pipeline.errors import SourceError, counted
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.metadata import read_metadata, require_files
 from pipeline.sources.lists.paths import match_names
@@ -28,7 +28,7 @@ from pipeline.sources.remote.file import RemoteFolder
 from pipeline.sources.remote.listing import list_below
 from pipeline.sources.remote.tables import copy_files
 from pipeline.sources.remote.uri import is_remote
-from pipeline.sources.splits import ALL, NAMES, chosen, with_split
+from pipeline.sources.splits import ALL, find_directories, with_split
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -64,17 +64,17 @@ def open_folder(config: DatasetConfig) -> TabularSource:
 def _folder_rows(config: DatasetConfig) -> Rows:
     """List the files of a folder and make their rows; the list is large, and is freed after it."""
     root, files = _listed(config)
-    directories = split_directories(config.split, files)
-    files = [file for file in files if "/" not in file or _in_splits(file, directories)]
-    metadata_files = [file for file in files if is_metadata(file)]
-    files = [f for f in files if _in_splits(f, directories) and f not in metadata_files]
     is_wanted = _matcher(config.files)
+    audio = [file for file in files if is_audio(file) and is_wanted(file)]
+    splits, notes = find_directories(config.split, audio)
+    metadata_files = [f for f in files if is_metadata(f) and (splits.has(f) or splits.is_above(f))]
+    files = [f for f in files if splits.has(f) and f not in metadata_files]
     if metadata_files:
         here = root if isinstance(root, Path) else copy_files(str(root), metadata_files)
         table, class_names, state, places = read_metadata(config, here, metadata_files)
         names = match_names(table["file_name"], files)
         is_chosen = pa.array(
-            [_in_splits(name, directories) and is_wanted(name) for name in names.to_pylist()],
+            [splits.has(name) and is_wanted(name) for name in names.to_pylist()],
             pa.bool_(),
         )
         table, names = table.filter(is_chosen), names.filter(is_chosen)
@@ -84,17 +84,18 @@ def _folder_rows(config: DatasetConfig) -> Rows:
         skipped = [file for file in files if file not in used]
     else:
         state, places = "files", None
-        audio: list[str] = []
-        skipped = []
-        for file in files:
-            (audio if is_audio(file) and is_wanted(file) else skipped).append(file)
-        n_splits = 0 if directories is None else 1
-        table, class_names = table_without_metadata(audio, n_splits, not config.levels)
+        audio = [file for file in audio if splits.has(file)]
+        used = set(audio)
+        skipped = [file for file in files if file not in used]
+        level = None if splits.names is None else splits.level
+        table, class_names = table_without_metadata(audio, level, not config.levels)
+        if not config.levels and "label" not in table.column_names:
+            notes += _note_depths(audio)
         names = table["file_name"]
     if config.levels:
         table = with_levels(table, names, config.levels)
-    if directories is not None and (config.split is None or len(directories) > 1):
-        table = with_split(table, pc.replace_substring_regex(names, "/(?s).*", ""))
+    if splits.names is not None and (config.split in (None, ALL) or len(splits.names) > 1):
+        table = with_split(table, splits.of(names))
     if not len(table):
         hint = "; it has a wav.scp: use dataset=kaldi" if "wav.scp" in files else ""
         pattern = f" that matches dataset.files={config.files}" if config.files else ""
@@ -104,7 +105,22 @@ def _folder_rows(config: DatasetConfig) -> Rows:
         )
     tables = tuple(f"{root}/{file}" for file in metadata_files)
     rows = Rows(table, class_names, "file_name", str(root), state, tuple(skipped), tables)
-    return replace(rows, places=places)
+    return replace(rows, places=places, notes=notes)
+
+
+def _note_depths(audio: list[str]) -> tuple[str, ...]:
+    """Return a note if directories are no labels only because files do not lie equally deep."""
+    if len({file.count("/") for file in audio}) == 1 or not any("/" in file for file in audio):
+        return ()
+    shallow, deep = min(audio, key=_depth), max(audio, key=_depth)
+    return (
+        "there is no column label, because files do not lie equally deep in directories "
+        f"({shallow}, {deep}); dataset.levels names columns of the directories",
+    )
+
+
+def _depth(file: str) -> int:
+    return file.count("/")
 
 
 def _listed(config: DatasetConfig) -> tuple[Path | RemoteFolder, list[str]]:
@@ -171,41 +187,6 @@ def is_metadata(file: str) -> bool:
     return file.rpartition("/")[2] in _METADATA_NAMES
 
 
-def split_directories(split: str | None, files: list[str]) -> list[str] | None:
-    """Find the top-level directories of the chosen splits.
-
-    Args:
-        split: The setting `dataset.split`; None for everything.
-        files: Relative paths, as returned by `list_files`.
-
-    Returns:
-        Names of the directories. None for all files that are not in splits: without the setting,
-        or with `all`, if there are top-level directories that are not named like splits, or audio
-        outside of directories; with `train`, as in `datasets`, if none is named like a split.
-
-    Raises:
-        SourceError: A directory does not exist; the message lists the directories.
-    """
-    tops = sorted({file.split("/", 1)[0] for file in files if "/" in file})
-    if split is None or (split == ALL and ALL not in tops):
-        audio = [file for file in files if is_audio(file)]
-        holding = {file.split("/", 1)[0] for file in audio}
-        return sorted(holding) if audio and holding <= NAMES & set(tops) else None
-    if split == "train" and NAMES.isdisjoint(tops):
-        return None
-    directories = chosen(split, tops)
-    if directories is not None:
-        return directories
-    raise SourceError(
-        f"dataset.split={split} is not a directory at the top of the audio folder; "
-        + (f"there are {first_few(tops)}" if tops else "it has no directories")
-    )
-
-
-def _in_splits(file: str, directories: list[str] | None) -> bool:
-    return directories is None or file.split("/", 1)[0] in directories
-
-
 def _matcher(pattern: str | None) -> Callable[[str], bool]:
     """Return the test of relative paths against `dataset.files`; of names, if it has no slash."""
     if pattern is None:
@@ -245,13 +226,14 @@ def with_levels(table: pa.Table, names: pa.ChunkedArray, levels: Sequence[str]) 
 
 
 def table_without_metadata(
-    files: list[str], n_levels: int = 0, has_label: bool = True
+    files: list[str], split_level: int | None = None, has_label: bool = True
 ) -> tuple[pa.Table, dict[str, tuple[str, ...]]]:
     """Make the table of a folder that has no metadata file.
 
     Args:
         files: Relative paths of audio files.
-        n_levels: Number of directories at the top that are splits, not labels.
+        split_level: Number of directories above those that are splits, not labels; None if none
+            are.
         has_label: Whether the names of directories may be labels.
 
     Returns:
@@ -261,7 +243,9 @@ def table_without_metadata(
     """
     names = pa.array(files, pa.string())
     table = pa.table({"file_name": names})
-    below = pc.replace_substring_regex(names, rf"^([^/]*/){{{n_levels}}}", "")
+    below = names
+    if split_level is not None:
+        below = pc.replace_substring_regex(names, rf"^((?:[^/]*/){{{split_level}}})[^/]*/", r"\1")
     parents = pc.replace_substring_regex(below, r"/?[^/]*$", "")
     parents = pc.replace_substring_regex(parents, r"(?s)^.*/", "").dictionary_encode()
     labels = tuple(sorted(parents.dictionary.to_pylist()))

@@ -20,6 +20,7 @@ from pipeline.sources.lists.lines import check_files
 from pipeline.sources.lists.mapped import mapped_if_large
 from pipeline.sources.lists.paths import find_files
 from pipeline.sources.location import describe_location
+from pipeline.sources.splits import ALL, COLUMN
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -57,6 +58,11 @@ class TabularSource:
         check_files(rows)
         rows = segments.with_spans(config, rows, self._paths)
         self.notes = rows.notes
+        if config.split == ALL and COLUMN not in rows.table.column_names:
+            self.notes += (
+                f"dataset.split=all: {describe_location(config)} has no splits that are known by "
+                "their names, so there is no column split",
+            )
         self._spans, self._ranges = rows.spans, rows.ranges
         self.columns, self.skipped_columns = columns.choose_columns(config, rows)
         id_rule, own_ids = ids.make_ids(config, rows, self._paths, self._data)

@@ -78,6 +78,76 @@ def test_other_folders_are_labels_as_before(tmp_path: Path) -> None:
     assert "there are test, train" in refused("audiofolder", beside, split="test+dev")
 
 
+@pytest.mark.parametrize(
+    ("names", "splits", "labels"),
+    [
+        (["TEST/DR1/b.wav", "TRAIN/DR2/a.wav"], ["TEST", "TRAIN"], ["DR1", "DR2"]),
+        (["development/a.wav", "evaluation/b.wav"], ["development", "evaluation"], None),
+        (["test_set/a.wav", "train_set/b.wav"], ["test_set", "train_set"], None),
+        (
+            ["dev-clean/1/a.wav", "train-clean-100/2/b.wav"],
+            ["dev-clean", "train-clean-100"],
+            ["1", "2"],
+        ),
+        (["c/test/no/a.wav", "c/train/yes/b.wav"], ["test", "train"], ["no", "yes"]),
+        (["audio/Test/a.wav", "audio/Train/b.wav"], ["Test", "Train"], None),
+        (["no/test/a.wav", "yes/train/b.wav"], ["test", "train"], ["no", "yes"]),
+        (["test-1/a.wav", "test-2/b.wav"], None, ["test-1", "test-2"]),
+        (["testimony/a.wav", "training/b.wav"], None, ["testimony", "training"]),
+    ],
+)
+def test_directories_are_splits_in_the_spellings_of_corpora(
+    tmp_path: Path, names: list[str], splits: list[str] | None, labels: list[str] | None
+) -> None:
+    """In any case, at any level, with more after the name; never the label."""
+    root = files(tmp_path, *names)
+    found = opened("audiofolder", root)
+    assert found.get("split") == splits
+    classes = found["classes"].get("label")
+    assert ([classes[i] for i in found["label"]] if classes else None) == labels
+    if splits is not None:
+        part = opened("audiofolder", root, split=splits[1].lower())
+        assert part["ids"] == names[1:]
+        assert opened("audiofolder", root, split="all") == found
+        assert "there are " + ", ".join(splits) in refused("audiofolder", root, split="tain")
+
+
+def test_files_that_are_not_wanted_hide_no_split(tmp_path: Path) -> None:
+    """They would make labels of the splits."""
+    root = files(tmp_path, "test/a_1.wav", "train/b_1.wav", "noise/c_2.wav")
+    found = opened("audiofolder", root, files="*_1.wav")
+    assert (found["split"], found["classes"]) == (["test", "train"], {})
+
+
+def test_a_note_says_why_there_is_no_split_or_label(tmp_path: Path) -> None:
+    root = files(tmp_path, "test/no/a.wav", "train/yes/b.wav", "noise/c.wav")
+    near, depths = open_source(DatasetConfig("audiofolder", str(root))).notes
+    assert "test, train are named like splits, but there is no column split" in near
+    assert "noise hold audio, too: dataset.split=test+train takes these alone" in near
+    assert "no column label, because files do not lie equally deep" in depths
+    assert "(noise/c.wav, test/no/a.wav)" in depths
+    source = open_source(DatasetConfig("audiofolder", str(root), split="test+train"))
+    assert source.notes == ()
+    flat = files(tmp_path / "flat", "a.wav")
+    [note] = open_source(DatasetConfig("audiofolder", str(flat), split="all")).notes
+    assert "has no splits that are known by their names, so there is no column split" in note
+    assert open_source(DatasetConfig("audiofolder", str(flat))).notes == ()
+
+
+def test_a_split_is_named_once_and_in_any_case(saved: Path) -> None:
+    """`train+train` does not double the rows."""
+    path = saved / "saved"
+    assert opened("disk", path, split="Train") == opened("disk", path, split="train")
+    assert opened("disk", path, split="train+train") == opened("disk", path, split="train")
+    folder = saved / "files"
+    folder.mkdir()
+    for name in ("test", "train"):
+        file = saved / f"hub/data/{name}-00000-of-00001.parquet"
+        file.rename(folder / f"{name.title()}.parquet")
+    assert opened("parquet", folder, split="all")["split"] == ["Test"] * 2 + ["Train"] * 2
+    assert opened("parquet", folder, split="train")["ids"] == ["0.wav", "1.wav"]
+
+
 def test_metadata_keeps_its_own_column(tmp_path: Path) -> None:
     """Rows of metadata get the split of their folder, unless the table has the column."""
     root = files(tmp_path, "test/b.wav", "train/a.wav")

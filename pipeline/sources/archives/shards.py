@@ -17,13 +17,12 @@ from pipeline.sources.lists.paths import expanded
 from pipeline.sources.remote.file import RemoteFolder
 from pipeline.sources.remote.listing import find_all, has_magic, is_file, list_below
 from pipeline.sources.remote.uri import folder_of, is_remote
-from pipeline.sources.splits import ALL, NAMES, chosen
+from pipeline.sources.splits import ALL, are_splits, chosen, word_of
 
 _INNER_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _MAX_SHARDS = 1_000_000
 _N_THREADS = 32  # they wait for the server
-_SPLIT = re.compile(rf"({'|'.join(sorted(NAMES, key=len, reverse=True))})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,9 @@ def choose_shards(setting: str | None, shards: Shards) -> tuple[Shards, list[str
         SourceError: A split does not exist.
     """
     tops = [name.partition("/")[0] if "/" in name else "" for name in shards.names]
-    words = [(_SPLIT.match(name.rpartition("/")[2].lower()) or [""])[0] for name in shards.names]
+    words = [word_of(name.rpartition("/")[2]) for name in shards.names]
     wanted = None if setting == ALL else setting
-    if set(tops) <= NAMES:
+    if are_splits(tops):
         labels = tops
     elif all(words) and (wanted is None or chosen(wanted, tops) is None):
         labels = words

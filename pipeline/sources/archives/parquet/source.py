@@ -65,14 +65,14 @@ def split_of(name: str) -> str | None:
     """Return the split that a file's path states, as on the hub; None if it states none.
 
     `train-00000-of-00005.parquet` is of the split train, as are `train.parquet`, `train-0.parquet`
-    and any file in a folder `train`.
+    and any file in a folder `train`; usual names may have capitals.
     """
     path = PurePosixPath(name)
     shard = _SHARD.fullmatch(path.stem)
     if shard:
         return shard[1]
     parts = (_NUMBER.sub("", path.stem), *reversed(path.parts[:-1]))
-    return next((part for part in parts if part in NAMES), None)
+    return next((part for part in parts if part.lower() in NAMES), None)
 
 
 def choose_splits(
