@@ -126,7 +126,8 @@ class SplitConfig:
     Attributes:
         column: Column with the corpus's split. "auto": a column with a usual name (split,
             split_set, partition, subset), if `folds` is None and the column has values of both
-            `train` and `test`; otherwise a random split. None: a random split.
+            `train` and `test`; or one with no values but those of the parts; otherwise a random
+            split. None: a random split.
         train: Values of `column` for training, compared without regard to case and hyphens.
         dev: Values of `column` for dev; if no utterance has one, dev is cut from train.
         test: Values of `column` for test.

@@ -202,6 +202,40 @@ def test_the_spellings_of_corpora_are_known(tmp_path, column, values):
     assert split.warnings == ()
 
 
+@pytest.mark.parametrize("column", ["set", "Usage", "phase", "dataset"])
+def test_a_column_of_nothing_but_parts_is_the_split(tmp_path, column):
+    """Whatever its name; one with other values, too, is not."""
+    names = ("Train", "val", "TEST")
+    values = [names[row % 3] for row in range(N)]
+    others = [*values[:-1], "other"]
+    split = split_of(store_with(tmp_path, other=others, **{column: values}))
+    assert split.description.startswith(f"column {column}: train is Train, dev is val")
+    assert [part[0] for part in in_parts(split.folds[0])] == [0, 1, 2]
+
+
+def test_values_of_no_part_give_a_warning(tmp_path):
+    """Those utterances would be left out with a word in brackets only."""
+    names = ("Training", "Validierung", "Test", "Training")
+    root = store_with(tmp_path, split=[names[row % 4] for row in range(N)])
+    (warning,) = split_of(root).warnings
+    assert warning == (
+        f"{N // 4} utterances whose split is Validierung are in no part; split.dev names the "
+        "values of a part"
+    )
+    assert split_of(root, "split.dev=[Validierung]").warnings == ()
+
+
+def test_a_partition_with_one_known_part_is_missed(tmp_path):
+    """Its other values are not known; the refusal about speakers says so, too."""
+    names = ("Train", "Development", "Test2")
+    root = store_with(tmp_path, Partition=[names[row % 3] for row in range(N)])
+    words = "column 'Partition' is not used, because none of its values"
+    (warning,) = split_of(root, FREE).warnings
+    assert warning.startswith(words)
+    with pytest.raises(ConfigError, match=f"{words}.*no column of the store is known to hold the"):
+        split_of(root)
+
+
 def test_a_split_column_that_is_not_used_gives_a_warning(tmp_path):
     """Its values are no known names: the scores are not those of the corpus's own split."""
     names = ("fold-a", "fold-b", "test")

@@ -6,14 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.config import SplitConfig
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import read_texts
 from pipeline.store.read.features import FeatureStore
 
 _COLUMNS = ("split", "split_set", "splits", "partition", "subset")
 """Usual names of the column, without regard to case, in the order of preference."""
 _PARTS = ("train", "dev", "test")
+_N_LOOKED_AT = 1000
+"""Values that show that a column has others than those of splits."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def find_corpus_split(
     Args:
         store: The store.
         config: Settings of the split. With `column` "auto", a column with a usual name is used if
-            it has values of both train and test, and `folds` is not set.
+            it has values of both train and test, or else a column that has no other values than
+            those of train, dev and test; unless `folds` is set.
 
     Returns:
         The split, or None if a split is to be made; and warnings.
@@ -66,10 +72,15 @@ def find_corpus_split(
     for split in found:
         if split.names[0] and split.names[2]:
             return split, ()
+    by_values = [_read(store, name, config) for name in _of_split_names(store, config)]
+    for split in by_values:
+        if split.names[0] and split.names[2]:
+            return split, ()
     return None, tuple(
         _not_used(split)
         for split in found
-        if split.column.casefold() == _COLUMNS[0] and len(_distinct(split.values)) > 1
+        if (split.column.casefold() == _COLUMNS[0] or split.names[0] or split.names[2])
+        and len(_distinct(split.values)) > 1
     )
 
 
@@ -102,6 +113,49 @@ def _candidates(store: FeatureStore) -> list[str]:
     """Return the columns with a usual name, in the order of preference."""
     names = [name for name in store.metadata.column_names if name.casefold() in _COLUMNS]
     return sorted(names, key=lambda name: _COLUMNS.index(name.casefold()))
+
+
+def _of_split_names(store: FeatureStore, config: SplitConfig) -> list[str]:
+    """Return the columns of text, or of classes, whose first values are all those of a part."""
+    names = []
+    for name in store.metadata.column_names:
+        values = store.metadata[name].slice(0, _N_LOOKED_AT)
+        classes = store.class_names.get(name)
+        if name == "id" or not (classes or _is_text(values.type)):
+            continue
+        found = pc.unique(values).drop_null().to_pylist()
+        texts = [classes[value] for value in found] if classes else found
+        if texts and _are_parts(texts, config):
+            names.append(name)
+    return [name for name in names if _are_parts(_distinct(read_texts(store, name)), config)]
+
+
+def _are_parts(values: Sequence[str], config: SplitConfig) -> bool:
+    """Return whether each value is one of train, dev or test."""
+    parts = (config.train, config.dev, config.test)
+    known = {value for wanted in parts for value in _matching(values, wanted)}
+    return known == set(values)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def unused_values(split: CorpusSplit, usable: Iterable[int]) -> tuple[str, ...]:
+    """Return a warning about utterances that are in no part because of their value."""
+    known = {value for names in split.names for value in names}
+    others = [value for i in usable if (value := split.values[i]) not in known and value]
+    if not others:
+        return ()
+    missing = [part for part, names in zip(_PARTS, split.names, strict=True) if not names]
+    are = "is" if len(others) == 1 else "are"
+    return (
+        f"{counted(len(others), 'utterance')} whose {split.column} is "
+        f"{first_few(_distinct(others))} {are} in no part; split.{(missing or _PARTS)[0]} names "
+        "the values of a part",
+    )
 
 
 def _distinct(values: Sequence[str | None]) -> list[str]:

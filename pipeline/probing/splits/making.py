@@ -18,7 +18,12 @@ from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
 from pipeline.probing.results import DEV_IS_TEST
-from pipeline.probing.splits.corpus import CorpusSplit, find_corpus_split, no_utterance
+from pipeline.probing.splits.corpus import (
+    CorpusSplit,
+    find_corpus_split,
+    no_utterance,
+    unused_values,
+)
 from pipeline.probing.splits.few_speakers import few_speaker_warnings
 from pipeline.probing.splits.leakage import (
     recording_and_audio_warnings,
@@ -157,10 +162,12 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     corpus, unused = find_corpus_split(store, config)
     if corpus is not None:
         split = _split_by_column(store, utterances, corpus, separated)
+        unused = unused_values(corpus, utterances.usable.tolist())
         if is_independent and speaker is None:
             split = replace(split, description=f"{split.description}; speakers unknown")
     elif is_independent and speaker is None:
-        raise ConfigError(ask_for_speaker(task.name, grouping_columns(store, labels)))
+        asked = ask_for_speaker(task.name, grouping_columns(store, labels))
+        raise ConfigError(". ".join((*unused, asked)))
     else:
         split = _new_split(utterances)
     _check_parts(split, utterances)
