@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, counted
 from pipeline.sources.base import TimeSpan
 from pipeline.sources.columns import first_failure, is_text, one_array, require_column
 from pipeline.sources.lists.ids import path_ids
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
     from pipeline.sources.columns import Rows
 
 SETTINGS = ("start_column", "stop_column", "duration_column", "channel_column")
-SUSPECT_NAMES = frozenset(
+_STARTS = frozenset(("start", "begin", "onset", "offset", "from", "xmin"))
+_OTHERS = frozenset(("end", "stop", "duration", "finish", "length", "to", "xmax", "channel"))
+"""Words of the names of columns that look like parts of recordings."""
+_AFFIXES = frozenset(
     (
-        *("start", "begin", "onset", "offset", "end", "stop", "duration", "start_time"),
-        *("end_time", "start_s", "end_s", "stop_s", "duration_s", "start_sec", "end_sec"),
-        *("start_ms", "end_ms", "start_sample", "end_sample", "channel"),
+        *("time", "s", "sec", "secs", "second", "seconds", "ms", "msec", "sample", "samples"),
+        *("frame", "frames", "segment", "seg", "clip", "utterance", "utt", "audio"),
     )
 )
-"""Names of columns that look like parts of recordings."""
+_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 MAX_SECONDS = 1e12
 """Times are less than this: 30,000 years."""
 ROUNDED_S = 0.01
@@ -113,11 +116,17 @@ class Spans:
         )
 
 
-def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Rows:
+def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_file: bool) -> Rows:
     """Add the parts that the configuration's columns state, and a column with the recording.
 
-    Columns that look like parts of recordings and are not used are noted, if files repeat; those
-    that hold the audio of many rows do.
+    A note says if files repeat and none is cut, because then utterances have the same features;
+    or if no file repeats, but columns look like parts of recordings.
+
+    Args:
+        config: Configuration of the dataset.
+        rows: The rows.
+        paths: Their audio paths.
+        is_file: Whether each row is a file, and not bytes within one.
 
     Raises:
         SourceError: As for `spans_of`.
@@ -130,19 +139,33 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray) -> Row
             "times of its own; leave it out"
         )
     if rows.spans is None:
-        unused = suspects(rows.table)
-        if rows.ranges is None and unused and pc.count_distinct(paths).as_py() < len(paths):
-            note = (
-                f"{', '.join(unused)} look like parts of recordings, and files repeat, but every "
-                "utterance is its whole file: to cut, set dataset.start_column with "
-                "dataset.stop_column or dataset.duration_column"
-            )
-            rows = replace(rows, notes=(*rows.notes, note))
-        return rows
+        return (
+            replace(rows, notes=(*rows.notes, *_note_whole(rows.table, paths))) if is_file else rows
+        )
     if "recording" not in rows.table.column_names:
         recording = path_ids(paths, rows.root)
         rows = replace(rows, table=rows.table.append_column("recording", recording))
     return rows
+
+
+def _note_whole(table: pa.Table, paths: pa.ChunkedArray) -> tuple[str, ...]:
+    """Return a note if utterances that are whole files look like parts of files."""
+    starts, others = suspects(table)
+    unused = ", ".join((*starts, *others))
+    remedy = "set dataset.start_column with dataset.stop_column or dataset.duration_column"
+    n_files = pc.count_distinct(paths).as_py()
+    if n_files < len(paths):
+        look = f"{unused} look like parts of recordings. " if unused else ""
+        return (
+            f"{look}{counted(len(paths), 'utterance')} are of {counted(n_files, 'file')}, and "
+            f"every utterance is its whole file: to cut, {remedy}",
+        )
+    if len(starts) + len(others) < 2 or not any(_has_nonzero(table[name]) for name in starts):
+        return ()
+    return (
+        f"{unused} look like parts of recordings, but every utterance is its whole file: to cut, "
+        f"{remedy}",
+    )
 
 
 def spans_of(config: DatasetConfig, rows: Rows) -> Spans | None:
@@ -209,11 +232,18 @@ def numbers(rows: Rows, name: str, setting: str, kind: pa.DataType) -> pa.Array:
     return values
 
 
-def suspects(table: pa.Table) -> list[str]:
-    """Return the columns of numbers that look like parts of recordings."""
-    return [
-        field.name
-        for field in table.schema
-        if field.name.lower() in SUSPECT_NAMES
-        and (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
-    ]
+def suspects(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Return the columns of numbers that look like parts of recordings: starts, and others."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for field in table.schema:
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            tokens = [token.lower() for token in _TOKEN.findall(field.name)]
+            words = [token for token in tokens if token not in _AFFIXES]
+            for names, known in zip(found, (_STARTS, _OTHERS), strict=True):
+                if len(words) == 1 and words[0] in known:
+                    names.append(field.name)
+    return found
+
+
+def _has_nonzero(column: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.not_equal(column, 0)).as_py())

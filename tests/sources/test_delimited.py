@@ -194,3 +194,34 @@ def test_marks_quote_between_semicolons_as_spreadsheets_write_them(tmp_path: Pat
                 text.replace("x; ", "x").replace(";", "\t" if "t" in delimiter else "|"),
                 delimiter=delimiter,
             )
+
+
+REPEATED = "utterances are of 1 file, and every utterance is its whole file: to cut, set"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("u,path,x,y\n1,a.wav,0,1\n2,a.wav,1,2\n", f"2 {REPEATED}"),
+        ("u,path,from,to\n1,a.wav,de,fr\n2,a.wav,en,fr\n", f"2 {REPEATED}"),
+        (
+            "u,path,startTime,endTime\n1,a.wav,0,1\n2,a.wav,1,2\n",
+            f"startTime, endTime look like parts of recordings. 2 {REPEATED}",
+        ),
+        (
+            "u,path,start (s),end (s)\n1,a.wav,0.5,1\n2,b.wav,1,2\n",
+            "start (s), end (s) look like parts of recordings, but every utterance is",
+        ),
+        ("u,path,clip_start,clip_duration\n1,a.wav,2,1\n", "clip_start, clip_duration look like"),
+        ("u,path,offset,duration\n1,a.wav,0,1\n2,b.wav,0,2\n", None),
+        ("u,path,duration\n1,a.wav,1.5\n2,b.wav,2\n", None),
+        ("u,path,start_year,end_year\n1,a.wav,1990,1999\n", None),
+    ],
+)
+def test_whole_files_that_look_like_parts_are_noted(
+    tmp_path: Path, text: str, words: str | None
+) -> None:
+    """All utterances of a file have the same features, whatever its columns are called."""
+    notes = opened(tmp_path / "t.csv", text, id_column="u").notes
+    assert len(notes) == (words is not None)
+    assert words is None or notes[0].startswith(words)
