@@ -24,7 +24,7 @@ from pipeline.errors import SourceError, one_line
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.lists.delimited import SUFFIXES
-from pipeline.sources.lists.lines import read_objects
+from pipeline.sources.lists.lines import read_objects, read_values
 from pipeline.sources.lists.places import Form
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, chosen, is_several, with_split
@@ -178,6 +178,33 @@ def read_table(path: Path) -> datasets.Dataset:
             raise SourceError(f"{path} has no rows") from error
         raise SourceError(f"{path} cannot be read: {cause}") from error
     return dataset
+
+
+def as_written(path: Path, table: pa.Table) -> pa.Table:
+    """Return a table that `read_table` has read, with texts as they are in the file.
+
+    Json has no times and no mixed columns: Arrow makes times of texts such as 2020-01-02, and
+    `datasets` a column that cannot be carried of numbers and texts.
+
+    Args:
+        path: The file.
+        table: The rows of `read_table`.
+    """
+    if _BUILDERS.get(path.suffix.lower()) != "json":
+        return table
+    changed = [field.name for field in table.schema if _is_guessed(field.type)]
+    if not changed:
+        return table
+    for name, values in read_values(path, changed, table_form(path).kind == "lines").items():
+        if len(values) == len(table):
+            table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+def _is_guessed(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_guessed(kind.value_type)
+    return pa.types.is_temporal(kind) or isinstance(kind, pa.BaseExtensionType)
 
 
 def table_form(path: Path) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def read(path: Path, text: str | bytes) -> dict[str, list[Any]]:
         ([" 1", "2"], [" 1", "2"]),
         (["2024-01-02", "2024-01-03"], ["2024-01-02", "2024-01-03"]),
         (["", ""], [None, None]),
+        (["1.1", "1.10", "2"], ["1.1", "1.10", "2"]),
+        (["1", "1.0", ""], ["1", "1.0", None]),
+        (["1.50", "2.00", "0.30"], [1.5, 2.0, 0.3]),
+        (["10", "100", "1.5"], [10.0, 100.0, 1.5]),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -225,3 +230,30 @@ def test_whole_files_that_look_like_parts_are_noted(
     notes = opened(tmp_path / "t.csv", text, id_column="u").notes
     assert len(notes) == (words is not None)
     assert words is None or notes[0].startswith(words)
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "metadata"])
+def test_texts_of_json_are_as_they_are_written(tmp_path: Path, form: str) -> None:
+    """Arrow makes times of dates; a column of numbers and texts could not be carried, nor an id."""
+    rows: list[dict[str, Any]] = [
+        {"day": "2020-01-02", "at": ["2020-01-02"], "id": 7, "n": 1},
+        {"day": "2020-01-02T00:00:00Z", "at": [], "id": "0007", "n": None},
+        {"day": None, "at": ["x"], "id": 7.5, "n": 2},
+    ]
+    column = "file_name" if form == "metadata" else "path"
+    for name, row in zip("abc", rows, strict=True):
+        write(tmp_path / f"{name}.wav", speechlike(800))
+        row[column] = f"{name}.wav"
+    lines = "\n".join(json.dumps(row) for row in rows)
+    path = tmp_path / ("t.json" if form == "array" else "metadata.jsonl")
+    path.write_text(json.dumps(rows) if form == "array" else lines)
+    config = DatasetConfig("manifest", str(path), audio_column="path", id_column="id")
+    if form == "metadata":
+        config = DatasetConfig("audiofolder", str(tmp_path), id_column="id")
+    source = open_source(config)
+    assert source.ids().to_pylist() == ["7", "0007", "7.5"]
+    assert source.metadata(range(3)).to_pydict() == {
+        "day": [row["day"] for row in rows],
+        "at": [row["at"] for row in rows],
+        "n": [1, None, 2],
+    }

@@ -1,7 +1,8 @@
 """Tables of text, csv and tsv: values are read as text; columns of plain numbers become numbers.
 
 A column stays text if a number would lose something: a leading zero (0012), an exponent (1e1), a
-plus sign, more digits than 64 bits hold. `dataset.types` states the type of a column.
+plus sign, more digits than 64 bits hold; or if numbers would join what differs: 1.1 and 1.10.
+`dataset.types` states the type of a column.
 """
 
 from __future__ import annotations
@@ -218,8 +219,20 @@ def _inferred(column: pa.ChunkedArray) -> pa.ChunkedArray:
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64()), (_BOOLEAN, pa.bool_())):
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
             # One array, so that the parts of recordings and the carried column share it.
-            return pa.chunked_array([one_array(_lower(column, kind).cast(kind))])
+            values = one_array(_lower(column, kind).cast(kind))
+            if pa.types.is_floating(kind) and _are_joined(column, values):
+                return column
+            return pa.chunked_array([values])
     return column
+
+
+def _are_joined(texts: pa.ChunkedArray, numbers: pa.Array) -> bool:
+    """Return whether texts that differ in zeros at their ends are one number: 1.1 and 1.10."""
+    n_numbers = pc.count_distinct(numbers).as_py()
+    if pc.count_distinct(texts).as_py() == n_numbers:
+        return False
+    shortest = pc.replace_substring_regex(texts, r"^(-?[0-9]+\.[0-9]*[1-9])0+$|\.0+$", r"\1")
+    return bool(pc.count_distinct(shortest).as_py() < pc.count_distinct(texts).as_py())
 
 
 def _lower(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,36 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(found, dict):
             raise SourceError(f"{place(path, number)} is not a JSON object, but {line:.40}")
         yield number, found
+
+
+def read_values(path: Path, names: Sequence[str], is_lines: bool) -> dict[str, pa.Array]:
+    """Read columns of a list of JSON objects again, with texts as they are written.
+
+    Args:
+        path: The list.
+        names: Names of columns.
+        is_lines: Whether each line is an object; otherwise the file is an array of them.
+
+    Returns:
+        The columns; values of several plain types become text. Columns with objects, or with other
+        lists than of one type, are left out.
+    """
+    if is_lines:
+        records: Iterable[Any] = (found for _, found in read_objects(path))
+    else:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    for record in records:
+        for name, column in values.items():
+            column.append(record.get(name))
+    arrays = {}
+    for name, column in values.items():
+        if not any(isinstance(value, dict | list) for value in column):
+            arrays[name] = _array(column)
+        elif all(value is None or isinstance(value, list) for value in column):
+            with contextlib.suppress(pa.ArrowException):
+                arrays[name] = pa.array(column)
+    return arrays
 
 
 def from_files(rows: Rows, paths: Sequence[Path]) -> Rows:

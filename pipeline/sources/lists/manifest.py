@@ -75,9 +75,10 @@ def _table_rows(config: DatasetConfig, path: Path) -> Rows:
     dataset, root = hub.read_table(path), audio_root(config, path.parent)
     if config.audio_path is None:
         rows = hub.rows_of(dataset, config, root)
+        rows = replace(rows, table=hub.as_written(path, rows.table))
     else:
         table, class_names, state = hub.arrow_of(dataset)
-        table, column = _with_path(config.audio_path, table)
+        table, column = _with_path(config.audio_path, hub.as_written(path, table))
         rows = Rows(table, class_names, column, root, state)
     places = Places(((path, len(rows.table), hub.table_form(path)),))
     return replace(rows, places=places)

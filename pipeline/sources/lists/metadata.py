@@ -45,6 +45,7 @@ def read_metadata(
         else:
             form = hub.table_form(root / file)
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
+            table = hub.as_written(root / file, table)
         places.append((root / file, len(table), form))
         require_column("file_name", table.column_names, str(root / file))
         if form.kind == "csv":
