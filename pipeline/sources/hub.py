@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError, one_line
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
-from pipeline.sources.lists.delimited import SUFFIXES
+from pipeline.sources.lists.delimited import SUFFIXES as TEXT_SUFFIXES
 from pipeline.sources.lists.lines import read_objects, read_values
 from pipeline.sources.lists.places import Form
 from pipeline.sources.location import describe_location, existing_path
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SUFFIXES = tuple(_BUILDERS)
+"""Suffixes of the files that `read_table` reads."""
 # A line break cannot be part of a text in json.
 _NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
 _MANY_BRACKETS = 500  # fewer cannot be nested too deeply
@@ -157,7 +159,10 @@ def read_table(path: Path) -> datasets.Dataset:
     """
     builder = _BUILDERS.get(path.suffix.lower())
     if builder is None:
-        raise SourceError(f"{path} is none of {', '.join((*SUFFIXES, *_BUILDERS))}")
+        known = ", ".join((*TEXT_SUFFIXES, *SUFFIXES))
+        raise SourceError(
+            f"{path} is none of {known}; for another name of a table of text set dataset.delimiter"
+        )
     if path.stat().st_size == 0:
         raise SourceError(f"{path} has no rows: it is empty (0 bytes)")
     if builder == "json":

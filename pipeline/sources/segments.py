@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +115,18 @@ class Spans:
             ],
             pa.string(),
         )
+
+
+def joined_spans(parts: Sequence[Spans]) -> Spans:
+    """Join the parts of the rows of several lists, which are of one form."""
+    names = ("start", "stop", "duration", "channel", "is_rounded")
+    columns = {name: [getattr(part, name) for part in parts] for name in names}
+    arrays = {
+        name: pa.concat_arrays(values)
+        for name, values in columns.items()
+        if not any(value is None for value in values)
+    }
+    return replace(parts[0], **arrays)
 
 
 def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_file: bool) -> Rows:

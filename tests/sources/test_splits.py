@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,64 @@ def test_a_manifest_is_filtered_by_its_column(tmp_path: Path) -> None:
     assert "there is no column split" in refused(
         "manifest", path, split="test", audio_column="path"
     )
+
+
+def nemo(*entries: tuple[str, float]) -> str:
+    return "".join(
+        json.dumps({"audio_filepath": path, "offset": start, "duration": 0.01}) + "\n"
+        for path, start in entries
+    )
+
+
+def test_a_folder_of_lists_has_a_split_for_each(tmp_path: Path) -> None:
+    """Tables of every kind, and the lists of NeMo and fairseq; times are those of each list."""
+    root = files(tmp_path, "a.wav", "b.wav", "c.wav")
+    more = {"audio_column": "path"}
+    (root / "csv").mkdir()
+    (root / "csv/train.csv").write_text("path,n\n../a.wav,01\n../b.wav,02\n")
+    (root / "csv/Dev.csv").write_text("path,n\n../c.wav,3\n")
+    (root / "csv/words.csv").write_text("word\nx\n")
+    found = opened("manifest", root / "csv", split="all", **more)
+    assert (found["split"], found["n"]) == (["Dev", "train", "train"], ["3", "01", "02"])
+    assert opened("manifest", root / "csv", split="dev+train", **more) == found
+    source = open_source(DatasetConfig("manifest", str(root / "csv"), split="all", **more))
+    assert source.notes == ("dataset.split=all reads Dev, train, and not words",)
+
+    (root / "json").mkdir()
+    (root / "json/train.jsonl").write_text('{"path": "../a.wav", "n": 1}\n')
+    (root / "json/test.json").write_text('[{"path": "../b.wav", "n": 1.5}]')
+    found = opened("manifest", root / "json", split="train+test", **more)
+    assert (found["split"], found["n"]) == (["train", "test"], [1.0, 1.5])
+
+    (root / "nemo").mkdir()
+    (root / "nemo/train.json").write_text(nemo(("../a.wav", 0.01), ("../a.wav", 0.02)))
+    (root / "nemo/test.json").write_text(nemo(("../b.wav", 0.03)))
+    source = open_source(DatasetConfig("manifest", str(root / "nemo"), split="train+test"))
+    spans = [source.segment(row).span for row in range(3)]
+    assert [span.start_s for span in spans if span] == [0.01, 0.02, 0.03]
+    assert source.metadata([2])["split"].to_pylist() == ["test"]
+
+    (root / "fairseq").mkdir()
+    (root / "fairseq/train.tsv").write_text(f"{root}\na.wav\t800\n")
+    (root / "fairseq/valid.tsv").write_text(f"{root}\nb.wav\t800\n")
+    (root / "fairseq/dict.ltr.txt").write_text("| 9\n")
+    found = opened("manifest", root / "fairseq", split="all")
+    assert (found["ids"], found["split"]) == (["a.wav", "b.wav"], ["train", "valid"])
+
+
+def test_lists_of_splits_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    def write_lists(**lists: str) -> None:
+        for name, text in lists.items():
+            (tmp_path / name.replace("_", ".")).write_text(text)
+
+    write_lists(train_jsonl='{"path": "a.wav"}\n', train_csv="path\na.wav\n")
+    more = {"audio_column": "path"}
+    words = "several lists of one split: train.csv, train.jsonl"
+    assert words in refused("manifest", tmp_path, split="train", **more)
+    words = f"{tmp_path} has no such list; there are train (csv, tsv, json"
+    assert words in refused("manifest", tmp_path, split="train+test", **more)
+    write_lists(dev_json=nemo(("a.wav", 0)), test_json='[{"path": "a.wav"}]')
+    words = f"{tmp_path}/test.json and {tmp_path}/dev.json are lists of different forms"
+    assert words in refused("manifest", tmp_path, split="dev+test", **more)
+    write_lists(val_tsv="/x\na.wav\t1\n", tst_tsv="/y\na.wav\t1\n")
+    assert "start from /y, those of" in refused("manifest", tmp_path, split="val+tst")

@@ -147,12 +147,13 @@ def test_a_table_for_each_split(tmp_path: Path) -> None:
     before = open_source(one).fingerprint
     (tmp_path / "train.tsv").write_text("path\tn\na.wav\t1\nb.wav\t3\n")
     assert open_source(one).fingerprint != before
-    assert "has neither all.csv nor all.tsv; there are dev, test, train" in refused(
-        manifest(tmp_path, split="all")
+    assert "has no such list; there are dev, test, train" in refused(
+        manifest(tmp_path, split="val")
     )
-    assert "dev.tsv and " in refused(manifest(tmp_path, split="train+dev"))
+    for setting in ("train+dev", "all"):
+        assert "have other columns: path, " in refused(manifest(tmp_path, split=setting))
     (tmp_path / "train.csv").write_text("path,n\n")
-    assert "has both train.csv and train.tsv" in refused(one)
+    assert "several lists of one split: train.csv, train.tsv" in refused(one)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError, first_few
+from pipeline.errors import SourceError, first_few, one_line
 from pipeline.sources import hub
 from pipeline.sources.archives.nemo import tarred_rows
 from pipeline.sources.columns import Rows, require_column
@@ -22,7 +22,8 @@ from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_ro
 from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.lists.swallowed import check_quotes
 from pipeline.sources.location import audio_root, existing_path
-from pipeline.sources.splits import ALL, COLUMN, chosen, with_split
+from pipeline.sources.segments import joined_spans
+from pipeline.sources.splits import ALL, COLUMN, chosen, with_split, word_of
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
@@ -36,31 +37,35 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
     """Open the list at `dataset.path`: `dataset.format`, or what its first lines look like.
 
     Relative audio paths start from `dataset.root`, or from the list's directory; those of fairseq
-    from the folder in its first line. Of a directory, `dataset.split` names the tables.
+    from the folder in its first line. Of a directory, `dataset.split` names the lists.
 
     Raises:
         SourceError: The list is missing or cannot be read, or see `TabularSource`.
     """
     if config.split is not None and config.path and Path(config.path).expanduser().is_dir():
-        return TabularSource(config, _tables_of_splits(config, config.split))
+        return TabularSource(config, _lists_of_splits(config, config.split))
     if config.tars is not None:
         if config.format not in (None, "nemo"):
             raise SourceError(f"dataset.tars is of manifests of NeMo, not {config.format}")
         return TabularSource(config, _of_splits(config, tarred_rows(config)))
     path = existing_path(config, directory=False)
+    return TabularSource(config, _of_splits(config, from_files(_list_rows(config, path), [path])))
+
+
+def _list_rows(config: DatasetConfig, path: Path) -> Rows:
+    """Read a list in the form that `dataset.format` states, or its first lines look like."""
     if config.format not in (None, *FORMATS):
         raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
     kind = config.format or (None if _is_stated(config) else guess_format(path)) or "table"
     if kind == "table":
-        rows = _table_rows(config, path)
-    else:
-        rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
-        form = Form(n_header=0 if kind == "nemo" else 1)
-        rows = replace(rows, places=Places(((path, len(rows.table), form),)))
-        if config.format is None:
-            note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
-            rows = replace(rows, notes=(note, *rows.notes))
-    return TabularSource(config, _of_splits(config, from_files(rows, [path])))
+        return _table_rows(config, path)
+    rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
+    form = Form(n_header=0 if kind == "nemo" else 1)
+    rows = replace(rows, places=Places(((path, len(rows.table), form),)))
+    if config.format is None:
+        note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
+        rows = replace(rows, notes=(note, *rows.notes))
+    return rows
 
 
 def _is_stated(config: DatasetConfig) -> bool:
@@ -147,39 +152,111 @@ def _with_path(template: str, table: pa.Table) -> tuple[pa.Table, str]:
     return table.append_column(column, paths), column
 
 
-def _tables_of_splits(config: DatasetConfig, setting: str) -> Rows:
-    """Read the tables of a directory that `dataset.split` names, without their suffixes.
+def _lists_of_splits(config: DatasetConfig, setting: str) -> Rows:
+    """Read the lists of a directory that `dataset.split` names, without their suffixes.
+
+    `all` stands for those with names of splits.
 
     Raises:
-        SourceError: There is no such table, or they have other columns.
+        SourceError: There is no such list, there are two, or they do not fit together.
     """
     folder = existing_path(config, directory=True)
-    names = setting.split("+")
-    paths: list[Path] = []
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (*SUFFIXES, *hub.SUFFIXES) and path.is_file():
+            found.setdefault(path.stem, []).append(path)
+    known = [stem for stem in found if word_of(stem)]
+    names = chosen(setting, known if setting == ALL and ALL not in found else [*found])
+    if names is None:
+        raise SourceError(
+            f"dataset.split={setting}: {folder} has no such list; there are "
+            f"{first_few([*found]) or 'none'} (csv, tsv, json, jsonl, parquet)"
+        )
+    twice = next((name for name in names if len(found[name]) > 1), None)
+    if twice is not None:
+        raise SourceError(
+            f"dataset.split={setting}: {folder} has several lists of one split: "
+            f"{first_few([path.name for path in found[twice]])}; move one away, or set "
+            "dataset.path to a file"
+        )
+    paths = [found[name][0] for name in names]
+    notes: tuple[str, ...] = ()
+    if setting == ALL and ALL not in found and len(names) < len(found):
+        others = first_few([name for name in found if name not in names])
+        notes = (f"dataset.split=all reads {first_few(names)}, and not {others}",)
+    is_text = all(path.suffix.lower() in SUFFIXES for path in paths) and all(
+        (config.format or (None if _is_stated(config) else guess_format(path))) in (None, "table")
+        for path in paths
+    )
+    if is_text:
+        rows, lengths = _text_of_splits(config, folder, paths)
+    else:
+        parts = [_list_rows(config, path) for path in paths]
+        rows, lengths = _joined(parts, paths), [len(part.table) for part in parts]
+    labels = pa.array(np.repeat(names, lengths).tolist(), pa.string())
+    rows = replace(
+        rows,
+        table=with_split(rows.table, labels),
+        splits=labels if len(paths) > 1 else None,
+        notes=(*notes, *rows.notes),
+    )
+    return from_files(rows, paths)
+
+
+def _text_of_splits(
+    config: DatasetConfig, folder: Path, paths: list[Path]
+) -> tuple[Rows, list[int]]:
+    """Read tables of text, so that a column has one type in all; and return their lengths."""
     tables: list[pa.Table] = []
     places: list[tuple[Path, int, Form]] = []
-    for name in names:
-        found = [path for path in (folder / f"{name}{s}" for s in SUFFIXES) if path.is_file()]
-        if len(found) != 1:
-            there = sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-            raise SourceError(
-                f"dataset.split={setting}: {folder} has {'both' if found else 'neither'} "
-                f"{name}.csv {'and' if found else 'nor'} {name}.tsv; there are "
-                f"{first_few(there) or 'no tables'}"
-            )
-        table, form = _read_text(config, found[0])
+    for path in paths:
+        table, form = _read_text(config, path)
         if tables and table.column_names != tables[0].column_names:
             raise SourceError(
-                f"{found[0]} and {paths[0]} have other columns: {', '.join(table.column_names)} "
+                f"{path} and {paths[0]} have other columns: {', '.join(table.column_names)} "
                 f"against {', '.join(tables[0].column_names)}"
             )
-        paths += found
         tables.append(table)
-        places.append((found[0], len(table), form))
-    labels = pa.array(np.repeat(names, [len(table) for table in tables]).tolist(), pa.string())
-    table = with_split(pa.concat_tables(tables), labels)
-    rows = _text_rows(config, folder, table, Places(tuple(places)))
-    return from_files(replace(rows, splits=labels if len(tables) > 1 else None), paths)
+        places.append((path, len(table), form))
+    rows = _text_rows(config, folder, pa.concat_tables(tables), Places(tuple(places)))
+    return rows, [len(table) for table in tables]
+
+
+def _joined(parts: list[Rows], paths: list[Path]) -> Rows:
+    """Join the rows of several lists; a column that some lack is null there.
+
+    Raises:
+        SourceError: They differ in form, root folder, class names or the type of a column.
+    """
+    first = parts[0]
+    for part, path in zip(parts, paths, strict=True):
+        if (part.audio_column, part.spans is None) != (first.audio_column, first.spans is None):
+            raise SourceError(f"{path} and {paths[0]} are lists of different forms")
+        if part.class_names != first.class_names:
+            raise SourceError(f"{path} and {paths[0]} have other class names")
+        if part.root != first.root:
+            raise SourceError(
+                f"the paths of {path} start from {part.root}, those of {paths[0]} from "
+                f"{first.root}: set dataset.root, or extract each into a store of its own"
+            )
+    try:
+        table = pa.concat_tables(
+            [part.table.replace_schema_metadata(None) for part in parts],
+            promote_options="permissive",
+        )
+    except pa.ArrowException as error:
+        raise SourceError(
+            f"{first_few([str(path) for path in paths])} do not fit together: {one_line(error)}"
+        ) from error
+    spans = [part.spans for part in parts if part.spans is not None]
+    places = [part.places for part in parts if part.places is not None]
+    return replace(
+        first,
+        table=table,
+        spans=joined_spans(spans) if spans else None,
+        places=Places(tuple(file for place in places for file in place.files)),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def _of_splits(config: DatasetConfig, rows: Rows) -> Rows:
