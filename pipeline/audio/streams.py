@@ -188,11 +188,13 @@ def mp3_end(handle: EncodedFile, n_read: int, n_stated: int) -> tuple[str, ...]:
     xing = max(head.find(b"Xing"), head.find(b"Info"))
     n_bytes = _before_tags(handle) - at
     if 0 <= xing < 56 and head[xing + 7] & 1:
-        if n_read + frame.n_samples < n_stated:
-            return (FLAG_TRUNCATED,)
-        n_frames = int.from_bytes(head[xing + 8 : xing + 12], "big")
         has_size = head[xing + 7] & 2
         n_stated_bytes = int.from_bytes(head[xing + 12 : xing + 16], "big") if has_size else 0
+        # Decoders differ in the samples that they leave out at the ends, by up to a frame.
+        n_least = n_read if n_bytes < n_stated_bytes else n_read + frame.n_samples
+        if n_least < n_stated:
+            return (FLAG_TRUNCATED,)
+        n_frames = int.from_bytes(head[xing + 8 : xing + 12], "big")
         if n_bytes > n_stated_bytes + frame.n_bytes:
             _check_frames(_read(handle, at, n_bytes), n_frames)
         return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pipeline.errors import DamagedError, SourceError, counted, first_few
 from pipeline.events import Observer, announced
 from pipeline.extract.planning.labelling import merge_labels, other_columns, other_values
 from pipeline.extract.store_setup import check_has_dataset
+from pipeline.sources.base import Source
 from pipeline.sources.opening import open_source
 from pipeline.store.backend.base import Backend, Location
 from pipeline.store.backend.opening import open_backend
@@ -94,8 +96,8 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         if not n_matched:
             raise SourceError(
                 f"no utterance of store {backend} is in {source.origin}: the store has "
-                f"{ids[0].as_py()!r}, the dataset {source.ids()[0].as_py()!r}. Set "
-                "dataset.id_column to the column with the ids of the store"
+                f"{ids[0].as_py()!r}, the dataset {source.ids()[0].as_py()!r}. "
+                f"{_remedy(ids, source)}"
             )
         now = merge_labels(before, source, ids, before.numbers, rows)
         columns = other_columns(before.columns, now.columns)
@@ -115,6 +117,18 @@ def relabel(store: Location, config: Config, observer: Observer | None = None) -
         not_in_store=len(source) - n_matched - _n_dropped(backend, source.ids()),
         columns=tuple(now.names),
     )
+
+
+def _remedy(ids: pa.StringArray, source: Source) -> str:
+    """Return what to set for a dataset that has none of the ids of a store."""
+    suffix, name = PurePosixPath(ids[0].as_py()).suffix, source.config.id_column
+    stems = pc.replace_substring_regex(ids, r"\.[^./]*$", "")
+    if suffix and name and (places_of_ids(stems, source.ids()) >= 0).any():
+        return (
+            "The ids of the store are paths: leave dataset.id_column out, and set "
+            f"'dataset.audio_path={{{name}}}{suffix}'"
+        )
+    return "Set dataset.id_column to the column with the ids of the store"
 
 
 def _shown(backend: Backend, observer: Observer) -> tuple[Labels, list[int], bool]:

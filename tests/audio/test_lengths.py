@@ -253,6 +253,16 @@ def test_frames_behind_those_of_the_header_of_an_mp3_are_noticed() -> None:
         assert outcome(whole + rest)[0] == 6_000
 
 
+def test_an_mp3_that_lacks_a_part_of_its_last_frame_is_flagged() -> None:
+    """Of the samples less than a frame is missing, which alone may be a decoder's way."""
+    whole = encoded("MP3", speechlike(6_000))
+    assert outcome(whole) == (6_000, ())
+    for n_missing in (1, 20):
+        n_samples, flags = outcome(whole[:-n_missing])
+        assert (n_samples < 6_000, flags) == (True, TRUNCATED)
+    assert outcome(whole + b"TAG" + bytes(125)) == (6_000, ())
+
+
 def test_an_mp3_without_a_length() -> None:
     """Its last frame shows whether it was cut."""
     whole = mp3_without_length(speechlike(N), mode="CONSTANT")

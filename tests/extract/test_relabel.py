@@ -141,6 +141,18 @@ def test_a_dataset_without_any_utterance_of_the_store_is_refused(case: Case) -> 
         case.relabel(*options)
 
 
+def test_ids_without_the_suffix_of_the_files_have_a_remedy(case: Case) -> None:
+    """Which works as it is printed."""
+    options = case.table("id,mood\nclip-001,calm\n")
+    with pytest.raises(SourceError) as error:
+        case.relabel(*options, "dataset.audio_column=id")
+    assert str(error.value).endswith(
+        "leave dataset.id_column out, and set 'dataset.audio_path={id}.wav'"
+    )
+    assert case.relabel(*options[:2], "dataset.audio_path={id}.wav").relabelled == 1
+    assert case.column("mood") == [None, "calm", None, None]
+
+
 def test_a_type_that_does_not_fit_the_labels_that_stay_is_refused(case: Case) -> None:
     """Text of utterances that the dataset lacks is no number."""
     options = case.table("id,path,emotion\nclip-000.wav,x.wav,1\n")
