@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError, counted
+from pipeline.errors import SourceError, counted, first_few
 from pipeline.sources.columns import Rows
 from pipeline.sources.lists.metadata import read_metadata, require_files
 from pipeline.sources.lists.paths import match_names
@@ -48,6 +48,7 @@ AUDIO_EXTENSIONS = frozenset(
 """Extensions of audio files, including formats that cannot be decoded here."""
 
 _METADATA_NAMES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
+_OTHER_METADATA = re.compile(r"metadata\.(csv|tsv|txt|json|jsonl|parquet|xlsx?)", re.IGNORECASE)
 _BLOCK_NAMES = 1 << 14
 
 
@@ -92,6 +93,7 @@ def _folder_rows(config: DatasetConfig) -> Rows:
         if not config.levels and "label" not in table.column_names:
             notes += _note_depths(audio)
         names = table["file_name"]
+        notes += _note_other_metadata(skipped)
     if config.levels:
         table = with_levels(table, names, config.levels)
     if splits.names is not None and (config.split in (None, ALL) or len(splits.names) > 1):
@@ -116,6 +118,17 @@ def _note_depths(audio: list[str]) -> tuple[str, ...]:
     return (
         "there is no column label, because files do not lie equally deep in directories "
         f"({shallow}, {deep}); dataset.levels names columns of the directories",
+    )
+
+
+def _note_other_metadata(skipped: list[str]) -> tuple[str, ...]:
+    """Return a note if there is metadata that is not read, because of its name."""
+    found = [file for file in skipped if _OTHER_METADATA.fullmatch(file.rpartition("/")[2])]
+    if not found:
+        return ()
+    return (
+        f"{first_few(found)} {'is' if len(found) == 1 else 'are'} not read: columns are those of "
+        "metadata.csv, .jsonl or .parquet; other tables are read with dataset=manifest",
     )
 
 

@@ -65,6 +65,38 @@ def test_the_folder_of_the_files_is_proposed(tmp_path: Path) -> None:
     require_some_file(found)
 
 
+def test_a_folder_above_and_the_working_directory_are_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of other tools often start from where their scripts run."""
+    write(tmp_path / "corpus/clips/a.wav")
+    lists = tmp_path / "corpus/lists"
+    with pytest.raises(SourceError, match=f"set dataset.root={tmp_path / 'corpus'}$"):
+        require_some_file(listed(lists, ["clips/a.wav"]))
+    monkeypatch.chdir(tmp_path)
+    apart = tmp_path / "other"
+    with pytest.raises(SourceError, match=f"set dataset.root={tmp_path}$"):
+        require_some_file(listed(apart, ["corpus/clips/a.wav"]))
+    require_some_file(listed(apart, ["corpus/clips/a.wav"], root=str(tmp_path)))
+
+
+def test_names_without_the_suffix_of_the_files_have_a_remedy(tmp_path: Path) -> None:
+    """It works as it is printed; a name with another suffix is named."""
+    write(tmp_path / "a.b.wav")
+    words = r"a\.b\.wav is there: set 'dataset\.audio_path=\{path}\.wav'$"
+    with pytest.raises(SourceError, match=words):
+        require_some_file(listed(tmp_path, ["a.b"]))
+    require_some_file(listed(tmp_path, ["a.b"], audio_path="{path}.wav"))
+    with pytest.raises(SourceError, match=r"a\.b\.wav is there: write this name into the list"):
+        require_some_file(listed(tmp_path, ["a.b.flac"]))
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(SourceError, match=f"dataset.root={gone} is no folder"):
+        require_some_file(listed(tmp_path, ["a.wav"], root=gone))
+
+
 @pytest.mark.parametrize("column", ["text", "struct"])
 def test_parquet_files_of_paths_propose_it_too(tmp_path: Path, column: str) -> None:
     """As text, and as `datasets` writes paths, also if no row has a type of bytes."""

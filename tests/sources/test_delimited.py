@@ -257,3 +257,17 @@ def test_texts_of_json_are_as_they_are_written(tmp_path: Path, form: str) -> Non
         "at": [row["at"] for row in rows],
         "n": [1, None, 2],
     }
+
+
+@pytest.mark.parametrize("name", ["metadata.tsv", "Metadata.CSV", "metadata.json"])
+def test_metadata_of_another_name_is_noted(tmp_path: Path, name: str) -> None:
+    """Its labels would be missing with nothing but a count of skipped files."""
+    write(tmp_path / "a.wav", speechlike(800))
+    (tmp_path / name).write_text("file_name\tword\na.wav\tx\n")
+    [note] = open_source(DatasetConfig("audiofolder", str(tmp_path))).notes
+    assert note.startswith(f"{name} is not read: columns are those of metadata.csv")
+    (tmp_path / "metadata.csv").write_text("file_name;word\na.wav;x\n")
+    with pytest.raises(SourceError) as error:
+        open_source(DatasetConfig("audiofolder", str(tmp_path)))
+    words = f"dataset.path={tmp_path}/metadata.csv 'dataset.delimiter=;' dataset.audio_column="
+    assert words in str(error.value)

@@ -224,7 +224,7 @@ def test_a_manifest_of_fairseq(tmp_path: Path, call: Path) -> None:
     path.write_text("/nowhere\ncall.wav\t160000\n")
     assert len(samples(replace(config, root=str(tmp_path)))["call.wav"]) == 160_000
     path.write_text("..\ncall.wav\t160000\ncall.wav 5\n")
-    assert "line 3 is not a path, a tab and a number" in refused(config)
+    assert "line 3 is not a path, a tab and a whole number" in refused(config)
 
 
 def cut(call: Path, **more: Any) -> dict[str, Any]:

@@ -6,26 +6,34 @@ being emptied, moved or unmounted, and none of its files is quarantined.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, counted
 from pipeline.sources.base import Source
+from pipeline.sources.folder import is_audio
 from pipeline.sources.location import check_reachable, describe_location
 from pipeline.sources.remote.listing import MISSING, Stamps
 from pipeline.sources.remote.uri import is_remote
+
+if TYPE_CHECKING:
+    from pipeline.config import DatasetConfig
 
 _N_THREADS = 32  # they wait for the file system, which may be remote
 _BLOCK_ROWS = 1 << 12
 _TASK_ROWS = _BLOCK_ROWS // _N_THREADS
 _N_NAMED = 3
 _MAX_FOLDERS = 1000
+_N_ABOVE = 3
 _MOST_VANISHED, _VANISHED_SHARE = 10, 0.01
 """Files of a folder that may be missing after it was listed: so many, or this share of them."""
 
@@ -138,18 +146,56 @@ def _exists(source: Source, row: int) -> bool:
 
 
 def _remedy(source: Source, path: str) -> str:
-    """Return what to set, if relative paths may start from elsewhere."""
+    """Return what to set, if relative paths may start from elsewhere or lack their suffix."""
     config = source.config
     if config.kind not in ("manifest", "kaldi", "lhotse", "parquet"):
         return "; bring the files to where the dataset says they are"
-    beside = None if is_remote(path) else next(_in_a_folder_beside(path), None)
-    if beside is not None:
-        return f"; it is in {beside}: set dataset.root={beside}"
+    if not is_remote(path):
+        if (
+            config.root
+            and not is_remote(config.root)
+            and not Path(config.root).expanduser().is_dir()
+        ):
+            return f"; dataset.root={config.root} is no folder"
+        found = next(_in_a_folder_above(config, path), None) or next(
+            _in_a_folder_beside(path), None
+        )
+        if found is not None:
+            return f"; it is in {found}: set dataset.root={found}"
+        name = next(_with_a_suffix(path), None)
+        if name is not None:
+            suffix = name.removeprefix(Path(path).name)
+            if config.kind == "manifest" and config.audio_path is None and suffix != name:
+                setting = f"'dataset.audio_path={{{config.audio_column}}}{suffix}'"
+                return f"; {name} is there: set {setting}"
+            return f"; {name} is there: write this name into the list"
     return (
         "; relative paths start from "
         + ("dataset.root" if config.root else "the folder of the list: set dataset.root=DIR")
         + ", absolute ones must be those of this machine"
     )
+
+
+def _in_a_folder_above(config: DatasetConfig, path: str) -> Iterator[Path]:
+    """Yield the working directory, or a folder above the list, that has a relative path."""
+    here = Path(str(config.path)).expanduser().absolute()
+    folder = here if here.is_dir() else here.parent
+    root = Path(config.root).expanduser().absolute() if config.root else folder
+    if Path(path).is_relative_to(root):
+        rest = Path(path).relative_to(root)
+        for start in (Path.cwd(), folder, *itertools.islice(folder.parents, _N_ABOVE)):
+            if start != root and (start / rest).exists():
+                yield start
+
+
+def _with_a_suffix(path: str) -> Iterator[str]:
+    """Yield the names of audio files that differ in their suffix only."""
+    folder, name = Path(path).parent, Path(path).name
+    stem = name[: -len(Path(name).suffix)] if is_audio(name) else name
+    with contextlib.suppress(OSError):
+        for file in sorted(folder.glob(f"{glob.escape(stem)}.*")):
+            if file.stem == stem and is_audio(file.name):
+                yield file.name
 
 
 def _in_a_folder_beside(path: str) -> Iterator[Path]:

@@ -8,6 +8,7 @@ the root folder, then lines with path, tab and number of samples.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _AUDIO = "audio_filepath"
 _GUESSED_LINES = 2
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 
 
 def guess_format(path: Path) -> str | None:
@@ -63,7 +65,10 @@ def guess_format(path: Path) -> str | None:
         return "nemo" if isinstance(first.get(_AUDIO), str) and "duration" in first else None
     if len(lines) == _GUESSED_LINES and "\t" not in lines[0]:
         fields = lines[1].split("\t")
-        return "fairseq" if len(fields) == 2 and fields[1].strip().isdecimal() else None
+        is_number = len(fields) == 2 and _NUMBER.fullmatch(
+            fields[1].strip()
+        )  # 8000.0: refused then
+        return "fairseq" if is_number else None
     return None
 
 
@@ -111,7 +116,10 @@ def fairseq_rows(config: DatasetConfig, path: Path) -> Rows:
         file, tab, n_samples = line.partition("\t")
         where = place(path, number)
         if not tab or not n_samples.strip().isdecimal():
-            raise SourceError(f"{where} is not a path, a tab and a number of samples")
+            raise SourceError(
+                f"{where} is not a path, a tab and a whole number of samples, as in a manifest of "
+                "fairseq"
+            )
         columns.add({"path": check_path(file, where)})
     if root is None or not len(columns):
         raise SourceError(f"{path} has no rows")

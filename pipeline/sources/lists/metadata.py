@@ -47,7 +47,8 @@ def read_metadata(
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
             table = hub.as_written(root / file, table)
         places.append((root / file, len(table), form))
-        require_column("file_name", table.column_names, str(root / file))
+        hint = _delimiter_hint(root / file, table.column_names)
+        require_column("file_name", table.column_names, str(root / file), hint)
         if form.kind == "csv":
             check_quotes(Places((places[-1],)), table, "file_name")
         check_text("column file_name", table.column("file_name"), str(root / file))
@@ -67,6 +68,18 @@ def read_metadata(
                 f"{one_line(schema)} against {one_line(schemas[0])}"
             )
     return pa.concat_tables(tables), class_names, json.dumps(states), Places(tuple(places))
+
+
+def _delimiter_hint(path: Path, names: list[str]) -> str:
+    """Return what to set if the header of a csv is not separated by commas; "" if it is."""
+    marks = [mark for mark in ";|\t" if len(names) == 1 and mark in names[0]]
+    if not marks:
+        return ""
+    mark = "\\t" if marks[0] == "\t" else marks[0]
+    return (
+        f"it is separated by '{mark}', not by commas: dataset=manifest dataset.path={path} "
+        f"'dataset.delimiter={mark}' dataset.audio_column=file_name reads it"
+    )
 
 
 def _normalized_paths(paths: pa.ChunkedArray, places: Places) -> pa.ChunkedArray:
