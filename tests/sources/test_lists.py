@@ -225,6 +225,8 @@ def test_a_manifest_of_fairseq(tmp_path: Path, call: Path) -> None:
     assert len(samples(replace(config, root=str(tmp_path)))["call.wav"]) == 160_000
     path.write_text("..\ncall.wav\t160000\ncall.wav 5\n")
     assert "line 3 is not a path, a tab and a whole number" in refused(config)
+    path.write_text("..\ncall.wav\t160000.0\n")
+    assert "line 2 is not a path, a tab and a whole number" in refused(config)
 
 
 def cut(call: Path, **more: Any) -> dict[str, Any]:
