@@ -142,7 +142,7 @@ def _attend(
     if is_half(projected):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     else:  # the fused kernels may compute float32 products in TF32
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + mask
+        scores = (query * query.shape[-1] ** -0.5) @ key.mT + mask
         attended = scores.softmax(dim=-1) @ value
     return attended.transpose(1, 2).reshape(n_clips * n_frames, -1)
 
