@@ -297,15 +297,22 @@ def _fitting_frames(device: torch.device, layout: Layout) -> int:
 
 
 def count_fitting_frames(free_bytes: int, n_layers: int, dim: int) -> int:
-    """Return the frames of a batch that fit into memory beside the model.
+    """Return the frames of a batch that fit into memory beside the model; see `count_needed_bytes`.
+
+    At least 1 is returned: whether one clip fits is seen when it is encoded.
+    """
+    per_frame = count_needed_bytes(1, n_layers, dim) - _FIXED_BYTES
+    return max(1, (free_bytes - _FIXED_BYTES) // per_frame)
+
+
+def count_needed_bytes(n_frames: int, n_layers: int, dim: int) -> int:
+    """Return the memory that a batch is taken to need on a GPU, beside the model.
 
     A block holds about 16 float32 values for each frame and feature at its peak, and the layers of
     two batches wait for their copies. Memory that does not grow with the batch (the front end's
-    chunk, the scores of an attention group) takes `_FIXED_BYTES`. At least 1 is returned: whether
-    one clip fits is seen when it is encoded.
+    chunk, the scores of an attention group) takes `_FIXED_BYTES`.
     """
-    per_frame = 16 * 4 * dim + 2 * 2 * n_layers * dim
-    return max(1, (free_bytes - _FIXED_BYTES) // per_frame)
+    return _FIXED_BYTES + n_frames * dim * (16 * 4 + 2 * 2 * n_layers)
 
 
 def _kept_frames(batch: list[_Clip]) -> npt.NDArray[np.int64] | None:
