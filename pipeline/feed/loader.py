@@ -165,12 +165,13 @@ class FeatureLoader(ResumableLoader[Batch]):
         pinned = self._workers.pin_memory and torch.cuda.is_available()
         read = self._read_in_workers if self._workers.num_workers else self._read_here
         self._prepare_ahead()
+        iteration = self._n_iterations
         try:
             for spec, features in read():
                 batch = batch_of(self.dataset, spec, features)
                 yield batch.pin_memory() if pinned else batch
         finally:
-            if self._ahead is not None:
+            if self._ahead is not None and iteration == self._n_iterations:
                 self._ahead.stop()
 
     def _prepare_ahead(self) -> None:

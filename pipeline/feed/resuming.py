@@ -17,6 +17,9 @@ class ResumableLoader(ABC, Generic[BatchT]):
     `set_epoch` selects an epoch. `state_dict` records how many batches of it were returned, and a
     loader that loads this state continues with exactly the remaining batches.
 
+    There is one iteration at a time, because the state and the workers are those of the loader. A
+    new one ends the one before: continuing that raises ConfigError.
+
     Attributes:
         epoch: The current epoch, or the next one if none has started.
     """
@@ -25,6 +28,7 @@ class ResumableLoader(ABC, Generic[BatchT]):
         self.epoch = 0
         self._n_done = 0
         self._started = False
+        self._n_iterations = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -46,7 +50,8 @@ class ResumableLoader(ABC, Generic[BatchT]):
         if self._started:
             self.set_epoch(self.epoch + 1)
         self._started = True
-        return self._batches()
+        self._n_iterations += 1
+        return self._of_iteration(self._n_iterations)
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch of the next iteration.
@@ -104,6 +109,26 @@ class ResumableLoader(ABC, Generic[BatchT]):
                 f"{'; '.join(differences)}. Make the loader with the same settings, or start an "
                 "epoch with set_epoch"
             )
+
+    def _of_iteration(self, number: int) -> Iterator[BatchT]:
+        """Yield the batches of an iteration, as long as it is the newest one.
+
+        Raises:
+            ConfigError: Another one has begun.
+        """
+        batches = self._batches()
+        while number == self._n_iterations:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
+            del batch  # so that its memory can be reused
+        raise ConfigError(
+            "another iteration over this loader has begun (a loop within the loop, zip(loader, "
+            "loader), next(iter(loader))), which would take batches from this one; make a loader "
+            "for each"
+        )
 
     def _batches(self) -> Iterator[BatchT]:
         for batch in self._remaining():

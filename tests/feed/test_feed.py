@@ -187,6 +187,26 @@ def test_epochs_advance_and_can_be_selected(opened, num_workers):
     assert [batch.ids for batch in other] == orders[2]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_second_iteration_ends_the_first(opened, num_workers):
+    """A second iteration has its whole epoch; to continue the first one is refused."""
+    loader, alone = loader_of(opened, num_workers=num_workers), loader_of(opened)
+    epochs = [[batch.ids for batch in alone] for _ in range(2)]
+    first = iter(loader)
+    assert next(first).ids == epochs[0][0]
+    second = iter(loader)
+    begun = [next(second).ids]
+    with pytest.raises(ConfigError, match=r"another iteration over this loader .* loader for each"):
+        next(first)
+    del first  # ends nothing of the second one
+    assert begun + [batch.ids for batch in second] == epochs[1]
+    with pytest.raises(ConfigError, match="another iteration"):
+        list(zip(loader, loader, strict=True))
+    frames = pipeline.make_frame_loader(pipeline.FeatureDataset(opened, [2]), frames_per_batch=64)
+    with pytest.raises(ConfigError, match="another iteration"):
+        list(zip(frames, frames, strict=True))
+
+
 def test_ranks_together_see_every_utterance(opened):
     """Two loaders, one per rank, have equally many batches and all utterances."""
     ranks = [list(loader_of(opened, rank=rank, world_size=2)) for rank in range(2)]
