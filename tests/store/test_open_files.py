@@ -46,6 +46,27 @@ def test_a_dropped_store_closes_its_files(tmp_path: Path) -> None:
         gc.enable()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_store_that_failed_to_read_closes_its_files(tmp_path: Path) -> None:
+    """At once, too: the errors of zarr-python, which reads damaged shards, keep nothing open."""
+    make_store(tmp_path / "store", [20, 30, 40], layers=(1, 2, 3))
+    shard = tmp_path / "store/features.zarr/frames/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-7])
+    counts = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            store = open_store(tmp_path / "store")
+            with pytest.raises(DamagedError, match="is damaged; run `strata verify`"):
+                store.read(0)
+            del store
+            counts.append(open_files())
+    finally:
+        gc.enable()
+    assert counts[1] == counts[-1]  # the first one starts the event loop of zarr-python
+
+
 def test_a_store_can_be_closed(tmp_path: Path) -> None:
     """By `close` or `with`; then reading says so, and other stores of the same folder go on."""
     make_store(tmp_path / "store", [20, 30], layers=(1, 2))

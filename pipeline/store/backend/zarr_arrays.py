@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+import traceback
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import zarr
@@ -16,6 +18,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from pipeline.errors import DamagedError, UnreachableError
 from pipeline.store.backend.base import Backend
 
 
@@ -52,6 +55,29 @@ class ZarrArrays:
             array = open_array(self._backend, key)
             self._arrays[key] = (os.getpid(), array)
         return array
+
+
+@contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Report an error of zarr-python, which raises whatever its codecs raise, as damage.
+
+    The error is in the frames of its own traceback, in a future of zarr-python's event loop. They
+    are cleared: that reference cycle would keep files open until a garbage collection.
+
+    Args:
+        what: What is read, for the message.
+
+    Raises:
+        DamagedError: It cannot be read.
+        UnreachableError: A server does not answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, UnreachableError):
+            raise
+        raise DamagedError(f"{what} is damaged; run `strata verify`") from error
 
 
 class _ReadOnlyStore(Store):

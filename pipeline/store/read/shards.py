@@ -21,7 +21,7 @@ from pipeline.store.backend.base import Location, ObjectReader
 from pipeline.store.backend.ends import End, OtherEndError
 from pipeline.store.backend.held_reader import HeldRanges
 from pipeline.store.backend.opening import open_backend
-from pipeline.store.backend.zarr_arrays import ZarrArrays
+from pipeline.store.backend.zarr_arrays import ZarrArrays, reported
 from pipeline.store.format.codecs import FloatArray, Stored
 from pipeline.store.format.layout import FRAMES, POOLED, SCALE, Layout
 from pipeline.store.native.rows import RowScatter
@@ -365,30 +365,17 @@ class ShardReader:
     def _check_zarr_reads(self, path: str, axis: int, slot: int) -> None:
         """Check that zarr-python can read a shard that is not flat."""
         first = self.layout.slot_start(slot)
-        try:
+        with reported(f"shard {path}"):
             self._arrays[FRAMES][axis, first : first + self.layout.frames_per_unit]
-        except UnreachableError:
-            raise
-        except Exception as error:  # zarr raises whatever its codecs raise
-            raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _read_by_zarr(self, axis: int, slot: int, start: int, parts: Sequence[Matrix]) -> None:
         first = self.layout.slot_start(slot - self._first_slot) + start
-        array = self._arrays[FRAMES]
-        try:
+        with reported(f"shard {self.locate(axis, slot)}"):
+            array = self._arrays[FRAMES]
             for part in parts:
                 part[...] = array[axis, first : first + len(part)]
                 first += len(part)
-        except UnreachableError:
-            raise
-        except Exception as error:  # zarr raises whatever its codecs raise
-            path = self.locate(axis, slot)
-            raise DamagedError(f"shard {path} is damaged; run `strata verify`") from error
 
     def _chunk_by_zarr(self, array: str, slot: int, path: str) -> FloatArray:
-        try:
+        with reported(path):
             return np.asarray(self._arrays[array][slot])
-        except UnreachableError:
-            raise
-        except Exception as error:  # zarr raises whatever its codecs raise
-            raise DamagedError(f"{path} is damaged; run `strata verify`") from error
