@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import ConfigError, NoSpaceError, StoreError
+from pipeline.errors import ConfigError, NoSpaceError, SourceError, StoreError
 
 Buffer = bytes | memoryview
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -55,6 +55,18 @@ def local_folder(name: str, text: str | os.PathLike[str]) -> Path:
     if is_uri(text):
         raise ConfigError(f"{name}={os.fspath(text)}: expected a folder of this machine")
     return Path(text)
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a pipe, a socket or a device in the place of a table, which may never end.
+
+    A pipe can be read once only, and tables are read several times.
+
+    Raises:
+        SourceError: The path exists and is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path} is not a regular file; save the table as a file")
 
 
 def write_atomic(path: Path, parts: Sequence[Buffer]) -> None:

@@ -174,7 +174,7 @@ def list_files(root: Path) -> list[str]:
                 for entry in entries:
                     if entry.name.startswith((".", "__")) or _is_loop(entry):
                         continue
-                    if entry.is_dir():
+                    if _is_directory(entry):
                         pending.append(f"{prefix}{entry.name}/")
                         if is_audio(entry.name):
                             audio_named.append(prefix + entry.name)
@@ -282,9 +282,19 @@ def _without_audio(directories: list[str], files: list[str]) -> list[str]:
     return [directory for directory in directories if directory not in holding]
 
 
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a directory, or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a directory that may not be read
+        if entry.is_symlink():
+            return False
+        raise
+
+
 def _is_loop(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a link to a directory that contains it."""
-    if not entry.is_symlink() or not entry.is_dir():
+    if not entry.is_symlink() or not _is_directory(entry):
         return False
     path = Path(entry.path)
     return path.parent.resolve().is_relative_to(path.resolve())

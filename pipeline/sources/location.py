@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceError
+from pipeline.files import require_regular
 from pipeline.sources.remote.file import RemoteFolder
 from pipeline.sources.remote.listing import has_files, is_file
 from pipeline.sources.remote.reading import resolved
@@ -64,16 +65,6 @@ def audio_root(config: DatasetConfig, folder: Path | RemoteFolder) -> str:
     if config.root and is_remote(config.root):
         return resolved(config.root.rstrip("/"))
     return original(str(Path(config.root).expanduser().absolute() if config.root else folder))
-
-
-def require_regular(path: Path) -> None:
-    """Refuse a pipe, a socket or a device in the place of a table, which may never end.
-
-    Raises:
-        SourceError: The path is not a regular file.
-    """
-    if not path.is_file():
-        raise SourceError(f"{path} is not a regular file; save the table as a file")
 
 
 def describe_location(config: DatasetConfig) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.config.spans_schema import SPAN_KINDS, SPAN_UNITS, SpansConfig
 from pipeline.errors import ConfigError, SourceError, counted, did_you_mean, first_few
-from pipeline.files import is_uri
+from pipeline.files import is_uri, require_regular
 from pipeline.spans.id_forms import id_maker
 from pipeline.spans.nist import add_ctm, add_rttm
 from pipeline.spans.table import SpanBuilder, Spans
@@ -164,10 +164,12 @@ def _files(path: Path, kind: str | None) -> tuple[str, list[Path]]:
     """Return the kind of the files at a path, and the files, sorted.
 
     Raises:
-        SourceError: A folder has no file of spans, or files of several kinds.
+        SourceError: A folder has no file of spans, or files of several kinds; or the path is that
+            of a pipe.
         ConfigError: The kind of a file is not known by its name.
     """
     if not path.is_dir():
+        require_regular(path)
         found = kind or _kind_of(path)
         if found is None:
             raise ConfigError(

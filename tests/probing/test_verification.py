@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from pipeline.config import load_sweep_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.probing.report.prediction_charts import detection_chart
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.run import sweep
@@ -205,6 +206,9 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, lines, message):
         read_trials(str(path), IDS, skip_missing=False)
     with pytest.raises(ConfigError, match=r"task.trials=.*absent cannot be read"):
         read_trials(str(tmp_path / "absent"), IDS, skip_missing=False)
+    os.mkfifo(tmp_path / "pipe")  # nothing waits for a writer
+    with pytest.raises(SourceError, match="pipe is not a regular file; save the table"):
+        read_trials(str(tmp_path / "pipe"), IDS, skip_missing=False)
 
 
 def test_a_list_without_any_utterance_of_the_store_is_refused(tmp_path):

@@ -273,6 +273,18 @@ def test_a_link_to_its_parent_is_not_followed(tmp_path):
     assert open_kind("audiofolder", tmp_path / "root").ids().to_pylist() == ["a.wav", "link/b.wav"]
 
 
+def test_links_that_lead_nowhere_are_reported_by_name(tmp_path):
+    """A link to itself or to nothing stops no other file; `plan` quarantines it."""
+    write(tmp_path / "a.wav")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "nowhere.wav").symlink_to("gone.wav")
+    (tmp_path / "loop").symlink_to("loop")
+    source = open_kind("audiofolder", tmp_path)
+    assert source.ids().to_pylist() == ["a.wav", "loop.wav", "nowhere.wav"]
+    with pytest.raises(AudioError, match="symbolic links"):
+        decode(source.segment(1), 16_000)
+
+
 # --- manifests --------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 
 import numpy as np
@@ -391,6 +392,8 @@ def test_wrong_objects_and_files_are_refused(tmp_path):
     refused(written(tmp_path, "c.txt", "x"), "does not tell its kind; give kind=", ConfigError)
     refused(tmp_path, "has files of several kinds (1 jsonl, 1 parquet); give kind=NAME")
     refused("s3://bucket/a.csv", "expected a path of this machine", ConfigError)
+    os.mkfifo(tmp_path / "pipe.csv")  # nothing waits for a writer
+    refused(tmp_path / "pipe.csv", "pipe.csv is not a regular file; save the table as a file")
 
 
 def test_labels_are_skipped_and_ids_are_made(tmp_path):

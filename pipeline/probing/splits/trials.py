@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError, counted, first_few
+from pipeline.files import require_regular
 from pipeline.probing.labels import IntArray
 from pipeline.spans.id_forms import find_id_form, id_fields, id_maker
 
@@ -179,6 +180,7 @@ def _pairs_of(
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not empty, with their numbers from 1."""
     try:
+        require_regular(file)
         with file.open(encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
+from pipeline.files import require_regular
 from pipeline.sources.columns import Rows, is_text
-from pipeline.sources.location import require_regular
 from pipeline.sources.remote.tables import original
 from pipeline.sources.remote.uri import check_uri, is_remote
 from pipeline.sources.table_cache import table_state

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, one_line
+from pipeline.files import require_regular
 from pipeline.sources import hub
 from pipeline.sources.columns import check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
 from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.lists.swallowed import check_quotes
-from pipeline.sources.location import require_regular
 from pipeline.sources.table_cache import table_state
 
 if TYPE_CHECKING:

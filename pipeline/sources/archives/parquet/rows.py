@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
+from pipeline.files import require_regular
 from pipeline.sources.archives.parquet.audio_column import children_of, leaves_of, stand_in
 from pipeline.sources.archives.parquet.embedded import Audio, named
 from pipeline.sources.archives.parquet.finding import find_places
@@ -26,7 +27,7 @@ from pipeline.sources.archives.parquet.pages import UnknownFormError
 from pipeline.sources.archives.parquet.places import Places, joined, without_bytes
 from pipeline.sources.columns import Rows, is_plain, require_column
 from pipeline.sources.fingerprint import stamps_of
-from pipeline.sources.location import audio_root, require_regular
+from pipeline.sources.location import audio_root
 from pipeline.sources.remote.file import RemoteFile, RemoteFolder
 from pipeline.sources.remote.uri import is_remote
 from pipeline.sources.splits import with_split

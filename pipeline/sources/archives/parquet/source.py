@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceError, first_few
+from pipeline.files import require_regular
 from pipeline.sources.archives.parquet.pages import UnknownFormError
 from pipeline.sources.archives.parquet.rows import File, ParquetSource, Part, read_parts
 from pipeline.sources.archives.shards import find_shards
-from pipeline.sources.location import describe_location, require_regular
+from pipeline.sources.location import describe_location
 from pipeline.sources.remote.file import RemoteFolder
 from pipeline.sources.splits import ALL, NAMES, chosen
 from pipeline.sources.tabular import TabularSource
