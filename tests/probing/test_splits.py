@@ -463,6 +463,37 @@ def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
             assert not any(one & other for one, other in combinations(sides, 2))
 
 
+@pytest.mark.parametrize("nothing", [None, " "])
+def test_an_empty_column_is_not_the_speaker(tmp_path, nothing):
+    """Its name says speaker, but another column has the speakers."""
+    root = store_with(tmp_path, speaker=pa.array([nothing] * N, pa.string()), actor=speakers_of(6))
+    with pytest.raises(ConfigError, match=r"Set split.speaker=actor to keep each in one part"):
+        split_of(root)
+    with pytest.raises(ConfigError, match=r"no utterance .* has a value in split.speaker=speaker"):
+        split_of(root, "split.speaker=speaker")
+
+
+@pytest.mark.parametrize("settings", [[], ["split.folds=groups"], ["split.folds=3"]])
+def test_utterances_of_unknown_speakers_are_left_out_and_counted(tmp_path, settings):
+    """They may be of a speaker of any part; none is tested, and no speaker is called None."""
+    speakers = [name if row % 4 else "" for row, name in enumerate(speakers_of(6))]
+    split = split_of(store_with(tmp_path, who=speakers), "split.speaker=who", *settings)
+    assert "30 utterances without a value in 'who' left out" in split.warnings
+    used = {row for fold in split.folds for part in in_parts(fold) for row in part}
+    assert used == {row for row in range(N) if row % 4}
+    assert "7 values" not in split.description
+
+
+def test_unknown_speakers_of_the_corpus_split_are_warned_of(tmp_path):
+    """The corpus's own split is used as it is."""
+    parts = [("train", "dev", "test")[row * 3 // N] for row in range(N)]
+    speakers = [name if row else None for row, name in enumerate(speakers_of(6))]
+    split = split_of(store_with(tmp_path, split=parts, speaker=speakers))
+    assert sum(map(len, in_parts(split.folds[0]))) == N
+    warning = "1 utterance without a value in 'speaker' may be of a speaker of another part"
+    assert warning in split.warnings
+
+
 def test_folds_test_every_utterance_once(tmp_path):
     """Leave-one-group-out has a fold per group, with the group as its test set."""
     speakers = speakers_of(5)

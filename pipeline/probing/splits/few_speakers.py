@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pipeline.config import TaskConfig
 from pipeline.errors import counted
-from pipeline.probing.labels import Fold, read_texts
+from pipeline.probing.labels import Fold
+from pipeline.probing.splits.speakers import read_speakers
 from pipeline.store.read.features import FeatureStore
 
 _FEW = 10
@@ -32,7 +33,7 @@ def few_speaker_warnings(
     """
     if column is None or task.kind in _OVER_SPEAKERS:
         return []
-    speakers = read_texts(store, column)
+    speakers = read_speakers(store, column)
     tested = {speakers[i] for fold in folds for i in fold.test.tolist()} - {None}
     if not 0 < len(tested) < _FEW:
         return []

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, counted, first_few
-from pipeline.probing.labels import Fold, IntArray, Labels, read_texts
+from pipeline.probing.labels import Fold, IntArray, Labels
 from pipeline.probing.results import DEV_IS_TEST
 from pipeline.probing.splits.corpus import (
     CorpusSplit,
@@ -36,6 +36,9 @@ from pipeline.probing.splits.speakers import (
     find_speaker_column,
     grouping_columns,
     is_certain,
+    read_speakers,
+    unknown_in_parts,
+    unknown_speakers,
 )
 from pipeline.probing.splits.stratified import (
     have_equal_shares,
@@ -73,14 +76,14 @@ class _Utterances:
         usable: Positions of the utterances that have all labels, ascending.
         classes: Class of every utterance of the store, to stratify by: int64 [n_utterances].
         grouped_by: Column whose values must not be shared between parts; None for no constraint.
-        groups: Value of that column for every utterance, [n_utterances]; empty without a column.
+        groups: Value of that column for every utterance, [n_utterances]; None where it is empty.
     """
 
     config: SplitConfig
     usable: IntArray
     classes: IntArray
     grouped_by: str | None
-    groups: tuple[str, ...]
+    groups: tuple[str | None, ...]
 
     def describe(self, folds: Sequence[Sequence[IntArray]], where: str = "in two parts") -> str:
         """Return the text that describes how utterances are assigned.
@@ -120,9 +123,9 @@ class _Utterances:
         seed, classes = self.config.seed, self.classes[positions]
         if self.grouped_by is None:
             return stratified_split(classes, shares, seed, keep_first)
-        names, groups = np.unique([self.groups[i] for i in positions], return_inverse=True)
+        names, groups = np.unique([self.groups[i] or "" for i in positions], return_inverse=True)
         if len(names) < len(shares):
-            values = sorted({self.groups[i] for i in self.usable.tolist()})
+            values = sorted({self.groups[i] or "" for i in self.usable.tolist()})
             left = f"of which {len(names)} is {where}, " if where else ""
             raise ConfigError(
                 f"{self.grouped_by} has {counted(len(values), 'value')} ({first_few(values)}), "
@@ -169,7 +172,8 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         asked = ask_for_speaker(task.name, grouping_columns(store, labels))
         raise ConfigError(". ".join((*unused, asked)))
     else:
-        split = _new_split(utterances)
+        utterances, left_out = _with_known_groups(utterances)
+        split = replace(_new_split(utterances), warnings=left_out)
     _check_parts(split, utterances)
     if task.kind == "abx":  # nothing is trained: dev is all that is not test
         folds = [
@@ -179,8 +183,10 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         split = replace(split, folds=tuple(folds))
     shared = _check_speakers(store, task, config, split, separated, is_random=corpus is None)
     few = [] if shared else few_speaker_warnings(store, task, separated, split.folds)
+    unknown = unknown_in_parts(store, separated, split.folds)
     leaked = recording_and_audio_warnings(store, split.folds)
-    return replace(split, warnings=(*unlabelled, *unused, *shared, *few, *leaked))
+    noted = (*unlabelled, *unused, *split.warnings, *unknown, *shared, *few, *leaked)
+    return replace(split, warnings=noted)
 
 
 def _with_speaker(
@@ -219,8 +225,27 @@ def _utterances(
             f"no utterance has a label in {', '.join(labels.columns)}; set labels=[COLUMN]"
         )
     classes = labels.strata(task.kind)
-    groups = () if config.speaker is None else tuple(map(str, read_texts(store, config.speaker)))
+    groups = () if config.speaker is None else tuple(read_speakers(store, config.speaker))
     return _Utterances(config, usable, classes, config.speaker, groups)
+
+
+def _with_known_groups(utterances: _Utterances) -> tuple[_Utterances, tuple[str, ...]]:
+    """Leave out utterances that cannot be kept apart from others, and warn of them.
+
+    Raises:
+        ConfigError: None is left.
+    """
+    column, usable = utterances.grouped_by, utterances.usable
+    if column is None:
+        return utterances, ()
+    known = usable[[utterances.groups[i] is not None for i in usable.tolist()]]
+    if not len(known):
+        raise ConfigError(
+            f"no utterance with a label has a value in split.speaker={column}; give another "
+            f"column, or split.speaker={NO_SPEAKER} to split at random"
+        )
+    warnings = unknown_speakers(utterances.groups, usable, column, "left out")
+    return replace(utterances, usable=known), tuple(warnings)
 
 
 def _split_by_column(
@@ -280,12 +305,12 @@ def _group_if_corpus_does(
     store: FeatureStore, utterances: _Utterances, speaker: str, train: IntArray, test: IntArray
 ) -> _Utterances:
     """Group by speaker if the corpus's own train and test share no speaker."""
-    speakers = read_texts(store, speaker)
+    speakers = read_speakers(store, speaker)
     if shared_values(speakers, [Fold(train, train[:0], test)]):
         return utterances
     if len({speakers[i] for i in train.tolist()}) < 2:
         return utterances
-    return replace(utterances, grouped_by=speaker, groups=tuple(map(str, speakers)))
+    return replace(utterances, grouped_by=speaker, groups=tuple(speakers))
 
 
 def _new_split(utterances: _Utterances) -> Split:
@@ -361,7 +386,7 @@ def _check_speakers(
     """
     if column is None:
         return []
-    speakers = read_texts(store, column)
+    speakers = read_speakers(store, column)
     shared = shared_values(speakers, split.folds)
     if shared and is_random:
         raise ConfigError(

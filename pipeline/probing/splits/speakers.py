@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import counted
@@ -45,10 +46,37 @@ _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 def find_speaker_column(store: FeatureStore) -> str | None:
     """Return the column whose name says that it holds the speaker; None without one.
 
-    `Speaker`, `spk_id`, `speakerID` and `client_id` do, `speaker_gender` does not.
+    `Speaker`, `spk_id`, `speakerID` and `client_id` do, `speaker_gender` does not. A column without
+    any value is none.
     """
     found = [(rank, name) for name in _names(store) if (rank := _rank(name)) is not None]
-    return min(found, key=lambda item: item[0])[1] if found else None
+    ordered = [name for _, name in sorted(found, key=lambda item: item[0])]
+    return next((name for name in ordered if any(read_speakers(store, name))), None)
+
+
+def read_speakers(store: FeatureStore, column: str) -> list[str | None]:
+    """Read a metadata column as speakers: text, None where it is empty.
+
+    Raises:
+        ConfigError: The store has no such column, or the column holds lists, maps or bytes.
+    """
+    texts = read_texts(store, column)
+    return [text if text is not None and text.strip() else None for text in texts]
+
+
+def unknown_speakers(
+    speakers: Sequence[str | None], positions: IntArray, column: str, what: str
+) -> list[str]:
+    """Return a warning about utterances whose speaker is not known; empty without any.
+
+    Args:
+        speakers: Speaker of each utterance of the store, [n_utterances].
+        positions: Positions of the utterances that are wanted.
+        column: Column of the speakers.
+        what: What follows.
+    """
+    n = sum(speakers[i] is None for i in positions.tolist())
+    return [f"{counted(n, 'utterance')} without a value in {column!r} {what}"] if n else []
 
 
 def count_speakers(
@@ -65,7 +93,7 @@ def count_speakers(
     """
     if column is None or column not in store.metadata.column_names:
         return {}
-    speakers = read_texts(store, column)
+    speakers = read_speakers(store, column)
 
     def count(*parts: IntArray) -> int:
         return len({speakers[i] for part in parts for i in part.tolist()} - {None})
@@ -80,6 +108,17 @@ def count_speakers(
         "test": count(fold.test),
         "shared": seen + count(fold.test) - count(fold.train, fold.dev, fold.test),
     }
+
+
+def unknown_in_parts(store: FeatureStore, column: str | None, folds: Sequence[Fold]) -> list[str]:
+    """Return a warning about utterances of a split whose speaker is not known."""
+    if column is None:
+        return []
+    parts = [part for fold in folds for part in (fold.train, fold.dev, fold.test)]
+    what = "may be of a speaker of another part"
+    return unknown_speakers(
+        read_speakers(store, column), np.unique(np.concatenate(parts)), column, what
+    )
 
 
 def is_certain(name: str) -> bool:
@@ -101,7 +140,7 @@ def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int
         if name in (*labels.columns, "split") or not (_is_text(kind) or pa.types.is_integer(kind)):
             continue
         labels_of = defaultdict(set)
-        for value, label in zip(read_texts(store, name), classes, strict=True):
+        for value, label in zip(read_speakers(store, name), classes, strict=True):
             labels_of[value].add(label)
         n_mixed = sum(len(seen) > 1 for seen in labels_of.values())
         if 2 <= len(labels_of) <= len(store) / 2 and 2 * n_mixed > len(labels_of):
