@@ -17,8 +17,8 @@ from pipeline.comparing.reading import StoredSweep
 from pipeline.probing.report.methods import listed
 from pipeline.probing.results import WEIGHTED, Candidate, Sweep
 
-_COUNTED = ("layers", "weighted", "seeds")
-"""Settings of which a part has fewer; so has `task.lrs`."""
+_COUNTED = ("layers", "weighted", "seeds", "fingerprint")
+"""Settings of which a part has fewer; so has `task.lrs`. A fingerprint may be of the layers."""
 
 
 @dataclass(frozen=True)

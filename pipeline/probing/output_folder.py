@@ -15,7 +15,7 @@ from pipeline.config.sweep_schema import HEADS
 from pipeline.errors import ConfigError
 from pipeline.exclusive import create_exclusive
 from pipeline.files import local_folder
-from pipeline.probing.labels import Labels
+from pipeline.probing.labels import Fold, Labels
 from pipeline.store.backend.folders import absolute_name, folder_of, name_of
 from pipeline.store.read.features import FeatureStore
 from pipeline.store.serialization import json_bytes
@@ -23,6 +23,13 @@ from pipeline.store.serialization import json_bytes
 SETTINGS = "settings.json"
 """What the results in a folder are of. Its exclusive creation claims the folder."""
 _MAX_NAMES = 3  # of stores, in the name of a folder
+_CONTENT = {
+    "features": "features",
+    "values": "label values",
+    "parts": "parts of the split",
+    "fingerprint": "content of its files",
+}
+"""What is read with the settings, and its name in a note that no setting explains."""
 _RESULTS = ("sweep.json", "layers.json", "comparison.json", "report.html", "weights.json")
 
 
@@ -53,28 +60,47 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, str]:
 
 
 def source_of(store: FeatureStore) -> dict[str, Any]:
-    """Return the settings that name the features: the store's path and a hash of its identity.
+    """Return the settings that name the features: the store's path, and hashes of its content.
 
-    Several stores have a list of paths. A selection has the number of its utterances and a hash of
-    their ids.
+    These are of its identity, and of the ids with the checksums of their features. Several stores
+    have a list of paths. A selection has the number of its utterances and a hash of their ids.
     """
     identity = json.dumps(store.attributes["identity"], sort_keys=True)
     paths = [absolute_name(backend) for backend in store.backends]
     source: dict[str, Any] = {
         "store": paths[0] if len(paths) == 1 else paths,
-        "identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "identity": _hash(identity),
+        "features": _hash(json.dumps([store.ids, store.checksums()])),
     }
     if digest := _selection(store):
         source["selection"] = {"utterances": len(store), "sha256": digest}
     return source
 
 
+def learned_from(labels: Labels, folds: Sequence[Fold], fingerprint: str) -> dict[str, str]:
+    """Return the settings that name what heads learn beside the features: hashes.
+
+    Args:
+        labels: Labels of every utterance.
+        folds: The folds.
+        fingerprint: `Task.fingerprint`.
+    """
+    parts = [[part.tolist() for part in (fold.train, fold.dev, fold.test)] for fold in folds]
+    return {
+        "values": _hash(json.dumps(labels.texts)),
+        "parts": _hash(json.dumps(parts)),
+        "fingerprint": fingerprint,
+    }
+
+
 def _selection(store: FeatureStore) -> str:
     """Return a hash of the ids of a selection; empty for all utterances of a store."""
     ids = store.ids
-    if ids == store.whole().ids:
-        return ""
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return "" if ids == store.whole().ids else _hash(json.dumps(ids))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def given_paths(source: FeatureStore | str | Path | Sequence[str | Path]) -> tuple[str, ...]:
@@ -158,14 +184,19 @@ def _read(path: Path) -> Any:
 
 
 def _note(folder: Path, candidate: Path, settings: Mapping[str, Any]) -> str:
-    """Say why results go elsewhere, with the names of the settings that differ."""
+    """Say why results go elsewhere: the names of the settings that differ, or else what they read.
+
+    What is read depends on some settings, so it is named only if these are equal.
+    """
     other = _read(folder / SETTINGS)
     differs = ""
     if isinstance(other, dict):
         ours, theirs = _flat(settings), _flat(other)
         names = sorted({*ours, *theirs}, key=str)
         unequal = [name for name in names if ours.get(name) != theirs.get(name)]
-        differs = f" (other {', '.join(unequal)})"
+        read = [_CONTENT[name] for name in unequal if name in _CONTENT]
+        named = [name for name in unequal if name not in _CONTENT] or read
+        differs = f" (other {', '.join(named)})"
     return f"{folder} has the results of another sweep{differs}; these go to {candidate}"
 
 

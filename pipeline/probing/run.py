@@ -33,6 +33,7 @@ from pipeline.probing.labels import Labels
 from pipeline.probing.output_folder import (
     claim_folder,
     given_paths,
+    learned_from,
     output_folder,
     source_of,
 )
@@ -206,10 +207,11 @@ def _prepare(
     if task.items:
         split = replace(split, description=f"{split.description}; {task.items}")
     specs = list_heads(config, data.candidates, len(split.folds))
+    paths, folds = given_paths(source), split.folds
+    settings |= learned_from(labels, folds, task.fingerprint)
     folder, note = claim_folder(asked, settings)
     if note:
         observer.note(note)
-    paths, folds = given_paths(source), split.folds
     cache = HeadCache(asked / HEADS, store, config.task, labels, folds, layers, task.fingerprint)
     return _SweepPlan(data, store, paths, config, layers, labels, split, task, specs, folder, cache)
 

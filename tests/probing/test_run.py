@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -209,6 +210,40 @@ def test_another_sweep_gets_another_folder(store, tmp_path):
     again, third = folder_of(by, "layers=[2,3]")
     assert (third, again.trained) == (first, 0)
     assert (second / "sweep.json").is_file()
+
+
+def test_other_content_in_the_same_place_gets_another_folder(tmp_path):
+    """Labels, parts or features may change while all settings stay: that is another sweep."""
+    root, out = tmp_path / "store", tmp_path / "out"
+    notes = []
+    observer = Observer()
+    observer.note = notes.append
+    words = [f"word-{row % 4}" for row in range(64)]
+    parts = [("train", "train", "dev", "test")[row // 4 % 4] for row in range(64)]
+
+    def folder_of(shift=0, moved=0, strength=1.5):
+        shutil.rmtree(root, ignore_errors=True)
+        columns = {
+            "word": words[shift:] + words[:shift],
+            "split": parts[moved:] + parts[:moved],
+        }
+        features = planted([row % 4 for row in range(64)], strength=strength)
+        write_planted(root, n=64, columns=columns, features=features)
+        config = configured("task=ks", "layers=[2]", "seeds=[0]", "split.speaker=none")
+        return sweep(root, replace(config, out=str(out)), observer)[1].name
+
+    assert [folder_of(), folder_of()] == ["out", "out"]
+    for number, (content, changed) in enumerate(
+        {
+            "label values": {"shift": 1},
+            "parts of the split": {"moved": 1},
+            "features": {"strength": 2.0},
+        }.items(),
+        2,
+    ):
+        assert folder_of(**changed) == f"out-{number}"
+        assert any(f"another sweep (other {content}); these go to" in note for note in notes)
+    assert folder_of() == "out"
 
 
 def test_a_library_of_another_version_is_noted(store, tmp_path, monkeypatch):
