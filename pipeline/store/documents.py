@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from pipeline.errors import (
@@ -363,8 +363,17 @@ def check_format_shape(attributes: dict[str, Any], layout: Layout, store: Locati
         IdentityError: It has another one.
     """
     stored = replace(layout_of(attributes), dropped_layers=())
-    if stored != replace(layout, dropped_layers=()):
-        raise IdentityError(f"store {store} has {stored}, but its plan requires {layout}")
+    wanted = replace(layout, dropped_layers=())
+    if stored != wanted:
+        names = [f.name for f in fields(Layout) if f.compare]
+        other = [name for name in names if getattr(stored, name) != getattr(wanted, name)]
+        has, needs = (
+            ", ".join(f"{name}={getattr(of, name)}" for name in other) for of in (stored, wanted)
+        )
+        raise IdentityError(
+            f"store {store} has {has}, but its plan requires {needs}: its {ATTRIBUTES} and its "
+            "plan.parquet are not of one store; restore both from a copy"
+        )
     if stored.layer_names != layout.layer_names:
         raise IdentityError(
             f"store {store} has the layers {', '.join(stored.layer_names)}, and this run those "

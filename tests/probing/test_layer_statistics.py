@@ -53,6 +53,25 @@ def test_cka_equals_its_definition(n, dims):
     assert linear_cka(y, x) == pytest.approx(linear_cka(x, y), rel=1e-12)
 
 
+def test_features_that_are_not_finite_are_named(tmp_path):
+    """As damage may leave them; the message has the utterance."""
+
+    def features(row, layer, n_frames, dim):
+        found = noise(row, layer, n_frames, dim)
+        if (row, layer) == (2, 3):
+            found[-1, 0] = np.nan
+        return found
+
+    make_store(tmp_path / "store", [20, 30, 25], features=features)
+    store = pipeline.open_store(tmp_path / "store")
+    named = (
+        rf"features of 1 utterance of .* are not finite \({re.escape(store.ids[2])}\); `strata v"
+    )
+    with pytest.raises(StoreError, match=named):
+        measure_layers(store)
+    assert measure_layers(store.take([0, 1])).n_utterances == 2
+
+
 def test_cka_is_invariant_to_rotation_scale_and_shift_only():
     """1 for a rotated, scaled and shifted copy; less for a stretched one; 0 if unrelated."""
     x = matrix(500, 16)

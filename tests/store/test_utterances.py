@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.errors import StoreError, UtteranceNotFoundError
+from pipeline.errors import DamagedError, IdentityError, StoreError, UtteranceNotFoundError
 from pipeline.store.backend.local_reader import LocalReader
 from pipeline.store.format.layout import Layout
+from pipeline.store.maintain.verify import verify_store
 from tests.helpers.backends import in_bucket, in_memory
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise, spelled
 
@@ -262,6 +264,25 @@ def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
     assert selected.ids == ["utt-0002"]
     selected.refresh()
     assert selected.ids == ["utt-0001", "utt-0002"]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "frames_per_unit", "differs"),
+    [
+        ([20, 30, 25, 10], [20, 30], 256, "utterances_per_slot=2, but .* utterances_per_slot=4"),
+        ([200, 200], [300, 400], 512, "frames_per_unit=512, but .* frames_per_unit=256"),
+    ],
+)
+def test_arrays_of_another_store_are_refused(tmp_path, own, others, frames_per_unit, differs):
+    """Copied over those of a store, they are no reason for wrong features or an IndexError."""
+    make_store(tmp_path / "store", own, layers=(1, 2))
+    make_store(tmp_path / "other", others, layers=(1, 2), frames_per_unit=frames_per_unit)
+    group = "store/features.zarr"
+    shutil.copytree(tmp_path / "other/features.zarr", tmp_path / group, dirs_exist_ok=True)
+    with pytest.raises(DamagedError, match=r"index of store .* is not that of its features.zarr"):
+        pipeline.open_store(tmp_path / "store")
+    with pytest.raises(IdentityError, match=differs):
+        verify_store(tmp_path / "store")
 
 
 def test_an_utterance_with_a_missing_piece_is_not_visible(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, counted, first_few
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ def sample_frames(store: FeatureStore, n_frames: int, seed: int) -> FrameSample:
 
     Raises:
         ConfigError: `n_frames` is out of range.
-        StoreError: The store has no frames.
+        StoreError: The store has no frames, or a value is not finite.
     """
     [sample] = sample_same_frames([store], n_frames, seed)
     return sample
@@ -74,7 +74,7 @@ def sample_same_frames(
 
     Raises:
         ConfigError: `n_frames` is out of range.
-        StoreError: The stores have no frames.
+        StoreError: The stores have no frames, or a value is not finite.
     """
     if not 2 <= n_frames <= MAX_FRAMES:
         raise ConfigError(f"n_frames is {n_frames}; expected 2 to {MAX_FRAMES:,} frames")
@@ -94,8 +94,27 @@ def sample_same_frames(
             for i in range(len(owner))
         ]
         store.read_into(cuts, store.axes(None))
+        _check_finite(store, features, utterance)
         samples.append(FrameSample(features, utterance, frame, follows))
     return samples
+
+
+def _check_finite(store: FeatureStore, features: npt.NDArray[Any], utterance: IntArray) -> None:
+    """Check frames of a store, [n_layers, n_frames, dim], of which `utterance` names the owners.
+
+    Raises:
+        StoreError: A value is not finite.
+    """
+    bad = np.zeros(len(utterance), bool)
+    for layer in features:
+        bad |= ~np.isfinite(layer).all(axis=1)
+    if bad.any():
+        ids = [store.ids[i] for i in np.unique(utterance[bad]).tolist()]
+        raise StoreError(
+            f"the features of {counted(len(ids), 'utterance')} of {store.location} are not finite "
+            f"({first_few(ids)}); `strata verify` finds damage, and a selection leaves utterances "
+            "out"
+        )
 
 
 def draw_slices(

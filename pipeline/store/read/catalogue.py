@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import StoreError
+from pipeline.errors import DamagedError, StoreError
 from pipeline.store import index as index_files
 from pipeline.store.backend.base import Location
+from pipeline.store.format.layout import GROUP, Layout
 from pipeline.store.format.records import DROPPED, FIELDS, RESERVED_NAMES
 from pipeline.store.format.tombstones import tombstone_of
 from pipeline.store.labels import Labels, labels_state, places_of
@@ -291,7 +292,7 @@ class Catalogue:
 
 def read_catalogue(
     store: Location,
-    frames_per_unit: int,
+    layout: Layout,
     labels: Labels | None = None,
     units: Sequence[int] | None = None,
 ) -> Catalogue:
@@ -299,14 +300,14 @@ def read_catalogue(
 
     Args:
         store: The store.
-        frames_per_unit: Capacity of its units.
+        layout: Its layout.
         labels: The utterances to show, in order, and their columns; None shows all, with the
             columns that were committed with them.
         units: Committed units to read, at least one; None reads all. Utterances with pieces in
             other units are left out.
 
     Raises:
-        DamagedError: The index of a unit is unreadable.
+        DamagedError: The index of a unit is unreadable, or is not that of this layout.
     """
     names = [item.name for item in FIELDS if item.name not in _OMITTED]
     if units is not None:
@@ -317,8 +318,8 @@ def read_catalogue(
     else:
         index, state = index_files.read_committed(store, columns=names)
     if labels is None:
-        return replace(_committed(index, frames_per_unit), state=_joined_state("", state))
-    catalogue = _committed(labels.shown(index), frames_per_unit, ["row"])
+        return replace(_committed(store, index, layout), state=_joined_state("", state))
+    catalogue = _committed(store, labels.shown(index), layout, ["row"])
     place = places_of(labels.numbers, index_files.numbers(catalogue.metadata["row"]))
     is_complete = place >= 0
     chosen = labels.table.select(["id", *labels.names])
@@ -352,8 +353,14 @@ def _dropped(index: pa.Table) -> frozenset[str]:
     return frozenset(index_files.of_status(index, DROPPED)["id"].to_pylist())
 
 
-def _committed(table: pa.Table, frames_per_unit: int, columns: Sequence[str] = ()) -> Catalogue:
-    """Return the catalogue of index rows; `columns` are kept besides those of the dataset."""
+def _committed(
+    store: Location, table: pa.Table, layout: Layout, columns: Sequence[str] = ()
+) -> Catalogue:
+    """Return the catalogue of index rows; `columns` are kept besides those of the dataset.
+
+    Raises:
+        DamagedError: The rows are not those of a store of this layout.
+    """
     quarantined = index_files.still_quarantined(table)
     pieces, first_piece = index_files.complete_utterances(table)
     start = index_files.numbers(pieces["frame_start"])
@@ -366,12 +373,20 @@ def _committed(table: pa.Table, frames_per_unit: int, columns: Sequence[str] = (
         first_piece=first_piece,
         unit=_numbers(pieces["unit"]),
         slot=_numbers(pieces["slot"]),
-        start=(start % frames_per_unit).astype(np.int32),
+        start=(start % layout.frames_per_unit).astype(np.int32),
         n_frames=_numbers(pieces["n_frames"]),
         place=_numbers(pieces["position"]),
         quarantined=quarantined.select(["id", "reason"]).combine_chunks(),
         dropped=_dropped(table),
     )
+    has_place = catalogue.place < layout.utterances_per_slot
+    has_frames = catalogue.start + catalogue.n_frames <= layout.frames_per_unit
+    is_in_slot = start // layout.frames_per_unit == catalogue.slot
+    if not (has_place & has_frames & is_in_slot).all():
+        raise DamagedError(
+            f"the index of store {store} is not that of its {GROUP}: files of another store were "
+            "put among its own, or its zarr.json was changed; restore both from a copy"
+        )
     del table, pieces
     pa.default_memory_pool().release_unused()
     return catalogue

@@ -122,7 +122,7 @@ class StoreView(StoreFacts):
         """
         labels = read_labels(self._backend, self._generation)
         units = (unit, *others)
-        catalogue = read_catalogue(self._backend, self._layout.frames_per_unit, labels, units)
+        catalogue = read_catalogue(self._backend, self._layout, labels, units)
         if others:
             catalogue = catalogue.take(catalogue.positions_in(unit))
         for condition in self._conditions:
@@ -151,7 +151,7 @@ class StoreView(StoreFacts):
     def _read_catalogue(self) -> Catalogue:
         labels = read_labels(self._backend, self._generation)
         self._columns = None if labels is None else labels.columns
-        return read_catalogue(self._backend, self._layout.frames_per_unit, labels)
+        return read_catalogue(self._backend, self._layout, labels)
 
     def select(self, condition: pc.Expression | str | None = None, **equal: Any) -> Self:
         """Select utterances by their metadata.

@@ -93,7 +93,7 @@ def _open(backend: Backend) -> Source:
     if plan is None:
         raise DamagedError(f"store {backend} has no plan.parquet; restore it from a copy")
     labels = read_labels(backend)
-    catalogue = read_catalogue(backend, layout.frames_per_unit, labels)
+    catalogue = read_catalogue(backend, layout, labels)
     if labels is None:
         columns = attributes.get("identity", {}).get("source", {}).get("columns", [])
     else:
