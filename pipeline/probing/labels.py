@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.config import TaskConfig, did_you_mean
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 from pipeline.feed.classes import in_class_order, is_number
 from pipeline.store.read.features import FeatureStore
 
@@ -176,10 +176,14 @@ def numbers_of(labels: Labels) -> npt.NDArray[np.float64]:
     for column, texts in zip(labels.columns, labels.texts, strict=True):
         wrong = [text for text in texts if text is not None and not is_number(text)]
         if wrong:
+            hint = (
+                "Empty these cells and run `strata relabel`: their utterances are left out"
+                if 2 * len(wrong) < len(texts)
+                else "Set labels=[COLUMN], or a task that learns classes"
+            )
             raise ConfigError(
                 f"column {column!r} holds {wrong[0]!r}, and a regression learns numbers "
-                f"({len(wrong):,} of {len(texts):,} labels are none). Set labels=[COLUMN], or a "
-                "task that learns classes"
+                f"({len(wrong):,} of {len(texts):,} labels are none). {hint}"
             )
         numbers = np.array([np.nan if text is None else float(text) for text in texts])
         if np.isinf(numbers).any():
@@ -218,20 +222,21 @@ def _refuse_real_numbers(
 ) -> None:
     """Raise ConfigError for scores and measurements, which are no classes.
 
-    Those are numbers with decimals. A few of them, written as text, may be the names of classes.
+    Those are numbers with decimals, perhaps with a few other texts for missing ones, such as
+    "unknown". A few numbers, written as text, may be the names of classes.
     """
     present = {text for text in texts if text is not None}
-    if not present or not all(map(is_number, present)):
-        return
-    numbers = sorted(map(float, present))
-    if all(number.is_integer() for number in numbers):
+    numbers = sorted(float(text) for text in present if is_number(text))
+    if len(numbers) <= len(present) / 2 or all(number.is_integer() for number in numbers):
         return
     if is_float or len(numbers) > _MAX_NUMERIC_NAMES:
+        others = sorted(text for text in present if not is_number(text))
+        also = f"; beside {first_few(others)}" if others else ""
         raise ConfigError(
             f"column {column!r} holds real numbers ({len(numbers)} different ones from "
-            f"{numbers[0]:g} to {numbers[-1]:g}), and task {task.name} learns classes. Learn the "
-            f"numbers with task=regression labels=[{column}], or set labels=[COLUMN] to a column "
-            "of classes; if these numbers are the names of classes, extract from a table in which "
+            f"{numbers[0]:g} to {numbers[-1]:g}{also}), and task {task.name} learns classes. Learn "
+            f"the numbers with task=regression labels=[{column}], or set labels=[COLUMN] to a "
+            "column of classes; if these numbers are the names of classes, extract from a table in which "
             "they have other names"
         )
 

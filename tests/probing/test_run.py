@@ -448,6 +448,7 @@ SCORES = np.random.default_rng(0).uniform(1, 5, 120).round(2)
         SCORES.astype(np.float32),
         [str(value) for value in SCORES],
         [None if row % 9 == 0 else value for row, value in enumerate(SCORES)],
+        ["unknown" if row % 9 == 0 else str(value) for row, value in enumerate(SCORES)],
         [row % 4 / 2 for row in range(120)],
     ],
 )

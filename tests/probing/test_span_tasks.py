@@ -274,6 +274,20 @@ def test_settings_that_do_not_fit_are_refused(root, task, settings, message):
         run(root, task, "split.speaker=speaker", *settings)
 
 
+@pytest.mark.parametrize(("task", "noun"), [("phone", "span"), ("frame", "frame")])
+def test_a_test_part_without_a_class_of_train_is_refused(tmp_path, task, noun):
+    """Every score would be 0, of spans as of frames."""
+    columns = pa.table({"split": ["train", "dev", "test"] * 6})
+    make_store(tmp_path / "store", [20] * 18, (2,), DIM, 512, features, columns=columns)
+    lines = ["id,start,end,label"]
+    for row in range(18):
+        names = "xy" if row % 3 == 2 else "ab"
+        lines += [f"utt-{row:04d},{i * 0.2},{i * 0.2 + 0.2},{name}" for i, name in enumerate(names)]
+    (tmp_path / "spans.csv").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=rf"\(x, y\).* no test {noun} is of another class"):
+        run(tmp_path, task, *(["task.min_count=1"] if task == "phone" else []))
+
+
 def test_overlapping_spans_have_no_frame_labels(root, tmp_path):
     """A frame has one label; the message has both lines."""
     path = tmp_path / "turns.csv"

@@ -156,7 +156,8 @@ class FramewiseTask(Task):
         """Check that each part of each fold has frames, and warn of classes that train lacks.
 
         Raises:
-            ConfigError: A part has no frames with labels, or train has one class only.
+            ConfigError: A part has no frames with labels, train has one class only, or no test
+                frame is of a class of train.
         """
         unseen: set[int] = set()
         n_lost = n_test = 0
@@ -174,8 +175,14 @@ class FramewiseTask(Task):
         if not unseen:
             return []
         names = first_few([self.classes[0][number] for number in sorted(unseen)])
+        what = f"classes of dev or test that are not in train ({names})"
+        if n_lost == n_test:
+            raise ConfigError(
+                f"{what}, and no test frame is of another class: every score would be 0. Give "
+                "another split or other labels"
+            )
         return [
-            f"classes of dev or test that are not in train ({names}): no head can predict them, "
+            f"{what}: no head can predict them, "
             f"and {n_lost:,} of {n_test:,} test frames count as errors"
         ]
 
