@@ -236,8 +236,8 @@ def _refuse_real_numbers(
             f"column {column!r} holds real numbers ({len(numbers)} different ones from "
             f"{numbers[0]:g} to {numbers[-1]:g}{also}), and task {task.name} learns classes. Learn "
             f"the numbers with task=regression labels=[{column}], or set labels=[COLUMN] to a "
-            "column of classes; if these numbers are the names of classes, extract from a table in which "
-            "they have other names"
+            "column of classes; if these numbers are the names of classes, extract from a table "
+            "in which they have other names"
         )
 
 
