@@ -31,7 +31,7 @@ from pipeline.extract.stages.receive import DeviceReceiver
 from pipeline.store.format.codecs import FLOAT16
 from tests.helpers.fake_cuda import DEVICE, fake_cuda, place
 
-ATTENTION = ("scaled_dot_product_attention", "_varlen_attn")
+ATTENTION = ("scaled_dot_product_attention", "_varlen_attn_out")
 GATHERS = ("index", "index_select", "embedding", "gather")
 NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty")
 FILLS = ("zeros", "new_zeros", "ones", "new_ones", "arange", "new_full", "full")
@@ -76,8 +76,8 @@ class Counts(TorchDispatchMode):
         return result
 
     def _flop(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> int:
-        if name == "_varlen_attn":  # [n_frames, heads, head_dim]: two products in each clip
-            return int(4 * self._squares * args[0].shape[1] * args[0].shape[2])
+        if name == "_varlen_attn_out":  # [n_frames, heads, head_dim]: two products in each clip
+            return int(4 * self._squares * args[1].shape[1] * args[1].shape[2])
         if name in ATTENTION:  # [clips, heads, n_frames, head_dim]
             return int(4 * args[0].numel() * args[1].shape[2])
         packet = getattr(torch.ops.aten, name.rstrip("_"), None)  # addmm_ is counted as addmm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -240,23 +240,28 @@ class SpeechEncoder(ABC):
 
     @contextmanager
     def _stage(self, precision: str, stage: str) -> Iterator[None]:
-        """Time a stage, with float32 products and convolutions on CUDA as the precision says."""
+        """Time a stage, with torch's settings for CUDA as the precision needs them."""
         on_cuda = self.device.type == "cuda"
-        products = _float32_products(precision == "tf32") if on_cuda else nullcontext()
-        with products, self.clock(stage):
+        settings = _cuda_settings(tf32=precision == "tf32") if on_cuda else nullcontext()
+        with settings, self.clock(stage):
             yield
 
 
 @contextmanager
-def _float32_products(tf32: bool) -> Iterator[None]:
-    """Compute float32 products and convolutions on CUDA in TF32, or exactly.
+def _cuda_settings(*, tf32: bool) -> Iterator[None]:
+    """Compute float32 products and convolutions in TF32 or exactly, and attention without cuDNN.
 
-    The settings are the process's: a trainer that uses TF32 gets them back afterwards. The older
-    setting of cuDNN is kept equal to the newer ones, because code of a model that reads it, as
-    `torch.backends.cudnn.flags` does, gets an error if they differ.
+    The settings are the process's: a trainer gets its own back afterwards.
+
+    The older setting of cuDNN for TF32 is kept equal to the newer ones, because code of a model
+    that reads it, as `torch.backends.cudnn.flags` does, gets an error if they differ. cuDNN's
+    attention, which torch prefers on Hopper, builds a plan for each new shape, in up to half a
+    second, and keeps it: every batch has other shapes.
     """
-    cudnn: Any = torch.backends.cudnn
-    backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
+    attends_by_cudnn = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(False)
+    backends = [cuda.matmul, cudnn.conv, cudnn.rnn]
     before = [backend.fp32_precision for backend in backends]
     older: bool | None = None
     with suppress(RuntimeError):  # they differed before, so there is no value to read
@@ -268,6 +273,7 @@ def _float32_products(tf32: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        cuda.enable_cudnn_sdp(attends_by_cudnn)
         if older is not None:
             cudnn.allow_tf32 = older
         for backend, setting in zip(backends, before, strict=True):

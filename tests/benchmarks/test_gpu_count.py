@@ -20,7 +20,7 @@ def test_the_arithmetic_is_that_of_the_architecture() -> None:
     blocks = n_blocks * 2 * n * (4 * dim**2 + 2 * dim * inner)
     projection = 2 * n * 512 * dim
     assert counts.flop["addmm"] == blocks + projection
-    assert counts.flop["_varlen_attn"] == n_blocks * 4 * dim * sum(x**2 for x in frames)
+    assert counts.flop["_varlen_attn_out"] == n_blocks * 4 * dim * sum(x**2 for x in frames)
     # Kernels 3 and 2, stride 2, in rows that the clips share; each begins at a multiple of 8.
     convolutions = 2 * n * 512 * 512 * (3 * (32 + 16 + 8 + 4) + 2 * (2 + 1))
     assert convolutions < counts.flop["mm"] + counts.flop["addmm_"] < 1.1 * convolutions
@@ -28,7 +28,7 @@ def test_the_arithmetic_is_that_of_the_architecture() -> None:
     batched = 2 * n * (143 * 48 * dim + 64 * 32 * 512)
     assert batched < counts.flop["bmm"] < 1.1 * batched
     assert counts.flop.total() == pytest.approx(
-        sum(counts.flop[name] for name in ("addmm", "_varlen_attn", "mm", "addmm_", "bmm"))
+        sum(counts.flop[name] for name in ("addmm", "_varlen_attn_out", "mm", "addmm_", "bmm"))
     )
 
 

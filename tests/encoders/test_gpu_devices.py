@@ -93,10 +93,24 @@ def test_a_packed_batch_without_varlen_attention(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch has it from 2.10, and on cards from Ampere on."""
-    monkeypatch.setattr(cuda, "_find_varlen_attention", lambda: None)
+    monkeypatch.setattr(cuda, "_varlen_attention", lambda: None)
     encoder = small_encoder(name, layers=[1])
     with fake_cuda():
         encode(place(encoder), clips(), precision="fp16")
+
+
+def test_attention_over_packed_clips_is_not_that_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds a plan for every shape that is new, and every batch has one."""
+    varlen: Any = pytest.importorskip("torch.nn.attention.varlen")
+    if not hasattr(varlen, "varlen_attn_out"):
+        pytest.skip("torch before 2.12 has no attention by cuDNN here")
+    monkeypatch.setattr(varlen, "varlen_attn", None)
+    encoder, attended = small_encoder("hubert_base", layers=[1]), []
+    attend = varlen.varlen_attn_out
+    monkeypatch.setattr(varlen, "varlen_attn_out", lambda *args: attended.append(attend(*args)))
+    with fake_cuda():
+        encode(place(encoder), clips(), precision="fp16")
+    assert len(attended) == 1
 
 
 @pytest.mark.parametrize("name", ["hubert_base", "hubert_large"])

@@ -128,6 +128,7 @@ def test_tf32_is_used_only_in_tf32(precision, trainer):
 
     @contextmanager
     def clock(stage):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
         found.append(settings_of_float32())
         with torch.backends.cudnn.flags(enabled=False):  # as code of a model may do
             yield
@@ -141,6 +142,7 @@ def test_tf32_is_used_only_in_tf32(precision, trainer):
             list(place(encoder).encode_batch([torch.zeros(8_000)], precision=precision))
         assert settings_of_float32() == own
         assert torch.backends.cudnn.allow_tf32 == (own[1] == "tf32")
+        assert torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         set_convolutions(before[1])
         set_matmul(before[0])

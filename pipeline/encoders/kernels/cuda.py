@@ -1,10 +1,11 @@
 """The operations on GPUs: a few large products per batch, and no synchronisation with the device.
 
-Everything but `varlen_attn` also runs on a CPU, where the tests compare it with the reference.
+Everything but torch's `varlen_attn` also runs on a CPU, where tests compare it with the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,16 +67,15 @@ class CudaKernels(ReferenceKernels):
         gates: Tensor | None = None,
         bias: PositionBias | None = None,
     ) -> Tensor:
-        """Attend by `varlen_attn`; in padded groups of like length where it does not serve.
+        """Attend by `_varlen_attention`; in padded groups of like length where it does not serve.
 
         It takes no position bias and no float32, and torch has it from version 2.10.
         """
-        varlen = _find_varlen_attention()
+        varlen = _varlen_attention()
         if varlen is not None and gates is None and can_use_varlen(projected, n_heads):
             heads = projected.view(len(projected), 3, n_heads, -1)
             query, key, value = heads.unbind(1)
-            offsets, longest = pack.offsets, pack.longest
-            attended: Tensor = varlen(query, key, value, offsets, offsets, longest, longest)
+            attended: Tensor = varlen(query, key, value, pack)
             return attended.flatten(1)
         padded, masks, table = self._prepare(pack, bias, projected.dtype)
         parts = [
@@ -148,7 +148,7 @@ def _attend(
 
 
 def can_use_varlen(projected: Tensor, n_heads: int) -> bool:
-    """Return whether `varlen_attn` takes such a tensor: it is FlashAttention 2."""
+    """Return whether torch's attention over packed clips, FlashAttention 2, takes such a tensor."""
     head_dim = projected.shape[1] // (3 * n_heads)
     is_supported = is_half(projected) and head_dim % 8 == 0 and head_dim <= 256
     if not is_supported or not projected.is_cuda:
@@ -161,10 +161,26 @@ def is_half(x: Tensor) -> bool:
     return torch.finfo(x.dtype).bits == 16
 
 
-def _find_varlen_attention() -> Any:
-    """Return torch's attention over packed clips, or None before torch 2.10."""
+def _varlen_attention() -> Callable[[Tensor, Tensor, Tensor, Pack], Tensor] | None:
+    """Return torch's attention over packed clips, or None before torch 2.10.
+
+    `varlen_attn_out` is FlashAttention. `varlen_attn` takes cuDNN in newer versions, which builds a
+    plan, in up to half a second, for every shape that is new: every batch has one.
+    """
     try:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import varlen
     except ImportError:
         return None
-    return varlen_attn
+    whole: Any = varlen.varlen_attn
+    attend_into: Any = getattr(varlen, "varlen_attn_out", None)  # torch 2.12
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
+        places = pack.offsets, pack.offsets, pack.longest, pack.longest
+        if attend_into is None:
+            attended: Tensor = whole(query, key, value, *places)
+            return attended
+        out = query.new_empty(query.shape)
+        attend_into(out, query, key, value, *places)
+        return out
+
+    return attend
