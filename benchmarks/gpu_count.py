@@ -64,9 +64,10 @@ class Counts(TorchDispatchMode):
                 return result
         result = func(*args, **kwargs)
         outputs = _on_device(result)
+        if any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
+            return result  # a view
         self._follow(outputs)
-        is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-        if outputs and not is_view and name not in NO_KERNEL:
+        if outputs and name not in NO_KERNEL:
             read, written = sum(map(_bytes, _on_device((args, kwargs)))), sum(map(_bytes, outputs))
             if name in GATHERS:  # reads as much of the first input as it writes
                 read += min(_bytes(args[0]), written) - _bytes(args[0])
