@@ -24,7 +24,7 @@ from pipeline.errors import SourceError, one_line
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
 from pipeline.sources.lists.delimited import SUFFIXES as TEXT_SUFFIXES
-from pipeline.sources.lists.lines import read_objects, read_values
+from pipeline.sources.lists.lines import place, read_objects, read_values
 from pipeline.sources.lists.places import Form
 from pipeline.sources.location import describe_location, existing_path
 from pipeline.sources.splits import ALL, chosen, is_several, with_split
@@ -176,8 +176,11 @@ def read_table(path: Path) -> datasets.Dataset:
         )
     except LOAD_ERRORS as error:
         if builder == "json" and table_form(path).kind == "lines":
-            for _ in read_objects(path):  # names the line
-                pass
+            before = 0
+            for number, _ in read_objects(path):  # names the line
+                if number > before + 1:
+                    raise SourceError(f"{place(path, before + 1)} is blank; remove it") from error
+                before = number
         cause = one_line(error.__cause__ or error)
         if "corresponds to no data" in cause:
             raise SourceError(f"{path} has no rows") from error

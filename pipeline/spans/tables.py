@@ -58,7 +58,7 @@ def add_csv(builder: SpanBuilder, path: Path, config: SpansConfig, delimiter: st
 
     Raises:
         SourceError: A row has other fields than the header, or a column is missing or ambiguous,
-            or a value is missing or no number. The message names the line.
+            or a value is missing, no number or of several lines. The message names the line.
     """
     records = read_records(path, delimiter, delimiter == ",", config.encoding)
     line, header = next(records, (0, []))
@@ -80,6 +80,13 @@ def add_csv(builder: SpanBuilder, path: Path, config: SpansConfig, delimiter: st
                 raise SourceError(
                     f"{path}, line {at} has {word} fields than the header: {len(record)}, not "
                     f"{len(names)}{hint}"
+                )
+            broken = next((value for value in record if "\n" in value), None)
+            if broken is not None:
+                raise SourceError(
+                    f"{path}, line {at}: the value {broken!r:.40} has a line break, so that it may "
+                    "have swallowed rows; is a quotation mark open? Write a mark of the text as "
+                    'two ("") within quotation marks, or save the table as tsv, where it is text'
                 )
             yield at, dict(zip(names, record, strict=True))
 

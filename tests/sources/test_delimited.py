@@ -271,3 +271,10 @@ def test_metadata_of_another_name_is_noted(tmp_path: Path, name: str) -> None:
         open_source(DatasetConfig("audiofolder", str(tmp_path)))
     words = f"dataset.path={tmp_path}/metadata.csv 'dataset.delimiter=;' dataset.audio_column="
     assert words in str(error.value)
+
+
+def test_a_blank_line_that_json_cannot_have_is_named(tmp_path: Path) -> None:
+    """`datasets` cannot read it if a column has values of several types."""
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(SourceError, match=r"t\.jsonl, line 2 is blank; remove it"):
+        opened(path, '{"path": "a.wav", "n": 1}\n\n{"path": "b.wav", "n": "x"}\n')

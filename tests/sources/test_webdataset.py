@@ -132,7 +132,22 @@ def test_json_that_is_no_object_or_repeats_a_label(tmp_path: Path, wav: bytes) -
     members |= {"b.wav": wav, "b.json": "[1]", "b.txt": "two"}
     source = open_source(opened(write_tar(tmp_path / "x.tar", members)))
     assert source.metadata(range(2)).to_pydict() == {"txt": ["one", "two"], "n": [1, None]}
-    assert source.notes == ("json: nested values are not carried: (no object) (1)",)
+    nested, second = source.notes
+    assert nested == "json: nested values are not carried: (no object) (1)"
+    assert second.endswith("of which the first is taken: txt (1)")
+
+
+def test_values_of_one_column_in_two_members_are_noted_if_they_differ(
+    tmp_path: Path, wav: bytes
+) -> None:
+    """Of a text and of JSON; the first member of the sample is taken."""
+    members: dict[str, str | bytes] = {}
+    for key, text in (("a", "one"), ("b", "two"), ("c", "two")):
+        members |= {f"{key}.wav": wav, f"{key}.json": '{"txt": "two"}', f"{key}.txt": text}
+    config = opened(write_tar(tmp_path / "x.tar", members))
+    assert [row["txt"] for row in rows(config).values()] == ["two", "two", "two"]
+    words = "two members of a sample have a column, with different values, of which the first is"
+    assert open_source(config).notes == (f"{words} taken: txt (1)",)
 
 
 def test_settings_of_tables_apply(tmp_path: Path, wav: bytes) -> None:

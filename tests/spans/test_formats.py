@@ -347,6 +347,11 @@ def test_a_table_may_have_durations_and_one_label_for_all(tmp_path):
         ("id,start,end,label\na,0,1,x\n", {"id_form": "{idd}"}, "id_form is '{idd}' ('idd')"),
         ("id,start,end,label\na,0,1,x\n", {"id_form": "x"}, "all ids would be the same"),
         ("id,start,end,label,x,x\na,0,1,x,1,2\n", {}, "line 1 has several columns 'x'"),
+        (
+            'id,start,end,label\na,0,1,x\na,1,2,"\na,2,3,y\na,3,4,z"\n',
+            {},
+            "line 3: the value '\\na,2,3,y\\na,3,4,z' has a line break, so that it may",
+        ),
         ("id,start,duration,label\na,1,-1,x\n", {}, "line 2: duration is -1; expected at least 0"),
         (
             "id,start,end,label\na,0,1,x\n",

@@ -55,11 +55,14 @@ class LabelReader:
     Attributes:
         columns: The columns, in the order of their first values.
         n_nested: Number of values of each key of JSON that are nested, and left out.
+        n_second: Number of values of each column that are left out, because another member of the
+            sample has the column, with another value.
     """
 
     def __init__(self) -> None:
         self.columns: dict[str, LabelColumn] = {}
         self.n_nested: Counter[str] = Counter()
+        self.n_second: Counter[str] = Counter()
 
     def add(self, sample: int, extension: str, data: bytes, where: str) -> None:
         """Add a member of a sample.
@@ -110,10 +113,12 @@ class LabelReader:
         if column is None:
             column = self.columns[name] = LabelColumn()
         values = column.values
-        if len(values) <= sample:  # otherwise another member of the sample has this column
+        if len(values) <= sample:
             values += [None] * (sample - len(values))
             values.append(value)
             column.kinds.add(kind)
+        elif values[sample] != value:  # another member of the sample has this column
+            self.n_second[name] += 1
 
 
 def typed(values: pa.ChunkedArray, kinds: set[str]) -> pa.ChunkedArray:

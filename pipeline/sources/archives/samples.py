@@ -43,6 +43,7 @@ class Shard:
         others: Number of members that were not read, by their extension.
         links: Names of links.
         nested: Number of nested values by their key.
+        second: Number of values by their column, which another member of the sample has, too.
         silent: Keys of samples without audio.
         fault: How the end of the shard is damaged; empty if it is not.
     """
@@ -55,6 +56,7 @@ class Shard:
     others: Counter[str]
     links: list[str]
     nested: Counter[str]
+    second: Counter[str]
     silent: list[str]
     fault: str
 
@@ -182,6 +184,7 @@ class _Index:
             self.others,
             self.links,
             self.labels.n_nested,
+            self.labels.n_second,
             [key for key, kept in zip(self.keys, has_audio, strict=True) if not kept],
             self.fault,
         )

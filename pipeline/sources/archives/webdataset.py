@@ -146,6 +146,12 @@ def _notes(shards: Sequence[Shard], names: Sequence[str], audio: str) -> list[st
     nested = [f"{name} ({n:,})" for name, n in _total(shard.nested for shard in shards)]
     if nested:
         notes.append(f"json: nested values are not carried: {first_few(nested)}")
+    second = [f"{name} ({n:,})" for name, n in _total(shard.second for shard in shards)]
+    if second:
+        notes.append(
+            f"two members of a sample have a column, with different values, of which the first is "
+            f"taken: {first_few(second)}"
+        )
     return notes
 
 
