@@ -167,6 +167,6 @@ def _near_splits(tops: set[str], audio: Sequence[str]) -> tuple[str, ...]:
         return ()
     others = sorted(tops - set(named)) or [file for file in audio if "/" not in file]
     return (
-        f"{first_few(named)} are named like splits, but there is no column split, because "
-        f"{first_few(others)} hold audio, too: dataset.split={'+'.join(named)} takes these alone",
+        f"{first_few(named)} are named like splits, but there is no column split, because there is "
+        f"other audio ({first_few(others)}): dataset.split={'+'.join(named)} takes these alone",
     )

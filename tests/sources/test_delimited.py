@@ -201,6 +201,25 @@ def test_marks_quote_between_semicolons_as_spreadsheets_write_them(tmp_path: Pat
             )
 
 
+def test_values_that_keep_the_marks_of_a_csv_writer_are_noted(tmp_path: Path) -> None:
+    """Such as pandas, with tabs; other marks of speech corpora are text."""
+    table = tmp_path / "t.tsv"
+    lines = ["path\ttext", 'a.wav\t"Yes," he said.', 'b.wav\t"Yes."', 'c.wav\t""', ""]
+    assert opened(table, "\n".join(lines)).notes == ()
+    lines[-1] = 'd.wav\t"""Yes,"" he said."'
+    source = opened(table, "\n".join(lines))
+    assert source.metadata([3])["text"].to_pylist() == ['"""Yes,"" he said."']
+    [note] = source.notes
+    assert note.startswith(
+        f"1 value of column text in quotation marks that double those within, "
+        f"first in {table}, line 5: except"
+    )
+    with pytest.raises(
+        SourceError, match=r"line 2 has more fields .*between commas and semicolons"
+    ):
+        opened(table, 'path\ttext\na.wav\t"x\ty"\n')
+
+
 REPEATED = "utterances are of 1 file, and every utterance is its whole file: to cut, set"
 
 

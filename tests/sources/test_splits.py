@@ -124,7 +124,7 @@ def test_a_note_says_why_there_is_no_split_or_label(tmp_path: Path) -> None:
     root = files(tmp_path, "test/no/a.wav", "train/yes/b.wav", "noise/c.wav")
     near, depths = open_source(DatasetConfig("audiofolder", str(root))).notes
     assert "test, train are named like splits, but there is no column split" in near
-    assert "noise hold audio, too: dataset.split=test+train takes these alone" in near
+    assert "there is other audio (noise): dataset.split=test+train takes these alone" in near
     assert "no column label, because files do not lie equally deep" in depths
     assert "(noise/c.wav, test/no/a.wav)" in depths
     source = open_source(DatasetConfig("audiofolder", str(root), split="test+train"))

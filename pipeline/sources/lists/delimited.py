@@ -135,6 +135,8 @@ def _check_records(path: Path, form: Form, names: Sequence[str] | None) -> None:
 def _remedy(record: Sequence[str], n_names: int, form: Form) -> str:
     if "\n" in record[-1]:
         return "; is a quotation mark open?"
+    if len(record) > n_names and not form.quote and any(v.startswith('"') for v in record):
+        return "; quotation marks quote between commas and semicolons only: save the table as csv"
     if len(record) > n_names and form.quote:
         name = "comma" if form.delimiter == "," else "semicolon"
         return f"; put values that contain a {name} in quotation marks"

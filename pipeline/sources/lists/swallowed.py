@@ -1,4 +1,4 @@
-"""Rows of a csv that a quotation mark has swallowed.
+"""Quotation marks of tables of text: rows that one has swallowed, and values that keep theirs.
 
 A mark that begins a value and is closed only lines later, at the end of another row's value, makes
 one row of several. The table is well-formed, so only the lines show it.
@@ -19,6 +19,7 @@ from pipeline.sources.columns import is_text
 from pipeline.sources.lists.lines import place
 from pipeline.sources.lists.places import Form, Places
 
+_QUOTED = r'(?s)^"(?:[^"]|"")*""(?:[^"]|"")*"$'
 _REMEDY = (
     'write a mark of the text as two ("") within a value in quotation marks, or save the table as '
     "tsv, where marks are text"
@@ -26,7 +27,7 @@ _REMEDY = (
 
 
 def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[str, ...]:
-    """Check that no line within a value in quotation marks is a row itself.
+    """Check that no line within a value in quotation marks is a row, and look at other marks.
 
     It is taken for one if it has as many fields as the header and, in the column of paths, a name
     with the suffix of the row's own. Tables without line breaks in values are not read again.
@@ -37,18 +38,21 @@ def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[st
         audio_column: Column with the paths of the audio.
 
     Returns:
-        A note with the first line that may be a row, if paths have no suffix that would show it.
+        A note with the first line that may be a row, if paths have no suffix that would show it;
+        and one about values that were written in quotation marks where these are text.
 
     Raises:
         SourceError: There is such a line; the message names it and the line of its row.
     """
-    texts = [column for column in table.columns if is_text(column.type)]
-    if not any(pc.any(pc.match_substring(column, "\n")).as_py() for column in texts):
+    texts = [name for name in table.column_names if is_text(table[name].type)]
+    if not all(form.quote for _, _, form in places.files):
+        return _note_kept(places, table, texts)
+    if not any(pc.any(pc.match_substring(table[name], "\n")).as_py() for name in texts):
         return ()
     index = table.column_names.index(audio_column)
     doubtful: list[str] = []
     for path, _, form in places.files:
-        for first, record, lines in _long_records(path, form) if form.quote else ():
+        for first, record, lines in _long_records(path, form):
             suffix = _suffix(record[index]) if index < len(record) else ""
             for number, line in enumerate(lines, first + 1):
                 fields = next(csv.reader([line], delimiter=form.delimiter), [])
@@ -62,6 +66,20 @@ def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[st
         return ()
     others = f" ({counted(len(doubtful), 'such line')})" if len(doubtful) > 1 else ""
     return (f"{doubtful[0]}{others}; if it is one, {_REMEDY}",)
+
+
+def _note_kept(places: Places, table: pa.Table, names: list[str]) -> tuple[str, ...]:
+    """Return a note if a value is in quotation marks and doubles those within it, as csv does."""
+    for name in names:
+        rows = pc.indices_nonzero(pc.match_substring_regex(table[name], _QUOTED))
+        if len(rows):
+            values = counted(len(rows), "value")
+            return (
+                f"{values} of column {name} in quotation marks that double those within, first in "
+                f"{places.of(rows[0].as_py())}: except between commas and semicolons, marks are "
+                "text and are kept; save the table as csv if they quote",
+            )
+    return ()
 
 
 def _long_records(path: Path, form: Form) -> Iterator[tuple[int, list[str], list[str]]]:
