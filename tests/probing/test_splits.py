@@ -236,6 +236,18 @@ def test_a_partition_with_one_known_part_is_missed(tmp_path):
         split_of(root)
 
 
+def test_classes_that_are_spelt_alike_give_a_warning(tmp_path):
+    """A space at the end of a cell makes a class of its own; transcripts have no classes."""
+    words = [("yes", "no", "yes ", "left")[row % 4] for row in range(N)]
+    root = store_with(tmp_path, word=words)
+    (warning,) = split_of(root, FREE, "labels=[word]").warnings
+    assert warning.startswith("'yes', 'yes ' of column 'word' are different classes")
+    alike = [word.replace("yes ", "YES") for word in words]
+    (tmp_path / "case").mkdir()
+    (warning,) = split_of(store_with(tmp_path / "case", word=alike), FREE, "labels=[word]").warnings
+    assert warning.startswith("'YES', 'yes' of")
+
+
 def test_a_split_column_that_is_not_used_gives_a_warning(tmp_path):
     """Its values are no known names: the scores are not those of the corpus's own split."""
     names = ("fold-a", "fold-b", "test")
