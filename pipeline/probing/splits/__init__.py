@@ -3,8 +3,8 @@
 In: a store, the labels of its utterances, settings. Out: a `Split`. `making.py` decides,
 `corpus.py` finds the corpus's own split, `stratified.py` draws, `speakers.py` finds the column of
 the speakers, `leakage.py` looks for speakers, recordings and clips in more than one part,
-`few_speakers.py` warns of few test speakers, `shares.py` takes shares of train, and `trials.py`
-pairs test utterances for verification.
+`alike.py` warns of classes that are spelt alike, `few_speakers.py` of few test speakers,
+`shares.py` takes shares of train, and `trials.py` pairs test utterances for verification.
 """
 
 from pipeline.probing.splits.making import Split, make_split

@@ -18,6 +18,7 @@ from pipeline.config import SplitConfig, TaskConfig
 from pipeline.errors import ConfigError, counted, first_few
 from pipeline.probing.labels import Fold, IntArray, Labels
 from pipeline.probing.results import DEV_IS_TEST
+from pipeline.probing.splits.alike import alike_warnings
 from pipeline.probing.splits.corpus import (
     CorpusSplit,
     find_corpus_split,
@@ -158,7 +159,7 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
     is_learned = config.speaker is None and speaker in labels.columns
     separated = speaker if is_independent and not is_learned else None
     utterances = _utterances(store, task, config, labels)
-    unlabelled = [*_unlabelled(store, utterances), *_alike(task, labels)]
+    unlabelled = [*_unlabelled(store, utterances), *alike_warnings(task, labels)]
     if task.trials is not None:
         split = _split_by_trials(store, task, utterances, task.trials)
         return replace(split, warnings=(*unlabelled, *split.warnings))
@@ -213,24 +214,6 @@ def _unlabelled(store: FeatureStore, utterances: _Utterances) -> list[str]:
     """Return a warning about utterances without a label, if there are any."""
     n = len(store) - len(utterances.usable)
     return [f"{counted(n, 'utterance')} without a label left out"] if n else []
-
-
-def _alike(task: TaskConfig, labels: Labels) -> list[str]:
-    """Return a warning about classes that differ in case or spaces only, if there are any."""
-    if task.kind != "utterance":
-        return []
-    for column, texts in zip(labels.columns, labels.texts, strict=True):
-        spellings: dict[str, list[str]] = {}
-        for text in sorted({text for text in texts if text is not None}):
-            spellings.setdefault("".join(text.split()).casefold(), []).append(text)
-        alike = next((found for found in spellings.values() if len(found) > 1), None)
-        if alike is not None:
-            return [
-                f"{first_few([repr(text) for text in alike])} of column {column!r} are different "
-                "classes, although they differ in case or spaces only; if they are one, correct "
-                "the table and run `strata relabel`"
-            ]
-    return []
 
 
 def _utterances(
