@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -24,6 +25,7 @@ from pipeline.config import (
     config_folder,
     load_config,
 )
+from pipeline.config.loading import _compose_groups
 from pipeline.errors import ConfigError
 
 GROUPS = {"dataset": DatasetConfig, "model": ModelConfig, "engine": EngineConfig}
@@ -212,6 +214,23 @@ def test_any_path_survives(value: str) -> None:
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if value != "null" and not quoted:
         assert load_config([f"store={value}"]).store == value
+
+
+@pytest.mark.parametrize(
+    ("root", "choices"),
+    [
+        ("config", {}),
+        ("config", {"dataset": "hub", "model": "tiny", "engine": "inline"}),
+        ("sweep", {"task": "asr"}),
+    ],
+)
+def test_choices_of_options_are_composed_as_by_hydra(root: str, choices: dict[str, str]) -> None:
+    """Which is not called for them alone."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        expected = compose(root, [f"{group}={name}" for group, name in choices.items()])
+    found = _compose_groups(config_folder(), root, choices, [])
+    assert found == expected
+    assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
 
 
 @pytest.mark.parametrize(
