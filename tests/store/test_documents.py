@@ -93,7 +93,7 @@ def test_any_bit_of_the_documents_may_flip(folder: Path) -> None:
     """Either something reports it, or nothing that a reader returns changes."""
     expected, draw = reads(folder), random.Random(0)
     n_found = 0
-    for _ in range(400):
+    for _ in range(200):
         path = folder / draw.choice(DOCUMENTS)
         before = path.read_bytes()
         flipped = bytearray(before)
@@ -105,4 +105,4 @@ def test_any_bit_of_the_documents_may_flip(folder: Path) -> None:
             assert found or all(map(torch.equal, reads(folder), expected)), bytes(flipped)
         finally:
             path.write_bytes(before)
-    assert n_found > 300
+    assert n_found > 150
