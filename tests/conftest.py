@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from campaigns.chaos.drivers import Drivers
 from tests.helpers.fake_store import FakeStore, make_store
+from tests.helpers.forked import start_server
 from tests.helpers.network import refused_network
 from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3, s3_of_module
 
@@ -99,6 +100,13 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Fork the parent of `tests.helpers.forked.Forked` before any test has run."""
+    if session.items:
+        start_server()
 
 
 @pytest.hookimpl(optionalhook=True)

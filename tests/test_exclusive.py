@@ -16,7 +16,8 @@ from pipeline import exclusive
 from pipeline.errors import StoreError
 from pipeline.exclusive import create_exclusive, is_reserved, link_exclusive, reservation
 from pipeline.store.backend.local import LocalBackend
-from tests.helpers.fake_store import KILL, MEET, child, finish
+from tests.helpers.fake_store import KILL, MEET
+from tests.helpers.forked import Forked, finish
 
 NO_LINKS = ["EIO", "ENOSYS", "EPERM", "EACCES", "EOPNOTSUPP", "EMLINK", "EINVAL", "EXDEV"]
 
@@ -314,7 +315,7 @@ for i in range(rounds):
 def test_of_two_racing_processes_exactly_one_creates(tmp_path: Path, links: str) -> None:
     """200 rounds; the content is the winner's."""
     rounds = 200
-    racers = [child(RACE, links, tmp_path, me, rounds) for me in (0, 1)]
+    racers = [Forked(RACE, links, tmp_path, me, rounds) for me in (0, 1)]
     won = [finish(racer).split() for racer in racers]
     for i in range(rounds):
         winners = [me for me in (0, 1) if won[me][i] == "1"]
@@ -352,7 +353,7 @@ print(json.dumps(seen))
 @pytest.mark.parametrize("links", ["with", "without"])
 def test_a_killed_creator_leaves_a_complete_file_or_none(tmp_path: Path, links: str) -> None:
     """SIGKILL before each system call in turn; without a file, the next one creates it."""
-    seen = json.loads(finish(child(KILL_ANYWHERE, links, tmp_path)))
+    seen = json.loads(finish(Forked(KILL_ANYWHERE, links, tmp_path)))
     whole = "a" * 70_000 + "b" * 70_000
     for first, created, last, _ in seen:
         assert first in ("", whole)

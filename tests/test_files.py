@@ -25,7 +25,8 @@ from pipeline.files import (
     remove,
     write_atomic,
 )
-from tests.helpers.fake_store import KILL, child, finish
+from tests.helpers.fake_store import KILL
+from tests.helpers.forked import Forked, finish
 
 
 def names(folder: Path) -> list[str]:
@@ -65,7 +66,7 @@ print(json.dumps(seen))
 
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     """SIGKILL before each system call in turn; `tests/test_exclusive.py` tries creation."""
-    seen = json.loads(finish(child(KILL_ANYWHERE, tmp_path)))
+    seen = json.loads(finish(Forked(KILL_ANYWHERE, tmp_path)))
     whole = "a" * 70_000 + "b" * 70_000
     assert seen[0] == "old"
     assert seen[-1] == whole
@@ -110,7 +111,7 @@ for act in (lambda: write_atomic(root / "there", [b"x"]),
         print(type(error).__name__, error)
 """
     with unprivileged_read_only() as folder:
-        lines = finish(child(code, folder)).splitlines()
+        lines = finish(Forked(code, folder)).splitlines()
         assert names(folder) == ["there"]
         assert (folder / "there").read_bytes() == b"there"
     assert lines == [

@@ -119,9 +119,9 @@ def test_batches_are_those_of_a_folder(
 
 
 @pytest.mark.slow
-def test_spawned_workers_share_the_memory(root: Path, remote: pipeline.FeatureStore) -> None:
-    """It is passed to them, and what is written later is seen."""
-    given = {"num_workers": 1, "multiprocessing_context": "spawn"}
+def test_workers_share_the_memory(root: Path, remote: pipeline.FeatureStore) -> None:
+    """They inherit nothing: it is passed to them, and what is written later is seen."""
+    given = {"num_workers": 2, "multiprocessing_context": "forkserver"}
     assert check_equal(*loaders(pipeline.open_store(root), remote, **given)) > 3
 
 

@@ -131,10 +131,10 @@ def test_a_resumed_loader_has_the_remaining_batches(root, joined):
 
 
 @pytest.mark.slow
-def test_spawned_workers_read_the_same(joined, values, number_of):
+def test_workers_that_inherit_nothing_read_the_same(joined, values, number_of):
     """Workers that share nothing with this process open the files of every store."""
     seen = Counter()
-    for batch in loader_of(joined, num_workers=1, multiprocessing_context="spawn"):
+    for batch in loader_of(joined, num_workers=2, multiprocessing_context="forkserver"):
         seen.update(batch.ids)
         check(batch, values, number_of)
     assert seen == Counter(joined.ids)

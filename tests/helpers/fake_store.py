@@ -6,9 +6,6 @@ makes: plan, ledger, `UnitBuffer`, `commit_unit`.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,27 +174,6 @@ def attributes(layout: Layout) -> dict[str, Any]:
         "identity": {"source": {"columns": columns}, "encoder": {"name": "fake"}},
         "provenance": {"created": "2025-01-01T00:00:00.000+00:00"},
     }
-
-
-def child(code: str, *args: object, wrapper: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a Python process that runs `code` and can import the helpers of the tests."""
-    here = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [*wrapper, sys.executable, "-c", code, *(str(arg) for arg in args)]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": here, "PYTHONWARNINGS": "ignore"},
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> str:
-    """Return the output of a child, which must succeed."""
-    out, err = process.communicate(timeout=timeout_s)
-    assert process.returncode == 0, f"exit {process.returncode}\n{out}\n{err}"
-    return out
 
 
 MEET = """

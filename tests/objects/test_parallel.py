@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.objects.parallel import run_parallel
-from tests.helpers.fake_store import child, finish
 
 AT_EXIT = """
 import atexit
@@ -25,4 +27,5 @@ def test_results_are_in_order_and_errors_are_raised() -> None:
 
 def test_a_process_that_ends_makes_the_calls_itself() -> None:
     """It starts no threads any more, and `cached` commits its last unit then."""
-    assert finish(child(AT_EXIT)).strip() == "[1, 2, 3]"
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True)
+    assert done.stdout.strip() == "[1, 2, 3]", done.stderr

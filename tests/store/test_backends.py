@@ -35,7 +35,8 @@ from pipeline.store.backend.remote.backend import RemoteBackend
 from pipeline.store.backend.zarr_arrays import ZarrArrays, open_array
 from pipeline.store.format.layout import FRAMES
 from tests.helpers.backends import contents, in_memory
-from tests.helpers.fake_store import MEET, FakeStore, child, finish
+from tests.helpers.fake_store import MEET, FakeStore
+from tests.helpers.forked import Forked, finish
 from tests.servers.localbucket import BUCKET
 
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
@@ -237,7 +238,7 @@ for i in range(rounds):
 def test_of_racing_processes_exactly_one_creates(tmp_path: Path) -> None:
     """Three processes, fifty rounds."""
     rounds = 50
-    racers = [child(RACE, tmp_path, me, rounds) for me in range(3)]
+    racers = [Forked(RACE, tmp_path, me, rounds) for me in range(3)]
     won = [finish(racer).split() for racer in racers]
     for i in range(rounds):
         winners = [me for me in range(3) if won[me][i] == "1"]

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import asdict
@@ -22,7 +24,8 @@ from pipeline.store.coordination import lease as lease_module
 from pipeline.store.coordination import processes
 from pipeline.store.coordination.lease import STALE_AFTER_S, Holder, Lease, live_holder
 from pipeline.store.format.layout import LEASE
-from tests.helpers.fake_store import MEET, child, finish
+from tests.helpers.fake_store import MEET
+from tests.helpers.forked import Forked, finish
 
 HOLD = """
 import sys
@@ -57,7 +60,7 @@ def own_holder(root: Path) -> Holder:
 
 def test_a_live_holder_is_refused_with_its_name(tmp_path: Path) -> None:
     """The message names process, host and run; the lease does not change."""
-    holder = child(HOLD, tmp_path)
+    holder = Forked(HOLD, tmp_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     before = (tmp_path / LEASE).read_bytes()
@@ -73,8 +76,9 @@ def test_a_live_holder_is_refused_with_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> None:
-    """Whether its parent has reaped it or it is a zombie."""
-    holder = child(HOLD, tmp_path)
+    """Whether its parent, this process, has reaped it or it is a zombie."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     holder.stdout.readline()
     assert live_holder(tmp_path) is not None
@@ -106,7 +110,7 @@ ctypes.CDLL(None).syscall(exit_thread, 0)
 
 def test_a_holder_whose_first_thread_has_ended_is_alive(tmp_path: Path) -> None:
     """A killed process shows as a zombie while another of its threads may still write."""
-    holder = child(LEAVE_A_THREAD, tmp_path)
+    holder = Forked(LEAVE_A_THREAD, tmp_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     stat = Path(f"/proc/{holder.pid}/stat")
@@ -122,7 +126,7 @@ def test_a_holder_whose_first_thread_has_ended_is_alive(tmp_path: Path) -> None:
 
 def test_a_stopped_holder_on_this_host_is_alive(tmp_path: Path) -> None:
     """A suspended driver may continue: age does not matter if its process is visible."""
-    holder = child(HOLD, tmp_path)
+    holder = Forked(HOLD, tmp_path)
     assert holder.stdout is not None
     holder.stdout.readline()
     holder.send_signal(signal.SIGSTOP)
@@ -228,7 +232,7 @@ def test_a_process_without_a_trace_in_proc_is_found_by_a_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A process that /proc does not show may run; one that takes no signal is gone."""
-    gone = child("")
+    gone = Forked("")
     finish(gone)
     monkeypatch.setattr(processes, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
     assert processes.process_start(os.getpid()) == 0
@@ -288,7 +292,7 @@ def test_of_racing_drivers_exactly_one_gets_the_lease(tmp_path: Path) -> None:
         (tmp_path / f"store-{i}").mkdir()
         if i % 2:
             write_lease(tmp_path / f"store-{i}", age_s=1000, host="elsewhere")
-    racers = [child(RACE, tmp_path, me, rounds, n) for me in range(n)]
+    racers = [Forked(RACE, tmp_path, me, rounds, n) for me in range(n)]
     got = [finish(racer).split() for racer in racers]
     for i in range(rounds):
         assert sorted(got[me][i] for me in range(n)) == ["0", "0", "1"]
@@ -360,7 +364,7 @@ def test_two_drivers_never_hold_the_lease_at_once(tmp_path: Path) -> None:
 
     A second lock, which the kernel drops with its process, detects two holders.
     """
-    killed = int(finish(child(STORM, tmp_path, 7, 3.0, 4)))
+    killed = int(finish(Forked(STORM, tmp_path, 7, 3.0, 4)))
     assert not (tmp_path / "two").exists()
     assert not (tmp_path / "error").exists(), (tmp_path / "error").read_text()
     assert killed > 5

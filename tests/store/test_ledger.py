@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipeline.errors import DamagedError, StoreError
 from pipeline.store.coordination.ledger import Ledger, read_claims
 from pipeline.store.format.layout import ledger_key
-from tests.helpers.fake_store import MEET, FakeStore, child, finish
+from tests.helpers.fake_store import MEET, FakeStore
+from tests.helpers.forked import Forked, finish
 
 NOW = "2025-01-01T00:00:00.000+00:00"
 
@@ -81,7 +82,7 @@ for i in range(rounds):
 def test_of_two_racing_drivers_one_gets_the_slot(tmp_path: Path) -> None:
     """The other one gets an error; the claim names the winner."""
     rounds = 100
-    racers = [child(RACE, tmp_path, me, rounds) for me in (0, 1)]
+    racers = [Forked(RACE, tmp_path, me, rounds) for me in (0, 1)]
     won = [finish(racer).split() for racer in racers]
     claims = read_claims(tmp_path)
     for i in range(rounds):

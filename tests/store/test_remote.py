@@ -25,7 +25,7 @@ from pipeline.store.coordination.processes import process_space
 from pipeline.store.format.layout import LEASE, LEASE_LOCK, LOG
 from pipeline.store.serialization import json_bytes
 from tests.helpers.backends import contents
-from tests.helpers.fake_store import child, finish
+from tests.helpers.forked import Forked, finish
 from tests.servers.base import Bucket
 from tests.servers.localbucket import SECRET, LocalBucket
 from tests.servers.proxy import Fault, Proxy
@@ -113,7 +113,7 @@ def write_lease(backend: RemoteBackend, **changes: object) -> Holder:
 
 def test_a_live_holder_is_refused_with_its_name(s3: str) -> None:
     """The message names process, host and run. A killed one is taken over at once."""
-    holder = child(HOLD, s3)
+    holder = Forked(HOLD, s3)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     pattern = rf"process {holder.pid} on {socket.gethostname()} \(run run-of-child"
@@ -265,7 +265,7 @@ def test_a_backend_pickles_without_secrets(s3: str) -> None:
     assert SECRET.encode() not in data
     assert SECRET not in repr(backend)
     assert pickle.loads(data) == backend
-    done = child(
+    done = Forked(
         "import pickle, sys\n"
         "backend = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "print(backend.read('log.jsonl').decode())",

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ from pipeline.store.read.opening import open_store
 from pipeline.store.write import slot as slot_module
 from pipeline.store.write.buffer import UnitBuffer
 from pipeline.store.write.slot import SlotWriter
-from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store, child, finish
+from tests.helpers.fake_store import KILL, MEET, FakeStore, attributes, begin_store
+from tests.helpers.forked import Forked, finish
 
 NO_SCALES = np.empty((1, 0, 0), np.float32)
 
@@ -98,7 +100,7 @@ def test_of_two_racing_commits_exactly_one_wins(tmp_path: Path) -> None:
     """50 rounds of two processes: the loser's slot is removed, the store is sound."""
     n = 50
     store = begin_store(tmp_path, [300] * n)
-    racers = [child(RACE, tmp_path, me) for me in (0, 1)]
+    racers = [Forked(RACE, tmp_path, me) for me in (0, 1)]
     won = [finish(racer).split() for racer in racers]
     for unit in range(n):
         assert sorted((won[0][unit], won[1][unit])) == ["0", "1"]
@@ -132,7 +134,7 @@ print(n)
 @pytest.mark.slow
 def test_a_commit_killed_at_any_step_is_complete_or_invisible(tmp_path: Path) -> None:
     """SIGKILL before each system call of the commit in turn; then each unit is committed again."""
-    steps = int(finish(child(KILL_COMMIT, tmp_path)))
+    steps = int(finish(Forked(KILL_COMMIT, tmp_path)))
     assert 30 < steps < 199
     store = begin_store(tmp_path, [300] * 200)
     visible = committed_units(tmp_path)
@@ -227,7 +229,10 @@ def test_a_full_disk_is_reported_and_leaves_nothing_visible(tmp_path: Path) -> N
     wrapper = namespace()
     if wrapper is None:
         pytest.skip("mounting a small file system is not permitted here")
-    found = json.loads(finish(child(FILL, tmp_path, wrapper=[*wrapper, str(tmp_path)])))
+    command = [*wrapper, str(tmp_path), sys.executable, "-c", FILL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert 2 < found["done"] < 39
     assert found["message"].startswith(f"unit {found['done']} (")
     assert "no space left" in found["message"]
@@ -274,7 +279,7 @@ assert store.commit(1).won
 @pytest.mark.parametrize("limit", [1000, 4200])
 def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path, limit: int) -> None:
     """The shard (1,000 bytes) or the unit's index (4,200) exceeds a limit, which is then lifted."""
-    assert "unit 1 (" in finish(child(LIMITED, tmp_path, limit))
+    assert "unit 1 (" in finish(Forked(LIMITED, tmp_path, limit))
     assert verify_store(tmp_path).ok
 
 

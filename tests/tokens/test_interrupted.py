@@ -13,7 +13,8 @@ import pytest
 import pipeline
 from pipeline.store.format.tokens import chunk_key
 from pipeline.store.maintain.verify import verify_store
-from tests.helpers.fake_store import KILL, child, finish
+from tests.helpers.fake_store import KILL
+from tests.helpers.forked import Forked, finish
 from tests.helpers.token_stores import clustered_store, tokenized
 
 NAME = "layer2-k5"
@@ -58,7 +59,7 @@ while True:
         assert verify_store(place).ok
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0, n
-    n += 37
+    n += 23
 print(killed)
 """
 )
@@ -75,7 +76,7 @@ def test_a_killed_command_loses_the_unit_in_work(tmp_path):
     for name in ("killed", "whole"):
         clustered_store(tmp_path / name, MANY)
     tokenized(tmp_path / "whole")
-    command = child(SLOW, tmp_path / "killed")
+    command = Forked(SLOW, tmp_path / "killed")
     end = time.monotonic() + 60
     while not (tmp_path / "killed" / chunk_key(NAME, 2)).exists():
         assert time.monotonic() < end
@@ -97,4 +98,4 @@ def test_a_killed_command_loses_the_unit_in_work(tmp_path):
 def test_killed_at_any_system_call(tmp_path):
     """Whatever call it is killed before, the store is sound, and the next run completes it."""
     clustered_store(tmp_path / "source", (40, 250, 30))
-    assert int(finish(child(AT_ANY_POINT, tmp_path / "source", tmp_path / "place"), 150)) > 3
+    assert int(finish(Forked(AT_ANY_POINT, tmp_path / "source", tmp_path / "place"), 150)) > 3
