@@ -63,6 +63,7 @@ class Forked:
         arguments: Its arguments.
         environment: Changes of the environment.
         folder: Its working directory; None for that of this process.
+        stderr: Descriptor for its stderr; None makes a pipe.
     """
 
     def __init__(
@@ -71,10 +72,13 @@ class Forked:
         *arguments: object,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        stderr: int | None = None,
     ) -> None:
-        (in_, mine), (out, print_), (err, report) = (os.pipe() for _ in range(3))
+        (in_, mine), (out, print_), (err, errors) = (os.pipe() for _ in range(3))
+        if stderr is not None:
+            os.dup2(stderr, errors)
         streams = [Connection(in_, writable=False)]
-        streams += [Connection(number, readable=False) for number in (print_, report)]
+        streams += [Connection(number, readable=False) for number in (print_, errors)]
         changed = {**os.environ, **(environment or {})}
         self._process = CONTEXT.Process(
             target=_run,
@@ -110,6 +114,10 @@ class Forked:
         """Send it a signal, if it still runs."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM, if it still runs."""
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Send it SIGKILL, if it still runs."""

@@ -1,4 +1,8 @@
-"""`open_or_extract` with a real process beside the trainer, and real kills."""
+"""`open_or_extract` with a process beside the trainer, and real kills.
+
+`test_an_interrupted_trainer_leaves_no_process` starts the program as users do. Elsewhere it runs in
+a process that is forked, and that need not import torch.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,14 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError, IdentityError, RunError, SourceError, StoreNotFoundError
-from pipeline.online import opening
+from pipeline.online import extraction, opening
 from pipeline.online.extraction import _environment
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import RATE_HZ, mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, contents, extract
+from tests.helpers.forked import Forked
 
 pytestmark = pytest.mark.slow
 TINY = {
@@ -55,6 +60,26 @@ def opened(clips, store, **options):
     return pipeline.open_or_extract(store, **{**TINY, "dataset": {"path": str(clips)}, **options})
 
 
+BESIDE = """
+import os, runpy, sys
+sys.argv[1:] = [str(os.getppid())]
+runpy.run_module("pipeline.cli.beside", run_name="__main__")
+"""
+
+
+def start_forked(command, stdin, stdout, env):
+    """Run the extraction as `subprocess.Popen` does, in a fork of the tests' server."""
+    assert command[1:] == ["-m", "pipeline.cli.beside", str(os.getpid())]
+    process = Forked(BESIDE, environment=env, stderr=2)
+    process.stdin, process.stdout = process.stdin.detach(), process.stdout.detach()
+    return process
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    monkeypatch.setattr(extraction.subprocess, "Popen", start_forked)
+
+
 def is_running(pid):
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -68,7 +93,7 @@ def until_gone(pid, seconds=20):
         time.sleep(0.05)
 
 
-def test_training_beside_the_extraction(clips, tmp_path, capfd, monkeypatch):
+def test_training_beside_the_extraction(forked, clips, tmp_path, capfd, monkeypatch):
     """The store is that of `extract`, the features those of the store, and progress is shown.
 
     When the store is complete, no process is started.
@@ -112,37 +137,56 @@ def test_settings_are_checked_before_a_process_starts(tmp_path, monkeypatch):
         pipeline.open_or_extract(["a", "b"])
 
 
-def test_an_extraction_that_cannot_start_is_an_error(tmp_path):
+def test_an_extraction_that_cannot_start_is_an_error(forked, tmp_path):
     """At once, with the error of `strata extract`."""
     with pytest.raises(SourceError, match="nowhere"):
         opened(tmp_path / "nowhere", tmp_path / "store")
 
 
 TRAINER = """
-import signal, sys
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 import pipeline
 from tests.online.test_process import opened
 dataset = opened(sys.argv[1], sys.argv[2])
+if not os.fork():
+    dataset.stop()
+    os._exit(0)
+os.wait()
 print(dataset._extraction.pid, flush=True)
 for batch in pipeline.make_loader(dataset, max_frames_per_batch=512):
     print(batch.ids[0], flush=True)
 """
 
 
-def train(clips, store):
-    """Start a trainer; return it and the process that extracts, once it has a batch."""
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", TRAINER, str(clips), str(store)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        cwd=Path(__file__).parents[2],
-    )
+FORKING_TRAINER = (
+    """
+import os, runpy, subprocess, sys
+real = subprocess.Popen
+
+def popen(command, **options):
+    def run():
+        os.closerange(3, 1024)  # else the other process waits for this one to start a program
+        sys.argv = command[2:]
+        os.environ.update(options["env"])
+        try:
+            runpy.run_module(command[2], run_name="__main__")
+        finally:
+            os._exit(0)
+    return real(command, preexec_fn=run, **options)
+
+subprocess.Popen = popen
+"""
+    + TRAINER
+)
+"""A trainer that forks the process beside it."""
+
+
+def wait_for_batch(trainer):
+    """Wait until a trainer has a batch; return the process that extracts beside it."""
     pid = int(trainer.stdout.readline())
     trainer.stdout.readline()
-    return trainer, pid
+    return pid
 
 
 def n_lost(store):
@@ -151,9 +195,21 @@ def n_lost(store):
 
 
 def test_an_interrupted_trainer_leaves_no_process(many, tmp_path):
-    """Ctrl-C ends both; the store is free and sound, without the units in hand."""
+    """Ctrl-C ends both; the store is free and sound, without the units in hand.
+
+    A process that inherits the dataset, such as a worker of a DataLoader, does not stop it.
+    """
     store = tmp_path / "store"
-    trainer, pid = train(many, store)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(many), str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )
+    pid = wait_for_batch(trainer)
+    assert is_running(pid)
     os.killpg(trainer.pid, signal.SIGINT)
     _, lines = trainer.communicate(timeout=30)
     assert not is_running(pid)
@@ -163,10 +219,11 @@ def test_an_interrupted_trainer_leaves_no_process(many, tmp_path):
     assert verify_store(store).ok
 
 
-def test_a_job_reads_what_another_one_commits_and_takes_over(many, tmp_path, capfd):
+def test_a_job_reads_what_another_one_commits_and_takes_over(forked, many, tmp_path, capfd):
     """When the other one is killed, its extraction ends, too; no unit that it committed is lost."""
     store = tmp_path / "store"
-    first, pid = train(many, store)
+    first = Forked(FORKING_TRAINER, many, store)
+    pid = wait_for_batch(first)
     dataset = opened(many, store)
     batches = iter(pipeline.make_loader(dataset, max_frames_per_batch=512))
     lines = capfd.readouterr().err
@@ -188,19 +245,10 @@ def test_a_job_reads_what_another_one_commits_and_takes_over(many, tmp_path, cap
     assert verify_store(store).ok
 
 
-def test_a_killed_extraction_is_an_error_and_can_be_continued(many, tmp_path):
-    """The loader says so, and does not hang; a new iteration starts it again.
-
-    A process that inherits the dataset, such as a worker of a DataLoader, does not stop it.
-    """
+def test_a_killed_extraction_is_an_error_and_can_be_continued(forked, many, tmp_path):
+    """The loader says so, and does not hang; a new iteration starts it again."""
     dataset = opened(many, tmp_path / "store")
     pid = dataset._extraction.pid
-    child = os.fork()
-    if not child:
-        dataset.stop()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert is_running(pid)
     loader = pipeline.make_loader(dataset, max_frames_per_batch=512)
     batches = iter(loader)
     next(batches)
@@ -228,7 +276,7 @@ def ray_environment(pid):
 
 
 @pytest.mark.ray
-def test_ray_extracts_beside_the_trainer(clips, tmp_path, monkeypatch):
+def test_ray_extracts_beside_the_trainer(forked, clips, tmp_path, monkeypatch):
     """All utterances come in epoch 0, and Ray ends with it; RAY_AUTH_MODE=disabled is obeyed."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     engine = {"kind": "ray", "workers": 1, "threads": 1}
@@ -258,7 +306,7 @@ def test_a_rank_extracts_on_its_own_gpu(monkeypatch):
     assert _environment()["CUDA_VISIBLE_DEVICES"] == "5"
 
 
-def test_a_complete_store_is_extended_where_settings_ask_for_it(tmp_path):
+def test_a_complete_store_is_extended_where_settings_ask_for_it(forked, tmp_path):
     """Files that were fixed are retried, and dropped utterances restored; without that, neither."""
     clips = write_folder(tmp_path / "clips", mixed_lengths(4))
     broken = sorted(clips.glob("*.wav"))[2]
