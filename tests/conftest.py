@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from functools import cache, wraps
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from campaigns.chaos.drivers import Drivers
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.forked import start_server
 from tests.helpers.network import refused_network
@@ -267,14 +265,6 @@ def commands_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(testing, "_get_command", cache(testing._get_command))
         yield
-
-
-@pytest.fixture(scope="session")
-def drivers() -> Iterator[Drivers]:
-    """Starts `strata` in processes that are forked from one that has imported what it needs."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with closing(Drivers(environment)) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.app import app
+from pipeline.online import extraction
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, overrides
+from tests.helpers.forked import forked_beside
 from tests.servers.localbucket import SECRET
 
 
@@ -88,8 +90,11 @@ def test_features_are_cached_in_a_bucket(s3: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_loader_begins_while_a_bucket_is_filled(folder: Path, s3: str) -> None:
+def test_a_loader_begins_while_a_bucket_is_filled(
+    folder: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The extraction beside the trainer writes there."""
+    monkeypatch.setattr(extraction.subprocess, "Popen", forked_beside)
     given = [item for item in overrides(folder, s3) if not item.startswith("store=")]
     dataset = pipeline.open_or_extract(s3, *given, engine={"kind": "inline", "threads": 1})
     loader = pipeline.make_loader(dataset, max_frames_per_batch=300)

@@ -18,6 +18,7 @@ from pipeline.cli.interrupts import GRACE_S
 from pipeline.objects.requests import Limits
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, extract
+from tests.helpers.forked import forked_strata
 from tests.servers.proxy import Fault, Proxy, Request
 
 
@@ -35,29 +36,23 @@ def silent(proxy: Proxy) -> Iterator[Proxy]:
     is_over.set()
 
 
-def interrupt(arguments: list[str], proxy: Proxy, log: Path) -> tuple[float, int, str, str]:
+def interrupt(arguments: list[str], proxy: Proxy) -> tuple[float, int, str, str]:
     """Start a command; interrupt it a moment after its first request.
 
     Returns:
         Seconds until it has ended, its exit code, and what it has printed.
     """
-    with log.open("w") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=printed,
-            text=True,
-        )
+    process = forked_strata(*arguments)
     end_s = time.monotonic() + 60
     while not proxy.requests:
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.02)
     time.sleep(0.3)
     start_s = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=Limits().answer_s * 4)
-    return time.monotonic() - start_s, process.returncode, out, log.read_text()
+    out, err = process.communicate(Limits().answer_s * 4)
+    return time.monotonic() - start_s, process.returncode, out, err
 
 
 @pytest.mark.slow
@@ -74,7 +69,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_an_answer(
         clips = write_folder(tmp_path / "clips", mixed_lengths(4))
         extract(clips, tmp_path / "store", *INLINE, "extract.layers=[2]")
         arguments = ["copy", str(tmp_path / "store"), s3, "--json"]
-    spent_s, code, out, err = interrupt(arguments, silent, tmp_path / "log")
+    spent_s, code, out, err = interrupt(arguments, silent)
     assert spent_s < GRACE_S + 4
     assert spent_s < Limits().answer_s / 2
     assert code == 1

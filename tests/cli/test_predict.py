@@ -23,6 +23,7 @@ from pipeline.spans.table import Spans
 from pipeline.store.read.opening import open_store
 from tests.helpers.commands import strata
 from tests.helpers.corpus import write_folder
+from tests.helpers.forked import forked_strata
 
 QUICK = ["seeds=[0]", "task.lrs=[1e-2]", "task.steps=4", "task.eval_every=2"]
 SPLIT = ["split.speaker=none", "split.ratios=[0.5,0.25,0.25]"]
@@ -227,7 +228,7 @@ def test_frames_become_spans(root, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
+def test_a_signal_leaves_no_temporary_files(root, tmp_path, name):
     """While recordings are encoded; the error says that there are no predictions."""
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -236,7 +237,7 @@ def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
         (clips / f"{number}.wav").hardlink_to(clips / "0.wav")
     out = tmp_path / "out.csv"
     words = ["predict", str(root / "ks"), str(clips), "--out", str(out), ONE]
-    process = drivers.start(words, tmp_path / "log")
+    process = forked_strata(*words)
 
     def folders():
         listed = Path(tempfile.gettempdir()).glob("strata-predict-*/recordings.jsonl")
@@ -244,16 +245,15 @@ def test_a_signal_leaves_no_temporary_files(root, tmp_path, drivers, name):
 
     end_s = time.monotonic() + 60
     while not (found := folders()) or not (found[0] / "features").exists():
-        assert process.poll() is None, process.output()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.02)
     time.sleep(0.2)
     process.send_signal(getattr(signal, name))
-    assert process.wait(60)
+    _, printed = process.communicate()
     assert process.returncode == 1
     assert not found[0].exists()
     assert not out.exists()
-    printed = process.output()
     assert f"error: interrupted by {name}: no predictions are written; run the same" in printed
     assert "Traceback" not in printed
 

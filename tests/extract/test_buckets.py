@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +32,7 @@ from pipeline.store.maintain.repair import repair_store
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
+from tests.helpers.forked import forked_strata
 from tests.servers.base import Bucket
 from tests.servers.localbucket import SECRET, LocalBucket
 from tests.servers.proxy import Fault, Proxy, Request
@@ -91,12 +90,10 @@ def test_sigkill_of_the_driver_loses_nothing(
     folder: Path, finished: dict[str, object], s3: str, tmp_path: Path
 ) -> None:
     """It is killed after its first commit; the next run ends with the bytes of a local one."""
-    command = [sys.executable, "-m", "pipeline", "extract", *overrides(folder, s3, *FEW)]
-    with (tmp_path / "driver.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = forked_strata("extract", *overrides(folder, s3, *FEW))
     backend, deadline = open_backend(s3), time.monotonic() + 60
     while not backend.children("index"):
-        assert process.poll() is None, (tmp_path / "driver.log").read_text()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -16,7 +16,6 @@ import pytest
 import soundfile
 
 import pipeline
-from campaigns.chaos.drivers import Drivers
 from pipeline.config import load_config
 from pipeline.errors import NoSpaceError, StoreBusyError, StoreError
 from pipeline.events import Observer
@@ -44,6 +43,7 @@ from tests.helpers import faulty_decoders
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
 from tests.helpers.faulty_decoders import Faulty, Waiting
+from tests.helpers.forked import forked_strata
 
 N_CLIPS = 24
 CULPRIT = "clip-009.wav"
@@ -251,20 +251,19 @@ def test_a_second_signal_stops_at_once() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_lets_units_in_flight_finish(
-    folder: Path, undisturbed: Path, tmp_path: Path, drivers: Drivers
+    folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """The command prints its progress and how to continue, leaves no worker, and loses nothing."""
     store = tmp_path / "s"
     command = ["extract", *overrides(folder, store, *RAY)]
-    process = drivers.start(command, tmp_path / "driver.log")
+    process = forked_strata(*command)
     end = time.monotonic() + 90
     while not list(store.glob("index/unit-*.parquet")):
         assert process.poll() is None, "ended before it could be stopped"
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60)
-    stderr = process.output()
+    _, stderr = process.communicate()
     assert process.returncode == 1, stderr
     done, total = read_status(store).units_committed, read_status(store).units_total
     assert f"stopped by SIGTERM; {done} of {total} units are committed and safe" in stderr

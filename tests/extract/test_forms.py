@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pipeline.extract import run
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract
+from tests.helpers.forked import Forked, finish
 
 SECONDS = [2.0, 3.1, 0.02, 5.0, 13.0, 20.0, 2.2]
 WINDOWS = ("extract.max_window_s=6", "extract.context_s=1")
@@ -105,9 +104,7 @@ def test_a_killed_run_ends_with_the_same_bytes(folder: Path, tmp_path: Path) -> 
     )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
-    command = [sys.executable, "-c", KILLED, str(folder), str(killed), *more, *forms]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["-9", "-9"], done.stderr
+    assert finish(Forked(KILLED, folder, killed, *more, *forms)).split() == ["-9", "-9"]
     for form in forms:
         extract(folder, killed / form, *INLINE, *more, form)
         extract(folder, whole / form, *INLINE, *more, form)

@@ -17,7 +17,6 @@ import torch
 import zarr
 
 import pipeline
-from campaigns.chaos.drivers import Drivers
 from pipeline.errors import (
     ConfigError,
     IdentityError,
@@ -35,6 +34,7 @@ from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
 from tests.helpers.feature_stores import rewrite
+from tests.helpers.forked import forked_strata
 
 N_CLIPS = 40
 ON_RAY = ("engine=ray", "engine.workers=1", "engine.threads=1")
@@ -153,9 +153,7 @@ def test_worker_count_and_order_do_not_matter(
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_driver_loses_nothing(
-    tmp_path: Path, ray_session: str, drivers: Drivers
-) -> None:
+def test_sigkill_of_the_driver_loses_nothing(tmp_path: Path, ray_session: str) -> None:
     """Runs inline and on Ray that are killed, and a resume, end as an undisturbed run.
 
     Every byte is equal, and the log has the time and the audio of each run. There are so many units
@@ -167,7 +165,7 @@ def test_sigkill_of_the_driver_loses_nothing(
     on_ray = (*ON_RAY, f"engine.address={ray_session}")
     for n_runs, (engine, n_wanted) in enumerate(((INLINE, 1), (on_ray, 4)), start=1):
         command = ["extract", *overrides(folder, disturbed, *engine)]
-        process = drivers.start(command, tmp_path / "driver.log")
+        process = forked_strata(*command)
         deadline = time.monotonic() + 60
         while (
             len(list(disturbed.glob("index/unit-*.parquet"))) < n_wanted

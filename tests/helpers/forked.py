@@ -137,6 +137,29 @@ class Forked:
             return printed[0].result(), printed[1].result()
 
 
+def forked_strata(*arguments: str | Path) -> Forked:
+    """Start `strata` in a forked process."""
+    return Forked("from pipeline.cli.app import main; main()", *arguments)
+
+
+def forked_beside(command: list[str], stdin: int, stdout: int, env: Mapping[str, str]) -> Forked:
+    """Start what `pipeline.online.extraction` starts with `subprocess.Popen`, in a forked process.
+
+    Its parent is the server, so it does not notice the end of this process.
+    """
+    assert command[1:] == ["-m", "pipeline.cli.beside", str(os.getpid())]
+    process = Forked(_BESIDE, environment=env, stderr=2)
+    process.stdin, process.stdout = process.stdin.detach(), process.stdout.detach()
+    return process
+
+
+_BESIDE = """
+import os, runpy, sys
+sys.argv[1:] = [str(os.getppid())]
+runpy.run_module("pipeline.cli.beside", run_name="__main__")
+"""
+
+
 def finish(process: Forked, timeout_s: float = 60) -> str:
     """Return what a process prints; it must succeed."""
     out, err = process.communicate(timeout_s)

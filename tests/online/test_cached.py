@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from pipeline.store.documents import read_plan
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, extract
+from tests.helpers.forked import Forked, finish
 
 LENGTHS = mixed_lengths(24, longest_s=2.0)
 WAVES = {f"clip-{i:03d}": torch.from_numpy(voice(n, i)) for i, n in enumerate(LENGTHS)}
@@ -232,15 +230,7 @@ def test_jobs_share_a_store_and_one_is_killed(tmp_path):
 
     The jobs have no `with` block: they commit the rest when they end.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", JOBS, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        check=False,
-        timeout=120,
-    )
-    assert done.stdout == "[0, -9]\n", done.stderr
+    assert finish(Forked(JOBS, tmp_path), 120) == "[0, -9]\n"
     store = pipeline.open_store(tmp_path)
     assert sorted(store.ids) == list(WAVES)
     rows = [row for path in sorted((tmp_path / "index").iterdir()) for row in read_rows(path)]

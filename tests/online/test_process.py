@@ -29,7 +29,7 @@ from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import RATE_HZ, mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, contents, extract
-from tests.helpers.forked import Forked
+from tests.helpers.forked import Forked, forked_beside
 
 pytestmark = pytest.mark.slow
 TINY = {
@@ -60,24 +60,9 @@ def opened(clips, store, **options):
     return pipeline.open_or_extract(store, **{**TINY, "dataset": {"path": str(clips)}, **options})
 
 
-BESIDE = """
-import os, runpy, sys
-sys.argv[1:] = [str(os.getppid())]
-runpy.run_module("pipeline.cli.beside", run_name="__main__")
-"""
-
-
-def start_forked(command, stdin, stdout, env):
-    """Run the extraction as `subprocess.Popen` does, in a fork of the tests' server."""
-    assert command[1:] == ["-m", "pipeline.cli.beside", str(os.getpid())]
-    process = Forked(BESIDE, environment=env, stderr=2)
-    process.stdin, process.stdout = process.stdin.detach(), process.stdout.detach()
-    return process
-
-
 @pytest.fixture
 def forked(monkeypatch):
-    monkeypatch.setattr(extraction.subprocess, "Popen", start_forked)
+    monkeypatch.setattr(extraction.subprocess, "Popen", forked_beside)
 
 
 def is_running(pid):

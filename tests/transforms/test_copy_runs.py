@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -30,6 +28,7 @@ from pipeline.store.write.slot import SlotWriter
 from pipeline.transforms.copy import CopySettings, copy_stores
 from tests.helpers.copied_stores import everything, units_of
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
+from tests.helpers.forked import Forked
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
 
@@ -118,9 +117,8 @@ def test_a_copy_that_is_killed_ends_with_the_same_bytes(source, tmp_path):
     """SIGKILL in the third unit, when its shards are published and it is not committed."""
     settings = CopySettings(pooling=["std"])
     copy_stores(source, tmp_path / "whole", settings)
-    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "out"), "3"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = Forked(KILLED, source, tmp_path / "out", 3)
+    assert process.wait(60) == -signal.SIGKILL, process.communicate()
     assert not (tmp_path / "out").exists()
     copy_stores(source, tmp_path / "out", settings)
     assert units_of(tmp_path / "out") == units_of(tmp_path / "whole")

@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from pipeline.transforms.export.reading import plan_parts
 from pipeline.transforms.export.run import FORMATS
 from pipeline.transforms.export.state import ExportRecord
 from tests.helpers.feature_stores import commit_units, default_columns, make_store, noise
+from tests.helpers.forked import Forked
 
 LENGTHS = [40, 100, 3, 250, 17, 700, 60, 90, 256, 1]
 ODD = [
@@ -200,9 +199,8 @@ def test_a_killed_export_is_resumed(root, tmp_path, monkeypatch):
         monkeypatch.setattr(each, "part_utterances", 2)
     pipeline.export(root, tmp_path / "whole", kind)
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(root), str(out), kind, str(n_writes)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = Forked(KILLED, root, out, kind, n_writes)
+    assert process.wait(60) == -signal.SIGKILL, process.communicate()
     assert [path for path in content(out) if path.endswith(".partial")]
     n_parts = len(list((out / ".strata-export").glob("part-*")))
     assert n_parts == 2
