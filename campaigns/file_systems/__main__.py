@@ -29,7 +29,7 @@ import soundfile
 import torch
 
 from campaigns.chaos.checks import contents
-from campaigns.file_systems.commands import NOT_THE_OWNER, Command
+from campaigns.file_systems.commands import NOT_THE_OWNER, Command, preload_all
 from campaigns.file_systems.kinds import KINDS, Kind, SkippedError, command
 from campaigns.file_systems.steps import (
     Campaign,
@@ -113,6 +113,7 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid():
         raise SystemExit("mounting needs root: sudo .venv/bin/python -m campaigns.file_systems")
+    preload_all()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="strata-file-systems-") as name:
         top = Path(name)

@@ -20,7 +20,11 @@ NOT_THE_OWNER = (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER)
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWPID = 0x00020000, 0x04000000, 0x20000000
 
 SWEEP = ("pipeline.probing.run", "pipeline.probing.report.sweep_report", "sklearn.metrics")
-preload(*SWEEP, "torch._dynamo")  # the latter is imported by optimisers
+
+
+def preload_all() -> None:
+    """Import what commands use, so that their forks need not."""
+    preload(*SWEEP, "torch._dynamo")  # the latter is imported by optimisers
 
 
 class Command:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from campaigns.file_systems.kinds import KINDS, Place
 from campaigns.file_systems.steps import race
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.forked import Forked
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_short_campaign_finds_nothing_wrong() -> None:
     """On ext4, which every machine with loop devices can make; what cannot be made is skipped."""
-    words = ["-m", "campaigns.file_systems", "--only=^ext4$", "--kills=1", "--clips=20"]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "| ext4 | kills | " in done.stdout or "| ext4 | skipped | " in done.stdout
+    program = "from campaigns.file_systems.__main__ import main; raise SystemExit(main())"
+    process = Forked(program, "--only=^ext4$", "--kills=1", "--clips=20")
+    out, err = process.communicate(300)
+    assert process.returncode == 0, out[-2000:] + err[-2000:]
+    assert "| ext4 | kills | " in out or "| ext4 | skipped | " in out
 
 
 def test_the_campaign_sees_a_race_with_two_winners(tmp_path: Path) -> None:
