@@ -272,6 +272,9 @@ def require_column(name: str, names: Sequence[str], setting: str, hint: str = ""
     if name in names:
         return
     near = difflib.get_close_matches(name, names, 1)
+    spaced = next((found for found in names if found.strip() == name), None)
+    if spaced is not None:
+        hint = f"it is written {spaced!r}, with spaces: remove them from the header"
     hint = hint or (f"did you mean {near[0]}?" if near else "")
     raise SourceError(
         f"{setting}: there is no column {name}{f'; {hint}' if hint else ''} "

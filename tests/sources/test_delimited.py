@@ -297,3 +297,12 @@ def test_a_blank_line_that_json_cannot_have_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     with pytest.raises(SourceError, match=r"t\.jsonl, line 2 is blank; remove it"):
         opened(path, '{"path": "a.wav", "n": 1}\n\n{"path": "b.wav", "n": "x"}\n')
+
+
+def test_spaces_around_a_name_in_the_header_are_shown(tmp_path: Path) -> None:
+    """Otherwise the message proposes what it refuses."""
+    for header, more in (("path , word", {}), ("path, word", {"columns": ("word",)})):
+        name = "path" if not more else "word"
+        words = f"no column {name}; it is written '{'path ' if not more else ' word'}', with spaces"
+        with pytest.raises(SourceError, match=words):
+            opened(tmp_path / "t.csv", f"{header}\na.wav,x\n", **more)
