@@ -10,7 +10,12 @@ from pipeline.config import EngineConfig
 from pipeline.devices import check_gpu
 from pipeline.errors import ConfigError
 from pipeline.extract.executors.base import units_per_worker
-from pipeline.extract.executors.ray_cluster import check_importable, find_machine, is_cluster
+from pipeline.extract.executors.ray_cluster import (
+    check_importable,
+    find_machine,
+    is_cluster,
+    worker_folders,
+)
 from pipeline.store.format.layout import Layout
 
 WORKER_BYTES = 6 * 10**9
@@ -115,7 +120,7 @@ def find_resources(
     """
     check_engine(config)
     if config.kind == "ray":
-        check_importable()
+        check_importable(worker_folders(config))
     machine = find_machine(config)
     cpus, gpus = machine.n_cpus, machine.n_gpus
     device = config.device

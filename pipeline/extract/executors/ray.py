@@ -27,7 +27,14 @@ from pipeline.extract.executors.base import (
 )
 from pipeline.extract.executors.encoding_thread import EncodingThread
 from pipeline.extract.executors.ray_actor import RemoteActor, UnitInFlight
-from pipeline.extract.executors.ray_cluster import Metrics, connect, disconnect, draining_nodes
+from pipeline.extract.executors.ray_cluster import (
+    Metrics,
+    connect,
+    disconnect,
+    draining_nodes,
+    why_no_start,
+    worker_folders,
+)
 from pipeline.extract.messages import UnitTask
 from pipeline.extract.resources import Resources
 
@@ -112,6 +119,7 @@ class RayExecutor:
 
         self._ray = ray
         self._owns_ray = not ray.is_initialized()
+        self._folders = worker_folders(config)
         if self._owns_ray:
             connect(config, resources.n_workers * resources.threads)
         gpus = 1 if resources.device == "cuda" else 0
@@ -210,10 +218,10 @@ class RayExecutor:
             self._ray.kill(remote.handle)
             self._n_failed_starts += 1
             if self._n_failed_starts > MAX_FAILED_STARTS + self._n_workers:
-                reason = " ".join(str(error).split())[:500]
+                why = why_no_start(error, self._folders, self._n_workers)
                 raise RunError(
                     f"{self._n_failed_starts} workers died before they could take a unit; the "
-                    f"last: {reason}. Is there enough memory for {self._n_workers} workers?"
+                    f"last: {why}"
                 ) from error
             return
         if started.error is not None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -123,29 +123,82 @@ def _address(config: EngineConfig) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def check_importable(folders: Sequence[Path] | None = None) -> None:
-    """Check that nothing in the way hides this package from Ray's workers.
+def worker_folders(config: EngineConfig) -> list[Path]:
+    """Return the folders that Ray's workers search before all others, in this order.
+
+    Ray puts the folder of the script there, and the working directory, which `connect` prevents
+    where this process does not search it.
+    """
+    script = Path(sys.argv[0]).resolve().parent
+    ray: Any = sys.modules.get("ray")
+    is_started = ray is not None and ray.is_initialized()
+    is_added = is_started or is_cluster(config) or _searches(Path.cwd())
+    return [Path.cwd(), script] if is_added else [script]
+
+
+def _searches(folder: Path) -> bool:
+    """Whether this process searches a folder for modules."""
+    return any(Path(entry or ".").resolve() == folder.resolve() for entry in sys.path)
+
+
+def hiding_module(folders: Sequence[Path], names: Iterable[str]) -> tuple[str, str] | None:
+    """Return a file in some folders that is imported in the place of a module, and its name.
 
     A folder without `__init__.py` hides nothing: Python prefers a package that has one.
 
     Args:
-        folders: Folders that Ray puts in front of its workers' search path; None for those of this
-            process: the working directory, and the folder of the script.
+        folders: Folders that are searched first.
+        names: Modules that this process has imported from elsewhere.
+    """
+    for folder in folders:
+        for name in names:
+            spec = PathFinder.find_spec(name, [str(folder)])
+            found = None if spec is None or not spec.has_location else spec.origin
+            own = getattr(sys.modules.get(name), "__file__", None) or ""
+            if found is not None and Path(found).resolve() != Path(own).resolve():
+                return found, name
+    return None
+
+
+def check_importable(folders: Sequence[Path]) -> None:
+    """Check that nothing in the way hides this package from Ray's workers.
+
+    Args:
+        folders: Folders that the workers search first; see `worker_folders`.
 
     Raises:
         RunError: One of them holds another module or package of this name.
     """
     package = Path(__file__).resolve().parents[2]
-    script = Path(sys.argv[0]).resolve().parent
-    for folder in [Path.cwd(), script] if folders is None else folders:
-        spec = PathFinder.find_spec(package.name, [str(folder)])
-        found = None if spec is None or not spec.has_location else spec.origin
-        if found is None or Path(found).resolve().parent == package:
-            continue
+    hiding = hiding_module(folders, [package.name])
+    if hiding is not None:
         raise RunError(
-            f"{found} hides the package of strata from Ray's workers, which look there first; "
+            f"{hiding[0]} hides the package of strata from Ray's workers, which look there first; "
             "rename it, run in another folder, or use engine=inline"
         )
+
+
+def why_no_start(error: Exception, folders: Sequence[Path], n_workers: int) -> str:
+    """Return why workers of Ray do not start, and what to do.
+
+    Args:
+        error: The error of Ray.
+        folders: Folders that the workers search first; see `worker_folders`.
+        n_workers: Number of workers.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if "creation task" not in str(error):  # killed, or its node is gone
+        reason = " ".join(lines)[:500]
+        return f"{reason}. Is there enough memory for {n_workers} workers?"
+    names = {name.partition(".")[0] for name in list(sys.modules)}
+    names -= {"__main__", *sys.builtin_module_names}
+    hiding = hiding_module(folders, sorted(names))
+    if hiding is None:
+        return lines[-1][:500]
+    return (
+        f"{lines[-1][:300]}. {hiding[0]} hides the module {hiding[1]} from the workers, which look "
+        "there first: rename it, run in another folder, or use engine=inline"
+    )
 
 
 def connect(config: EngineConfig, n_cpus: int | None) -> None:
@@ -154,7 +207,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
     Raises:
         RunError: Ray cannot be reached or started, or its workers would import another `pipeline`.
     """
-    check_importable()
+    check_importable(worker_folders(config))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -179,6 +232,7 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address=LOOPBACK,
+                job_config=_job(),
             )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
@@ -191,6 +245,19 @@ def connect(config: EngineConfig, n_cpus: int | None) -> None:
     finally:
         if handler is not None:  # ray.init installs its own, which exits without a message
             signal.signal(signal.SIGTERM, handler)
+
+
+def _job() -> Any:
+    """Return the settings of a job whose workers search no folder that this process does not.
+
+    Ray puts the working directory in front of all others: any file there that is called like a
+    module (random.py, datasets.py) would be imported in its place. There is no public setting.
+    """
+    from ray.job_config import JobConfig
+
+    found = JobConfig()
+    found._client_job = not _searches(Path.cwd())
+    return found
 
 
 def disconnect() -> None:
