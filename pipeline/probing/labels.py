@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,10 +233,11 @@ def _refuse_real_numbers(
     if is_float or len(numbers) > _MAX_NUMERIC_NAMES:
         others = sorted(text for text in present if not is_number(text))
         also = f"; beside {first_few(others)}" if others else ""
+        setting = shlex.quote(f"labels=[{column}]")
         raise ConfigError(
             f"column {column!r} holds real numbers ({len(numbers)} different ones from "
             f"{numbers[0]:g} to {numbers[-1]:g}{also}), and task {task.name} learns classes. Learn "
-            f"the numbers with task=regression labels=[{column}], or set labels=[COLUMN] to a "
+            f"the numbers with task=regression {setting}, or set labels=[COLUMN] to a "
             "column of classes; if these numbers are the names of classes, extract from a table "
             "in which they have other names"
         )

@@ -145,7 +145,7 @@ def test_lower_errors_are_better(root, tmp_path):
         (["labels=[constant]"], "column 'constant' is 3.5 for every training utterance"),
         (["labels=[mood]", "task.metric=r2"], "task.metric is 'r2'; expected ccc or pearson or"),
         (["labels=[mood]", "task.loss=l1"], "task.loss is 'l1'; expected ccc or mse"),
-        (["task=er", "labels=[mood]"], r"Learn the numbers with task=regression labels=\[mood\]"),
+        (["task=er", "labels=[mood]"], r"Learn the numbers with task=regression 'labels=\[mood\]'"),
     ],
 )
 def test_labels_and_settings_that_cannot_be_learned_are_refused(root, tmp_path, overrides, message):

@@ -457,7 +457,7 @@ def test_real_numbers_are_not_classes(tmp_path, values):
     write_planted(tmp_path / "store", columns={"emotion": pa.array(values)})
     with pytest.raises(ConfigError, match="column 'emotion' holds real numbers") as caught:
         swept(tmp_path / "store", tmp_path / "out", task="er")
-    assert "task=regression labels=[emotion]" in str(caught.value)
+    assert "task=regression 'labels=[emotion]'" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -475,6 +475,15 @@ def test_a_named_speaker_column_keeps_speakers_apart(tmp_path):
             assert not any(one & other for one, other in combinations(sides, 2))
 
 
+def test_hints_can_be_given_to_a_shell(tmp_path):
+    """The names of columns may have spaces and brackets."""
+    root = store_with(tmp_path, **{"Speaker (name)": speakers_of(6)})
+    with pytest.raises(ConfigError, match=r"Set 'split.speaker=Speaker \(name\)' to keep"):
+        split_of(root)
+    [warning] = split_of(root, "split.speaker=Speaker (name)").warnings
+    assert "split.column=null 'split.speaker=Speaker (name)' split.folds=groups" in warning
+
+
 @pytest.mark.parametrize("nothing", [None, " "])
 def test_an_empty_column_is_not_the_speaker(tmp_path, nothing):
     """Its name says speaker, but another column has the speakers."""

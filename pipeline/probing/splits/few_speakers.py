@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.config import TaskConfig
 from pipeline.errors import counted
 from pipeline.probing.labels import Fold
-from pipeline.probing.splits.speakers import read_speakers
+from pipeline.probing.splits.speakers import read_speakers, speaker_setting
 from pipeline.store.read.features import FeatureStore
 
 _FEW = 10
@@ -46,7 +46,7 @@ def few_speaker_warnings(
     if len(tested) < len(known):
         how = "groups" if len(known) <= _MOST_GROUPS else _FOLDS
         warning += (
-            f"; split.column=null split.speaker={column} split.folds={how} tests each of the "
+            f"; split.column=null {speaker_setting(column)} split.folds={how} tests each of the "
             f"{len(known):,} speakers once"
         )
     return [warning]

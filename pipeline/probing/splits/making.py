@@ -38,6 +38,7 @@ from pipeline.probing.splits.speakers import (
     grouping_columns,
     is_certain,
     read_speakers,
+    speaker_setting,
     unknown_in_parts,
     unknown_speakers,
 )
@@ -155,9 +156,8 @@ def make_split(store: FeatureStore, task: TaskConfig, config: SplitConfig, label
         config = replace(config, speaker=None)
     is_independent = task.speaker_independent and not is_free
     speaker = config.speaker or find_speaker_column(store)
-    # column whose values must not be shared between parts
     is_learned = config.speaker is None and speaker in labels.columns
-    separated = speaker if is_independent and not is_learned else None
+    separated = speaker if is_independent and not is_learned else None  # not to be in two parts
     utterances = _utterances(store, task, config, labels)
     unlabelled = [*_unlabelled(store, utterances), *alike_warnings(task, labels)]
     if task.trials is not None:
@@ -393,7 +393,7 @@ def _check_speakers(
         raise ConfigError(
             f"task {task.name} should be independent of the speaker, and a random split puts "
             f"{counted(len(shared), 'speaker')} ({first_few(shared)}) into several parts. Set "
-            f"split.speaker={column} to keep each in one part, or split.speaker={NO_SPEAKER} "
+            f"{speaker_setting(column)} to keep each in one part, or split.speaker={NO_SPEAKER} "
             "(or task.speaker_independent=false) to allow it"
         )
     is_guess = config.speaker is None and not is_certain(column)

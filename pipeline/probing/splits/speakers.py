@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -146,6 +147,11 @@ def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int
         if 2 <= len(labels_of) <= len(store) / 2 and 2 * n_mixed > len(labels_of):
             found.append((name, len(labels_of)))
     return sorted(found, key=lambda item: -item[1])
+
+
+def speaker_setting(column: str) -> str:
+    """Return the setting that names a column as that of the speakers, as a shell takes it."""
+    return shlex.quote(f"split.speaker={column}")
 
 
 def ask_for_speaker(task: str, candidates: Sequence[tuple[str, int]]) -> str:
