@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.extract.executors import ray_access
 from pipeline.extract.executors.ray_access import MODE, TOKEN, TOKEN_PATH, match_token
+from tests.helpers.forked import Forked, finish
 from tests.helpers.ray_start import clean_environment
 
 SECRET = "the-token-of-this-cluster"
@@ -247,15 +246,8 @@ def test_nobody_else_reaches_a_local_ray(tmp_path: Path) -> None:
     It leaves no token in the home folder, and none in the environment, and so does a second one.
     That RAY_AUTH_MODE=disabled is obeyed is seen in `tests/online/test_process.py`.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", INSIDE],
-        capture_output=True,
-        text=True,
-        env=clean_environment(tmp_path),
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    *found, is_old = json.loads(done.stdout)
+    printed = finish(Forked(INSIDE, environment=clean_environment(tmp_path)), 120)
+    *found, is_old = json.loads(printed)
     guarded = "OPEN" if is_old else "REFUSED"
     assert len(found) == 2
     for listening, answers, is_restored in found:

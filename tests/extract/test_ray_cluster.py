@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import time
 import urllib.request
@@ -23,6 +22,7 @@ from pipeline.store.coordination.worker_failures import read_failures
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import contents, extract, overrides
+from tests.helpers.forked import Forked, finish
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -171,16 +171,10 @@ def test_metrics_are_exported(folder: Path, tmp_path: Path, cluster: Any) -> Non
     """
     one = ("engine=ray", "engine.workers=1", "engine.threads=1")
     settings = overrides(folder, tmp_path / "s", *one, "plan.frames_per_unit=256")
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *settings],
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as driver:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "done\n"
-        _check_metrics()
+    driver = Forked(DRIVER, *settings, environment=os.environ | {"RAY_ADDRESS": cluster.address})
+    assert driver.stdout.readline() == "done\n"
+    _check_metrics()
+    finish(driver)
 
 
 def _check_metrics() -> None:
@@ -194,9 +188,9 @@ def _check_metrics() -> None:
         text = ""
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
             text = answer.read().decode()
-        if all(name in text for name in wanted):
-            break
-        assert time.monotonic() < end, f"{wanted} not in what {address} says"
+        lines = [line for line in text.splitlines() if line.startswith("ray_strata_units")]
+        n_units = sum(float(line.split()[-1]) for line in lines if "_created" not in line)
+        if n_units >= N_CLIPS and all(name in text for name in wanted):
+            return
+        assert time.monotonic() < end, f"{n_units} units; {wanted} expected at {address}: {text}"
         time.sleep(0.5)
-    lines = [line for line in text.splitlines() if line.startswith("ray_strata_units")]
-    assert sum(float(line.rsplit(" ", 1)[1]) for line in lines if "_created" not in line) >= N_CLIPS

@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import INLINE, contents, extract, overrides
+from tests.helpers.forked import finish, forked_strata
 from tests.helpers.ray_start import clean_environment, free_port, ray_start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -23,15 +24,16 @@ SECRET = "the-token-of-this-cluster"
 STAND_INS = {
     "scontrol": 'test "$*" = "show hostnames first,second" && printf "first\\nsecond\\n"',
     "hostname": "echo 127.0.0.1",
-    # Runs the command here, whatever the node, and records what it was asked for; without Ray's
-    # dashboard, which takes longest to start.
+    # Runs the command here, whatever the node, and records what it was asked for; without what
+    # Ray starts besides for people.
     "srun": """
 while [ "${1#-}" != "$1" ]; do
     [ "$1" = -w ] && { shift; node=$1; }
     shift
 done
 echo "$node ${RAY_AUTH_MODE:-} ${#RAY_AUTH_TOKEN} $*" >>"$HOME/srun.log"
-case "$*" in *" start "*--head*) set -- "$@" --include-dashboard=false ;; esac
+case "$*" in *" start "*) set -- "$@" --include-log-monitor=false ;; esac
+case "$*" in *--head*) set -- "$@" --include-dashboard=false --no-monitor ;; esac
 exec "$@"
 """,
 }
@@ -97,11 +99,8 @@ def test_extract_and_a_job_use_a_cluster(
 
     `test_metrics_are_exported` has a new process and a cluster without a token.
     """
-    done = run(
-        [sys.executable, "-m", "pipeline", *arguments(folder, tmp_path / "extract")],
-        started.environment,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = arguments(folder, tmp_path / "extract")
+    finish(forked_strata(*command, environment=started.environment), 170)
     assert contents(tmp_path / "extract") == undisturbed
     job = [str(ROOT / "scripts/launch_ray_job.sh"), *arguments(folder, tmp_path / "job")]
     done = run(job, started.environment)
@@ -113,15 +112,18 @@ def test_a_refusal_names_the_remedy(started: Started, folder: Path, tmp_path: Pa
     """In one line, for `extract` and for the job: a token of another cluster, or none."""
     without = started.environment | {"HOME": str(tmp_path)}
     another = started.environment | {"RAY_AUTH_TOKEN": "of another"}
-    extract_ = [sys.executable, "-m", "pipeline", *arguments(folder, tmp_path / "s")]
+    process = forked_strata(*arguments(folder, tmp_path / "s"), environment=without)
+    ends = [(process.communicate()[1], process.returncode)]
     job = [str(ROOT / "scripts/launch_ray_job.sh"), *arguments(folder, tmp_path / "s")]
-    for command, environment in ((extract_, without), (job, without), (job, another)):
-        done = run(command, environment)
-        assert done.returncode == 1, done.stderr
-        last = done.stderr.splitlines()[-1]
+    for environment in (without, another):
+        done = run(job, environment)
+        ends.append((done.stderr, done.returncode))
+    for printed, code in ends:
+        assert code == 1, printed
+        last = printed.splitlines()[-1]
         for words in ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"):
-            assert words in last, done.stderr
-        assert "Traceback" not in done.stderr
+            assert words in last, printed
+        assert "Traceback" not in printed
     assert not (tmp_path / "s").exists()
 
 

@@ -61,7 +61,7 @@ class Forked:
     Args:
         code: The program, which is `__main__`, as with `python -c`.
         arguments: Its arguments.
-        environment: Changes of the environment.
+        environment: Its environment; None for that of this process.
         folder: Its working directory; None for that of this process.
         stderr: Descriptor for its stderr; None makes a pipe.
     """
@@ -79,10 +79,10 @@ class Forked:
             os.dup2(stderr, errors)
         streams = [Connection(in_, writable=False)]
         streams += [Connection(number, readable=False) for number in (print_, errors)]
-        changed = {**os.environ, **(environment or {})}
+        environment = dict(os.environ if environment is None else environment)
         self._process = CONTEXT.Process(
             target=_run,
-            args=(code, list(map(str, arguments)), changed, folder or Path.cwd(), streams),
+            args=(code, list(map(str, arguments)), environment, folder or Path.cwd(), streams),
             daemon=True,
         )
         self._process.start()
@@ -137,9 +137,10 @@ class Forked:
             return printed[0].result(), printed[1].result()
 
 
-def forked_strata(*arguments: str | Path) -> Forked:
+def forked_strata(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> Forked:
     """Start `strata` in a forked process."""
-    return Forked("from pipeline.cli.app import main; main()", *arguments)
+    program = "from pipeline.cli.app import main; main()"
+    return Forked(program, *arguments, environment=environment)
 
 
 def forked_beside(command: list[str], stdin: int, stdout: int, env: Mapping[str, str]) -> Forked:
