@@ -139,7 +139,8 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_fil
         config: Configuration of the dataset.
         rows: The rows.
         paths: Their audio paths.
-        is_file: Whether each row is a file, and not bytes within one.
+        is_file: Whether each row is a file. The names of embedded audio may repeat, so that only
+            columns of times show that it is whole recordings.
 
     Raises:
         SourceError: As for `spans_of`.
@@ -152,25 +153,25 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_fil
             "times of its own; leave it out"
         )
     if rows.spans is None:
-        return (
-            replace(rows, notes=(*rows.notes, *_note_whole(rows.table, paths))) if is_file else rows
-        )
+        notes = () if rows.ranges is not None else _note_whole(rows.table, paths, is_file)
+        return replace(rows, notes=(*rows.notes, *notes))
     if "recording" not in rows.table.column_names:
         recording = path_ids(paths, rows.root)
         rows = replace(rows, table=rows.table.append_column("recording", recording))
     return rows
 
 
-def _note_whole(table: pa.Table, paths: pa.ChunkedArray) -> tuple[str, ...]:
+def _note_whole(table: pa.Table, paths: pa.ChunkedArray, is_file: bool) -> tuple[str, ...]:
     """Return a note if utterances that are whole files look like parts of files."""
     starts, others = suspects(table)
     unused = ", ".join((*starts, *others))
+    looks = "looks" if len(starts) + len(others) == 1 else "look"
     remedy = "set dataset.start_column with dataset.stop_column or dataset.duration_column"
-    n_files = pc.count_distinct(paths).as_py()
-    if n_files < len(paths):
-        look = f"{unused} look like parts of recordings. " if unused else ""
+    n_named, n_files = len(paths) - paths.null_count, pc.count_distinct(paths).as_py()
+    if n_files < n_named and (is_file or unused):
+        look = f"{unused} {looks} like parts of recordings. " if unused else ""
         return (
-            f"{look}{counted(len(paths), 'utterance')} are of {counted(n_files, 'file')}, and "
+            f"{look}{counted(n_named, 'utterance')} are of {counted(n_files, 'file')}, and "
             f"every utterance is its whole file: to cut, {remedy}",
         )
     if len(starts) + len(others) < 2 or not any(_has_nonzero(table[name]) for name in starts):

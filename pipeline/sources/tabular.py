@@ -56,8 +56,7 @@ class TabularSource:
         columns.check_text(f"column {rows.audio_column}", self._paths, self.origin)
         columns.require_paths(rows)
         check_files(rows)
-        is_file = self._data is None and rows.ranges is None
-        rows = segments.with_spans(config, rows, self._paths, is_file)
+        rows = segments.with_spans(config, rows, self._paths, self._data is None)
         self.notes = rows.notes
         if config.split == ALL and COLUMN not in rows.table.column_names:
             self.notes += (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,18 @@ def test_splits_that_do_not_fit_together_are_refused(saved: Path) -> None:
     assert "dataset.split=train+dev is not in" in refused(
         "disk", saved / "other", split="train+dev"
     )
+
+
+def test_embedded_recordings_with_times_are_noted(saved: Path) -> None:
+    """Names of embedded audio may repeat; with columns of times it is no accident."""
+    parts = datasets.load_from_disk(saved / "saved")
+    part = datasets.concatenate_datasets([parts["train"], parts["validation"]])
+    part.save_to_disk(saved / "plain")
+    config = DatasetConfig("disk", str(saved / "plain"))
+    assert open_source(config).notes == ()
+    part.add_column("begin", [0.0, 0.1, 0.2]).save_to_disk(saved / "times")
+    [note] = open_source(replace(config, path=str(saved / "times"))).notes
+    assert note.startswith("begin looks like parts of recordings. 3 utterances are of 2 files")
 
 
 def test_a_manifest_is_filtered_by_its_column(tmp_path: Path) -> None:
