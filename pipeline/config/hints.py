@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.errors import did_you_mean
 
@@ -56,6 +57,8 @@ def option_hint(group: str, value: str, options: Sequence[str]) -> str:
             "; a sweep has one task. Run `strata sweep` for each, then `strata report SWEEP_DIR…` "
             "for all"
         )
+    if group == "dataset" and Path(value).exists():
+        return f"; a folder or file is dataset.path={value}"
     words = [word for word in re.split(r"[^a-z]+", value.lower()) if word]
     meant = _TASK_WORDS.get(" ".join(words)) if group == "task" else None
     return f"; did you mean {meant}?" if meant in options else did_you_mean(value, options)

@@ -86,7 +86,7 @@ def plain_overrides(overrides: Sequence[str], known: Iterable[str]) -> dict[str,
         if key not in known:
             raise ConfigError(f"unknown setting {key}{did_you_mean(key, known)}")
         if not equals or not value:
-            raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
+            raise ConfigError(f"{override!r} is not a setting; write KEY=VALUE")
         values[key] = value
     return values
 
@@ -270,7 +270,7 @@ def _check_keys(
         key, equals, value = override.partition("=")
         key = key.lstrip("+~")
         if not key or (not equals and not override.startswith("~")):
-            raise ConfigError(f"{override!r} is not an override; write KEY=VALUE")
+            raise ConfigError(f"{override!r} is not a setting; write KEY=VALUE")
         if key in chosen:
             options = [path.stem for path in (folder / key).glob("*.yaml")]
             if value not in options:

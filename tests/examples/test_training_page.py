@@ -158,7 +158,7 @@ def test_the_page_names_the_packages_that_a_program_needs():
         needed = re.findall(r"Needs `(pip install [^`]+)`", (ROOT / program).read_text())
         said = re.findall(rf"`{program}` needs `([^`]+)`", page)
         assert needed == said
-    assert page.count("pip install") == 2 + page.count('pip install "strata-speech[cloud]"')
+    assert page.count("pip install") == 2 + page.count('pip install ".[cloud]"')
 
 
 def test_reading_has_the_shapes_of_the_comments(page_run):

@@ -64,6 +64,20 @@ def test_equal_sweeps_write_equal_bytes(store, tmp_path):
     assert run(store, tmp_path / "b", *settings)[2] == heads
 
 
+def test_a_sweep_of_more_layers_takes_the_heads_of_the_first(store, tmp_path):
+    """Heads that it shares with the sweep in the folder without a number are not trained again."""
+    settings = ("task.lrs=[1e-2]", "seeds=[0]", "weighted=false")
+    _, _, heads, folder = run(store, tmp_path / "out", *settings, "layers=[1,3]")
+    result, notes, more, second = run(store, tmp_path / "out", *settings)
+    assert (result.trained, second.name) == (1, "out-2")
+    assert not any("trained again" in note for note in notes)
+    assert more.keys() == heads.keys() | {"layer-2.safetensors"}
+    assert {name: more[name] for name in heads} == heads
+    shutil.rmtree(second)
+    (folder / "trained/layer-3.safetensors").write_bytes(b"damaged")
+    assert any("2 heads of earlier" in note for note in run(store, tmp_path / "out", *settings)[1])
+
+
 def test_heads_of_other_candidates_are_removed(store, tmp_path):
     """The folder has the heads of the sweep that it has the results of."""
     _, _, heads, folder = run(store, tmp_path / "out", "task.lrs=[1e-2]", "seeds=[0]", "layers=[2]")

@@ -8,6 +8,7 @@ trained again if there is none: it depends on its settings alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -95,12 +96,12 @@ class KeptHeads:
     def _parameters(
         self, folder: Path, best: Mapping[Candidate, HeadResult], note: Note
     ) -> dict[Candidate, Parameters]:
-        """Return the parameters of heads: kept, of an earlier run's file, or trained again."""
+        """Return the parameters of heads: kept, of the file of a run, or trained again."""
         found: dict[Candidate, Parameters] = {}
         for layer, head in best.items():
             kept, parameters = self._best.get((layer, head.lr), (None, None))
             if kept is None or _spec(kept) != _spec(head):
-                parameters = _of_file(file_of(folder, layer), self._key_of(_spec(head)))
+                parameters = _of_files(folder, layer, self._key_of(_spec(head)))
             if parameters is not None:
                 found[layer] = parameters
         missing = [_spec(head) for layer, head in best.items() if layer not in found]
@@ -129,6 +130,15 @@ class KeptHeads:
 def _copied(parameters: Parameters) -> Parameters:
     """Return copies on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in parameters.items()}
+
+
+def _of_files(folder: Path, layer: Candidate, key: str) -> Parameters | None:
+    """Return the parameters of this head in a folder, or in one that `claim_folder` numbered."""
+    name = re.sub(r"-\d+$", "", folder.name)
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
+    others = sorted(path for path in folder.parent.iterdir() if numbered.fullmatch(path.name))
+    found = (_of_file(file_of(path, layer), key) for path in [folder, *others])
+    return next((parameters for parameters in found if parameters is not None), None)
 
 
 def _of_file(path: Path, key: str) -> Parameters | None:

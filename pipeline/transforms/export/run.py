@@ -274,7 +274,7 @@ def _format_of(name: str) -> type[ExportFormat]:
     if name not in FORMATS:
         raise ConfigError(
             f"no format is called {name!r}{did_you_mean(name, FORMATS)} (the formats are "
-            f"{', '.join(FORMATS)})"
+            f"{', '.join(FORMATS)}; units for tokens)"
         )
     return FORMATS[name]
 
