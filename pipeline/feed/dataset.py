@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -159,7 +160,7 @@ class FeatureDataset(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Read several utterances, in the order of the disk. Crops use torch's random state."""
-        positions = np.array([self.store.position(int(i)) for i in indices], np.int64)
+        positions = np.array([self.store.position(_whole(i)) for i in indices], np.int64)
         counts = self.store.frame_counts[positions]
         lengths = np.minimum(counts, self.max_frames) if self.max_frames else counts
         chance = torch.rand(len(positions), dtype=torch.float64).numpy()
@@ -306,3 +307,14 @@ def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:
     if numbers.dtype.kind == "u":
         return numbers.astype(np.int64)
     return numbers
+
+
+def _whole(index: Any) -> int:
+    """Return an index as an int; a text or a fraction is none."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"index is {index!r:.60}; expected the position of one utterance. Several are "
+            "torch.utils.data.Subset(dataset, positions); by its id, store.read(id) reads one"
+        ) from None

@@ -275,6 +275,13 @@ def test_the_dataset_is_a_map_style_torch_dataset(opened):
     assert torch.equal(moved.features, batches[0].features)
 
 
+@pytest.mark.parametrize("index", [slice(0, 2), "3", 2.7, [1, 2]])
+def test_an_index_that_is_no_position_is_refused(opened, index):
+    """A text of digits and a fraction were taken for a position; the message has the way out."""
+    with pytest.raises(TypeError, match=r"position of one utterance.*Subset.*store.read"):
+        pipeline.FeatureDataset(opened, [2])[index]
+
+
 def test_random_crops_of_single_examples(opened):
     """Without a loader, crops use torch's random state."""
     dataset = pipeline.FeatureDataset(opened, [1], max_frames=30)
