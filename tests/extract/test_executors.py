@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,31 @@ def test_workers_that_die_before_they_are_ready_end_the_run(
     try:
         with pytest.raises(RunError, match="2 workers died before they could take a unit"):
             wait_for_room(executor)
+    finally:
+        executor.close()
+
+
+def test_workers_that_cannot_start_do_not_end_a_run_in_which_others_work(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with one GPU of several that has failed: its worker is started again later."""
+    monkeypatch.setattr(ray_module, "MAX_FAILED_STARTS", 0)
+    first = tmp_path / "first"
+
+    def one_works() -> ScriptedWorker:
+        with suppress(FileExistsError):
+            first.touch(exist_ok=False)
+            return ScriptedWorker()
+        return no_process()
+
+    two = Resources(2, 1, "cpu")
+    executor = RayExecutor(EngineConfig("ray"), two, one_works)
+    try:
+        wait_until(lambda: executor.poll(0.5) == [] and bool(executor._no_start_before_s))
+        found = run(executor, [task(unit) for unit in range(4)])
+        assert all(outcome.report is not None for outcome in found.values())
+        assert len(executor._ready) == 1
+        assert not executor._starting
     finally:
         executor.close()
 

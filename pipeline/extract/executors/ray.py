@@ -40,6 +40,8 @@ from pipeline.extract.resources import Resources
 
 MAX_FAILED_STARTS = 4
 """Consecutive failed starts of actors that are allowed, in addition to one per worker."""
+RETRY_START_S = 60.0
+"""Seconds until the next start of an actor after too many failed starts, while others work."""
 DRAIN_CHECK_S = 2.0
 """Seconds between two queries for nodes that are about to be removed."""
 
@@ -133,6 +135,7 @@ class RayExecutor:
         self._n_unsubmitted: float = math.inf if n_units is None else n_units
         self._n_started = 0
         self._n_failed_starts = 0
+        self._no_start_before_s = 0.0
         self._starting: dict[Any, RemoteActor] = {}
         self._ready: list[RemoteActor] = []
         self._drain_check_s = 0.0
@@ -202,6 +205,8 @@ class RayExecutor:
 
     def _start_actors(self) -> None:
         """Start actors until the number of workers is reached."""
+        if self._ready and time.monotonic() < self._no_start_before_s:
+            return
         while len(self._starting) + len(self._ready) < self._n_workers:
             self._n_started += 1
             handle = self._actor_class.remote(self._make_worker)
@@ -218,6 +223,9 @@ class RayExecutor:
             self._ray.kill(remote.handle)
             self._n_failed_starts += 1
             if self._n_failed_starts > MAX_FAILED_STARTS + self._n_workers:
+                if self._ready:  # a GPU that has failed, for example, must not end the run
+                    self._no_start_before_s = time.monotonic() + RETRY_START_S
+                    return
                 why = why_no_start(error, self._folders, self._n_workers)
                 raise RunError(
                     f"{self._n_failed_starts} workers died before they could take a unit; the "
