@@ -17,6 +17,7 @@ from pipeline.store.backend.base import Backend
 _SEAL_KEY = b"strata.seal"
 _SEAL = re.compile(rb"crc32c:([0-9a-f]{8})")
 _OPEN_SEAL = b"crc32c:00000000"
+_THREADED_BYTES = 2**20  # threads that decode smaller tables take longer to start
 
 
 def json_bytes(document: Any) -> bytes:
@@ -72,7 +73,8 @@ def parse_parquet(raw: bytes, name: str, columns: Sequence[str] | None = None) -
     seal_of(raw, name)
     try:
         content = pa.BufferReader(_arrow_buffer(raw))
-        table = pq.ParquetFile(content).read(None if columns is None else [*columns])
+        wanted = None if columns is None else [*columns]
+        table = pq.ParquetFile(content).read(wanted, use_threads=len(raw) > _THREADED_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"{name} is not a Parquet file: {error}") from error
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != _SEAL_KEY}

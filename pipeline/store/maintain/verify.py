@@ -140,7 +140,6 @@ def verify_store(
             f"{backend.locate(labels_key(numbered))} is missing, and readers show older labels; "
             "restore it from a copy, or run `strata extract` with the dataset as it is"
         )
-    check = _UnitCheck(backend, layout, plan)
     units = index_files.committed_units(backend)
     deep = _chosen(units, sample)
     damages = [
@@ -150,9 +149,11 @@ def verify_store(
         for unit in index_files.lost_units(backend)
     ]
     progress(0, len(units))
-    for done, unit in enumerate(units, start=1):
-        damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
-        progress(done, len(units))
+    with ThreadPoolExecutor(backend.parallel_reads) as pool:
+        check = _UnitCheck(backend, layout, plan, pool)
+        for done, unit in enumerate(units, start=1):
+            damages += [Damage(unit, problem) for problem in check.problems(unit, unit in deep)]
+            progress(done, len(units))
     check_documents(backend, layout, plan.n_units, list(check.slots))
     damaged = {damage.unit for damage in damages}
     sound = [slot for slot in check.with_data if check.slots[slot] not in damaged]
@@ -178,8 +179,11 @@ def _chosen(units: list[int], sample: float) -> set[int]:
 
 
 class _UnitCheck:
-    def __init__(self, backend: Backend, layout: Layout, plan: Plan) -> None:
+    def __init__(
+        self, backend: Backend, layout: Layout, plan: Plan, pool: ThreadPoolExecutor
+    ) -> None:
         self._backend = backend
+        self._pool = pool
         self._layout = layout
         self._plan = plan
         self.slots: dict[int, int] = {}
@@ -335,14 +339,13 @@ class _UnitCheck:
             yield from self._check_pooled_only(slot, done, pooled)
             return
         found = []
-        with ThreadPoolExecutor(self._backend.parallel_reads) as pool:
-            layers = pool.map(
-                lambda axis: check_layer(shards, layout, slot, axis, done, taken, scales),
-                layout.kept_axes,
-            )
-            for problems, statistics in layers:
-                yield from problems
-                found.append(statistics)
+        layers = self._pool.map(
+            lambda axis: check_layer(shards, layout, slot, axis, done, taken, scales),
+            layout.kept_axes,
+        )
+        for problems, statistics in layers:
+            yield from problems
+            found.append(statistics)
         self.n_bytes += sum(row["n_frames"] for row in done) * layout.frame_share_bytes
         if pooled is None:
             return
