@@ -503,25 +503,35 @@ def test_many_files_in_a_row_that_vanish_are_the_dataset_s_loss(
     assert not list((bench.root / "index").iterdir())
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),  # of page-locked memory
+]
+
+
 class SmallMemory(SpellingEncoder):
     """An encoder whose device holds only so many frames at once."""
 
-    def __init__(self, max_frames: int) -> None:
+    def __init__(self, max_frames: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
         super().__init__()
-        self.max_frames = max_frames
+        self.max_frames, self.error = max_frames, error
 
     def encode_batch(self, waveforms: Sequence[Tensor], **settings: object) -> Iterator[Tensor]:
         layers = list(super().encode_batch(waveforms, **settings))
         yield layers[0]
         if len(layers[0]) > self.max_frames:  # as late as possible
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         yield from layers[1:]
 
 
-def test_a_batch_that_does_not_fit_the_device_is_halved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_the_device_is_halved(
+    tmp_path: Path, error: RuntimeError
+) -> None:
     """Until it fits; no clip is lost, and the report counts the batches."""
     seconds = [1.0, 0.5, 1.0, 0.5, 1.0]
-    bench = Bench(tmp_path, seconds, 256, SmallMemory(80))
+    bench = Bench(tmp_path, seconds, 256, SmallMemory(80, error))
     report = bench.extract(0)
     assert (report.n_ok, report.n_halved) == (5, 2)
     (tmp_path / "plenty").mkdir()
@@ -548,6 +558,14 @@ def test_a_batch_that_does_not_fit_in_fp32_is_halved(tmp_path: Path) -> None:
     plenty = Bench(tmp_path / "plenty", seconds, 256, SpellingEncoder())
     plenty.extract(0)
     np.testing.assert_array_equal(bench.frames(0), plenty.frames(0))
+
+
+def test_another_error_of_the_device_is_not_taken_for_it(tmp_path: Path) -> None:
+    """The batch is not tried again in halves."""
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    bench = Bench(tmp_path, [1.0, 0.5, 1.0], 256, SmallMemory(80, error))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench.extract(0)
 
 
 def test_a_clip_that_does_not_fit_the_device_is_an_error(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from pipeline.store.tensors import encode_into, measure
 from pipeline.store.write.buffer import UnitBuffer
 
 _FIXED_BYTES = 2 * 10**9
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Errors of CUDA itself and of cuBLAS, which torch does not raise as an OutOfMemoryError."""
 _BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
 T = TypeVar("T")
 Statistics = FloatArray
@@ -188,7 +190,9 @@ class EncodeStage:
         """
         try:
             result = encode(batch)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise _out_of_memory(self._encoder, batch[0]) from error
         else:
@@ -324,6 +328,13 @@ def _kept_frames(batch: list[_Clip]) -> npt.NDArray[np.int64] | None:
         parts.append(np.arange(first + clip.kept.start, first + clip.kept.stop))
         first += clip.n_frames
     return np.concatenate(parts)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device, or the page-locked memory of its host, has no room left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _out_of_memory(encoder: Encoder, clip: _Clip) -> EncoderError:
