@@ -236,6 +236,19 @@ def tiny_encoders_once(random_models_once: None) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """Let torch compute in as many threads as before a module whose encoders took more.
+
+    More threads than free cores wait for each other, and spend CPU time on it.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def unrendered_charts() -> Iterator[None]:
     """Plot charts, but render none: PDF, SVG and PNG take most of the time of a short sweep.
