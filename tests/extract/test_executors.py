@@ -299,13 +299,14 @@ def test_workers_that_cannot_start_do_not_end_a_run_in_which_others_work(
     local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As with one GPU of several that has failed: its worker is started again later."""
-    monkeypatch.setattr(ray_module, "MAX_FAILED_STARTS", 0)
+    monkeypatch.setattr(ray_module, "MAX_FAILED_STARTS", -2)  # one failure of two is too many
     first = tmp_path / "first"
 
     def one_works() -> ScriptedWorker:
         with suppress(FileExistsError):
             first.touch(exist_ok=False)
             return ScriptedWorker()
+        time.sleep(2)  # it fails when the other one is ready
         return no_process()
 
     two = Resources(2, 1, "cpu")

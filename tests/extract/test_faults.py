@@ -259,7 +259,7 @@ def test_sigterm_lets_units_in_flight_finish(
     process = forked_strata(*command)
     end = time.monotonic() + 90
     while not list(store.glob("index/unit-*.parquet")):
-        assert process.poll() is None, "ended before it could be stopped"
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
