@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.app import app
-from pipeline.online import extraction
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import INLINE, overrides
-from tests.helpers.forked import forked_beside
+from tests.helpers.forked import fork_beside
 from tests.servers.localbucket import SECRET
 
 
@@ -94,7 +93,7 @@ def test_a_loader_begins_while_a_bucket_is_filled(
     folder: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The extraction beside the trainer writes there."""
-    monkeypatch.setattr(extraction.subprocess, "Popen", forked_beside)
+    fork_beside(monkeypatch)
     given = [item for item in overrides(folder, s3) if not item.startswith("store=")]
     dataset = pipeline.open_or_extract(s3, *given, engine={"kind": "inline", "threads": 1})
     loader = pipeline.make_loader(dataset, max_frames_per_batch=300)

@@ -415,8 +415,8 @@ class ListingWorker(ScriptedWorker):
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for another thread."""
-    end_s = time.monotonic() + 30
+    """Wait for another thread, or a process of Ray."""
+    end_s = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.005)

@@ -22,8 +22,12 @@ from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from unittest import mock
+
+import pytest
+
+from pipeline.online import extraction
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """For workers of a DataLoader that inherit nothing but the pickled dataset."""
@@ -143,7 +147,16 @@ def forked_strata(*arguments: str | Path, environment: Mapping[str, str] | None 
     return Forked(program, *arguments, environment=environment)
 
 
-def forked_beside(command: list[str], stdin: int, stdout: int, env: Mapping[str, str]) -> Forked:
+def fork_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `pipeline.online.extraction` fork the process that it starts beside a trainer.
+
+    The module gets its own `subprocess`: other code keeps the class `subprocess.Popen`.
+    """
+    names = {**vars(subprocess), "Popen": _forked_beside}
+    monkeypatch.setattr(extraction, "subprocess", SimpleNamespace(**names))
+
+
+def _forked_beside(command: list[str], stdin: int, stdout: int, env: Mapping[str, str]) -> Forked:
     """Start what `pipeline.online.extraction` starts with `subprocess.Popen`, in a forked process.
 
     Its parent is the server, so it does not notice the end of this process.

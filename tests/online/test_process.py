@@ -22,14 +22,14 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError, IdentityError, RunError, SourceError, StoreNotFoundError
-from pipeline.online import extraction, opening
+from pipeline.online import opening
 from pipeline.online.extraction import _environment
 from pipeline.store.coordination.lease import live_holder
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import RATE_HZ, mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, contents, extract
-from tests.helpers.forked import Forked, forked_beside
+from tests.helpers.forked import Forked, fork_beside
 
 pytestmark = pytest.mark.slow
 TINY = {
@@ -62,7 +62,7 @@ def opened(clips, store, **options):
 
 @pytest.fixture
 def forked(monkeypatch):
-    monkeypatch.setattr(extraction.subprocess, "Popen", forked_beside)
+    fork_beside(monkeypatch)
 
 
 def is_running(pid):

@@ -11,10 +11,9 @@ from torch import nn
 import pipeline
 from pipeline.config import compose_config
 from pipeline.extract import run
-from pipeline.online import extraction
 from tests.helpers.corpus import mixed_lengths, write_folder
 from tests.helpers.extraction import contents
-from tests.helpers.forked import forked_beside
+from tests.helpers.forked import fork_beside
 from tests.helpers.toy_modules import LAYERS, make
 
 
@@ -68,7 +67,7 @@ def test_the_process_beside_a_trainer_gets_the_encoder(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By value, with what was found by running it here."""
-    monkeypatch.setattr(extraction.subprocess, "Popen", forked_beside)
+    fork_beside(monkeypatch)
     pipeline.register_encoder("mine", by_value(), layers=LAYERS)
     found = pipeline.open_or_extract(
         tmp_path / "store",
