@@ -118,12 +118,10 @@ class ResumableLoader(ABC, Generic[BatchT]):
         """
         batches = self._batches()
         while number == self._n_iterations:
-            try:
-                batch = next(batches)
-            except StopIteration:
+            batch = next(batches, None)
+            if batch is None:
                 return
             yield batch
-            del batch  # so that its memory can be reused
         raise ConfigError(
             "another iteration over this loader has begun (a loop within the loop, zip(loader, "
             "loader), next(iter(loader))), which would take batches from this one; make a loader "

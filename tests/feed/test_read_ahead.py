@@ -306,6 +306,20 @@ def test_epochs_that_are_left_do_not_spoil_others(
     check_equal(*pair)
 
 
+def test_an_iteration_that_is_dropped_does_not_stop_the_next_one(
+    root: Path, remote: pipeline.FeatureStore
+) -> None:
+    """Both belong to one loader, which fetches ahead for the second one."""
+    expected, loader = loaders(pipeline.open_store(root), remote)
+    expected.set_epoch(1)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    ids = [next(second).ids]
+    del first
+    assert ids + [batch.ids for batch in second] == [batch.ids for batch in expected]
+
+
 def test_what_was_overwritten_is_not_taken_for_what_is_there(
     root: Path, remote: pipeline.FeatureStore
 ) -> None:
