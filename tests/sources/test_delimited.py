@@ -186,6 +186,44 @@ def test_texts_of_several_lines_are_no_rows(tmp_path: Path) -> None:
     assert "(2 such lines)" in note
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("header", "lines", "first"),
+    [
+        ("text,path", ['"roses', 'violets",a.wav', "x,b.wav"], None),
+        ("text,path,note", ['"roses', 'violets",a.wav,"x', 'y"', "x,b.wav,"], None),
+        ("text,path", ['"open,a.wav', 'close",b.wav'], (3, 2)),
+        ("text,path", ["x,a.wav", '"open,b.wav', "y,c.wav", 'close",d.wav'], (4, 3)),
+    ],
+)
+def test_the_path_may_follow_a_text_of_several_lines(
+    tmp_path: Path, header: str, lines: list[str], first: tuple[int, int] | None, end: str
+) -> None:
+    """The last line of a row, which has its path, is not taken for a row within it."""
+    table = tmp_path / "t.csv"
+    text = end.join([header, *lines, ""])
+    if first is None:
+        source = opened(table, text)
+        assert source.ids().to_pylist() == ["a.wav", "b.wav"]
+        assert source.metadata([0])["text"].to_pylist() == [f"roses{end}violets"]
+        assert source.notes == ()
+    else:
+        words = (
+            f"line {first[0]} looks like a row, but is within quotation marks of line {first[1]}"
+        )
+        with pytest.raises(SourceError, match=words):
+            opened(table, text)
+
+
+def test_a_table_beside_a_tsv_is_checked_for_open_marks(tmp_path: Path) -> None:
+    """Only those of the two that have quotation marks are."""
+    (tmp_path / "dev.tsv").write_text("path\ttext\nf.wav\tx\n")
+    (tmp_path / "train.csv").write_text('path,text\na.wav,"open\nb.wav,close"\n')
+    config = DatasetConfig("manifest", str(tmp_path), audio_column="path", split="all")
+    with pytest.raises(SourceError, match=r"train\.csv, line 3 looks like a row"):
+        open_source(config)
+
+
 def test_marks_quote_between_semicolons_as_spreadsheets_write_them(tmp_path: Path) -> None:
     """Between tabs and bars they are text: a header with them is refused, with the reason."""
     table = tmp_path / "t.csv"

@@ -7,8 +7,10 @@ one row of several. The table is well-formed, so only the lines show it.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +22,7 @@ from pipeline.sources.lists.lines import place
 from pipeline.sources.lists.places import Form, Places
 
 _QUOTED = r'(?s)^"(?:[^"]|"")*""(?:[^"]|"")*"$'
+_BREAK = re.compile(r"\r\n?|\n")
 _REMEDY = (
     'write a mark of the text as two ("") within a value in quotation marks, or save the table as '
     "tsv, where marks are text"
@@ -30,7 +33,8 @@ def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[st
     """Check that no line within a value in quotation marks is a row, and look at other marks.
 
     It is taken for one if it has as many fields as the header and, in the column of paths, a name
-    with the suffix of the row's own. Tables without line breaks in values are not read again.
+    with the suffix of the row's own. The line that has the row's own path is none, unless the first
+    line is a row, too. Tables without line breaks in values are not read again.
 
     Args:
         places: Tables of text with their forms.
@@ -45,27 +49,51 @@ def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[st
         SourceError: There is such a line; the message names it and the line of its row.
     """
     texts = [name for name in table.column_names if is_text(table[name].type)]
-    if not all(form.quote for _, _, form in places.files):
-        return _note_kept(places, table, texts)
-    if not any(pc.any(pc.match_substring(table[name], "\n")).as_py() for name in texts):
-        return ()
+    quoting = [(path, form) for path, _, form in places.files if form.quote]
+    notes = () if len(quoting) == len(places.files) else _note_kept(places, table, texts)
+    if not quoting or not any(_has_breaks(table[name]) for name in texts):
+        return notes
     index = table.column_names.index(audio_column)
     doubtful: list[str] = []
-    for path, _, form in places.files:
+    for path, form in quoting:
         for first, record, lines in _long_records(path, form):
-            suffix = _suffix(record[index]) if index < len(record) else ""
-            for number, line in enumerate(lines, first + 1):
-                fields = next(csv.reader([line], delimiter=form.delimiter), [])
-                if len(fields) != len(record) or (suffix and suffix != _suffix(fields[index])):
-                    continue
-                where = f"{place(path, number)} {{}} a row, but is within quotation marks"
-                if suffix:
+            for number in _rows_within(record, lines, form.delimiter, index):
+                where = f"{place(path, first + number)} {{}} a row, but is within quotation marks"
+                if index < len(record) and _suffix(record[index]):
                     raise SourceError(f"{where.format('looks like')} of line {first}: {_REMEDY}")
                 doubtful.append(f"{where.format('may be')} of line {first}")
     if not doubtful:
-        return ()
+        return notes
     others = f" ({counted(len(doubtful), 'such line')})" if len(doubtful) > 1 else ""
-    return (f"{doubtful[0]}{others}; if it is one, {_REMEDY}",)
+    note = f"{doubtful[0]}{others}; if it is one, {_REMEDY}"
+    return (*notes, note)
+
+
+def _rows_within(
+    record: Sequence[str], lines: Sequence[str], delimiter: str, index: int
+) -> list[int]:
+    """Return which lines of a record, from 0, look like rows of their own; never the first one.
+
+    Args:
+        record: The fields.
+        lines: The lines.
+        delimiter: Separator of the fields.
+        index: Number of the field with the path; paths that are made of other fields are last.
+    """
+    last = len(record) - 1
+    if not any(line.count(delimiter) >= last for line in lines[1:]):
+        return []  # which is quick
+    suffix = _suffix(record[index]) if index <= last else ""
+
+    def is_row(line: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> bool:
+        fields = next(csv.reader([line], delimiter=delimiter, quoting=quoting), [])
+        return len(fields) == len(record) and (not suffix or _suffix(fields[index]) == suffix)
+
+    before = record[: min(index, last)]
+    own = sum(len(_BREAK.findall(value)) for value in before)  # the line with the path
+    if own and is_row(lines[0], csv.QUOTE_NONE):
+        own = 0
+    return [n for n, line in enumerate(lines) if n not in (0, own) and is_row(line)]
 
 
 def _note_kept(places: Places, table: pa.Table, names: list[str]) -> tuple[str, ...]:
@@ -83,7 +111,7 @@ def _note_kept(places: Places, table: pa.Table, names: list[str]) -> tuple[str, 
 
 
 def _long_records(path: Path, form: Form) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Yield the records of more than one line: the first one's number, the fields, other lines."""
+    """Yield the records of more than one line: the first one's number, the fields, the lines."""
     lines: list[str] = []  # of the record that is being read
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         kept = _kept(file, lines)
@@ -92,7 +120,7 @@ def _long_records(path: Path, form: Form) -> Iterator[tuple[int, list[str], list
         ):
             blank = next(i for i, line in enumerate(lines) if line.strip("\r\n"))
             if len(lines) > blank + 1:
-                yield first, record, lines[blank + 1 :]
+                yield first, record, lines[blank:]
             lines.clear()
 
 
@@ -101,6 +129,10 @@ def _kept(file: Iterable[str], lines: list[str]) -> Iterator[str]:
     for line in file:
         lines.append(line)
         yield line
+
+
+def _has_breaks(column: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring(column, "\n")).as_py())
 
 
 def _suffix(path: str) -> str:
