@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, counted
 from pipeline.sources.base import TimeSpan
 from pipeline.sources.columns import first_failure, is_text, one_array, require_column
-from pipeline.sources.lists.ids import path_ids
+from pipeline.sources.lists.ids import has_duplicates, path_ids
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
@@ -33,6 +33,7 @@ _AFFIXES = frozenset(
     )
 )
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_ARRAYS = ("start", "stop", "duration", "channel", "is_rounded")
 MAX_SECONDS = 1e12
 """Times are less than this: 30,000 years."""
 ROUNDED_S = 0.01
@@ -65,8 +66,7 @@ class Spans:
 
     def take(self, rows: pa.Array) -> Spans:
         """Return those of some rows, by their numbers."""
-        names = ("start", "stop", "duration", "channel", "is_rounded")
-        arrays = {name: getattr(self, name) for name in names}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         return replace(self, **{k: v.take(rows) for k, v in arrays.items() if v is not None})
 
     def of(self, row: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Spans:
     def state(self) -> str:
         """Return a hash of all values, for the fingerprint of the source."""
         digest = hashlib.sha256(json.dumps(self.identity).encode())
-        for name in ("start", "stop", "duration", "channel", "is_rounded"):
+        for name in _ARRAYS:
             values: pa.Array | None = getattr(self, name)
             digest.update(f"{name} {values is not None}".encode())
             if values is not None:
@@ -119,13 +119,8 @@ class Spans:
 
 def joined_spans(parts: Sequence[Spans]) -> Spans:
     """Join the parts of the rows of several lists, which are of one form."""
-    names = ("start", "stop", "duration", "channel", "is_rounded")
-    columns = {name: [getattr(part, name) for part in parts] for name in names}
-    arrays = {
-        name: pa.concat_arrays(values)
-        for name, values in columns.items()
-        if not any(value is None for value in values)
-    }
+    names = [name for name in _ARRAYS if getattr(parts[0], name) is not None]
+    arrays = {name: pa.concat_arrays([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **arrays)
 
 
@@ -153,7 +148,7 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_fil
             "times of its own; leave it out"
         )
     if rows.spans is None:
-        notes = () if rows.ranges is not None else _note_whole(rows.table, paths, is_file)
+        notes = () if rows.ranges is not None else _note_whole(config, rows, paths, is_file)
         return replace(rows, notes=(*rows.notes, *notes))
     if "recording" not in rows.table.column_names:
         recording = path_ids(paths, rows.root)
@@ -161,20 +156,25 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_fil
     return rows
 
 
-def _note_whole(table: pa.Table, paths: pa.ChunkedArray, is_file: bool) -> tuple[str, ...]:
+def _note_whole(
+    config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_file: bool
+) -> tuple[str, ...]:
     """Return a note if utterances that are whole files look like parts of files."""
-    starts, others = suspects(table)
+    starts, others = suspects(rows.table)
     unused = ", ".join((*starts, *others))
     looks = "looks" if len(starts) + len(others) == 1 else "look"
     remedy = "set dataset.start_column with dataset.stop_column or dataset.duration_column"
-    n_named, n_files = len(paths) - paths.null_count, pc.count_distinct(paths).as_py()
-    if n_files < n_named and (is_file or unused):
+    # Files without another id have their paths as ids, which may not repeat.
+    has_ids = config.id_column or rows.id_column or rows.splits is not None
+    named = paths.drop_null()
+    if (has_ids if is_file else unused) and has_duplicates(named):
+        n_files = pc.count_distinct(named).as_py()
         look = f"{unused} {looks} like parts of recordings. " if unused else ""
         return (
-            f"{look}{counted(n_named, 'utterance')} are of {counted(n_files, 'file')}, and "
+            f"{look}{counted(len(named), 'utterance')} are of {counted(n_files, 'file')}, and "
             f"every utterance is its whole file: to cut, {remedy}",
         )
-    if len(starts) + len(others) < 2 or not any(_has_nonzero(table[name]) for name in starts):
+    if len(starts) + len(others) < 2 or not any(_has_nonzero(rows.table[name]) for name in starts):
         return ()
     return (
         f"{unused} look like parts of recordings, but every utterance is its whole file: to cut, "
