@@ -160,7 +160,7 @@ class FeatureDataset(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Read several utterances, in the order of the disk. Crops use torch's random state."""
-        positions = np.array([self.store.position(_whole(i)) for i in indices], np.int64)
+        positions = np.array([self.store.position(_position(i)) for i in indices], np.int64)
         counts = self.store.frame_counts[positions]
         lengths = np.minimum(counts, self.max_frames) if self.max_frames else counts
         chance = torch.rand(len(positions), dtype=torch.float64).numpy()
@@ -309,12 +309,16 @@ def _column(values: pa.ChunkedArray) -> npt.NDArray[Any] | pa.Array:
     return numbers
 
 
-def _whole(index: Any) -> int:
-    """Return an index as an int; a text or a fraction is none."""
+def _position(index: Any) -> int:
+    """Return an index as an int.
+
+    Raises:
+        TypeError: It is a text, a fraction, a slice or a list.
+    """
     try:
         return operator.index(index)
     except TypeError:
         raise TypeError(
-            f"index is {index!r:.60}; expected the position of one utterance. Several are "
-            "torch.utils.data.Subset(dataset, positions); by its id, store.read(id) reads one"
+            f"index is {index!r:.60}; expected the position of one utterance, an int. For several "
+            "positions use torch.utils.data.Subset(dataset, positions), for an id store.read(id)"
         ) from None
