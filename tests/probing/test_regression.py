@@ -142,6 +142,10 @@ def test_lower_errors_are_better(root, tmp_path):
     [
         (["labels=[grade]"], r"column 'grade' holds 'A', and a regression learns numbers \(17 of"),
         (["labels=[grade]"], "Empty these cells and run `strata relabel`: their utterances are"),
+        (
+            ["labels=[speaker]", "split.speaker=none"],
+            r"\(150 of 150 labels .* Set labels=\[COLUMN\]",
+        ),
         (["labels=[constant]"], "column 'constant' is 3.5 for every training utterance"),
         (["labels=[mood]", "task.metric=r2"], "task.metric is 'r2'; expected ccc or pearson or"),
         (["labels=[mood]", "task.loss=l1"], "task.loss is 'l1'; expected ccc or mse"),

@@ -458,6 +458,7 @@ def test_real_numbers_are_not_classes(tmp_path, values):
     with pytest.raises(ConfigError, match="column 'emotion' holds real numbers") as caught:
         swept(tmp_path / "store", tmp_path / "out", task="er")
     assert "task=regression 'labels=[emotion]'" in str(caught.value)
+    assert ("; beside unknown)" in str(caught.value)) == ("unknown" in list(values))
     assert not (tmp_path / "out").exists()
 
 

@@ -246,6 +246,9 @@ def test_classes_that_are_spelt_alike_give_a_warning(tmp_path):
     (tmp_path / "case").mkdir()
     (warning,) = split_of(store_with(tmp_path / "case", word=alike), FREE, "labels=[word]").warnings
     assert warning.startswith("'YES', 'yes' of")
+    settings = FREE, "labels=[word]", "split.folds=3"
+    assert len(split_of(root, *settings).warnings) == 1
+    assert split_of(root, *settings, task="asr").warnings == ()
 
 
 def test_a_split_column_that_is_not_used_gives_a_warning(tmp_path):

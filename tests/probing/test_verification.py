@@ -17,6 +17,7 @@ from sklearn.metrics import roc_curve
 
 from pipeline.config import load_sweep_config
 from pipeline.errors import ConfigError, SourceError
+from pipeline.events import Observer
 from pipeline.probing.report.prediction_charts import detection_chart
 from pipeline.probing.report.sweep_report import write_report
 from pipeline.probing.run import sweep
@@ -262,6 +263,19 @@ def test_utterances_without_a_speaker_are_counted_or_refused(tmp_path):
     path.write_text(path.read_text() + f"0 {IDS[0]} {IDS[239]}\n")
     with pytest.raises(ConfigError, match=r"has 1 utterance without a speaker in column 'speaker'"):
         swept(tmp_path / "s", tmp_path / "out", f"task.trials={path}")
+
+
+def test_another_list_in_the_same_file_gets_another_folder(root, tmp_path):
+    """The settings and the utterances are equal, but not the pairs."""
+    path, notes, observer = tmp_path / "trials.txt", [], Observer()
+    observer.note = notes.append
+    config = load_sweep_config(["task=sv", f"out={tmp_path / 'out'}", f"task.trials={path}"])
+    folders = []
+    for first in (0, 24, 0):
+        path.write_text(f"1 {IDS[0]} {IDS[24]}\n0 {IDS[first]} {IDS[1]}\n")
+        folders.append(sweep(root, config, observer)[1].name)
+    assert folders == ["out", "out-2", "out"]
+    assert any("another sweep (other content of its files); these go" in note for note in notes)
 
 
 def test_the_layer_with_the_speakers_is_best(found):
