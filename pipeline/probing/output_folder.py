@@ -29,7 +29,7 @@ _CONTENT = {
     "parts": "parts of the split",
     "fingerprint": "content of its files",
 }
-"""What is read with the settings, and its name in a note that no setting explains."""
+"""Hashes of what a sweep reads, and their names in a note."""
 _RESULTS = ("sweep.json", "layers.json", "comparison.json", "report.html", "weights.json")
 
 
@@ -85,7 +85,10 @@ def learned_from(labels: Labels, folds: Sequence[Fold], fingerprint: str) -> dic
         folds: The folds.
         fingerprint: `Task.fingerprint`.
     """
-    parts = [[part.tolist() for part in (fold.train, fold.dev, fold.test)] for fold in folds]
+    parts = [
+        [hashlib.sha256(part.tobytes()).hexdigest() for part in (fold.train, fold.dev, fold.test)]
+        for fold in folds
+    ]
     return {
         "values": _hash(json.dumps(labels.texts)),
         "parts": _hash(json.dumps(parts)),
@@ -184,9 +187,10 @@ def _read(path: Path) -> Any:
 
 
 def _note(folder: Path, candidate: Path, settings: Mapping[str, Any]) -> str:
-    """Say why results go elsewhere: the names of the settings that differ, or else what they read.
+    """Return a note about results that go elsewhere, with the names of what differs.
 
-    What is read depends on some settings, so it is named only if these are equal.
+    Other settings often mean that other data is read, too. So the data is named only if all
+    settings are equal.
     """
     other = _read(folder / SETTINGS)
     differs = ""
