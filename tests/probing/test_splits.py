@@ -17,13 +17,14 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedKFold, Stratifi
 from pipeline.config import SplitConfig, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
-from pipeline.probing.splits import make_split
+from pipeline.probing.splits import corpus, make_split
 from pipeline.probing.splits.stratified import (
     have_equal_shares,
     stratified_group_split,
     stratified_split,
 )
 from pipeline.store.documents import read_plan, write_plan
+from pipeline.store.read.features import FeatureStore
 from pipeline.store.read.opening import open_store
 from tests.helpers.planted_stores import planted, write_planted
 
@@ -211,6 +212,22 @@ def test_a_column_of_nothing_but_parts_is_the_split(tmp_path, column):
     split = split_of(store_with(tmp_path, other=others, **{column: values}))
     assert split.description.startswith(f"column {column}: train is Train, dev is val")
     assert [part[0] for part in in_parts(split.folds[0])] == [0, 1, 2]
+
+
+def test_all_values_of_a_split_are_those_of_parts(tmp_path, monkeypatch):
+    """Not only the first ones, which are looked at before a column is read whole."""
+    monkeypatch.setattr(corpus, "_N_LOOKED_AT", 6)
+    values = [("train", "dev", "test")[row % 3] for row in range(N)]
+    root = store_with(tmp_path, form=[*values[:-1], "other"])
+    assert "form" not in split_of(root, FREE).description
+
+
+def test_names_of_classes_may_be_those_of_parts(tmp_path, monkeypatch):
+    """The column holds numbers, as a ClassLabel of datasets does."""
+    names = {"fold": ["train", "validation", "test"]}
+    monkeypatch.setattr(FeatureStore, "class_names", property(lambda store: names))
+    split = split_of(store_with(tmp_path, fold=[row % 3 for row in range(N)]))
+    assert split.description.startswith("column fold: train is train, dev is validation")
 
 
 def test_values_of_no_part_give_a_warning(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,11 +70,8 @@ def find_corpus_split(
     if config.column != "auto":
         return _read(store, config.column, config), ()
     found = [_read(store, name, config) for name in _candidates(store)]
-    for split in found:
-        if split.names[0] and split.names[2]:
-            return split, ()
-    by_values = [_read(store, name, config) for name in _of_split_names(store, config)]
-    for split in by_values:
+    by_values = (_read(store, name, config) for name in _of_split_names(store, config))
+    for split in chain(found, by_values):
         if split.names[0] and split.names[2]:
             return split, ()
     return None, tuple(
@@ -115,9 +113,11 @@ def _candidates(store: FeatureStore) -> list[str]:
     return sorted(names, key=lambda name: _COLUMNS.index(name.casefold()))
 
 
-def _of_split_names(store: FeatureStore, config: SplitConfig) -> list[str]:
-    """Return the columns of text, or of classes, whose first values are all those of a part."""
-    names = []
+def _of_split_names(store: FeatureStore, config: SplitConfig) -> Iterator[str]:
+    """Yield the columns of text, or of classes, that have only values of train, dev and test.
+
+    A column is read whole only if its first values are such values.
+    """
     for name in store.metadata.column_names:
         values = store.metadata[name].slice(0, _N_LOOKED_AT)
         classes = store.class_names.get(name)
@@ -125,9 +125,10 @@ def _of_split_names(store: FeatureStore, config: SplitConfig) -> list[str]:
             continue
         found = pc.unique(values).drop_null().to_pylist()
         texts = [classes[value] for value in found] if classes else found
-        if texts and _are_parts(texts, config):
-            names.append(name)
-    return [name for name in names if _are_parts(_distinct(read_texts(store, name)), config)]
+        if not texts or not _are_parts(texts, config):
+            continue
+        if _are_parts(_distinct(read_texts(store, name)), config):
+            yield name
 
 
 def _are_parts(values: Sequence[str], config: SplitConfig) -> bool:
