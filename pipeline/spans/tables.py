@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _LABELS = (
 _SUFFIXES = {"s": ("_s",), "ms": ("_ms",), "samples": ("_sample", "_samples")}
 """What column names end with that state the unit of their times."""
 _PER_SECOND = {"s": 1.0, "ms": 1000.0}
+_NUMBER = re.compile(r"\s*[-+]?\.?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?\s*")
 _N_ROWS = 1 << 16
 
 
@@ -58,7 +60,7 @@ def add_csv(builder: SpanBuilder, path: Path, config: SpansConfig, delimiter: st
 
     Raises:
         SourceError: A row has other fields than the header, or a column is missing or ambiguous,
-            or a value is missing, no number or of several lines. The message names the line.
+            or a value is missing, no number or may have swallowed rows. The message names the line.
     """
     records = read_records(path, delimiter, delimiter == ",", config.encoding)
     line, header = next(records, (0, []))
@@ -81,7 +83,7 @@ def add_csv(builder: SpanBuilder, path: Path, config: SpansConfig, delimiter: st
                     f"{path}, line {at} has {word} fields than the header: {len(record)}, not "
                     f"{len(names)}{hint}"
                 )
-            broken = next((value for value in record if "\n" in value), None)
+            broken = next((value for value in record if _has_rows(value, delimiter)), None)
             if broken is not None:
                 raise SourceError(
                     f"{path}, line {at}: the value {broken!r:.40} has a line break, so that it may "
@@ -92,6 +94,13 @@ def add_csv(builder: SpanBuilder, path: Path, config: SpansConfig, delimiter: st
 
     builder.open(str(path))
     _add(builder, rows(), columns, config, f"{path}, line")
+
+
+def _has_rows(value: str, delimiter: str) -> bool:
+    """Return whether a value may have swallowed rows: it has several lines, and a time in one."""
+    return "\n" in value and any(
+        _NUMBER.fullmatch(field) for line in value.split("\n") for field in line.split(delimiter)
+    )
 
 
 def add_jsonl(builder: SpanBuilder, path: Path, config: SpansConfig) -> None:

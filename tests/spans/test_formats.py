@@ -352,6 +352,11 @@ def test_a_table_may_have_durations_and_one_label_for_all(tmp_path):
             {},
             "line 3: the value '\\na,2,3,y\\na,3,4,z' has a line break, so that it may",
         ),
+        (
+            'id,label,start,end\na,"x,0,1\na,y",1,2\n',
+            {},
+            "line 2: the value 'x,0,1\\na,y' has a line break, so that it may",
+        ),
         ("id,start,duration,label\na,1,-1,x\n", {}, "line 2: duration is -1; expected at least 0"),
         (
             "id,start,end,label\na,0,1,x\n",
@@ -379,6 +384,13 @@ def test_a_wrong_table_is_refused(tmp_path, text, settings, words):
     """The message names the line, the value and the remedy."""
     path = written(tmp_path, "a.csv", text)
     refused(path, words, (SourceError, ConfigError), **settings)
+
+
+def test_a_label_of_a_csv_may_have_several_lines(tmp_path):
+    """Unless it has a time, as the rows that an open quotation mark swallows have."""
+    text = 'id,start,end,label\na,0,1,"well, then\nfive, at 6\n..."\na,1,2,y\n'
+    spans = list(read_spans(written(tmp_path, "s.csv", text)))
+    assert spans == [("a", 0, 1, "well, then\nfive, at 6\n..."), ("a", 1, 2, "y")]
 
 
 def test_wrong_objects_and_files_are_refused(tmp_path):
