@@ -27,8 +27,8 @@ RESULT, WEIGHTS = "sweep.json", "weights.json"
 """Files in the output folder, beside those of the task and the report."""
 
 _JSON_KEYS = {"baselines": "yardsticks"}
-"""Fields of `Sweep` that have another key in the JSON. The first version of Strata called the
-baselines `yardsticks`; the key stays, because stored results have it and programs read it."""
+"""Fields of `Sweep` with another key in the JSON. `yardsticks` is the earlier name of the
+baselines; stored results have it, and so do programs that read them."""
 _AGAIN = "run the same `strata sweep` again (its heads are cached, so that takes seconds)"
 
 

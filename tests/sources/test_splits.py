@@ -10,10 +10,11 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.config import DatasetConfig
+from pipeline.config import DatasetConfig, SplitConfig
 from pipeline.errors import SourceError
 from pipeline.sources.base import Column
 from pipeline.sources.opening import open_source
+from pipeline.sources.splits import NAMES
 from tests.helpers.audio_files import speechlike, write
 
 
@@ -112,6 +113,12 @@ def test_directories_are_splits_in_the_spellings_of_corpora(
         assert part["ids"] == names[1:]
         assert opened("audiofolder", root, split="all") == found
         assert "there are " + ", ".join(splits) in refused("audiofolder", root, split="tain")
+
+
+def test_names_of_splits_are_those_of_sweeps() -> None:
+    """`test1` is one that directories only begin with."""
+    of_sweeps = {*SplitConfig.train, *SplitConfig.dev, *SplitConfig.test}
+    assert of_sweeps - {"test1"} == NAMES
 
 
 def test_files_that_are_not_wanted_hide_no_split(tmp_path: Path) -> None:

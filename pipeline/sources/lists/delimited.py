@@ -52,6 +52,12 @@ def form_of(path: Path, delimiter: str | None = None, has_header: bool = True) -
     return Form("csv", int(has_header), delimiter, quote=delimiter in QUOTING)
 
 
+def delimiter_in(names: Sequence[str]) -> str:
+    """Return another delimiter that a header of one name has, as a setting has it; "" if none."""
+    found = next((mark for mark in ";|\t" if len(names) == 1 and mark in names[0]), "")
+    return found.replace("\t", r"\t")
+
+
 def read_delimited(path: Path, form: Form, names: Sequence[str] | None = None) -> pa.Table:
     """Read a table with all its values as text; an empty one is null.
 

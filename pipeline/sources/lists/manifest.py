@@ -16,7 +16,13 @@ from pipeline.errors import SourceError, first_few, one_line
 from pipeline.sources import hub
 from pipeline.sources.archives.nemo import tarred_rows
 from pipeline.sources.columns import Rows, require_column
-from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
+from pipeline.sources.lists.delimited import (
+    SUFFIXES,
+    delimiter_in,
+    form_of,
+    infer_types,
+    read_delimited,
+)
 from pipeline.sources.lists.lines import from_files
 from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_rows
 from pipeline.sources.lists.places import Form, Places
@@ -53,10 +59,8 @@ def open_manifest(config: DatasetConfig) -> TabularSource:
 
 
 def _list_rows(config: DatasetConfig, path: Path) -> Rows:
-    """Read a list in the form that `dataset.format` states, or its first lines look like."""
-    if config.format not in (None, *FORMATS):
-        raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
-    kind = config.format or (None if _is_stated(config) else guess_format(path)) or "table"
+    """Read a list in its format."""
+    kind = _format_of(config, path)
     if kind == "table":
         return _table_rows(config, path)
     rows = (nemo_rows if kind == "nemo" else fairseq_rows)(config, path)
@@ -66,6 +70,17 @@ def _list_rows(config: DatasetConfig, path: Path) -> Rows:
         note = f"the list was read as one of {kind}; dataset.format=table reads it as a table"
         rows = replace(rows, notes=(note, *rows.notes))
     return rows
+
+
+def _format_of(config: DatasetConfig, path: Path) -> str:
+    """Return the format of a list that `dataset.format` states, or its first lines look like.
+
+    Raises:
+        SourceError: There is no such format.
+    """
+    if config.format not in (None, *FORMATS):
+        raise SourceError(f"dataset.format={config.format} is none of {', '.join(FORMATS)}")
+    return config.format or (None if _is_stated(config) else guess_format(path)) or "table"
 
 
 def _is_stated(config: DatasetConfig) -> bool:
@@ -108,10 +123,9 @@ def _text_rows(config: DatasetConfig, folder: Path, table: pa.Table, places: Pla
 
 def _audio_column_hint(column: str, names: list[str]) -> str:
     """Return what to set if the column of paths is missing, or nothing if a name is similar."""
-    marks = [mark for mark in ";|\t" if len(names) == 1 and mark in names[0]]
-    if marks:
-        shown = "\\t" if marks[0] == "\t" else marks[0]
-        return f"is the delimiter '{shown}'? Set 'dataset.delimiter={shown}'"
+    mark = delimiter_in(names)
+    if mark:
+        return f"is the delimiter '{mark}'? Set 'dataset.delimiter={mark}'"
     if f'"{column}"' in names:
         return (
             "the header is in quotation marks, which are text in a tsv and wherever the delimiter "
@@ -184,11 +198,7 @@ def _lists_of_splits(config: DatasetConfig, setting: str) -> Rows:
     if setting == ALL and ALL not in found and len(names) < len(found):
         others = first_few([name for name in found if name not in names])
         notes = (f"dataset.split=all reads {first_few(names)}, and not {others}",)
-    is_text = all(path.suffix.lower() in SUFFIXES for path in paths) and all(
-        (config.format or (None if _is_stated(config) else guess_format(path))) in (None, "table")
-        for path in paths
-    )
-    if is_text:
+    if all(p.suffix.lower() in SUFFIXES and _format_of(config, p) == "table" for p in paths):
         rows, lengths = _text_of_splits(config, folder, paths)
     else:
         parts = [_list_rows(config, path) for path in paths]

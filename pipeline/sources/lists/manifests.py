@@ -65,10 +65,9 @@ def guess_format(path: Path) -> str | None:
         return "nemo" if isinstance(first.get(_AUDIO), str) and "duration" in first else None
     if len(lines) == _GUESSED_LINES and "\t" not in lines[0]:
         fields = lines[1].split("\t")
-        is_number = len(fields) == 2 and _NUMBER.fullmatch(
-            fields[1].strip()
-        )  # 8000.0: refused then
-        return "fairseq" if is_number else None
+        # 8000.0 is refused later, with its line.
+        if len(fields) == 2 and _NUMBER.fullmatch(fields[1].strip()):
+            return "fairseq"
     return None
 
 

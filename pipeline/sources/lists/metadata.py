@@ -13,7 +13,13 @@ from pipeline.errors import SourceError, one_line
 from pipeline.files import require_regular
 from pipeline.sources import hub
 from pipeline.sources.columns import check_text, first_values, is_text, require_column
-from pipeline.sources.lists.delimited import SUFFIXES, form_of, infer_types, read_delimited
+from pipeline.sources.lists.delimited import (
+    SUFFIXES,
+    delimiter_in,
+    form_of,
+    infer_types,
+    read_delimited,
+)
 from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.lists.swallowed import check_quotes
 from pipeline.sources.table_cache import table_state
@@ -72,10 +78,9 @@ def read_metadata(
 
 def _delimiter_hint(path: Path, names: list[str]) -> str:
     """Return what to set if the header of a csv is not separated by commas; "" if it is."""
-    marks = [mark for mark in ";|\t" if len(names) == 1 and mark in names[0]]
-    if not marks:
+    mark = delimiter_in(names)
+    if not mark:
         return ""
-    mark = "\\t" if marks[0] == "\t" else marks[0]
     return (
         f"it is separated by '{mark}', not by commas: dataset=manifest dataset.path={path} "
         f"'dataset.delimiter={mark}' dataset.audio_column=file_name reads it"
