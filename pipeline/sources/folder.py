@@ -283,7 +283,7 @@ def _without_audio(directories: list[str], files: list[str]) -> list[str]:
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a directory, or a link to one; a link that leads nowhere is none."""
+    """Return whether an entry is a directory, or a link to one that exists."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a directory that may not be read

@@ -191,8 +191,8 @@ def read_table(path: Path) -> datasets.Dataset:
 def as_written(path: Path, table: pa.Table) -> pa.Table:
     """Return a table that `read_table` has read, with texts as they are in the file.
 
-    Json has no times and no mixed columns: Arrow makes times of texts such as 2020-01-02, and
-    `datasets` a column that cannot be carried of numbers and texts.
+    Json has no times. Arrow converts texts such as 2020-01-02 to times, and `datasets` reads a
+    column of numbers and texts as a type that cannot be carried.
 
     Args:
         path: The file.
@@ -210,6 +210,7 @@ def as_written(path: Path, table: pa.Table) -> pa.Table:
 
 
 def _is_guessed(kind: pa.DataType) -> bool:
+    """Return whether json has no such type: times, and columns of several types."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_guessed(kind.value_type)
     return pa.types.is_temporal(kind) or isinstance(kind, pa.BaseExtensionType)

@@ -43,7 +43,8 @@ class Shard:
         others: Number of members that were not read, by their extension.
         links: Names of links.
         nested: Number of nested values by their key.
-        second: Number of values by their column, which another member of the sample has, too.
+        second: Number of values of each column that are left out, because another member of the
+            sample has the column, with another value.
         silent: Keys of samples without audio.
         fault: How the end of the shard is damaged; empty if it is not.
     """
