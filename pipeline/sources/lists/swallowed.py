@@ -32,9 +32,9 @@ _REMEDY = (
 def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[str, ...]:
     """Check that no line within a value in quotation marks is a row, and look at other marks.
 
-    A line is taken for a row if it has as many fields as the header and, in the column of paths, a name
-    with the suffix of the row's own. The line with the row's own path does not count, unless the
-    first line is a row, too. Tables without line breaks in values are not read again.
+    A line is taken for a row if it has as many fields as the header and, in the column of paths, a
+    name with the suffix of the row's own. The line with the row's own path does not count, unless
+    the first line is a row, too. Tables without line breaks in values are not read again.
 
     Args:
         places: Tables of text with their forms.
