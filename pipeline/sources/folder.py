@@ -67,7 +67,9 @@ def _folder_rows(config: DatasetConfig) -> Rows:
     root, files = _listed(config)
     is_wanted = _matcher(config.files)
     audio = [file for file in files if is_audio(file) and is_wanted(file)]
-    splits, notes = find_directories(config.split, audio)
+    # Rows of metadata may name files with other extensions, or without.
+    named = audio or [file for file in files if not is_metadata(file)]
+    splits, notes = find_directories(config.split, named)
     metadata_files = [f for f in files if is_metadata(f) and (splits.has(f) or splits.is_above(f))]
     files = [f for f in files if splits.has(f) and f not in metadata_files]
     if metadata_files:

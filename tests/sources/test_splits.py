@@ -128,6 +128,16 @@ def test_files_that_are_not_wanted_hide_no_split(tmp_path: Path) -> None:
     assert (found["split"], found["classes"]) == (["test", "train"], {})
 
 
+def test_files_without_an_extension_are_in_splits_too(tmp_path: Path) -> None:
+    """Only metadata makes them utterances."""
+    root = files(tmp_path, "test/a.wav", "train/b.wav")
+    for name in ("test/a", "train/b"):
+        (root / f"{name}.wav").rename(root / name)
+    (root / "metadata.csv").write_text("file_name\ntest/a\ntrain/b\n")
+    assert opened("audiofolder", root, split="test")["ids"] == ["test/a"]
+    assert opened("audiofolder", root)["split"] == ["test", "train"]
+
+
 def test_a_note_says_why_there_is_no_split_or_label(tmp_path: Path) -> None:
     root = files(tmp_path, "test/no/a.wav", "train/yes/b.wav", "noise/c.wav")
     near, depths = open_source(DatasetConfig("audiofolder", str(root))).notes
