@@ -233,8 +233,8 @@ def test_names_of_classes_may_be_those_of_parts(tmp_path, monkeypatch):
 def test_values_of_no_part_give_a_warning(tmp_path):
     """Those utterances would be left out with a word in brackets only."""
     names = ("Training", "Validierung", "Test", "Training")
-    root = store_with(tmp_path, split=[names[row % 4] for row in range(N)])
-    (warning,) = split_of(root).warnings
+    root = store_with(tmp_path, split=[None, *(names[row % 4] for row in range(1, N))])
+    (warning,) = split_of(root).warnings  # the first one has no value
     assert warning == (
         f"{N // 4} utterances whose split is Validierung are in no part; split.dev names the "
         "values of a part"
