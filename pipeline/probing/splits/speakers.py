@@ -142,7 +142,8 @@ def grouping_columns(store: FeatureStore, labels: Labels) -> list[tuple[str, int
             continue
         labels_of = defaultdict(set)
         for value, label in zip(read_speakers(store, name), classes, strict=True):
-            labels_of[value].add(label)
+            if value is not None:
+                labels_of[value].add(label)
         n_mixed = sum(len(seen) > 1 for seen in labels_of.values())
         if 2 <= len(labels_of) <= len(store) / 2 and 2 * n_mixed > len(labels_of):
             found.append((name, len(labels_of)))
