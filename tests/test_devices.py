@@ -10,6 +10,8 @@ from pipeline.devices import choose_device, count_gpus
 from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.settings import choose_device as device_of_encoder
 from pipeline.errors import ConfigError
+from pipeline.extract import resources
+from pipeline.extract.executors.ray_cluster import Machine
 from pipeline.extract.resources import find_resources
 
 
@@ -52,6 +54,14 @@ def test_cuda_without_a_gpu_is_refused(gpus, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(ConfigError, match=r"torch finds no GPU: torch .* is built without CUDA"):
         device_of_encoder("cuda:0")
+
+
+def test_a_cluster_without_a_gpu_is_named(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs of this machine, which starts the run, do not matter."""
+    gpus(1)
+    monkeypatch.setattr(resources, "find_machine", lambda config: Machine(4, 0, 2**34))
+    with pytest.raises(ConfigError, match="is cuda, and the Ray cluster has no GPU"):
+        find_resources(EngineConfig(kind="ray", address="head:6379", device="cuda"))
 
 
 def test_a_gpu_that_does_not_exist_is_refused(gpus) -> None:
