@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, StoreError, counted, first_few
+from pipeline.errors import ConfigError, StoreError
+from pipeline.feed.finite import refuse_not_finite
 from pipeline.store.read.features import FeatureStore
 
 IntArray = npt.NDArray[np.int64]
@@ -108,13 +109,7 @@ def _check_finite(store: FeatureStore, features: npt.NDArray[Any], utterance: In
     bad = np.zeros(len(utterance), bool)
     for layer in features:
         bad |= ~np.isfinite(layer).all(axis=1)
-    if bad.any():
-        ids = [store.ids[i] for i in np.unique(utterance[bad]).tolist()]
-        raise StoreError(
-            f"the features of {counted(len(ids), 'utterance')} of {store.location} are not finite "
-            f"({first_few(ids)}); `strata verify` finds damage, and a selection leaves utterances "
-            "out"
-        )
+    refuse_not_finite(store, np.unique(utterance[bad]).tolist())
 
 
 def draw_slices(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.config import TaskConfig
 from pipeline.config.sweep_schema import ATTENTIVE, LSTM
-from pipeline.errors import ConfigError, StoreError, counted, first_few
+from pipeline.errors import ConfigError
+from pipeline.feed.finite import refuse_not_finite
 from pipeline.heads.networks import LSTM_UNITS
 from pipeline.probing.tasks.base import TaskData
 from pipeline.probing.trainers.sequence_data import Lesson, SequenceData
@@ -30,13 +31,8 @@ def pooled_inputs(data: TaskData, layers: Sequence[int] | None = None) -> Tensor
     layers = data.layers if layers is None else layers
     parts = [data.store.pooled(layers, statistic=name) for name in check_pooling(data.config)]
     pooled = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-    bad = [data.store.ids[i] for i in (~pooled.isfinite().all(2).all(1)).nonzero()[:, 0].tolist()]
-    if bad:
-        raise StoreError(
-            f"the features of {counted(len(bad), 'utterance')} of {data.store.location} are not "
-            f"finite ({first_few(bad)}); `strata verify` finds damage, and a selection leaves "
-            "utterances out"
-        )
+    bad = (~pooled.isfinite().all(2).all(1)).nonzero()[:, 0].tolist()
+    refuse_not_finite(data.store, bad)
     return pooled.transpose(0, 1).contiguous()
 
 
