@@ -246,6 +246,11 @@ def numbers(rows: Rows, name: str, setting: str, kind: pa.DataType) -> pa.Array:
     return values
 
 
+def columns_of(config: DatasetConfig) -> set[str | None]:
+    """Return the columns of times and channels that the configuration names."""
+    return {getattr(config, setting) for setting in SETTINGS}
+
+
 def suspects(table: pa.Table) -> tuple[list[str], list[str]]:
     """Return the columns of numbers that look like parts of recordings: starts, and others."""
     found: tuple[list[str], list[str]] = ([], [])

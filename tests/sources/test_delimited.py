@@ -337,6 +337,20 @@ def test_a_blank_line_that_json_cannot_have_is_named(tmp_path: Path) -> None:
         opened(path, '{"path": "a.wav", "n": 1}\n\n{"path": "b.wav", "n": "x"}\n')
 
 
+def test_times_and_channels_are_numbers_with_any_zeros(tmp_path: Path) -> None:
+    """In other columns 0.0 and 0.00 are two texts."""
+    source = opened(
+        tmp_path / "t.csv",
+        "path,begin,side,version\na.wav,0.0,0,0.0\nb.wav,0.00,0.0,0.00\n",
+        start_column="begin",
+        channel_column="side",
+    )
+    columns = source.metadata(range(2)).to_pydict()
+    assert columns["begin"] == [0.0, 0.0]
+    assert columns["version"] == ["0.0", "0.00"]
+    assert [source.segment(row).channel for row in range(2)] == [0, 0]
+
+
 def test_spaces_around_a_name_in_the_header_are_shown(tmp_path: Path) -> None:
     """Otherwise the message proposes what it refuses."""
     for header, more in (("path , word", {}), ("path, word", {"columns": ("word",)})):

@@ -176,16 +176,19 @@ def _check_lines(path: Path, n_rows: int) -> None:
         )
 
 
-def infer_types(table: pa.Table, as_text: Collection[str | None]) -> pa.Table:
+def infer_types(
+    table: pa.Table, as_text: Collection[str | None], times: Collection[str | None] = ()
+) -> pa.Table:
     """Convert the columns of text that hold plain numbers, true or false.
 
     Args:
         table: Columns of text.
         as_text: Columns that are not converted.
+        times: Columns of times or channels: 0.5 and 0.50 are one number there.
     """
     for number, name in enumerate(table.column_names):
         if name not in as_text:
-            table = table.set_column(number, name, _inferred(table.column(number)))
+            table = table.set_column(number, name, _inferred(table.column(number), name in times))
     return table
 
 
@@ -221,14 +224,14 @@ def state_types(rows: Rows, types: Mapping[str, str]) -> pa.Table:
     return table
 
 
-def _inferred(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _inferred(column: pa.ChunkedArray, may_join: bool) -> pa.ChunkedArray:
     if column.null_count == len(column):
         return column.cast(pa.float64())  # as pandas has it
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64()), (_BOOLEAN, pa.bool_())):
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
             # One array, so that the parts of recordings and the carried column share it.
             values = one_array(_lower(column, kind).cast(kind))
-            if pa.types.is_floating(kind) and _are_joined(column, values):
+            if pa.types.is_floating(kind) and not may_join and _are_joined(column, values):
                 return column
             return pa.chunked_array([values])
     return column

@@ -28,7 +28,7 @@ from pipeline.sources.lists.manifests import fairseq_rows, guess_format, nemo_ro
 from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.lists.swallowed import check_quotes
 from pipeline.sources.location import audio_root, existing_path
-from pipeline.sources.segments import joined_spans
+from pipeline.sources.segments import columns_of, joined_spans
 from pipeline.sources.splits import ALL, COLUMN, chosen, with_split, word_of
 from pipeline.sources.tabular import TabularSource
 
@@ -117,7 +117,8 @@ def _text_rows(config: DatasetConfig, folder: Path, table: pa.Table, places: Pla
     hint = _audio_column_hint(column, table.column_names)
     require_column(column, table.column_names, "dataset.audio_column", hint)
     notes = check_quotes(places, table, column)
-    table = infer_types(table, {column, config.id_column, *(config.types or ())})
+    as_text = {column, config.id_column, *(config.types or ())}
+    table = infer_types(table, as_text, columns_of(config))
     return Rows(table, {}, column, audio_root(config, folder), notes=notes, places=places)
 
 

@@ -22,6 +22,7 @@ from pipeline.sources.lists.delimited import (
 )
 from pipeline.sources.lists.places import Form, Places
 from pipeline.sources.lists.swallowed import check_quotes
+from pipeline.sources.segments import columns_of
 from pipeline.sources.table_cache import table_state
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def read_metadata(
         if (root / file).suffix in SUFFIXES:
             form = form_of(root / file)
             table = read_delimited(root / file, form)
-            table = infer_types(table, {"file_name", config.id_column, *(config.types or ())})
+            table = infer_types(
+                table, {"file_name", config.id_column, *(config.types or ())}, columns_of(config)
+            )
         else:
             form = hub.table_form(root / file)
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
