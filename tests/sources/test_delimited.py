@@ -316,6 +316,22 @@ def test_texts_of_json_are_as_they_are_written(tmp_path: Path, form: str) -> Non
     }
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n "path": "a.wav",\n "day": "2020-01-02"\n}',
+        '{\n "path": "a.wav",\n "day": "2020-01-02"\n}\n{"path": "b.wav",\n "day": "2020-01-03"}\n',
+        '{"path": "a.wav", "day": "2020-01-02"} {"path": "b.wav", "day": "2020-01-03"}\n',
+    ],
+)
+def test_objects_of_json_may_be_on_any_lines(tmp_path: Path, text: str, suffix: str) -> None:
+    """One over several lines, or several in a line."""
+    source = opened(tmp_path / f"t{suffix}", text)
+    assert source.metadata([0])["day"].to_pylist() == ["2020-01-02"]
+    assert len(source) == text.count("path")
+
+
 @pytest.mark.parametrize("name", ["metadata.tsv", "Metadata.CSV", "metadata.json"])
 def test_metadata_of_another_name_is_noted(tmp_path: Path, name: str) -> None:
     """Its labels would be missing with nothing but a count of skipped files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pipeline.sources.table_cache import table_state
 
 _NO_FILE = r"^\s*(\||pipe:)|\|\s*$|://|\.ark:"
 """What `check_path` may refuse."""
+_NO_SPACE = re.compile(r"\S")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -75,20 +77,22 @@ def read_values(path: Path, names: Sequence[str], is_lines: bool) -> dict[str, p
     Args:
         path: The list.
         names: Names of columns.
-        is_lines: Whether each line is an object; otherwise the file is an array of them.
+        is_lines: Whether each line seems to be an object; then the text is not held as a whole.
 
     Returns:
         The columns; values of several plain types become text. Columns with objects, or with other
         lists than of one type, are left out.
+
+    Raises:
+        SourceError: The file is not JSON.
     """
-    if is_lines:
-        records: Iterable[Any] = (found for _, found in read_objects(path))
-    else:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    values: dict[str, list[Any]] = {name: [] for name in names}
-    for record in records:
-        for name, column in values.items():
-            column.append(record.get(name))
+    try:
+        objects = (found for _, found in read_objects(path)) if is_lines else _objects_in(path)
+        values = _columns(objects, names)
+    except SourceError:
+        if not is_lines:
+            raise
+        values = _columns(_objects_in(path), names)  # objects over several lines
     arrays = {}
     for name, column in values.items():
         if not any(isinstance(value, dict | list) for value in column):
@@ -97,6 +101,30 @@ def read_values(path: Path, names: Sequence[str], is_lines: bool) -> dict[str, p
             with contextlib.suppress(pa.ArrowException):
                 arrays[name] = pa.array(column)
     return arrays
+
+
+def _columns(objects: Iterable[dict[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    for found in objects:
+        for name, column in values.items():
+            column.append(found.get(name))
+    return values
+
+
+def _objects_in(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file, in an array or one after the other.
+
+    Raises:
+        SourceError: The file is not JSON.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    decoder, at = json.JSONDecoder(), 0
+    try:
+        while start := _NO_SPACE.search(text, at):
+            found, at = decoder.raw_decode(text, start.start())
+            yield from found if isinstance(found, list) else [found]
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not JSON: {error}") from error
 
 
 def from_files(rows: Rows, paths: Sequence[Path]) -> Rows:
