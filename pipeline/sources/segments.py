@@ -134,8 +134,8 @@ def with_spans(config: DatasetConfig, rows: Rows, paths: pa.ChunkedArray, is_fil
         config: Configuration of the dataset.
         rows: The rows.
         paths: Their audio paths.
-        is_file: Whether each row is a file. The names of embedded audio may repeat, so that only
-            columns of times show that it is whole recordings.
+        is_file: Whether each row is a file. The names of embedded audio may repeat by chance, so
+            the note needs columns of times, too.
 
     Raises:
         SourceError: As for `spans_of`.

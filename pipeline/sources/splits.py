@@ -25,7 +25,7 @@ _WORD = re.compile(rf"({'|'.join(sorted(NAMES, key=len, reverse=True))})(?![a-z]
 
 
 def word_of(name: str) -> str:
-    """Return the usual name of a split that a name begins with, in lower case; "" if with none.
+    """Return the usual name of a split with which a name begins, in lower case, or "".
 
     It is `train` for `Train`, `train-clean-100` and `train_000.tar`.
     """
@@ -48,8 +48,9 @@ def chosen(setting: str, names: Sequence[str]) -> list[str] | None:
     """Return the splits that `dataset.split` names.
 
     Args:
-        setting: A name; several, as in `train+test`; or `all`, unless a split has that name. If
-            none is spelt like it, it is the only one that is without regard to case.
+        setting: A name; several, as in `train+test`; or `all`, unless a split has that name. The
+            case of a name is ignored if no split has exactly this name and only one has it in
+            another case.
         names: Splits that exist.
 
     Returns:
@@ -88,7 +89,7 @@ class DirectorySplits:
     """The chosen splits of a folder: directories of one level.
 
     Attributes:
-        names: Names of the directories; None for all files, which are then in no splits.
+        names: Names of the directories. None: all files are taken, and there are no splits.
         level: Number of directories above them.
     """
 
@@ -125,8 +126,8 @@ def find_directories(
         audio: Relative paths of the audio files.
 
     Returns:
-        The splits; with `train`, as in `datasets`, all files if there are none. And a note if some
-        directories, but not all, have names of splits.
+        The splits; and a note if only some directories have names of splits. If none has and the
+        setting is `train`, all files are taken, as in `datasets`.
 
     Raises:
         SourceError: A directory does not exist; the message lists the directories.

@@ -33,7 +33,7 @@ _BLOCK_ROWS = 1 << 12
 _TASK_ROWS = _BLOCK_ROWS // _N_THREADS
 _N_NAMED = 3
 _MAX_FOLDERS = 1000
-_N_ABOVE = 3
+_N_ABOVE = 3  # folders above that of the list
 _MOST_VANISHED, _VANISHED_SHARE = 10, 0.01
 """Files of a folder that may be missing after it was listed: so many, or this share of them."""
 
@@ -177,7 +177,7 @@ def _remedy(source: Source, path: str) -> str:
 
 
 def _in_a_folder_above(config: DatasetConfig, path: str) -> Iterator[Path]:
-    """Yield the working directory, or a folder above the list, that has a relative path."""
+    """Yield the working directory and the folders above the list in which a path exists."""
     here = Path(str(config.path)).expanduser().absolute()
     folder = here if here.is_dir() else here.parent
     root = Path(config.root).expanduser().absolute() if config.root else folder

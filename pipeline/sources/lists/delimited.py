@@ -1,7 +1,7 @@
 """Tables of text, csv and tsv: values are read as text; columns of plain numbers become numbers.
 
 A column stays text if a number would lose something: a leading zero (0012), an exponent (1e1), a
-plus sign, more digits than 64 bits hold; or if numbers would join what differs: 1.1 and 1.10.
+plus sign, more digits than 64 bits hold; or if two texts would be one number: 1.1 and 1.10.
 `dataset.types` states the type of a column.
 """
 
@@ -238,7 +238,7 @@ def _inferred(column: pa.ChunkedArray, may_join: bool) -> pa.ChunkedArray:
 
 
 def _are_joined(texts: pa.ChunkedArray, numbers: pa.Array) -> bool:
-    """Return whether texts that differ in zeros at their ends are one number: 1.1 and 1.10."""
+    """Return whether texts that differ only in trailing zeros, as 1.1 and 1.10, are one number."""
     n_numbers = pc.count_distinct(numbers).as_py()
     if pc.count_distinct(texts).as_py() == n_numbers:
         return False

@@ -1,4 +1,4 @@
-"""Quotation marks of tables of text: rows that one has swallowed, and values that keep theirs.
+"""Quotation marks in tables of text: open ones, which swallow rows, and those that stay in values.
 
 A mark that begins a value and is closed only lines later, at the end of another row's value, makes
 one row of several. The table is well-formed, so only the lines show it.
@@ -30,7 +30,7 @@ _REMEDY = (
 
 
 def check_quotes(places: Places, table: pa.Table, audio_column: str) -> tuple[str, ...]:
-    """Check that no line within a value in quotation marks is a row, and look at other marks.
+    """Check that no value in quotation marks contains a row, and look for marks that are kept.
 
     A line is taken for a row if it has as many fields as the header and, in the column of paths, a
     name with the suffix of the row's own. The line with the row's own path does not count, unless
