@@ -18,6 +18,7 @@ from pipeline.config import SplitConfig, load_sweep_config
 from pipeline.errors import ConfigError
 from pipeline.probing.labels import read_labels
 from pipeline.probing.splits import corpus, make_split
+from pipeline.probing.splits.speakers import count_speakers
 from pipeline.probing.splits.stratified import (
     have_equal_shares,
     stratified_group_split,
@@ -525,14 +526,17 @@ def test_utterances_of_unknown_speakers_are_left_out_and_counted(tmp_path, setti
     assert "7 values" not in split.description
 
 
-def test_unknown_speakers_of_the_corpus_split_are_warned_of(tmp_path):
-    """The corpus's own split is used as it is."""
+@pytest.mark.parametrize("nothing", [None, " "])
+def test_unknown_speakers_of_the_corpus_split_are_warned_of(tmp_path, nothing):
+    """The corpus's own split is used as it is. They are not counted as a speaker."""
     parts = [("train", "dev", "test")[row * 3 // N] for row in range(N)]
-    speakers = [name if row else None for row, name in enumerate(speakers_of(6))]
-    split = split_of(store_with(tmp_path, split=parts, speaker=speakers))
+    root = store_with(tmp_path, split=parts, speaker=[*speakers_of(6)[:-1], nothing])
+    split = split_of(root)
     assert sum(map(len, in_parts(split.folds[0]))) == N
     warning = "1 utterance without a value in 'speaker' may be of a speaker of another part"
     assert warning in split.warnings
+    assert any(text.startswith("only 2 test speakers (column speaker)") for text in split.warnings)
+    assert count_speakers(open_store(root), "speaker", split.folds)["test"] == 2
 
 
 def test_folds_test_every_utterance_once(tmp_path):
