@@ -114,6 +114,20 @@ def test_another_driver_may_clean_up_the_trial(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fault_that_is_seen_once_is_enough(tmp_path: Path, monkeypatch: Patch) -> None:
+    """The trial is made again only if its files are gone, and not until it succeeds."""
+    real, left = os.fsync, [OSError(errno.EINVAL, "Invalid argument")]
+
+    def fsync(descriptor: int) -> None:
+        if left:
+            raise left.pop()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StoreError, match="cannot sync a file: Invalid argument"):
+        check_folder(tmp_path)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: Patch, number: int) -> None:
     """It is not taken for something that the file system lacks."""

@@ -17,7 +17,8 @@ import pytest
 import torch
 from crc32c import crc32c
 
-from pipeline.errors import DamagedError, StoreError
+from pipeline.errors import DamagedError, StoreError, UnreachableError
+from pipeline.store.backend.zarr_arrays import reported
 from pipeline.store.read.opening import open_store
 from tests.helpers.feature_stores import make_store, spelled
 
@@ -65,6 +66,15 @@ def test_a_store_that_failed_to_read_closes_its_files(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert counts[1] == counts[-1]  # the first one starts the event loop of zarr-python
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(UnreachableError, UnreachableError), (ValueError, DamagedError)]
+)
+def test_a_server_that_does_not_answer_is_no_damage(raised, expected) -> None:
+    """Its error passes through zarr-python as it is; all others mean damage."""
+    with pytest.raises(expected), reported("shard x"):
+        raise raised("no answer")
 
 
 def test_a_store_can_be_closed(tmp_path: Path) -> None:

@@ -101,21 +101,44 @@ def test_a_place_is_tried_once() -> None:
     assert client.objects == {}
 
 
-@pytest.mark.parametrize("content", [b"second", b"client"])
-def test_another_driver_may_clean_up_the_trial(content: bytes) -> None:
+@pytest.mark.parametrize("step", [b"second", b"client", "get"])
+def test_another_driver_may_clean_up_the_trial(step: bytes | str) -> None:
     """Before any of its steps; the trial is made again."""
     client = FakeClient()
-    real, left = client.create, [None]
+    real_create, real_get, left = client.create, client.get, [None]
 
-    def create(key: str, value: bytes) -> bool:
-        if left and value.startswith(content):
+    def clean_up() -> None:
+        if left:
             left.pop()
             client.objects.clear()
-        return real(key, value)
 
-    client.create = create  # type: ignore[method-assign]
+    def create(key: str, value: bytes) -> bool:
+        if isinstance(step, bytes) and value.startswith(step):
+            clean_up()
+        return real_create(key, value)
+
+    def get(key: str) -> bytes:
+        if step == "get":
+            clean_up()
+        return real_get(key)
+
+    client.create, client.get = create, get  # type: ignore[method-assign]
     check_server(client)  # type: ignore[arg-type]
     assert not left
+    assert client.objects == {}
+
+
+def test_a_race_with_two_winners_is_enough() -> None:
+    """The trial is made again only if its objects are gone, and not until it succeeds."""
+    client = FakeClient()
+    real, second_winner = client.create, iter([True])
+
+    def create(key: str, value: bytes) -> bool:
+        return real(key, value) or (value.startswith(b"client") and next(second_winner, False))
+
+    client.create = create  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match=f"2 of {N_RACERS} clients created the same object"):
+        check_server(client)  # type: ignore[arg-type]
     assert client.objects == {}
 
 
@@ -124,7 +147,7 @@ def test_full_storage_is_told_as_such() -> None:
     client = FakeClient()
 
     def create(key: str, content: bytes) -> bool:
-        raise NoSpaceError("the storage is full")
+        raise NoSpaceError("the storage is full: 400 Bad Request")
 
     client.create = create  # type: ignore[method-assign]
     with pytest.raises(NoSpaceError):

@@ -267,16 +267,22 @@ def test_refresh_sees_more_and_a_pickle_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("own", "others", "frames_per_unit", "differs"),
+    ("own", "others", "sizes", "differs"),
     [
-        ([20, 30, 25, 10], [20, 30], 256, "utterances_per_slot=2, but .* utterances_per_slot=4"),
-        ([200, 200], [300, 400], 512, "frames_per_unit=512, but .* frames_per_unit=256"),
+        (
+            [20, 30, 25, 10],
+            [20, 30],
+            (256, 256),
+            "utterances_per_slot=2, but .* utterances_per_slot=4",
+        ),
+        ([200, 200], [300, 400], (256, 512), "frames_per_unit=512, but .* frames_per_unit=256"),
+        ([200, 200], [100, 100], (512, 256), "frames_per_unit=256, but .* frames_per_unit=512"),
     ],
 )
-def test_arrays_of_another_store_are_refused(tmp_path, own, others, frames_per_unit, differs):
+def test_arrays_of_another_store_are_refused(tmp_path, own, others, sizes, differs):
     """Copied over those of a store, they are no reason for wrong features or an IndexError."""
-    make_store(tmp_path / "store", own, layers=(1, 2))
-    make_store(tmp_path / "other", others, layers=(1, 2), frames_per_unit=frames_per_unit)
+    for name, lengths, frames in zip(("store", "other"), (own, others), sizes, strict=True):
+        make_store(tmp_path / name, lengths, layers=(1, 2), frames_per_unit=frames)
     group = "store/features.zarr"
     shutil.copytree(tmp_path / "other/features.zarr", tmp_path / group, dirs_exist_ok=True)
     with pytest.raises(DamagedError, match=r"index of store .* is not that of its features.zarr"):

@@ -58,7 +58,7 @@ def check_server(client: ObjectClient) -> None:
 
 
 class _RefusedError(Exception):
-    """What the server does not do."""
+    """A trial that failed; the text says what the server did."""
 
 
 def _try_conditions(client: ObjectClient, first: str, second: str) -> None:
@@ -90,6 +90,7 @@ def _get(client: ObjectClient, key: str) -> bytes | None:
 
 
 def _is_any_missing(client: ObjectClient, keys: Sequence[str]) -> bool:
+    """Return whether objects of a trial are gone; before the race, the second one always is."""
     return not set(keys) <= set(client.children(""))
 
 
