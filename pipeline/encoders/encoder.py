@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.encoders.base import Clock, EncoderDescription, EncoderSettings, StatisticsAccumulator
 from pipeline.encoders.clips import encode_clips, encode_windows
+from pipeline.encoders.cuda_settings import cuda_settings
 from pipeline.encoders.settings import PRECISIONS
 from pipeline.encoders.windows import Window
 from pipeline.errors import ConfigError, EncoderError
@@ -240,44 +241,17 @@ class SpeechEncoder(ABC):
 
     @contextmanager
     def _stage(self, precision: str, stage: str) -> Iterator[None]:
-        """Time a stage, with torch's settings for CUDA as the precision needs them."""
-        on_cuda = self.device.type == "cuda"
-        settings = _cuda_settings(tf32=precision == "tf32") if on_cuda else nullcontext()
-        with settings, self.clock(stage):
+        """Time a stage, and compute it in a precision."""
+        with self._settings(precision), self.clock(stage):
             yield
 
-
-@contextmanager
-def _cuda_settings(*, tf32: bool) -> Iterator[None]:
-    """Compute float32 products and convolutions in TF32 or exactly, and attention without cuDNN.
-
-    The settings are the process's: a trainer gets its own back afterwards.
-
-    The older setting of cuDNN for TF32 is kept equal to the newer ones, because code of a model
-    that reads it, as `torch.backends.cudnn.flags` does, gets an error if they differ. cuDNN's
-    attention, which torch prefers on Hopper, builds a plan for each new shape, in up to half a
-    second, and keeps it: every batch has other shapes.
-    """
-    cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
-    attends_by_cudnn = cuda.cudnn_sdp_enabled()
-    cuda.enable_cudnn_sdp(False)
-    backends = [cuda.matmul, cudnn.conv, cudnn.rnn]
-    before = [backend.fp32_precision for backend in backends]
-    older: bool | None = None
-    with suppress(RuntimeError):  # they differed before, so there is no value to read
-        older = cudnn.allow_tf32
-    if older is not None:
-        cudnn.allow_tf32 = tf32
-    for backend in backends:
-        backend.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
-        yield
-    finally:
-        cuda.enable_cudnn_sdp(attends_by_cudnn)
-        if older is not None:
-            cudnn.allow_tf32 = older
-        for backend, setting in zip(backends, before, strict=True):
-            backend.fp32_precision = setting
+    @contextmanager
+    def _settings(self, precision: str) -> Iterator[None]:
+        """Compute in a precision, and not in that of a trainer's autocast or settings for CUDA."""
+        on_cuda = self.device.type == "cuda"
+        settings = cuda_settings(tf32=precision == "tf32") if on_cuda else nullcontext()
+        with settings, torch.autocast(self.device.type, enabled=False):
+            yield
 
 
 class NoStatistics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -96,6 +97,42 @@ def test_half_precisions_are_close(folders, name):
         assert relative_errors(found, exact).max() <= tolerance
         assert relative_errors(found, exact).max() > 0
     assert torch.equal(encode_clips(encoder, [CLIPS[0]])[0], exact)
+
+
+@pytest.mark.parametrize("name", ["whisper", "parakeet_ctc", "wav2vec2-bert"])
+def test_autocast_of_a_trainer_changes_nothing(folders, name):
+    """Neither the features nor the statistics of a long recording."""
+    if name not in CHECKPOINTS:
+        pytest.skip(f"this transformers has no {name}")
+    encoder = load(folders(name)[0])
+    expected, stats = encoder(CLIPS), encoder.utterance_stats(CLIPS[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, others = encoder(CLIPS), encoder.utterance_stats(CLIPS[0])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(others.total, stats.total)
+
+
+def test_whether_padding_changes_features_is_probed_in_fp32(folders, monkeypatch):
+    """Also if the first batch is one in TF32: its rounding would be taken for a change."""
+    encoder, used, within = load(folders("wav2vec2-bert")[0]), [], []
+
+    @contextmanager
+    def settings(precision):
+        within.append(precision)
+        yield
+        within.pop()
+
+    forward = encoder._forward
+
+    def recorded(*args):
+        used.append((within[-1], len(args[-1])))
+        return forward(*args)
+
+    monkeypatch.setattr(encoder, "_settings", settings)
+    monkeypatch.setattr(encoder, "_forward", recorded)
+    list(encoder.encode_batch([clip[:16_000] for clip in CLIPS], precision="tf32"))
+    assert used == [("fp32", 2), ("fp32", 1), ("fp32", 1), ("tf32", 4)]
 
 
 def test_a_batch_in_an_unknown_precision_is_refused(folders):

@@ -118,6 +118,15 @@ def settings_of_float32():
     return [part.fp32_precision for part in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
 
 
+def settings_of_sums():
+    """Return whether CUDA may round partial sums of products in 16 bits, or split them."""
+    names = ["allow_fp16_accumulation"]
+    for dtype in ("fp16", "bf16"):
+        name = f"allow_{dtype}_reduced_precision_reduction"
+        names += [name, f"{name}_split_k"]
+    return {name: getattr(torch.backends.cuda.matmul, name, None) for name in names}
+
+
 @pytest.mark.parametrize(
     "trainer", [lambda: None, lambda: set_matmul("tf32"), lambda: set_convolutions(False)]
 )
@@ -148,3 +157,55 @@ def test_tf32_is_used_only_in_tf32(precision, trainer):
         set_matmul(before[0])
     expected = ["tf32" if precision == "tf32" else "ieee"] * 3
     assert found == [expected, expected]
+
+
+def set_accumulation():
+    """Let products in fp16 add up in fp16, as a trainer may for speed."""
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+
+
+def set_no_split():
+    """Allow neither rounded partial sums nor split products in bf16."""
+    name = "allow_bf16_reduced_precision_reduction"
+    is_pair = hasattr(torch.backends.cuda.matmul, f"{name}_split_k")
+    setattr(torch.backends.cuda.matmul, name, (False, False) if is_pair else False)
+
+
+@pytest.mark.parametrize("trainer", [lambda: None, set_accumulation, set_no_split])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_products_in_16_bits_add_up_in_float32(precision, trainer):
+    """Whatever a trainer has set; afterwards the process has its own settings again."""
+    encoder, found = small_encoder("hubert_base", layers=[0]), []
+    matmul = torch.backends.cuda.matmul
+
+    @contextmanager
+    def clock(stage):
+        found.append(settings_of_sums())
+        yield
+
+    encoder.clock = clock
+    try:
+        trainer()
+        own = settings_of_sums()
+        with fake_cuda():
+            list(place(encoder).encode_batch([torch.zeros(8_000)], precision=precision))
+        assert settings_of_sums() == own
+    finally:
+        matmul.allow_fp16_accumulation = False
+        matmul.allow_fp16_reduced_precision_reduction = True
+        matmul.allow_bf16_reduced_precision_reduction = True
+    assert len(found) == 2
+    for settings in found:
+        assert not any(on for name, on in settings.items() if not name.endswith("split_k"))
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "wavlm_large", "conformer"])
+def test_autocast_of_a_trainer_changes_nothing(name):
+    """Features of an encoder that is called within it are those of its own precision."""
+    encoder = small_encoder(name, layers=[1])
+    expected = encoder(clips())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder(clips())
+        assert torch.is_autocast_enabled("cpu")
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
