@@ -27,14 +27,18 @@ from pipeline.errors import (
 from pipeline.events import Observer
 from pipeline.extract import run
 from pipeline.extract.planning import obtain
+from pipeline.extract.stages.encode import EncodeStage
+from pipeline.extract.stages.receive import PendingBatch
 from pipeline.extract.worker import STAGES, UnitReport
 from pipeline.store.coordination.ledger import read_claims
 from pipeline.store.coordination.run_history import read_history
 from pipeline.store.maintain.verify import verify_store
+from pipeline.store.write.buffer import UnitBuffer
 from tests.helpers.corpus import mixed_lengths, voice, write_folder
 from tests.helpers.extraction import INLINE, configured, contents, extract, overrides
 from tests.helpers.feature_stores import rewrite
 from tests.helpers.forked import forked_strata
+from tests.helpers.observers import Notes
 
 N_CLIPS = 40
 ON_RAY = ("engine=ray", "engine.workers=1", "engine.threads=1")
@@ -107,6 +111,29 @@ def test_metadata_keeps_order_and_types(folder: Path, tmp_path: Path) -> None:
     assert metadata["id"].to_pylist() == [f"clip-{i:03d}.wav" for i in range(N_CLIPS)]
     assert metadata["word"].to_pylist() == [i % 4 for i in range(N_CLIPS)]
     assert metadata["speaker"].to_pylist() == [f"s{i % 3}" for i in range(N_CLIPS)]
+
+
+def test_a_device_without_memory_is_reported_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of every unit are halved; the run says so once, and loses nothing."""
+    receive, sizes = EncodeStage._receive, []
+
+    def out_of_memory(self: EncodeStage, batch: list, buffer: UnitBuffer) -> PendingBatch:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return receive(self, batch, buffer)
+
+    monkeypatch.setattr(EncodeStage, "_receive", out_of_memory)
+    notes = Notes()
+    status = run.extract(configured(folder, tmp_path / "s", *INLINE), notes)
+    assert status.units_total > 2
+    assert sum(size > 3 for size in sizes) >= status.units_total
+    assert (status.utterances_ok, status.utterances_quarantined) == (N_CLIPS, 0)
+    [said] = [line for line in notes.lines if "out of memory" in line]
+    assert "encoded in halves, and nothing is lost" in said
+    assert "lower extract.max_batch_s" in said
 
 
 def written(path: Path) -> dict[Path, int]:
