@@ -29,7 +29,7 @@ from pipeline.encoders.wav2vec2.weights import LoadedModel
 from pipeline.extract.stages.encode import count_needed_bytes
 from pipeline.extract.stages.receive import DeviceReceiver
 from pipeline.store.format.codecs import FLOAT16
-from tests.helpers.fake_cuda import DEVICE, fake_cuda, place
+from tests.helpers.fake_cuda import DEVICE, fake_cuda, place, why_not
 
 ATTENTION = ("scaled_dot_product_attention", "_varlen_attn_out")
 GATHERS = ("index", "index_select", "embedding", "gather")
@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--clips-s", type=float, nargs="+", default=[2.0 + i for i in range(24)])
     arguments = parser.parse_args()
+    if why_not():
+        raise SystemExit(f"error: {why_not()}")
     counts, needed = count_batch(arguments.model, arguments.precision, arguments.clips_s)
     audio_s = sum(arguments.clips_s)
     parts = counts.launches, counts.moved, counts.flop

@@ -9,6 +9,9 @@ import pytest
 from benchmarks import gpu_count
 from benchmarks.gpu_count import count_batch
 from pipeline.encoders.wav2vec2.geometry import GEOMETRY
+from tests.helpers.fake_cuda import why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 def test_the_arithmetic_is_that_of_the_architecture() -> None:

@@ -28,10 +28,11 @@ from pipeline.store.format.codecs import FLOAT16, INT8, Codec
 from pipeline.store.format.pooling import STATISTICS
 from tests.helpers import toy_modules
 from tests.helpers.encoder_kinds import ALL_KINDS, small_encoder
-from tests.helpers.fake_cuda import DEVICE, FakeCuda, fake_cuda, place
+from tests.helpers.fake_cuda import DEVICE, FakeCuda, fake_cuda, place, why_not
 from tests.helpers.general_checkpoints import CHECKPOINTS, save_settings
 
 pytestmark = [
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
 ]

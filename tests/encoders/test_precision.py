@@ -12,9 +12,10 @@ from pipeline.encoders.loading import load_encoder
 from pipeline.encoders.selfcheck import find_overflow, relative_errors
 from pipeline.errors import ConfigError
 from tests.helpers.encoder_kinds import ALL_KINDS, small_encoder, speech
-from tests.helpers.fake_cuda import fake_cuda, place
+from tests.helpers.fake_cuda import fake_cuda, place, why_not
 
 LIMITS = {"bf16": 5e-2, "fp16": 6e-3}
+on_fake_cuda = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 def clips():
@@ -127,6 +128,7 @@ def settings_of_sums():
     return {name: getattr(torch.backends.cuda.matmul, name, None) for name in names}
 
 
+@on_fake_cuda
 @pytest.mark.parametrize(
     "trainer", [lambda: None, lambda: set_matmul("tf32"), lambda: set_convolutions(False)]
 )
@@ -171,6 +173,7 @@ def set_no_split():
     setattr(torch.backends.cuda.matmul, name, (False, False) if is_pair else False)
 
 
+@on_fake_cuda
 @pytest.mark.parametrize("trainer", [lambda: None, set_accumulation, set_no_split])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_products_in_16_bits_add_up_in_float32(precision, trainer):

@@ -26,10 +26,12 @@ from pipeline.encoders.windows import Windowing
 from pipeline.errors import EncoderError, SourceError, StoreError, WeightsError
 from pipeline.extract.messages import DeviceLostError
 from pipeline.extract.planning.planner import plan_source
+from pipeline.extract.stages import encode as encode_stage
 from pipeline.extract.stages import malloc
 from pipeline.extract.stages import write as write_stage
 from pipeline.extract.stages.decode import MOST_VANISHED, Utterance
 from pipeline.extract.stages.encode import OnFinal, count_fitting_frames
+from pipeline.extract.stages.receive import DeviceReceiver
 from pipeline.extract.stages.timing import StoppedError
 from pipeline.extract.worker import STAGES, Job, UnitReport, UnitTask, Worker
 from pipeline.sources.opening import open_source
@@ -132,6 +134,20 @@ class Bench:
         return np.stack([shards.read(a, unit, 0, capacity) for a in range(len(LAYERS))])
 
 
+@pytest.fixture(params=["host", "device"])
+def receiver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are received as on a CPU, and as on a GPU.
+
+    There a batch is pending while the next one is encoded, and statistics come with the features.
+    """
+    if request.param == "device":
+        cpu = torch.device("cpu")
+        monkeypatch.setattr(
+            encode_stage, "open_receiver", lambda _, *settings: DeviceReceiver(cpu, *settings)
+        )
+
+
+@pytest.mark.usefixtures("receiver")
 def test_every_frame_lies_where_the_index_says(tmp_path: Path) -> None:
     """Each utterance has its own layers and frames at its place, whatever the batches."""
     seconds = [1.0, 0.2, 2.5, 0.01, 1.7, 0.9, 3.9]
@@ -158,6 +174,7 @@ def test_batches_hold_consecutive_clips(tmp_path: Path) -> None:
     assert encoder.batches == [[1, 2, 3, 4, 5], [6, 7]]
 
 
+@pytest.mark.usefixtures("receiver")
 def test_pieces_of_a_long_recording_hold_its_frames_in_order(tmp_path: Path) -> None:
     """A recording longer than a unit is cut at window boundaries; no frame is lost or doubled."""
     encoder = SpellingEncoder()
@@ -209,6 +226,7 @@ def test_a_recording_counts_once_all_its_pieces_are_there(tmp_path: Path) -> Non
     assert read_status(bench.root).audio_seconds == 30.0
 
 
+@pytest.mark.usefixtures("receiver")
 def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> None:
     """A batch with a value beyond float16 is encoded again; its utterances are kept and flagged."""
     bench = Bench(tmp_path, [1.0, 1.0], 512, SpellingEncoder(broken=[2]))
@@ -218,6 +236,7 @@ def test_what_overflows_is_encoded_again_in_fp32_and_flagged(tmp_path: Path) -> 
     assert np.isfinite(bench.frames(0)[:, :98]).all()
 
 
+@pytest.mark.usefixtures("receiver")
 @pytest.mark.parametrize("seconds", [[1.0, 1.0, 1.0], [1.0, 9.0, 1.0]], ids=["short", "windowed"])
 def test_what_stays_out_of_range_is_quarantined_with_its_layer(
     tmp_path: Path, seconds: list[float]
@@ -237,6 +256,7 @@ def test_what_stays_out_of_range_is_quarantined_with_its_layer(
     assert (frames[:, rows[2]["frame_start"] : rows[2]["frame_start"] + 49, 0] == 3).all()
 
 
+@pytest.mark.usefixtures("receiver")
 def test_nothing_of_the_unit_before_stays_in_the_buffer(tmp_path: Path) -> None:
     """A short unit after a full one is blank beyond its frames."""
     bench = Bench(tmp_path, [2.5, 2.5, 0.5], 256, SpellingEncoder())
@@ -368,17 +388,18 @@ def test_statistics_of_the_device_are_kept(tmp_path: Path) -> None:
     assert [pooled[i, 0].tolist() for i in range(2)] == [[[n] * 3] * len(LAYERS) for n in (49, 74)]
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_unit_may_keep_its_statistics_only(tmp_path: Path) -> None:
     """No shard; the statistics and their number of bytes are those of a whole unit."""
     pooled = []
     for keep in (KEPT, ("pooled",)):
         root = tmp_path / "-".join(keep)
         root.mkdir()
-        bench = Bench(root, [1.0, 1.5], 256, SpellingEncoder())
+        bench = Bench(root, [1.0, 9.0, 1.5], 768, SpellingEncoder())
         layout = replace(bench.layout, keep=keep)
         worker = Worker(replace(bench.job, layout=layout), SpellingEncoder(), bench.source)
         report = worker.extract(UnitTask(0, 0, 1, bench.plan.unit_rows(0)))
-        assert report.n_ok == 2
+        assert report.n_ok == 3
         pooled.append((bench.root / bench.layout.pooled_key(0)).read_bytes())
     assert pooled[0] == pooled[1]
     assert report.n_bytes == bench.layout.pooled_bytes
@@ -398,6 +419,7 @@ def test_a_failed_write_fails_its_own_unit(tmp_path: Path) -> None:
     assert bench.extract(1).n_ok == 1
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_unit_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     """Its partial files are removed, and the buffer can be reused."""
     encoder = SpellingEncoder()
@@ -525,6 +547,7 @@ class SmallMemory(SpellingEncoder):
         yield from layers[1:]
 
 
+@pytest.mark.usefixtures("receiver")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_batch_that_does_not_fit_the_device_is_halved(
     tmp_path: Path, error: RuntimeError
@@ -540,6 +563,7 @@ def test_a_batch_that_does_not_fit_the_device_is_halved(
     np.testing.assert_array_equal(bench.frames(0), plenty.frames(0))
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_batch_that_does_not_fit_in_fp32_is_halved(tmp_path: Path) -> None:
     """It fits in the reduced precision, but one of its values does not."""
 

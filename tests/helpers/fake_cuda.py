@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -118,6 +119,20 @@ def fake_cuda() -> Iterator[FakeCuda]:
         patch.object(Tensor, "pin_memory", lambda tensor, *device: mode.pin(tensor)),
     ):
         yield mode
+
+
+@cache
+def why_not() -> str:
+    """Return why there can be no fake GPU here; an empty text if there can.
+
+    torch 2.9 built with CUDA asks the driver for its device in every copy, also of fake tensors.
+    """
+    try:
+        with fake_cuda():
+            torch.zeros(1, device=DEVICE).copy_(torch.zeros(1, device=DEVICE))
+    except torch.AcceleratorError as error:
+        return f"torch {torch.__version__} needs a driver here: {str(error).splitlines()[0]}"
+    return ""
 
 
 def _move(module: nn.Module, *args: Any, **options: Any) -> nn.Module:

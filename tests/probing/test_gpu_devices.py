@@ -16,8 +16,9 @@ from pipeline.probing.trainers.fused_stack import make_stack
 from pipeline.probing.trainers.objectives import Classification, Objective, Regression
 from pipeline.probing.trainers.snapshot import HeadShape
 from pipeline.tokens.nearest import Quantizer
-from tests.helpers.fake_cuda import DEVICE, fake_cuda
+from tests.helpers.fake_cuda import DEVICE, fake_cuda, why_not
 
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 LAYERS: tuple[Candidate, ...] = (1, 2, WEIGHTED)
 N, DIM = 10, 8
 
