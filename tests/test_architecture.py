@@ -97,7 +97,12 @@ CONFINED = {
     "pytest": {"testing/encoders.py", "testing/suite.py"},
     "transformers": {"encoders/wav2vec2/huggingface.py"},
 }
-LAZY = {"feed/hf.py"}
+LAZY = {
+    "feed/hf.py",
+    "sources/hub.py",
+    "sources/repository/files.py",
+    "sources/repository/source.py",
+}
 """Modules that import a confined library, and that no other module imports when it is loaded."""
 PURE = (
     *sorted(name_of(path) for path in (ROOT / "store" / "format").glob("*.py")),
@@ -375,11 +380,12 @@ def test_a_trainer_loads_no_heavy_library(store: FakeStore) -> None:
     ("first", "last", "heavy"),
     [
         ("extract.worker", "extract.stages.decode", {"datasets", "pandas"}),
+        ("extract.run", "sources.opening", {"ray", "datasets", "pandas"}),
         ("cli.app", "cli.verbs.predictions", {"torch", "ray", "datasets", "pandas"}),
     ],
 )
 def test_programs_start_without_heavy_libraries(first: str, last: str, heavy: set[str]) -> None:
-    """Workers and the command line import them only where they are needed."""
+    """Workers, extraction and the command line import them only where they are needed."""
     paths = {module_of(path): path for path in FILES}
     left, seen = [f"pipeline.{first}"], set()
     while left:

@@ -1,7 +1,8 @@
 """Datasets and tables that `datasets` loads: saved to disk, found on the hub, or read from a file.
 
 Arrow tables are loaded; no audio is decoded. Parquet files of the hub are read in place: see
-`repository/`.
+`repository/`. `datasets` takes a second to import, so other modules import this one where they need
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError, one_line
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.fingerprint import stat_stamp
-from pipeline.sources.lists.delimited import SUFFIXES as TEXT_SUFFIXES
+from pipeline.sources.lists.delimited import OTHER_SUFFIXES, SUFFIXES
 from pipeline.sources.lists.lines import place, read_objects, read_values
 from pipeline.sources.lists.places import Form
 from pipeline.sources.location import describe_location, existing_path
@@ -35,9 +36,7 @@ from pipeline.sources.torchcodec_stand_in import importable_torchcodec
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-SUFFIXES = tuple(_BUILDERS)
-"""Suffixes of the files that `read_table` reads."""
+_BUILDERS = {name: "parquet" if name == ".parquet" else "json" for name in OTHER_SUFFIXES}
 # A line break cannot be part of a text in json.
 _NULL_RECORD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*null|}\s*\n\s*null")
 _MANY_BRACKETS = 500  # fewer cannot be nested too deeply
@@ -56,6 +55,21 @@ LOAD_ERRORS = (
 """Observed errors of load_dataset and load_from_disk, and their bases."""
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars and logs of `datasets`; errors are raised as usual."""
+    were_off, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not were_off:
+            datasets.enable_progress_bars()
+
+
+@quiet()
 def open_disk(config: DatasetConfig) -> TabularSource:
     """Open a dataset that `save_to_disk` wrote to `dataset.path`.
 
@@ -73,6 +87,7 @@ def open_disk(config: DatasetConfig) -> TabularSource:
     return TabularSource(config, _choose_splits(saved, config, str(path)))
 
 
+@quiet()
 def open_hub(config: DatasetConfig) -> TabularSource:
     """Open the dataset that `load_dataset` finds under `dataset.name`; it converts it to Arrow.
 
@@ -149,6 +164,7 @@ def rows_of(dataset: datasets.Dataset, config: DatasetConfig, root: str | None) 
     return Rows(table, class_names, config.audio_column, root, json.dumps([state, *stamps]))
 
 
+@quiet()
 def read_table(path: Path) -> datasets.Dataset:
     """Read json, jsonl or parquet through `datasets` and its cache; for text see `delimited.py`.
 
@@ -159,7 +175,7 @@ def read_table(path: Path) -> datasets.Dataset:
     """
     builder = _BUILDERS.get(path.suffix.lower())
     if builder is None:
-        known = ", ".join((*TEXT_SUFFIXES, *SUFFIXES))
+        known = ", ".join((*SUFFIXES, *OTHER_SUFFIXES))
         raise SourceError(
             f"{path} is none of {known}; for another name of a table of text set dataset.delimiter"
         )
@@ -278,20 +294,6 @@ def class_names_of(features: datasets.Features) -> dict[str, tuple[str, ...]]:
     """Return the names of each ClassLabel column."""
     labels = {n: f for n, f in features.items() if isinstance(f, datasets.ClassLabel)}
     return {name: tuple(feature.names) for name, feature in labels.items()}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence progress bars and logs of `datasets`; errors are raised as usual."""
-    were_off, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not were_off:
-            datasets.enable_progress_bars()
 
 
 def _choose_splits(loaded: Any, config: DatasetConfig, root: str | None) -> Rows:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.sources import hub
 from pipeline.sources.archives.parquet.source import open_parquet
 from pipeline.sources.archives.webdataset import open_webdataset
 from pipeline.sources.base import Source
@@ -22,11 +21,23 @@ from pipeline.sources.remote.extents import extents
 from pipeline.sources.remote.reading import resolved
 from pipeline.sources.remote.tables import copy_tables, original
 from pipeline.sources.remote.uri import is_remote
-from pipeline.sources.repository.source import open_hub
 from pipeline.sources.tabular import TabularSource
 
 if TYPE_CHECKING:
     from pipeline.config import DatasetConfig
+
+
+def _open_disk(config: DatasetConfig) -> TabularSource:
+    from pipeline.sources.hub import open_disk
+
+    return open_disk(config)
+
+
+def _open_hub(config: DatasetConfig) -> TabularSource:
+    from pipeline.sources.repository.source import open_hub
+
+    return open_hub(config)
+
 
 _OPENERS: dict[str, Callable[[DatasetConfig], TabularSource]] = {
     "audiofolder": open_folder,
@@ -35,8 +46,8 @@ _OPENERS: dict[str, Callable[[DatasetConfig], TabularSource]] = {
     "lhotse": open_lhotse,
     "parquet": open_parquet,
     "webdataset": open_webdataset,
-    "disk": hub.open_disk,
-    "hub": open_hub,
+    "disk": _open_disk,
+    "hub": _open_hub,
 }
 
 
@@ -69,13 +80,12 @@ def open_source(config: DatasetConfig, count_channels: CountChannels | None = No
         raise SourceError(f"dataset.kind={config.kind} is none of {', '.join(_OPENERS)}")
     check_channel(config)
     extents.forget()
-    with hub.quiet():
-        try:
-            source = _open(without_column(config))
-        except SourceError as error:
-            if (text := original(str(error))) == str(error):
-                raise
-            raise type(error)(text) from error
+    try:
+        source = _open(without_column(config))
+    except SourceError as error:
+        if (text := original(str(error))) == str(error):
+            raise
+        raise type(error)(text) from error
     pa.default_memory_pool().release_unused()  # for a million files, 80 MB that Arrow would keep
     return with_channel(source, config, count_channels)
 

@@ -21,6 +21,8 @@ from pipeline.sources.lists.mapped import HEAP_BYTES, mapped
 from pipeline.sources.lists.places import Form, read_records
 
 SUFFIXES = (".csv", ".tsv")
+OTHER_SUFFIXES = (".json", ".jsonl", ".parquet")
+"""Suffixes of tables that `datasets` reads: see `read_table` in `hub.py`."""
 QUOTING = ",;"
 """Delimiters between which quotation marks quote: those of spreadsheets. Elsewhere, as in the lists
 of speech corpora, they are text."""

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, first_few, one_line
-from pipeline.sources import hub
 from pipeline.sources.archives.nemo import tarred_rows
 from pipeline.sources.columns import Rows, require_column
 from pipeline.sources.lists.delimited import (
+    OTHER_SUFFIXES,
     SUFFIXES,
     delimiter_in,
     form_of,
@@ -92,6 +92,8 @@ def _table_rows(config: DatasetConfig, path: Path) -> Rows:
     if path.suffix.lower() in SUFFIXES or _is_stated(config):
         table, form = _read_text(config, path)
         return _text_rows(config, path.parent, table, Places(((path, len(table), form),)))
+    from pipeline.sources import hub
+
     dataset, root = hub.read_table(path), audio_root(config, path.parent)
     if config.audio_path is None:
         rows = hub.rows_of(dataset, config, root)
@@ -178,7 +180,7 @@ def _lists_of_splits(config: DatasetConfig, setting: str) -> Rows:
     folder = existing_path(config, directory=True)
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (*SUFFIXES, *hub.SUFFIXES) and path.is_file():
+        if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and path.is_file():
             found.setdefault(path.stem, []).append(path)
     known = [stem for stem in found if word_of(stem)]
     names = chosen(setting, known if setting == ALL and ALL not in found else [*found])

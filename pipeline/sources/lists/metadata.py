@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, one_line
 from pipeline.files import require_regular
-from pipeline.sources import hub
 from pipeline.sources.columns import check_text, first_values, is_text, require_column
 from pipeline.sources.lists.delimited import (
     SUFFIXES,
@@ -52,6 +51,8 @@ def read_metadata(
                 table, {"file_name", config.id_column, *(config.types or ())}, columns_of(config)
             )
         else:
+            from pipeline.sources import hub
+
             form = hub.table_form(root / file)
             table, file_class_names, _ = hub.arrow_of(hub.read_table(root / file))
             table = hub.as_written(root / file, table)

@@ -47,6 +47,7 @@ _SHARD = re.compile(r"(.*-)\d+-of-(\d+)(.*)")
 _N_DOWNLOADS = 8
 
 
+@hub.quiet()
 def open_hub(config: DatasetConfig) -> TabularSource:
     """Open the dataset that the hub, its cache or a local folder has under `dataset.name`.
 
