@@ -13,7 +13,9 @@ zarr-python    the same array (same shards and inner chunks), one write per laye
 tensorstore    the same, through tensorstore; not synced by request
 
 Then the time of a unit without data is printed: a claim in the ledger, the check of the lease, the
-commit of 12 tiny shards, a line of the log; and how many files and syncs these are.
+commit of 12 tiny shards, a line of the log; and how many files and syncs these are. Last, the speed
+of the checksums of utterances from 1 and 2 threads, by the package that Strata uses and by
+google-crc32c, which zarr-python uses.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import tensorstore
 import torch
 import zarr
+from crc32c import crc32c
 
 from pipeline.config import DatasetConfig
 from pipeline.extract.messages import Job, UnitTask
@@ -149,6 +153,7 @@ def main() -> None:
     table = show(seconds, methods.buffer.frames.nbytes)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         table["empty unit"] = empty_units(Path(folder))
+    table["checksums"] = checksum_speeds(methods.buffer.frames)
     print(json.dumps(table))
 
 
@@ -216,6 +221,33 @@ def empty_units(root: Path, n_units: int = 30) -> dict[str, float]:
         f"{counts['syncs']:.1f} syncs and {counts['files']:.1f} files"
     )
     return medians | counts
+
+
+def checksum_speeds(frames: np.ndarray, rounds: int = 5) -> dict[str, float]:
+    """Measure the checksums of the layers of utterances, `[n_layers, n_frames, dim]`, in GB/s.
+
+    Threads help only if the package lets go of the interpreter's lock.
+    """
+    parts = [
+        layer[start : start + CLIP_FRAMES].reshape(-1).view(np.uint8)
+        for layer in frames
+        for start in range(0, frames.shape[1], CLIP_FRAMES)
+    ]
+    assert crc32c(parts[0]) == google_crc32c.value(parts[0])
+    packages = {"crc32c": crc32c, "google-crc32c": google_crc32c.value}
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, checksum in packages.items():
+            for n_threads in (1, 2):
+                with ThreadPoolExecutor(n_threads) as threads:
+                    began = time.perf_counter()
+                    list(threads.map(checksum, parts))
+                    speed = frames.nbytes / 1e9 / (time.perf_counter() - began)
+                found.setdefault(f"{name}, {n_threads}", []).append(speed)
+    medians = {name: statistics.median(speeds) for name, speeds in found.items()}
+    listed = "; ".join(f"{name}: {speed:.1f}" for name, speed in medians.items())
+    print(f"checksums of {parts[0].nbytes / 1e6:.1f} MB in GB/s, by threads: {listed}")
+    return medians
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ class Deadline:
 def alternate(methods: list[Method], n_rounds: int, deadline: Deadline) -> None:
     """Run all methods in turn, `n_rounds` times, so that drift affects all of them alike.
 
-    A run begins only if the last run of its method would fit into the time that is left. So a
-    method may have fewer runs than others, or none.
+    A run begins only if the last run of its method would fit into the time that is left; before a
+    method's first run, that of the first method. So a method may have fewer runs than others, or
+    none.
     """
     for method in methods:
         if deadline.left_s() > 0:
@@ -57,8 +58,8 @@ def alternate(methods: list[Method], n_rounds: int, deadline: Deadline) -> None:
             method.prepare()
     for number in range(n_rounds):
         for method in methods:
-            needed_s = method.seconds[-1] if method.seconds else 0.0
-            if needed_s > deadline.left_s():
+            known = method.seconds or methods[0].seconds
+            if (known[-1] if known else 0.0) > deadline.left_s():
                 print(f"  no time for {method.name}, round {number + 1}", file=sys.stderr)
                 continue
             method.prepare()

@@ -72,6 +72,10 @@ def test_a_method_without_time_is_not_run(gpu: None) -> None:
     methods[1].seconds.append(100.0)  # as if its last run had been long
     alternate(methods, 1, Deadline(60.0))
     assert calls[4:] == ["a"]
+    methods = [Method(name, lambda name=name: calls.append(name)) for name in ("plain", "new")]
+    methods[0].seconds.append(100.0)  # a method that has not run yet may take as long
+    alternate(methods, 1, Deadline(60.0))
+    assert not {"plain", "new"} & set(calls)
     late = [Method("late", lambda: calls.append("late"))]
     alternate(late, 1, Deadline(-1.0))
     assert "late" not in calls
