@@ -34,10 +34,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def start_server() -> None:
-    """Fork the server from this process, unless there is one."""
+    """Fork the server from this process, unless there is one.
+
+    The fork is made by a thread that has computed nothing: OpenMP would wait for the threads that
+    helped the main thread, which the fork does not have.
+    """
     resource_tracker.ensure_running()  # else the server would run it
     with mock.patch.object(multiprocessing.util, "spawnv_passfds", _fork):
-        forkserver.ensure_running()
+        thread = threading.Thread(target=forkserver.ensure_running)
+        thread.start()
+        thread.join()
 
 
 def _fork(path: bytes, command: Sequence[str], kept: Iterable[int]) -> int:
