@@ -36,7 +36,7 @@ from pipeline.store.write.buffer import UnitBuffer
 _FIXED_BYTES = 2 * 10**9
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Errors of CUDA itself and of cuBLAS, which torch does not raise as an OutOfMemoryError."""
-_BATCHES_BETWEEN_TRIMS = 8  # a trim after every batch takes 3 % of the time
+_BATCHES_BETWEEN_TRIMS = 8  # also over several small units; after every batch they take 3 %
 T = TypeVar("T")
 Statistics = FloatArray
 OnFinal = Callable[[Utterance, Statistics | None], None]
@@ -98,7 +98,7 @@ class EncodeStage:
         # Frames that are not kept stay on a device that computes their statistics.
         self._needs_frames = layout.keeps_frames or not self._receiver.has_statistics
         self._held: dict[int, FloatArray] = {}  # by position
-        self._n_halved = 0
+        self._n_halved = self._n_batches = 0
         encoder.clock = watch.device
 
     def place(self, utterances: list[Utterance]) -> int:
@@ -140,9 +140,10 @@ class EncodeStage:
         clips = deque(self._cut(utterances))
         lengths = np.array([clip.n_frames for clip in clips], np.int64)
         waiting: deque[tuple[list[_Clip], PendingBatch]] = deque()
-        for number, batch in enumerate(make_batches(lengths, self._max_batch_frames)):
-            if number % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
+        for batch in make_batches(lengths, self._max_batch_frames):
+            if self._n_batches % _BATCHES_BETWEEN_TRIMS == 0 and self._encoder.device.type == "cpu":
                 malloc.trim()
+            self._n_batches += 1
             members = [clips.popleft() for _ in range(batch.start, batch.stop)]
             for started in self._in_parts(members, partial(self._receive, buffer=buffer)):
                 waiting.append(started)
