@@ -17,6 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 STORE, HEADS = "pipeline/store/native", "pipeline/probing/trainers/native"
+KERNELS = "pipeline/encoders/kernels/native"
 INCLUDES = (f"-I{sysconfig.get_paths()['include']}",)
 FAST = ("-ffp-contract=fast", "-fno-math-errno")  # where no bits are promised
 LIBRARIES = {
@@ -24,6 +25,7 @@ LIBRARIES = {
     "librows.native": (STORE, ("rows.c",), ()),
     "_mapped.abi3.so": (STORE, ("mapped.c", "int8.c", "rows.c"), INCLUDES),
     "libheads.native": (HEADS, ("heads.c",), (*FAST, "-lm")),
+    "libattention.native": (KERNELS, ("attention.c",), ()),
 }
 """Folder and sources of each library, and further options."""
 LINUX_ONLY = "_mapped.abi3.so"
@@ -37,7 +39,7 @@ def compile_all(root: Path) -> list[Path]:
     compiler = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         print(
-            "no C compiler: features are read, and heads trained, without C code, more slowly",
+            "no C compiler: Strata works without C code, but is slower in all it does",
             file=sys.stderr,
         )
         return []

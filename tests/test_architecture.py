@@ -25,7 +25,8 @@ def name_of(path: Path) -> str:
 
 
 BOTTOM = {
-    *("delimited", "devices", "errors", "events", "exclusive", "files", "hub_errors", "threads"),
+    *("delimited", "devices", "errors", "events", "exclusive", "files", "hub_errors", "native"),
+    "threads",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exclusive": {"errors", "files"},
     "files": {"errors"},
     "hub_errors": set(),
+    "native": set(),
     "config": {"errors"},
     "store/format": {"errors"},
     "objects": {"errors", "files"},
@@ -228,7 +230,6 @@ MAY_USE_FILES = {
     "store/coordination/lease.py": {"os"},  # which process holds it
     "store/coordination/processes.py": {"os", "pathlib"},  # reads /proc
     "store/native/int8.py": {"pathlib"},  # the compiled code beside it
-    "store/native/library.py": {"pathlib"},  # the same
     "store/native/rows.py": {"pathlib"},  # the same
     "store/read/facts.py": {"pathlib"},  # the type of `FeatureStore.root`
     "transforms/collapse.py": {"pathlib"},  # the type of a path to weights

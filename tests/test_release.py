@@ -56,7 +56,7 @@ def test_the_wheel_has_the_compiled_code(wheel: Path) -> None:
     is_extended = has_compiler and has_headers and sys.platform == "linux"
     with zipfile.ZipFile(wheel) as files:
         compiled = {Path(n).name for n in files.namelist() if n.endswith((".native", ".so"))}
-    libraries = {"libint8.native", "librows.native", "libheads.native"}
+    libraries = {f"lib{name}.native" for name in ("int8", "rows", "heads", "attention")}
     assert libraries & compiled == (libraries if has_compiler else set())
     assert ("_mapped.abi3.so" in compiled) == is_extended
     assert ("py3-none-any" in wheel.name) != has_compiler

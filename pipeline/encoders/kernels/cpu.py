@@ -29,6 +29,7 @@ from pipeline.encoders.kernels.base import (
 )
 from pipeline.encoders.kernels.depthwise import StreamConvolution
 from pipeline.encoders.kernels.fft import FourierConvolution
+from pipeline.encoders.kernels.native import attention as native
 from pipeline.encoders.kernels.reference import PlainLinear, ReferenceKernels
 from pipeline.encoders.kernels.relative import relative_scores
 
@@ -93,8 +94,10 @@ class CpuKernels(ReferenceKernels):
         gates: Tensor | None = None,
         bias: PositionBias | None = None,
     ) -> Tensor:
-        """Attend clip by clip, or neighbours of equal length in one call; no mask is needed."""
+        """Attend in C, or clip by clip, neighbours of equal length in one call, without a mask."""
         dim = projected.shape[1] // 3
+        if native.is_available(projected.dtype, dim // n_heads):
+            return native.attend(projected, pack, n_heads, gates, bias)
         table = None if bias is None else bias(pack.longest)
         mixed = projected.new_empty(projected.shape[0], dim)
         mixed[pack.n_frames :] = 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.store.native.library import load_library
+from pipeline.native import load_library
 
 LIBRARY = Path(__file__).with_name("libint8.native")
 INTERFACE = 1

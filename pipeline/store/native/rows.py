@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.store.native.library import load_library
+from pipeline.native import load_library
 from pipeline.store.native.mapped import MappedFile
 
 LIBRARY = Path(__file__).with_name("librows.native")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.store.native.library import is_stale, load_library
+from pipeline.native import is_stale, load_library
 
 LIBRARY = Path(__file__).with_name("libheads.native")
 INTERFACE = 1
