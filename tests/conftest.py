@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from functools import cache, wraps
@@ -17,20 +18,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import tests.helpers.environment  # noqa: F401 - before what imports torch
 from tests.helpers.fake_store import FakeStore, make_store
 from tests.helpers.forked import start_server
 from tests.helpers.network import refused_network
+from tests.helpers.ray_workers import RayWorkers
 from tests.servers.fixtures import azurite, gcs, localbucket, proxy, rclone, s3, s3_of_module
 
 __all__ = ["azurite", "gcs", "localbucket", "proxy", "rclone", "s3", "s3_of_module"]
 """Fixtures that are defined elsewhere."""
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""The processes that run tests would wait for each other's threads; read when torch is imported."""
-
-for switch in ("prestart_worker_first_driver", "USAGE_STATS_ENABLED"):
-    os.environ.setdefault(f"RAY_{switch}", "0")
-"""Ray would start as many workers as there are CPUs, which run no actor, and count its users."""
 
 settings.register_profile("strata", max_examples=60, deadline=None)
 settings.load_profile("strata")
@@ -295,25 +291,28 @@ def store(made_once: FakeStore, tmp_path: Path) -> FakeStore:
 
 
 @pytest.fixture(scope="session")
-def _ray_until_the_end() -> Iterator[None]:
-    yield
-    import ray
+def ray_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
+    """Ray's workers are forked from its server; the shared Ray ends before it."""
+    with closing(RayWorkers(tmp_path_factory.mktemp("ray"))) as workers:
+        yield workers
+        import ray
 
-    ray.shutdown()
+        ray.shutdown()
 
 
 @pytest.fixture
-def ray_session(_ray_until_the_end: None) -> str:
+def ray_session(ray_workers: RayWorkers) -> str:
     """The address of a local Ray with two CPUs; started again where another test has ended it."""
     import ray
 
     if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-        )
+        with ray_workers.forked():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                log_to_driver=False,
+            )
     address: str = ray.get_runtime_context().gcs_address
     return address

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +22,11 @@ def test_pre_commit_runs_the_fast_checks_of_scripts_test() -> None:
     script = (ROOT / "scripts" / "test").read_text()
     commands = re.findall(r"^(?:nice -n \d+ )?(\.venv/bin/.*?)(?: >.*)?$", script, re.M)
     assert [hook["entry"] for hook in hooks] == [c for c in commands if "pytest" not in c]
+
+
+def test_torch_has_the_threads_of_the_environment() -> None:
+    """It was set before torch was imported: a process that is forked from more threads may hang."""
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 
 
 def test_the_package_is_typed() -> None:

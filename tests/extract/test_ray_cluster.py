@@ -23,6 +23,7 @@ from pipeline.store.maintain.verify import verify_store
 from tests.helpers.corpus import write_folder
 from tests.helpers.extraction import contents, extract, overrides
 from tests.helpers.forked import Forked, finish
+from tests.helpers.ray_workers import RayWorkers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -47,24 +48,25 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(ray_workers: RayWorkers) -> Iterator[Any]:
     """A head node with one CPU; tests add and remove nodes."""
     import ray
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # the Ray that other tests share has one node
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={
-            **NODE,
-            "include_dashboard": False,  # an agent of the node exports the metrics
-            "_system_config": {"metrics_report_interval_ms": 500},
-        },
-    )
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with ray_workers.forked():
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                **NODE,
+                "include_dashboard": False,  # an agent of the node exports the metrics
+                "_system_config": {"metrics_report_interval_ms": 500},
+            },
+        )
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 class Watch(Observer):
