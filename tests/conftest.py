@@ -93,6 +93,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
         raise
     finally:
         gc.freeze()
+        gc.set_threshold(10_000, 20, 50)  # of 700, 10, 10: two percent of the CPU time
         gc.enable()
 
 

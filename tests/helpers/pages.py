@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import runpy
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.helpers.forked import Forked, finish
 from tests.servers.base import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def run_program(monkeypatch: pytest.MonkeyPatch, path: str, *arguments: str) -> 
 def run_processes(path: str, *arguments: str, n_processes: int = 2) -> str:
     """Run a Python program of the repository in processes with the environment of torchrun.
 
-    torchrun itself, which would import torch, too, is left out.
+    They are forked from one that has imported torch. torchrun itself is left out.
 
     Returns:
         What they print.
@@ -57,23 +58,20 @@ def run_processes(path: str, *arguments: str, n_processes: int = 2) -> str:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}"}
     common |= {"WORLD_SIZE": f"{n_processes}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / path), *arguments],
-            env=os.environ | common | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        Forked(
+            _PROGRAM,
+            ROOT / path,
+            *arguments,
+            environment=os.environ | common | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
         )
         for rank in range(n_processes)
     ]
-    printed = ""
-    try:
-        for process in processes:
-            out, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-            printed += out
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return printed
+    with ThreadPoolExecutor(n_processes) as pool:  # one may wait for what another prints
+        return "".join(pool.map(lambda process: finish(process, 240), processes))
+
+
+_PROGRAM = """
+import runpy, sys
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
