@@ -79,7 +79,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
-    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    run(*pip, "install", "--no-compile", "--no-deps", "--no-index", wheel, cwd=folder)
     packages = run(
         python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
     )
