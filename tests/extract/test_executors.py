@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -127,7 +128,8 @@ def by_value() -> Iterator[None]:
 
 @pytest.fixture
 def local_ray(ray_session: None, by_value: None) -> None:
-    """Ray, and this module's classes in its workers."""
+    """Ray, and this module's classes in its workers; no CPU is held by an actor of another test."""
+    gc.collect()  # the handle of one may be in a cycle with an exception
 
 
 Opener = Callable[[Callable[[], Any]], Executor]
