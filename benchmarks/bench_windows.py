@@ -4,8 +4,8 @@
         [--seconds 10 30 45 60 120] [--precision fp32] [--threads 2] [--rounds 3]
 
 Attention takes as many operations as the window has pairs of frames, so long windows are slower.
-Prints times real time, medians of rounds, and the peak of the process's memory above that of the
-loaded model, each in a process of its own. Noise, random weights, all layers.
+Prints times real time, medians of rounds, and the peak memory of the process, libraries and model
+included; each in a process of its own. Noise, random weights, all layers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,10 @@ from gpu.limits import usable_cpus
 from pipeline.encoders.loading import load_encoder
 
 
-def memory_gb() -> float:
-    """Return the peak of this process's memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def measure(
     model: str, window_s: float, precision: str, threads: int, rounds: int
 ) -> tuple[float, float]:
-    """Return times real time, and the GB that encoding adds to the loaded model."""
+    """Return times real time, and the peak memory in GB."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     encoder = load_encoder(
@@ -47,9 +42,10 @@ def measure(
         return time.perf_counter() - began
 
     encode(waveform[:rate_hz])
-    before = memory_gb()
     speeds = [window_s / encode(waveform) for _ in range(rounds)]
-    return statistics.median(speeds), memory_gb() - before
+    return statistics.median(speeds), resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
@@ -68,7 +64,7 @@ def main() -> None:
         for window_s in arguments.seconds:
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 found.append(process.apply(measure, (model, window_s, *shared)))
-        for name, row in zip(("× real time", "GB"), zip(*found, strict=True), strict=True):
+        for name, row in zip(("× real time", "peak GB"), zip(*found, strict=True), strict=True):
             print(f"| {model}, {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
 
 

@@ -44,12 +44,17 @@ class Deadline:
         return self._end_s - time.monotonic()
 
 
-def alternate(methods: list[Method], n_rounds: int, deadline: Deadline) -> None:
+def alternate(
+    methods: list[Method],
+    n_rounds: int,
+    deadline: Deadline,
+    before_round: Callable[[], None] = nothing,
+) -> None:
     """Run all methods in turn, `n_rounds` times, so that drift affects all of them alike.
 
-    A run begins only if the last run of its method would fit into the time that is left; before a
-    method's first run, that of the first method. So a method may have fewer runs than others, or
-    none.
+    `before_round` is called before each round that begins in time. A run begins only if the last
+    run of its method would fit into the time that is left; before a method's first run, that of the
+    first method. So a method may have fewer runs than others, or none.
     """
     for method in methods:
         if deadline.left_s() > 0:
@@ -57,6 +62,8 @@ def alternate(methods: list[Method], n_rounds: int, deadline: Deadline) -> None:
             method.warm_up()
             method.prepare()
     for number in range(n_rounds):
+        if deadline.left_s() > 0:
+            before_round()
         for method in methods:
             known = method.seconds or methods[0].seconds
             if (known[-1] if known else 0.0) > deadline.left_s():

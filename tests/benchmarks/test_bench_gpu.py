@@ -67,17 +67,17 @@ def test_a_method_without_time_is_not_run(gpu: None) -> None:
 
     calls: list[str] = []
     methods = [Method(name, lambda name=name: calls.append(name)) for name in ("a", "b")]
-    alternate(methods, 2, Deadline(60.0))
-    assert calls == ["a", "b", "a", "b"]
+    alternate(methods, 2, Deadline(60.0), lambda: calls.append("limits"))
+    assert calls == ["limits", "a", "b", "limits", "a", "b"]
     methods[1].seconds.append(100.0)  # as if its last run had been long
     alternate(methods, 1, Deadline(60.0))
-    assert calls[4:] == ["a"]
+    assert calls[6:] == ["a"]
     methods = [Method(name, lambda name=name: calls.append(name)) for name in ("plain", "new")]
     methods[0].seconds.append(100.0)  # a method that has not run yet may take as long
     alternate(methods, 1, Deadline(60.0))
     assert not {"plain", "new"} & set(calls)
     late = [Method("late", lambda: calls.append("late"))]
-    alternate(late, 1, Deadline(-1.0))
+    alternate(late, 1, Deadline(-1.0), lambda: calls.append("late"))
     assert "late" not in calls
     assert document(Report(methods=late), 1.0)["realtime_factor"] == {}
 
