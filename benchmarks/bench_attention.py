@@ -11,12 +11,11 @@ kind has its position bias with a gate for each query. Medians of alternating ro
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from unittest import mock
 
 import torch
+from bench_products import compare
 from gpu.limits import product_tflops, usable_cpus
 from torch import Tensor
 
@@ -47,25 +46,15 @@ def inputs(n_frames: int, n_heads: int, dtype: torch.dtype, is_gated: bool) -> t
     return projected, pack, n_heads, gates, bias
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def compare(arguments: tuple[object, ...], rounds: int) -> tuple[float, float]:
-    """Return the median seconds of the attention in C and of torch's."""
+def ways(arguments: tuple[object, ...]) -> dict[str, Callable[[], object]]:
+    """Return calls that attend in C and by torch."""
     kernels = CpuKernels()
 
     def with_torch() -> object:
         with mock.patch.object(native, "is_available", return_value=False):
             return kernels.attention(*arguments)
 
-    calls = (lambda: kernels.attention(*arguments), with_torch)
-    runs = [[seconds(call) for call in calls] for _ in range(rounds + 1)][1:]
-    ours, torchs = (statistics.median(times) for times in zip(*runs, strict=True))
-    return ours, torchs
+    return {"in C": lambda: kernels.attention(*arguments), "torch": with_torch}
 
 
 def main() -> None:
@@ -97,7 +86,7 @@ def main() -> None:
                 n_clips = max(1, BATCH_S * FRAMES_PER_S // n_frames)
                 shares = [
                     4 * n_clips * n_frames**2 * spec.dim / time_s / peak
-                    for time_s in compare(given, arguments.rounds)
+                    for time_s in compare(ways(given), arguments.rounds).values()
                 ]
                 print(f"{clip_s:12g}{shares[0]:8.2f}{shares[1]:8.2f}{shares[0] / shares[1]:8.2f}")
 

@@ -43,9 +43,8 @@ def measure(
 
     encode(waveform[:rate_hz])
     speeds = [window_s / encode(waveform) for _ in range(rounds)]
-    return statistics.median(speeds), resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss * 1024 / 1e9
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return statistics.median(speeds), peak_kb * 1024 / 1e9
 
 
 def main() -> None:

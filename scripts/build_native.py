@@ -39,7 +39,7 @@ def compile_all(root: Path) -> list[Path]:
     compiler = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         print(
-            "no C compiler: Strata works without C code, but is slower in all it does",
+            "no C compiler: without C code Strata extracts, reads and trains more slowly",
             file=sys.stderr,
         )
         return []

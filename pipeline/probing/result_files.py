@@ -27,8 +27,8 @@ RESULT, WEIGHTS = "sweep.json", "weights.json"
 """Files in the output folder, beside those of the task and the report."""
 
 _JSON_KEYS = {"baselines": "yardsticks"}
-"""Fields of `Sweep` with another key in the JSON. `yardsticks` is the earlier name of the
-baselines; stored results have it, and so do programs that read them."""
+"""Keys of the JSON that are not the name of the field of `Sweep`. The first version had the key
+`yardsticks` for baselines. It is kept for stored results and for programs that read it."""
 _AGAIN = "run the same `strata sweep` again (its heads are cached, so that takes seconds)"
 
 

@@ -25,7 +25,7 @@ int strata_attention_interface(void) { return 1; }
 enum {
     HEAD_DIM = 64,
     KEYS = 48,        /* of a tile of scores: three vectors; the last tile may have fewer */
-    QUERIES = 24,     /* whose scores with all keys are held */
+    QUERIES = 24,     /* of a block: their scores with all keys are held */
     QUERY_TILE = 8,   /* rows of a tile of scores: 24 sums are held in registers */
     VALUE_TILE = 6,   /* rows of a tile of weighted values: 24 sums */
     VALUE_DEPTH = 96, /* words of values that are summed before the sum is stored: 24 kB */
@@ -174,7 +174,7 @@ static void attend(void *data)
     }
 }
 
-/* The dtypes that are computed here, added up; 0 if the CPU has not the instructions.
+/* The dtypes that are computed here, added up; 0 if the CPU lacks the instructions.
  *
  * bfloat16 is left to torch on CPUs with AMX, whose products are faster than those here.
  */
